@@ -1,0 +1,169 @@
+"""What the commands share: logging, errors, progress, flags that several have."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+
+from defectseg.errors import ExitCode, MissingExtraError
+
+_LOG_EVERY_S = 15.0
+
+
+def _set_verbose(value: bool) -> bool:
+    if value:
+        logging.getLogger("defectseg").setLevel(logging.DEBUG)
+        state.verbose = True
+    return value
+
+
+@dataclass
+class _State:
+    verbose: bool = False
+
+
+state = _State()
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Show details, and the traceback of an error.", callback=_set_verbose)
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left in --out.")]
+
+
+def set_up_logging() -> None:
+    """Send the library's messages to stderr, warnings marked as such."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    logger = logging.getLogger("defectseg")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        return f"{record.levelname.lower()}: {message}" if record.levelno >= logging.WARNING else message
+
+
+def require_extra(what: str, extra: str, *packages: str) -> None:
+    """Raise MissingExtraError where one of the packages is not installed; nothing is imported."""
+    if any(find_spec(package) is None for package in packages):
+        raise MissingExtraError(what, extra)
+
+
+class Bar(Protocol):
+    """A progress display."""
+
+    def start(self, total: int) -> None:
+        """Say how many steps there are."""
+
+    def advance(self) -> None:
+        """Say that one more step is done."""
+
+    def move(self, done: int, total: int, text: str = "") -> None:
+        """Say how many steps are done, of how many."""
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Bar]:
+    """A bar on a terminal; elsewhere a plain line at the start of `what`, every 15 seconds, and none at the end."""
+    if not sys.stderr.isatty():
+        yield _PlainBar(what)
+        return
+    from rich.console import Console
+    from rich.logging import RichHandler
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    logger = logging.getLogger("defectseg")
+    before = logger.handlers
+    logger.handlers = [RichHandler(console=console, show_time=False, show_path=False, markup=False)]
+    try:
+        with Progress(*columns, console=console, transient=True) as display:
+            yield _RichBar(display, what)
+    finally:
+        logger.handlers = before
+
+
+class _RichBar:
+    def __init__(self, display: Any, what: str) -> None:
+        self._display = display
+        self._task = display.add_task(what, total=None, text="")
+
+    def start(self, total: int) -> None:
+        self._display.update(self._task, total=total)
+
+    def advance(self) -> None:
+        self._display.update(self._task, advance=1)
+
+    def move(self, done: int, total: int, text: str = "") -> None:
+        self._display.update(self._task, completed=done, total=total, text=text)
+
+
+class _PlainBar:
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._done = 0
+        self._total = 0
+        self._spoke = time.monotonic()
+
+    def start(self, total: int) -> None:
+        self._total = total
+
+    def advance(self) -> None:
+        self.move(self._done + 1, self._total)
+
+    def move(self, done: int, total: int, text: str = "") -> None:
+        self._done, self._total = done, total
+        if time.monotonic() - self._spoke >= _LOG_EVERY_S:
+            self._spoke = time.monotonic()
+            logging.getLogger("defectseg").info("%s: %d of %d %s", self._what, done, total, text)
+
+
+def print_json(content: Any) -> None:
+    """Print one JSON value to stdout."""
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def print_rows(rows: Sequence[Sequence[str]], *, align_right: bool = True) -> None:
+    """Print a table to stdout in aligned columns without a frame, the columns after the first to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column == 0 or not align_right else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def finish(code: ExitCode) -> None:
+    """End the command with an exit code."""
+    if code is not ExitCode.DONE:
+        raise typer.Exit(int(code))
+
+
+def shown(path: Path) -> str:
+    """A path as people type it: relative to the current folder where that is shorter."""
+    try:
+        relative = path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return str(path)
+    return str(relative)

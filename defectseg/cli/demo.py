@@ -1,0 +1,82 @@
+"""`defectseg demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from defectseg.cli.common import Device, Verbose, print_rows, progress, require_extra, shown
+
+TRAINING_SHEETS = 140
+UNSEEN_SHEETS = 40
+_TRAINING_SEED, _UNSEEN_SEED = 0, 1
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; absent or empty.", metavar="DIR")] = Path(
+        "defectseg-demo"
+    ),
+    device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Go through the whole line on synthetic sheets: make them, train, evaluate, predict.
+
+    Takes about five minutes on two CPU cores. Nothing is downloaded.
+    """
+    require_extra("the demo", "train", "torch", "segmentation_models_pytorch", "accelerate", "albumentations")
+    from defectseg.config import load_recipe
+    from defectseg.data.images import find_images
+    from defectseg.data.labels import images_folder
+    from defectseg.data.synthetic import write_data_folder
+    from defectseg.errors import OutputExistsError
+    from defectseg.evaluation.report import metrics_table
+    from defectseg.evaluation.run import EvaluateRequest, evaluate_model
+    from defectseg.files import is_empty_folder
+    from defectseg.inference.batch import PredictRequest, predict
+    from defectseg.training.run import TrainRequest, train
+
+    if not is_empty_folder(out):
+        raise OutputExistsError(f"{out}: not empty. Choose another --out, or delete it.")
+    print(f"1/4 making {TRAINING_SHEETS} synthetic sheets to train on, and {UNSEEN_SHEETS} others", flush=True)
+    write_data_folder(out / "train", images=TRAINING_SHEETS, seed=_TRAINING_SEED)
+    write_data_folder(out / "unseen", images=UNSEEN_SHEETS, seed=_UNSEEN_SEED)
+
+    print("2/4 training a small U-Net, at most 3.5 minutes", flush=True)
+    with progress("training") as bar:
+        trained = train(
+            TrainRequest(
+                recipe=load_recipe("demo"), data=out / "train", out=out / "run", device=device, advance=bar.move
+            )
+        )
+
+    print("3/4 evaluating on the sheets that it was not trained on", flush=True)
+    with progress("evaluating") as bar:
+        evaluation = evaluate_model(
+            EvaluateRequest(
+                model=trained.model,
+                data=out / "unseen",
+                out=out / "evaluation",
+                device=device,
+                start=bar.start,
+                advance=bar.advance,
+            )
+        )
+    print_rows(metrics_table(evaluation.metrics))
+
+    print("4/4 predicting, as on new images", flush=True)
+    with progress("predicting") as bar:
+        predict(
+            PredictRequest(
+                model=trained.model,
+                images=find_images([images_folder(out / "unseen")]),
+                out=out / "predictions",
+                device=device,
+                start=bar.start,
+                advance=bar.advance,
+            )
+        )
+    print("\nLook at:")
+    print(f"  defects in red                {shown(out / 'predictions' / 'overlays')}")
+    print(f"  results as tables             {shown(out / 'predictions' / 'images.csv')} and its neighbours")
+    print(f"  label and prediction compared {shown(out / 'evaluation' / 'report.html')}")
+    print(f"  the model                     {shown(trained.model)}")

@@ -1,0 +1,82 @@
+"""The command line: a map from commands to functions, and from errors to exit codes."""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from defectseg import __version__
+from defectseg.cli import data, demo, evaluate, info, predict, train
+from defectseg.cli.common import Verbose, set_up_logging, state
+from defectseg.errors import DefectsegError, ExitCode
+
+# Threads of torch wait for each other by spinning, a tenth of a second long unless told otherwise. On a PC where other
+# programs run too, that made a training step up to ten times as slow; this is long enough where nothing else runs.
+_SPIN_COUNT = "30000"
+
+app = typer.Typer(
+    name="defectseg",
+    help="Find surface defects on steel, pixel by pixel, and paint them red.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.add_typer(data.app, name="data")
+app.command("info")(info.info)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"defectseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find surface defects on steel, pixel by pixel, and paint them red."""
+
+
+def main() -> None:
+    """Run the command line; every error ends in one message and an exit code of its own."""
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    set_up_logging()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except DefectsegError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", ExitCode.INTERRUPTED)
+    except MemoryError:
+        _fail("out of memory. Close other programs, or use smaller images or tiles.", ExitCode.CANNOT_CONTINUE)
+    except Exception as error:
+        _fail(
+            f"unexpected {type(error).__name__}: {error}. This is a bug in defectseg; please report it"
+            + ("." if state.verbose else " with the output of the same command with --verbose."),
+            ExitCode.BUG,
+        )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: ExitCode) -> NoReturn:
+    if state.verbose and code is not ExitCode.INTERRUPTED:
+        traceback.print_exc()
+    logging.getLogger("defectseg").error("%s", " ".join(message.split()))
+    sys.exit(int(code))

@@ -1,0 +1,86 @@
+"""`defectseg predict`."""
+
+import glob
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from defectseg.cli.common import Device, Json, Overwrite, Verbose, finish, print_json, progress, shown
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model file, or the run folder of train.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Folders, images, glob patterns, or - for paths on standard input.", metavar="INPUT..."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to write; continued if the settings are the same.", metavar="DIR")
+    ],
+    recursive: Annotated[bool, typer.Option("--recursive/--no-recursive", help="Look into subfolders.")] = True,
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", help="Report only these, by number or name, e.g. 1,scratch.", metavar="LIST"),
+    ] = None,
+    overwrite: Overwrite = False,
+    fail_on_defect: Annotated[
+        bool, typer.Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect.")
+    ] = False,
+    device: Device = "auto",
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find defects in images and paint them red.
+
+    DIR receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv and run.json. Run again after
+    an interruption, or with new images, and only what is missing is done.
+
+    Exit codes: 0 done, 3 some images could not be read (errors.csv), 4 could not go on, 10 see --fail-on-defect.
+
+    Example: defectseg predict runs/1/model.safetensors night_shift/ --out results/
+    """
+    from defectseg.data.images import find_images
+    from defectseg.inference.batch import PredictRequest, exit_code_of
+    from defectseg.inference.batch import predict as run_prediction
+    from defectseg.inference.runtimes import find_model
+
+    images = find_images(expand(inputs), recursive=recursive, skip=out)
+    with progress("predicting") as bar:
+        run = run_prediction(
+            PredictRequest(
+                model=find_model(model),
+                images=images,
+                out=out,
+                classes=None if classes is None else [entry.strip() for entry in classes.split(",") if entry.strip()],
+                overwrite=overwrite,
+                device=device,
+                start=bar.start,
+                advance=bar.advance,
+            )
+        )
+    if json_output:
+        print_json(run)
+    else:
+        speed = f", {run['images_per_second']} images/s" if run["images_per_second"] else ""
+        print(
+            f"{run['processed']} images processed{speed}: {run['with_defect']} with a defect, {run['failed']} failed; "
+            f"{run['already_done']} were done before."
+        )
+        print(f"Results: {shown(out)}")
+    finish(exit_code_of(run, fail_on_defect=fail_on_defect))
+
+
+def expand(inputs: Sequence[str]) -> list[Path]:
+    """Paths that the arguments mean: patterns expanded, `-` replaced by the lines of standard input."""
+    paths: list[Path] = []
+    for entry in inputs:
+        if entry == "-":
+            paths += [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]
+        elif not Path(entry).exists() and glob.has_magic(entry):
+            paths += [Path(match) for match in sorted(glob.glob(entry, recursive=True))] or [Path(entry)]  # noqa: PTH207
+        else:
+            paths.append(Path(entry))
+    return paths

@@ -1,0 +1,279 @@
+"""The recipe of a training run, and the description that travels inside a model file. All models are frozen.
+
+A recipe is YAML, named by a path or, for the shipped ones, by its bare name. `--set key=value` changes single keys.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from defectseg.errors import ConfigError
+
+FORMAT_VERSION = 1
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+SizeHW = tuple[PositiveInt, PositiveInt]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelConfig(_Frozen):
+    """The network. Names of architectures and encoders are those of segmentation-models-pytorch."""
+
+    architecture: str = "Unet"
+    encoder: str = "resnet34"
+    encoder_weights: str = Field("imagenet", description="imagenet, none, or a timm-named .safetensors or .pth file")
+    in_channels: Literal[1, 3] = Field(1, description="1: grey; 3: the same grey three times")
+    classification_head: bool = Field(True, description="an image-level head, whose answer is the gate")
+    head_pooling: Literal["avg", "max"] = "max"
+    head_dropout: Share = 0.2
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the architecture")
+
+
+class DataConfig(_Frozen):
+    """Which images are trained on, and what is cut out of them."""
+
+    folds: Annotated[int, Field(ge=2)] = 5
+    crop_hw: SizeHW | None = Field((256, 512), description="size of a training crop in px; null: the whole image")
+    defect_crops: Share = Field(0.5, description="share of the crops that are placed on a defect")
+    samples_per_epoch: PositiveInt | None = Field(None, description="crops in an epoch; null: one for each image")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+
+
+class AugmentConfig(_Frozen):
+    """Random changes of a training crop; each value is a probability unless its name says otherwise."""
+
+    horizontal_flip: Share = 0.5
+    vertical_flip: Share = 0.5
+    quarter_turns: Share = Field(0.0, description="turns by 90 degrees; only where crops are square")
+    brightness_contrast: Share = 0.3
+    brightness_limit: Share = 0.15
+    contrast_limit: Share = 0.15
+    blur: Share = 0.0
+    noise: Share = 0.0
+    noise_std: Share = Field(0.02, description="largest standard deviation, as a share of the full range")
+
+
+class LossConfig(_Frozen):
+    """Weights of the parts of the loss; see defectseg.model.losses."""
+
+    bce: NonNegativeFloat = 1.0
+    dice: NonNegativeFloat = 1.0
+    positive_weights: tuple[PositiveFloat, ...] | None = Field(None, description="one for each class; null: 1")
+    empty_weight: NonNegativeFloat = Field(0.2, description="weight of the Dice term where a class is absent")
+    smooth_px: PositiveFloat = Field(100.0, description="pixels added to both sides of the Dice fraction")
+    gate: NonNegativeFloat = Field(0.2, description="weight of the image-level head")
+
+
+class OptimizerConfig(_Frozen):
+    """AdamW with a linear warm-up and a cosine down to `final_lr_share`."""
+
+    encoder_lr: PositiveFloat = 3e-4
+    decoder_lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.01
+    warmup: Share = Field(0.05, description="share of the steps")
+    final_lr_share: Share = 0.01
+    clip_norm: PositiveFloat = 1.0
+
+
+class TrainingConfig(_Frozen):
+    """How long, in what portions and in what precision."""
+
+    epochs: PositiveInt = 30
+    batch_size: PositiveInt = Field(16, description="crops in a step, on each process")
+    accumulation: PositiveInt = Field(1, description="steps whose gradients are added up")
+    max_minutes: PositiveFloat | None = Field(None, description="epochs are cut down to fit; training then stops")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    validate_every: PositiveInt = Field(1, description="epochs between validations; the last is always validated")
+    trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard",)
+
+
+class InferenceConfig(_Frozen):
+    """How a trained model meets an image."""
+
+    tile_hw: SizeHW = Field((1024, 2048), description="larger images are cut into overlapping tiles of this size")
+    tile_overlap_px: Annotated[int, Field(ge=0)] = 128
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.tile_overlap_px >= min(self.tile_hw):
+            raise ValueError("tile_overlap_px must be smaller than both sides of tile_hw")
+        return self
+
+
+class Recipe(_Frozen):
+    """Everything that `train` needs to know besides the data folder and the device."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    inference: InferenceConfig = InferenceConfig()
+
+    @model_validator(mode="after")
+    def _turns_need_square_crops(self) -> Self:
+        crop = self.data.crop_hw
+        if self.augment.quarter_turns and crop is not None and crop[0] != crop[1]:
+            raise ValueError(f"augment.quarter_turns needs square crops, but data.crop_hw is {list(crop)}")
+        return self
+
+
+class Normalization(_Frozen):
+    """Grey levels g of 0..255 enter the network as (g / 255 - mean) / std."""
+
+    mean: float
+    std: PositiveFloat
+
+
+class Thresholds(_Frozen):
+    """One value for each class, in the order of the classes.
+
+    A class counts in an image where its gate is at least `gate`; then a pixel where its probability is at least
+    `pixel`; then a region where its area is at least `min_area_px`.
+    """
+
+    gate: tuple[Share, ...]
+    pixel: tuple[Share, ...]
+    min_area_px: tuple[Annotated[int, Field(ge=0)], ...]
+    chosen_by: str = "default"
+
+    @classmethod
+    def default(cls, num_classes: int) -> Self:
+        """Gate and pixel threshold one half, no minimum area."""
+        return cls(gate=(0.5,) * num_classes, pixel=(0.5,) * num_classes, min_area_px=(0,) * num_classes)
+
+    @model_validator(mode="after")
+    def _one_for_each_class(self) -> Self:
+        if not len(self.gate) == len(self.pixel) == len(self.min_area_px):
+            raise ValueError("gate, pixel and min_area_px must have one value for each class")
+        return self
+
+
+class ModelInfo(_Frozen):
+    """What a model file says of itself: one JSON in the header of a bundle or in the metadata of an export."""
+
+    format_version: int = FORMAT_VERSION
+    class_names: tuple[str, ...]
+    normalization: Normalization
+    thresholds: Thresholds
+    recipe: Recipe
+    fold: int | None = None
+    data_fingerprint: str = ""
+    trained_on: tuple[str, ...] = Field((), description="digest of each training image, see image_digest")
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    created: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of kinds of defect."""
+        return len(self.class_names)
+
+    @model_validator(mode="after")
+    def _thresholds_fit_classes(self) -> Self:
+        if len(self.thresholds.pixel) != len(self.class_names):
+            raise ValueError(
+                f"thresholds for {len(self.thresholds.pixel)} classes, but {len(self.class_names)} class names"
+            )
+        return self
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> file of each recipe that comes with the package, sorted by name."""
+    package = Path(__file__).parent
+    folder = next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key=value` overrides, values being YAML.
+
+    Raises:
+        ConfigError: no such recipe, not YAML, or keys or values that are not valid; all of them are listed at once.
+    """
+    source, content = _read_recipe(name_or_path)
+    for override in overrides:
+        _apply_override(content, override)
+    return parse_recipe(content, source=source)
+
+
+def parse_recipe(content: Mapping[str, Any], *, source: str) -> Recipe:
+    """Validate the content of a recipe; `source` names it in errors. Raises ConfigError listing every problem."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(_describe(problem) for problem in error.errors())
+        raise ConfigError(f"{source}: {problems}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every key with its value."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_recipe(name_or_path: str) -> tuple[str, dict[str, Any]]:
+    shipped = shipped_recipes()
+    path = shipped.get(name_or_path, Path(name_or_path))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        close = difflib.get_close_matches(name_or_path, shipped, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{name_or_path}: no such file, nor a shipped recipe ({', '.join(shipped)}).{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}). Expected a YAML text file.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected 'key: value' pairs at the top, found a {type(content).__name__}.")
+    return str(path), content
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override}: expected key=value, for example --set training.epochs=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not valid YAML; quote it if it has special signs") from None
+    *parents, leaf = key.strip().split(".")
+    section = content
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override}: {parent!r} holds a value, not keys")
+    section[leaf] = value
+
+
+def _describe(problem: Any) -> str:
+    location = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]), n=1)
+        return f"unknown key {location!r}" + (f", did you mean {close[0]!r}?" if close else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{location}: {message}, found {problem['input']!r}" if location else message
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        section = annotation
+    return list(section.model_fields)

@@ -1,0 +1,225 @@
+"""Pictures for people: red where the steel is defective; blue truth and magenta agreement in a comparison.
+
+Fill and outline stay inside the mask, and the legend is a strip below the picture, so that a pixel of the picture is
+coloured exactly where its mask says so. A grey pixel has R = G = B; blending it with red by `FILL_ALPHA` makes
+R - G = 0.4 x 255 = 102 whatever its brightness: the fill is as plain on dark steel as on bright.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.errors import ImageError
+
+Bgr = tuple[int, int, int]
+
+FILL_ALPHA = 0.4
+JPEG_QUALITY = 95
+JPEG_LONGEST_SIDE_PX = 65_500  # libjpeg's own limit
+
+RED_BGR: Bgr = (0, 0, 255)
+BLUE_BGR: Bgr = (255, 0, 0)
+MAGENTA_BGR: Bgr = (255, 0, 255)
+BLUE_OUTLINE_BGR: Bgr = (255, 110, 70)  # a pure blue line is lost on dark steel
+# All are of the red family, so that whoever looks for red pixels finds the outlines too. From the ninth class on they
+# come round again; the numbers in the legend still tell the classes apart.
+OUTLINE_BGR: tuple[Bgr, ...] = (
+    (0, 0, 255),
+    (0, 150, 255),
+    (150, 0, 255),
+    (160, 160, 255),
+    (0, 0, 140),
+    (0, 75, 200),
+    (95, 0, 190),
+    (80, 90, 255),
+)
+
+_CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_STRIP_BGR: Bgr = (28, 28, 28)
+_TEXT_BGR: Bgr = (235, 235, 235)
+_SWATCH_GREY = 110
+# Latin letters that Unicode does not decompose into a plain letter and an accent.
+_PLAIN_LETTERS = str.maketrans(
+    {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
+)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    text: str
+    fill_bgr: Bgr
+    outline_bgr: Bgr
+
+
+_COMPARED = (
+    _Entry("labelled", BLUE_BGR, BLUE_OUTLINE_BGR),
+    _Entry("predicted", RED_BGR, RED_BGR),
+    _Entry("both", MAGENTA_BGR, MAGENTA_BGR),
+)
+
+
+def paint_prediction(
+    image: NDArray[np.uint8], masks: NDArray[np.bool_], class_names: Sequence[str]
+) -> NDArray[np.uint8]:
+    """Blend the defect pixels with red and draw a 1-px outline inside each region.
+
+    With one class the outline is solid red. With several it has the class's colour of `OUTLINE_BGR`, and a legend of
+    the classes found is added below the picture.
+
+    Args:
+        image: uint8 (H, W), grey.
+        masks: bool (C, H, W); classes may overlap.
+        class_names: C names.
+
+    Returns:
+        uint8 (H + legend, W, 3), BGR; where no mask holds the pixel, rows 0 to H - 1 are the image itself.
+    """
+    picture = _as_bgr(image)
+    found = [index for index, mask in enumerate(masks) if mask.any()]
+    union = np.logical_or.reduce(masks[found], axis=0)
+    for box in _boxes(union) if found else ():
+        _blend(picture[box], union[box], RED_BGR)
+        for index in found:
+            picture[box][_outline(masks[index][box])] = _outline_bgr(index)
+    if not found or len(class_names) == 1:
+        return picture
+    entries = [_Entry(legend_text(class_names[index], index + 1), RED_BGR, _outline_bgr(index)) for index in found]
+    return np.vstack([picture, _legend(entries, picture.shape[1])])
+
+
+def paint_comparison(
+    image: NDArray[np.uint8], predicted: NDArray[np.bool_], truth: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Blend what is only labelled with blue, what is only predicted with red, what is both with magenta.
+
+    The 1-px outlines of label and prediction are solid, each pixel in the colour of the part that it lies in.
+
+    Args:
+        image: uint8 (H, W), grey.
+        predicted: bool (H, W), the pixels found in any class.
+        truth: bool (H, W), the pixels labelled in any class.
+
+    Returns:
+        uint8 (H + legend, W, 3), BGR; where neither mask holds the pixel, rows 0 to H - 1 are the image itself.
+    """
+    picture = _as_bgr(image)
+    for box in _boxes(predicted | truth):
+        labelled, found = truth[box], predicted[box]
+        outline = _outline(labelled) | _outline(found)
+        for part, entry in zip((labelled & ~found, found & ~labelled, labelled & found), _COMPARED, strict=True):
+            _blend(picture[box], part, entry.fill_bgr)
+            picture[box][part & outline] = entry.outline_bgr
+    return np.vstack([picture, _legend(_COMPARED, picture.shape[1])])
+
+
+def encode_jpeg(bgr: NDArray[np.uint8]) -> bytes:
+    """Encode uint8 (H, W, 3) BGR as a JPEG of quality 95 with 4:4:4 sampling; 4:2:0 would smear red over the border.
+
+    Raises:
+        ImageError: a side is longer than a JPEG can hold.
+    """
+    if max(bgr.shape[:2]) > JPEG_LONGEST_SIDE_PX:
+        raise ImageError(
+            f"an overlay of {bgr.shape[1]} x {bgr.shape[0]} px does not fit a JPEG, whose sides end at "
+            f"{JPEG_LONGEST_SIDE_PX} px. Cut the image into shorter ones."
+        )
+    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, *sampling])
+    assert done, "cv2 encodes every uint8 picture within the size limit"
+    return content.tobytes()
+
+
+def legend_text(class_name: str, class_id: int) -> str:
+    """What a legend calls a class: its ClassId and its name in ASCII, since cv2's fonts have nothing else.
+
+    Accents are dropped ("Öl" -> "Ol"); a name in other letters becomes "class N" rather than a row of question marks.
+    """
+    decomposed = unicodedata.normalize("NFKD", class_name.translate(_PLAIN_LETTERS))
+    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter)).strip()
+    if not plain.isascii() or not plain.isprintable() or plain in ("", str(class_id), f"class {class_id}"):
+        return f"class {class_id}"
+    return f"{class_id} {plain}"
+
+
+def _as_bgr(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
+
+
+def _outline_bgr(index: int) -> Bgr:
+    return OUTLINE_BGR[index % len(OUTLINE_BGR)]
+
+
+def _boxes(mask: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
+    """Boxes (rows, columns) around each run of columns that hold a pixel: cheaper to find than components.
+
+    No region is split, since 8-connected pixels lie in neighbouring columns.
+    """
+    columns = np.flatnonzero(np.diff(mask.any(axis=0), prepend=False, append=False))
+    for left, right in columns.reshape(-1, 2).tolist():
+        rows = np.flatnonzero(mask[:, left:right].any(axis=1))
+        yield slice(int(rows[0]), int(rows[-1]) + 1), slice(left, right)
+
+
+def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels of a mask with a neighbour (left, right, above, below) outside it or outside the picture."""
+    inner = cv2.erode(mask.view(np.uint8), _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
+    return np.asarray(mask & (inner == 0), dtype=np.bool_)
+
+
+def _blend(picture: NDArray[np.uint8], mask: NDArray[np.bool_], bgr: Bgr) -> None:
+    """Mix `bgr` into the masked pixels of a BGR picture, in place."""
+    levels = np.arange(256)[:, None] * (1 - FILL_ALPHA) + FILL_ALPHA * np.array(bgr)
+    blended = cv2.LUT(picture, np.rint(levels).astype(np.uint8)[None])
+    cv2.copyTo(blended, mask.view(np.uint8), picture)  # 60 times as quick as numpy's masked copy
+
+
+def _legend(entries: Sequence[_Entry], width_px: int) -> NDArray[np.uint8]:
+    """A strip, uint8 (h, width, 3): a swatch and a text for each entry, as many in a row as fit.
+
+    It has the size of small print on 1600 px and grows with wider images, which are shown smaller.
+    """
+    scale = 0.42 * min(max(width_px / 1600, 1.0), 3.0)
+    row_px = round(scale * 46)
+    swatch_px, gap_px = round(scale * 26), round(scale * 14)
+    lead_px = swatch_px + gap_px
+    x, row = gap_px, 0
+    placed: list[tuple[_Entry, str, int, int]] = []
+    for entry in entries:
+        text = _shorten(entry.text, width_px - lead_px - 2 * gap_px, scale)
+        needed_px = lead_px + _text_width_px(text, scale)
+        if x > gap_px and x + needed_px + gap_px > width_px:
+            x, row = gap_px, row + 1
+        placed.append((entry, text, x, row))
+        x += needed_px + 2 * gap_px
+    strip = np.full(((row + 1) * row_px, width_px, 3), _STRIP_BGR, dtype=np.uint8)
+    for entry, text, x, row in placed:
+        top = row * row_px + (row_px - swatch_px) // 2
+        _draw_swatch(strip[top : top + swatch_px, x : x + swatch_px], entry)
+        baseline = (x + lead_px - gap_px // 3, row * row_px + round(row_px * 0.68))
+        cv2.putText(strip, text, baseline, _FONT, scale, _TEXT_BGR, max(1, round(scale * 1.6)), cv2.LINE_AA)
+    return strip
+
+
+def _draw_swatch(swatch: NDArray[np.uint8], entry: _Entry) -> None:
+    swatch[:] = entry.outline_bgr
+    swatch[2:-2, 2:-2] = [round((1 - FILL_ALPHA) * _SWATCH_GREY + FILL_ALPHA * level) for level in entry.fill_bgr]
+
+
+def _text_width_px(text: str, scale: float) -> int:
+    return int(cv2.getTextSize(text, _FONT, scale, 1)[0][0])
+
+
+def _shorten(text: str, width_px: int, scale: float) -> str:
+    """The text, or as many of its letters as fit, followed by two dots."""
+    if _text_width_px(text, scale) <= width_px:
+        return text
+    for length in range(len(text) - 1, 0, -1):
+        short = f"{text[:length].rstrip()}.."
+        if _text_width_px(short, scale) <= width_px:
+            return short
+    return ""

@@ -1,0 +1,103 @@
+"""Connected components of a mask: area, box, centroid, score."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Labels in 16 bit are quicker; OpenCV refuses to count further than this in them.
+_MOST_LABELS_16_BIT = 65_000
+
+
+@dataclass(frozen=True)
+class Region:
+    """One connected component of one class.
+
+    Attributes:
+        class_id: ClassId, from 1.
+        area_px: number of its pixels.
+        box_xywh: left, top, width, height in pixels.
+        centroid_xy: mean column and row of its pixels; the middle of the first pixel is (0, 0).
+        score: mean probability over its pixels, 0..1; nan where no probabilities were given.
+    """
+
+    class_id: int
+    area_px: int
+    box_xywh: tuple[int, int, int, int]
+    centroid_xy: tuple[float, float]
+    score: float
+
+
+def find_regions(
+    mask: NDArray[np.bool_],
+    *,
+    class_id: int,
+    probabilities: NDArray[np.float32] | None = None,
+    min_area_px: int = 0,
+) -> tuple[NDArray[np.bool_], list[Region]]:
+    """Split a mask into its 8-connected regions and drop the small ones.
+
+    Args:
+        mask: bool (H, W).
+        class_id: ClassId that the regions get.
+        probabilities: float32 (H, W), 0..1, for the scores.
+        min_area_px: regions with fewer pixels are dropped.
+
+    Returns:
+        The mask without what was dropped, bool (H, W) (`mask` itself where nothing was), and its regions, largest
+        first; equal ones by top, then left edge.
+    """
+    if mask.size == 0:
+        return mask, []
+    left, top, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    if width == 0:
+        return mask, []
+    box = np.s_[top : top + height, left : left + width]
+    found = np.ascontiguousarray(mask[box])
+    label_type = cv2.CV_16U if _most_regions(found) < _MOST_LABELS_16_BIT else cv2.CV_32S
+    _, label_map, stats, centroids = cv2.connectedComponentsWithStatsWithAlgorithm(
+        found.view(np.uint8), 8, label_type, cv2.CCL_SPAGHETTI
+    )
+    labels = np.asarray(label_map).reshape(found.shape)
+    areas_px = np.asarray(stats[:, cv2.CC_STAT_AREA])
+    kept = areas_px >= min_area_px
+    kept[0] = False  # label 0 is the background
+    scores = _mean_probabilities(labels, found, areas_px, None if probabilities is None else probabilities[box])
+    regions = [
+        Region(class_id, area_px, (x + left, y + top, w, h), (cx + left, cy + top), score)
+        for (x, y, w, h, area_px), (cx, cy), score in zip(
+            stats[kept].tolist(), centroids[kept].tolist(), scores[kept].tolist(), strict=True
+        )
+    ]
+    regions.sort(key=lambda region: (-region.area_px, region.box_xywh[1], region.box_xywh[0]))
+    if len(regions) == len(areas_px) - 1:
+        return mask, regions
+    kept_mask = np.zeros(mask.shape, np.bool_)
+    if regions:
+        kept_mask[box] = kept[labels]
+    return kept_mask, regions
+
+
+def _most_regions(mask: NDArray[np.bool_]) -> int:
+    """An upper bound of the number of regions: each has a pixel with nothing to its left."""
+    height, width = mask.shape
+    most: int = (height + 1) // 2 * ((width + 1) // 2)
+    if most < _MOST_LABELS_16_BIT:
+        return most
+    in_first_column, after_a_gap = np.count_nonzero(mask[:, 0]), np.count_nonzero(mask[:, 1:] & ~mask[:, :-1])
+    return int(in_first_column) + int(after_a_gap)
+
+
+def _mean_probabilities(
+    labels: NDArray[Any],
+    mask: NDArray[np.bool_],
+    areas_px: NDArray[Any],
+    probabilities: NDArray[np.float32] | None,
+) -> NDArray[np.float64]:
+    """Mean probability of each label, float64 (number of labels,); nan where there are no probabilities."""
+    if probabilities is None:
+        return np.full(len(areas_px), np.nan)
+    sums = np.bincount(labels[mask], weights=probabilities[mask], minlength=len(areas_px)).astype(np.float64)
+    return np.asarray(sums / np.maximum(areas_px, 1), np.float64)

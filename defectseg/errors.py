@@ -1,0 +1,86 @@
+"""What can go wrong, and the exit code of each.
+
+DefectsegError                    1   never raised itself
+├── UsageError                    2   a flag, argument or combination that makes no sense
+│   ├── ConfigError               2   a recipe or --set that is not valid
+│   └── OutputExistsError         2   a folder or file that would be overwritten
+└── CannotContinueError           4   something needed is missing, unreadable or exhausted
+    ├── DataError                 4   a data folder or one of its files
+    │   ├── LabelError            4   a label table, its rows and run-lengths
+    │   └── ImageError            4   one image; in a batch it is recorded and the batch goes on
+    ├── ModelError                4   a model file, or weights that do not fit
+    ├── MissingExtraError         4   a package that is not installed
+    └── ResourceError             4   disk space, memory, device, a folder in use
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command. Where several apply: 4, then 3, then 10."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    PARTIAL = 3
+    CANNOT_CONTINUE = 4
+    DEFECT_FOUND = 10
+    INTERRUPTED = 130
+
+
+class DefectsegError(Exception):
+    """A mistake that a user can mend: the message names the thing, what was expected, and what to do."""
+
+    exit_code: ExitCode = ExitCode.BUG
+
+
+class UsageError(DefectsegError):
+    """A flag, an argument or a combination of them that makes no sense."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(UsageError):
+    """A recipe, or a --set on top of it, that is not valid."""
+
+
+class OutputExistsError(UsageError):
+    """A folder or file that is already there and would be overwritten."""
+
+
+class CannotContinueError(DefectsegError):
+    """Something that the command needs is missing, unreadable or exhausted."""
+
+    exit_code = ExitCode.CANNOT_CONTINUE
+
+
+class DataError(CannotContinueError):
+    """A data folder, or one of its files, that cannot be used."""
+
+
+class LabelError(DataError):
+    """A label table, one of its rows, or a run-length that is not valid."""
+
+
+class ImageError(DataError):
+    """One image that cannot be read whole. In a batch it is recorded and the batch goes on."""
+
+
+class ModelError(CannotContinueError):
+    """A model file or weights that cannot be used."""
+
+
+class MissingExtraError(CannotContinueError):
+    """A package that this installation lacks.
+
+    Args:
+        what: what needs the package, as the subject of a sentence ("training").
+        extra: the name of the extra of `defectseg` that brings the package.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs packages that are not installed. Run: pip install 'defectseg[{extra}]'")
+
+
+class ResourceError(CannotContinueError):
+    """Disk space, memory or a device ran out or is not there, or a folder is in use by another job."""

@@ -1,0 +1,229 @@
+"""An evaluation from a data folder to a report: what `defectseg evaluate` calls."""
+
+import csv
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from defectseg.config import ModelInfo, Thresholds
+from defectseg.data.identity import image_digest
+from defectseg.data.labels import DataFolder, open_data_folder
+from defectseg.data.overlay import encode_jpeg, paint_comparison
+from defectseg.data.splits import read_split
+from defectseg.errors import OutputExistsError, UsageError
+from defectseg.evaluation.metrics import Metrics, summarise
+from defectseg.evaluation.predictions import score_predictions
+from defectseg.evaluation.report import write_evaluation
+from defectseg.evaluation.score import Scored, score_images
+from defectseg.files import (
+    atomic_path,
+    folder_lock,
+    is_empty_folder,
+    remove_stale_temporaries,
+    write_result,
+)
+from defectseg.inference.outputs import output_names
+from defectseg.inference.pipeline import Failure
+from defectseg.inference.runtimes import load_runtime
+from defectseg.inference.runtimes.base import Runtime
+
+log = logging.getLogger(__name__)
+
+OVERLAYS = "overlays"
+_CONVENTION = "Dice of each (image, class) pair, 1 where both masks are empty, averaged over all pairs (Kaggle 2019)"
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What `defectseg evaluate MODEL` was asked for.
+
+    Attributes:
+        model: model file.
+        data: data folder.
+        out: output folder.
+        subset: all, train or val.
+        split: split.csv that tells train from val; None for the one beside the model.
+        overwrite: replace an earlier evaluation in `out`.
+        device: auto, cpu, cuda, cuda:N or mps.
+        start, advance: called with the number of images, and after each.
+    """
+
+    model: Path
+    data: Path
+    out: Path
+    subset: str = "all"
+    split: Path | None = None
+    overwrite: bool = False
+    device: str = "auto"
+    start: Callable[[int], None] = lambda total: None
+    advance: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures, warnings, and the images that could not be read."""
+
+    metrics: Metrics
+    warnings: tuple[str, ...]
+    failures: tuple[Failure, ...] = ()
+
+
+def evaluate_model(request: EvaluateRequest) -> Evaluation:
+    """Score a model on labelled images and write metrics, pairs, overlays and report.
+
+    Raises:
+        OutputExistsError: the output folder is not empty.
+        UsageError: the subset cannot be told.
+        DataError, ModelError, ResourceError: data, model or device cannot be used.
+    """
+    with _output(request.out, overwrite=request.overwrite):
+        runtime = load_runtime(request.model, request.device)
+        info = runtime.info
+        folder = open_data_folder(request.data, class_names=info.class_names)
+        image_ids = choose_subset(folder, info, request)
+        warnings = [*_missing_warnings(folder), *_seen_warnings(folder, info, image_ids, request.subset)]
+        request.start(len(image_ids))
+        overlays, visit = _overlay_writer(request.out, image_ids)
+        score = score_images(
+            runtime,
+            folder,
+            image_ids,
+            thresholds=info.thresholds,
+            visitors=(visit,),
+            advance=request.advance,
+        )
+        warnings += [f"left out, could not be read: {failure.message}" for failure in score.failures]
+        metrics = summarise(score.counts, info.class_names)
+        write_evaluation(
+            request.out,
+            metrics,
+            score.counts,
+            title=f"{request.model.name} on {request.data.name}",
+            facts=_facts(request, runtime, len(image_ids)),
+            overlays={key: value for key, value in overlays.items() if (request.out / value).exists()},
+            warnings=warnings,
+        )
+        _write_errors(request.out / "errors.csv", folder, score.failures)
+    return Evaluation(metrics, tuple(warnings), score.failures)
+
+
+def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, overwrite: bool = False) -> Evaluation:
+    """Score predictions in the Kaggle format; with `out`, write metrics, pairs and report.
+
+    Raises:
+        LabelError, DataError: the predictions or the data folder cannot be used.
+        OutputExistsError: the output folder is not empty.
+    """
+    folder = open_data_folder(data)
+    counts, warnings = score_predictions(predictions, folder)
+    metrics = summarise(counts, folder.class_names)
+    if out is not None:
+        with _output(out, overwrite=overwrite):
+            facts = {"predictions": str(predictions), "data": str(data), "convention": _CONVENTION}
+            title = f"{predictions.name} on {data.name}"
+            write_evaluation(out, metrics, counts, title=title, facts=facts, overlays={}, warnings=warnings)
+    return Evaluation(metrics, tuple(warnings))
+
+
+def choose_subset(folder: DataFolder, info: ModelInfo, request: EvaluateRequest) -> tuple[str, ...]:
+    """The ImageIds to evaluate.
+
+    Raises:
+        UsageError: train or val was asked for, and no split tells them apart.
+    """
+    if request.subset == "all":
+        return folder.image_ids
+    path = request.split if request.split is not None else request.model.parent / "split.csv"
+    if request.split is None and not path.is_file():
+        raise UsageError(f"--subset {request.subset}: no split.csv beside {request.model}. Give one with --split FILE.")
+    if info.fold is None:
+        raise UsageError(f"--subset {request.subset}: {request.model} was trained on all folds. Use --subset all.")
+    folds = read_split(path)
+    wanted = [image_id for image_id in folder.image_ids if image_id in folds]
+    chosen = tuple(image_id for image_id in wanted if (folds[image_id] == info.fold) == (request.subset == "val"))
+    if not chosen:
+        raise UsageError(f"--subset {request.subset}: {path} puts none of the images of {folder.root} there.")
+    return chosen
+
+
+def _overlay_writer(out: Path, image_ids: Sequence[str]) -> tuple[dict[str, Path], Callable[[Scored], None]]:
+    """Paths of the overlays, relative to `out`, and a visitor that writes them."""
+    overlays = {image_id: Path(OVERLAYS) / f"{name}.jpg" for image_id, name in output_names(image_ids).items()}
+
+    def write(scored: Scored) -> None:
+        truth = scored.truth.any(axis=0) & ~scored.ignore
+        picture = paint_comparison(scored.pixels, scored.segmentation.masks.any(axis=0) & ~scored.ignore, truth)
+        path = out / overlays[scored.image_id]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_result(path, encode_jpeg(picture))
+
+    return overlays, write
+
+
+@contextmanager
+def _output(root: Path, *, overwrite: bool) -> Iterator[None]:
+    """Hold an output folder of `evaluate`: empty, or emptied of an earlier evaluation."""
+    if not is_empty_folder(root):
+        if not overwrite:
+            raise OutputExistsError(f"{root}: not empty. Choose another --out, or use --overwrite.")
+        if not (root / "metrics.json").exists():
+            raise OutputExistsError(f"{root}: not the output of evaluate, so it is left alone. Choose another --out.")
+    with folder_lock(root):
+        remove_stale_temporaries(root)
+        shutil.rmtree(root / OVERLAYS, ignore_errors=True)
+        yield
+
+
+def _missing_warnings(folder: DataFolder) -> list[str]:
+    if not folder.missing_images:
+        return []
+    count, first = len(folder.missing_images), folder.missing_images[0]
+    return [f"{count} images of the label table are not in the folder (first: {first}); they are not scored"]
+
+
+def _seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str], subset: str) -> list[str]:
+    """Tell how many of the images the model was trained on: scores on those say nothing of new ones."""
+    if subset == "train":
+        return ["these are the images that the model was trained on; scores on new images will be lower"]
+    trained_on = set(info.trained_on)
+    seen = sum(image_digest(folder.image_path(image_id)) in trained_on for image_id in image_ids)
+    if not seen:
+        return []
+    return [f"the model was trained on {seen} of these {len(image_ids)} images; use --subset val for an honest score"]
+
+
+def _facts(request: EvaluateRequest, runtime: Runtime, num_images: int) -> Mapping[str, str]:
+    info = runtime.info
+    return {
+        "model": str(request.model),
+        "network": f"{info.recipe.model.architecture}, {info.recipe.model.encoder}",
+        "data": str(request.data),
+        "images": f"{num_images}, subset {request.subset}",
+        "seed of the training": str(info.recipe.seed),
+        "fold held out": "none" if info.fold is None else str(info.fold),
+        "thresholds": _describe(info.thresholds),
+        "runtime": runtime.name,
+        "convention": _CONVENTION,
+    }
+
+
+def _describe(thresholds: Thresholds) -> str:
+    gate, pixel, area = (
+        " / ".join(f"{value:g}" for value in values)
+        for values in (thresholds.gate, thresholds.pixel, thresholds.min_area_px)
+    )
+    return f"gate {gate}; pixel {pixel}; minimum area {area} px ({thresholds.chosen_by})"
+
+
+def _write_errors(path: Path, folder: DataFolder, failures: Sequence[Failure]) -> None:
+    path.unlink(missing_ok=True)
+    if not failures:
+        return
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(("ImageId", "path", "error"))
+        for failure in failures:
+            writer.writerow((failure.found.image_id, failure.found.path, failure.message))

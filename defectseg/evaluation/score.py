@@ -1,0 +1,90 @@
+"""A data folder through the pipeline -> counts: what `evaluate`, threshold search and validation share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.config import Thresholds
+from defectseg.data.images import FoundImage
+from defectseg.data.labels import DataFolder
+from defectseg.evaluation.metrics import Counts, count_pairs, merge
+from defectseg.inference.pipeline import Failure, decode_ahead
+from defectseg.inference.postprocess import Segmentation, segment
+from defectseg.inference.runtimes.base import Runtime
+from defectseg.inference.tiling import Prediction, predict_image
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One labelled image after the pipeline: its pixels, the answer, the result and the truth.
+
+    Attributes:
+        image_id: ImageId.
+        pixels: uint8 (H, W).
+        prediction: what the network says.
+        segmentation: what is reported.
+        truth: bool (C, H, W), labelled masks.
+        ignore: bool (H, W), pixels that count for nothing.
+    """
+
+    image_id: str
+    pixels: NDArray[np.uint8]
+    prediction: Prediction
+    segmentation: Segmentation
+    truth: NDArray[np.bool_]
+    ignore: NDArray[np.bool_]
+
+
+Visitor = Callable[[Scored], None]
+"""Looks at each image while it is in memory (an overlay writer, a threshold search); it must not keep the arrays."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts of the images that could be read, and those that could not."""
+
+    counts: Counts
+    failures: tuple[Failure, ...]
+
+
+def score_images(
+    runtime: Runtime,
+    folder: DataFolder,
+    image_ids: Sequence[str],
+    *,
+    thresholds: Thresholds,
+    visitors: Sequence[Visitor] = (),
+    advance: Callable[[], None] = lambda: None,
+) -> Score:
+    """Predict labelled images as `predict` does and count the pixels of each (image, class) pair.
+
+    Args:
+        runtime: the model.
+        folder: where images and labels are.
+        image_ids: which of its images.
+        thresholds: gate, pixel threshold and minimum area for each class.
+        visitors: called with each image.
+        advance: called after each image.
+
+    Raises:
+        LabelError: a run-length that does not fit its image.
+        ResourceError: memory ran out.
+    """
+    parts: list[Counts] = []
+    failures: list[Failure] = []
+    for item in decode_ahead([FoundImage(image_id, folder.image_path(image_id)) for image_id in image_ids]):
+        if isinstance(item, Failure):
+            failures.append(item)
+        else:
+            image_id, pixels = item.found.image_id, item.decoded.pixels
+            truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
+            prediction = predict_image(runtime, pixels)
+            segmentation = segment(prediction, thresholds)
+            parts.append(count_pairs(image_id, segmentation.masks, truth, ignore))
+            scored = Scored(image_id, pixels, prediction, segmentation, truth, ignore)
+            for visit in visitors:
+                visit(scored)
+        advance()
+    return Score(merge(*parts), tuple(failures))

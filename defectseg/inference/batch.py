@@ -1,0 +1,131 @@
+"""A prediction run from images to an output folder: what `defectseg predict` calls."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from defectseg import __version__
+from defectseg.data.identity import file_sha256
+from defectseg.data.images import FoundImage
+from defectseg.errors import DefectsegError, ExitCode, UsageError
+from defectseg.inference.outputs import STATUS_DEFECT, STATUS_FAILED, OutputFolder, RunKey
+from defectseg.inference.pipeline import BatchCounts, run_batch
+from defectseg.inference.runtimes import load_runtime
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What `defectseg predict` was asked for.
+
+    Attributes:
+        model: model file.
+        images: images to process, see defectseg.data.images.find_images.
+        out: output folder.
+        classes: ClassIds or names to report; None reports all.
+        overwrite: redo a folder that other settings wrote.
+        device: auto, cpu, cuda, cuda:N or mps.
+        start: called with the number of images to process.
+        advance: called after each image.
+    """
+
+    model: Path
+    images: Sequence[FoundImage]
+    out: Path
+    classes: Sequence[str] | None = None
+    overwrite: bool = False
+    device: str = "auto"
+    start: Callable[[int], None] = lambda total: None
+    advance: Callable[[], None] = lambda: None
+
+
+def predict(request: PredictRequest) -> dict[str, Any]:
+    """Process the images that have no result yet in the output folder; see DESIGN for what is written.
+
+    Returns:
+        what run.json holds.
+
+    Raises:
+        OutputExistsError: the folder holds something else, or results of other settings.
+        ModelError, ResourceError, UsageError: the run cannot go on; what is done is kept and can be continued.
+    """
+    runtime = load_runtime(request.model, request.device)
+    info = runtime.info
+    only_classes = None if request.classes is None else resolve_classes(request.classes, info.class_names)
+    key = RunKey(
+        model_sha256=file_sha256(request.model),
+        only_classes=only_classes,
+        thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+    )
+    run: dict[str, Any] = {
+        "defectseg": __version__,
+        "model": str(request.model),
+        "runtime": runtime.name,
+        "class_names": list(info.class_names),
+        "thresholds_chosen_by": info.thresholds.chosen_by,
+        "started": _now(),
+    }
+    with OutputFolder(request.out, key, overwrite=request.overwrite) as output:
+        output.write_run({**run, "status": "running"})
+        pending = output.pending(request.images)
+        request.start(len(pending))
+        begun = time.monotonic()
+        try:
+            counts = run_batch(
+                pending,
+                runtime,
+                output,
+                thresholds=info.thresholds,
+                only_classes=only_classes,
+                advance=request.advance,
+            )
+        except (KeyboardInterrupt, DefectsegError) as error:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
+            raise
+        run |= _outcome(counts, skipped=len(request.images) - len(pending), seconds=time.monotonic() - begun)
+        in_folder = output.finish(run)
+    return {**run, "images_in_folder": in_folder}
+
+
+def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
+    """ClassIds for names or numbers. Raises UsageError for one that the model does not have."""
+    ids = []
+    for entry in wanted:
+        if entry in class_names:
+            ids.append(class_names.index(entry) + 1)
+        elif entry.isdigit() and 1 <= int(entry) <= len(class_names):
+            ids.append(int(entry))
+        else:
+            known = ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
+            raise UsageError(f"--classes {entry}: the model has {known}.")
+    return tuple(sorted(set(ids)))
+
+
+def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool) -> ExitCode:
+    """The exit code that a finished run calls for, from the images that are in its folder."""
+    if run["failed"]:
+        return ExitCode.PARTIAL
+    if fail_on_defect and run["images_in_folder"][STATUS_DEFECT]:
+        return ExitCode.DEFECT_FOUND
+    return ExitCode.DONE
+
+
+def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, Any]:
+    done = counts.processed + counts.failed
+    return {
+        "status": "finished",
+        "ended": _now(),
+        "processed": counts.processed,
+        "with_defect": counts.with_defect,
+        STATUS_FAILED: counts.failed,
+        "already_done": skipped,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(done / seconds, 2) if done and seconds > 0 else None,
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,66 @@
+"""The network in PyTorch, on any device."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from defectseg.config import ModelInfo
+from defectseg.errors import ResourceError
+from defectseg.inference.runtimes.base import Answer
+from defectseg.model.bundle import load_bundle
+from defectseg.model.devices import half_precision, resolve_device
+from defectseg.model.network import DefectNetwork
+
+
+class TorchRuntime:
+    """A Runtime around a network that is already on its device.
+
+    Args:
+        network: put into evaluation mode at each call, and back into the mode it was in.
+        info: its description.
+        dtype: 16-bit type to compute in, or None for float32.
+    """
+
+    def __init__(self, network: DefectNetwork, info: ModelInfo, *, dtype: torch.dtype | None = None) -> None:
+        self.network = network
+        self.info = info
+        self.device = next(network.parameters()).device
+        self.dtype = dtype
+
+    @property
+    def name(self) -> str:
+        """For example 'torch cpu bfloat16'."""
+        return f"torch {self.device} {str(self.dtype or torch.float32).removeprefix('torch.')}"
+
+    def __call__(self, images: NDArray[np.uint8]) -> Answer:
+        """See Runtime."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                batch = torch.from_numpy(images).to(self.device, non_blocking=True)
+                probabilities, gate = self.network.answer(batch.contiguous(memory_format=torch.channels_last))
+            return Answer(probabilities.float().cpu().numpy(), gate.float().cpu().numpy())
+        except torch.OutOfMemoryError as error:
+            height, width = images.shape[-2:]
+            raise ResourceError(
+                f"{self.device}: out of memory on {len(images)} image(s) of {height}x{width}. "
+                "Train with a smaller inference.tile_hw, or use --device cpu."
+            ) from error
+        finally:
+            self.network.train(was_training)
+
+
+def load_torch_runtime(path: Path, device: str = "auto") -> TorchRuntime:
+    """Load a bundle onto a device, in the precision that is quickest there.
+
+    Raises:
+        ModelError: the bundle cannot be used.
+        UsageError, ResourceError: the device has no such name, or is not there.
+    """
+    target = resolve_device(device)
+    network, info = load_bundle(path)
+    network = network.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TorchRuntime(network, info, dtype=half_precision(target))

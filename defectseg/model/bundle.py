@@ -1,0 +1,55 @@
+"""One .safetensors file: the weights of a network, and in its header one JSON, ModelInfo."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from defectseg.config import ModelInfo
+from defectseg.errors import ModelError
+from defectseg.files import atomic_path
+from defectseg.model.header import METADATA_KEY, read_model_info
+from defectseg.model.network import DefectNetwork
+
+
+def save_bundle(path: Path, weights: Mapping[str, Tensor], info: ModelInfo) -> None:
+    """Write weights and description as one file, whole or not at all. Raises ResourceError if it cannot be written."""
+    tensors = {key: value.detach().to("cpu").contiguous().clone() for key, value in weights.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: info.model_dump_json(), "format": "pt"})
+
+
+def load_bundle(path: Path) -> tuple[DefectNetwork, ModelInfo]:
+    """Build the network that a bundle describes and load its weights, on the CPU; nothing is downloaded or unpickled.
+
+    Raises:
+        ModelError: no such file, not a bundle, of a newer format, or its weights do not fit its description.
+    """
+    info, weights = read_bundle(path)
+    network = DefectNetwork(info.recipe.model, info.num_classes, info.normalization)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(f"{path}: its weights do not fit its description. Train or download it again.") from error
+    return network.eval(), info
+
+
+def read_bundle(path: Path) -> tuple[ModelInfo, dict[str, Tensor]]:
+    """Description and weights of a bundle, on the CPU. Raises ModelError as `load_bundle` does."""
+    info = read_model_info(path)
+    try:
+        return info, load_file(path)
+    except Exception as error:
+        raise ModelError(f"{path}: damaged; its weights cannot be read. Train or download it again.") from error
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and values, in hexadecimal: equal for equal weights."""
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        digest.update(key.encode())
+        digest.update(weights[key].detach().to("cpu", torch.float64).numpy().tobytes())
+    return digest.hexdigest()

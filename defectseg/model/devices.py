@@ -1,0 +1,53 @@
+"""Which device and which precision to compute in."""
+
+import torch
+
+from defectseg.errors import ResourceError, UsageError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn auto, cpu, cuda, cuda:N or mps into a device that is there; auto prefers CUDA, then MPS.
+
+    Raises:
+        UsageError: not a name of a device.
+        ResourceError: the device is not on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdigit())):
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps.")
+    missing = (kind == "cuda" and not torch.cuda.is_available()) or (
+        kind == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise ResourceError(f"--device {name}: this machine has no such device. Use --device auto or cpu.")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ResourceError(f"--device {name}: only cuda:0 to cuda:{torch.cuda.device_count() - 1} are there.")
+    return torch.device(name)
+
+
+def available_devices() -> list[str]:
+    """Names of the devices of this machine, graphics cards with their make."""
+    cards = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """The 16-bit type that is quicker than float32 on the device, or None.
+
+    On a CPU, bfloat16 pays only with AMX or AVX512-BF16; elsewhere it is emulated and much slower.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and cpu_has_bf16():
+        return torch.bfloat16
+    return None
+
+
+def cpu_has_bf16() -> bool:
+    """True where the processor multiplies bfloat16 in hardware (AMX or AVX512-BF16)."""
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(probe is not None and bool(probe()) for probe in probes)

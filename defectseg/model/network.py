@@ -1,0 +1,252 @@
+"""The network: an architecture of segmentation-models-pytorch between grey levels and logits."""
+
+import difflib
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from defectseg.config import ModelConfig, Normalization
+from defectseg.errors import ConfigError, ModelError
+
+STRIDE_PX = 32
+_IMAGENET = Normalization(mean=0.449, std=0.226)  # averaged over the channels
+_HEADS = ("segmentation_head", "classification_head")
+
+
+class DefectNetwork(nn.Module):
+    """Grey levels in, logits out; normalisation and padding to the stride belong to it.
+
+    Args:
+        config: architecture and encoder.
+        num_classes: number of kinds of defect, C.
+        normalization: what the encoder expects.
+        pretrained: download ImageNet weights for the encoder; never for loading a bundle.
+
+    Raises:
+        ConfigError: segmentation-models-pytorch knows no such architecture, encoder or option.
+        ModelError: the ImageNet weights cannot be had.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_classes: int, normalization: Normalization, *, pretrained: bool = False
+    ) -> None:
+        super().__init__()
+        self.net = _create(config, num_classes, pretrained=pretrained)
+        self.in_channels = config.in_channels
+        self.normalization = normalization
+
+    def forward(self, grey: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of masks and of the gate.
+
+        Args:
+            grey: (N, 1, H, W), grey levels 0..255 of any type; H and W of any size.
+
+        Returns:
+            mask logits (N, C, H, W), and gate logits (N, C) or None without a classification head.
+        """
+        height, width = grey.shape[-2:]
+        x = (grey.float() / 255.0 - self.normalization.mean) / self.normalization.std
+        x = F.pad(x, (0, -width % STRIDE_PX, 0, -height % STRIDE_PX), mode="replicate")
+        output = self.net(x.expand(-1, self.in_channels, -1, -1))
+        mask_logits, gate_logits = output if isinstance(output, tuple) else (output, None)
+        return mask_logits[..., :height, :width], gate_logits
+
+    def answer(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities float32 (N, C, H, W) and gate float32 (N, C); arguments as for `forward`.
+
+        Without a classification head, the gate is the largest probability of the image.
+        """
+        mask_logits, gate_logits = self(grey)
+        probabilities = mask_logits.float().sigmoid()
+        gate = probabilities.amax(dim=(2, 3)) if gate_logits is None else gate_logits.float().sigmoid()
+        return probabilities, gate
+
+
+def normalization_of(encoder: str) -> Normalization:
+    """Mean and standard deviation that timm gives for the encoder, averaged over the three channels.
+
+    segmentation-models-pytorch would ask its hub; timm carries the values along, so nothing is downloaded.
+    """
+    name = encoder.removeprefix("tu-").replace("-", "_")
+    config = timm.models.get_pretrained_cfg(name) if timm.models.is_model(name.split(".")[0]) else None
+    if config is None:
+        return _IMAGENET
+    return Normalization(mean=round(sum(config.mean) / 3, 6), std=round(sum(config.std) / 3, 6))
+
+
+def build_network(config: ModelConfig, num_classes: int, weights: str) -> DefectNetwork:
+    """A network to train.
+
+    Args:
+        weights: 'none', 'imagenet' (downloads), or the path of a file with timm-named encoder weights.
+
+    Raises ConfigError and ModelError as DefectNetwork and load_encoder_weights do.
+    """
+    network = DefectNetwork(config, num_classes, normalization_of(config.encoder), pretrained=weights == "imagenet")
+    if weights not in ("none", "imagenet"):
+        load_encoder_weights(network, Path(weights))
+    return network
+
+
+def load_encoder_weights(network: DefectNetwork, path: Path) -> None:
+    """Load the encoder from a .safetensors or .pth file with the names of timm or torchvision.
+
+    A stem for three channels is summed into one where the network takes grey: the same output on grey input.
+
+    Raises:
+        ModelError: the file cannot be read, or lacks weights of this encoder.
+    """
+    encoder = network.net.get_submodule("encoder")
+    found = _strip_common_prefix(_read_weights(path))
+    wanted = encoder.state_dict()
+    chosen, missing, misfits = {}, [], []
+    for key, current in wanted.items():
+        tensor = next((found[name] for name in _names_in_file(key) if name in found), None)
+        if tensor is None:
+            if not key.endswith("num_batches_tracked"):
+                missing.append(key)
+            continue
+        tensor = adapt_stem(tensor, current.shape)
+        if tensor.shape != current.shape:
+            misfits.append(f"{key} {tuple(tensor.shape)} instead of {tuple(current.shape)}")
+        chosen[key] = tensor
+    if missing or misfits:
+        problem = f"lacks {len(missing)} of {len(wanted)} weights (first: {missing[0]})" if missing else misfits[0]
+        raise ModelError(f"{path}: not weights of this encoder: {problem}. Check model.encoder against the file.")
+    encoder.load_state_dict(wanted | chosen)
+
+
+def adapt_stem(weight: Tensor, wanted: Sequence[int]) -> Tensor:
+    """Sum a convolution over three colours (O, 3, h, w) into one over grey (O, 1, h, w), where that is wanted."""
+    if weight.dim() == 4 and weight.shape[1] == 3 and len(wanted) == 4 and wanted[1] == 1:
+        return weight.sum(dim=1, keepdim=True)
+    return weight
+
+
+def transfer_weights(
+    source: Mapping[str, Tensor], source_classes: Sequence[str], target: DefectNetwork, target_classes: Sequence[str]
+) -> list[str]:
+    """Copy the weights of one network into another that may have other classes.
+
+    In the heads, the rows of classes that both have by name are copied; those of new classes stay as they are.
+
+    Returns:
+        the names of the classes that were carried over.
+
+    Raises:
+        ModelError: the networks differ in more than their classes.
+    """
+    state = target.state_dict()
+    pairs = [(i, source_classes.index(name)) for i, name in enumerate(target_classes) if name in source_classes]
+    for key, current in state.items():
+        if key not in source:
+            raise ModelError(f"--init: the model has no weight {key!r}; it is another kind of network.")
+        if any(f"net.{head}." in key for head in _HEADS) and current.shape[:1] == (len(target_classes),):
+            for row, source_row in pairs:
+                current[row] = source[key][source_row]
+        elif source[key].shape == current.shape:
+            state[key] = source[key]
+        else:
+            raise ModelError(f"--init: weight {key!r} has another shape in the model; it is another kind of network.")
+    target.load_state_dict(state)
+    return [target_classes[row] for row, _ in pairs]
+
+
+def _create(config: ModelConfig, num_classes: int, *, pretrained: bool) -> nn.Module:
+    _check_names(config)
+    head: dict[str, Any] = {}
+    if config.classification_head:
+        pooling = {"pooling": config.head_pooling, "dropout": config.head_dropout, "classes": num_classes}
+        head = {"aux_params": pooling}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*`encoder_weights` should be set to True.*")
+            network: nn.Module = smp.create_model(
+                config.architecture,
+                encoder_name=config.encoder,
+                encoder_weights="imagenet" if pretrained else None,
+                in_channels=config.in_channels,
+                classes=num_classes,
+                **head,
+                **config.options,
+            )
+    except OSError as error:
+        raise ModelError(
+            f"the ImageNet weights of {config.encoder} could not be downloaded ({_first_line(error)}). "
+            "Give a file with --encoder-weights FILE, or start from none."
+        ) from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"model: {config.architecture} with encoder {config.encoder} cannot be built: {_first_line(error)}"
+        ) from error
+    return network
+
+
+def _check_names(config: ModelConfig) -> None:
+    architectures = [kind.__name__ for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()]
+    if config.architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
+        raise ConfigError(
+            f"model.architecture: {config.architecture!r} is not one of {', '.join(architectures)}."
+            + _suggestion(config.architecture, architectures)
+        )
+    own = smp.encoders.get_encoder_names()
+    if config.encoder.startswith("tu-"):
+        if not timm.is_model(config.encoder.removeprefix("tu-").split(".")[0]):
+            timms = [f"tu-{name}" for name in timm.list_models()]
+            raise ConfigError(f"model.encoder: timm has no {config.encoder!r}.{_suggestion(config.encoder, timms)}")
+    elif config.encoder not in own and not config.encoder.startswith("timm-"):
+        raise ConfigError(
+            f"model.encoder: {config.encoder!r} is not an encoder of segmentation-models-pytorch, nor does it start "
+            f"with 'tu-' for one of timm.{_suggestion(config.encoder, own)}"
+        )
+
+
+def _suggestion(name: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error.args[0]) if error.args else type(error).__name__
+    return text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file. --encoder-weights takes imagenet, none, or a weights file.") from None
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ModelError(f"{path}: cannot be read as weights ({_first_line(error)}).") from error
+    except Exception as error:  # torch.load raises pickle.UnpicklingError, whose module we do not want to import
+        raise ModelError(f"{path}: holds more than weights, so it was not opened ({_first_line(error)}).") from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ModelError(f"{path}: holds no weights. Expected a state dict with the names of timm.")
+    return tensors
+
+
+def _strip_common_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in ("module.", "encoder.", "model."):
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return dict(tensors)
+
+
+def _names_in_file(key: str) -> tuple[str, str]:
+    """Names under which a weight of the encoder may stand: SMP puts timm's under 'model.', and timm joins stages."""
+    name = key.removeprefix("model.")
+    return name, re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name)

@@ -1,0 +1,98 @@
+"""Everything needed to go on after an interruption as if there had been none."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from defectseg.errors import ModelError
+from defectseg.files import atomic_path
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: epochs done.
+        step: optimizer steps done.
+        total_epochs: epochs planned; a time budget can lower it.
+        elapsed_s: seconds of training done, over all sessions.
+        best_score: the highest selection score so far; None before the first validation.
+        best_epoch: the epoch (from 1) that reached it.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total_epochs: int = 0
+    elapsed_s: float = 0.0
+    best_score: float | None = None
+    best_epoch: int | None = None
+
+
+def save_checkpoint(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, progress: Progress
+) -> None:
+    """Write the state of a run, whole or not at all. Raises ResourceError if it cannot be written."""
+    scaler = accelerator.scaler
+    state = {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "progress": vars(progress),
+        "random": _random_state(),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> Progress:
+    """Put a run back to where its checkpoint was written.
+
+    Raises:
+        ModelError: no checkpoint there, or it does not fit the network.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        if accelerator.scaler is not None and state["scaler"] is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        _set_random_state(state["random"])
+        return Progress(**state["progress"])
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path}: no checkpoint to resume from. Start again without --resume, in a new folder."
+        ) from None
+    except Exception as error:
+        raise ModelError(
+            f"{path}: the run cannot be resumed from it ({error}). Start again in a new folder."
+        ) from error
+
+
+def _random_state() -> dict[str, Any]:
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
