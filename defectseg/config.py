@@ -45,6 +45,7 @@ class DataConfig(_Frozen):
     folds: Annotated[int, Field(ge=2)] = 5
     crop_hw: SizeHW | None = Field((256, 512), description="size of a training crop in px; null: the whole image")
     defect_crops: Share = Field(0.5, description="share of the crops that are placed on a defect")
+    class_balance: Share = Field(0.0, description="share of the defect crops that goes to the classes in equal parts")
     samples_per_epoch: PositiveInt | None = Field(None, description="crops in an epoch; null: one for each image")
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
 
@@ -194,7 +195,7 @@ def shipped_recipes() -> dict[str, Path]:
     """Name -> file of each recipe that comes with the package, sorted by name."""
     package = Path(__file__).parent
     folder = next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -206,7 +207,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     source, content = _read_recipe(name_or_path)
     for override in overrides:
         _apply_override(content, override)
-    return parse_recipe(content, source=source)
+    return parse_recipe(content, source=" --set ".join([source, *overrides]))
 
 
 def parse_recipe(content: Mapping[str, Any], *, source: str) -> Recipe:
@@ -254,7 +255,9 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
     *parents, leaf = key.strip().split(".")
     section = content
     for parent in parents:
-        section = section.setdefault(parent, {})
+        if section.get(parent) is None:  # absent, or named without any key below it
+            section[parent] = {}
+        section = section[parent]
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: {parent!r} holds a value, not keys")
     section[leaf] = value

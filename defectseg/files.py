@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -26,18 +26,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise _as_resource_error(error, path) from error
+        with resource_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all. Raises ResourceError as `atomic_path` does."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -55,11 +54,13 @@ def write_result(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _as_resource_error(error, path) from error
+        with resource_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            temporary.replace(path)
+    except ResourceError:
+        _discard(temporary)
+        raise
 
 
 def remove_stale_temporaries(folder: Path) -> None:
@@ -76,10 +77,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
     Raises:
         ResourceError: another process holds it, or the folder cannot be made.
     """
-    try:
+    with resource_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _as_resource_error(error, folder) from error
     path = folder / LOCK_NAME
     lock = FileLock(path)
     try:
@@ -93,16 +92,40 @@ def folder_lock(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows does not delete an open file
+            path.unlink()
         lock.release()
 
 
 def is_empty_folder(folder: Path) -> bool:
-    """True where `folder` is absent or holds nothing but a lock."""
-    return not folder.exists() or (folder.is_dir() and all(entry.name == LOCK_NAME for entry in folder.iterdir()))
+    """True where `folder` is absent or holds nothing but a lock and what interrupted writes left."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(_is_leftover(entry.name) for entry in folder.iterdir())
+
+
+@contextmanager
+def resource_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says of writing `path` into a ResourceError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise _as_resource_error(error, path) from error
+
+
+def _discard(temporary: Path) -> None:
+    """Remove a temporary if it is there; a failure to do so must not hide the error that led here."""
+    with suppress(OSError):
+        temporary.unlink()
+
+
+def _is_leftover(name: str) -> bool:
+    return name == LOCK_NAME or name.startswith(TEMPORARY_PREFIX)
 
 
 def _as_resource_error(error: OSError, path: Path) -> ResourceError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"{path}: no space left on the disk. Free some and run the same command again.")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return ResourceError(f"{path}: there is a file where a folder is needed. Choose another path.")
     return ResourceError(f"{path}: cannot be written ({error.strerror or error}). Check the path and its permissions.")

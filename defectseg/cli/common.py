@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ def set_up_logging() -> None:
     handler.setFormatter(_Formatter())
     logger = logging.getLogger("defectseg")
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
     logger.propagate = False
 
 
@@ -54,6 +55,11 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
         return f"{record.levelname.lower()}: {message}" if record.levelno >= logging.WARNING else message
+
+
+def is_main_process() -> bool:
+    """False in all but the first of the processes that torchrun starts: one of them speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def require_extra(what: str, extra: str, *packages: str) -> None:
@@ -76,9 +82,19 @@ class Bar(Protocol):
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Bar]:
-    """A bar on a terminal; elsewhere a plain line at the start of `what`, every 15 seconds, and none at the end."""
-    if not sys.stderr.isatty():
+def progress(what: str, *, after_interrupt: str = "") -> Iterator[Bar]:
+    """A bar on a terminal; elsewhere a plain line every 15 seconds. An interruption is told, with what to do then."""
+    try:
+        with _display(what) as bar:
+            yield bar
+    except KeyboardInterrupt:
+        logging.getLogger("defectseg").warning("%s was interrupted. %s", what, after_interrupt)
+        raise
+
+
+@contextmanager
+def _display(what: str) -> Iterator[Bar]:
+    if not (sys.stderr.isatty() and is_main_process()):
         yield _PlainBar(what)
         return
     from rich.console import Console
@@ -135,7 +151,7 @@ class _PlainBar:
         self._done, self._total = done, total
         if time.monotonic() - self._spoke >= _LOG_EVERY_S:
             self._spoke = time.monotonic()
-            logging.getLogger("defectseg").info("%s: %d of %d %s", self._what, done, total, text)
+            logging.getLogger("defectseg").info("%s", f"{self._what}: {done} of {total} {text}".rstrip())
 
 
 def print_json(content: Any) -> None:

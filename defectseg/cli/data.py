@@ -1,16 +1,18 @@
-"""`defectseg data`: synthetic sheets, imports, checks, splits."""
+"""`defectseg data`: synthetic sheets, checks, splits; imports and exports are in `data_exchange.py`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from defectseg.cli import data_exchange
 from defectseg.cli.common import Json, Verbose, finish, print_json, print_rows, progress, shown
 from defectseg.errors import ExitCode, OutputExistsError, UsageError
 
-app = typer.Typer(help="Make, import, check and split data folders.", no_args_is_help=True)
-import_app = typer.Typer(help="Turn labels of another kind into a data folder.", no_args_is_help=True)
-app.add_typer(import_app, name="import")
+app = typer.Typer(help="Make, fetch, import, export, check and split data folders.", no_args_is_help=True)
+app.add_typer(data_exchange.import_app, name="import")
+app.add_typer(data_exchange.export_app, name="export")
+app.add_typer(data_exchange.download_app, name="download")
 
 DataFolderArgument = Annotated[Path, typer.Argument(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
 
@@ -29,34 +31,6 @@ def make_demo(
     with progress("making sheets") as bar:
         write_data_folder(out, images=images, seed=seed, size_hw=_parse_size(size), report=bar.move)
     print(f"{images} sheets: {shown(out)}")
-
-
-@import_app.command("masks")
-def import_masks(
-    src: Annotated[Path, typer.Argument(help="Folder with images/ and masks/, paired by file name.", metavar="SRC")],
-    out: Annotated[Path, typer.Option("--out", help="Data folder to write; absent or empty.", metavar="DIR")],
-    classes: Annotated[
-        str | None, typer.Option("--classes", help="Names of the classes 1, 2, ... in this order.", metavar="A,B,C")
-    ] = None,
-    link: Annotated[bool, typer.Option("--link", help="Link the images instead of copying them.")] = False,
-    json_output: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Import mask PNGs: class maps (0 sound, 1..C, 255 ignore), 0/255 masks, or masks/CLASS/STEM.png."""
-    from dataclasses import asdict
-
-    from defectseg.data import importers
-
-    names = None if classes is None else [name.strip() for name in classes.split(",")]
-    with progress("importing") as bar:
-        report = importers.import_masks(src, out, class_names=names, link=link, report=bar.move)
-    if json_output:
-        print_json({**asdict(report), "out": str(out)})
-        return
-    counts = zip(report.class_names, report.masks_per_class, strict=True)
-    print_rows([["class", "images"], *([name, str(count)] for name, count in counts)])
-    ignored = f", {report.ignored_px} px marked to be ignored" if report.ignored_px else ""
-    print(f"{report.images} images, {report.clean_images} of them clean{ignored}: {shown(out)}")
 
 
 @app.command("check")

@@ -7,7 +7,7 @@ import typer
 
 from defectseg.cli.common import Device, Verbose, print_rows, progress, require_extra, shown
 
-TRAINING_SHEETS = 140
+TRAINING_SHEETS = 200
 UNSEEN_SHEETS = 40
 _TRAINING_SEED, _UNSEEN_SEED = 0, 1
 

@@ -54,6 +54,8 @@ def evaluate(
             raise UsageError("evaluate MODEL needs --out DIR.")
         if subset not in ("all", "train", "val"):
             raise UsageError(f"--subset {subset}: expected all, train or val.")
+        if split is not None and subset == "all":
+            raise UsageError("--split tells train from val; give --subset train or --subset val with it.")
         with progress("evaluating") as bar:
             evaluation = evaluate_model(
                 EvaluateRequest(

@@ -63,6 +63,12 @@ def main() -> None:
         _fail("interrupted", ExitCode.INTERRUPTED)
     except MemoryError:
         _fail("out of memory. Close other programs, or use smaller images or tiles.", ExitCode.CANNOT_CONTINUE)
+    except OSError as error:
+        what = "" if error.filename is None else f"{error.filename}: "
+        _fail(
+            f"{what}{error.strerror or error}. Check the path, its permissions and the space on the disk.",
+            ExitCode.CANNOT_CONTINUE,
+        )
     except Exception as error:
         _fail(
             f"unexpected {type(error).__name__}: {error}. This is a bug in defectseg; please report it"

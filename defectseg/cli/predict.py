@@ -1,6 +1,7 @@
 """`defectseg predict`."""
 
 import glob
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from defectseg.cli.common import Device, Json, Overwrite, Verbose, finish, print_json, progress, shown
+from defectseg.errors import UsageError
 
 
 def predict(
@@ -48,7 +50,8 @@ def predict(
     from defectseg.inference.runtimes import find_model
 
     images = find_images(expand(inputs), recursive=recursive, skip=out)
-    with progress("predicting") as bar:
+    again = "The same command, without --overwrite," if overwrite else "The same command"
+    with progress("predicting", after_interrupt=f"{again} continues it.") as bar:
         run = run_prediction(
             PredictRequest(
                 model=find_model(model),
@@ -77,8 +80,10 @@ def expand(inputs: Sequence[str]) -> list[Path]:
     """Paths that the arguments mean: patterns expanded, `-` replaced by the lines of standard input."""
     paths: list[Path] = []
     for entry in inputs:
+        if not entry.strip():
+            raise UsageError("an INPUT is empty, perhaps a shell variable that is not set. Name a folder or an image.")
         if entry == "-":
-            paths += [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]
+            paths += [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
         elif not Path(entry).exists() and glob.has_magic(entry):
             paths += [Path(match) for match in sorted(glob.glob(entry, recursive=True))] or [Path(entry)]  # noqa: PTH207
         else:

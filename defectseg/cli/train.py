@@ -1,11 +1,23 @@
 """`defectseg train`."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from defectseg.cli.common import Device, Json, Verbose, finish, print_json, print_rows, progress, require_extra, shown
+from defectseg.cli.common import (
+    Device,
+    Json,
+    Verbose,
+    finish,
+    is_main_process,
+    print_json,
+    print_rows,
+    progress,
+    require_extra,
+    shown,
+)
 from defectseg.errors import ExitCode, UsageError
 
 
@@ -55,7 +67,7 @@ def train(
     from defectseg.config import dump_recipe, load_recipe
 
     if encoder_weights is not None:
-        overrides = [*(overrides or ()), f"model.encoder_weights={encoder_weights}"]
+        overrides = [*(overrides or ()), f"model.encoder_weights={json.dumps(encoder_weights)}"]
     recipe = load_recipe(config, overrides or ())
     if print_config:
         print(dump_recipe(recipe), end="")
@@ -71,7 +83,7 @@ def train(
     from defectseg.training.run import TrainRequest
     from defectseg.training.run import train as run_training
 
-    with progress("training") as bar:
+    with progress("training", after_interrupt="Continue it with --resume.") as bar:
         result = run_training(
             TrainRequest(
                 recipe=recipe,
@@ -84,7 +96,8 @@ def train(
                 advance=bar.move,
             )
         )
-    _report(result, json_output)
+    if is_main_process():
+        _report(result, json_output)
     finish(ExitCode.PARTIAL if result.failed else ExitCode.DONE)
 
 

@@ -26,12 +26,14 @@ class Container:
         payload: the bytes to hand to the decoder.
         notes: what is left aside, in words ("EXIF orientation 6 ignored").
         inverted: True where 0 means white.
+        size_hw: height and width in px, of a JPEG; None of the others.
     """
 
     kind: str
     payload: bytes
     notes: tuple[str, ...] = ()
     inverted: bool = False
+    size_hw: tuple[int, int] | None = None
 
 
 def inspect(content: bytes, *, name: str) -> Container:
@@ -63,20 +65,23 @@ def _walk_jpeg(content: bytes, name: str) -> Container:
     """Follow the segments from SOI to EOI. What follows EOI (padding, a second picture) is not looked at."""
     notes: tuple[str, ...] = ()
     components, one_scan = 0, False
+    size_hw: tuple[int, int] | None = None
     position = 2
     while (marker_at := _jpeg_marker(content, position, name)) and (marker := content[marker_at]) != 0xD9:
         body = marker_at + 3
         position = marker_at + 1 + struct.unpack_from(">H", content, marker_at + 1)[0]
         if marker == 0xE1 and content.startswith(b"Exif\0\0", body):
             notes = _orientation_notes(content[body + 6 : position])
-        elif marker in (0xC0, 0xC1):
-            components = content[body + 5]
+        elif marker in (0xC0, 0xC1, 0xC2):
+            size_hw = struct.unpack_from(">HH", content, body + 1)
+            components = content[body + 5] if marker != 0xC2 else 0  # a progressive one comes in several scans
         elif marker == 0xDA:
             one_scan = content[body] == components
             position = _end_of_scan(content, position, name)
     # Without its end marker, OpenCV's memory source refuses a picture whose data run out before its last block, instead
     # of filling the rest with grey; the zeros feed the bit reader's look-ahead. Several scans need the marker itself.
-    return Container("JPEG", content[: marker_at - 1] + (bytes(16) if one_scan else b"\xff\xd9"), notes)
+    payload = content[: marker_at - 1] + (bytes(16) if one_scan else b"\xff\xd9")
+    return Container("JPEG", payload, notes, size_hw=size_hw)
 
 
 def _jpeg_marker(content: bytes, position: int, name: str) -> int:

@@ -4,6 +4,7 @@ import os
 import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from defectseg.errors import DataError, ImageError
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 _BRIGHTEST_12_BIT = 4095
+_REDUCED_FLAGS = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+}
 _UNFIT_FOR_AN_IMAGE_ID = re.compile(r"[\\\x00-\x1f\ud800-\udfff]")  # the last range: bytes that are not UTF-8
 
 
@@ -90,6 +96,35 @@ def decode_bytes(content: bytes, *, name: str) -> DecodedImage:
     if container.inverted:
         grey = ~grey
     return DecodedImage(grey, container.notes + notes)
+
+
+def decode_small(path: Path, *, shorter_px: int, longer_px: int) -> NDArray[np.uint8]:
+    """Read an image as grey uint8 (H, W), for looking at it as a whole: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
+
+    Args:
+        path: the file.
+        shorter_px, longer_px: what the shorter and the longer side keep at least, where they are that long at all.
+
+    Raises:
+        ImageError: as `decode` does.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    container = containers.inspect(content, name=str(path))
+    if container.size_hw is not None:
+        shorter, longer = sorted(container.size_hw)
+        for divisor, flag in _REDUCED_FLAGS.items():
+            if shorter >= divisor * shorter_px and (longer >= divisor * longer_px or longer < longer_px):
+                with suppress(cv2.error):
+                    pixels = cv2.imdecode(
+                        np.frombuffer(container.payload, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION
+                    )
+                    if pixels is not None:
+                        return np.ascontiguousarray(pixels, np.uint8)
+                break
+    return decode_bytes(content, name=str(path)).pixels
 
 
 def _to_grey(pixels: NDArray[Any], name: str) -> tuple[NDArray[np.uint8], tuple[str, ...]]:

@@ -1,8 +1,6 @@
 """What an evaluation leaves on disk: metrics.json, pairs.csv, and report.html, one page that needs nothing else."""
 
 import base64
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import numpy as np
 from defectseg import files
 from defectseg.evaluation.bootstrap import Interval
 from defectseg.evaluation.metrics import Counts, Metrics, PairCounts
+from defectseg.evaluation.pairs import pairs_frame
 
 WORST_PAIRS = 30
 EMBEDDED_OVERLAYS = 24
@@ -83,7 +82,7 @@ def write_evaluation(
     """
     content = {"title": title, **metrics.to_json(), "facts": dict(facts), "warnings": list(warnings)}
     files.write_text(out / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    _write(out / "pairs.csv", _pairs_csv(counts))
+    _write(out / "pairs.csv", pairs_frame(counts).to_csv(index=False, lineterminator="\n", float_format="%.9g"))
     _write(out / "report.html", _page(out, metrics, counts, title, facts, overlays, warnings))
 
 
@@ -127,16 +126,6 @@ def signed(value: float) -> str:
 
 def _interval(interval: Interval | None) -> str:
     return "" if interval is None else f"{score(interval.low)} to {score(interval.high)}"
-
-
-def _pairs_csv(counts: Counts) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dice"])
-    for (image_id, class_id), pair in sorted(counts.items()):
-        row = (image_id, class_id, pair.true_px, pair.predicted_px, pair.both_px, f"{pair.dice:.9g}")
-        writer.writerow(row)
-    return text.getvalue()
 
 
 def _page(

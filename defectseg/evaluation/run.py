@@ -13,7 +13,7 @@ from defectseg.data.identity import image_digest
 from defectseg.data.labels import DataFolder, open_data_folder
 from defectseg.data.overlay import encode_jpeg, paint_comparison
 from defectseg.data.splits import read_split
-from defectseg.errors import OutputExistsError, UsageError
+from defectseg.errors import DataError, OutputExistsError, UsageError
 from defectseg.evaluation.metrics import Metrics, summarise
 from defectseg.evaluation.predictions import score_predictions
 from defectseg.evaluation.report import write_evaluation
@@ -26,13 +26,14 @@ from defectseg.files import (
     write_result,
 )
 from defectseg.inference.outputs import output_names
-from defectseg.inference.pipeline import Failure
+from defectseg.inference.pipeline import Failure, fit_jpeg
 from defectseg.inference.runtimes import load_runtime
 from defectseg.inference.runtimes.base import Runtime
 
 log = logging.getLogger(__name__)
 
-OVERLAYS = "overlays"
+OVERLAYS, ERRORS = "overlays", "errors.csv"
+_OWN_ENTRIES = frozenset({"metrics.json", "pairs.csv", "report.html", ERRORS, OVERLAYS})
 _CONVENTION = "Dice of each (image, class) pair, 1 where both masks are empty, averaged over all pairs (Kaggle 2019)"
 
 
@@ -83,8 +84,9 @@ def evaluate_model(request: EvaluateRequest) -> Evaluation:
         runtime = load_runtime(request.model, request.device)
         info = runtime.info
         folder = open_data_folder(request.data, class_names=info.class_names)
-        image_ids = choose_subset(folder, info, request)
-        warnings = [*_missing_warnings(folder), *_seen_warnings(folder, info, image_ids, request.subset)]
+        image_ids, warnings = choose_subset(folder, info, request)
+        warnings += [*_missing_warnings(folder), *_seen_warnings(folder, info, image_ids, request.subset)]
+        _clear(request.out)
         request.start(len(image_ids))
         overlays, visit = _overlay_writer(request.out, image_ids)
         score = score_images(
@@ -95,6 +97,9 @@ def evaluate_model(request: EvaluateRequest) -> Evaluation:
             visitors=(visit,),
             advance=request.advance,
         )
+        if score.failures and not score.counts:
+            first = score.failures[0].message
+            raise DataError(f"{request.data}: none of the {len(image_ids)} images can be read. The first: {first}")
         warnings += [f"left out, could not be read: {failure.message}" for failure in score.failures]
         metrics = summarise(score.counts, info.class_names)
         write_evaluation(
@@ -106,7 +111,7 @@ def evaluate_model(request: EvaluateRequest) -> Evaluation:
             overlays={key: value for key, value in overlays.items() if (request.out / value).exists()},
             warnings=warnings,
         )
-        _write_errors(request.out / "errors.csv", folder, score.failures)
+        _write_errors(request.out / ERRORS, score.failures)
     return Evaluation(metrics, tuple(warnings), score.failures)
 
 
@@ -122,20 +127,21 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
     metrics = summarise(counts, folder.class_names)
     if out is not None:
         with _output(out, overwrite=overwrite):
+            _clear(out)
             facts = {"predictions": str(predictions), "data": str(data), "convention": _CONVENTION}
             title = f"{predictions.name} on {data.name}"
             write_evaluation(out, metrics, counts, title=title, facts=facts, overlays={}, warnings=warnings)
     return Evaluation(metrics, tuple(warnings))
 
 
-def choose_subset(folder: DataFolder, info: ModelInfo, request: EvaluateRequest) -> tuple[str, ...]:
-    """The ImageIds to evaluate.
+def choose_subset(folder: DataFolder, info: ModelInfo, request: EvaluateRequest) -> tuple[tuple[str, ...], list[str]]:
+    """The ImageIds to evaluate, and warnings.
 
     Raises:
         UsageError: train or val was asked for, and no split tells them apart.
     """
     if request.subset == "all":
-        return folder.image_ids
+        return folder.image_ids, []
     path = request.split if request.split is not None else request.model.parent / "split.csv"
     if request.split is None and not path.is_file():
         raise UsageError(f"--subset {request.subset}: no split.csv beside {request.model}. Give one with --split FILE.")
@@ -146,7 +152,8 @@ def choose_subset(folder: DataFolder, info: ModelInfo, request: EvaluateRequest)
     chosen = tuple(image_id for image_id in wanted if (folds[image_id] == info.fold) == (request.subset == "val"))
     if not chosen:
         raise UsageError(f"--subset {request.subset}: {path} puts none of the images of {folder.root} there.")
-    return chosen
+    unlisted = len(folder.image_ids) - len(wanted)
+    return chosen, [f"{unlisted} images of {folder.root} are not in {path}; they are not scored"] if unlisted else []
 
 
 def _overlay_writer(out: Path, image_ids: Sequence[str]) -> tuple[dict[str, Path], Callable[[Scored], None]]:
@@ -156,25 +163,39 @@ def _overlay_writer(out: Path, image_ids: Sequence[str]) -> tuple[dict[str, Path
     def write(scored: Scored) -> None:
         truth = scored.truth.any(axis=0) & ~scored.ignore
         picture = paint_comparison(scored.pixels, scored.segmentation.masks.any(axis=0) & ~scored.ignore, truth)
-        path = out / overlays[scored.image_id]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_result(path, encode_jpeg(picture))
+        write_result(out / overlays[scored.image_id], encode_jpeg(fit_jpeg(picture)[0]))
 
     return overlays, write
 
 
 @contextmanager
 def _output(root: Path, *, overwrite: bool) -> Iterator[None]:
-    """Hold an output folder of `evaluate`: empty, or emptied of an earlier evaluation."""
-    if not is_empty_folder(root):
+    """Hold an output folder of `evaluate`: empty, or with an earlier evaluation that may be replaced."""
+    if root.is_dir() and not is_empty_folder(root):
+        foreign = sorted(entry.name for entry in root.iterdir() if not _is_own(entry.name))
+        if foreign:
+            raise OutputExistsError(
+                f"{root}: holds {', '.join(foreign[:3])}, which evaluate did not write, so it is left alone. "
+                "Choose another --out."
+            )
         if not overwrite:
-            raise OutputExistsError(f"{root}: not empty. Choose another --out, or use --overwrite.")
-        if not (root / "metrics.json").exists():
-            raise OutputExistsError(f"{root}: not the output of evaluate, so it is left alone. Choose another --out.")
+            raise OutputExistsError(
+                f"{root}: holds an evaluation. Choose another --out, or replace it with --overwrite."
+            )
     with folder_lock(root):
         remove_stale_temporaries(root)
-        shutil.rmtree(root / OVERLAYS, ignore_errors=True)
         yield
+
+
+def _is_own(name: str) -> bool:
+    return name in _OWN_ENTRIES or name.startswith(".")
+
+
+def _clear(root: Path) -> None:
+    """Delete an earlier evaluation, once it is sure that a new one can begin."""
+    shutil.rmtree(root / OVERLAYS, ignore_errors=True)
+    for name in _OWN_ENTRIES - {OVERLAYS}:
+        (root / name).unlink(missing_ok=True)
 
 
 def _missing_warnings(folder: DataFolder) -> list[str]:
@@ -189,10 +210,18 @@ def _seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str]
     if subset == "train":
         return ["these are the images that the model was trained on; scores on new images will be lower"]
     trained_on = set(info.trained_on)
-    seen = sum(image_digest(folder.image_path(image_id)) in trained_on for image_id in image_ids)
+    seen = sum(_digest_or_blank(folder.image_path(image_id)) in trained_on for image_id in image_ids)
     if not seen:
         return []
     return [f"the model was trained on {seen} of these {len(image_ids)} images; use --subset val for an honest score"]
+
+
+def _digest_or_blank(path: Path) -> str:
+    """The digest of an image, or "" where it cannot be read: that is told when it comes to be scored."""
+    try:
+        return image_digest(path)
+    except OSError:
+        return ""
 
 
 def _facts(request: EvaluateRequest, runtime: Runtime, num_images: int) -> Mapping[str, str]:
@@ -218,8 +247,7 @@ def _describe(thresholds: Thresholds) -> str:
     return f"gate {gate}; pixel {pixel}; minimum area {area} px ({thresholds.chosen_by})"
 
 
-def _write_errors(path: Path, folder: DataFolder, failures: Sequence[Failure]) -> None:
-    path.unlink(missing_ok=True)
+def _write_errors(path: Path, failures: Sequence[Failure]) -> None:
     if not failures:
         return
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:

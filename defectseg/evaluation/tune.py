@@ -17,7 +17,7 @@ from defectseg.evaluation.metrics import dice_of
 
 PIXEL_GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 AREA_GRID_PX = (0, 50, 100, 200, 400, 600, 900, 1400, 2000)
-GATE_GRID = (0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
+GATE_GRID = (0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)
 
 DEFAULT_SETTING = (0.5, 0, 0.5)
 """Pixel threshold, minimum area in px, gate."""

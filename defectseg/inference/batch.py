@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,25 +82,28 @@ def predict(request: PredictRequest) -> dict[str, Any]:
                 only_classes=only_classes,
                 advance=request.advance,
             )
-        except (KeyboardInterrupt, DefectsegError) as error:
+            run |= _outcome(counts, skipped=len(request.images) - len(pending), seconds=time.monotonic() - begun)
+            in_folder = output.finish(run)
+        except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
+            with suppress(DefectsegError):  # on a full disk, say; the first error is the one to report
+                output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
             raise
-        run |= _outcome(counts, skipped=len(request.images) - len(pending), seconds=time.monotonic() - begun)
-        in_folder = output.finish(run)
     return {**run, "images_in_folder": in_folder}
 
 
 def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
-    """ClassIds for names or numbers. Raises UsageError for one that the model does not have."""
+    """ClassIds for names or numbers. Raises UsageError for none at all, or one that the model does not have."""
+    known = ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
+    if not wanted:
+        raise UsageError(f"--classes names no class; the model has {known}. Leave it out to report all.")
     ids = []
     for entry in wanted:
         if entry in class_names:
             ids.append(class_names.index(entry) + 1)
-        elif entry.isdigit() and 1 <= int(entry) <= len(class_names):
+        elif entry.isdecimal() and 1 <= int(entry) <= len(class_names):
             ids.append(int(entry))
         else:
-            known = ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
             raise UsageError(f"--classes {entry}: the model has {known}.")
     return tuple(sorted(set(ids)))
 
@@ -114,7 +118,6 @@ def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool) -> ExitCode:
 
 
 def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, Any]:
-    done = counts.processed + counts.failed
     return {
         "status": "finished",
         "ended": _now(),
@@ -123,7 +126,7 @@ def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, 
         STATUS_FAILED: counts.failed,
         "already_done": skipped,
         "seconds": round(seconds, 3),
-        "images_per_second": round(done / seconds, 2) if done and seconds > 0 else None,
+        "images_per_second": round(counts.processed / seconds, 2) if counts.processed and seconds > 0 else None,
     }
 
 

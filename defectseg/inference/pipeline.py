@@ -86,7 +86,7 @@ def run_batch(
         if isinstance(outcome, Failure):
             failed += 1
             log.warning("%s", outcome.message)
-            output.note(_failure_record(outcome))
+            output.write_failure(_failure_record(outcome))
         else:
             processed += 1
             with_defect += outcome.record.status == STATUS_DEFECT
@@ -149,7 +149,7 @@ class _Rendered:
 def _render(
     found: FoundImage, decoded: DecodedImage, segmentation: Segmentation, class_names: Sequence[str]
 ) -> _Rendered:
-    picture, notes = _fit_jpeg(paint_prediction(decoded.pixels, segmentation.masks, class_names))
+    picture, notes = fit_jpeg(paint_prediction(decoded.pixels, segmentation.masks, class_names))
     record = _record(found, segmentation, class_names, (*decoded.notes, *notes))
     return _Rendered(record, encode_jpeg(picture), _encode_png(segmentation.class_map))
 
@@ -207,13 +207,13 @@ def _identity(found: FoundImage, status: str, notes: str) -> dict[str, object]:
     }
 
 
-def _fit_jpeg(picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+def fit_jpeg(picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Shrink a picture that is too long for a JPEG, and say so."""
     longest = max(picture.shape[:2])
     if longest <= JPEG_LONGEST_SIDE_PX:
         return picture, ()
     factor = JPEG_LONGEST_SIDE_PX / longest
-    size_wh = (int(picture.shape[1] * factor), max(1, int(picture.shape[0] * factor)))
+    size_wh = (max(1, int(picture.shape[1] * factor)), max(1, int(picture.shape[0] * factor)))
     shrunk = np.asarray(cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA), np.uint8)
     return shrunk, (f"overlay shrunk to {size_wh[0]} x {size_wh[1]} px to fit a JPEG",)
 

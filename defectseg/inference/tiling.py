@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.inference.runtimes.base import Runtime
+from defectseg.errors import ModelError
+from defectseg.inference.runtimes.base import Answer, Runtime
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,14 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8]) -> Prediction:
     off towards inner borders, and the gate is the largest over the tiles.
 
     Raises:
+        ModelError: the network answers with something that is not a number.
         ResourceError: memory ran out.
     """
     settings = runtime.info.recipe.inference
     height, width = image.shape
     tile_h, tile_w = min(settings.tile_hw[0], height), min(settings.tile_hw[1], width)
     if (tile_h, tile_w) == (height, width):
-        answer = runtime(image[None, None])
+        answer = _checked(runtime(image[None, None]))
         return Prediction(answer.probabilities[0], answer.gate[0])
     num_classes = runtime.info.num_classes
     total = np.zeros((num_classes, height, width), np.float32)
@@ -38,7 +40,7 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8]) -> Prediction:
     gate = np.zeros(num_classes, np.float32)
     for top, left in windows((height, width), (tile_h, tile_w), settings.tile_overlap_px):
         rows, columns = slice(top, top + tile_h), slice(left, left + tile_w)
-        answer = runtime(np.ascontiguousarray(image[rows, columns])[None, None])
+        answer = _checked(runtime(np.ascontiguousarray(image[rows, columns])[None, None]))
         weight = np.outer(
             _ramp(tile_h, settings.tile_overlap_px, at_start=top > 0, at_end=top + tile_h < height),
             _ramp(tile_w, settings.tile_overlap_px, at_start=left > 0, at_end=left + tile_w < width),
@@ -48,6 +50,16 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8]) -> Prediction:
         np.maximum(gate, answer.gate[0], out=gate)
     total /= weight_sum
     return Prediction(total, gate)
+
+
+def _checked(answer: Answer) -> Answer:
+    """The answer itself. One that is not a number would pass for clean steel, since it reaches no threshold."""
+    if np.isnan(answer.probabilities.min()) or np.isnan(answer.gate.min()):
+        raise ModelError(
+            "the network's answer is not a number: its weights are damaged, or 16-bit numbers do not suffice for it. "
+            "Train it again with training.precision=fp32."
+        )
+    return answer
 
 
 def windows(size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap_px: int) -> Iterator[tuple[int, int]]:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from defectseg.config import ModelInfo
-from defectseg.errors import ModelError
-from defectseg.files import atomic_path
+from defectseg.errors import ConfigError, ModelError
+from defectseg.files import write_bytes
 from defectseg.model.header import METADATA_KEY, read_model_info
 from defectseg.model.network import DefectNetwork
 
@@ -18,8 +18,8 @@ from defectseg.model.network import DefectNetwork
 def save_bundle(path: Path, weights: Mapping[str, Tensor], info: ModelInfo) -> None:
     """Write weights and description as one file, whole or not at all. Raises ResourceError if it cannot be written."""
     tensors = {key: value.detach().to("cpu").contiguous().clone() for key, value in weights.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={METADATA_KEY: info.model_dump_json(), "format": "pt"})
+    # safetensors has an error of its own for a full disk; writing its bytes ourselves gives the system's.
+    write_bytes(path, save(tensors, metadata={METADATA_KEY: info.model_dump_json(), "format": "pt"}))
 
 
 def load_bundle(path: Path) -> tuple[DefectNetwork, ModelInfo]:
@@ -29,7 +29,10 @@ def load_bundle(path: Path) -> tuple[DefectNetwork, ModelInfo]:
         ModelError: no such file, not a bundle, of a newer format, or its weights do not fit its description.
     """
     info, weights = read_bundle(path)
-    network = DefectNetwork(info.recipe.model, info.num_classes, info.normalization)
+    try:
+        network = DefectNetwork(info.recipe.model, info.num_classes, info.normalization)
+    except ConfigError as error:
+        raise ModelError(f"{path}: {error} Upgrade segmentation-models-pytorch and timm.") from error
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

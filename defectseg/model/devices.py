@@ -1,5 +1,7 @@
 """Which device and which precision to compute in."""
 
+import re
+
 import torch
 
 from defectseg.errors import ResourceError, UsageError
@@ -16,15 +18,16 @@ def resolve_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdigit())):
+    parts = re.fullmatch(r"(cpu|mps|cuda)|cuda:([0-9]+)", name)
+    if parts is None:
         raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps.")
+    kind, index = parts[1] or "cuda", parts[2]
     missing = (kind == "cuda" and not torch.cuda.is_available()) or (
         kind == "mps" and not torch.backends.mps.is_available()
     )
     if missing:
         raise ResourceError(f"--device {name}: this machine has no such device. Use --device auto or cpu.")
-    if index and int(index) >= torch.cuda.device_count():
+    if index is not None and int(index) >= torch.cuda.device_count():
         raise ResourceError(f"--device {name}: only cuda:0 to cuda:{torch.cuda.device_count() - 1} are there.")
     return torch.device(name)
 
@@ -45,6 +48,11 @@ def half_precision(device: torch.device) -> torch.dtype | None:
     if device.type == "cpu" and cpu_has_bf16():
         return torch.bfloat16
     return None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """True where torch says that memory ran out; on a CPU it has no exception of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def cpu_has_bf16() -> bool:

@@ -19,6 +19,7 @@ from defectseg.config import ModelConfig, Normalization
 from defectseg.errors import ConfigError, ModelError
 
 STRIDE_PX = 32
+_LEAST_PX = {"pan": 128}  # its attention halves the deepest features three times
 _IMAGENET = Normalization(mean=0.449, std=0.226)  # averaged over the channels
 _HEADS = ("segmentation_head", "classification_head")
 
@@ -43,6 +44,7 @@ class DefectNetwork(nn.Module):
         super().__init__()
         self.net = _create(config, num_classes, pretrained=pretrained)
         self.in_channels = config.in_channels
+        self.least_px = _LEAST_PX.get(config.architecture.lower(), STRIDE_PX)
         self.normalization = normalization
 
     def forward(self, grey: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -56,7 +58,8 @@ class DefectNetwork(nn.Module):
         """
         height, width = grey.shape[-2:]
         x = (grey.float() / 255.0 - self.normalization.mean) / self.normalization.std
-        x = F.pad(x, (0, -width % STRIDE_PX, 0, -height % STRIDE_PX), mode="replicate")
+        right, below = (max(-length % STRIDE_PX, self.least_px - length) for length in (width, height))
+        x = F.pad(x, (0, right, 0, below), mode="replicate")
         output = self.net(x.expand(-1, self.in_channels, -1, -1))
         mask_logits, gate_logits = output if isinstance(output, tuple) else (output, None)
         return mask_logits[..., :height, :width], gate_logits
@@ -96,6 +99,27 @@ def build_network(config: ModelConfig, num_classes: int, weights: str) -> Defect
     if weights not in ("none", "imagenet"):
         load_encoder_weights(network, Path(weights))
     return network
+
+
+def check_size(network: DefectNetwork, size_hw: tuple[int, int]) -> None:
+    """Try the network, where it is, on one black image.
+
+    Raises:
+        ConfigError: the architecture cannot take that size; a DPT, for example, needs options.dynamic_img_size.
+    """
+    was_training = network.training
+    device = next(network.parameters()).device
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros((1, 1, *size_hw), dtype=torch.uint8, device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"model: the network cannot take images of {size_hw[0]}x{size_hw[1]} px: {_first_line(error)}. Change "
+            "data.crop_hw, or model.encoder; a ViT may need --set model.options.dynamic_img_size=true."
+        ) from error
+    finally:
+        network.train(was_training)
 
 
 def load_encoder_weights(network: DefectNetwork, path: Path) -> None:

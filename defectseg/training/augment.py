@@ -39,7 +39,9 @@ def build_augment(config: AugmentConfig) -> Augment:
     def augment(
         image: NDArray[np.uint8], layers: NDArray[np.uint8], seed: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        compose.set_random_seed(seed)
+        # Compose.set_random_seed would give every step the same seed: both flips or none, the same chance throughout.
+        for step, own in zip(compose.transforms, np.random.SeedSequence(seed).generate_state(len(steps)), strict=False):
+            step.set_random_seed(int(own))
         changed = compose(image=image, mask=layers)
         return changed["image"], changed["mask"]
 

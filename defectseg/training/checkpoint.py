@@ -1,5 +1,6 @@
 """Everything needed to go on after an interruption as if there had been none."""
 
+import io
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from defectseg.config import ModelInfo
 from defectseg.errors import ModelError
-from defectseg.files import atomic_path
+from defectseg.files import write_bytes
 
 
 @dataclass
@@ -36,19 +38,38 @@ class Progress:
 
 
 def save_checkpoint(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, progress: Progress
+    path: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    progress: Progress,
+    info: ModelInfo,
 ) -> None:
-    """Write the state of a run, whole or not at all. Raises ResourceError if it cannot be written."""
+    """Write the state of a run, whole or not at all; `info` describes the model to be.
+
+    Raises ResourceError if it cannot be written.
+    """
     scaler = accelerator.scaler
     state = {
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "progress": vars(progress),
+        "info": info.model_dump_json(),
         "random": _random_state(),
     }
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    content = io.BytesIO()
+    torch.save(state, content)  # not to the file: torch does not tell a full disk from other failures
+    write_bytes(path, content.getbuffer())
+
+
+def read_description(path: Path) -> ModelInfo:
+    """What the run of a checkpoint began with. Raises ModelError as `load_checkpoint` does."""
+    state = _read(path, mmap=True)
+    try:
+        return ModelInfo.model_validate_json(state["info"])
+    except (KeyError, ValueError) as error:
+        raise _unusable(path, error) from error
 
 
 def load_checkpoint(
@@ -59,22 +80,37 @@ def load_checkpoint(
     Raises:
         ModelError: no checkpoint there, or it does not fit the network.
     """
+    state = _read(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
         _set_random_state(state["random"])
         return Progress(**state["progress"])
+    except Exception as error:
+        raise _unusable(path, error) from error
+
+
+def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint; with `mmap`, its tensors are left on the disk."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise ModelError(
             f"{path}: no checkpoint to resume from. Start again without --resume, in a new folder."
         ) from None
     except Exception as error:
-        raise ModelError(
-            f"{path}: the run cannot be resumed from it ({error}). Start again in a new folder."
-        ) from error
+        raise _unusable(path, error) from error
+    return state
+
+
+def _unusable(path: Path, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()
+    return ModelError(
+        f"{path}: the run cannot be resumed from it ({reason[0] if reason else type(error).__name__}). "
+        "Start again in a new folder."
+    )
 
 
 def _random_state() -> dict[str, Any]:

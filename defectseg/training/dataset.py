@@ -18,12 +18,13 @@ from defectseg.training.augment import Augment
 
 @dataclass(frozen=True)
 class CropKey:
-    """Which crop: the epoch, the position in it, the image, and whether it must lie on a defect."""
+    """Which crop: the epoch, the position in it, the image, and whether it must lie on a defect, and on which class."""
 
     epoch: int
     position: int
     image_id: str
     on_defect: bool
+    class_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Batch:
 class CropSampler(Sampler[CropKey]):
     """Chooses the images of each epoch.
 
-    A share of the positions goes to images with a defect, the others to all images alike; each group is gone through
-    in a new random order before any image comes again.
+    A share of the positions goes to images with a defect (a part of it to each class alike, so that a rare one is seen
+    as often as a common one), the others to all images; each group is gone through in a new random order before any
+    image comes again.
 
     Args:
         folder: labels, to know which images have a defect.
@@ -68,6 +70,12 @@ class CropSampler(Sampler[CropKey]):
         self.defective = [image_id for image_id in image_ids if folder.classes_of(image_id)]
         self.length = config.samples_per_epoch or len(self.image_ids)
         self.share = config.defect_crops if self.defective else 0.0
+        self.balance = config.class_balance
+        by_class = {
+            class_id: [image_id for image_id in self.defective if class_id in folder.classes_of(image_id)]
+            for class_id in range(1, folder.num_classes + 1)
+        }
+        self.by_class = {class_id: members for class_id, members in by_class.items() if members}
         self.seed = seed
         self.epoch = 0
 
@@ -81,11 +89,14 @@ class CropSampler(Sampler[CropKey]):
     def __iter__(self) -> Iterator[CropKey]:
         rng = np.random.default_rng([self.seed, self.epoch])
         num_on_defect = round(self.share * self.length)
-        chosen = [(image_id, True) for image_id in _cycle(self.defective, num_on_defect, rng)]
-        chosen += [(image_id, False) for image_id in _cycle(self.image_ids, self.length - num_on_defect, rng)]
+        num_each = round(self.balance * num_on_defect) // max(1, len(self.by_class))
+        chosen: list[tuple[str, bool, int | None]] = []
+        for class_id, members in self.by_class.items():
+            chosen += [(image_id, True, class_id) for image_id in _cycle(members, num_each, rng)]
+        chosen += [(image_id, True, None) for image_id in _cycle(self.defective, num_on_defect - len(chosen), rng)]
+        chosen += [(image_id, False, None) for image_id in _cycle(self.image_ids, self.length - num_on_defect, rng)]
         for position, index in enumerate(rng.permutation(len(chosen))):
-            image_id, on_defect = chosen[index]
-            yield CropKey(self.epoch, position, image_id, on_defect)
+            yield CropKey(self.epoch, position, *chosen[index])
 
 
 class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]):
@@ -111,7 +122,7 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
         masks, ignore = self.folder.masks_of(key.image_id, (pixels.shape[0], pixels.shape[1]))
         layers = np.concatenate([masks, ignore[None]]).view(np.uint8)
         if self.crop_hw is not None:
-            corner = place_crop(masks, self.crop_hw, on_defect=key.on_defect, rng=rng)
+            corner = place_crop(masks, self.crop_hw, on_defect=key.on_defect, class_id=key.class_id, rng=rng)
             pixels, layers = cut(pixels, layers, corner, self.crop_hw)
         image, changed = self.augment(pixels, np.ascontiguousarray(layers.transpose(1, 2, 0)), int(rng.integers(2**31)))
         return key, image, changed
@@ -130,21 +141,27 @@ def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def place_crop(
-    masks: NDArray[np.bool_], crop_hw: tuple[int, int], *, on_defect: bool, rng: np.random.Generator
+    masks: NDArray[np.bool_],
+    crop_hw: tuple[int, int],
+    *,
+    on_defect: bool,
+    rng: np.random.Generator,
+    class_id: int | None = None,
 ) -> tuple[int, int]:
     """Top-left corner (row, column) of a random crop; negative or past the end where the image is smaller.
 
     Args:
         masks: bool (C, H, W).
         crop_hw: size of the crop in px.
-        on_defect: the crop must hold a pixel of a defect, drawn from a random class of the image.
+        on_defect: the crop must hold a pixel of a defect.
         rng: source of chance.
+        class_id: the class of that defect; None for a random one of the image.
     """
     size_hw = masks.shape[1:]
     present = np.flatnonzero(masks.any(axis=(1, 2))) if on_defect else np.array([], int)
     if not present.size:
         return _random_corner(size_hw, crop_hw, rng)
-    pixels = np.flatnonzero(masks[rng.choice(present)])
+    pixels = np.flatnonzero(masks[rng.choice(present) if class_id is None else class_id - 1])
     target = np.unravel_index(rng.choice(pixels), size_hw)
     return _random_corner(size_hw, crop_hw, rng, around=(int(target[0]), int(target[1])))
 

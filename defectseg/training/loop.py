@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 
 from defectseg.config import LossConfig, ModelInfo, OptimizerConfig, Thresholds, TrainingConfig
@@ -22,6 +22,7 @@ from defectseg.evaluation.score import Visitor, score_images
 from defectseg.files import atomic_path
 from defectseg.inference.runtimes.torch import TorchRuntime
 from defectseg.model.bundle import save_bundle
+from defectseg.model.devices import half_precision, is_out_of_memory
 from defectseg.model.losses import segmentation_loss
 from defectseg.model.network import DefectNetwork
 from defectseg.training.checkpoint import Progress, save_checkpoint
@@ -80,7 +81,6 @@ def fit(run: Run) -> None:
     started = time.monotonic() - run.progress.elapsed_s
     deadline = math.inf if run.settings.max_minutes is None else started + 60 * run.settings.max_minutes
     while run.progress.epoch < run.progress.total_epochs and not _is_past(run, deadline):
-        epoch_started = time.monotonic()
         figures: dict[str, Any] = {"epoch": run.progress.epoch + 1, **train_one_epoch(run, deadline=deadline)}
         run.progress.epoch += 1
         out_of_time = _is_past(run, deadline)
@@ -89,9 +89,9 @@ def fit(run: Run) -> None:
             metrics = validate(run, thresholds=run.info.thresholds)
             figures["val"] = headline(metrics)
             _keep_if_best(run, metrics)
-        run.progress.elapsed_s, epoch_s = _agreed(run, time.monotonic() - started, time.monotonic() - epoch_started)
+        run.progress.elapsed_s = _agreed(run, time.monotonic() - started)[0]
         if not out_of_time:
-            _fit_into_budget(run, epoch_s=epoch_s)
+            _fit_into_budget(run)
         figures["elapsed_s"] = round(run.progress.elapsed_s, 1)
         _record(run, figures)
 
@@ -116,7 +116,15 @@ def train_one_epoch(run: Run, *, deadline: float = math.inf) -> dict[str, float]
         factor = rate_factor(run.progress.step, total_steps, run.rates)
         for group in run.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        parts = _step(run, batch)
+        try:
+            parts = _step(run, batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ResourceError(
+                f"{run.accelerator.device}: out of memory on {len(batch.image_ids)} crops of "
+                f"{'x'.join(map(str, batch.images.shape[2:]))}. Lower training.batch_size or data.crop_hw."
+            ) from error
         run.progress.step += 1
         count += 1
         for name, value in parts.items():
@@ -131,10 +139,14 @@ def train_one_epoch(run: Run, *, deadline: float = math.inf) -> dict[str, float]
 
 
 def validate(run: Run, *, thresholds: Thresholds, visitors: Sequence[Visitor] = ()) -> Metrics:
-    """Score the validation images through the same code as `predict`; each process takes its share of them."""
+    """Score the validation images through the same code as `predict`, and in its precision, so that the figures are
+    those of the bundle; each process takes its share of the images.
+    """
     accelerator = run.accelerator
+    for buffer in run.network.buffers():
+        broadcast(buffer)  # processes gather batch-norm statistics of their own; the main one's go into the bundle
     own = list(run.val_ids)[accelerator.process_index :: accelerator.num_processes]
-    runtime = TorchRuntime(run.network, run.info, dtype=autocast_dtype(accelerator))
+    runtime = TorchRuntime(run.network, run.info, dtype=half_precision(accelerator.device))
     score = score_images(runtime, run.data, own, thresholds=thresholds, visitors=visitors)
     return summarise(merge(*gather_object([score.counts])), run.info.class_names)
 
@@ -161,11 +173,6 @@ def rate_factor(step: int, total_steps: int, rates: OptimizerConfig) -> float:
         return (step + 1) / (warmup_steps + 1)
     done = min(1.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps))
     return rates.final_lr_share + (1 - rates.final_lr_share) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
-    """The 16-bit type that a run computes in, or None."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
 
 
 def make_optimizer(network: DefectNetwork, rates: OptimizerConfig) -> torch.optim.AdamW:
@@ -223,8 +230,8 @@ def _set_epoch(loader: "DataLoader[Batch]", epoch: int) -> None:
 
 def _keep_if_best(run: Run, metrics: Metrics) -> None:
     score = selection_score(metrics)
-    if run.progress.best_score is not None and score <= run.progress.best_score:
-        return
+    if run.progress.best_score is not None and score < run.progress.best_score:
+        return  # of equals the later: while the gate still stops every image, each epoch scores as all-empty does
     run.progress.best_score, run.progress.best_epoch = score, run.progress.epoch
     if run.accelerator.is_main_process:
         info = run.info.model_copy(update={"metrics": {"best_epoch": run.progress.epoch, **headline(metrics)}})
@@ -241,20 +248,19 @@ def _agreed(run: Run, *values: float) -> tuple[float, ...]:
     return tuple(broadcast_object_list(shared)) if run.accelerator.num_processes > 1 else values
 
 
-def _fit_into_budget(run: Run, *, epoch_s: float) -> None:
-    """Lower the planned epochs to what the time budget allows, so that the cosine still reaches its end."""
+def _fit_into_budget(run: Run) -> None:
+    """Plan as many epochs as the time budget allows, so that the cosine still reaches its end.
+
+    A slow epoch (the first often is) lowers the plan and a quick one raises it again, up to the recipe's epochs.
+    """
     if run.settings.max_minutes is None or run.progress.epoch >= run.progress.total_epochs:
         return
-    left_s = 60 * run.settings.max_minutes - run.progress.elapsed_s
-    possible = run.progress.epoch + max(1, math.floor(left_s / epoch_s))
-    if possible < run.progress.total_epochs:
-        log.info(
-            "%d epochs fit into %g minutes, instead of %d",
-            possible,
-            run.settings.max_minutes,
-            run.progress.total_epochs,
-        )
-        run.progress.total_epochs = possible
+    epoch_s = run.progress.elapsed_s / run.progress.epoch
+    possible = math.floor(60 * run.settings.max_minutes / epoch_s)
+    planned = min(run.settings.epochs, max(run.progress.epoch + 1, possible))
+    if planned != run.progress.total_epochs:
+        log.info("planning %d epochs, which fit into %g minutes", planned, run.settings.max_minutes)
+        run.progress.total_epochs = planned
 
 
 def _record(run: Run, figures: dict[str, Any]) -> None:
@@ -263,7 +269,7 @@ def _record(run: Run, figures: dict[str, Any]) -> None:
         return
     with atomic_path(run.folder / METRICS_NAME) as temporary:
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in run.history), encoding="utf-8")
-    save_checkpoint(run.folder / CHECKPOINT_NAME, run.network, run.optimizer, run.accelerator, run.progress)
+    save_checkpoint(run.folder / CHECKPOINT_NAME, run.network, run.optimizer, run.accelerator, run.progress, run.info)
     values = {f"train/{key}": value for key, value in figures.items() if isinstance(value, float)}
     values |= {f"val/{key}": value for key, value in figures.get("val", {}).items() if value is not None}
     run.accelerator.log(values, step=run.progress.epoch)

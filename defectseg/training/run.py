@@ -5,7 +5,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 
@@ -30,9 +31,9 @@ from defectseg.evaluation.tune import ThresholdSearch
 from defectseg.files import atomic_path, folder_lock, is_empty_folder, remove_stale_temporaries, write_text
 from defectseg.model.bundle import read_bundle, save_bundle
 from defectseg.model.devices import half_precision, resolve_device
-from defectseg.model.network import DefectNetwork, build_network, transfer_weights
+from defectseg.model.network import DefectNetwork, build_network, check_size, transfer_weights
 from defectseg.training.augment import build_augment
-from defectseg.training.checkpoint import Progress, load_checkpoint
+from defectseg.training.checkpoint import Progress, load_checkpoint, read_description, save_checkpoint
 from defectseg.training.dataset import CropDataset, CropSampler, collate
 from defectseg.training.loop import (
     BEST_NAME,
@@ -59,7 +60,7 @@ class TrainRequest:
     """What `defectseg train` was asked for.
 
     Attributes:
-        recipe: the resolved recipe; on resuming, the one in the run folder counts.
+        recipe: the resolved recipe; on resuming, that and the fold of the run folder count.
         data: data folder.
         out: run folder.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -90,12 +91,15 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class _Images:
-    """ImageIds to train and validate on, the folds of all, and (ImageId, reason) of those that cannot be read."""
+    """ImageIds to train and validate on, the folds of all, (ImageId, reason) of those that cannot be read, and the
+    size (H, W) of a crop.
+    """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     folds: dict[str, int]
     failed: tuple[tuple[str, str], ...]
+    crop_hw: tuple[int, int]
 
 
 def train(request: TrainRequest) -> TrainResult:
@@ -120,22 +124,30 @@ def train(request: TrainRequest) -> TrainResult:
             return _train(request, accelerator)
     finally:
         accelerator.end_training()
+        # Accelerate keeps these for the whole process, and would refuse a later training in another precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 def _train(request: TrainRequest, accelerator: Accelerator) -> TrainResult:
     recipe = request.recipe
     set_seed(recipe.seed)
     data = open_data_folder(request.data)
+    if data.missing_images:
+        count, first = len(data.missing_images), data.missing_images[0]
+        log.warning("%d images of the label table are not in the folder (first: %s)", count, first)
     images = _choose_images(request, data)
     network, info = _start_network(request, data, images)
     run = _assemble(request, accelerator, data, images, network, info)
+    if request.resume:
+        run.progress = load_checkpoint(request.out / CHECKPOINT_NAME, network, run.optimizer, accelerator)
+        run.history = read_history(request.out / METRICS_NAME)[: run.progress.epoch]
+    elif accelerator.is_main_process:  # so that an interruption in the first epoch can be resumed too
+        save_checkpoint(request.out / CHECKPOINT_NAME, network, run.optimizer, accelerator, run.progress, info)
     if accelerator.is_main_process:
         write_text(request.out / CONFIG_NAME, dump_recipe(info.recipe))
         write_split(request.out / SPLIT_NAME, images.folds)
         _write_errors(request.out / ERRORS_NAME, images.failed)
-    if request.resume:
-        run.progress = load_checkpoint(request.out / CHECKPOINT_NAME, network, run.optimizer, accelerator)
-        run.history = read_history(request.out / METRICS_NAME)[: run.progress.epoch]
     _report_steps(request, run)
     fit(run)
     metrics = _finish(request, run)
@@ -143,13 +155,16 @@ def _train(request: TrainRequest, accelerator: Accelerator) -> TrainResult:
 
 
 def _resumed(request: TrainRequest) -> TrainRequest:
-    """The request with the recipe of the run that is continued."""
+    """The request with the recipe and the fold of the run that is continued."""
     config = request.out / CONFIG_NAME
     if not config.is_file():
         raise UsageError(f"{request.out}: no {CONFIG_NAME}, so there is no run to resume. Leave out --resume.")
     if (request.out / MODEL_NAME).exists():
         raise UsageError(f"{request.out}: this run has ended; its model is {MODEL_NAME}. There is nothing to resume.")
-    return replace(request, recipe=load_recipe(str(config)))
+    fold = read_description(request.out / CHECKPOINT_NAME).fold
+    if fold != request.fold:
+        log.info("resuming with --fold %s, as the run began", "none" if fold is None else fold)
+    return replace(request, recipe=load_recipe(str(config)), fold=fold)
 
 
 def _make_accelerator(request: TrainRequest, device: torch.device) -> Accelerator:
@@ -161,6 +176,8 @@ def _make_accelerator(request: TrainRequest, device: torch.device) -> Accelerato
         precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}[half] if half is not None else "no"
     else:
         precision = "no" if settings.precision == "fp32" else settings.precision
+        if precision == "fp16" and device.type == "cpu":
+            raise ConfigError("training.precision: fp16 needs a GPU. Use auto, bf16 or fp32 on a CPU.")
     trackers = [name for name in settings.trackers if _tracker_is_there(name)]
     accelerator = Accelerator(
         cpu=device.type == "cpu",
@@ -198,14 +215,26 @@ def _choose_images(request: TrainRequest, data: DataFolder) -> _Images:
         )
     if not any(data.classes_of(image_id) for image_id in train_ids):
         raise DataError(f"{data.root}: none of the {len(train_ids)} images to train on has a mask. Check train.csv.")
-    train_sizes = {sizes[image_id] for image_id in train_ids}
-    if request.recipe.data.crop_hw is None and len(train_sizes) > 1:
-        examples = " and ".join(f"{height}x{width}" for height, width in sorted(train_sizes)[:2])
+    crop_hw = request.recipe.data.crop_hw or _whole_image_hw(
+        {sizes[image_id] for image_id in train_ids}, request.recipe
+    )
+    return _Images(train_ids, val_ids, folds, failed, crop_hw)
+
+
+def _whole_image_hw(sizes: Set[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
+    """The one size (H, W) of images that are trained on whole. Raises ConfigError where they cannot make a batch."""
+    (height, width), *others = sorted(sizes)
+    if others:
         raise ConfigError(
-            f"data.crop_hw is null, but the images differ in size (for example {examples}). "
+            f"data.crop_hw is null, but the images differ in size (for example {height}x{width} and "
+            f"{others[0][0]}x{others[0][1]}). Set a crop size, for example --set data.crop_hw=[256,256]"
+        )
+    if recipe.augment.quarter_turns and height != width:
+        raise ConfigError(
+            f"augment.quarter_turns needs square crops, but data.crop_hw is null and the images are {height}x{width}. "
             "Set a crop size, for example --set data.crop_hw=[256,256]"
         )
-    return _Images(train_ids, val_ids, folds, failed)
+    return height, width
 
 
 def _folds(request: TrainRequest, data: DataFolder) -> dict[str, int]:
@@ -249,9 +278,16 @@ def _read_all(data: DataFolder) -> tuple[dict[str, tuple[int, int]], tuple[tuple
 def _start_network(request: TrainRequest, data: DataFolder, images: _Images) -> tuple[DefectNetwork, ModelInfo]:
     """The network with its first weights, and the description of the model to be."""
     recipe = request.recipe
-    if request.init is None:
-        source_of_weights = "none" if request.resume else recipe.model.encoder_weights
-        network = build_network(recipe.model, data.num_classes, source_of_weights)
+    if request.resume:
+        begun = read_description(request.out / CHECKPOINT_NAME)
+        if (begun.class_names, begun.data_fingerprint) != (data.class_names, data.fingerprint()):
+            raise DataError(
+                f"{data.root}: not the data that {request.out} began with: images or labels differ. "
+                "Resume with the same --data, or train anew in another --out."
+            )
+        network = DefectNetwork(recipe.model, data.num_classes, begun.normalization)
+    elif request.init is None:
+        network = build_network(recipe.model, data.num_classes, recipe.model.encoder_weights)
     else:
         source_info, source = read_bundle(request.init)
         if source_info.recipe.model != recipe.model:
@@ -260,6 +296,7 @@ def _start_network(request: TrainRequest, data: DataFolder, images: _Images) -> 
         network = DefectNetwork(recipe.model, data.num_classes, source_info.normalization)
         kept = transfer_weights(source, source_info.class_names, network, data.class_names)
         log.info("classes carried over: %s", ", ".join(kept) or "none, their last layer starts anew")
+    check_size(network, images.crop_hw)
     weights = recipe.loss.positive_weights
     if weights is not None and len(weights) != data.num_classes:
         raise ConfigError(
@@ -300,7 +337,7 @@ def _assemble(
     workers = _workers(recipe, accelerator.device)
     loader = DataLoader(
         dataset,
-        batch_size=min(recipe.training.batch_size, len(sampler)),
+        batch_size=min(recipe.training.batch_size, max(1, len(sampler) // accelerator.num_processes)),
         sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
@@ -337,6 +374,8 @@ def _workers(recipe: Recipe, device: torch.device) -> int:
 
 def _report_steps(request: TrainRequest, run: Run) -> None:
     def advance(text: str) -> None:
+        if not run.accelerator.is_main_process:
+            return
         request.advance(run.progress.step, run.progress.total_epochs * len(run.loader), text)
 
     run.advance = advance

@@ -10,7 +10,7 @@ from defectseg.config import ModelInfo
 from defectseg.errors import ResourceError
 from defectseg.inference.runtimes.base import Answer
 from defectseg.model.bundle import load_bundle
-from defectseg.model.devices import half_precision, resolve_device
+from defectseg.model.devices import half_precision, is_out_of_memory, resolve_device
 from defectseg.model.network import DefectNetwork
 
 
@@ -43,7 +43,9 @@ class TorchRuntime:
                 batch = torch.from_numpy(images).to(self.device, non_blocking=True)
                 probabilities, gate = self.network.answer(batch.contiguous(memory_format=torch.channels_last))
             return Answer(probabilities.float().cpu().numpy(), gate.float().cpu().numpy())
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             height, width = images.shape[-2:]
             raise ResourceError(
                 f"{self.device}: out of memory on {len(images)} image(s) of {height}x{width}. "

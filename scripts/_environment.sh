@@ -1,0 +1,44 @@
+# shellcheck shell=bash
+# Sourced by demo, test and check: `make_environment EXTRA` puts a Python with defectseg[EXTRA] first on PATH.
+# The environment is .venv in the clone; it is made or brought up to date only where pyproject.toml calls for it.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+
+# The first Python on PATH that is new enough; version managers leave names on PATH that do not run.
+find_python() {
+    local name
+    for name in python3 python3.14 python3.13 python3.12 python3.11 python; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    echo "error: no Python 3.11 or newer on PATH. Install one, or uv, which brings its own." >&2
+    return 1
+}
+
+is_current() { cmp -s "$root/pyproject.toml" "$venv/.installed-$1"; }
+
+make_environment() {
+    local extra=$1 python
+    # A stamp is a copy of pyproject.toml, left when an installation was complete. The extra dev includes train.
+    if ! is_current "$extra" && ! is_current dev; then
+        echo "setting up $venv with defectseg[$extra]; the first time this takes minutes and several GB" >&2
+        if command -v uv >/dev/null; then
+            if [ ! -x "$venv/bin/python" ]; then
+                rm -rf "$venv"
+                uv venv --python '>=3.11' "$venv"
+            fi
+            (cd "$root" && uv pip install --python "$venv/bin/python" --editable ".[$extra]")
+        else
+            if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+                python=$(find_python)
+                "$python" -m venv --clear "$venv"
+            fi
+            (cd "$root" && "$venv/bin/python" -m pip install --disable-pip-version-check --editable ".[$extra]")
+        fi
+        cp "$root/pyproject.toml" "$venv/.installed-$extra"
+    fi
+    export PATH="$venv/bin:$PATH"
+}

@@ -1,0 +1,188 @@
+#!/usr/bin/env python
+"""Measure the search for copies: recall by kind of change, false alarms, and time.
+
+Changes every image of a folder in each way, looks the changed ones up among the originals, and prints a markdown table.
+Pairs among the originals themselves are printed to be looked at: whatever is no true copy there is a false alarm.
+With --speed N it times N images (those of the folder, turned, mirrored and jittered, written as JPEG) through reading and search.
+
+Usage: python scripts/bench/duplicates.py IMAGES [--most 600] [--seed 0] [--speed 0]
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from defectseg.data import images
+from defectseg.data.duplicates import find_copies
+from defectseg.data.likeness import TURNS, Looks, look_at, look_at_all, turned
+from defectseg.data.strips import find_neighbours
+
+Image = NDArray[np.uint8]
+Change = Callable[[Image, Image], Image]
+
+
+def encoded(image: Image, quality: int) -> Image:
+    _, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.imdecode(content, cv2.IMREAD_GRAYSCALE), np.uint8)
+
+
+def lit(image: NDArray[Any], gain: float, offset: float = 0.0) -> Image:
+    return np.clip(np.rint(image * float(gain) + offset), 0, 255).astype(np.uint8)
+
+
+def resized(image: Image, factor: float) -> Image:
+    way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=way), np.uint8)
+
+
+def blended(image: Image, other: Image, share: float) -> Image:
+    fitting = cv2.resize(other, image.shape[::-1]) if other.shape != image.shape else other
+    return lit(share * image + (1 - share) * fitting.astype(np.float64), 1)
+
+
+# What is done to an image; the second argument is another image, for blends.
+CHANGES: dict[str, Change] = {
+    "turned by 90": lambda image, _: turned(image, "90"),
+    "turned by 180": lambda image, _: turned(image, "180"),
+    "turned by 270": lambda image, _: turned(image, "270"),
+    "mirrored": lambda image, _: turned(image, "mirror"),
+    "mirrored, turned by 90": lambda image, _: turned(image, "mirror+90"),
+    "JPEG quality 75": lambda image, _: encoded(image, 75),
+    "JPEG quality 50": lambda image, _: encoded(image, 50),
+    "JPEG quality 30": lambda image, _: encoded(image, 30),
+    "20 % brighter (x 1.2)": lambda image, _: lit(image, 1.2),
+    "20 % darker (x 0.8)": lambda image, _: lit(image, 0.8),
+    "brighter by 25 levels": lambda image, _: lit(image, 1, 25),
+    "brighter by 51 levels": lambda image, _: lit(image, 1, 51),
+    "darker by 51 levels": lambda image, _: lit(image, 1, -51),
+    "half the contrast": lambda image, _: lit(image, 0.5, 64),
+    "resized to 95 %": lambda image, _: resized(image, 0.95),
+    "resized to 90 %": lambda image, _: resized(image, 0.9),
+    "resized to 110 %": lambda image, _: resized(image, 1.1),
+    "noise, deviation 5 levels": lambda image, _: lit(
+        image + np.random.default_rng(image.size).normal(0, 5, image.shape), 1
+    ),
+    "cropped by 1 %": lambda image, _: image[image.shape[0] // 100 :, image.shape[1] // 100 :],
+    "turned by 90, JPEG quality 50": lambda image, _: encoded(turned(image, "90"), 50),
+    "turned by 270, resized to 95 %, x 1.2, JPEG quality 75": lambda image, _: encoded(
+        lit(resized(turned(image, "270"), 0.95), 1.2), 75
+    ),
+    "blend 80/20": lambda image, other: blended(image, other, 0.8),
+    "blend 65/35": lambda image, other: blended(image, other, 0.65),
+    "blend 50/50": lambda image, other: blended(image, other, 0.5),
+    "blend 50/50, the image turned by 90": lambda image, other: blended(turned(image, "90"), other, 0.5),
+}
+
+
+def looks_of(pictures: list[Image]) -> Looks:
+    looks = Looks(len(pictures))
+    for index, picture in enumerate(pictures):
+        looks[index] = look_at(picture)
+    return looks
+
+
+def measure(paths: list[Path], seed: int) -> None:
+    originals = [images.decode(path).pixels for path in paths]
+    looks = looks_of(originals)
+    within = find_copies(looks)
+    print(f"{len(paths)} originals; pairs among them, to be looked at:")
+    for copy in within:
+        print(f"  {paths[copy.first].name} = {paths[copy.second].name} turned by {copy.turn}, score {copy.score:.2f}")
+    alike = {(copy.first, copy.second) for copy in within} | {(copy.second, copy.first) for copy in within}
+    # The partner in a blend; a permutation, so that each image is a partner once.
+    partner = np.random.default_rng(seed).permutation(len(paths))
+    print("\n| change | found | in the right turn | lowest score | median score | unlike images taken for copies |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, change in CHANGES.items():
+        changed = [change(image, originals[partner[index]]) for index, image in enumerate(originals)]
+        copies = find_copies(looks_of(changed), looks)
+        blend = name.startswith("blend")
+        own = {copy.first: copy for copy in copies if copy.first == copy.second}
+        other = {copy.first for copy in copies if blend and copy.second == partner[copy.first]}
+        right = sum(copy.turn == expected_turn(name) for copy in own.values())
+        false = {
+            copy.first
+            for copy in copies
+            if not any(
+                source == copy.second or (source, copy.second) in alike
+                for source in ((copy.first, partner[copy.first]) if blend else (copy.first,))
+            )
+        }
+        found = len(own.keys() | other)
+        scores = [copy.score for copy in own.values()] or [0.0]
+        both = f" (the image itself {percent(len(own), len(paths))})" if blend else ""
+        print(
+            f"| {name} | {percent(found, len(paths))}{both} | {percent(right, max(len(own), 1))} | {min(scores):.2f} | "
+            f"{np.median(scores):.2f} | {percent(len(false), len(paths))} |"
+        )
+
+
+def expected_turn(name: str) -> str:
+    mirrored = "mirror" if "mirrored" in name else ""
+    degrees = next((degrees for degrees in ("90", "180", "270") if f"turned by {degrees}" in name), "")
+    return "+".join(filter(None, (mirrored, degrees))) or "0"
+
+
+def percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %"
+
+
+def time_it(paths: list[Path], count: int, seed: int) -> None:
+    """Time the reading and the searches on `count` images, none of which is a copy of another."""
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        written = []
+        for index in range(count):
+            picture = new_picture(images.decode(paths[index % len(paths)]).pixels, rng)
+            _, content = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
+            written.append(Path(folder) / f"{index}.jpg")
+            written[-1].write_bytes(content.tobytes())
+        start = time.perf_counter()
+        looks, _ = look_at_all(written)
+        read_s = time.perf_counter() - start
+        start = time.perf_counter()
+        copies = find_copies(looks)
+        search_s = time.perf_counter() - start
+        start = time.perf_counter()
+        find_neighbours(looks)
+        strips_s = time.perf_counter() - start
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{count} images of {picture.shape[0]}x{picture.shape[1]}: read {read_s:.2f} s, copies {search_s:.2f} s "
+        f"({len(copies)} found), strips {strips_s:.2f} s; peak memory {peak_mib:.0f} MiB"
+    )
+
+
+def new_picture(image: Image, rng: Generator) -> Image:
+    """Another picture with the statistics of this one: rolled by a random way, turned within its shape, in another light."""
+    shape = image.shape
+    turns = TURNS if shape[0] == shape[1] else TURNS[::2]
+    rolled = np.roll(image, [int(rng.integers(side // 4, 3 * side // 4)) for side in shape], (0, 1))
+    return lit(turned(rolled, turns[int(rng.integers(len(turns)))]), float(rng.uniform(0.85, 1.1)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--most", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--speed", type=int, default=0, metavar="N")
+    arguments = parser.parse_args()
+    paths = [image.path for image in images.find_images([arguments.images])][: arguments.most]
+    if arguments.speed:
+        time_it(paths, arguments.speed, arguments.seed)
+    else:
+        measure(paths, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Fixtures that several parts of the suite share: a small synthetic data folder and a run that was trained on it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from numpy.typing import NDArray
+
+from defectseg.config import InferenceConfig, ModelInfo, Normalization, Recipe, Thresholds
+from defectseg.data.synthetic import write_data_folder
+from defectseg.inference.runtimes.base import Answer
+
+# How long an example takes says more of what else runs on the machine than of the code.
+hypothesis_settings.register_profile("defectseg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("defectseg")
+
+SHEETS = 24
+SHEET_HW = (64, 128)
+
+TINY_RECIPE = """
+seed: 3
+model:
+  architecture: Unet
+  encoder: tu-test_resnet
+  encoder_weights: none
+  options:
+    decoder_channels: [32, 16, 16, 8, 8]
+data:
+  folds: 4
+  crop_hw: [64, 64]
+  samples_per_epoch: 16
+optimizer:
+  encoder_lr: 5.0e-3
+  decoder_lr: 5.0e-3
+training:
+  epochs: 2
+  batch_size: 4
+  precision: fp32
+  trackers: []
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe that trains in about a second: a small network from random weights, two epochs, no trackers."""
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    path.write_text(TINY_RECIPE, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 synthetic sheets of 64 x 128 px with four classes. Not to be written to: copy it first."""
+    path = tmp_path_factory.mktemp("data") / "sheets"
+    write_data_folder(path, images=SHEETS, seed=5, size_hw=SHEET_HW)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, data_folder: Path, tiny_recipe: Path) -> Path:
+    """The run folder of a network trained on `data_folder`, fold 0 of 4 held back; it finds some of the defects.
+
+    Not to be written to: copy it first.
+    """
+    from defectseg.config import load_recipe
+    from defectseg.training.run import TrainRequest, train
+
+    longer = ["training.epochs=16", "data.samples_per_epoch=48"]
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    train(TrainRequest(recipe=load_recipe(str(tiny_recipe), longer), data=data_folder, out=out, device="cpu"))
+    return out
+
+
+class GreyRuntime:
+    """A Runtime without a network, whose answer for a pixel depends on its grey level alone, so that it is known.
+
+    Two classes, pits and cracks. Levels 110 to 129 are a pit (0.9), 150 to 169 a crack (0.8), 190 to 209 a pit (0.6)
+    and a crack (0.7) at once; everything else is steel (0.1 for both). The gate is the largest probability.
+
+    Attributes:
+        calls: shapes of the arrays that it was called with.
+        before: called with the number of each call, from 1, before it is answered.
+    """
+
+    name = "grey levels"
+
+    def __init__(self, thresholds: Thresholds, inference: InferenceConfig) -> None:
+        self.info = ModelInfo(
+            class_names=("pits", "cracks"),
+            normalization=Normalization(mean=0.5, std=0.5),
+            thresholds=thresholds,
+            recipe=Recipe(inference=inference),
+        )
+        self.levels = np.full((2, 256), 0.1, np.float32)
+        self.levels[0, 110:130] = 0.9
+        self.levels[1, 150:170] = 0.8
+        self.levels[:, 190:210] = [[0.6], [0.7]]
+        self.calls: list[tuple[int, ...]] = []
+        self.before: Callable[[int], None] = lambda call: None
+
+    def __call__(self, images: NDArray[np.uint8]) -> Answer:
+        self.calls.append(images.shape)
+        self.before(len(self.calls))
+        probabilities = np.ascontiguousarray(self.levels[:, images[:, 0]].swapaxes(0, 1))
+        return Answer(probabilities, probabilities.max(axis=(2, 3)))
+
+
+@pytest.fixture
+def grey_runtime() -> Callable[..., GreyRuntime]:
+    """Makes a GreyRuntime; by default no region is too small and tiles are of the usual size."""
+
+    def make(
+        *, min_area_px: int = 0, tile_hw: tuple[int, int] = (1024, 2048), tile_overlap_px: int = 128
+    ) -> GreyRuntime:
+        thresholds = Thresholds(gate=(0.5, 0.5), pixel=(0.5, 0.5), min_area_px=(min_area_px, min_area_px))
+        return GreyRuntime(thresholds, InferenceConfig(tile_hw=tile_hw, tile_overlap_px=tile_overlap_px))
+
+    return make

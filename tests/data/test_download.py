@@ -1,0 +1,295 @@
+import csv
+import io
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defectseg.data import download
+from defectseg.data.download import COMPETITION, SEVERSTAL, DownloadReport, Figures, download_severstal
+from defectseg.data.labels import open_data_folder
+from defectseg.errors import CannotContinueError, DataError, MissingExtraError, OutputExistsError, ResourceError
+
+ROWS = [("a.jpg", 1, "1 2"), ("a.jpg", 3, "5 1"), ("b.jpg", 3, "2 2")]
+FIGURES = Figures(images=3, defect_images=2, masks_per_class=(1, 0, 2))
+
+
+def archive(rows: Any = ROWS, images: tuple[str, ...] = ("a", "b", "c")) -> bytes:
+    table = io.StringIO()
+    csv.writer(table).writerows([("ImageId", "ClassId", "EncodedPixels"), *rows])
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("sample_submission.csv", "ImageId,EncodedPixels,ClassId\nt.jpg,1 409600,0\n")
+        packed.writestr("test_images/t.jpg", b"t")
+        packed.writestr("train.csv", table.getvalue())
+        for image in images:
+            packed.writestr(f"train_images/{image}.jpg", image.encode())
+    return content.getvalue()
+
+
+class Kaggle:
+    """A stand-in for Kaggle's client, which goes on with the file that it finds."""
+
+    def __init__(self, content: bytes, *, stop_after: int | None = None, error: BaseException | None = None) -> None:
+        self.content, self.stop_after, self.error = content, stop_after, error
+        self.fetched: list[int] = []
+
+    def competition_download_files(self, competition: str, path: str, force: bool = False, quiet: bool = True) -> None:
+        assert (competition, force) == (COMPETITION, False)
+        print("Downloading")  # as the real one does
+        if self.error:
+            raise self.error
+        with (Path(path) / f"{competition}.zip").open("ab") as handle:
+            rest = self.content[handle.tell() : self.stop_after]
+            handle.write(rest)
+        self.fetched.append(len(rest))
+        if self.stop_after is not None:
+            raise ConnectionError("the line went dead")
+
+
+def fetch(out: Path, client: Any, expected: Figures = FIGURES) -> DownloadReport:
+    return download_severstal(out, client=client, expected=expected)
+
+
+def tree(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
+
+
+def test_data_come_in_the_layout_that_every_command_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = fetch(tmp_path / "out", Kaggle(archive()))
+    assert report == DownloadReport(3, 1, 2, (1, 0, 2), was_there=False)
+    assert tree(tmp_path / "out") == {
+        *("train.csv", "sample_submission.csv", "test_images/t.jpg"),
+        *(f"train_images/{name}.jpg" for name in "abc"),
+    }
+    assert not (tmp_path / "out/.download").exists()
+    assert open_data_folder(tmp_path / "out").image_ids == ("a.jpg", "b.jpg", "c.jpg")
+    assert capsys.readouterr().out == ""  # stdout is for results
+
+
+def test_known_figures_are_those_of_the_competition() -> None:
+    assert Figures(12_568, 6_666, (897, 247, 5_150, 801)) == SEVERSTAL
+
+
+def test_interrupted_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    content = archive()
+    broken = Kaggle(content, stop_after=100)
+    with pytest.raises(CannotContinueError, match=r"the line went dead.*run the same command again to go on"):
+        fetch(tmp_path / "out", broken)
+    assert tree(tmp_path / "out") == {f".download/{COMPETITION}.zip"}
+    whole = Kaggle(content)
+    fetch(tmp_path / "out", whole)
+    assert whole.fetched == [len(content) - 100]
+    assert (tmp_path / "out/train.csv").exists()
+
+
+def test_interruption_while_unpacking_does_not_fetch_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        (tmp_path / "out/.download/unpacking").mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "unpack", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(tmp_path / "out", Kaggle(archive()))
+    assert not (tmp_path / "out/train.csv").exists()
+    never = Kaggle(b"", error=AssertionError("called again"))
+    assert fetch(tmp_path / "out", never).images == 3
+
+
+def test_interruption_while_moving_is_finished_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def stop_at_the_table(self: Path, target: Path) -> Path:
+        if target.name == "train.csv":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stop_at_the_table)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(tmp_path / "out", Kaggle(archive()))
+    assert (tmp_path / "out/train_images").exists()
+    assert fetch(tmp_path / "out", Kaggle(b"", error=AssertionError())).images == 3
+    assert not (tmp_path / "out/.download").exists()
+
+
+def test_complete_folder_is_only_checked(tmp_path: Path) -> None:
+    fetch(tmp_path / "out", Kaggle(archive()))
+    again = fetch(tmp_path / "out", Kaggle(b"", error=AssertionError("called again")))
+    assert again.was_there
+
+
+def test_complete_folder_that_lost_an_image_is_told_and_not_touched(tmp_path: Path) -> None:
+    fetch(tmp_path / "out", Kaggle(archive()))
+    (tmp_path / "out/train_images/c.jpg").unlink()
+    with pytest.raises(DataError, match=r"2 images, 2 with a defect.*expected 3 images.*choose another --out"):
+        fetch(tmp_path / "out", Kaggle(archive()))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (archive(images=("a", "b")), "2 images, 2 with a defect, masks per class 1/0/2; expected 3 images"),
+        (archive(ROWS[:2]), "3 images, 1 with a defect, masks per class 1/0/1; expected 3 images, 2 with"),
+        (archive(ROWS + ROWS[:1]), "a.jpg, ClassId 1 stands in line 2 already"),
+        (archive(images=("a", "x", "c")), "1 images of train.csv are missing, the first is b.jpg"),
+    ],
+)
+def test_data_that_are_not_what_they_should_be_never_become_a_data_folder(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        fetch(tmp_path / "out", Kaggle(content))
+    assert {entry.name for entry in (tmp_path / "out").iterdir()} == {".download"}
+
+
+def test_damaged_archive_says_to_delete_it(tmp_path: Path) -> None:
+    content = bytearray(archive())
+    at = content.index(b"train_images/a.jpg") + len("train_images/a.jpg")
+    content[at] ^= 0xFF
+    with pytest.raises(DataError, match=rf"{COMPETITION}\.zip: the archive is damaged.*Delete it and download it"):
+        fetch(tmp_path / "out", Kaggle(bytes(content)))
+
+
+class _Response:
+    def __init__(self, status_code: int) -> None:
+        self.status_code = status_code
+
+
+class HttpError(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"{status} Client Error")
+        self.response = _Response(status)
+
+
+class OldHttpError(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"({status})")
+        self.status = status
+
+
+@pytest.mark.parametrize("kind", [HttpError, OldHttpError])
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, r"does not accept the token.*kaggle\.com/settings/api.*KAGGLE_API_TOKEN.*~/\.kaggle/access_token"),
+        (403, rf"rules are not accepted.*competitions/{COMPETITION}/rules, accept the rules"),
+        (404, r"no competition"),
+        (500, r"status 500.*run the same command again"),
+    ],
+)
+def test_refusals_of_the_service_say_what_to_do(
+    tmp_path: Path, kind: Callable[[int], Exception], status: int, message: str
+) -> None:
+    with pytest.raises(CannotContinueError, match=message):
+        fetch(tmp_path / "out", Kaggle(b"", error=kind(status)))
+
+
+def test_403_in_the_middle_of_the_file_is_an_expired_link_and_no_matter_of_rules(tmp_path: Path) -> None:
+    with pytest.raises(CannotContinueError):
+        fetch(tmp_path / "out", Kaggle(archive(), stop_after=100))
+    with pytest.raises(CannotContinueError, match=r"failed .*run the same command again to go on"):
+        fetch(tmp_path / "out", Kaggle(b"", error=HttpError(403)))
+
+
+def test_client_that_gives_up_by_leaving_the_program_is_caught(tmp_path: Path) -> None:
+    with pytest.raises(CannotContinueError, match="failed"):
+        fetch(tmp_path / "out", Kaggle(b"", error=SystemExit(1)))
+
+
+def test_client_that_leaves_another_file_is_told(tmp_path: Path) -> None:
+    class Other(Kaggle):
+        def competition_download_files(self, competition: str, path: str, *_: Any, **__: Any) -> None:
+            (Path(path) / "other.tar").write_bytes(b"x")
+
+    with pytest.raises(DataError, match=r"left other\.tar; expected severstal"):
+        fetch(tmp_path / "out", Other(b""))
+
+
+def test_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/precious.txt").write_text("x")
+    with pytest.raises(OutputExistsError, match=r"precious\.txt"):
+        fetch(tmp_path / "out", Kaggle(archive()))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputExistsError, match="is a file"):
+        fetch(tmp_path / "file", Kaggle(archive()))
+
+
+def test_images_without_our_own_traces_count_as_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "out/train_images").mkdir(parents=True)
+    with pytest.raises(OutputExistsError, match="train_images"):
+        fetch(tmp_path / "out", Kaggle(archive()))
+
+
+def test_full_disk_is_told_before_anything_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    with pytest.raises(ResourceError, match=r"0\.0 GiB free, 0\.1 GiB needed"):
+        fetch(tmp_path / "out", Kaggle(archive()))
+
+
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/kaggle.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setitem(sys.modules, "kaggle", None)  # what stood there comes back after the test
+    del sys.modules["kaggle"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "raise OSError('Could not find kaggle.json')",  # 1.6
+        "print('Authentication required')\nraise SystemExit(1)",  # 1.7
+        "class api:\n    def authenticate():\n        print('No token')\n        raise SystemExit(1)",  # 2
+    ],
+)
+def test_missing_token_is_told_with_the_pages_to_open_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    module(tmp_path, monkeypatch, source)
+    with pytest.raises(CannotContinueError, match=r"settings/api.*KAGGLE_API_TOKEN.*/rules, accept the rules"):
+        download_severstal(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_connection_that_fails_at_login_is_not_taken_for_a_missing_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module(
+        tmp_path,
+        monkeypatch,
+        "E = type('ConnectionError', (OSError,), {'__module__': 'requests.exceptions'})\nraise E('no route')",
+    )
+    with pytest.raises(CannotContinueError, match=r"failed \(ConnectionError: no route\)"):
+        download_severstal(tmp_path / "out")
+
+
+def test_package_that_is_not_installed_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kaggle", None)
+    with pytest.raises((MissingExtraError, CannotContinueError), match=r"defectseg\[kaggle\]"):
+        download_severstal(tmp_path / "out")
+
+
+def test_client_that_lacks_a_package_of_its_own_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module(tmp_path, monkeypatch, "import a_package_that_nobody_has")
+    with pytest.raises(CannotContinueError, match="pip install a_package_that_nobody_has"):
+        download_severstal(tmp_path / "out")
+
+
+def test_client_that_is_logged_in_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module(
+        tmp_path,
+        monkeypatch,
+        "class api:\n    logged_in = False\n    def authenticate():\n        api.logged_in = True",
+    )
+    client: Any = download.log_in()
+    assert client.logged_in

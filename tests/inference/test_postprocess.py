@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from defectseg.config import Thresholds
+from defectseg.inference.postprocess import segment
+from defectseg.inference.tiling import Prediction
+
+
+def _thresholds(
+    pixel: tuple[float, ...], *, gate: tuple[float, ...] | None = None, min_area_px: tuple[int, ...] | None = None
+) -> Thresholds:
+    count = len(pixel)
+    return Thresholds(gate=gate or (0.0,) * count, pixel=pixel, min_area_px=min_area_px or (0,) * count)
+
+
+def _prediction(*planes: list[list[float]], gate: list[float] | None = None) -> Prediction:
+    probabilities = np.array(planes, np.float32)
+    gates = probabilities.max(axis=(1, 2)) if gate is None else np.array(gate, np.float32)
+    return Prediction(probabilities, gates)
+
+
+def test_a_pixel_at_the_threshold_counts() -> None:
+    # 0.3 is not a float32; the threshold must be rounded as the probability was.
+    result = segment(_prediction([[0.3, 0.29999]]), _thresholds((0.3,)))
+
+    assert result.masks.tolist() == [[[True, False]]]
+
+
+@pytest.mark.parametrize(("gate", "found"), [(0.61, True), (0.6, True), (0.59, False)])
+def test_a_class_counts_from_its_gate_on(gate: float, found: bool) -> None:
+    result = segment(_prediction([[0.9, 0.9]], gate=[gate]), _thresholds((0.5,), gate=(0.6,)))
+
+    assert result.masks.any() == found
+    assert bool(result.regions) == found
+    assert result.class_map.tolist() == [[int(found)] * 2]
+
+
+def test_gates_and_thresholds_are_those_of_each_class() -> None:
+    planes = [[0.4, 0.6]], [[0.4, 0.6]], [[0.9, 0.9]]
+    thresholds = _thresholds((0.3, 0.5, 0.5), gate=(0.5, 0.5, 0.95))
+
+    result = segment(_prediction(*planes), thresholds)
+
+    assert result.masks.tolist() == [[[True, True]], [[False, True]], [[False, False]]]
+
+
+def test_regions_smaller_than_the_minimum_area_are_dropped_from_masks_and_class_map() -> None:
+    plane = [
+        [0.9, 0.9, 0.1, 0.9],
+        [0.9, 0.1, 0.1, 0.9],
+        [0.1, 0.1, 0.1, 0.1],
+        [0.9, 0.1, 0.1, 0.1],
+    ]
+
+    result = segment(_prediction(plane), _thresholds((0.5,), min_area_px=(2,)))
+
+    assert [region.area_px for region in result.regions] == [3, 2]
+    assert result.class_map.tolist() == [[1, 1, 0, 1], [1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(result.masks[0], result.class_map == 1)
+
+
+def test_regions_come_by_class_then_size_with_their_own_figures() -> None:
+    pits = [[0.6, 0.1, 0.8, 0.7], [0.1, 0.1, 0.1, 0.1]]
+    cracks = [[0.1, 0.1, 0.1, 0.1], [0.9, 0.1, 0.1, 0.1]]
+
+    result = segment(_prediction(pits, cracks), _thresholds((0.5, 0.5)))
+
+    figures = [(one.class_id, one.area_px, one.box_xywh, one.centroid_xy) for one in result.regions]
+    assert figures == [(1, 2, (2, 0, 2, 1), (2.5, 0.0)), (1, 1, (0, 0, 1, 1), (0.0, 0.0)), (2, 1, (0, 1, 1, 1), (0, 1))]
+    np.testing.assert_allclose([one.score for one in result.regions], [0.75, 0.6, 0.9], atol=1e-6)
+
+
+def test_only_wanted_classes_are_reported_and_keep_their_numbers() -> None:
+    result = segment(_prediction([[0.9]], [[0.8]]), _thresholds((0.5, 0.5)), only_classes=(2,))
+
+    assert result.masks.tolist() == [[[False]], [[True]]]
+    assert result.class_map.tolist() == [[2]]
+    assert [one.class_id for one in result.regions] == [2]
+
+
+def test_the_class_map_names_the_most_probable_class_whose_final_mask_holds_the_pixel() -> None:
+    # Column 0: both, the second is more probable. Column 1: as probable, the first is named.
+    # Column 3: a crack of one pixel is dropped, so the less probable pit is named.
+    pits = [[0.6, 0.7, 0.1, 0.6, 0.6]]
+    cracks = [[0.9, 0.7, 0.1, 0.9, 0.1]]
+
+    result = segment(_prediction(pits, cracks), _thresholds((0.5, 0.5), min_area_px=(0, 2)))
+
+    assert result.class_map.tolist() == [[2, 1, 0, 1, 1]]
+    assert result.class_map.dtype == np.uint8
+    assert result.masks.tolist() == [[[True, True, False, True, True]], [[True, True, False, False, False]]]
+
+
+def test_a_clean_image_has_nothing() -> None:
+    result = segment(_prediction([[0.1, 0.2]], [[0.1, 0.1]]), _thresholds((0.5, 0.5)))
+
+    assert not result.masks.any()
+    assert result.regions == ()
+    assert result.class_map.tolist() == [[0, 0]]
+
+
+probabilities_of_three_classes = hnp.arrays(
+    np.float32,
+    st.tuples(st.just(3), st.integers(1, 6), st.integers(1, 6)),
+    elements=st.sampled_from([np.float32(value) for value in (0.0, 0.4, 0.5, 0.6, 0.8)]),
+)
+
+
+@given(
+    probabilities_of_three_classes, st.tuples(*[st.integers(0, 4)] * 3), st.tuples(*[st.sampled_from([0.5, 0.7])] * 3)
+)
+def test_class_map_agrees_with_a_slow_literal_one(
+    probabilities: NDArray[np.float32], min_area_px: tuple[int, ...], gate: tuple[float, ...]
+) -> None:
+    before = probabilities.copy()
+    prediction = Prediction(probabilities, probabilities.max(axis=(1, 2)))
+
+    result = segment(prediction, _thresholds((0.5, 0.5, 0.5), gate=gate, min_area_px=min_area_px))
+
+    for y, x in np.ndindex(result.class_map.shape):
+        holders = [(-probabilities[c, y, x], c + 1) for c in range(3) if result.masks[c, y, x]]
+        assert result.class_map[y, x] == (min(holders)[1] if holders else 0)
+    for index in range(3):
+        areas = [region.area_px for region in result.regions if region.class_id == index + 1]
+        assert sum(areas) == np.count_nonzero(result.masks[index])
+        assert min(areas, default=min_area_px[index]) >= min_area_px[index]
+        if prediction.gate[index] < gate[index]:
+            assert areas == []
+    np.testing.assert_array_equal(probabilities, before)

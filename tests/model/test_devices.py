@@ -1,0 +1,105 @@
+"""Names of devices, and the precision that each computes in."""
+
+import pytest
+import torch
+
+from defectseg.errors import ResourceError, UsageError
+from defectseg.model import devices
+from defectseg.model.devices import available_devices, half_precision, is_out_of_memory, resolve_device
+
+
+@pytest.fixture
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"card {index}")
+
+
+@pytest.fixture
+def no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_cards")
+def test_auto_is_the_processor_where_there_is_nothing_else() -> None:
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    assert available_devices() == ["cpu"]
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_auto_prefers_a_graphics_card() -> None:
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    assert available_devices()[:3] == ["cpu", "cuda:0 card 0", "cuda:1 card 1"]
+
+
+@pytest.mark.usefixtures("no_cards")
+def test_auto_takes_mps_before_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto") == resolve_device("mps") == torch.device("mps")
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:²", "cpu:0", "mps:1", "xla"])
+@pytest.mark.usefixtures("two_cards")
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="expected auto, cpu, cuda, cuda:N or mps"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
+@pytest.mark.usefixtures("no_cards")
+def test_a_device_that_is_not_there_is_told(name: str) -> None:
+    with pytest.raises(ResourceError, match=f"--device {name}: this machine has no such device"):
+        resolve_device(name)
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_a_card_beyond_the_last_is_told() -> None:
+    with pytest.raises(ResourceError, match="only cuda:0 to cuda:1"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize(("in_hardware", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_a_processor_computes_in_16_bit_only_where_it_does_so_in_hardware(
+    monkeypatch: pytest.MonkeyPatch, in_hardware: bool, expected: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: in_hardware)
+    assert half_precision(torch.device("cpu")) is expected
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_card_without_bfloat16_takes_float16(
+    monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert half_precision(torch.device("cuda")) is expected
+
+
+def test_mps_computes_in_32_bit() -> None:
+    assert half_precision(torch.device("mps")) is None
+
+
+def test_a_processor_has_bfloat16_where_either_instruction_set_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert devices.cpu_has_bf16()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert not devices.cpu_has_bf16()
+
+
+def test_an_older_torch_without_the_probes_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert not devices.cpu_has_bf16()
+
+
+def test_running_out_of_memory_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as too_much:
+        torch.empty(10**16)
+    assert is_out_of_memory(too_much.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as misfit:
+        torch.zeros(2) @ torch.zeros(3)
+    assert not is_out_of_memory(misfit.value)

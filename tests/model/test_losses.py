@@ -1,0 +1,168 @@
+"""The losses, with numbers worked by hand."""
+
+import math
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor
+
+from defectseg.config import LossConfig
+from defectseg.model.losses import LossParts, pair_dice, pixel_bce, segmentation_loss
+
+LOG2 = math.log(2.0)
+
+
+def _pixels(*values: float) -> Tensor:
+    """One image, one class, one row of pixels: float (1, 1, 1, W)."""
+    return torch.tensor(values, dtype=torch.float32).reshape(1, 1, 1, -1)
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def _all_valid(logits: Tensor) -> Tensor:
+    return torch.ones((logits.shape[0], 1, *logits.shape[2:]), dtype=torch.bool)
+
+
+def test_bce_of_undecided_pixels_is_log_2() -> None:
+    logits = torch.zeros(2, 3, 4, 5)
+    assert pixel_bce(logits, torch.zeros_like(logits), _all_valid(logits), None).item() == pytest.approx(LOG2)
+
+
+def test_bce_is_the_mean_over_pixels() -> None:
+    # -ln 0.8 for the defect found at 0.8, -ln 0.9 for the sound pixel at 0.1.
+    logits, truth = _pixels(_logit(0.8), _logit(0.1)), _pixels(1, 0)
+    expected = (-math.log(0.8) - math.log(0.9)) / 2
+    assert pixel_bce(logits, truth, _all_valid(logits), None).item() == pytest.approx(expected)
+
+
+def test_bce_weighs_the_defect_pixels_of_each_class() -> None:
+    logits = torch.zeros(1, 2, 1, 2)
+    truth = torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]])
+    # Class 1: (3 + 1) ln 2 over two pixels, class 2: (1 + 1) ln 2; six ln 2 over four pixels.
+    assert pixel_bce(logits, truth, _all_valid(logits), (3.0, 1.0)).item() == pytest.approx(6 * LOG2 / 4)
+
+
+def test_bce_leaves_invalid_pixels_out_of_sum_and_count() -> None:
+    logits, truth = _pixels(0.0, 50.0, 50.0), _pixels(0, 0, 0)
+    valid = torch.tensor([True, False, False]).reshape(1, 1, 1, 3)
+    assert pixel_bce(logits, truth, valid, None).item() == pytest.approx(LOG2)
+
+
+def test_bce_of_no_valid_pixel_is_zero() -> None:
+    logits = _pixels(3.0, -2.0)
+    assert pixel_bce(logits, torch.zeros_like(logits), ~_all_valid(logits), None).item() == 0.0
+
+
+def test_dice_of_a_pair_with_a_defect() -> None:
+    # Overlap 0.8, areas 0.8 + 0.4 and 1; 1 - (1.6 + 2) / (1.2 + 1 + 2) = 1 - 3.6 / 4.2.
+    logits, truth = _pixels(_logit(0.8), _logit(0.4)), _pixels(1, 0)
+    loss = pair_dice(logits, truth, _all_valid(logits), smooth_px=2.0, empty_weight=0.5)
+    assert loss.item() == pytest.approx(1 - 3.6 / 4.2, abs=1e-6)
+
+
+def test_dice_of_a_clean_pair() -> None:
+    # Predicted area 0.2 + 0.1; 0.3 / (0.3 + 2), weighted by 0.5.
+    logits = _pixels(_logit(0.2), _logit(0.1))
+    loss = pair_dice(logits, torch.zeros_like(logits), _all_valid(logits), smooth_px=2.0, empty_weight=0.5)
+    assert loss.item() == pytest.approx(0.5 * 0.3 / 2.3, abs=1e-6)
+
+
+def test_dice_averages_defective_and_clean_pairs_apart() -> None:
+    # Every probability 1/2, two pixels a pair. With a defect: 1 - (1 + 1) / (1 + 1 + 1) = 1/3. Clean: 1/2.
+    # One defective pair and three clean ones: 1/3 + 0.2 * 1/2, whatever their numbers.
+    logits = torch.zeros(2, 2, 1, 2)
+    truth = torch.zeros(2, 2, 1, 2)
+    truth[1, 0, 0, 1] = 1
+    loss = pair_dice(logits, truth, _all_valid(logits), smooth_px=1.0, empty_weight=0.2)
+    assert loss.item() == pytest.approx(1 / 3 + 0.2 / 2, abs=1e-6)
+
+
+def test_a_perfect_answer_costs_nothing() -> None:
+    masks = torch.zeros(1, 2, 8, 8, dtype=torch.bool)
+    masks[0, 0, 2:5, 3:6] = True
+    gates = torch.tensor([[60.0, -60.0]])
+    parts = segmentation_loss((masks.float() * 2 - 1) * 60, gates, masks, torch.zeros(1, 8, 8).bool(), LossConfig())
+    assert parts.total.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_false_alarms_on_clean_images_are_punished_where_the_usual_dice_loss_is_silent() -> None:
+    logits = torch.full((2, 4, 16, 16), 0.3, requires_grad=True)
+    truth = torch.zeros(2, 4, 16, 16)
+
+    smp.losses.DiceLoss("multilabel")(logits, truth).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().max().item() == 0.0
+
+    logits.grad = None
+    pair_dice(logits, truth, _all_valid(logits), smooth_px=100.0, empty_weight=0.2).backward()
+    gradient = logits.grad
+    assert gradient is not None
+    assert (gradient > 0).all(), "less probability must mean less loss at every pixel"
+
+
+def test_without_weight_for_clean_pairs_their_gradient_is_zero() -> None:
+    logits = torch.full((1, 1, 4, 4), 0.3, requires_grad=True)
+    pair_dice(logits, torch.zeros(1, 1, 4, 4), _all_valid(logits), smooth_px=1.0, empty_weight=0.0).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().max().item() == 0.0
+
+
+def _some_loss(logits: Tensor, gate: Tensor | None, config: LossConfig | None = None) -> LossParts:
+    """Two images, two classes, 6 x 6 px; the second image's left half is ignored, a part of its defect with it."""
+    masks = torch.zeros(2, 2, 6, 6, dtype=torch.bool)
+    masks[0, 0, 1:3, 1:3] = True
+    masks[1, 1, 2:4, 1:5] = True
+    ignore = torch.zeros(2, 6, 6, dtype=torch.bool)
+    ignore[1, :, :3] = True
+    return segmentation_loss(logits, gate, masks, ignore, config or LossConfig(positive_weights=(2.0, 1.5)))
+
+
+def test_ignored_pixels_have_no_influence() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 2, 6, 6, generator=generator)
+    gate = torch.randn(2, 2, generator=generator)
+    changed = logits.clone()
+    changed[1, :, :, :3] = torch.randn(2, 6, 3, generator=generator) * 30
+    changed.requires_grad_()
+    before, after = _some_loss(logits, gate), _some_loss(changed, gate)
+    for name in ("total", "bce", "dice", "gate"):
+        assert getattr(before, name).item() == getattr(after, name).item()
+
+    after.total.backward()
+    assert changed.grad is not None
+    assert changed.grad[1, :, :, :3].abs().max().item() == 0.0
+    assert (changed.grad[1, :, :, 3:] != 0).all()
+    assert (changed.grad[0] != 0).all()
+
+
+def test_an_image_that_is_ignored_altogether_adds_no_gradient_to_its_masks() -> None:
+    logits = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    masks = torch.ones(1, 2, 4, 4, dtype=torch.bool)
+    parts = segmentation_loss(logits, None, masks, torch.ones(1, 4, 4, dtype=torch.bool), LossConfig())
+    parts.total.backward()
+    assert math.isfinite(parts.total.item())
+    assert logits.grad is not None
+    assert logits.grad.abs().max().item() == 0.0
+
+
+def test_the_gate_learns_whether_a_class_is_in_the_image() -> None:
+    # Truth: image 0 has class 1, image 1 has class 2 (a part of its defect is not ignored).
+    gate = torch.tensor([[_logit(0.9), _logit(0.2)], [_logit(0.3), _logit(0.6)]])
+    parts = _some_loss(torch.zeros(2, 2, 6, 6), gate)
+    expected = -(math.log(0.9) + math.log(0.8) + math.log(0.7) + math.log(0.6)) / 4
+    assert parts.gate.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_a_head_the_gate_costs_nothing() -> None:
+    assert _some_loss(torch.zeros(2, 2, 6, 6), None).gate.item() == 0.0
+
+
+def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
+    config = LossConfig(bce=2.0, dice=0.5, gate=3.0)
+    parts = _some_loss(torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(3)), torch.ones(2, 2), config)
+    expected = 2.0 * parts.bce + 0.5 * parts.dice + 3.0 * parts.gate
+    assert parts.total.item() == pytest.approx(expected.item())
+    assert min(parts.bce.item(), parts.dice.item(), parts.gate.item()) > 0

@@ -1,0 +1,364 @@
+"""The network between grey levels and logits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from defectseg.config import ModelConfig, Normalization
+from defectseg.errors import ConfigError, ModelError
+from defectseg.model.network import (
+    DefectNetwork,
+    adapt_stem,
+    build_network,
+    check_size,
+    normalization_of,
+    transfer_weights,
+)
+
+HALF = Normalization(mean=0.5, std=0.25)
+TINY = "tu-test_resnet"
+
+
+def _network(num_classes: int = 3, *, seed: int = 0, **model: Any) -> DefectNetwork:
+    torch.manual_seed(seed)
+    return DefectNetwork(ModelConfig(**{"encoder": TINY, **model}), num_classes, HALF).eval()
+
+
+def _grey(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def _forward(network: DefectNetwork, grey: Tensor) -> tuple[Tensor, Tensor | None]:
+    with torch.no_grad():
+        return network(grey)  # type: ignore[no-any-return]
+
+
+# Architectures and sizes
+
+
+@pytest.mark.parametrize("architecture", sorted(smp.MODEL_ARCHITECTURES_MAPPING))
+def test_every_architecture_answers_in_the_size_of_the_image(architecture: str) -> None:
+    model: dict[str, Any] = {"encoder": "tu-test_vit"} if architecture == "dpt" else {}
+    network = _network(2, architecture=architecture, **model)
+    for height, width in ((64, 96), (50, 75), (1, 33)):
+        mask_logits, gate_logits = _forward(network, _grey(2, 1, height, width))
+        assert mask_logits.shape == (2, 2, height, width)
+        assert gate_logits is not None
+        assert gate_logits.shape == (2, 2)
+        assert torch.isfinite(mask_logits).all()
+
+
+def test_a_vision_transformer_takes_other_sizes_only_with_its_option() -> None:
+    fixed = _network(1, architecture="DPT", encoder="tu-test_vit", options={"dynamic_img_size": False})
+    with pytest.raises(ConfigError, match=r"cannot take images of 64x96 px: .*options.dynamic_img_size=true"):
+        check_size(fixed, (64, 96))
+    free = _network(1, architecture="DPT", encoder="tu-test_vit", options={"dynamic_img_size": True})
+    free.train()
+    check_size(free, (64, 96))
+    assert free.training
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (31, 32), (32, 33), (63, 65), (200, 200), (256, 100)])
+def test_images_of_any_size_get_masks_of_their_size(height: int, width: int) -> None:
+    mask_logits, _ = _forward(_network(), _grey(1, 1, height, width))
+    assert mask_logits.shape == (1, 3, height, width)
+
+
+@pytest.mark.parametrize("architecture", ["Unet", "PAN"])
+def test_an_image_of_whole_strides_is_not_padded(architecture: str) -> None:
+    network = _network(architecture=architecture)
+    grey = _grey(1, 1, 128, 160)
+    bare = (grey.float() / 255.0 - 0.5) / 0.25
+    with torch.no_grad():
+        expected_masks, expected_gate = network.net(bare)
+    masks, gate = _forward(network, grey)
+    assert torch.equal(masks, expected_masks)
+    assert gate is not None
+    assert torch.equal(gate, expected_gate)
+
+
+def test_an_image_is_padded_by_repeating_its_last_pixels() -> None:
+    network = _network()
+    grey = _grey(1, 1, 60, 70)
+    by_hand = torch.cat([grey, grey[..., -1:].expand(-1, -1, -1, 26)], dim=3)
+    by_hand = torch.cat([by_hand, by_hand[..., -1:, :].expand(-1, -1, 4, -1)], dim=2)
+    assert by_hand.shape == (1, 1, 64, 96)
+    assert torch.equal(_forward(network, grey)[0], _forward(network, by_hand)[0][..., :60, :70])
+
+
+def test_three_channels_are_the_same_grey_three_times() -> None:
+    network = _network(in_channels=3)
+    grey = _grey(1, 1, 64, 64)
+    bare = ((grey.float() / 255.0 - 0.5) / 0.25).repeat(1, 3, 1, 1)
+    with torch.no_grad():
+        assert torch.equal(_forward(network, grey)[0], network.net(bare)[0])
+
+
+# The gate
+
+
+def test_the_gate_is_the_heads_answer() -> None:
+    network = _network()
+    grey = _grey(2, 1, 64, 64)
+    masks, gates = _forward(network, grey)
+    assert gates is not None
+    with torch.no_grad():
+        probabilities, gate = network.answer(grey)
+    assert torch.equal(gate, gates.sigmoid())
+    assert torch.equal(probabilities, masks.sigmoid())
+    assert probabilities.dtype == gate.dtype == torch.float32
+
+
+def test_without_a_head_the_gate_is_the_largest_probability() -> None:
+    network = _network(classification_head=False)
+    grey = _grey(2, 1, 50, 70)
+    assert _forward(network, grey)[1] is None
+    with torch.no_grad():
+        probabilities, gate = network.answer(grey)
+    assert gate.shape == (2, 3)
+    for image in range(2):
+        for index in range(3):
+            assert gate[image, index] == probabilities[image, index].max()
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"architecture": "Unett"}, r"model.architecture: 'Unett' is not one of .*Did you mean 'Unet'"),
+        ({"encoder": "resnet43"}, r"model.encoder: 'resnet43' is not .*Did you mean 'resnet34'"),
+        ({"encoder": "tu-resnet18x"}, r"timm has no 'tu-resnet18x'.*Did you mean 'tu-resnet18'"),
+        ({"encoder": "timm-nothing"}, r"model: Unet with encoder timm-nothing cannot be built"),
+        ({"options": {"decoder_chanels": [1]}}, r"cannot be built: .*decoder_chanels"),
+        ({"options": {"encoder_depth": 9}}, r"cannot be built"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated:DeprecationWarning")
+def test_a_network_that_there_is_not_is_told(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _network(**model)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "mean", "std"),
+    [
+        ("resnet34", 0.449, 0.226),  # (0.485 + 0.456 + 0.406) / 3 and (0.229 + 0.224 + 0.225) / 3
+        ("tu-resnet18", 0.449, 0.226),
+        ("efficientnet-b0", 0.449, 0.226),
+        ("tu-tf_efficientnet_lite0", 0.5, 0.5),
+        ("tu-tf_efficientnet_lite0.in1k", 0.5, 0.5),
+        ("mit_b0", 0.449, 0.226),
+    ],
+)
+def test_normalization_is_that_of_the_encoder(encoder: str, mean: float, std: float) -> None:
+    normalization = normalization_of(encoder)
+    assert normalization.mean == pytest.approx(mean, abs=1e-6)
+    assert normalization.std == pytest.approx(std, abs=1e-6)
+
+
+# Encoder weights
+
+Saver = Callable[[dict[str, Tensor], Path], Path]
+
+
+def _save_safetensors(weights: dict[str, Tensor], folder: Path) -> Path:
+    save_file({key: value.contiguous() for key, value in weights.items()}, folder / "encoder.safetensors")
+    return folder / "encoder.safetensors"
+
+
+def _save_pth(weights: dict[str, Tensor], folder: Path) -> Path:
+    torch.save(weights, folder / "encoder.pth")
+    return folder / "encoder.pth"
+
+
+def _save_checkpoint(weights: dict[str, Tensor], folder: Path) -> Path:
+    content = {"state_dict": {f"module.{key}": value for key, value in weights.items()}, "epoch": 3}
+    torch.save(content, folder / "encoder.pth")
+    return folder / "encoder.pth"
+
+
+def _encoder_for_three_channels(encoder: str) -> tuple[Any, dict[str, Tensor]]:
+    """An encoder for colour with varied batch-norm statistics, and its weights under timm's or torchvision's names."""
+    torch.manual_seed(4)
+    network = smp.encoders.get_encoder(encoder, in_channels=3, weights=None)
+    with torch.no_grad():
+        network.train()(torch.randn(4, 3, 64, 64))
+    names = {key.removeprefix("model."): value.clone() for key, value in network.state_dict().items()}
+    return network.eval(), names
+
+
+@pytest.mark.parametrize("save", [_save_safetensors, _save_pth, _save_checkpoint])
+@pytest.mark.parametrize("encoder", ["resnet18", TINY])
+def test_a_stem_for_colour_gives_the_same_on_grey(encoder: str, save: Saver, tmp_path: Path) -> None:
+    colour, weights = _encoder_for_three_channels(encoder)
+    config = ModelConfig(encoder=encoder, in_channels=1)
+    network = build_network(config, 2, weights=str(save(weights, tmp_path))).eval()
+    grey = torch.randn(2, 1, 64, 96)
+    with torch.no_grad():
+        ours = network.net.get_submodule("encoder")(grey)
+        theirs = colour(grey.expand(-1, 3, -1, -1))
+    for own, other in zip(ours[1:], theirs[1:], strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_network_for_three_channels_keeps_the_stem(tmp_path: Path) -> None:
+    colour, weights = _encoder_for_three_channels(TINY)
+    config = ModelConfig(encoder=TINY, in_channels=3)
+    network = build_network(config, 2, weights=str(_save_safetensors(weights, tmp_path)))
+    for key, value in network.net.get_submodule("encoder").state_dict().items():
+        assert torch.equal(value, colour.state_dict()[key])
+
+
+def test_timms_own_file_for_a_whole_classifier_is_taken(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    classifier = timm.create_model("test_convnext", pretrained=False)  # its stages are joined by dots in the file
+    config = ModelConfig(
+        encoder="tu-test_convnext", in_channels=1, options={"encoder_depth": 4, "decoder_channels": [8] * 4}
+    )
+    network = build_network(config, 2, weights=str(_save_safetensors(classifier.state_dict(), tmp_path)))
+    stem = classifier.state_dict()["stem.0.weight"]
+    loaded = network.net.get_submodule("encoder").state_dict()
+    assert torch.equal(loaded["model.stem_0.weight"], stem.sum(dim=1, keepdim=True))
+
+
+def test_a_stem_is_summed_only_from_three_channels_to_one() -> None:
+    weight = torch.arange(12.0).reshape(2, 3, 1, 2)
+    # Output 0, column 0: 0 + 2 + 4.
+    assert adapt_stem(weight, (2, 1, 1, 2)).tolist() == [[[[6.0, 9.0]]], [[[24.0, 27.0]]]]
+    assert adapt_stem(weight, (2, 3, 1, 2)) is weight
+    assert adapt_stem(weight[:, :2], (2, 1, 1, 2)).shape == (2, 2, 1, 2)
+
+
+def _weights(path: str, encoder: str = TINY) -> None:
+    build_network(ModelConfig(encoder=encoder), 2, weights=path)
+
+
+@pytest.mark.parametrize("save", [_save_safetensors, _save_pth])
+def test_weights_of_another_encoder_are_refused(save: Saver, tmp_path: Path) -> None:
+    _, weights = _encoder_for_three_channels(TINY)
+    path = save(weights, tmp_path)
+    with pytest.raises(ModelError, match=r"encoder\..*: not weights of this encoder: lacks \d+ of \d+ weights"):
+        _weights(str(path), "resnet18")
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    _, weights = _encoder_for_three_channels(TINY)
+    weights["conv1.0.weight"] = torch.zeros(5, 3, 3, 3)
+    with pytest.raises(ModelError, match=r"conv1.0.weight \(5, 1, 3, 3\) instead of \("):
+        _weights(str(_save_pth(weights, tmp_path)))
+
+
+def test_one_missing_weight_is_named(tmp_path: Path) -> None:
+    _, weights = _encoder_for_three_channels(TINY)
+    del weights["conv1.0.weight"]
+    with pytest.raises(ModelError, match=r"lacks 1 of \d+ weights \(first: model.conv1.0.weight\)"):
+        _weights(str(_save_safetensors(weights, tmp_path)))
+
+
+def test_a_weights_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    for name in ("absent.pth", "absent.safetensors"):
+        with pytest.raises(ModelError, match=f"{name}: no such file. --encoder-weights takes imagenet, none"):
+            _weights(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["encoder.pth", "encoder.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04"])
+def test_a_file_that_holds_no_weights_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=name):
+        _weights(str(tmp_path / name))
+
+
+def test_a_truncated_weights_file_is_refused(tmp_path: Path) -> None:
+    path = _save_pth(_encoder_for_three_channels(TINY)[1], tmp_path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        _weights(str(path))
+
+
+@pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 3}])
+def test_a_checkpoint_without_tensors_is_refused(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "encoder.pth")
+    with pytest.raises(ModelError, match="holds no weights"):
+        _weights(str(tmp_path / "encoder.pth"))
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": Trap(tmp_path / "ran")}, tmp_path / "encoder.pth")
+    with pytest.raises(ModelError, match="holds more than weights"):
+        _weights(str(tmp_path / "encoder.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_failed_download_says_what_else_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(smp, "create_model", fail)
+    with pytest.raises(ModelError, match=r"could not be downloaded \(no route to host\). Give a file with --encoder-w"):
+        build_network(ModelConfig(encoder=TINY), 2, weights="imagenet")
+
+
+# Other classes
+
+
+@pytest.mark.parametrize("architecture", ["Unet", "DPT"])
+def test_classes_of_the_same_name_are_carried_over(architecture: str) -> None:
+    model = {"architecture": architecture, "encoder": "tu-test_vit" if architecture == "DPT" else TINY}
+    source, target = _network(3, seed=1, **model), _network(2, seed=2, **model)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    kept = transfer_weights(source.state_dict(), ("a", "b", "c"), target, ("c", "new"))
+    assert kept == ["c"]
+    grey = _grey(1, 1, 64, 64)
+    ours, theirs = _forward(target, grey), _forward(source, grey)
+    torch.testing.assert_close(ours[0][:, 0], theirs[0][:, 2])
+    assert ours[1] is not None
+    assert theirs[1] is not None
+    torch.testing.assert_close(ours[1][:, 0], theirs[1][:, 2])
+    last = [key for key, value in before.items() if "head" in key and value.shape[:1] == (2,)]
+    assert len(last) == 4  # weight and bias of either head
+    for key in last:
+        assert torch.equal(target.state_dict()[key][1], before[key][1]), "a new class keeps its own start"
+
+
+def test_equal_classes_carry_everything_over() -> None:
+    source, target = _network(2, seed=1), _network(2, seed=2)
+    assert transfer_weights(source.state_dict(), ("a", "b"), target, ("a", "b")) == ["a", "b"]
+    for key, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[key], value)
+
+
+def test_classes_in_another_order_are_matched_by_name() -> None:
+    source, target = _network(2, seed=1), _network(2, seed=2)
+    assert transfer_weights(source.state_dict(), ("a", "b"), target, ("b", "a")) == ["b", "a"]
+    grey = _grey(1, 1, 64, 64)
+    torch.testing.assert_close(_forward(target, grey)[0], _forward(source, grey)[0].flip(1))
+
+
+def test_a_source_without_a_head_is_refused() -> None:
+    source = _network(2, classification_head=False)
+    with pytest.raises(ModelError, match=r"has no weight 'net\.classification_head"):
+        transfer_weights(source.state_dict(), ("a", "b"), _network(2), ("a", "b"))
+
+
+def test_another_kind_of_network_is_refused() -> None:
+    source = _network(2, options={"decoder_channels": [64, 32, 16, 16, 16]})
+    with pytest.raises(ModelError, match="has another shape in the model"):
+        transfer_weights(source.state_dict(), ("a", "b"), _network(2), ("a", "b"))

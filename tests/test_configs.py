@@ -1,0 +1,95 @@
+"""The recipes that come with the package."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from defectseg import config
+from defectseg.config import Recipe, dump_recipe, load_recipe, shipped_recipes
+from defectseg.errors import ConfigError
+
+RECIPES = sorted(shipped_recipes())
+SECTIONS = [name for name in Recipe.model_fields if name != "seed"]
+
+
+def test_every_file_in_the_folder_is_shipped() -> None:
+    folder = Path(__file__).parent.parent / "configs"
+    assert {path.name for path in folder.iterdir()} == {f"{name}.yaml" for name in RECIPES}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_equals_itself_after_dumping_and_loading(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(str(path)) == recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_loads_the_same_by_name_and_by_path(name: str) -> None:
+    assert load_recipe(str(shipped_recipes()[name])) == load_recipe(name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_holds_what_its_file_says(name: str) -> None:
+    written = yaml.safe_load(shipped_recipes()[name].read_text(encoding="utf-8"))
+    read = load_recipe(name).model_dump(mode="json")
+    assert written["seed"] == read["seed"]
+    for section in SECTIONS:
+        for key, value in (written.get(section) or {}).items():
+            assert read[section][key] == value, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_begins_with_a_comment_that_says_what_it_is_for(name: str) -> None:
+    assert shipped_recipes()[name].read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_key_with_a_typo_is_refused_with_the_right_one(name: str, section: str) -> None:
+    key = next(iter(Recipe.model_fields[section].annotation.model_fields))  # type: ignore[union-attr]
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(name, [f"{section}.{key}x=1"])
+    assert f"unknown key '{section}.{key}x', did you mean {key!r}?" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_network_of_the_recipe_can_be_built(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    from defectseg.model.network import build_network
+
+    model = load_recipe(name).model
+    network = build_network(model, num_classes=3, weights="none").eval()
+    with torch.inference_mode():
+        mask_logits, gate_logits = network(torch.zeros(1, 1, 64, 64))
+    assert mask_logits.shape == (1, 3, 64, 64)
+    assert (gate_logits is not None) == model.classification_head
+    assert gate_logits is None or gate_logits.shape == (1, 3)
+
+
+def test_the_demo_downloads_nothing_and_keeps_to_its_time() -> None:
+    recipe = load_recipe("demo")
+    assert recipe.model.encoder_weights == "none"
+    assert recipe.training.max_minutes == 3.5
+
+
+def test_recipes_are_found_beside_the_modules_of_an_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site-packages" / "defectseg"
+    (installed / "configs").mkdir(parents=True)
+    (installed / "configs" / "mill.yaml").write_text("seed: 7\n", encoding="utf-8")
+    (installed.parent / "configs").mkdir()  # another package's
+    monkeypatch.setattr(config, "__file__", str(installed / "config.py"))
+    assert shipped_recipes() == {"mill": installed / "configs" / "mill.yaml"}
+    assert load_recipe("mill").seed == 7
+
+
+def test_recipes_are_found_beside_the_package_in_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "defectseg").mkdir()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mill.yaml").touch()
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "defectseg" / "config.py"))
+    assert shipped_recipes() == {"mill": tmp_path / "configs" / "mill.yaml"}

@@ -1,0 +1,178 @@
+"""Files that are whole or absent, and folders that one process holds."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from defectseg import files
+from defectseg.errors import ResourceError
+from defectseg.files import (
+    LOCK_NAME,
+    TEMPORARY_PREFIX,
+    atomic_path,
+    folder_lock,
+    is_empty_folder,
+    remove_stale_temporaries,
+    write_bytes,
+    write_result,
+    write_text,
+)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def _write_half(path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise ZeroDivisionError
+
+
+def test_a_written_file_has_its_content_and_leaves_no_temporary(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "new" / "a.bin", b"\x00\xff")
+    assert (tmp_path / "new" / "a.bin").read_bytes() == b"\x00\xff"
+    assert _names(tmp_path / "new") == ["a.bin"]
+
+
+def test_text_is_utf8_with_unix_line_ends(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "ä\nb\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4\nb\n"
+
+
+def test_a_temporary_lies_beside_its_target_and_keeps_the_suffix(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "model.safetensors") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(TEMPORARY_PREFIX)
+        assert temporary.suffix == ".safetensors"
+        temporary.touch()
+
+
+def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError):
+        _write_half(path)
+    assert path.read_text() == "old"
+    assert _names(tmp_path) == ["a.txt"]
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a") as first, atomic_path(tmp_path / "a") as second:
+        assert first != second
+        first.write_text("1")
+        second.write_text("2")
+    assert (tmp_path / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_result])
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(errno.ENOSPC, "no space left on the disk"), (errno.EDQUOT, "no space left"), (errno.EIO, "cannot be written")],
+)
+def test_a_disk_that_takes_no_more_is_told_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: object, number: int, message: str
+) -> None:
+    def fail(self: Path, content: bytes) -> int:
+        self.touch()
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    assert callable(write)
+    with pytest.raises(ResourceError, match=message) as caught:
+        write(tmp_path / "a.bin", b"1")
+    assert str(caught.value).startswith(str(tmp_path / "a.bin"))
+    assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_result])
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path, write: object) -> None:
+    (tmp_path / "out").touch()
+    assert callable(write)
+    with pytest.raises(ResourceError, match="a file where a folder is needed"):
+        write(tmp_path / "out" / "a.bin", b"1")
+
+
+def test_results_are_written_whole(tmp_path: Path) -> None:
+    write_result(tmp_path / "masks" / "a.png", b"png")
+    assert (tmp_path / "masks" / "a.png").read_bytes() == b"png"
+    assert _names(tmp_path / "masks") == ["a.png"]
+
+
+def test_leftovers_of_interrupted_writes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in (f"{TEMPORARY_PREFIX}00-a", f"sub/{TEMPORARY_PREFIX}11-b.png", "a", "sub/b.png", "tmp-c"):
+        (tmp_path / name).touch()
+    remove_stale_temporaries(tmp_path)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "a",
+        "sub",
+        "sub/b.png",
+        "tmp-c",
+    ]
+
+
+def test_the_lock_makes_its_folder_and_goes_away(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    with folder_lock(folder):
+        assert _names(folder) == [LOCK_NAME]
+        assert is_empty_folder(folder)
+    assert _names(folder) == []
+
+
+def test_the_lock_goes_away_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), folder_lock(tmp_path):
+        raise ZeroDivisionError
+    with folder_lock(tmp_path):
+        pass
+    assert _names(tmp_path) == []
+
+
+def test_a_folder_is_held_once(tmp_path: Path) -> None:
+    with folder_lock(tmp_path):
+        with pytest.raises(ResourceError, match="another defectseg is writing there"), folder_lock(tmp_path):
+            pass
+        assert (tmp_path / LOCK_NAME).exists()
+
+
+def test_a_lock_file_left_by_a_dead_process_does_not_count(tmp_path: Path) -> None:
+    dying = (
+        "import os, pathlib, sys\n"
+        "from defectseg.files import folder_lock\n"
+        "with folder_lock(pathlib.Path(sys.argv[1])):\n"
+        "    os._exit(9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", dying, tmp_path], check=False).returncode == 9
+    assert _names(tmp_path) == [LOCK_NAME]
+    with folder_lock(tmp_path):
+        pass
+
+
+def test_a_lock_where_a_file_stands_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ResourceError, match="a file where a folder is needed"), folder_lock(tmp_path / "run"):
+        pass
+
+
+def test_what_counts_as_an_empty_folder(tmp_path: Path) -> None:
+    assert is_empty_folder(tmp_path / "absent")
+    assert is_empty_folder(tmp_path)
+    (tmp_path / LOCK_NAME).touch()
+    (tmp_path / f"{TEMPORARY_PREFIX}00-a").touch()
+    assert is_empty_folder(tmp_path)
+    (tmp_path / "a").touch()
+    assert not is_empty_folder(tmp_path)
+    assert not is_empty_folder(tmp_path / "a")
+
+
+def test_a_file_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: events.append("flushed"))
+    monkeypatch.setattr(Path, "replace", lambda self, target: (events.append("named"), replace(self, target))[1])
+    write_bytes(tmp_path / "a", b"1")
+    assert events == ["flushed", "named"]

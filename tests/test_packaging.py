@@ -1,0 +1,90 @@
+"""Version, changelog, extras and what goes into a wheel."""
+
+import re
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import defectseg
+from defectseg.errors import MissingExtraError
+
+ROOT = Path(__file__).parent.parent
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_newest_release_in_the_changelog_is_this_version() -> None:
+    headings = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    releases = headings[1:]
+    assert all(VERSION.fullmatch(release) for release in releases)
+    assert releases[:1] in ([], [defectseg.__version__])
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert VERSION.fullmatch(defectseg.__version__)
+    project = pyproject()
+    assert "version" not in project["project"]
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"]["path"] == "defectseg/__init__.py"
+
+
+def test_the_wheel_holds_the_recipes_where_the_package_looks_for_them() -> None:
+    wheel = pyproject()["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == ["defectseg"]
+    assert wheel["force-include"] == {"configs": "defectseg/configs"}
+
+
+def test_files_named_in_pyproject_exist() -> None:
+    project = pyproject()
+    names = [project["project"]["readme"], *project["project"]["license-files"]]
+    names += project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_the_license_file_is_the_one_that_is_declared() -> None:
+    assert pyproject()["project"]["license"] == "Apache-2.0"
+    words = " ".join((ROOT / "LICENSE").read_text(encoding="utf-8").split())
+    assert words.startswith("Apache License Version 2.0, January 2004")
+
+
+def test_the_base_installation_is_free_of_torch() -> None:
+    names = {re.split(r"[\[<>=!~; ]", line, maxsplit=1)[0] for line in pyproject()["project"]["dependencies"]}
+    assert names.isdisjoint({"torch", "torchvision", "timm", "segmentation-models-pytorch", "accelerate"})
+
+
+def test_errors_name_extras_that_exist() -> None:
+    extras = set(pyproject()["project"]["optional-dependencies"])
+    package = Path(defectseg.__file__).parent
+    sources = [path.read_text(encoding="utf-8") for path in package.rglob("*.py")]
+    named = {name for source in sources for name in re.findall(r"defectseg\[(\w+)\]", source)}
+    assert named <= extras
+    assert "pip install 'defectseg[train]'" in str(MissingExtraError("training", "train"))
+
+
+def test_the_readme_tells_of_every_extra() -> None:
+    told = set(re.findall(r"`(\w+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert set(pyproject()["project"]["optional-dependencies"]) <= told
+
+
+def test_pre_commit_downloads_nothing_and_runs_what_the_check_runs() -> None:
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert [repo["repo"] for repo in repos] == ["local"]
+    hooks = repos[0]["hooks"]
+    assert all(hook["language"] == "system" for hook in hooks)
+    check = (ROOT / "scripts" / "check").read_text(encoding="utf-8")
+    entries = [hook["entry"].split()[0] for hook in hooks]
+    assert [entry for entry in entries if entry not in check] == []
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    spec = find_spec("defectseg")
+    assert spec is not None
+    assert spec.origin is not None
+    assert (Path(spec.origin).parent / "py.typed").exists()

@@ -1,0 +1,109 @@
+"""What README and CONTRIBUTING say is there: commands, flags, recipes, files, exit codes."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from defectseg.cli.main import app
+from defectseg.config import load_recipe, shipped_recipes
+from defectseg.errors import ExitCode
+from defectseg.inference.outputs import TABLES
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/formats.md")
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def fenced_lines(name: str) -> list[str]:
+    """The lines of the bash blocks of a document."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", read(name), flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def defectseg_calls(name: str) -> list[list[str]]:
+    """The words after `defectseg` in each call in the bash blocks of a document, without comments."""
+    words = [shlex.split(line, comments=True) for line in fenced_lines(name)]
+    return [line[line.index("defectseg") + 1 :] for line in words if "defectseg" in line]
+
+
+def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command that `arguments` call, and its parameters as the real parser reads them; raises where it would."""
+    command: Any = typer.main.get_command(app)
+    names = []
+    while hasattr(command, "commands"):
+        names.append(arguments[0])
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    return " ".join(names), command.make_context(" ".join(names), list(arguments)).params
+
+
+def all_options(command: Any) -> set[str]:
+    own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return own.union(*map(all_options, getattr(command, "commands", {}).values()))
+
+
+CALLS = [pytest.param(call, id=" ".join(call)) for name in DOCUMENTS for call in defectseg_calls(name)]
+
+
+def test_the_parser_refuses_what_is_not_there() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        parse(["predict", "model", "images", "--out", "o", "--colour", "red"])
+    with pytest.raises(Exception, match="Missing"):
+        parse(["predict", "model"])
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_each_command_shown_is_accepted_by_the_real_parser(call: list[str]) -> None:
+    name, parameters = parse(call)
+    if name == "train":
+        load_recipe(parameters["config"], parameters["overrides"] or ())
+
+
+def test_the_readme_shows_the_main_commands() -> None:
+    shown = {parse(call)[0] for call in defectseg_calls("README.md")}
+    assert shown >= {"train", "predict", "evaluate", "data check", "data split", "data import masks"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_flag_named_in_the_text_exists(document: str) -> None:
+    inline = " ".join(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", read(document), flags=re.M | re.S)))
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", inline))
+    assert flags <= {"--help", *all_options(typer.main.get_command(app))}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_link_and_each_path_of_the_project_leads_somewhere(document: str) -> None:
+    text = read(document)
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    paths = re.findall(r"(?<![\w./-])((?:\.ci|configs|defectseg|docs|scripts|tests)/[\w./-]*)", text)
+    folder = (ROOT / document).parent
+    assert [link for link in links if not (folder / link).exists()] == []
+    assert [path for path in paths if not (ROOT / path.rstrip(".")).exists()] == []
+
+
+def test_scripts_that_are_shown_can_be_run() -> None:
+    shown = {
+        line.split()[0] for name in DOCUMENTS for line in fenced_lines(name) if line.startswith(("scripts/", ".ci/"))
+    }
+    assert {"scripts/demo", "scripts/test", "scripts/check", ".ci/run"} <= shown
+    assert all((ROOT / path).stat().st_mode & 0o111 for path in shown)
+
+
+def test_the_table_of_exit_codes_is_complete() -> None:
+    rows = re.findall(r"^\| (\d+) \| ", read("README.md"), flags=re.MULTILINE)
+    assert [int(row) for row in rows] == [code.value for code in ExitCode]
+
+
+def test_each_table_that_predict_writes_is_explained() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \| ", read("README.md"), flags=re.MULTILINE)
+    assert {*TABLES, "overlays/*.jpg", "masks/*.png", "run.json"} <= set(rows)
+
+
+def test_each_recipe_for_users_is_named() -> None:
+    assert set(shipped_recipes()) - {"demo"} <= set(re.findall(r"`([a-z0-9-]+)`", read("README.md")))
