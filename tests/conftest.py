@@ -1,5 +1,6 @@
 """Fixtures that several parts of the suite share: a small synthetic data folder and a run that was trained on it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,13 @@ training:
   precision: fp32
   trackers: []
 """
+
+
+def pytest_configure() -> None:
+    """One thread for torch, here and in the commands that tests start: these networks are too small to gain by two,
+    and on a busy machine threads that wait for each other take ten times as long.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def test_a_dumped_recipe_names_every_key() -> None:
 
 def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Recipe().training.epochs = 3
+        Recipe().training.epochs = 3  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

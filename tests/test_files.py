@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from defectseg import files
 from defectseg.errors import ResourceError
 from defectseg.files import (
     LOCK_NAME,
@@ -172,7 +171,12 @@ def test_what_counts_as_an_empty_folder(tmp_path: Path) -> None:
 def test_a_file_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     replace = Path.replace
-    monkeypatch.setattr(files.os, "fsync", lambda descriptor: events.append("flushed"))
-    monkeypatch.setattr(Path, "replace", lambda self, target: (events.append("named"), replace(self, target))[1])
+
+    def name(self: Path, target: Path) -> Path:
+        events.append("named")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append("flushed"))
+    monkeypatch.setattr(Path, "replace", name)
     write_bytes(tmp_path / "a", b"1")
     assert events == ["flushed", "named"]

@@ -1,13 +1,20 @@
 """`defectseg data`: synthetic sheets, checks, splits; imports and exports are in `data_exchange.py`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from defectseg.cli import data_exchange
-from defectseg.cli.common import Json, Verbose, finish, print_json, print_rows, progress, shown
+from defectseg.cli.common import Json, Overwrite, Verbose, finish, print_json, print_rows, progress, shown
 from defectseg.errors import ExitCode, OutputExistsError, UsageError
+
+if TYPE_CHECKING:
+    from defectseg.data.check_copies import CopyPair
+    from defectseg.data.check_report import CheckReport
+
+_MOST_PAIRS_PRINTED = 100
 
 app = typer.Typer(help="Make, fetch, import, export, check and split data folders.", no_args_is_help=True)
 app.add_typer(data_exchange.import_app, name="import")
@@ -34,30 +41,96 @@ def make_demo(
 
 
 @app.command("check")
-def check(root: DataFolderArgument, json_output: Json = False, verbose: Verbose = False) -> None:
-    """List what is wrong with a data folder: file, row and remedy. Exits with 3 where something is.
+def check(
+    root: DataFolderArgument,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            help="Another data folder, or a folder of images, that must share no picture with DIR.",
+            metavar="OTHER_DIR",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write check.json, a contact sheet and a page of pairs here.", metavar="OUT"),
+    ] = None,
+    overwrite: Overwrite = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Count warnings as problems, too.")] = False,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """List what is wrong with a data folder, and pictures that are in it twice, even turned or encoded again.
 
-    Example: defectseg data check severstal/
+    Exits with 3 where there is an error, a duplicate or a leak (a copy across two folders, or across the folds of
+    split.csv). Warnings, which may be meant so, leave it at 0.
+
+    Example: defectseg data check test/ --against train/ --out check/
     """
-    from defectseg.data.check import check_data_folder
+    from contextlib import nullcontext
 
-    with progress("checking") as bar:
-        report = check_data_folder(root, report=bar.move)
+    from defectseg.data.check import check_data_folder
+    from defectseg.data.check_output import PAGE_NAME, output_folder, write_check
+
+    with nullcontext() if out is None else output_folder(out, overwrite=overwrite):
+        with progress("checking") as bar:
+            report = check_data_folder(root, against=against, report=bar.move)
+        if out is not None:
+            write_check(out, root, report, against=against)
     if json_output:
         print_json(report.to_dict())
     else:
-        sizes = ", ".join(f"{count} of {size}" for size, count in report.sizes.items())
-        print(f"{report.images} images ({sizes}), {report.clean_images} taken as clean: no row has a mask for them")
-        head = ["class", "images", "smallest px", "median px", "largest px"]
-        rows = [
-            [one.name, *map(str, (one.images, one.smallest_px, round(one.median_px), one.largest_px))]
-            for one in report.classes
-        ]
-        print_rows([head, *rows])
-        for fault in report.faults:
-            print(f"{fault.severity}: {fault.message} {fault.remedy}")
-        print(f"{report.errors} errors, {len(report.faults) - report.errors} warnings")
-    finish(ExitCode.PARTIAL if report.errors else ExitCode.DONE)
+        _print_check(report, against)
+        if out is not None:
+            print(f"Report: {shown(out / PAGE_NAME)}")
+    finish(ExitCode.PARTIAL if report.has_problems or (strict and report.faults) else ExitCode.DONE)
+
+
+def _print_check(report: "CheckReport", against: Path | None) -> None:
+    sizes = ", ".join(f"{count} of {size}" for size, count in report.sizes.items())
+    print(f"{report.images} images ({sizes}), {report.unreadable_images} unreadable")
+    print(
+        f"{report.clean_images} taken as clean: no row has a mask for them ({report.images_without_rows} have no row)"
+    )
+    dark = f", {report.dark_images} mostly black" if report.dark_images else ""
+    print(f"{report.sheet_end_images} show an end of the sheet{dark}")
+    print(f"grey levels: mean {report.grey_mean:.4f}, deviation {report.grey_std:.4f}")
+    head = ["class", "images", "% of images", "% of pixels", "smallest px", "median px", "largest px", "regions"]
+    rows = [
+        [one.name, str(one.images), f"{100 * one.image_share:.1f}", f"{100 * one.px_share:.2f}"]
+        + [str(number) for number in (one.smallest_px, round(one.median_px), one.largest_px, one.regions)]
+        for one in report.classes
+    ]
+    print_rows([head, *rows])
+    for title, histograms in (
+        ("masks by area in px", [one.area_histogram_px for one in report.classes]),
+        ("masks by number of regions", [one.region_histogram for one in report.classes]),
+    ):
+        bins = [[one.name, *map(str, bars.values())] for one, bars in zip(report.classes, histograms, strict=True)]
+        print_rows([[title, *histograms[0]], *bins])
+    for fault in report.faults:
+        print(f"{fault.severity}: {fault.message} {fault.remedy}")
+    where = "across the folds of split.csv" if against is None else f"shared with {against}"
+    _print_pairs(report.duplicates, "copies within the folder")
+    _print_pairs(report.leaks, f"copies {where}")
+    print(
+        f"{report.errors} errors, {report.warnings} warnings, "
+        f"{len(report.duplicates)} pairs of copies within the folder, {len(report.leaks)} {where}"
+    )
+
+
+def _print_pairs(pairs: "Sequence[CopyPair]", title: str) -> None:
+    if not pairs:
+        return
+    print(f"{title}:")
+    marks = {False: "masks differ", True: "", None: ""}
+    rows = [
+        [pair.image, pair.other, pair.turn, f"{pair.score:.3f}", marks[pair.masks_agree]]
+        for pair in pairs[:_MOST_PAIRS_PRINTED]
+    ]
+    print_rows([["image", "other", "turn", "score", ""], *rows], align_right=False)
+    if len(pairs) > _MOST_PAIRS_PRINTED:
+        print(f"... and {len(pairs) - _MOST_PAIRS_PRINTED} more; --json and --out list all")
 
 
 @app.command("split")
@@ -69,15 +142,20 @@ def split(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Divide the images into folds with the same mixture of defects; groups of groups.csv stay together."""
+    """Divide the images into folds with the same mixture of defects, and nothing in two folds that belongs together.
+
+    Copies, also turned ones, images that look like the same strip, and groups of groups.csv stay together.
+    """
     from defectseg.data.labels import open_data_folder
-    from defectseg.data.splits import make_folds, write_split
+    from defectseg.data.splits import divide, divide_ignoring_ties, find_ties, write_split
 
     path = root / "split.csv" if out is None else out
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path}: exists. Choose another --out, or use --overwrite.")
     folder = open_data_folder(root)
-    chosen = make_folds(folder, folds=folds, seed=seed)
+    with progress("looking for copies") as bar:
+        ties = find_ties(folder, report=bar.move)
+    chosen = divide(folder, ties, folds=folds, seed=seed)
     write_split(path, chosen)
     rows = [["fold", "images", "clean", *folder.class_names]]
     for fold in range(folds):
@@ -86,6 +164,16 @@ def split(
         counts = [sum(number in found for found in present) for number in range(1, folder.num_classes + 1)]
         rows.append([str(fold), str(len(members)), str(sum(not found for found in present)), *map(str, counts)])
     print_rows(rows)
+    usual = ties.astride(divide_ignoring_ties(folder, folds=folds, seed=seed))
+    kept = ties.astride(chosen)
+    print_rows(
+        [
+            ["pairs of images", "in all", "astride folds", "astride in a random split"],
+            ["copies", *(str(len(one.copies)) for one in (ties, kept, usual))],
+            ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (ties, kept, usual))],
+        ]
+    )
+    print(f"A random split would have leaked into {usual.images} of {len(chosen)} images; this one into {kept.images}.")
     print(f"Split: {shown(path)}")
 
 

@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -18,6 +18,8 @@ from defectseg.errors import DefectsegError, ExitCode
 # Threads of torch wait for each other by spinning, a tenth of a second long unless told otherwise. On a PC where other
 # programs run too, that made a training step up to ten times as slow; this is long enough where nothing else runs.
 _SPIN_COUNT = "30000"
+
+_TyperUsageError: Any = typer.BadParameter.__base__  # click's or typer's own, by the version of typer
 
 app = typer.Typer(
     name="defectseg",
@@ -56,7 +58,9 @@ def main() -> None:
     set_up_logging()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except _TyperUsageError as error:
+        _fail_usage(error)
     except DefectsegError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -75,6 +79,17 @@ def main() -> None:
             + ("." if state.verbose else " with the output of the same command with --verbose."),
             ExitCode.BUG,
         )
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """One line in place of typer's box of five; the help itself, where a command was given nothing at all."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(int(ExitCode.USAGE))
+    command = "defectseg" if error.ctx is None else error.ctx.command_path
+    message = error.format_message()
+    stop = "" if message.endswith((".", "?")) else "."
+    _fail(f"{message}{stop} See: {command} --help", ExitCode.USAGE)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -2,20 +2,35 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from defectseg.data import images, rle
+from defectseg.data import images
+from defectseg.data.check_copies import CopyPair, LabelledImages, disagreements, name_pairs
+from defectseg.data.check_report import CheckReport, by_count, summarise
+from defectseg.data.check_split import check_groups_and_split
+from defectseg.data.duplicates import find_copies
+from defectseg.data.faults import Fault, error, warning
 from defectseg.data.images import FoundImage, find_images
-from defectseg.data.label_rows import IGNORE_CLASS_ID, LabelRow, LabelScan, scan_label_rows
-from defectseg.data.labels import check_class_names, find_table, images_folder, read_class_names, read_groups
-from defectseg.data.splits import read_split
-from defectseg.errors import DataError, ImageError, LabelError
+from defectseg.data.inspection import MOSTLY_DARK, Inspection, inspect_image
+from defectseg.data.label_rows import IGNORE_CLASS_ID, LabelRow, scan_label_rows
+from defectseg.data.labels import (
+    IMAGES_NAME,
+    TABLE_NAMES,
+    check_class_names,
+    find_table,
+    images_folder,
+    read_class_names,
+)
+from defectseg.data.likeness import Looks, look_at_all, usable_cores
+from defectseg.data.strips import find_neighbours
+from defectseg.errors import DataError, ImageError, UsageError
+
+Report = Callable[[int, int], None]
 
 _MOST_SINGLE_WARNINGS = 20  # beyond this a kind of warning is the rule in this folder, and one line says so
 
@@ -28,156 +43,159 @@ _REMEDIES = {
 }
 
 
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong.
-
-    Attributes:
-        severity: "error" where training or scoring would stop or be wrong, "warning" where it may be meant so.
-        kind: "image", "image-note", "size", "missing-image", "fields", "image-id", "class", "rle", "duplicate",
-            "overlap", "classes", "groups" or "split".
-        image: ImageId, "" where none is concerned.
-        row: line in the label table, groups.csv or split.csv, the header being 1; None where none is concerned.
-        message: what is wrong, with its place.
-        remedy: what to do.
-    """
-
-    severity: Literal["error", "warning"]
-    kind: str
-    image: str
-    row: int | None
-    message: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class ClassSummary:
-    """The sound masks of one class: in how many images, and their areas in pixels (0 where there is none)."""
-
-    class_id: int
-    name: str
-    images: int
-    smallest_px: int
-    median_px: float
-    largest_px: int
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """The outcome of `check_data_folder`.
-
-    Attributes:
-        images: files below train_images/, whether they can be read or not.
-        clean_images: those that have no mask, and no faulty row that may have been one.
-        missing_images: ImageIds with a row and no file.
-        sizes: "HxW" in pixels -> number of images, the commonest first.
-        classes: one summary for each class.
-        ignored_px: pixels marked to be ignored, over all images.
-        faults: errors first; then by image and row.
-    """
-
-    images: int
-    clean_images: int
-    missing_images: int
-    sizes: Mapping[str, int]
-    classes: tuple[ClassSummary, ...]
-    ignored_px: int
-    faults: tuple[Fault, ...]
-
-    @property
-    def errors(self) -> int:
-        """Number of faults that are errors."""
-        return sum(fault.severity == "error" for fault in self.faults)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON."""
-        return {**asdict(self), "errors": self.errors}
-
-
-@dataclass
-class _Findings:
-    """What the walk over the images gathers."""
-
-    faults: list[Fault] = field(default_factory=list)
-    size_of: dict[str, tuple[int, int]] = field(default_factory=dict)
-    images_of_note: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    areas_px: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
-
-    def error(self, kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> None:
-        self.faults.append(Fault("error", kind, image, row, message, remedy))
-
-    def warning(self, kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> None:
-        self.faults.append(Fault("warning", kind, image, row, message, remedy))
-
-
-def check_data_folder(root: Path, *, report: Callable[[int, int], None] | None = None) -> CheckReport:
-    """Decode every image and every mask of a data folder and list what is wrong.
+def check_data_folder(root: Path, *, against: Path | None = None, report: Report | None = None) -> CheckReport:
+    """Decode every image and every mask of a data folder, compare the images, and list what is wrong.
 
     Args:
         root: the folder that holds train_images/ and train.csv or train.csv.gz.
+        against: another data folder, or a folder of images, none of which should be a copy of one in `root`.
         report: called with the number of images done and of all images.
 
     Raises:
         DataError: there is no such folder, image or label table, or the table's header is unknown.
+        UsageError: `against` is the same folder.
     """
     table_path = find_table(root)
     found = find_images([images_folder(root)])
+    others = None if against is None else _find_others(root, against)
     scan = scan_label_rows(table_path)
-    findings = _Findings()
-    for fault in scan.faults:
-        findings.error(fault.kind, fault.message, _REMEDIES[fault.kind], image=fault.image_id, row=fault.line)
-    names = _class_names(root, scan.rows, findings)
-    rows_of: dict[str, list[LabelRow]] = defaultdict(list)
-    for row in scan.rows:
-        rows_of[row.image_id].append(row)
-    missing = _missing_images(rows_of, found, findings)
-    for done, image in enumerate(found, start=1):
-        _check_image(image, rows_of.get(image.image_id, []), names, table_path, findings)
-        if report:
-            report(done, len(found))
-    _tell_notes(findings)
-    sizes = _tell_odd_sizes(findings)
-    _check_groups_and_split(root, [image.image_id for image in found], findings)
-    return CheckReport(
-        images=len(found),
-        clean_images=len({image.image_id for image in found} - _perhaps_defective(scan)),
+    faults = [
+        error(one.kind, one.message, _REMEDIES[one.kind], image=one.image_id, row=one.line) for one in scan.faults
+    ]
+    names, name_faults = _class_names(root, scan.rows)
+    rows_of = _by_image(scan.rows)
+    missing = _missing_images(rows_of, found)
+    steps = _Steps(len(found) + (0 if others is None else len(others.found)), report)
+    looks = Looks(len(found))
+    levels = np.zeros(256, np.int64)
+    inspections = []
+    for index, one in enumerate(_inspect_all(found, rows_of, names, table_path)):
+        if one.look is not None and one.levels is not None:
+            looks[index] = one.look
+            levels += one.levels
+        inspections.append(replace(one, look=None, levels=None))
+        steps.advance()
+    size_of = {one.image_id: one.size_hw for one in inspections if one.size_hw is not None}
+    labelled = LabelledImages([image.image_id for image in found], size_of, rows_of)
+    duplicates = name_pairs(find_copies(looks), labelled, labelled)
+    split_faults, leaks = check_groups_and_split(root, labelled.ids, duplicates, find_neighbours(looks))
+    faults += [*name_faults, *missing.values(), *split_faults, *disagreements(duplicates)]
+    if others is not None:
+        leaks, other_faults = _compare(looks, labelled, others, steps)
+        faults += other_faults
+    faults += [fault for one in inspections for fault in one.faults]
+    faults += [*_notes(inspections), *_odd_sizes(size_of), *_dark_images(inspections)]
+    return summarise(
+        inspections,
+        names,
+        scan,
+        levels,
         missing_images=len(missing),
-        sizes=sizes,
-        classes=tuple(_summary(class_id, name, findings) for class_id, name in enumerate(names, start=1)),
-        ignored_px=sum(findings.areas_px[IGNORE_CLASS_ID]),
-        faults=tuple(
-            sorted(findings.faults, key=lambda fault: (fault.severity, fault.image, fault.row or 0, fault.kind))
-        ),
+        faults=faults,
+        duplicates=duplicates,
+        leaks=leaks,
     )
 
 
-def _class_names(root: Path, rows: Sequence[LabelRow], findings: _Findings) -> tuple[str, ...]:
+class _Steps:
+    """Counts images for whoever wants to know."""
+
+    def __init__(self, total: int, report: Report | None) -> None:
+        self.done, self.total, self.report = 0, total, report
+
+    def advance(self) -> None:
+        self.done += 1
+        if self.report is not None:
+            self.report(self.done, self.total)
+
+
+@dataclass(frozen=True)
+class _Others:
+    """The images to compare with; `rows_of` is None where they have no labels."""
+
+    root: Path
+    found: Sequence[FoundImage]
+    rows_of: Mapping[str, Sequence[LabelRow]] | None
+
+
+def _find_others(root: Path, against: Path) -> _Others:
+    """The images of another data folder, or of a plain folder."""
+    if not against.is_dir():
+        raise DataError(f"{against}: no such folder; --against takes a data folder or a folder of images.")
+    own = (root / IMAGES_NAME).resolve()
+    if against.resolve() == root.resolve() or against.resolve().is_relative_to(own):
+        raise UsageError(f"--against {against}: is the folder itself. Copies within it are listed without --against.")
+    folder = against / IMAGES_NAME if (against / IMAGES_NAME).is_dir() else against
+    tables = [against / name for name in TABLE_NAMES if (against / name).is_file()]
+    rows_of = None
+    if folder != against and tables:
+        rows_of = _by_image(scan_label_rows(tables[0]).rows)
+    # A folder around `root` holds its images too; a link to one elsewhere is a copy like any other.
+    found = [image for image in find_images([folder]) if not image.path.parent.resolve().is_relative_to(own)]
+    return _Others(against, found, rows_of)
+
+
+def _compare(
+    looks: Looks, labelled: LabelledImages, others: _Others, steps: _Steps
+) -> tuple[list[CopyPair], list[Fault]]:
+    """Leaks into or from the other images, and what is wrong with those or with the masks of copies."""
+    paths = [image.path for image in others.found]
+    other_looks, failed = look_at_all(paths, reduced=False, report=lambda done, total: steps.advance())
+    copies = find_copies(looks, other_looks)
+    ids = [image.image_id for image in others.found]
+    sizes = {}
+    if others.rows_of is not None:  # the size is needed for their masks only
+        for index in {copy.second for copy in copies}:
+            with suppress(ImageError):
+                sizes[ids[index]] = images.decode(paths[index]).pixels.shape
+    leaks = name_pairs(copies, labelled, LabelledImages(ids, sizes, others.rows_of))
+    faults = [
+        warning("against", f"Not compared: {message}", "Replace the file, or take it out.")
+        for message in failed.values()
+    ]
+    return leaks, faults + disagreements(leaks, f"{others.root}: ")
+
+
+def _by_image(rows: Sequence[LabelRow]) -> dict[str, list[LabelRow]]:
+    rows_of: dict[str, list[LabelRow]] = defaultdict(list)
+    for row in rows:
+        rows_of[row.image_id].append(row)
+    return dict(rows_of)
+
+
+def _inspect_all(
+    found: Sequence[FoundImage], rows_of: Mapping[str, Sequence[LabelRow]], names: Sequence[str], table_path: Path
+) -> Iterator[Inspection]:
+    """Inspect the images on all cores, in their order."""
+
+    def inspect(image: FoundImage) -> Inspection:
+        return inspect_image(image, rows_of.get(image.image_id, ()), names, table_path)
+
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
+        yield from pool.map(inspect, found)
+
+
+def _class_names(root: Path, rows: Sequence[LabelRow]) -> tuple[tuple[str, ...], list[Fault]]:
     largest = max((row.class_id for row in rows if row.encoded and row.class_id != IGNORE_CLASS_ID), default=0)
     try:
         names = read_class_names(root, largest)
         check_class_names(names, where=str(root / "classes.txt"))
-    except DataError as error:
-        findings.error("classes", str(error), "Write one name on each line of classes.txt; line n names ClassId n.")
-        return tuple(f"class {number}" for number in range(1, largest + 1))
-    return names
+    except DataError as problem:
+        remedy = "Write one name on each line of classes.txt; line n names ClassId n."
+        return tuple(f"class {number}" for number in range(1, largest + 1)), [error("classes", str(problem), remedy)]
+    return names, []
 
 
-def _perhaps_defective(scan: LabelScan) -> set[str]:
-    marked = {row.image_id for row in scan.rows if row.encoded and row.class_id != IGNORE_CLASS_ID}
-    return marked | {fault.image_id for fault in scan.faults}
-
-
-def _missing_images(
-    rows_of: Mapping[str, Sequence[LabelRow]], found: Sequence[FoundImage], findings: _Findings
-) -> set[str]:
+def _missing_images(rows_of: Mapping[str, Sequence[LabelRow]], found: Sequence[FoundImage]) -> dict[str, Fault]:
+    """ImageId -> fault, of the images that have a row and no file."""
     present = {image.image_id for image in found}
     alike = {_loose(image_id): image_id for image_id in present}
-    missing = rows_of.keys() - present
-    for image_id in missing:
+    missing = {}
+    for image_id in rows_of.keys() - present:
         other = alike.get(_loose(image_id))
         remedy = f"The folder has {other!r}: write it so." if other else "Add the image, or take its rows out."
-        line = rows_of[image_id][0].line
-        findings.error("missing-image", f"{image_id!r} is not below train_images/.", remedy, image=image_id, row=line)
+        message = f"{image_id!r} is not below train_images/."
+        missing[image_id] = error("missing-image", message, remedy, image=image_id, row=rows_of[image_id][0].line)
     return missing
 
 
@@ -188,57 +206,14 @@ def _loose(image_id: str) -> str:
     return stem if dot and f".{suffix}" in images.IMAGE_SUFFIXES else name
 
 
-def _check_image(
-    image: FoundImage, rows: Sequence[LabelRow], names: Sequence[str], table_path: Path, findings: _Findings
-) -> None:
-    try:
-        decoded = images.decode(image.path)
-    except ImageError as error:
-        findings.error("image", str(error), "Replace the file, or take it out.", image=image.image_id)
-        return
-    for note in decoded.notes:
-        findings.images_of_note[note.partition(";")[0]].append(image.image_id)
-    height, width = decoded.pixels.shape
-    findings.size_of[image.image_id] = (height, width)
-    taken = np.zeros((height, width), np.bool_)
-    for row, mask in _sound_masks(rows, (height, width), names, table_path, findings):
-        findings.areas_px[row.class_id].append(int(np.count_nonzero(mask)))
-        if row.class_id == IGNORE_CLASS_ID:
-            continue
-        if shared_px := int(np.count_nonzero(mask & taken)):
-            findings.warning(
-                "overlap",
-                f"{image.image_id}: {shared_px} px of '{names[row.class_id - 1]}' belong to another class too.",
-                "Leave it if one spot can be of two classes; else mend the masks.",
-                image=image.image_id,
-                row=row.line,
-            )
-        taken |= mask
-
-
-def _sound_masks(
-    rows: Sequence[LabelRow], size_hw: tuple[int, int], names: Sequence[str], table_path: Path, findings: _Findings
-) -> Iterator[tuple[LabelRow, NDArray[np.bool_]]]:
-    """The rows whose masks fit the image and the classes; faults of the others are recorded."""
-    for row in rows:
-        where = f"{table_path}, line {row.line}: {row.image_id}, ClassId {row.class_id}"
-        if not row.encoded:
-            continue
-        if len(names) < row.class_id != IGNORE_CLASS_ID:
-            message = f"{where}: there are {len(names)} classes ({', '.join(names)})."
-            findings.error(
-                "class", message, "Mend the ClassId, or add its name to classes.txt.", image=row.image_id, row=row.line
-            )
-            continue
-        try:
-            yield row, rle.decode(row.encoded, size_hw, where=where)
-        except LabelError as error:
-            findings.error("rle", str(error), _REMEDIES["rle"], image=row.image_id, row=row.line)
-
-
-def _tell_notes(findings: _Findings) -> None:
-    for note, image_ids in sorted(findings.images_of_note.items()):
-        findings.warning(
+def _notes(inspections: Sequence[Inspection]) -> Iterator[Fault]:
+    """One warning for each kind of note that decoding made."""
+    ids_of: dict[str, list[str]] = defaultdict(list)
+    for one in inspections:
+        for note in one.notes:
+            ids_of[note.partition(";")[0]].append(one.image_id)
+    for note, image_ids in sorted(ids_of.items()):
+        yield warning(
             "image-note",
             f"{note}: {len(image_ids)} images, the first {image_ids[0]}.",
             "Make sure that the masks were drawn on the picture as it is read here; see docs/formats.md.",
@@ -246,64 +221,29 @@ def _tell_notes(findings: _Findings) -> None:
         )
 
 
-def _tell_odd_sizes(findings: _Findings) -> dict[str, int]:
-    """Images per size, the commonest first; images of another size are warned about."""
-    counts = Counter(findings.size_of.values())
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    sizes = {f"{height}x{width}": count for (height, width), count in ordered}
-    if len(ordered) > 1:
-        usual = ordered[0][0]
-        odd = [image_id for image_id, size_hw in findings.size_of.items() if size_hw != usual]
-        remedy = "Leave it if the line makes several sizes; else look for a stray picture."
-        if len(odd) > _MOST_SINGLE_WARNINGS:
-            findings.warning("size", f"Images have {len(sizes)} sizes: {len(odd)} are not {next(iter(sizes))}.", remedy)
-        else:
-            for image_id in odd:
-                height, width = findings.size_of[image_id]
-                message = f"{image_id}: {height}x{width} px, where most images have {next(iter(sizes))}."
-                findings.warning("size", message, remedy, image=image_id)
-    return sizes
-
-
-def _check_groups_and_split(root: Path, image_ids: Sequence[str], findings: _Findings) -> None:
-    """Both files are optional; where both are there, no group may lie in two folds."""
-    groups: dict[str, str] = {}
-    try:
-        groups = read_groups(root)
-        _tell_strangers("groups", groups, image_ids, findings)
-    except LabelError as error:
-        findings.error("groups", str(error), "Write groups.csv as 'ImageId,Group', one row for each image.")
-    path = root / "split.csv"
-    if not path.exists():
+def _odd_sizes(size_of: Mapping[str, tuple[int, int]]) -> Iterator[Fault]:
+    counts = Counter(size_of.values())
+    if len(counts) < 2:
         return
-    try:
-        fold_of = read_split(path)
-    except LabelError as error:
-        findings.error("split", str(error), "Make it again with `defectseg data split`.")
+    usual, _ = by_count(counts)[0]
+    usual_text = f"{usual[0]}x{usual[1]}"
+    odd = [image_id for image_id, size_hw in size_of.items() if size_hw != usual]
+    remedy = "Leave it if the line makes several sizes; else look for a stray picture."
+    if len(odd) > _MOST_SINGLE_WARNINGS:
+        yield warning("size", f"Images have {len(counts)} sizes: {len(odd)} are not {usual_text}.", remedy)
         return
-    _tell_strangers("split", fold_of, image_ids, findings)
-    if left_out := [image_id for image_id in image_ids if image_id not in fold_of]:
-        message = f"{path}: has no fold for {len(left_out)} images, the first {left_out[0]}."
-        findings.error("split", message, "Make it again with `defectseg data split`.", image=left_out[0])
-    folds_of_group: dict[str, set[int]] = defaultdict(set)
-    for image_id, group in groups.items():
-        if image_id in fold_of:
-            folds_of_group[group].add(fold_of[image_id])
-    for group, folds in sorted(folds_of_group.items()):
-        if len(folds) > 1:
-            message = (
-                f"{path}: group '{group}' lies in folds {', '.join(map(str, sorted(folds)))}; scores would flatter."
-            )
-            findings.error("split", message, "Make it again with `defectseg data split`, which keeps groups together.")
+    for image_id in odd:
+        height, width = size_of[image_id]
+        message = f"{image_id}: {height}x{width} px, where most images have {usual_text}."
+        yield warning("size", message, remedy, image=image_id)
 
 
-def _tell_strangers(kind: str, listed: Mapping[str, object], image_ids: Sequence[str], findings: _Findings) -> None:
-    if strangers := sorted(set(listed) - set(image_ids)):
-        message = f"{kind}.csv names {len(strangers)} images that are not there, the first {strangers[0]!r}."
-        findings.warning(kind, message, "Leave it if you took them out on purpose.", image=strangers[0])
-
-
-def _summary(class_id: int, name: str, findings: _Findings) -> ClassSummary:
-    areas_px = findings.areas_px.get(class_id) or [0]
-    count = len(findings.areas_px.get(class_id, []))
-    return ClassSummary(class_id, name, count, min(areas_px), float(median(areas_px)), max(areas_px))
+def _dark_images(inspections: Sequence[Inspection]) -> Iterator[Fault]:
+    dark = [one for one in inspections if one.dark_share > MOSTLY_DARK]
+    remedy = "Leave it if it shows an end of the sheet; else take it out, for there is nothing to learn from it."
+    if len(dark) > _MOST_SINGLE_WARNINGS:
+        yield warning("dark", f"{len(dark)} images are mostly black, the first {dark[0].image_id}.", remedy)
+        return
+    for one in dark:
+        message = f"{one.image_id}: {100 * one.dark_share:.0f} % of it is black."
+        yield warning("dark", message, remedy, image=one.image_id)

@@ -3,7 +3,8 @@
 Candidates come from thumbnails: all pairs in all eight turns, as products of matrices. Each is then verified on the
 128 x 128 grain of `likeness`: the two pictures are slid over each other, and they are copies where their correlation
 (whitened, by FFT) has one peak, at no shift or a few cells, that stands far out of all other shifts. Unlike images have
-no such peak; chequer plates and streaks repeat themselves, so that theirs has rivals. docs/benchmarks.md has the figures.
+no such peak; chequer plates and streaks repeat themselves, so that theirs has rivals. The figures are in
+docs/benchmarks.md.
 """
 
 import hashlib
@@ -43,12 +44,15 @@ class Copy:
         first, second: indices of the images; where two sets were compared, `second` counts in the other one.
         turn: what made the first from the second, one of `likeness.TURNS`.
         score: correlation of the grain: 1 for an exact copy; less, the less of the one is to be seen in the other.
+        shift: how far the second, once turned, has to be moved (down, right) to lie on the first, in 128ths of the
+            height and width.
     """
 
     first: int
     second: int
     turn: str
     score: float
+    shift: tuple[int, int] = (0, 0)
 
 
 def find_copies(
@@ -72,7 +76,7 @@ def find_copies(
     firsts = {members[0]: members for members in groups.values()}
     seconds = {members[0]: members for members in other_groups.values()}
     copies = {
-        pair: Copy(*pair, one.turn, one.score)
+        pair: Copy(*pair, one.turn, one.score, one.shift)
         for one in _Search(looks, others, sorted(firsts), sorted(seconds)).run(report)
         for pair in _pairs_between(firsts[one.first], seconds[one.second])
     }
@@ -89,7 +93,19 @@ def find_copies(
 def _ordered(copy: Copy) -> Copy:
     if copy.first < copy.second:
         return copy
-    return Copy(copy.second, copy.first, turned_back(copy.turn), copy.score)
+    turn = turned_back(copy.turn)
+    return Copy(copy.second, copy.first, turn, copy.score, _shift_back(copy.shift, turn))
+
+
+def _shift_back(shift: tuple[int, int], turn: str) -> tuple[int, int]:
+    """The opposite of a shift, in the picture that `turn` makes."""
+    down, right = -shift[0], -shift[1]
+    number = TURNS.index(turn)
+    if number >= 4:
+        right = -right
+    for _ in range(number % 4):
+        down, right = -right, down  # counter-clockwise, right becomes up
+    return down, right
 
 
 def _identical(looks: Looks) -> dict[bytes, list[int]]:
@@ -97,7 +113,11 @@ def _identical(looks: Looks) -> dict[bytes, list[int]]:
     groups: dict[bytes, list[int]] = {}
     for index, detail in enumerate(looks.detail):
         structured = detail.min() < 0 < detail.max()
-        key = hashlib.blake2b(detail, digest_size=16).digest() if structured else str((id(looks), index)).encode()
+        key = (
+            hashlib.blake2b(detail.tobytes(), digest_size=16).digest()
+            if structured
+            else str((id(looks), index)).encode()
+        )
         groups.setdefault(key, []).append(index)
     return groups
 
@@ -171,7 +191,9 @@ class _Search:
             wanted = np.abs(aspects[i] - sign * other_aspects[j]) <= _ASPECT_TOLERANCE
             if self.within:
                 wanted &= column + j > row + i
-            candidates += [(*pair, turn) for pair in zip(rows[i[wanted]].tolist(), columns[j[wanted]].tolist(), strict=True)]
+            candidates += [
+                (*pair, turn) for pair in zip(rows[i[wanted]].tolist(), columns[j[wanted]].tolist(), strict=True)
+            ]
         return candidates
 
     def _is_settled(self, candidate: tuple[int, int, str]) -> bool:
@@ -181,11 +203,11 @@ class _Search:
 
     def _verify(self, candidate: tuple[int, int, str]) -> Copy | None:
         first, second, turn = candidate
-        shift = _find_shift(self.row_picture(first), turned(self.column_picture(second), turn))
-        if shift is None:
+        peak = find_peak(self.row_picture(first), turned(self.column_picture(second), turn))
+        if not peak.tells_copies:
             return None
-        score = _correlation(self.looks.detail[first], turned(self.others.detail[second], turn), shift)
-        return Copy(first, second, turn, score)
+        score = _correlation(self.looks.detail[first], turned(self.others.detail[second], turn), peak.shift)
+        return Copy(first, second, turn, score, peak.shift)
 
 
 def _comparable(looks: Looks, indices: Sequence[int]) -> NDArray[np.intp]:
@@ -201,28 +223,44 @@ def _may_fit(aspects: Floats, other_aspects: Floats) -> bool:
     )
 
 
-def _find_shift(one: Floats, other: Floats) -> tuple[int, int] | None:
-    """By how many cells (down, right) one whitened picture lies off the other, or None where they are unlike.
+@dataclass(frozen=True)
+class Peak:
+    """How the correlation of two pictures stands out where they lie on each other, among all other places.
 
-    Args:
-        one, other: float32 (128, 128).
+    Attributes:
+        deviations: its height, in standard deviations of the correlation at all other shifts.
+        to_rival: its height, divided by the highest of those.
+        shift: where it is, in cells (down, right), from -3 to 3.
     """
+
+    deviations: float
+    to_rival: float
+    shift: tuple[int, int]
+
+    @property
+    def tells_copies(self) -> bool:
+        """Whether only copies have such a peak."""
+        return self.deviations >= _LEAST_PEAK_DEVIATIONS and self.to_rival >= _LEAST_PEAK_TO_RIVAL
+
+
+def find_peak(one: Floats, other: Floats) -> Peak:
+    """Slide one whitened picture, float32 (128, 128), over another, and find the peak near no shift."""
     spectrum = cv2.mulSpectrums(cv2.dft(one), cv2.dft(other), 0, conjB=True)
     surface = np.roll(cv2.idft(spectrum), (_PEAK_FOOT_CELLS, _PEAK_FOOT_CELLS), axis=(0, 1))
     foot = 2 * _PEAK_FOOT_CELLS + 1
     inner = slice(_PEAK_FOOT_CELLS - _LARGEST_SHIFT_CELLS, _PEAK_FOOT_CELLS + _LARGEST_SHIFT_CELLS + 1)
     near = surface[inner, inner].copy()
     surface[:foot, :foot] = 0
-    peak = float(near.max())
     deviation = float(np.sqrt(np.vdot(surface, surface) / (surface.size - foot**2)))
-    if peak < _LEAST_PEAK_DEVIATIONS * deviation or peak < _LEAST_PEAK_TO_RIVAL * float(np.abs(surface).max()):
-        return None
+    rival = max(float(surface.max()), -float(surface.min()))
+    height = float(near.max())
     down, right = np.unravel_index(int(near.argmax()), near.shape)
-    return int(down) - _LARGEST_SHIFT_CELLS, int(right) - _LARGEST_SHIFT_CELLS
+    shift = (int(down) - _LARGEST_SHIFT_CELLS, int(right) - _LARGEST_SHIFT_CELLS)
+    return Peak(height / max(deviation, 1e-12), height / max(rival, 1e-12), shift)
 
 
 def _correlation(one: NDArray[np.int8], other: NDArray[np.int8], shift: tuple[int, int]) -> float:
-    """Correlation of two detail pictures laid over each other, in blocks of 2 x 2 cells; saturated cells do not count."""
+    """Correlation of two detail pictures laid over each other, in blocks of 2 x 2 cells, saturated cells left out."""
     (down, right), last = shift, DETAIL_CELLS
     one = one[max(down, 0) : last + min(down, 0), max(right, 0) : last + min(right, 0)]
     other = other[max(-down, 0) : last + min(-down, 0), max(-right, 0) : last + min(-right, 0)]

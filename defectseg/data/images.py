@@ -99,7 +99,7 @@ def decode_bytes(content: bytes, *, name: str) -> DecodedImage:
 
 
 def decode_small(path: Path, *, shorter_px: int, longer_px: int) -> NDArray[np.uint8]:
-    """Read an image as grey uint8 (H, W), for looking at it as a whole: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
+    """Read an image as grey uint8 (H, W) to look at it as a whole: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
 
     Args:
         path: the file.
@@ -177,7 +177,9 @@ def find_images(inputs: Sequence[Path], *, recursive: bool = True, skip: Path | 
     if not named:
         names = ", ".join(map(str, inputs[:3])) or "an empty list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
-        raise DataError(f"No image in {names}{where}. Files that count end in {_suffixes()}.")
+        hidden = skip is not None and any(given.resolve().is_relative_to(skip.resolve()) for given in inputs)
+        why = f" What lies in {skip} is left out, since results go there: choose another --out." if hidden else ""
+        raise DataError(f"No image in {names}{where}. Files that count end in {_suffixes()}.{why}")
     for image in named:
         if _UNFIT_FOR_AN_IMAGE_ID.search(image.image_id):
             raise DataError(

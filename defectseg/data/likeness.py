@@ -2,8 +2,9 @@
 
 Pixels cannot be compared as they are, since flat steel resembles flat steel. Each image is averaged down to 128 x 128
 cells whatever its shape, freed of its light (minus the mean of its surroundings) and of its contrast (divided by their
-deviation). What is left is the grain, which no two pieces of steel share. For quick search, a thumbnail of 32 x 32 cells
-is whitened too: its spectrum is evened out, so that edges and streaks that many images have do not drown the rest.
+deviation). What is left is the grain, which no two pieces of steel share. For quick search, a thumbnail of 32 x 32
+cells is whitened too: its spectrum is evened out, so that edges and streaks that many images have do not drown the
+rest.
 """
 
 import math
@@ -121,9 +122,15 @@ def look_at(pixels: NDArray[np.uint8]) -> Look:
 
 
 def look_at_all(
-    paths: Sequence[Path], *, report: Callable[[int, int], None] | None = None
+    paths: Sequence[Path], *, reduced: bool = True, report: Callable[[int, int], None] | None = None
 ) -> tuple[Looks, dict[int, str]]:
-    """Read images, JPEGs at a reduced size, and take their looks, on all cores.
+    """Read images and take their looks, on all cores.
+
+    Args:
+        paths: the files.
+        reduced: decode JPEGs at a reduced size, which is quicker, but gives an exact copy that was decoded whole a score
+            a little below 1.
+        report: called with the number of images done and of all images.
 
     Returns:
         the looks in the order of `paths`, and index -> message of those that cannot be read.
@@ -132,7 +139,9 @@ def look_at_all(
 
     def look(path: Path) -> Look | str:
         try:
-            return look_at(images.decode_small(path, shorter_px=DETAIL_CELLS, longer_px=STRIP_CELLS))
+            if reduced:
+                return look_at(images.decode_small(path, shorter_px=DETAIL_CELLS, longer_px=STRIP_CELLS))
+            return look_at(images.decode(path).pixels)
         except ImageError as error:
             return str(error)
 
@@ -161,7 +170,7 @@ def _structure(means: Floats) -> Floats:
     """Grey means, float32 (h, w), minus those around, in units of the standard deviation around; within -4..4."""
     above = means - cv2.GaussianBlur(means, (0, 0), _SURROUNDINGS_CELLS)
     variance = cv2.GaussianBlur(above * above, (0, 0), 2 * _SURROUNDINGS_CELLS)
-    return np.clip(above / np.sqrt(variance + _NOISE_LEVELS**2), -4, 4)
+    return np.asarray(np.clip(above / np.sqrt(variance + _NOISE_LEVELS**2), -4, 4), np.float32)
 
 
 def _whiten(picture: Floats, exponent: float) -> Floats:
@@ -188,11 +197,11 @@ def _strip_profiles(pixels: NDArray[np.uint8]) -> Floats:
         return profiles
     rows = max(1, round(height * EDGE_SHARE))
     for index, part in enumerate((lying[:rows], lying[-rows:], lying)):
-        means = cv2.reduce(part, 0, cv2.REDUCE_AVG, dtype=cv2.CV_32F)
-        means = np.asarray(cv2.resize(means, (STRIP_CELLS, 1), interpolation=cv2.INTER_AREA), np.float32)
+        columns = cv2.reduce(part, 0, cv2.REDUCE_AVG, dtype=cv2.CV_32F)
+        means = np.asarray(cv2.resize(columns, (STRIP_CELLS, 1), interpolation=cv2.INTER_AREA), np.float32)
         if float((means >= DARK_LEVEL).mean()) < _STRIP_LEAST_LIT:
             continue
-        above = means - _blur_along(means, _STRIP_SURROUNDINGS_CELLS)
+        above = np.asarray(means - _blur_along(means, _STRIP_SURROUNDINGS_CELLS), np.float32)
         deviation = np.sqrt(_blur_along(above * above, 2 * _STRIP_SURROUNDINGS_CELLS) + _STRIP_NOISE_LEVELS**2)
         profiles[index] = _unit(_whiten(np.clip(above / deviation, -3, 3), _STRIP_WHITENING))[0]
     return profiles

@@ -117,6 +117,23 @@ def paint_comparison(
     return np.vstack([picture, _legend(_COMPARED, picture.shape[1])])
 
 
+def paint_truth(image: NDArray[np.uint8], truth: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Blend the labelled pixels with blue and draw a 1-px outline inside each region; no legend.
+
+    Args:
+        image: uint8 (H, W), grey.
+        truth: bool (H, W), the pixels labelled in any class.
+
+    Returns:
+        uint8 (H, W, 3), BGR.
+    """
+    picture = _as_bgr(image)
+    for box in _boxes(truth):
+        _blend(picture[box], truth[box], BLUE_BGR)
+        picture[box][_outline(truth[box])] = BLUE_OUTLINE_BGR
+    return picture
+
+
 def encode_jpeg(bgr: NDArray[np.uint8]) -> bytes:
     """Encode uint8 (H, W, 3) BGR as a JPEG of quality 95 with 4:4:4 sampling; 4:2:0 would smear red over the border.
 

@@ -1,38 +1,105 @@
-"""Folds of a data folder: alike in their class sets, with the images of one group kept together."""
+"""Folds of a data folder: alike in their class sets, with copies, strips and groups kept together."""
 
 import csv
 import hashlib
 import io
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from defectseg import files
 from defectseg.data.csvtable import read_pairs
+from defectseg.data.duplicates import find_copies
 from defectseg.data.labels import DataFolder, check_image_id
+from defectseg.data.likeness import look_at_all
+from defectseg.data.strips import find_neighbours
+from defectseg.data.unions import Unions
 from defectseg.errors import LabelError, UsageError
 
 Stratum = frozenset[int]
+Pair = tuple[str, str]
 
 
-def make_folds(folder: DataFolder, *, folds: int = 5, seed: int = 0) -> dict[str, int]:
-    """Divide the images into folds 0..folds-1.
+@dataclass(frozen=True)
+class Ties:
+    """Pairs of images that should not lie in two folds.
 
-    Each set of classes (clean is one) is spread evenly; a set with fewer images than folds counts with the images of
-    its rarest class. Images of one group in groups.csv get one fold: large groups are placed first, each in the fold
-    that most lacks what it holds. The answer depends on names, labels, groups and the seed, not on the order of files.
+    Attributes:
+        copies: pairs of ImageIds that show the same piece of steel, see `duplicates`.
+        neighbours: pairs that look like the same strip, see `strips`, with the correlation that says so.
+    """
+
+    copies: frozenset[Pair] = frozenset()
+    neighbours: Mapping[Pair, float] = field(default_factory=dict)
+
+    def astride(self, fold_of: Mapping[str, int]) -> "Ties":
+        """Those pairs whose images lie in different folds."""
+
+        def apart(pair: Pair) -> bool:
+            return fold_of[pair[0]] != fold_of[pair[1]]
+
+        neighbours = {pair: score for pair, score in self.neighbours.items() if apart(pair)}
+        return Ties(frozenset(filter(apart, self.copies)), neighbours)
+
+    @property
+    def images(self) -> int:
+        """How many images are in some pair."""
+        return len({image_id for pair in self.copies | self.neighbours.keys() for image_id in pair})
+
+
+def make_folds(
+    folder: DataFolder, *, folds: int = 5, seed: int = 0, report: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
+    """Look at the images and divide them into folds 0..folds-1, with copies, strips and groups kept together.
+
+    See `find_ties` and `divide`. Images that cannot be read are divided by their labels alone.
 
     Returns:
         ImageId -> fold, for every image of the folder, sorted by ImageId.
 
     Raises:
-        UsageError: fewer than two folds, or more than there are groups and single images.
+        UsageError: fewer than two folds, or more than there are units to divide.
     """
-    units = _units(folder)
+    return divide(folder, find_ties(folder, report=report), folds=folds, seed=seed)
+
+
+def find_ties(folder: DataFolder, *, report: Callable[[int, int], None] | None = None) -> Ties:
+    """Find the copies and the neighbours on one strip among the images of a data folder, by looking at them.
+
+    Args:
+        folder: the data folder.
+        report: called with the number of images looked at and of all images.
+    """
+    ids = folder.image_ids
+    looks, _ = look_at_all([folder.image_path(image_id) for image_id in ids], report=report)
+    copies = frozenset((ids[one.first], ids[one.second]) for one in find_copies(looks))
+    return Ties(copies, {(ids[one.first], ids[one.second]): one.score for one in find_neighbours(looks)})
+
+
+def divide(folder: DataFolder, ties: Ties, *, folds: int, seed: int) -> dict[str, int]:
+    """Divide the images of a data folder into folds 0..folds-1.
+
+    Copies and the images of one group in groups.csv get one fold. So do images that look like the same strip, the most
+    alike first, as long as what they form stays below half a fold; otherwise a chain of resemblances could make one
+    unit of everything. Each set of classes (clean is one) is spread evenly; a set with fewer images than folds counts
+    with the images of its rarest class. Large units are placed first, each in the fold that most lacks what it holds.
+    The answer depends on names, labels, ties and the seed, not on the order of files.
+
+    Returns:
+        ImageId -> fold, for every image of the folder, sorted by ImageId.
+
+    Raises:
+        UsageError: fewer than two folds, or more than there are units.
+    """
     if folds < 2:
         raise UsageError(f"{folds} folds; expected at least 2, one of which is held back.")
+    units = _units(folder, ties, folds)
     if folds > len(units):
-        raise UsageError(f"{folds} folds of {len(units)} images or groups: some would be empty. Ask for fewer.")
+        raise UsageError(
+            f"{folds} folds of {len(units)} images or groups (copies count as one): some would be empty. "
+            "Ask for fewer folds, or add images."
+        )
     stratum_of = _strata(folder, folds)
     sizes = Counter(stratum_of.values())
     held: list[Counter[Stratum]] = [Counter() for _ in range(folds)]
@@ -77,16 +144,25 @@ def read_split(path: Path) -> dict[str, int]:
     return folds
 
 
-def _units(folder: DataFolder) -> list[tuple[str, ...]]:
-    """What must not be divided: the images of each group, and single images."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    singles: list[tuple[str, ...]] = []
+def divide_ignoring_ties(folder: DataFolder, *, folds: int, seed: int) -> dict[str, int]:
+    """What a usual split does: class sets are spread evenly, and nothing is kept together. For comparison only."""
+    return divide(replace(folder, groups={}), Ties(), folds=folds, seed=seed)
+
+
+def _units(folder: DataFolder, ties: Ties, folds: int) -> list[tuple[str, ...]]:
+    """What must not be divided: groups, copies, strips; and single images."""
+    unions: Unions[str] = Unions()
+    first_of: dict[str, str] = {}
     for image_id in folder.image_ids:
         if image_id in folder.groups:
-            groups[folder.groups[image_id]].append(image_id)
-        else:
-            singles.append((image_id,))
-    return singles + [tuple(sorted(members)) for members in groups.values()]
+            unions.join(first_of.setdefault(folder.groups[image_id], image_id), image_id)
+    for one, other in sorted(ties.copies):
+        unions.join(one, other)
+    most = len(folder.image_ids) // (2 * folds)
+    for one, other in sorted(ties.neighbours, key=lambda pair: (-ties.neighbours[pair], pair)):
+        if unions.joined(one, other) or unions.size(one) + unions.size(other) <= most:
+            unions.join(one, other)
+    return [tuple(sorted(members)) for members in unions.groups(folder.image_ids)]
 
 
 def _strata(folder: DataFolder, folds: int) -> dict[str, Stratum]:

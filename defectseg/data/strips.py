@@ -13,12 +13,14 @@ have changed. Images less than 400 px long, or mostly dark, are joined with none
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from defectseg.data.likeness import STRIP_CELLS, Floats, Looks
+from defectseg.data.likeness import STRIP_CELLS, Looks
 
-# Of unlike strips, correlations deviate by 0.055 from 0; of twelve thousand images, chance alone brings some pair to 0.33.
+# Correlations of unlike strips deviate by 0.055 from 0; of twelve thousand images, chance brings some pair to 0.33.
 _LEAST_SEAM_CORRELATION = 0.40
 _LEAST_PROFILE_CORRELATION = 0.45
 _ROWS = 2048
@@ -47,8 +49,8 @@ def find_neighbours(looks: Looks) -> list[Neighbours]:
     return [Neighbours(*pair, score) for pair, score in sorted(score_of.items())]
 
 
-def _alike(one: Floats, other: Floats, least: float) -> Iterator[tuple[int, int, float]]:
-    """Indices in `one` and `other`, float (n, 400) each, that differ and whose profiles correlate by `least` or more."""
+def _alike(one: NDArray[Any], other: NDArray[Any], least: float) -> Iterator[tuple[int, int, float]]:
+    """Differing indices in `one` and `other`, float (n, 400), whose profiles correlate by `least` or more."""
     columns = np.asarray(other, np.float32).reshape(-1, STRIP_CELLS)
     for start in range(0, len(one), _ROWS):
         alike = np.asarray(one[start : start + _ROWS], np.float32) @ columns.T

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from torch.utils.data import DataLoader
 
 from defectseg import __version__
@@ -24,7 +24,15 @@ from defectseg.data.identity import image_digest
 from defectseg.data.images import decode
 from defectseg.data.labels import DataFolder, open_data_folder
 from defectseg.data.splits import make_folds, read_split, write_split
-from defectseg.errors import ConfigError, DataError, ImageError, MissingExtraError, OutputExistsError, UsageError
+from defectseg.errors import (
+    ConfigError,
+    DataError,
+    ImageError,
+    MissingExtraError,
+    OutputExistsError,
+    ResourceError,
+    UsageError,
+)
 from defectseg.evaluation.metrics import Metrics
 from defectseg.evaluation.score import Scored
 from defectseg.evaluation.tune import ThresholdSearch
@@ -52,6 +60,7 @@ log = logging.getLogger(__name__)
 MODEL_NAME = "model.safetensors"
 CONFIG_NAME = "config.yaml"
 SPLIT_NAME = "split.csv"
+TENSORBOARD_NAME = "tensorboard"
 ERRORS_NAME = "errors.csv"
 
 
@@ -184,11 +193,12 @@ def _make_accelerator(request: TrainRequest, device: torch.device) -> Accelerato
         mixed_precision=precision,
         gradient_accumulation_steps=settings.accumulation,
         log_with=trackers or None,
-        project_dir=str(request.out),
+        project_config=ProjectConfiguration(str(request.out), logging_dir=str(request.out / TENSORBOARD_NAME)),
     )
     if trackers and accelerator.is_main_process:
         request.out.mkdir(parents=True, exist_ok=True)
-    log.info("training on %s in %s, %d process(es)", accelerator.device, precision, accelerator.num_processes)
+    shown = "fp32" if precision == "no" else precision
+    log.info("training on %s in %s, %d process(es)", accelerator.device, shown, accelerator.num_processes)
     return accelerator
 
 
@@ -346,8 +356,7 @@ def _assemble(
         persistent_workers=workers > 0,
     )
     prepared, prepared_optimizer, prepared_loader = accelerator.prepare(network, optimizer, loader)
-    if recipe.training.trackers:
-        accelerator.init_trackers("tensorboard", config={"recipe": dump_recipe(recipe)})
+    _start_trackers(accelerator, recipe)
     return Run(
         folder=request.out,
         accelerator=accelerator,
@@ -363,6 +372,21 @@ def _assemble(
         settings=recipe.training,
         progress=Progress(total_epochs=recipe.training.epochs),
     )
+
+
+def _start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
+    if not recipe.training.trackers:
+        return
+    try:
+        accelerator.init_trackers("defectseg", config={"recipe": dump_recipe(recipe)})
+    except Exception as error:  # each tracker, and the server behind it, fails in its own way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = (
+            " and MLFLOW_TRACKING_URI, which must name a tracking server"
+            if "mlflow" in recipe.training.trackers
+            else ""
+        )
+        raise ResourceError(f"training.trackers: cannot start ({reason}). Check the recipe{hint}.") from error
 
 
 def _workers(recipe: Recipe, device: torch.device) -> int:

@@ -3,9 +3,13 @@
 
 Changes every image of a folder in each way, looks the changed ones up among the originals, and prints a markdown table.
 Pairs among the originals themselves are printed to be looked at: whatever is no true copy there is a false alarm.
-With --speed N it times N images (those of the folder, turned, mirrored and jittered, written as JPEG) through reading and search.
+With --speed N it times the reading and the searches on N images (those of the folder rolled, turned and in another
+light, written as JPEG). With --memory N it fills the arrays for N images with noise, searches a part, and says how much
+memory that took and how long the rest would take.
 
-Usage: python scripts/bench/duplicates.py IMAGES [--most 600] [--seed 0] [--speed 0]
+With --peaks it prints the figures that the thresholds stand between.
+
+Usage: python scripts/bench/duplicates.py IMAGES [--most 600] [--seed 0] [--peaks] [--speed N] [--memory N]
 """
 
 import argparse
@@ -13,6 +17,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +27,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from defectseg.data import images
-from defectseg.data.duplicates import find_copies
-from defectseg.data.likeness import TURNS, Looks, look_at, look_at_all, turned
+from defectseg.data.duplicates import find_copies, find_peak
+from defectseg.data.likeness import TURNS, Looks, look_at, look_at_all, turned, whitened
 from defectseg.data.strips import find_neighbours
 
 Image = NDArray[np.uint8]
@@ -36,7 +41,10 @@ def encoded(image: Image, quality: int) -> Image:
 
 
 def lit(image: NDArray[Any], gain: float, offset: float = 0.0) -> Image:
-    return np.clip(np.rint(image * float(gain) + offset), 0, 255).astype(np.uint8)
+    if image.dtype == np.uint8:
+        levels = np.clip(np.rint(np.arange(256) * gain + offset), 0, 255).astype(np.uint8)
+        return np.asarray(cv2.LUT(image, levels), np.uint8)
+    return np.clip(np.rint(image * gain + offset), 0, 255).astype(np.uint8)
 
 
 def resized(image: Image, factor: float) -> Image:
@@ -126,6 +134,30 @@ def measure(paths: list[Path], seed: int) -> None:
         )
 
 
+def measure_peaks(paths: list[Path]) -> None:
+    """Print how far copies' peaks stand out at the least, and those of unlike images at the most."""
+    originals = [images.decode(path).pixels for path in paths]
+    looks = looks_of(originals)
+    pictures = [whitened(detail) for detail in looks.detail]
+    print("| pairs | number | peak, in deviations | peak / highest rival |")
+    print("| --- | ---: | ---: | ---: |")
+    for name in ("JPEG quality 75", "JPEG quality 50", "JPEG quality 30", "20 % brighter (x 1.2)", "resized to 90 %"):
+        changed = [whitened(look_at(CHANGES[name](image, image)).detail) for image in originals]
+        peaks = [find_peak(one, other) for one, other in zip(changed, pictures, strict=True)]
+        deviations, rivals = min(peak.deviations for peak in peaks), min(peak.to_rival for peak in peaks)
+        print(f"| {name}, the lowest | {len(peaks)} | {deviations:.0f} | {rivals:.1f} |")
+    copies = {(copy.first, copy.second) for copy in find_copies(looks)}
+    thumbs = looks.thumb.astype(np.float32)
+    peaks = []
+    for turn in TURNS if originals[0].shape[0] == originals[0].shape[1] else TURNS[::2]:
+        alike = thumbs.reshape(len(thumbs), -1) @ turned(thumbs, turn).reshape(len(thumbs), -1).T
+        for first, second in zip(*np.nonzero(np.triu(alike, 1) >= 0.2), strict=True):
+            if (first, second) not in copies:
+                peaks.append(find_peak(pictures[first], turned(pictures[second], turn)))
+    deviations, rivals = max(peak.deviations for peak in peaks), max(peak.to_rival for peak in peaks)
+    print(f"| unlike, thumbnails correlate by 0.2, the highest | {len(peaks)} | {deviations:.0f} | {rivals:.1f} |")
+
+
 def expected_turn(name: str) -> str:
     mirrored = "mirror" if "mirrored" in name else ""
     degrees = next((degrees for degrees in ("90", "180", "270") if f"turned by {degrees}" in name), "")
@@ -137,7 +169,7 @@ def percent(part: int, whole: int) -> str:
 
 
 def time_it(paths: list[Path], count: int, seed: int) -> None:
-    """Time the reading and the searches on `count` images, none of which is a copy of another."""
+    """Time the reading and the searches on `count` images, few of which are copies (rolled the same way by chance)."""
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
         written = []
@@ -155,15 +187,47 @@ def time_it(paths: list[Path], count: int, seed: int) -> None:
         start = time.perf_counter()
         find_neighbours(looks)
         strips_s = time.perf_counter() - start
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{count} images of {picture.shape[0]}x{picture.shape[1]}: read {read_s:.2f} s, copies {search_s:.2f} s "
-        f"({len(copies)} found), strips {strips_s:.2f} s; peak memory {peak_mib:.0f} MiB"
+        f"({len(copies)} found), strips {strips_s:.2f} s; peak memory {peak_mib():.0f} MiB"
     )
 
 
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class EnoughError(Exception):
+    """Enough was measured."""
+
+
+def fill_memory(count: int, seed: int, least_s: float = 30.0) -> None:
+    """Search among `count` pictures of noise, lying ones, for half a minute."""
+    rng = np.random.default_rng(seed)
+    looks = Looks(count)
+    looks.log_aspect[:] = np.log(256 / 1600)
+    for index in range(count):
+        looks.detail[index] = rng.integers(-96, 97, looks.detail.shape[1:], np.int8) | 1
+        thumb = rng.standard_normal(looks.thumb.shape[1:], np.float32)
+        looks.thumb[index] = thumb / np.linalg.norm(thumb)
+    start = time.perf_counter()
+    progress = (0, 0)
+
+    def report(done: int, total: int) -> None:
+        nonlocal progress
+        progress = (done, total)
+        if time.perf_counter() - start > least_s:
+            raise EnoughError
+
+    with suppress(EnoughError):
+        find_copies(looks, report=report)
+    done, total = progress
+    whole_s = (time.perf_counter() - start) * total / done
+    print(f"{count} images: peak memory {peak_mib():.0f} MiB; the search of noise would take {whole_s:.0f} s")
+
+
 def new_picture(image: Image, rng: Generator) -> Image:
-    """Another picture with the statistics of this one: rolled by a random way, turned within its shape, in another light."""
+    """Another picture with the statistics of this one: rolled by a random way, turned within its shape, lit anew."""
     shape = image.shape
     turns = TURNS if shape[0] == shape[1] else TURNS[::2]
     rolled = np.roll(image, [int(rng.integers(side // 4, 3 * side // 4)) for side in shape], (0, 1))
@@ -175,10 +239,16 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--most", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peaks", action="store_true")
     parser.add_argument("--speed", type=int, default=0, metavar="N")
+    parser.add_argument("--memory", type=int, default=0, metavar="N")
     arguments = parser.parse_args()
     paths = [image.path for image in images.find_images([arguments.images])][: arguments.most]
-    if arguments.speed:
+    if arguments.peaks:
+        measure_peaks(paths)
+    elif arguments.memory:
+        fill_memory(arguments.memory, arguments.seed)
+    elif arguments.speed:
         time_it(paths, arguments.speed, arguments.seed)
     else:
         measure(paths, arguments.seed)

@@ -275,7 +275,7 @@ def test_predict_again_does_what_is_missing_and_tells_of_defects_in_its_exit_cod
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["run", "--out", "results", "--classes", "1"], 2, ["another model or other settings", "--overwrite"]),
+        (["run", "--out", "done", "--classes", "1"], 2, ["another model or other settings", "--overwrite"]),
         (["run", "--out", "new", "--classes", "1,rust"], 2, ["--classes rust", "2 (cracks)"]),
         (["run", "--out", "new", "--device", "tpu"], 2, ["--device tpu", "auto, cpu, cuda, cuda:N or mps"]),
         (["run", "--out", "new", "--device", "cuda:99"], 4, ["--device cuda:99"]),
@@ -289,19 +289,22 @@ def test_predict_refuses_in_one_line(
     code: int,
     told: list[str],
     predicted: subprocess.CompletedProcess[str],
+    call: Call,
     run_folder: Path,
     inputs: Path,
     work: Path,
+    tmp_path: Path,
 ) -> None:
-    (work / "torn.safetensors").write_bytes((run_folder / "model.safetensors").read_bytes()[:5000])
-    model = run_folder if arguments[0] == "run" else work / arguments[0]
-    before = {path: path.stat().st_mtime_ns for path in (work / "results").rglob("*.*")}
+    shutil.copytree(work / "results", tmp_path / "done")
+    (tmp_path / "torn.safetensors").write_bytes((run_folder / "model.safetensors").read_bytes()[:5000])
+    model = run_folder if arguments[0] == "run" else arguments[0]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "done").rglob("*.*")}
 
-    done = run("predict", model, inputs, *arguments[1:], cwd=work)
+    done = call("predict", model, inputs, *arguments[1:])
 
     assert_refused(done, code, *told)
-    assert not (work / "new").exists()
-    assert {path: path.stat().st_mtime_ns for path in (work / "results").rglob("*.*")} == before
+    assert not (tmp_path / "new").exists()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "done").rglob("*.*")} == before
 
 
 @with_torch
@@ -394,6 +397,16 @@ def test_predict_without_images_is_refused_at_once(
     assert not (tmp_path / "out").exists()
 
 
+def test_results_into_the_input_folder_itself_are_refused(call: Call, data_folder: Path) -> None:
+    images = data_folder / "train_images"
+    before = names(images)
+
+    done = call("predict", "model.safetensors", images, "--out", images)
+
+    assert_refused(done, 4, "No image in", "results go there: choose another --out")
+    assert names(images) == before
+
+
 def test_verbose_adds_the_traceback_of_an_error(call: Call) -> None:
     done = call("predict", "model.safetensors", "nowhere", "--out", "out", "--verbose")
 
@@ -451,13 +464,13 @@ def test_predict_evaluate_and_an_independent_scorer_agree(
 
 @with_torch
 def test_evaluating_the_validation_images_needs_the_split_of_the_run(
-    run_folder: Path, data_folder: Path, work: Path
+    call: Call, run_folder: Path, data_folder: Path, tmp_path: Path
 ) -> None:
-    shutil.copy(run_folder / "model.safetensors", work / "lone.safetensors")
+    shutil.copy(run_folder / "model.safetensors", tmp_path / "lone.safetensors")
     arguments: list[str | Path] = ["--data", data_folder, "--subset", "val", "--out"]
 
-    done = run("evaluate", run_folder, *arguments, "val", "--json", cwd=work)
-    refused = run("evaluate", "lone.safetensors", *arguments, "other", cwd=work)
+    done = run("evaluate", run_folder, *arguments, "val", "--json", cwd=tmp_path)
+    refused = call("evaluate", "lone.safetensors", *arguments, "other")
 
     assert done.returncode == 0, done.stderr
     assert (json.loads(done.stdout)["images"], done.stderr) == (6, "")
@@ -485,7 +498,7 @@ def test_evaluate_refuses_in_one_line(
 
 @with_torch
 def test_train_writes_exactly_its_run_folder_and_refuses_it_the_second_time(
-    data_folder: Path, tiny_recipe: Path, tmp_path: Path
+    call: Call, data_folder: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     arguments: list[str | Path] = [
         "train",
@@ -499,7 +512,7 @@ def test_train_writes_exactly_its_run_folder_and_refuses_it_the_second_time(
     ]
 
     done = run(*arguments, "--json", "--device", "cpu", cwd=tmp_path)
-    again = run(*arguments, cwd=tmp_path)
+    again = call(*arguments)
 
     assert done.returncode == 0, done.stderr
     expected = {"model.safetensors", "last.ckpt", "config.yaml", "split.csv", "metrics.jsonl", "curves.png"}

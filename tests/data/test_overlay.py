@@ -179,3 +179,14 @@ def test_legend_text_is_ascii_and_never_question_marks(name: str, class_id: int,
 def test_picture_too_long_for_a_jpeg_is_refused_with_its_size() -> None:
     with pytest.raises(ImageError, match="70000 x 2 px"):
         overlay.encode_jpeg(np.zeros((2, 70_000, 3), dtype=np.uint8))
+
+
+def test_truth_is_painted_blue_and_nothing_else_is_touched() -> None:
+    image = np.full((12, 20), 100, np.uint8)
+    truth = np.zeros((12, 20), np.bool_)
+    truth[3:9, 5:15] = True
+    picture = overlay.paint_truth(image, truth)
+    assert picture.shape == (12, 20, 3)
+    assert (picture[~truth] == 100).all()
+    assert (picture[4:8, 6:14] == (162, 60, 60)).all(), "0.6 x 100 and 0.4 x 255 in blue"
+    assert (picture[3, 5:15] == overlay.BLUE_OUTLINE_BGR).all()

@@ -1,14 +1,21 @@
 import csv
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from defectseg.data.labels import DataFolder, LabelTable
-from defectseg.data.splits import make_folds, read_split, write_split
+from defectseg.data.likeness import turned
+from defectseg.data.splits import Ties, divide, divide_ignoring_ties, find_ties, make_folds, read_split, write_split
+from defectseg.data.synthetic import make_sheet
 from defectseg.errors import LabelError, UsageError
 
 
@@ -113,3 +120,92 @@ def test_faulty_split_files_are_refused_with_the_line(tmp_path: Path, text: str,
     with pytest.raises(LabelError, match="split") as caught:
         read_split(tmp_path / "split.csv")
     assert message in str(caught.value)
+
+
+# copies and strips
+
+
+def written(root: Path, pictures: Mapping[str, NDArray[np.uint8]]) -> DataFolder:
+    (root / "train_images").mkdir()
+    for image_id, picture in pictures.items():
+        cv2.imwrite(str(root / "train_images" / image_id), picture)
+    return replace(folder(dict.fromkeys(pictures, ())), root=root)
+
+
+def sheet(number: int, size_hw: tuple[int, int] = (128, 128)) -> NDArray[np.uint8]:
+    return make_sheet(41, number, size_hw).image
+
+
+def test_turned_and_changed_copies_get_one_fold(tmp_path: Path) -> None:
+    pictures = {f"{number}.png": sheet(number) for number in range(12)}
+    pictures["a.png"] = turned(sheet(3), "90")
+    pictures["b.jpg"] = turned(sheet(3), "mirror")
+    pictures["c.jpg"] = (sheet(7) * 0.9).astype(np.uint8)
+    data = written(tmp_path, pictures)
+    assert find_ties(data).copies == {
+        ("3.png", "a.png"), ("3.png", "b.jpg"), ("a.png", "b.jpg"), ("7.png", "c.jpg"),
+    }  # fmt: skip
+    for seed in range(6):
+        folds = make_folds(data, folds=5, seed=seed)
+        assert folds["3.png"] == folds["a.png"] == folds["b.jpg"]
+        assert folds["7.png"] == folds["c.jpg"]
+        assert sorted(Counter(folds.values()).values()) == [3, 3, 3, 3, 3]
+
+
+def test_frames_of_one_strip_get_one_fold(tmp_path: Path) -> None:
+    strip = sheet(0, (376, 800))
+    pictures = {f"{number}.png": sheet(number, (128, 800)) for number in range(1, 20)}
+    pictures |= {"a.png": strip[:128], "b.png": strip[124:252], "c.png": strip[248:]}
+    data = written(tmp_path, pictures)
+    ties = find_ties(data)
+    assert set(ties.neighbours) == {("a.png", "b.png"), ("b.png", "c.png")}
+    for seed in range(6):
+        folds = make_folds(data, folds=3, seed=seed)
+        assert folds["a.png"] == folds["b.png"] == folds["c.png"]
+
+
+def test_images_that_cannot_be_read_are_divided_all_the_same(tmp_path: Path) -> None:
+    data = written(tmp_path, {f"{number}.png": sheet(number) for number in range(4)})
+    data.image_path("2.png").write_bytes(b"?")
+    assert set(make_folds(data, folds=2)) == set(data.image_ids)
+
+
+def test_strips_that_would_outgrow_half_a_fold_are_parted_where_they_are_least_alike() -> None:
+    ids = [f"{number:02d}" for number in range(40)]
+    chain = {(one, other): 0.5 + 0.01 * number for number, (one, other) in enumerate(pairwise(ids))}
+    data = folder(dict.fromkeys(ids, ()))
+    folds = divide(data, Ties(neighbours=chain), folds=4, seed=0)
+    assert sorted(Counter(folds.values()).values()) == [10, 10, 10, 10]
+    kept = Ties(neighbours=chain).astride(folds)
+    assert 0 < len(kept.neighbours) < 12
+    assert folds["35"] == folds["36"] == folds["37"] == folds["38"] == folds["39"], "the most alike"
+
+
+def test_copies_stay_together_whatever_their_number() -> None:
+    ids = [f"{number:02d}" for number in range(20)]
+    folds = divide(folder(dict.fromkeys(ids, ())), Ties(frozenset(pairwise(ids[:15]))), folds=3, seed=0)
+    assert len({folds[image_id] for image_id in ids[:15]}) == 1
+    assert set(folds.values()) == {0, 1, 2}
+
+
+def test_copies_join_groups() -> None:
+    groups = {"a": "x", "b": "x", "c": "y", "d": "y"}
+    data = folder(dict.fromkeys("abcdefgh", ()), groups)
+    folds = divide(data, Ties(frozenset({("b", "c"), ("d", "e")})), folds=3, seed=1)
+    assert len({folds[image_id] for image_id in "abcde"}) == 1
+
+
+def test_pairs_astride_and_their_images_are_counted() -> None:
+    ties = Ties(frozenset({("a", "b"), ("c", "d")}), {("b", "c"): 0.5, ("d", "e"): 0.6})
+    astride = ties.astride({"a": 0, "b": 0, "c": 1, "d": 2, "e": 2})
+    assert astride.copies == {("c", "d")}
+    assert astride.neighbours == {("b", "c"): 0.5}
+    assert (ties.images, astride.images) == (5, 3)
+
+
+def test_split_that_ignores_ties_is_the_usual_one() -> None:
+    sets = severstal_like()
+    groups = dict.fromkeys(list(sets)[:30], "one")
+    usual = divide_ignoring_ties(folder(sets, groups), folds=5, seed=2)
+    assert usual == divide(folder(sets), Ties(), folds=5, seed=2)
+    assert len({usual[image_id] for image_id in groups}) == 5

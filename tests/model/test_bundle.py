@@ -82,7 +82,7 @@ def test_the_description_is_read_without_the_weights(bundle: Path) -> None:
 
 
 def test_weights_are_saved_whatever_their_memory_layout(tmp_path: Path) -> None:
-    network = _network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = _network().to(memory_format=torch.channels_last)
     save_bundle(tmp_path / "m.safetensors", network.state_dict(), _info())
     _, weights = read_bundle(tmp_path / "m.safetensors")
     assert weights_digest(weights) == weights_digest(_network().state_dict())

@@ -34,7 +34,8 @@ def test_severstal_folder_opens_with_its_known_numbers() -> None:
 
 def test_severstal_folder_passes_the_check() -> None:
     report = check_data_folder(real("severstal"))
-    assert report.faults == ()
+    assert not report.has_problems
+    assert {fault.kind for fault in report.faults} == {"dark"}, "five frames show the end of the sheet and little else"
     assert report.sizes == {"256x1600": 87}
     assert report.clean_images == 31
 

@@ -107,6 +107,8 @@ def test_types_and_shapes_are_kept() -> None:
     config = EVERYTHING.model_copy(update={"quarter_turns": 0.0})
     for seed in range(5):
         changed, layers = build_augment(config)(image, bits, seed)
-        assert (changed.dtype, changed.shape) == (np.uint8, (16, 40))
-        assert (layers.dtype, layers.shape) == (np.uint8, (16, 40, 3))
+        assert changed.dtype == np.uint8
+        assert changed.shape == (16, 40)
+        assert layers.dtype == np.uint8
+        assert layers.shape == (16, 40, 3)
         assert set(np.unique(layers)) <= {0, 1}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from defectseg.errors import MissingExtraError, ModelError
 from defectseg.inference.runtimes.base import Runtime
+from defectseg.model.header import read_model_info
 
 MODEL_NAME = "model.safetensors"
 
@@ -20,6 +21,7 @@ def load_runtime(path: Path, device: str = "auto") -> Runtime:
         MissingExtraError: PyTorch is not installed.
         UsageError, ResourceError: the device has no such name, or is not there.
     """
+    read_model_info(path)  # a wrong path is told before torch is imported
     try:
         from defectseg.inference.runtimes.torch import load_torch_runtime
     except ModuleNotFoundError as error:

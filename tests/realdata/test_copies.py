@@ -1,0 +1,107 @@
+"""The search for copies and strips on real steel; skipped where it is not at hand. The benchmark measures more."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from defectseg.data import images
+from defectseg.data.check import check_data_folder
+from defectseg.data.duplicates import find_copies
+from defectseg.data.importers import import_masks
+from defectseg.data.labels import open_data_folder
+from defectseg.data.likeness import Looks, look_at, look_at_all, turned
+from defectseg.data.splits import find_ties, make_folds
+
+# Looked at, one by one: the same patch of steel each time, in another light, moved by a few pixels, or turned.
+TRUE_COPIES = {
+    ("In_188.png", "In_210.png"),
+    ("In_235.png", "In_245.png"),
+    ("Pa_101.png", "Pa_105.png"),
+    ("Sc_232.png", "Sc_247.png"),
+}
+
+
+def real(name: str) -> Path:
+    default = Path(__file__).resolve().parents[3] / "shared" / "data"
+    path = Path(os.environ.get("DEFECTSEG_REALDATA", default)) / name
+    if not path.exists():
+        pytest.skip(f"no real data at {path}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def steel() -> tuple[list[NDArray[np.uint8]], Looks]:
+    """Every third picture of neu900, and the looks of all of these."""
+    paths = sorted(real("neu900/images").iterdir())[::3]
+    return [images.decode(path).pixels for path in paths], look_at_all(paths)[0]
+
+
+def jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    _, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.imdecode(content, cv2.IMREAD_GRAYSCALE), np.uint8)
+
+
+def test_only_true_copies_are_found_in_neu900(tmp_path: Path) -> None:
+    import_masks(real("neu900"), tmp_path / "out", link=True)
+    report = check_data_folder(tmp_path / "out")
+    assert {(pair.image, pair.other) for pair in report.duplicates} == TRUE_COPIES
+    assert {pair.turn for pair in report.duplicates if pair.image != "Sc_232.png"} == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("change", "turn"),
+    [
+        (lambda image: turned(image, "90"), "90"),
+        (lambda image: turned(image, "180"), "180"),
+        (lambda image: turned(image, "270"), "270"),
+        (lambda image: turned(image, "mirror+90"), "mirror+90"),
+        (lambda image: jpeg(image, 50), "0"),
+        (lambda image: cv2.convertScaleAbs(image, alpha=1.2), "0"),
+        (lambda image: cv2.resize(image, (184, 184), interpolation=cv2.INTER_AREA), "0"),
+        (lambda image: jpeg(turned(image, "270"), 75), "270"),
+    ],
+    ids=["90", "180", "270", "mirror+90", "JPEG 50", "brighter", "smaller", "270 and JPEG 75"],
+)
+def test_changed_copies_of_real_steel_are_found(
+    steel: tuple[list[NDArray[np.uint8]], Looks], change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], turn: str
+) -> None:
+    pictures, looks = steel
+    changed = Looks(len(pictures))
+    for index, picture in enumerate(pictures):
+        changed[index] = look_at(change(picture))
+    copies = find_copies(changed, looks)
+    own = {copy.first: copy.turn for copy in copies if copy.first == copy.second}
+    assert len(own) >= 0.99 * len(pictures)
+    assert set(own.values()) == {turn}
+    assert len(copies) - len(own) <= 0.01 * len(pictures)
+
+
+def test_severstal_frames_that_follow_one_another_share_a_fold() -> None:
+    """Some twenty rows at the foot of the one are at the head of the other; they are the only such pair here."""
+    folder = open_data_folder(real("severstal"))
+    ties = find_ties(folder)
+    assert set(ties.neighbours) == {("00031f466.jpg", "69e5aff01.jpg")}
+    assert ties.copies == frozenset()
+    folds = make_folds(folder, folds=3, seed=0)
+    assert folds["00031f466.jpg"] == folds["69e5aff01.jpg"]
+
+
+def test_halves_of_severstal_frames_are_told_to_be_of_one_strip() -> None:
+    """Halves of a frame stand in for frames that follow one another without a common row."""
+    from defectseg.data.strips import find_neighbours
+
+    paths = sorted((real("severstal") / "train_images").iterdir())
+    pictures = [images.decode(path).pixels for path in paths]
+    lit = [picture for picture in pictures if float((picture.mean(axis=0) >= 12).mean()) > 0.7]
+    looks = Looks(2 * len(lit))
+    for index, picture in enumerate(lit):
+        looks[2 * index], looks[2 * index + 1] = look_at(picture[:128]), look_at(picture[128:])
+    found = {(one.first, one.second) for one in find_neighbours(looks)}
+    own = {pair for pair in found if pair[0] // 2 == pair[1] // 2}
+    assert len(own) > 0.7 * len(lit)
+    assert len(found - own) <= 3
