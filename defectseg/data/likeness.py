@@ -128,7 +128,7 @@ def look_at_all(
 
     Args:
         paths: the files.
-        reduced: decode JPEGs at a reduced size, which is quicker, but gives an exact copy that was decoded whole a score
+        reduced: decode JPEGs at a reduced size: quicker, but an exact copy that was decoded whole then gets a score
             a little below 1.
         report: called with the number of images done and of all images.
 
