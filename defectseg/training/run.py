@@ -252,6 +252,7 @@ def _folds(request: TrainRequest, data: DataFolder) -> dict[str, int]:
     candidates = [request.out / SPLIT_NAME] if request.resume else [data.root / SPLIT_NAME]
     existing = next((path for path in candidates if path.is_file()), None)
     if existing is None:
+        log.info("no split.csv: making %d folds that keep copies together", request.recipe.data.folds)
         return make_folds(data, folds=request.recipe.data.folds, seed=request.recipe.seed)
     folds = read_split(existing)
     unlisted = [image_id for image_id in data.image_ids if image_id not in folds]

@@ -1,6 +1,5 @@
 """The search for copies and strips on real steel; skipped where it is not at hand. The benchmark measures more."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,18 +25,10 @@ TRUE_COPIES = {
 }
 
 
-def real(name: str) -> Path:
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    path = Path(os.environ.get("DEFECTSEG_REALDATA", default)) / name
-    if not path.exists():
-        pytest.skip(f"no real data at {path}")
-    return path
-
-
 @pytest.fixture(scope="module")
-def steel() -> tuple[list[NDArray[np.uint8]], Looks]:
+def steel(realdata: Path) -> tuple[list[NDArray[np.uint8]], Looks]:
     """Every third picture of neu900, and the looks of all of these."""
-    paths = sorted(real("neu900/images").iterdir())[::3]
+    paths = sorted((realdata / "neu900/images").iterdir())[::3]
     return [images.decode(path).pixels for path in paths], look_at_all(paths)[0]
 
 
@@ -46,8 +37,8 @@ def jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.imdecode(content, cv2.IMREAD_GRAYSCALE), np.uint8)
 
 
-def test_only_true_copies_are_found_in_neu900(tmp_path: Path) -> None:
-    import_masks(real("neu900"), tmp_path / "out", link=True)
+def test_only_true_copies_are_found_in_neu900(realdata: Path, tmp_path: Path) -> None:
+    import_masks(realdata / "neu900", tmp_path / "out", link=True)
     report = check_data_folder(tmp_path / "out")
     assert {(pair.image, pair.other) for pair in report.duplicates} == TRUE_COPIES
     assert {pair.turn for pair in report.duplicates if pair.image != "Sc_232.png"} == {"0"}
@@ -81,9 +72,9 @@ def test_changed_copies_of_real_steel_are_found(
     assert len(copies) - len(own) <= 0.01 * len(pictures)
 
 
-def test_severstal_frames_that_follow_one_another_share_a_fold() -> None:
+def test_severstal_frames_that_follow_one_another_share_a_fold(realdata: Path) -> None:
     """Some twenty rows at the foot of the one are at the head of the other; they are the only such pair here."""
-    folder = open_data_folder(real("severstal"))
+    folder = open_data_folder(realdata / "severstal")
     ties = find_ties(folder)
     assert set(ties.neighbours) == {("00031f466.jpg", "69e5aff01.jpg")}
     assert ties.copies == frozenset()
@@ -91,11 +82,11 @@ def test_severstal_frames_that_follow_one_another_share_a_fold() -> None:
     assert folds["00031f466.jpg"] == folds["69e5aff01.jpg"]
 
 
-def test_halves_of_severstal_frames_are_told_to_be_of_one_strip() -> None:
+def test_halves_of_severstal_frames_are_told_to_be_of_one_strip(realdata: Path) -> None:
     """Halves of a frame stand in for frames that follow one another without a common row."""
     from defectseg.data.strips import find_neighbours
 
-    paths = sorted((real("severstal") / "train_images").iterdir())
+    paths = sorted((realdata / "severstal" / "train_images").iterdir())
     pictures = [images.decode(path).pixels for path in paths]
     lit = [picture for picture in pictures if float((picture.mean(axis=0) >= 12).mean()) > 0.7]
     looks = Looks(2 * len(lit))

@@ -1,22 +1,12 @@
 """Exports and imports on real labels; skipped where they are not at hand."""
 
-import os
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from defectseg.data.exporters import export_coco, export_masks, export_yolo
 from defectseg.data.importers import import_coco, import_masks, import_yolo
 from defectseg.data.labels import DataFolder, open_data_folder
-
-
-def real(name: str) -> Path:
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    path = Path(os.environ.get("DEFECTSEG_REALDATA", default)) / name
-    if not path.exists():
-        pytest.skip(f"no real data at {path}")
-    return path
 
 
 def added_px(before: DataFolder, after: DataFolder, size_hw: tuple[int, int]) -> int:
@@ -29,8 +19,8 @@ def added_px(before: DataFolder, after: DataFolder, size_hw: tuple[int, int]) ->
     return total
 
 
-def test_severstal_masks_survive_coco_class_maps_and_yolo_exactly(tmp_path: Path) -> None:
-    root = real("severstal")
+def test_severstal_masks_survive_coco_class_maps_and_yolo_exactly(realdata: Path, tmp_path: Path) -> None:
+    root = realdata / "severstal"
     before = open_data_folder(root)
     assert export_coco(root, tmp_path / "coco", link=True).lost == ()
     import_coco(tmp_path / "coco/annotations.json", tmp_path / "coco/images", tmp_path / "1", link=True)
@@ -42,8 +32,8 @@ def test_severstal_masks_survive_coco_class_maps_and_yolo_exactly(tmp_path: Path
         assert open_data_folder(tmp_path / number).table.rles == before.table.rles
 
 
-def test_outlines_of_neu_masks_gain_the_holes_that_are_told(tmp_path: Path) -> None:
-    import_masks(real("neu900"), tmp_path / "neu", link=True)
+def test_outlines_of_neu_masks_gain_the_holes_that_are_told(realdata: Path, tmp_path: Path) -> None:
+    import_masks(realdata / "neu900", tmp_path / "neu", link=True)
     before = open_data_folder(tmp_path / "neu")
     report = export_coco(tmp_path / "neu", tmp_path / "coco", polygons=True, link=True)
     import_coco(tmp_path / "coco/annotations.json", tmp_path / "coco/images", tmp_path / "back", link=True)
