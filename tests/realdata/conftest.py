@@ -9,6 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def realdata() -> Path:
     path = Path(os.environ.get("DEFECTSEG_REALDATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
-    if not (path / "severstal").is_dir():
-        pytest.skip(f"no real data at {path}")
+    for name in ("severstal", "severstal-labels", "neu900"):
+        if not (path / name).is_dir():
+            pytest.skip(f"no real data at {path / name}")
     return path
