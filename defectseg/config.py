@@ -36,6 +36,8 @@ class ModelConfig(_Frozen):
     classification_head: bool = Field(True, description="an image-level head, whose answer is the gate")
     head_pooling: Literal["avg", "max"] = "max"
     head_dropout: Share = 0.2
+    soft_gate: bool = Field(False, description="multiply the probabilities by the gate, instead of only comparing it")
+    input_scale: PositiveFloat = Field(1.0, description="the network sees the image enlarged or reduced by this")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the architecture")
 
 
@@ -43,11 +45,24 @@ class DataConfig(_Frozen):
     """Which images are trained on, and what is cut out of them."""
 
     folds: Annotated[int, Field(ge=2)] = 5
+    fold: Annotated[int, Field(ge=0)] | None = Field(0, description="fold to validate on; null: train on everything")
     crop_hw: SizeHW | None = Field((256, 512), description="size of a training crop in px; null: the whole image")
     defect_crops: Share = Field(0.5, description="share of the crops that are placed on a defect")
+    clean_crops: Share = Field(0.0, description="share of the crops that are placed where there is no defect")
     class_balance: Share = Field(0.0, description="share of the defect crops that goes to the classes in equal parts")
+    balance_until: Share = Field(
+        1.0, description="share of the training at which class_balance has fallen to 0; 1: never"
+    )
+    black_limit: Share = Field(0.7, description="a crop with a larger share of black is drawn again; 1: never")
     samples_per_epoch: PositiveInt | None = Field(None, description="crops in an epoch; null: one for each image")
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    cache: bool | Literal["auto"] = Field("auto", description="keep decoded images in memory; auto: where they fit")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.defect_crops + self.clean_crops > 1.0:
+            raise ValueError("defect_crops and clean_crops are shares of one whole; together they must not exceed 1")
+        return self
 
 
 class AugmentConfig(_Frozen):
@@ -59,9 +74,15 @@ class AugmentConfig(_Frozen):
     brightness_contrast: Share = 0.3
     brightness_limit: Share = 0.15
     contrast_limit: Share = 0.15
+    gamma: Share = 0.0
+    gamma_limit: Share = Field(0.2, description="gamma lies between 1 minus and 1 plus this")
     blur: Share = 0.0
     noise: Share = 0.0
     noise_std: Share = Field(0.02, description="largest standard deviation, as a share of the full range")
+    sheet_end: Share = Field(0.0, description="black from one side on, as where a sheet ends")
+    black_out: Share = Field(
+        0.0, description="all defects covered with black, and no longer labelled: an example for the gate"
+    )
 
 
 class LossConfig(_Frozen):
@@ -72,6 +93,9 @@ class LossConfig(_Frozen):
     positive_weights: tuple[PositiveFloat, ...] | None = Field(None, description="one for each class; null: 1")
     empty_weight: NonNegativeFloat = Field(0.2, description="weight of the Dice term where a class is absent")
     smooth_px: PositiveFloat = Field(100.0, description="pixels added to both sides of the Dice fraction")
+    lovasz: NonNegativeFloat = Field(1.0, description="weight of the Lovasz term that takes the place of Dice")
+    lovasz_from: Share = Field(1.0, description="share of the training at which it does; 1: never")
+    lovasz_empty_weight: NonNegativeFloat = Field(0.2, description="weight of the Lovasz term where a class is absent")
     gate: NonNegativeFloat = Field(0.2, description="weight of the image-level head")
 
 
@@ -86,15 +110,34 @@ class OptimizerConfig(_Frozen):
     clip_norm: PositiveFloat = 1.0
 
 
+class SecondStageConfig(_Frozen):
+    """More epochs after the first ones, on larger crops and at a lower rate."""
+
+    epochs: Annotated[int, Field(ge=0)] = Field(0, description="0: no second stage")
+    crop_hw: SizeHW | None = Field(None, description="null: the whole image")
+    batch_size: PositiveInt | None = Field(None, description="null: as in the first stage")
+    samples_per_epoch: PositiveInt | None = Field(None, description="null: one for each image")
+    rate_share: Share = Field(0.1, description="of the learning rates of the first stage")
+
+
 class TrainingConfig(_Frozen):
     """How long, in what portions and in what precision."""
 
     epochs: PositiveInt = 30
     batch_size: PositiveInt = Field(16, description="crops in a step, on each process")
     accumulation: PositiveInt = Field(1, description="steps whose gradients are added up")
+    fit_memory: bool = Field(False, description="halve the steps, and add up more of them, until they fit into memory")
     max_minutes: PositiveFloat | None = Field(None, description="epochs are cut down to fit; training then stops")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     validate_every: PositiveInt = Field(1, description="epochs between validations; the last is always validated")
+    patience: PositiveInt | None = Field(None, description="validations without progress after which training stops")
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="of averaged weights; 0: none are kept")
+    average_best: PositiveInt = Field(1, description="how many of the best epochs' weights are averaged")
+    threshold_folds: Annotated[int, Field(ge=0)] = Field(
+        0, description="without a validation fold: folds that are trained first, to choose the thresholds on"
+    )
+    sync_batch_norm: bool = Field(False, description="batch statistics over all GPUs")
+    second_stage: SecondStageConfig = SecondStageConfig()
     trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard",)
 
 
@@ -103,6 +146,9 @@ class InferenceConfig(_Frozen):
 
     tile_hw: SizeHW = Field((1024, 2048), description="larger images are cut into overlapping tiles of this size")
     tile_overlap_px: Annotated[int, Field(ge=0)] = 128
+    tta: Literal["none", "flips", "turns"] = Field(
+        "none", description="average over 4 mirrored views (flips), over 8 where the image is square (turns)"
+    )
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:
@@ -125,9 +171,13 @@ class Recipe(_Frozen):
 
     @model_validator(mode="after")
     def _turns_need_square_crops(self) -> Self:
-        crop = self.data.crop_hw
-        if self.augment.quarter_turns and crop is not None and crop[0] != crop[1]:
-            raise ValueError(f"augment.quarter_turns needs square crops, but data.crop_hw is {list(crop)}")
+        second = self.training.second_stage
+        sizes = {"data.crop_hw": self.data.crop_hw}
+        if second.epochs:
+            sizes["training.second_stage.crop_hw"] = second.crop_hw
+        for key, crop in sizes.items():
+            if self.augment.quarter_turns and crop is not None and crop[0] != crop[1]:
+                raise ValueError(f"augment.quarter_turns needs square crops, but {key} is {list(crop)}")
         return self
 
 

@@ -16,30 +16,41 @@ class LossParts:
     total: Tensor
     bce: Tensor
     dice: Tensor
+    lovasz: Tensor
     gate: Tensor
 
 
 def segmentation_loss(
-    mask_logits: Tensor, gate_logits: Tensor | None, masks: Tensor, ignore: Tensor, config: LossConfig
+    mask_logits: Tensor,
+    gate_logits: Tensor | None,
+    masks: Tensor,
+    ignore: Tensor,
+    config: LossConfig,
+    *,
+    share_done: float = 0.0,
 ) -> LossParts:
-    """BCE + Dice over the pixels, BCE over the image-level head.
+    """BCE + Dice over the pixels, BCE over the image-level head; later in the training Lovasz in the place of Dice.
 
     Args:
         mask_logits: float (N, C, H, W).
         gate_logits: float (N, C), or None without a head.
         masks: bool (N, C, H, W), the truth.
         ignore: bool (N, H, W), pixels that count for nothing.
-        config: weights of the parts.
+        config: weights of the parts, and when Lovasz begins.
+        share_done: how much of the training is done, 0..1.
     """
     valid = ~ignore[:, None]
     truth = (masks & valid).float()
     bce = pixel_bce(mask_logits, truth, valid, config.positive_weights)
-    dice = pair_dice(mask_logits, truth, valid, smooth_px=config.smooth_px, empty_weight=config.empty_weight)
-    gate = mask_logits.new_zeros(())
+    dice = lovasz = gate = mask_logits.new_zeros(())
+    if config.lovasz_from < 1.0 and share_done >= config.lovasz_from:
+        lovasz = pair_lovasz(mask_logits, truth, valid, empty_weight=config.lovasz_empty_weight)
+    else:
+        dice = pair_dice(mask_logits, truth, valid, smooth_px=config.smooth_px, empty_weight=config.empty_weight)
     if gate_logits is not None:
         gate = F.binary_cross_entropy_with_logits(gate_logits, truth.amax(dim=(2, 3)))
-    total = config.bce * bce + config.dice * dice + config.gate * gate
-    return LossParts(total, bce, dice, gate)
+    total = config.bce * bce + config.dice * dice + config.lovasz * lovasz + config.gate * gate
+    return LossParts(total, bce, dice, lovasz, gate)
 
 
 def pixel_bce(logits: Tensor, truth: Tensor, valid: Tensor, positive_weights: tuple[float, ...] | None) -> Tensor:
@@ -67,6 +78,37 @@ def pair_dice(logits: Tensor, truth: Tensor, valid: Tensor, *, smooth_px: float,
     loss = 1.0 - (2.0 * overlap + smooth_px) / (predicted + true + smooth_px)
     positive = true > 0
     return _mean_where(loss, positive) + empty_weight * _mean_where(loss, ~positive)
+
+
+def pair_lovasz(logits: Tensor, truth: Tensor, valid: Tensor, *, empty_weight: float) -> Tensor:
+    """Symmetric Lovasz hinge of each (image, class) pair: that of the defect and that of the sound steel, halved.
+
+    The Lovasz extension of the Jaccard loss (Berman et al., CVPR 2018), a convex stand-in for 1 - IoU. Averaged over
+    pairs with a defect, plus `empty_weight` times the mean over clean pairs. Shapes as in `segmentation_loss`.
+    """
+    counts = valid.expand_as(truth).flatten(2).flatten(0, 1)
+    pairs = zip(logits.flatten(2).flatten(0, 1), truth.flatten(2).flatten(0, 1), counts, strict=True)
+    loss = torch.stack([_symmetric_hinge(pair[among], true[among]) for pair, true, among in pairs])
+    positive = truth.flatten(2).flatten(0, 1).amax(dim=1) > 0
+    return _mean_where(loss, positive) + empty_weight * _mean_where(loss, ~positive)
+
+
+def _symmetric_hinge(logits: Tensor, truth: Tensor) -> Tensor:
+    """The loss of one pair, over P pixels. Those beyond the margin cost nothing, so only the others are sorted."""
+    errors = 1.0 - logits * (2.0 * truth - 1.0)
+    within = errors > 0
+    errors, order = errors[within].sort(descending=True)
+    ranked = truth[within][order]
+    defect = _jaccard_steps(ranked, truth.sum())
+    sound = _jaccard_steps(1.0 - ranked, (1.0 - truth).sum())
+    return 0.5 * torch.dot(errors, defect + sound)
+
+
+def _jaccard_steps(ranked: Tensor, total: Tensor) -> Tensor:
+    """What each pixel in turn, once wrong, adds to 1 - IoU; `total` is the true area in px."""
+    missed = ranked.cumsum(dim=0)
+    union = total + (1.0 - ranked).cumsum(dim=0)
+    return torch.diff(1.0 - (total - missed) / union, prepend=total.new_zeros(1))
 
 
 def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:

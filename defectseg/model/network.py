@@ -44,6 +44,8 @@ class DefectNetwork(nn.Module):
         super().__init__()
         self.net = _create(config, num_classes, pretrained=pretrained)
         self.in_channels = config.in_channels
+        self.soft_gate = config.soft_gate
+        self.input_scale = config.input_scale
         self.least_px = _LEAST_PX.get(config.architecture.lower(), STRIDE_PX)
         self.normalization = normalization
 
@@ -56,23 +58,30 @@ class DefectNetwork(nn.Module):
         Returns:
             mask logits (N, C, H, W), and gate logits (N, C) or None without a classification head.
         """
-        height, width = grey.shape[-2:]
+        size_hw = grey.shape[-2:]
         x = (grey.float() / 255.0 - self.normalization.mean) / self.normalization.std
+        if self.input_scale != 1.0:
+            x = _resize(x, [max(1, round(length * self.input_scale)) for length in size_hw])
+        height, width = x.shape[-2:]
         right, below = (max(-length % STRIDE_PX, self.least_px - length) for length in (width, height))
         x = F.pad(x, (0, right, 0, below), mode="replicate")
         output = self.net(x.expand(-1, self.in_channels, -1, -1))
         mask_logits, gate_logits = output if isinstance(output, tuple) else (output, None)
-        return mask_logits[..., :height, :width], gate_logits
+        mask_logits = mask_logits[..., :height, :width]
+        return (mask_logits if self.input_scale == 1.0 else _resize(mask_logits, size_hw)), gate_logits
 
     def answer(self, grey: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities float32 (N, C, H, W) and gate float32 (N, C); arguments as for `forward`.
 
-        Without a classification head, the gate is the largest probability of the image.
+        Without a classification head, the gate is the largest probability of the image. A soft gate also multiplies
+        the probabilities.
         """
         mask_logits, gate_logits = self(grey)
         probabilities = mask_logits.float().sigmoid()
-        gate = probabilities.amax(dim=(2, 3)) if gate_logits is None else gate_logits.float().sigmoid()
-        return probabilities, gate
+        if gate_logits is None:
+            return probabilities, probabilities.amax(dim=(2, 3))
+        gate = gate_logits.float().sigmoid()
+        return (probabilities * gate[:, :, None, None] if self.soft_gate else probabilities), gate
 
 
 def normalization_of(encoder: str) -> Normalization:
@@ -233,6 +242,13 @@ def _check_names(config: ModelConfig) -> None:
             f"model.encoder: {config.encoder!r} is not an encoder of segmentation-models-pytorch, nor does it start "
             f"with 'tu-' for one of timm.{_suggestion(config.encoder, own)}"
         )
+
+
+def _resize(x: Tensor, size_hw: Sequence[int]) -> Tensor:
+    """Bilinear, smoothed where it reduces; float32, since a CPU smooths in no other type."""
+    height, width = size_hw
+    smaller = height < x.shape[-2] or width < x.shape[-1]
+    return F.interpolate(x.float(), size=(height, width), mode="bilinear", align_corners=False, antialias=smaller)
 
 
 def _suggestion(name: str, choices: Sequence[str]) -> str:

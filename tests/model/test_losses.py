@@ -5,10 +5,12 @@ import math
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from defectseg.config import LossConfig
-from defectseg.model.losses import LossParts, pair_dice, pixel_bce, segmentation_loss
+from defectseg.model.losses import LossParts, pair_dice, pair_lovasz, pixel_bce, segmentation_loss
 
 LOG2 = math.log(2.0)
 
@@ -120,15 +122,17 @@ def _some_loss(logits: Tensor, gate: Tensor | None, config: LossConfig | None = 
     return segmentation_loss(logits, gate, masks, ignore, config or LossConfig(positive_weights=(2.0, 1.5)))
 
 
-def test_ignored_pixels_have_no_influence() -> None:
+@pytest.mark.parametrize("lovasz_from", [0.0, 1.0], ids=["Lovasz", "Dice"])
+def test_ignored_pixels_have_no_influence(lovasz_from: float) -> None:
+    config = LossConfig(positive_weights=(2.0, 1.5), lovasz_from=lovasz_from)
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(2, 2, 6, 6, generator=generator)
     gate = torch.randn(2, 2, generator=generator)
     changed = logits.clone()
     changed[1, :, :, :3] = torch.randn(2, 6, 3, generator=generator) * 30
     changed.requires_grad_()
-    before, after = _some_loss(logits, gate), _some_loss(changed, gate)
-    for name in ("total", "bce", "dice", "gate"):
+    before, after = _some_loss(logits, gate, config), _some_loss(changed, gate, config)
+    for name in ("total", "bce", "dice", "lovasz", "gate"):
         assert getattr(before, name).item() == getattr(after, name).item()
 
     gradient = _gradient(after.total, changed)
@@ -137,7 +141,9 @@ def test_ignored_pixels_have_no_influence() -> None:
     assert (gradient[0] != 0).all()
 
 
-def test_labels_under_ignored_pixels_have_no_influence() -> None:
+@pytest.mark.parametrize("lovasz_from", [0.0, 1.0], ids=["Lovasz", "Dice"])
+def test_labels_under_ignored_pixels_have_no_influence(lovasz_from: float) -> None:
+    config = LossConfig(lovasz_from=lovasz_from)
     generator = torch.Generator().manual_seed(1)
     logits, gate = torch.randn(1, 2, 4, 4, generator=generator), torch.randn(1, 2, generator=generator)
     ignore = torch.zeros(1, 4, 4, dtype=torch.bool)
@@ -146,17 +152,19 @@ def test_labels_under_ignored_pixels_have_no_influence() -> None:
     sound[0, 1, 3, 3] = True
     hidden = sound.clone()
     hidden[0, :, :2] = True
-    for name in ("total", "bce", "dice", "gate"):
+    for name in ("total", "bce", "dice", "lovasz", "gate"):
         without, with_hidden = (
-            getattr(segmentation_loss(logits, gate, masks, ignore, LossConfig()), name) for masks in (sound, hidden)
+            getattr(segmentation_loss(logits, gate, masks, ignore, config), name) for masks in (sound, hidden)
         )
         assert without.item() == with_hidden.item(), name
 
 
-def test_an_image_that_is_ignored_altogether_adds_no_gradient_to_its_masks() -> None:
+@pytest.mark.parametrize("lovasz_from", [0.0, 1.0], ids=["Lovasz", "Dice"])
+def test_an_image_that_is_ignored_altogether_adds_no_gradient_to_its_masks(lovasz_from: float) -> None:
     logits = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(2), requires_grad=True)
     masks = torch.ones(1, 2, 4, 4, dtype=torch.bool)
-    parts = segmentation_loss(logits, None, masks, torch.ones(1, 4, 4, dtype=torch.bool), LossConfig())
+    config = LossConfig(lovasz_from=lovasz_from)
+    parts = segmentation_loss(logits, None, masks, torch.ones(1, 4, 4, dtype=torch.bool), config)
     assert math.isfinite(parts.total.item())
     assert _gradient(parts.total, logits).abs().max().item() == 0.0
 
@@ -179,3 +187,108 @@ def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
     expected = 2.0 * parts.bce + 0.5 * parts.dice + 3.0 * parts.gate
     assert parts.total.item() == pytest.approx(expected.item())
     assert min(parts.bce.item(), parts.dice.item(), parts.gate.item()) > 0
+
+
+# Lovasz
+
+
+def _slow_hinge(logits: list[float], truth: list[int]) -> float:
+    """The Lovasz hinge of one class, as in Berman's own listing: pixel by pixel, from the worst error down."""
+    ranked = sorted(
+        ((1.0 - logit * (2 * true - 1), true) for logit, true in zip(logits, truth, strict=True)), reverse=True
+    )
+    area, missed, false, before, loss = sum(truth), 0, 0, 0.0, 0.0
+    for error, true in ranked:
+        missed, false = missed + true, false + (1 - true)
+        jaccard_loss = 1.0 - (area - missed) / (area + false)
+        loss += max(error, 0.0) * (jaccard_loss - before)
+        before = jaccard_loss
+    return loss
+
+
+def _slow_symmetric(logits: list[float], truth: list[int]) -> float:
+    inverted = _slow_hinge([-logit for logit in logits], [1 - true for true in truth])
+    return (_slow_hinge(logits, truth) + inverted) / 2
+
+
+pixels = st.tuples(st.floats(-3, 3, width=32), st.integers(0, 1), st.booleans())
+
+
+@given(st.lists(st.lists(pixels, min_size=6, max_size=6), min_size=1, max_size=4), st.floats(0, 2))
+def test_lovasz_is_what_a_slow_loop_gives(pairs: list[list[tuple[float, int, bool]]], empty_weight: float) -> None:
+    """Each pair is an image of six pixels: logit, label, and whether it counts."""
+    logits, truth, valid = (
+        torch.tensor([[pixel[index] for pixel in pair] for pair in pairs]).reshape(-1, 1, 2, 3) for index in range(3)
+    )
+    costs: dict[bool, list[float]] = {True: [], False: []}
+    for pair in pairs:
+        counted = [(logit, true) for logit, true, counts in pair if counts]
+        cost = _slow_symmetric([logit for logit, _ in counted], [true for _, true in counted]) if counted else 0.0
+        costs[any(true for _, true in counted)].append(cost)
+    means = {defective: sum(values) / max(1, len(values)) for defective, values in costs.items()}
+    loss = pair_lovasz(logits.float(), (truth * valid).float(), valid.bool(), empty_weight=empty_weight)
+    assert loss.item() == pytest.approx(means[True] + empty_weight * means[False], abs=1e-4)
+
+
+def test_lovasz_of_a_pair_by_hand() -> None:
+    # Errors: 1 - 0.5 for the defect, 1 + 0.2 and 1 - 2 for the sound pixels; the last is beyond the margin.
+    # From the worst down, seen from the defect (area 1): a false alarm makes 1 - 1/2, the miss then 1 - 0/2.
+    # Seen from the sound steel (area 2): one lost makes 1 - 1/2, then one too many 1 - 1/3.
+    logits, truth = _pixels(0.5, 0.2, -2.0), _pixels(1, 0, 0)
+    defect = 1.2 * 0.5 + 0.5 * 0.5
+    sound = 1.2 * 0.5 + 0.5 * (2 / 3 - 1 / 2)
+    loss = pair_lovasz(logits, truth, _all_valid(logits), empty_weight=0.3)
+    assert loss.item() == pytest.approx((defect + sound) / 2)
+
+
+def test_lovasz_weighs_clean_pairs() -> None:
+    # Nothing to find: the first false alarm makes 1 - 0/1 at once; of the sound steel a half is lost.
+    logits = _pixels(0.2, -2.0)
+    expected = (1.2 * 1.0 + 1.2 * 0.5) / 2
+    for weight in (0.0, 0.3, 1.0):
+        loss = pair_lovasz(logits, torch.zeros_like(logits), _all_valid(logits), empty_weight=weight)
+        assert loss.item() == pytest.approx(weight * expected)
+
+
+def test_lovasz_averages_defective_and_clean_pairs_apart() -> None:
+    logits = torch.cat([_pixels(0.2, -2.0), _pixels(0.2, -2.0), _pixels(0.2, -2.0)])
+    truth = torch.cat([_pixels(0, 0), _pixels(1, 0), _pixels(0, 0)])
+    parts = [
+        pair_lovasz(logits[chosen], truth[chosen], _all_valid(logits[chosen]), empty_weight=0.4).item()
+        for chosen in ([1], [0], [0, 1, 2])
+    ]
+    assert parts[2] == pytest.approx(parts[0] + parts[1])
+
+
+@pytest.mark.parametrize("values", [(1, 0, 0), (0, 0, 0), (1, 1, 1)])
+def test_lovasz_of_an_answer_beyond_the_margin_is_zero_and_without_gradient(values: tuple[int, ...]) -> None:
+    truth = _pixels(*values)
+    logits = ((truth * 2 - 1) * 1.5).requires_grad_()
+    loss = pair_lovasz(logits, truth, _all_valid(logits), empty_weight=1.0)
+    assert loss.item() == 0.0
+    assert _gradient(loss, logits).abs().max().item() == 0.0
+
+
+def test_lovasz_pulls_every_pixel_within_the_margin_to_its_label() -> None:
+    truth = _pixels(1, 1, 0, 0, 0)
+    logits = _pixels(-0.5, 0.3, 0.1, -0.7, 2.0).requires_grad_()
+    gradient = _gradient(pair_lovasz(logits, truth, _all_valid(logits), empty_weight=1.0), logits)
+    assert (gradient.flatten().sign() == torch.tensor([-1, -1, 1, 1, 1])).all()
+
+
+@pytest.mark.parametrize(
+    ("begins", "share_done", "takes_over"),
+    [(0.6, 0.0, False), (0.6, 0.59, False), (0.6, 0.6, True), (0.6, 1.0, True), (0.0, 0.0, True), (1.0, 1.0, False)],
+)
+def test_lovasz_takes_the_place_of_dice_late_in_the_training(
+    begins: float, share_done: float, takes_over: bool
+) -> None:
+    logits = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(3))
+    masks = torch.zeros(1, 2, 6, 6, dtype=torch.bool)
+    masks[0, 0, 1:3, 1:3] = True
+    config = LossConfig(dice=0.5, lovasz=3.0, lovasz_from=begins, gate=0.0)
+    ignore = torch.zeros(1, 6, 6, dtype=torch.bool)
+    parts = segmentation_loss(logits, None, masks, ignore, config, share_done=share_done)
+    assert (parts.dice.item() > 0, parts.lovasz.item() > 0) == (not takes_over, takes_over)
+    expected = parts.bce + (3.0 * parts.lovasz if takes_over else 0.5 * parts.dice)
+    assert parts.total.item() == pytest.approx(expected.item())

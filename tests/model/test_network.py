@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from defectseg.config import ModelConfig, Normalization
 from defectseg.errors import ConfigError, ModelError
@@ -116,6 +117,27 @@ def test_the_gate_is_the_heads_answer() -> None:
     assert probabilities.dtype == gate.dtype == torch.float32
 
 
+def test_a_soft_gate_multiplies_the_probabilities_and_a_hard_one_does_not() -> None:
+    hard, soft = _network(soft_gate=False), _network(soft_gate=True)
+    soft.load_state_dict(hard.state_dict())
+    grey = _grey(2, 1, 50, 70)
+    with torch.no_grad():
+        (probabilities, gate), (gated, same_gate) = hard.answer(grey), soft.answer(grey)
+    assert torch.equal(gate, same_gate)
+    for image in range(2):
+        for index in range(3):
+            assert torch.equal(gated[image, index], probabilities[image, index] * gate[image, index])
+    assert (gated < probabilities).all()
+    assert torch.equal(_forward(soft, grey)[0], _forward(hard, grey)[0]), "what is trained are the logits without it"
+
+
+def test_without_a_head_there_is_nothing_to_multiply_by() -> None:
+    hard, soft = (_network(classification_head=False, soft_gate=gate) for gate in (False, True))
+    grey = _grey(1, 1, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(hard.answer(grey)[0], soft.answer(grey)[0])
+
+
 def test_without_a_head_the_gate_is_the_largest_probability() -> None:
     network = _network(classification_head=False)
     grey = _grey(2, 1, 50, 70)
@@ -126,6 +148,48 @@ def test_without_a_head_the_gate_is_the_largest_probability() -> None:
     for image in range(2):
         for index in range(3):
             assert gate[image, index] == probabilities[image, index].max()
+
+
+# What the network sees, enlarged or reduced
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.5, 1.5, 2.0])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (33, 47), (63, 101), (64, 96)])
+def test_masks_have_the_size_of_the_image_at_any_scale(scale: float, height: int, width: int) -> None:
+    masks, gates = _forward(_network(input_scale=scale), _grey(2, 1, height, width))
+    assert masks.shape == (2, 3, height, width)
+    assert masks.dtype == torch.float32
+    assert gates is not None
+    assert gates.shape == (2, 3)
+    assert torch.isfinite(masks).all()
+
+
+@pytest.mark.parametrize(("scale", "seen_hw"), [(2.0, (94, 146)), (1.5, (70, 110)), (0.5, (24, 36))])
+def test_a_scaled_network_answers_as_one_that_is_given_a_scaled_image(scale: float, seen_hw: tuple[int, int]) -> None:
+    plain, scaled = _network(), _network(input_scale=scale)
+    scaled.load_state_dict(plain.state_dict())
+    grey = _grey(1, 1, 47, 73)
+    seen = interpolate(grey.float(), size=seen_hw, mode="bilinear", antialias=scale < 1)
+    masks, gates = _forward(plain, seen)
+    expected = interpolate(masks, size=(47, 73), mode="bilinear", antialias=scale > 1)
+    own_masks, own_gates = _forward(scaled, grey)
+    torch.testing.assert_close(own_masks, expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(own_gates, gates, atol=1e-3, rtol=1e-3)
+
+
+def test_at_scale_one_the_image_is_seen_as_it_is() -> None:
+    plain, scaled = _network(), _network(input_scale=1.0)
+    grey = _grey(1, 1, 47, 73)
+    assert torch.equal(_forward(plain, grey)[0], _forward(scaled, grey)[0])
+    assert not torch.equal(_forward(plain, grey)[0], _forward(_network(input_scale=1.01), grey)[0])
+
+
+def test_a_scaled_network_can_be_trained_in_16_bits() -> None:
+    network = _network(input_scale=0.5).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        masks, _ = network(_grey(2, 1, 64, 64))
+    masks.square().mean().backward()
+    assert all(parameter.grad is not None for name, parameter in network.named_parameters() if "encoder" in name)
 
 
 # Names
