@@ -37,6 +37,14 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", help="Show details, and the traceback of an error.", callback=_set_verbose)
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
+Tta = Annotated[
+    str | None,
+    typer.Option(
+        "--tta",
+        help="Average over 4 mirrored views of each image, or over 8 where it is square. Default: what MODEL says.",
+        metavar="none|flips|turns",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left in --out.")]
 

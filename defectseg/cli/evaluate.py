@@ -5,13 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from defectseg.cli.common import Device, Json, Overwrite, Verbose, finish, print_json, print_rows, progress, shown
+from defectseg.cli.common import Device, Json, Overwrite, Tta, Verbose, finish, print_json, print_rows, progress, shown
 from defectseg.errors import ExitCode, UsageError
 
 
 def evaluate(
     data: Annotated[Path, typer.Option("--data", help="Data folder: train.csv beside train_images/.", metavar="DIR")],
-    model: Annotated[Path | None, typer.Argument(help="A model file, or the run folder of train.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A model file, the run folder of train, or several, comma-separated, whose answers are averaged."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write; absent or empty.", metavar="DIR")] = None,
     predictions: Annotated[
         Path | None,
@@ -29,6 +34,7 @@ def evaluate(
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    tta: Tta = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -40,7 +46,7 @@ def evaluate(
     Example: defectseg evaluate runs/1/model.safetensors --data severstal --subset val --out report/
     """
     from defectseg.evaluation.run import EvaluateRequest, evaluate_model, evaluate_predictions
-    from defectseg.inference.runtimes import find_model
+    from defectseg.inference.runtimes import model_paths
 
     if (model is None) == (predictions is None):
         raise UsageError("evaluate needs either MODEL or --predictions FILE.")
@@ -59,13 +65,14 @@ def evaluate(
         with progress("evaluating") as bar:
             evaluation = evaluate_model(
                 EvaluateRequest(
-                    model=find_model(model),
+                    model=model_paths(model),
                     data=data,
                     out=out,
                     subset=subset,
                     split=split,
                     overwrite=overwrite,
                     device=device,
+                    tta=tta,
                     start=bar.start,
                     advance=bar.advance,
                 )

@@ -9,12 +9,17 @@ from typing import Annotated
 
 import typer
 
-from defectseg.cli.common import Device, Json, Overwrite, Verbose, finish, print_json, progress, shown
+from defectseg.cli.common import Device, Json, Overwrite, Tta, Verbose, finish, print_json, progress, shown
 from defectseg.errors import UsageError
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A model file, or the run folder of train.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model file, the run folder of train, or several, comma-separated, whose answers are averaged."
+        ),
+    ],
     inputs: Annotated[
         list[str],
         typer.Argument(help="Folders, images, glob patterns, or - for paths on standard input.", metavar="INPUT..."),
@@ -32,6 +37,7 @@ def predict(
         bool, typer.Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect.")
     ] = False,
     device: Device = "auto",
+    tta: Tta = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -47,19 +53,20 @@ def predict(
     from defectseg.data.images import find_images
     from defectseg.inference.batch import PredictRequest, exit_code_of
     from defectseg.inference.batch import predict as run_prediction
-    from defectseg.inference.runtimes import find_model
+    from defectseg.inference.runtimes import model_paths
 
     images = find_images(expand(inputs), recursive=recursive, skip=out)
     again = "The same command, without --overwrite," if overwrite else "The same command"
     with progress("predicting", after_interrupt=f"{again} continues it.") as bar:
         run = run_prediction(
             PredictRequest(
-                model=find_model(model),
+                model=model_paths(model),
                 images=images,
                 out=out,
                 classes=None if classes is None else [entry.strip() for entry in classes.split(",") if entry.strip()],
                 overwrite=overwrite,
                 device=device,
+                tta=tta,
                 start=bar.start,
                 advance=bar.advance,
             )

@@ -1,5 +1,6 @@
 """A prediction run from images to an output folder: what `defectseg predict` calls."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,7 +15,8 @@ from defectseg.data.images import FoundImage
 from defectseg.errors import DefectsegError, ExitCode, UsageError
 from defectseg.inference.outputs import STATUS_DEFECT, STATUS_FAILED, OutputFolder, RunKey
 from defectseg.inference.pipeline import BatchCounts, run_batch
-from defectseg.inference.runtimes import load_runtime
+from defectseg.inference.runtimes import as_paths, load_runtime
+from defectseg.inference.views import with_tta
 
 
 @dataclass(frozen=True)
@@ -22,22 +24,24 @@ class PredictRequest:
     """What `defectseg predict` was asked for.
 
     Attributes:
-        model: model file.
+        model: model file, or several whose answers are averaged.
         images: images to process, see defectseg.data.images.find_images.
         out: output folder.
         classes: ClassIds or names to report; None reports all.
         overwrite: redo a folder that other settings wrote.
         device: auto, cpu, cuda, cuda:N or mps.
+        tta: test-time augmentation: none, flips or turns; None for the model's own.
         start: called with the number of images to process.
         advance: called after each image.
     """
 
-    model: Path
+    model: Path | Sequence[Path]
     images: Sequence[FoundImage]
     out: Path
     classes: Sequence[str] | None = None
     overwrite: bool = False
     device: str = "auto"
+    tta: str | None = None
     start: Callable[[int], None] = lambda total: None
     advance: Callable[[], None] = lambda: None
 
@@ -52,18 +56,20 @@ def predict(request: PredictRequest) -> dict[str, Any]:
         OutputExistsError: the folder holds something else, or results of other settings.
         ModelError, ResourceError, UsageError: the run cannot go on; what is done is kept and can be continued.
     """
-    runtime = load_runtime(request.model, request.device)
+    runtime = with_tta(load_runtime(request.model, request.device), request.tta)
     info = runtime.info
     only_classes = None if request.classes is None else resolve_classes(request.classes, info.class_names)
     key = RunKey(
-        model_sha256=file_sha256(request.model),
+        model_sha256=_models_sha256(as_paths(request.model)),
         only_classes=only_classes,
         thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+        tta=info.recipe.inference.tta,
     )
     run: dict[str, Any] = {
         "defectseg": __version__,
-        "model": str(request.model),
+        "model": ", ".join(map(str, as_paths(request.model))),
         "runtime": runtime.name,
+        "tta": info.recipe.inference.tta,
         "class_names": list(info.class_names),
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
@@ -115,6 +121,12 @@ def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool) -> ExitCode:
     if fail_on_defect and run["images_in_folder"][STATUS_DEFECT]:
         return ExitCode.DEFECT_FOUND
     return ExitCode.DONE
+
+
+def _models_sha256(models: Sequence[Path]) -> str:
+    """Hash of the file; of several, hash of their hashes."""
+    hashes = [file_sha256(model) for model in models]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, Any]:

@@ -62,15 +62,20 @@ class RunKey:
         model_sha256: hash of the model file.
         only_classes: ClassIds reported, or None for all.
         thresholds: as in the model, or as overridden.
+        tta: test-time augmentation, as in the model, or as overridden.
     """
 
     model_sha256: str
     only_classes: tuple[int, ...] | None
     thresholds: dict[str, Any]
+    tta: str = "none"
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in run.json."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        """As it stands in run.json; without `tta` where it is none, as in folders from before there was a choice."""
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.tta == "none":
+            del content["tta"]
+        return content
 
 
 @dataclass(frozen=True)

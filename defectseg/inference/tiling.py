@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from defectseg.errors import ModelError
 from defectseg.inference.runtimes.base import Answer, Runtime
+from defectseg.inference.views import answer_views
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8]) -> Prediction:
     """Answer for one grey image uint8 (H, W) of any size.
 
     Where it is larger than the model's tile, probabilities of overlapping tiles are blended with weights that fall
-    off towards inner borders, and the gate is the largest over the tiles.
+    off towards inner borders, and the gate is the largest over the tiles. Each tile is answered in all the views that
+    the recipe's `inference.tta` asks for.
 
     Raises:
         ModelError: the network answers with something that is not a number.
@@ -32,7 +34,7 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8]) -> Prediction:
     height, width = image.shape
     tile_h, tile_w = min(settings.tile_hw[0], height), min(settings.tile_hw[1], width)
     if (tile_h, tile_w) == (height, width):
-        answer = _checked(runtime(image[None, None]))
+        answer = _answer(runtime, image)
         return Prediction(answer.probabilities[0], answer.gate[0])
     num_classes = runtime.info.num_classes
     total = np.zeros((num_classes, height, width), np.float32)
@@ -40,7 +42,7 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8]) -> Prediction:
     gate = np.zeros(num_classes, np.float32)
     for top, left in windows((height, width), (tile_h, tile_w), settings.tile_overlap_px):
         rows, columns = slice(top, top + tile_h), slice(left, left + tile_w)
-        answer = _checked(runtime(np.ascontiguousarray(image[rows, columns])[None, None]))
+        answer = _answer(runtime, np.ascontiguousarray(image[rows, columns]))
         weight = np.outer(
             _ramp(tile_h, settings.tile_overlap_px, at_start=top > 0, at_end=top + tile_h < height),
             _ramp(tile_w, settings.tile_overlap_px, at_start=left > 0, at_end=left + tile_w < width),
@@ -52,8 +54,9 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8]) -> Prediction:
     return Prediction(total, gate)
 
 
-def _checked(answer: Answer) -> Answer:
-    """The answer itself. One that is not a number would pass for clean steel, since it reaches no threshold."""
+def _answer(runtime: Runtime, tile: NDArray[np.uint8]) -> Answer:
+    """The answer for a tile (h, w). One that is not a number would pass for clean steel, as it reaches no threshold."""
+    answer = answer_views(runtime, tile[None, None], runtime.info.recipe.inference.tta)
     if np.isnan(answer.probabilities.min()) or np.isnan(answer.gate.min()):
         raise ModelError(
             "the network's answer is not a number: its weights are damaged, or 16-bit numbers do not suffice for it. "

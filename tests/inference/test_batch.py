@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -6,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def runtime(grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
     return made
 
 
-def _predict(model: Path, out: Path, *inputs: Path, **options: Any) -> dict[str, Any]:
+def _predict(model: Path | Sequence[Path], out: Path, *inputs: Path, **options: Any) -> dict[str, Any]:
     return predict(PredictRequest(model=model, images=find_images(inputs, skip=out), out=out, **options))
 
 
@@ -263,6 +264,54 @@ def test_other_classes_are_refused_and_the_same_in_other_words_are_not(
     for classes in (None, ["1"], ["1", "2"]):
         with pytest.raises(OutputExistsError, match="another model or other settings"):
             _predict(model, tmp_path / "out", sheets, classes=classes)
+
+
+def test_another_augmentation_is_refused_and_the_models_own_by_name_is_not(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    run = _predict(model, tmp_path / "out", sheets)
+    assert run["tta"] == "none"
+    assert _predict(model, tmp_path / "out", sheets, tta="none")["processed"] == 0
+    with pytest.raises(OutputExistsError, match="another model or other settings"):
+        _predict(model, tmp_path / "out", sheets, tta="flips")
+    runtime.calls.clear()
+
+    run = _predict(model, tmp_path / "out", sheets, tta="flips", overwrite=True)
+
+    assert (run["tta"], run["processed"], len(runtime.calls)) == ("flips", 12, 48)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["tta"] == "flips"
+    with pytest.raises(OutputExistsError, match="another model or other settings"):
+        _predict(model, tmp_path / "out", sheets)
+    with pytest.raises(UsageError, match="--tta flop"):
+        _predict(model, tmp_path / "out", sheets, tta="flop")
+
+
+def test_a_folder_from_before_there_was_a_choice_of_augmentation_is_continued(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    _predict(model, tmp_path / "out", sheets)
+
+    key = json.loads((tmp_path / "out" / "run.json").read_text())["key"]
+
+    assert set(key) == {"model_sha256", "only_classes", "thresholds"}
+    assert key["model_sha256"] == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_an_ensemble_is_known_by_the_content_and_order_of_its_models(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"other weights")
+
+    run = _predict([model, other], tmp_path / "out", sheets)
+
+    assert run["model"] == f"{model}, {other}"
+    renamed = Path(shutil.copy(other, tmp_path / "renamed.safetensors"))
+    assert _predict([model, renamed], tmp_path / "out", sheets)["processed"] == 0
+    others: list[Path | list[Path]] = [model, other, [other, model], [model, model], [model, other, other]]
+    for models in others:
+        with pytest.raises(OutputExistsError, match="another model or other settings"):
+            _predict(models, tmp_path / "out", sheets)
 
 
 def test_images_of_the_same_name_in_two_folders_are_told_apart(model: Path, runtime: Any, tmp_path: Path) -> None:

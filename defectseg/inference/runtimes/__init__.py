@@ -1,32 +1,85 @@
 """The libraries that can compute a model, behind one protocol."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from defectseg.errors import MissingExtraError, ModelError
 from defectseg.inference.runtimes.base import Runtime
+from defectseg.inference.runtimes.ensemble import EnsembleRuntime
 from defectseg.model.header import read_model_info
 
 MODEL_NAME = "model.safetensors"
+FOLD_PREFIX = "fold-"  # of the run folders of the single folds, inside the folder of `train --fold all`
 
 
-def load_runtime(path: Path, device: str = "auto") -> Runtime:
-    """Load a model for prediction; torch is imported only here.
+def load_runtime(model: Path | Sequence[Path], device: str = "auto") -> Runtime:
+    """Load a model for prediction, or several whose answers are averaged; torch is imported only here.
 
     Args:
-        path: a bundle.
+        model: a bundle, or several.
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        ModelError: the file cannot be used.
+        ModelError: a file cannot be used, or the models know other classes.
         MissingExtraError: PyTorch is not installed.
         UsageError, ResourceError: the device has no such name, or is not there.
     """
-    read_model_info(path)  # a wrong path is told before torch is imported
+    paths = as_paths(model)
+    for path in paths:
+        read_model_info(path)  # a wrong path is told before torch is imported
+    runtimes = [_load_one(path, device) for path in paths]
+    return runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes, paths)
+
+
+def _load_one(path: Path, device: str) -> Runtime:
     try:
         from defectseg.inference.runtimes.torch import load_torch_runtime
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"{path}: running a bundle", "train") from error
     return load_torch_runtime(path, device)
+
+
+def as_paths(model: Path | Sequence[Path]) -> tuple[Path, ...]:
+    """The model files of a request, which may name one or several."""
+    return (model,) if isinstance(model, Path) else tuple(model)
+
+
+def model_paths(argument: str | Path) -> tuple[Path, ...]:
+    """The model files that MODEL means: see find_model, and besides, several whose answers are averaged.
+
+    Several are written with commas between them, or are a folder of run folders `fold-0`, `fold-1` and so on.
+
+    Raises:
+        ModelError: see find_model; or there is nothing before, after or between commas.
+    """
+    text = str(argument)
+    if "," not in text or _exists(Path(text)):
+        return _models_at(Path(text))
+    entries = [entry.strip() for entry in text.split(",")]
+    if not all(entries):
+        raise ModelError(
+            f"{text}: expected model files with one comma between each two, as in a.safetensors,b.safetensors."
+        )
+    return tuple(model for entry in entries for model in _models_at(Path(entry)))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a list may be too long for the name of a file
+        return False
+
+
+def _models_at(path: Path) -> tuple[Path, ...]:
+    """The model of a run folder, or those of all its folds, by their number."""
+    if (path / MODEL_NAME).is_file() or (path / "last.ckpt").exists():
+        return (find_model(path),)
+    numbered = {
+        int(number): folder
+        for folder in path.glob(f"{FOLD_PREFIX}*")
+        if (number := folder.name.removeprefix(FOLD_PREFIX)).isdecimal()
+    }
+    return tuple(find_model(numbered[number]) for number in sorted(numbered)) or (find_model(path),)
 
 
 def find_model(path: Path) -> Path:

@@ -1,0 +1,115 @@
+"""Test-time augmentation: the answers for mirrored and turned views of an image, turned back and averaged.
+
+It lies above the Runtime, so that every kind of runtime has it, exported files included.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.config import ModelInfo
+from defectseg.errors import UsageError
+from defectseg.inference.runtimes.base import Answer, Runtime
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at an image: rows and columns exchanged or not, then either order reversed or not."""
+
+    transposed: bool = False
+    upside_down: bool = False
+    left_to_right: bool = False
+
+    def turn(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The view of images (..., H, W), contiguous, as a runtime wants it."""
+        turned = images.swapaxes(-2, -1) if self.transposed else images
+        return np.ascontiguousarray(turned[..., :: self._row_step, :: self._column_step])
+
+    def turn_back(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What was answered for the view, as an answer for the image; it shares memory with its argument."""
+        upright = probabilities[..., :: self._row_step, :: self._column_step]
+        return upright.swapaxes(-2, -1) if self.transposed else upright
+
+    @property
+    def _row_step(self) -> int:
+        return -1 if self.upside_down else 1
+
+    @property
+    def _column_step(self) -> int:
+        return -1 if self.left_to_right else 1
+
+
+# Neighbours in this order are added up first, then neighbouring pairs, and so on. Each image and its half turn stand
+# together, since the half turn commutes with all others: so the sum for a mirrored or turned image has the same terms
+# in the same brackets, and is the same to the last bit.
+_FLIPS = (
+    View(),
+    View(upside_down=True, left_to_right=True),
+    View(left_to_right=True),
+    View(upside_down=True),
+)
+VIEWS: dict[str, tuple[View, ...]] = {
+    "none": (View(),),
+    "flips": _FLIPS,
+    "turns": (*_FLIPS, *(replace(view, transposed=True) for view in _FLIPS)),
+}
+
+
+def answer_views(runtime: Runtime, images: NDArray[np.uint8], tta: str) -> Answer:
+    """The mean answer for all views of images (N, 1, H, W): probabilities (N, C, H, W) and gate (N, C), float32.
+
+    `tta` is a key of VIEWS. The runtime is called once for each view: on a CPU, where time matters most, a batch gains
+    nothing. Quarter turns would show the network another format of image, so that `turns` are flips where H is not W.
+    """
+    height, width = images.shape[-2:]
+    views = VIEWS["flips" if tta == "turns" and height != width else tta]
+    if len(views) == 1:
+        return runtime(images)
+    total = _sum(runtime, images, views)
+    share = np.float32(1 / len(views))
+    np.multiply(total.probabilities, share, out=total.probabilities)
+    return Answer(total.probabilities, total.gate * share)
+
+
+def _sum(runtime: Runtime, images: NDArray[np.uint8], views: Sequence[View]) -> Answer:
+    """Sum over the views, pair by pair; `probabilities` is the caller's own to write to."""
+    if len(views) == 1:
+        answer = runtime(views[0].turn(images))
+        return Answer(np.array(views[0].turn_back(answer.probabilities), order="C"), answer.gate)
+    half = len(views) // 2
+    first, second = _sum(runtime, images, views[:half]), _sum(runtime, images, views[half:])
+    np.add(first.probabilities, second.probabilities, out=first.probabilities)
+    return Answer(first.probabilities, first.gate + second.gate)
+
+
+def with_tta(runtime: Runtime, tta: str | None) -> Runtime:
+    """The runtime with another kind of test-time augmentation than its model says; None leaves it as it is.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    if tta is not None and tta not in VIEWS:
+        raise UsageError(f"--tta {tta}: expected {', '.join(VIEWS)}.")
+    recipe = runtime.info.recipe
+    if tta is None or tta == recipe.inference.tta:
+        return runtime
+    inference = recipe.inference.model_copy(update={"tta": tta})
+    info = runtime.info.model_copy(update={"recipe": recipe.model_copy(update={"inference": inference})})
+    return _Described(runtime, info)
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A Runtime with another description."""
+
+    runtime: Runtime
+    info: ModelInfo
+
+    @property
+    def name(self) -> str:
+        return self.runtime.name
+
+    def __call__(self, images: NDArray[np.uint8]) -> Answer:
+        return self.runtime(images)

@@ -1,0 +1,183 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from defectseg.config import InferenceConfig, ModelInfo, Normalization, Recipe, Thresholds
+from defectseg.errors import UsageError
+from defectseg.inference.runtimes.base import Answer
+from defectseg.inference.tiling import predict_image
+from defectseg.inference.views import VIEWS, answer_views, with_tta
+
+MIRRORS: dict[str, Callable[[Any], Any]] = {
+    "left to right": lambda image: image[..., ::-1],
+    "upside down": lambda image: image[..., ::-1, :],
+    "half turn": lambda image: image[..., ::-1, ::-1],
+}
+TURNS = MIRRORS | {
+    "quarter turn": lambda image: np.rot90(image, axes=(-2, -1)),
+    "quarter turn back": lambda image: np.rot90(image, -1, axes=(-2, -1)),
+    "transposed": lambda image: image.swapaxes(-2, -1),
+    "transposed the other way": lambda image: image[..., ::-1, ::-1].swapaxes(-2, -1),
+}
+sides = st.integers(1, 12)
+
+
+class LopsidedRuntime:
+    """A Runtime that answers otherwise for every view: each pixel counts with a weight of its place."""
+
+    name = "lopsided"
+
+    def __init__(self, tta: str = "none") -> None:
+        inference = InferenceConfig.model_validate({"tta": tta})
+        self.info = ModelInfo(
+            class_names=("pits", "cracks"),
+            normalization=Normalization(mean=0.5, std=0.5),
+            thresholds=Thresholds.default(2),
+            recipe=Recipe(inference=inference),
+        )
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, images: NDArray[np.uint8]) -> Answer:
+        assert images.dtype == np.uint8
+        assert images.flags.c_contiguous
+        self.shapes.append(images.shape)
+        rows, columns = np.indices(images.shape[-2:])
+        weights = np.stack([1 / (1 + rows + 3 * columns), 1 / (2 + columns + rows**2)])
+        probabilities = (images / 255 * weights).astype(np.float32)
+        probabilities.flags.writeable = False
+        gate = probabilities.max(axis=(2, 3)) * np.float32(0.7)
+        gate.flags.writeable = False
+        return Answer(probabilities, gate)
+
+
+def _images(number: int, size_hw: tuple[int, int], seed: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (number, 1, *size_hw), dtype=np.uint8)
+
+
+def _slow_mean(images: NDArray[np.uint8], tta: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Mean over the views, written with turns by 90 degrees and one mirror only."""
+    probabilities, gates = [], []
+    square = images.shape[-1] == images.shape[-2]
+    for mirrored in (False, True):
+        for turns in range(4) if tta == "turns" and square else (0, 2):
+            view = np.rot90(images[..., ::-1] if mirrored else images, turns, axes=(-2, -1))
+            answer = LopsidedRuntime()(np.ascontiguousarray(view))
+            upright = np.rot90(answer.probabilities, -turns, axes=(-2, -1))
+            probabilities.append((upright[..., ::-1] if mirrored else upright).astype(np.float64))
+            gates.append(answer.gate.astype(np.float64))
+    return np.mean(probabilities, axis=0), np.mean(gates, axis=0)
+
+
+@given(number=st.integers(1, 3), size_hw=st.tuples(sides, sides), tta=st.sampled_from(["flips", "turns"]))
+def test_the_answer_is_the_mean_over_all_views(number: int, size_hw: tuple[int, int], tta: Any) -> None:
+    images = _images(number, size_hw, seed=sum(size_hw))
+
+    answer = answer_views(LopsidedRuntime(), images, tta)
+
+    probabilities, gate = _slow_mean(images, tta)
+    assert answer.probabilities.dtype == answer.gate.dtype == np.float32
+    assert answer.probabilities.flags.c_contiguous
+    np.testing.assert_allclose(answer.probabilities, probabilities, rtol=1e-6)
+    np.testing.assert_allclose(answer.gate, gate, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mirror", MIRRORS.values(), ids=MIRRORS)
+@given(size_hw=st.tuples(sides, sides), seed=st.integers(0, 99))
+def test_a_mirrored_image_has_the_mirrored_answer_to_the_last_bit(
+    mirror: Callable[[Any], Any], size_hw: tuple[int, int], seed: int
+) -> None:
+    images = _images(1, size_hw, seed)
+
+    answer = answer_views(LopsidedRuntime(), images, "flips")
+    mirrored = answer_views(LopsidedRuntime(), mirror(images), "flips")
+
+    np.testing.assert_array_equal(mirrored.probabilities, mirror(answer.probabilities))
+    np.testing.assert_array_equal(mirrored.gate, answer.gate)
+
+
+@pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
+@given(side=sides, seed=st.integers(0, 99))
+def test_a_turned_square_image_has_the_turned_answer_to_the_last_bit(
+    turn: Callable[[Any], Any], side: int, seed: int
+) -> None:
+    images = _images(1, (side, side), seed)
+
+    answer = answer_views(LopsidedRuntime(), images, "turns")
+    turned = answer_views(LopsidedRuntime(), turn(images), "turns")
+
+    np.testing.assert_array_equal(turned.probabilities, turn(answer.probabilities))
+    np.testing.assert_array_equal(turned.gate, answer.gate)
+
+
+@pytest.mark.parametrize(
+    ("tta", "size_hw", "calls"),
+    [("none", (6, 6), 1), ("flips", (6, 6), 4), ("flips", (4, 6), 4), ("turns", (6, 6), 8), ("turns", (4, 6), 4)],
+)
+def test_every_view_is_answered_once_and_only_square_images_are_turned(
+    tta: Any, size_hw: tuple[int, int], calls: int
+) -> None:
+    runtime = LopsidedRuntime()
+
+    answer_views(runtime, _images(1, size_hw, seed=1), tta)
+
+    assert runtime.shapes == [(1, 1, *size_hw)] * calls
+
+
+def test_without_augmentation_the_answer_is_that_of_the_runtime() -> None:
+    images = _images(2, (5, 7), seed=4)
+
+    answer, direct = answer_views(LopsidedRuntime(), images, "none"), LopsidedRuntime()(images)
+
+    np.testing.assert_array_equal(answer.probabilities, direct.probabilities)
+    np.testing.assert_array_equal(answer.gate, direct.gate)
+
+
+@pytest.mark.parametrize("tta", list(VIEWS))
+def test_an_answer_that_is_the_same_in_every_view_stays_the_same_to_the_last_bit(
+    grey_runtime: Callable[..., Any], tta: Any
+) -> None:
+    images = _images(1, (9, 9), seed=2)
+    runtime = grey_runtime()
+
+    answer, direct = answer_views(runtime, images, tta), runtime(images)
+
+    np.testing.assert_array_equal(answer.probabilities, direct.probabilities)
+    np.testing.assert_array_equal(answer.gate, direct.gate)
+
+
+@pytest.mark.parametrize(("tta", "calls"), [("none", 1), ("flips", 4), ("turns", 8)])
+def test_predict_image_looks_at_the_views_that_the_recipe_asks_for(tta: str, calls: int) -> None:
+    runtime = LopsidedRuntime(tta)
+    images = _images(1, (8, 8), seed=3)
+
+    prediction = predict_image(runtime, images[0, 0])
+
+    assert len(runtime.shapes) == calls
+    expected = answer_views(LopsidedRuntime(), images, runtime.info.recipe.inference.tta)
+    np.testing.assert_array_equal(prediction.probabilities, expected.probabilities[0])
+    np.testing.assert_array_equal(prediction.gate, expected.gate[0])
+
+
+def test_another_augmentation_than_the_models_changes_the_description_and_nothing_else() -> None:
+    runtime = LopsidedRuntime("flips")
+
+    other = with_tta(runtime, "turns")
+
+    assert other.info.recipe.inference.tta == "turns"
+    assert with_tta(other, "flips").info == runtime.info
+    assert other.name == "lopsided"
+    assert with_tta(runtime, None) is runtime
+    assert with_tta(runtime, "flips") is runtime
+    predict_image(other, _images(1, (8, 8), seed=3)[0, 0])
+    assert len(runtime.shapes) == 8
+
+
+@pytest.mark.parametrize("tta", ["", "flip", "FLIPS", "8"])
+def test_an_unknown_augmentation_is_refused_with_those_that_there_are(tta: str) -> None:
+    with pytest.raises(UsageError, match=f"--tta {tta}: expected none, flips, turns"):
+        with_tta(LopsidedRuntime(), tta)
