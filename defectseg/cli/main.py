@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from defectseg import __version__
-from defectseg.cli import data, demo, evaluate, info, predict, train
+from defectseg.cli import data, demo, evaluate, info, predict, train, tune
 from defectseg.cli.common import Verbose, set_up_logging, state
 from defectseg.errors import DefectsegError, ExitCode
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("tune")(tune.tune)
 app.command("predict")(predict.predict)
 app.add_typer(data.app, name="data")
 app.command("info")(info.info)

@@ -191,6 +191,16 @@ def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str], 
     )
 
 
+def headline(metrics: Metrics) -> dict[str, float | None]:
+    """The few figures that a log line and a model file carry."""
+    return {
+        "kaggle_dice": metrics.kaggle_dice,
+        "all_empty": metrics.all_empty,
+        "positive_dice": metrics.positive_dice,
+        "miou": metrics.miou,
+    }
+
+
 def _tabulate(counts: Mapping[PairKey, PairCounts], num_classes: int) -> Tally:
     """Counts as arrays (N, C), images in the order of their names, so that sums come out alike to the last bit."""
     image_ids = sorted({image_id for image_id, _ in counts})

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defectseg.config import ModelInfo, Thresholds
-from defectseg.data.identity import image_digest
-from defectseg.data.labels import DataFolder, open_data_folder
+from defectseg.data.labels import open_data_folder
 from defectseg.data.overlay import encode_jpeg, paint_comparison
-from defectseg.data.splits import read_split
-from defectseg.errors import DataError, OutputExistsError, UsageError
+from defectseg.errors import DataError, OutputExistsError
 from defectseg.evaluation.metrics import Metrics, summarise
 from defectseg.evaluation.predictions import score_predictions
 from defectseg.evaluation.report import write_evaluation
 from defectseg.evaluation.score import Scored, score_images
+from defectseg.evaluation.subset import choose_subset, missing_warnings, seen_warnings
 from defectseg.files import (
     atomic_path,
     folder_lock,
@@ -27,8 +26,10 @@ from defectseg.files import (
 )
 from defectseg.inference.outputs import output_names
 from defectseg.inference.pipeline import Failure, fit_jpeg
-from defectseg.inference.runtimes import load_runtime
+from defectseg.inference.runtimes import as_paths, load_runtime
 from defectseg.inference.runtimes.base import Runtime
+from defectseg.inference.runtimes.ensemble import member_infos
+from defectseg.inference.views import with_tta
 
 log = logging.getLogger(__name__)
 
@@ -42,23 +43,25 @@ class EvaluateRequest:
     """What `defectseg evaluate MODEL` was asked for.
 
     Attributes:
-        model: model file.
+        model: model file, or several whose answers are averaged.
         data: data folder.
         out: output folder.
         subset: all, train or val.
         split: split.csv that tells train from val; None for the one beside the model.
         overwrite: replace an earlier evaluation in `out`.
         device: auto, cpu, cuda, cuda:N or mps.
+        tta: test-time augmentation: none, flips or turns; None for the model's own.
         start, advance: called with the number of images, and after each.
     """
 
-    model: Path
+    model: Path | Sequence[Path]
     data: Path
     out: Path
     subset: str = "all"
     split: Path | None = None
     overwrite: bool = False
     device: str = "auto"
+    tta: str | None = None
     start: Callable[[int], None] = lambda total: None
     advance: Callable[[], None] = lambda: None
 
@@ -81,11 +84,12 @@ def evaluate_model(request: EvaluateRequest) -> Evaluation:
         DataError, ModelError, ResourceError: data, model or device cannot be used.
     """
     with _output(request.out, overwrite=request.overwrite):
-        runtime = load_runtime(request.model, request.device)
+        loaded = load_runtime(request.model, request.device)
+        runtime = with_tta(loaded, request.tta)
         info = runtime.info
         folder = open_data_folder(request.data, class_names=info.class_names)
-        image_ids, warnings = choose_subset(folder, info, request)
-        warnings += [*_missing_warnings(folder), *_seen_warnings(folder, info, image_ids, request.subset)]
+        image_ids, warnings = choose_subset(folder, info, as_paths(request.model), request.subset, request.split)
+        warnings += [*missing_warnings(folder), *seen_warnings(folder, info, image_ids, request.subset)]
         _clear(request.out)
         request.start(len(image_ids))
         overlays, visit = _overlay_writer(request.out, image_ids)
@@ -106,8 +110,8 @@ def evaluate_model(request: EvaluateRequest) -> Evaluation:
             request.out,
             metrics,
             score.counts,
-            title=f"{request.model.name} on {request.data.name}",
-            facts=_facts(request, runtime, len(image_ids)),
+            title=f"{_title(as_paths(request.model))} on {request.data.name}",
+            facts=_facts(request, runtime, member_infos(loaded), len(image_ids)),
             overlays={key: value for key, value in overlays.items() if (request.out / value).exists()},
             warnings=warnings,
         )
@@ -132,28 +136,6 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
             title = f"{predictions.name} on {data.name}"
             write_evaluation(out, metrics, counts, title=title, facts=facts, overlays={}, warnings=warnings)
     return Evaluation(metrics, tuple(warnings))
-
-
-def choose_subset(folder: DataFolder, info: ModelInfo, request: EvaluateRequest) -> tuple[tuple[str, ...], list[str]]:
-    """The ImageIds to evaluate, and warnings.
-
-    Raises:
-        UsageError: train or val was asked for, and no split tells them apart.
-    """
-    if request.subset == "all":
-        return folder.image_ids, []
-    path = request.split if request.split is not None else request.model.parent / "split.csv"
-    if request.split is None and not path.is_file():
-        raise UsageError(f"--subset {request.subset}: no split.csv beside {request.model}. Give one with --split FILE.")
-    if info.fold is None:
-        raise UsageError(f"--subset {request.subset}: {request.model} was trained on all folds. Use --subset all.")
-    folds = read_split(path)
-    wanted = [image_id for image_id in folder.image_ids if image_id in folds]
-    chosen = tuple(image_id for image_id in wanted if (folds[image_id] == info.fold) == (request.subset == "val"))
-    if not chosen:
-        raise UsageError(f"--subset {request.subset}: {path} puts none of the images of {folder.root} there.")
-    unlisted = len(folder.image_ids) - len(wanted)
-    return chosen, [f"{unlisted} images of {folder.root} are not in {path}; they are not scored"] if unlisted else []
 
 
 def _overlay_writer(out: Path, image_ids: Sequence[str]) -> tuple[dict[str, Path], Callable[[Scored], None]]:
@@ -198,42 +180,24 @@ def _clear(root: Path) -> None:
         (root / name).unlink(missing_ok=True)
 
 
-def _missing_warnings(folder: DataFolder) -> list[str]:
-    if not folder.missing_images:
-        return []
-    count, first = len(folder.missing_images), folder.missing_images[0]
-    return [f"{count} images of the label table are not in the folder (first: {first}); they are not scored"]
+def _title(models: Sequence[Path]) -> str:
+    return models[0].name if len(models) == 1 else f"{len(models)} models"
 
 
-def _seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str], subset: str) -> list[str]:
-    """Tell how many of the images the model was trained on: scores on those say nothing of new ones."""
-    if subset == "train":
-        return ["these are the images that the model was trained on; scores on new images will be lower"]
-    trained_on = set(info.trained_on)
-    seen = sum(_digest_or_blank(folder.image_path(image_id)) in trained_on for image_id in image_ids)
-    if not seen:
-        return []
-    return [f"the model was trained on {seen} of these {len(image_ids)} images; use --subset val for an honest score"]
-
-
-def _digest_or_blank(path: Path) -> str:
-    """The digest of an image, or "" where it cannot be read: that is told when it comes to be scored."""
-    try:
-        return image_digest(path)
-    except OSError:
-        return ""
-
-
-def _facts(request: EvaluateRequest, runtime: Runtime, num_images: int) -> Mapping[str, str]:
-    info = runtime.info
+def _facts(
+    request: EvaluateRequest, runtime: Runtime, members: Sequence[ModelInfo], num_images: int
+) -> Mapping[str, str]:
+    networks = [f"{info.recipe.model.architecture}, {info.recipe.model.encoder}" for info in members]
+    folds = ["none" if info.fold is None else str(info.fold) for info in members]
     return {
-        "model": str(request.model),
-        "network": f"{info.recipe.model.architecture}, {info.recipe.model.encoder}",
+        "model": ", ".join(map(str, as_paths(request.model))),
+        "network": "; ".join(dict.fromkeys(networks)),
         "data": str(request.data),
         "images": f"{num_images}, subset {request.subset}",
-        "seed of the training": str(info.recipe.seed),
-        "fold held out": "none" if info.fold is None else str(info.fold),
-        "thresholds": _describe(info.thresholds),
+        "seed of the training": ", ".join(str(info.recipe.seed) for info in members),
+        "fold held out": ", ".join(folds),
+        "thresholds": _describe(runtime.info.thresholds),
+        "test-time augmentation": runtime.info.recipe.inference.tta,
         "runtime": runtime.name,
         "convention": _CONVENTION,
     }

@@ -281,8 +281,14 @@ def test_predict_again_does_what_is_missing_and_tells_of_defects_in_its_exit_cod
         (["run", "--out", "new", "--device", "cuda:99"], 4, ["--device cuda:99"]),
         (["torn.safetensors", "--out", "new"], 4, ["torn.safetensors", "damaged"]),
         (["missing.safetensors", "--out", "new"], 4, ["missing.safetensors", "no such model file"]),
+        (["run", "--out", "done", "--tta", "flips"], 2, ["another model or other settings", "--overwrite"]),
+        (["run", "--out", "new", "--tta", "flop"], 2, ["--tta flop", "none, flips, turns"]),
+        (["torn.safetensors,", "--out", "new"], 4, ["torn.safetensors,", "one comma between"]),
     ],
-    ids=["other settings", "unknown class", "unknown device", "absent device", "torn model", "missing model"],
+    ids=[
+        *("other settings", "unknown class", "unknown device", "absent device", "torn model", "missing model"),
+        *("other views", "unknown views", "half a list"),
+    ],
 )
 def test_predict_refuses_in_one_line(
     arguments: list[str],
@@ -415,6 +421,27 @@ def test_verbose_adds_the_traceback_of_an_error(call: Call) -> None:
     assert done.stderr.splitlines()[-1] == "error: nowhere: no such file or folder."
 
 
+@with_torch
+def test_a_list_of_models_and_views_at_test_time_are_told_in_the_result(
+    predicted: subprocess.CompletedProcess[str], run_folder: Path, inputs: Path, work: Path
+) -> None:
+    copied = shutil.copy(run_folder / "model.safetensors", work / "copy.safetensors")
+    arguments: list[str | Path] = [inputs / "line 2", "--device", "cpu", "--json", "--out"]
+
+    twice = run("predict", f"{run_folder},{copied}", *arguments, "twice", cwd=work)
+    mirrored = run("predict", run_folder, *arguments, "mirrored", "--tta", "flips", cwd=work)
+
+    assert (twice.returncode, mirrored.returncode) == (0, 0), twice.stderr + mirrored.stderr
+    told = json.loads(twice.stdout)
+    assert told["runtime"].startswith("ensemble of 2: torch cpu")
+    assert (told["tta"], json.loads(mirrored.stdout)["tta"]) == ("none", "flips")
+    # A model with itself finds what it finds alone.
+    alone = [row for row in rows(work / "results" / "predictions.csv") if row["ImageId"].startswith("line 2/")]
+    encoded = [row["EncodedPixels"] for row in rows(work / "twice" / "predictions.csv")]
+    assert encoded == [row["EncodedPixels"] for row in alone]
+    assert encoded != [row["EncodedPixels"] for row in rows(work / "mirrored" / "predictions.csv")]
+
+
 # evaluate
 
 
@@ -484,8 +511,10 @@ def test_evaluating_the_validation_images_needs_the_split_of_the_run(
         (["m.safetensors", "--predictions", "p.csv"], 2, ["MODEL or --predictions"]),
         (["--predictions", "p.csv"], 4, ["p.csv"]),
         (["m.safetensors", "--out", "out", "--subset", "test"], 2, ["--subset test", "all, train or val"]),
+        (["m.safetensors,", "--out", "out"], 4, ["m.safetensors,", "one comma between"]),
+        (["l.safetensors,m.safetensors", "--out", "out"], 4, ["l.safetensors: no such model file"]),
     ],
-    ids=["neither", "both", "no predictions", "unknown subset"],
+    ids=["neither", "both", "no predictions", "unknown subset", "half a list", "missing models"],
 )
 def test_evaluate_refuses_in_one_line(
     arguments: list[str], code: int, told: list[str], call: Call, data_folder: Path

@@ -1,6 +1,7 @@
+import copy
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from defectseg.data.images import find_images
 from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
 from defectseg.evaluation.run import EvaluateRequest, evaluate_model, evaluate_predictions
 from defectseg.inference.batch import PredictRequest, predict
+from defectseg.inference.runtimes.ensemble import EnsembleRuntime
 
 SIZE_HW = (32, 48)
 STEEL, PIT, CRACK = 60, 120, 160  # grey levels, as GreyRuntime reads them
@@ -83,7 +85,7 @@ def runtime(grey_runtime: Callable[..., Any], data: Path, monkeypatch: pytest.Mo
     return made
 
 
-def _evaluate(model: Path, data: Path, out: Path, **options: Any) -> Any:
+def _evaluate(model: Path | Sequence[Path], data: Path, out: Path, **options: Any) -> Any:
     return evaluate_model(EvaluateRequest(model=model, data=data, out=out, **options))
 
 
@@ -216,6 +218,90 @@ def test_a_model_trained_on_everything_has_no_validation_images(
 
     with pytest.raises(UsageError, match="trained on all folds"):
         _evaluate(model, data, tmp_path / "out", subset="val")
+
+
+@pytest.fixture
+def ensemble(model: Path, runtime: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Two models with equal splits beside them, and answers as those of `runtime`; `runtime` is the first of both."""
+    other = model.parent.with_name("other") / model.name
+    other.parent.mkdir()
+    for name in ("split.csv", "model.safetensors"):
+        (other.parent / name).write_bytes((model.parent / name).read_bytes())
+    twin = copy.copy(runtime)
+    monkeypatch.setattr(
+        "defectseg.evaluation.run.load_runtime", lambda paths, device: EnsembleRuntime([runtime, twin], paths)
+    )
+    return model, other
+
+
+def test_an_ensemble_is_evaluated_as_one_model_and_the_report_lists_its_models(
+    data: Path, runtime: Any, ensemble: tuple[Path, Path], tmp_path: Path
+) -> None:
+    evaluation = _evaluate(ensemble, data, tmp_path / "out")
+
+    assert evaluation.metrics.kaggle_dice == pytest.approx(KAGGLE_DICE, abs=1e-12)
+    facts = json.loads((tmp_path / "out" / "metrics.json").read_text())["facts"]
+    assert facts["model"] == f"{ensemble[0]}, {ensemble[1]}"
+    assert facts["runtime"] == "ensemble of 2: grey levels"
+    assert (facts["seed of the training"], facts["fold held out"]) == ("0, 0", "0, 0")
+    assert "2 models on data" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_models_that_held_back_the_same_images_are_evaluated_on_those(
+    data: Path, ensemble: tuple[Path, Path], tmp_path: Path
+) -> None:
+    evaluation = _evaluate(ensemble, data, tmp_path / "out", subset="val")
+
+    assert _scored_ids(tmp_path / "out") == {"a.png", "b.png"}
+    assert evaluation.warnings == ()
+
+
+@pytest.mark.parametrize("subset", ["train", "val"])
+def test_models_that_held_back_other_images_have_no_common_validation_images(
+    data: Path, runtime: Any, ensemble: tuple[Path, Path], tmp_path: Path, subset: str
+) -> None:
+    models, split = ensemble, ensemble[0].parent / "split.csv"
+    (models[1].parent / "split.csv").write_text("ImageId,fold\na.png,1\nb.png,0\nc.png,1\nd.png,2\n")
+    with pytest.raises(UsageError, match=r"2 models did not all hold back the same images.*--subset all"):
+        _evaluate(models, data, tmp_path / "out", subset=subset)
+    _evaluate(models, data, tmp_path / "by-split", subset=subset, split=split)  # the user says which it was
+
+    (models[1].parent / "split.csv").unlink()
+    with pytest.raises(UsageError, match=r"no split\.csv beside .*other"):
+        _evaluate(models, data, tmp_path / "out", subset=subset)
+
+    runtime.info = runtime.info.model_copy(update={"fold": 1})  # the other one is still of fold 0
+    with pytest.raises(UsageError, match="2 models did not all hold back the same images"):
+        _evaluate(models, data, tmp_path / "out", subset=subset, split=split)
+
+
+def test_an_ensemble_of_folds_warns_of_every_image_that_any_of_them_was_trained_on(
+    data: Path, runtime: Any, ensemble: tuple[Path, Path], tmp_path: Path
+) -> None:
+    digests = tuple(image_digest(data / "train_images" / name) for name in ("a.png", "d.png"))
+    runtime.info = runtime.info.model_copy(update={"fold": 1, "trained_on": digests})
+
+    evaluation = _evaluate(ensemble, data, tmp_path / "out")
+
+    assert evaluation.warnings == ("the model was trained on 3 of these 4 images; scores on new images will be lower",)
+
+
+def test_augmentation_at_test_time_is_as_told_and_shown_in_the_report(
+    data: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    def facts(name: str) -> Any:
+        return json.loads((tmp_path / name / "metrics.json").read_text())["facts"]
+
+    _evaluate(model, data, tmp_path / "plain")
+    assert len(runtime.calls) == 4
+    evaluation = _evaluate(model, data, tmp_path / "flips", tta="flips")
+
+    assert len(runtime.calls) == 4 + 16
+    assert evaluation.metrics.kaggle_dice == pytest.approx(KAGGLE_DICE)
+    assert facts("plain")["test-time augmentation"] == "none"
+    assert facts("flips")["test-time augmentation"] == "flips"
+    with pytest.raises(UsageError, match="--tta flop: expected none, flips, turns"):
+        _evaluate(model, data, tmp_path / "flop", tta="flop")
 
 
 def test_a_split_of_other_images_is_refused(data: Path, model: Path, runtime: Any, tmp_path: Path) -> None:

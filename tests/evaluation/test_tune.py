@@ -1,3 +1,4 @@
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -119,6 +120,50 @@ def test_sums_are_those_of_the_real_post_processing(seed: int) -> None:
                 assert PairCounts(int(sums.true_px[index]), predicted_px, both_px) == expected
 
 
+def _slow_choice(images: list[_Image], search: ThresholdSearch, areas: list[int]) -> list[set[Setting]]:
+    """For each class the settings that may be chosen: word for word what the module `goals` says, one at a time."""
+    axes = (list(search.pixel_grid), areas, list(search.gate_grid))
+    classes, places = range(len(images[0].gate)), list(itertools.product(*(range(len(axis)) for axis in axes)))
+    with_class = [sum(image.truth[c][_counted(image)].any() for image in images) for c in classes]
+
+    def score(index: int, place: tuple[int, ...]) -> float:
+        setting = (axes[0][place[0]], int(axes[1][place[1]]), axes[2][place[2]])
+        pairs = [_counts(image, index, setting) for image in images]
+        positive = sum(pair.dice for pair in pairs if pair.true_px)
+        weight = len(with_class) / sum(with_class) if sum(with_class) else 0.0
+        return sum(pair.dice for pair in pairs) / len(images) + positive * weight
+
+    raw = {(c, place): score(c, place) for c in classes for place in places}
+    choices = []
+    for c in classes:
+        own = with_class[c] / (with_class[c] + 2)
+        scores = {
+            place: own * raw[c, place] + (1 - own) * sum(raw[other, place] for other in classes) / len(classes)
+            for place in places
+        }
+        for axis in range(3):
+
+            def beside(place: tuple[int, ...], step: int, axis: int = axis) -> tuple[int, ...]:
+                moved = min(max(place[axis] + step, 0), len(axes[axis]) - 1)
+                return (*place[:axis], moved, *place[axis + 1 :])
+
+            scores = {
+                place: (scores[beside(place, -1)] + 2 * scores[place] + scores[beside(place, 1)]) / 4
+                for place in places
+            }
+        settings_of = {place: (axes[0][place[0]], int(axes[1][place[1]]), axes[2][place[2]]) for place in places}
+        alike = [place for place in places if scores[place] >= max(scores.values()) - 0.002 - 1e-9]
+        steps = {place: _steps_from_defaults(search, settings_of[place]) for place in alike}
+        nearest = [place for place in alike if steps[place] == min(steps.values())]
+        best = max(scores[place] for place in nearest)
+        choices.append({settings_of[place] for place in nearest if scores[place] >= best - 1e-9})
+    return choices
+
+
+def _counted(image: _Image) -> NDArray[np.bool_]:
+    return np.ones(image.truth.shape[1:], np.bool_) if image.ignore is None else ~image.ignore
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_choice_agrees_with_trying_every_setting(seed: int) -> None:
@@ -130,20 +175,9 @@ def test_choice_agrees_with_trying_every_setting(seed: int) -> None:
 
     choice = search.best()
 
-    for index in range(2):
-        tried = {
-            (pixel, area_px, gate): _objective(images, index, (pixel, area_px, gate))
-            for pixel in search.pixel_grid
-            for area_px in areas
-            for gate in search.gate_grid
-        }
-        thresholds = choice.thresholds
-        chosen = (thresholds.pixel[index], thresholds.min_area_px[index], thresholds.gate[index])
-        assert choice.objective[index] == pytest.approx(tried[chosen])
-        best = max(tried.values())
-        assert tried[chosen] >= best - 0.002 - 1e-9
-        surely_alike = [setting for setting, objective in tried.items() if objective >= best - 0.002 + 1e-9]
-        assert _steps_from_defaults(search, chosen) <= min(_steps_from_defaults(search, one) for one in surely_alike)
+    for one, allowed in zip(choice.classes, _slow_choice(images, search, areas or [0]), strict=True):
+        setting = (one.pixel, one.min_area_px, one.gate)
+        assert setting == (0.5, 0, 0.5) if one.verdict == "defaults kept" else setting in allowed
 
 
 @settings(max_examples=25, deadline=None)
@@ -160,6 +194,31 @@ def test_objective_is_what_the_chosen_thresholds_score_in_the_pipeline(seed: int
         parts.append(count_pairs(f"{number}.jpg", segmentation.masks, image.truth, image.ignore))
     for scored, objective in zip(summarise(merge(*parts), ["x", "y"]).classes, choice.objective, strict=True):
         assert scored.kaggle_dice + (scored.positive_dice or 0.0) == pytest.approx(objective)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_counts_of_chosen_thresholds_are_those_of_the_pipeline(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    images = [_random_image(generator) for _ in range(3)]
+    search = _search(images)
+    thresholds = Thresholds(gate=(0.5, 0.8), pixel=(0.3, 0.7), min_area_px=(3, 0))
+
+    parts = []
+    for number, image in enumerate(images):
+        segmentation = segment(Prediction(image.probabilities, image.gate), thresholds)
+        parts.append(count_pairs(f"{number}.jpg", segmentation.masks, image.truth, image.ignore))
+    assert search.counts(thresholds) == merge(*parts)
+
+
+def test_each_labelled_region_knows_the_largest_predicted_region_that_touches_it() -> None:
+    # Labelled are 2 px and 1 px. At 0.3 one region of 4 px touches both, at 0.5 one of 1 px the former and one of 2 px
+    # the latter; 0.7 is not reached.
+    image = _one_class([[0.6, 0.4, 0.6, 0.6]], ["##.#"])
+
+    regions_px = _search([image]).images["0.jpg"].regions_px
+
+    assert regions_px.tolist() == [[0, 2, 4, 1, 0], [0, 1, 4, 2, 0]]
 
 
 def test_corners_that_touch_make_one_component() -> None:
@@ -182,7 +241,8 @@ def test_ignored_pixels_belong_to_a_components_area_but_do_not_count() -> None:
 
 
 def test_real_thresholds_are_found() -> None:
-    # The defect answers 0.65 over 30 px, the noise 0.75 over 2 px, so only a minimum area parts them.
+    # The defect answers 0.65 over 30 px, the noise 0.75 over 2 px, so only a minimum area parts them. Of the pixel
+    # thresholds 0.3 and 0.5, equal by themselves, the former is farther from 0.7, which misses the defect.
     defect, noise = np.zeros((1, 20, 20), np.float32), np.zeros((1, 20, 20), np.float32)
     defect[0, :5, :6] = 0.65
     noise[0, 0, :2] = 0.75
@@ -192,7 +252,7 @@ def test_real_thresholds_are_found() -> None:
     choice = _search(images, area=(0, 5)).best()
 
     assert choice.thresholds == Thresholds(
-        gate=(0.5,), pixel=(0.5,), min_area_px=(5,), chosen_by="search on 2 validation images"
+        gate=(0.5,), pixel=(0.3,), min_area_px=(5,), chosen_by="search on 2 validation images, best Dice"
     )
     assert choice.objective == (2.0,)
 

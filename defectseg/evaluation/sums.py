@@ -1,0 +1,121 @@
+"""What one image leaves behind for the search of thresholds: pixel sums under every pixel threshold and minimum area.
+
+They are exactly those of the real post-processing, in a few hundred bytes a class.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ImageSums:
+    """What one image adds to the search; only pixels outside the ignored area count.
+
+    `gate` float32 (C,); `true_px` int64 (C,); `kept_px` int32 (C, 2, P, A): predicted pixels, and those of them that
+    are true, which P pixel thresholds and A minimum areas keep where the gate lets the class pass; `image_px` all
+    pixels of the image. `regions_px` int32 (R, 2 + P) tells of each labelled region its class index, its area and, for
+    each pixel threshold, the area of the largest predicted region that touches it, 0 where none does.
+    """
+
+    gate: NDArray[np.float32]
+    true_px: NDArray[np.int64]
+    kept_px: NDArray[np.int32]
+    image_px: int
+    regions_px: NDArray[np.int32]
+
+
+def sum_image(
+    probabilities: NDArray[np.float32],
+    gate: NDArray[np.float32],
+    truth: NDArray[np.bool_],
+    ignore: NDArray[np.bool_],
+    pixel_grid: Sequence[float],
+    area_grid_px: Sequence[int],
+) -> ImageSums:
+    """Sum up one image.
+
+    Args:
+        probabilities: float32 (C, H, W) in [0, 1].
+        gate: float32 (C,) in [0, 1].
+        truth: bool (C, H, W), labelled masks without ignored pixels.
+        ignore: bool (H, W), pixels that do not count, though they do belong to a predicted region's area.
+        pixel_grid: pixel thresholds, rising.
+        area_grid_px: minimum areas, rising.
+    """
+    kept_px, regions_px = [], []
+    for index, (probability, mask) in enumerate(zip(probabilities, truth, strict=True)):
+        kept, regions = _sum_class(probability, mask, ignore, pixel_grid, area_grid_px)
+        kept_px.append(kept)
+        regions_px.append(np.insert(regions, 0, index, axis=1))
+    true_px = np.array([np.count_nonzero(mask) for mask in truth], np.int64)
+    return ImageSums(gate.astype(np.float32), true_px, np.stack(kept_px), ignore.size, np.concatenate(regions_px))
+
+
+def _sum_class(
+    probability: NDArray[np.float32],
+    truth: NDArray[np.bool_],
+    ignore: NDArray[np.bool_],
+    pixel_grid: Sequence[float],
+    area_grid_px: Sequence[int],
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Kept pixels (2, P, A) and labelled regions (R, 1 + P) of one class; 0 from the first threshold that no pixel
+    reaches.
+    """
+    kept_px = np.zeros((2, len(pixel_grid), len(area_grid_px)), np.int32)
+    true_labels = _label(truth) if truth.any() else np.zeros(truth.shape, np.int32)
+    true_areas_px = np.bincount(true_labels[truth])[1:]
+    regions_px = np.zeros((len(true_areas_px), 1 + len(pixel_grid)), np.int32)
+    regions_px[:, 0] = true_areas_px
+    window = _window(probability, pixel_grid[0])
+    if window is None:
+        return kept_px, regions_px
+    probability, truth, ignore, true_labels = probability[window], truth[window], ignore[window], true_labels[window]
+    region_of_pixel = true_labels[truth] - 1
+    for row, threshold in enumerate(pixel_grid):
+        mask = probability >= np.float32(threshold)
+        if not mask.any():
+            break
+        labels = _label(mask)
+        areas_px = np.bincount(labels[mask])
+        kept_px[:, row] = _kept_px(labels, areas_px, truth, ignore, area_grid_px)
+        np.maximum.at(regions_px[:, 1 + row], region_of_pixel, areas_px[labels[truth]].astype(np.int32))
+    return kept_px, regions_px
+
+
+def _kept_px(
+    labels: NDArray[np.int32],
+    areas_px: NDArray[np.int64],
+    truth: NDArray[np.bool_],
+    ignore: NDArray[np.bool_],
+    area_grid_px: Sequence[int],
+) -> NDArray[np.float64]:
+    """Pixels that do not count as ignored, and true ones, in the components that reach each minimum area: (2, A)."""
+    ignored_px, both_px = (np.bincount(labels[pixels], minlength=len(areas_px)) for pixels in (ignore, truth))
+    counted_px = areas_px - ignored_px
+    # How many of the minimum areas each component reaches; label 0 is the background.
+    met = np.searchsorted(area_grid_px, areas_px[1:], side="right")
+    by_met = [np.bincount(met, px[1:], minlength=len(area_grid_px) + 1) for px in (counted_px, both_px)]
+    return np.stack([px[:0:-1].cumsum()[::-1] for px in by_met])
+
+
+def _label(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """The number of its 8-connected component for each pixel, from 1; 0 outside the mask."""
+    # Counting labels later is three times as quick as OpenCV's own statistics.
+    _, label_map = cv2.connectedComponentsWithAlgorithm(
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=8, ltype=cv2.CV_32S, ccltype=cv2.CCL_SPAGHETTI
+    )
+    return np.asarray(label_map, np.int32).reshape(mask.shape)
+
+
+def _window(probability: NDArray[np.float32], threshold: float) -> tuple[slice, slice] | None:
+    """The smallest window that holds every pixel >= threshold; None where there is none."""
+    mask = probability >= np.float32(threshold)
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not rows.size:
+        return None
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

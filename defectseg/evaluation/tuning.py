@@ -1,0 +1,193 @@
+"""Thresholds from labelled images into model files: what `defectseg tune` calls."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from defectseg.config import ModelInfo, Thresholds
+from defectseg.data.labels import DataFolder, open_data_folder
+from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
+from defectseg.evaluation.choice import Choice
+from defectseg.evaluation.goals import BestDice, Goal
+from defectseg.evaluation.metrics import Metrics, headline, summarise
+from defectseg.evaluation.score import Scored, score_images
+from defectseg.evaluation.subset import choose_subset, held_out, missing_warnings, seen_warnings
+from defectseg.evaluation.thresholds_file import write_thresholds
+from defectseg.evaluation.tune import FOLDS, ThresholdSearch
+from defectseg.inference.pipeline import Failure
+from defectseg.inference.runtimes import load_runtime
+from defectseg.model.header import read_model_info
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What `defectseg tune` was asked for.
+
+    Attributes:
+        models: the model file; or those of several folds, each of which answers for what it held out.
+        data: data folder.
+        subset: val or all; several models go with val only.
+        split: split.csv that tells what was held out; None for the one beside each model.
+        goal: what to choose by.
+        folds: of the cross-validation.
+        out: JSON file to write the thresholds to, or None.
+        dry_run: leave the models as they are.
+        device: auto, cpu, cuda, cuda:N or mps.
+        start, advance: called with the number of images, and after each.
+    """
+
+    models: Sequence[Path]
+    data: Path
+    subset: str = "val"
+    split: Path | None = None
+    goal: Goal = field(default_factory=BestDice)
+    folds: int = FOLDS
+    out: Path | None = None
+    dry_run: bool = False
+    device: str = "auto"
+    start: Callable[[int], None] = lambda total: None
+    advance: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Chosen thresholds.
+
+    Attributes:
+        thresholds: as stored.
+        choice: with figures of each class.
+        metrics: with the thresholds, on the images they were chosen on.
+        warnings: of the choice, too.
+        failures: images that could not be read.
+        stored: the model files that were changed.
+    """
+
+    thresholds: Thresholds
+    choice: Choice
+    metrics: Metrics
+    warnings: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    stored: tuple[Path, ...] = ()
+
+
+def tune(request: TuneRequest) -> Tuning:
+    """Choose thresholds on labelled images, and store them in every model of the request and in `out`.
+
+    Raises:
+        OutputExistsError: `out` exists.
+        UsageError: it cannot be told which images to choose on.
+        DataError, ModelError, ResourceError: data, model or device cannot be used.
+    """
+    if request.out is not None and request.out.exists():
+        raise OutputExistsError(f"{request.out}: exists. Choose another --out, or delete it.")
+    infos = _read_infos(request.models)
+    folder = open_data_folder(request.data, class_names=infos[0].class_names)
+    parts, warnings = _choose_images(request, folder, infos)
+    request.start(sum(map(len, parts)))
+    search = ThresholdSearch(folder.class_names)
+    failures = [
+        failure
+        for model, image_ids in zip(request.models, parts, strict=True)
+        for failure in _gather(request, search, folder, model, image_ids)
+    ]
+    if failures and not search.images:
+        first = failures[0].message
+        raise DataError(f"{request.data}: none of the {len(failures)} images can be read. The first: {first}")
+    warnings += [f"left out, could not be read: {failure.message}" for failure in failures]
+    choice = search.best(request.goal, groups=folder.groups, folds=request.folds)
+    thresholds = choice.thresholds.model_copy(update={"chosen_by": _chosen_by(request, infos, choice)})
+    metrics = summarise(search.counts(thresholds), folder.class_names)
+    if request.out is not None:
+        write_thresholds(request.out, folder.class_names, thresholds)
+    if not request.dry_run:
+        for model in request.models:
+            _store(model, thresholds, choice, metrics)
+    return Tuning(
+        thresholds=thresholds,
+        choice=choice,
+        metrics=metrics,
+        warnings=(*warnings, *choice.warnings),
+        failures=tuple(failures),
+        stored=() if request.dry_run else tuple(request.models),
+    )
+
+
+def tune_out_of_fold(models: Sequence[Path], data: Path, *, device: str = "auto") -> Tuning:
+    """Choose thresholds on the images that each of several models held out; nothing is written. Raises as `tune`."""
+    return tune(TuneRequest(models=models, data=data, device=device, dry_run=True))
+
+
+def _read_infos(models: Sequence[Path]) -> list[ModelInfo]:
+    """Descriptions of models of the same classes. Raises ModelError."""
+    infos = [read_model_info(model) for model in models]
+    for info, model in zip(infos, models, strict=True):
+        if info.class_names != infos[0].class_names:
+            raise ModelError(
+                f"{model}: knows the classes {', '.join(info.class_names)}, but {models[0]} knows "
+                f"{', '.join(infos[0].class_names)}. Tune models of the same classes together."
+            )
+    return infos
+
+
+def _choose_images(
+    request: TuneRequest, folder: DataFolder, infos: Sequence[ModelInfo]
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """For each model the ImageIds that it answers for, and warnings."""
+    if len(infos) == 1:
+        chosen, warnings = choose_subset(folder, infos[0], request.models, request.subset, request.split)
+        parts = [chosen]
+    elif request.subset == "val":
+        parts, warnings = held_out(folder, infos, request.models, request.split)
+    else:
+        raise UsageError(
+            f"--subset {request.subset}: of several models each answers for the images that it held out; "
+            "leave --subset at val, or tune a single model."
+        )
+    warnings += missing_warnings(folder)
+    for info, image_ids in zip(infos, parts, strict=True):
+        warnings += seen_warnings(folder, info, image_ids, request.subset)
+    return parts, warnings
+
+
+def _gather(
+    request: TuneRequest, search: ThresholdSearch, folder: DataFolder, model: Path, image_ids: Sequence[str]
+) -> tuple[Failure, ...]:
+    """Take the model's answers for some images into the search."""
+    if not image_ids:
+        return ()
+
+    def visit(scored: Scored) -> None:
+        prediction = scored.prediction
+        search.add(scored.image_id, prediction.probabilities, prediction.gate, scored.truth, scored.ignore)
+
+    runtime = load_runtime(model, request.device)
+    thresholds = runtime.info.thresholds
+    score = score_images(runtime, folder, image_ids, thresholds=thresholds, visitors=(visit,), advance=request.advance)
+    return score.failures
+
+
+def _chosen_by(request: TuneRequest, infos: Sequence[ModelInfo], choice: Choice) -> str:
+    """For people, in the model file: on what and for what the thresholds were chosen."""
+    if len(infos) > 1:
+        images = f"{choice.images} out-of-fold images of {len(infos)} models"
+    elif request.subset == "val":
+        images = f"the {choice.images} validation images of fold {infos[0].fold}"
+    else:
+        images = f"all {choice.images} images of {request.data.name}"
+    return f"search on {images}, {choice.goal}"
+
+
+def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics) -> None:
+    """Write the model file anew with other thresholds, whole or not at all."""
+    from defectseg.model.bundle import read_bundle, save_bundle  # torch; a missing one has been told of by now
+
+    info, weights = read_bundle(model)
+    figures = {**info.metrics, "tuned": headline(metrics)}
+    figures.pop("cross_validated", None)
+    if choice.validated is not None:
+        validated = choice.validated
+        figures["cross_validated"] = {
+            "kaggle_dice": validated.kaggle_dice,
+            "positive_dice": validated.positive_dice,
+        }
+    save_bundle(model, weights, info.model_copy(update={"thresholds": thresholds, "metrics": figures}))

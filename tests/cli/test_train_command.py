@@ -1,0 +1,196 @@
+"""`defectseg train`: what its flags ask the library for, and what it prints of the result."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from defectseg.cli.main import app
+from defectseg.config import Recipe, Thresholds, load_recipe
+from defectseg.errors import ConfigError, DefectsegError, UsageError
+from defectseg.evaluation.metrics import PairCounts, summarise
+from defectseg.evaluation.thresholds_file import write_thresholds
+from defectseg.training import run as run_module
+from defectseg.training.request import TrainRequest, TrainResult
+
+METRICS = summarise({("a.jpg", 1): PairCounts(4, 4, 2), ("b.jpg", 1): PairCounts(0, 0, 0)}, ("pits",))
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, TrainRequest]]:
+    """What the library is asked for: a run, or a run for each fold. Nothing is trained."""
+    requests: list[tuple[str, TrainRequest]] = []
+
+    def train(request: TrainRequest) -> TrainResult:
+        requests.append(("train", request))
+        return TrainResult(request.out / "model.safetensors", METRICS, ())
+
+    def train_folds(request: TrainRequest) -> dict[int, TrainResult]:
+        requests.append(("folds", request))
+        ended = TrainResult(request.out / "fold-0" / "model.safetensors", None, ())
+        return {0: ended, 1: TrainResult(request.out / "fold-1" / "model.safetensors", METRICS, (("c.jpg", "torn"),))}
+
+    monkeypatch.setattr(run_module, "train", train)
+    monkeypatch.setattr(run_module, "train_folds", train_folds)
+    return requests
+
+
+@pytest.fixture
+def invoke(data_folder: Path, tmp_path: Path, tiny_recipe: Path) -> Invoke:
+    def call(*arguments: str | Path) -> Result:
+        paths = ("--data", data_folder, "--out", tmp_path / "run")
+        return CliRunner().invoke(app, [str(argument) for argument in ("train", tiny_recipe, *paths, *arguments)])
+
+    return call
+
+
+def _recipe(invoke: Invoke, asked: list[tuple[str, TrainRequest]], *arguments: str | Path) -> Recipe:
+    done = invoke(*arguments)
+    assert done.exit_code == 0, done.output
+    ((kind, request),) = asked
+    assert kind == "train"
+    return request.recipe
+
+
+def _refused(invoke: Invoke, *arguments: str | Path) -> DefectsegError:
+    done = invoke(*arguments)
+    assert isinstance(done.exception, DefectsegError), done.output
+    return done.exception
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides"),
+    [
+        ([], []),
+        (["--batch-size", "auto"], ["training.fit_memory=true"]),
+        (["--batch-size", "3"], ["training.batch_size=3"]),
+        (["--max-minutes", "2.5"], ["training.max_minutes=2.5"]),
+        (["--cache"], ["data.cache=true"]),
+        (["--no-cache"], ["data.cache=false"]),
+        (["--fold", "2"], ["data.fold=2"]),
+        (["--fold", "none"], ["data.fold=null"]),
+        (["--encoder-weights", "no: thing.pth"], ['model.encoder_weights="no: thing.pth"']),
+        (["--set", "training.epochs=9", "--batch-size", "8"], ["training.epochs=9", "training.batch_size=8"]),
+        (["--batch-size", "8", "--set", "training.batch_size=5"], ["training.batch_size=8"]),
+    ],
+)
+def test_flags_change_keys_of_the_recipe(
+    invoke: Invoke,
+    asked: list[tuple[str, TrainRequest]],
+    tiny_recipe: Path,
+    arguments: list[str],
+    overrides: list[str],
+) -> None:
+    assert _recipe(invoke, asked, *arguments) == load_recipe(str(tiny_recipe), overrides)
+
+
+def test_the_recipe_with_its_flags_can_be_shown(invoke: Invoke, asked: list[tuple[str, TrainRequest]]) -> None:
+    done = invoke("--batch-size", "auto", "--max-minutes", "7", "--no-cache", "--fold", "none", "--print-config")
+    shown = yaml.safe_load(done.stdout)
+    assert (shown["training"]["fit_memory"], shown["training"]["max_minutes"]) == (True, 7.0)
+    assert (shown["data"]["cache"], shown["data"]["fold"]) == (False, None)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--batch-size", "many"], "--batch-size many: expected a number from 1, or auto"),
+        (["--batch-size", "-1"], "--batch-size -1: expected a number from 1, or auto"),
+        (["--batch-size", "0"], "training.batch_size"),
+        (["--fold", "first"], "--fold first: expected a number from 0, none or all"),
+        (["--max-minutes", "0"], "training.max_minutes"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(invoke: Invoke, arguments: list[str], told: str) -> None:
+    error = _refused(invoke, *arguments)
+    assert isinstance(error, UsageError)
+    assert told in str(error)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        ["--set", "training.epochs=3"],
+        ["--batch-size", "auto"],
+        ["--max-minutes", "3"],
+        ["--no-cache"],
+        ["--encoder-weights", "none"],
+        ["--init", "model.safetensors"],
+        ["--thresholds", "thresholds.json"],
+    ],
+)
+def test_resuming_takes_nothing_that_would_change_the_run(
+    invoke: Invoke, asked: list[tuple[str, TrainRequest]], flag: list[str]
+) -> None:
+    assert "leave out what would change it" in str(_refused(invoke, "--resume", *flag))
+    assert asked == []
+
+
+def test_a_run_and_all_folds_can_be_resumed(invoke: Invoke, asked: list[tuple[str, TrainRequest]]) -> None:
+    assert invoke("--resume").exit_code == 0
+    invoke("--resume", "--fold", "all")
+    assert [(kind, request.resume) for kind, request in asked] == [("train", True), ("folds", True)]
+
+
+def test_all_folds_are_told_one_by_one(invoke: Invoke, asked: list[tuple[str, TrainRequest]], tmp_path: Path) -> None:
+    done = invoke("--fold", "all")
+    assert [kind for kind, _ in asked] == ["folds"]
+    assert asked[0][1].recipe.data.fold == 0, "the library sets the fold of each"
+    assert done.exit_code == 3, "an image was left out"
+    models = [line for line in done.stdout.splitlines() if line.startswith("Model: ")]
+    assert models == [f"Model: {tmp_path / 'run' / f'fold-{fold}' / 'model.safetensors'}" for fold in (0, 1)]
+    assert done.stdout.count("Validation images") == 1, "what had ended before is not validated again"
+
+
+def test_json_has_an_entry_for_each_fold_and_for_one_run_is_that_entry(
+    invoke: Invoke, asked: list[tuple[str, TrainRequest]], tmp_path: Path
+) -> None:
+    several: list[dict[str, Any]] = json.loads(invoke("--fold", "all", "--json").stdout)
+    alone: dict[str, Any] = json.loads(invoke("--json").stdout)
+    out = tmp_path / "run"
+    assert [entry["model"] for entry in several] == [str(out / f"fold-{fold}/model.safetensors") for fold in (0, 1)]
+    assert several[0]["validation"] is None
+    assert several[1]["left_out"] == [["c.jpg", "torn"]]
+    assert alone == {"model": str(out / "model.safetensors"), "validation": METRICS.to_json(), "left_out": []}
+    assert alone["validation"]["kaggle_dice"] == 0.75
+
+
+@pytest.mark.parametrize("kind", ["file", "model"])
+def test_thresholds_come_from_a_file_or_a_model(
+    invoke: Invoke, asked: list[tuple[str, TrainRequest]], tmp_path: Path, trained_run: Path, kind: str
+) -> None:
+    names = ("pits", "cracks", "scratches", "patches")
+    thresholds = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(3,) * 4)
+    path = tmp_path / "thresholds.json"
+    if kind == "file":
+        write_thresholds(path, names, thresholds)
+    else:
+        from defectseg.model.header import read_model_info
+
+        path = trained_run / "model.safetensors"
+        thresholds = read_model_info(path).thresholds
+    assert invoke("--thresholds", path).exit_code == 0
+    assert asked[0][1].thresholds == thresholds
+
+
+def test_thresholds_for_other_classes_are_refused(
+    invoke: Invoke, asked: list[tuple[str, TrainRequest]], tmp_path: Path
+) -> None:
+    write_thresholds(tmp_path / "thresholds.json", ("pits",), Thresholds.default(1))
+    error = _refused(invoke, "--thresholds", tmp_path / "thresholds.json")
+    assert isinstance(error, ConfigError)
+    assert "thresholds for the classes pits" in str(error)
+    assert asked == []
+
+
+def test_a_model_to_start_from_may_be_named_by_its_run_folder(
+    invoke: Invoke, asked: list[tuple[str, TrainRequest]], trained_run: Path
+) -> None:
+    assert invoke("--init", trained_run).exit_code == 0
+    assert asked[0][1].init == trained_run / "model.safetensors"
