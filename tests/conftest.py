@@ -74,7 +74,8 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, data_folder: Path, tin
     Not to be written to: copy it first.
     """
     from defectseg.config import load_recipe
-    from defectseg.training.run import TrainRequest, train
+    from defectseg.training.request import TrainRequest
+    from defectseg.training.run import train
 
     longer = ["training.epochs=16", "data.samples_per_epoch=48"]
     out = tmp_path_factory.mktemp("runs") / "tiny"

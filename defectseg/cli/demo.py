@@ -33,7 +33,8 @@ def demo(
     from defectseg.evaluation.run import EvaluateRequest, evaluate_model
     from defectseg.files import is_empty_folder
     from defectseg.inference.batch import PredictRequest, predict
-    from defectseg.training.run import TrainRequest, train
+    from defectseg.training.request import TrainRequest
+    from defectseg.training.run import train
 
     if not is_empty_folder(out):
         raise OutputExistsError(f"{out}: not empty. Choose another --out, or delete it.")

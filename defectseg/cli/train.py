@@ -1,6 +1,7 @@
 """`defectseg train`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,8 +47,31 @@ def train(
         ),
     ] = None,
     fold: Annotated[
-        str, typer.Option("--fold", help="Fold to validate on; none: train on everything.", metavar="N|none")
-    ] = "0",
+        str | None,
+        typer.Option(
+            "--fold",
+            help="Fold to validate on; none: train on everything; all: a run for each fold. Default: as in the recipe.",
+            metavar="N|none|all",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-size",
+            help="Crops in a step; auto: as many as fit into memory, up to the recipe's.",
+            metavar="N|auto",
+        ),
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", help="Plan as many epochs as fit, then stop.", metavar="MIN")
+    ] = None,
+    cache: Annotated[
+        bool | None, typer.Option("--cache/--no-cache", help="Keep decoded images in memory. Default: where they fit.")
+    ] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option("--thresholds", help="Take the thresholds from this model, or file of tune.", metavar="FILE"),
+    ] = None,
     init: Annotated[
         Path | None, typer.Option("--init", help="Start from this model; its classes may differ.", metavar="MODEL")
     ] = None,
@@ -66,59 +90,89 @@ def train(
     """
     from defectseg.config import dump_recipe, load_recipe
 
-    if encoder_weights is not None:
-        overrides = [*(overrides or ()), f"model.encoder_weights={json.dumps(encoder_weights)}"]
-    recipe = load_recipe(config, overrides or ())
+    changes = _changes(encoder_weights, batch_size, max_minutes, cache)
+    recipe = load_recipe(config, [*(overrides or ()), *changes, *_fold_change(fold)])
     if print_config:
         print(dump_recipe(recipe), end="")
         return
     if data is None or out is None:
         raise UsageError("train needs --data DIR and --out RUN; see defectseg train --help.")
-    if resume and (overrides or init is not None):
-        raise UsageError(
-            "--resume continues with the recipe in the run folder; leave out --set, --encoder-weights and --init."
-        )
+    if resume and (overrides or changes or init is not None or thresholds is not None):
+        raise UsageError("--resume continues with the recipe in the run folder; leave out what would change it.")
     require_extra("training", "train", "torch", "segmentation_models_pytorch", "accelerate", "albumentations")
     from defectseg.inference.runtimes import find_model
-    from defectseg.training.run import TrainRequest
+    from defectseg.training.request import TrainRequest
     from defectseg.training.run import train as run_training
+    from defectseg.training.run import train_folds
 
     with progress("training", after_interrupt="Continue it with --resume.") as bar:
-        result = run_training(
-            TrainRequest(
-                recipe=recipe,
-                data=data,
-                out=out,
-                device=device,
-                fold=_parse_fold(fold),
-                init=None if init is None else find_model(init),
-                resume=resume,
-                advance=bar.move,
-            )
+        request = TrainRequest(
+            recipe=recipe,
+            data=data,
+            out=out,
+            device=device,
+            init=None if init is None else find_model(init),
+            thresholds=None if thresholds is None else _read_thresholds(thresholds, data),
+            resume=resume,
+            advance=bar.move,
         )
+        results = list(train_folds(request).values()) if fold == "all" else [run_training(request)]
     if is_main_process():
-        _report(result, json_output)
-    finish(ExitCode.PARTIAL if result.failed else ExitCode.DONE)
+        _report(results, json_output)
+    finish(ExitCode.PARTIAL if any(result.failed for result in results) else ExitCode.DONE)
 
 
-def _parse_fold(text: str) -> int | None:
-    if text == "none":
-        return None
-    if text.isdigit():
-        return int(text)
-    raise UsageError(f"--fold {text}: expected a number from 0, or none.")
+def _changes(
+    encoder_weights: str | None, batch_size: str | None, max_minutes: float | None, cache: bool | None
+) -> list[str]:
+    """The flags that stand for keys of the recipe, as `key=value`."""
+    changes = []
+    if encoder_weights is not None:
+        changes.append(f"model.encoder_weights={json.dumps(encoder_weights)}")
+    if batch_size == "auto":
+        changes.append("training.fit_memory=true")
+    elif batch_size is not None:
+        if not batch_size.isdigit():
+            raise UsageError(f"--batch-size {batch_size}: expected a number from 1, or auto.")
+        changes.append(f"training.batch_size={batch_size}")
+    if max_minutes is not None:
+        changes.append(f"training.max_minutes={max_minutes}")
+    if cache is not None:
+        changes.append(f"data.cache={json.dumps(cache)}")
+    return changes
 
 
-def _report(result: Any, json_output: bool) -> None:
+def _fold_change(fold: str | None) -> list[str]:
+    if fold is None or fold == "all":
+        return []
+    if not (fold == "none" or fold.isdigit()):
+        raise UsageError(f"--fold {fold}: expected a number from 0, none or all.")
+    return [f"data.fold={'null' if fold == 'none' else fold}"]
+
+
+def _read_thresholds(path: Path, data: Path) -> Any:
+    from defectseg.data.labels import open_data_folder
+    from defectseg.evaluation.thresholds_file import read_thresholds
+
+    return read_thresholds(path, open_data_folder(data).class_names)
+
+
+def _report(results: Sequence[Any], json_output: bool) -> None:
     if json_output:
-        metrics = None if result.metrics is None else result.metrics.to_json()
-        print_json(
-            {"model": str(result.model), "validation": metrics, "left_out": [list(pair) for pair in result.failed]}
-        )
+        entries = [
+            {
+                "model": str(result.model),
+                "validation": None if result.metrics is None else result.metrics.to_json(),
+                "left_out": [list(pair) for pair in result.failed],
+            }
+            for result in results
+        ]
+        print_json(entries[0] if len(entries) == 1 else entries)
         return
-    if result.metrics is not None:
-        from defectseg.evaluation.report import metrics_table
+    from defectseg.evaluation.report import metrics_table
 
-        print("Validation images, with the thresholds that were chosen on them:")
-        print_rows(metrics_table(result.metrics))
-    print(f"Model: {shown(result.model)}")
+    for result in results:
+        if result.metrics is not None:
+            print(f"{result.held_out}:")
+            print_rows(metrics_table(result.metrics))
+        print(f"Model: {shown(result.model)}")

@@ -2,14 +2,16 @@
 
 import io
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from defectseg.config import ModelInfo
 from defectseg.errors import ModelError
@@ -22,41 +24,55 @@ class Progress:
 
     Attributes:
         epoch: epochs done.
-        step: optimizer steps done.
-        total_epochs: epochs planned; a time budget can lower it.
+        batch: steps done of the present epoch.
+        step: steps done in all.
+        sums: of the losses over those of the present epoch, and the last learning-rate factor.
+        total_epochs: epochs planned for the first stage; a time budget can lower it.
         elapsed_s: seconds of training done, over all sessions.
         best_score: the highest selection score so far; None before the first validation.
         best_epoch: the epoch (from 1) that reached it.
+        validations_since_best: how many have not.
+        kept: (score, epoch) of the epochs whose weights are kept to be averaged, the best first.
     """
 
     epoch: int = 0
+    batch: int = 0
     step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
     total_epochs: int = 0
     elapsed_s: float = 0.0
     best_score: float | None = None
     best_epoch: int | None = None
+    validations_since_best: int = 0
+    kept: list[tuple[float, int]] = field(default_factory=list)
 
 
 def save_checkpoint(
     path: Path,
     network: nn.Module,
+    ema: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     progress: Progress,
     info: ModelInfo,
 ) -> None:
-    """Write the state of a run, whole or not at all; `info` describes the model to be.
+    """Write the state of a run, whole or not at all; `info` describes the model to be. All processes call it together,
+    the main one writes.
 
     Raises ResourceError if it cannot be written.
     """
     scaler = accelerator.scaler
+    random_states = gather_object([_random_state()])
+    if not accelerator.is_main_process:
+        return
     state = {
         "network": network.state_dict(),
+        "ema": None if ema is None else ema.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "progress": vars(progress),
         "info": info.model_dump_json(),
-        "random": _random_state(),
+        "random": random_states,
     }
     content = io.BytesIO()
     torch.save(state, content)  # not to the file: torch does not tell a full disk from other failures
@@ -73,7 +89,11 @@ def read_description(path: Path) -> ModelInfo:
 
 
 def load_checkpoint(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    path: Path,
+    network: nn.Module,
+    ema: AveragedModel | None,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
 ) -> Progress:
     """Put a run back to where its checkpoint was written.
 
@@ -83,10 +103,12 @@ def load_checkpoint(
     state = _read(path)
     try:
         network.load_state_dict(state["network"])
+        if ema is not None:
+            ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
-        _set_random_state(state["random"])
+        _set_random_state(state["random"][accelerator.process_index % len(state["random"])])
         return Progress(**state["progress"])
     except Exception as error:
         raise _unusable(path, error) from error

@@ -1,8 +1,11 @@
 """Crops to train on, each a function of (seed, epoch, position): no worker, process or order changes them."""
 
-from collections.abc import Iterator, Sequence
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -14,16 +17,22 @@ from defectseg.config import DataConfig
 from defectseg.data.images import decode
 from defectseg.data.labels import DataFolder
 from defectseg.training.augment import Augment
+from defectseg.training.crops import Place, cut, place_crop
+
+log = logging.getLogger(__name__)
+
+# The rest is for the network, its activations and the loader's workers.
+_SHARE_OF_FREE_MEMORY = 0.25
 
 
 @dataclass(frozen=True)
 class CropKey:
-    """Which crop: the epoch, the position in it, the image, and whether it must lie on a defect, and on which class."""
+    """Which crop: the epoch, the position in it, the image, where in it, and on a defect of which class (None: any)."""
 
     epoch: int
     position: int
     image_id: str
-    on_defect: bool
+    place: Place = "anywhere"
     class_id: int | None = None
 
 
@@ -54,49 +63,73 @@ class Batch:
 class CropSampler(Sampler[CropKey]):
     """Chooses the images of each epoch.
 
-    A share of the positions goes to images with a defect (a part of it to each class alike, so that a rare one is seen
-    as often as a common one), the others to all images; each group is gone through in a new random order before any
-    image comes again.
+    A share of the positions goes to defects (a part of it to each class alike, so that a rare one is seen as often as
+    a common one), a share to clean steel, the others anywhere; each group of images is gone through in a new random
+    order before any image comes again.
 
     Args:
         folder: labels, to know which images have a defect.
         image_ids: images to train on.
-        config: share of defect crops, crops in an epoch.
+        config: shares of the crops, crops in an epoch.
         seed: of the run.
     """
 
     def __init__(self, folder: DataFolder, image_ids: Sequence[str], config: DataConfig, seed: int) -> None:
         self.image_ids = list(image_ids)
         self.defective = [image_id for image_id in image_ids if folder.classes_of(image_id)]
+        self.config = config
         self.length = config.samples_per_epoch or len(self.image_ids)
-        self.share = config.defect_crops if self.defective else 0.0
-        self.balance = config.class_balance
         by_class = {
             class_id: [image_id for image_id in self.defective if class_id in folder.classes_of(image_id)]
             for class_id in range(1, folder.num_classes + 1)
         }
         self.by_class = {class_id: members for class_id, members in by_class.items() if members}
+        self.clean = self.image_ids
+        if config.crop_hw is None:  # a whole image with a defect has no clean place
+            defective = set(self.defective)
+            self.clean = [image_id for image_id in image_ids if image_id not in defective]
         self.seed = seed
         self.epoch = 0
+        self.share_done = 0.0
+        self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, that the next iteration gives."""
         self.epoch = epoch
+
+    def set_progress(self, share_done: float) -> None:
+        """Say which share of the training, 0..1, lies before the next iteration: it lowers the class balance."""
+        self.share_done = share_done
+
+    def start_at(self, position: int) -> None:
+        """Leave out the crops before this position, from the next iteration on: an interrupted epoch had them."""
+        self.start = position
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[CropKey]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        num_on_defect = round(self.share * self.length)
-        num_each = round(self.balance * num_on_defect) // max(1, len(self.by_class))
-        chosen: list[tuple[str, bool, int | None]] = []
+        num_defect = round(self.config.defect_crops * self.length) if self.defective else 0
+        num_clean = min(round(self.config.clean_crops * self.length), self.length - num_defect) if self.clean else 0
+        num_each = round(self._balance() * num_defect) // max(1, len(self.by_class))
+        chosen: list[tuple[str, Place, int | None]] = []
         for class_id, members in self.by_class.items():
-            chosen += [(image_id, True, class_id) for image_id in _cycle(members, num_each, rng)]
-        chosen += [(image_id, True, None) for image_id in _cycle(self.defective, num_on_defect - len(chosen), rng)]
-        chosen += [(image_id, False, None) for image_id in _cycle(self.image_ids, self.length - num_on_defect, rng)]
-        for position, index in enumerate(rng.permutation(len(chosen))):
-            yield CropKey(self.epoch, position, *chosen[index])
+            chosen += [(image_id, "defect", class_id) for image_id in _cycle(members, num_each, rng)]
+        chosen += [(image_id, "defect", None) for image_id in _cycle(self.defective, num_defect - len(chosen), rng)]
+        chosen += [(image_id, "clean", None) for image_id in _cycle(self.clean, num_clean, rng)]
+        rest = self.length - len(chosen)
+        chosen += [(image_id, "anywhere", None) for image_id in _cycle(self.image_ids, rest, rng)]
+        order = rng.permutation(len(chosen))
+        for position in range(self.start, len(chosen)):
+            yield CropKey(self.epoch, position, *chosen[order[position]])
+
+    def _balance(self) -> float:
+        """The class balance now: it falls to 0 in a straight line, or stays."""
+        until = self.config.balance_until
+        if until >= 1:
+            return self.config.class_balance
+        return self.config.class_balance * max(0.0, 1 - self.share_done / until) if until else 0.0
 
 
 class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]):
@@ -107,25 +140,53 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
         crop_hw: size of a crop, or None for whole images.
         augment: random changes.
         seed: of the run.
+        cache: ImageId -> decoded image, uint8 (H, W); images that are not in it are read at each access.
+        black_limit: a crop with a larger share of black is drawn again, see `place_crop`.
     """
 
-    def __init__(self, folder: DataFolder, crop_hw: tuple[int, int] | None, augment: Augment, seed: int) -> None:
+    def __init__(
+        self,
+        folder: DataFolder,
+        crop_hw: tuple[int, int] | None,
+        augment: Augment,
+        seed: int,
+        *,
+        cache: Mapping[str, NDArray[np.uint8]] | None = None,
+        black_limit: float = 1.0,
+    ) -> None:
         self.folder = folder
         self.crop_hw = crop_hw
         self.augment = augment
         self.seed = seed
+        self.cache = cache or {}
+        self.black_limit = black_limit
 
     def __getitem__(self, key: CropKey) -> tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]:
         """Image uint8 (h, w) and layers uint8 (h, w, C + 1): a mask of 0 and 1 for each class, then what to ignore."""
         rng = np.random.default_rng([self.seed, key.epoch, key.position, 1])
-        pixels = decode(self.folder.image_path(key.image_id)).pixels
+        pixels = self._pixels(key.image_id)
         masks, ignore = self.folder.masks_of(key.image_id, (pixels.shape[0], pixels.shape[1]))
         layers = np.concatenate([masks, ignore[None]]).view(np.uint8)
         if self.crop_hw is not None:
-            corner = place_crop(masks, self.crop_hw, on_defect=key.on_defect, class_id=key.class_id, rng=rng)
+            corner = place_crop(
+                pixels,
+                masks,
+                self.crop_hw,
+                place=key.place,
+                rng=rng,
+                class_id=key.class_id,
+                black_limit=self.black_limit,
+            )
             pixels, layers = cut(pixels, layers, corner, self.crop_hw)
-        image, changed = self.augment(pixels, np.ascontiguousarray(layers.transpose(1, 2, 0)), int(rng.integers(2**31)))
+        # A copy, since the cache is read-only and a crop of it must not keep the whole image alive.
+        image, changed = self.augment(
+            pixels.copy(), np.ascontiguousarray(layers.transpose(1, 2, 0)), int(rng.integers(2**31))
+        )
         return key, image, changed
+
+    def _pixels(self, image_id: str) -> NDArray[np.uint8]:
+        cached = self.cache.get(image_id)
+        return decode(self.folder.image_path(image_id)).pixels if cached is None else cached
 
 
 def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:
@@ -140,62 +201,39 @@ def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]
     )
 
 
-def place_crop(
-    masks: NDArray[np.bool_],
-    crop_hw: tuple[int, int],
-    *,
-    on_defect: bool,
-    rng: np.random.Generator,
-    class_id: int | None = None,
-) -> tuple[int, int]:
-    """Top-left corner (row, column) of a random crop; negative or past the end where the image is smaller.
+def cache_fits(sizes: Mapping[str, tuple[int, int]], setting: bool | Literal["auto"]) -> bool:
+    """Whether to keep decoded images: as the setting says, or, for `auto`, where they take little of the free memory.
 
     Args:
-        masks: bool (C, H, W).
-        crop_hw: size of the crop in px.
-        on_defect: the crop must hold a pixel of a defect.
-        rng: source of chance.
-        class_id: the class of that defect; None for a random one of the image.
+        sizes: ImageId -> (H, W) of the images to keep, one byte a pixel.
+        setting: `data.cache`.
     """
-    size_hw = masks.shape[1:]
-    present = np.flatnonzero(masks.any(axis=(1, 2))) if on_defect else np.array([], int)
-    if not present.size:
-        return _random_corner(size_hw, crop_hw, rng)
-    pixels = np.flatnonzero(masks[rng.choice(present) if class_id is None else class_id - 1])
-    target = np.unravel_index(rng.choice(pixels), size_hw)
-    return _random_corner(size_hw, crop_hw, rng, around=(int(target[0]), int(target[1])))
+    if setting != "auto":
+        return setting
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each of them keeps its own
+    needed_bytes = processes * sum(height * width for height, width in sizes.values())
+    return needed_bytes <= _SHARE_OF_FREE_MEMORY * _free_memory_bytes()
 
 
-def cut(
-    pixels: NDArray[np.uint8], layers: NDArray[np.uint8], corner: tuple[int, int], crop_hw: tuple[int, int]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Cut a crop from an image (H, W) and its layers (L, H, W); beyond the image the crop is black and ignored."""
-    height, width = pixels.shape
-    top, left = corner
-    inside = (slice(max(top, 0), min(top + crop_hw[0], height)), slice(max(left, 0), min(left + crop_hw[1], width)))
-    part, part_layers = pixels[inside], layers[:, *inside]
-    if part.shape == crop_hw:
-        return part, part_layers
-    rows = slice(inside[0].start - top, inside[0].stop - top)
-    columns = slice(inside[1].start - left, inside[1].stop - left)
-    image = np.zeros(crop_hw, np.uint8)
-    image[rows, columns] = part
-    padded = np.zeros((len(layers), *crop_hw), np.uint8)
-    padded[-1] = 1
-    padded[:, rows, columns] = part_layers
-    return image, padded
+def load_cache(folder: DataFolder, image_ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
+    """Decode images to grey uint8 (H, W), read-only.
 
+    To be called before the loader forks its workers, so that all of them share the one copy.
 
-def _random_corner(
-    size_hw: Sequence[int], crop_hw: Sequence[int], rng: np.random.Generator, around: tuple[int, int] | None = None
-) -> tuple[int, int]:
-    corner = []
-    for axis, (length, crop) in enumerate(zip(size_hw, crop_hw, strict=True)):
-        first, last = min(0, length - crop), max(0, length - crop)
-        if around is not None and length > crop:
-            first, last = max(first, around[axis] - crop + 1), min(last, around[axis])
-        corner.append(int(rng.integers(first, last + 1)))
-    return corner[0], corner[1]
+    Raises:
+        ImageError: an image cannot be read.
+    """
+
+    def load(image_id: str) -> NDArray[np.uint8]:
+        pixels = decode(folder.image_path(image_id)).pixels
+        pixels.setflags(write=False)
+        return pixels
+
+    names = list(image_ids)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        images = dict(zip(names, pool.map(load, names), strict=True))
+    log.info("%d decoded images in memory (%.0f MB)", len(images), sum(image.nbytes for image in images.values()) / 1e6)
+    return images
 
 
 def _cycle(items: Sequence[str], count: int, rng: np.random.Generator) -> Iterator[str]:
@@ -204,3 +242,11 @@ def _cycle(items: Sequence[str], count: int, rng: np.random.Generator) -> Iterat
         for index in rng.permutation(len(items))[:count]:
             yield items[index]
         count -= len(items)
+
+
+def _free_memory_bytes() -> int:
+    """Free memory, 0 where the system does not tell."""
+    try:
+        return max(0, os.sysconf("SC_AVPHYS_PAGES")) * max(0, os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return 0

@@ -1,4 +1,4 @@
-"""Training as plain functions on Accelerate: one epoch, one validation, and the fit that joins them."""
+"""Training as plain functions on Accelerate: one step, one epoch, and the fit that joins them with validation."""
 
 import json
 import logging
@@ -11,28 +11,50 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from defectseg.config import LossConfig, ModelInfo, OptimizerConfig, Thresholds, TrainingConfig
+from defectseg.config import ModelInfo, Recipe, Thresholds
 from defectseg.data.labels import DataFolder
 from defectseg.errors import ResourceError
-from defectseg.evaluation.metrics import Metrics, merge, summarise
-from defectseg.evaluation.score import Visitor, score_images
+from defectseg.evaluation.metrics import headline
+from defectseg.evaluation.score import Visitor
 from defectseg.files import atomic_path
-from defectseg.inference.runtimes.torch import TorchRuntime
-from defectseg.model.bundle import save_bundle
-from defectseg.model.devices import half_precision, is_out_of_memory
-from defectseg.model.losses import segmentation_loss
+from defectseg.model.devices import is_out_of_memory
+from defectseg.model.losses import LossParts, segmentation_loss
 from defectseg.model.network import DefectNetwork
+from defectseg.training.candidates import Candidates
 from defectseg.training.checkpoint import Progress, save_checkpoint
-from defectseg.training.dataset import Batch
+from defectseg.training.dataset import Batch, CropSampler
+from defectseg.training.interrupts import Interrupts
+from defectseg.training.schedule import Stage, planned_epochs, rate_factor
+from defectseg.training.validation import Pictures, Validation, images_to_show, log_pictures, validate
 
 log = logging.getLogger(__name__)
 
-BEST_NAME = "best.safetensors"
 CHECKPOINT_NAME = "last.ckpt"
 METRICS_NAME = "metrics.jsonl"
+_PARTS = ("bce", "dice", "lovasz", "gate")
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The crops of one stage, of `crop_hw` px: the loader as prepared by Accelerate, and the sampler inside it."""
+
+    stage: Stage
+    crop_hw: tuple[int, int]
+    loader: "DataLoader[Batch]"
+    sampler: CropSampler
+
+    def __len__(self) -> int:
+        """Steps in an epoch, on each process."""
+        return len(self.loader)
+
+    @property
+    def pixels(self) -> int:
+        """Of an epoch, on each process."""
+        return len(self) * self.stage.batch_size * math.prod(self.crop_hw)
 
 
 @dataclass
@@ -45,12 +67,15 @@ class Run:
         network: the network itself, not as wrapped by Accelerate.
         prepared: the same network as wrapped.
         optimizer: as wrapped.
-        loader: training batches.
+        ema: the averaged network, or None.
+        feeds: one for each stage.
         data: images and labels.
         val_ids: ImageIds to validate on; empty for none.
         info: description of the model to be.
-        loss, rates, settings: sections of the recipe.
+        recipe: the resolved recipe.
         progress: where the run stands.
+        candidates: the best weights so far.
+        interrupts: SIGTERM and Ctrl-C, kept until the end of a step.
         history: one entry per epoch, as in metrics.jsonl.
         advance: called after each step with a line for the progress bar.
     """
@@ -60,148 +85,194 @@ class Run:
     network: DefectNetwork
     prepared: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    loader: "DataLoader[Batch]"
+    ema: AveragedModel | None
+    feeds: Sequence[Feed]
     data: DataFolder
     val_ids: Sequence[str]
     info: ModelInfo
-    loss: LossConfig
-    rates: OptimizerConfig
-    settings: TrainingConfig
+    recipe: Recipe
     progress: Progress
+    candidates: Candidates
+    interrupts: Interrupts
     history: list[dict[str, Any]] = field(default_factory=list)
     advance: Callable[[str], None] = lambda _: None
 
+    @property
+    def epochs(self) -> int:
+        """Epochs planned, of all stages."""
+        return self.progress.total_epochs + self.recipe.training.second_stage.epochs
+
+    @property
+    def steps(self) -> int:
+        """Steps planned, of all stages."""
+        later = self.recipe.training.second_stage.epochs
+        return self.progress.total_epochs * len(self.feeds[0]) + later * len(self.feeds[-1])
+
 
 def fit(run: Run) -> None:
-    """Train until the planned epochs or the time budget end; a checkpoint, and the best weights, after each epoch.
+    """Train until the planned epochs or the time budget end, or validation no longer improves; a checkpoint, and the
+    best weights, after each epoch.
 
     Raises:
+        KeyboardInterrupt: SIGTERM or Ctrl-C came; the checkpoint holds the last whole step.
         ResourceError: the loss is no longer finite, or memory or disk space ran out.
     """
     started = time.monotonic() - run.progress.elapsed_s
-    deadline = math.inf if run.settings.max_minutes is None else started + 60 * run.settings.max_minutes
-    while run.progress.epoch < run.progress.total_epochs and not _is_past(run, deadline):
-        figures: dict[str, Any] = {"epoch": run.progress.epoch + 1, **train_one_epoch(run, deadline=deadline)}
-        run.progress.epoch += 1
-        out_of_time = _is_past(run, deadline)
-        last = out_of_time or run.progress.epoch >= run.progress.total_epochs
-        if run.val_ids and (last or run.progress.epoch % run.settings.validate_every == 0):
-            metrics = validate(run, thresholds=run.info.thresholds)
-            figures["val"] = headline(metrics)
-            _keep_if_best(run, metrics)
-        run.progress.elapsed_s = _agreed(run, time.monotonic() - started)[0]
-        if not out_of_time:
-            _fit_into_budget(run)
-        figures["elapsed_s"] = round(run.progress.elapsed_s, 1)
-        _record(run, figures)
+    minutes = run.recipe.training.max_minutes
+    deadline = math.inf if minutes is None else started + 60 * minutes
+    with run.interrupts.held():
+        while run.progress.epoch < run.epochs and not _is_past(run, deadline) and not _is_stale(run):
+            figures: dict[str, Any] = {
+                "epoch": run.progress.epoch + 1,
+                **train_one_epoch(run, started=started, deadline=deadline),
+            }
+            run.progress.epoch, run.progress.batch, run.progress.sums = run.progress.epoch + 1, 0, {}
+            out_of_time = _is_past(run, deadline)
+            last = out_of_time or run.progress.epoch >= run.epochs
+            if run.val_ids and (last or run.progress.epoch % run.recipe.training.validate_every == 0):
+                figures |= _validate_candidates(run)
+            run.progress.elapsed_s = _agreed(run, time.monotonic() - started)
+            if not out_of_time:
+                _fit_into_budget(run)
+            figures["elapsed_s"] = round(run.progress.elapsed_s, 1)
+            _record(run, figures)
+            if run.interrupts.came(run.accelerator):
+                raise KeyboardInterrupt
+        if run.val_ids and run.progress.best_score is None:  # the time ended between an epoch and its validation
+            _validate_candidates(run)
 
 
-def train_one_epoch(run: Run, *, deadline: float = math.inf) -> dict[str, float]:
-    """One pass over the loader; stops early at `deadline` (seconds of time.monotonic).
+def train_one_epoch(run: Run, *, started: float = 0.0, deadline: float = math.inf) -> dict[str, float]:
+    """One pass over the crops of the present stage, or what an interruption left of it.
+
+    Args:
+        started, deadline: seconds of time.monotonic; at the deadline the pass stops early.
 
     Returns:
         mean losses, learning rates, and the seconds spent waiting for data and computing.
 
     Raises:
-        ResourceError: the loss is not finite; the message names the images of the step.
+        KeyboardInterrupt, ResourceError: as `fit`.
     """
     run.prepared.train()
-    _set_epoch(run.loader, run.progress.epoch)
-    total_steps = run.progress.total_epochs * len(run.loader)
-    sums: dict[str, float] = {"loss": 0.0, "bce": 0.0, "dice": 0.0, "gate": 0.0}
-    count, data_s, factor = 0, 0.0, 1.0
-    started = fetched = time.monotonic()
-    for batch in run.loader:
+    feed, done_before, planned = _stage_of(run)
+    feed.sampler.set_progress(min(1.0, run.progress.epoch / run.progress.total_epochs))
+    feed.sampler.start_at(run.progress.batch * feed.stage.batch_size * run.accelerator.num_processes)
+    _set_epoch(feed.loader, run.progress.epoch)
+    data_s = 0.0
+    begun = fetched = time.monotonic()
+    for batch in feed.loader:
         data_s += time.monotonic() - fetched
-        factor = rate_factor(run.progress.step, total_steps, run.rates)
+        position = done_before * len(feed) + run.progress.batch
+        factor = feed.stage.rate_share * rate_factor(
+            position, planned * len(feed), run.recipe.optimizer, warms_up=feed.stage.warms_up
+        )
         for group in run.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        try:
-            parts = _step(run, batch)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ResourceError(
-                f"{run.accelerator.device}: out of memory on {len(batch.image_ids)} crops of "
-                f"{'x'.join(map(str, batch.images.shape[2:]))}. Lower training.batch_size or data.crop_hw."
-            ) from error
-        run.progress.step += 1
-        count += 1
-        for name, value in parts.items():
-            sums[name] += value
-        run.advance(f"epoch {run.progress.epoch + 1}/{run.progress.total_epochs} loss {parts['loss']:.3f}")
+        share_done = min(1.0, run.progress.step / max(1, run.progress.total_epochs * len(run.feeds[0])))
+        _account(run, _step_or_say_why(run, batch, share_done), factor)
         fetched = time.monotonic()
+        if run.accelerator.sync_gradients and run.interrupts.came(run.accelerator):
+            run.progress.elapsed_s = fetched - started
+            _save(run)
+            raise KeyboardInterrupt
         if fetched >= deadline and run.accelerator.num_processes == 1:
             break  # several processes end together, after the epoch
-    means = {name: value / max(count, 1) for name, value in sums.items()}
-    rates = {"lr_encoder": run.rates.encoder_lr * factor, "lr_decoder": run.rates.decoder_lr * factor}
-    return {**means, **rates, "data_s": round(data_s, 2), "step_s": round(fetched - started - data_s, 2)}
-
-
-def validate(run: Run, *, thresholds: Thresholds, visitors: Sequence[Visitor] = ()) -> Metrics:
-    """Score the validation images through the same code as `predict`, and in its precision, so that the figures are
-    those of the bundle; each process takes its share of the images.
-    """
-    accelerator = run.accelerator
-    for buffer in run.network.buffers():
-        broadcast(buffer)  # processes gather batch-norm statistics of their own; the main one's go into the bundle
-    own = list(run.val_ids)[accelerator.process_index :: accelerator.num_processes]
-    runtime = TorchRuntime(run.network, run.info, dtype=half_precision(accelerator.device))
-    score = score_images(runtime, run.data, own, thresholds=thresholds, visitors=visitors)
-    return summarise(merge(*gather_object([score.counts])), run.info.class_names)
-
-
-def selection_score(metrics: Metrics) -> float:
-    """What the best epoch is chosen by: positive-pair Dice plus Kaggle Dice."""
-    return metrics.kaggle_dice + (metrics.positive_dice or 0.0)
-
-
-def headline(metrics: Metrics) -> dict[str, Any]:
-    """The few figures that a log line, metrics.jsonl and the model file carry."""
+    feed.sampler.start_at(0)
+    sums = run.progress.sums
+    means = {name: sums.get(name, 0.0) / max(run.progress.batch, 1) for name in ("loss", *_PARTS)}
+    rates = run.recipe.optimizer
+    factor = sums.get("factor", 0.0)
     return {
-        "kaggle_dice": metrics.kaggle_dice,
-        "all_empty": metrics.all_empty,
-        "positive_dice": metrics.positive_dice,
-        "miou": metrics.miou,
+        **means,
+        "lr_encoder": rates.encoder_lr * factor,
+        "lr_decoder": rates.decoder_lr * factor,
+        "data_s": round(data_s, 2),
+        "step_s": round(fetched - begun - data_s, 2),
     }
 
 
-def rate_factor(step: int, total_steps: int, rates: OptimizerConfig) -> float:
-    """Share of the full learning rate at a step: linear warm-up, then a cosine down to `final_lr_share`."""
-    warmup_steps = rates.warmup * total_steps
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    done = min(1.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps))
-    return rates.final_lr_share + (1 - rates.final_lr_share) * 0.5 * (1 + math.cos(math.pi * done))
+def validate_on(
+    run: Run,
+    network: DefectNetwork,
+    *,
+    thresholds: Thresholds | None = None,
+    visitors: Sequence[Visitor] = (),
+    views: bool = True,
+) -> Validation:
+    """`validate` on the validation images of the run.
 
-
-def make_optimizer(network: DefectNetwork, rates: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with two learning rates; norms and biases are not decayed."""
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        rate = rates.encoder_lr if name.startswith("net.encoder.") else rates.decoder_lr
-        decay = rates.weight_decay if parameter.dim() > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    fused = next(network.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
-            for (rate, decay), parameters in groups.items()
-        ],
-        fused=fused,
+    Args:
+        thresholds: None for those that the run began with.
+        views: whether to look at all views of an image that the recipe's `inference.tta` asks for, or at one.
+    """
+    return validate(
+        run.accelerator,
+        network,
+        run.info if views else _with_one_view(run.info),
+        run.data,
+        run.val_ids,
+        thresholds=thresholds or run.info.thresholds,
+        visitors=visitors,
     )
 
 
-def _step(run: Run, batch: Batch) -> dict[str, float]:
+def _with_one_view(info: ModelInfo) -> ModelInfo:
+    """The same model without test-time augmentation, which would make each validation several times as long."""
+    inference = info.recipe.inference.model_copy(update={"tta": "none"})
+    return info.model_copy(update={"recipe": info.recipe.model_copy(update={"inference": inference})})
+
+
+def averaged_network(ema: AveragedModel) -> DefectNetwork:
+    """The network inside a moving average."""
+    assert isinstance(ema.module, DefectNetwork)
+    return ema.module
+
+
+def describe(figures: dict[str, Any], epochs: int, best_epoch: int | None) -> str:
+    """One line for people about an epoch."""
+    line = f"epoch {figures['epoch']}/{epochs}: loss {figures['loss']:.3f}"
+    val = figures.get("val")
+    if val:
+        positive = "none" if val["positive_dice"] is None else f"{val['positive_dice']:.3f}"
+        line += f", positive Dice {positive}, Kaggle Dice {val['kaggle_dice']:.4f} (all empty {val['all_empty']:.4f})"
+        line += " *" if best_epoch == figures["epoch"] else ""
+    return line + f", data {figures['data_s']:.1f} s, steps {figures['step_s']:.1f} s"
+
+
+def _stage_of(run: Run) -> tuple[Feed, int, int]:
+    """The feed of the present epoch, the epochs that its stage has done, and those that it is to have."""
+    first = run.progress.total_epochs
+    if run.progress.epoch < first:
+        return run.feeds[0], run.progress.epoch, first
+    return run.feeds[-1], run.progress.epoch - first, run.recipe.training.second_stage.epochs
+
+
+def _step_or_say_why(run: Run, batch: Batch, share_done: float) -> LossParts:
+    try:
+        return _step(run, batch, share_done)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"{run.accelerator.device}: out of memory on {len(batch.image_ids)} crops of "
+            f"{'x'.join(map(str, batch.images.shape[2:]))}. Use --batch-size auto, or lower training.batch_size or "
+            "data.crop_hw."
+        ) from error
+
+
+def _step(run: Run, batch: Batch, share_done: float) -> LossParts:
     with run.accelerator.accumulate(run.prepared):
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        mask_logits, gate_logits = run.prepared(images)
+        with run.accelerator.autocast():
+            mask_logits, gate_logits = run.prepared(images)
         parts = segmentation_loss(
             mask_logits.float(),
             None if gate_logits is None else gate_logits.float(),
             batch.masks,
             batch.ignore,
-            run.loss,
+            run.recipe.loss,
+            share_done=share_done,
         )
         total = float(parts.total.detach())
         if not math.isfinite(total):
@@ -211,15 +282,40 @@ def _step(run: Run, batch: Batch) -> dict[str, float]:
             )
         run.accelerator.backward(parts.total)
         if run.accelerator.sync_gradients:
-            run.accelerator.clip_grad_norm_(run.prepared.parameters(), run.rates.clip_norm)
+            run.accelerator.clip_grad_norm_(run.prepared.parameters(), run.recipe.optimizer.clip_norm)
         run.optimizer.step()
         run.optimizer.zero_grad()
-    return {
-        "loss": total,
-        "bce": float(parts.bce.detach()),
-        "dice": float(parts.dice.detach()),
-        "gate": float(parts.gate.detach()),
+    if run.ema is not None and run.accelerator.sync_gradients:
+        run.ema.update_parameters(run.network)
+    return parts
+
+
+def _account(run: Run, parts: LossParts, factor: float) -> None:
+    run.progress.step += 1
+    run.progress.batch += 1
+    sums = run.progress.sums
+    total = float(parts.total.detach())
+    sums["loss"] = sums.get("loss", 0.0) + total
+    for name in _PARTS:
+        sums[name] = sums.get(name, 0.0) + float(getattr(parts, name).detach())
+    sums["factor"] = factor
+    run.advance(f"epoch {run.progress.epoch + 1}/{run.epochs} loss {total:.3f}")
+
+
+def _validate_candidates(run: Run) -> dict[str, Any]:
+    """Validate the weights of the epoch, and their moving average; returns the better figures, and remembers them."""
+    own_ids = run.val_ids[:: run.accelerator.num_processes]  # those of the main process, which shows them
+    pictures = Pictures(images_to_show(run.data, own_ids))
+    networks = {"epoch": run.network} | ({} if run.ema is None else {"ema": averaged_network(run.ema)})
+    scored = {
+        kind: (validate_on(run, network, visitors=(pictures,), views=False), network)
+        for kind, network in networks.items()
     }
+    run.candidates.offer(run.progress, scored, run.info)
+    log_pictures(run.accelerator, pictures.bgr, run.progress.epoch)
+    better = max(scored, key=lambda kind: scored[kind][0].score)
+    validation = scored[better][0]
+    return {"val": {**headline(validation.metrics), "ungated_dice": validation.ungated_dice, "weights": better}}
 
 
 def _set_epoch(loader: "DataLoader[Batch]", epoch: int) -> None:
@@ -228,60 +324,64 @@ def _set_epoch(loader: "DataLoader[Batch]", epoch: int) -> None:
     set_epoch(epoch)
 
 
-def _keep_if_best(run: Run, metrics: Metrics) -> None:
-    score = selection_score(metrics)
-    if run.progress.best_score is not None and score < run.progress.best_score:
-        return  # of equals the later: while the gate still stops every image, each epoch scores as all-empty does
-    run.progress.best_score, run.progress.best_epoch = score, run.progress.epoch
-    if run.accelerator.is_main_process:
-        info = run.info.model_copy(update={"metrics": {"best_epoch": run.progress.epoch, **headline(metrics)}})
-        save_bundle(run.folder / BEST_NAME, run.network.state_dict(), info)
-
-
 def _is_past(run: Run, deadline: float) -> bool:
-    return bool(_agreed(run, float(time.monotonic() >= deadline))[0])
+    return bool(_agreed(run, float(time.monotonic() >= deadline)))
 
 
-def _agreed(run: Run, *values: float) -> tuple[float, ...]:
-    """The main process's values, on every process: clocks differ, and a decision must not."""
-    shared = list(values)
-    return tuple(broadcast_object_list(shared)) if run.accelerator.num_processes > 1 else values
+def _is_stale(run: Run) -> bool:
+    """Whether validation has not improved for as long as the recipe is patient."""
+    patience = run.recipe.training.patience
+    if patience is None or run.progress.validations_since_best < patience:
+        return False
+    log.info("stopping early: no progress in %d validations", run.progress.validations_since_best)
+    return True
+
+
+def _agreed(run: Run, value: float) -> float:
+    """The main process's value, on every process: clocks differ, and a decision must not."""
+    if run.accelerator.num_processes == 1:
+        return value
+    return float(broadcast_object_list([value])[0])
 
 
 def _fit_into_budget(run: Run) -> None:
-    """Plan as many epochs as the time budget allows, so that the cosine still reaches its end.
-
-    A slow epoch (the first often is) lowers the plan and a quick one raises it again, up to the recipe's epochs.
-    """
-    if run.settings.max_minutes is None or run.progress.epoch >= run.progress.total_epochs:
+    minutes, epoch = run.recipe.training.max_minutes, run.progress.epoch
+    if minutes is None or epoch >= run.progress.total_epochs:
         return
-    epoch_s = run.progress.elapsed_s / run.progress.epoch
-    possible = math.floor(60 * run.settings.max_minutes / epoch_s)
-    planned = min(run.settings.epochs, max(run.progress.epoch + 1, possible))
+    wanted = run.recipe.training.epochs
+    planned = planned_epochs(
+        budget_s=60 * minutes,
+        elapsed_s=run.progress.elapsed_s,
+        epochs_done=epoch,
+        epochs_wanted=wanted,
+        later_share=_second_stage_share(run),
+    )
     if planned != run.progress.total_epochs:
-        log.info("planning %d epochs, which fit into %g minutes", planned, run.settings.max_minutes)
+        log.info("planning %d epochs, which fit into %g minutes", planned, minutes)
         run.progress.total_epochs = planned
+
+
+def _second_stage_share(run: Run) -> float:
+    """The time of the second stage in epochs of the first, taken to go by the pixels of their crops."""
+    return run.recipe.training.second_stage.epochs * run.feeds[-1].pixels / run.feeds[0].pixels
+
+
+def _save(run: Run) -> None:
+    save_checkpoint(
+        run.folder / CHECKPOINT_NAME, run.network, run.ema, run.optimizer, run.accelerator, run.progress, run.info
+    )
 
 
 def _record(run: Run, figures: dict[str, Any]) -> None:
     run.history.append(figures)
+    if run.accelerator.is_main_process:
+        with atomic_path(run.folder / METRICS_NAME) as temporary:
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in run.history), encoding="utf-8")
+    _save(run)
     if not run.accelerator.is_main_process:
         return
-    with atomic_path(run.folder / METRICS_NAME) as temporary:
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in run.history), encoding="utf-8")
-    save_checkpoint(run.folder / CHECKPOINT_NAME, run.network, run.optimizer, run.accelerator, run.progress, run.info)
+    run.candidates.tidy(run.progress)
     values = {f"train/{key}": value for key, value in figures.items() if isinstance(value, float)}
-    values |= {f"val/{key}": value for key, value in figures.get("val", {}).items() if value is not None}
+    values |= {f"val/{key}": value for key, value in figures.get("val", {}).items() if isinstance(value, float)}
     run.accelerator.log(values, step=run.progress.epoch)
-    log.info("%s", describe(figures, run.progress))
-
-
-def describe(figures: dict[str, Any], progress: Progress) -> str:
-    """One line for people about an epoch."""
-    line = f"epoch {figures['epoch']}/{progress.total_epochs}: loss {figures['loss']:.3f}"
-    val = figures.get("val")
-    if val:
-        positive = "none" if val["positive_dice"] is None else f"{val['positive_dice']:.3f}"
-        line += f", positive Dice {positive}, Kaggle Dice {val['kaggle_dice']:.4f} (all empty {val['all_empty']:.4f})"
-        line += " *" if progress.best_epoch == figures["epoch"] else ""
-    return line + f", data {figures['data_s']:.1f} s, steps {figures['step_s']:.1f} s"
+    log.info("%s", describe(figures, run.epochs, run.progress.best_epoch))

@@ -13,7 +13,8 @@ from defectseg.data.images import find_images
 from defectseg.data.importers import import_masks
 from defectseg.evaluation.run import EvaluateRequest, evaluate_model, evaluate_predictions
 from defectseg.inference.batch import PredictRequest, predict
-from defectseg.training.run import TrainRequest, train
+from defectseg.training.request import TrainRequest
+from defectseg.training.run import train
 
 LITE0 = "tf_efficientnet_lite0.safetensors"
 
@@ -46,7 +47,7 @@ def severstal_results(severstal_run: Path, realdata: Path, tmp_path_factory: pyt
 
 def _short(name: str, weights: Path, samples: int) -> Recipe:
     """A shipped recipe with its pretrained encoder, cut down to a handful of steps."""
-    overrides = ("training.epochs=1", f"data.samples_per_epoch={samples}", "training.trackers=[]")
+    overrides = ("training.epochs=1", f"data.samples_per_epoch={samples}", "training.trackers=[]", "data.fold=0")
     return load_recipe(name, (f"model.encoder_weights={weights}", *overrides))
 
 

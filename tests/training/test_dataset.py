@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -18,7 +16,15 @@ from defectseg.data import rle
 from defectseg.data.images import decode
 from defectseg.data.labels import IGNORE_CLASS_ID, DataFolder, LabelTable, open_data_folder
 from defectseg.training.augment import build_augment
-from defectseg.training.dataset import Batch, CropDataset, CropKey, CropSampler, collate, cut, place_crop
+from defectseg.training.dataset import (
+    Batch,
+    CropDataset,
+    CropKey,
+    CropSampler,
+    cache_fits,
+    collate,
+    load_cache,
+)
 
 STILL = AugmentConfig(horizontal_flip=0, vertical_flip=0, brightness_contrast=0)
 LIVELY = AugmentConfig(brightness_contrast=1, noise=1)
@@ -58,16 +64,16 @@ def test_an_epoch_has_one_crop_for_each_image_unless_told_otherwise() -> None:
 def test_the_share_of_defect_crops_is_exact(share: float, expected: int) -> None:
     sampler = CropSampler(TEN, TEN.image_ids, DataConfig(defect_crops=share, samples_per_epoch=40), 0)
     keys = _epoch(sampler)
-    assert sum(key.on_defect for key in keys) == expected
-    assert all(TEN.classes_of(key.image_id) for key in keys if key.on_defect)
+    assert sum(key.place == "defect" for key in keys) == expected
+    assert all(TEN.classes_of(key.image_id) for key in keys if key.place == "defect")
 
 
 def test_no_image_comes_again_before_all_others_of_its_group() -> None:
     sampler = CropSampler(TEN, TEN.image_ids, DataConfig(defect_crops=0.5, samples_per_epoch=50), 3)
     keys = _epoch(sampler)
     # 25 defect crops over 4 images: each 6 times, one 7 times. 25 others over 10 images: 2 or 3 times.
-    assert sorted(Counter(key.image_id for key in keys if key.on_defect).values()) == [6, 6, 6, 7]
-    assert sorted(Counter(key.image_id for key in keys if not key.on_defect).values()) == [2] * 5 + [3] * 5
+    assert sorted(Counter(key.image_id for key in keys if key.place == "defect").values()) == [6, 6, 6, 7]
+    assert sorted(Counter(key.image_id for key in keys if key.place == "anywhere").values()) == [2] * 5 + [3] * 5
 
 
 def test_balanced_crops_go_to_the_classes_in_equal_parts() -> None:
@@ -77,10 +83,65 @@ def test_balanced_crops_go_to_the_classes_in_equal_parts() -> None:
     assert all(key.class_id in TEN.classes_of(key.image_id) for key in keys if key.class_id is not None)
 
 
+def _balanced(config: DataConfig, share_done: float) -> dict[int | None, int]:
+    sampler = CropSampler(TEN, TEN.image_ids, config, 0)
+    sampler.set_progress(share_done)
+    return Counter(key.class_id for key in _epoch(sampler) if key.place == "defect")
+
+
+@pytest.mark.parametrize(
+    ("until", "share_done", "each"),
+    [(0.5, 0.0, 20), (0.5, 0.25, 10), (0.5, 0.5, 0), (0.5, 0.9, 0), (1.0, 0.9, 20), (0.0, 0.0, 0)],
+)
+def test_the_balance_falls_to_natural_frequencies(until: float, share_done: float, each: int) -> None:
+    config = DataConfig(defect_crops=0.5, class_balance=1.0, balance_until=until, samples_per_epoch=80)
+    expected = {1: each, 2: each, None: 40 - 2 * each}
+    assert _balanced(config, share_done) == {class_id: count for class_id, count in expected.items() if count}
+
+
+def test_equal_progress_gives_equal_crops() -> None:
+    config = DataConfig(class_balance=0.8, balance_until=0.7, samples_per_epoch=40)
+    one, other = (CropSampler(TEN, TEN.image_ids, config, 0) for _ in range(2))
+    for share_done in (0.9, 0.1, 0.3):
+        other.set_progress(share_done)
+    one.set_progress(0.3)
+    assert _epoch(one, 2) == _epoch(other, 2)
+
+
+def test_the_share_of_clean_crops_is_exact() -> None:
+    config = DataConfig(defect_crops=0.5, clean_crops=0.25, samples_per_epoch=40)
+    keys = _epoch(CropSampler(TEN, TEN.image_ids, config, 0))
+    assert Counter(key.place for key in keys) == {"defect": 20, "clean": 10, "anywhere": 10}
+    # A clean crop may come from any image, since a defect leaves most of its image sound.
+    assert {key.image_id for key in keys if key.place == "clean"} == set(TEN.image_ids)
+
+
+def test_whole_images_are_clean_where_they_have_no_defect() -> None:
+    config = DataConfig(defect_crops=0.5, clean_crops=0.5, samples_per_epoch=40, crop_hw=None)
+    keys = _epoch(CropSampler(TEN, TEN.image_ids, config, 0))
+    assert {key.image_id for key in keys if key.place == "clean"} == {f"{index}.jpg" for index in range(4, 10)}
+
+
+def test_without_a_clean_image_whole_images_are_chosen_as_they_come() -> None:
+    config = DataConfig(defect_crops=0.5, clean_crops=0.5, samples_per_epoch=8, crop_hw=None)
+    keys = _epoch(CropSampler(TEN, ["0.jpg", "1.jpg"], config, 0))
+    assert Counter(key.place for key in keys) == {"defect": 4, "anywhere": 4}
+
+
+def test_an_interrupted_epoch_goes_on_with_the_crops_that_it_had_not_given() -> None:
+    sampler = CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=30), 0)
+    whole = _epoch(sampler, 1)
+    sampler.start_at(12)
+    assert _epoch(sampler, 1) == whole[12:]
+    assert len(sampler) == 30
+    sampler.start_at(0)
+    assert _epoch(sampler, 1) == whole
+
+
 def test_without_any_defect_all_crops_are_random() -> None:
     clean = _labels({"a.jpg": (), "b.jpg": (IGNORE_CLASS_ID,)})
     keys = _epoch(CropSampler(clean, clean.image_ids, DataConfig(defect_crops=1.0, class_balance=1.0), 0))
-    assert [key.on_defect for key in keys] == [False, False]
+    assert [key.place for key in keys] == ["anywhere", "anywhere"]
 
 
 def test_only_the_images_given_are_chosen() -> None:
@@ -104,7 +165,7 @@ def test_positions_count_up_and_the_epoch_is_named() -> None:
 
 def test_defect_crops_and_others_are_mixed() -> None:
     keys = _epoch(CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=64), 0))
-    assert 8 < sum(key.on_defect for key in keys[:32]) < 24
+    assert 8 < sum(key.place == "defect" for key in keys[:32]) < 24
 
 
 class _Keys(torch.utils.data.Dataset[CropKey]):
@@ -139,7 +200,7 @@ def _dataset(folder: DataFolder, seed: int = 0, crop_hw: tuple[int, int] | None 
 
 
 def test_a_crop_depends_on_seed_epoch_and_position_alone(folder: DataFolder) -> None:
-    keys = [CropKey(2, position, image_id, False) for position, image_id in enumerate(folder.image_ids[:6])]
+    keys = [CropKey(2, position, image_id) for position, image_id in enumerate(folder.image_ids[:6])]
     first, second = _dataset(folder), _dataset(folder)
     expected = {key.position: _item(first, key) for key in keys}
     np.random.seed(9)
@@ -152,17 +213,30 @@ def test_a_crop_depends_on_seed_epoch_and_position_alone(folder: DataFolder) -> 
 def test_another_seed_epoch_or_position_makes_another_crop(folder: DataFolder) -> None:
     image_id = folder.image_ids[0]
     crops = [
-        _item(_dataset(folder, seed), CropKey(epoch, position, image_id, False))[0].tobytes()
+        _item(_dataset(folder, seed), CropKey(epoch, position, image_id))[0].tobytes()
         for seed, epoch, position in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     ]
     assert len(set(crops)) == 4
+
+
+def test_workers_that_outlive_an_epoch_give_the_same_crops(folder: DataFolder) -> None:
+    sampler = CropSampler(folder, folder.image_ids, DataConfig(samples_per_epoch=8), 0)
+    cache = load_cache(folder, folder.image_ids)
+    dataset = CropDataset(folder, (32, 48), build_augment(LIVELY), 0, cache=cache)
+    loader = DataLoader(
+        dataset, batch_size=4, sampler=sampler, collate_fn=collate, num_workers=1, persistent_workers=True
+    )
+    for epoch in range(2):
+        keys = _epoch(sampler, epoch)
+        for batch, own in zip(loader, (keys[:4], keys[4:]), strict=True):
+            assert torch.equal(batch.images, collate([dataset[key] for key in own]).images)
 
 
 def test_a_crop_shows_its_image_and_the_masks_there(folder: DataFolder) -> None:
     image_id = next(image_id for image_id in folder.image_ids if folder.classes_of(image_id))
     pixels = decode(folder.image_path(image_id)).pixels
     masks, _ = folder.masks_of(image_id, (64, 128))
-    key, image, layers = CropDataset(folder, (32, 48), build_augment(STILL), 0)[CropKey(0, 0, image_id, True)]
+    key, image, layers = CropDataset(folder, (32, 48), build_augment(STILL), 0)[CropKey(0, 0, image_id, "defect")]
     assert key.image_id == image_id
     assert (image.shape, layers.shape) == ((32, 48), (32, 48, 5))
     places = [
@@ -181,7 +255,7 @@ def test_a_crop_shows_its_image_and_the_masks_there(folder: DataFolder) -> None:
 def test_without_a_crop_size_the_whole_image_comes(folder: DataFolder) -> None:
     image_id = folder.image_ids[0]
     dataset = CropDataset(folder, None, build_augment(STILL), 0)
-    image, _ = _item(dataset, CropKey(0, 0, image_id, True))
+    image, _ = _item(dataset, CropKey(0, 0, image_id, "defect"))
     np.testing.assert_array_equal(image, decode(folder.image_path(image_id)).pixels)
 
 
@@ -191,7 +265,7 @@ def test_pixels_labelled_255_are_ignored(folder: DataFolder) -> None:
     ignore[10:20, 30:50] = True
     table = LabelTable({image_id: {IGNORE_CLASS_ID: rle.encode(ignore)}}, frozenset({image_id}))
     labelled = DataFolder(folder.root, folder.image_ids, table, folder.class_names, {})
-    item = CropDataset(labelled, None, build_augment(STILL), 0)[CropKey(0, 0, image_id, False)]
+    item = CropDataset(labelled, None, build_augment(STILL), 0)[CropKey(0, 0, image_id)]
     batch = collate([item])
     np.testing.assert_array_equal(batch.ignore[0].numpy(), ignore)
     assert not batch.masks.any()
@@ -199,7 +273,7 @@ def test_pixels_labelled_255_are_ignored(folder: DataFolder) -> None:
 
 def test_a_batch_stacks_images_masks_and_what_to_ignore(folder: DataFolder) -> None:
     dataset = _dataset(folder)
-    items = [dataset[CropKey(0, position, folder.image_ids[position], False)] for position in range(3)]
+    items = [dataset[CropKey(0, position, folder.image_ids[position])] for position in range(3)]
     batch = collate(items)
     assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (3, 1, 32, 48))
     assert (batch.masks.dtype, batch.masks.shape) == (torch.bool, (3, 4, 32, 48))
@@ -218,100 +292,89 @@ def test_a_batch_moves_with_all_its_tensors() -> None:
     assert batch.image_ids == ("a",)
 
 
-# Where a crop lies
+def test_black_crops_are_drawn_again(folder: DataFolder) -> None:
+    pixels = np.full((40, 400), 120, np.uint8)
+    pixels[:, 200:] = 7
+    image_id = folder.image_ids[0]
+    unlabelled = DataFolder(folder.root, folder.image_ids, LabelTable({}, frozenset()), folder.class_names, {})
 
-sizes = st.integers(1, 40)
+    def shares(black_limit: float) -> list[float]:
+        dataset = CropDataset(
+            unlabelled, (40, 80), build_augment(STILL), 0, cache={image_id: pixels}, black_limit=black_limit
+        )
+        return [float((dataset[CropKey(0, position, image_id)][1] == 7).mean()) for position in range(60)]
+
+    assert max(shares(0.3)) <= 0.3
+    assert max(shares(1.0)) == 1.0
 
 
-@settings(max_examples=200, deadline=None)
-@given(data=st.data(), height=sizes, width=sizes, crop_h=sizes, crop_w=sizes, seed=st.integers(0, 2**32))
-def test_a_crop_on_a_defect_holds_a_pixel_of_it(
-    data: st.DataObject, height: int, width: int, crop_h: int, crop_w: int, seed: int
+# Images in memory
+
+
+@pytest.mark.parametrize("crop_hw", [(32, 48), None])
+def test_cached_images_give_the_same_batches(folder: DataFolder, crop_hw: tuple[int, int] | None) -> None:
+    augment = build_augment(AugmentConfig(brightness_contrast=1, noise=1, gamma=1, blur=1, sheet_end=1, black_out=0.5))
+    cache = load_cache(folder, folder.image_ids)
+    read, kept = (CropDataset(folder, crop_hw, augment, 3, cache=images, black_limit=0.7) for images in (None, cache))
+    sampler = CropSampler(folder, folder.image_ids, DataConfig(clean_crops=0.3, samples_per_epoch=24), 0)
+    keys = _epoch(sampler)
+    for _ in range(2):  # a second time: the first must not have changed what is kept
+        ours, theirs = (collate([dataset[key] for key in keys]) for dataset in (read, kept))
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.masks, theirs.masks)
+        assert torch.equal(ours.ignore, theirs.ignore)
+        assert ours.image_ids == theirs.image_ids
+
+
+def test_kept_images_are_as_decoded_and_cannot_be_written_to(folder: DataFolder) -> None:
+    cache = load_cache(folder, folder.image_ids[2:5])
+    assert tuple(cache) == folder.image_ids[2:5]
+    for image_id, pixels in cache.items():
+        np.testing.assert_array_equal(pixels, decode(folder.image_path(image_id)).pixels)
+        assert not pixels.flags.writeable
+
+
+def test_a_kept_image_is_not_read_again(folder: DataFolder) -> None:
+    image_id = folder.image_ids[0]
+    cache = load_cache(folder, [image_id])
+    gone = DataFolder(Path("nowhere"), folder.image_ids, folder.table, folder.class_names, {})
+    image, _ = _item(CropDataset(gone, None, build_augment(STILL), 0, cache=cache), CropKey(0, 0, image_id))
+    np.testing.assert_array_equal(image, cache[image_id])
+
+
+@pytest.mark.parametrize(("setting", "free_px", "fits"), [(True, 0, True), (False, 10**9, False)])
+def test_the_setting_decides_on_the_cache(
+    setting: bool, free_px: int, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    masks = np.zeros((3, height, width), np.bool_)
-    class_id = data.draw(st.sampled_from([None, 1, 3]))
-    for index in data.draw(st.sets(st.sampled_from([0, 1, 2]), min_size=1)) | ({class_id - 1} if class_id else set()):
-        masks[index, data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))] = True
-    rng = np.random.default_rng(seed)
-    top, left = place_crop(masks, (crop_h, crop_w), on_defect=True, rng=rng, class_id=class_id)
-    _, layers = cut(
-        np.zeros((height, width), np.uint8),
-        np.concatenate([masks, np.zeros((1, height, width), np.bool_)]).astype(np.uint8),
-        (top, left),
-        (crop_h, crop_w),
-    )
-    wanted = layers[:3] if class_id is None else layers[class_id - 1]
-    assert wanted.any()
-    _check_place(top, height, crop_h)
-    _check_place(left, width, crop_w)
+    _set_memory(monkeypatch, free_px)
+    assert cache_fits({"a": (10, 100)}, setting) is fits
 
 
-def _check_place(start: int, length: int, crop: int) -> None:
-    """A crop lies inside its image, or the image inside its crop."""
-    if crop <= length:
-        assert 0 <= start <= length - crop
-    else:
-        assert length - crop <= start <= 0
-
-
-@settings(max_examples=100, deadline=None)
-@given(height=sizes, width=sizes, crop_h=sizes, crop_w=sizes, seed=st.integers(0, 2**32))
-def test_a_random_crop_lies_as_far_inside_as_it_can(
-    height: int, width: int, crop_h: int, crop_w: int, seed: int
+@pytest.mark.parametrize(
+    ("free_bytes", "processes", "fits"),
+    [(8000, None, True), (7999, None, False), (16000, "2", True), (15999, "2", False), (-1, None, False)],
+)
+def test_images_are_kept_in_a_quarter_of_the_free_memory(
+    free_bytes: int, processes: str | None, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    masks = np.ones((1, height, width), np.bool_)
-    rng = np.random.default_rng(seed)
-    top, left = place_crop(masks, (crop_h, crop_w), on_defect=False, rng=rng)
-    _check_place(top, height, crop_h)
-    _check_place(left, width, crop_w)
+    _set_memory(monkeypatch, free_bytes)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert cache_fits({"a": (10, 100), "b": (20, 50)}, "auto") is fits
 
 
-def test_random_crops_reach_every_place() -> None:
-    rng = np.random.default_rng(0)
-    masks = np.zeros((1, 6, 5), np.bool_)
-    places = {place_crop(masks, (4, 4), on_defect=True, rng=rng) for _ in range(300)}
-    assert places == {(top, left) for top in range(3) for left in range(2)}
+@pytest.mark.parametrize("error", [AttributeError, ValueError, OSError])
+def test_where_the_free_memory_is_unknown_nothing_is_kept(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> int:
+        raise error(name)
+
+    monkeypatch.setattr("os.sysconf", fail)
+    assert not cache_fits({"a": (1, 1)}, "auto")
 
 
-def test_a_class_is_drawn_before_its_pixels_so_that_small_defects_count_too() -> None:
-    rng = np.random.default_rng(0)
-    masks = np.zeros((2, 100, 100), np.bool_)
-    masks[0, :50] = True
-    masks[1, 99, 99] = True
-    corners = [place_crop(masks, (1, 1), on_defect=True, rng=rng) for _ in range(400)]
-    assert 150 < corners.count((99, 99)) < 250
-
-
-def test_the_defect_lies_anywhere_in_its_crop() -> None:
-    rng = np.random.default_rng(0)
-    masks = np.zeros((1, 20, 20), np.bool_)
-    masks[0, 10, 10] = True
-    corners = {place_crop(masks, (3, 2), on_defect=True, rng=rng) for _ in range(200)}
-    assert corners == {(top, left) for top in (8, 9, 10) for left in (9, 10)}
-
-
-# Cutting
-
-
-def test_a_cut_inside_the_image_copies_it() -> None:
-    pixels = np.arange(20, dtype=np.uint8).reshape(4, 5)
-    layers = np.stack([pixels % 2, np.zeros_like(pixels)])
-    image, cut_layers = cut(pixels, layers, (1, 2), (2, 3))
-    assert image.tolist() == [[7, 8, 9], [12, 13, 14]]
-    assert cut_layers.tolist() == [[[1, 0, 1], [0, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
-
-
-def test_a_cut_beyond_the_image_is_black_and_ignored_there() -> None:
-    pixels = np.array([[1, 2], [3, 4]], np.uint8)
-    layers = np.array([[[1, 1], [1, 1]], [[0, 0], [0, 1]]], np.uint8)
-    image, cut_layers = cut(pixels, layers, (-1, -2), (4, 5))
-    assert image.tolist() == [[0, 0, 0, 0, 0], [0, 0, 1, 2, 0], [0, 0, 3, 4, 0], [0, 0, 0, 0, 0]]
-    assert cut_layers[0].tolist() == [[0, 0, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]]
-    assert cut_layers[1].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 1], [1, 1, 0, 1, 1], [1, 1, 1, 1, 1]]
-
-
-def test_a_cut_of_an_image_that_is_too_short_in_one_direction() -> None:
-    pixels = np.arange(1, 7, dtype=np.uint8).reshape(1, 6)
-    image, layers = cut(pixels, np.zeros((1, 1, 6), np.uint8), (0, 2), (2, 3))
-    assert image.tolist() == [[3, 4, 5], [0, 0, 0]]
-    assert layers[0].tolist() == [[0, 0, 0], [1, 1, 1]]
+def _set_memory(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    answers = {"SC_AVPHYS_PAGES": free_bytes, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr("os.sysconf", answers.__getitem__)

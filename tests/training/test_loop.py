@@ -1,137 +1,27 @@
-"""The parts of the loop: learning rates, parameter groups, the time budget, what a log line says."""
+"""The loop: what a log line says, the time budget, stages, early stopping, and what goes wrong in a step."""
 
-import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from defectseg.config import ModelConfig, Normalization, OptimizerConfig, load_recipe
+from defectseg.config import Thresholds, load_recipe
 from defectseg.errors import ResourceError
 from defectseg.evaluation.metrics import PairCounts, summarise
-from defectseg.model.network import DefectNetwork
+from defectseg.model.bundle import read_bundle, weights_digest
+from defectseg.model.losses import segmentation_loss
 from defectseg.training import loop
-from defectseg.training.checkpoint import Progress
-from defectseg.training.loop import describe, make_optimizer, rate_factor, selection_score
+from defectseg.training.candidates import Candidates
+from defectseg.training.dataset import CropSampler
+from defectseg.training.loop import describe
 from defectseg.training.plots import read_history
-from defectseg.training.run import TrainRequest, train
-
-# Learning rates
-
-
-def _rates(**values: float) -> OptimizerConfig:
-    return OptimizerConfig(**{"warmup": 0.2, "final_lr_share": 0.1, **values})
-
-
-@pytest.mark.parametrize(
-    ("step", "expected"),
-    [
-        # Of 20 steps, 4 warm up: 1/5, 2/5, 3/5, 4/5 of the rate, then the whole.
-        (0, 0.2),
-        (1, 0.4),
-        (3, 0.8),
-        (4, 1.0),
-        # Half-way through the other 16: the middle between 1 and 0.1.
-        (12, 0.55),
-        # A quarter of the way: 0.1 + 0.9 * (1 + cos 45 degrees) / 2.
-        (8, 0.1 + 0.9 * 0.5 * (1 + math.sqrt(0.5))),
-        (20, 0.1),
-        (50, 0.1),
-    ],
-)
-def test_rates_warm_up_and_then_follow_a_cosine(step: int, expected: float) -> None:
-    assert rate_factor(step, 20, _rates()) == pytest.approx(expected)
-
-
-def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
-    assert rate_factor(0, 20, _rates(warmup=0.0)) == 1.0
-
-
-def test_rates_only_rise_and_then_only_fall() -> None:
-    factors = [rate_factor(step, 57, _rates(warmup=0.1)) for step in range(57)]
-    top = factors.index(max(factors))
-    assert factors[: top + 1] == sorted(factors[: top + 1])
-    assert factors[top:] == sorted(factors[top:], reverse=True)
-    assert all(0 < factor <= 1 for factor in factors)
-
-
-def test_the_last_step_comes_close_to_the_final_rate() -> None:
-    assert rate_factor(999, 1000, _rates(final_lr_share=0.01)) == pytest.approx(0.01, abs=1e-4)
-
-
-def test_a_run_of_nothing_but_warm_up_has_no_fall() -> None:
-    assert rate_factor(9, 10, _rates(warmup=1.0)) == pytest.approx(10 / 11)
-
-
-# Parameter groups
-
-
-def test_every_parameter_is_in_one_group_with_the_rate_of_its_part() -> None:
-    network = DefectNetwork(ModelConfig(encoder="tu-test_resnet"), 2, Normalization(mean=0.5, std=0.5))
-    optimizer = make_optimizer(network, OptimizerConfig(encoder_lr=0.1, decoder_lr=0.2, weight_decay=0.3))
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    seen: list[str] = []
-    for group in optimizer.param_groups:
-        assert group["initial_lr"] == group["lr"]
-        for parameter in group["params"]:
-            name = names[parameter]
-            seen.append(name)
-            assert group["lr"] == (0.1 if name.startswith("net.encoder.") else 0.2), name
-            norm_or_bias = name.endswith(".bias") or parameter.dim() == 1
-            assert group["weight_decay"] == (0.0 if norm_or_bias else 0.3), name
-    assert sorted(seen) == sorted(names.values())
-    assert len(optimizer.param_groups) == 4
-
-
-def test_equal_rates_share_their_groups() -> None:
-    network = DefectNetwork(ModelConfig(encoder="tu-test_resnet"), 2, Normalization(mean=0.5, std=0.5))
-    optimizer = make_optimizer(network, OptimizerConfig(encoder_lr=0.1, decoder_lr=0.1))
-    assert len(optimizer.param_groups) == 2
-
-
-# What the best epoch is chosen by
-
-
-def test_the_selection_score_is_the_sum_of_both_dices() -> None:
-    counts = {("a", 1): PairCounts(true_px=4, predicted_px=4, both_px=2), ("a", 2): PairCounts(0, 0, 0)}
-    # Pairs: 2 * 2 / 8 = 0.5 and 1; with a defect: 0.5.
-    assert selection_score(summarise(counts, ("p", "q"))) == pytest.approx(0.75 + 0.5)
-
-
-def test_without_a_defect_the_selection_score_is_the_kaggle_dice() -> None:
-    assert selection_score(summarise({("a", 1): PairCounts(0, 3, 0)}, ("p",))) == 0.0
-    assert selection_score(summarise({("a", 1): PairCounts(0, 0, 0)}, ("p",))) == 1.0
-
-
-def _keep(scores: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], Progress]:
-    """Epochs whose weights are kept as the best so far, when epochs score as told."""
-    kept: list[int] = []
-    network = SimpleNamespace(state_dict=dict)
-    info = SimpleNamespace(model_copy=lambda update: update["metrics"]["best_epoch"])
-    run: Any = SimpleNamespace(
-        progress=Progress(),
-        accelerator=SimpleNamespace(is_main_process=True),
-        folder=tmp_path,
-        network=network,
-        info=info,
-    )
-    monkeypatch.setattr(loop, "save_bundle", lambda path, weights, epoch: kept.append(epoch))
-    monkeypatch.setattr(loop, "headline", lambda metrics: {})
-    monkeypatch.setattr(loop, "selection_score", lambda metrics: metrics)
-    for score in scores:
-        run.progress.epoch += 1
-        loop._keep_if_best(run, score)  # type: ignore[arg-type]
-    return kept, run.progress
-
-
-def test_the_best_epoch_is_kept_and_of_equals_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, progress = _keep([0.8, 0.8, 0.7, 0.9, 0.85, 0.9], tmp_path, monkeypatch)
-    assert kept == [1, 2, 4, 6]
-    assert (progress.best_epoch, progress.best_score) == (6, 0.9)
-
+from defectseg.training.request import TrainRequest
+from defectseg.training.run import train
+from defectseg.training.schedule import rate_factor
+from defectseg.training.validation import Validation
 
 # What people read
 
@@ -139,16 +29,16 @@ def test_the_best_epoch_is_kept_and_of_equals_the_last(tmp_path: Path, monkeypat
 def test_a_line_tells_losses_scores_and_the_best() -> None:
     val = {"kaggle_dice": 0.91234, "all_empty": 0.85, "positive_dice": 0.5, "miou": 0.4}
     figures = {"epoch": 3, "loss": 0.12345, "val": val, "data_s": 1.0, "step_s": 20.0}
-    assert describe(figures, Progress(total_epochs=9, best_epoch=3)) == (
+    assert describe(figures, 9, 3) == (
         "epoch 3/9: loss 0.123, positive Dice 0.500, Kaggle Dice 0.9123 (all empty 0.8500) *, data 1.0 s, steps 20.0 s"
     )
 
 
 def test_a_line_without_validation_or_defects() -> None:
     figures: dict[str, Any] = {"epoch": 1, "loss": 1.0, "data_s": 0.0, "step_s": 1.0}
-    assert describe(figures, Progress(total_epochs=2)) == "epoch 1/2: loss 1.000, data 0.0 s, steps 1.0 s"
+    assert describe(figures, 2, None) == "epoch 1/2: loss 1.000, data 0.0 s, steps 1.0 s"
     figures["val"] = {"kaggle_dice": 1.0, "all_empty": 1.0, "positive_dice": None, "miou": None}
-    assert "positive Dice none, " in describe(figures, Progress(total_epochs=2, best_epoch=2))
+    assert "positive Dice none, " in describe(figures, 2, 2)
 
 
 # The time budget: a clock that goes on by 10 s a step, 4 steps an epoch
@@ -257,7 +147,7 @@ def test_running_out_of_memory_says_what_to_lower(
 
     monkeypatch.setattr(loop, "segmentation_loss", exhaust)
     with pytest.raises(
-        ResourceError, match=r"cpu: out of memory on 4 crops of 64x64. Lower training.batch_size or dat"
+        ResourceError, match=r"cpu: out of memory on 4 crops of 64x64. Use --batch-size auto, or lower trai"
     ):
         train(_request(tiny_recipe, data_folder, tmp_path / "run", clock))
 
@@ -279,3 +169,311 @@ def test_epochs_between_validations_are_not_validated_but_the_last_is(
     train(_request(tiny_recipe, data_folder, tmp_path / "run", clock, "training.epochs=3", "training.validate_every=2"))
     history = read_history(tmp_path / "run" / "metrics.jsonl")
     assert ["val" in entry for entry in history] == [False, True, True]
+
+
+def test_time_that_ends_before_any_validation_leaves_a_model_all_the_same(
+    tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(run: loop.Run, figures: dict[str, Any]) -> None:
+        _record(run, figures)
+        clock.now_s += 1000.0  # the disk is slow, and the next validation was to come an epoch later
+
+    _record = loop._record
+    monkeypatch.setattr(loop, "_record", record)
+    settings = ("training.epochs=4", "training.validate_every=2", "training.max_minutes=10")
+    result = train(_request(tiny_recipe, data_folder, tmp_path / "run", clock, *settings))
+    assert len(read_history(tmp_path / "run" / "metrics.jsonl")) == 1
+    assert read_bundle(result.model)[0].metrics["best_epoch"] == 1
+
+
+# Early stopping
+
+
+@pytest.fixture
+def score_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], None]:
+    """Makes epochs, and then all else that is validated, score such a Dice, in percent."""
+
+    def patch(percents: Sequence[int]) -> None:
+        left = list(percents)
+
+        def validate(*args: Any, **kwargs: Any) -> Validation:
+            both_px = left.pop(0) if left else 0
+            counts = {("a", 1): PairCounts(true_px=100, predicted_px=100, both_px=both_px)}
+            return Validation(summarise(counts, ("pits",)), None)
+
+        monkeypatch.setattr(loop, "validate", validate)
+
+    return patch
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores", "epochs", "best"),
+    [
+        (2, [50, 60, 55, 59], 4, 2),  # two without progress
+        (2, [50, 60, 60, 60], 4, 4),  # to score the same is no progress, though the later weights are kept
+        (2, [50, 40, 60, 55, 70, 71], 6, 6),  # never two in a row
+        (1, [50, 40], 2, 1),
+        (None, [50, 40, 30, 20, 10, 5], 6, 1),
+    ],
+)
+def test_training_stops_when_validation_no_longer_improves(
+    tiny_recipe: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    clock: Clock,
+    score_as: Callable[[Sequence[int]], None],
+    patience: int | None,
+    scores: list[int],
+    epochs: int,
+    best: int,
+) -> None:
+    thresholds = Thresholds.default(4)  # given, so that none need be searched
+    score_as(scores)
+    settings = ("training.epochs=6", f"training.patience={'null' if patience is None else patience}")
+    request = _request(tiny_recipe, data_folder, tmp_path / "run", clock, *settings, "data.samples_per_epoch=4")
+    result = train(replace(request, thresholds=thresholds))
+    history = read_history(tmp_path / "run" / "metrics.jsonl")
+    assert [entry["val"]["kaggle_dice"] for entry in history] == [score / 100 for score in scores]
+    assert len(history) == epochs
+    info = read_bundle(result.model)[0]
+    assert info.metrics["best_epoch"] == best
+    assert info.thresholds == thresholds
+
+
+def test_patience_goes_on_counting_after_an_interruption(
+    tiny_recipe: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    clock: Clock,
+    score_as: Callable[[Sequence[int]], None],
+) -> None:
+    score_as([50, 40, 30, 20, 10])
+    settings = ("training.epochs=6", "training.patience=3", "data.samples_per_epoch=4")
+    request = _request(tiny_recipe, data_folder, tmp_path / "run", clock, *settings)
+    request = replace(request, thresholds=Thresholds.default(4))
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(request, advance=_stop_at(3)))
+    train(replace(request, resume=True, thresholds=None))
+    assert len(read_history(tmp_path / "run" / "metrics.jsonl")) == 4
+
+
+def _stop_at(step: int) -> Callable[[int, int, str], None]:
+    def advance(done: int, total: int, text: str) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return advance
+
+
+# The second stage
+
+
+SECOND = ("training.second_stage.epochs=2", "training.second_stage.crop_hw=[64,96]", "optimizer.warmup=0.5")
+
+
+@pytest.fixture
+def sizes_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """(N, H, W) of each training step."""
+    seen: list[tuple[int, ...]] = []
+    loss = segmentation_loss
+
+    def spy(mask_logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append((len(mask_logits), *mask_logits.shape[2:]))
+        return loss(mask_logits, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "segmentation_loss", spy)
+    return seen
+
+
+def test_the_second_stage_takes_its_own_crops_at_a_tenth_of_the_rate(
+    tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock, sizes_seen: list[tuple[int, ...]]
+) -> None:
+    settings = (*SECOND, "training.second_stage.batch_size=3", "training.second_stage.samples_per_epoch=9")
+    request = _request(tiny_recipe, data_folder, tmp_path / "run", clock, *settings)
+    train(request)
+    # Two epochs of 16 crops in steps of 4, then two of 9 in steps of 3.
+    assert sizes_seen == [(4, 64, 64)] * 8 + [(3, 64, 96)] * 6
+    history = read_history(tmp_path / "run" / "metrics.jsonl")
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
+    rates = request.recipe.optimizer
+    # The last step of each epoch: 3 and 7 of 8 with the warm-up, then 2 and 5 of 6 without one.
+    factors = [rate_factor(step, 8, rates) for step in (3, 7)]
+    factors += [0.1 * rate_factor(step, 6, rates, warms_up=False) for step in (2, 5)]
+    assert [entry["lr_decoder"] for entry in history] == pytest.approx([rates.decoder_lr * one for one in factors])
+
+
+def test_whole_images_are_the_second_stage_unless_it_says_otherwise(
+    tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock, sizes_seen: list[tuple[int, ...]]
+) -> None:
+    settings = ("training.epochs=1", "training.second_stage.epochs=1")
+    train(_request(tiny_recipe, data_folder, tmp_path / "run", clock, *settings))
+    # 18 images to train on, each once; two do not fill a step.
+    assert sizes_seen == [(4, 64, 64)] * 4 + [(4, 64, 128)] * 4
+
+
+@pytest.mark.parametrize("step", [9, 12, 13], ids=["within", "at the end", "in the last epoch"])
+def test_an_interrupted_second_stage_ends_as_if_it_had_not_been(
+    tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock, step: int
+) -> None:
+    request = _request(
+        tiny_recipe, data_folder, tmp_path / "whole", clock, *SECOND, "training.second_stage.batch_size=3"
+    )
+    train(request)
+    broken = replace(request, out=tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(broken, advance=_stop_at(step)))
+    train(replace(broken, resume=True))
+    digests = [weights_digest(_checkpoint(out)["network"]) for out in (request.out, broken.out)]
+    assert digests[0] == digests[1]
+    assert _checkpoint(broken.out)["progress"]["step"] == 2 * 4 + 2 * 6
+
+
+def _checkpoint(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(run / "last.ckpt", weights_only=True)
+    return content
+
+
+def test_the_second_stage_counts_in_the_time_budget(
+    tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock
+) -> None:
+    # Crops of twice the size, as many: by their pixels the second stage takes as long as two epochs of the first.
+    second = ("training.second_stage.epochs=1", "training.second_stage.samples_per_epoch=16")
+    settings = ("training.epochs=9", *second, f"training.max_minutes={200 / 60}")
+    train(_request(tiny_recipe, data_folder, tmp_path / "run", clock, *settings))
+    history = read_history(tmp_path / "run" / "metrics.jsonl")
+    # 200 s, less 80 s for the second stage, are three epochs of 40 s.
+    assert [entry["elapsed_s"] for entry in history] == [40.0, 80.0, 120.0, 160.0]
+    assert clock.epochs_planned == [10] * 4 + [4] * 12
+    rates = load_recipe(str(tiny_recipe)).optimizer
+    assert history[2]["lr_decoder"] == pytest.approx(rates.decoder_lr * rate_factor(11, 12, rates))
+
+
+def test_a_batch_that_had_to_shrink_does_not_distort_the_time_budget(
+    tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock
+) -> None:
+    # One step of 4 crops: a hundredth of what its batch size would say, and as long as a step of the first stage.
+    second = ("training.second_stage.epochs=1", "training.second_stage.samples_per_epoch=4")
+    settings = (
+        "training.epochs=9",
+        *second,
+        "training.second_stage.batch_size=400",
+        f"training.max_minutes={130 / 60}",
+    )
+    train(_request(tiny_recipe, data_folder, tmp_path / "run", clock, *settings))
+    history = read_history(tmp_path / "run" / "metrics.jsonl")
+    assert [entry["elapsed_s"] for entry in history] == [40.0, 80.0, 90.0]
+
+
+# The losses and the sampler are told how far the training is
+
+
+def test_losses_and_sampler_learn_how_much_is_done(
+    tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    told: list[float] = []
+    loss, start = segmentation_loss, CropSampler.set_progress
+
+    def spy(*args: Any, share_done: float, **kwargs: Any) -> Any:
+        shares.append(share_done)
+        return loss(*args, share_done=share_done, **kwargs)
+
+    def listen(sampler: CropSampler, share_done: float) -> None:
+        told.append(share_done)
+        start(sampler, share_done)
+
+    monkeypatch.setattr(loop, "segmentation_loss", spy)
+    monkeypatch.setattr(CropSampler, "set_progress", listen)
+    settings = ("training.second_stage.epochs=1", "training.second_stage.crop_hw=[64,64]", "loss.lovasz_from=0.5")
+    train(_request(tiny_recipe, data_folder, tmp_path / "run", clock, *settings))
+    assert shares == [step / 8 for step in range(8)] + [1.0] * 4
+    assert told == [0.0, 0.5, 1.0]
+    history = read_history(tmp_path / "run" / "metrics.jsonl")
+    assert [(entry["dice"] > 0, entry["lovasz"] > 0) for entry in history] == [
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
+    # A mean over all steps of the epoch, whichever of the two a step had.
+    assert history[1]["loss"] == pytest.approx(history[1]["bce"] + history[1]["lovasz"] + 0.2 * history[1]["gate"])
+
+
+# Averages
+
+
+def _with_epochs(tiny_recipe: Path, data_folder: Path, out: Path, clock: Clock, *settings: str) -> TrainRequest:
+    settings = ("training.epochs=3", "data.samples_per_epoch=4", "training.average_best=2", *settings)
+    return replace(_request(tiny_recipe, data_folder, out, clock, *settings), thresholds=Thresholds.default(4))
+
+
+@pytest.mark.parametrize(("mean", "weights"), [(60, "epoch"), (61, "average"), (10, "epoch")])
+def test_the_mean_of_the_best_epochs_is_taken_where_it_validates_better(
+    tiny_recipe: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    clock: Clock,
+    score_as: Callable[[Sequence[int]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    mean: int,
+    weights: str,
+) -> None:
+    kept: list[dict[str, torch.Tensor]] = []
+    offer = Candidates.offer
+
+    def keep(candidates: Candidates, progress: Any, scored: Any, info: Any) -> None:
+        kept.append({key: value.clone() for key, value in scored["epoch"][1].state_dict().items()})
+        offer(candidates, progress, scored, info)
+
+    monkeypatch.setattr(Candidates, "offer", keep)
+    score_as([50, 60, 40, mean])
+    result = train(_with_epochs(tiny_recipe, data_folder, tmp_path / "run", clock))
+    info, saved = read_bundle(result.model)
+    assert info.metrics["weights"] == weights
+    key = "net.segmentation_head.0.weight"
+    expected = (kept[0][key] + kept[1][key]) / 2 if weights == "average" else kept[1][key]
+    torch.testing.assert_close(saved[key], expected, rtol=0, atol=1e-7)
+    assert not list((tmp_path / "run").glob("best*"))
+
+
+def test_moving_averages_compete_with_the_weights_themselves(
+    tiny_recipe: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    clock: Clock,
+    score_as: Callable[[Sequence[int]], None],
+) -> None:
+    # In turn: the weights of an epoch, and their moving average.
+    score_as([50, 40, 30, 70, 60, 65, 20])
+    result = train(_with_epochs(tiny_recipe, data_folder, tmp_path / "run", clock, "training.ema_decay=0.9"))
+    info = read_bundle(result.model)[0]
+    assert (info.metrics["weights"], info.metrics["best_epoch"]) == ("ema", 2)
+    history = read_history(tmp_path / "run" / "metrics.jsonl")
+    assert [(entry["val"]["weights"], entry["val"]["kaggle_dice"]) for entry in history] == [
+        ("epoch", 0.5),
+        ("ema", 0.7),
+        ("ema", 0.65),
+    ]
+
+
+def test_without_validation_the_moving_average_is_the_model(
+    tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock
+) -> None:
+    settings = ("data.fold=null", "training.ema_decay=0.9")
+    result = train(_with_epochs(tiny_recipe, data_folder, tmp_path / "run", clock, *settings))
+    info, saved = read_bundle(result.model)
+    assert info.metrics == {"weights": "ema", "epoch": 3}
+    ema = {key.removeprefix("module."): value for key, value in _checkpoint(tmp_path / "run")["ema"].items()}
+    assert int(ema.pop("n_averaged")) == 3
+    assert weights_digest(saved) == weights_digest(ema)
+    assert weights_digest(saved) != weights_digest(_checkpoint(tmp_path / "run")["network"])
+
+
+def test_gradients_of_several_steps_are_added_up_before_the_weights_move(
+    tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock
+) -> None:
+    settings = ("training.batch_size=2", "training.accumulation=4", "training.ema_decay=0.9", "data.fold=null")
+    train(_request(tiny_recipe, data_folder, tmp_path / "run", clock, *settings))
+    checkpoint = _checkpoint(tmp_path / "run")
+    assert checkpoint["progress"]["step"] == 2 * 8
+    assert {int(state["step"]) for state in checkpoint["optimizer"]["state"].values()} == {2 * 2}
+    assert int(checkpoint["ema"]["n_averaged"]) == 2 * 2

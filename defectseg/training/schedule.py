@@ -1,0 +1,83 @@
+"""What changes as a training goes on: learning rates, stages, and how many epochs fit into the time."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from defectseg.config import OptimizerConfig, Recipe
+from defectseg.model.network import DefectNetwork
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of epochs on crops of one kind.
+
+    Attributes:
+        crop_key: what sets `crop_hw` in the recipe.
+        crop_hw: size of a crop in px; None for the whole image.
+        batch_size: crops in a step, on each process.
+        samples: crops in an epoch; None for one for each image.
+        rate_share: of the learning rates.
+        warms_up: whether the rate first rises.
+    """
+
+    crop_key: str
+    crop_hw: tuple[int, int] | None
+    batch_size: int
+    samples: int | None
+    rate_share: float
+    warms_up: bool
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The one or two stages of a recipe."""
+    training, second = recipe.training, recipe.training.second_stage
+    data = recipe.data
+    stages = [Stage("data.crop_hw", data.crop_hw, training.batch_size, data.samples_per_epoch, 1.0, warms_up=True)]
+    if second.epochs:
+        batch_size = second.batch_size or training.batch_size
+        key, share = "training.second_stage.crop_hw", second.rate_share
+        stages.append(Stage(key, second.crop_hw, batch_size, second.samples_per_epoch, share, warms_up=False))
+    return tuple(stages)
+
+
+def rate_factor(step: int, total_steps: int, rates: OptimizerConfig, *, warms_up: bool = True) -> float:
+    """Share of the full learning rate at a step: linear warm-up, then a cosine down to `final_lr_share`."""
+    warmup_steps = rates.warmup * total_steps if warms_up else 0.0
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    done = min(1.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps))
+    return rates.final_lr_share + (1 - rates.final_lr_share) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def make_optimizer(network: DefectNetwork, rates: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW with two learning rates; norms and biases are not decayed."""
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        rate = rates.encoder_lr if name.startswith("net.encoder.") else rates.decoder_lr
+        decay = rates.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    fused = next(network.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ],
+        fused=fused,
+    )
+
+
+def planned_epochs(
+    *, budget_s: float, elapsed_s: float, epochs_done: int, epochs_wanted: int, later_share: float
+) -> int:
+    """As many epochs of the first stage as the time budget allows, so that the cosine still reaches its end.
+
+    A slow epoch (the first often is) lowers the plan and a quick one raises it again, up to the epochs wanted.
+
+    Args:
+        later_share: how many epochs of the first stage the second one takes the time of.
+    """
+    epoch_s = elapsed_s / epochs_done
+    possible = math.floor(budget_s / epoch_s - later_share)
+    return min(epochs_wanted, max(epochs_done + 1, possible))

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Train on one or several GPU nodes of a SLURM cluster, one process for each GPU. To copy and change.
+#
+# usage: sbatch scripts/train_slurm.sh DATA RUN [arguments of defectseg train]
+#        sbatch --nodes=2 scripts/train_slurm.sh /data/severstal runs/1 --set training.sync_batch_norm=true
+# DATA and RUN must be on storage that all nodes share. batch_size counts for each GPU: with N of them, a step sees N times
+# as many crops. Shortly before the time limit SLURM sends SIGTERM: the run saves itself, and the job is queued again
+# and goes on from there.
+#SBATCH --job-name=defectseg
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=08:00:00
+#SBATCH --signal=TERM@180
+#SBATCH --requeue
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+if [ $# -lt 2 ]; then
+    echo "usage: sbatch ${0##*/} DATA RUN [arguments of defectseg train]" >&2
+    exit 2
+fi
+data=$1 run=${2%/}
+shift 2
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+launch=(torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-1}"
+    --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:${MASTER_PORT:-29500}")
+train=(-m defectseg train --data "$data" --out "$run")
+
+if [ -e "$run/last.ckpt" ]; then
+    train+=(--resume)
+else
+    train+=("$@")
+fi
+status=0
+srun "${launch[@]}" "${train[@]}" || status=$?
+# torchrun ends with 1 whatever its processes ended with: what tells is whether the model is there.
+if [ ! -e "$run/model.safetensors" ] && [ -e "$run/last.ckpt" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
