@@ -28,15 +28,20 @@ launch=(torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${SLURM_GPUS_
     --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:${MASTER_PORT:-29500}")
 train=(-m defectseg train --data "$data" --out "$run")
 
-if [ -e "$run/last.ckpt" ]; then
+if [ -e "$run/request.json" ]; then
+    train+=(--fold all --resume)
+elif [ -e "$run/last.ckpt" ] || [ -e "$run/folds/request.json" ]; then
     train+=(--resume)
 else
     train+=("$@")
 fi
+begun=$(mktemp)
 status=0
 srun "${launch[@]}" "${train[@]}" || status=$?
-# torchrun ends with 1 whatever its processes ended with: what tells is whether the model is there.
-if [ ! -e "$run/model.safetensors" ] && [ -e "$run/last.ckpt" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
+# torchrun ends with 1 whatever its processes ended with. What was interrupted has saved itself since the job began.
+if [ "$status" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ] &&
+    [ -n "$(find "$run" -name last.ckpt -newer "$begun" -print -quit)" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
+rm -f -- "$begun"
 exit "$status"

@@ -329,11 +329,16 @@ def _is_past(run: Run, deadline: float) -> bool:
 
 
 def _is_stale(run: Run) -> bool:
-    """Whether validation has not improved for as long as the recipe is patient."""
-    patience = run.recipe.training.patience
-    if patience is None or run.progress.validations_since_best < patience:
+    """Whether validation has not improved for as long as the recipe is patient; before that ends the run, it ends the
+    first stage.
+    """
+    patience, progress = run.recipe.training.patience, run.progress
+    if patience is None or progress.validations_since_best < patience:
         return False
-    log.info("stopping early: no progress in %d validations", run.progress.validations_since_best)
+    log.info("stopping early: no progress in %d validations", progress.validations_since_best)
+    if progress.epoch < progress.total_epochs and run.recipe.training.second_stage.epochs:
+        progress.total_epochs, progress.validations_since_best = progress.epoch, 0
+        return False
     return True
 
 

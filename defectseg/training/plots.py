@@ -22,8 +22,9 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
     figure = Figure(figsize=(13, 4), layout="constrained")
     losses, scores, rates = figure.subplots(1, 3)
     epochs = [entry["epoch"] for entry in history]
-    for name in ("loss", "bce", "dice", "gate"):
-        losses.plot(epochs, [entry[name] for entry in history], label=name)
+    for name in ("loss", "bce", "dice", "lovasz", "gate"):
+        if any(entry[name] for entry in history):
+            losses.plot(epochs, [entry[name] for entry in history], label=name)
     validated = [entry for entry in history if "val" in entry]
     for name, label in (("positive_dice", "positive Dice"), ("kaggle_dice", "Kaggle Dice"), ("miou", "mIoU")):
         values = [entry["val"][name] for entry in validated]

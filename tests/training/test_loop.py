@@ -240,6 +240,23 @@ def test_training_stops_when_validation_no_longer_improves(
     assert info.thresholds == thresholds
 
 
+def test_where_the_first_stage_no_longer_improves_the_second_begins(
+    tiny_recipe: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    clock: Clock,
+    score_as: Callable[[Sequence[int]], None],
+) -> None:
+    score_as([50, 40, 60, 70])
+    settings = ("training.epochs=6", "training.patience=1", "training.second_stage.epochs=2")
+    request = _request(tiny_recipe, data_folder, tmp_path / "run", clock, *settings, "data.samples_per_epoch=4")
+    result = train(replace(request, thresholds=Thresholds.default(4)))
+    history = read_history(tmp_path / "run" / "metrics.jsonl")
+    assert len(history) == 4
+    assert history[2]["lr_decoder"] <= 0.1 * request.recipe.optimizer.decoder_lr
+    assert read_bundle(result.model)[0].metrics["best_epoch"] == 4
+
+
 def test_patience_goes_on_counting_after_an_interruption(
     tiny_recipe: Path,
     data_folder: Path,
