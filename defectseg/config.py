@@ -90,6 +90,9 @@ class LossConfig(_Frozen):
 
     bce: NonNegativeFloat = 1.0
     dice: NonNegativeFloat = 1.0
+    dice_over: Literal["pair", "batch"] = Field(
+        "pair", description="Dice of each image, which small defects count in; or of all pixels of a step, as IoU does"
+    )
     positive_weights: tuple[PositiveFloat, ...] | None = Field(None, description="one for each class; null: 1")
     empty_weight: NonNegativeFloat = Field(0.2, description="weight of the Dice term where a class is absent")
     smooth_px: PositiveFloat = Field(100.0, description="pixels added to both sides of the Dice fraction")

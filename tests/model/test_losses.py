@@ -1,6 +1,7 @@
 """The losses, with numbers worked by hand."""
 
 import math
+from typing import Literal
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -85,6 +86,33 @@ def test_dice_averages_defective_and_clean_pairs_apart() -> None:
     truth[1, 0, 0, 1] = 1
     loss = pair_dice(logits, truth, _all_valid(logits), smooth_px=1.0, empty_weight=0.2)
     assert loss.item() == pytest.approx(1 / 3 + 0.2 / 2, abs=1e-6)
+
+
+def test_dice_over_a_batch_adds_the_images_up_before_it_divides() -> None:
+    # Two images of two pixels. Together: true 3, predicted 4 * 0.5, overlap 1.5; of the pairs: 1 and 2 true pixels.
+    logits = torch.zeros(2, 1, 1, 2)
+    truth = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).reshape(2, 1, 1, 2)
+    valid = _all_valid(logits)
+    together = pair_dice(logits, truth, valid, smooth_px=1.0, empty_weight=0.2, over_batch=True)
+    apart = pair_dice(logits, truth, valid, smooth_px=1.0, empty_weight=0.2)
+    assert together.item() == pytest.approx(1 - (2 * 1.5 + 1) / (2 + 3 + 1))
+    assert apart.item() == pytest.approx(((1 - (2 * 0.5 + 1) / (1 + 1 + 1)) + (1 - (2 * 1 + 1) / (1 + 2 + 1))) / 2)
+
+
+@pytest.mark.parametrize("dice_over", ["pair", "batch"])
+def test_the_recipe_says_what_dice_is_over(dice_over: Literal["pair", "batch"]) -> None:
+    logits, masks = torch.zeros(2, 1, 1, 2), torch.tensor([[True, False], [True, True]]).reshape(2, 1, 1, 2)
+    config = LossConfig(dice_over=dice_over)
+    dice = segmentation_loss(logits, None, masks, torch.zeros(2, 1, 2, dtype=torch.bool), config).dice
+    expected = pair_dice(
+        logits,
+        masks.float(),
+        _all_valid(logits),
+        smooth_px=config.smooth_px,
+        empty_weight=config.empty_weight,
+        over_batch=dice_over == "batch",
+    )
+    assert dice.item() == expected.item()
 
 
 def test_a_perfect_answer_costs_nothing() -> None:
