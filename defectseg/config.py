@@ -215,6 +215,24 @@ class Thresholds(_Frozen):
         return self
 
 
+class ExportInfo(_Frozen):
+    """How an exported model file was made, and how it compares with the network in PyTorch.
+
+    Attributes:
+        format: openvino or onnx.
+        precision: of the weights: fp32 or int8.
+        size_hw: the only size of image that it takes, or None for any.
+        source_sha256: of the bundle that it was made from.
+        parity: figures of the comparison, by name.
+    """
+
+    format: Literal["openvino", "onnx"]
+    precision: Literal["fp32", "int8"] = "fp32"
+    size_hw: tuple[int, int] | None = None
+    source_sha256: str = ""
+    parity: dict[str, float] = Field(default_factory=dict)
+
+
 class ModelInfo(_Frozen):
     """What a model file says of itself: one JSON in the header of a bundle or in the metadata of an export."""
 
@@ -229,6 +247,7 @@ class ModelInfo(_Frozen):
     metrics: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     created: str = ""
+    export: ExportInfo | None = None
 
     @property
     def num_classes(self) -> int:

@@ -37,6 +37,14 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", help="Show details, and the traceback of an error.", callback=_set_verbose)
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
+RuntimeName = Annotated[
+    str,
+    typer.Option(
+        "--runtime",
+        help="Library that computes: auto takes torch on a GPU and openvino on a CPU.",
+        metavar="auto|torch|openvino|onnx",
+    ),
+]
 Tta = Annotated[
     str | None,
     typer.Option(

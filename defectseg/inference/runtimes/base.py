@@ -33,6 +33,10 @@ class Runtime(Protocol):
     def name(self) -> str:
         """For people and run.json: the library, the device, the precision."""
 
+    @property
+    def parallel(self) -> int:
+        """How many calls at once, from as many threads, make the best of the machine; 1 or more."""
+
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """Answer for images (N, 1, H, W), grey levels 0..255; H and W of any size.
 
