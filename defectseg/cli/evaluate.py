@@ -5,7 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from defectseg.cli.common import Device, Json, Overwrite, Tta, Verbose, finish, print_json, print_rows, progress, shown
+from defectseg.cli.common import (
+    Device,
+    Json,
+    Overwrite,
+    RuntimeName,
+    Tta,
+    Verbose,
+    finish,
+    print_json,
+    print_rows,
+    progress,
+    shown,
+)
 from defectseg.errors import ExitCode, UsageError
 
 
@@ -34,6 +46,7 @@ def evaluate(
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    runtime: RuntimeName = "auto",
     tta: Tta = None,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -72,6 +85,7 @@ def evaluate(
                     split=split,
                     overwrite=overwrite,
                     device=device,
+                    runtime=runtime,
                     tta=tta,
                     start=bar.start,
                     advance=bar.advance,

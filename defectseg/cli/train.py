@@ -152,7 +152,7 @@ def _fold_change(fold: str | None) -> list[str]:
 
 def _read_thresholds(path: Path, data: Path) -> Any:
     from defectseg.data.labels import open_data_folder
-    from defectseg.evaluation.thresholds_file import read_thresholds
+    from defectseg.evaluation.thresholds.file import read_thresholds
 
     return read_thresholds(path, open_data_folder(data).class_names)
 

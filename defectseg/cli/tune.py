@@ -6,14 +6,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectseg.cli.common import Device, Json, Verbose, finish, print_json, print_rows, progress, shown
+from defectseg.cli.common import (
+    Device,
+    Json,
+    RuntimeName,
+    Tta,
+    Verbose,
+    finish,
+    print_json,
+    print_rows,
+    progress,
+    shown,
+)
 from defectseg.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from defectseg.evaluation.bootstrap import Interval
-    from defectseg.evaluation.choice import Choice, Figures
-    from defectseg.evaluation.goals import Goal
-    from defectseg.evaluation.tuning import Tuning
+    from defectseg.evaluation.thresholds.choice import Choice, Figures
+    from defectseg.evaluation.thresholds.goals import Goal
+    from defectseg.evaluation.thresholds.run import Tuning
 
 _HEADINGS = [
     *("class", "images", "gate", "pixel", "min area px", "default", "chosen", "cross-validated", "95 % interval"),
@@ -65,6 +76,8 @@ def tune(
         typer.Option("--out", help="Write the thresholds here, too, for train --thresholds.", metavar="FILE"),
     ] = None,
     device: Device = "auto",
+    runtime: RuntimeName = "auto",
+    tta: Tta = None,
     json_output: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the model as it is.")] = False,
     verbose: Verbose = False,
@@ -80,8 +93,8 @@ def tune(
         raise UsageError(f"--subset {subset}: expected val or all.")
     if split is not None and subset == "all":
         raise UsageError("--split tells what was held out; leave --subset at val with it.")
-    from defectseg.evaluation.tuning import TuneRequest
-    from defectseg.evaluation.tuning import tune as run_tuning
+    from defectseg.evaluation.thresholds.run import TuneRequest
+    from defectseg.evaluation.thresholds.run import tune as run_tuning
     from defectseg.inference.runtimes import model_paths
 
     goal = _parse_goal(target_recall, max_false_alarms, cost_miss, cost_false_alarm)
@@ -97,6 +110,8 @@ def tune(
                 out=out,
                 dry_run=dry_run,
                 device=device,
+                runtime=runtime,
+                tta=tta,
                 start=bar.start,
                 advance=bar.advance,
             )
@@ -109,7 +124,7 @@ def _parse_goal(
     target_recall: float | None, max_false_alarms: float | None, cost_miss: float | None, cost_false_alarm: float | None
 ) -> "Goal":
     """The goal that the flags name. Raises UsageError."""
-    from defectseg.evaluation.goals import BestDice, LeastCost, MaxFalseAlarms, TargetRecall
+    from defectseg.evaluation.thresholds.goals import BestDice, LeastCost, MaxFalseAlarms, TargetRecall
 
     costs = (cost_miss, cost_false_alarm)
     given = [target_recall is not None, max_false_alarms is not None, costs != (None, None)]
@@ -153,7 +168,7 @@ def _report(tuning: "Tuning", out: Path | None, json_output: bool) -> None:
     for path in (*tuning.stored, *([] if out is None else [out])):
         print(f"Stored in: {shown(path)}")
     if not tuning.stored:
-        logging.getLogger("defectseg").info("--dry-run: the model was left as it is")
+        logging.getLogger("defectseg").info("the model was left as it is")
 
 
 def _warn(tuning: "Tuning") -> None:

@@ -1,13 +1,17 @@
-"""CSV files as people hand them in: zipped or not, with a byte-order mark or not, with any line ends."""
+"""CSV files: read as people hand them in, zipped or not, with a byte-order mark or not; written whole or not at all."""
 
 import csv
 import gzip
 import io
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from defectseg.errors import LabelError
+from defectseg.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -86,3 +90,21 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         kind = "a zip archive; unpack it" if content.startswith(b"PK") else "not UTF-8 text; save it as CSV UTF-8"
         raise LabelError(f"{path}: is {kind}.") from error
+
+
+@contextmanager
+def atomic_csv(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Iterable[Iterable[Any]]], Any]]:
+    """Give a function that writes rows to a table with these columns; the file is whole or absent.
+
+    What of a file's name is not UTF-8 is written as an escape.
+
+    Raises:
+        ResourceError: the disk is full or the folder cannot be written.
+    """
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as handle,
+    ):
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(columns)
+        yield writer.writerows

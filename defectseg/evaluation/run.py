@@ -1,6 +1,5 @@
 """An evaluation from a data folder to a report: what `defectseg evaluate` calls."""
 
-import csv
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defectseg.config import ModelInfo, Thresholds
+from defectseg.data.csvtable import atomic_csv
 from defectseg.data.labels import open_data_folder
 from defectseg.data.overlay import encode_jpeg, paint_comparison
 from defectseg.errors import DataError, OutputExistsError
@@ -18,14 +18,14 @@ from defectseg.evaluation.report import write_evaluation
 from defectseg.evaluation.score import Scored, score_images
 from defectseg.evaluation.subset import choose_subset, missing_warnings, seen_warnings
 from defectseg.files import (
-    atomic_path,
     folder_lock,
     is_empty_folder,
     remove_stale_temporaries,
     write_result,
 )
 from defectseg.inference.outputs import output_names
-from defectseg.inference.pipeline import Failure, fit_jpeg
+from defectseg.inference.pipeline import Failure
+from defectseg.inference.render import fit_jpeg
 from defectseg.inference.runtimes import as_paths, load_runtime
 from defectseg.inference.runtimes.base import Runtime
 from defectseg.inference.runtimes.ensemble import member_infos
@@ -50,6 +50,7 @@ class EvaluateRequest:
         split: split.csv that tells train from val; None for the one beside the model.
         overwrite: replace an earlier evaluation in `out`.
         device: auto, cpu, cuda, cuda:N or mps.
+        runtime: the library that computes: auto, torch, openvino or onnx.
         tta: test-time augmentation: none, flips or turns; None for the model's own.
         start, advance: called with the number of images, and after each.
     """
@@ -61,6 +62,7 @@ class EvaluateRequest:
     split: Path | None = None
     overwrite: bool = False
     device: str = "auto"
+    runtime: str = "auto"
     tta: str | None = None
     start: Callable[[int], None] = lambda total: None
     advance: Callable[[], None] = lambda: None
@@ -84,7 +86,7 @@ def evaluate_model(request: EvaluateRequest) -> Evaluation:
         DataError, ModelError, ResourceError: data, model or device cannot be used.
     """
     with _output(request.out, overwrite=request.overwrite):
-        loaded = load_runtime(request.model, request.device)
+        loaded = load_runtime(request.model, request.device, request.runtime)
         runtime = with_tta(loaded, request.tta)
         info = runtime.info
         folder = open_data_folder(request.data, class_names=info.class_names)
@@ -214,8 +216,5 @@ def _describe(thresholds: Thresholds) -> str:
 def _write_errors(path: Path, failures: Sequence[Failure]) -> None:
     if not failures:
         return
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(("ImageId", "path", "error"))
-        for failure in failures:
-            writer.writerow((failure.found.image_id, failure.found.path, failure.message))
+    with atomic_csv(path, ("ImageId", "path", "error")) as write_rows:
+        write_rows((failure.found.image_id, failure.found.path, failure.message) for failure in failures)

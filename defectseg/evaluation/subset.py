@@ -87,10 +87,7 @@ def _read_common_split(
     info: ModelInfo, models: Sequence[Path], subset: str, split: Path | None
 ) -> tuple[Path, Mapping[str, int]]:
     """The split by which every model held back the fold of `info`, and the file it is from."""
-    paths = [model.parent / SPLIT_NAME for model in models] if split is None else [split]
-    lacking = [model for model, path in zip(models, paths, strict=False) if not path.is_file()]
-    if split is None and lacking:
-        raise UsageError(f"--subset {subset}: no {SPLIT_NAME} beside {lacking[0]}. Give one with --split FILE.")
+    paths = _split_paths(models, split)
     if info.fold is None and len(models) == 1:
         raise UsageError(f"--subset {subset}: {models[0]} was trained on all folds. Use --subset all.")
     folds, *others = [read_split(path) for path in paths]
@@ -104,17 +101,24 @@ def _read_common_split(
 
 def _read_same_split(models: Sequence[Path], split: Path | None) -> tuple[Path, Mapping[str, int]]:
     """The one split that lies beside all models, or the one that is given instead, and its file."""
-    paths = [model.parent / SPLIT_NAME for model in models] if split is None else [split]
-    lacking = [model for model, path in zip(models, paths, strict=False) if not path.is_file()]
-    if split is None and lacking:
-        raise UsageError(
-            f"{lacking[0]}: no {SPLIT_NAME} beside it tells which images it held out. Give one with --split FILE."
-        )
+    paths = _split_paths(models, split)
     folds, *others = [read_split(path) for path in paths]
     for path, other in zip(paths[1:], others, strict=True):
         if other != folds:
             raise UsageError(f"{path}: not the same split as {paths[0]}. Give models of the folds of one split.")
     return paths[0], folds
+
+
+def _split_paths(models: Sequence[Path], split: Path | None) -> list[Path]:
+    """The split that is given, or else the one beside each model. Raises UsageError where there is none beside one."""
+    if split is not None:
+        return [split]
+    for model in models:
+        if not (model.parent / SPLIT_NAME).is_file():
+            raise UsageError(
+                f"no {SPLIT_NAME} beside {model} tells which images it held out. Give one with --split FILE."
+            )
+    return [model.parent / SPLIT_NAME for model in models]
 
 
 def _unlisted_warnings(folder: DataFolder, folds: Mapping[str, int], path: Path) -> list[str]:

@@ -92,12 +92,15 @@ def with_tta(runtime: Runtime, tta: str | None) -> Runtime:
     """
     if tta is not None and tta not in VIEWS:
         raise UsageError(f"--tta {tta}: expected {', '.join(VIEWS)}.")
-    recipe = runtime.info.recipe
-    if tta is None or tta == recipe.inference.tta:
+    if tta is None or tta == runtime.info.recipe.inference.tta:
         return runtime
-    inference = recipe.inference.model_copy(update={"tta": tta})
-    info = runtime.info.model_copy(update={"recipe": recipe.model_copy(update={"inference": inference})})
-    return _Described(runtime, info)
+    return _Described(runtime, info_with_tta(runtime.info, tta))
+
+
+def info_with_tta(info: ModelInfo, tta: str) -> ModelInfo:
+    """The description of a model with a key of VIEWS as its test-time augmentation."""
+    inference = info.recipe.inference.model_copy(update={"tta": tta})
+    return info.model_copy(update={"recipe": info.recipe.model_copy(update={"inference": inference})})
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,10 @@ class _Described:
     @property
     def name(self) -> str:
         return self.runtime.name
+
+    @property
+    def parallel(self) -> int:
+        return self.runtime.parallel
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         return self.runtime(images)

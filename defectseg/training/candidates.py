@@ -1,6 +1,5 @@
 """The weights that validated best, on disk while a run goes on."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from defectseg.training.checkpoint import Progress
 from defectseg.training.validation import Validation
 
 BEST_NAME = "best.safetensors"
-
-log = logging.getLogger(__name__)
 
 
 class Candidates:
@@ -33,10 +30,9 @@ class Candidates:
         self.average_best = average_best
         self.writes = writes
 
-    def offer(
-        self, progress: Progress, scored: Mapping[str, tuple[Validation, DefectNetwork]], info: ModelInfo
-    ) -> None:
-        """Take in what one validation found: of 'epoch' the weights as they are, of 'ema' their moving average.
+    def offer(self, progress: Progress, scored: Mapping[str, tuple[Validation, DefectNetwork]], info: ModelInfo) -> str:
+        """Take in what one validation found: of 'epoch' the weights as they are, of 'ema' their moving average; returns
+        the better of the two.
 
         Of equals the later is best: while a gate still stops every image, each epoch may score as all-empty does.
         """
@@ -50,6 +46,7 @@ class Candidates:
             self._save(BEST_NAME, network, info, {"weights": kind, "best_epoch": progress.epoch}, validation)
         if self.average_best > 1:
             self._rank(progress, *scored["epoch"], info)
+        return kind
 
     def averaged(self, progress: Progress) -> dict[str, Tensor] | None:
         """Mean weights of the best epochs, on the CPU; None where fewer than two were kept."""

@@ -21,6 +21,7 @@ from defectseg.errors import ResourceError
 from defectseg.evaluation.metrics import headline
 from defectseg.evaluation.score import Visitor
 from defectseg.files import atomic_path
+from defectseg.inference.views import info_with_tta
 from defectseg.model.devices import is_out_of_memory
 from defectseg.model.losses import LossParts, segmentation_loss
 from defectseg.model.network import DefectNetwork
@@ -204,23 +205,18 @@ def validate_on(
 
     Args:
         thresholds: None for those that the run began with.
-        views: whether to look at all views of an image that the recipe's `inference.tta` asks for, or at one.
+        views: whether to look at all views of an image that the recipe's `inference.tta` asks for; else at one, since
+            they would make each validation several times as long.
     """
     return validate(
         run.accelerator,
         network,
-        run.info if views else _with_one_view(run.info),
+        run.info if views else info_with_tta(run.info, "none"),
         run.data,
         run.val_ids,
         thresholds=thresholds or run.info.thresholds,
         visitors=visitors,
     )
-
-
-def _with_one_view(info: ModelInfo) -> ModelInfo:
-    """The same model without test-time augmentation, which would make each validation several times as long."""
-    inference = info.recipe.inference.model_copy(update={"tta": "none"})
-    return info.model_copy(update={"recipe": info.recipe.model_copy(update={"inference": inference})})
 
 
 def averaged_network(ema: AveragedModel) -> DefectNetwork:
@@ -311,9 +307,8 @@ def _validate_candidates(run: Run) -> dict[str, Any]:
         kind: (validate_on(run, network, visitors=(pictures,), views=False), network)
         for kind, network in networks.items()
     }
-    run.candidates.offer(run.progress, scored, run.info)
+    better = run.candidates.offer(run.progress, scored, run.info)
     log_pictures(run.accelerator, pictures.bgr, run.progress.epoch)
-    better = max(scored, key=lambda kind: scored[kind][0].score)
     validation = scored[better][0]
     return {"val": {**headline(validation.metrics), "ungated_dice": validation.ungated_dice, "weights": better}}
 

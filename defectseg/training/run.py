@@ -9,12 +9,12 @@ from pathlib import Path
 from defectseg.config import Recipe, Thresholds, parse_recipe
 from defectseg.data.splits import read_split
 from defectseg.errors import OutputExistsError, UsageError
-from defectseg.evaluation.tuning import tune_out_of_fold
+from defectseg.evaluation.thresholds.run import tune_out_of_fold
 from defectseg.files import LOCK_NAME, is_empty_folder, write_text
 from defectseg.inference.runtimes import FOLD_PREFIX
 from defectseg.training.loop import CHECKPOINT_NAME
 from defectseg.training.request import TrainRequest, TrainResult
-from defectseg.training.setup import SPLIT_NAME, is_main_process, processes
+from defectseg.training.setup import SPLIT_NAME, TENSORBOARD_NAME, is_main_process, processes
 from defectseg.training.single import MODEL_NAME, train_single
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ def _train_on_everything(request: TrainRequest) -> TrainResult:
     request = replace(request, recipe=_with_budget(request.recipe, folds + 1), resume=False)
     runs = _train_each(request, request.out / FOLDS_NAME, numbers[:folds])
     tuning = tune_out_of_fold([run.model for run in runs.values()], request.data, device=request.device)
+    for warning in tuning.warnings:
+        log.warning("%s", warning)
     log.info("now on all images")
     result = train_single(replace(request, thresholds=tuning.thresholds))
     held_out = f"Images that the models of {folds} folds held out, with the thresholds that were chosen on them"
@@ -127,13 +129,14 @@ def _check_out(request: TrainRequest) -> None:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether a folder is empty, but for what runs on folds leave that could not begin, for a wrong setting."""
+    """Whether a folder is empty, but for what runs leave that could not begin, for a wrong setting or an early kill."""
     return is_empty_folder(folder) or (folder.is_dir() and all(map(_is_trace, folder.iterdir())))
 
 
 def _is_trace(entry: Path) -> bool:
     if entry.is_dir():
-        return entry.name.startswith((FOLDS_NAME, FOLD_PREFIX)) and _is_free(entry)
+        is_run = entry.name.startswith((FOLDS_NAME, FOLD_PREFIX))
+        return entry.name == TENSORBOARD_NAME or (is_run and _is_free(entry))
     return entry.name in (REQUEST_NAME, LOCK_NAME)
 
 

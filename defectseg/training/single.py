@@ -1,25 +1,30 @@
 """One training run from a data folder to a bundle."""
 
-import csv
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import gather_object, set_seed
 
 from defectseg.config import ModelInfo, Thresholds, dump_recipe, load_recipe
+from defectseg.data.csvtable import atomic_csv
 from defectseg.data.labels import open_data_folder
 from defectseg.data.splits import write_split
 from defectseg.errors import UsageError
-from defectseg.evaluation.metrics import Metrics, headline
-from defectseg.evaluation.score import Scored
-from defectseg.evaluation.thresholds_file import read_thresholds, write_thresholds
-from defectseg.evaluation.tune import ThresholdSearch
-from defectseg.files import atomic_path, folder_lock, remove_stale_temporaries, write_text
+from defectseg.evaluation.metrics import Metrics, headline, summarise
+from defectseg.evaluation.thresholds.file import read_thresholds, write_thresholds
+from defectseg.evaluation.thresholds.search import ThresholdSearch
+from defectseg.files import (
+    LOCK_NAME,
+    TEMPORARY_PREFIX,
+    folder_lock,
+    remove_stale_temporaries,
+    write_text,
+)
 from defectseg.model.bundle import read_bundle, save_bundle
 from defectseg.model.devices import resolve_device
 from defectseg.training.candidates import BEST_NAME
@@ -29,6 +34,8 @@ from defectseg.training.plots import draw_curves, read_history
 from defectseg.training.request import TrainRequest, TrainResult
 from defectseg.training.setup import (
     SPLIT_NAME,
+    TENSORBOARD_NAME,
+    Images,
     assemble,
     choose_images,
     fit_memory,
@@ -42,6 +49,8 @@ MODEL_NAME = "model.safetensors"
 CONFIG_NAME = "config.yaml"
 ERRORS_NAME = "errors.csv"
 THRESHOLDS_NAME = "thresholds.json"
+INIT_NAME = "init.json"
+_BEFORE_CHECKPOINT = {CONFIG_NAME, SPLIT_NAME, ERRORS_NAME, THRESHOLDS_NAME, INIT_NAME, TENSORBOARD_NAME, LOCK_NAME}
 
 
 def train_single(request: TrainRequest) -> TrainResult:
@@ -74,8 +83,9 @@ def _train(request: TrainRequest, accelerator: Accelerator) -> TrainResult:
     recipe = request.recipe
     set_seed(recipe.seed)
     data = open_data_folder(request.data)
-    if request.resume and (request.out / THRESHOLDS_NAME).is_file():
-        request = replace(request, thresholds=read_thresholds(request.out / THRESHOLDS_NAME, data.class_names))
+    kept = request.out / THRESHOLDS_NAME  # there if they were given to the run that is resumed or started again
+    if kept.is_file() and (request.resume or request.thresholds is None):
+        request = replace(request, thresholds=read_thresholds(kept, data.class_names))
     if data.missing_images:
         count, first = len(data.missing_images), data.missing_images[0]
         log.warning("%d images of the label table are not in the folder (first: %s)", count, first)
@@ -92,21 +102,32 @@ def _train(request: TrainRequest, accelerator: Accelerator) -> TrainResult:
         run.history = read_history(request.out / METRICS_NAME)[: run.progress.epoch]
     with run.interrupts.held():
         if accelerator.is_main_process:
-            write_text(request.out / CONFIG_NAME, dump_recipe(info.recipe))
-            write_split(request.out / SPLIT_NAME, images.folds)
-            _write_errors(request.out / ERRORS_NAME, images.failed)
-            if request.thresholds is not None:  # for a run that is resumed
-                write_thresholds(request.out / THRESHOLDS_NAME, data.class_names, request.thresholds)
+            _write_start(request, info, images)
         if not request.resume:  # last, since with it the run can be resumed, and then needs the files above
             save_checkpoint(path, network, run.ema, run.optimizer, accelerator, run.progress, info)
+        if accelerator.is_main_process:
+            (request.out / INIT_NAME).unlink(missing_ok=True)
     _report_steps(request, run)
     fit(run)
     metrics = _finish(request, run)
     return TrainResult(request.out / MODEL_NAME, metrics, images.failed)
 
 
+def _write_start(request: TrainRequest, info: ModelInfo, images: Images) -> None:
+    """Write down what a run that is resumed needs besides the checkpoint, or, before there is one, to start again."""
+    if request.init is not None:  # first, since a recipe without it would start from other weights
+        write_text(request.out / INIT_NAME, json.dumps(str(request.init.resolve())) + "\n")
+    write_text(request.out / CONFIG_NAME, dump_recipe(info.recipe))
+    write_split(request.out / SPLIT_NAME, images.folds)
+    _write_errors(request.out / ERRORS_NAME, images.failed)
+    if request.thresholds is not None:
+        write_thresholds(request.out / THRESHOLDS_NAME, info.class_names, request.thresholds)
+
+
 def _resumed(request: TrainRequest) -> TrainRequest:
-    """The request with the recipe of the run that is continued."""
+    """The request with the recipe of the run that is continued; one to start from the beginning where that run was
+    stopped before its first checkpoint.
+    """
     config = request.out / CONFIG_NAME
     if not config.is_file():
         raise UsageError(f"{request.out}: no {CONFIG_NAME}, so there is no run to resume. Leave out --resume.")
@@ -116,7 +137,21 @@ def _resumed(request: TrainRequest) -> TrainRequest:
     if recipe.data.fold != request.recipe.data.fold:
         fold = "none" if recipe.data.fold is None else recipe.data.fold
         log.info("resuming with --fold %s, as the run began", fold)
-    return replace(request, recipe=recipe)
+    request = replace(request, recipe=recipe)
+    if not _stopped_before_checkpoint(request.out):
+        return request
+    log.info("%s: stopped before its first checkpoint, so it starts from the beginning", request.out)
+    return replace(request, init=_read_init(request.out / INIT_NAME), resume=False)
+
+
+def _stopped_before_checkpoint(folder: Path) -> bool:
+    """Whether a run folder holds nothing but what is written before the first checkpoint."""
+    names = {entry.name for entry in folder.iterdir()}
+    return all(name in _BEFORE_CHECKPOINT or name.startswith(TEMPORARY_PREFIX) for name in names)
+
+
+def _read_init(path: Path) -> Path | None:
+    return Path(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def _report_steps(request: TrainRequest, run: Run) -> None:
@@ -157,8 +192,11 @@ def _finish_validated(request: TrainRequest, run: Run) -> tuple[ModelInfo, Metri
             chosen = {"weights": "average", "epochs": epochs}
         else:
             run.network.load_state_dict(weights)
-    thresholds = request.thresholds or _search_thresholds(run)
-    metrics = validate_on(run, run.network, thresholds=thresholds).metrics
+    if request.thresholds is None:
+        thresholds, metrics = _search_thresholds(run)
+    else:
+        thresholds = request.thresholds
+        metrics = validate_on(run, run.network, thresholds=thresholds).metrics
     info = run.info.model_copy(update={"thresholds": thresholds, "metrics": {**chosen, "tuned": headline(metrics)}})
     return info, metrics
 
@@ -176,27 +214,24 @@ def _finish_unvalidated(request: TrainRequest, run: Run) -> ModelInfo:
     return run.info.model_copy(update={"thresholds": thresholds, "metrics": metrics})
 
 
-def _search_thresholds(run: Run) -> Thresholds:
-    """Thresholds for the current weights, chosen on all validation images (by each process, to the same result)."""
+def _search_thresholds(run: Run) -> tuple[Thresholds, Metrics]:
+    """Thresholds for the current weights, chosen on all validation images (by each process, to the same result), and
+    what they score there.
+    """
     search = ThresholdSearch(run.info.class_names)
-
-    def visit(scored: Scored) -> None:
-        prediction = scored.prediction
-        search.add(scored.image_id, prediction.probabilities, prediction.gate, scored.truth, scored.ignore)
-
-    validate_on(run, run.network, visitors=(visit,))
+    validate_on(run, run.network, visitors=(search.visit,))
     for images in gather_object([search.images]):
         search.merge(images)
-    choice = search.best()
-    return choice.thresholds.model_copy(
-        update={"chosen_by": f"search on the {len(run.val_ids)} validation images of fold {run.info.fold}"}
-    )
+    choice = search.best(groups=run.data.groups)
+    for warning in choice.warnings:
+        log.warning("%s", warning)
+    chosen_by = f"search on the {len(run.val_ids)} validation images of fold {run.info.fold}"
+    thresholds = choice.thresholds.model_copy(update={"chosen_by": chosen_by})
+    return thresholds, summarise(search.counts(thresholds), run.info.class_names)
 
 
 def _write_errors(path: Path, failed: Sequence[tuple[str, str]]) -> None:
     if not failed:
         return
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
-        writer: Any = csv.writer(handle, lineterminator="\n")
-        writer.writerow(("ImageId", "error"))
-        writer.writerows(failed)
+    with atomic_csv(path, ("ImageId", "error")) as write_rows:
+        write_rows(failed)

@@ -11,9 +11,9 @@ from typer.testing import CliRunner, Result
 
 from defectseg.cli.main import app
 from defectseg.config import Recipe, Thresholds, load_recipe
-from defectseg.errors import ConfigError, DefectsegError, UsageError
+from defectseg.errors import ConfigError, DataError, DefectsegError, ExitCode, ModelError, UsageError
 from defectseg.evaluation.metrics import PairCounts, summarise
-from defectseg.evaluation.thresholds_file import write_thresholds
+from defectseg.evaluation.thresholds.file import write_thresholds
 from defectseg.training import run as run_module
 from defectseg.training.request import TrainRequest, TrainResult
 
@@ -186,6 +186,17 @@ def test_thresholds_for_other_classes_are_refused(
     error = _refused(invoke, "--thresholds", tmp_path / "thresholds.json")
     assert isinstance(error, ConfigError)
     assert "thresholds for the classes pits" in str(error)
+    assert asked == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("absent.json", DataError), ("absent.safetensors", ModelError)])
+def test_thresholds_that_are_not_there_are_told_as_everything_missing(
+    invoke: Invoke, asked: list[tuple[str, TrainRequest]], tmp_path: Path, name: str, kind: type[DefectsegError]
+) -> None:
+    error = _refused(invoke, "--thresholds", tmp_path / name)
+    assert isinstance(error, kind)
+    assert error.exit_code == ExitCode.CANNOT_CONTINUE
+    assert str(tmp_path / name) in str(error)
     assert asked == []
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from defectseg.cli import common
 from defectseg.cli.main import main
+from defectseg.errors import UsageError
+from defectseg.evaluation.thresholds.run import TuneRequest
 from defectseg.model.header import read_model_info
 
 Call = Callable[..., tuple[int, str, str]]
@@ -94,6 +96,24 @@ def test_a_dry_run_leaves_the_model_and_json_holds_all_figures(call: Call, run_f
     assert len(content["classes"]) == len(content["thresholds"]["gate"]) == 4
     assert set(content["metrics"]) == {"kaggle_dice", "all_empty", "positive_dice", "miou"}
     assert all(f"warning: {warning}" in err for warning in content["warnings"])
+
+
+def test_flags_reach_the_library(call: Call, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TuneRequest] = []
+
+    def refuse(request: TuneRequest) -> Any:
+        asked.append(request)
+        raise UsageError("asked enough")
+
+    monkeypatch.setattr("defectseg.evaluation.thresholds.run.tune", refuse)
+    call("m.xml", "--data", data_folder)
+    call("m.xml", "--data", data_folder, "--runtime", "onnx", "--device", "mps", "--tta", "flips", "--dry-run")
+
+    assert [(one.runtime, one.device, one.tta, one.dry_run) for one in asked] == [
+        ("auto", "auto", None, False),
+        ("onnx", "mps", "flips", True),
+    ]
+    assert list(asked[0].models) == [Path("m.xml")]
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def runtime(grey_runtime: Callable[..., Any], data: Path, monkeypatch: pytest.Mo
     digests = tuple(image_digest(data / "train_images" / name) for name in ("c.png", "d.png"))
     made.info = made.info.model_copy(update={"fold": 0, "trained_on": digests})
     for module in ("evaluation.run", "inference.batch"):
-        monkeypatch.setattr(f"defectseg.{module}.load_runtime", lambda path, device: made)
+        monkeypatch.setattr(f"defectseg.{module}.load_runtime", lambda path, device, runtime, **options: made)
     return made
 
 
@@ -129,6 +129,22 @@ def test_an_evaluation_has_exactly_its_files_and_the_figures_worked_by_hand(
         ["d.png", "1", "64", "64", "64", "1"], ["d.png", "2", "25", "0", "0", "0"],
     ]  # fmt: skip
     assert (totals, len(steps)) == ([4], 4)
+
+
+def test_the_model_is_loaded_for_the_device_and_the_runtime_asked_for(
+    data: Path, model: Path, runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load_runtime(*args: Any) -> Any:
+        asked.append(args)
+        return runtime
+
+    monkeypatch.setattr("defectseg.evaluation.run.load_runtime", load_runtime)
+    _evaluate(model, data, tmp_path / "default")
+    _evaluate(model, data, tmp_path / "other", device="cuda:1", runtime="onnx")
+
+    assert asked == [(model, "auto", "auto"), (model, "cuda:1", "onnx")]
 
 
 def test_overlays_show_truth_blue_prediction_red_and_both_magenta(
@@ -229,7 +245,7 @@ def ensemble(model: Path, runtime: Any, monkeypatch: pytest.MonkeyPatch) -> tupl
         (other.parent / name).write_bytes((model.parent / name).read_bytes())
     twin = copy.copy(runtime)
     monkeypatch.setattr(
-        "defectseg.evaluation.run.load_runtime", lambda paths, device: EnsembleRuntime([runtime, twin], paths)
+        "defectseg.evaluation.run.load_runtime", lambda paths, device, name: EnsembleRuntime([runtime, twin], paths)
     )
     return model, other
 
@@ -374,7 +390,7 @@ def test_an_evaluation_that_cannot_begin_leaves_the_earlier_one(
     _evaluate(model, data, tmp_path / "out")
     before = _names(tmp_path / "out")
 
-    def refuse(path: Path, device: str) -> Any:
+    def refuse(path: Path, device: str, runtime: str) -> Any:
         raise ModelError("damaged")
 
     monkeypatch.setattr("defectseg.evaluation.run.load_runtime", refuse)

@@ -31,6 +31,7 @@ class LopsidedRuntime:
     """A Runtime that answers otherwise for every view: each pixel counts with a weight of its place."""
 
     name = "lopsided"
+    parallel = 1
 
     def __init__(self, tta: str = "none") -> None:
         inference = InferenceConfig.model_validate({"tta": tta})

@@ -41,10 +41,11 @@ def _scored(
     return scored
 
 
-def _offer(candidates: Candidates, progress: Progress, networks: dict[str, DefectNetwork], **percents: int) -> None:
+def _offer(candidates: Candidates, progress: Progress, networks: dict[str, DefectNetwork], **percents: int) -> str:
     progress.epoch += 1
-    candidates.offer(progress, _scored(networks, progress.epoch, **percents), INFO)
+    better = candidates.offer(progress, _scored(networks, progress.epoch, **percents), INFO)
     candidates.tidy(progress)
+    return better
 
 
 def _bias(path: Path) -> float:
@@ -70,12 +71,13 @@ def test_of_an_epoch_and_its_moving_average_the_better_is_kept(
     tmp_path: Path, networks: dict[str, DefectNetwork]
 ) -> None:
     candidates, progress = Candidates(tmp_path, 1, writes=True), Progress()
-    kept = []
+    kept, better = [], []
     for epoch, ema in ((50, 60), (70, 65), (40, 75), (74, 30)):
-        _offer(candidates, progress, networks, epoch=epoch, ema=ema)
+        better.append(_offer(candidates, progress, networks, epoch=epoch, ema=ema))
         info = read_bundle(tmp_path / BEST_NAME)[0]
         kept.append((_bias(tmp_path / BEST_NAME), info.metrics["weights"], info.metrics["best_epoch"]))
     assert kept == [(1.5, "ema", 1), (2.0, "epoch", 2), (3.5, "ema", 3), (3.5, "ema", 3)]
+    assert better == ["ema", "epoch", "ema", "epoch"], "of each epoch, whether or not it is kept"
 
 
 def test_the_bundle_on_disk_tells_how_it_scored(tmp_path: Path, networks: dict[str, DefectNetwork]) -> None:

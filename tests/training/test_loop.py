@@ -437,9 +437,9 @@ def test_the_mean_of_the_best_epochs_is_taken_where_it_validates_better(
     kept: list[dict[str, torch.Tensor]] = []
     offer = Candidates.offer
 
-    def keep(candidates: Candidates, progress: Any, scored: Any, info: Any) -> None:
+    def keep(candidates: Candidates, progress: Any, scored: Any, info: Any) -> str:
         kept.append({key: value.clone() for key, value in scored["epoch"][1].state_dict().items()})
-        offer(candidates, progress, scored, info)
+        return offer(candidates, progress, scored, info)
 
     monkeypatch.setattr(Candidates, "offer", keep)
     score_as([50, 60, 40, mean])

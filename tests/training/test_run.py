@@ -14,7 +14,7 @@ from defectseg.config import Thresholds, load_recipe
 from defectseg.data.labels import open_data_folder
 from defectseg.data.splits import read_split, write_split
 from defectseg.errors import ConfigError, OutputExistsError, UsageError
-from defectseg.evaluation.tuning import tune_out_of_fold
+from defectseg.evaluation.thresholds.run import tune_out_of_fold
 from defectseg.model.bundle import read_bundle, weights_digest
 from defectseg.training import run as run_module
 from defectseg.training.plots import read_history
@@ -60,6 +60,16 @@ def test_an_output_that_is_not_empty_is_left_alone(request_: TrainRequest, kind:
         with pytest.raises(OutputExistsError, match=r"run: not empty. Choose another --out, or continue .* --resume"):
             start(request_)
     assert kept.read_text() == "mine"
+
+
+def test_the_events_of_a_run_that_was_killed_at_once_do_not_stand_in_the_way(
+    request_: TrainRequest, tiny_recipe: Path
+) -> None:
+    events = request_.out / "tensorboard" / "defectseg" / "events.out.tfevents.1"
+    events.parent.mkdir(parents=True)
+    events.write_bytes(b"")
+    train(_with(request_, tiny_recipe, "training.epochs=1", "data.samples_per_epoch=4"))
+    assert (request_.out / "model.safetensors").is_file()
 
 
 def test_thresholds_that_are_given_are_those_of_the_model(request_: TrainRequest) -> None:
@@ -217,6 +227,25 @@ def on_everything(
     out = tmp_path_factory.mktemp("everything") / "run"
     request = TrainRequest(recipe=recipe, data=data_folder, out=out, device="cpu")
     return request, train(request)
+
+
+def test_the_warnings_of_the_choice_on_folds_are_told(
+    request_: TrainRequest, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick = ("training.epochs=1", "data.samples_per_epoch=4", "data.fold=null", "training.threshold_folds=1")
+    choices: list[tuple[str, ...]] = []
+
+    def tune(*args: Any, **options: Any) -> Any:
+        tuning = tune_out_of_fold(*args, **options)
+        choices.append(tuning.warnings)
+        return tuning
+
+    monkeypatch.setattr(run_module, "tune_out_of_fold", tune)
+    train(_with(request_, tiny_recipe, *quick))
+    told = [record.getMessage() for record in caplog.records if record.name == run_module.__name__]
+    (warnings,) = choices
+    assert any("only " in warning for warning in warnings)
+    assert [line for line in told if line in warnings] == list(warnings)
 
 
 def test_a_model_of_everything_has_thresholds_from_images_that_its_folds_held_out(

@@ -32,6 +32,8 @@ from defectseg.errors import (
 )
 from defectseg.evaluation.metrics import Metrics, headline, summarise
 from defectseg.evaluation.score import score_images
+from defectseg.evaluation.thresholds.run import TuneRequest, tune
+from defectseg.evaluation.thresholds.search import ThresholdSearch
 from defectseg.inference.runtimes import load_runtime
 from defectseg.model.bundle import load_bundle, read_bundle, weights_digest
 from defectseg.training import single as single_module
@@ -145,7 +147,7 @@ def test_the_curves_are_a_picture(finished: tuple[TrainRequest, TrainResult]) ->
 def _score(request: TrainRequest, thresholds: Thresholds | None) -> Metrics:
     """Score the saved bundle on the validation images as evaluate does."""
     data = open_data_folder(request.data)
-    runtime = load_runtime(request.out / "model.safetensors", "cpu")
+    runtime = load_runtime(request.out / "model.safetensors", "cpu", "torch")
     folds = read_split(request.out / "split.csv")
     val_ids = [image_id for image_id in data.image_ids if folds[image_id] == 0]
     counts = score_images(runtime, data, val_ids, thresholds=thresholds or runtime.info.thresholds).counts
@@ -187,6 +189,33 @@ def test_tensorboard_gets_figures_and_pictures_of_validation_images(request_: Tr
         if data.classes_of(image_id):  # what is labelled and not found is blue
             blue, green, red = np.moveaxis(picture.astype(int), -1, 0)
             assert np.count_nonzero((blue > red + 50) & (blue > green + 50)) > 20
+
+
+def test_a_run_ends_with_what_tune_says_of_its_model(
+    request_: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = _copy(request_.data, tmp_path)
+    image_ids = open_data_folder(data).image_ids
+    groups = [f"{image_id},strip {index // 3}" for index, image_id in enumerate(image_ids)]
+    (data / "groups.csv").write_text("\n".join(["ImageId,Group", *groups]) + "\n")
+    best = ThresholdSearch.best
+    folds: list[int] = []
+
+    def choose(*args: Any, **options: Any) -> Any:
+        choice = best(*args, **options)
+        folds.append(choice.folds)
+        return choice
+
+    monkeypatch.setattr(ThresholdSearch, "best", choose)
+    result = train(replace(request_, data=data))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    tuning = tune(TuneRequest(models=[result.model], data=data, device="cpu", runtime="torch", dry_run=True))
+    assert folds == [2, 2], "six images of two strips, in the training and in tune"
+    assert any("only " in warning for warning in tuning.choice.warnings)
+    assert told == list(tuning.choice.warnings)
+    assert result.metrics is not None
+    assert result.metrics.to_json() == tuning.metrics.to_json()
 
 
 # Chance
@@ -261,6 +290,51 @@ def test_an_interruption_between_training_and_the_bundle_is_mended(
     train(replace(broken, resume=True))
     assert _digest(broken.out) == _digest(finished[0].out)
     assert {path.name for path in broken.out.iterdir()} == RUN_FILES
+
+
+def _killed_before_checkpoint(request: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
+    """A run that stopped where it would have written its first checkpoint, as `kill -9` leaves it."""
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(single_module, "save_checkpoint", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(request)
+    (request.out / ".lock").touch()
+    (request.out / ".tmp-1234-last.ckpt").write_bytes(b"torn")
+    return replace(request, init=None, thresholds=None, resume=True)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(
+    finished: tuple[TrainRequest, TrainResult],
+    tiny_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    killed = _killed_before_checkpoint(replace(finished[0], out=tmp_path / "run"), monkeypatch)
+    with caplog.at_level("INFO"):
+        train(_with(killed, tiny_recipe, "training.epochs=1", "seed=99"))
+    assert f"{killed.out}: stopped before its first checkpoint, so it starts from the beginning" in caplog.messages
+    assert _digest(killed.out) == _digest(finished[0].out)
+    assert _timeless(killed.out) == _timeless(finished[0].out)
+    assert {path.name for path in killed.out.iterdir()} == RUN_FILES
+
+
+def test_a_run_that_starts_from_the_beginning_keeps_its_first_weights_and_its_thresholds(
+    finished: tuple[TrainRequest, TrainResult], request_: TrainRequest, tiny_recipe: Path, monkeypatch: Any
+) -> None:
+    still = ("training.epochs=1", "optimizer.encoder_lr=1e-12", "optimizer.decoder_lr=1e-12")
+    given = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(3,) * 4, chosen_by="hand")
+    begun = _with(request_, tiny_recipe, *still, init=finished[1].model, thresholds=given)
+    train(_killed_before_checkpoint(begun, monkeypatch))
+    info, weights = read_bundle(request_.out / "model.safetensors")
+    key = "net.encoder.model.layer1.0.conv1.weight"
+    torch.testing.assert_close(weights[key], read_bundle(finished[1].model)[1][key], atol=1e-6, rtol=0)
+    assert info.thresholds == given
+    assert {path.name for path in request_.out.iterdir()} == RUN_FILES | {"thresholds.json"}
 
 
 def _interrupted(request: TrainRequest, step: int = STEPS_PER_EPOCH + 1) -> TrainRequest:
@@ -460,8 +534,8 @@ def test_two_processes_train_one_model_and_count_every_image_once(
     info = read_bundle(out / "model.safetensors")[0]
     assert len(info.trained_on) == 24 - 8
 
-    alone = ("evaluate", out, "--data", distributed.data, "--subset", "val", "--device=cpu", "--out", tmp_path / "val")
-    evaluated = _call("-m", "defectseg", *alone)
+    alone = ("evaluate", out, "--data", distributed.data, "--subset", "val", "--device=cpu", "--runtime=torch")
+    evaluated = _call("-m", "defectseg", *alone, "--out", tmp_path / "val")
     assert evaluated.returncode == 0, evaluated.stderr
     score = json.loads((tmp_path / "val" / "metrics.json").read_text())
     assert score["images"] == 8

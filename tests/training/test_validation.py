@@ -158,8 +158,8 @@ def test_a_run_validates_with_one_view_and_ends_with_all(request_: TrainRequest,
         patch.setattr(validation_module, "TorchRuntime", Spy)
         result = train(replace(request_, recipe=load_recipe(str(tiny_recipe), ["inference.tta=flips"])))
     images = 6
-    # Two epochs with one view; then the search for thresholds and the last figures with four.
-    assert calls == ["none"] * 2 * images + ["flips"] * 2 * images * 4
+    # Two epochs with one view; then the search for thresholds, which gives the last figures too, with four.
+    assert calls == ["none"] * 2 * images + ["flips"] * images * 4
     assert load_bundle(result.model)[1].recipe.inference.tta == "flips"
 
 

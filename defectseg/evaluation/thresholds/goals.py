@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.evaluation.grid import Grid, Places, Totals
+from defectseg.evaluation.thresholds.grid import Grid, Places, Totals
 
 INDIFFERENCE = 0.002
 """Scores that lie this close are alike: of such settings the one nearest to the defaults is taken."""

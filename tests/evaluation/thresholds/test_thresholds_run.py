@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from defectseg.config import Thresholds
+from defectseg.config import ExportInfo, Thresholds
 from defectseg.data.identity import image_digest
 from defectseg.errors import DataError, LabelError, ModelError, OutputExistsError, UsageError
-from defectseg.evaluation.goals import TargetRecall
-from defectseg.evaluation.thresholds_file import read_thresholds
-from defectseg.evaluation.tuning import TuneRequest, Tuning, tune, tune_out_of_fold
+from defectseg.evaluation.thresholds.file import read_thresholds
+from defectseg.evaluation.thresholds.goals import TargetRecall
+from defectseg.evaluation.thresholds.run import TuneRequest, Tuning, tune, tune_out_of_fold
 
 SIZE_HW = (32, 48)
 STEEL, PIT = 60, 120  # grey levels, as GreyRuntime reads them
@@ -43,6 +43,7 @@ class _Models:
         self.root = root
         self.make = make
         self.runtimes: dict[Path, Any] = {}
+        self.asked: list[tuple[str, str]] = []
 
     def add(self, name: str, *, fold: int | None, split: str | None = "abcdef", **info: Any) -> Path:
         """A model with a split.csv in which two images each, in the order of the letters, make folds 0, 1 and 2."""
@@ -60,8 +61,13 @@ class _Models:
 @pytest.fixture
 def models(tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> _Models:
     made = _Models(tmp_path, grey_runtime)
-    monkeypatch.setattr("defectseg.evaluation.tuning.load_runtime", lambda path, device: made.runtimes[path])
-    monkeypatch.setattr("defectseg.evaluation.tuning.read_model_info", lambda path: made.runtimes[path].info)
+
+    def load_runtime(path: Path, device: str, runtime: str) -> Any:
+        made.asked.append((device, runtime))
+        return made.runtimes[path]
+
+    monkeypatch.setattr("defectseg.evaluation.thresholds.run.load_runtime", load_runtime)
+    monkeypatch.setattr("defectseg.evaluation.thresholds.run.read_model_info", lambda path: made.runtimes[path].info)
     return made
 
 
@@ -140,7 +146,7 @@ def test_one_split_may_be_given_for_all(data: Path, models: _Models, tmp_path: P
         ((0, 0), ("abcdef", "abcdef"), {}, "held out fold 0, and so did"),
         ((0, None), ("abcdef", "abcdef"), {}, "trained on all folds"),
         ((0, 1), ("abcdef", "fedcba"), {}, "not the same split"),
-        ((0, 1), ("abcdef", None), {}, "no split.csv beside it"),
+        ((0, 1), ("abcdef", None), {}, "no split.csv beside"),
         ((7, 8), ("abcdef", "abcdef"), {}, "none of the images"),
         ((0, 1), ("abcdef", "abcdef"), {"subset": "all"}, "leave --subset at val"),
         ((None,), ("abcdef",), {}, "was trained on all folds. Use --subset all"),
@@ -223,6 +229,63 @@ def test_labels_that_do_not_fit_their_image_stop_the_tuning(data: Path, models: 
 
     with pytest.raises(LabelError, match=r"a\.png"):
         _tune([models.add("run", fold=0)], data)
+
+
+def test_the_device_and_the_runtime_are_those_asked_for(data: Path, models: _Models) -> None:
+    model = models.add("run", fold=0)
+
+    _tune([model], data)
+    _tune([model], data, device="cuda:1", runtime="onnx")
+
+    assert models.asked == [("auto", "auto"), ("cuda:1", "onnx")]
+
+
+def test_other_views_than_the_models_are_looked_at_and_not_stored(
+    data: Path, models: _Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models.add("run", fold=0)
+    stored: list[Path] = []
+    monkeypatch.setattr("defectseg.evaluation.thresholds.run._store", lambda path, *args: stored.append(path))
+
+    tuning = _tune([model], data, tta="flips", dry_run=False)
+
+    assert _answered(models, model) == 2 * 4
+    assert stored == [model]
+    assert any("chosen with --tta flips, which is not stored" in warning for warning in tuning.warnings)
+    for options in ({"tta": "flips"}, {"tta": "none", "dry_run": False}):
+        assert not any("--tta" in warning for warning in _tune([model], data, **options).warnings)
+    with pytest.raises(UsageError, match="--tta mirrors: expected none, flips, turns"):
+        _tune([model], data, tta="mirrors")
+
+
+def test_an_exported_model_is_tuned_into_a_file_or_not_at_all(data: Path, models: _Models, tmp_path: Path) -> None:
+    bundle = models.add("fold-0", fold=0)
+    exported = models.add("fold-1", fold=1, export=ExportInfo(format="openvino"))
+
+    with pytest.raises(UsageError, match=r"fold-1.*cannot be stored .* Tune the bundle and export it again, or use"):
+        _tune([exported], data, dry_run=False)
+    with pytest.raises(UsageError, match="fold-1"):
+        _tune([bundle, exported], data, dry_run=False)
+    assert models.asked == [], "it is told before anything is computed"
+    into_file = _tune([exported], data, dry_run=False, out=tmp_path / "t.json")
+
+    assert read_thresholds(tmp_path / "t.json", ("pits", "cracks")) == into_file.thresholds
+    assert (into_file.stored, into_file.choice.images) == ((), 2)
+    assert _tune([exported], data).choice == into_file.choice
+
+
+def test_of_bundles_and_exported_models_the_bundles_are_rewritten(
+    data: Path, models: _Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = models.add("fold-0", fold=0)
+    exported = models.add("fold-1", fold=1, export=ExportInfo(format="onnx"))
+    stored: list[Path] = []
+    monkeypatch.setattr("defectseg.evaluation.thresholds.run._store", lambda path, *args: stored.append(path))
+
+    tuning = _tune([exported, bundle], data, dry_run=False, out=tmp_path / "t.json")
+
+    assert tuning.stored == (bundle,)
+    assert stored == [bundle]
 
 
 @pytest.mark.slow

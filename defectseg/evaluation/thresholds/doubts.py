@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from defectseg.evaluation.choice import ClassChoice, figures_of
-from defectseg.evaluation.crossval import CrossValidation
-from defectseg.evaluation.grid import Grid, Places
-from defectseg.evaluation.sums import ImageSums
+from defectseg.evaluation.thresholds.choice import ClassChoice, figures_of
+from defectseg.evaluation.thresholds.crossval import CrossValidation
+from defectseg.evaluation.thresholds.grid import Grid, Places
+from defectseg.evaluation.thresholds.sums import ImageSums
 
 FEW_IMAGES = 10
 """A class that fewer images have is never called sure."""

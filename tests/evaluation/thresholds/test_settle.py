@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.evaluation.choice import Choice
-from defectseg.evaluation.goals import LeastCost, TargetRecall
 from defectseg.evaluation.metrics import summarise
-from defectseg.evaluation.tune import ThresholdSearch
+from defectseg.evaluation.thresholds.choice import Choice
+from defectseg.evaluation.thresholds.goals import LeastCost, TargetRecall
+from defectseg.evaluation.thresholds.search import ThresholdSearch
 
 HW = (40, 50)
 
@@ -74,7 +74,7 @@ def test_a_class_without_an_image_is_told() -> None:
 
 def test_defaults_are_kept_where_cross_validation_finds_them_better(monkeypatch: pytest.MonkeyPatch) -> None:
     # The way of choosing is made a bad one: it closes the gate.
-    monkeypatch.setattr("defectseg.evaluation.goals.BestDice.choose", lambda self, totals, grid: [(2, 0, 8)])
+    monkeypatch.setattr("defectseg.evaluation.thresholds.goals.BestDice.choose", lambda self, totals, grid: [(2, 0, 8)])
     sheets = _Sheets()
     sheets.add(12, gate=0.6, labelled=True)
     sheets.add(12, gate=0.1, labelled=False)

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from defectseg.config import Thresholds
 from defectseg.evaluation import bootstrap
 from defectseg.evaluation.bootstrap import Interval, interval_of
-from defectseg.evaluation.choice import Choice, ClassChoice, figures_of
-from defectseg.evaluation.crossval import CrossValidation, cross_validate
-from defectseg.evaluation.doubts import FEW_IMAGES, doubts_of, dropped_regions
-from defectseg.evaluation.goals import BestDice, Goal
-from defectseg.evaluation.grid import Grid, Places, Table, Totals
-from defectseg.evaluation.sums import ImageSums
+from defectseg.evaluation.thresholds.choice import Choice, ClassChoice, figures_of
+from defectseg.evaluation.thresholds.crossval import CrossValidation, cross_validate
+from defectseg.evaluation.thresholds.doubts import FEW_IMAGES, doubts_of, dropped_regions
+from defectseg.evaluation.thresholds.goals import BestDice, Goal
+from defectseg.evaluation.thresholds.grid import Grid, Places, Table, Totals
+from defectseg.evaluation.thresholds.sums import ImageSums
 
 SURE_AGREEMENT = 0.75
 """Share of the repetitions that must choose the same or a neighbouring setting."""

@@ -7,15 +7,16 @@ from pathlib import Path
 from defectseg.config import ModelInfo, Thresholds
 from defectseg.data.labels import DataFolder, open_data_folder
 from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
-from defectseg.evaluation.choice import Choice
-from defectseg.evaluation.goals import BestDice, Goal
 from defectseg.evaluation.metrics import Metrics, headline, summarise
-from defectseg.evaluation.score import Scored, score_images
+from defectseg.evaluation.score import score_images
 from defectseg.evaluation.subset import choose_subset, held_out, missing_warnings, seen_warnings
-from defectseg.evaluation.thresholds_file import write_thresholds
-from defectseg.evaluation.tune import FOLDS, ThresholdSearch
+from defectseg.evaluation.thresholds.choice import Choice
+from defectseg.evaluation.thresholds.file import write_thresholds
+from defectseg.evaluation.thresholds.goals import BestDice, Goal
+from defectseg.evaluation.thresholds.search import FOLDS, ThresholdSearch
 from defectseg.inference.pipeline import Failure
 from defectseg.inference.runtimes import load_runtime
+from defectseg.inference.views import with_tta
 from defectseg.model.header import read_model_info
 
 
@@ -31,8 +32,10 @@ class TuneRequest:
         goal: what to choose by.
         folds: of the cross-validation.
         out: JSON file to write the thresholds to, or None.
-        dry_run: leave the models as they are.
+        dry_run: leave the models as they are. Exported ones are left so anyway.
         device: auto, cpu, cuda, cuda:N or mps.
+        runtime: the library that computes: auto, torch, openvino or onnx.
+        tta: test-time augmentation: none, flips or turns; None for the models' own. It is not stored.
         start, advance: called with the number of images, and after each.
     """
 
@@ -45,6 +48,8 @@ class TuneRequest:
     out: Path | None = None
     dry_run: bool = False
     device: str = "auto"
+    runtime: str = "auto"
+    tta: str | None = None
     start: Callable[[int], None] = lambda total: None
     advance: Callable[[], None] = lambda: None
 
@@ -71,44 +76,40 @@ class Tuning:
 
 
 def tune(request: TuneRequest) -> Tuning:
-    """Choose thresholds on labelled images, and store them in every model of the request and in `out`.
+    """Choose thresholds on labelled images, and store them in every bundle of the request and in `out`.
 
     Raises:
         OutputExistsError: `out` exists.
-        UsageError: it cannot be told which images to choose on.
+        UsageError: it cannot be told which images to choose on, or there is nowhere to store the choice.
         DataError, ModelError, ResourceError: data, model or device cannot be used.
     """
     if request.out is not None and request.out.exists():
         raise OutputExistsError(f"{request.out}: exists. Choose another --out, or delete it.")
     infos = _read_infos(request.models)
+    targets = _targets(request, infos)
     folder = open_data_folder(request.data, class_names=infos[0].class_names)
     parts, warnings = _choose_images(request, folder, infos)
-    request.start(sum(map(len, parts)))
-    search = ThresholdSearch(folder.class_names)
-    failures = [
-        failure
-        for model, image_ids in zip(request.models, parts, strict=True)
-        for failure in _gather(request, search, folder, model, image_ids)
-    ]
-    if failures and not search.images:
-        first = failures[0].message
-        raise DataError(f"{request.data}: none of the {len(failures)} images can be read. The first: {first}")
+    search, failures = _search(request, folder, parts)
     warnings += [f"left out, could not be read: {failure.message}" for failure in failures]
+    own = infos[0].recipe.inference.tta
+    if targets and request.tta not in (None, own):
+        warnings.append(
+            f"chosen with --tta {request.tta}, which is not stored (the model has {own}): give it to predict, too"
+        )
     choice = search.best(request.goal, groups=folder.groups, folds=request.folds)
     thresholds = choice.thresholds.model_copy(update={"chosen_by": _chosen_by(request, infos, choice)})
     metrics = summarise(search.counts(thresholds), folder.class_names)
     if request.out is not None:
         write_thresholds(request.out, folder.class_names, thresholds)
-    if not request.dry_run:
-        for model in request.models:
-            _store(model, thresholds, choice, metrics)
+    for model in targets:
+        _store(model, thresholds, choice, metrics)
     return Tuning(
         thresholds=thresholds,
         choice=choice,
         metrics=metrics,
         warnings=(*warnings, *choice.warnings),
-        failures=tuple(failures),
-        stored=() if request.dry_run else tuple(request.models),
+        failures=failures,
+        stored=targets,
     )
 
 
@@ -127,6 +128,19 @@ def _read_infos(models: Sequence[Path]) -> list[ModelInfo]:
                 f"{', '.join(infos[0].class_names)}. Tune models of the same classes together."
             )
     return infos
+
+
+def _targets(request: TuneRequest, infos: Sequence[ModelInfo]) -> tuple[Path, ...]:
+    """The models to store the choice in. Raises UsageError where it would go nowhere for one of them."""
+    if request.dry_run:
+        return ()
+    exported = [model for model, info in zip(request.models, infos, strict=True) if info.export is not None]
+    if exported and request.out is None:
+        raise UsageError(
+            f"{exported[0]}: thresholds cannot be stored in an exported model. Tune the bundle and export it again, "
+            "or use --dry-run or --out FILE."
+        )
+    return tuple(model for model in request.models if model not in exported)
 
 
 def _choose_images(
@@ -149,20 +163,38 @@ def _choose_images(
     return parts, warnings
 
 
+def _search(
+    request: TuneRequest, folder: DataFolder, parts: Sequence[Sequence[str]]
+) -> tuple[ThresholdSearch, tuple[Failure, ...]]:
+    """A search that holds each model's answers for its part of the images, and those that could not be read."""
+    request.start(sum(map(len, parts)))
+    search = ThresholdSearch(folder.class_names)
+    failures = tuple(
+        failure
+        for model, image_ids in zip(request.models, parts, strict=True)
+        for failure in _gather(request, search, folder, model, image_ids)
+    )
+    if failures and not search.images:
+        first = failures[0].message
+        raise DataError(f"{request.data}: none of the {len(failures)} images can be read. The first: {first}")
+    return search, failures
+
+
 def _gather(
     request: TuneRequest, search: ThresholdSearch, folder: DataFolder, model: Path, image_ids: Sequence[str]
 ) -> tuple[Failure, ...]:
     """Take the model's answers for some images into the search."""
     if not image_ids:
         return ()
-
-    def visit(scored: Scored) -> None:
-        prediction = scored.prediction
-        search.add(scored.image_id, prediction.probabilities, prediction.gate, scored.truth, scored.ignore)
-
-    runtime = load_runtime(model, request.device)
-    thresholds = runtime.info.thresholds
-    score = score_images(runtime, folder, image_ids, thresholds=thresholds, visitors=(visit,), advance=request.advance)
+    runtime = with_tta(load_runtime(model, request.device, request.runtime), request.tta)
+    score = score_images(
+        runtime,
+        folder,
+        image_ids,
+        thresholds=runtime.info.thresholds,
+        visitors=(search.visit,),
+        advance=request.advance,
+    )
     return score.failures
 
 

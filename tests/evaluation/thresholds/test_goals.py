@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.evaluation.goals import BestDice, LeastCost, MaxFalseAlarms, TargetRecall, robust_scores
-from defectseg.evaluation.grid import Grid, Totals
+from defectseg.evaluation.thresholds.goals import BestDice, LeastCost, MaxFalseAlarms, TargetRecall, robust_scores
+from defectseg.evaluation.thresholds.grid import Grid, Totals
 
 # The places 0..3 of the gates are those of the defaults (0), and 1, 2, 3 steps away.
 GRID = Grid(pixel=(0.5,), area_px=(0,), gate=(0.5, 0.65, 0.8, 0.9))

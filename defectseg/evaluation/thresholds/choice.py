@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from defectseg.config import Thresholds
 from defectseg.evaluation.bootstrap import Interval
-from defectseg.evaluation.grid import Totals
+from defectseg.evaluation.thresholds.grid import Totals
 
 
 @dataclass(frozen=True)

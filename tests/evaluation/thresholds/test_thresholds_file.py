@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from defectseg.config import ModelInfo, Normalization, Recipe, Thresholds
-from defectseg.errors import ConfigError
-from defectseg.evaluation.thresholds_file import read_thresholds, write_thresholds
+from defectseg.errors import ConfigError, DataError, ModelError
+from defectseg.evaluation.thresholds.file import read_thresholds, write_thresholds
 
 NAMES = ("pits", "Ränder")
 THRESHOLDS = Thresholds(gate=(0.5, 0.8), pixel=(0.3, 0.6), min_area_px=(0, 600), chosen_by="search")
@@ -33,9 +33,10 @@ def test_a_model_gives_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     info = ModelInfo(
         class_names=NAMES, normalization=Normalization(mean=0.5, std=0.5), thresholds=THRESHOLDS, recipe=Recipe()
     )
-    monkeypatch.setattr("defectseg.evaluation.thresholds_file.read_model_info", lambda path: info)
+    monkeypatch.setattr("defectseg.evaluation.thresholds.file.read_model_info", lambda path: info)
 
-    assert read_thresholds(tmp_path / "m.safetensors", NAMES) == THRESHOLDS
+    for name in ("m.safetensors", "m.xml", "m.onnx"):
+        assert read_thresholds(tmp_path / name, NAMES) == THRESHOLDS
     with pytest.raises(ConfigError, match="for the classes pits, Ränder; expected pits"):
         read_thresholds(tmp_path / "m.safetensors", ["pits"])
 
@@ -61,19 +62,21 @@ def test_what_does_not_fit_is_told_with_the_file(tmp_path: Path, changes: dict[s
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "kind", "told"),
     [
-        ("absent.json", None, "cannot be read"),
-        ("t.json", b"{", "not JSON"),
-        ("t.json", b"\xff\xfe", "not JSON"),
-        ("t.json", b"[]", "expected the keys"),
-        ("m.safetensors", b"weights", "not a model file"),
-        ("absent.safetensors", None, "no such model file"),
+        ("absent.json", None, DataError, "cannot be read"),
+        ("t.json", b"{", ConfigError, "not JSON"),
+        ("t.json", b"\xff\xfe", ConfigError, "not JSON"),
+        ("t.json", b"[]", ConfigError, "expected the keys"),
+        ("m.safetensors", b"weights", ModelError, "not a model file"),
+        ("absent.safetensors", None, ModelError, "no such model file"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_the_file(tmp_path: Path, name: str, content: bytes | None, told: str) -> None:
+def test_what_cannot_be_read_is_told_with_the_file(
+    tmp_path: Path, name: str, content: bytes | None, kind: type[Exception], told: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
 
-    with pytest.raises(ConfigError, match=f"{name}: .*{told}"):
+    with pytest.raises(kind, match=f"{name}: .*{told}"):
         read_thresholds(tmp_path / name, NAMES)

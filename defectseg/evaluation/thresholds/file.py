@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from defectseg.config import Thresholds
-from defectseg.errors import ConfigError, ModelError
+from defectseg.errors import ConfigError, DataError
 from defectseg.files import write_text
-from defectseg.model.header import read_model_info
+from defectseg.model.header import ONNX_SUFFIX, OPENVINO_SUFFIX, read_model_info
 
+_MODEL_SUFFIXES = (".safetensors", OPENVINO_SUFFIX, ONNX_SUFFIX)
 _EXPECTED = "Expected a model, or the file that defectseg tune --out writes."
 
 
@@ -22,16 +23,17 @@ def write_thresholds(path: Path, class_names: Sequence[str], thresholds: Thresho
 
 
 def read_thresholds(path: Path, class_names: Sequence[str]) -> Thresholds:
-    """The thresholds in a file of `write_thresholds`, or those of a bundle (.safetensors).
+    """The thresholds in a file of `write_thresholds`, or those of a model.
 
     Args:
         path: the file.
         class_names: what the classes must be called, in this order.
 
     Raises:
-        ConfigError: the file cannot be read, is something else, or is for other classes.
+        DataError, ModelError: the file is missing or cannot be read.
+        ConfigError: it is something else, or is for other classes.
     """
-    names, thresholds = _read_bundle(path) if path.suffix == ".safetensors" else _read_json(path)
+    names, thresholds = _read_model(path) if path.suffix.lower() in _MODEL_SUFFIXES else _read_json(path)
     if names != tuple(class_names):
         raise ConfigError(
             f"{path}: thresholds for the classes {', '.join(names)}; expected {', '.join(class_names)}, in this order."
@@ -39,11 +41,8 @@ def read_thresholds(path: Path, class_names: Sequence[str]) -> Thresholds:
     return thresholds
 
 
-def _read_bundle(path: Path) -> tuple[tuple[str, ...], Thresholds]:
-    try:
-        info = read_model_info(path)
-    except ModelError as error:
-        raise ConfigError(str(error)) from error
+def _read_model(path: Path) -> tuple[tuple[str, ...], Thresholds]:
+    info = read_model_info(path)
     return info.class_names, info.thresholds
 
 
@@ -51,7 +50,7 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], Thresholds]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}). {_EXPECTED}") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}). {_EXPECTED}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}). {_EXPECTED}") from error
     names = _names(path, content)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from defectseg.config import Thresholds
 from defectseg.errors import DataError
 from defectseg.evaluation.metrics import PairCounts, count_pairs, merge, summarise
-from defectseg.evaluation.tune import ThresholdSearch
+from defectseg.evaluation.thresholds.search import ThresholdSearch
 from defectseg.inference.postprocess import segment
 from defectseg.inference.tiling import Prediction
 

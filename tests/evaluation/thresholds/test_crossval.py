@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defectseg.evaluation.crossval import REPEATS, cross_validate, divide
-from defectseg.evaluation.goals import BestDice
-from defectseg.evaluation.grid import Grid, Places, Table, Totals
-from defectseg.evaluation.sums import ImageSums
+from defectseg.evaluation.thresholds.crossval import REPEATS, cross_validate, divide
+from defectseg.evaluation.thresholds.goals import BestDice
+from defectseg.evaluation.thresholds.grid import Grid, Places, Table, Totals
+from defectseg.evaluation.thresholds.sums import ImageSums
 
 GRID = Grid(pixel=(0.5,), area_px=(0,), gate=(0.5, 0.8))
 

@@ -8,8 +8,8 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.evaluation.goals import Goal
-from defectseg.evaluation.grid import Grid, Places, Table, Totals
+from defectseg.evaluation.thresholds.goals import Goal
+from defectseg.evaluation.thresholds.grid import Grid, Places, Table, Totals
 
 REPEATS = 5
 """Divisions into folds; the figures are means over them, since with few images they depend on the division."""

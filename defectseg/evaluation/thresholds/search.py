@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from defectseg.config import Thresholds
 from defectseg.errors import DataError
-from defectseg.evaluation.choice import Choice, ClassChoice
-from defectseg.evaluation.goals import BestDice, Goal
-from defectseg.evaluation.grid import Grid
 from defectseg.evaluation.metrics import Counts, PairCounts
-from defectseg.evaluation.settle import settle
-from defectseg.evaluation.sums import ImageSums, sum_image
+from defectseg.evaluation.score import Scored
+from defectseg.evaluation.thresholds.choice import Choice, ClassChoice
+from defectseg.evaluation.thresholds.goals import BestDice, Goal
+from defectseg.evaluation.thresholds.grid import Grid
+from defectseg.evaluation.thresholds.settle import settle
+from defectseg.evaluation.thresholds.sums import ImageSums, sum_image
 
 __all__ = ["Choice", "ClassChoice", "ImageSums", "ThresholdSearch"]
 
@@ -86,6 +87,11 @@ class ThresholdSearch:
         else:
             truth = truth & ~ignore
         self.images[image_id] = sum_image(probabilities, gate, truth, ignore, self.pixel_grid, self.area_grid_px)
+
+    def visit(self, scored: Scored) -> None:
+        """Take in one image that `score_images` has just answered; raises as `add` does."""
+        prediction = scored.prediction
+        self.add(scored.image_id, prediction.probabilities, prediction.gate, scored.truth, scored.ignore)
 
     def merge(self, images: Mapping[str, ImageSums]) -> None:
         """Take in the `images` of another search over the same classes and grids, for instance another process's."""

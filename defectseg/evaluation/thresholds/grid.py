@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.evaluation.metrics import dice_of
-from defectseg.evaluation.sums import ImageSums
+from defectseg.evaluation.thresholds.sums import ImageSums
 
 DEFAULT_SETTING = (0.5, 0, 0.5)
 """Pixel threshold, minimum area in px, gate."""
