@@ -1,6 +1,7 @@
 """Fixtures that several parts of the suite share: a small synthetic data folder and a run that was trained on it."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,9 +47,11 @@ training:
 
 def pytest_configure() -> None:
     """One thread for torch, here and in the commands that tests start: these networks are too small to gain by two,
-    and on a busy machine threads that wait for each other take ten times as long.
+    and on a busy machine threads that wait for each other take ten times as long. Converted models stay out of the
+    user's own cache.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("DEFECTSEG_CACHE_DIR", tempfile.mkdtemp(prefix="defectseg-cache-"))
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +98,7 @@ class GreyRuntime:
     """
 
     name = "grey levels"
+    parallel = 1
 
     def __init__(self, thresholds: Thresholds, inference: InferenceConfig) -> None:
         self.info = ModelInfo(

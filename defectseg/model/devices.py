@@ -1,10 +1,9 @@
 """Which device and which precision to compute in."""
 
-import re
-
 import torch
 
-from defectseg.errors import ResourceError, UsageError
+from defectseg.errors import ResourceError
+from defectseg.model.device_names import parse_device
 
 
 def resolve_device(name: str) -> torch.device:
@@ -14,20 +13,17 @@ def resolve_device(name: str) -> torch.device:
         UsageError: not a name of a device.
         ResourceError: the device is not on this machine.
     """
-    if name == "auto":
+    kind, index = parse_device(name)
+    if kind == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    parts = re.fullmatch(r"(cpu|mps|cuda)|cuda:([0-9]+)", name)
-    if parts is None:
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps.")
-    kind, index = parts[1] or "cuda", parts[2]
     missing = (kind == "cuda" and not torch.cuda.is_available()) or (
         kind == "mps" and not torch.backends.mps.is_available()
     )
     if missing:
         raise ResourceError(f"--device {name}: this machine has no such device. Use --device auto or cpu.")
-    if index is not None and int(index) >= torch.cuda.device_count():
+    if index is not None and index >= torch.cuda.device_count():
         raise ResourceError(f"--device {name}: only cuda:0 to cuda:{torch.cuda.device_count() - 1} are there.")
     return torch.device(name)
 

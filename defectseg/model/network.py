@@ -4,6 +4,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,15 @@ class DefectNetwork(nn.Module):
         size_hw = grey.shape[-2:]
         x = (grey.float() / 255.0 - self.normalization.mean) / self.normalization.std
         if self.input_scale != 1.0:
-            x = _resize(x, [max(1, round(length * self.input_scale)) for length in size_hw])
+            scaled_hw = [_scale_length(length, self.input_scale) for length in size_hw]
+            x = _resize(x, scaled_hw, smooth=self.input_scale < 1.0)
         height, width = x.shape[-2:]
-        right, below = (max(-length % STRIDE_PX, self.least_px - length) for length in (width, height))
-        x = F.pad(x, (0, right, 0, below), mode="replicate")
-        output = self.net(x.expand(-1, self.in_channels, -1, -1))
+        output = self.net(_pad_to_stride(x, self.least_px).expand(-1, self.in_channels, -1, -1))
         mask_logits, gate_logits = output if isinstance(output, tuple) else (output, None)
         mask_logits = mask_logits[..., :height, :width]
-        return (mask_logits if self.input_scale == 1.0 else _resize(mask_logits, size_hw)), gate_logits
+        if self.input_scale != 1.0:
+            mask_logits = _resize(mask_logits, size_hw, smooth=self.input_scale > 1.0)
+        return mask_logits, gate_logits
 
     def answer(self, grey: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities float32 (N, C, H, W) and gate float32 (N, C); arguments as for `forward`.
@@ -244,11 +246,38 @@ def _check_names(config: ModelConfig) -> None:
         )
 
 
-def _resize(x: Tensor, size_hw: Sequence[int]) -> Tensor:
-    """Bilinear, smoothed where it reduces; float32, since a CPU smooths in no other type."""
-    height, width = size_hw
-    smaller = height < x.shape[-2] or width < x.shape[-1]
-    return F.interpolate(x.float(), size=(height, width), mode="bilinear", align_corners=False, antialias=smaller)
+# The exporters follow what is computed from H and W only in whole numbers, by +, -, *, // and the operations of torch:
+# hence no max(), no round() and no branch in what follows.
+
+
+def _pad_to_stride(x: Tensor, least_px: int) -> Tensor:
+    """Repeat the last row and column until height and width are multiples of the stride, and at least `least_px`."""
+    height, width = x.shape[-2:]
+    rows, columns = (_padded_positions(length, least_px, x.device) for length in (height, width))
+    return x[..., rows, :][..., columns]
+
+
+def _padded_positions(length: int, least_px: int, device: torch.device) -> Tensor:
+    """int64 (padded length,): which row or column of the image each one of the padded image shows."""
+    padded = _at_least((length + STRIDE_PX - 1) // STRIDE_PX * STRIDE_PX, least_px)
+    return torch.arange(padded, device=device).clamp(max=length - 1)
+
+
+def _scale_length(length: int, scale: float) -> Any:
+    """Length times scale, to the nearest whole number, halves up; 1 or more."""
+    ratio = Fraction(scale).limit_denominator(10_000)
+    return _at_least((2 * length * ratio.numerator + ratio.denominator) // (2 * ratio.denominator), 1)
+
+
+def _at_least(length: Any, least: int) -> Any:
+    if isinstance(length, Tensor):  # to torch.jit.trace, a length is a tensor
+        return length.clamp(min=least)
+    return torch.sym_max(length, least)
+
+
+def _resize(x: Tensor, size_hw: Sequence[int], *, smooth: bool) -> Tensor:
+    """Bilinear; smoothed where it reduces; float32, since a CPU smooths in no other type."""
+    return F.interpolate(x.float(), size=list(size_hw), mode="bilinear", align_corners=False, antialias=smooth)
 
 
 def _suggestion(name: str, choices: Sequence[str]) -> str:

@@ -88,3 +88,29 @@ def test_the_way_of_a_prediction_loads_neither_torch_nor_pandas() -> None:
 
     assert {"defectseg.inference.pipeline", "defectseg.inference.outputs", "cv2"} <= imports
     assert _heavy(imports, (*HEAVY, "pandas", "jinja2", "matplotlib")) == []
+
+
+def test_reading_an_export_loads_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "m.xml").write_text("<net/>", encoding="utf-8")
+    (tmp_path / "m.bin").touch()
+
+    imports = _imports("-m", "defectseg", "info", str(tmp_path / "m.xml"), code=4)
+
+    assert "defectseg.model.header" in imports
+    assert _heavy(imports, (*HEAVY, "openvino", "onnx", "onnxruntime")) == []
+
+
+def test_the_choice_of_a_runtime_loads_none() -> None:
+    imports = _imports("-c", "import defectseg.inference.runtimes, defectseg.inference.runtimes.cache")
+
+    assert "defectseg.inference.runtimes.choice" in imports
+    assert _heavy(imports, (*HEAVY, "openvino", "onnx", "onnxruntime")) == []
+
+
+def test_openvino_loads_no_telemetry() -> None:
+    imports = _imports("-c", "import defectseg.inference.runtimes.openvino")
+
+    assert "openvino" in imports
+    # Its name alone is there in any case: the attempt to import it, which fails.
+    assert _heavy(imports, (*HEAVY, "openvino_telemetry.utils", "onnx", "nncf")) == []
+    assert _heavy(_imports("-c", "import openvino"), ["openvino_telemetry.utils"]) == ["openvino_telemetry.utils"]

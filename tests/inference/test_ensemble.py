@@ -28,9 +28,10 @@ INFO = ModelInfo(
 class ConstantRuntime:
     """A Runtime with one class that gives every pixel one probability, and half of it as the gate."""
 
-    def __init__(self, probability: float, *, name: str = "constant", **info: Any) -> None:
+    def __init__(self, probability: float, *, name: str = "constant", parallel: int = 1, **info: Any) -> None:
         self.probability = probability
         self.name = name
+        self.parallel = parallel
         self.info = INFO.model_copy(update=info)
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
@@ -113,6 +114,10 @@ def test_an_ensemble_says_of_itself_only_what_is_true_of_all_its_models() -> Non
     assert member_infos(one) == (one.info,)
 
 
+def test_an_ensemble_is_called_as_often_at_once_as_suits_the_least_parallel_of_its_models() -> None:
+    assert _ensemble(*(ConstantRuntime(0, parallel=calls) for calls in (4, 2, 3))).parallel == 2
+
+
 def test_models_of_other_classes_are_refused_with_both_files_and_their_classes() -> None:
     rust = ConstantRuntime(0, class_names=("rust",))
 
@@ -141,15 +146,15 @@ def test_bundles_load_as_an_ensemble_that_answers_with_their_mean(tmp_path: Path
     models = [_bundle(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2)]
     image = np.random.default_rng(1).integers(0, 256, (40, 72), dtype=np.uint8)
 
-    one, other = (load_runtime(model, "cpu") for model in models)
-    ensemble = load_runtime(models, "cpu")
+    one, other = (load_runtime(model, "cpu", "torch") for model in models)
+    ensemble = load_runtime(models, "cpu", "torch")
 
     assert ensemble.name == f"ensemble of 2: {one.name}"
     first, second, mean = (predict_image(runtime, image) for runtime in (one, other, ensemble))
     assert np.abs(first.probabilities - second.probabilities).max() > 0.01
     np.testing.assert_allclose(mean.probabilities, (first.probabilities + second.probabilities) / 2, atol=1e-6)
     np.testing.assert_allclose(mean.gate, (first.gate + second.gate) / 2, atol=1e-6)
-    assert isinstance(load_runtime(models[:1], "cpu"), type(one))
+    assert isinstance(load_runtime(models[:1], "cpu", "torch"), type(one))
 
 
 def test_one_bad_file_of_several_is_told_before_any_is_loaded(tmp_path: Path) -> None:

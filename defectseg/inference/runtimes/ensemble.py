@@ -33,6 +33,11 @@ class EnsembleRuntime:
         names = dict.fromkeys(runtime.name for runtime in self.runtimes)
         return f"ensemble of {len(self.runtimes)}: {', '.join(names)}"
 
+    @property
+    def parallel(self) -> int:
+        """See Runtime: what suits the model that gains least from several calls at once."""
+        return min(runtime.parallel for runtime in self.runtimes)
+
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""
         first, *others = self.runtimes

@@ -1,0 +1,156 @@
+"""The network of a bundle as a model of OpenVINO or ONNX: uint8 images in, probabilities and gate out."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from torch import Tensor, nn
+
+from defectseg.config import ModelInfo
+from defectseg.files import write_bytes
+from defectseg.model.header import METADATA_KEY
+from defectseg.model.network import DefectNetwork
+
+INPUT, OUTPUTS = "image", ("probabilities", "gate")
+_EXAMPLE_HW = (96, 160)  # followed through the network; no answer depends on it
+_OTHER_HW = (100, 130)
+_ALIKE = 1e-3  # of probabilities in float32; converters differ by 1e-5
+_LOUD = ("torch.onnx", "onnxscript", "onnx_ir")
+
+
+class _Graph(nn.Module):
+    """What an export computes."""
+
+    def __init__(self, network: DefectNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Image uint8 (N, 1, H, W) -> probabilities float32 (N, C, H, W) and gate float32 (N, C)."""
+        probabilities, gate = self.network.answer(image)
+        return probabilities, gate
+
+
+def to_openvino(network: DefectNetwork, info: ModelInfo, *, size_hw: tuple[int, int] | None = None) -> openvino.Model:
+    """The network as a model of OpenVINO, in float32.
+
+    Args:
+        network: on any device, in any mode; it is left as it is.
+        info: the description to put into the model.
+        size_hw: the only size of image that the model will take; None for any. The number of images is always free.
+    """
+    graph, example = _graph(network), _example(size_hw)
+    with _quiet(), torch.no_grad():
+        height, width = size_hw or (-1, -1)
+        model = openvino.convert_model(
+            graph, example_input=example, input=[openvino.PartialShape([-1, 1, height, width])]
+        )
+    model.input(0).set_names({INPUT})
+    for output, name in zip(model.outputs, OUTPUTS, strict=True):
+        output.set_names({name})
+    model.set_rt_info(info.model_dump_json(), [METADATA_KEY])
+    return model
+
+
+def to_onnx(network: DefectNetwork, info: ModelInfo, path: Path, *, size_hw: tuple[int, int] | None = None) -> None:
+    """Write the network as an ONNX file, weights included. Arguments as for to_openvino.
+
+    Raises:
+        ModuleNotFoundError: onnx or onnxscript is not installed.
+        ResourceError: the file cannot be written.
+    """
+    write_bytes(path, to_onnx_bytes(network, info, size_hw=size_hw))
+
+
+def to_onnx_bytes(network: DefectNetwork, info: ModelInfo, *, size_hw: tuple[int, int] | None = None) -> bytes:
+    """The content of an ONNX file. Arguments as for to_openvino; raises ModuleNotFoundError as to_onnx does."""
+    free = {0: "batch"} if size_hw is not None else {0: "batch", 2: "height", 3: "width"}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            _graph(network),
+            (_example(size_hw),),
+            dynamo=True,
+            dynamic_shapes=(free,),
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            custom_translation_table={torch.ops.aten._upsample_bilinear2d_aa.default: _translate_smooth_resize},
+            verbose=False,
+        )
+        assert program is not None
+        program.model.metadata_props[METADATA_KEY] = info.model_dump_json()
+        content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def takes_any_size(model: openvino.Model, network: DefectNetwork) -> bool:
+    """Whether a model of to_openvino computes what the network does at a size other than that of the example.
+
+    A network may compute something from H and W in a way that the converter does not follow, such as the positions of
+    a vision transformer; then the model is right for one size only.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (1, 1, *_OTHER_HW), dtype=np.uint8)
+    was_training = network.training
+    try:
+        with torch.inference_mode():
+            expected = [answer.float().cpu().numpy() for answer in network.eval().answer(torch.from_numpy(images))]
+        own = model.clone()
+        own.reshape(list(images.shape))
+        options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
+        found = openvino.Core().compile_model(own, "CPU", options)(images)
+    except RuntimeError:
+        return False
+    finally:
+        network.train(was_training)
+    return all(
+        found[number].shape == answer.shape and np.abs(found[number] - answer).max() <= _ALIKE
+        for number, answer in enumerate(expected)
+    )
+
+
+def _graph(network: DefectNetwork) -> nn.Module:
+    return _Graph(copy.deepcopy(network).cpu().float()).eval()
+
+
+def _example(size_hw: tuple[int, int] | None) -> Tensor:
+    return torch.zeros((2, 1, *(size_hw or _EXAMPLE_HW)), dtype=torch.uint8)
+
+
+def _translate_smooth_resize(
+    x: Any,
+    output_size: Sequence[Any],
+    align_corners: bool,
+    scales_h: float | None = None,
+    scales_w: float | None = None,
+) -> Any:
+    """ONNX for the reducing case of network._resize, which the exporter of torch 2.14 does not know."""
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+    lengths = [op.Reshape(length, op.Constant(value_ints=[1])) for length in output_size]
+    size = op.Concat(op.Shape(x, start=0, end=2), *lengths, axis=0)
+    # torch leaves out what lies beyond the border; ONNX by default repeats it.
+    how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel", "antialias": 1, "exclude_outside": 1}
+    return op.Resize(x, None, None, size, **how)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the converters' warnings on their own future, which a user can do nothing about."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
