@@ -60,7 +60,7 @@ def find_regions(
     _, label_map, stats, centroids = cv2.connectedComponentsWithStatsWithAlgorithm(
         found.view(np.uint8), 8, label_type, cv2.CCL_SPAGHETTI
     )
-    labels = np.asarray(label_map).reshape(found.shape)
+    labels: NDArray[Any] = np.asarray(label_map).reshape(found.shape)
     areas_px = np.asarray(stats[:, cv2.CC_STAT_AREA])
     kept = areas_px >= min_area_px
     kept[0] = False  # label 0 is the background
@@ -76,7 +76,7 @@ def find_regions(
         return mask, regions
     kept_mask = np.zeros(mask.shape, np.bool_)
     if regions:
-        kept_mask[box] = kept[labels]
+        kept_mask[box] = kept.take(labels)
     return kept_mask, regions
 
 

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,8 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from defectseg.config import Thresholds
-from defectseg.inference.postprocess import segment
+from defectseg.config import InferenceConfig, ModelInfo, Normalization, Recipe, Thresholds
+from defectseg.data.regions import Region, find_regions
+from defectseg.errors import ModelError
+from defectseg.inference.postprocess import Segmentation, segment, segment_image
+from defectseg.inference.runtimes.base import Answer
 from defectseg.inference.tiling import Prediction
 
 
@@ -131,3 +136,105 @@ def test_class_map_agrees_with_a_slow_literal_one(
         if prediction.gate[index] < gate[index]:
             assert areas == []
     np.testing.assert_array_equal(probabilities, before)
+
+
+def slow_segment(
+    prediction: Prediction, thresholds: Thresholds, only_classes: tuple[int, ...] | None = None
+) -> Segmentation:
+    """The same in whole passes over all classes, without a short cut."""
+    masks = np.zeros(prediction.probabilities.shape, np.bool_)
+    regions: list[Region] = []
+    for index, probabilities in enumerate(prediction.probabilities):
+        wanted = only_classes is None or index + 1 in only_classes
+        if not wanted or prediction.gate[index] < np.float32(thresholds.gate[index]):
+            continue
+        masks[index], found = find_regions(
+            probabilities >= np.float32(thresholds.pixel[index]),
+            class_id=index + 1,
+            probabilities=probabilities,
+            min_area_px=thresholds.min_area_px[index],
+        )
+        regions += found
+    held = np.where(masks, prediction.probabilities, np.float32(-1.0))
+    class_map = np.where(masks.any(axis=0), held.argmax(axis=0) + 1, 0).astype(np.uint8)
+    return Segmentation(masks, tuple(regions), class_map)
+
+
+@given(
+    probabilities_of_three_classes,
+    st.tuples(*[st.integers(0, 4)] * 3),
+    st.tuples(*[st.sampled_from([0.0, 0.4, 0.5, 0.7, 1.0])] * 3),
+    st.tuples(*[st.sampled_from([0.0, 0.5, 0.7])] * 3),
+    st.sampled_from([None, (2,), (1, 3)]),
+)
+def test_short_cuts_change_nothing(
+    probabilities: NDArray[np.float32],
+    min_area_px: tuple[int, ...],
+    pixel: tuple[float, ...],
+    gate: tuple[float, ...],
+    only_classes: tuple[int, ...] | None,
+) -> None:
+    prediction = Prediction(probabilities, probabilities.max(axis=(1, 2)))
+    thresholds = _thresholds(pixel, gate=gate, min_area_px=min_area_px)
+
+    result = segment(prediction, thresholds, only_classes=only_classes)
+
+    expected = slow_segment(prediction, thresholds, only_classes)
+    np.testing.assert_array_equal(result.masks, expected.masks)
+    np.testing.assert_array_equal(result.class_map, expected.class_map)
+    assert result.class_map.dtype == np.uint8
+    assert result.regions == expected.regions
+
+
+@dataclass
+class AnsweringRuntime:
+    """A Runtime that gives one prediction, whatever the image."""
+
+    prediction: Prediction
+    name: str = "test"
+    parallel: int = 1
+
+    @property
+    def info(self) -> ModelInfo:
+        return ModelInfo(
+            class_names=("pits", "cracks"),
+            normalization=Normalization(mean=0.5, std=0.5),
+            thresholds=Thresholds.default(2),
+            recipe=Recipe(inference=InferenceConfig()),
+        )
+
+    def __call__(self, images: NDArray[np.uint8]) -> Answer:
+        return Answer(self.prediction.probabilities[None], self.prediction.gate[None])
+
+
+def test_segmenting_an_image_is_segmenting_what_the_network_says_of_it() -> None:
+    prediction = _prediction([[0.9, 0.2, 0.6]], [[0.1, 0.8, 0.7]])
+
+    result = segment_image(
+        AnsweringRuntime(prediction), np.zeros((1, 3), np.uint8), _thresholds((0.5, 0.5)), only_classes=(1,)
+    )
+
+    assert result.masks.tolist() == [[[True, False, True]], [[False, False, False]]]
+    assert result.class_map.tolist() == [[1, 0, 1]]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("pixel", [(0, 0), (3, 5), (16, 36)])
+def test_one_pixel_that_is_not_a_number_never_passes_for_clean_steel(index: int, pixel: tuple[int, int]) -> None:
+    # Neither a comparison nor cv2.minMaxLoc notices it, and the gate is shut.
+    probabilities = np.full((2, 17, 37), 0.1, np.float32)
+    probabilities[index][pixel] = np.nan
+    runtime = AnsweringRuntime(Prediction(probabilities, np.zeros(2, np.float32)))
+
+    with pytest.raises(ModelError, match="not a number"):
+        segment_image(runtime, np.zeros((17, 37), np.uint8), _thresholds((0.5, 0.5), gate=(0.5, 0.5)))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_gate_that_is_not_a_number_never_passes_for_clean_steel(index: int) -> None:
+    gate = np.zeros(2, np.float32)
+    gate[index] = np.nan
+    runtime = AnsweringRuntime(Prediction(np.zeros((2, 3, 3), np.float32), gate))
+
+    with pytest.raises(ModelError, match="not a number"):
+        segment_image(runtime, np.zeros((3, 3), np.uint8), _thresholds((0.5, 0.5)))

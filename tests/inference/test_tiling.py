@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from defectseg.config import InferenceConfig, ModelInfo, Normalization, Recipe, Thresholds
 from defectseg.errors import ModelError
 from defectseg.inference.runtimes.base import Answer
-from defectseg.inference.tiling import predict_image, windows
+from defectseg.inference.tiling import predict_image, tile_starts
 
 sides = st.integers(1, 40)
 
@@ -20,6 +20,7 @@ class OneClassRuntime:
     """A Runtime with one class, whose probabilities (h, w) and gate a function makes of the tile and its number."""
 
     name = "test"
+    parallel = 1
 
     def __init__(
         self, answer: Callable[[NDArray[np.uint8], int], Any], *, tile_hw: tuple[int, int], overlap_px: int
@@ -48,38 +49,46 @@ def tilings(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int], int]:
     return draw(st.tuples(sides, sides)), tile_hw, draw(st.integers(0, min(tile_hw) - 1))
 
 
-@given(tilings())
-def test_windows_cover_every_pixel_and_stay_inside(tiling: tuple[tuple[int, int], tuple[int, int], int]) -> None:
-    (height, width), tile_hw, overlap_px = tiling
-    tile_h, tile_w = min(tile_hw[0], height), min(tile_hw[1], width)
-
-    corners = list(windows((height, width), (tile_h, tile_w), overlap_px))
-
-    covered = np.zeros((height, width), np.int64)
-    for top, left in corners:
-        assert 0 <= top <= height - tile_h
-        assert 0 <= left <= width - tile_w
-        covered[top : top + tile_h, left : left + tile_w] += 1
-    assert covered.min() >= 1
-    assert len(set(corners)) == len(corners)
+@st.composite
+def rows_of_tiles(draw: st.DrawFn) -> tuple[int, int, int]:
+    """Length of an image, of a tile and of their overlap along one axis."""
+    tile = draw(st.integers(1, 60) | st.integers(60, 400))
+    return draw(st.integers(1, 200) | st.integers(200, 2000)), tile, draw(st.integers(0, tile - 1))
 
 
-@given(length=st.integers(1, 200), tile=st.integers(1, 60), data=st.data())
-def test_neighbouring_windows_share_at_least_the_overlap(length: int, tile: int, data: st.DataObject) -> None:
-    overlap_px = data.draw(st.integers(0, tile - 1))
+@given(rows_of_tiles())
+def test_tiles_cover_every_pixel_and_neighbours_share_at_least_the_overlap(row: tuple[int, int, int]) -> None:
+    length, tile, overlap_px = row
 
-    lefts = [left for _, left in windows((1, length), (1, min(tile, length)), overlap_px)]
+    starts = tile_starts(length, tile, overlap_px)
 
-    assert all(left + tile - right >= overlap_px for left, right in itertools.pairwise(lefts))
-    assert lefts[0] == 0
-    assert lefts[-1] == max(0, length - tile)
+    assert starts[0] == 0
+    assert all(before < after <= before + tile - overlap_px for before, after in itertools.pairwise(starts))
+    assert starts[-1] < length <= starts[-1] + tile
+    assert all(start + tile < length for start in starts[:-1])
 
 
-def test_windows_of_a_strip_worked_by_hand() -> None:
+@given(rows_of_tiles())
+def test_tiles_begin_on_a_grid_where_they_are_long_enough_for_it(row: tuple[int, int, int]) -> None:
+    length, tile, overlap_px = row
+
+    starts = tile_starts(length, tile, overlap_px)
+
+    if tile - overlap_px >= 64:
+        assert all(start % 64 == 0 for start in starts)
+        assert starts[-1] + tile - max(length, tile) < 64
+    else:
+        assert starts[-1] == max(0, length - tile)
+
+
+def test_tiles_of_a_strip_worked_by_hand() -> None:
     # 10 columns, tiles of 4 that share at least 1: 0-3, 3-6, then 6-9 ends with the image.
-    assert list(windows((2, 10), (2, 4), 1)) == [(0, 0), (0, 3), (0, 6)]
+    assert tile_starts(10, 4, 1) == [0, 3, 6]
     # 11 columns: the last is moved back to end with the image and shares more.
-    assert list(windows((2, 11), (2, 4), 1)) == [(0, 0), (0, 3), (0, 6), (0, 7)]
+    assert tile_starts(11, 4, 1) == [0, 3, 6, 7]
+    # Steps of 200 - 20 are cut to 128. The third tile would end at 456 of 460 columns, so that a fourth is needed.
+    assert tile_starts(456, 200, 20) == [0, 128, 256]
+    assert tile_starts(460, 200, 20) == [0, 128, 256, 320]
 
 
 @given(tilings(), st.randoms(use_true_random=False))
