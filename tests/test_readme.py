@@ -11,10 +11,10 @@ import typer.main
 from defectseg.cli.main import app
 from defectseg.config import load_recipe, shipped_recipes
 from defectseg.errors import ExitCode
-from defectseg.inference.outputs import TABLES
+from defectseg.inference.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/formats.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/api.md", "docs/formats.md")
 
 
 def read(name: str) -> str:

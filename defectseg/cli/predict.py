@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from defectseg.cli.common import Device, Json, Overwrite, Tta, Verbose, finish, print_json, progress, shown
+from defectseg.cli.common import (
+    Device,
+    Json,
+    Overwrite,
+    RuntimeName,
+    Tta,
+    Verbose,
+    finish,
+    print_json,
+    progress,
+    shown,
+)
 from defectseg.errors import UsageError
 
 
@@ -36,19 +47,43 @@ def predict(
     fail_on_defect: Annotated[
         bool, typer.Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect.")
     ] = False,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            "--outputs",
+            help="Write only these. rle is predictions.csv, regions is regions.csv. Default: all four.",
+            metavar="overlays,masks,rle,regions",
+        ),
+    ] = None,
+    overlays: Annotated[
+        str | None,
+        typer.Option("--overlays", help="Images that get an overlay. Default: all.", metavar="all|defects|none"),
+    ] = None,
     device: Device = "auto",
+    runtime: RuntimeName = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            help="Images that the network works on at once. Default: what suits the machine. Results are the same.",
+            min=1,
+            metavar="N",
+        ),
+    ] = None,
     tta: Tta = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Find defects in images and paint them red.
 
-    DIR receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv and run.json. Run again after
-    an interruption, or with new images, and only what is missing is done.
+    DIR receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv and run.json, or less: see
+    --outputs. Run again after an interruption, or with new images, and only what is missing is done.
 
     Exit codes: 0 done, 3 some images could not be read (errors.csv), 4 could not go on, 10 see --fail-on-defect.
 
     Example: defectseg predict runs/1/model.safetensors night_shift/ --out results/
+
+    Quick, from an exported model: defectseg predict fast.xml night_shift/ --out results/ --overlays defects
     """
     from defectseg.data.images import find_images
     from defectseg.inference.batch import PredictRequest, exit_code_of
@@ -63,9 +98,13 @@ def predict(
                 model=model_paths(model),
                 images=images,
                 out=out,
-                classes=None if classes is None else [entry.strip() for entry in classes.split(",") if entry.strip()],
+                classes=_entries(classes),
                 overwrite=overwrite,
+                outputs=_entries(outputs),
+                overlays=overlays,
                 device=device,
+                runtime=runtime,
+                workers=workers,
                 tta=tta,
                 start=bar.start,
                 advance=bar.advance,
@@ -81,6 +120,11 @@ def predict(
         )
         print(f"Results: {shown(out)}")
     finish(exit_code_of(run, fail_on_defect=fail_on_defect))
+
+
+def _entries(listed: str | None) -> list[str] | None:
+    """The entries of a comma-separated list; None where there is no list."""
+    return None if listed is None else [entry.strip() for entry in listed.split(",") if entry.strip()]
 
 
 def expand(inputs: Sequence[str]) -> list[Path]:

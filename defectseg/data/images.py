@@ -92,7 +92,7 @@ def decode_bytes(content: bytes, *, name: str) -> DecodedImage:
             f"{name}: cannot be decoded; its picture data are damaged, cut short or of an unusual kind. "
             "Copy the file again, or save it as an 8-bit grey PNG."
         )
-    grey, notes = _to_grey(pixels, name)
+    grey, notes = to_grey(pixels, name)
     if container.inverted:
         grey = ~grey
     return DecodedImage(grey, container.notes + notes)
@@ -127,7 +127,12 @@ def decode_small(path: Path, *, shorter_px: int, longer_px: int) -> NDArray[np.u
     return decode_bytes(content, name=str(path)).pixels
 
 
-def _to_grey(pixels: NDArray[Any], name: str) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+def to_grey(pixels: NDArray[Any], name: str) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Pixels as OpenCV decodes them, (H, W) or (H, W, 1, 3 or 4), as grey uint8 (H, W), and notes; see `decode_bytes`.
+
+    Raises:
+        ImageError: neither uint8 nor uint16, or another number of channels; `name` is in the message.
+    """
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(
             f"{name}: holds {pixels.dtype} values; expected 8 or 16 bit without sign. Save it as one of these."

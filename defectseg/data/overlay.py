@@ -8,6 +8,7 @@ R - G = 0.4 x 255 = 102 whatever its brightness: the fill is as plain on dark st
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -43,6 +44,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _STRIP_BGR: Bgr = (28, 28, 28)
 _TEXT_BGR: Bgr = (235, 235, 235)
 _SWATCH_GREY = 110
+_WIDEST_CACHED_LEGEND_PX = 4096
 # Latin letters that Unicode does not decompose into a plain letter and an accent.
 _PLAIN_LETTERS = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
@@ -79,17 +81,16 @@ def paint_prediction(
     Returns:
         uint8 (H + legend, W, 3), BGR; where no mask holds the pixel, rows 0 to H - 1 are the image itself.
     """
-    picture = _as_bgr(image)
     found = [index for index, mask in enumerate(masks) if mask.any()]
-    union = np.logical_or.reduce(masks[found], axis=0)
+    entries = [_Entry(legend_text(class_names[index], index + 1), RED_BGR, _outline_bgr(index)) for index in found]
+    whole = _with_legend(image, entries if len(class_names) > 1 else ())
+    picture = whole[: image.shape[0]]
+    union = masks[found[0]] if len(found) == 1 else np.logical_or.reduce(masks[found], axis=0)
     for box in _boxes(union) if found else ():
         _blend(picture[box], union[box], RED_BGR)
         for index in found:
             picture[box][_outline(masks[index][box])] = _outline_bgr(index)
-    if not found or len(class_names) == 1:
-        return picture
-    entries = [_Entry(legend_text(class_names[index], index + 1), RED_BGR, _outline_bgr(index)) for index in found]
-    return np.vstack([picture, _legend(entries, picture.shape[1])])
+    return whole
 
 
 def paint_comparison(
@@ -107,14 +108,15 @@ def paint_comparison(
     Returns:
         uint8 (H + legend, W, 3), BGR; where neither mask holds the pixel, rows 0 to H - 1 are the image itself.
     """
-    picture = _as_bgr(image)
+    whole = _with_legend(image, _COMPARED)
+    picture = whole[: image.shape[0]]
     for box in _boxes(predicted | truth):
         labelled, found = truth[box], predicted[box]
         outline = _outline(labelled) | _outline(found)
         for part, entry in zip((labelled & ~found, found & ~labelled, labelled & found), _COMPARED, strict=True):
             _blend(picture[box], part, entry.fill_bgr)
             picture[box][part & outline] = entry.outline_bgr
-    return np.vstack([picture, _legend(_COMPARED, picture.shape[1])])
+    return whole
 
 
 def paint_truth(image: NDArray[np.uint8], truth: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -193,6 +195,27 @@ def _blend(picture: NDArray[np.uint8], mask: NDArray[np.bool_], bgr: Bgr) -> Non
     levels = np.arange(256)[:, None] * (1 - FILL_ALPHA) + FILL_ALPHA * np.array(bgr)
     blended = cv2.LUT(picture, np.rint(levels).astype(np.uint8)[None])
     cv2.copyTo(blended, mask.view(np.uint8), picture)  # 60 times as quick as numpy's masked copy
+
+
+def _with_legend(image: NDArray[np.uint8], entries: Sequence[_Entry]) -> NDArray[np.uint8]:
+    """A grey image as BGR, uint8 (H + legend, W, 3); without entries there is no legend."""
+    if not entries:
+        return _as_bgr(image)
+    height, width = image.shape
+    draw = _cached_legend if width <= _WIDEST_CACHED_LEGEND_PX else _legend
+    strip = draw(tuple(entries), width)
+    whole = np.empty((height + len(strip), width, 3), np.uint8)
+    whole[:height] = _as_bgr(image)
+    whole[height:] = strip
+    return whole
+
+
+@lru_cache(maxsize=16)
+def _cached_legend(entries: tuple[_Entry, ...], width_px: int) -> NDArray[np.uint8]:
+    """As `_legend`, not to be written to: images of a run are mostly of one size, and have the same few classes."""
+    strip = _legend(entries, width_px)
+    strip.flags.writeable = False
+    return strip
 
 
 def _legend(entries: Sequence[_Entry], width_px: int) -> NDArray[np.uint8]:

@@ -13,9 +13,11 @@ from defectseg import __version__
 from defectseg.data.identity import file_sha256
 from defectseg.data.images import FoundImage
 from defectseg.errors import DefectsegError, ExitCode, UsageError
-from defectseg.inference.outputs import STATUS_DEFECT, STATUS_FAILED, OutputFolder, RunKey
+from defectseg.inference.choice import choose_outputs
+from defectseg.inference.outputs import OutputFolder, RunKey
 from defectseg.inference.pipeline import BatchCounts, run_batch
 from defectseg.inference.runtimes import as_paths, load_runtime
+from defectseg.inference.tables import STATUS_DEFECT, STATUS_FAILED
 from defectseg.inference.views import with_tta
 
 
@@ -30,6 +32,10 @@ class PredictRequest:
         classes: ClassIds or names to report; None reports all.
         overwrite: redo a folder that other settings wrote.
         device: auto, cpu, cuda, cuda:N or mps.
+        runtime: auto, torch, openvino or onnx.
+        workers: images that the network works on at once; None for what suits the runtime. Results do not depend on it.
+        outputs: what is written, see defectseg.inference.choice; None for everything.
+        overlays: which images get an overlay: all, defects or none; None for all, where `outputs` has overlays.
         tta: test-time augmentation: none, flips or turns; None for the model's own.
         start: called with the number of images to process.
         advance: called after each image.
@@ -41,6 +47,10 @@ class PredictRequest:
     classes: Sequence[str] | None = None
     overwrite: bool = False
     device: str = "auto"
+    runtime: str = "auto"
+    workers: int | None = None
+    outputs: Sequence[str] | None = None
+    overlays: str | None = None
     tta: str | None = None
     start: Callable[[int], None] = lambda total: None
     advance: Callable[[], None] = lambda: None
@@ -56,7 +66,12 @@ def predict(request: PredictRequest) -> dict[str, Any]:
         OutputExistsError: the folder holds something else, or results of other settings.
         ModelError, ResourceError, UsageError: the run cannot go on; what is done is kept and can be continued.
     """
-    runtime = with_tta(load_runtime(request.model, request.device), request.tta)
+    choice = choose_outputs(request.outputs, request.overlays)
+    if request.workers is not None and request.workers < 1:
+        raise UsageError(f"--workers {request.workers}: expected 1 or more. Leave it out for what suits the machine.")
+    workers = 1 if len(request.images) == 1 else request.workers  # all cores on the one image
+    loaded = load_runtime(request.model, request.device, request.runtime, workers=workers)
+    runtime = with_tta(loaded, request.tta)
     info = runtime.info
     only_classes = None if request.classes is None else resolve_classes(request.classes, info.class_names)
     key = RunKey(
@@ -64,11 +79,13 @@ def predict(request: PredictRequest) -> dict[str, Any]:
         only_classes=only_classes,
         thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
         tta=info.recipe.inference.tta,
+        outputs=choice,
     )
     run: dict[str, Any] = {
         "defectseg": __version__,
         "model": ", ".join(map(str, as_paths(request.model))),
         "runtime": runtime.name,
+        "workers": runtime.parallel,
         "tta": info.recipe.inference.tta,
         "class_names": list(info.class_names),
         "thresholds_chosen_by": info.thresholds.chosen_by,

@@ -13,7 +13,8 @@ from defectseg.data.exporters.coco import CocoDocument
 from defectseg.data.outlines import Piece, count_hole_px, cut_pieces
 from defectseg.errors import DataError, OutputExistsError
 from defectseg.files import write_text
-from defectseg.inference.outputs import STATUS_FAILED, TABLES, Record, read_records
+from defectseg.inference.choice import RLE, OutputChoice
+from defectseg.inference.tables import STATUS_FAILED, Record, read_records, tables_of
 
 TOLERANCE_PX = 1.0  # what an outline may deviate, so that people get a few dozen points to move, not hundreds
 
@@ -66,11 +67,11 @@ def predictions_to_coco(
     """
     if file.exists():
         raise OutputExistsError(f"{file}: exists. Choose another --out, or remove it first.")
-    class_names = _class_names(root)
+    class_names, choice = _run_of(root)
     document = CocoDocument(class_names, polygons=not run_lengths, tolerance_px=TOLERANCE_PX)
     tally = Tally()
     count = 0
-    for record in read_records(root):
+    for record in read_records(root, choice):
         if record.status == STATUS_FAILED:
             tally.add("failed_images", example=record.image_id)
             continue
@@ -87,19 +88,24 @@ def predictions_to_coco(
     return CorrectionReport(count, document.num_annotations, class_names, tally.losses(LOSSES))
 
 
-def _class_names(root: Path) -> tuple[str, ...]:
-    """The model's classes, once it is clear that the run has ended."""
+def _run_of(root: Path) -> tuple[tuple[str, ...], OutputChoice]:
+    """The model's classes and what was written, once it is clear that the run has ended."""
     again = "Where it was interrupted, run the same `defectseg predict` again first."
-    if missing := [name for name in ("run.json", *TABLES) if not (root / name).is_file()]:
-        raise DataError(f"{root}: has no {missing[0]}; expected the output folder of a finished run. {again}")
+    unfinished = "{}: has no {}; expected the output folder of a finished run. {}"
+    if not (root / "run.json").is_file():
+        raise DataError(unfinished.format(root, "run.json", again))
     try:
         run = json.loads((root / "run.json").read_text(encoding="utf-8"))
-        names, status = tuple(map(str, run["class_names"])), run["status"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names, status, choice = tuple(map(str, run["class_names"])), run["status"], OutputChoice.from_run(run)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{root / 'run.json'}: cannot be understood ({error!r}). Predict with --overwrite.") from error
+    if RLE not in choice.names:
+        raise DataError(f"{root}: was written without predictions.csv. Predict with rle among --outputs.")
+    if missing := [name for name in tables_of(choice) if not (root / name).is_file()]:
+        raise DataError(unfinished.format(root, missing[0], again))
     if status in _UNFINISHED:
         raise DataError(f"{root}: the run is {status}. {again}")
-    return names
+    return names, choice
 
 
 def _add(document: CocoDocument, record: Record, root: Path, tally: Tally, *, polygons: bool) -> None:

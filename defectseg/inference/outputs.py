@@ -5,20 +5,19 @@ tables and is deleted. A finished folder is continued by turning its tables back
 bytes for each image, not by its results.
 """
 
-import csv
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
+from defectseg.data.csvtable import atomic_csv
 from defectseg.data.images import FoundImage
-from defectseg.errors import CannotContinueError, OutputExistsError
+from defectseg.errors import OutputExistsError
 from defectseg.files import (
     atomic_path,
     folder_lock,
@@ -28,28 +27,20 @@ from defectseg.files import (
     write_result,
     write_text,
 )
+from defectseg.inference.choice import EVERYTHING, MASKS, OVERLAYS, OutputChoice
+from defectseg.inference.tables import (
+    IMAGES,
+    STATUS_DEFECT,
+    STATUS_FAILED,
+    STATUSES,
+    TABLES,
+    Record,
+    read_records,
+    tables_of,
+)
 
-PREDICTION_COLUMNS = ("ImageId", "ClassId", "EncodedPixels")
-IMAGE_COLUMNS = (
-    *("ImageId", "status", "height", "width", "classes", "regions", "defect_area_px", "defect_area_percent"),
-    *("top_score", "notes", "size_bytes", "modified_ns"),
-)
-REGION_COLUMNS = (
-    *("ImageId", "ClassId", "class_name", "area_px", "x", "y", "width", "height", "centroid_x", "centroid_y", "score"),
-)
-ERROR_COLUMNS = ("ImageId", "path", "error")
-TABLES = {
-    "predictions.csv": PREDICTION_COLUMNS,
-    "images.csv": IMAGE_COLUMNS,
-    "regions.csv": REGION_COLUMNS,
-    "errors.csv": ERROR_COLUMNS,
-}
-STATUS_DEFECT, STATUS_CLEAN, STATUS_FAILED = "defect", "clean", "failed"
-_STATUSES = (STATUS_DEFECT, STATUS_CLEAN, STATUS_FAILED)
-_PICTURES = {"overlays": ".jpg", "masks": ".png"}
-_MEND_TABLES = "Put the files back as predict wrote them, or redo everything with --overwrite."
+_PICTURES = {OVERLAYS: ".jpg", MASKS: ".png"}
 _JOURNAL = "journal.jsonl"
-_LONGEST_FIELD = 2**31 - 1  # csv stops at 131,072 letters, which the run-lengths of one large mask exceed
 _RUN = "run.json"
 _OWN_ENTRIES = frozenset({*TABLES, _JOURNAL, _RUN, *_PICTURES})
 
@@ -63,39 +54,23 @@ class RunKey:
         only_classes: ClassIds reported, or None for all.
         thresholds: as in the model, or as overridden.
         tta: test-time augmentation, as in the model, or as overridden.
+        outputs: what is written.
     """
 
     model_sha256: str
     only_classes: tuple[int, ...] | None
     thresholds: dict[str, Any]
     tta: str = "none"
+    outputs: OutputChoice = EVERYTHING
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in run.json; without `tta` where it is none, as in folders from before there was a choice."""
-        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        """As it stands in run.json; without what is as it was in folders from before there was a choice of it."""
+        content: dict[str, Any] = json.loads(json.dumps({**asdict(self), "outputs": self.outputs.as_json()}))
         if self.tta == "none":
             del content["tta"]
+        if self.outputs == EVERYTHING:
+            del content["outputs"]
         return content
-
-
-@dataclass(frozen=True)
-class Record:
-    """The rows of one image, as they will stand in the tables; `predictions` is empty for a failed image."""
-
-    image: dict[str, Any]
-    predictions: list[list[Any]]
-    regions: list[list[Any]]
-    errors: list[list[Any]]
-
-    @property
-    def image_id(self) -> str:
-        """ImageId of the image."""
-        return str(self.image["ImageId"])
-
-    @property
-    def status(self) -> str:
-        """defect, clean or failed."""
-        return str(self.image["status"])
 
 
 class OutputFolder:
@@ -144,16 +119,17 @@ class OutputFolder:
         }
         return [image for image in images if image.image_id not in done]
 
-    def write(self, record: Record, *, overlay_jpeg: bytes, class_map_png: bytes) -> None:
-        """Store the pictures of an image, then its rows. Raises ResourceError if the disk is full."""
-        write_result(self.overlay_path(record.image_id), overlay_jpeg)
-        write_result(self.mask_path(record.image_id), class_map_png)
-        self._note(record)
+    def write(self, record: Record, *, overlay_jpeg: bytes | None = None, class_map_png: bytes | None = None) -> None:
+        """Store the pictures of an image, then its rows; None for a picture that is not wanted of it.
 
-    def write_failure(self, record: Record) -> None:
-        """Store the rows of an image that failed, and drop the pictures of an earlier result of it."""
-        self.overlay_path(record.image_id).unlink(missing_ok=True)
-        self.mask_path(record.image_id).unlink(missing_ok=True)
+        Raises:
+            ResourceError: the disk is full.
+        """
+        for kind, content in ((OVERLAYS, overlay_jpeg), (MASKS, class_map_png)):
+            if content is not None:
+                write_result(self.picture_path(kind, record.image_id), content)
+            elif kind in self.key.outputs.names:  # the image may have been another before
+                self.picture_path(kind, record.image_id).unlink(missing_ok=True)
         self._note(record)
 
     def _note(self, record: Record) -> None:
@@ -170,20 +146,16 @@ class OutputFolder:
         Returns:
             number of images in the folder by status.
         """
-        counts = dict.fromkeys(_STATUSES, 0)
+        counts = dict.fromkeys(STATUSES, 0)
         with ExitStack() as stack:
-            writers = {}
-            for name, columns in TABLES.items():
-                path = stack.enter_context(atomic_path(self.root / name))
-                handle = stack.enter_context(path.open("w", encoding="utf-8", errors="backslashreplace", newline=""))
-                writers[name] = csv.writer(handle, lineterminator="\n")
-                writers[name].writerow(columns)
+            writers = {
+                name: stack.enter_context(atomic_csv(self.root / name, columns))
+                for name, columns in tables_of(self.key.outputs).items()
+            }
             for record in self._records():
                 counts[record.status] += 1
-                writers["predictions.csv"].writerows(record.predictions)
-                writers["images.csv"].writerow([record.image[column] for column in IMAGE_COLUMNS])
-                writers["regions.csv"].writerows(record.regions)
-                writers["errors.csv"].writerows(record.errors)
+                for name, write_rows in writers.items():
+                    write_rows(record.rows(name))
         self.write_run({**run, "images_in_folder": counts})
         self._journal.close()
         (self.root / _JOURNAL).unlink()
@@ -195,13 +167,9 @@ class OutputFolder:
             self.root / _RUN, json.dumps({**run, "key": self.key.as_json()}, indent=2, ensure_ascii=False) + "\n"
         )
 
-    def overlay_path(self, image_id: str) -> Path:
-        """Where the overlay of an image lies."""
-        return self.root / "overlays" / (self._names[image_id] + _PICTURES["overlays"])
-
-    def mask_path(self, image_id: str) -> Path:
-        """Where the class map of an image lies."""
-        return self.root / "masks" / (self._names[image_id] + _PICTURES["masks"])
+    def picture_path(self, kind: str, image_id: str) -> Path:
+        """Where the overlay ("overlays") or the class map ("masks") of an image lies."""
+        return self.root / kind / (self._names[image_id] + _PICTURES[kind])
 
     def _take_over(self) -> None:
         if not _holds_nothing(self.root):
@@ -210,12 +178,12 @@ class OutputFolder:
         if self._overwrite:
             self._clear()
         with resource_errors(self.root):
-            for folder in _PICTURES:
+            for folder in self._picture_kinds():
                 (self.root / folder).mkdir(exist_ok=True)
         journal = self.root / _JOURNAL
-        if not journal.exists() and (self.root / "images.csv").exists():
+        if not journal.exists() and (self.root / IMAGES).exists():
             with atomic_path(journal) as temporary, temporary.open("wb") as handle:
-                handle.writelines(map(_as_line, read_records(self.root)))
+                handle.writelines(map(_as_line, read_records(self.root, self.key.outputs)))
         self._journal = self._stack.enter_context(journal.open("ab+"))
         self._index_journal()
         self._names = output_names(self._offsets)
@@ -279,11 +247,11 @@ class OutputFolder:
         """
         for image_id in sorted(self._names, key=len, reverse=True):
             if self._names[image_id] != names[image_id]:
-                before = self.overlay_path(image_id), self.mask_path(image_id)
+                before = {kind: self.picture_path(kind, image_id) for kind in self._picture_kinds()}
                 self._names[image_id] = names[image_id]
-                for old, new in zip(before, (self.overlay_path(image_id), self.mask_path(image_id)), strict=True):
+                for kind, old in before.items():
                     if old.exists():
-                        old.replace(new)
+                        old.replace(self.picture_path(kind, image_id))
         self._names = names
 
     def _is_done(self, image: FoundImage, record: Record) -> bool:
@@ -296,8 +264,15 @@ class OutputFolder:
         seen = str(record.image["size_bytes"]), str(record.image["modified_ns"])
         if seen != (str(stat.st_size), str(stat.st_mtime_ns)):
             return False
-        pictures = (self.overlay_path(image.image_id), self.mask_path(image.image_id))
+        pictures = [
+            self.picture_path(kind, image.image_id)
+            for kind in self._picture_kinds()
+            if kind != OVERLAYS or self.key.outputs.has_overlay(with_defect=record.status == STATUS_DEFECT)
+        ]
         return all(path.is_file() and path.stat().st_size for path in pictures)
+
+    def _picture_kinds(self) -> list[str]:
+        return [kind for kind in _PICTURES if kind in self.key.outputs.names]
 
 
 def output_names(image_ids: Iterable[str]) -> dict[str, str]:
@@ -320,45 +295,6 @@ def output_names(image_ids: Iterable[str]) -> dict[str, str]:
         if not meeting:
             return names
         names |= {image_id: image_id for image_id in meeting}  # these may meet others: "a.jpg" and "a.jpg.bmp"
-
-
-def read_records(root: Path) -> Iterator[Record]:
-    """The results in a finished output folder, image by image, in the order of its tables.
-
-    Raises:
-        CannotContinueError: a table is missing, was changed, or does not fit the others.
-    """
-    csv.field_size_limit(_LONGEST_FIELD)
-    with ExitStack() as stack:
-        rows = {}
-        for name, columns in TABLES.items():
-            rows[name] = groupby(_read_table(root / name, columns, stack), key=lambda row: row["ImageId"])
-        waiting = {name: next(groups, None) for name, groups in rows.items() if name != "images.csv"}
-        for image_id, images in rows["images.csv"]:
-            found: dict[str, list[list[Any]]] = {}
-            for name, group in waiting.items():
-                if group is None or group[0] != image_id:
-                    found[name] = []
-                    continue
-                found[name] = [list(row.values()) for row in group[1]]
-                waiting[name] = next(rows[name], None)
-            yield Record(next(images), found["predictions.csv"], found["regions.csv"], found["errors.csv"])
-        if any(group is not None for group in waiting.values()):
-            raise CannotContinueError(f"{root}: its tables do not list the same images. {_MEND_TABLES}")
-
-
-def _read_table(path: Path, columns: Sequence[str], stack: ExitStack) -> Iterator[dict[str, str]]:
-    """The rows of a table that an earlier run wrote; spreadsheet programs save such files with other separators."""
-    try:
-        rows = csv.DictReader(stack.enter_context(path.open(encoding="utf-8", newline="")))
-        if tuple(rows.fieldnames or ()) != tuple(columns):
-            raise CannotContinueError(f"{path}: was changed; expected the columns {', '.join(columns)}. {_MEND_TABLES}")
-        for row in rows:
-            if len(row) != len(columns) or None in row.values() or row.get("status", STATUS_CLEAN) not in _STATUSES:
-                raise CannotContinueError(f"{path}, line {rows.line_num}: was changed. {_MEND_TABLES}")
-            yield row
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise CannotContinueError(f"{path}: cannot be read ({error}). {_MEND_TABLES}") from error
 
 
 def _as_line(record: Record) -> bytes:

@@ -1,11 +1,22 @@
-"""Read -> infer -> post-process -> write, overlapped, in bounded memory."""
+"""Read -> infer -> post-process -> render -> write, overlapped, in bounded memory.
+
+Each image passes through one thread from reading to rendering; while it waits for the network, other threads read and
+render. The network itself is called only from threads of its own, as many as the runtime has use for: libraries that
+compute keep a team of helpers for each thread that calls them. Results are written by the caller's thread, in the order
+of the images.
+"""
 
 import logging
+import os
+import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from threading import Condition, Event
+from types import TracebackType
+from typing import Self, TypeVar
 
 import cv2
 import numpy as np
@@ -13,24 +24,22 @@ from numpy.typing import NDArray
 
 from defectseg.config import Thresholds
 from defectseg.data import images as image_files
-from defectseg.data import rle
 from defectseg.data.images import DecodedImage, FoundImage
-from defectseg.data.overlay import JPEG_LONGEST_SIDE_PX, encode_jpeg, paint_prediction
 from defectseg.errors import ImageError
-from defectseg.inference.outputs import (
-    STATUS_CLEAN,
-    STATUS_DEFECT,
-    STATUS_FAILED,
-    OutputFolder,
-    Record,
-)
-from defectseg.inference.postprocess import Segmentation, segment
-from defectseg.inference.runtimes.base import Runtime
-from defectseg.inference.tiling import Prediction, predict_image
+from defectseg.inference.outputs import OutputFolder
+from defectseg.inference.postprocess import Segmentation, segment_image
+from defectseg.inference.render import Rendered, render, render_failure
+from defectseg.inference.runtimes.base import Answer, Runtime
+from defectseg.inference.stages import StageTimes, timed
+from defectseg.inference.tables import STATUS_DEFECT, STATUS_FAILED
 
 log = logging.getLogger(__name__)
 
-_LOOK_AHEAD = 4  # images decoded before, or rendered after, the one in the network
+_LOOK_AHEAD = 4  # images that wait, ready, for their turn to be written, besides those in work
+_MOST_HELPERS = 8  # threads that read and render while the network computes
+# Images in work at once have no more pixels than this together; a larger one goes alone. About 25 bytes are held for
+# each pixel: four classes in float32 and as masks, the image, the overlay.
+_PIXELS_IN_WORK = 16_000_000
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -53,46 +62,154 @@ def run_batch(
     thresholds: Thresholds,
     only_classes: Collection[int] | None = None,
     advance: Callable[[], None] = lambda: None,
+    times: StageTimes | None = None,
 ) -> BatchCounts:
     """Segment images and write what is found; an image that cannot be read is recorded and the batch goes on.
 
     Args:
         images: what to process; see OutputFolder.pending.
-        runtime: the model.
-        output: where results go.
+        runtime: the model; called from `runtime.parallel` threads at once.
+        output: where results go, and which of them.
         thresholds: gate, pixel threshold and minimum area for each class.
         only_classes: ClassIds to report; None reports all.
         advance: called after each image, in the order of `images`.
+        times: receives the time spent in each stage.
 
     Raises:
         ResourceError: memory or disk space ran out; what is done is kept.
+        ModelError: the network answers with something that is not a number.
     """
-    class_names = runtime.info.class_names
-
-    def render(item: tuple[FoundImage, DecodedImage, Prediction]) -> _Rendered:
-        found, decoded, prediction = item
-        segmentation = segment(prediction, thresholds, only_classes=only_classes)
-        return _render(found, decoded, segmentation, class_names)
-
-    def answered() -> Iterator[tuple[FoundImage, DecodedImage, Prediction] | Failure]:
-        for item in decode_ahead(images):
-            if isinstance(item, Failure):
-                yield item
-            else:
-                yield item.found, item.decoded, predict_image(runtime, item.decoded.pixels)
-
     processed = with_defect = failed = 0
-    for outcome in _ordered_map(lambda item: item if isinstance(item, Failure) else render(item), answered()):
-        if isinstance(outcome, Failure):
-            failed += 1
-            log.warning("%s", outcome.message)
-            output.write_failure(_failure_record(outcome))
-        else:
-            processed += 1
-            with_defect += outcome.record.status == STATUS_DEFECT
-            output.write(outcome.record, overlay_jpeg=outcome.overlay_jpeg, class_map_png=outcome.class_map_png)
-        advance()
+    with _one_opencv_thread(), _Network(runtime, times) as network:
+        worker = _Worker(network, thresholds, only_classes, output, times)
+        threads = network.parallel + max(2, min(os.cpu_count() or 2, _MOST_HELPERS))
+        with closing(_ordered_map(worker, images, threads=threads, abandon=network.stop)) as results:
+            for result in results:
+                with timed(times, "write"):
+                    output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
+                if result.record.status == STATUS_FAILED:
+                    failed += 1
+                    log.warning("%s", result.record.image["notes"])
+                else:
+                    processed += 1
+                    with_defect += result.record.status == STATUS_DEFECT
+                advance()
     return BatchCounts(processed, with_defect, failed)
+
+
+class _Worker:
+    """Takes one image from its file to what is to be written of it; called from several threads at once."""
+
+    def __init__(
+        self,
+        network: "_Network",
+        thresholds: Thresholds,
+        only_classes: Collection[int] | None,
+        output: OutputFolder,
+        times: StageTimes | None,
+    ) -> None:
+        self._network = network
+        self._thresholds = thresholds
+        self._only_classes = only_classes
+        self._choice = output.key.outputs
+        self._times = times
+        # How large an image is, is known once it is read; until then its file is the best guess.
+        self._bytes_in_work = _Budget(_PIXELS_IN_WORK)
+        self._pixels_in_work = _Budget(_PIXELS_IN_WORK)
+
+    def __call__(self, found: FoundImage) -> Rendered:
+        with self._bytes_in_work.held(_file_bytes(found)):
+            try:
+                with timed(self._times, "decode"):
+                    decoded = image_files.decode(found.path)
+            except ImageError as error:
+                return render_failure(found, str(error))
+            with self._pixels_in_work.held(decoded.pixels.size):
+                return self._answered(found, decoded)
+
+    def _answered(self, found: FoundImage, decoded: DecodedImage) -> Rendered:
+        segmentation = self._segment(decoded.pixels)
+        with timed(self._times, "render"):
+            return render(found, decoded, segmentation, self._network.info.class_names, self._choice)
+
+    def _segment(self, pixels: NDArray[np.uint8]) -> Segmentation:
+        if self._times is None:
+            return segment_image(self._network, pixels, self._thresholds, only_classes=self._only_classes)
+        begun, network = time.perf_counter(), _Watched(self._network)
+        segmentation = segment_image(network, pixels, self._thresholds, only_classes=self._only_classes)
+        self._times.add("postprocess", max(0.0, time.perf_counter() - begun - network.waited_s))
+        return segmentation
+
+
+class _Network:
+    """A Runtime that is called only from threads of its own, `parallel` of them, whoever asks."""
+
+    def __init__(self, runtime: Runtime, times: StageTimes | None) -> None:
+        self.info, self.name, self.parallel = runtime.info, runtime.name, runtime.parallel
+        self._runtime = runtime
+        self._times = times
+        self._pool = ThreadPoolExecutor(runtime.parallel, thread_name_prefix="network")
+        self._stopped = Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+    def stop(self) -> None:
+        """Refuse all further calls, so that a large image in work is given up at its next tile."""
+        self._stopped.set()
+
+    def __call__(self, images: NDArray[np.uint8]) -> Answer:
+        """See Runtime. Raises CancelledError once it was stopped."""
+        if self._stopped.is_set():
+            raise CancelledError
+        return self._pool.submit(self._answer, images).result()
+
+    def _answer(self, images: NDArray[np.uint8]) -> Answer:
+        with timed(self._times, "infer"):
+            return self._runtime(images)
+
+
+class _Watched:
+    """A Runtime that remembers how long one image waited for it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.info, self.name, self.parallel = runtime.info, runtime.name, runtime.parallel
+        self.waited_s = 0.0
+        self._runtime = runtime
+
+    def __call__(self, images: NDArray[np.uint8]) -> Answer:
+        begun = time.perf_counter()
+        answer = self._runtime(images)
+        self.waited_s += time.perf_counter() - begun
+        return answer
+
+
+class _Budget:
+    """Lets threads through while what they hold together is within a limit; one that needs more goes alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._changed = Condition()
+
+    @contextmanager
+    def held(self, amount: int) -> Iterator[None]:
+        """Wait for, then hold, an amount."""
+        share = min(amount, self._limit)
+        with self._changed:
+            self._changed.wait_for(lambda: self._held + share <= self._limit)
+            self._held += share
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= share
+                self._changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -123,102 +240,46 @@ def decode_ahead(images: Iterable[FoundImage]) -> Iterator[Decoded | Failure]:
     yield from _ordered_map(decode, images)
 
 
-def _ordered_map(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """Like `map`, with a thread that works ahead on a bounded number of items."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
+def _ordered_map(
+    function: Callable[[_In], _Out],
+    items: Iterable[_In],
+    *,
+    threads: int = 1,
+    abandon: Callable[[], None] = lambda: None,
+) -> Generator[_Out, None, None]:
+    """Like `map`, with threads that work ahead on a bounded number of items.
+
+    `abandon` is called before it waits for what is in work at the end, be it that all is done, that the reader has had
+    enough, or that an item failed.
+    """
+    with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[_Out]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > _LOOK_AHEAD:
+                if len(waiting) >= threads + _LOOK_AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
+            abandon()
 
 
-@dataclass(frozen=True)
-class _Rendered:
-    record: Record
-    overlay_jpeg: bytes
-    class_map_png: bytes
-
-
-def _render(
-    found: FoundImage, decoded: DecodedImage, segmentation: Segmentation, class_names: Sequence[str]
-) -> _Rendered:
-    picture, notes = fit_jpeg(paint_prediction(decoded.pixels, segmentation.masks, class_names))
-    record = _record(found, segmentation, class_names, (*decoded.notes, *notes))
-    return _Rendered(record, encode_jpeg(picture), _encode_png(segmentation.class_map))
-
-
-def _record(found: FoundImage, segmentation: Segmentation, class_names: Sequence[str], notes: Sequence[str]) -> Record:
-    height, width = segmentation.class_map.shape
-    area_px = int(np.count_nonzero(segmentation.class_map))
-    class_ids = sorted({region.class_id for region in segmentation.regions})
-    top_score = max((region.score for region in segmentation.regions), default=None)
-    image = {
-        **_identity(found, STATUS_DEFECT if class_ids else STATUS_CLEAN, "; ".join(notes)),
-        "height": height,
-        "width": width,
-        "classes": "; ".join(class_names[class_id - 1] for class_id in class_ids),
-        "regions": len(segmentation.regions),
-        "defect_area_px": area_px,
-        "defect_area_percent": f"{100.0 * area_px / (height * width):.4f}",
-        "top_score": "" if top_score is None else f"{top_score:.4f}",
-    }
-    predictions = [
-        [found.image_id, index + 1, rle.encode(mask) if index + 1 in class_ids else ""]
-        for index, mask in enumerate(segmentation.masks)
-    ]
-    regions = [
-        [
-            *(found.image_id, region.class_id, class_names[region.class_id - 1], region.area_px, *region.box_xywh),
-            *(f"{region.centroid_xy[0]:.1f}", f"{region.centroid_xy[1]:.1f}", f"{region.score:.4f}"),
-        ]
-        for region in segmentation.regions
-    ]
-    return Record(image, predictions, regions, [])
-
-
-def _failure_record(failure: Failure) -> Record:
-    blank = dict.fromkeys(
-        ("height", "width", "classes", "regions", "defect_area_px", "defect_area_percent", "top_score"), ""
-    )
-    image = {**_identity(failure.found, STATUS_FAILED, failure.message), **blank}
-    return Record(image, [], [], [[failure.found.image_id, str(failure.found.path), failure.message]])
-
-
-def _identity(found: FoundImage, status: str, notes: str) -> dict[str, object]:
-    """The columns that every image has. A file that vanished since it was found has no size or time."""
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """Keep OpenCV from spreading single calls over cores: here that gains nothing, and takes from the network."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
     try:
-        stat = found.path.stat()
-        size_bytes, modified_ns = stat.st_size, stat.st_mtime_ns
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def _file_bytes(found: FoundImage) -> int:
+    try:
+        return found.path.stat().st_size
     except OSError:
-        size_bytes = modified_ns = 0
-    return {
-        "ImageId": found.image_id,
-        "status": status,
-        "notes": notes,
-        "size_bytes": size_bytes,
-        "modified_ns": modified_ns,
-    }
-
-
-def fit_jpeg(picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Shrink a picture that is too long for a JPEG, and say so."""
-    longest = max(picture.shape[:2])
-    if longest <= JPEG_LONGEST_SIDE_PX:
-        return picture, ()
-    factor = JPEG_LONGEST_SIDE_PX / longest
-    size_wh = (max(1, int(picture.shape[1] * factor)), max(1, int(picture.shape[0] * factor)))
-    shrunk = np.asarray(cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA), np.uint8)
-    return shrunk, (f"overlay shrunk to {size_wh[0]} x {size_wh[1]} px to fit a JPEG",)
-
-
-def _encode_png(class_map: NDArray[np.uint8]) -> bytes:
-    done, content = cv2.imencode(".png", class_map, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    assert done, "cv2 encodes every uint8 picture as PNG"
-    return content.tobytes()
+        return 0

@@ -190,3 +190,20 @@ def test_truth_is_painted_blue_and_nothing_else_is_touched() -> None:
     assert (picture[~truth] == 100).all()
     assert (picture[4:8, 6:14] == (162, 60, 60)).all(), "0.6 x 100 and 0.4 x 255 in blue"
     assert (picture[3, 5:15] == overlay.BLUE_OUTLINE_BGR).all()
+
+
+def test_a_legend_is_the_same_the_second_time_and_in_pictures_too_wide_to_keep_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    masks = np.zeros((3, *SIZE_HW), dtype=np.bool_)
+    masks[::2, 10:14, 10:14] = True
+    first = overlay.paint_prediction(grey(0), masks, ["a", "b", "c"])
+    second = overlay.paint_prediction(grey(1), masks, ["a", "b", "c"])
+    other = overlay.paint_prediction(grey(1), masks, ["a", "b", "d"])
+    monkeypatch.setattr(overlay, "_WIDEST_CACHED_LEGEND_PX", 0)
+    drawn = overlay.paint_prediction(grey(1), masks, ["a", "b", "c"])
+    assert np.array_equal(first[SIZE_HW[0] :], second[SIZE_HW[0] :])
+    assert np.array_equal(second, drawn)
+    assert not np.array_equal(second[SIZE_HW[0] :], other[SIZE_HW[0] :])
+    second[:] = 0
+    assert np.array_equal(overlay.paint_prediction(grey(1), masks, ["a", "b", "c"]), drawn)

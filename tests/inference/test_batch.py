@@ -54,7 +54,7 @@ def model(tmp_path: Path) -> Path:
 def runtime(grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The runtime that any model file loads as."""
     made = grey_runtime()
-    monkeypatch.setattr("defectseg.inference.batch.load_runtime", lambda path, device: made)
+    monkeypatch.setattr("defectseg.inference.batch.load_runtime", lambda *asked, workers: made)
     return made
 
 
@@ -175,7 +175,7 @@ conftest = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(conftest)
 runtime = conftest.GreyRuntime(Thresholds.default(2), InferenceConfig())
 runtime.before = lambda call: time.sleep(0.05)
-batch.load_runtime = lambda path, device: runtime
+batch.load_runtime = lambda *asked, workers: runtime
 model, sheets, out = map(Path, sys.argv[2:])
 batch.predict(batch.PredictRequest(model=model, images=find_images([sheets]), out=out))
 """
@@ -381,3 +381,84 @@ def test_failed_images_come_before_defects_in_the_exit_code(
     run = {"failed": failed, "images_in_folder": {"defect": defects}}
 
     assert exit_code_of(run, fail_on_defect=fail_on_defect) is code
+
+
+def test_the_runtime_and_the_workers_asked_for_are_loaded_and_stored(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def load(*arguments: Any, workers: int | None) -> Any:
+        asked.append((*arguments, workers))
+        runtime.parallel = workers or 1
+        return runtime
+
+    monkeypatch.setattr("defectseg.inference.batch.load_runtime", load)
+
+    run = _predict(model, tmp_path / "out", sheets, device="cpu", runtime="onnx", workers=3)
+    _predict(model, tmp_path / "other", sheets)
+
+    assert asked == [(model, "cpu", "onnx", 3), (model, "auto", "auto", None)]
+    assert (run["runtime"], run["workers"]) == ("grey levels", 3)
+    assert _tables(tmp_path / "out") == _tables(tmp_path / "other")
+
+
+def test_a_folder_is_continued_with_another_number_of_workers(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    _predict(model, tmp_path / "out", sheets, workers=2)
+
+    assert _predict(model, tmp_path / "out", sheets)["already_done"] == 12
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_no_workers_at_all_are_refused(workers: int, sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--workers {workers}: expected 1 or more"):
+        _predict(model, tmp_path / "out", sheets, workers=workers)
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_that_are_wanted_are_as_in_a_run_that_writes_everything(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    _predict(model, tmp_path / "all", sheets)
+    run = _predict(model, tmp_path / "some", sheets, outputs=["overlays", "rle"], overlays="defects")
+
+    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "failed": 0}
+    some = {path.relative_to(tmp_path / "some") for path in (tmp_path / "some").rglob("*") if path.is_file()}
+    # Odd or a multiple of three.
+    overlays = {Path("overlays") / f"{number:02}.jpg" for number in (0, 1, 3, 5, 6, 7, 9, 11)}
+    tables = set(map(Path, ("predictions.csv", "images.csv", "errors.csv")))
+    assert some == overlays | tables | {Path("run.json")}
+    for path in overlays | tables:
+        assert (tmp_path / "some" / path).read_bytes() == (tmp_path / "all" / path).read_bytes()
+
+
+@pytest.mark.parametrize("call", [2, 9])
+def test_an_interrupted_run_of_some_outputs_continues_to_the_same_files(
+    call: int, sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"outputs": ["masks"]}
+    _predict(model, tmp_path / "whole", sheets, **options)
+    runtime.calls.clear()
+    runtime.before = _stop_at(call, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        _predict(model, tmp_path / "out", sheets, **options)
+    runtime.before = lambda call: None
+
+    run = _predict(model, tmp_path / "out", sheets, **options)
+
+    assert run["processed"] + run["already_done"] == 12
+    names = sorted(path.relative_to(tmp_path / "whole").as_posix() for path in (tmp_path / "whole").rglob("*.*"))
+    assert names == ["errors.csv", "images.csv", *(f"masks/{number:02}.png" for number in range(12)), "run.json"]
+    for name in set(names) - {"run.json"}:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_another_choice_of_outputs_is_refused(sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
+    _predict(model, tmp_path / "out", sheets, outputs=["masks", "rle"])
+    assert _predict(model, tmp_path / "out", sheets, outputs=["rle", "masks"], overlays="none")["processed"] == 0
+
+    for options in ({}, {"outputs": ["masks"]}, {"overlays": "none"}):
+        with pytest.raises(OutputExistsError, match="another model or other settings"):
+            _predict(model, tmp_path / "out", sheets, **options)

@@ -13,8 +13,10 @@ from defectseg.data.importers import import_coco
 from defectseg.data.labels import open_data_folder
 from defectseg.data.regions import find_regions
 from defectseg.errors import CannotContinueError, DataError, OutputExistsError
+from defectseg.inference.choice import EVERYTHING, OutputChoice
 from defectseg.inference.corrections import predictions_to_coco
-from defectseg.inference.outputs import OutputFolder, Record, RunKey
+from defectseg.inference.outputs import OutputFolder, RunKey
+from defectseg.inference.tables import Record
 
 SIZE_HW = (40, 60)
 NAMES = ("pits", "cracks")
@@ -30,10 +32,15 @@ RING = box(30, 5, 50, 25) & ~box(38, 13, 42, 17)
 TWO_PITS = box(2, 2, 12, 8) | box(2, 20, 8, 30)
 
 
-def output_of_predict(tmp_path: Path, masks: dict[str, dict[int, NDArray[np.bool_]] | None], **run: Any) -> Path:
+def output_of_predict(
+    tmp_path: Path,
+    masks: dict[str, dict[int, NDArray[np.bool_]] | None],
+    outputs: OutputChoice = EVERYTHING,
+    **run: Any,
+) -> Path:
     """A finished output folder; None for an image that failed. Scores are 0.9, 0.8 and so on, largest region first."""
     root = tmp_path / "out"
-    with OutputFolder(root, RunKey("ab" * 32, None, {})) as output:
+    with OutputFolder(root, RunKey("ab" * 32, None, {}, outputs=outputs)) as output:
         found = []
         for image_id in masks:
             path = tmp_path / "images" / image_id
@@ -164,3 +171,20 @@ def test_tables_that_were_changed_are_told_and_leave_nothing(
     with pytest.raises(CannotContinueError, match=r"a\.png"):
         predictions_to_coco(root, tmp_path / "fix.json")
     assert not (tmp_path / "fix.json").exists()
+
+
+def test_a_folder_without_regions_gives_regions_without_scores(tmp_path: Path) -> None:
+    root = output_of_predict(tmp_path, {"a.png": {1: TWO_PITS}}, outputs=OutputChoice(("rle",)))
+
+    predictions_to_coco(root, tmp_path / "coco.json")
+
+    annotations = written(tmp_path / "coco.json")["annotations"]
+    assert len(annotations) == 2
+    assert all(annotation.get("score") is None for annotation in annotations)
+
+
+def test_a_folder_without_run_lengths_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    root = output_of_predict(tmp_path, {"a.png": {1: TWO_PITS}}, outputs=OutputChoice(("masks", "regions")))
+
+    with pytest.raises(DataError, match=r"without predictions\.csv.*rle among --outputs"):
+        predictions_to_coco(root, tmp_path / "coco.json")

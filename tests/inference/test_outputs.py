@@ -3,6 +3,7 @@ import errno
 import json
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defectseg.data.images import FoundImage
-from defectseg.errors import CannotContinueError, OutputExistsError, ResourceError
-from defectseg.inference.outputs import OutputFolder, Record, RunKey, output_names, read_records
+from defectseg.errors import CannotContinueError, OutputExistsError, ResourceError, UsageError
+from defectseg.inference.choice import OUTPUTS, OutputChoice, choose_outputs
+from defectseg.inference.outputs import OutputFolder, RunKey, output_names
+from defectseg.inference.tables import Record, read_records
 
 KEY = RunKey(model_sha256="ab" * 32, only_classes=None, thresholds={"pixel": [0.5, 0.5]})
 OTHER_KEY = RunKey(model_sha256="ab" * 32, only_classes=(1,), thresholds={"pixel": [0.5, 0.5]})
@@ -141,7 +144,7 @@ def test_a_finished_folder_has_exactly_its_files_and_tables_sorted_by_image(tmp_
         output.write_run({"status": "running"})
         output.pending(images)
         _write(output, images[0], images[2])
-        output.write_failure(_failure(images[1]))
+        output.write(_failure(images[1]))
         counts = output.finish({"status": "finished"})
 
     assert counts == {"defect": 2, "clean": 0, "failed": 1}
@@ -164,7 +167,7 @@ def test_a_later_record_of_an_image_replaces_the_earlier(tmp_path: Path) -> None
     image = _image(tmp_path / "in", "a.jpg")
     with OutputFolder(tmp_path / "out", KEY) as output:
         output.pending([image])
-        output.write_failure(_failure(image))
+        output.write(_failure(image))
         _write(output, image)
         assert output.finish({}) == {"defect": 1, "clean": 0, "failed": 0}
 
@@ -265,7 +268,7 @@ def test_a_failed_image_is_tried_again(tmp_path: Path) -> None:
     with OutputFolder(tmp_path / "out", KEY) as output:
         output.write_run({})
         output.pending([image])
-        output.write_failure(_failure(image))
+        output.write(_failure(image))
         output.finish({})
 
     assert _process(tmp_path / "out", [image]) == ["a.jpg"]
@@ -292,7 +295,7 @@ def test_an_image_that_fails_after_it_was_replaced_keeps_no_pictures_of_the_old_
     with OutputFolder(tmp_path / "out", KEY) as output:
         _image(tmp_path / "in", "a.jpg", b"broken")
         output.pending([image])
-        output.write_failure(_failure(image))
+        output.write(_failure(image))
         output.finish({})
 
     assert list((tmp_path / "out").glob("*/*")) == []
@@ -512,3 +515,116 @@ def test_finding_out_what_is_pending_does_not_load_all_results(tmp_path: Path) -
         tracemalloc.stop()
 
     assert peak_bytes < 1_000_000  # all the records are 4 MB
+
+
+def _only(*names: str, overlays: str = "all") -> RunKey:
+    return replace(KEY, outputs=OutputChoice(names, overlays))
+
+
+def _clean(found: FoundImage) -> Record:
+    record = _record(found, encoded="", status="clean")
+    return replace(record, regions=[])
+
+
+def test_a_folder_holds_only_the_tables_and_pictures_that_are_wanted(tmp_path: Path) -> None:
+    image = _image(tmp_path / "in", "a.jpg")
+    with OutputFolder(tmp_path / "out", _only("masks", "regions")) as output:
+        output.pending([image])
+        output.write(_record(image), class_map_png=b"png")
+        output.finish({})
+
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - {"overlays", "predictions.csv"}
+    (record,) = read_records(tmp_path / "out", OutputChoice(("masks", "regions")))
+    assert (record.predictions, len(record.regions)) == ([], 1)
+
+
+def test_what_is_not_wanted_is_not_missed_when_a_folder_is_continued(tmp_path: Path) -> None:
+    images = [_image(tmp_path / "in", name) for name in ("a.jpg", "b.jpg")]
+    key = _only("rle")
+    for pending in (["a.jpg", "b.jpg"], [], []):
+        with OutputFolder(tmp_path / "out", key) as output:
+            assert [image.image_id for image in output.pending(images)] == pending
+            for image in images if pending else []:
+                output.write(_record(image))
+            output.finish({})
+
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("predictions.csv", "images.csv", "errors.csv", "run.json"),
+    }
+
+
+def test_overlays_of_defects_alone_are_missed_only_where_there_is_a_defect(tmp_path: Path) -> None:
+    defect, clean = (_image(tmp_path / "in", name) for name in ("defect.jpg", "clean.jpg"))
+    key = _only("overlays", overlays="defects")
+    with OutputFolder(tmp_path / "out", key) as output:
+        output.pending([defect, clean])
+        output.write(_record(defect), overlay_jpeg=b"jpeg")
+        output.write(_clean(clean))
+        assert output.pending([defect, clean]) == []
+        (tmp_path / "out" / "overlays" / "defect.jpg").unlink()
+        assert output.pending([defect, clean]) == [defect]
+
+
+def test_an_image_that_has_become_clean_loses_the_overlay_that_only_defects_get(tmp_path: Path) -> None:
+    image = _image(tmp_path / "in", "a.jpg")
+    with OutputFolder(tmp_path / "out", _only("overlays", overlays="defects")) as output:
+        output.pending([image])
+        output.write(_record(image), overlay_jpeg=b"jpeg")
+        assert (tmp_path / "out" / "overlays" / "a.jpg").exists()
+        output.write(_clean(image))
+        assert not (tmp_path / "out" / "overlays" / "a.jpg").exists()
+
+
+@pytest.mark.parametrize("key", [_only("masks"), _only(*OUTPUTS, overlays="defects")])
+def test_another_choice_of_outputs_is_refused_either_way(tmp_path: Path, key: RunKey) -> None:
+    image = _image(tmp_path / "in", "a.jpg")
+    for first, second in ((KEY, key), (key, KEY)):
+        root = tmp_path / f"out {first is KEY}"
+        with OutputFolder(root, first) as output:
+            output.pending([image])
+            output.write(_record(image), overlay_jpeg=b"x", class_map_png=b"x")
+            output.finish({})
+        with pytest.raises(OutputExistsError, match="other settings"), OutputFolder(root, second):
+            pass
+
+
+def test_everything_is_not_in_the_key_so_that_older_folders_continue_and_another_choice_is_read_back() -> None:
+    assert "outputs" not in KEY.as_json()
+    assert OutputChoice.from_run({"key": KEY.as_json()}) == OutputChoice()
+    key = _only("overlays", "rle", overlays="defects")
+    stored = json.loads(json.dumps({"key": key.as_json()}))
+    assert stored["key"]["outputs"] == {"names": ["overlays", "rle"], "overlays": "defects"}
+    assert OutputChoice.from_run(stored) == key.outputs
+
+
+@pytest.mark.parametrize(
+    ("outputs", "overlays", "names", "shown"),
+    [
+        (None, None, OUTPUTS, "all"),
+        (None, "all", OUTPUTS, "all"),
+        (None, "defects", OUTPUTS, "defects"),
+        (None, "none", ("masks", "rle", "regions"), "all"),
+        (["rle", "masks", "rle"], None, ("masks", "rle"), "all"),
+        (["rle"], "none", ("rle",), "all"),
+        (["overlays"], "defects", ("overlays",), "defects"),
+        (list(reversed(OUTPUTS)), "all", OUTPUTS, "all"),
+    ],
+)
+def test_flags_choose_outputs(outputs: list[str] | None, overlays: str | None, names: Any, shown: str) -> None:
+    assert choose_outputs(outputs, overlays) == OutputChoice(tuple(names), shown)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "overlays", "told"),
+    [
+        (["mask"], None, "--outputs mask: expected some of overlays, masks, rle, regions"),
+        ([], None, "--outputs names nothing"),
+        (None, "some", "--overlays some: expected all, defects, none"),
+        (["masks"], "all", "--outputs masks and --overlays all contradict"),
+        (["masks"], "defects", "contradict"),
+        (["overlays", "rle"], "none", "--outputs overlays,rle and --overlays none contradict"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(outputs: list[str] | None, overlays: str | None, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        choose_outputs(outputs, overlays)

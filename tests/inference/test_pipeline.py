@@ -1,6 +1,11 @@
 import csv
+import json
+import random
+import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +15,13 @@ import pytest
 from numpy.typing import NDArray
 
 from defectseg.data.images import FoundImage, find_images
-from defectseg.errors import ResourceError
+from defectseg.errors import ModelError, ResourceError
 from defectseg.inference import pipeline
 from defectseg.inference.outputs import OutputFolder, RunKey
-from defectseg.inference.pipeline import BatchCounts, Decoded, Failure, decode_ahead, fit_jpeg, run_batch
+from defectseg.inference.pipeline import BatchCounts, Decoded, Failure, decode_ahead, run_batch
+from defectseg.inference.render import fit_jpeg
+from defectseg.inference.runtimes.base import Answer
+from defectseg.inference.stages import StageTimes
 
 STEEL, PIT, CRACK, BOTH = 60, 120, 160, 200  # grey levels, as GreyRuntime reads them
 KEY = RunKey(model_sha256="", only_classes=None, thresholds={})
@@ -292,10 +300,8 @@ def test_decoding_does_not_run_far_ahead_of_its_reader(tmp_path: Path, monkeypat
 
 
 def _peak_bytes(folder: Path, count: int, runtime: Any) -> int:
-    comb = _sheet((0, 0, 1600, 1, PIT), size_hw=(8, 1600))
-    comb[:, ::2] = PIT  # one region, but a run in every other column: 6 kB of run-lengths
     for number in range(count):
-        _write(folder / "in" / f"{number}.png", comb)
+        _write(folder / "in" / f"{number}.png", _sheet((2, 3, 4, 2, PIT)))
     tracemalloc.start()
     _run(folder / "in", folder / "out", runtime)
     _, peak_bytes = tracemalloc.get_traced_memory()
@@ -303,9 +309,192 @@ def _peak_bytes(folder: Path, count: int, runtime: Any) -> int:
     return peak_bytes
 
 
-def test_memory_does_not_grow_with_the_results(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
-    few = _peak_bytes(tmp_path / "few", 60, grey_runtime())
-    many = _peak_bytes(tmp_path / "many", 300, grey_runtime())
+def test_memory_does_not_grow_with_the_results(
+    tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Much, since Python's own table of names may grow by 4 MB in between.
+    monkeypatch.setattr("defectseg.data.rle.encode", lambda mask: "1 1 " * 10_000)
+    few = _peak_bytes(tmp_path / "few", 30, grey_runtime())
+    many = _peak_bytes(tmp_path / "many", 400, grey_runtime())
 
-    assert (tmp_path / "many" / "out" / "predictions.csv").stat().st_size > 1_500_000
-    assert many - few < 400_000
+    assert (tmp_path / "many" / "out" / "predictions.csv").stat().st_size > 15_000_000
+    assert many - few < 6_000_000
+
+
+class _Jittery:
+    """A GreyRuntime that several threads may call at once and that takes a random time to answer.
+
+    Attributes:
+        most_at_once: how many calls were in work at the same time.
+    """
+
+    name = "grey levels, late"
+
+    def __init__(self, runtime: Any, parallel: int, longest_s: float = 0.004) -> None:
+        self.info, self.parallel = runtime.info, parallel
+        self.most_at_once = 0
+        self.threads: set[str] = set()
+        self._at_once = 0
+        self._longest_s = longest_s
+        self._runtime = runtime
+        self._lock = threading.Lock()
+        self._random = random.Random(1)
+
+    def __call__(self, images: NDArray[np.uint8]) -> Answer:
+        with self._lock:
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            self.threads.add(threading.current_thread().name)
+            seconds = self._random.uniform(0, self._longest_s)
+        time.sleep(seconds)
+        with self._lock:
+            self._at_once -= 1
+        answer: Answer = self._runtime(images)
+        return answer
+
+
+def _many_sheets(folder: Path, count: int) -> Path:
+    rng = np.random.default_rng(2)
+    for number in range(count):
+        corners = rng.integers(0, 12, (number % 4, 2)).tolist()
+        sheet = _sheet(*((left, top, 5, 4, (PIT, CRACK, BOTH)[left % 3]) for left, top in corners))
+        _write(folder / f"{number:03}.png", sheet)
+    (folder / "010.png").write_bytes(b"not an image")
+    return folder
+
+
+def _contents(out: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def test_results_are_the_same_to_the_byte_for_one_worker_and_several(
+    tmp_path: Path, grey_runtime: Callable[..., Any]
+) -> None:
+    folder = _many_sheets(tmp_path / "in", 40)
+    results, at_once = [], []
+    for parallel in (1, 2, 5):
+        runtime = _Jittery(grey_runtime(), parallel)
+        counts = _run(folder, tmp_path / f"out{parallel}", runtime)
+        assert (counts.processed, counts.failed) == (39, 1)
+        results.append(_contents(tmp_path / f"out{parallel}"))
+        at_once.append(runtime.most_at_once)
+
+    assert len(results[0]) == 2 * 39 + 4
+    assert results[0] == results[1] == results[2]
+    assert at_once[0] == 1
+    assert 1 < at_once[1] <= 2
+    assert 2 < at_once[2] <= 5
+
+
+def test_the_network_is_called_from_threads_of_its_own_alone(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
+    runtime = _Jittery(grey_runtime(tile_hw=(8, 8), tile_overlap_px=2), 2, longest_s=0.0)
+
+    _run(_many_sheets(tmp_path / "in", 12), tmp_path / "out", runtime)
+
+    assert runtime.threads <= {"network_0", "network_1"}
+    assert runtime.threads
+
+
+def test_the_journal_grows_in_the_order_of_the_images_whatever_is_ready_first(
+    tmp_path: Path, grey_runtime: Callable[..., Any]
+) -> None:
+    folder = _many_sheets(tmp_path / "in", 24)
+    images = find_images([folder])
+    with OutputFolder(tmp_path / "out", KEY) as output:
+        pending = output.pending(images)
+        run_batch(pending, _Jittery(grey_runtime(), 4), output, thresholds=grey_runtime().info.thresholds)
+        lines = (tmp_path / "out" / "journal.jsonl").read_text().splitlines()
+
+    assert [json.loads(line)["image"]["ImageId"] for line in lines] == [image.image_id for image in images]
+
+
+@pytest.mark.parametrize("error", [ResourceError("no memory"), ModelError("not a number"), KeyboardInterrupt()])
+def test_an_error_in_one_of_several_network_threads_ends_the_batch_and_keeps_what_came_before(
+    tmp_path: Path, grey_runtime: Callable[..., Any], error: BaseException
+) -> None:
+    folder = _many_sheets(tmp_path / "in", 40)
+    grey = grey_runtime()
+
+    def fail(call: int) -> None:
+        if call == 25:
+            raise error
+
+    grey.before = fail
+    with pytest.raises(type(error)):
+        _run(folder, tmp_path / "out", _Jittery(grey, 3))
+
+    with OutputFolder(tmp_path / "out", KEY) as output:
+        left = output.pending(find_images([folder]))
+    assert len(left) <= 40 - 25 + 6
+    assert threading.active_count() == 1
+
+
+def test_an_interruption_gives_up_a_large_image_at_its_next_tile(
+    tmp_path: Path, grey_runtime: Callable[..., Any]
+) -> None:
+    _write(tmp_path / "in" / "0.png", _sheet())
+    _write(tmp_path / "in" / "1.png", _sheet(size_hw=(800, 800)))
+    runtime = _Jittery(grey_runtime(tile_hw=(16, 24), tile_overlap_px=0), 1)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path / "in", tmp_path / "out", runtime, advance=interrupt)
+
+    assert len(runtime._runtime.calls) < 200  # of 1,701
+
+
+def test_images_in_work_share_a_budget_of_pixels_and_a_larger_one_goes_alone() -> None:
+    budget = pipeline._Budget(100)
+    together: list[int] = []
+    held: list[int] = []
+    lock = threading.Lock()
+
+    def work(amount: int) -> None:
+        with budget.held(amount):
+            with lock:
+                held.append(amount)
+                together.append(sum(held) if 250 not in held else 1000 * (len(held) - 1))
+            time.sleep(0.001)
+            with lock:
+                held.remove(amount)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [30, 30, 30, 250, 60, 60, 250, 10, 90, 100] * 4))
+
+    assert len(together) == 40
+    assert max(together) <= 100
+
+
+def test_times_are_gathered_for_each_stage_and_each_call_of_the_network(
+    sheets: Path, tmp_path: Path, grey_runtime: Callable[..., Any]
+) -> None:
+    times = StageTimes()
+
+    _run(sheets, tmp_path / "out", _Jittery(grey_runtime(tile_hw=(16, 12), tile_overlap_px=0), 1), times=times)
+
+    # One of the four images cannot be decoded; the three others have two tiles each.
+    assert times.counts == {"decode": 3, "infer": 6, "postprocess": 3, "render": 3, "write": 4}
+    assert all(seconds > 0 for seconds in times.seconds.values())
+    assert times.mean_ms["infer"] == pytest.approx(1000 * times.seconds["infer"] / 6)
+
+
+def test_times_of_what_never_happened_are_zero() -> None:
+    assert set(StageTimes().mean_ms.values()) == {0.0}
+
+
+def test_opencv_has_its_threads_back_after_a_run(
+    sheets: Path, tmp_path: Path, grey_runtime: Callable[..., Any]
+) -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        _run(sheets, tmp_path / "out", grey_runtime())
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(before)
