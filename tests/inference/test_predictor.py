@@ -1,0 +1,315 @@
+"""The Python API, on a runtime whose answer is known and on a tiny network."""
+
+import multiprocessing
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import defectseg
+from defectseg import ImagePrediction, Predictor
+from defectseg.config import ModelConfig, ModelInfo, Normalization, Recipe, Thresholds
+from defectseg.data.overlay import paint_prediction
+from defectseg.data.synthetic import make_sheet
+from defectseg.errors import ImageError, ModelError, UsageError
+from defectseg.model.bundle import save_bundle
+from defectseg.model.network import DefectNetwork
+
+ROOT = Path(__file__).parents[2]
+PIT, CRACK = 120, 160  # grey levels, as GreyRuntime reads them
+MODEL = ModelConfig(encoder="tu-test_resnet", encoder_weights="none", options={"decoder_channels": [16, 8, 8, 8, 8]})
+
+
+def sheet(*, pit: bool = True, crack: bool = True) -> NDArray[np.uint8]:
+    """8 x 16 of steel with a pit in rows 2-3, columns 1-3, and a crack in rows 5-6, column 10."""
+    image = np.full((8, 16), 60, np.uint8)
+    if pit:
+        image[2:4, 1:4] = PIT
+    if crack:
+        image[5:7, 10] = CRACK
+    return image
+
+
+@pytest.fixture
+def make_predictor(
+    grey_runtime: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Predictor]:
+    """Loads a Predictor around a GreyRuntime."""
+    model = tmp_path / "grey.safetensors"
+    model.write_bytes(b"weights")
+
+    def make(*, keep_probabilities: bool = True, tta: str | None = None, **settings: Any) -> Predictor:
+        runtime = grey_runtime(**settings)
+        monkeypatch.setattr("defectseg.inference.predictor.load_runtime", lambda *args, **kwargs: runtime)
+        return Predictor.load(model, keep_probabilities=keep_probabilities, tta=tta)
+
+    return make
+
+
+def bundle_of(seed: int, path: Path) -> Path:
+    """A tiny network with random weights for two classes; what it calls a defect is chance, but always the same."""
+    torch.manual_seed(seed)
+    normalization = Normalization(mean=0.5, std=0.25)
+    info = ModelInfo(
+        class_names=("pits", "cracks"),
+        normalization=normalization,
+        thresholds=Thresholds(gate=(0.0, 0.0), pixel=(0.5, 0.5), min_area_px=(4, 4)),
+        recipe=Recipe(model=MODEL),
+    )
+    save_bundle(path, DefectNetwork(MODEL, 2, normalization).state_dict(), info)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle_of(0, tmp_path_factory.mktemp("bundle") / "model.safetensors")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEFECTSEG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module", params=["torch", "openvino"])
+def predictor(bundle: Path, request: pytest.FixtureRequest) -> Predictor:
+    return Predictor.load(bundle, device="cpu", runtime=request.param, workers=2)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[NDArray[np.uint8]]:
+    return [make_sheet(1, index, (64, 96)).image for index in range(6)]
+
+
+def assert_equal(first: ImagePrediction, second: ImagePrediction) -> None:
+    for name in ("image", "masks", "class_map", "probabilities", "gate"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert (first.regions, first.class_names, first.notes) == (second.regions, second.class_names, second.notes)
+
+
+def test_a_prediction_holds_masks_regions_and_what_they_come_from(make_predictor: Callable[..., Predictor]) -> None:
+    prediction = make_predictor()(sheet())
+
+    truth = np.zeros((2, 8, 16), np.bool_)
+    truth[0, 2:4, 1:4] = truth[1, 5:7, 10] = True
+    np.testing.assert_array_equal(prediction.masks, truth)
+    np.testing.assert_array_equal(prediction.class_map, truth[0] + 2 * truth[1])
+    assert prediction.probabilities is not None
+    assert prediction.gate is not None
+    high = np.array([0.9, 0.8], np.float32)[:, None, None]
+    np.testing.assert_array_equal(prediction.probabilities, np.where(truth, high, np.float32(0.1)))
+    np.testing.assert_array_equal(prediction.gate, high.ravel())
+    assert [(region.class_id, region.area_px, region.box_xywh) for region in prediction.regions] == [
+        (1, 6, (1, 2, 3, 2)),
+        (2, 2, (10, 5, 1, 2)),
+    ]
+    assert (prediction.has_defect, prediction.class_names, prediction.notes) == (True, ("pits", "cracks"), ())
+
+
+def test_run_lengths_are_those_of_severstal_for_every_class(make_predictor: Callable[..., Predictor]) -> None:
+    # Column-major from 1 in 8 rows: column 1 holds pixels 9 to 16, so its rows 2 and 3 are pixels 11 and 12.
+    prediction = make_predictor()(sheet(crack=False))
+    assert prediction.run_lengths() == {1: "11 2 19 2 27 2", 2: ""}
+
+
+def test_clean_steel_has_no_defect_and_an_overlay_without_red(make_predictor: Callable[..., Predictor]) -> None:
+    prediction = make_predictor()(sheet(pit=False, crack=False))
+    assert not prediction.has_defect
+    assert prediction.overlay().tolist() == np.full((8, 16, 3), 60).tolist()
+
+
+def test_the_overlay_is_the_picture_that_predict_paints(make_predictor: Callable[..., Predictor]) -> None:
+    prediction = make_predictor()(sheet())
+    painted = paint_prediction(sheet(), prediction.masks, ("pits", "cracks"))
+    np.testing.assert_array_equal(prediction.overlay(), painted)
+
+
+def test_a_file_is_answered_like_its_pixels(make_predictor: Callable[..., Predictor], tmp_path: Path) -> None:
+    predictor, path = make_predictor(), tmp_path / "sheet.png"
+    path.write_bytes(cv2.imencode(".png", sheet())[1].tobytes())
+    assert_equal(predictor(path), predictor(sheet()))
+    assert_equal(predictor(str(path)), predictor(sheet()))
+
+
+def test_arrays_become_grey_as_files_do(make_predictor: Callable[..., Predictor], tmp_path: Path) -> None:
+    predictor = make_predictor()
+    bgr = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
+    deep = sheet().astype(np.uint16) * 257
+    for name, array in {"colour.png": bgr, "deep.png": deep}.items():
+        cv2.imwrite(str(tmp_path / name), array)
+        assert_equal(predictor(array), predictor(tmp_path / name))
+    assert predictor(deep).notes == ("16-bit scaled by 1/257",)
+    np.testing.assert_array_equal(predictor(deep).image, sheet())
+
+
+def test_a_part_of_an_array_that_is_not_contiguous_is_answered_too(make_predictor: Callable[..., Predictor]) -> None:
+    predictor, wide = make_predictor(), np.repeat(sheet(), 2, axis=1)
+    assert_equal(predictor(wide[:, ::2]), predictor(sheet()))
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "told"),
+    [
+        (np.zeros((8, 16)), ImageError, "float64"),
+        (np.zeros((8, 16), np.bool_), ImageError, "bool"),
+        (np.zeros((8, 16, 2), np.uint8), ImageError, "2 channels"),
+        (np.zeros((1, 1, 8, 16), np.uint8), ImageError, r"\(1, 1, 8, 16\)"),
+        (np.zeros((0, 16), np.uint8), ImageError, "not empty"),
+        ([[1, 2], [3, 4]], UsageError, "list; expected a path or a numpy array"),
+        ("no such file.jpg", ImageError, "no such file.jpg: cannot be read"),
+    ],
+)
+def test_what_is_not_an_image_is_refused_with_a_reason(
+    make_predictor: Callable[..., Predictor], image: Any, error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        make_predictor()(image)
+
+
+@pytest.mark.parametrize("tile_hw", [(1024, 2048), (8, 8)])
+def test_without_probabilities_the_answer_is_the_same(
+    make_predictor: Callable[..., Predictor], tile_hw: tuple[int, int]
+) -> None:
+    whole = make_predictor(tile_hw=tile_hw, tile_overlap_px=4)(sheet())
+    spare = make_predictor(tile_hw=tile_hw, tile_overlap_px=4, keep_probabilities=False)(sheet())
+    assert (spare.probabilities, spare.gate) == (None, None)
+    np.testing.assert_array_equal(spare.masks, whole.masks)
+    np.testing.assert_array_equal(spare.class_map, whole.class_map)
+    assert [(r.class_id, r.area_px, r.box_xywh) for r in spare.regions] == [
+        (r.class_id, r.area_px, r.box_xywh) for r in whole.regions
+    ]
+
+
+def test_the_kind_of_augmentation_can_be_chosen(make_predictor: Callable[..., Predictor]) -> None:
+    assert make_predictor(tta="flips").info.recipe.inference.tta == "flips"
+    with pytest.raises(UsageError, match="expected none, flips, turns"):
+        make_predictor(tta="spins")
+
+
+def test_several_models_are_averaged(bundle: Path, tmp_path: Path, images: list[NDArray[np.uint8]]) -> None:
+    other = bundle_of(1, tmp_path / "other.safetensors")
+    first, second, both = (
+        Predictor.load(path, device="cpu", runtime="torch")(images[0]).probabilities
+        for path in (str(bundle), other, f"{bundle},{other}")
+    )
+    assert first is not None
+    assert second is not None
+    assert both is not None
+    np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
+
+
+def test_a_missing_model_is_a_model_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nothing\.safetensors"):
+        Predictor.load(tmp_path / "nothing.safetensors")
+
+
+def test_threads_get_the_answers_of_single_calls(predictor: Predictor, images: list[NDArray[np.uint8]]) -> None:
+    alone = [predictor(image) for image in images]
+    assert any(prediction.has_defect for prediction in alone)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(predictor, images * 3))
+    for index, prediction in enumerate(together):
+        assert_equal(prediction, alone[index % len(images)])
+
+
+def test_a_pickled_predictor_answers_as_before(predictor: Predictor, images: list[NDArray[np.uint8]]) -> None:
+    sent = pickle.dumps(predictor)
+    assert len(sent) < 2000
+    received = pickle.loads(sent)
+    assert (received.class_names, received.runtime) == (predictor.class_names, predictor.runtime)
+    assert_equal(received(images[0]), predictor(images[0]))
+
+
+def test_a_prediction_can_be_pickled(make_predictor: Callable[..., Predictor]) -> None:
+    prediction = make_predictor()(sheet())
+    assert_equal(pickle.loads(pickle.dumps(prediction)), prediction)
+
+
+@pytest.mark.slow
+def test_another_process_answers_the_same(predictor: Predictor, images: list[NDArray[np.uint8]]) -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert_equal(pool.submit(predictor, images[0]).result(timeout=120), predictor(images[0]))
+
+
+def test_a_model_file_that_changed_is_refused_where_it_is_unpickled(
+    bundle: Path, tmp_path: Path, images: list[NDArray[np.uint8]]
+) -> None:
+    model = Path(shutil.copy(bundle, tmp_path / "model.safetensors"))
+    sent = pickle.dumps(Predictor.load(model, device="cpu", runtime="torch"))
+    bundle_of(1, model)
+    with pytest.raises(ModelError, match="has changed since this Predictor was loaded"):
+        pickle.loads(sent)(images[0])
+    model.unlink()
+    with pytest.raises(ModelError, match="A Predictor needs its model file wherever it is sent"):
+        pickle.loads(sent)(images[0])
+
+
+def test_the_weights_beside_an_openvino_model_are_watched_too(
+    grey_runtime: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("defectseg.inference.predictor.load_runtime", lambda *args, **kwargs: grey_runtime())
+    model = tmp_path / "model.xml"
+    model.write_text("graph")
+    model.with_suffix(".bin").write_bytes(b"weights")
+    sent = pickle.dumps(Predictor.load(model))
+    assert pickle.loads(sent)(sheet()).has_defect
+    model.with_suffix(".bin").write_bytes(b"others!")
+    with pytest.raises(ModelError, match=r"model\.bin: has changed"):
+        pickle.loads(sent)(sheet())
+
+
+def test_the_model_is_found_again_from_another_folder(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, images: list[NDArray[np.uint8]]
+) -> None:
+    monkeypatch.chdir(bundle.parent)
+    sent = pickle.dumps(Predictor.load(bundle.name, device="cpu", runtime="torch"))
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(sent)(images[0]).masks.shape == (2, 64, 96)
+
+
+def test_the_package_offers_the_api_without_loading_it() -> None:
+    code = (
+        "import sys, defectseg; before = set(sys.modules); assert 'defectseg.inference' not in before\n"
+        "assert not {'numpy', 'cv2', 'pydantic', 'torch'} & before\n"
+        "from defectseg import Predictor\n"
+        "assert 'numpy' in sys.modules and 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_package_has_no_other_names() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Predicter'"):
+        getattr(defectseg, "Predicter")  # noqa: B009
+
+
+@pytest.fixture
+def _folder_of_the_examples(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(bundle, tmp_path / "model.safetensors")
+    cv2.imwrite(str(tmp_path / "sheet.jpg"), make_sheet(1, 0, (64, 96)).image)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_folder_of_the_examples")
+def test_the_examples_in_the_documentation_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks), names)
+    assert len(names["predictions"]) == 2
+    assert Path("sheet-overlay.png").exists()
+    assert "missing.jpg: cannot be read" in capsys.readouterr().out
