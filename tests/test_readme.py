@@ -73,7 +73,7 @@ def test_the_readme_shows_the_main_commands() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_each_flag_named_in_the_text_exists(document: str) -> None:
     inline = " ".join(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", read(document), flags=re.M | re.S)))
-    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", inline))
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", inline))
     assert flags <= {"--help", *all_options(typer.main.get_command(app))}
 
 

@@ -64,6 +64,7 @@ def _model(path: Path) -> dict[str, Any]:
         "fold_held_out": description.fold,
         "metrics": description.metrics,
         "created": description.created,
+        "export": None if description.export is None else description.export.model_dump(mode="json"),
         "versions": description.versions,
         "data_fingerprint": description.data_fingerprint,
         "recipe": recipe.model_dump(mode="json"),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from defectseg import __version__
-from defectseg.cli import data, demo, evaluate, info, predict, train, tune
+from defectseg.cli import benchmark, data, demo, evaluate, export, info, predict, train, tune
 from defectseg.cli.common import Verbose, set_up_logging, state
 from defectseg.errors import DefectsegError, ExitCode
 
@@ -33,6 +33,8 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("tune")(tune.tune)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
+app.command("benchmark")(benchmark.benchmark)
 app.add_typer(data.app, name="data")
 app.command("info")(info.info)
 

@@ -432,7 +432,7 @@ def test_a_list_of_models_and_views_at_test_time_are_told_in_the_result(
 
     assert (twice.returncode, mirrored.returncode) == (0, 0), twice.stderr + mirrored.stderr
     told = json.loads(twice.stdout)
-    assert told["runtime"].startswith("ensemble of 2: torch cpu")
+    assert told["runtime"].startswith("ensemble of 2: openvino cpu")
     assert (told["tta"], json.loads(mirrored.stdout)["tta"]) == ("none", "flips")
     # A model with itself finds what it finds alone.
     alone = [row for row in rows(work / "results" / "predictions.csv") if row["ImageId"].startswith("line 2/")]

@@ -120,6 +120,11 @@ def test_neu_is_imported_trained_on_and_evaluated(realdata: Path, weights: Path,
     assert result.metrics is not None
     assert result.metrics.images == 120
     request = EvaluateRequest(
-        model=result.model, data=tmp_path / "neu", out=tmp_path / "evaluation", subset="val", device="cpu"
+        model=result.model,
+        data=tmp_path / "neu",
+        out=tmp_path / "evaluation",
+        subset="val",
+        device="cpu",
+        runtime="torch",
     )
     assert evaluate_model(request).metrics == result.metrics
