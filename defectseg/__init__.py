@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from defectseg.inference.predictor import ImagePrediction, Predictor
+    from defectseg.inference.predictor import Prediction, Predictor
 
 __version__ = "0.1.0"
-__all__ = ["ImagePrediction", "Predictor", "__version__"]
+__all__ = ["Prediction", "Predictor", "__version__"]
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one of ours
 

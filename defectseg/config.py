@@ -221,6 +221,8 @@ class ExportInfo(_Frozen):
     Attributes:
         format: openvino or onnx.
         precision: of the weights: fp32 or int8.
+        float_layers: what computes with the weights that are not integers: auto, whatever is quickest on the
+            processor, or f32 where less costs too much.
         size_hw: the only size of image that it takes, or None for any.
         source_sha256: of the bundle that it was made from.
         parity: figures of the comparison, by name.
@@ -228,6 +230,7 @@ class ExportInfo(_Frozen):
 
     format: Literal["openvino", "onnx"]
     precision: Literal["fp32", "int8"] = "fp32"
+    float_layers: Literal["auto", "f32"] = "auto"
     size_hw: tuple[int, int] | None = None
     source_sha256: str = ""
     parity: dict[str, float] = Field(default_factory=dict)

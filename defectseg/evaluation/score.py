@@ -13,7 +13,7 @@ from defectseg.evaluation.metrics import Counts, count_pairs, merge
 from defectseg.inference.pipeline import Failure, decode_ahead
 from defectseg.inference.postprocess import Segmentation, segment
 from defectseg.inference.runtimes.base import Runtime
-from defectseg.inference.tiling import Prediction, predict_image
+from defectseg.inference.tiling import ImageAnswer, predict_image
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Scored:
 
     image_id: str
     pixels: NDArray[np.uint8]
-    prediction: Prediction
+    prediction: ImageAnswer
     segmentation: Segmentation
     truth: NDArray[np.bool_]
     ignore: NDArray[np.bool_]

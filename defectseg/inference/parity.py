@@ -17,7 +17,7 @@ from defectseg.data.synthetic import SMALLEST_SIDE_PX, make_sheet
 from defectseg.errors import DataError, ImageError, ModelError
 from defectseg.inference.postprocess import segment
 from defectseg.inference.runtimes.base import Answer, Runtime
-from defectseg.inference.tiling import Prediction
+from defectseg.inference.tiling import ImageAnswer
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ class _Tally:
         )
         self.gate = float(np.maximum(self.gate, np.abs(answer.gate - expected.gate).max()))
         masks, expected_masks = (
-            segment(Prediction(one.probabilities[0], one.gate[0]), thresholds).masks for one in (answer, expected)
+            segment(ImageAnswer(one.probabilities[0], one.gate[0]), thresholds).masks for one in (answer, expected)
         )
         self.score.add(image_id, masks, expected_masks)
         self.anything_found |= bool(masks.any() or expected_masks.any())

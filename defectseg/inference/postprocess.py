@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from defectseg.config import Thresholds
 from defectseg.data.regions import Region, find_regions
 from defectseg.inference.runtimes.base import Runtime
-from defectseg.inference.tiling import Band, Prediction, fits_one_tile, predict_bands, predict_image
+from defectseg.inference.tiling import Band, ImageAnswer, fits_one_tile, predict_bands, predict_image
 
 # Large images go one at a time, each over all that the runtime can do at once: the memory is that of one of them.
 _ONE_LARGE_IMAGE = Lock()
@@ -57,7 +57,7 @@ def segment_image(
 
 
 def segment(
-    prediction: Prediction, thresholds: Thresholds, *, only_classes: Collection[int] | None = None
+    prediction: ImageAnswer, thresholds: Thresholds, *, only_classes: Collection[int] | None = None
 ) -> Segmentation:
     """Apply the thresholds of a model to its answer for one image.
 

@@ -28,7 +28,7 @@ _GIVEN_ARRAY = "image"  # how messages name an image that has no path
 
 
 @dataclass(frozen=True, eq=False)
-class ImagePrediction:
+class Prediction:
     """What a model says of one image: the masks and regions that `predict` would write, and what they come from.
 
     Attributes:
@@ -161,7 +161,7 @@ class Predictor:
         """How many calls at once, from as many threads, make the best of the machine."""
         return self._runtime().parallel
 
-    def __call__(self, image: str | Path | NDArray[np.uint8] | NDArray[np.uint16]) -> ImagePrediction:
+    def __call__(self, image: str | Path | NDArray[np.uint8] | NDArray[np.uint16]) -> Prediction:
         """Find the defects in one image of any size.
 
         Args:
@@ -185,7 +185,7 @@ class Predictor:
             found = segment(prediction, thresholds)
         else:
             found = segment_image(runtime, decoded.pixels, thresholds)
-        return ImagePrediction(
+        return Prediction(
             class_names=runtime.info.class_names,
             image=decoded.pixels,
             masks=found.masks,

@@ -82,6 +82,30 @@ class Int8Cost:
     ms_fp32: float
     ms_int8: float
 
+    @classmethod
+    def of(
+        cls,
+        before: MaskScore,
+        after: MaskScore,
+        agreement: MaskScore,
+        images: LabelledImages,
+        layers: tuple[int, int],
+        times_ms: tuple[float, float],
+    ) -> "Int8Cost":
+        """From what score_masks, count_layers and median_ms found."""
+        return cls(
+            labelled_images=len(images.validation),
+            positive_dice_fp32=before.positive_dice or 0.0,
+            positive_dice_int8=after.positive_dice or 0.0,
+            kaggle_dice_fp32=before.kaggle_dice,
+            kaggle_dice_int8=after.kaggle_dice,
+            mask_dice_int8=agreement.pooled_dice,
+            layers=layers[0],
+            layers_int8=layers[1],
+            ms_fp32=times_ms[0],
+            ms_int8=times_ms[1],
+        )
+
     @property
     def loss(self) -> float:
         """Of positive-pair Dice; below 0 where int8 does better."""

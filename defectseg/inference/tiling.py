@@ -22,7 +22,7 @@ _Kind = TypeVar("_Kind", bound=np.generic)
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ImageAnswer:
     """What the network says of one image: probabilities float32 (C, H, W) and gate float32 (C,), both 0..1."""
 
     probabilities: NDArray[np.float32]
@@ -44,7 +44,7 @@ class Band:
     gate: NDArray[np.float32]
 
 
-def predict_image(runtime: Runtime, image: NDArray[np.uint8]) -> Prediction:
+def predict_image(runtime: Runtime, image: NDArray[np.uint8]) -> ImageAnswer:
     """Answer for one grey image uint8 (H, W) of any size; all of it is held as float32, see `predict_bands`.
 
     Raises:
@@ -53,13 +53,13 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8]) -> Prediction:
     """
     if fits_one_tile(runtime, image):
         answer = answer_tile(runtime, image)
-        return Prediction(answer.probabilities[0], answer.gate[0])
+        return ImageAnswer(answer.probabilities[0], answer.gate[0])
     num_classes = runtime.info.num_classes
     probabilities, gate = np.empty((num_classes, *image.shape), np.float32), np.zeros(num_classes, np.float32)
     for band in predict_bands(runtime, image):
         probabilities[:, *band.box] = band.probabilities
         gate = band.gate
-    return Prediction(probabilities, gate)
+    return ImageAnswer(probabilities, gate)
 
 
 def fits_one_tile(runtime: Runtime, image: NDArray[np.uint8]) -> bool:

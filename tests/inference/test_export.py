@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from defectseg.model.header import read_model_info
 
 pytest.importorskip("torch")
 openvino = pytest.importorskip("openvino")
+openvino_runtime = pytest.importorskip("defectseg.inference.runtimes.openvino")
 
 Request = Callable[..., ExportRequest]
 
@@ -284,6 +286,28 @@ def test_int8_that_loses_too_much_leaves_no_file(
         export_model(request)
     assert _left(request) == []
     assert export_model(replace(request, max_loss=0.5)).cost is not None
+
+
+def test_layers_that_stay_floating_point_are_in_fp32_where_less_would_cost_too_much(
+    request_for: Request, converted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score_masks(fp32: Any, int8: Any, *arguments: Any) -> tuple[Any, Any, Any]:
+        before, after = (SimpleNamespace(positive_dice=dice, kaggle_dice=0.9, pooled_dice=1.0) for dice in (0.6, 0.5))
+        return before, before if int8.name.endswith("f32") else after, before
+
+    monkeypatch.setattr(quantize, "quantize", lambda model, *arguments, **options: model)
+    monkeypatch.setattr(quantize, "score_masks", score_masks)
+    monkeypatch.setattr(openvino_runtime, "_probe", lambda options: (1, "f32" if options else "bf16"))
+    request = request_for(int8=True)
+    told = export_model(request)
+    info = read_model_info(request.out)
+    assert info == told.info
+    assert info.export is not None
+    assert (info.export.precision, info.export.float_layers) == ("int8", "f32")
+    assert told.cost is not None
+    assert told.cost.loss == 0
+    # Whoever loads the file computes so, without being told.
+    assert openvino_runtime.load_openvino_runtime(request.out).name == "openvino cpu int8 and f32"
 
 
 def test_int8_needs_labels(request_for: Request, data_folder: Path) -> None:

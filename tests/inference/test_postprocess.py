@@ -12,7 +12,7 @@ from defectseg.data.regions import Region, find_regions
 from defectseg.errors import ModelError
 from defectseg.inference.postprocess import Segmentation, segment, segment_image
 from defectseg.inference.runtimes.base import Answer
-from defectseg.inference.tiling import Prediction
+from defectseg.inference.tiling import ImageAnswer
 
 
 def _thresholds(
@@ -22,10 +22,10 @@ def _thresholds(
     return Thresholds(gate=gate or (0.0,) * count, pixel=pixel, min_area_px=min_area_px or (0,) * count)
 
 
-def _prediction(*planes: list[list[float]], gate: list[float] | None = None) -> Prediction:
+def _prediction(*planes: list[list[float]], gate: list[float] | None = None) -> ImageAnswer:
     probabilities = np.array(planes, np.float32)
     gates = probabilities.max(axis=(1, 2)) if gate is None else np.array(gate, np.float32)
-    return Prediction(probabilities, gates)
+    return ImageAnswer(probabilities, gates)
 
 
 def test_a_pixel_at_the_threshold_counts() -> None:
@@ -122,7 +122,7 @@ def test_class_map_agrees_with_a_slow_literal_one(
     probabilities: NDArray[np.float32], min_area_px: tuple[int, ...], gate: tuple[float, ...]
 ) -> None:
     before = probabilities.copy()
-    prediction = Prediction(probabilities, probabilities.max(axis=(1, 2)))
+    prediction = ImageAnswer(probabilities, probabilities.max(axis=(1, 2)))
 
     result = segment(prediction, _thresholds((0.5, 0.5, 0.5), gate=gate, min_area_px=min_area_px))
 
@@ -139,7 +139,7 @@ def test_class_map_agrees_with_a_slow_literal_one(
 
 
 def slow_segment(
-    prediction: Prediction, thresholds: Thresholds, only_classes: tuple[int, ...] | None = None
+    prediction: ImageAnswer, thresholds: Thresholds, only_classes: tuple[int, ...] | None = None
 ) -> Segmentation:
     """The same in whole passes over all classes, without a short cut."""
     masks = np.zeros(prediction.probabilities.shape, np.bool_)
@@ -174,7 +174,7 @@ def test_short_cuts_change_nothing(
     gate: tuple[float, ...],
     only_classes: tuple[int, ...] | None,
 ) -> None:
-    prediction = Prediction(probabilities, probabilities.max(axis=(1, 2)))
+    prediction = ImageAnswer(probabilities, probabilities.max(axis=(1, 2)))
     thresholds = _thresholds(pixel, gate=gate, min_area_px=min_area_px)
 
     result = segment(prediction, thresholds, only_classes=only_classes)
@@ -190,7 +190,7 @@ def test_short_cuts_change_nothing(
 class AnsweringRuntime:
     """A Runtime that gives one prediction, whatever the image."""
 
-    prediction: Prediction
+    prediction: ImageAnswer
     name: str = "test"
     parallel: int = 1
 
@@ -224,7 +224,7 @@ def test_one_pixel_that_is_not_a_number_never_passes_for_clean_steel(index: int,
     # Neither a comparison nor cv2.minMaxLoc notices it, and the gate is shut.
     probabilities = np.full((2, 17, 37), 0.1, np.float32)
     probabilities[index][pixel] = np.nan
-    runtime = AnsweringRuntime(Prediction(probabilities, np.zeros(2, np.float32)))
+    runtime = AnsweringRuntime(ImageAnswer(probabilities, np.zeros(2, np.float32)))
 
     with pytest.raises(ModelError, match="not a number"):
         segment_image(runtime, np.zeros((17, 37), np.uint8), _thresholds((0.5, 0.5), gate=(0.5, 0.5)))
@@ -234,7 +234,7 @@ def test_one_pixel_that_is_not_a_number_never_passes_for_clean_steel(index: int,
 def test_a_gate_that_is_not_a_number_never_passes_for_clean_steel(index: int) -> None:
     gate = np.zeros(2, np.float32)
     gate[index] = np.nan
-    runtime = AnsweringRuntime(Prediction(np.zeros((2, 3, 3), np.float32), gate))
+    runtime = AnsweringRuntime(ImageAnswer(np.zeros((2, 3, 3), np.float32), gate))
 
     with pytest.raises(ModelError, match="not a number"):
         segment_image(runtime, np.zeros((3, 3), np.uint8), _thresholds((0.5, 0.5)))

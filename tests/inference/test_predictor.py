@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 import defectseg
-from defectseg import ImagePrediction, Predictor
+from defectseg import Prediction, Predictor
 from defectseg.config import ModelConfig, ModelInfo, Normalization, Recipe, Thresholds
 from defectseg.data.overlay import paint_prediction
 from defectseg.data.synthetic import make_sheet
@@ -93,7 +93,7 @@ def images() -> list[NDArray[np.uint8]]:
     return [make_sheet(1, index, (64, 96)).image for index in range(6)]
 
 
-def assert_equal(first: ImagePrediction, second: ImagePrediction) -> None:
+def assert_equal(first: Prediction, second: Prediction) -> None:
     for name in ("image", "masks", "class_map", "probabilities", "gate"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert (first.regions, first.class_names, first.notes) == (second.regions, second.class_names, second.notes)

@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "enlarged": {"input_scale": 1.5},
     "three channels, no head": {"in_channels": 3, "classification_head": False},
     "PAN, which wants 128 px": {"architecture": "PAN", "options": {}},
+    "padded as TensorFlow does": {"encoder": "tu-tf_efficientnet_lite0", "options": {"decoder_channels": [8] * 5}},
 }
 
 
@@ -87,7 +88,9 @@ def test_openvino_answers_as_torch_at_sizes_that_the_export_has_not_seen(kind: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain", "by three quarters, soft gate", "PAN, which wants 128 px"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "by three quarters, soft gate", "PAN, which wants 128 px", "padded as TensorFlow does"]
+)
 def test_onnx_answers_as_torch_at_sizes_that_the_export_has_not_seen(kind: str, tmp_path: Path) -> None:
     network, info = _network(**KINDS[kind])
     to_onnx(network, info, tmp_path / "m.onnx")

@@ -21,7 +21,7 @@ from defectseg.evaluation.score import Scored, score_images
 from defectseg.inference.postprocess import Segmentation
 from defectseg.inference.runtimes.base import Answer
 from defectseg.inference.runtimes.torch import TorchRuntime, load_torch_runtime
-from defectseg.inference.tiling import Prediction
+from defectseg.inference.tiling import ImageAnswer
 from defectseg.model.bundle import load_bundle
 from defectseg.model.devices import half_precision
 from defectseg.model.network import DefectNetwork
@@ -182,7 +182,7 @@ def _scored(image_id: str) -> Scored:
     return Scored(
         image_id=image_id,
         pixels=np.full((16, 64), 100, np.uint8),
-        prediction=Prediction(masks[None].astype(np.float32), np.ones(1, np.float32)),
+        prediction=ImageAnswer(masks[None].astype(np.float32), np.ones(1, np.float32)),
         segmentation=Segmentation(masks[None], (), masks.astype(np.uint8)),
         truth=truth[None],
         ignore=ignore,

@@ -36,7 +36,8 @@ class OpenVinoRuntime:
     Args:
         model: see export.to_openvino; or, where it cannot take any size, a function that makes it for one.
         info: its description.
-        precision: auto for what is quickest on this processor, which may be bf16; f32 for comparisons.
+        precision: auto for what is quickest on this processor, which may be bf16, unless the description asks for
+            more; f32 for comparisons.
         workers: number of streams, which share the cores; None for one for each core.
     """
 
@@ -50,7 +51,8 @@ class OpenVinoRuntime:
     ) -> None:
         self.info = info
         self._model_for: Models = functools.partial(_same, model) if isinstance(model, openvino.Model) else model
-        hint = {"INFERENCE_PRECISION_HINT": "f32"} if precision == "f32" else {}
+        in_f32 = precision == "f32" or (info.export is not None and info.export.float_layers == "f32")
+        hint = {"INFERENCE_PRECISION_HINT": "f32"} if in_f32 else {}
         cores, self._precision = _probe(tuple(hint.items()))
         self._streams = workers or min(cores, MOST_STREAMS)
         self._options = {"NUM_STREAMS": self._streams, "INFERENCE_NUM_THREADS": max(cores, self._streams), **hint}

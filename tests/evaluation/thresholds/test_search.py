@@ -13,7 +13,7 @@ from defectseg.errors import DataError
 from defectseg.evaluation.metrics import PairCounts, count_pairs, merge, summarise
 from defectseg.evaluation.thresholds.search import ThresholdSearch
 from defectseg.inference.postprocess import segment
-from defectseg.inference.tiling import Prediction
+from defectseg.inference.tiling import ImageAnswer
 
 Setting = tuple[float, int, float]
 
@@ -190,7 +190,7 @@ def test_objective_is_what_the_chosen_thresholds_score_in_the_pipeline(seed: int
 
     parts = []
     for number, image in enumerate(images):
-        segmentation = segment(Prediction(image.probabilities, image.gate), choice.thresholds)
+        segmentation = segment(ImageAnswer(image.probabilities, image.gate), choice.thresholds)
         parts.append(count_pairs(f"{number}.jpg", segmentation.masks, image.truth, image.ignore))
     for scored, objective in zip(summarise(merge(*parts), ["x", "y"]).classes, choice.objective, strict=True):
         assert scored.kaggle_dice + (scored.positive_dice or 0.0) == pytest.approx(objective)
@@ -206,7 +206,7 @@ def test_counts_of_chosen_thresholds_are_those_of_the_pipeline(seed: int) -> Non
 
     parts = []
     for number, image in enumerate(images):
-        segmentation = segment(Prediction(image.probabilities, image.gate), thresholds)
+        segmentation = segment(ImageAnswer(image.probabilities, image.gate), thresholds)
         parts.append(count_pairs(f"{number}.jpg", segmentation.masks, image.truth, image.ignore))
     assert search.counts(thresholds) == merge(*parts)
 
