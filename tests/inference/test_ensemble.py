@@ -85,6 +85,15 @@ def test_the_views_of_an_ensemble_are_those_of_its_first_model_unless_told_other
     assert (len(first.calls), len(second.calls)) == (5, 5)
 
 
+def test_models_of_other_views_at_test_time_are_averaged_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    _ensemble(ConstantRuntime(0.5), ConstantRuntime(0.5))
+    assert caplog.messages == []
+    flips = INFO.recipe.inference.model_copy(update={"tta": "flips"})
+    other = ConstantRuntime(0.5, recipe=INFO.recipe.model_copy(update={"inference": flips}))
+    assert _ensemble(ConstantRuntime(0.5), other).info.recipe.inference == INFO.recipe.inference
+    assert caplog.messages == ["the models differ in tiles or views at test time; taken are those of 0.safetensors"]
+
+
 def test_thresholds_are_averaged_and_areas_are_whole_pixels() -> None:
     one = Thresholds(gate=(0.2,), pixel=(0.5,), min_area_px=(10,), chosen_by="tune")
     other = Thresholds(gate=(0.6,), pixel=(0.6,), min_area_px=(25,), chosen_by="hand")

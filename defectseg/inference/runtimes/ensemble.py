@@ -1,5 +1,6 @@
 """Several models as one: the mean of their answers."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from defectseg.config import ModelInfo, Thresholds
 from defectseg.errors import ModelError
 from defectseg.inference.runtimes.base import Answer, Runtime
+
+log = logging.getLogger(__name__)
 
 
 class EnsembleRuntime:
@@ -26,6 +29,8 @@ class EnsembleRuntime:
     def __init__(self, runtimes: Sequence[Runtime], sources: Sequence[Path]) -> None:
         self.runtimes = tuple(runtimes)
         self.info = _join([runtime.info for runtime in runtimes], sources)
+        if any(runtime.info.recipe.inference != self.info.recipe.inference for runtime in runtimes):
+            log.warning("the models differ in tiles or views at test time; taken are those of %s", sources[0])
 
     @property
     def name(self) -> str:
