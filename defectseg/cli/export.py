@@ -160,6 +160,9 @@ def _report(exported: "Exported", out: Path) -> None:
         print("  No defect was found on any of them, so that the masks say little. Give --data with defects.")
     if exported.cost is not None:
         _report_cost(exported.cost, exported.chosen_by)
+    if exported.info.export is not None and exported.info.export.float_layers == "f32":
+        layers = "What is not in int8" if exported.cost is not None else "It"
+        print(f"  {layers} computes in fp32, which is slower: in less, this network would lose too much.")
     print(f"Written: {shown(out)} ({exported.size_bytes / 1e6:.1f} MB) in {exported.seconds:.0f} s")
 
 

@@ -115,16 +115,15 @@ def export_model(request: ExportRequest) -> Exported:
     with _staging(request.out) as folder:
         staged = folder / request.out.name
         log.info("converting %s to %s, and comparing on %s", model, request.format, compared_on)
-        exact, shipped = _convert(request, model, info, staged, sheets, odd)
+        exact, shipped, float_layers = _convert(request, model, info, staged, sheets, odd)
         figures = _figures(exact, shipped)
         cost = None
         if labelled is not None:
             log.info("quantising: %d images to calibrate on; this takes a while", len(labelled.calibration))
             cost, float_layers = _quantise(request, info, staged, labelled, sheets[0])
             cost.check(request.max_loss, what=str(request.out))
-            info = _with_export(info, float_layers=float_layers)
             figures |= {name: float(value) for name, value in asdict(cost).items()}
-        info = _with_export(info, parity=figures)
+        info = _with_export(info, parity=figures, float_layers=float_layers)
         _describe(staged, info)
         size_bytes = sum(path.stat().st_size for path in folder.iterdir())
         _publish(folder, request.out)
@@ -195,8 +194,10 @@ def _convert(
     staged: Path,
     sheets: Sequence[NDArray[np.uint8]],
     odd: Sequence[NDArray[np.uint8]],
-) -> tuple[Comparison, Comparison]:
+) -> "tuple[Comparison, Comparison, Precision]":
     """Write the model in fp32, read it back and compare. Raises ModelError where it differs too much.
+
+    Where the processor's own precision is what differs too much, the export is to compute in fp32 anywhere.
 
     An odd size proves that what is computed from height and width was converted, which fp32 shows to the last digits.
     The masks in the processor's own precision are judged on sheets alone: a network has not learnt to judge a snippet,
@@ -218,8 +219,12 @@ def _convert(
         found = compare(reference, runtimes, sheets, info.thresholds, request.new_score)
         also = compare(reference, {"exact": runtimes["exact"]}, odd, info.thresholds, request.new_score)
     exact, shipped = found["exact"].with_differences_of(also["exact"]), found.get("shipped", found["exact"])
+    float_layers: Precision = "auto"
+    if shipped.dice < request.limits.dice <= exact.dice:
+        log.info("in %s the masks agree at Dice %.4f only", runtimes["shipped"].name, shipped.dice)
+        shipped, float_layers = exact, "f32"
     check(exact, shipped, request.limits, what=str(request.out))
-    return exact, shipped
+    return exact, shipped, float_layers
 
 
 def _write_openvino(network: "DefectNetwork", info: ModelInfo, staged: Path) -> None:
@@ -280,9 +285,11 @@ def _quantise(
     import openvino
 
     from defectseg.inference.runtimes.openvino import load_openvino_runtime
+    from defectseg.inference.runtimes.rounding import unmark
 
     exact, quick = _load(staged).values()
     fp32 = openvino.Core().read_model(staged)
+    unmark(fp32)  # what NNCF does not quantise, it chooses itself
     int8 = quantize.quantize(
         fp32, info, labelled, info.recipe.inference.tile_hw, request.new_score, max_loss=request.max_loss
     )

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import openvino
 import torch
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from defectseg.config import ModelInfo
 from defectseg.files import write_bytes
+from defectseg.inference.runtimes.rounding import keep_sensitive_in_float32
 from defectseg.model.header import METADATA_KEY
 from defectseg.model.network import DefectNetwork
+from defectseg.model.padding import settle_padding
 
 INPUT, OUTPUTS = "image", ("probabilities", "gate")
 _EXAMPLE_HW = (96, 160)  # followed through the network; no answer depends on it
@@ -40,7 +41,7 @@ class _Graph(nn.Module):
 
 
 def to_openvino(network: DefectNetwork, info: ModelInfo, *, size_hw: tuple[int, int] | None = None) -> openvino.Model:
-    """The network as a model of OpenVINO, in float32.
+    """The network as a model of OpenVINO, in float32; a few layers are marked to stay so on any processor.
 
     Args:
         network: on any device, in any mode; it is left as it is.
@@ -57,7 +58,7 @@ def to_openvino(network: DefectNetwork, info: ModelInfo, *, size_hw: tuple[int, 
     for output, name in zip(model.outputs, OUTPUTS, strict=True):
         output.set_names({name})
     model.set_rt_info(info.model_dump_json(), [METADATA_KEY])
-    return model
+    return keep_sensitive_in_float32(model)
 
 
 def to_onnx(network: DefectNetwork, info: ModelInfo, path: Path, *, size_hw: tuple[int, int] | None = None) -> None:
@@ -117,40 +118,8 @@ def takes_any_size(model: openvino.Model, network: DefectNetwork) -> bool:
 
 def _graph(network: DefectNetwork) -> nn.Module:
     graph = _Graph(copy.deepcopy(network).cpu().float()).eval()
-    _settle_padding(graph)
+    settle_padding(graph)
     return graph
-
-
-def _settle_padding(module: nn.Module) -> None:
-    """Replace TensorFlow's padding, which depends on the size of the image, by what it comes to here.
-
-    The network sees multiples of its stride, where every strided convolution divides the size without a remainder.
-    Followed as a formula of H and W, it makes the export to ONNX ten times as long.
-    """
-    for name, child in module.named_children():
-        if isinstance(child, Conv2dSame):
-            setattr(module, name, _with_settled_padding(child))
-        else:
-            _settle_padding(child)
-
-
-def _with_settled_padding(convolution: Conv2dSame) -> nn.Module:
-    sides: list[int] = []
-    for kernel, stride, dilation in zip(
-        reversed(convolution.kernel_size), reversed(convolution.stride), reversed(convolution.dilation), strict=True
-    ):
-        total = max((kernel - 1) * dilation + 1 - stride, 0)
-        sides += [total // 2, total - total // 2]  # as TensorFlow does, the odd one below and on the right
-    settled = nn.Conv2d(
-        convolution.in_channels,
-        convolution.out_channels,
-        (convolution.kernel_size[0], convolution.kernel_size[1]),
-        stride=(convolution.stride[0], convolution.stride[1]),
-        dilation=(convolution.dilation[0], convolution.dilation[1]),
-        groups=convolution.groups,
-    )
-    settled.weight, settled.bias = convolution.weight, convolution.bias
-    return nn.Sequential(nn.ZeroPad2d((sides[0], sides[1], sides[2], sides[3])), settled)
 
 
 def _example(size_hw: tuple[int, int] | None) -> Tensor:

@@ -17,6 +17,7 @@ from openvino import opset8
 from defectseg.config import ModelInfo
 from defectseg.errors import ModelError, ResourceError
 from defectseg.inference.runtimes.base import Answer
+from defectseg.inference.runtimes.rounding import unmark
 from defectseg.model.header import read_model_info
 
 Precision = Literal["auto", "f32"]
@@ -97,6 +98,12 @@ class OpenVinoRuntime:
                 "Export it without a size."
             )
         model.reshape(wanted)
+        try:
+            return _Compiled(_core().compile_model(model, "CPU", self._options))
+        except RuntimeError:
+            if not unmark(model):
+                raise
+        # Not every processor has every layer in both precisions side by side.
         return _Compiled(_core().compile_model(model, "CPU", self._options))
 
 
