@@ -37,6 +37,8 @@ _TELL_EVERY_S = 15.0
 # 0.003 of Dice on the one network where it was seen.
 _SHARE_FOR_NNCF = 0.5
 
+# Normalisation and resizing in DefectNetwork itself, around the network that has weights.
+_OWN_OPERATIONS = r"__module\.network/.*"
 _LAYERS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 _INTEGERS = frozenset({"i8", "u8"})
 
@@ -188,6 +190,7 @@ def quantize(
             max_drop=max_loss * _SHARE_FOR_NNCF,
             drop_type=nncf.DropType.ABSOLUTE,
             subset_size=len(calibration),
+            ignored_scope=nncf.IgnoredScope(patterns=[_OWN_OPERATIONS], validate=False),
             advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
                 ranking_subset_size=min(RANKING_IMAGES, max(1, len(labelled) // 2)), num_ranking_workers=1
             ),

@@ -4,6 +4,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -275,9 +276,29 @@ def _at_least(length: Any, least: int) -> Any:
     return torch.sym_max(length, least)
 
 
-def _resize(x: Tensor, size_hw: Sequence[int], *, smooth: bool) -> Tensor:
-    """Bilinear; smoothed where it reduces; float32, since a CPU smooths in no other type."""
-    return F.interpolate(x.float(), size=list(size_hw), mode="bilinear", align_corners=False, antialias=smooth)
+def _resize(x: Tensor, size_hw: Sequence[Any], *, smooth: bool) -> Tensor:
+    """Bilinear, in float32; where `smooth`, each pixel is the mean of those that it stands for, as with `antialias`.
+
+    The means are two products of matrices, which is what `F.interpolate` comes to. Processors multiply matrices ten
+    times as fast as OpenVINO interpolates with `antialias`, which took more time than the network behind it.
+    """
+    if not smooth:
+        return F.interpolate(x.float(), size=list(size_hw), mode="bilinear", align_corners=False)
+    rows, columns = (_averaging(length, wanted, x.device) for length, wanted in zip(x.shape[-2:], size_hw, strict=True))
+    # Only where it is on: an export would otherwise have to follow the switch.
+    switch = torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext()
+    with switch:
+        resized: Tensor = rows @ x.float() @ columns.T
+    return resized
+
+
+def _averaging(length: Any, wanted: Any, device: torch.device) -> Tensor:
+    """float32 (wanted, length): the share of each old pixel in each new one, a triangle around its centre."""
+    old = torch.arange(length, device=device) + 0.5
+    new = torch.arange(wanted, device=device) + 0.5
+    scale = torch.ones_like(new[:1]) * length / wanted
+    shares: Tensor = (1 - (old - (new * scale)[:, None]).abs() / scale.clamp(min=1.0)).clamp(min=0.0)
+    return shares / shares.sum(dim=1, keepdim=True)
 
 
 def _suggestion(name: str, choices: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "DEFECTSEG_CACHE_DIR"
 KEPT_ENTRIES = 20
-_CONVERSION = 2  # to be raised when export.py computes something else from the same bundle
+_CONVERSION = 3  # to be raised when export.py computes something else from the same bundle
 _CHECKSUMS = "checksums"
 _PATIENCE_S = 600.0  # for another process that converts
 _XML, _ONNX, _FIXED = "model.xml", "model.onnx", "one-size-only"

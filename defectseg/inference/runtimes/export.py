@@ -3,10 +3,9 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino
@@ -82,7 +81,6 @@ def to_onnx_bytes(network: DefectNetwork, info: ModelInfo, *, size_hw: tuple[int
             dynamic_shapes=(free,),
             input_names=[INPUT],
             output_names=list(OUTPUTS),
-            custom_translation_table={torch.ops.aten._upsample_bilinear2d_aa.default: _translate_smooth_resize},
             verbose=False,
         )
         assert program is not None
@@ -124,24 +122,6 @@ def _graph(network: DefectNetwork) -> nn.Module:
 
 def _example(size_hw: tuple[int, int] | None) -> Tensor:
     return torch.zeros((2, 1, *(size_hw or _EXAMPLE_HW)), dtype=torch.uint8)
-
-
-def _translate_smooth_resize(
-    x: Any,
-    output_size: Sequence[Any],
-    align_corners: bool,
-    scales_h: float | None = None,
-    scales_w: float | None = None,
-) -> Any:
-    """ONNX for the reducing case of network._resize, which the exporter of torch 2.14 does not know."""
-    import onnxscript
-
-    op: Any = onnxscript.opset18
-    lengths = [op.Reshape(length, op.Constant(value_ints=[1])) for length in output_size]
-    size = op.Concat(op.Shape(x, start=0, end=2), *lengths, axis=0)
-    # torch leaves out what lies beyond the border; ONNX by default repeats it.
-    how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel", "antialias": 1, "exclude_outside": 1}
-    return op.Resize(x, None, None, size, **how)
 
 
 @contextmanager
