@@ -348,7 +348,14 @@ def test_an_interrupted_prediction_exits_with_130_and_can_be_continued(
     command = [*COMMAND, "predict", str(run_folder), "in", "--out", "out"]
     journal = tmp_path / "out" / "journal.jsonl"
     with subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+        command,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         patience = time.monotonic() + 120
         while not (journal.exists() and journal.stat().st_size) and time.monotonic() < patience:
