@@ -1,6 +1,7 @@
 """Fixtures that several parts of the suite share: a small synthetic data folder and a run that was trained on it."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,8 @@ def pytest_configure() -> None:
     user's own cache.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if "torch" in sys.modules:  # a plugin of pytest's may have been quicker; torch reads the variable on import
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     os.environ.setdefault("DEFECTSEG_CACHE_DIR", tempfile.mkdtemp(prefix="defectseg-cache-"))
 
 
