@@ -1,7 +1,6 @@
 """Fixtures that several parts of the suite share: a small synthetic data folder and a run that was trained on it."""
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,13 @@ from numpy.typing import NDArray
 from defectseg.config import InferenceConfig, ModelInfo, Normalization, Recipe, Thresholds
 from defectseg.data.synthetic import write_data_folder
 from defectseg.inference.runtimes.base import Answer
+
+# One thread for torch, here and in the commands that tests start: these networks are too small to gain by two, and on a
+# busy machine threads that wait for each other take ten times as long. torch reads it when it is first imported, which
+# the conftest of a subfolder does before any hook of this file is called: so not in pytest_configure.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Converted models stay out of the user's own cache.
+os.environ.setdefault("DEFECTSEG_CACHE_DIR", tempfile.mkdtemp(prefix="defectseg-cache-"))
 
 # How long an example takes says more of what else runs on the machine than of the code.
 hypothesis_settings.register_profile("defectseg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -44,17 +50,6 @@ training:
   precision: fp32
   trackers: []
 """
-
-
-def pytest_configure() -> None:
-    """One thread for torch, here and in the commands that tests start: these networks are too small to gain by two,
-    and on a busy machine threads that wait for each other take ten times as long. Converted models stay out of the
-    user's own cache.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if "torch" in sys.modules:  # a plugin of pytest's may have been quicker; torch reads the variable on import
-        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    os.environ.setdefault("DEFECTSEG_CACHE_DIR", tempfile.mkdtemp(prefix="defectseg-cache-"))
 
 
 @pytest.fixture(scope="session")

@@ -284,7 +284,7 @@ def test_int8_is_judged_on_the_fold_that_was_held_out(
     assert told.cost.labelled_images == 6  # 24 sheets in 4 folds
     assert told.cost.layers_int8 > 0.8 * told.cost.layers > 0
     assert 0 < told.cost.kaggle_dice_int8 < 1
-    assert 0.5 < told.cost.mask_dice_int8 <= 1  # hardly trained: another number of threads gives other weights
+    assert 0.8 < told.cost.mask_dice_int8 <= 1
     assert info.export.parity["positive_dice_int8"] == told.cost.positive_dice_int8
     assert info.export.parity["images"] == 17
     assert _left(request) == ["model.bin", "model.xml"]

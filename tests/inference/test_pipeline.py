@@ -424,13 +424,15 @@ def test_an_error_in_one_of_several_network_threads_ends_the_batch_and_keeps_wha
             raise error
 
     grey.before = fail
+    threads = threading.active_count()  # other tests may have left some of a library's running
     with pytest.raises(type(error)):
         _run(folder, tmp_path / "out", _Jittery(grey, 3))
 
     with OutputFolder(tmp_path / "out", KEY) as output:
         left = output.pending(find_images([folder]))
-    assert len(left) < 40  # how many more depends on how far the writer is behind
-    assert threading.active_count() == 1
+    # Call 25 was for one of the images in work: the network's threads, its helpers, and those ready to be written.
+    assert len(left) <= 40 - 25 + (3 + 8 + 4)
+    assert threading.active_count() == threads
 
 
 def test_an_interruption_gives_up_a_large_image_at_its_next_tile(
