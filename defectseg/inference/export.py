@@ -282,13 +282,12 @@ def _quantise(
     NNCF judges with these in fp32. The processor may prefer bf16, which can cost as much again as the integers did;
     then they stay in fp32, which is slower, but still within the limit.
     """
-    import openvino
-
     from defectseg.inference.runtimes.openvino import load_openvino_runtime
+    from defectseg.inference.runtimes.openvino_core import read_model
     from defectseg.inference.runtimes.rounding import unmark
 
     exact, quick = _load(staged).values()
-    fp32 = openvino.Core().read_model(staged)
+    fp32 = read_model(staged)
     unmark(fp32)  # what NNCF does not quantise, it chooses itself
     int8 = quantize.quantize(
         fp32, info, labelled, info.recipe.inference.tile_hw, request.new_score, max_loss=request.max_loss
@@ -326,10 +325,10 @@ def _with_export(info: ModelInfo, **update: Any) -> ModelInfo:
 
 
 def _save_openvino(model: Any, path: Path) -> None:
-    import openvino
+    from defectseg.inference.runtimes.openvino_core import save_model
 
     with resource_errors(path):
-        openvino.save_model(model, path, compress_to_fp16=False)
+        save_model(model, path)
 
 
 def _describe(staged: Path, info: ModelInfo) -> None:
@@ -342,10 +341,10 @@ def _describe(staged: Path, info: ModelInfo) -> None:
         onnx.helper.set_model_props(document, {METADATA_KEY: text})
         onnx.save(document, staged)
         return
-    import openvino
+    from defectseg.inference.runtimes.openvino_core import read_model
 
     with tempfile.TemporaryDirectory(dir=staged.parent, prefix=TEMPORARY_PREFIX) as beside:
-        model = openvino.Core().read_model(staged)
+        model = read_model(staged)
         model.set_rt_info(text, [METADATA_KEY])
         _save_openvino(model, Path(beside) / staged.name)
         del model  # it holds the .bin open

@@ -3,10 +3,12 @@
 import io
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -173,7 +175,13 @@ def quantize(
     if not calibration or not labelled:
         raise DataError(f"{images.folder.root}: the images for int8 cannot be read.")
 
+    from defectseg.inference.runtimes.openvino_core import away_from_signals
+
+    stopped = threading.Event()
+    judge = _Judge(info, images.folder, labelled, new_score, stopped)
+
     def tile(image_id: str) -> NDArray[np.uint8]:
+        _go_on(stopped)
         rng = random.Random(f"{SEED} {image_id}")  # noqa: S311  # chooses a window, guards nothing
         return cut(decode(images.folder.image_path(image_id)).pixels, limit_hw, rng)[None, None]
 
@@ -182,11 +190,12 @@ def quantize(
         import nncf
 
         logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function changes handlers that are not its own
-        return nncf.quantize_with_accuracy_control(
+        work = partial(
+            nncf.quantize_with_accuracy_control,
             model,
             nncf.Dataset(calibration, tile),
             nncf.Dataset(labelled),
-            _Judge(info, images.folder, labelled, new_score),
+            judge,
             max_drop=max_loss * _SHARE_FOR_NNCF,
             drop_type=nncf.DropType.ABSOLUTE,
             subset_size=len(calibration),
@@ -195,6 +204,7 @@ def quantize(
                 ranking_subset_size=min(RANKING_IMAGES, max(1, len(labelled) // 2)), num_ranking_workers=1
             ),
         )
+        return away_from_signals(work, stop=stopped.set)
 
 
 def score_masks(
@@ -252,12 +262,18 @@ class _Judge:
     """
 
     def __init__(
-        self, info: ModelInfo, folder: DataFolder, labelled: Sequence[str], new_score: Callable[[], MaskScore]
+        self,
+        info: ModelInfo,
+        folder: DataFolder,
+        labelled: Sequence[str],
+        new_score: Callable[[], MaskScore],
+        stopped: threading.Event,
     ) -> None:
         self.info = info
         self.folder = folder
         self.labelled = labelled
         self.new_score = new_score
+        self.stopped = stopped
         self.trials = 0
         self.spoke = time.monotonic()
 
@@ -268,6 +284,7 @@ class _Judge:
         runtime = with_tta(_CompiledRuntime(compiled, self.info), tta)
         total, values = self.new_score(), []
         for image_id, pixels in _decoded(self.folder, image_ids):
+            _go_on(self.stopped)
             alone, masks = self.new_score(), _masks(runtime, pixels)
             for score in (total, alone):
                 _add(score, self.folder, image_id, pixels.shape, masks)
@@ -281,6 +298,12 @@ class _Judge:
         if time.monotonic() - self.spoke >= _TELL_EVERY_S:
             self.spoke = time.monotonic()
             log.info("quantising: trial %d, positive-pair Dice %.4f on %d images", self.trials, dice, images)
+
+
+def _go_on(stopped: threading.Event) -> None:
+    """Leave NNCF, which runs in a thread of its own, when the user has stopped the export."""
+    if stopped.is_set():
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from defectseg.inference.tiling import predict_image
 from defectseg.model.header import read_model_info
 
 pytest.importorskip("torch")
-openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino")
 openvino_runtime = pytest.importorskip("defectseg.inference.runtimes.openvino")
 
 Request = Callable[..., ExportRequest]
@@ -55,11 +55,12 @@ def request_for(bundle: Path, data_folder: Path, tmp_path: Path) -> Request:
 def converted(exported: tuple[Path, Exported], monkeypatch: pytest.MonkeyPatch) -> None:
     """The trained network need not be converted anew: that takes seconds."""
     from defectseg.inference.runtimes import export
+    from defectseg.inference.runtimes.openvino_core import core
 
     path, _ = exported
 
     def to_openvino(network: Any, info: ModelInfo, *, size_hw: tuple[int, int] | None = None) -> Any:
-        model = openvino.Core().read_model(path)
+        model = core().read_model(path)
         model.set_rt_info(info.model_dump_json(), ["defectseg"])
         return model
 

@@ -1,7 +1,9 @@
 """int8: which images it is made with, how it is judged, and NNCF at work on a network of one layer."""
 
 import logging
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +221,40 @@ def test_a_layer_that_costs_too_much_goes_back_to_floating_point(bright_images: 
     assert count_layers(int8)[1] < 2
 
 
+def test_ctrl_c_ends_it_at_the_next_image(
+    bright_images: LabelledImages, default_interrupt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf")
+    judges, asked, threads = [], [], threading.active_count()
+
+    class Judge(quantize._Judge):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            judges.append(self)
+
+    class Score(MaskCounts):
+        def add(self, *arguments: Any) -> None:
+            super().add(*arguments)
+            asked.append(arguments[0])
+            if len(asked) == 1:
+                signal.raise_signal(signal.SIGINT)
+                assert judges[0].stopped.wait(60)
+
+    monkeypatch.setattr(quantize, "_Judge", Judge)
+    with pytest.raises(KeyboardInterrupt):
+        quantize.quantize(_brightness_model(), _info(), bright_images, (32, 32), Score)
+    assert set(asked) == {"2.png"}
+    assert threading.active_count() == threads
+
+
+@pytest.fixture
+def default_interrupt() -> Iterator[None]:
+    """Ctrl-C raises, even where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class _NeverGoodEnough(MaskCounts):
     """Each score is worse than the one before."""
 
@@ -259,16 +295,16 @@ class _Pits:
 def test_nncf_is_told_the_dice_of_all_and_of_each(bright_images: LabelledImages) -> None:
     folder = bright_images.folder
     assert cv2.imwrite(str(folder.image_path("3.png")), np.full((32, 32), 200, np.uint8))
-    judge = quantize._Judge(_info(), folder, ("2.png", "3.png"), MaskCounts)
+    judge = quantize._Judge(_info(), folder, ("2.png", "3.png"), MaskCounts, threading.Event())
     dice, of_each = judge(_Pits(), iter(("2.png", "3.png")))
     assert of_each == [1.0, pytest.approx(2 * 512 / (512 + 1024))]
     assert dice == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_all_images_are_judged_in_the_views_of_predict_and_a_part_in_one(bright_images: LabelledImages) -> None:
-    recipe = Recipe(inference=InferenceConfig(tta="flips"))
+    recipe, folder = Recipe(inference=InferenceConfig(tta="flips")), bright_images.folder
     judge = quantize._Judge(
-        _info().model_copy(update={"recipe": recipe}), bright_images.folder, ("2.png", "3.png"), MaskCounts
+        _info().model_copy(update={"recipe": recipe}), folder, ("2.png", "3.png"), MaskCounts, threading.Event()
     )
     compiled = _Pits()
     judge(compiled, ["2.png", "3.png"])
@@ -283,7 +319,7 @@ def test_long_work_tells_how_far_it_is(
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     caplog.set_level(logging.INFO)
-    judge = quantize._Judge(_info(), bright_images.folder, ("2.png", "3.png"), MaskCounts)
+    judge = quantize._Judge(_info(), bright_images.folder, ("2.png", "3.png"), MaskCounts, threading.Event())
     for _ in range(4):
         clock[0] += 8
         judge(_Pits(), ["2.png"])

@@ -9,6 +9,7 @@ import pytest
 from openvino import opset8
 
 from defectseg.inference.runtimes import openvino as openvino_runtime
+from defectseg.inference.runtimes.openvino_core import core
 from defectseg.inference.runtimes.rounding import keep_sensitive_in_float32, unmark
 
 KEY = "DisablePrecisionConversion_0"
@@ -45,11 +46,11 @@ def test_depthwise_convolutions_and_the_first_layer_stay_in_float32(images: Any,
     assert _marked(kept) == ["Convolution", "GroupConvolution"]
     assert kept.get_rt_info(["defectseg"]).astype(str) == '{"name": "<a> & b\\n"}'
     in_f32 = {"INFERENCE_PRECISION_HINT": "f32"}
-    answers = [openvino.Core().compile_model(each, "CPU", in_f32)(images)[0] for each in (model, kept)]
+    answers = [core().compile_model(each, "CPU", in_f32)(images)[0] for each in (model, kept)]
     assert np.array_equal(*answers)
     # The marks are in the file, too.
     openvino.save_model(kept, tmp_path / "m.xml", compress_to_fp16=False)
-    assert _marked(openvino.Core().read_model(tmp_path / "m.xml")) == ["Convolution", "GroupConvolution"]
+    assert _marked(core().read_model(tmp_path / "m.xml")) == ["Convolution", "GroupConvolution"]
 
 
 def test_a_model_without_depthwise_convolutions_is_left_alone() -> None:
@@ -61,12 +62,10 @@ def test_a_model_without_depthwise_convolutions_is_left_alone() -> None:
 
 def test_marks_are_taken_off_without_a_trace(images: Any) -> None:
     kept = keep_sensitive_in_float32(_model(groups=8, inputs_of_each=1))
-    before = openvino.Core().compile_model(kept, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
+    before = core().compile_model(kept, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
     assert unmark(kept)
     assert _marked(kept) == []
-    assert np.array_equal(
-        before, openvino.Core().compile_model(kept, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
-    )
+    assert np.array_equal(before, core().compile_model(kept, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0])
 
 
 def test_a_processor_that_cannot_mix_precisions_computes_without_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +78,7 @@ def test_a_processor_that_cannot_mix_precisions_computes_without_the_marks(monke
             compiled.append(_marked(model))
             if _marked(model):
                 raise RuntimeError("object is not initialized")
-            return openvino.Core().compile_model(model, "CPU")
+            return core().compile_model(model, "CPU")
 
     info = ModelInfo(
         class_names=("pits",),
@@ -88,6 +87,6 @@ def test_a_processor_that_cannot_mix_precisions_computes_without_the_marks(monke
         recipe=Recipe(),
     )
     runtime = openvino_runtime.OpenVinoRuntime(keep_sensitive_in_float32(_model(groups=8, inputs_of_each=1)), info)
-    monkeypatch.setattr(openvino_runtime, "_core", Core)
+    monkeypatch.setattr(openvino_runtime, "core", Core)
     runtime._compile((1, 1, 16, 32))
     assert compiled == [["Convolution", "GroupConvolution"], []]

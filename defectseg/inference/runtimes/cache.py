@@ -103,16 +103,16 @@ def _convert_to_openvino(bundle: Path, *, size_hw: tuple[int, int] | None) -> "o
 
 
 def _save_openvino(model: "openvino.Model | None", folder: Path) -> None:
-    import openvino
+    from defectseg.inference.runtimes.openvino_core import save_model
 
     if model is None:
         (folder / _FIXED).touch()
     else:
-        openvino.save_model(model, folder / _XML, compress_to_fp16=False)
+        save_model(model, folder / _XML)
 
 
 def _load_openvino(folder: Path) -> "openvino.Model | None":
-    from defectseg.inference.runtimes.openvino import read_model
+    from defectseg.inference.runtimes.openvino_core import read_model
 
     return None if (folder / _FIXED).exists() else read_model(folder / _XML)
 

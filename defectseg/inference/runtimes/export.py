@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from defectseg.config import ModelInfo
 from defectseg.files import write_bytes
+from defectseg.inference.runtimes.openvino_core import core
 from defectseg.inference.runtimes.rounding import keep_sensitive_in_float32
 from defectseg.model.header import METADATA_KEY
 from defectseg.model.network import DefectNetwork
@@ -103,7 +104,7 @@ def takes_any_size(model: openvino.Model, network: DefectNetwork) -> bool:
         own = model.clone()
         own.reshape(list(images.shape))
         options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
-        found = openvino.Core().compile_model(own, "CPU", options)(images)
+        found = core().compile_model(own, "CPU", options)(images)
     except RuntimeError:
         return False
     finally:

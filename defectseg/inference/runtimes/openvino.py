@@ -1,6 +1,7 @@
 """The network in OpenVINO, on a processor."""
 
 import functools
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -17,8 +18,11 @@ from openvino import opset8
 from defectseg.config import ModelInfo
 from defectseg.errors import ModelError, ResourceError
 from defectseg.inference.runtimes.base import Answer
+from defectseg.inference.runtimes.openvino_core import core, read_model
 from defectseg.inference.runtimes.rounding import unmark
 from defectseg.model.header import read_model_info
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "f32"]
 Models = Callable[[tuple[int, int]], openvino.Model]  # the model for images of (H, W)
@@ -99,12 +103,12 @@ class OpenVinoRuntime:
             )
         model.reshape(wanted)
         try:
-            return _Compiled(_core().compile_model(model, "CPU", self._options))
+            return _Compiled(core().compile_model(model, "CPU", self._options))
         except RuntimeError:
             if not unmark(model):
                 raise
-        # Not every processor has every layer in both precisions side by side.
-        return _Compiled(_core().compile_model(model, "CPU", self._options))
+        log.info("this processor cannot keep a few layers in float32 beside %s; all are in %s", *[self._precision] * 2)
+        return _Compiled(core().compile_model(model, "CPU", self._options))
 
 
 class _Compiled:
@@ -145,21 +149,6 @@ def load_openvino_runtime(path: Path, *, precision: Precision = "auto", workers:
     return OpenVinoRuntime(read_model(path), info, precision=precision, workers=workers)
 
 
-def read_model(path: Path) -> openvino.Model:
-    """Read an `.xml` with its `.bin`. Raises ModelError where OpenVINO cannot."""
-    try:
-        return _core().read_model(path)
-    except RuntimeError as error:
-        raise ModelError(
-            f"{path}: OpenVINO cannot read it; damaged, or of a newer version of OpenVINO. Export the model again."
-        ) from error
-
-
-@functools.cache
-def _core() -> openvino.Core:
-    return openvino.Core()
-
-
 @functools.cache
 def _probe(options: tuple[tuple[str, str], ...]) -> tuple[int, str]:
     """Cores that OpenVINO may use, hyper-threads not counted, and the precision that it computes in.
@@ -169,7 +158,7 @@ def _probe(options: tuple[tuple[str, str], ...]) -> tuple[int, str]:
     x = opset8.parameter([1, 1, 8, 8], np.float32)
     model = openvino.Model([opset8.relu(x)], [x])
     settings = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_HYPER_THREADING": False, **dict(options)}
-    compiled = _core().compile_model(model, "CPU", settings)
+    compiled = core().compile_model(model, "CPU", settings)
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     cores: Any = compiled.get_property("INFERENCE_NUM_THREADS")
     return max(1, int(cores)), precision

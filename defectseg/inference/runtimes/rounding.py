@@ -14,6 +14,8 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import openvino
 
+from defectseg.inference.runtimes.openvino_core import core, save_model
+
 # OpenVINO's own attribute of a layer, and how it names the attribute when asked. Versions that do not know it round as
 # before.
 _ATTRIBUTE = {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16"}
@@ -32,13 +34,13 @@ def keep_sensitive_in_float32(model: openvino.Model) -> openvino.Model:
     # The attribute has no binding in Python; in the text of a model it can be written.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
-        openvino.save_model(model, path, compress_to_fp16=False)
+        save_model(model, path)
         document = ET.parse(path)  # noqa: S314  # written by OpenVINO a moment ago
         for layer in document.iterfind("./layers/layer"):
             if layer.get("type") in _CONVOLUTIONS and layer.get("name") in names:
                 _mark(layer)
         weights = openvino.Tensor(np.fromfile(path.with_suffix(".bin"), np.uint8))
-        return openvino.Core().read_model(ET.tostring(document.getroot(), encoding="utf-8"), weights)
+        return core().read_model(ET.tostring(document.getroot(), encoding="utf-8"), weights)
 
 
 def unmark(model: openvino.Model) -> bool:
