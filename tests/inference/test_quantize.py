@@ -1,6 +1,7 @@
 """int8: which images it is made with, how it is judged, and NNCF at work on a network of one layer."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -237,7 +238,7 @@ def test_ctrl_c_ends_it_at_the_next_image(
             super().add(*arguments)
             asked.append(arguments[0])
             if len(asked) == 1:
-                signal.raise_signal(signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
                 assert judges[0].stopped.wait(60)
 
     monkeypatch.setattr(quantize, "_Judge", Judge)
