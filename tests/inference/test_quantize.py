@@ -226,7 +226,7 @@ def test_ctrl_c_ends_it_at_the_next_image(
     bright_images: LabelledImages, default_interrupt: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("nncf")
-    judges, asked, threads = [], [], threading.active_count()
+    judges, asked = [], []
 
     class Judge(quantize._Judge):
         def __init__(self, *arguments: Any) -> None:
@@ -245,7 +245,7 @@ def test_ctrl_c_ends_it_at_the_next_image(
     with pytest.raises(KeyboardInterrupt):
         quantize.quantize(_brightness_model(), _info(), bright_images, (32, 32), Score)
     assert set(asked) == {"2.png"}
-    assert threading.active_count() == threads
+    assert "openvino" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.fixture
