@@ -7,8 +7,8 @@ loads plugins does it in another one.
 """
 
 import functools
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,27 +38,14 @@ def away_from_signals(work: Callable[[], Result], *, stop: Callable[[], object] 
         work: what may load OpenVINO's plugins.
         stop: called on Ctrl-C, to make `work` end soon; it is waited for in any case.
     """
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
+    with ThreadPoolExecutor(1, thread_name_prefix="openvino") as pool:
+        future = pool.submit(work)
         try:
-            results.append(work())
-        except BaseException as error:  # raised again by the caller
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="openvino")
-    thread.start()
-    try:
-        thread.join()
-    except BaseException:
-        if stop is not None:
-            stop()
-        thread.join()
-        raise
-    if errors:
-        raise errors[0]
-    return results[0]
+            return future.result()
+        except BaseException:
+            if stop is not None and not future.done():
+                stop()
+            raise
 
 
 def read_model(path: Path) -> openvino.Model:
