@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,6 +173,7 @@ def images_folder(root: Path) -> Path:
     if not folder.is_dir():
         raise DataError(
             f"{root}: has no {IMAGES_NAME}/; expected the images there and their masks in {TABLE_NAMES[0]}."
+            f" {_how_to_import(root)}"
         )
     return folder
 
@@ -183,11 +185,18 @@ def find_table(root: Path) -> Path:
     if not tables:
         raise DataError(
             f"{root}: has neither {' nor '.join(TABLE_NAMES)}; expected the masks there, with the header "
-            "'ImageId,ClassId,EncodedPixels'. `defectseg data import masks` makes it from mask images."
+            f"'ImageId,ClassId,EncodedPixels'. {_how_to_import(root)}"
         )
     if len(tables) > 1:
         raise DataError(f"{root}: has {' and '.join(TABLE_NAMES)}. Keep the one that is right.")
     return tables[0]
+
+
+def _how_to_import(root: Path) -> str:
+    """How a folder in another layout becomes a data folder."""
+    if (root / "images").is_dir() and (root / "masks").is_dir():
+        return f"Import its images/ and masks/: defectseg data import masks {shlex.quote(str(root))} --out DIR"
+    return "Masks in other files are imported: `defectseg data import --help` lists the kinds."
 
 
 def read_class_names(root: Path, largest_class_id: int) -> tuple[str, ...]:
