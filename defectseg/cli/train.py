@@ -24,7 +24,7 @@ from defectseg.errors import ExitCode, UsageError
 
 def train(
     config: Annotated[
-        str, typer.Argument(help="A shipped recipe (severstal, severstal-small, neu900, demo) or a YAML file.")
+        str, typer.Argument(help="A shipped recipe (severstal, severstal-small, fast, neu900, demo) or a YAML file.")
     ] = "severstal",
     data: Annotated[
         Path | None, typer.Option("--data", help="Data folder: train.csv beside train_images/.", metavar="DIR")

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from defectseg.cli.main import app
-from defectseg.config import Recipe, Thresholds, load_recipe
+from defectseg.config import Recipe, Thresholds, load_recipe, shipped_recipes
 from defectseg.errors import ConfigError, DataError, DefectsegError, ExitCode, ModelError, UsageError
 from defectseg.evaluation.metrics import PairCounts, summarise
 from defectseg.evaluation.thresholds.file import write_thresholds
@@ -205,3 +205,9 @@ def test_a_model_to_start_from_may_be_named_by_its_run_folder(
 ) -> None:
     assert invoke("--init", trained_run).exit_code == 0
     assert asked[0][1].init == trained_run / "model.safetensors"
+
+
+def test_the_help_names_each_shipped_recipe() -> None:
+    told = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output
+    missing = [name for name in shipped_recipes() if f"{name}," not in told and f"{name})" not in told]
+    assert not missing
