@@ -3,9 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from defectseg.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NOT_VALIDATED = "trained on all images,\nor not validated yet"
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -25,12 +30,7 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
     for name in ("loss", "bce", "dice", "lovasz", "gate"):
         if any(entry[name] for entry in history):
             losses.plot(epochs, [entry[name] for entry in history], label=name)
-    validated = [entry for entry in history if "val" in entry]
-    for name, label in (("positive_dice", "positive Dice"), ("kaggle_dice", "Kaggle Dice"), ("miou", "mIoU")):
-        values = [entry["val"][name] for entry in validated]
-        scores.plot([entry["epoch"] for entry in validated], values, label=label, marker=".")
-    if validated:
-        scores.axhline(validated[0]["val"]["all_empty"], label="Kaggle Dice of empty masks", color="grey", ls="--")
+    _draw_scores(scores, [entry for entry in history if "val" in entry])
     for name in ("lr_encoder", "lr_decoder"):
         rates.plot(epochs, [entry[name] for entry in history], label=name.removeprefix("lr_"))
     for axes, title in ((losses, "training loss"), (scores, "validation"), (rates, "learning rate")):
@@ -40,3 +40,14 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
             axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _draw_scores(axes: "Axes", validated: Sequence[dict[str, Any]]) -> None:
+    if not validated:
+        axes.text(0.5, 0.5, NOT_VALIDATED, ha="center", va="center", transform=axes.transAxes, color="grey")
+        axes.set(xticks=[], yticks=[])
+        return
+    for name, label in (("positive_dice", "positive Dice"), ("kaggle_dice", "Kaggle Dice"), ("miou", "mIoU")):
+        values = [entry["val"][name] for entry in validated]
+        axes.plot([entry["epoch"] for entry in validated], values, label=label, marker=".")
+    axes.axhline(validated[0]["val"]["all_empty"], label="Kaggle Dice of empty masks", color="grey", ls="--")
