@@ -4,8 +4,8 @@
 # usage: sbatch scripts/train_slurm.sh DATA RUN [arguments of defectseg train]
 #        sbatch --nodes=2 scripts/train_slurm.sh /data/severstal runs/1 --set training.sync_batch_norm=true
 # DATA and RUN must be on storage that all nodes share. batch_size counts for each GPU: with N of them, a step sees N times
-# as many crops. Shortly before the time limit SLURM sends SIGTERM: the run saves itself, and the job is queued again
-# and goes on from there.
+# as many crops, and there are N times fewer steps; to train as on one, divide it by N. Shortly before the time limit SLURM
+# sends SIGTERM: the run saves itself, and the job is queued again and goes on from there.
 #SBATCH --job-name=defectseg
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

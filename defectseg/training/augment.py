@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,23 +49,27 @@ def build_augment(config: AugmentConfig) -> Augment:
         (config.noise, _of(albumentations.GaussNoise(std_range=(0.0, config.noise_std), p=1))),
     ]
 
-    def augment(image: NDArray[np.uint8], layers: NDArray[np.uint8], seed: int) -> Crop:
-        # One seed for all, as in Compose, would give every step the same chance: both flips or none.
-        for (chance, change), own in zip(steps, np.random.SeedSequence(seed).spawn(len(steps)), strict=True):
-            rng = np.random.default_rng(own)
-            if rng.random() < chance:
-                image, layers = change(image, layers, rng)
-        return image, layers
+    return partial(_apply, steps)
 
-    return augment
+
+# Partials of functions of the module, not closures: where workers are not forked they are pickled.
+def _apply(
+    steps: Sequence[tuple[float, Change]], image: NDArray[np.uint8], layers: NDArray[np.uint8], seed: int
+) -> Crop:
+    # One seed for all, as in Compose, would give every step the same chance: both flips or none.
+    for (chance, change), own in zip(steps, np.random.SeedSequence(seed).spawn(len(steps)), strict=True):
+        rng = np.random.default_rng(own)
+        if rng.random() < chance:
+            image, layers = change(image, layers, rng)
+    return image, layers
 
 
 def _of(transform: Any) -> Change:
     """An albumentations transform as one that takes its chance from a generator."""
+    return partial(_transform, transform)
 
-    def change(image: NDArray[np.uint8], layers: NDArray[np.uint8], rng: np.random.Generator) -> Crop:
-        transform.set_random_seed(int(rng.integers(2**31)))
-        changed = transform(image=image, mask=layers)
-        return changed["image"], changed["mask"]
 
-    return change
+def _transform(transform: Any, image: NDArray[np.uint8], layers: NDArray[np.uint8], rng: np.random.Generator) -> Crop:
+    transform.set_random_seed(int(rng.integers(2**31)))
+    changed = transform(image=image, mask=layers)
+    return changed["image"], changed["mask"]

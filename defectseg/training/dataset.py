@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # The rest is for the network, its activations and the loader's workers.
 _SHARE_OF_FREE_MEMORY = 0.25
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Batch:
         images, masks, ignore = (
             tensor.to(device, non_blocking=non_blocking) for tensor in (self.images, self.masks, self.ignore)
         )
+        return replace(self, images=images, masks=masks, ignore=ignore)
+
+    def pin_memory(self) -> Self:
+        """The same batch in memory that a GPU can read by itself; the data loader calls this."""
+        images, masks, ignore = (tensor.pin_memory() for tensor in (self.images, self.masks, self.ignore))
         return replace(self, images=images, masks=masks, ignore=ignore)
 
 
@@ -245,8 +252,13 @@ def _cycle(items: Sequence[str], count: int, rng: np.random.Generator) -> Iterat
 
 
 def _free_memory_bytes() -> int:
-    """Free memory, 0 where the system does not tell."""
+    """Free memory, of the container where it has less than the machine; 0 where the system does not tell."""
     try:
-        return max(0, os.sysconf("SC_AVPHYS_PAGES")) * max(0, os.sysconf("SC_PAGE_SIZE"))
+        free = max(0, os.sysconf("SC_AVPHYS_PAGES")) * max(0, os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):
         return 0
+    try:
+        limit, used = (int((_CGROUP / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
+    return min(free, max(0, limit - used))

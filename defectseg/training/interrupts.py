@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C, kept until the end of a training step, when the state of the run is whole."""
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -15,6 +16,23 @@ log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # One request may come twice: SLURM signals torchrun and its processes alike, and torchrun passes it on to them.
 _ONE_REQUEST_S = 1.0
+
+
+def leave_signals_to_main(worker_id: int) -> None:
+    """To be called in each worker of a data loader: whoever stops a whole group of processes (torchrun, SLURM, Ctrl-C)
+    signals the workers too, and without them the main process could not end its step and save it. What the main
+    process itself sends, as it does when it ends, still ends them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_main_says_so, daemon=True).start()
+
+
+def _end_when_main_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)  # as PyTorch's own handler, which tells the two kinds apart likewise; another code would be an error
 
 
 class Interrupts:

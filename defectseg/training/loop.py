@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,16 @@ def fit(run: Run) -> None:
     started = time.monotonic() - run.progress.elapsed_s
     minutes = run.recipe.training.max_minutes
     deadline = math.inf if minutes is None else started + 60 * minutes
-    with run.interrupts.held():
+    with run.interrupts.held(), _lost_workers():
         while run.progress.epoch < run.epochs and not _is_past(run, deadline) and not _is_stale(run):
             figures: dict[str, Any] = {
                 "epoch": run.progress.epoch + 1,
                 **train_one_epoch(run, started=started, deadline=deadline),
             }
+            if run.val_ids and not _is_past(run, deadline):
+                # Validation can take minutes; torchrun kills 30 s after it was asked to stop.
+                run.progress.elapsed_s = _agreed(run, time.monotonic() - started)
+                _save(run)
             run.progress.epoch, run.progress.batch, run.progress.sums = run.progress.epoch + 1, 0, {}
             out_of_time = _is_past(run, deadline)
             last = out_of_time or run.progress.epoch >= run.epochs
@@ -311,6 +316,19 @@ def _validate_candidates(run: Run) -> dict[str, Any]:
     log_pictures(run.accelerator, pictures.bgr, run.progress.epoch)
     validation = scored[better][0]
     return {"val": {**headline(validation.metrics), "ungated_dice": validation.ungated_dice, "weights": better}}
+
+
+@contextmanager
+def _lost_workers() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            f"a worker that loads data was killed ({str(error).splitlines()[0]}). Mostly memory has run out, in a "
+            "container the shared memory (docker run --shm-size=8g). Give it more, or set data.workers=0."
+        ) from error
 
 
 def _set_epoch(loader: "DataLoader[Batch]", epoch: int) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, gather_object
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader
@@ -37,7 +38,7 @@ from defectseg.training.averaging import make_ema
 from defectseg.training.candidates import Candidates
 from defectseg.training.checkpoint import Progress
 from defectseg.training.dataset import CropDataset, CropSampler, cache_fits, collate, load_cache
-from defectseg.training.interrupts import Interrupts
+from defectseg.training.interrupts import Interrupts, leave_signals_to_main
 from defectseg.training.loop import Feed, Run
 from defectseg.training.schedule import Stage, make_optimizer, stages_of
 
@@ -104,6 +105,7 @@ def make_accelerator(settings: TrainingConfig, device: torch.device, out: Path) 
         cpu=device.type == "cpu",
         mixed_precision=precision,
         gradient_accumulation_steps=settings.accumulation,
+        dataloader_config=DataLoaderConfiguration(non_blocking=device.type == "cuda"),
         log_with=trackers or None,
         project_config=ProjectConfiguration(str(out), logging_dir=str(out / TENSORBOARD_NAME)),
     )
@@ -277,7 +279,7 @@ def assemble(
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     network = network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, recipe.optimizer)
-    ema = make_ema(network, recipe.training.ema_decay) if recipe.training.ema_decay else None
+    ema = make_ema(network, recipe.training.ema_decay**accelerator.num_processes) if recipe.training.ema_decay else None
     prepared, prepared_optimizer = accelerator.prepare(network, optimizer)
     # Accelerate has put autocast into the network itself, but validation computes in the precision of `predict`.
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
@@ -394,6 +396,9 @@ def _make_feed(
         drop_last=True,
         pin_memory=accelerator.device.type == "cuda",
         persistent_workers=workers > 0,
+        worker_init_fn=leave_signals_to_main,
+        # Forked workers share the cache; others would get a copy of it each.
+        multiprocessing_context="fork" if workers and _can_fork() else None,
         # One of its own, since each start of the loader draws from it: a resumed epoch starts it once more.
         generator=torch.Generator().manual_seed(recipe.seed),
     )
@@ -417,7 +422,13 @@ def _start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
 
 
 def _workers(recipe: Recipe, device: torch.device) -> int:
-    """Worker processes of the loader. On a CPU they would take the cores from the network, so there are none."""
+    """Worker processes of the loader. On a CPU they would take the cores from the network, so there are none; nor where
+    they cannot be forked.
+    """
     if recipe.data.workers != "auto":
         return recipe.data.workers
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    return min(8, os.cpu_count() or 1) if device.type == "cuda" and _can_fork() else 0
+
+
+def _can_fork() -> bool:
+    return sys.platform == "linux"  # macOS has fork, but its libraries do not bear it

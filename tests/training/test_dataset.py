@@ -378,3 +378,31 @@ def test_where_the_free_memory_is_unknown_nothing_is_kept(
 def _set_memory(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
     answers = {"SC_AVPHYS_PAGES": free_bytes, "SC_PAGE_SIZE": 1}
     monkeypatch.setattr("os.sysconf", answers.__getitem__)
+
+
+@pytest.mark.parametrize(("limit", "free_bytes"), [("1000", 600), ("300", 0), ("max", 5000), (None, 5000)])
+def test_the_memory_of_a_container_counts(
+    limit: str | None, free_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"SC_AVPHYS_PAGES": 5000, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr("os.sysconf", answers.__getitem__)
+    monkeypatch.setattr("defectseg.training.dataset._CGROUP", tmp_path)
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit + "\n")
+        (tmp_path / "memory.current").write_text("400\n")
+    four_parts = {"a": (1, free_bytes // 4)}
+    assert cache_fits(four_parts, "auto")
+    assert not cache_fits({"a": (1, free_bytes // 4 + 1)}, "auto")
+
+
+def test_all_of_a_batch_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[int] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(id(tensor))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    batch = Batch(torch.zeros(1), torch.ones(1), torch.zeros(2), ("a",))
+    assert batch.pin_memory().image_ids == ("a",)
+    assert pinned == [id(batch.images), id(batch.masks), id(batch.ignore)]

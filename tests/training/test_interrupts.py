@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C within a run, and runs that are killed: they go on and end as if nothing had been."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 import defectseg
 from defectseg.config import load_recipe
 from defectseg.model.bundle import read_bundle, weights_digest
 from defectseg.training import interrupts as interrupts_module
-from defectseg.training.interrupts import Interrupts
+from defectseg.training.interrupts import Interrupts, leave_signals_to_main
 from defectseg.training.request import TrainRequest
 from defectseg.training.run import train
 
@@ -91,6 +93,34 @@ def test_outside_the_main_thread_nothing_is_caught() -> None:
     assert seen == [before]
 
 
+class _Workers(Dataset[int]):
+    """The process that reads each item."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, index: int) -> int:
+        return os.getpid()
+
+
+@with_signals
+def test_a_worker_goes_on_when_its_whole_group_is_signalled_and_ends_when_main_says_so() -> None:
+    loader = DataLoader(_Workers(), num_workers=1, worker_init_fn=leave_signals_to_main, multiprocessing_context="fork")
+    told = iter(loader)
+    worker = int(next(told))
+    assert worker != os.getpid()
+    for name in ("-TERM", "-INT"):
+        subprocess.run(["kill", name, str(worker)], check=True)
+    assert [int(pid) for pid in told] == [worker] * 29
+
+    told = iter(loader)
+    pid = int(next(told))
+    (process,) = (child for child in multiprocessing.active_children() if child.pid == pid)
+    process.terminate()
+    process.join(timeout=60)
+    assert process.exitcode == 0
+
+
 @with_signals
 def test_one_process_that_is_told_to_stop_tells_the_others() -> None:
     flags = {"set": False}
@@ -127,9 +157,9 @@ SETTINGS = (
 )
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(defectseg.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
-# The command line in a process that sends itself SIGTERM right after a step.
+# The command line in a process whose whole group gets SIGTERM right after a step.
 TERMINATED = """
-import os, signal, sys
+import os, subprocess, sys
 from defectseg.training import loop
 
 account, at = loop._account, int(sys.argv.pop(1))
@@ -137,7 +167,8 @@ account, at = loop._account, int(sys.argv.pop(1))
 def count(run, *args):
     account(run, *args)
     if run.progress.step == at:
-        os.kill(os.getpid(), signal.SIGTERM)
+        # As torchrun does: workers get it too, and not from their parent.
+        subprocess.run(["kill", "-TERM", "--", f"-{os.getpgid(0)}"])
 
 loop._account = count
 from defectseg.cli.main import main
@@ -188,6 +219,7 @@ def _python(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         env=ENVIRONMENT,
+        start_new_session=True,
         capture_output=True,
         encoding="utf-8",
         timeout=300,
@@ -267,9 +299,9 @@ def test_a_terminated_run_stops_after_a_whole_step_and_ends_as_if_it_had_not_bee
 def test_a_run_killed_in_the_middle_of_a_save_ends_as_if_it_had_not_been(
     uninterrupted: Path, recipe_file: Path, data_folder: Path, tmp_path: Path
 ) -> None:
-    # Files in turn: config.yaml, split.csv, last.ckpt; each of three epochs: best.safetensors (where it is one), its
-    # own best-N.safetensors, metrics.jsonl, last.ckpt; curves.png, model.safetensors.
-    numbers = [4, 6, 7, 10, 13, 15]
+    # Files in turn: config.yaml, split.csv, last.ckpt; each of three epochs: last.ckpt, best.safetensors (where it is
+    # one), its own best-N.safetensors, metrics.jsonl, last.ckpt; curves.png, model.safetensors.
+    numbers = [4, 5, 7, 8, 9, 12, 15, 17]
     done = _python(KILLED, recipe_file, data_folder, tmp_path, json.dumps(numbers))
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines()]

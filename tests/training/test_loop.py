@@ -494,3 +494,28 @@ def test_gradients_of_several_steps_are_added_up_before_the_weights_move(
     assert checkpoint["progress"]["step"] == 2 * 8
     assert {int(state["step"]) for state in checkpoint["optimizer"]["state"].values()} == {2 * 2}
     assert int(checkpoint["ema"]["n_averaged"]) == 2 * 2
+
+
+def test_an_epoch_is_saved_before_it_is_validated(
+    tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(run: object) -> None:
+        raise ConnectionError("killed while validating")
+
+    monkeypatch.setattr(loop, "_validate_candidates", killed)
+    with pytest.raises(ConnectionError):
+        train(_with_epochs(tiny_recipe, data_folder, tmp_path / "run", clock))
+    progress = _checkpoint(tmp_path / "run")["progress"]
+    assert progress["epoch"] == 0
+    assert progress["batch"] == progress["step"] > 0
+
+
+def test_a_lost_worker_is_explained(
+    tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
+
+    monkeypatch.setattr(loop, "train_one_epoch", lost)
+    with pytest.raises(ResourceError, match=r"pid 7.*--shm-size.*data\.workers=0"):
+        train(_with_epochs(tiny_recipe, data_folder, tmp_path / "run", clock))
