@@ -134,8 +134,14 @@ class TrainingConfig(_Frozen):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     validate_every: PositiveInt = Field(1, description="epochs between validations; the last is always validated")
     patience: PositiveInt | None = Field(None, description="validations without progress after which training stops")
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="of averaged weights; 0: none are kept")
-    average_best: PositiveInt = Field(1, description="how many of the best epochs' weights are averaged")
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="of averaged weights, for each step and process; 0: none are kept"
+    )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="of a run that validates: the weights that did best, or the last ones (their moving average)",
+    )
+    average_best: PositiveInt = Field(1, description="how many of the best epochs' weights are averaged, of keep: best")
     threshold_folds: Annotated[int, Field(ge=0)] = Field(
         0, description="without a validation fold: folds that are trained first, to choose the thresholds on"
     )

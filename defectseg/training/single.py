@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
@@ -178,20 +179,8 @@ def _finish(request: TrainRequest, run: Run) -> Metrics | None:
 
 
 def _finish_validated(request: TrainRequest, run: Run) -> tuple[ModelInfo, Metrics]:
-    """The best epoch, or the average of the best few where that validates better; thresholds chosen for it."""
-    best_info, weights = read_bundle(run.folder / BEST_NAME)
-    run.network.load_state_dict(weights)
-    chosen = best_info.metrics
-    averaged = run.candidates.averaged(run.progress)
-    if averaged is not None:
-        run.network.load_state_dict(averaged)
-        score = validate_on(run, run.network, views=False).score
-        epochs = sorted(epoch for _, epoch in run.progress.kept)
-        log.info("mean of the epochs %s: score %.4f; best: %.4f", epochs, score, run.progress.best_score)
-        if run.progress.best_score is not None and score > run.progress.best_score:
-            chosen = {"weights": "average", "epochs": epochs}
-        else:
-            run.network.load_state_dict(weights)
+    """The weights that the recipe wants to keep, and thresholds chosen for them."""
+    chosen = _take_last(run) if run.recipe.training.keep == "last" else _take_best(run)
     if request.thresholds is None:
         thresholds, metrics = _search_thresholds(run)
     else:
@@ -202,16 +191,39 @@ def _finish_validated(request: TrainRequest, run: Run) -> tuple[ModelInfo, Metri
 
 
 def _finish_unvalidated(request: TrainRequest, run: Run) -> ModelInfo:
-    """The last weights, or their moving average."""
+    """The last weights, and thresholds from elsewhere."""
+    origin = _take_last(run)
+    if request.thresholds is None:
+        log.warning("no validation images, so the thresholds are the defaults; choose them with defectseg tune")
+    thresholds = request.thresholds or run.info.thresholds
+    return run.info.model_copy(update={"thresholds": thresholds, "metrics": origin})
+
+
+def _take_best(run: Run) -> dict[str, Any]:
+    """Give the network the weights of the best epoch, or the average of the best few where that validates better;
+    returns which they are.
+    """
+    best_info, weights = read_bundle(run.folder / BEST_NAME)
+    run.network.load_state_dict(weights)
+    averaged = run.candidates.averaged(run.progress)
+    if averaged is not None:
+        run.network.load_state_dict(averaged)
+        score = validate_on(run, run.network, views=False).score
+        epochs = sorted(epoch for _, epoch in run.progress.kept)
+        log.info("mean of the epochs %s: score %.4f; best: %.4f", epochs, score, run.progress.best_score)
+        if run.progress.best_score is not None and score > run.progress.best_score:
+            return {"weights": "average", "epochs": epochs}
+        run.network.load_state_dict(weights)
+    return best_info.metrics
+
+
+def _take_last(run: Run) -> dict[str, Any]:
+    """Give the network the moving average of its last weights, where there is one; returns which they are."""
     origin = "epoch"
     if run.ema is not None:
         run.network.load_state_dict(averaged_network(run.ema).state_dict())
         origin = "ema"
-    if request.thresholds is None:
-        log.warning("no validation images, so the thresholds are the defaults; choose them with defectseg tune")
-    thresholds = request.thresholds or run.info.thresholds
-    metrics = {"weights": origin, "epoch": run.progress.epoch}
-    return run.info.model_copy(update={"thresholds": thresholds, "metrics": metrics})
+    return {"weights": origin, "epoch": run.progress.epoch}
 
 
 def _search_thresholds(run: Run) -> tuple[Thresholds, Metrics]:

@@ -472,6 +472,28 @@ def test_moving_averages_compete_with_the_weights_themselves(
     ]
 
 
+@pytest.mark.parametrize(("settings", "weights"), [(("training.ema_decay=0.9",), "ema"), ((), "epoch")])
+def test_the_last_weights_are_kept_where_the_recipe_says_so(
+    tiny_recipe: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    clock: Clock,
+    score_as: Callable[[Sequence[int]], None],
+    settings: tuple[str, ...],
+    weights: str,
+) -> None:
+    score_as([70, 60, 50, 40, 30, 20, 10])  # the first did best
+    result = train(_with_epochs(tiny_recipe, data_folder, tmp_path / "run", clock, "training.keep=last", *settings))
+    info, saved = read_bundle(result.model)
+    assert (info.metrics["weights"], info.metrics["epoch"]) == (weights, 3)
+    checkpoint = _checkpoint(tmp_path / "run")
+    last = checkpoint["network"]
+    if weights == "ema":
+        last = {key.removeprefix("module."): value for key, value in checkpoint["ema"].items() if key != "n_averaged"}
+    assert weights_digest(saved) == weights_digest(last)
+    assert not list((tmp_path / "run").glob("best*"))
+
+
 def test_without_validation_the_moving_average_is_the_model(
     tiny_recipe: Path, data_folder: Path, tmp_path: Path, clock: Clock
 ) -> None:
