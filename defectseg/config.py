@@ -46,7 +46,7 @@ class DataConfig(_Frozen):
 
     folds: Annotated[int, Field(ge=2)] = 5
     fold: Annotated[int, Field(ge=0)] | None = Field(0, description="fold to validate on; null: train on everything")
-    crop_hw: SizeHW | None = Field((256, 512), description="size of a training crop in px; null: the whole image")
+    crop_hw: SizeHW | None = Field((256, 512), description="px; at most the largest image; null: the whole image")
     defect_crops: Share = Field(0.5, description="share of the crops that are placed on a defect")
     clean_crops: Share = Field(0.0, description="share of the crops that are placed where there is no defect")
     class_balance: Share = Field(0.0, description="share of the defect crops that goes to the classes in equal parts")
@@ -117,7 +117,7 @@ class SecondStageConfig(_Frozen):
     """More epochs after the first ones, on larger crops and at a lower rate."""
 
     epochs: Annotated[int, Field(ge=0)] = Field(0, description="0: no second stage")
-    crop_hw: SizeHW | None = Field(None, description="null: the whole image")
+    crop_hw: SizeHW | None = Field(None, description="px; at most the largest image; null: the whole image")
     batch_size: PositiveInt | None = Field(None, description="null: as in the first stage")
     samples_per_epoch: PositiveInt | None = Field(None, description="null: one for each image")
     rate_share: Share = Field(0.1, description="of the learning rates of the first stage")

@@ -156,9 +156,16 @@ def choose_images(data: DataFolder, recipe: Recipe, split: Path | None) -> Image
 
 
 def _crop_size(stage: Stage, sizes: Set[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
-    """The size (H, W) of a stage's crops. Raises ConfigError where whole images cannot make a batch."""
+    """The size (H, W) of a stage's crops: no larger than the images, since prediction has no black around them.
+
+    Raises:
+        ConfigError: whole images cannot make a batch.
+    """
     if stage.crop_hw is not None:
-        return stage.crop_hw
+        height, width = (
+            min(crop, max(lengths)) for crop, lengths in zip(stage.crop_hw, zip(*sizes, strict=True), strict=True)
+        )
+        return (max(height, width),) * 2 if recipe.augment.quarter_turns else (height, width)
     (height, width), *others = sorted(sizes)
     if others:
         raise ConfigError(
@@ -377,9 +384,10 @@ def _make_feed(
 ) -> Feed:
     settings = recipe.data.model_copy(update={"samples_per_epoch": stage.samples, "crop_hw": stage.crop_hw})
     sampler = CropSampler(data, images.train, settings, recipe.seed)
+    crop_hw = _crop_size(stage, images.train_sizes, recipe)
     dataset = CropDataset(
         data,
-        stage.crop_hw,
+        None if stage.crop_hw is None else crop_hw,
         build_augment(recipe.augment),
         recipe.seed,
         cache=cache,
@@ -402,7 +410,6 @@ def _make_feed(
         # One of its own, since each start of the loader draws from it: a resumed epoch starts it once more.
         generator=torch.Generator().manual_seed(recipe.seed),
     )
-    crop_hw = _crop_size(stage, images.train_sizes, recipe)
     return Feed(stage, crop_hw, accelerator.prepare(loader), sampler)
 
 

@@ -31,6 +31,8 @@ from defectseg.errors import (
 from defectseg.files import is_empty_folder
 from defectseg.model.bundle import read_bundle, weights_digest
 from defectseg.model.network import DefectNetwork, build_network
+from defectseg.training import setup
+from defectseg.training.dataset import Batch, collate
 from defectseg.training.request import TrainRequest
 from defectseg.training.run import train
 from defectseg.training.setup import Images, fit_memory
@@ -182,9 +184,32 @@ def test_whole_images_that_the_second_stage_cannot_take_are_told_before_the_firs
     assert is_empty_folder(request_.out)
 
 
-def test_crops_may_be_larger_than_the_images(request_: TrainRequest, tiny_recipe: Path) -> None:
-    train(_with(request_, tiny_recipe, "data.crop_hw=[96,160]", "training.epochs=1"))
-    assert (request_.out / "model.safetensors").is_file()
+@pytest.mark.parametrize(
+    ("overrides", "crop_hw"),
+    [
+        (("data.crop_hw=[96,160]",), (64, 128)),
+        (("data.crop_hw=[32,160]",), (32, 128)),
+        (("data.crop_hw=[160,160]", "augment.quarter_turns=0.5"), (128, 128)),
+    ],
+    ids=["both", "one", "square"],
+)
+def test_crops_are_no_larger_than_the_images(
+    request_: TrainRequest,
+    tiny_recipe: Path,
+    overrides: tuple[str, ...],
+    crop_hw: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def look(items: Sequence[Any]) -> Batch:
+        batch = collate(items)
+        seen.append(tuple(batch.images.shape[2:]))
+        return batch
+
+    monkeypatch.setattr(setup, "collate", look)
+    train(_with(request_, tiny_recipe, *overrides, "training.epochs=1"))
+    assert set(seen) == {crop_hw}
 
 
 def test_a_batch_larger_than_the_epoch_is_made_to_fit(request_: TrainRequest, tiny_recipe: Path) -> None:
