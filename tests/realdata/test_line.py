@@ -47,7 +47,13 @@ def severstal_results(severstal_run: Path, realdata: Path, tmp_path_factory: pyt
 
 def _short(name: str, weights: Path, samples: int) -> Recipe:
     """A shipped recipe with its pretrained encoder, cut down to a handful of steps."""
-    overrides = ("training.epochs=1", f"data.samples_per_epoch={samples}", "training.trackers=[]", "data.fold=0")
+    overrides = (
+        "training.epochs=1",
+        f"data.samples_per_epoch={samples}",
+        "training.second_stage.samples_per_epoch=4",
+        "training.trackers=[]",
+        "data.fold=0",
+    )
     return load_recipe(name, (f"model.encoder_weights={weights}", *overrides))
 
 
