@@ -128,14 +128,15 @@ def fit(run: Run) -> None:
                 "epoch": run.progress.epoch + 1,
                 **train_one_epoch(run, started=started, deadline=deadline),
             }
-            if run.val_ids and not _is_past(run, deadline):
+            epoch, out_of_time = run.progress.epoch + 1, _is_past(run, deadline)
+            last = out_of_time or epoch >= run.epochs
+            validates = bool(run.val_ids) and (last or epoch % run.recipe.training.validate_every == 0)
+            if validates and not out_of_time:
                 # Validation can take minutes; torchrun kills 30 s after it was asked to stop.
                 run.progress.elapsed_s = _agreed(run, time.monotonic() - started)
                 _save(run)
-            run.progress.epoch, run.progress.batch, run.progress.sums = run.progress.epoch + 1, 0, {}
-            out_of_time = _is_past(run, deadline)
-            last = out_of_time or run.progress.epoch >= run.epochs
-            if run.val_ids and (last or run.progress.epoch % run.recipe.training.validate_every == 0):
+            run.progress.epoch, run.progress.batch, run.progress.sums = epoch, 0, {}
+            if validates:
                 figures |= _validate_candidates(run)
             run.progress.elapsed_s = _agreed(run, time.monotonic() - started)
             if not out_of_time:
