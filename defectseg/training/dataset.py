@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,15 +56,14 @@ class Batch:
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
         """The same batch on another device; Accelerate calls this."""
-        images, masks, ignore = (
-            tensor.to(device, non_blocking=non_blocking) for tensor in (self.images, self.masks, self.ignore)
-        )
-        return replace(self, images=images, masks=masks, ignore=ignore)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """The same batch in memory that a GPU can read by itself; the data loader calls this."""
-        images, masks, ignore = (tensor.pin_memory() for tensor in (self.images, self.masks, self.ignore))
-        return replace(self, images=images, masks=masks, ignore=ignore)
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, images=change(self.images), masks=change(self.masks), ignore=change(self.ignore))
 
 
 class CropSampler(Sampler[CropKey]):

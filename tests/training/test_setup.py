@@ -210,6 +210,7 @@ def test_crops_are_no_larger_than_the_images(
     monkeypatch.setattr(setup, "collate", look)
     train(_with(request_, tiny_recipe, *overrides, "training.epochs=1"))
     assert set(seen) == {crop_hw}
+    assert (request_.out / "model.safetensors").is_file()
 
 
 def test_a_batch_larger_than_the_epoch_is_made_to_fit(request_: TrainRequest, tiny_recipe: Path) -> None:
