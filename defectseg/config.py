@@ -263,6 +263,10 @@ class ModelInfo(_Frozen):
         """Number of kinds of defect."""
         return len(self.class_names)
 
+    def indices_of(self, class_names: Sequence[str]) -> list[int]:
+        """Where each of these classes stands among the model's, from 0."""
+        return [self.class_names.index(name) for name in class_names]
+
     @model_validator(mode="after")
     def _thresholds_fit_classes(self) -> Self:
         if len(self.thresholds.pixel) != len(self.class_names):

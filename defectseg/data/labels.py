@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import logging
+import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +31,12 @@ __all__ = [
     "table_of_rows",
 ]
 
+log = logging.getLogger(__name__)
+
 IMAGES_NAME = "train_images"
 TABLE_NAMES = ("train.csv", "train.csv.gz")
+CLASSES_NAME = "classes.txt"
+_PLACEHOLDER = re.compile(r"class ([1-9][0-9]*)")
 _FEWEST_UNNAMED_CLASSES = 4  # Severstal has four; a table of its clean half must not make fewer
 
 
@@ -49,6 +56,14 @@ class LabelTable:
     def largest_class_id(self) -> int:
         """The largest ClassId that has a mask, 255 left aside; 0 where there is none."""
         return max((c for by_class in self.rles.values() for c in by_class if c != IGNORE_CLASS_ID), default=0)
+
+    def renumbered(self, new_ids: Mapping[int, int]) -> Self:
+        """The same with new ClassIds; those that are not named stay, as 255 does."""
+        rles = {
+            image_id: {new_ids.get(class_id, class_id): encoded for class_id, encoded in by_class.items()}
+            for image_id, by_class in self.rles.items()
+        }
+        return replace(self, rles=rles)
 
 
 @dataclass(frozen=True)
@@ -144,24 +159,33 @@ def open_data_folder(root: Path, *, class_names: Sequence[str] | None = None) ->
     Args:
         root: the folder that holds train_images/ and train.csv or train.csv.gz; classes.txt and groups.csv are
             optional.
-        class_names: the model's, where there is one; else the lines of classes.txt; else "class 1" and so on, as many
-            as the larger of 4 and the largest ClassId.
+        class_names: those of the model that is to answer for the images. The folder's classes are then matched with
+            them by name, and the DataFolder has those that both know, named, ordered and numbered as in the model.
+            Without a model its classes are the lines of classes.txt; else "class 1" and so on, as many as the larger
+            of 4 and the largest ClassId.
 
     Raises:
-        DataError: something is missing, the classes do not fit the rows, or no row's image is there.
+        DataError: something is missing, the classes do not fit the rows, no row's image is there, or the folder names
+            a class that the model does not know.
         LabelError: the label table or groups.csv is faulty.
     """
     table_path = find_table(root)
     image_ids = tuple(found.image_id for found in find_images([images_folder(root)]))
     table = read_label_table(table_path)
-    names = tuple(class_names) if class_names is not None else read_class_names(root, table.largest_class_id)
-    check_class_names(names, where=str(root if class_names is not None else root / "classes.txt"))
+    unnamed = class_names is not None and not (root / CLASSES_NAME).exists()
+    names = tuple(class_names or ()) if unnamed else read_class_names(root, table.largest_class_id)
+    check_class_names(names, where=str(root if unnamed else root / CLASSES_NAME))
     _check_class_ids(table, names, table_path)
     if table.listed and table.listed.isdisjoint(image_ids):
         raise DataError(
             f"{root}: none of the images of {table_path.name} is there: it names '{min(table.listed)}', "
             f"{IMAGES_NAME}/ holds '{image_ids[0]}'. The names must be the same, suffix and subfolder included."
         )
+    if unnamed:
+        log.info("%s: without %s, ClassId n counts as class n of the model", root, CLASSES_NAME)
+    elif class_names is not None:
+        ids = _match_classes(root / CLASSES_NAME, names, class_names)
+        names, table = tuple(ids), table.renumbered({old: new for new, old in enumerate(ids.values(), start=1)})
     return DataFolder(root, image_ids, table, names, read_groups(root))
 
 
@@ -201,7 +225,7 @@ def _how_to_import(root: Path) -> str:
 
 def read_class_names(root: Path, largest_class_id: int) -> tuple[str, ...]:
     """The lines of classes.txt, or "class 1" and so on where there is no such file. Raises DataError."""
-    path = root / "classes.txt"
+    path = root / CLASSES_NAME
     if not path.exists():
         return tuple(f"class {number}" for number in range(1, max(_FEWEST_UNNAMED_CLASSES, largest_class_id) + 1))
     try:
@@ -228,6 +252,45 @@ def check_class_names(names: Sequence[str], *, where: str) -> None:
             raise DataError(
                 f"{where}: '{name}' names ClassId {names.index(name) + 1} and {number}. Rename one of them."
             )
+
+
+def _match_classes(path: Path, names: Sequence[str], model_names: Sequence[str]) -> dict[str, int]:
+    """The model's names of the folder's classes, in the model's order, each with its ClassId in the folder.
+
+    Classes are matched by name; where all names of one side are placeholders, "class N", by number.
+
+    Args:
+        path: classes.txt.
+        names: what it holds.
+        model_names: the model's.
+
+    Raises:
+        DataError: the folder names a class that the model does not know.
+    """
+    keys: Sequence[str | int] = names
+    model_keys: Sequence[str | int] = model_names
+    numbers, model_numbers = _placeholder_numbers(names), _placeholder_numbers(model_names)
+    if numbers or model_numbers:
+        keys = numbers or range(1, len(names) + 1)
+        model_keys = model_numbers or range(1, len(model_names) + 1)
+        log.info("%s: classes are matched by number: %s has placeholders", path, "it" if numbers else "the model")
+    if unknown := [name for name, key in zip(names, keys, strict=True) if key not in model_keys]:
+        raise DataError(
+            f"{path}: names {', '.join(unknown)}, which the model does not know. Classes of the folder: "
+            f"{', '.join(names)}; of the model: {', '.join(model_names)}. Where the model only uses another word, "
+            "write it into classes.txt, on the same line; else use a model that was trained on these classes."
+        )
+    ids = {name: keys.index(key) + 1 for name, key in zip(model_names, model_keys, strict=True) if key in keys}
+    if left_out := [name for name in model_names if name not in ids]:
+        told = ", ".join(left_out), ", ".join(ids)
+        log.warning("%s: does not name %s; of the model's classes only %s count", path, *told)
+    return ids
+
+
+def _placeholder_numbers(names: Sequence[str]) -> tuple[int, ...]:
+    """N of each name "class N"; none at all where one of them is another name."""
+    found = [match for name in names if (match := _PLACEHOLDER.fullmatch(name))]
+    return tuple(int(match[1]) for match in found) if len(found) == len(names) else ()
 
 
 def read_groups(root: Path) -> dict[str, str]:

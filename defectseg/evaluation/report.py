@@ -142,7 +142,7 @@ def _page(
     )
     environment.filters |= {"score": score, "signed": signed, "interval": _interval, "number": "{:,}".format}
     template = resources.files("defectseg.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    faulty = _faulty_pairs(counts, [one.name for one in metrics.classes])
+    faulty = _faulty_pairs(counts, {one.class_id: one.name for one in metrics.classes})
     pictures = [_Picture(pair, _data_uri(out / overlays[pair.image_id])) for pair in _to_show(faulty, overlays)]
     return environment.from_string(template).render(
         title=title,
@@ -157,9 +157,9 @@ def _page(
     )
 
 
-def _faulty_pairs(counts: Counts, class_names: Sequence[str]) -> list[_Pair]:
+def _faulty_pairs(counts: Counts, class_names: Mapping[int, str]) -> list[_Pair]:
     """Pairs with a Dice below 1: the lowest first; of equal ones, that with the most wrong pixels."""
-    pairs = [_Pair(image_id, number, class_names[number - 1], pair) for (image_id, number), pair in counts.items()]
+    pairs = [_Pair(image_id, number, class_names[number], pair) for (image_id, number), pair in counts.items()]
     faulty = [pair for pair in pairs if pair.counts.dice < 1]
     return sorted(faulty, key=lambda pair: (pair.counts.dice, -pair.wrong_px, pair.image_id, pair.class_id))
 

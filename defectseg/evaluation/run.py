@@ -4,15 +4,15 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from defectseg.config import ModelInfo, Thresholds
 from defectseg.data.csvtable import atomic_csv
-from defectseg.data.labels import open_data_folder
+from defectseg.data.labels import DataFolder, open_data_folder
 from defectseg.data.overlay import encode_jpeg, paint_comparison
 from defectseg.errors import DataError, OutputExistsError
-from defectseg.evaluation.metrics import Metrics, summarise
+from defectseg.evaluation.metrics import Counts, Metrics, summarise
 from defectseg.evaluation.predictions import score_predictions
 from defectseg.evaluation.report import write_evaluation
 from defectseg.evaluation.score import Scored, score_images
@@ -107,13 +107,13 @@ def evaluate_model(request: EvaluateRequest) -> Evaluation:
             first = score.failures[0].message
             raise DataError(f"{request.data}: none of the {len(image_ids)} images can be read. The first: {first}")
         warnings += [f"left out, could not be read: {failure.message}" for failure in score.failures]
-        metrics = summarise(score.counts, info.class_names)
+        metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names), score.counts)
         write_evaluation(
             request.out,
             metrics,
-            score.counts,
+            counts,
             title=f"{_title(as_paths(request.model))} on {request.data.name}",
-            facts=_facts(request, runtime, member_infos(loaded), len(image_ids)),
+            facts=_facts(request, runtime, member_infos(loaded), len(image_ids), folder),
             overlays={key: value for key, value in overlays.items() if (request.out / value).exists()},
             warnings=warnings,
         )
@@ -140,13 +140,21 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
     return Evaluation(metrics, tuple(warnings))
 
 
+def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Metrics, Counts]:
+    """The same with the model's ClassIds, which are others where the data folder does not name all of its classes."""
+    ids = [index + 1 for index in info.indices_of([one.name for one in metrics.classes])]
+    classes = tuple(replace(one, class_id=ids[one.class_id - 1]) for one in metrics.classes)
+    counts = {(image_id, ids[class_id - 1]): pair for (image_id, class_id), pair in counts.items()}
+    return replace(metrics, classes=classes), counts
+
+
 def _overlay_writer(out: Path, image_ids: Sequence[str]) -> tuple[dict[str, Path], Callable[[Scored], None]]:
     """Paths of the overlays, relative to `out`, and a visitor that writes them."""
     overlays = {image_id: Path(OVERLAYS) / f"{name}.jpg" for image_id, name in output_names(image_ids).items()}
 
     def write(scored: Scored) -> None:
         truth = scored.truth.any(axis=0) & ~scored.ignore
-        picture = paint_comparison(scored.pixels, scored.segmentation.masks.any(axis=0) & ~scored.ignore, truth)
+        picture = paint_comparison(scored.pixels, scored.masks.any(axis=0) & ~scored.ignore, truth)
         write_result(out / overlays[scored.image_id], encode_jpeg(fit_jpeg(picture)[0]))
 
     return overlays, write
@@ -187,15 +195,17 @@ def _title(models: Sequence[Path]) -> str:
 
 
 def _facts(
-    request: EvaluateRequest, runtime: Runtime, members: Sequence[ModelInfo], num_images: int
+    request: EvaluateRequest, runtime: Runtime, members: Sequence[ModelInfo], num_images: int, folder: DataFolder
 ) -> Mapping[str, str]:
     networks = [f"{info.recipe.model.architecture}, {info.recipe.model.encoder}" for info in members]
+    left_out = [name for name in runtime.info.class_names if name not in folder.class_names]
     folds = ["none" if info.fold is None else str(info.fold) for info in members]
     return {
         "model": ", ".join(map(str, as_paths(request.model))),
         "network": "; ".join(dict.fromkeys(networks)),
         "data": str(request.data),
         "images": f"{num_images}, subset {request.subset}",
+        "classes": ", ".join(folder.class_names) + (f"; not in the data: {', '.join(left_out)}" if left_out else ""),
         "seed of the training": ", ".join(str(info.recipe.seed) for info in members),
         "fold held out": ", ".join(folds),
         "thresholds": _describe(runtime.info.thresholds),

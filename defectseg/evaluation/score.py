@@ -11,7 +11,7 @@ from defectseg.data.images import FoundImage
 from defectseg.data.labels import DataFolder
 from defectseg.evaluation.metrics import Counts, count_pairs, merge
 from defectseg.inference.pipeline import Failure, decode_ahead
-from defectseg.inference.postprocess import Segmentation, segment
+from defectseg.inference.postprocess import segment
 from defectseg.inference.runtimes.base import Runtime
 from defectseg.inference.tiling import ImageAnswer, predict_image
 
@@ -20,11 +20,13 @@ from defectseg.inference.tiling import ImageAnswer, predict_image
 class Scored:
     """One labelled image after the pipeline: its pixels, the answer, the result and the truth.
 
+    C counts the classes of the data folder, which may name fewer than the model knows.
+
     Attributes:
         image_id: ImageId.
         pixels: uint8 (H, W).
         prediction: what the network says.
-        segmentation: what is reported.
+        masks: bool (C, H, W), what is reported.
         truth: bool (C, H, W), labelled masks.
         ignore: bool (H, W), pixels that count for nothing.
     """
@@ -32,7 +34,7 @@ class Scored:
     image_id: str
     pixels: NDArray[np.uint8]
     prediction: ImageAnswer
-    segmentation: Segmentation
+    masks: NDArray[np.bool_]
     truth: NDArray[np.bool_]
     ignore: NDArray[np.bool_]
 
@@ -62,9 +64,9 @@ def score_images(
 
     Args:
         runtime: the model.
-        folder: where images and labels are.
+        folder: where images and labels are; of the model's answer, only its classes count.
         image_ids: which of its images.
-        thresholds: gate, pixel threshold and minimum area for each class.
+        thresholds: gate, pixel threshold and minimum area for each class of the model.
         visitors: called with each image.
         advance: called after each image.
 
@@ -72,6 +74,9 @@ def score_images(
         LabelError: a run-length that does not fit its image.
         ResourceError: memory ran out.
     """
+    info = runtime.info
+    # All classes in order as a slice, which copies nothing.
+    classes = slice(None) if folder.class_names == info.class_names else info.indices_of(folder.class_names)
     parts: list[Counts] = []
     failures: list[Failure] = []
     for item in decode_ahead([FoundImage(image_id, folder.image_path(image_id)) for image_id in image_ids]):
@@ -80,10 +85,11 @@ def score_images(
         else:
             image_id, pixels = item.found.image_id, item.decoded.pixels
             truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
-            prediction = predict_image(runtime, pixels)
-            segmentation = segment(prediction, thresholds)
-            parts.append(count_pairs(image_id, segmentation.masks, truth, ignore))
-            scored = Scored(image_id, pixels, prediction, segmentation, truth, ignore)
+            answer = predict_image(runtime, pixels)
+            masks = segment(answer, thresholds).masks[classes]
+            parts.append(count_pairs(image_id, masks, truth, ignore))
+            prediction = ImageAnswer(answer.probabilities[classes], answer.gate[classes])
+            scored = Scored(image_id, pixels, prediction, masks, truth, ignore)
             for visit in visitors:
                 visit(scored)
         advance()

@@ -214,8 +214,8 @@ def score_masks(
     against_labels, int8_against_labels, against_fp32 = new_score(), new_score(), new_score()
     for image_id, pixels in _decoded(images.folder, images.validation):
         masks, int8_masks = _masks(fp32, pixels), _masks(int8, pixels)
-        _add(against_labels, images.folder, image_id, pixels.shape, masks)
-        _add(int8_against_labels, images.folder, image_id, pixels.shape, int8_masks)
+        _add(against_labels, images.folder, fp32.info, image_id, masks)
+        _add(int8_against_labels, images.folder, fp32.info, image_id, int8_masks)
         against_fp32.add(image_id, int8_masks, masks)
     return against_labels, int8_against_labels, against_fp32
 
@@ -287,7 +287,7 @@ class _Judge:
             _go_on(self.stopped)
             alone, masks = self.new_score(), _masks(runtime, pixels)
             for score in (total, alone):
-                _add(score, self.folder, image_id, pixels.shape, masks)
+                _add(score, self.folder, self.info, image_id, masks)
             values.append(_or_one(alone.positive_dice))
         dice = _or_one(total.positive_dice)
         self._tell(len(values), dice)
@@ -332,9 +332,10 @@ def _masks(runtime: Runtime, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return segment_image(runtime, pixels, runtime.info.thresholds).masks
 
 
-def _add(score: MaskScore, folder: DataFolder, image_id: str, shape: tuple[int, ...], masks: NDArray[np.bool_]) -> None:
-    truth, ignore = folder.masks_of(image_id, (shape[0], shape[1]))
-    score.add(image_id, masks, truth, ignore)
+def _add(score: MaskScore, folder: DataFolder, info: ModelInfo, image_id: str, masks: NDArray[np.bool_]) -> None:
+    """Count the model's masks (C, H, W) of those classes that the folder names."""
+    truth, ignore = folder.masks_of(image_id, (masks.shape[1], masks.shape[2]))
+    score.add(image_id, masks[info.indices_of(folder.class_names)], truth, ignore)
 
 
 def _decoded(folder: DataFolder, image_ids: Iterable[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:

@@ -77,9 +77,7 @@ class Pictures:
         """Keep the picture, if it is one of those."""
         if scored.image_id in self.of:
             counted = ~scored.ignore
-            predicted, truth = (
-                np.asarray(masks.any(axis=0)) & counted for masks in (scored.segmentation.masks, scored.truth)
-            )
+            predicted, truth = (np.asarray(masks.any(axis=0)) & counted for masks in (scored.masks, scored.truth))
             self.bgr[scored.image_id] = paint_comparison(scored.pixels, predicted, truth)
 
 

@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from defectseg.data.images import decode
-from defectseg.data.labels import DataFolder, open_data_folder
+from defectseg.data.labels import open_data_folder
 from defectseg.evaluation.metrics import Metrics, summarise
 from defectseg.evaluation.score import score_images
 from defectseg.evaluation.subset import choose_subset
@@ -51,7 +51,7 @@ def main() -> None:
     }
     milliseconds = measure(runtimes, decode(data.image_path(data.image_ids[0])).pixels, args.rounds)
     points = [
-        Point(label, milliseconds[label], score(runtime, data, Path(runs[label])))
+        Point(label, milliseconds[label], score(runtime, args.data, Path(runs[label])))
         for label, runtime in runtimes.items()
     ]
     print_table(points, args.data.name)
@@ -71,8 +71,9 @@ def measure(runtimes: dict[str, Runtime], image: np.ndarray, rounds: int) -> dic
     return {label: 1000 * median(values) for label, values in seconds.items()}
 
 
-def score(runtime: Runtime, data: DataFolder, run: Path) -> Metrics:
+def score(runtime: Runtime, root: Path, run: Path) -> Metrics:
     """Scores on the images that the run held out, with the thresholds in the model."""
+    data = open_data_folder(root, class_names=runtime.info.class_names)
     image_ids, _ = choose_subset(data, runtime.info, (find_model(run),), "val", None)
     counts = score_images(runtime, data, image_ids, thresholds=runtime.info.thresholds).counts
     return summarise(counts, data.class_names)

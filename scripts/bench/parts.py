@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from defectseg.config import Thresholds
-from defectseg.data.labels import DataFolder, open_data_folder
+from defectseg.data.labels import open_data_folder
 from defectseg.evaluation.metrics import summarise
 from defectseg.evaluation.score import Scored, score_images
 from defectseg.evaluation.subset import choose_subset
@@ -43,9 +43,10 @@ GATES: dict[str, Callable[[ImageAnswer], ImageAnswer]] = {
 }
 
 
-def measure(model: Path, data: DataFolder, views: str) -> list[dict[str, Any]]:
+def measure(model: Path, root: Path, views: str) -> list[dict[str, Any]]:
     """The figures of one model on what it held out: a row for each kind of gate."""
     runtime = with_tta(load_runtime(model, "cpu"), views)
+    data = open_data_folder(root, class_names=runtime.info.class_names)
     image_ids, _ = choose_subset(data, runtime.info, (model,), "val", None)
     searches = {gate: ThresholdSearch(data.class_names) for gate in GATES}
 
@@ -54,7 +55,7 @@ def measure(model: Path, data: DataFolder, views: str) -> list[dict[str, Any]]:
             search.visit(replace(scored, prediction=GATES[gate](scored.prediction)))
 
     default = Thresholds.default(data.num_classes)
-    score_images(runtime, data, image_ids, thresholds=default, visitors=(visit,))
+    score_images(runtime, data, image_ids, thresholds=runtime.info.thresholds, visitors=(visit,))
     rows = []
     for gate, search in searches.items():
         plain, choice = summarise(search.counts(default), data.class_names), search.best(groups=data.groups)
@@ -76,12 +77,11 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=lambda text: find_model(Path(text)))
     parser.add_argument("--views", nargs="+", default=["none", "flips"])
     options = parser.parse_args()
-    data = open_data_folder(options.data)
     print(f"{'model':<32} {'views':<6} {'gate':<5} {'at 0.5: kaggle + positive':<28} chosen, cross-validated (95 %)")
     rows: list[dict[str, Any]] = []
     for model in options.models:
         for views in options.views:
-            for row in measure(model, data, views):
+            for row in measure(model, options.data, views):
                 rows.append(row)
                 print_row("/".join(model.parts[-3:-1]), row)
     kinds = dict.fromkeys((row["views"], row["gate"]) for row in rows)

@@ -1,4 +1,7 @@
 import pickle
+import re
+from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 
 import cv2
@@ -54,12 +57,90 @@ def test_mask_that_does_not_fit_its_image_is_refused_with_image_and_pair(tmp_pat
         folder.masks_of("a.jpg", (2, 2))
 
 
-def test_classes_are_the_models_then_those_of_classes_txt_then_four_or_more(tmp_path: Path) -> None:
+def test_classes_are_those_of_classes_txt_then_four_or_more(tmp_path: Path) -> None:
     root = data_folder(tmp_path)
     assert open_data_folder(root).class_names == ("class 1", "class 2", "class 3", "class 4")
     (root / "classes.txt").write_bytes(b"\xef\xbb\xbfpits\r\n cracks \r\nscratches\r\n\r\n")
     assert open_data_folder(root).class_names == ("pits", "cracks", "scratches")
-    assert open_data_folder(root, class_names=["x", "y", "z"]).class_names == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("order", [*permutations((1, 2, 3))])
+def test_the_order_of_classes_txt_changes_nothing_for_a_model(tmp_path: Path, order: tuple[int, ...]) -> None:
+    names = {number: "pqr"[own - 1] for number, own in enumerate(order, start=1)}
+    rows = [row.split(",") for row in ROWS.splitlines()]
+    renumbered = [f"{image},{order.index(int(n)) + 1 if n != '255' else n},{runs}\n" for image, n, runs in rows]
+    root = data_folder(tmp_path, rows="".join(renumbered), classes_txt="\n".join(names.values()))
+
+    folder = open_data_folder(root, class_names=("p", "q", "r"))
+
+    assert folder.class_names == ("p", "q", "r")
+    assert {i: dict(folder.table.rles[i]) for i in ("a.jpg", "b.jpg")} == {
+        "a.jpg": {1: "1 2", 3: "5 1"},
+        "b.jpg": {2: "3 1", 255: "4 2"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("lines", "model", "names", "of_a", "of_b", "said"),
+    [
+        ("q r p", "p,q,r", "p,q,r", (1, 2), (3,), ""),
+        ("q r p", "p,x,q,r,y", "p,q,r", (1, 2), (3,), "does not name x, y; .*only p, q, r count"),
+        ("q r p s", "s,p,q,r", "s,p,q,r", (2, 3), (4,), ""),
+        ("1 2 3", "p,q,r", "p,q,r", (1, 3), (2,), "by number"),
+        ("1 2 3", "p,q,r,s", "p,q,r", (1, 3), (2,), "by number.*\\n.*does not name s"),
+        ("3 1 2", "p,q,r", "p,q,r", (2, 3), (1,), "by number"),
+        ("p q r", "1,2,3,4", "1,2,3", (1, 3), (2,), "by number: the model.*\\n.*does not name class 4"),
+        ("2 3 4", "1,2,3,4", "2,3,4", (1, 3), (2,), "by number.*\\n.*does not name class 1"),
+        (None, "p,q,r", "p,q,r", (1, 3), (2,), "without classes.txt"),
+        (None, "1,2,3,4", "1,2,3,4", (1, 3), (2,), "without classes.txt"),
+    ],
+)
+def test_classes_are_matched_with_a_model_by_name_else_by_number_and_that_is_said(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    lines: str | None,
+    model: str,
+    names: str,
+    of_a: tuple[int, ...],
+    of_b: tuple[int, ...],
+    said: str,
+) -> None:
+    caplog.set_level("INFO", "defectseg")
+    root = data_folder(tmp_path)
+    if lines is not None:
+        (root / "classes.txt").write_text("\n".join(_names(lines.split())))
+
+    folder = open_data_folder(root, class_names=_names(model.split(",")))
+
+    assert folder.class_names == _names(names.split(","))
+    assert (folder.classes_of("a.jpg"), folder.classes_of("b.jpg")) == (of_a, of_b)
+    assert folder.masks_of("b.jpg", (2, 3))[1].sum() == 2
+    assert re.fullmatch(f".*{said}.*", "\n".join(caplog.messages)) if said else not caplog.messages
+    assert len(caplog.messages) == (said.count("\\n") + 1 if said else 0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "model", "unknown"),
+    [
+        ("p q rust", "p,q,r", "rust"),
+        ("p q r rust", "p,q,r", "rust"),
+        ("1 2 3 4 5", "p,q,r,s", "class 5"),
+        ("p q r s t", "1,2,3,4", "t"),
+        ("p q 3", "p,q,r", "class 3"),
+        ("1 2 5", "1,2,3,4", "class 5"),
+    ],
+)
+def test_a_class_that_the_model_does_not_know_is_refused_with_both_lists(
+    tmp_path: Path, lines: str, model: str, unknown: str
+) -> None:
+    own, known = _names(lines.split()), _names(model.split(","))
+    with pytest.raises(DataError, match=rf"classes\.txt: names {unknown}, .*{', '.join(own)}; .*{', '.join(known)}\."):
+        open_data_folder(data_folder(tmp_path, classes_txt="\n".join(own)), class_names=known)
+
+
+def _names(words: Sequence[str]) -> tuple[str, ...]:
+    """Numbers stand for placeholders."""
+    return tuple(f"class {word}" if word.isdecimal() else word for word in words)
 
 
 def test_largest_class_id_counts_where_nothing_names_the_classes_but_255_does_not(tmp_path: Path) -> None:

@@ -131,6 +131,45 @@ def test_an_evaluation_has_exactly_its_files_and_the_figures_worked_by_hand(
     assert (totals, len(steps)) == ([4], 4)
 
 
+def test_a_folder_with_the_models_names_in_another_order_scores_the_same(
+    data: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    before = _evaluate(model, data, tmp_path / "before")
+    (data / "classes.txt").write_text("cracks\npits\n")
+    table = (data / "train.csv").read_text()
+    (data / "train.csv").write_text(
+        table.replace("png,1,", "png,9,").replace("png,2,", "png,1,").replace("g,9,", "g,2,")
+    )
+
+    after = _evaluate(model, data, tmp_path / "after")
+
+    assert (after.metrics, _pairs(tmp_path / "after")) == (before.metrics, _pairs(tmp_path / "before"))
+
+
+def test_a_folder_that_names_fewer_classes_is_scored_on_those_alone_under_the_models_numbers(
+    data: Path, model: Path, runtime: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (data / "classes.txt").write_text("cracks\n")
+    (data / "train.csv").write_text(
+        f"ImageId,ClassId,EncodedPixels\nd.png,1,{_encode_literally(_box(*LABELS['d.png'][2]))}\n"
+    )
+
+    metrics = _evaluate(model, data, tmp_path / "out").metrics
+
+    assert (metrics.kaggle_dice, metrics.pairs) == (2 / 4, 4)  # the false and the missed crack
+    assert [(one.class_id, one.name) for one in metrics.classes] == [(2, "cracks")]
+    assert [row[:4] for row in _pairs(tmp_path / "out")[1:]] == [
+        ["a.png", "2", "0", "0"], ["b.png", "2", "0", "16"], ["c.png", "2", "0", "0"], ["d.png", "2", "25", "0"],
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["facts"]["classes"].endswith(
+        "not in the data: pits"
+    )
+    overlay = cv2.imread(str(tmp_path / "out" / "overlays" / "a.jpg"))
+    assert overlay is not None
+    assert np.ptp(overlay[: SIZE_HW[0]].astype(int), axis=2).max() < 20, "no pit is painted"
+    assert caplog.text.count("does not name pits") == 1
+
+
 def test_the_model_is_loaded_for_the_device_and_the_runtime_asked_for(
     data: Path, model: Path, runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

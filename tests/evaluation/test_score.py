@@ -120,7 +120,7 @@ def test_visitors_see_pixels_answer_result_and_truth_of_each_image(
         seen.append(scored.image_id)
         if scored.image_id == "a.png":
             np.testing.assert_array_equal(scored.pixels, _image((_box(2, 1, 3, 4), PIT)))
-            np.testing.assert_array_equal(scored.segmentation.masks[0], _box(2, 1, 3, 4))
+            np.testing.assert_array_equal(scored.masks[0], _box(2, 1, 3, 4))
             np.testing.assert_array_equal(scored.truth[0], _box(3, 1, 3, 4))
             np.testing.assert_allclose(scored.prediction.gate, [0.9, 0.1])
             assert not scored.ignore.any()

@@ -136,6 +136,22 @@ def test_scores_are_those_of_final_masks_against_labels(
     assert "torn.png" in caplog.text
 
 
+@pytest.mark.parametrize(("lines", "dice"), [("cracks\npits\n", (0.8, (0.8 + 0 + 1 + 1) / 4)), ("pits\n", (0.8, 0.4))])
+def test_int8_is_judged_on_the_classes_that_the_folder_names_in_whatever_order(
+    tmp_path: Path, grey_runtime: Callable[..., Any], model: Path, lines: str, dice: tuple[float, float]
+) -> None:
+    picture = np.full((4, 5), STEEL, np.uint8)
+    picture[:, :2] = PIT
+    class_id = lines.split().index("pits") + 1
+    root = _write_folder(tmp_path / "data", {"a.png": {class_id: "1 12"}, "b.png": {}}, picture)
+    (root / "classes.txt").write_text(lines)
+    folder = choose_images(root, _info(), model).folder
+    images = LabelledImages(folder, (), ("a.png", "b.png"), "")
+    before, after, _ = score_masks(grey_runtime(), grey_runtime(), images, MaskCounts)
+    assert (before.positive_dice, before.kaggle_dice) == pytest.approx(dice)
+    assert after.kaggle_dice == before.kaggle_dice
+
+
 def _cost(**figures: float) -> Int8Cost:
     known = {"positive_dice_fp32": 0.6, "positive_dice_int8": 0.6, "kaggle_dice_fp32": 0.9, "kaggle_dice_int8": 0.9}
     rest = {"mask_dice_int8": 0.95, "ms_fp32": 40.0, "ms_int8": 20.0}

@@ -18,7 +18,6 @@ from defectseg.data.labels import DataFolder, open_data_folder
 from defectseg.data.splits import read_split
 from defectseg.evaluation.metrics import PairCounts, headline, summarise
 from defectseg.evaluation.score import Scored, score_images
-from defectseg.inference.postprocess import Segmentation
 from defectseg.inference.runtimes.base import Answer
 from defectseg.inference.runtimes.torch import TorchRuntime, load_torch_runtime
 from defectseg.inference.tiling import ImageAnswer
@@ -183,7 +182,7 @@ def _scored(image_id: str) -> Scored:
         image_id=image_id,
         pixels=np.full((16, 64), 100, np.uint8),
         prediction=ImageAnswer(masks[None].astype(np.float32), np.ones(1, np.float32)),
-        segmentation=Segmentation(masks[None], (), masks.astype(np.uint8)),
+        masks=masks[None],
         truth=truth[None],
         ignore=ignore,
     )

@@ -27,18 +27,18 @@ def read_thresholds(path: Path, class_names: Sequence[str]) -> Thresholds:
 
     Args:
         path: the file.
-        class_names: what the classes must be called, in this order.
+        class_names: the classes to give thresholds of, in this order; they are matched by name.
 
     Raises:
         DataError, ModelError: the file is missing or cannot be read.
-        ConfigError: it is something else, or is for other classes.
+        ConfigError: it is something else, or lacks one of the classes.
     """
     names, thresholds = _read_model(path) if path.suffix.lower() in _MODEL_SUFFIXES else _read_json(path)
-    if names != tuple(class_names):
-        raise ConfigError(
-            f"{path}: thresholds for the classes {', '.join(names)}; expected {', '.join(class_names)}, in this order."
-        )
-    return thresholds
+    if any(names.count(name) != 1 for name in class_names):
+        raise ConfigError(f"{path}: thresholds for the classes {', '.join(names)}; expected {', '.join(class_names)}.")
+    places = [names.index(name) for name in class_names]
+    columns = {key: getattr(thresholds, key) for key in ("gate", "pixel", "min_area_px")}
+    return thresholds.model_copy(update={key: tuple(column[p] for p in places) for key, column in columns.items()})
 
 
 def _read_model(path: Path) -> tuple[tuple[str, ...], Thresholds]:

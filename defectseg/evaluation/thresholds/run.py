@@ -1,8 +1,9 @@
 """Thresholds from labelled images into model files: what `defectseg tune` calls."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from defectseg.config import ModelInfo, Thresholds
 from defectseg.data.labels import DataFolder, open_data_folder
@@ -59,8 +60,8 @@ class Tuning:
     """Chosen thresholds.
 
     Attributes:
-        thresholds: as stored.
-        choice: with figures of each class.
+        thresholds: of the classes of the data folder.
+        choice: with figures of each of these classes.
         metrics: with the thresholds, on the images they were chosen on.
         warnings: of the choice, too.
         failures: images that could not be read.
@@ -99,13 +100,17 @@ def tune(request: TuneRequest) -> Tuning:
     choice = search.best(request.goal, groups=folder.groups, folds=request.folds)
     thresholds = choice.thresholds.model_copy(update={"chosen_by": _chosen_by(request, infos, choice)})
     metrics = summarise(search.counts(thresholds), folder.class_names)
+    if left_out := [name for name in infos[0].class_names if name not in folder.class_names]:
+        warnings.append(f"thresholds of {', '.join(left_out)}: left as they are, since nothing shows what suits them")
     if request.out is not None:
         write_thresholds(request.out, folder.class_names, thresholds)
     for model in targets:
         _store(model, thresholds, choice, metrics)
+    ids = [index + 1 for index in infos[0].indices_of(folder.class_names)]  # as the model numbers them
+    classes = tuple(replace(one, class_id=ids[one.class_id - 1]) for one in choice.classes)
     return Tuning(
         thresholds=thresholds,
-        choice=choice,
+        choice=replace(choice, classes=classes),
         metrics=metrics,
         warnings=(*warnings, *choice.warnings),
         failures=failures,
@@ -222,4 +227,23 @@ def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics
             "kaggle_dice": validated.kaggle_dice,
             "positive_dice": validated.positive_dice,
         }
+    thresholds = _completed(thresholds, [one.name for one in choice.classes], info)
     save_bundle(model, weights, info.model_copy(update={"thresholds": thresholds, "metrics": figures}))
+
+
+def _completed(thresholds: Thresholds, class_names: Sequence[str], info: ModelInfo) -> Thresholds:
+    """Thresholds chosen for some of a model's classes, with its own for the others."""
+    if len(class_names) == info.num_classes:
+        return thresholds
+    places = info.indices_of(class_names)
+
+    def fill(own: Sequence[Any], chosen: Sequence[Any]) -> tuple[Any, ...]:
+        values = dict(enumerate(own)) | dict(zip(places, chosen, strict=True))
+        return tuple(values.values())
+
+    return Thresholds(
+        gate=fill(info.thresholds.gate, thresholds.gate),
+        pixel=fill(info.thresholds.pixel, thresholds.pixel),
+        min_area_px=fill(info.thresholds.min_area_px, thresholds.min_area_px),
+        chosen_by=f"{thresholds.chosen_by}, for {', '.join(class_names)}; of the others as before",
+    )

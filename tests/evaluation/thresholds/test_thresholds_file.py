@@ -29,6 +29,13 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert content["thresholds"]["min_area_px"] == [0, 600]
 
 
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
+    path = _write(tmp_path / "t.json")
+
+    assert read_thresholds(path, NAMES[::-1]).min_area_px == (600, 0)
+    assert read_thresholds(path, ["Ränder"]).pixel == (0.6,)
+
+
 def test_a_model_gives_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = ModelInfo(
         class_names=NAMES, normalization=Normalization(mean=0.5, std=0.5), thresholds=THRESHOLDS, recipe=Recipe()
@@ -37,14 +44,14 @@ def test_a_model_gives_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     for name in ("m.safetensors", "m.xml", "m.onnx"):
         assert read_thresholds(tmp_path / name, NAMES) == THRESHOLDS
-    with pytest.raises(ConfigError, match="for the classes pits, Ränder; expected pits"):
-        read_thresholds(tmp_path / "m.safetensors", ["pits"])
+    with pytest.raises(ConfigError, match="for the classes pits, Ränder; expected pits, cracks"):
+        read_thresholds(tmp_path / "m.safetensors", ["pits", "cracks"])
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"class_names": ["Ränder", "pits"]}, "for the classes Ränder, pits; expected pits, Ränder"),
+        ({"class_names": ["pits", "pits"]}, "for the classes pits, pits; expected pits, Ränder"),
         ({"class_names": None}, "expected the keys class_names and thresholds"),
         ({"more": 1}, "expected the keys"),
         ({"class_names": "pits"}, "class_names: expected a list of names"),

@@ -93,6 +93,29 @@ def test_a_model_is_tuned_on_the_images_it_held_out(data: Path, models: _Models)
     assert tuning.stored == ()
 
 
+def test_names_in_another_order_give_the_same_thresholds_and_fewer_only_theirs(
+    data: Path, models: _Models, tmp_path: Path
+) -> None:
+    model = models.add("run", fold=0, split=None)
+    before = _tune([model], data, subset="all")
+    table = (data / "train.csv").read_text().replace("png,1,", "png,2,")
+    (data / "train.csv").write_text(table)
+    (data / "classes.txt").write_text("cracks\npits\n")
+    assert _tune([model], data, subset="all") == before
+
+    (data / "train.csv").write_text(table.replace("png,2,", "png,1,"))
+    (data / "classes.txt").write_text("pits\n")
+    fewer = _tune([model], data, subset="all", out=tmp_path / "t.json")
+    assert fewer.choice.classes[0] == before.choice.classes[0]
+    assert (len(fewer.choice.classes), len(fewer.thresholds.gate)) == (1, 1)
+    assert any("thresholds of cracks: left as they are" in warning for warning in fewer.warnings)
+    assert read_thresholds(tmp_path / "t.json", ["pits"]) == fewer.thresholds
+
+    (data / "train.csv").write_text("ImageId,ClassId,EncodedPixels\na.png,1,1 5\n")
+    (data / "classes.txt").write_text("cracks\n")
+    assert [(one.class_id, one.name) for one in _tune([model], data, subset="all").choice.classes] == [(2, "cracks")]
+
+
 def test_all_images_can_be_asked_for_with_a_warning_of_those_it_was_trained_on(data: Path, models: _Models) -> None:
     digests = tuple(image_digest(data / "train_images" / name) for name in NAMES[2:])
     model = models.add("run", fold=0, split=None, trained_on=digests)
@@ -286,6 +309,32 @@ def test_of_bundles_and_exported_models_the_bundles_are_rewritten(
 
     assert tuning.stored == (bundle,)
     assert stored == [bundle]
+
+
+@pytest.mark.slow
+def test_a_model_keeps_its_thresholds_of_the_classes_that_the_folder_does_not_name(
+    data_folder: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from defectseg.model.bundle import read_bundle, save_bundle
+
+    data, model = Path(shutil.copytree(data_folder, tmp_path / "data")), tmp_path / "model.safetensors"
+    info, weights = read_bundle(trained_run / "model.safetensors")
+    own = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(7,) * 4, chosen_by="hand")
+    save_bundle(model, weights, info.model_copy(update={"thresholds": own}))
+    (data / "classes.txt").write_text(f"{info.class_names[3]}\n{info.class_names[1]}\n")
+    rows = [row.split(",") for row in (data / "train.csv").read_text().splitlines()]
+    kept = [f"{image},{['4', '2'].index(n) + 1},{runs}" for image, n, runs in rows[1:] if n in "42"]
+    (data / "train.csv").write_text("\n".join([",".join(rows[0]), *kept]) + "\n")
+
+    chosen = tune(TuneRequest(models=[model], data=data, subset="all", device="cpu")).thresholds
+
+    stored = read_bundle(model)[0].thresholds
+    assert stored.gate == (0.1, chosen.gate[0], 0.1, chosen.gate[1])
+    assert stored.pixel == (0.2, chosen.pixel[0], 0.2, chosen.pixel[1])
+    assert stored.min_area_px == (7, chosen.min_area_px[0], 7, chosen.min_area_px[1])
+    assert stored.chosen_by.endswith(f"for {info.class_names[1]}, {info.class_names[3]}; of the others as before")
 
 
 @pytest.mark.slow
