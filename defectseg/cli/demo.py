@@ -37,7 +37,7 @@ def demo(
     from defectseg.training.run import train
 
     if not is_empty_folder(out):
-        raise OutputExistsError(f"{out}: not empty. Choose another --out, or delete it.")
+        raise OutputExistsError(f"{out}: not empty. Choose another --out.")
     print(f"1/4 making {TRAINING_SHEETS} synthetic sheets to train on, and {UNSEEN_SHEETS} others", flush=True)
     write_data_folder(out / "train", images=TRAINING_SHEETS, seed=_TRAINING_SEED)
     write_data_folder(out / "unseen", images=UNSEEN_SHEETS, seed=_UNSEEN_SEED)

@@ -13,7 +13,7 @@ from defectseg.errors import DataError, ResourceError
 from defectseg.files import resource_errors
 
 _UNFIT = re.compile(r"^/|^[A-Za-z]:|[\\\x00-\x1f\ud800-\udfff]")
-_REMEDY = "Delete it and download it again; if that does not help, it is not the archive that it should be."
+_REMEDY = "Delete the archive and download it again; if that does not help, it is not the one that it should be."
 # Photographs shrink by a few per cent and tables to a tenth. Archives made to fill a disk shrink to a thousandth.
 _LARGEST_RATIO = 100
 _SPARE_BYTES = 64 * 2**20

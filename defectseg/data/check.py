@@ -16,8 +16,8 @@ from defectseg.data.check_split import check_groups_and_split
 from defectseg.data.duplicates import find_copies
 from defectseg.data.faults import Fault, error, warning
 from defectseg.data.images import FoundImage, find_images
-from defectseg.data.inspection import MOSTLY_DARK, Inspection, inspect_image
-from defectseg.data.label_rows import IGNORE_CLASS_ID, LabelRow, scan_label_rows
+from defectseg.data.inspection import MOSTLY_DARK, NOT_CLEAN, Inspection, inspect_image
+from defectseg.data.label_rows import IGNORE_CLASS_ID, ONE_ROW, LabelRow, scan_label_rows
 from defectseg.data.labels import (
     IMAGES_NAME,
     TABLE_NAMES,
@@ -37,9 +37,9 @@ _MOST_SINGLE_WARNINGS = 20  # beyond this a kind of warning is the rule in this 
 _REMEDIES = {
     "fields": "Give the row as many fields as the header has.",
     "image-id": "Name the image by its path below train_images/.",
-    "class": "Mend the ClassId, or take the row out.",
-    "rle": "Export this mask again, or take the row out.",
-    "duplicate": "Keep one row of the two.",
+    "class": f"Mend the ClassId, or {NOT_CLEAN}.",
+    "rle": f"Export this mask again, or {NOT_CLEAN}.",
+    "duplicate": ONE_ROW,
 }
 
 

@@ -74,7 +74,7 @@ def disagreements(pairs: Sequence[CopyPair], others_name: str = "") -> list[Faul
             "mask-disagreement",
             f"{pair.image} and {others_name}{pair.other} show the same steel (turn {pair.turn}, "
             f"score {pair.score:.2f}), but their masks differ.",
-            "Decide which masks are right, and keep one of the two images.",
+            "Decide which masks are right, and take the other image out with its rows.",
             image=pair.image,
         )
         for pair in pairs

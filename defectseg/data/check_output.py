@@ -55,7 +55,9 @@ def output_folder(out: Path, *, overwrite: bool = False) -> Iterator[None]:
                 "Choose another --out."
             )
         if not overwrite:
-            raise OutputExistsError(f"{out}: holds an earlier check. Choose another --out, or use --overwrite.")
+            raise OutputExistsError(
+                f"{out}: holds an earlier check. Choose another --out, or replace {', '.join(own)} with --overwrite."
+            )
     with files.folder_lock(out):
         files.remove_stale_temporaries(out)
         yield

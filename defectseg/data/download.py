@@ -19,6 +19,7 @@ from defectseg.errors import (
     CannotContinueError,
     DataError,
     DefectsegError,
+    LabelError,
     MissingExtraError,
     OutputExistsError,
 )
@@ -38,6 +39,7 @@ _TOKEN_HELP = (
     "~/.kaggle/access_token; an older kaggle.json in ~/.kaggle works too."
 )
 _RULES_HELP = f"Log in with the same account, open {RULES_PAGE}, accept the rules, and run the same command again."
+_NOT_WHOLE = "It is not a whole download of the competition's data; choose another --out."
 _AGAIN_HELP = "What has arrived is kept: run the same command again to go on."
 
 
@@ -128,7 +130,8 @@ def download_severstal(
             unpacking = work / "unpacking"
             shutil.rmtree(unpacking, ignore_errors=True)
             unpack(archive, unpacking, report=report)
-            _verify(unpacking, expected, was_there=False)
+            remedy = f"Delete {work} and run the same command again; if nothing changes, Kaggle has changed the data."
+            _verify(unpacking, expected, was_there=False, remedy=remedy)
             unpacking.rename(ready)
         _move(ready, out)
         shutil.rmtree(work)
@@ -142,9 +145,7 @@ def _check_may_write(out: Path) -> None:
     present = {entry.name for entry in out.iterdir()} if out.exists() else set()
     ours = {_WORK_NAME, LOCK_NAME, *(_CONTENT if _WORK_NAME in present else ())}
     if foreign := sorted(present - ours):
-        raise OutputExistsError(
-            f"{out}: exists and is not empty (found {some(foreign)}). Choose another --out, or remove it first."
-        )
+        raise OutputExistsError(f"{out}: exists and is not empty (found {some(foreign)}). Choose another --out.")
 
 
 def _move(ready: Path, out: Path) -> None:
@@ -226,19 +227,21 @@ def _is_of_the_network(error: BaseException) -> bool:
     return module in ("requests", "urllib3") and _http_status(error) not in (400, 401, 403)
 
 
-def _verify(folder: Path, expected: Figures, *, was_there: bool) -> DownloadReport:
-    """Count what lies in a data folder. Raises DataError where it is not what is expected."""
+def _verify(folder: Path, expected: Figures, *, was_there: bool, remedy: str = _NOT_WHOLE) -> DownloadReport:
+    """Count what lies in a data folder. Raises DataError, with the remedy, where it is not what is expected."""
     if not (folder / IMAGES_NAME).is_dir() or not (folder / _TABLE_NAME).is_file():
-        raise DataError(f"{folder}: {IMAGES_NAME}/ or {_TABLE_NAME} is missing. {_remedy(folder, was_there)}")
-    table = read_label_table(folder / _TABLE_NAME)
+        raise DataError(f"{folder}: {IMAGES_NAME}/ or {_TABLE_NAME} is missing. {remedy}")
+    try:
+        table = read_label_table(folder / _TABLE_NAME)
+    except LabelError as error:
+        raise DataError(f"{error} {remedy}") from error
     names = {entry.name for entry in (folder / IMAGES_NAME).iterdir()}
     found = _figures(table, names)
     if found != expected:
-        raise DataError(f"{folder}: {_describe(found)}; expected {_describe(expected)}. {_remedy(folder, was_there)}")
+        raise DataError(f"{folder}: {_describe(found)}; expected {_describe(expected)}. {remedy}")
     if absent := sorted(table.listed - names):
         raise DataError(
-            f"{folder}: {len(absent)} images of {_TABLE_NAME} are missing, the first is {absent[0]}. "
-            f"{_remedy(folder, was_there)}"
+            f"{folder}: {len(absent)} images of {_TABLE_NAME} are missing, the first is {absent[0]}. {remedy}"
         )
     test_images = folder / TEST_IMAGES_NAME
     return DownloadReport(
@@ -260,9 +263,3 @@ def _figures(table: LabelTable, names: Sequence[str] | set[str]) -> Figures:
 def _describe(figures: Figures) -> str:
     masks = "/".join(map(str, figures.masks_per_class))
     return f"{figures.images} images, {figures.defect_images} with a defect, masks per class {masks}"
-
-
-def _remedy(folder: Path, was_there: bool) -> str:
-    if was_there:
-        return "It is not a whole download of the competition's data; choose another --out."
-    return f"Delete {folder.parent} and run the same command again; if nothing changes, Kaggle has changed the data."

@@ -71,7 +71,7 @@ def some(names: Iterator[str] | list[str] | set[str]) -> str:
 def check_is_free(out: Path) -> None:
     """Raise OutputExistsError unless a folder is absent or empty."""
     if out.exists() and not (out.is_dir() and files.is_empty_folder(out)):
-        raise OutputExistsError(f"{out}: exists and is not empty. Choose another --out, or remove it first.")
+        raise OutputExistsError(f"{out}: exists and is not empty. Choose another --out.")
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from defectseg.data.regions import find_regions
 from defectseg.errors import ImageError, LabelError
 
 MOSTLY_DARK = 0.5  # share of the pixels
+# Without any row, an image counts as clean.
+NOT_CLEAN = "take the image and all its rows out: with this row alone gone, the defect would count as sound steel"
 _WHOLE_IMAGE = 0.95  # of Severstal's masks, the largest covers 0.90
 _FEW_PX = 16  # of Severstal's masks, the smallest has 115
 _FEW_SHARE = 0.005  # of the image, so that tiny pictures may have tiny masks
@@ -73,7 +75,9 @@ def inspect_image(
     try:
         decoded = images.decode(image.path)
     except ImageError as problem:
-        fault = error("image", str(problem), "Replace the file, or take it out.", image=image.image_id)
+        fault = error(
+            "image", str(problem), "Replace the file, or take it out, and its rows too.", image=image.image_id
+        )
         return Inspection(image.image_id, faults=(fault,))
     pixels = decoded.pixels
     faults: list[Fault] = []
@@ -125,7 +129,7 @@ def _sound_masks(
         try:
             yield row, rle.decode(row.encoded, size_hw, where=where)
         except LabelError as problem:
-            remedy = "Export this mask again, or take the row out."
+            remedy = f"Export this mask again, or {NOT_CLEAN}."
             faults.append(error("rle", str(problem), remedy, image=row.image_id, row=row.line))
 
 

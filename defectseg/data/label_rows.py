@@ -15,6 +15,7 @@ from defectseg.errors import LabelError
 IGNORE_CLASS_ID = 255
 MAX_CLASSES = IGNORE_CLASS_ID - 1
 
+ONE_ROW = "Unite the two masks in one row; where they are the same, keep one."
 _BLANKS = frozenset({"", "nan", "none", "null", "<na>", "-1", "0 0"})
 _WHOLE_IMAGE = re.compile(r"1 [0-9]+")  # with ClassId 0: the placeholder of Severstal's sample_submission.csv
 _CLASS_ID = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 3.0 once a column has had a gap
@@ -88,7 +89,7 @@ def scan_label_rows(path: Path) -> LabelScan:
             first = line_of.setdefault((row.image_id, row.class_id), line)
             if first != line:
                 what = f"{image_id}, ClassId {row.class_id}"
-                raise _FaultyRowError("duplicate", f"{what} stands in line {first} already. Keep one row of the two.")
+                raise _FaultyRowError("duplicate", f"{what} stands in line {first} already. {ONE_ROW}")
         except _FaultyRowError as fault:
             faults.append(LabelFault(fault.kind, line, image_id, f"{path}, line {line}: {fault}"))
         else:

@@ -118,7 +118,7 @@ def write_data_folder(
     if images < 1:
         raise UsageError(f"{images} images were asked for. Ask for at least 1.")
     if out.exists() and not (out.is_dir() and files.is_empty_folder(out)):
-        raise OutputExistsError(f"{out}: is there already and not empty. Choose another --out or remove it.")
+        raise OutputExistsError(f"{out}: is there already and not empty. Choose another --out.")
     beside = out if out.exists() else out.parent  # a folder that is there may be a mount, whose parent is another disk
     temporary = beside / f"{files.TEMPORARY_PREFIX}{secrets.token_hex(4)}-{out.name}"
     try:

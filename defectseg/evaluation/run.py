@@ -170,9 +170,10 @@ def _output(root: Path, *, overwrite: bool) -> Iterator[None]:
                 f"{root}: holds {', '.join(foreign[:3])}, which evaluate did not write, so it is left alone. "
                 "Choose another --out."
             )
-        if not overwrite:
+        own = sorted(entry.name for entry in root.iterdir() if entry.name in _OWN_ENTRIES)
+        if own and not overwrite:
             raise OutputExistsError(
-                f"{root}: holds an evaluation. Choose another --out, or replace it with --overwrite."
+                f"{root}: holds an evaluation. Choose another --out, or replace {', '.join(own)} with --overwrite."
             )
     with folder_lock(root):
         remove_stale_temporaries(root)

@@ -66,7 +66,7 @@ def predictions_to_coco(
         ResourceError: it cannot be written.
     """
     if file.exists():
-        raise OutputExistsError(f"{file}: exists. Choose another --out, or remove it first.")
+        raise OutputExistsError(f"{file}: exists. Choose another --out.")
     class_names, choice = _run_of(root)
     document = CocoDocument(class_names, polygons=not run_lengths, tolerance_px=TOLERANCE_PX)
     tally = Tally()
@@ -98,7 +98,9 @@ def _run_of(root: Path) -> tuple[tuple[str, ...], OutputChoice]:
         run = json.loads((root / "run.json").read_text(encoding="utf-8"))
         names, status, choice = tuple(map(str, run["class_names"])), run["status"], OutputChoice.from_run(run)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{root / 'run.json'}: cannot be understood ({error!r}). Predict with --overwrite.") from error
+        raise DataError(
+            f"{root / 'run.json'}: cannot be understood ({error!r}). Predict again, with another --out."
+        ) from error
     if RLE not in choice.names:
         raise DataError(f"{root}: was written without predictions.csv. Predict with rle among --outputs.")
     if missing := [name for name in tables_of(choice) if not (root / name).is_file()]:

@@ -207,10 +207,11 @@ class OutputFolder:
         if self._overwrite:
             return
         try:
-            before = json.loads(run.read_text(encoding="utf-8"))["key"]
+            before = dict(json.loads(run.read_text(encoding="utf-8"))["key"])
         except (OSError, ValueError, KeyError, TypeError):
             raise OutputExistsError(
-                f"{run}: cannot be read, so the folder cannot be continued. Use --overwrite."
+                f"{run}: not as predict writes it, so the folder cannot be continued. Choose another --out. "
+                f"(--overwrite would delete {', '.join(TABLES)}, {'/, '.join(_PICTURES)}/ in it, whoever made them.)"
             ) from None
         if before != self.key.as_json():
             raise OutputExistsError(

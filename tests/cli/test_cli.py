@@ -581,6 +581,7 @@ def test_data_demo_split_and_check_write_exactly_their_files(tmp_path: Path) -> 
     images = {f"train_images/sheet_{number:05}.jpg" for number in range(6)}
     assert files(tmp_path / "sheets") == {"train.csv", "classes.txt", "split.csv", *images}
     assert_refused(again, 2, "sheets", "not empty")
+    assert_refused(run("demo", "--out", "sheets", cwd=tmp_path), 2, "sheets: not empty. Choose another --out.")
     assert split.returncode == 0, split.stderr
     folds = {row["ImageId"]: row["fold"] for row in rows(tmp_path / "sheets" / "split.csv")}
     assert set(folds) == {Path(image).name for image in images}

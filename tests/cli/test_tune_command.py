@@ -146,7 +146,8 @@ def test_an_image_that_cannot_be_read_gives_three(
         (["--subset", "train"], 2, "--subset train: expected val or all"),
         (["--subset", "all", "--split", "split.csv"], 2, "leave --subset at val"),
         (["--folds", "1"], 2, "--folds"),
-        (["--out", "there.json"], 2, "there.json: exists"),
+        (["--out", "there.json"], 2, "there.json: exists. Choose another --out."),
+        (["--out", "."], 2, ".: exists. Choose another --out."),
         ([], 4, "missing.safetensors: no such model file"),
     ],
 )

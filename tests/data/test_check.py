@@ -97,6 +97,7 @@ def test_unreadable_images_are_listed_and_their_rows_left_unchecked(tmp_path: Pa
     report = check_data_folder(root)
     assert found(report) == [("error", "image", "a.png", None), ("error", "image", "b.png", None)]
     assert "the end chunk of PNG is missing" in report.faults[0].message
+    assert report.faults[0].remedy == "Replace the file, or take it out, and its rows too."
     assert report.sizes == {"2x3": 2}
     assert report.unreadable_images == 2
     assert report.has_problems
@@ -115,6 +116,14 @@ def test_class_above_those_of_classes_txt_is_an_error(tmp_path: Path) -> None:
     report = check_data_folder(data_folder(tmp_path, "a.png,2,1 1", "b.png,3,1 1", classes_txt="pits\ncracks\n"))
     assert found(report) == [("error", "class", "b.png", 3)]
     assert "there are 2 classes (pits, cracks)" in report.faults[0].message
+
+
+def test_no_remedy_would_make_a_defect_count_as_clean_or_lose_a_mask(tmp_path: Path) -> None:
+    rows = ["a.png,1,1 1", "a.png,1,2 1", "a.png,2,7 1", "b.png,x,1 1", "b.png,1,1 x"]
+    remedies = {fault.kind: fault.remedy for fault in check_data_folder(data_folder(tmp_path, *rows)).faults}
+    assert set(remedies) == {"duplicate", "rle", "class"}
+    assert all("take the image and all its rows out" in remedies[kind] for kind in ("rle", "class"))
+    assert remedies["duplicate"].startswith("Unite the two masks")
 
 
 def test_faulty_classes_txt_is_an_error_and_the_rest_is_checked(tmp_path: Path) -> None:

@@ -95,7 +95,10 @@ def test_folder_that_holds_something_is_refused_and_an_earlier_check_replaced_on
     out = tmp_path / "out"
     out.mkdir()
     (out / "check.json").write_text("{}")
-    with pytest.raises(OutputExistsError, match="earlier check"), output_folder(out):
+    with (
+        pytest.raises(OutputExistsError, match=r"earlier check.* replace check\.json, .* with --overwrite"),
+        output_folder(out),
+    ):
         pass
     with output_folder(out, overwrite=True):
         pass

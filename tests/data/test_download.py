@@ -100,7 +100,10 @@ def test_interruption_while_unpacking_does_not_fetch_again(tmp_path: Path, monke
     assert fetch(tmp_path / "out", never).images == 3
 
 
-def test_interruption_while_moving_is_finished_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_interruption_while_moving_is_finished_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
     rename = Path.rename
 
     def stop_at_the_table(self: Path, target: Path) -> Path:
@@ -113,7 +116,14 @@ def test_interruption_while_moving_is_finished_by_the_next_run(tmp_path: Path, m
         with pytest.raises(KeyboardInterrupt):
             fetch(tmp_path / "out", Kaggle(archive()))
     assert (tmp_path / "out/train_images").exists()
-    assert fetch(tmp_path / "out", Kaggle(b"", error=AssertionError())).images == 3
+    lost = tmp_path / "out/train_images/a.jpg"
+    if damaged:
+        lost.unlink()
+        with pytest.raises(DataError, match="choose another --out") as refused:
+            fetch(tmp_path / "out", Kaggle(b"", error=AssertionError()))
+        assert "elete" not in str(refused.value), "what was moved is the user's"
+    else:
+        assert fetch(tmp_path / "out", Kaggle(b"", error=AssertionError())).images == 3
     assert not (tmp_path / "out/.download").exists()
 
 
@@ -135,15 +145,16 @@ def test_complete_folder_that_lost_an_image_is_told_and_not_touched(tmp_path: Pa
     [
         (archive(images=("a", "b")), "2 images, 2 with a defect, masks per class 1/0/2; expected 3 images"),
         (archive(ROWS[:2]), "3 images, 1 with a defect, masks per class 1/0/1; expected 3 images, 2 with"),
-        (archive(ROWS + ROWS[:1]), "a.jpg, ClassId 1 stands in line 2 already"),
+        (archive(ROWS + ROWS[:1]), "a.jpg, ClassId 1 stands in line 2 already.*Delete"),
         (archive(images=("a", "x", "c")), "1 images of train.csv are missing, the first is b.jpg"),
     ],
 )
 def test_data_that_are_not_what_they_should_be_never_become_a_data_folder(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as refused:
         fetch(tmp_path / "out", Kaggle(content))
+    assert f" Delete {tmp_path}/out/.download and run the same command again" in str(refused.value)
     assert {entry.name for entry in (tmp_path / "out").iterdir()} == {".download"}
 
 
@@ -151,7 +162,9 @@ def test_damaged_archive_says_to_delete_it(tmp_path: Path) -> None:
     content = bytearray(archive())
     at = content.index(b"train_images/a.jpg") + len("train_images/a.jpg")
     content[at] ^= 0xFF
-    with pytest.raises(DataError, match=rf"{COMPETITION}\.zip: the archive is damaged.*Delete it and download it"):
+    with pytest.raises(
+        DataError, match=rf"{COMPETITION}\.zip: the archive is damaged.*Delete the archive and download it"
+    ):
         fetch(tmp_path / "out", Kaggle(bytes(content)))
 
 
@@ -213,7 +226,7 @@ def test_client_that_leaves_another_file_is_told(tmp_path: Path) -> None:
 def test_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious.txt").write_text("x")
-    with pytest.raises(OutputExistsError, match=r"precious\.txt"):
+    with pytest.raises(OutputExistsError, match=r"precious\.txt\)\. Choose another --out\.$"):
         fetch(tmp_path / "out", Kaggle(archive()))
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputExistsError, match="is a file"):

@@ -220,7 +220,7 @@ def test_image_that_the_tool_turned_by_its_exif_orientation_is_explained(tmp_pat
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(GREY).save(tmp_path / "images/t.jpg", exif=exif)
-    with pytest.raises(DataError, match="EXIF orientation that the labelling tool obeyed"):
+    with pytest.raises(DataError, match=r"obeyed the picture's EXIF orientation\. Clear that tag"):
         run(tmp_path, file)
 
 

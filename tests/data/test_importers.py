@@ -167,7 +167,7 @@ def test_folder_that_is_not_empty_is_not_touched(tmp_path: Path) -> None:
     src = source(tmp_path, {"a.png": CLEAN, "b.png": CLEAN})
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious.txt").write_text("x")
-    with pytest.raises(OutputExistsError, match="not empty"):
+    with pytest.raises(OutputExistsError, match=r"not empty\. Choose another --out\.$"):
         import_masks(src, tmp_path / "out")
     assert tree(tmp_path / "out") == {"precious.txt"}
 

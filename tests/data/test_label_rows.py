@@ -87,7 +87,7 @@ def test_run_lengths_longer_than_the_csv_modules_limit_are_read(tmp_path: Path) 
         ("a.jpg,1.5,1 3", "line 2: ClassId '1.5'"),
         ("a.jpg,0,5 3", "line 2: ClassId '0'"),
         ("a.jpg,1,1 3\nb.jpg,1,\na.jpg,1,7 1", "line 4: a.jpg, ClassId 1 stands in line 2 already"),
-        ("a.jpg,1,\na.jpg,1,7 1", "line 3: a.jpg, ClassId 1 stands in line 2 already"),
+        ("a.jpg,1,\na.jpg,1,7 1", "line 3: a.jpg, ClassId 1 stands in line 2 already. Unite"),
         ("a.jpg,1", "line 2: has 2 fields; expected 3"),
         ("a.jpg,1,1 3,7 2", "line 2: has 4 fields; expected 3"),
         ("../a.jpg,1,1 3", "line 2: ImageId '../a.jpg' is not a path below train_images/"),

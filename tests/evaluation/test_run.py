@@ -413,7 +413,7 @@ def test_an_earlier_evaluation_is_kept_unless_told_to_overwrite(
     (data / "train_images" / "b.png").write_bytes(b"not an image")
     _evaluate(model, data, tmp_path / "out")
     before = (tmp_path / "out" / "metrics.json").read_bytes()
-    with pytest.raises(OutputExistsError, match="--overwrite"):
+    with pytest.raises(OutputExistsError, match=r"replace errors\.csv, metrics\.json, overlays, .* with --overwrite"):
         _evaluate(model, data, tmp_path / "out")
     assert (tmp_path / "out" / "metrics.json").read_bytes() == before
 

@@ -132,7 +132,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
 def test_file_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     root = output_of_predict(tmp_path, {"a.png": {}})
     (tmp_path / "fix.json").write_text("precious")
-    with pytest.raises(OutputExistsError, match=r"fix\.json: exists"):
+    with pytest.raises(OutputExistsError, match=r"fix\.json: exists\. Choose another --out\.$"):
         predictions_to_coco(root, tmp_path / "fix.json")
     assert (tmp_path / "fix.json").read_text() == "precious"
 
@@ -149,7 +149,7 @@ def test_folder_that_is_no_output_of_predict_is_refused(tmp_path: Path) -> None:
         predictions_to_coco(tmp_path, tmp_path / "fix.json")
     root = output_of_predict(tmp_path, {"a.png": {}})
     (root / "run.json").write_text("{}")
-    with pytest.raises(DataError, match=r"run\.json: cannot be understood"):
+    with pytest.raises(DataError, match=r"run\.json: cannot be understood .*another --out\.$"):
         predictions_to_coco(root, tmp_path / "fix.json")
 
 

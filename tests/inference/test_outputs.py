@@ -379,7 +379,12 @@ def test_a_folder_whose_run_json_is_not_ours_is_refused(tmp_path: Path, run_json
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text(run_json)
 
-    with pytest.raises(OutputExistsError, match="--overwrite"), OutputFolder(tmp_path / "out", KEY):
+    with (
+        pytest.raises(
+            OutputExistsError, match=r"Choose another --out\. \(--overwrite would delete .*overlays/, masks/"
+        ),
+        OutputFolder(tmp_path / "out", KEY),
+    ):
         pass
 
 

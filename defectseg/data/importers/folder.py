@@ -100,7 +100,7 @@ def read_size(image: FoundImage, expected_hw: tuple[int, int] | None = None, *, 
     height, width = decoded.pixels.shape
     if expected_hw is not None and expected_hw != (height, width):
         remedy = (
-            " The picture has an EXIF orientation that the labelling tool obeyed: remove it and label again."
+            " The labelling tool obeyed the picture's EXIF orientation. Clear that tag, and label the picture again."
             if expected_hw == (width, height) and any("EXIF" in note for note in decoded.notes)
             else " Use the images that the labels were drawn on."
         )

@@ -85,7 +85,7 @@ def tune(request: TuneRequest) -> Tuning:
         DataError, ModelError, ResourceError: data, model or device cannot be used.
     """
     if request.out is not None and request.out.exists():
-        raise OutputExistsError(f"{request.out}: exists. Choose another --out, or delete it.")
+        raise OutputExistsError(f"{request.out}: exists. Choose another --out.")
     infos = _read_infos(request.models)
     targets = _targets(request, infos)
     folder = open_data_folder(request.data, class_names=infos[0].class_names)
