@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from defectseg.errors import ConfigError
 
-FORMAT_VERSION = 1
-
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -22,11 +20,13 @@ NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 SizeHW = tuple[PositiveInt, PositiveInt]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """The base of every part of a recipe or description: frozen, and unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
-class ModelConfig(_Frozen):
+class ModelConfig(Frozen):
     """The network. Names of architectures and encoders are those of segmentation-models-pytorch."""
 
     architecture: str = "Unet"
@@ -41,7 +41,7 @@ class ModelConfig(_Frozen):
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the architecture")
 
 
-class DataConfig(_Frozen):
+class DataConfig(Frozen):
     """Which images are trained on, and what is cut out of them."""
 
     folds: Annotated[int, Field(ge=2)] = 5
@@ -65,7 +65,7 @@ class DataConfig(_Frozen):
         return self
 
 
-class AugmentConfig(_Frozen):
+class AugmentConfig(Frozen):
     """Random changes of a training crop; each value is a probability unless its name says otherwise."""
 
     horizontal_flip: Share = 0.5
@@ -85,7 +85,7 @@ class AugmentConfig(_Frozen):
     )
 
 
-class LossConfig(_Frozen):
+class LossConfig(Frozen):
     """Weights of the parts of the loss; see defectseg.model.losses."""
 
     bce: NonNegativeFloat = 1.0
@@ -102,7 +102,7 @@ class LossConfig(_Frozen):
     gate: NonNegativeFloat = Field(0.2, description="weight of the image-level head")
 
 
-class OptimizerConfig(_Frozen):
+class OptimizerConfig(Frozen):
     """AdamW with a linear warm-up and a cosine down to `final_lr_share`."""
 
     encoder_lr: PositiveFloat = 3e-4
@@ -113,7 +113,7 @@ class OptimizerConfig(_Frozen):
     clip_norm: PositiveFloat = 1.0
 
 
-class SecondStageConfig(_Frozen):
+class SecondStageConfig(Frozen):
     """More epochs after the first ones, on larger crops and at a lower rate."""
 
     epochs: Annotated[int, Field(ge=0)] = Field(0, description="0: no second stage")
@@ -123,7 +123,7 @@ class SecondStageConfig(_Frozen):
     rate_share: Share = Field(0.1, description="of the learning rates of the first stage")
 
 
-class TrainingConfig(_Frozen):
+class TrainingConfig(Frozen):
     """How long, in what portions and in what precision."""
 
     epochs: PositiveInt = 30
@@ -150,7 +150,7 @@ class TrainingConfig(_Frozen):
     trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard",)
 
 
-class InferenceConfig(_Frozen):
+class InferenceConfig(Frozen):
     """How a trained model meets an image."""
 
     tile_hw: SizeHW = Field((1024, 2048), description="larger images are cut into overlapping tiles of this size")
@@ -166,7 +166,7 @@ class InferenceConfig(_Frozen):
         return self
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """Everything that `train` needs to know besides the data folder and the device."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -187,92 +187,6 @@ class Recipe(_Frozen):
         for key, crop in sizes.items():
             if self.augment.quarter_turns and crop is not None and crop[0] != crop[1]:
                 raise ValueError(f"augment.quarter_turns needs square crops, but {key} is {list(crop)}")
-        return self
-
-
-class Normalization(_Frozen):
-    """Grey levels g of 0..255 enter the network as (g / 255 - mean) / std."""
-
-    mean: float
-    std: PositiveFloat
-
-
-class Thresholds(_Frozen):
-    """One value for each class, in the order of the classes.
-
-    A class counts in an image where its gate is at least `gate`; then a pixel where its probability is at least
-    `pixel`; then a region where its area is at least `min_area_px`.
-    """
-
-    gate: tuple[Share, ...]
-    pixel: tuple[Share, ...]
-    min_area_px: tuple[Annotated[int, Field(ge=0)], ...]
-    chosen_by: str = "default"
-
-    @classmethod
-    def default(cls, num_classes: int) -> Self:
-        """Gate and pixel threshold one half, no minimum area."""
-        return cls(gate=(0.5,) * num_classes, pixel=(0.5,) * num_classes, min_area_px=(0,) * num_classes)
-
-    @model_validator(mode="after")
-    def _one_for_each_class(self) -> Self:
-        if not len(self.gate) == len(self.pixel) == len(self.min_area_px):
-            raise ValueError("gate, pixel and min_area_px must have one value for each class")
-        return self
-
-
-class ExportInfo(_Frozen):
-    """How an exported model file was made, and how it compares with the network in PyTorch.
-
-    Attributes:
-        format: openvino or onnx.
-        precision: of the weights: fp32 or int8.
-        float_layers: what computes with the weights that are not integers: auto, whatever is quickest on the
-            processor, or f32 where less costs too much.
-        size_hw: the only size of image that it takes, or None for any.
-        source_sha256: of the bundle that it was made from.
-        parity: figures of the comparison, by name.
-    """
-
-    format: Literal["openvino", "onnx"]
-    precision: Literal["fp32", "int8"] = "fp32"
-    float_layers: Literal["auto", "f32"] = "auto"
-    size_hw: tuple[int, int] | None = None
-    source_sha256: str = ""
-    parity: dict[str, float] = Field(default_factory=dict)
-
-
-class ModelInfo(_Frozen):
-    """What a model file says of itself: one JSON in the header of a bundle or in the metadata of an export."""
-
-    format_version: int = FORMAT_VERSION
-    class_names: tuple[str, ...]
-    normalization: Normalization
-    thresholds: Thresholds
-    recipe: Recipe
-    fold: int | None = None
-    data_fingerprint: str = ""
-    trained_on: tuple[str, ...] = Field((), description="digest of each training image, see image_digest")
-    metrics: dict[str, Any] = Field(default_factory=dict)
-    versions: dict[str, str] = Field(default_factory=dict)
-    created: str = ""
-    export: ExportInfo | None = None
-
-    @property
-    def num_classes(self) -> int:
-        """Number of kinds of defect."""
-        return len(self.class_names)
-
-    def indices_of(self, class_names: Sequence[str]) -> list[int]:
-        """Where each of these classes stands among the model's, from 0."""
-        return [self.class_names.index(name) for name in class_names]
-
-    @model_validator(mode="after")
-    def _thresholds_fit_classes(self) -> Self:
-        if len(self.thresholds.pixel) != len(self.class_names):
-            raise ValueError(
-                f"thresholds for {len(self.thresholds.pixel)} classes, but {len(self.class_names)} class names"
-            )
         return self
 
 

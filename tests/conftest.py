@@ -11,9 +11,10 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from numpy.typing import NDArray
 
-from defectseg.config import InferenceConfig, ModelInfo, Normalization, Recipe, Thresholds
+from defectseg.config import InferenceConfig, Recipe
 from defectseg.data.synthetic import write_data_folder
-from defectseg.inference.runtimes.base import Answer
+from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.runtime.base import Answer
 
 # One thread for torch, here and in the commands that tests start: these networks are too small to gain by two, and on a
 # busy machine threads that wait for each other take ten times as long. torch reads it when it is first imported, which
@@ -75,8 +76,8 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, data_folder: Path, tin
     Not to be written to: copy it first.
     """
     from defectseg.config import load_recipe
-    from defectseg.training.request import TrainRequest
-    from defectseg.training.run import train
+    from defectseg.train.request import TrainRequest
+    from defectseg.train.train import train
 
     longer = ["training.epochs=16", "data.samples_per_epoch=48"]
     out = tmp_path_factory.mktemp("runs") / "tiny"

@@ -7,18 +7,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from defectseg.config import (
-    FORMAT_VERSION,
-    ModelInfo,
-    Normalization,
-    Recipe,
-    Thresholds,
-    dump_recipe,
-    load_recipe,
-    parse_recipe,
-    shipped_recipes,
-)
+from defectseg.config import Recipe, dump_recipe, load_recipe, parse_recipe, shipped_recipes
 from defectseg.errors import ConfigError
+from defectseg.model.info import FORMAT_VERSION, ModelInfo, Normalization, Thresholds
 
 
 def _write(tmp_path: Path, text: str) -> str:

@@ -11,7 +11,7 @@ import typer.main
 from defectseg.cli.main import app
 from defectseg.config import load_recipe, shipped_recipes
 from defectseg.errors import ExitCode
-from defectseg.inference.tables import TABLES
+from defectseg.predict.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/api.md", "docs/formats.md")

@@ -42,10 +42,10 @@ def benchmark(
 
     Example: defectseg benchmark runs/1/model.safetensors --runtime all
     """
-    from defectseg.data.images import find_images
-    from defectseg.inference.benchmark import BenchmarkRequest, resolve_runtimes
-    from defectseg.inference.benchmark import benchmark as run_benchmark
-    from defectseg.inference.runtimes import model_paths
+    from defectseg.benchmark.benchmark import BenchmarkRequest, resolve_runtimes
+    from defectseg.benchmark.benchmark import benchmark as run_benchmark
+    from defectseg.image.find import find_images
+    from defectseg.model.locate import model_paths
 
     with progress("measuring") as bar:
         result = run_benchmark(

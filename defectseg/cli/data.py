@@ -11,8 +11,8 @@ from defectseg.cli.common import Json, Overwrite, Verbose, finish, print_json, p
 from defectseg.errors import ExitCode, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
-    from defectseg.data.check_copies import CopyPair
-    from defectseg.data.check_report import CheckReport
+    from defectseg.check.pairs import CopyPair
+    from defectseg.check.report import CheckReport
 
 _MOST_PAIRS_PRINTED = 100
 
@@ -69,8 +69,8 @@ def check(
     """
     from contextlib import nullcontext
 
-    from defectseg.data.check import check_data_folder
-    from defectseg.data.check_output import PAGE_NAME, output_folder, write_check
+    from defectseg.check.check import check_data_folder
+    from defectseg.check.output import PAGE_NAME, output_folder, write_check
 
     with nullcontext() if out is None else output_folder(out, overwrite=overwrite):
         with progress("checking") as bar:
@@ -146,8 +146,8 @@ def split(
 
     Copies, also turned ones, images that look like the same strip, and groups of groups.csv stay together.
     """
-    from defectseg.data.labels import open_data_folder
-    from defectseg.data.splits import divide, divide_ignoring_ties, find_ties, write_split
+    from defectseg.data.folder import open_data_folder
+    from defectseg.data.split import divide, divide_ignoring_ties, find_ties, write_split
 
     path = root / "split.csv" if out is None else out
     if path.exists() and not overwrite:

@@ -10,9 +10,7 @@ from defectseg.cli.common import Json, Verbose, finish, print_json, print_rows, 
 from defectseg.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from defectseg.data.exchange import Loss
-    from defectseg.data.exporters import ExportReport
-    from defectseg.data.importers import ImportReport
+    from defectseg.formats.common import ExportReport, ImportReport, Loss
 
 import_app = typer.Typer(help="Turn labels of another kind into a data folder.", no_args_is_help=True)
 export_app = typer.Typer(help="Turn a data folder into labels of another kind.", no_args_is_help=True)
@@ -40,10 +38,10 @@ def import_masks(
 
     Example: defectseg data import masks neu900/ --out data/neu --classes inclusion,patches,scratches
     """
-    from defectseg.data import importers
+    from defectseg.formats import masks
 
     with progress("importing") as bar:
-        report = importers.import_masks(src, out, class_names=_names(classes), link=link, report=bar.move)
+        report = masks.import_masks(src, out, class_names=_names(classes), link=link, report=bar.move)
     _finish_import(report, out, json_output)
 
 
@@ -63,10 +61,10 @@ def import_coco(
 
     Example: defectseg data import coco instances.json --images images/ --out data/mill
     """
-    from defectseg.data import importers
+    from defectseg.formats.coco import importing
 
     with progress("importing") as bar:
-        report = importers.import_coco(file, images, out, class_names=_names(classes), link=link, report=bar.move)
+        report = importing.import_coco(file, images, out, class_names=_names(classes), link=link, report=bar.move)
     _finish_import(report, out, json_output)
 
 
@@ -89,12 +87,12 @@ def import_yolo(
 
     Example: defectseg data import yolo exported/ --out data/mill
     """
-    from defectseg.data import importers
+    from defectseg.formats.yolo import importing
 
     if part not in (None, "train", "val", "test"):
         raise UsageError(f"--part {part}: expected train, val or test.")
     with progress("importing") as bar:
-        report = importers.import_yolo(src, out, class_names=_names(classes), part=part, link=link, report=bar.move)
+        report = importing.import_yolo(src, out, class_names=_names(classes), part=part, link=link, report=bar.move)
     _finish_import(report, out, json_output)
 
 
@@ -114,7 +112,7 @@ def import_predictions(
     """
     from dataclasses import asdict
 
-    from defectseg.inference.corrections import predictions_to_coco
+    from defectseg.formats.predictions import predictions_to_coco
 
     with progress("converting") as bar:
         report = predictions_to_coco(output, file, run_lengths=run_lengths, report=bar.move)
@@ -141,10 +139,10 @@ def export_coco(
 
     Example: defectseg data export coco data/mill --out coco/ --polygons
     """
-    from defectseg.data import exporters
+    from defectseg.formats.coco import exporting
 
     with progress("exporting") as bar:
-        report = exporters.export_coco(root, out, polygons=polygons, link=link, report=bar.move)
+        report = exporting.export_coco(root, out, polygons=polygons, link=link, report=bar.move)
     _finish_export(report, out, json_output)
 
 
@@ -163,10 +161,10 @@ def export_masks(
 
     Example: defectseg data export masks data/mill --out masks/
     """
-    from defectseg.data import exporters
+    from defectseg.formats import masks
 
     with progress("exporting") as bar:
-        report = exporters.export_masks(root, out, per_class=per_class, link=link, report=bar.move)
+        report = masks.export_masks(root, out, per_class=per_class, link=link, report=bar.move)
     _finish_export(report, out, json_output)
 
 
@@ -183,10 +181,10 @@ def export_yolo(
 
     Example: defectseg data export yolo data/mill --out yolo/
     """
-    from defectseg.data import exporters
+    from defectseg.formats.yolo import exporting
 
     with progress("exporting") as bar:
-        report = exporters.export_yolo(root, out, val_fold=fold, link=link, report=bar.move)
+        report = exporting.export_yolo(root, out, val_fold=fold, link=link, report=bar.move)
     _finish_export(report, out, json_output)
 
 

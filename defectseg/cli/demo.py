@@ -25,16 +25,16 @@ def demo(
     """
     require_extra("the demo", "train", "torch", "segmentation_models_pytorch", "accelerate", "albumentations")
     from defectseg.config import load_recipe
-    from defectseg.data.images import find_images
-    from defectseg.data.labels import images_folder
+    from defectseg.data.folder import images_folder
     from defectseg.data.synthetic import write_data_folder
     from defectseg.errors import OutputExistsError
-    from defectseg.evaluation.report import metrics_table
-    from defectseg.evaluation.run import EvaluateRequest, evaluate_model
+    from defectseg.evaluate.evaluate import EvaluateRequest, evaluate_model
+    from defectseg.evaluate.report import metrics_table
     from defectseg.files import is_empty_folder
-    from defectseg.inference.batch import PredictRequest, predict
-    from defectseg.training.request import TrainRequest
-    from defectseg.training.run import train
+    from defectseg.image.find import find_images
+    from defectseg.predict.predict import PredictRequest, predict
+    from defectseg.train.request import TrainRequest
+    from defectseg.train.train import train
 
     if not is_empty_folder(out):
         raise OutputExistsError(f"{out}: not empty. Choose another --out.")

@@ -58,8 +58,8 @@ def evaluate(
 
     Example: defectseg evaluate runs/1/model.safetensors --data severstal --subset val --out report/
     """
-    from defectseg.evaluation.run import EvaluateRequest, evaluate_model, evaluate_predictions
-    from defectseg.inference.runtimes import model_paths
+    from defectseg.evaluate.evaluate import EvaluateRequest, evaluate_model, evaluate_predictions
+    from defectseg.model.locate import model_paths
 
     if (model is None) == (predictions is None):
         raise UsageError("evaluate needs either MODEL or --predictions FILE.")
@@ -98,7 +98,7 @@ def evaluate(
 def _report(evaluation: Any, out: Path | None, json_output: bool) -> None:
     import logging
 
-    from defectseg.evaluation.report import metrics_table
+    from defectseg.evaluate.report import metrics_table
 
     for warning in evaluation.warnings:
         logging.getLogger("defectseg").warning("%s", warning)

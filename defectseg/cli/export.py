@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from defectseg.evaluation.metrics import Counts
-    from defectseg.inference.export import Exported
-    from defectseg.inference.quantize import Int8Cost
+    from defectseg.evaluate.metrics import Counts
+    from defectseg.export.export import Exported
+    from defectseg.export.int8 import Int8Cost
 
 
 def export(
@@ -65,8 +65,8 @@ def export(
     if int8:
         require_extra("--int8", "int8", "nncf")
     size_hw = None if size is None else _parse_size(size)
-    from defectseg.inference.export import ExportRequest, export_model
-    from defectseg.inference.runtimes import model_paths
+    from defectseg.export.export import ExportRequest, export_model
+    from defectseg.model.locate import model_paths
 
     exported = export_model(
         ExportRequest(
@@ -87,7 +87,7 @@ def export(
 
 
 class MaskCounts:
-    """Counts masks as `evaluate` does; see MaskScore in defectseg.inference.parity."""
+    """Counts masks as `evaluate` does; see MaskScore in defectseg.export.parity."""
 
     def __init__(self) -> None:
         self.counts: Counts = {}
@@ -100,14 +100,14 @@ class MaskCounts:
         ignore: "NDArray[np.bool_] | None" = None,
     ) -> None:
         """Count one image; masks bool (C, H, W), ignored pixels bool (H, W)."""
-        from defectseg.evaluation.metrics import count_pairs
+        from defectseg.evaluate.metrics import count_pairs
 
         self.counts.update(count_pairs(image_id, predicted, truth, ignore))
 
     @property
     def pooled_dice(self) -> float:
         """Dice of all pixels of all images and classes; 1 where there is none."""
-        from defectseg.evaluation.metrics import PairCounts
+        from defectseg.evaluate.metrics import PairCounts
 
         pairs = self.counts.values()
         return PairCounts(

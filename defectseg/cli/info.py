@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from defectseg import __version__
 from defectseg.cli.common import Json, Verbose, print_json, print_rows
+from defectseg.machine import __version__
 
 _PACKAGES = (
     *("torch", "segmentation-models-pytorch", "timm", "accelerate", "albumentations", "openvino", "onnxruntime"),
@@ -46,8 +46,8 @@ def _system() -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    from defectseg.inference.runtimes import find_model
-    from defectseg.model.header import read_model_info
+    from defectseg.model.info import read_model_info
+    from defectseg.model.locate import find_model
 
     description = read_model_info(find_model(path))
     recipe = description.recipe

@@ -10,10 +10,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from defectseg import __version__
 from defectseg.cli import benchmark, data, demo, evaluate, export, info, predict, train, tune
 from defectseg.cli.common import Verbose, set_up_logging, state
 from defectseg.errors import DefectsegError, ExitCode
+from defectseg.machine import __version__
 
 # Threads of torch wait for each other by spinning, a tenth of a second long unless told otherwise. On a PC where other
 # programs run too, that made a training step up to ten times as slow; this is long enough where nothing else runs.

@@ -9,18 +9,7 @@ from typing import Annotated
 
 import typer
 
-from defectseg.cli.common import (
-    Device,
-    Json,
-    Overwrite,
-    RuntimeName,
-    Tta,
-    Verbose,
-    finish,
-    print_json,
-    progress,
-    shown,
-)
+from defectseg.cli.common import Device, Json, Overwrite, RuntimeName, Tta, Verbose, finish, print_json, progress, shown
 from defectseg.errors import UsageError
 
 
@@ -85,10 +74,10 @@ def predict(
 
     Quick, from an exported model: defectseg predict fast.xml night_shift/ --out results/ --overlays defects
     """
-    from defectseg.data.images import find_images
-    from defectseg.inference.batch import PredictRequest, exit_code_of
-    from defectseg.inference.batch import predict as run_prediction
-    from defectseg.inference.runtimes import model_paths
+    from defectseg.image.find import find_images
+    from defectseg.model.locate import model_paths
+    from defectseg.predict.predict import PredictRequest, exit_code_of
+    from defectseg.predict.predict import predict as run_prediction
 
     images = find_images(expand(inputs), recursive=recursive, skip=out)
     again = "The same command, without --overwrite," if overwrite else "The same command"

@@ -100,10 +100,10 @@ def train(
     if resume and (overrides or changes or init is not None or thresholds is not None):
         raise UsageError("--resume continues with the recipe in the run folder; leave out what would change it.")
     require_extra("training", "train", "torch", "segmentation_models_pytorch", "accelerate", "albumentations")
-    from defectseg.inference.runtimes import find_model
-    from defectseg.training.request import TrainRequest
-    from defectseg.training.run import train as run_training
-    from defectseg.training.run import train_folds
+    from defectseg.model.locate import find_model
+    from defectseg.train.request import TrainRequest
+    from defectseg.train.train import train as run_training
+    from defectseg.train.train import train_folds
 
     with progress("training", after_interrupt="Continue it with --resume.") as bar:
         request = TrainRequest(
@@ -151,8 +151,8 @@ def _fold_change(fold: str | None) -> list[str]:
 
 
 def _read_thresholds(path: Path, data: Path) -> Any:
-    from defectseg.data.labels import open_data_folder
-    from defectseg.evaluation.thresholds.file import read_thresholds
+    from defectseg.data.folder import open_data_folder
+    from defectseg.tune.file import read_thresholds
 
     return read_thresholds(path, open_data_folder(data).class_names)
 
@@ -169,7 +169,7 @@ def _report(results: Sequence[Any], json_output: bool) -> None:
         ]
         print_json(entries[0] if len(entries) == 1 else entries)
         return
-    from defectseg.evaluation.report import metrics_table
+    from defectseg.evaluate.report import metrics_table
 
     for result in results:
         if result.metrics is not None:

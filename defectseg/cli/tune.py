@@ -21,10 +21,10 @@ from defectseg.cli.common import (
 from defectseg.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from defectseg.evaluation.bootstrap import Interval
-    from defectseg.evaluation.thresholds.choice import Choice, Figures
-    from defectseg.evaluation.thresholds.goals import Goal
-    from defectseg.evaluation.thresholds.run import Tuning
+    from defectseg.evaluate.bootstrap import Interval
+    from defectseg.tune.choice import Choice, Figures
+    from defectseg.tune.goals import Goal
+    from defectseg.tune.tune import Tuning
 
 _HEADINGS = [
     *("class", "images", "gate", "pixel", "min area px", "default", "chosen", "cross-validated", "95 % interval"),
@@ -93,9 +93,9 @@ def tune(
         raise UsageError(f"--subset {subset}: expected val or all.")
     if split is not None and subset == "all":
         raise UsageError("--split tells what was held out; leave --subset at val with it.")
-    from defectseg.evaluation.thresholds.run import TuneRequest
-    from defectseg.evaluation.thresholds.run import tune as run_tuning
-    from defectseg.inference.runtimes import model_paths
+    from defectseg.model.locate import model_paths
+    from defectseg.tune.tune import TuneRequest
+    from defectseg.tune.tune import tune as run_tuning
 
     goal = _parse_goal(target_recall, max_false_alarms, cost_miss, cost_false_alarm)
     with progress("tuning") as bar:
@@ -124,7 +124,7 @@ def _parse_goal(
     target_recall: float | None, max_false_alarms: float | None, cost_miss: float | None, cost_false_alarm: float | None
 ) -> "Goal":
     """The goal that the flags name. Raises UsageError."""
-    from defectseg.evaluation.thresholds.goals import BestDice, LeastCost, MaxFalseAlarms, TargetRecall
+    from defectseg.tune.goals import BestDice, LeastCost, MaxFalseAlarms, TargetRecall
 
     costs = (cost_miss, cost_false_alarm)
     given = [target_recall is not None, max_false_alarms is not None, costs != (None, None)]
@@ -211,7 +211,7 @@ def _share(value: float | None) -> str:
 
 
 def _content(tuning: "Tuning") -> dict[str, Any]:
-    from defectseg.evaluation.metrics import headline
+    from defectseg.evaluate.metrics import headline
 
     return {
         **tuning.choice.to_json(),

@@ -19,8 +19,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from defectseg import files
-from defectseg.data import rle
 from defectseg.errors import OutputExistsError, ResourceError, UsageError
+from defectseg.image import rle
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

@@ -9,20 +9,20 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.config import ModelInfo
-from defectseg.data import images as image_files
-from defectseg.data import rle
-from defectseg.data.identity import file_sha256
-from defectseg.data.images import DecodedImage, to_grey
-from defectseg.data.overlay import paint_prediction
-from defectseg.data.regions import Region
 from defectseg.errors import ImageError, ModelError, UsageError
-from defectseg.inference.postprocess import segment, segment_image
-from defectseg.inference.runtimes import load_runtime, model_paths
-from defectseg.inference.runtimes.base import Runtime
-from defectseg.inference.tiling import predict_image
+from defectseg.files import file_sha256
+from defectseg.image import read as image_files
+from defectseg.image import rle
+from defectseg.image.overlay import paint_prediction
+from defectseg.image.read import DecodedImage, to_grey
+from defectseg.image.regions import Region
+from defectseg.inference.segment import segment, segment_image
+from defectseg.inference.tiles import predict_image
 from defectseg.inference.views import with_tta
-from defectseg.model.header import OPENVINO_SUFFIX
+from defectseg.model.info import OPENVINO_SUFFIX, ModelInfo
+from defectseg.model.locate import model_paths
+from defectseg.runtime.base import Runtime
+from defectseg.runtime.load import load_runtime
 
 _GIVEN_ARRAY = "image"  # how messages name an image that has no path
 
@@ -167,7 +167,7 @@ class Predictor:
         Args:
             image: the path of an image file; or an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or of uint16 with
                 the full range 0..65535, its colours in the order that cv2.imread gives: blue, green, red, alpha.
-                Arrays become grey as files do, see defectseg.data.images.decode_bytes.
+                Arrays become grey as files do, see defectseg.image.read.decode_bytes.
 
         Raises:
             ImageError: the file cannot be read whole, or the array is not an image.

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.config import ModelInfo
 from defectseg.errors import UsageError
-from defectseg.inference.runtimes.base import Answer, Runtime
+from defectseg.model.info import ModelInfo
+from defectseg.runtime.base import Answer, Runtime
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from defectseg.config import ModelInfo
 from defectseg.errors import ConfigError, ModelError
 from defectseg.files import write_bytes
-from defectseg.model.header import METADATA_KEY, read_model_info
+from defectseg.model.info import METADATA_KEY, ModelInfo, read_model_info
 from defectseg.model.network import DefectNetwork
 
 

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defectseg.config import ModelConfig, Normalization
+from defectseg.config import ModelConfig
 from defectseg.errors import ConfigError, ModelError
+from defectseg.model.info import Normalization
 
 STRIDE_PX = 32
 _LEAST_PX = {"pan": 128}  # its attention halves the deepest features three times

@@ -26,10 +26,11 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from defectseg.data import images
-from defectseg.data.duplicates import find_copies, find_peak
-from defectseg.data.likeness import TURNS, Looks, look_at, look_at_all, turned, whitened
-from defectseg.data.strips import find_neighbours
+from defectseg.copies.descriptors import TURNS, Looks, look_at, look_at_all, turned, whitened
+from defectseg.copies.find import find_copies, find_peak
+from defectseg.copies.strips import find_neighbours
+from defectseg.image import read
+from defectseg.image.find import find_images
 
 Image = NDArray[np.uint8]
 Change = Callable[[Image, Image], Image]
@@ -99,7 +100,7 @@ def looks_of(pictures: list[Image]) -> Looks:
 
 
 def measure(paths: list[Path], seed: int) -> None:
-    originals = [images.decode(path).pixels for path in paths]
+    originals = [read.decode(path).pixels for path in paths]
     looks = looks_of(originals)
     within = find_copies(looks)
     print(f"{len(paths)} originals; pairs among them, to be looked at:")
@@ -136,7 +137,7 @@ def measure(paths: list[Path], seed: int) -> None:
 
 def measure_peaks(paths: list[Path]) -> None:
     """Print how far copies' peaks stand out at the least, and those of unlike images at the most."""
-    originals = [images.decode(path).pixels for path in paths]
+    originals = [read.decode(path).pixels for path in paths]
     looks = looks_of(originals)
     pictures = [whitened(detail) for detail in looks.detail]
     print("| pairs | number | peak, in deviations | peak / highest rival |")
@@ -174,7 +175,7 @@ def time_it(paths: list[Path], count: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         written = []
         for index in range(count):
-            picture = new_picture(images.decode(paths[index % len(paths)]).pixels, rng)
+            picture = new_picture(read.decode(paths[index % len(paths)]).pixels, rng)
             _, content = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
             written.append(Path(folder) / f"{index}.jpg")
             written[-1].write_bytes(content.tobytes())
@@ -243,7 +244,7 @@ def main() -> None:
     parser.add_argument("--speed", type=int, default=0, metavar="N")
     parser.add_argument("--memory", type=int, default=0, metavar="N")
     arguments = parser.parse_args()
-    paths = [image.path for image in images.find_images([arguments.images])][: arguments.most]
+    paths = [image.path for image in find_images([arguments.images])][: arguments.most]
     if arguments.peaks:
         measure_peaks(paths)
     elif arguments.memory:

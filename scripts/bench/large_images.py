@@ -23,13 +23,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.config import InferenceConfig, ModelInfo, Normalization, Recipe, Thresholds
-from defectseg.data import rle
-from defectseg.data.images import decode
-from defectseg.data.overlay import encode_jpeg, paint_prediction
-from defectseg.inference.postprocess import segment_image
-from defectseg.inference.render import fit_jpeg
-from defectseg.inference.runtimes.base import Answer, Runtime
+from defectseg.config import InferenceConfig, Recipe
+from defectseg.image import rle
+from defectseg.image.overlay import encode_jpeg, paint_prediction
+from defectseg.image.read import decode
+from defectseg.inference.segment import segment_image
+from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.predict.render import fit_jpeg
+from defectseg.runtime.base import Answer, Runtime
 
 STAGES = ("read", "segment", "run-lengths", "overlay", "class map")
 CLASS_NAMES = ("one", "two", "three", "four")
@@ -121,8 +122,8 @@ def print_pictures(pictures: list[str]) -> None:
 
 def print_tiles(model: Path, image: Path, tiles: list[str]) -> None:
     """How the masks with smaller tiles agree with those with the first."""
-    from defectseg.inference.runtimes import load_runtime
-    from defectseg.inference.tiling import predict_image
+    from defectseg.inference.tiles import predict_image
+    from defectseg.runtime.load import load_runtime
 
     runtime, pixels = load_runtime(model), decode(image).pixels
     print("\n| tile | largest difference of probability | mean difference | Dice of masks |\n| --- | --- | --- | --- |")

@@ -14,14 +14,15 @@ from statistics import median
 
 import numpy as np
 
-from defectseg.data.images import decode
-from defectseg.data.labels import open_data_folder
-from defectseg.evaluation.metrics import Metrics, summarise
-from defectseg.evaluation.score import score_images
-from defectseg.evaluation.subset import choose_subset
-from defectseg.inference.runtimes import find_model, load_runtime
-from defectseg.inference.runtimes.base import Runtime
+from defectseg.data.folder import open_data_folder
+from defectseg.evaluate.metrics import Metrics, summarise
+from defectseg.evaluate.score import score_images
+from defectseg.evaluate.subset import choose_subset
+from defectseg.image.read import decode
 from defectseg.inference.views import with_tta
+from defectseg.model.locate import find_model
+from defectseg.runtime.base import Runtime
+from defectseg.runtime.load import load_runtime
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from defectseg.config import Thresholds
-from defectseg.data.labels import open_data_folder
-from defectseg.evaluation.metrics import summarise
-from defectseg.evaluation.score import Scored, score_images
-from defectseg.evaluation.subset import choose_subset
-from defectseg.evaluation.thresholds.search import ThresholdSearch
-from defectseg.inference.runtimes import find_model, load_runtime
-from defectseg.inference.tiling import ImageAnswer
+from defectseg.data.folder import open_data_folder
+from defectseg.evaluate.metrics import summarise
+from defectseg.evaluate.score import Scored, score_images
+from defectseg.evaluate.subset import choose_subset
+from defectseg.inference.tiles import ImageAnswer
 from defectseg.inference.views import with_tta
+from defectseg.model.info import Thresholds
+from defectseg.model.locate import find_model
+from defectseg.runtime.load import load_runtime
+from defectseg.tune.search import ThresholdSearch
 
 
 def soft(answer: ImageAnswer) -> ImageAnswer:

@@ -25,15 +25,16 @@ from typing import Any
 
 import numpy as np
 
-from defectseg.config import ModelConfig, ModelInfo, Recipe, Thresholds
-from defectseg.data import images as image_files
-from defectseg.data.images import FoundImage, find_images
+from defectseg.benchmark.benchmark import run_network, run_pipeline
+from defectseg.config import ModelConfig, Recipe
 from defectseg.data.synthetic import CLASS_NAMES
 from defectseg.errors import DefectsegError
-from defectseg.inference.benchmark import run_network, run_pipeline
-from defectseg.inference.machine import machine_facts
-from defectseg.inference.runtimes import load_runtime
-from defectseg.inference.runtimes.base import Runtime
+from defectseg.image import read as image_files
+from defectseg.image.find import FoundImage, find_images
+from defectseg.machine import machine_facts
+from defectseg.model.info import ModelInfo, Thresholds
+from defectseg.runtime.base import Runtime
+from defectseg.runtime.load import load_runtime
 
 TEXTBOOK = "textbook script"
 SHARE_OF_PIXELS = 0.02
@@ -41,9 +42,9 @@ SHARE_OF_PIXELS = 0.02
 PEAK = """
 import sys
 from pathlib import Path
-from defectseg.data.images import find_images
-from defectseg.inference.batch import PredictRequest, predict
-from defectseg.inference.machine import peak_memory_mb
+from defectseg.image.find import find_images
+from defectseg.predict.predict import PredictRequest, predict
+from defectseg.machine import peak_memory_mb
 model, folder, out = map(Path, sys.argv[1:])
 predict(PredictRequest(model=model, images=find_images([folder]), out=out, device="cpu"))
 print(peak_memory_mb())

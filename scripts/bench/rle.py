@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.data import rle
+from defectseg.image import rle
 
 try:
     from pycocotools import mask as coco

@@ -19,7 +19,7 @@ from defectseg.config import LossConfig, ModelConfig, OptimizerConfig
 from defectseg.model.devices import half_precision
 from defectseg.model.losses import segmentation_loss
 from defectseg.model.network import build_network
-from defectseg.training.schedule import make_optimizer
+from defectseg.train.schedule import make_optimizer
 
 CLASSES = 4
 

@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from defectseg.data.images import find_images
-from defectseg.inference.benchmark import run_pipeline
-from defectseg.inference.runtimes import find_model, load_runtime
+from defectseg.benchmark.benchmark import run_pipeline
+from defectseg.image.find import find_images
+from defectseg.model.locate import find_model
+from defectseg.runtime.load import load_runtime
 
 YOLO_SIZE_HW = (256, 1600)
 

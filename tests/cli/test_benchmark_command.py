@@ -12,7 +12,7 @@ import pytest
 
 from defectseg.cli import common
 from defectseg.cli.main import main
-from defectseg.data.labels import images_folder
+from defectseg.data.folder import images_folder
 from defectseg.inference.stages import STAGES
 
 Call = Callable[..., tuple[int, str, str]]
@@ -83,7 +83,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         asked.append(request)
         return RESULT
 
-    monkeypatch.setattr("defectseg.inference.benchmark.benchmark", answer)
+    monkeypatch.setattr("defectseg.benchmark.benchmark.benchmark", answer)
     return asked
 
 
@@ -147,7 +147,7 @@ def test_a_real_measurement_has_every_figure_and_no_conversion_in_it(
     call: Call, trained_run: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEFECTSEG_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("defectseg.inference.benchmark._COLD_STARTS", 1)
+    monkeypatch.setattr("defectseg.benchmark.benchmark._COLD_STARTS", 1)
     code, out, err = call(
         *(trained_run, images_folder(data_folder), "--runtime", "openvino", "--images", "3", "--workers", "1", "--json")
     )

@@ -129,10 +129,10 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 @pytest.fixture(scope="module")
 def run_folder(trained_run: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder whose model reports the most suspect twentieth of the pixels: defects of each class, everywhere."""
-    from defectseg.config import Thresholds
-    from defectseg.data.images import decode as decode_image
-    from defectseg.inference.runtimes.torch import load_torch_runtime
+    from defectseg.image.read import decode as decode_image
     from defectseg.model.bundle import read_bundle, save_bundle
+    from defectseg.model.info import Thresholds
+    from defectseg.runtime.torch import load_torch_runtime
 
     folder = tmp_path_factory.mktemp("run") / "run"
     shutil.copytree(trained_run, folder)
@@ -655,7 +655,7 @@ def test_version_and_unknown_commands(tmp_path: Path) -> None:
 
 def test_a_bug_exits_with_1_and_asks_for_a_report(tmp_path: Path) -> None:
     code = (
-        "import sys, defectseg.data.images as images\n"
+        "import sys, defectseg.image.find as images\n"
         "def broken(*_, **__): raise KeyError('oops')\n"
         "images.find_images = broken\n"
         "sys.argv = ['defectseg', 'predict', 'm', 'in', '--out', 'out']\n"

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from defectseg.cli.main import app
-from defectseg.data.splits import read_split
+from defectseg.data.split import read_split
 from defectseg.errors import DataError, OutputExistsError, UsageError
 
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from defectseg.cli.main import app
-from defectseg.data.labels import open_data_folder
+from defectseg.data.folder import open_data_folder
 from defectseg.errors import CannotContinueError, UsageError
 
 

@@ -11,12 +11,13 @@ from typer.testing import CliRunner, Result
 from defectseg.cli import common
 from defectseg.cli.export import MaskCounts
 from defectseg.cli.main import app
-from defectseg.config import ExportInfo, ModelInfo, Normalization, Recipe, Thresholds
+from defectseg.config import Recipe
 from defectseg.errors import DefectsegError, MissingExtraError, UsageError
-from defectseg.inference import export as export_module
-from defectseg.inference.export import Exported, ExportRequest
-from defectseg.inference.parity import Comparison
-from defectseg.inference.quantize import Int8Cost
+from defectseg.export import export as export_module
+from defectseg.export.export import Exported, ExportRequest
+from defectseg.export.int8 import Int8Cost
+from defectseg.export.parity import Comparison
+from defectseg.model.info import ExportInfo, ModelInfo, Normalization, Thresholds
 
 INFO = ModelInfo(
     class_names=("pits",),

@@ -72,21 +72,21 @@ def test_scoring_predictions_loads_no_torch(data_folder: Path) -> None:
         *("-m", "defectseg", "evaluate", "--predictions", str(data_folder / "train.csv"), "--data", str(data_folder))
     )
 
-    assert "defectseg.evaluation.run" in imports
+    assert "defectseg.evaluate.evaluate" in imports
     assert _heavy(imports) == []
 
 
 def test_describing_a_model_loads_no_torch(trained_run: Path) -> None:
     imports = _imports("-m", "defectseg", "info", str(trained_run))
 
-    assert "defectseg.model.header" in imports
+    assert "defectseg.model.info" in imports
     assert _heavy(imports) == []
 
 
 def test_the_way_of_a_prediction_loads_neither_torch_nor_pandas() -> None:
-    imports = _imports("-c", "import defectseg.inference.batch, defectseg.cli.predict")
+    imports = _imports("-c", "import defectseg.predict.predict, defectseg.cli.predict")
 
-    assert {"defectseg.inference.pipeline", "defectseg.inference.outputs", "cv2"} <= imports
+    assert {"defectseg.inference.stream", "defectseg.predict.output", "cv2"} <= imports
     assert _heavy(imports, (*HEAVY, "pandas", "jinja2", "matplotlib")) == []
 
 
@@ -96,19 +96,19 @@ def test_reading_an_export_loads_nothing_heavy(tmp_path: Path) -> None:
 
     imports = _imports("-m", "defectseg", "info", str(tmp_path / "m.xml"), code=4)
 
-    assert "defectseg.model.header" in imports
+    assert "defectseg.model.info" in imports
     assert _heavy(imports, (*HEAVY, "openvino", "onnx", "onnxruntime")) == []
 
 
 def test_the_choice_of_a_runtime_loads_none() -> None:
-    imports = _imports("-c", "import defectseg.inference.runtimes, defectseg.inference.runtimes.cache")
+    imports = _imports("-c", "import defectseg.runtime.load, defectseg.runtime.cache")
 
-    assert "defectseg.inference.runtimes.choice" in imports
+    assert "defectseg.runtime.load" in imports
     assert _heavy(imports, (*HEAVY, "openvino", "onnx", "onnxruntime")) == []
 
 
 def test_openvino_loads_no_telemetry() -> None:
-    imports = _imports("-c", "import defectseg.inference.runtimes.openvino")
+    imports = _imports("-c", "import defectseg.runtime.openvino")
 
     assert "openvino" in imports
     # Its name alone is there in any case: the attempt to import it, which fails.

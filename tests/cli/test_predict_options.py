@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from defectseg.cli.main import app
 from defectseg.errors import UsageError
-from defectseg.inference import batch
+from defectseg.predict import predict as batch
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from defectseg.cli.main import app
-from defectseg.config import Recipe, Thresholds, load_recipe, shipped_recipes
+from defectseg.config import Recipe, load_recipe, shipped_recipes
 from defectseg.errors import ConfigError, DataError, DefectsegError, ExitCode, ModelError, UsageError
-from defectseg.evaluation.metrics import PairCounts, summarise
-from defectseg.evaluation.thresholds.file import write_thresholds
-from defectseg.training import run as run_module
-from defectseg.training.request import TrainRequest, TrainResult
+from defectseg.evaluate.metrics import PairCounts, summarise
+from defectseg.model.info import Thresholds
+from defectseg.train import train as run_module
+from defectseg.train.request import TrainRequest, TrainResult
+from defectseg.tune.file import write_thresholds
 
 METRICS = summarise({("a.jpg", 1): PairCounts(4, 4, 2), ("b.jpg", 1): PairCounts(0, 0, 0)}, ("pits",))
 Invoke = Callable[..., Result]
@@ -171,7 +172,7 @@ def test_thresholds_come_from_a_file_or_a_model(
     if kind == "file":
         write_thresholds(path, names, thresholds)
     else:
-        from defectseg.model.header import read_model_info
+        from defectseg.model.info import read_model_info
 
         path = trained_run / "model.safetensors"
         thresholds = read_model_info(path).thresholds

@@ -14,8 +14,8 @@ import pytest
 from defectseg.cli import common
 from defectseg.cli.main import main
 from defectseg.errors import UsageError
-from defectseg.evaluation.thresholds.run import TuneRequest
-from defectseg.model.header import read_model_info
+from defectseg.model.info import read_model_info
+from defectseg.tune.tune import TuneRequest
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -105,7 +105,7 @@ def test_flags_reach_the_library(call: Call, data_folder: Path, monkeypatch: pyt
         asked.append(request)
         raise UsageError("asked enough")
 
-    monkeypatch.setattr("defectseg.evaluation.thresholds.run.tune", refuse)
+    monkeypatch.setattr("defectseg.tune.tune.tune", refuse)
     call("m.xml", "--data", data_folder)
     call("m.xml", "--data", data_folder, "--runtime", "onnx", "--device", "mps", "--tta", "flips", "--dry-run")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from defectseg.data.archives import unpack
+from defectseg.data.download import unpack
 from defectseg.errors import DataError
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from defectseg.data import download
 from defectseg.data.download import COMPETITION, SEVERSTAL, DownloadReport, Figures, download_severstal
-from defectseg.data.labels import open_data_folder
+from defectseg.data.folder import open_data_folder
 from defectseg.errors import CannotContinueError, DataError, MissingExtraError, OutputExistsError, ResourceError
 
 ROWS = [("a.jpg", 1, "1 2"), ("a.jpg", 3, "5 1"), ("b.jpg", 3, "2 2")]

@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from defectseg.data import rle, synthetic
-from defectseg.data.labels import open_data_folder
+from defectseg.data import synthetic
+from defectseg.data.folder import open_data_folder
 from defectseg.errors import OutputExistsError, ResourceError, UsageError
+from defectseg.image import rle
 
 SIZE_HW = (128, 400)
 

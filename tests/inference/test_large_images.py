@@ -12,11 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from defectseg.config import InferenceConfig, ModelInfo, Normalization, Recipe, Thresholds
+from defectseg.config import InferenceConfig, Recipe
 from defectseg.errors import ModelError
-from defectseg.inference.postprocess import Segmentation, segment, segment_image
-from defectseg.inference.runtimes.base import Answer
-from defectseg.inference.tiling import predict_bands, predict_image, tile_starts
+from defectseg.inference.segment import Segmentation, segment, segment_image
+from defectseg.inference.tiles import predict_bands, predict_image, tile_starts
+from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.runtime.base import Answer
 
 Answering = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 import defectseg
 from defectseg import Prediction, Predictor
-from defectseg.config import ModelConfig, ModelInfo, Normalization, Recipe, Thresholds
-from defectseg.data.overlay import paint_prediction
+from defectseg.config import ModelConfig, Recipe
 from defectseg.data.synthetic import make_sheet
 from defectseg.errors import ImageError, ModelError, UsageError
+from defectseg.image.overlay import paint_prediction
 from defectseg.model.bundle import save_bundle
+from defectseg.model.info import ModelInfo, Normalization, Thresholds
 from defectseg.model.network import DefectNetwork
 
 ROOT = Path(__file__).parents[2]

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from defectseg.config import InferenceConfig, ModelInfo, Normalization, Recipe, Thresholds
+from defectseg.config import InferenceConfig, Recipe
 from defectseg.errors import UsageError
-from defectseg.inference.runtimes.base import Answer
-from defectseg.inference.tiling import predict_image
+from defectseg.inference.tiles import predict_image
 from defectseg.inference.views import VIEWS, answer_views, with_tta
+from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.runtime.base import Answer
 
 MIRRORS: dict[str, Callable[[Any], Any]] = {
     "left to right": lambda image: image[..., ::-1],

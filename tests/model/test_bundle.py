@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from defectseg.config import FORMAT_VERSION, ModelConfig, ModelInfo, Normalization, Recipe, Thresholds
+from defectseg.config import ModelConfig, Recipe
 from defectseg.errors import ModelError, ResourceError
 from defectseg.model.bundle import load_bundle, read_bundle, save_bundle, weights_digest
-from defectseg.model.header import METADATA_KEY, read_model_info
+from defectseg.model.info import FORMAT_VERSION, METADATA_KEY, ModelInfo, Normalization, Thresholds, read_model_info
 from defectseg.model.network import DefectNetwork
 
 NORMALIZATION = Normalization(mean=0.3, std=0.2)

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from defectseg.config import ModelConfig, Normalization
+from defectseg.config import ModelConfig
 from defectseg.errors import ConfigError, ModelError
+from defectseg.model.info import Normalization
 from defectseg.model.network import (
     DefectNetwork,
     adapt_stem,

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.data import images
-from defectseg.data.check import check_data_folder
-from defectseg.data.duplicates import find_copies
-from defectseg.data.importers import import_masks
-from defectseg.data.labels import open_data_folder
-from defectseg.data.likeness import Looks, look_at, look_at_all, turned
-from defectseg.data.splits import find_ties, make_folds
+from defectseg.check.check import check_data_folder
+from defectseg.copies.descriptors import Looks, look_at, look_at_all, turned
+from defectseg.copies.find import find_copies
+from defectseg.data.folder import open_data_folder
+from defectseg.data.split import find_ties, make_folds
+from defectseg.formats.masks import import_masks
+from defectseg.image import read
 
 # Looked at, one by one: the same patch of steel each time, in another light, moved by a few pixels, or turned.
 TRUE_COPIES = {
@@ -29,7 +29,7 @@ TRUE_COPIES = {
 def steel(realdata: Path) -> tuple[list[NDArray[np.uint8]], Looks]:
     """Every third picture of neu900, and the looks of all of these."""
     paths = sorted((realdata / "neu900/images").iterdir())[::3]
-    return [images.decode(path).pixels for path in paths], look_at_all(paths)[0]
+    return [read.decode(path).pixels for path in paths], look_at_all(paths)[0]
 
 
 def jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
@@ -84,10 +84,10 @@ def test_severstal_frames_that_follow_one_another_share_a_fold(realdata: Path) -
 
 def test_halves_of_severstal_frames_are_told_to_be_of_one_strip(realdata: Path) -> None:
     """Halves of a frame stand in for frames that follow one another without a common row."""
-    from defectseg.data.strips import find_neighbours
+    from defectseg.copies.strips import find_neighbours
 
     paths = sorted((realdata / "severstal" / "train_images").iterdir())
-    pictures = [images.decode(path).pixels for path in paths]
+    pictures = [read.decode(path).pixels for path in paths]
     lit = [picture for picture in pictures if float((picture.mean(axis=0) >= 12).mean()) > 0.7]
     looks = Looks(2 * len(lit))
     for index, picture in enumerate(lit):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from defectseg.data import rle
-from defectseg.data.check import check_data_folder
-from defectseg.data.importers import import_masks
-from defectseg.data.labels import open_data_folder, read_label_table
-from defectseg.data.splits import make_folds
+from defectseg.check.check import check_data_folder
+from defectseg.data.folder import open_data_folder, read_label_table
+from defectseg.data.split import make_folds
+from defectseg.formats.masks import import_masks
+from defectseg.image import rle
 
 SIZE_HW = (256, 1600)
 

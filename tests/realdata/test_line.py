@@ -9,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from defectseg.config import Recipe, load_recipe
-from defectseg.data.images import find_images
-from defectseg.data.importers import import_masks
-from defectseg.evaluation.run import EvaluateRequest, evaluate_model, evaluate_predictions
-from defectseg.inference.batch import PredictRequest, predict
-from defectseg.training.request import TrainRequest
-from defectseg.training.run import train
+from defectseg.evaluate.evaluate import EvaluateRequest, evaluate_model, evaluate_predictions
+from defectseg.formats.masks import import_masks
+from defectseg.image.find import find_images
+from defectseg.predict.predict import PredictRequest, predict
+from defectseg.train.request import TrainRequest
+from defectseg.train.train import train
 
 LITE0 = "tf_efficientnet_lite0.safetensors"
 

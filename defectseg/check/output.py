@@ -1,0 +1,189 @@
+"""What `data check --out` leaves on disk: check.json, a contact sheet, and a page of figures and of the worst pairs."""
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import cv2
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg import files
+from defectseg.check.pairs import CopyPair
+from defectseg.check.report import CheckReport
+from defectseg.copies.descriptors import turned
+from defectseg.data.folder import IMAGES_NAME, TABLE_NAMES
+from defectseg.data.table import IGNORE_CLASS_ID, LabelRow, scan_label_rows
+from defectseg.errors import ImageError, LabelError, OutputExistsError
+from defectseg.image import read, rle
+from defectseg.image.find import find_images
+from defectseg.image.overlay import encode_jpeg, paint_truth
+from defectseg.pages.contact_sheet import choose_evenly, make_contact_sheet
+
+JSON_NAME, SHEET_NAME, PAGE_NAME = "check.json", "contact_sheet.jpg", "report.html"
+SHEET_IMAGES = 60
+PAGE_PAIRS = 40
+PAGE_FAULTS = 300
+_PAIR_WIDTH_PX = 800
+_PAIR_JPEG_QUALITY = 85
+
+
+@contextmanager
+def output_folder(out: Path, *, overwrite: bool = False) -> Iterator[None]:
+    """Hold the folder for the results of a check: empty, or with those of an earlier check that may be replaced.
+
+    Raises:
+        OutputExistsError: it holds something else, or an earlier check and `overwrite` is off.
+        ResourceError: it cannot be made or is in use.
+    """
+    if out.exists() and not files.is_empty_folder(out):
+        own = (JSON_NAME, SHEET_NAME, PAGE_NAME)
+        foreign = (
+            sorted(e.name for e in out.iterdir() if e.name not in own and not e.name.startswith("."))
+            if out.is_dir()
+            else [out.name]
+        )
+        if foreign:
+            raise OutputExistsError(
+                f"{out}: holds {', '.join(foreign[:3])}, which check did not write, so it is left alone. "
+                "Choose another --out."
+            )
+        if not overwrite:
+            raise OutputExistsError(
+                f"{out}: holds an earlier check. Choose another --out, or replace {', '.join(own)} with --overwrite."
+            )
+    with files.folder_lock(out):
+        files.remove_stale_temporaries(out)
+        yield
+
+
+def write_check(out: Path, root: Path, report: CheckReport, *, against: Path | None = None) -> None:
+    """Write check.json, contact_sheet.jpg and report.html, each whole or not at all.
+
+    Args:
+        out: the folder, held by `output_folder`.
+        root: the data folder that was checked.
+        report: what was found.
+        against: the folder that it was compared with, if any.
+
+    Raises:
+        ResourceError: the disk is full or the folder cannot be written.
+    """
+    own = _Pictures(root)
+    other = own if against is None else _Pictures(against)
+    sheet = make_contact_sheet(choose_evenly(own.strata(), SHEET_IMAGES), own.load)
+    files.write_text(out / JSON_NAME, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    files.write_bytes(out / SHEET_NAME, encode_jpeg(sheet))
+    files.write_bytes(out / PAGE_NAME, _page(root, report, own, other, against).encode("utf-8", "backslashreplace"))
+
+
+class _Pictures:
+    """The images of a data folder, or of a plain folder, with their labelled pixels."""
+
+    def __init__(self, root: Path) -> None:
+        labelled = (root / IMAGES_NAME).is_dir()
+        self.folder = root / IMAGES_NAME if labelled else root
+        table = next((root / name for name in TABLE_NAMES if (root / name).is_file()), None) if labelled else None
+        self.rows_of: dict[str, list[LabelRow]] = defaultdict(list)
+        for row in scan_label_rows(table).rows if table is not None else ():
+            if row.encoded and row.class_id != IGNORE_CLASS_ID:
+                self.rows_of[row.image_id].append(row)
+
+    def strata(self) -> list[list[str]]:
+        """The ImageIds by set of classes, the fullest sets first."""
+        ids_of: dict[frozenset[int], list[str]] = defaultdict(list)
+        for image in find_images([self.folder]):
+            ids_of[frozenset(row.class_id for row in self.rows_of.get(image.image_id, ()))].append(image.image_id)
+        return sorted(ids_of.values(), key=lambda ids: (-len(ids), ids))
+
+    def load(self, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_], str] | None:
+        """An image, its labelled pixels, bool (H, W), and its name with its classes; None where it cannot be read."""
+        try:
+            pixels = read.decode(self.folder / image_id).pixels
+        except ImageError:
+            return None
+        truth = np.zeros(pixels.shape, np.bool_)
+        found = []
+        for row in self.rows_of.get(image_id, ()):
+            try:
+                truth |= rle.decode(row.encoded, pixels.shape)
+            except LabelError:
+                continue
+            found.append(row.class_id)
+        classes = f"class {', '.join(map(str, sorted(found)))}" if found else "clean"
+        return pixels, truth, f"{image_id}  {classes}"
+
+
+@dataclass(frozen=True)
+class _ShownPair:
+    pair: CopyPair
+    leak: bool
+    image_uri: str | None
+    other_uri: str | None
+    wide: bool
+
+
+def _page(root: Path, report: CheckReport, own: _Pictures, other: _Pictures, against: Path | None) -> str:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": "{:,}".format, "bars": _bars}
+    template = resources.files("defectseg.check").joinpath("report.html.j2").read_text(encoding="utf-8")
+    worst = _worst(report)
+    return environment.from_string(template).render(
+        title=f"Check of {root.name or root.resolve().name}",
+        report=report,
+        against=None if against is None else str(against),
+        faults=report.faults[:PAGE_FAULTS],
+        pairs=[_show(pair, leak, own, other if leak else own) for pair, leak in worst[:PAGE_PAIRS]],
+        all_pairs=len(worst),
+    )
+
+
+def _worst(report: CheckReport) -> list[tuple[CopyPair, bool]]:
+    """Leaks, then duplicates, each once; first those whose masks differ, then the most alike."""
+    leaks = {(pair.image, pair.other) for pair in report.leaks}
+    within = [pair for pair in report.duplicates if (pair.image, pair.other) not in leaks]
+
+    def badness(pair: CopyPair) -> tuple[bool, float, str, str]:
+        return pair.masks_agree is not False, -pair.score, pair.image, pair.other
+
+    return [(pair, True) for pair in sorted(report.leaks, key=badness)] + [
+        (pair, False) for pair in sorted(within, key=badness)
+    ]
+
+
+def _show(pair: CopyPair, leak: bool, own: _Pictures, other: _Pictures) -> _ShownPair:
+    """Both pictures with their labels, the other one turned as the image is."""
+    first, second = own.load(pair.image), other.load(pair.other)
+    image_uri = other_uri = None
+    wide = False
+    if first is not None:
+        image_uri = _data_uri(paint_truth(first[0], first[1]))
+        wide = first[0].shape[1] > 2 * first[0].shape[0]
+    if second is not None:
+        other_uri = _data_uri(paint_truth(turned(second[0], pair.turn), turned(second[1], pair.turn)))
+    return _ShownPair(pair, leak, image_uri, other_uri, wide)
+
+
+def _data_uri(bgr: NDArray[np.uint8]) -> str:
+    """A JPEG at most 800 px wide and high, in the form that an <img> holds."""
+    scale = _PAIR_WIDTH_PX / max(bgr.shape[:2])
+    if scale < 1:
+        bgr = np.asarray(cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+    quality = (cv2.IMWRITE_JPEG_QUALITY, _PAIR_JPEG_QUALITY)
+    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    _, jpeg = cv2.imencode(".jpg", bgr, [*quality, *sampling])
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}"
+
+
+def _bars(histogram: Mapping[str, int]) -> Sequence[tuple[str, int, float]]:
+    """Label, count and height in % of the tallest bar."""
+    tallest = max(histogram.values(), default=0) or 1
+    return [(label, count, 100 * count / tallest) for label, count in histogram.items()]

@@ -1,0 +1,323 @@
+"""Copies among images: also turned, mirrored, encoded again, resized a little, in another light, or blended.
+
+Candidates come from thumbnails: all pairs in all eight turns, as products of matrices. Each is then verified on the
+128 x 128 grain of `likeness`: the two pictures are slid over each other, and they are copies where their correlation
+(whitened, by FFT) has one peak, at no shift or a few cells, that stands far out of all other shifts. Unlike images have
+no such peak; chequer plates and streaks repeat themselves, so that theirs has rivals. The figures are in
+docs/benchmarks.md.
+"""
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations, product
+from typing import Generic, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.copies.descriptors import DETAIL_CELLS, TURNS, Floats, Looks, turned, turned_back, usable_cores, whitened
+
+_LEAST_THUMB_CORRELATION = 0.3  # one pair of unlike steel in some ten thousand reaches it, and nearly every copy
+_LEAST_PEAK_DEVIATIONS = 12.0  # unlike images stay below 9; copies in JPEG quality 30 have 17, others above 25
+_LEAST_PEAK_TO_RIVAL = 1.8  # unlike images stay below 1.5, chequer plates in phase too; copies have 2.3 and more
+_LARGEST_SHIFT_CELLS = 3
+_PEAK_FOOT_CELLS = 5  # the slopes of the peak are no rivals
+_ASPECT_TOLERANCE = 0.12  # of the logarithm of height / width
+_ROWS, _COLUMNS = 1024, 4096  # of the correlation matrix at a time: 16 MiB
+_MOST_CANDIDATES = 16_384  # of such a block, in one turn; the most alike are kept
+_MOST_MEMBERS = 64  # of a group of copies; in larger ones, pairs that are connected already are left out
+_LEAST_UNSATURATED = 0.25
+_CACHED_PICTURES = 2048  # 128 MiB
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, order=True)
+class Copy:
+    """Two images that show the same piece of steel.
+
+    Attributes:
+        first, second: indices of the images; where two sets were compared, `second` counts in the other one.
+        turn: what made the first from the second, one of `likeness.TURNS`.
+        score: correlation of the grain: 1 for an exact copy; less, the less of the one is to be seen in the other.
+        shift: how far the second, once turned, has to be moved (down, right) to lie on the first, in 128ths of the
+            height and width.
+    """
+
+    first: int
+    second: int
+    turn: str
+    score: float
+    shift: tuple[int, int] = (0, 0)
+
+
+def find_copies(
+    looks: Looks, others: Looks | None = None, *, report: Callable[[int, int], None] | None = None
+) -> list[Copy]:
+    """Find the copies within one set of images (`first` < `second`), or between two sets.
+
+    All pairs are listed, but for groups of more than 64 copies, of which enough are listed to connect them. Images
+    without structure (black, blank) are copies of none.
+
+    Args:
+        looks: the images.
+        others: the other set; None for copies within `looks`.
+        report: called with the number of steps done and of all steps.
+
+    Returns:
+        copies, sorted by their indices.
+    """
+    groups = _identical(looks)
+    other_groups = groups if others is None else _identical(others)
+    firsts = {members[0]: members for members in groups.values()}
+    seconds = {members[0]: members for members in other_groups.values()}
+    copies = {
+        pair: Copy(*pair, one.turn, one.score, one.shift)
+        for one in _Search(looks, others, sorted(firsts), sorted(seconds)).run(report)
+        for pair in _pairs_between(firsts[one.first], seconds[one.second])
+    }
+    if others is None:
+        copies = {(one.first, one.second): one for one in map(_ordered, copies.values())}
+        for members in groups.values():
+            copies |= {pair: Copy(*pair, "0", 1.0) for pair in _pairs_within(members)}
+    else:
+        for key in groups.keys() & other_groups.keys():
+            copies |= {pair: Copy(*pair, "0", 1.0) for pair in _pairs_between(groups[key], other_groups[key])}
+    return sorted(copies.values())
+
+
+def _ordered(copy: Copy) -> Copy:
+    if copy.first < copy.second:
+        return copy
+    turn = turned_back(copy.turn)
+    return Copy(copy.second, copy.first, turn, copy.score, _shift_back(copy.shift, turn))
+
+
+def _shift_back(shift: tuple[int, int], turn: str) -> tuple[int, int]:
+    """The opposite of a shift, in the picture that `turn` makes."""
+    down, right = -shift[0], -shift[1]
+    number = TURNS.index(turn)
+    if number >= 4:
+        right = -right
+    for _ in range(number % 4):
+        down, right = -right, down  # counter-clockwise, right becomes up
+    return down, right
+
+
+def _identical(looks: Looks) -> dict[bytes, list[int]]:
+    """Images with the same grain to the last digit, by that grain's digest; those without any stand alone."""
+    groups: dict[bytes, list[int]] = {}
+    for index, detail in enumerate(looks.detail):
+        structured = detail.min() < 0 < detail.max()
+        key = (
+            hashlib.blake2b(detail.tobytes(), digest_size=16).digest()
+            if structured
+            else str((id(looks), index)).encode()
+        )
+        groups.setdefault(key, []).append(index)
+    return groups
+
+
+def _pairs_within(members: Sequence[int]) -> Iterator[Pair]:
+    if len(members) <= _MOST_MEMBERS:
+        yield from combinations(members, 2)
+    else:
+        yield from ((members[0], member) for member in members[1:])
+
+
+def _pairs_between(members: Sequence[int], others: Sequence[int]) -> Iterator[Pair]:
+    if len(members) * len(others) <= _MOST_MEMBERS**2:
+        yield from product(members, others)
+    else:
+        yield from ((member, others[0]) for member in members)
+        yield from ((members[0], other) for other in others[1:])
+
+
+class _Search:
+    """One comparison of chosen images of one set with one another or with those of another set."""
+
+    def __init__(self, looks: Looks, others: Looks | None, firsts: Sequence[int], seconds: Sequence[int]) -> None:
+        self.within = others is None
+        self.looks = looks
+        self.others = looks if others is None else others
+        # By their shape, so that a block holds images of few shapes and whole turns of it can be passed over.
+        self.rows = _comparable(self.looks, firsts)
+        self.columns = self.rows if self.within else _comparable(self.others, seconds)
+        self.groups: Unions[Pair] = Unions()
+        self.row_picture = lru_cache(_CACHED_PICTURES)(lambda index: whitened(self.looks.detail[index]))
+        self.column_picture = lru_cache(_CACHED_PICTURES)(lambda index: whitened(self.others.detail[index]))
+
+    def run(self, report: Callable[[int, int], None] | None) -> list[Copy]:
+        """The copies, each pair once, in no particular order of its two images."""
+        blocks = [
+            (row, column)
+            for row in range(0, len(self.rows), _ROWS)
+            for column in range(0, len(self.columns), _COLUMNS)
+            if not self.within or column + _COLUMNS > row
+        ]
+        found: dict[Pair, Copy] = {}
+        with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
+            for done, (row, column) in enumerate(blocks, start=1):
+                candidates = [one for one in self._candidates(row, column) if not self._is_settled(one)]
+                for copy in filter(None, pool.map(self._verify, candidates, chunksize=64)):
+                    best = found.get((copy.first, copy.second))
+                    if best is None or copy.score > best.score:
+                        found[copy.first, copy.second] = copy
+                    self.groups.join((0, copy.first), (0 if self.within else 1, copy.second))
+                if report is not None:
+                    report(done, len(blocks))
+        return list(found.values())
+
+    def _candidates(self, row: int, column: int) -> list[tuple[int, int, str]]:
+        """Pairs in a block of the correlation matrix whose thumbnails are alike, and in which turn."""
+        rows, columns = self.rows[row : row + _ROWS], self.columns[column : column + _COLUMNS]
+        aspects, other_aspects = self.looks.log_aspect[rows], self.others.log_aspect[columns]
+        thumbs = self.looks.thumb[rows].astype(np.float32).reshape(len(rows), -1)
+        other_thumbs = self.others.thumb[columns].astype(np.float32)
+        candidates = []
+        for number, turn in enumerate(TURNS):
+            sign = -1 if number % 2 else 1  # a quarter turn makes a lying image a standing one
+            if not _may_fit(aspects, sign * other_aspects):
+                continue
+            alike = thumbs @ turned(other_thumbs, turn).reshape(len(columns), -1).T
+            hits = np.flatnonzero(alike >= _LEAST_THUMB_CORRELATION)
+            if len(hits) > _MOST_CANDIDATES:
+                hits = hits[np.argpartition(-alike.ravel()[hits], _MOST_CANDIDATES)[:_MOST_CANDIDATES]]
+            i, j = np.unravel_index(hits, alike.shape)
+            wanted = np.abs(aspects[i] - sign * other_aspects[j]) <= _ASPECT_TOLERANCE
+            if self.within:
+                wanted &= column + j > row + i
+            candidates += [
+                (*pair, turn) for pair in zip(rows[i[wanted]].tolist(), columns[j[wanted]].tolist(), strict=True)
+            ]
+        return candidates
+
+    def _is_settled(self, candidate: tuple[int, int, str]) -> bool:
+        """Whether both images are in one group that is so large that no further pair of it is needed."""
+        one, other = (0, candidate[0]), (0 if self.within else 1, candidate[1])
+        return self.groups.size(one) > _MOST_MEMBERS and self.groups.joined(one, other)
+
+    def _verify(self, candidate: tuple[int, int, str]) -> Copy | None:
+        first, second, turn = candidate
+        peak = find_peak(self.row_picture(first), turned(self.column_picture(second), turn))
+        if not peak.tells_copies:
+            return None
+        score = _correlation(self.looks.detail[first], turned(self.others.detail[second], turn), peak.shift)
+        return Copy(first, second, turn, score, peak.shift)
+
+
+def _comparable(looks: Looks, indices: Sequence[int]) -> NDArray[np.intp]:
+    """The indices of images that have structure, by aspect."""
+    chosen = np.array([index for index in indices if looks.thumb[index].any()], np.intp)
+    return chosen[np.argsort(looks.log_aspect[chosen], kind="stable")]
+
+
+def _may_fit(aspects: Floats, other_aspects: Floats) -> bool:
+    return bool(
+        aspects.min() <= other_aspects.max() + _ASPECT_TOLERANCE
+        and other_aspects.min() <= aspects.max() + _ASPECT_TOLERANCE
+    )
+
+
+@dataclass(frozen=True)
+class Peak:
+    """How the correlation of two pictures stands out where they lie on each other, among all other places.
+
+    Attributes:
+        deviations: its height, in standard deviations of the correlation at all other shifts.
+        to_rival: its height, divided by the highest of those.
+        shift: where it is, in cells (down, right), from -3 to 3.
+    """
+
+    deviations: float
+    to_rival: float
+    shift: tuple[int, int]
+
+    @property
+    def tells_copies(self) -> bool:
+        """Whether only copies have such a peak."""
+        return self.deviations >= _LEAST_PEAK_DEVIATIONS and self.to_rival >= _LEAST_PEAK_TO_RIVAL
+
+
+def find_peak(one: Floats, other: Floats) -> Peak:
+    """Slide one whitened picture, float32 (128, 128), over another, and find the peak near no shift."""
+    spectrum = cv2.mulSpectrums(cv2.dft(one), cv2.dft(other), 0, conjB=True)
+    surface = np.roll(cv2.idft(spectrum), (_PEAK_FOOT_CELLS, _PEAK_FOOT_CELLS), axis=(0, 1))
+    foot = 2 * _PEAK_FOOT_CELLS + 1
+    inner = slice(_PEAK_FOOT_CELLS - _LARGEST_SHIFT_CELLS, _PEAK_FOOT_CELLS + _LARGEST_SHIFT_CELLS + 1)
+    near = surface[inner, inner].copy()
+    surface[:foot, :foot] = 0
+    deviation = float(np.sqrt(np.vdot(surface, surface) / (surface.size - foot**2)))
+    rival = max(float(surface.max()), -float(surface.min()))
+    height = float(near.max())
+    down, right = np.unravel_index(int(near.argmax()), near.shape)
+    shift = (int(down) - _LARGEST_SHIFT_CELLS, int(right) - _LARGEST_SHIFT_CELLS)
+    return Peak(height / max(deviation, 1e-12), height / max(rival, 1e-12), shift)
+
+
+def _correlation(one: NDArray[np.int8], other: NDArray[np.int8], shift: tuple[int, int]) -> float:
+    """Correlation of two detail pictures laid over each other, in blocks of 2 x 2 cells, saturated cells left out."""
+    (down, right), last = shift, DETAIL_CELLS
+    one = one[max(down, 0) : last + min(down, 0), max(right, 0) : last + min(right, 0)]
+    other = other[max(-down, 0) : last + min(-down, 0), max(-right, 0) : last + min(-right, 0)]
+    both = (one != 0) & (other != 0)
+    if both.mean() >= _LEAST_UNSATURATED:
+        one, other = one * both, other * both
+    a, b = _halved(one), _halved(other)
+    return float(np.vdot(a, b) / max(float(np.sqrt(np.vdot(a, a) * np.vdot(b, b))), 1e-12))
+
+
+def _halved(picture: NDArray[np.int8]) -> Floats:
+    height, width = (side // 2 * 2 for side in picture.shape)
+    even = picture[:height, :width].astype(np.float32)
+    return even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]
+
+
+Thing = TypeVar("Thing", bound=Hashable)
+
+
+class Unions(Generic[Thing]):
+    """Disjoint groups of things. Whatever has not been joined is a group of its own."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Thing, Thing] = {}
+        self._size: dict[Thing, int] = {}
+
+    def join(self, one: Thing, other: Thing) -> None:
+        """Make one group of the groups of both."""
+        large, small = self.root(one), self.root(other)
+        if large == small:
+            return
+        if self.size(large) < self.size(small):
+            large, small = small, large
+        self._size[large] = self.size(large) + self.size(small)
+        self._parent[small] = large
+
+    def joined(self, one: Thing, other: Thing) -> bool:
+        """Whether both are in one group."""
+        return self.root(one) == self.root(other)
+
+    def size(self, thing: Thing) -> int:
+        """How many things its group has."""
+        return self._size.get(self.root(thing), 1)
+
+    def root(self, thing: Thing) -> Thing:
+        """The member that stands for the group; which one it is depends on the order of joining."""
+        path = []
+        while (parent := self._parent.get(thing, thing)) != thing:
+            path.append(thing)
+            thing = parent
+        for passed in path:
+            self._parent[passed] = thing
+        return thing
+
+    def groups(self, things: Iterable[Thing]) -> list[list[Thing]]:
+        """The things sorted into their groups, both in the order of `things`."""
+        groups: dict[Thing, list[Thing]] = {}
+        for thing in things:
+            groups.setdefault(self.root(thing), []).append(thing)
+        return list(groups.values())

@@ -1,0 +1,332 @@
+"""The data folder: `train_images/` beside the label table `train.csv`, Severstal's own layout."""
+
+import hashlib
+import json
+import logging
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.data.table import IGNORE_CLASS_ID, MAX_CLASSES, LabelRow, scan_label_rows
+from defectseg.errors import DataError, LabelError
+from defectseg.files import check_image_id, read_pairs
+from defectseg.image import rle
+from defectseg.image.find import find_images
+
+__all__ = [
+    "IGNORE_CLASS_ID",
+    "DataFolder",
+    "LabelTable",
+    "check_class_names",
+    "check_image_id",
+    "open_data_folder",
+    "read_label_table",
+    "table_of_rows",
+]
+
+log = logging.getLogger(__name__)
+
+IMAGES_NAME = "train_images"
+TABLE_NAMES = ("train.csv", "train.csv.gz")
+CLASSES_NAME = "classes.txt"
+_PLACEHOLDER = re.compile(r"class ([1-9][0-9]*)")
+_FEWEST_UNNAMED_CLASSES = 4  # Severstal has four; a table of its clean half must not make fewer
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """What a label table says.
+
+    Attributes:
+        rles: ImageId -> ClassId (1..254, or 255 for pixels to ignore) -> run-lengths, never blank.
+        listed: every ImageId that has a row, blank rows too.
+    """
+
+    rles: Mapping[str, Mapping[int, str]]
+    listed: frozenset[str]
+
+    @property
+    def largest_class_id(self) -> int:
+        """The largest ClassId that has a mask, 255 left aside; 0 where there is none."""
+        return max((c for by_class in self.rles.values() for c in by_class if c != IGNORE_CLASS_ID), default=0)
+
+    def renumbered(self, new_ids: Mapping[int, int]) -> Self:
+        """The same with new ClassIds; those that are not named stay, as 255 does."""
+        rles = {
+            image_id: {new_ids.get(class_id, class_id): encoded for class_id, encoded in by_class.items()}
+            for image_id, by_class in self.rles.items()
+        }
+        return replace(self, rles=rles)
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A data folder whose table has been read and found sound.
+
+    Attributes:
+        root: the folder.
+        image_ids: every image below train_images/, sorted; clean ones too.
+        table: the labels, also of images that are missing.
+        class_names: name n-1 belongs to ClassId n.
+        groups: ImageId -> group (the strip, say) whose images must stay together; images of no group are not in it.
+    """
+
+    root: Path
+    image_ids: tuple[str, ...]
+    table: LabelTable
+    class_names: tuple[str, ...]
+    groups: Mapping[str, str]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, without 255."""
+        return len(self.class_names)
+
+    @cached_property
+    def missing_images(self) -> tuple[str, ...]:
+        """ImageIds that have a row and no file, sorted."""
+        return tuple(sorted(self.table.listed.difference(self.image_ids)))
+
+    def image_path(self, image_id: str) -> Path:
+        """Where the image lies."""
+        return self.root / IMAGES_NAME / image_id
+
+    def classes_of(self, image_id: str) -> tuple[int, ...]:
+        """ClassIds 1..C that have a mask in this image, sorted, without 255."""
+        return tuple(sorted(c for c in self.table.rles.get(image_id, {}) if c != IGNORE_CLASS_ID))
+
+    def masks_of(self, image_id: str, size_hw: tuple[int, int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The image's masks, bool (C, H, W), and the pixels to ignore, bool (H, W).
+
+        Raises:
+            LabelError: a run lies beyond the image; names the image, the class and the pair.
+        """
+        masks = np.zeros((self.num_classes, *size_hw), np.bool_)
+        ignore = np.zeros(size_hw, np.bool_)
+        for class_id, encoded in self.table.rles.get(image_id, {}).items():
+            mask = rle.decode(encoded, size_hw, where=f"{self.root}: {image_id}, ClassId {class_id}")
+            if class_id == IGNORE_CLASS_ID:
+                ignore = mask
+            else:
+                masks[class_id - 1] = mask
+        return masks, ignore
+
+    def fingerprint(self) -> str:
+        """A sha256 in hex over every image's ImageId, file size and labels: equal where training would see the same."""
+        digest = hashlib.sha256()
+        for image_id in self.image_ids:
+            size_bytes = self.image_path(image_id).stat().st_size
+            labels = sorted(self.table.rles.get(image_id, {}).items())
+            digest.update(json.dumps([image_id, size_bytes, labels]).encode())
+        return digest.hexdigest()
+
+
+def read_label_table(path: Path) -> LabelTable:
+    """Read a label table, .csv or .csv.gz, in any of the layouts of docs/formats.md.
+
+    Raises:
+        LabelError: the file cannot be read, its header is unknown, or a row is faulty (an ImageId that leaves its
+            folder, a ClassId that is no class, run-lengths that break the rules, a pair of ImageId and ClassId that
+            stands there twice); names the first such row.
+    """
+    scan = scan_label_rows(path)
+    if scan.faults:
+        more = len(scan.faults) - 1
+        others = f" ({more} more faulty row{'s' * (more > 1)}.)" if more else ""
+        raise LabelError(scan.faults[0].message + others)
+    return table_of_rows(scan.rows)
+
+
+def table_of_rows(rows: Sequence[LabelRow]) -> LabelTable:
+    """Gather sound rows into a table."""
+    rles: dict[str, dict[int, str]] = {}
+    for row in rows:
+        if row.encoded:
+            rles.setdefault(row.image_id, {})[row.class_id] = row.encoded
+    return LabelTable(rles, frozenset(row.image_id for row in rows))
+
+
+def open_data_folder(root: Path, *, class_names: Sequence[str] | None = None) -> DataFolder:
+    """Open a data folder. No image is decoded, so that a run-length beyond its image shows only in `masks_of`.
+
+    Args:
+        root: the folder that holds train_images/ and train.csv or train.csv.gz; classes.txt and groups.csv are
+            optional.
+        class_names: those of the model that is to answer for the images. The folder's classes are then matched with
+            them by name, and the DataFolder has those that both know, named, ordered and numbered as in the model.
+            Without a model its classes are the lines of classes.txt; else "class 1" and so on, as many as the larger
+            of 4 and the largest ClassId.
+
+    Raises:
+        DataError: something is missing, the classes do not fit the rows, no row's image is there, or the folder names
+            a class that the model does not know.
+        LabelError: the label table or groups.csv is faulty.
+    """
+    table_path = find_table(root)
+    image_ids = tuple(found.image_id for found in find_images([images_folder(root)]))
+    table = read_label_table(table_path)
+    unnamed = class_names is not None and not (root / CLASSES_NAME).exists()
+    names = tuple(class_names or ()) if unnamed else read_class_names(root, table.largest_class_id)
+    check_class_names(names, where=str(root if unnamed else root / CLASSES_NAME))
+    _check_class_ids(table, names, table_path)
+    if table.listed and table.listed.isdisjoint(image_ids):
+        raise DataError(
+            f"{root}: none of the images of {table_path.name} is there: it names '{min(table.listed)}', "
+            f"{IMAGES_NAME}/ holds '{image_ids[0]}'. The names must be the same, suffix and subfolder included."
+        )
+    if unnamed:
+        log.info("%s: without %s, ClassId n counts as class n of the model", root, CLASSES_NAME)
+    elif class_names is not None:
+        ids = _match_classes(root / CLASSES_NAME, names, class_names)
+        names, table = tuple(ids), table.renumbered({old: new for new, old in enumerate(ids.values(), start=1)})
+    return DataFolder(root, image_ids, table, names, read_groups(root))
+
+
+def images_folder(root: Path) -> Path:
+    """The folder of the images. Raises DataError where it is missing."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected one with {IMAGES_NAME}/ and {TABLE_NAMES[0]}.")
+    folder = root / IMAGES_NAME
+    if not folder.is_dir():
+        raise DataError(
+            f"{root}: has no {IMAGES_NAME}/; expected the images there and their masks in {TABLE_NAMES[0]}."
+            f" {_how_to_import(root)}"
+        )
+    return folder
+
+
+def find_table(root: Path) -> Path:
+    """The label table of a data folder. Raises DataError where there is none, or more than one."""
+    images_folder(root)
+    tables = [root / name for name in TABLE_NAMES if (root / name).is_file()]
+    if not tables:
+        raise DataError(
+            f"{root}: has neither {' nor '.join(TABLE_NAMES)}; expected the masks there, with the header "
+            f"'ImageId,ClassId,EncodedPixels'. {_how_to_import(root)}"
+        )
+    if len(tables) > 1:
+        raise DataError(f"{root}: has {' and '.join(TABLE_NAMES)}. Keep the one that is right.")
+    return tables[0]
+
+
+def _how_to_import(root: Path) -> str:
+    """How a folder in another layout becomes a data folder."""
+    if (root / "images").is_dir() and (root / "masks").is_dir():
+        return f"Import its images/ and masks/: defectseg data import masks {shlex.quote(str(root))} --out DIR"
+    return "Masks in other files are imported: `defectseg data import --help` lists the kinds."
+
+
+def read_class_names(root: Path, largest_class_id: int) -> tuple[str, ...]:
+    """The lines of classes.txt, or "class 1" and so on where there is no such file. Raises DataError."""
+    path = root / CLASSES_NAME
+    if not path.exists():
+        return tuple(f"class {number}" for number in range(1, max(_FEWEST_UNNAMED_CLASSES, largest_class_id) + 1))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); expected UTF-8 text with a class name on each line."
+        ) from error
+    return tuple(line.strip() for line in text.rstrip().splitlines())
+
+
+def check_class_names(names: Sequence[str], *, where: str) -> None:
+    """Refuse names that cannot tell classes apart.
+
+    Raises:
+        DataError: none at all, more than 254, a blank one, or one that stands there twice; names `where` and the line.
+    """
+    if not 1 <= len(names) <= MAX_CLASSES:
+        raise DataError(f"{where}: {len(names)} class names; expected 1 to {MAX_CLASSES}.")
+    for number, name in enumerate(names, start=1):
+        if not name.strip():
+            raise DataError(f"{where}: the name of ClassId {number} is blank. Line n names ClassId n.")
+        if name in names[: number - 1]:
+            raise DataError(
+                f"{where}: '{name}' names ClassId {names.index(name) + 1} and {number}. Rename one of them."
+            )
+
+
+def _match_classes(path: Path, names: Sequence[str], model_names: Sequence[str]) -> dict[str, int]:
+    """The model's names of the folder's classes, in the model's order, each with its ClassId in the folder.
+
+    Classes are matched by name; where all names of one side are placeholders, "class N", by number.
+
+    Args:
+        path: classes.txt.
+        names: what it holds.
+        model_names: the model's.
+
+    Raises:
+        DataError: the folder names a class that the model does not know.
+    """
+    keys: Sequence[str | int] = names
+    model_keys: Sequence[str | int] = model_names
+    numbers, model_numbers = _placeholder_numbers(names), _placeholder_numbers(model_names)
+    if numbers or model_numbers:
+        keys = numbers or range(1, len(names) + 1)
+        model_keys = model_numbers or range(1, len(model_names) + 1)
+        log.info("%s: classes are matched by number: %s has placeholders", path, "it" if numbers else "the model")
+    if unknown := [name for name, key in zip(names, keys, strict=True) if key not in model_keys]:
+        raise DataError(
+            f"{path}: names {', '.join(unknown)}, which the model does not know. Classes of the folder: "
+            f"{', '.join(names)}; of the model: {', '.join(model_names)}. Where the model only uses another word, "
+            "write it into classes.txt, on the same line; else use a model that was trained on these classes."
+        )
+    ids = {name: keys.index(key) + 1 for name, key in zip(model_names, model_keys, strict=True) if key in keys}
+    if left_out := [name for name in model_names if name not in ids]:
+        told = ", ".join(left_out), ", ".join(ids)
+        log.warning("%s: does not name %s; of the model's classes only %s count", path, *told)
+    return ids
+
+
+def _placeholder_numbers(names: Sequence[str]) -> tuple[int, ...]:
+    """N of each name "class N"; none at all where one of them is another name."""
+    found = [match for name in names if (match := _PLACEHOLDER.fullmatch(name))]
+    return tuple(int(match[1]) for match in found) if len(found) == len(names) else ()
+
+
+def read_groups(root: Path) -> dict[str, str]:
+    """ImageId -> group from groups.csv (`ImageId,Group`), empty where there is none. Raises LabelError."""
+    path = root / "groups.csv"
+    if not path.exists():
+        return {}
+    groups: dict[str, str] = {}
+    for line, image_id, group in read_pairs(path, "ImageId", "Group"):
+        where = f"{path}, line {line}"
+        check_image_id(image_id, where=where)
+        if not group:
+            raise LabelError(f"{where}: {image_id} has a blank group. Name one, or leave the row out.")
+        if groups.setdefault(image_id, group) != group:
+            raise LabelError(f"{where}: {image_id} is in group '{groups[image_id]}' already; an image has one group.")
+    return groups
+
+
+def _check_class_ids(table: LabelTable, names: Sequence[str], path: Path) -> None:
+    for image_id, by_class in table.rles.items():
+        for class_id in by_class:
+            if len(names) < class_id != IGNORE_CLASS_ID:
+                raise DataError(
+                    f"{path}: {image_id} has a mask of ClassId {class_id}, but there are {len(names)} classes "
+                    f"({', '.join(names)}). Mend the row, or add the class to classes.txt."
+                )
+
+
+_HEAD_BYTES = 65_536
+
+
+def image_digest(path: Path) -> str:
+    """12 hexadecimal digits from the size and the first 64 KiB of a file: enough to know an image again.
+
+    Raises OSError where the file cannot be read.
+    """
+    with path.open("rb") as handle:
+        head = handle.read(_HEAD_BYTES)
+    return hashlib.blake2b(head + str(path.stat().st_size).encode(), digest_size=6).hexdigest()

@@ -1,0 +1,195 @@
+"""Folds of a data folder: alike in their class sets, with copies, strips and groups kept together."""
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from defectseg import files
+from defectseg.copies.descriptors import look_at_all
+from defectseg.copies.find import Unions, find_copies
+from defectseg.copies.strips import find_neighbours
+from defectseg.data.folder import DataFolder
+from defectseg.errors import LabelError, UsageError
+from defectseg.files import check_image_id, read_pairs
+
+Stratum = frozenset[int]
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Pairs of images that should not lie in two folds.
+
+    Attributes:
+        copies: pairs of ImageIds that show the same piece of steel, see `duplicates`.
+        neighbours: pairs that look like the same strip, see `strips`, with the correlation that says so.
+    """
+
+    copies: frozenset[Pair] = frozenset()
+    neighbours: Mapping[Pair, float] = field(default_factory=dict)
+
+    def astride(self, fold_of: Mapping[str, int]) -> "Ties":
+        """Those pairs whose images lie in different folds."""
+
+        def apart(pair: Pair) -> bool:
+            return fold_of[pair[0]] != fold_of[pair[1]]
+
+        neighbours = {pair: score for pair, score in self.neighbours.items() if apart(pair)}
+        return Ties(frozenset(filter(apart, self.copies)), neighbours)
+
+    @property
+    def images(self) -> int:
+        """How many images are in some pair."""
+        return len({image_id for pair in self.copies | self.neighbours.keys() for image_id in pair})
+
+
+def make_folds(
+    folder: DataFolder, *, folds: int = 5, seed: int = 0, report: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
+    """Look at the images and divide them into folds 0..folds-1, with copies, strips and groups kept together.
+
+    See `find_ties` and `divide`. Images that cannot be read are divided by their labels alone.
+
+    Returns:
+        ImageId -> fold, for every image of the folder, sorted by ImageId.
+
+    Raises:
+        UsageError: fewer than two folds, or more than there are units to divide.
+    """
+    return divide(folder, find_ties(folder, report=report), folds=folds, seed=seed)
+
+
+def find_ties(folder: DataFolder, *, report: Callable[[int, int], None] | None = None) -> Ties:
+    """Find the copies and the neighbours on one strip among the images of a data folder, by looking at them.
+
+    Args:
+        folder: the data folder.
+        report: called with the number of images looked at and of all images.
+    """
+    ids = folder.image_ids
+    looks, _ = look_at_all([folder.image_path(image_id) for image_id in ids], report=report)
+    copies = frozenset((ids[one.first], ids[one.second]) for one in find_copies(looks))
+    return Ties(copies, {(ids[one.first], ids[one.second]): one.score for one in find_neighbours(looks)})
+
+
+def divide(folder: DataFolder, ties: Ties, *, folds: int, seed: int) -> dict[str, int]:
+    """Divide the images of a data folder into folds 0..folds-1.
+
+    Copies and the images of one group in groups.csv get one fold. So do images that look like the same strip, the most
+    alike first, as long as what they form stays below half a fold; otherwise a chain of resemblances could make one
+    unit of everything. Each set of classes (clean is one) is spread evenly; a set with fewer images than folds counts
+    with the images of its rarest class. Large units are placed first, each in the fold that most lacks what it holds.
+    The answer depends on names, labels, ties and the seed, not on the order of files.
+
+    Returns:
+        ImageId -> fold, for every image of the folder, sorted by ImageId.
+
+    Raises:
+        UsageError: fewer than two folds, or more than there are units.
+    """
+    if folds < 2:
+        raise UsageError(f"{folds} folds; expected at least 2, one of which is held back.")
+    units = _units(folder, ties, folds)
+    if folds > len(units):
+        raise UsageError(
+            f"{folds} folds of {len(units)} images or groups (copies count as one): some would be empty. "
+            "Ask for fewer folds, or add images."
+        )
+    stratum_of = _strata(folder, folds)
+    sizes = Counter(stratum_of.values())
+    held: list[Counter[Stratum]] = [Counter() for _ in range(folds)]
+    fold_of: dict[str, int] = {}
+    for unit in sorted(units, key=lambda unit: _placing_order(unit, stratum_of, sizes, seed)):
+        content = Counter(stratum_of[image_id] for image_id in unit)
+        fold = min(range(folds), key=lambda fold: (_share_held(held[fold], content, sizes), held[fold].total(), fold))
+        held[fold].update(content)
+        fold_of.update(dict.fromkeys(unit, fold))
+    return dict(sorted(fold_of.items()))
+
+
+def write_split(path: Path, folds: Mapping[str, int]) -> None:
+    """Write folds as CSV with the header `ImageId,fold`, sorted by ImageId; whole or not at all.
+
+    Raises:
+        ResourceError: the disk is full or the folder cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["ImageId", "fold"])
+    writer.writerows(sorted(folds.items()))
+    files.write_text(path, text.getvalue())
+
+
+def read_split(path: Path) -> dict[str, int]:
+    """Read folds from CSV with the header `ImageId,fold`.
+
+    Raises:
+        LabelError: it cannot be read, or a row has no whole number from 0 for a fold, or names an image again; names
+            the file and the line.
+    """
+    folds: dict[str, int] = {}
+    for line, image_id, text in read_pairs(path, "ImageId", "fold"):
+        where = f"{path}, line {line}"
+        check_image_id(image_id, where=where)
+        if not (text.isascii() and text.isdigit()):
+            raise LabelError(f"{where}: fold {text!r} of {image_id}; expected a whole number from 0.")
+        if image_id in folds:
+            raise LabelError(f"{where}: {image_id} stands there a second time. Keep one row of the two.")
+        folds[image_id] = int(text)
+    return folds
+
+
+def divide_ignoring_ties(folder: DataFolder, *, folds: int, seed: int) -> dict[str, int]:
+    """What a usual split does: class sets are spread evenly, and nothing is kept together. For comparison only."""
+    return divide(replace(folder, groups={}), Ties(), folds=folds, seed=seed)
+
+
+def _units(folder: DataFolder, ties: Ties, folds: int) -> list[tuple[str, ...]]:
+    """What must not be divided: groups, copies, strips; and single images."""
+    unions: Unions[str] = Unions()
+    first_of: dict[str, str] = {}
+    for image_id in folder.image_ids:
+        if image_id in folder.groups:
+            unions.join(first_of.setdefault(folder.groups[image_id], image_id), image_id)
+    for one, other in sorted(ties.copies):
+        unions.join(one, other)
+    most = len(folder.image_ids) // (2 * folds)
+    for one, other in sorted(ties.neighbours, key=lambda pair: (-ties.neighbours[pair], pair)):
+        if unions.joined(one, other) or unions.size(one) + unions.size(other) <= most:
+            unions.join(one, other)
+    return [tuple(sorted(members)) for members in unions.groups(folder.image_ids)]
+
+
+def _strata(folder: DataFolder, folds: int) -> dict[str, Stratum]:
+    """The class set that each image counts with; sets too rare to reach every fold join their rarest class."""
+    set_of = {image_id: frozenset(folder.classes_of(image_id)) for image_id in folder.image_ids}
+    images_of_set = Counter(set_of.values())
+    images_of_class = Counter(class_id for classes in set_of.values() for class_id in classes)
+
+    def stratum(classes: Stratum) -> Stratum:
+        if images_of_set[classes] >= folds or not classes:
+            return classes
+        return frozenset({min(classes, key=lambda class_id: (images_of_class[class_id], class_id))})
+
+    return {image_id: stratum(classes) for image_id, classes in set_of.items()}
+
+
+def _placing_order(
+    unit: tuple[str, ...], stratum_of: Mapping[str, Stratum], sizes: Counter[Stratum], seed: int
+) -> tuple[int, int, list[int], str]:
+    """Large units first, as they fit worst; then rare strata; within one, by chance.
+
+    The chance is a hash of the name rather than a generator's next number: it does not depend on what else is there.
+    """
+    rarest = min((stratum_of[image_id] for image_id in unit), key=lambda stratum: (sizes[stratum], sorted(stratum)))
+    chance = hashlib.sha256(f"{seed}:{unit[0]}".encode()).hexdigest()
+    return -len(unit), sizes[rarest], sorted(rarest), chance
+
+
+def _share_held(held: Counter[Stratum], content: Counter[Stratum], sizes: Counter[Stratum]) -> float:
+    """How much of the strata in `content` a fold has already, each image weighing as its stratum is rare."""
+    return sum(count * held[stratum] / sizes[stratum] for stratum, count in content.items())

@@ -1,0 +1,204 @@
+"""The rows of a label table, in every layout met in the wild, with all that is wrong with them.
+
+The readers of `labels.py` stop at the first fault; `check.py` lists them all.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from defectseg.errors import LabelError
+from defectseg.files import CsvTable, check_image_id, read_csv
+from defectseg.image import rle
+
+IGNORE_CLASS_ID = 255
+MAX_CLASSES = IGNORE_CLASS_ID - 1
+
+ONE_ROW = "Unite the two masks in one row; where they are the same, keep one."
+_BLANKS = frozenset({"", "nan", "none", "null", "<na>", "-1", "0 0"})
+_WHOLE_IMAGE = re.compile(r"1 [0-9]+")  # with ClassId 0: the placeholder of Severstal's sample_submission.csv
+_CLASS_ID = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 3.0 once a column has had a gap
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One statement of a label table about an image and a class.
+
+    Attributes:
+        line: number of the line in the file, the header being 1.
+        image_id: ImageId.
+        class_id: 1..255; 0 where the row only lists the image.
+        encoded: run-lengths; "" where the row says that the class does not occur.
+    """
+
+    line: int
+    image_id: str
+    class_id: int
+    encoded: str
+
+
+@dataclass(frozen=True)
+class LabelFault:
+    """What is wrong with a row.
+
+    Attributes:
+        kind: "fields", "image-id", "class", "rle" or "duplicate".
+        line: number of the line in the file, the header being 1.
+        image_id: ImageId as it stands there, "" where it could not be told.
+        message: the whole sentence, with file and line.
+    """
+
+    kind: str
+    line: int
+    image_id: str
+    message: str
+
+
+@dataclass(frozen=True)
+class LabelScan:
+    """All sound rows of a label table, and all faults, by line."""
+
+    rows: list[LabelRow]
+    faults: list[LabelFault]
+
+
+class _FaultyRowError(Exception):
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def scan_label_rows(path: Path) -> LabelScan:
+    """Read a label table, sorting its rows into sound and faulty ones.
+
+    Raises:
+        LabelError: the file cannot be read, or its header is none of the known layouts.
+    """
+    table = read_csv(path)
+    rows: list[LabelRow] = []
+    faults = [
+        LabelFault("fields", line, "", f"{path}, line {line}: has {count} fields; expected {len(table.header)}.")
+        for line, count in table.ragged
+    ]
+    line_of: dict[tuple[str, int], int] = {}
+    for line, image_id, class_text, encoded in _cells(table):
+        try:
+            row = _parse_row(path, line, image_id, class_text, encoded.strip())
+            first = line_of.setdefault((row.image_id, row.class_id), line)
+            if first != line:
+                what = f"{image_id}, ClassId {row.class_id}"
+                raise _FaultyRowError("duplicate", f"{what} stands in line {first} already. {ONE_ROW}")
+        except _FaultyRowError as fault:
+            faults.append(LabelFault(fault.kind, line, image_id, f"{path}, line {line}: {fault}"))
+        else:
+            rows.append(row)
+    return LabelScan(rows, sorted(faults, key=lambda fault: fault.line))
+
+
+def _cells(table: CsvTable) -> Iterator[tuple[int, str, str, str]]:
+    """Line, ImageId, ClassId as text, and EncodedPixels of each statement in the table.
+
+    Raises:
+        LabelError: the header is none of the known layouts.
+    """
+    if places := table.columns("ImageId", "ClassId", "EncodedPixels"):
+        image, class_, encoded = places
+        for line, fields in table.rows:
+            yield line, fields[image], fields[class_], fields[encoded]
+    elif places := table.columns("ImageId_ClassId", "EncodedPixels"):
+        both, encoded = places
+        for line, fields in table.rows:
+            image_id, _, class_text = fields[both].rpartition("_")
+            yield line, image_id, class_text, fields[encoded]
+    else:
+        image, class_columns = _wide_columns(table)
+        for line, fields in table.rows:
+            for column, class_text in class_columns:
+                yield line, fields[image], class_text, fields[column]
+
+
+def _wide_columns(table: CsvTable) -> tuple[int, list[tuple[int, str]]]:
+    """The column of the image and those of the classes, in a table with one column for each class."""
+    classes = [(place, name) for place, name in enumerate(table.header) if name.isdecimal()]
+    # pandas writes its row numbers into a first column without a name.
+    others = [
+        place for place, name in enumerate(table.header) if not name.isdecimal() and name not in ("", "Unnamed: 0")
+    ]
+    if not classes or len(others) != 1 or len(set(classes)) != len({name for _, name in classes}):
+        raise LabelError(
+            f"{table.path}: the header '{','.join(table.header)[:200]}' is not known; expected "
+            "'ImageId,ClassId,EncodedPixels', 'ImageId_ClassId,EncodedPixels', or one column for each class "
+            "('ImageId,1,2,3,4'), separated by commas."
+        )
+    return others[0], classes
+
+
+def _parse_row(path: Path, line: int, image_id: str, class_text: str, encoded: str) -> LabelRow:
+    try:
+        check_image_id(image_id, where="")
+    except LabelError as error:
+        raise _FaultyRowError("image-id", str(error).removeprefix(": ")) from None
+    if encoded.lower() in _BLANKS:
+        encoded = ""
+    class_id = _parse_class_id(class_text.strip(), encoded)
+    if class_id == 0:
+        encoded = ""
+    if encoded:
+        try:
+            rle.parse_pairs(encoded, where=f"{image_id}, ClassId {class_id}")
+        except LabelError as error:
+            raise _FaultyRowError("rle", str(error)) from None
+    return LabelRow(line, image_id, class_id, encoded)
+
+
+def _parse_class_id(text: str, encoded: str) -> int:
+    """ClassId 1..255, or 0 where the row only lists its image."""
+    if not encoded and text.lower() in _BLANKS:
+        return 0
+    number = _CLASS_ID.fullmatch(text)
+    class_id = int(number[1]) if number else -1
+    if class_id == 0 and (not encoded or _WHOLE_IMAGE.fullmatch(encoded)):
+        return 0
+    if not 1 <= class_id <= IGNORE_CLASS_ID:
+        raise _FaultyRowError(
+            "class",
+            f"ClassId {text!r}; expected a whole number, 1 to {MAX_CLASSES} ({IGNORE_CLASS_ID} for pixels to ignore).",
+        )
+    return class_id
+
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Attributes:
+        severity: "error" where training or scoring would stop or be wrong, "warning" where it may be meant so.
+        kind: "image", "image-note", "size", "dark", "missing-image", "fields", "image-id", "class", "rle", "duplicate",
+            "overlap", "mask-size", "mask-disagreement", "classes", "groups", "split" or "against".
+        image: ImageId, "" where none is concerned.
+        row: line in the label table, groups.csv or split.csv, the header being 1; None where none is concerned.
+        message: what is wrong, with its place.
+        remedy: what to do.
+    """
+
+    severity: Severity
+    kind: str
+    image: str
+    row: int | None
+    message: str
+    remedy: str
+
+
+def error(kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> Fault:
+    """A fault that has to be mended."""
+    return Fault("error", kind, image, row, message, remedy)
+
+
+def warning(kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> Fault:
+    """A fault that may be meant so."""
+    return Fault("warning", kind, image, row, message, remedy)

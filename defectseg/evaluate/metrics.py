@@ -1,0 +1,268 @@
+"""How good masks are: pixel counts of each (image, class) pair, and the figures made from them.
+
+Counts are keyed by pair and merged by union, so no figure depends on batch size, order or number of processes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from defectseg.errors import DataError
+from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of
+
+PairKey = tuple[str, int]
+"""(ImageId, ClassId)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairCounts:
+    """Pixels of one class in one image: labelled, predicted, and both at once. Ignored pixels are in none of them."""
+
+    true_px: int
+    predicted_px: int
+    both_px: int
+
+    @property
+    def dice(self) -> float:
+        """2 |both| / (|true| + |predicted|) in [0, 1]; 1 where both masks are empty, as in the Kaggle metric."""
+        total_px = self.true_px + self.predicted_px
+        return 2 * self.both_px / total_px if total_px else 1.0
+
+
+Counts = dict[PairKey, PairCounts]
+
+
+def count_pairs(
+    image_id: str, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None
+) -> Counts:
+    """Count the pixels of one image, a pair for every class.
+
+    Args:
+        image_id: the image's ImageId.
+        predicted: bool (C, H, W), final masks.
+        truth: bool (C, H, W), labelled masks.
+        ignore: bool (H, W), pixels taken out of both before counting; None for no such pixel.
+
+    Raises:
+        ValueError: the shapes do not agree.
+    """
+    if predicted.shape != truth.shape or (ignore is not None and ignore.shape != truth.shape[1:]):
+        shapes = f"{predicted.shape}, {truth.shape}, {None if ignore is None else ignore.shape}"
+        raise ValueError(f"{image_id}: predicted, truth and ignore differ in shape: {shapes}")
+    if ignore is not None and ignore.any():
+        predicted, truth = predicted & ~ignore, truth & ~ignore
+    return {
+        (image_id, class_id): PairCounts(
+            int(np.count_nonzero(true)), int(np.count_nonzero(found)), int(np.count_nonzero(true & found))
+        )
+        for class_id, (found, true) in enumerate(zip(predicted, truth, strict=True), start=1)
+    }
+
+
+def merge(*parts: Mapping[PairKey, PairCounts]) -> Counts:
+    """The union of counts made apart, for instance by several processes. A pair counted twice alike counts once.
+
+    Raises:
+        ValueError: a pair was counted twice with different results.
+    """
+    merged: Counts = {}
+    for part in parts:
+        for key, counts in part.items():
+            if merged.setdefault(key, counts) != counts:
+                raise ValueError(f"{key[0]}, class {key[1]}: counted as {merged[key]} and as {counts}")
+    return merged
+
+
+def dice_of(
+    true_px: NDArray[np.int64], predicted_px: NDArray[np.int64], both_px: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """`PairCounts.dice` over arrays of counts that broadcast together."""
+    total_px = true_px + predicted_px
+    return np.where(total_px > 0, 2 * both_px / np.maximum(total_px, 1), 1.0)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Images told apart as having a defect or not, by whether any pixel is labelled or predicted."""
+
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    true_negatives: int
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the reported images that have the defect; None where none was reported."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the images with the defect that were reported; None where there is no such image."""
+        return _ratio(self.true_positives, self.true_positives + self.false_negatives)
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """The figures of one class, all in [0, 1]; None where a figure would be nought by nought.
+
+    `kaggle_dice` is the mean over all images, `all_empty` what an empty answer would score, `positive_dice` the mean
+    over the images that have the class; `iou`, `precision` and `recall` are of pixels summed over the data set.
+    """
+
+    class_id: int
+    name: str
+    positive_pairs: int
+    kaggle_dice: float
+    all_empty: float
+    positive_dice: float | None
+    iou: float | None
+    precision: float | None
+    recall: float | None
+    detection: Detection
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The figures of a data set, all in [0, 1]; None where a figure would be nought by nought.
+
+    `kaggle_dice` is the mean Dice of all pairs and `all_empty` what predicting nothing scores on the same pairs;
+    `gain_over_empty` is their difference, in [-1, 1], with the interval of the difference itself.
+    `positive_dice` is the mean over pairs with a defect; `miou` the mean data-set IoU of the classes that occur in
+    the truth. `detection` asks of each image whether it has a defect of any class.
+    """
+
+    images: int
+    pairs: int
+    positive_pairs: int
+    kaggle_dice: float
+    kaggle_dice_interval: Interval
+    all_empty: float
+    gain_over_empty: float
+    gain_over_empty_interval: Interval
+    positive_dice: float | None
+    positive_dice_interval: Interval | None
+    miou: float | None
+    miou_interval: Interval | None
+    detection: Detection
+    classes: tuple[ClassMetrics, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain dicts, lists, numbers and None, ready for `json.dumps(..., allow_nan=False)`."""
+        classes = [{**asdict(one), "detection": _detection_json(one.detection)} for one in self.classes]
+        return {**asdict(self), "detection": _detection_json(self.detection), "classes": classes}
+
+
+def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str], *, seed: int = 0) -> Metrics:
+    """Make the figures of a data set from its counts.
+
+    Args:
+        counts: a pair for each image and each of ClassId 1..len(class_names).
+        class_names: item c names ClassId c + 1.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: there is no image.
+        ValueError: a pair is missing or names another class.
+    """
+    tally = _tabulate(counts, len(class_names))
+    dice, positive = tally.dice, tally.positive
+    classes = tuple(_class_metrics(tally, index, name) for index, name in enumerate(class_names))
+    kaggle_dice, all_empty = float(dice.mean()), float((~positive).mean())
+    positive_dice = _mean_or_none(dice[positive])
+    miou = _mean_or_none([one.iou for one in classes if one.positive_pairs and one.iou is not None])
+    resampled = bootstrap(tally, seed=seed)
+    return Metrics(
+        images=len(dice),
+        pairs=dice.size,
+        positive_pairs=int(positive.sum()),
+        kaggle_dice=kaggle_dice,
+        kaggle_dice_interval=interval_of(resampled.kaggle_dice, kaggle_dice),
+        all_empty=all_empty,
+        gain_over_empty=kaggle_dice - all_empty,
+        gain_over_empty_interval=interval_of(resampled.gain_over_empty, kaggle_dice - all_empty),
+        positive_dice=positive_dice,
+        positive_dice_interval=None if positive_dice is None else interval_of(resampled.positive_dice, positive_dice),
+        miou=miou,
+        miou_interval=None if miou is None else interval_of(resampled.miou, miou),
+        detection=_detect(np.any(positive, axis=1), np.any(tally.predicted_px > 0, axis=1)),
+        classes=classes,
+    )
+
+
+def headline(metrics: Metrics) -> dict[str, float | None]:
+    """The few figures that a log line and a model file carry."""
+    return {
+        "kaggle_dice": metrics.kaggle_dice,
+        "all_empty": metrics.all_empty,
+        "positive_dice": metrics.positive_dice,
+        "miou": metrics.miou,
+    }
+
+
+def _tabulate(counts: Mapping[PairKey, PairCounts], num_classes: int) -> Tally:
+    """Counts as arrays (N, C), images in the order of their names, so that sums come out alike to the last bit."""
+    image_ids = sorted({image_id for image_id, _ in counts})
+    if not image_ids:
+        raise DataError("There is no image to score. Choose a folder or subset that holds at least one.")
+    keys = [(image_id, class_id) for image_id in image_ids for class_id in range(1, num_classes + 1)]
+    if len(keys) != len(counts) or not all(key in counts for key in keys):
+        raise ValueError(f"{len(counts)} pairs counted, but {len(image_ids)} images x {num_classes} classes expected")
+    table = np.array([(counts[key].true_px, counts[key].predicted_px, counts[key].both_px) for key in keys], np.int64)
+    true_px, predicted_px, both_px = table.T.reshape(3, len(image_ids), num_classes)
+    return Tally(dice_of(true_px, predicted_px, both_px), true_px, predicted_px, both_px)
+
+
+def _class_metrics(tally: Tally, index: int, name: str) -> ClassMetrics:
+    dice, positive, predicted = tally.dice[:, index], tally.positive[:, index], tally.predicted_px[:, index] > 0
+    true_px, predicted_px, both_px = (
+        int(px[:, index].sum()) for px in (tally.true_px, tally.predicted_px, tally.both_px)
+    )
+    return ClassMetrics(
+        class_id=index + 1,
+        name=name,
+        positive_pairs=int(positive.sum()),
+        kaggle_dice=float(dice.mean()),
+        all_empty=float((~positive).mean()),
+        positive_dice=_mean_or_none(dice[positive]),
+        iou=_ratio(both_px, true_px + predicted_px - both_px),
+        precision=_ratio(both_px, predicted_px),
+        recall=_ratio(both_px, true_px),
+        detection=_detect(positive, predicted),
+    )
+
+
+def _detect(positive: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Detection:
+    return Detection(
+        true_positives=int((positive & predicted).sum()),
+        false_positives=int((~positive & predicted).sum()),
+        false_negatives=int((positive & ~predicted).sum()),
+        true_negatives=int((~positive & ~predicted).sum()),
+    )
+
+
+def _detection_json(detection: Detection) -> dict[str, object]:
+    return {**asdict(detection), "precision": detection.precision, "recall": detection.recall}
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _mean_or_none(values: ArrayLike) -> float | None:
+    array = np.asarray(values, np.float64)
+    return float(array.mean()) if array.size else None
+
+
+PAIR_COLUMNS = ("ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dice")
+
+
+def pairs_frame(counts: Counts) -> pd.DataFrame:
+    """A row for each (image, class) pair, sorted by ImageId, then ClassId; columns `PAIR_COLUMNS`, areas in px."""
+    rows = [
+        (image_id, class_id, pair.true_px, pair.predicted_px, pair.both_px, pair.dice)
+        for (image_id, class_id), pair in sorted(counts.items())
+    ]
+    return pd.DataFrame(rows, columns=list(PAIR_COLUMNS))

@@ -1,0 +1,369 @@
+"""A bundle as an OpenVINO or ONNX file, which is written only where it says what the network in PyTorch says."""
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.errors import DefectsegError, ModelError, OutputExistsError, UsageError
+from defectseg.export import int8 as quantize
+from defectseg.export.parity import (
+    ODD_HW,
+    Comparison,
+    Limits,
+    MaskScore,
+    SizeHW,
+    check,
+    compare,
+    fit,
+    real_images,
+    synthetic_images,
+)
+from defectseg.files import TEMPORARY_PREFIX, file_sha256, resource_errors
+from defectseg.model.info import METADATA_KEY, ONNX_SUFFIX, OPENVINO_SUFFIX, ExportInfo, ModelInfo, read_model_info
+from defectseg.model.locate import as_paths
+from defectseg.runtime.base import Runtime
+
+if TYPE_CHECKING:
+    from defectseg.model.network import DefectNetwork
+    from defectseg.runtime.openvino import Precision
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = {"openvino": OPENVINO_SUFFIX, "onnx": ONNX_SUFFIX}
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What `defectseg export` was asked for.
+
+    Attributes:
+        model: the bundle.
+        out: the file to write; OpenVINO's weights go into a .bin beside it.
+        format: a key of SUFFIXES.
+        new_score: makes a counter of masks, see MaskScore.
+        int8: quantise; needs `data`, labelled.
+        data: a data folder, or for fp32 any folder of images; None compares on synthetic sheets.
+        size_hw: the only size of image that the export will take; None for any.
+        overwrite: replace `out`.
+        limits: of the comparison with PyTorch.
+        max_loss: of positive-pair Dice, for int8.
+    """
+
+    model: Path | Sequence[Path]
+    out: Path
+    format: str
+    new_score: Callable[[], MaskScore]
+    int8: bool = False
+    data: Path | None = None
+    size_hw: SizeHW | None = None
+    overwrite: bool = False
+    limits: Limits = field(default_factory=Limits)
+    max_loss: float = quantize.MAX_LOSS
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how it compares.
+
+    Attributes:
+        info: the description in the file.
+        exact, shipped: comparison with PyTorch in fp32, and in the precision that this processor uses.
+        compared_on: the images, for people.
+        cost: of int8.
+        chosen_by: how the images for int8 were chosen.
+        size_bytes: of all that was written.
+        seconds: that it took.
+    """
+
+    info: ModelInfo
+    exact: Comparison
+    shipped: Comparison
+    compared_on: str
+    cost: quantize.Int8Cost | None
+    chosen_by: str
+    size_bytes: int
+    seconds: float
+
+
+def export_model(request: ExportRequest) -> Exported:
+    """Convert, compare, quantise if that was asked for, compare again, and write.
+
+    Raises:
+        UsageError: flags that do not go together, several models, a model that is an export already.
+        OutputExistsError: the file is there.
+        ModelError: the model cannot be used; the export differs too much; int8 loses too much.
+        DataError: the images or their labels cannot be used.
+    """
+    start = time.monotonic()
+    model, info = _check_request(request)
+    labelled = None
+    if request.int8 and request.data is not None:
+        labelled = quantize.choose_images(request.data, info, model)
+    sheets, odd, compared_on = _images(request, info)
+    with _staging(request.out) as folder:
+        staged = folder / request.out.name
+        log.info("converting %s to %s, and comparing on %s", model, request.format, compared_on)
+        exact, shipped, float_layers = _convert(request, model, info, staged, sheets, odd)
+        figures = _figures(exact, shipped)
+        cost = None
+        if labelled is not None:
+            log.info("quantising: %d images to calibrate on; this takes a while", len(labelled.calibration))
+            cost, float_layers = _quantise(request, info, staged, labelled, sheets[0])
+            cost.check(request.max_loss, what=str(request.out))
+            figures |= {name: float(value) for name, value in asdict(cost).items()}
+        info = _with_export(info, parity=figures, float_layers=float_layers)
+        _describe(staged, info)
+        size_bytes = sum(path.stat().st_size for path in folder.iterdir())
+        _publish(folder, request.out)
+    chosen_by = "" if labelled is None else labelled.chosen_by
+    return Exported(info, exact, shipped, compared_on, cost, chosen_by, size_bytes, time.monotonic() - start)
+
+
+def _check_request(request: ExportRequest) -> tuple[Path, ModelInfo]:
+    """The bundle and the description of its export, once it is sure that the request makes sense."""
+    suffix = SUFFIXES.get(request.format)
+    if suffix is None:
+        raise UsageError(f"--format {request.format}: expected {' or '.join(SUFFIXES)}.")
+    if request.out.suffix != suffix:
+        raise UsageError(f"--out {request.out}: a file for --format {request.format} must end in {suffix}.")
+    if request.int8 and request.format != "openvino":
+        raise UsageError("--int8 is for --format openvino.")
+    if request.int8 and request.data is None:
+        raise UsageError("--int8 needs --data DIR: a data folder with labels, to calibrate on and to judge by.")
+    models = as_paths(request.model)
+    if len(models) != 1:
+        raise UsageError(f"{len(models)} models: an ensemble cannot be exported. Export each, or choose one.")
+    info = read_model_info(models[0])
+    if info.export is not None:
+        raise UsageError(f"{models[0]}: is an export already. Give the bundle that it was made from.")
+    if not request.overwrite:
+        _refuse_existing(request.out)
+    return models[0], _for_export(info, request, models[0])
+
+
+def _refuse_existing(out: Path) -> None:
+    existing = next((path for path in (out, out.with_suffix(".bin")) if path.exists()), None)
+    if existing is not None and (existing == out or out.suffix == OPENVINO_SUFFIX):
+        raise OutputExistsError(f"{existing}: is there already. Choose another --out, or replace it with --overwrite.")
+
+
+def _for_export(info: ModelInfo, request: ExportRequest, model: Path) -> ModelInfo:
+    """The description of an export that has not been compared yet; its tiles are no smaller than a fixed size."""
+    export = ExportInfo(
+        format=request.format,
+        precision="int8" if request.int8 else "fp32",
+        size_hw=request.size_hw,
+        source_sha256=file_sha256(model),
+    )
+    update: dict[str, Any] = {"export": export}
+    if request.size_hw is not None:
+        tile_h, tile_w = map(max, info.recipe.inference.tile_hw, request.size_hw)
+        inference = info.recipe.inference.model_copy(update={"tile_hw": (tile_h, tile_w)})
+        update["recipe"] = info.recipe.model_copy(update={"inference": inference})
+    return info.model_copy(update=update)
+
+
+def _images(request: ExportRequest, info: ModelInfo) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]], str]:
+    """Sheets to compare on, one of an odd size where the export takes any, and how to call them."""
+    limit_hw = info.recipe.inference.tile_hw
+    if request.data is None:
+        images, kind = synthetic_images(limit_hw), "synthetic sheets"
+    else:
+        images, kind = real_images(request.data, limit_hw), f"images of {request.data}"
+    if request.size_hw is not None:
+        return [fit(image, request.size_hw) for image in images], [], f"{len(images)} {kind}"
+    return images, [fit(images[0], ODD_HW)], f"{len(images)} {kind}"
+
+
+def _convert(
+    request: ExportRequest,
+    model: Path,
+    info: ModelInfo,
+    staged: Path,
+    sheets: Sequence[NDArray[np.uint8]],
+    odd: Sequence[NDArray[np.uint8]],
+) -> "tuple[Comparison, Comparison, Precision]":
+    """Write the model in fp32, read it back and compare. Raises ModelError where it differs too much.
+
+    Where the processor's own precision is what differs too much, the export is to compute in fp32 anywhere.
+
+    An odd size proves that what is computed from height and width was converted, which fp32 shows to the last digits.
+    The masks in the processor's own precision are judged on sheets alone: a network has not learnt to judge a snippet,
+    and rounding then turns its gate this way or that.
+    """
+    from defectseg.model.bundle import load_bundle
+    from defectseg.runtime.torch import TorchRuntime
+
+    network, _ = load_bundle(model)
+    with _conversion_errors(model, request.format), quantize.quiet():
+        if request.format == "openvino":
+            _write_openvino(network, info, staged)
+        else:
+            from defectseg.model.graph import to_onnx
+
+            to_onnx(network, info, staged, size_hw=request.size_hw)
+        runtimes = _load(staged)
+        reference = TorchRuntime(network, info)
+        found = compare(reference, runtimes, sheets, info.thresholds, request.new_score)
+        also = compare(reference, {"exact": runtimes["exact"]}, odd, info.thresholds, request.new_score)
+    exact, shipped = found["exact"].with_differences_of(also["exact"]), found.get("shipped", found["exact"])
+    float_layers: Precision = "auto"
+    if shipped.dice < request.limits.dice <= exact.dice:
+        log.info("in %s the masks agree at Dice %.4f only", runtimes["shipped"].name, shipped.dice)
+        shipped, float_layers = exact, "f32"
+    check(exact, shipped, request.limits, what=str(request.out))
+    return exact, shipped, float_layers
+
+
+def _write_openvino(network: "DefectNetwork", info: ModelInfo, staged: Path) -> None:
+    from defectseg.model.graph import takes_any_size, to_openvino
+
+    assert info.export is not None
+    size_hw = info.export.size_hw
+    converted = to_openvino(network, info, size_hw=size_hw)
+    if size_hw is None and not takes_any_size(converted, network):
+        raise ModelError(
+            f"{staged.name}: not written, since OpenVINO cannot compute this network for all sizes of image at once. "
+            "Name one with --size HxW."
+        )
+    _save_openvino(converted, staged)
+
+
+@contextmanager
+def _conversion_errors(model: Path, file_format: str) -> Iterator[None]:
+    """Converters know some networks and not others, and have no exception of their own to say so."""
+    try:
+        yield
+    except (DefectsegError, ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ModelError(
+            f"{model}: this network cannot be converted to {file_format} ({why}). "
+            "Try --size HxW, or the other --format."
+        ) from error
+
+
+def _load(staged: Path) -> dict[str, Runtime]:
+    """The written file in fp32, and in the precision that the processor uses where that may be another."""
+    if staged.suffix == ONNX_SUFFIX:
+        from defectseg.runtime.onnx import load_onnx_runtime
+
+        return {"exact": load_onnx_runtime(staged)}  # always computes as written
+    from defectseg.runtime.openvino import load_openvino_runtime
+
+    return {
+        "exact": load_openvino_runtime(staged, precision="f32", workers=1),
+        "shipped": load_openvino_runtime(staged, workers=1),
+    }
+
+
+def _quantise(
+    request: ExportRequest,
+    info: ModelInfo,
+    staged: Path,
+    labelled: quantize.LabelledImages,
+    typical: NDArray[np.uint8],
+) -> "tuple[quantize.Int8Cost, Precision]":
+    """Replace the written model by one in int8, and measure both; also what its other layers are to compute in.
+
+    NNCF judges with these in fp32. The processor may prefer bf16, which can cost as much again as the integers did;
+    then they stay in fp32, which is slower, but still within the limit.
+    """
+    from defectseg.model.openvino_io import read_model, unmark
+    from defectseg.runtime.openvino import load_openvino_runtime
+
+    exact, quick = _load(staged).values()
+    fp32 = read_model(staged)
+    unmark(fp32)  # what NNCF does not quantise, it chooses itself
+    int8 = quantize.quantize(
+        fp32, info, labelled, info.recipe.inference.tile_hw, request.new_score, max_loss=request.max_loss
+    )
+    layers, layers_int8 = quantize.count_layers(int8)
+    choices: tuple[Precision, ...] = ("auto",) if quick.name == exact.name else ("auto", "f32")
+    with tempfile.TemporaryDirectory(dir=staged.parent, prefix=TEMPORARY_PREFIX) as beside:
+        path = Path(beside) / staged.name
+        _save_openvino(int8, path)
+        for precision in choices:
+            shipped = load_openvino_runtime(path, precision=precision, workers=1)
+            log.info("measuring int8 on %d labelled images (%s)", len(labelled.validation), shipped.name)
+            scores = quantize.score_masks(exact, shipped, labelled, request.new_score)
+            ms_fp32, ms_int8 = quantize.median_ms([quick, shipped], typical)
+            cost = quantize.Int8Cost.of(*scores, labelled, (layers, layers_int8), (ms_fp32, ms_int8))
+            if cost.loss <= request.max_loss:
+                break
+        _publish(Path(beside), staged)
+    return cost, precision
+
+
+def _figures(exact: Comparison, shipped: Comparison) -> dict[str, float]:
+    return {
+        "images": float(exact.images),
+        "probability_difference": exact.probability,
+        "gate_difference": exact.gate,
+        "mask_dice": shipped.dice,
+        "anything_found": float(shipped.anything_found),
+    }
+
+
+def _with_export(info: ModelInfo, **update: Any) -> ModelInfo:
+    assert info.export is not None
+    return info.model_copy(update={"export": info.export.model_copy(update=update)})
+
+
+def _save_openvino(model: Any, path: Path) -> None:
+    from defectseg.model.openvino_io import save_model
+
+    with resource_errors(path):
+        save_model(model, path)
+
+
+def _describe(staged: Path, info: ModelInfo) -> None:
+    """Replace the description in a written file."""
+    text = info.model_dump_json()
+    if staged.suffix == ONNX_SUFFIX:
+        import onnx
+
+        document = onnx.load(staged)
+        onnx.helper.set_model_props(document, {METADATA_KEY: text})
+        onnx.save(document, staged)
+        return
+    from defectseg.model.openvino_io import read_model
+
+    with tempfile.TemporaryDirectory(dir=staged.parent, prefix=TEMPORARY_PREFIX) as beside:
+        model = read_model(staged)
+        model.set_rt_info(text, [METADATA_KEY])
+        _save_openvino(model, Path(beside) / staged.name)
+        del model  # it holds the .bin open
+        _publish(Path(beside), staged)
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A folder beside the file to write, gone afterwards whatever happens."""
+    with resource_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=TEMPORARY_PREFIX))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, out: Path) -> None:
+    """Move what was written to its place, the file that names the others last."""
+    with resource_errors(out):
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):
+            with path.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            path.replace(out.parent / path.name)

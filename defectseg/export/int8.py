@@ -1,0 +1,395 @@
+"""An OpenVINO model in 8-bit integers: chosen by NNCF, judged on labelled images by what `predict` makes of them."""
+
+import io
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.data.folder import DataFolder, open_data_folder
+from defectseg.data.split import read_split
+from defectseg.errors import DataError, ImageError, ModelError
+from defectseg.export.parity import SEED, MaskScore, SizeHW, cut
+from defectseg.image.read import decode
+from defectseg.inference.segment import segment_image
+from defectseg.inference.views import with_tta
+from defectseg.model.info import ModelInfo
+from defectseg.runtime.base import Answer, Runtime
+
+log = logging.getLogger(__name__)
+
+MAX_LOSS = 0.005  # of positive-pair Dice
+CALIBRATION_IMAGES = 300  # NNCF's own default; more change nothing
+VALIDATION_IMAGES = 300
+RANKING_IMAGES = 8  # of those, to find the layer that costs most, once for each layer
+TIMED_RUNS = 9
+SPLIT_NAME = "split.csv"
+_TELL_EVERY_S = 15.0
+# NNCF judges with all that is not int8 in fp32. In bf16, as processors prefer it, a layer in int8 costs a little more:
+# 0.003 of Dice on the one network where it was seen.
+_SHARE_FOR_NNCF = 0.5
+
+# Normalisation and resizing in DefectNetwork itself, around the network that has weights.
+_OWN_OPERATIONS = r"__module\.network/.*"
+_LAYERS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
+_INTEGERS = frozenset({"i8", "u8"})
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """What int8 is made and judged with.
+
+    Attributes:
+        folder: the data folder.
+        calibration: ImageIds that show the range of the values inside the network.
+        validation: ImageIds that the loss is measured on, clean ones too.
+        chosen_by: how they were told apart, for people.
+    """
+
+    folder: DataFolder
+    calibration: tuple[str, ...]
+    validation: tuple[str, ...]
+    chosen_by: str
+
+
+@dataclass(frozen=True)
+class Int8Cost:
+    """What int8 costs in quality and gains in speed.
+
+    Attributes:
+        labelled_images: how many it was measured on.
+        positive_dice_fp32, positive_dice_int8: mean Dice of the pairs with a defect.
+        kaggle_dice_fp32, kaggle_dice_int8: mean Dice of all pairs.
+        mask_dice_int8: agreement of the two models' masks, pooled.
+        layers, layers_int8: layers with weights, and those of them that compute in integers.
+        ms_fp32, ms_int8: median time of one image on this machine, in the precision that it chooses for each.
+    """
+
+    labelled_images: int
+    positive_dice_fp32: float
+    positive_dice_int8: float
+    kaggle_dice_fp32: float
+    kaggle_dice_int8: float
+    mask_dice_int8: float
+    layers: int
+    layers_int8: int
+    ms_fp32: float
+    ms_int8: float
+
+    @classmethod
+    def of(
+        cls,
+        before: MaskScore,
+        after: MaskScore,
+        agreement: MaskScore,
+        images: LabelledImages,
+        layers: tuple[int, int],
+        times_ms: tuple[float, float],
+    ) -> "Int8Cost":
+        """From what score_masks, count_layers and median_ms found."""
+        return cls(
+            labelled_images=len(images.validation),
+            positive_dice_fp32=before.positive_dice or 0.0,
+            positive_dice_int8=after.positive_dice or 0.0,
+            kaggle_dice_fp32=before.kaggle_dice,
+            kaggle_dice_int8=after.kaggle_dice,
+            mask_dice_int8=agreement.pooled_dice,
+            layers=layers[0],
+            layers_int8=layers[1],
+            ms_fp32=times_ms[0],
+            ms_int8=times_ms[1],
+        )
+
+    @property
+    def loss(self) -> float:
+        """Of positive-pair Dice; below 0 where int8 does better."""
+        return self.positive_dice_fp32 - self.positive_dice_int8
+
+    def check(self, max_loss: float, *, what: str) -> None:
+        """Raise ModelError where int8 loses more than `max_loss`; `what` is the file, for the error."""
+        if not self.loss <= max_loss:
+            raise ModelError(
+                f"{what}: not written, since int8 loses {self.loss:.4f} of positive-pair Dice "
+                f"({self.positive_dice_fp32:.4f} -> {self.positive_dice_int8:.4f} on {self.labelled_images} images), "
+                f"where {max_loss:g} is allowed. Give --data with more images, or export without --int8."
+            )
+
+
+def choose_images(data: Path, info: ModelInfo, model: Path, *, seed: int = SEED) -> LabelledImages:
+    """Tell images for calibration from those for validation.
+
+    By the split.csv beside the model, or else the one in the data folder: the training images and the fold that the
+    model held out. Without one, or for a model that held nothing out, two halves with as many defects each.
+
+    Raises:
+        DataError, LabelError: the data folder or the split cannot be used, or has no defect to judge by.
+    """
+    folder = open_data_folder(data, class_names=info.class_names)
+    training, held_out, chosen_by = _by_split(folder, info, model) or _by_halves(folder, seed)
+    rng = random.Random(seed)  # noqa: S311  # chooses images, guards nothing
+    validation = _sample(held_out, VALIDATION_IMAGES, rng)
+    if not any(folder.classes_of(image_id) for image_id in validation):
+        raise DataError(
+            f"{data}: none of the {len(validation)} images to judge int8 on has a labelled defect ({chosen_by}). "
+            "Give --data with labelled defects in them."
+        )
+    return LabelledImages(folder, _sample(training, CALIBRATION_IMAGES, rng), validation, chosen_by)
+
+
+def quantize(
+    model: Any,
+    info: ModelInfo,
+    images: LabelledImages,
+    limit_hw: SizeHW,
+    new_score: Callable[[], MaskScore],
+    *,
+    max_loss: float = MAX_LOSS,
+) -> Any:
+    """Quantise an openvino.Model; layers that cost too much go back to floating point.
+
+    Args:
+        model: in fp32; it is not changed.
+        info: its description.
+        images: to calibrate and to validate with.
+        limit_hw: the largest size of what is calibrated on: the recipe's tile.
+        new_score: makes a counter of masks.
+        max_loss: of positive-pair Dice. NNCF works towards half of it and may miss that, so measure what it returns.
+
+    Raises:
+        DataError: no image can be read, or one has another size than the only one that the model takes.
+    """
+    calibration = _usable(images.folder, images.calibration, info)
+    # Only images with a defect count for the loss, and only they can tell which layer causes it.
+    wanted = [image_id for image_id in images.validation if images.folder.classes_of(image_id)]
+    labelled = _usable(images.folder, wanted, info)
+    if not calibration or not labelled:
+        raise DataError(f"{images.folder.root}: the images for int8 cannot be read.")
+
+    from defectseg.model.openvino_io import away_from_signals
+
+    stopped = threading.Event()
+    judge = _Judge(info, images.folder, labelled, new_score, stopped)
+
+    def tile(image_id: str) -> NDArray[np.uint8]:
+        _go_on(stopped)
+        rng = random.Random(f"{SEED} {image_id}")  # noqa: S311  # chooses a window, guards nothing
+        return cut(decode(images.folder.image_path(image_id)).pixels, limit_hw, rng)[None, None]
+
+    with quiet():
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # NNCF imports it; it tells of no GPU
+        import nncf
+
+        logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function changes handlers that are not its own
+        work = partial(
+            nncf.quantize_with_accuracy_control,
+            model,
+            nncf.Dataset(calibration, tile),
+            nncf.Dataset(labelled),
+            judge,
+            max_drop=max_loss * _SHARE_FOR_NNCF,
+            drop_type=nncf.DropType.ABSOLUTE,
+            subset_size=len(calibration),
+            ignored_scope=nncf.IgnoredScope(patterns=[_OWN_OPERATIONS], validate=False),
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                ranking_subset_size=min(RANKING_IMAGES, max(1, len(labelled) // 2)), num_ranking_workers=1
+            ),
+        )
+        return away_from_signals(work, stop=stopped.set)
+
+
+def score_masks(
+    fp32: Runtime, int8: Runtime, images: LabelledImages, new_score: Callable[[], MaskScore]
+) -> tuple[MaskScore, MaskScore, MaskScore]:
+    """Scores on the validation images: of fp32 and of int8 against the labels, and of int8 against fp32."""
+    against_labels, int8_against_labels, against_fp32 = new_score(), new_score(), new_score()
+    for image_id, pixels in _decoded(images.folder, images.validation):
+        masks, int8_masks = _masks(fp32, pixels), _masks(int8, pixels)
+        _add(against_labels, images.folder, fp32.info, image_id, masks)
+        _add(int8_against_labels, images.folder, fp32.info, image_id, int8_masks)
+        against_fp32.add(image_id, int8_masks, masks)
+    return against_labels, int8_against_labels, against_fp32
+
+
+def median_ms(runtimes: Sequence[Runtime], image: NDArray[np.uint8], *, runs: int = TIMED_RUNS) -> list[float]:
+    """Median time of each runtime for one image (H, W), in turn, so that other work on the machine meets them alike."""
+    taken_ms: list[list[float]] = [[] for _ in runtimes]
+    for run in range(runs + 1):
+        for runtime, times in zip(runtimes, taken_ms, strict=True):
+            start = time.perf_counter()
+            runtime(image[None, None])
+            if run:  # the first call also prepares
+                times.append(1000 * (time.perf_counter() - start))
+    return [median(times) for times in taken_ms]
+
+
+def count_layers(model: Any) -> tuple[int, int]:
+    """Layers with weights of an openvino.Model, and those of them whose weights are 8-bit integers."""
+    in_int8 = [
+        quantised
+        for operation in model.get_ops()
+        if operation.get_type_name() in _LAYERS and (quantised := _has_int8_weights(operation)) is not None
+    ]
+    return len(in_int8), sum(in_int8)
+
+
+def _has_int8_weights(operation: Any) -> bool | None:
+    """Whether the weights of a layer are in int8; None where its second operand is no constant."""
+    node = operation.input_value(1).get_node()
+    quantised = False
+    while node.get_type_name() != "Constant":
+        if not node.get_input_size():
+            return None
+        quantised |= node.get_type_name() == "FakeQuantize"
+        node = node.input_value(0).get_node()
+    return quantised or node.get_element_type().get_type_name() in _INTEGERS
+
+
+class _Judge:
+    """Tells NNCF the positive-pair Dice of what it tries, and the user now and then that something happens.
+
+    On all images it looks as `predict` does. On a part of them NNCF only asks which of its many layers matters most:
+    there a single view will do, in a quarter of the time or less.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        folder: DataFolder,
+        labelled: Sequence[str],
+        new_score: Callable[[], MaskScore],
+        stopped: threading.Event,
+    ) -> None:
+        self.info = info
+        self.folder = folder
+        self.labelled = labelled
+        self.new_score = new_score
+        self.stopped = stopped
+        self.trials = 0
+        self.spoke = time.monotonic()
+
+    def __call__(self, compiled: Any, image_ids: Iterable[str]) -> tuple[float, list[float]]:
+        """The Dice over all these images, and of each."""
+        image_ids = list(image_ids)
+        tta = None if len(image_ids) == len(self.labelled) else "none"
+        runtime = with_tta(_CompiledRuntime(compiled, self.info), tta)
+        total, values = self.new_score(), []
+        for image_id, pixels in _decoded(self.folder, image_ids):
+            _go_on(self.stopped)
+            alone, masks = self.new_score(), _masks(runtime, pixels)
+            for score in (total, alone):
+                _add(score, self.folder, self.info, image_id, masks)
+            values.append(_or_one(alone.positive_dice))
+        dice = _or_one(total.positive_dice)
+        self._tell(len(values), dice)
+        return dice, values
+
+    def _tell(self, images: int, dice: float) -> None:
+        self.trials += 1
+        if time.monotonic() - self.spoke >= _TELL_EVERY_S:
+            self.spoke = time.monotonic()
+            log.info("quantising: trial %d, positive-pair Dice %.4f on %d images", self.trials, dice, images)
+
+
+def _go_on(stopped: threading.Event) -> None:
+    """Leave NNCF, which runs in a thread of its own, when the user has stopped the export."""
+    if stopped.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what converters and NNCF say, and the bars they draw, on standard output: that belongs to the result."""
+    with redirect_stdout(io.StringIO()):
+        yield
+
+
+@dataclass(frozen=True)
+class _CompiledRuntime:
+    """A Runtime around what NNCF hands over to be judged: an openvino.CompiledModel."""
+
+    compiled: Any
+    info: ModelInfo
+    name: str = "openvino, while quantising"
+    parallel: int = 1
+
+    def __call__(self, images: NDArray[np.uint8]) -> Answer:
+        answer = self.compiled(images)
+        return Answer(answer["probabilities"], answer["gate"])
+
+
+def _masks(runtime: Runtime, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Final masks bool (C, H, W), as `predict` makes them."""
+    return segment_image(runtime, pixels, runtime.info.thresholds).masks
+
+
+def _add(score: MaskScore, folder: DataFolder, info: ModelInfo, image_id: str, masks: NDArray[np.bool_]) -> None:
+    """Count the model's masks (C, H, W) of those classes that the folder names."""
+    truth, ignore = folder.masks_of(image_id, (masks.shape[1], masks.shape[2]))
+    score.add(image_id, masks[info.indices_of(folder.class_names)], truth, ignore)
+
+
+def _decoded(folder: DataFolder, image_ids: Iterable[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    for image_id in image_ids:
+        try:
+            yield image_id, decode(folder.image_path(image_id)).pixels
+        except ImageError as error:
+            log.warning("left out: %s", error)
+
+
+def _usable(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> list[str]:
+    """Those that can be read. Raises DataError for one of another size than the only one that the export takes."""
+    size_hw = None if info.export is None else info.export.size_hw
+    usable = []
+    for image_id, pixels in _decoded(folder, image_ids):
+        if size_hw is not None and pixels.shape != size_hw:
+            raise DataError(
+                f"{folder.image_path(image_id)}: {pixels.shape[0]}x{pixels.shape[1]} px, but the export is to "
+                f"take {size_hw[0]}x{size_hw[1]} only. Choose another --size, or none."
+            )
+        usable.append(image_id)
+    return usable
+
+
+def _or_one(value: float | None) -> float:
+    return 1.0 if value is None else value
+
+
+def _by_split(folder: DataFolder, info: ModelInfo, model: Path) -> tuple[list[str], list[str], str] | None:
+    path = next((place / SPLIT_NAME for place in (model.parent, folder.root) if (place / SPLIT_NAME).is_file()), None)
+    if path is None or info.fold is None:
+        return None
+    folds = read_split(path)
+    listed = [image_id for image_id in folder.image_ids if image_id in folds]
+    training = [image_id for image_id in listed if folds[image_id] != info.fold]
+    held_out = [image_id for image_id in listed if folds[image_id] == info.fold]
+    if not training or not held_out:
+        return None
+    return training, held_out, f"{path}: calibrated on training images, judged on fold {info.fold}, which was held out"
+
+
+def _by_halves(folder: DataFolder, seed: int) -> tuple[list[str], list[str], str]:
+    """Two halves, each with half of the images of every set of classes."""
+    rng = random.Random(seed)  # noqa: S311  # chooses images, guards nothing
+    shuffled = rng.sample(folder.image_ids, len(folder.image_ids))
+    shuffled.sort(key=folder.classes_of, reverse=True)
+    if len(shuffled) < 2:
+        raise DataError(f"{folder.root}: int8 needs at least two images, one to calibrate on and one to judge by.")
+    why = (
+        "no split tells what the model held out: calibrated and judged on halves of the images, which it may have been "
+        "trained on"
+    )
+    return shuffled[1::2], shuffled[::2], why
+
+
+def _sample(image_ids: Sequence[str], count: int, rng: random.Random) -> tuple[str, ...]:
+    return tuple(sorted(rng.sample(image_ids, min(count, len(image_ids)))))

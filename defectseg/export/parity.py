@@ -1,0 +1,223 @@
+"""Does an exported model say what the network in PyTorch says?"""
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.data.folder import IMAGES_NAME
+from defectseg.data.synthetic import SMALLEST_SIDE_PX, make_sheet
+from defectseg.errors import DataError, ImageError, ModelError
+from defectseg.image.find import FoundImage, find_images
+from defectseg.image.read import decode
+from defectseg.inference.segment import segment
+from defectseg.inference.tiles import ImageAnswer
+from defectseg.model.info import Thresholds
+from defectseg.runtime.base import Answer, Runtime
+
+log = logging.getLogger(__name__)
+
+REAL_IMAGES = 16
+SYNTHETIC_IMAGES = 8
+SYNTHETIC_HW = (256, 1600)  # as Severstal's
+ODD_HW = (200, 330)  # no multiple of any network's stride, and of another shape than the images
+SEED = 0
+
+SizeHW = tuple[int, int]
+
+
+class MaskScore(Protocol):
+    """Adds up how well masks agree with a truth; the evaluation knows how, and the caller passes it in."""
+
+    def add(
+        self,
+        image_id: str,
+        predicted: NDArray[np.bool_],
+        truth: NDArray[np.bool_],
+        ignore: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Count the masks bool (C, H, W) of one image; pixels in `ignore` (H, W) count for nothing."""
+
+    @property
+    def pooled_dice(self) -> float:
+        """Dice of the pixels of all images and classes together; 1 where there is none on either side."""
+
+    @property
+    def positive_dice(self) -> float | None:
+        """Mean Dice over the pairs of image and class that have a defect; None where there is no such pair."""
+
+    @property
+    def kaggle_dice(self) -> float:
+        """Mean Dice over all pairs, 1 where both masks are empty."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an export may differ by: probabilities and gates in fp32, and the least Dice of the final masks.
+
+    The Dice is measured in the precision that the processor will use, where single probabilities may differ by more.
+    """
+
+    difference: float = 0.01
+    dice: float = 0.98
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the answers of one runtime differ from another's, over some images.
+
+    Attributes:
+        images: how many.
+        probability: largest |difference| of a probability.
+        gate: largest |difference| of a gate.
+        dice: of the final masks, pooled over all images.
+        anything_found: whether either found a defect; without, `dice` is 1 and says little.
+    """
+
+    images: int
+    probability: float
+    gate: float
+    dice: float
+    anything_found: bool
+
+    def with_differences_of(self, other: "Comparison") -> "Comparison":
+        """The same with the images and the differences of another, too; Dice of the masks stays as it is."""
+        return replace(
+            self,
+            images=self.images + other.images,
+            probability=float(np.maximum(self.probability, other.probability)),
+            gate=float(np.maximum(self.gate, other.gate)),
+        )
+
+
+def compare(
+    reference: Runtime,
+    candidates: Mapping[str, Runtime],
+    images: Iterable[NDArray[np.uint8]],
+    thresholds: Thresholds,
+    new_score: Callable[[], MaskScore],
+) -> dict[str, Comparison]:
+    """Ask all runtimes about the same images, grey uint8 (H, W), each as a whole and in a single view.
+
+    Returns:
+        the comparison with the reference of each candidate, by its name.
+    """
+    tallies = {name: _Tally(new_score()) for name in candidates}
+    for number, image in enumerate(images):
+        expected = reference(image[None, None])
+        for name, runtime in candidates.items():
+            tallies[name].add(str(number), runtime(image[None, None]), expected, thresholds)
+    return {name: tally.result() for name, tally in tallies.items()}
+
+
+def check(exact: Comparison, shipped: Comparison, limits: Limits, *, what: str) -> None:
+    """Hold an export to the limits.
+
+    Args:
+        exact: the comparison in fp32.
+        shipped: the comparison in the precision that the processor will use.
+        limits: the limits.
+        what: the file, for the error.
+
+    Raises:
+        ModelError: it differs by more.
+    """
+    difference = float(np.maximum(exact.probability, exact.gate))
+    # Written so that a difference that is not a number fails.
+    if not difference <= limits.difference:
+        raise ModelError(
+            f"{what}: not written, since the export differs from the network in PyTorch: by up to {difference:.3g} in "
+            f"fp32, where {limits.difference:g} is allowed. Try the other --format, and report this network."
+        )
+    if not shipped.dice >= limits.dice:
+        raise ModelError(
+            f"{what}: not written, since in the precision that this processor uses the export's masks agree with the "
+            f"network's in PyTorch at Dice {shipped.dice:.4f} only, where {limits.dice:g} is needed. "
+            "Compare on images of what the model was trained for, with --data DIR."
+        )
+
+
+def real_images(data: Path, limit_hw: SizeHW, *, count: int = REAL_IMAGES, seed: int = SEED) -> list[NDArray[np.uint8]]:
+    """Some images, grey uint8 (H, W), of a data folder or of any folder of images; of large ones, a window.
+
+    Args:
+        data: the folder.
+        limit_hw: the largest size.
+        count: how many at most.
+        seed: of the choice.
+
+    Raises:
+        DataError: no image is there, or none of them can be read.
+    """
+    folder = data / IMAGES_NAME
+    found = find_images([folder if folder.is_dir() else data])
+    rng = random.Random(seed)  # noqa: S311  # chooses images, guards nothing
+    images: list[NDArray[np.uint8]] = []
+    for pixels in _decodable(rng.sample(found, len(found))):
+        images.append(cut(pixels, limit_hw, rng))
+        if len(images) == count:
+            break
+    if not images:
+        raise DataError(f"{data}: none of its {len(found)} images can be read, so there is nothing to compare on.")
+    return images
+
+
+def synthetic_images(limit_hw: SizeHW, *, count: int = SYNTHETIC_IMAGES, seed: int = SEED) -> list[NDArray[np.uint8]]:
+    """Some synthetic sheets, grey uint8 (H, W), of Severstal's size or, where that is larger, of `limit_hw`."""
+    height, width = (min(side, limit) for side, limit in zip(SYNTHETIC_HW, limit_hw, strict=True))
+    drawn_hw = (max(height, SMALLEST_SIDE_PX), max(width, SMALLEST_SIDE_PX))
+    return [fit(make_sheet(seed, index, drawn_hw).image, (height, width)) for index in range(count)]
+
+
+def cut(image: NDArray[np.uint8], limit_hw: SizeHW, rng: random.Random) -> NDArray[np.uint8]:
+    """A window anywhere in an image (H, W), at most of size `limit_hw`; smaller images are returned whole."""
+    height, width = (min(side, limit) for side, limit in zip(image.shape, limit_hw, strict=True))
+    top, left = rng.randint(0, image.shape[0] - height), rng.randint(0, image.shape[1] - width)
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
+
+
+def fit(image: NDArray[np.uint8], size_hw: SizeHW) -> NDArray[np.uint8]:
+    """The upper left of an image (H, W) in exactly this size; where it is smaller, its last row and column repeat."""
+    height, width = size_hw
+    part = image[:height, :width]
+    missing = ((0, height - part.shape[0]), (0, width - part.shape[1]))
+    return np.ascontiguousarray(np.pad(part, missing, mode="edge"))
+
+
+def _decodable(found: Iterable[FoundImage]) -> Iterator[NDArray[np.uint8]]:
+    for image in found:
+        try:
+            yield decode(image.path).pixels
+        except ImageError as error:
+            log.warning("left out of the comparison: %s", error)
+
+
+class _Tally:
+    """Adds up the differences of one candidate."""
+
+    def __init__(self, score: MaskScore) -> None:
+        self.score = score
+        self.images = 0
+        self.probability = self.gate = 0.0
+        self.anything_found = False
+
+    def add(self, image_id: str, answer: Answer, expected: Answer, thresholds: Thresholds) -> None:
+        self.images += 1
+        # np.maximum keeps what is not a number, where max() would depend on the order.
+        self.probability = float(
+            np.maximum(self.probability, np.abs(answer.probabilities - expected.probabilities).max())
+        )
+        self.gate = float(np.maximum(self.gate, np.abs(answer.gate - expected.gate).max()))
+        masks, expected_masks = (
+            segment(ImageAnswer(one.probabilities[0], one.gate[0]), thresholds).masks for one in (answer, expected)
+        )
+        self.score.add(image_id, masks, expected_masks)
+        self.anything_found |= bool(masks.any() or expected_masks.any())
+
+    def result(self) -> Comparison:
+        return Comparison(self.images, self.probability, self.gate, self.score.pooled_dice, self.anything_found)

@@ -1,0 +1,70 @@
+"""What a measurement depends on besides the program: the processor, versions, memory."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+_CPU_INFO, _STATUS = Path("/proc/cpuinfo"), Path("/proc/self/status")
+# Instructions that decide how fast a network is; names are Linux's.
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+_PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "torch")
+
+
+def machine_facts() -> dict[str, Any]:
+    """Processor, cores that this process may use, instructions, load, system, versions; without what is unknown."""
+    facts = {
+        "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
+        "cores": cores(),
+        "cpu_flags": [flag for flag in _FLAGS if flag in _cpu_info("flags", "Features").split()],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {"defectseg": __version__, **_versions()},
+    }
+    if hasattr(os, "getloadavg"):
+        facts["load_1_min"] = round(os.getloadavg()[0], 2)
+    return facts
+
+
+def cores() -> int:
+    """Number of logical cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def peak_memory_mb() -> float | None:
+    """Largest resident size of this process so far, in MB (10^6 bytes); None where the system does not tell.
+
+    Linux's own counter begins anew with each program; getrusage's is inherited from the parent.
+    """
+    if _STATUS.exists():
+        for line in _STATUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) * 1024 / 1e6, 1)
+    if sys.platform == "darwin":
+        import resource
+
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)
+    return None
+
+
+def _cpu_info(*keys: str) -> str:
+    """The first value of /proc/cpuinfo under one of the keys, or ""."""
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() in keys), "")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,282 @@
+"""A prediction run from images to an output folder: what `defectseg predict` calls."""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError
+from defectseg.files import file_sha256
+from defectseg.image import read as image_files
+from defectseg.image.find import FoundImage
+from defectseg.image.read import DecodedImage
+from defectseg.inference.segment import Segmentation, segment_image
+from defectseg.inference.stages import StageTimes, timed
+from defectseg.inference.stream import (
+    _MOST_HELPERS,
+    _PIXELS_IN_WORK,
+    _Budget,
+    _file_bytes,
+    _Network,
+    _one_opencv_thread,
+    _ordered_map,
+    _Watched,
+)
+from defectseg.inference.views import with_tta
+from defectseg.machine import __version__
+from defectseg.model.info import Thresholds
+from defectseg.model.locate import as_paths
+from defectseg.predict.output import OutputFolder, RunKey
+from defectseg.predict.render import Rendered, render, render_failure
+from defectseg.predict.tables import STATUS_DEFECT, STATUS_FAILED, choose_outputs
+from defectseg.runtime.base import Runtime
+from defectseg.runtime.load import load_runtime
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """What a batch did: images processed, among them with a defect, and failed."""
+
+    processed: int
+    with_defect: int
+    failed: int
+
+
+def run_batch(
+    images: Sequence[FoundImage],
+    runtime: Runtime,
+    output: OutputFolder,
+    *,
+    thresholds: Thresholds,
+    only_classes: Collection[int] | None = None,
+    advance: Callable[[], None] = lambda: None,
+    times: StageTimes | None = None,
+) -> BatchCounts:
+    """Segment images and write what is found; an image that cannot be read is recorded and the batch goes on.
+
+    Args:
+        images: what to process; see OutputFolder.pending.
+        runtime: the model; called from `runtime.parallel` threads at once.
+        output: where results go, and which of them.
+        thresholds: gate, pixel threshold and minimum area for each class.
+        only_classes: ClassIds to report; None reports all.
+        advance: called after each image, in the order of `images`.
+        times: receives the time spent in each stage.
+
+    Raises:
+        ResourceError: memory or disk space ran out; what is done is kept.
+        ModelError: the network answers with something that is not a number.
+    """
+    processed = with_defect = failed = 0
+    with _one_opencv_thread(), _Network(runtime, times) as network:
+        worker = _Worker(network, thresholds, only_classes, output, times)
+        threads = network.parallel + max(2, min(os.cpu_count() or 2, _MOST_HELPERS))
+        with closing(_ordered_map(worker, images, threads=threads, abandon=network.stop)) as results:
+            for result in results:
+                with timed(times, "write"):
+                    output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
+                if result.record.status == STATUS_FAILED:
+                    failed += 1
+                    log.warning("%s", result.record.image["notes"])
+                else:
+                    processed += 1
+                    with_defect += result.record.status == STATUS_DEFECT
+                advance()
+    return BatchCounts(processed, with_defect, failed)
+
+
+class _Worker:
+    """Takes one image from its file to what is to be written of it; called from several threads at once."""
+
+    def __init__(
+        self,
+        network: "_Network",
+        thresholds: Thresholds,
+        only_classes: Collection[int] | None,
+        output: OutputFolder,
+        times: StageTimes | None,
+    ) -> None:
+        self._network = network
+        self._thresholds = thresholds
+        self._only_classes = only_classes
+        self._choice = output.key.outputs
+        self._times = times
+        # How large an image is, is known once it is read; until then its file is the best guess.
+        self._bytes_in_work = _Budget(_PIXELS_IN_WORK)
+        self._pixels_in_work = _Budget(_PIXELS_IN_WORK)
+
+    def __call__(self, found: FoundImage) -> Rendered:
+        with self._bytes_in_work.held(_file_bytes(found)):
+            try:
+                with timed(self._times, "decode"):
+                    decoded = image_files.decode(found.path)
+            except ImageError as error:
+                return render_failure(found, str(error))
+            with self._pixels_in_work.held(decoded.pixels.size):
+                return self._answered(found, decoded)
+
+    def _answered(self, found: FoundImage, decoded: DecodedImage) -> Rendered:
+        segmentation = self._segment(decoded.pixels)
+        with timed(self._times, "render"):
+            return render(found, decoded, segmentation, self._network.info.class_names, self._choice)
+
+    def _segment(self, pixels: NDArray[np.uint8]) -> Segmentation:
+        if self._times is None:
+            return segment_image(self._network, pixels, self._thresholds, only_classes=self._only_classes)
+        begun, network = time.perf_counter(), _Watched(self._network)
+        segmentation = segment_image(network, pixels, self._thresholds, only_classes=self._only_classes)
+        self._times.add("postprocess", max(0.0, time.perf_counter() - begun - network.waited_s))
+        return segmentation
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What `defectseg predict` was asked for.
+
+    Attributes:
+        model: model file, or several whose answers are averaged.
+        images: images to process, see defectseg.image.find.find_images.
+        out: output folder.
+        classes: ClassIds or names to report; None reports all.
+        overwrite: redo a folder that other settings wrote.
+        device: auto, cpu, cuda, cuda:N or mps.
+        runtime: auto, torch, openvino or onnx.
+        workers: images that the network works on at once; None for what suits the runtime. Results do not depend on it.
+        outputs: what is written, see defectseg.predict.tables; None for everything.
+        overlays: which images get an overlay: all, defects or none; None for all, where `outputs` has overlays.
+        tta: test-time augmentation: none, flips or turns; None for the model's own.
+        start: called with the number of images to process.
+        advance: called after each image.
+    """
+
+    model: Path | Sequence[Path]
+    images: Sequence[FoundImage]
+    out: Path
+    classes: Sequence[str] | None = None
+    overwrite: bool = False
+    device: str = "auto"
+    runtime: str = "auto"
+    workers: int | None = None
+    outputs: Sequence[str] | None = None
+    overlays: str | None = None
+    tta: str | None = None
+    start: Callable[[int], None] = lambda total: None
+    advance: Callable[[], None] = lambda: None
+
+
+def predict(request: PredictRequest) -> dict[str, Any]:
+    """Process the images that have no result yet in the output folder; see DESIGN for what is written.
+
+    Returns:
+        what run.json holds.
+
+    Raises:
+        OutputExistsError: the folder holds something else, or results of other settings.
+        ModelError, ResourceError, UsageError: the run cannot go on; what is done is kept and can be continued.
+    """
+    choice = choose_outputs(request.outputs, request.overlays)
+    if request.workers is not None and request.workers < 1:
+        raise UsageError(f"--workers {request.workers}: expected 1 or more. Leave it out for what suits the machine.")
+    workers = 1 if len(request.images) == 1 else request.workers  # all cores on the one image
+    loaded = load_runtime(request.model, request.device, request.runtime, workers=workers)
+    runtime = with_tta(loaded, request.tta)
+    info = runtime.info
+    only_classes = None if request.classes is None else resolve_classes(request.classes, info.class_names)
+    key = RunKey(
+        model_sha256=_models_sha256(as_paths(request.model)),
+        only_classes=only_classes,
+        thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+        tta=info.recipe.inference.tta,
+        outputs=choice,
+    )
+    run: dict[str, Any] = {
+        "defectseg": __version__,
+        "model": ", ".join(map(str, as_paths(request.model))),
+        "runtime": runtime.name,
+        "workers": runtime.parallel,
+        "tta": info.recipe.inference.tta,
+        "class_names": list(info.class_names),
+        "thresholds_chosen_by": info.thresholds.chosen_by,
+        "started": _now(),
+    }
+    with OutputFolder(request.out, key, overwrite=request.overwrite) as output:
+        output.write_run({**run, "status": "running"})
+        pending = output.pending(request.images)
+        request.start(len(pending))
+        begun = time.monotonic()
+        try:
+            counts = run_batch(
+                pending,
+                runtime,
+                output,
+                thresholds=info.thresholds,
+                only_classes=only_classes,
+                advance=request.advance,
+            )
+            run |= _outcome(counts, skipped=len(request.images) - len(pending), seconds=time.monotonic() - begun)
+            in_folder = output.finish(run)
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with suppress(DefectsegError):  # on a full disk, say; the first error is the one to report
+                output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
+            raise
+    return {**run, "images_in_folder": in_folder}
+
+
+def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
+    """ClassIds for names or numbers. Raises UsageError for none at all, or one that the model does not have."""
+    known = ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
+    if not wanted:
+        raise UsageError(f"--classes names no class; the model has {known}. Leave it out to report all.")
+    ids = []
+    for entry in wanted:
+        if entry in class_names:
+            ids.append(class_names.index(entry) + 1)
+        elif entry.isdecimal() and 1 <= int(entry) <= len(class_names):
+            ids.append(int(entry))
+        else:
+            raise UsageError(f"--classes {entry}: the model has {known}.")
+    return tuple(sorted(set(ids)))
+
+
+def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool) -> ExitCode:
+    """The exit code that a finished run calls for, from the images that are in its folder."""
+    if run["failed"]:
+        return ExitCode.PARTIAL
+    if fail_on_defect and run["images_in_folder"][STATUS_DEFECT]:
+        return ExitCode.DEFECT_FOUND
+    return ExitCode.DONE
+
+
+def _models_sha256(models: Sequence[Path]) -> str:
+    """Hash of the file; of several, hash of their hashes."""
+    hashes = [file_sha256(model) for model in models]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, Any]:
+    return {
+        "status": "finished",
+        "ended": _now(),
+        "processed": counts.processed,
+        "with_defect": counts.with_defect,
+        STATUS_FAILED: counts.failed,
+        "already_done": skipped,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(counts.processed / seconds, 2) if counts.processed and seconds > 0 else None,
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,99 @@
+"""Several models as one: the mean of their answers."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.errors import ModelError
+from defectseg.model.info import ModelInfo, Thresholds
+from defectseg.runtime.base import Answer, Runtime
+
+log = logging.getLogger(__name__)
+
+
+class EnsembleRuntime:
+    """A Runtime that averages the probabilities and gates of others.
+
+    Args:
+        runtimes: at least one; tiles and test-time augmentation are those of the first.
+        sources: the model file of each, for errors.
+
+    Raises:
+        ModelError: the models know other classes.
+    """
+
+    def __init__(self, runtimes: Sequence[Runtime], sources: Sequence[Path]) -> None:
+        self.runtimes = tuple(runtimes)
+        self.info = _join([runtime.info for runtime in runtimes], sources)
+        if any(runtime.info.recipe.inference != self.info.recipe.inference for runtime in runtimes):
+            log.warning("the models differ in tiles or views at test time; taken are those of %s", sources[0])
+
+    @property
+    def name(self) -> str:
+        """For example 'ensemble of 3: torch cpu bfloat16'."""
+        names = dict.fromkeys(runtime.name for runtime in self.runtimes)
+        return f"ensemble of {len(self.runtimes)}: {', '.join(names)}"
+
+    @property
+    def parallel(self) -> int:
+        """See Runtime: what suits the model that gains least from several calls at once."""
+        return min(runtime.parallel for runtime in self.runtimes)
+
+    def __call__(self, images: NDArray[np.uint8]) -> Answer:
+        """See Runtime."""
+        first, *others = self.runtimes
+        answer = first(images)
+        probabilities, gate = answer.probabilities.copy(), answer.gate.copy()
+        # A running mean: what all models agree on to the last bit stays so, as it would not in a sum divided by three.
+        for number, runtime in enumerate(others, start=2):
+            answer = runtime(images)
+            probabilities += (answer.probabilities - probabilities) / number
+            gate += (answer.gate - gate) / number
+        return Answer(probabilities, gate)
+
+
+def member_infos(runtime: Runtime) -> tuple[ModelInfo, ...]:
+    """The description of each model of an ensemble; of any other runtime, its own."""
+    if isinstance(runtime, EnsembleRuntime):
+        return tuple(member.info for member in runtime.runtimes)
+    return (runtime.info,)
+
+
+def _join(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo:
+    """One description of several models: the first's, with what differs averaged, united or left out."""
+    first = infos[0]
+    for info, source in zip(infos, sources, strict=True):
+        if info.class_names != first.class_names:
+            raise ModelError(
+                f"{source}: knows the classes {', '.join(info.class_names)}, but {sources[0]} knows "
+                f"{', '.join(first.class_names)}. Only models of the same classes in the same order can be averaged."
+            )
+    same_fold = all(info.fold == first.fold for info in infos)
+    same_data = all(info.data_fingerprint == first.data_fingerprint for info in infos)
+    return first.model_copy(
+        update={
+            "thresholds": _average([info.thresholds for info in infos]),
+            "fold": first.fold if same_fold else None,
+            "data_fingerprint": first.data_fingerprint if same_data else "",
+            "trained_on": tuple(dict.fromkeys(digest for info in infos for digest in info.trained_on)),
+            "metrics": {},
+            "created": max(info.created for info in infos),
+        }
+    )
+
+
+def _average(thresholds: Sequence[Thresholds]) -> Thresholds:
+    """Mean of each value; areas are rounded to whole pixels."""
+    chosen_by = "; ".join(dict.fromkeys(one.chosen_by for one in thresholds))
+    return Thresholds(
+        gate=tuple(map(mean, zip(*(one.gate for one in thresholds), strict=True))),
+        pixel=tuple(map(mean, zip(*(one.pixel for one in thresholds), strict=True))),
+        min_area_px=tuple(
+            round(mean(areas_px)) for areas_px in zip(*(one.min_area_px for one in thresholds), strict=True)
+        ),
+        chosen_by=f"mean of {len(thresholds)} models: {chosen_by}",
+    )

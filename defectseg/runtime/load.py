@@ -1,0 +1,136 @@
+"""Which library computes a model, told from the flags, the file and the machine without importing any of them."""
+
+import ctypes.util
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from defectseg.errors import MissingExtraError, UsageError
+from defectseg.model.device_names import parse_device
+from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, read_model_info
+from defectseg.model.locate import as_paths
+from defectseg.runtime.base import Runtime
+from defectseg.runtime.ensemble import EnsembleRuntime
+
+AUTO, TORCH, OPENVINO, ONNX = "auto", "torch", "openvino", "onnx"
+RUNTIMES = (AUTO, TORCH, OPENVINO, ONNX)
+_OF_SUFFIX = {OPENVINO_SUFFIX: OPENVINO, ONNX_SUFFIX: ONNX}
+_DEVICES = {TORCH: ("auto", "cpu", "cuda", "mps"), OPENVINO: ("auto", "cpu"), ONNX: ("auto", "cpu", "cuda")}
+_DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")  # Linux; Linux under Windows
+
+
+def choose_runtime(path: Path, device: str, runtime: str) -> str:
+    """The library for a model file: torch, openvino or onnx.
+
+    An export is computed by the library that it was made for; a bundle by torch on a graphics card, and by OpenVINO
+    on a processor.
+
+    Raises:
+        UsageError: no such runtime or device, or the file, the runtime and the device do not go together.
+    """
+    kind, _ = parse_device(device)
+    if runtime not in RUNTIMES:
+        raise UsageError(f"--runtime {runtime}: expected {', '.join(RUNTIMES)}.")
+    exported_for = _OF_SUFFIX.get(path.suffix.lower())
+    if exported_for is not None and runtime not in (AUTO, exported_for):
+        raise UsageError(
+            f"--runtime {runtime}: {path} was exported for {exported_for}. Leave --runtime out, or give the bundle."
+        )
+    chosen = exported_for or (_for_bundle(kind) if runtime == AUTO else runtime)
+    if kind not in _DEVICES[chosen]:
+        instead = "auto or cpu" if exported_for else "--runtime torch"
+        raise UsageError(f"--device {device}: {chosen} computes on {_devices_of(chosen)} only. Use {instead}.")
+    return chosen
+
+
+def _for_bundle(kind: str) -> str:
+    if kind in ("cuda", "mps") or (kind == "auto" and _is_worth_torch()):
+        return TORCH
+    return OPENVINO if find_spec("openvino") else TORCH
+
+
+def _is_worth_torch() -> bool:
+    """True where torch is installed and finds a graphics card. It is imported only if there seems to be one."""
+    if not find_spec("torch") or not may_have_graphics_card():
+        return False
+    from defectseg.model.devices import resolve_device
+
+    return resolve_device("auto").type != "cpu"
+
+
+def may_have_graphics_card() -> bool:
+    """True where a driver of NVIDIA is installed, or the machine is a Mac with Apple's processor.
+
+    It asks for files and libraries only, which takes a millisecond; torch, which takes seconds, knows for sure.
+    """
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return False
+    if sys.platform == "win32":
+        return ctypes.util.find_library("nvcuda") is not None
+    return any(Path(path).exists() for path in _DRIVER_FILES)
+
+
+def _devices_of(runtime: str) -> str:
+    return " or ".join(name for name in _DEVICES[runtime] if name != "auto")
+
+
+def load_runtime(
+    model: Path | Sequence[Path], device: str = AUTO, runtime: str = AUTO, *, workers: int | None = None
+) -> Runtime:
+    """Load a model for prediction, or several whose answers are averaged.
+
+    Args:
+        model: a bundle or an export, or several.
+        device: auto, cpu, cuda, cuda:N or mps.
+        runtime: one of RUNTIMES; auto takes torch on a graphics card and OpenVINO on a processor.
+        workers: calls at once to prepare for; None for what suits the runtime and the machine. With OpenVINO, one call
+            is answered by the cores divided by `workers`: for a single image, 1 is quickest.
+
+    Raises:
+        ModelError: a file cannot be used, or the models know other classes.
+        MissingExtraError: a package that is needed is not installed.
+        UsageError, ResourceError: no such runtime or device, or it is not there, or cannot run this file.
+    """
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: expected 1 or more.")
+    paths = as_paths(model)
+    for path in paths:
+        read_model_info(path)  # a wrong path is told before anything heavy is imported
+    choices = [choose_runtime(path, device, runtime) for path in paths]
+    loaders = {TORCH: _load_torch, OPENVINO: _load_openvino, ONNX: _load_onnx}
+    runtimes = [loaders[choice](path, device, workers) for path, choice in zip(paths, choices, strict=True)]
+    return runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes, paths)
+
+
+def _load_torch(path: Path, device: str, workers: int | None) -> Runtime:
+    try:
+        from defectseg.runtime.torch import load_torch_runtime
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"{path}: running a bundle in torch", "train") from error
+    return load_torch_runtime(path, device, workers=workers)
+
+
+def _load_openvino(path: Path, device: str, workers: int | None) -> Runtime:
+    from defectseg.runtime.cache import openvino_model
+    from defectseg.runtime.openvino import OpenVinoRuntime, load_openvino_runtime
+
+    if path.suffix.lower() == OPENVINO_SUFFIX:
+        return load_openvino_runtime(path, workers=workers)
+    return OpenVinoRuntime(openvino_model(path), read_model_info(path), workers=workers)
+
+
+def _load_onnx(path: Path, device: str, workers: int | None) -> Runtime:
+    from defectseg.runtime.cache import onnx_model
+
+    try:
+        from defectseg.runtime.onnx import load_onnx_runtime, open_session
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"{path}: ONNX Runtime", "onnx") from error
+    if path.suffix.lower() == ONNX_SUFFIX:
+        return load_onnx_runtime(path, device=device, workers=workers)
+    return open_session(onnx_model(path), read_model_info(path), source=path, device=device, workers=workers)

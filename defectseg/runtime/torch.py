@@ -1,0 +1,91 @@
+"""The network in PyTorch, on any device."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from defectseg.errors import ResourceError
+from defectseg.model.bundle import load_bundle
+from defectseg.model.devices import half_precision, is_out_of_memory, resolve_device
+from defectseg.model.info import ModelInfo
+from defectseg.model.network import DefectNetwork
+from defectseg.runtime.base import Answer
+
+
+class TorchRuntime:
+    """A Runtime around a network that is already on its device.
+
+    Args:
+        network: put into evaluation mode at each call, and back into the mode it was in.
+        info: its description.
+        dtype: 16-bit type to compute in, or None for float32.
+        workers: calls at once to tell of; one makes use of all cores, or of the graphics card.
+    """
+
+    def __init__(
+        self, network: DefectNetwork, info: ModelInfo, *, dtype: torch.dtype | None = None, workers: int | None = None
+    ) -> None:
+        self.network = network
+        self.info = info
+        self.device = next(network.parameters()).device
+        self.dtype = dtype
+        self.parallel = workers or 1
+
+    @property
+    def name(self) -> str:
+        """For example 'torch cpu bfloat16'."""
+        return f"torch {self.device} {str(self.dtype or torch.float32).removeprefix('torch.')}"
+
+    def __call__(self, images: NDArray[np.uint8]) -> Answer:
+        """See Runtime."""
+        was_training = self.network.training
+        if was_training:
+            self.network.eval()
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                return Answer(*self._fetch(*self.network.answer(self._send(images))))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            height, width = images.shape[-2:]
+            raise ResourceError(
+                f"{self.device}: out of memory on {len(images)} image(s) of {height}x{width}. "
+                "Train with a smaller inference.tile_hw, or use --device cpu."
+            ) from error
+        finally:
+            if was_training:
+                self.network.train()
+
+    def _send(self, images: NDArray[np.uint8]) -> Tensor:
+        """The images on the device. From pinned memory, the copy runs beside what the card computes for others."""
+        batch = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        return batch.to(self.device).contiguous(memory_format=torch.channels_last)
+
+    def _fetch(self, probabilities: Tensor, gate: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Arrays float32, which nothing writes to later."""
+        answers = (probabilities.float(), gate.float())
+        if self.device.type != "cuda":
+            return answers[0].cpu().numpy(), answers[1].cpu().numpy()
+        pinned = [torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True) for answer in answers]
+        for target, answer in zip(pinned, answers, strict=True):
+            target.copy_(answer, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+        return pinned[0].numpy(), pinned[1].numpy()
+
+
+def load_torch_runtime(path: Path, device: str = "auto", *, workers: int | None = None) -> TorchRuntime:
+    """Load a bundle onto a device, in the precision that is quickest there.
+
+    Raises:
+        ModelError: the bundle cannot be used.
+        UsageError, ResourceError: the device has no such name, or is not there.
+    """
+    target = resolve_device(device)
+    network, info = load_bundle(path)
+    network = network.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TorchRuntime(network, info, dtype=half_precision(target), workers=workers)

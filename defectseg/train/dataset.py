@@ -1,0 +1,263 @@
+"""Crops to train on, each a function of (seed, epoch, position): no worker, process or order changes them."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from defectseg.config import DataConfig
+from defectseg.data.folder import DataFolder
+from defectseg.image.read import decode
+from defectseg.train.augment import Augment
+from defectseg.train.crops import Place, cut, place_crop
+
+log = logging.getLogger(__name__)
+
+# The rest is for the network, its activations and the loader's workers.
+_SHARE_OF_FREE_MEMORY = 0.25
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class CropKey:
+    """Which crop: the epoch, the position in it, the image, where in it, and on a defect of which class (None: any)."""
+
+    epoch: int
+    position: int
+    image_id: str
+    place: Place = "anywhere"
+    class_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of N crops.
+
+    Attributes:
+        images: uint8 (N, 1, H, W).
+        masks: bool (N, C, H, W).
+        ignore: bool (N, H, W).
+        image_ids: N ImageIds.
+    """
+
+    images: Tensor
+    masks: Tensor
+    ignore: Tensor
+    image_ids: tuple[str, ...]
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
+        """The same batch on another device; Accelerate calls this."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same batch in memory that a GPU can read by itself; the data loader calls this."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, images=change(self.images), masks=change(self.masks), ignore=change(self.ignore))
+
+
+class CropSampler(Sampler[CropKey]):
+    """Chooses the images of each epoch.
+
+    A share of the positions goes to defects (a part of it to each class alike, so that a rare one is seen as often as
+    a common one), a share to clean steel, the others anywhere; each group of images is gone through in a new random
+    order before any image comes again.
+
+    Args:
+        folder: labels, to know which images have a defect.
+        image_ids: images to train on.
+        config: shares of the crops, crops in an epoch.
+        seed: of the run.
+    """
+
+    def __init__(self, folder: DataFolder, image_ids: Sequence[str], config: DataConfig, seed: int) -> None:
+        self.image_ids = list(image_ids)
+        self.defective = [image_id for image_id in image_ids if folder.classes_of(image_id)]
+        self.config = config
+        self.length = config.samples_per_epoch or len(self.image_ids)
+        by_class = {
+            class_id: [image_id for image_id in self.defective if class_id in folder.classes_of(image_id)]
+            for class_id in range(1, folder.num_classes + 1)
+        }
+        self.by_class = {class_id: members for class_id, members in by_class.items() if members}
+        self.clean = self.image_ids
+        if config.crop_hw is None:  # a whole image with a defect has no clean place
+            defective = set(self.defective)
+            self.clean = [image_id for image_id in image_ids if image_id not in defective]
+        self.seed = seed
+        self.epoch = 0
+        self.share_done = 0.0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, that the next iteration gives."""
+        self.epoch = epoch
+
+    def set_progress(self, share_done: float) -> None:
+        """Say which share of the training, 0..1, lies before the next iteration: it lowers the class balance."""
+        self.share_done = share_done
+
+    def start_at(self, position: int) -> None:
+        """Leave out the crops before this position, from the next iteration on: an interrupted epoch had them."""
+        self.start = position
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[CropKey]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        num_defect = round(self.config.defect_crops * self.length) if self.defective else 0
+        num_clean = min(round(self.config.clean_crops * self.length), self.length - num_defect) if self.clean else 0
+        num_each = round(self._balance() * num_defect) // max(1, len(self.by_class))
+        chosen: list[tuple[str, Place, int | None]] = []
+        for class_id, members in self.by_class.items():
+            chosen += [(image_id, "defect", class_id) for image_id in _cycle(members, num_each, rng)]
+        chosen += [(image_id, "defect", None) for image_id in _cycle(self.defective, num_defect - len(chosen), rng)]
+        chosen += [(image_id, "clean", None) for image_id in _cycle(self.clean, num_clean, rng)]
+        rest = self.length - len(chosen)
+        chosen += [(image_id, "anywhere", None) for image_id in _cycle(self.image_ids, rest, rng)]
+        order = rng.permutation(len(chosen))
+        for position in range(self.start, len(chosen)):
+            yield CropKey(self.epoch, position, *chosen[order[position]])
+
+    def _balance(self) -> float:
+        """The class balance now: it falls to 0 in a straight line, or stays."""
+        until = self.config.balance_until
+        if until >= 1:
+            return self.config.class_balance
+        return self.config.class_balance * max(0.0, 1 - self.share_done / until) if until else 0.0
+
+
+class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]):
+    """Cuts and augments what the sampler chooses.
+
+    Args:
+        folder: images and labels.
+        crop_hw: size of a crop, or None for whole images.
+        augment: random changes.
+        seed: of the run.
+        cache: ImageId -> decoded image, uint8 (H, W); images that are not in it are read at each access.
+        black_limit: a crop with a larger share of black is drawn again, see `place_crop`.
+    """
+
+    def __init__(
+        self,
+        folder: DataFolder,
+        crop_hw: tuple[int, int] | None,
+        augment: Augment,
+        seed: int,
+        *,
+        cache: Mapping[str, NDArray[np.uint8]] | None = None,
+        black_limit: float = 1.0,
+    ) -> None:
+        self.folder = folder
+        self.crop_hw = crop_hw
+        self.augment = augment
+        self.seed = seed
+        self.cache = cache or {}
+        self.black_limit = black_limit
+
+    def __getitem__(self, key: CropKey) -> tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]:
+        """Image uint8 (h, w) and layers uint8 (h, w, C + 1): a mask of 0 and 1 for each class, then what to ignore."""
+        rng = np.random.default_rng([self.seed, key.epoch, key.position, 1])
+        pixels = self._pixels(key.image_id)
+        masks, ignore = self.folder.masks_of(key.image_id, (pixels.shape[0], pixels.shape[1]))
+        layers = np.concatenate([masks, ignore[None]]).view(np.uint8)
+        if self.crop_hw is not None:
+            corner = place_crop(
+                pixels,
+                masks,
+                self.crop_hw,
+                place=key.place,
+                rng=rng,
+                class_id=key.class_id,
+                black_limit=self.black_limit,
+            )
+            pixels, layers = cut(pixels, layers, corner, self.crop_hw)
+        # A copy, since the cache is read-only and a crop of it must not keep the whole image alive.
+        image, changed = self.augment(
+            pixels.copy(), np.ascontiguousarray(layers.transpose(1, 2, 0)), int(rng.integers(2**31))
+        )
+        return key, image, changed
+
+    def _pixels(self, image_id: str) -> NDArray[np.uint8]:
+        cached = self.cache.get(image_id)
+        return decode(self.folder.image_path(image_id)).pixels if cached is None else cached
+
+
+def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:
+    """Stack crops of one size into tensors."""
+    keys, images, layers = zip(*items, strict=True)
+    stacked = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2).bool()
+    return Batch(
+        images=torch.from_numpy(np.stack(images))[:, None],
+        masks=stacked[:, :-1].contiguous(),
+        ignore=stacked[:, -1].contiguous(),
+        image_ids=tuple(key.image_id for key in keys),
+    )
+
+
+def cache_fits(sizes: Mapping[str, tuple[int, int]], setting: bool | Literal["auto"]) -> bool:
+    """Whether to keep decoded images: as the setting says, or, for `auto`, where they take little of the free memory.
+
+    Args:
+        sizes: ImageId -> (H, W) of the images to keep, one byte a pixel.
+        setting: `data.cache`.
+    """
+    if setting != "auto":
+        return setting
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each of them keeps its own
+    needed_bytes = processes * sum(height * width for height, width in sizes.values())
+    return needed_bytes <= _SHARE_OF_FREE_MEMORY * _free_memory_bytes()
+
+
+def load_cache(folder: DataFolder, image_ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
+    """Decode images to grey uint8 (H, W), read-only.
+
+    To be called before the loader forks its workers, so that all of them share the one copy.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+
+    def load(image_id: str) -> NDArray[np.uint8]:
+        pixels = decode(folder.image_path(image_id)).pixels
+        pixels.setflags(write=False)
+        return pixels
+
+    names = list(image_ids)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        images = dict(zip(names, pool.map(load, names), strict=True))
+    log.info("%d decoded images in memory (%.0f MB)", len(images), sum(image.nbytes for image in images.values()) / 1e6)
+    return images
+
+
+def _cycle(items: Sequence[str], count: int, rng: np.random.Generator) -> Iterator[str]:
+    """`count` items: all of them in a random order, then all in another, and so on."""
+    while count > 0:
+        for index in rng.permutation(len(items))[:count]:
+            yield items[index]
+        count -= len(items)
+
+
+def _free_memory_bytes() -> int:
+    """Free memory, of the container where it has less than the machine; 0 where the system does not tell."""
+    try:
+        free = max(0, os.sysconf("SC_AVPHYS_PAGES")) * max(0, os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return 0
+    try:
+        limit, used = (int((_CGROUP / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
+    return min(free, max(0, limit - used))

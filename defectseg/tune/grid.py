@@ -1,0 +1,140 @@
+"""The settings that a search tries, and what images score under each of them.
+
+A setting is a pixel threshold, a minimum area and a gate. What images score adds up, so that sums over parts of the
+images give the sums over all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.evaluate.metrics import dice_of
+from defectseg.tune.sums import ImageSums
+
+DEFAULT_SETTING = (0.5, 0, 0.5)
+"""Pixel threshold, minimum area in px, gate."""
+
+Places = tuple[int, int, int]
+"""Where a setting stands in the grid: of P pixel thresholds, A minimum areas, G gates."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The settings that are tried: each pixel threshold with each minimum area and each gate, all rising."""
+
+    pixel: tuple[float, ...]
+    area_px: tuple[int, ...]
+    gate: tuple[float, ...]
+
+    @cached_property
+    def default(self) -> Places:
+        """The setting nearest to the defaults."""
+        axes = zip((self.pixel, self.area_px, self.gate), DEFAULT_SETTING, strict=True)
+        pixel, area, gate = (int(np.argmin(np.abs(np.asarray(values) - value))) for values, value in axes)
+        return pixel, area, gate
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """How many places each setting lies from the default one: int (P, A, G)."""
+        sizes = (len(self.pixel), len(self.area_px), len(self.gate))
+        return np.asarray(
+            sum(np.ix_(*(np.abs(np.arange(size) - place) for size, place in zip(sizes, self.default, strict=True))))
+        )
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What N images score in all, by class.
+
+    Attributes:
+        images: N.
+        positives: int (C,), images that have the class.
+        dice: float (C, ...), sum of the Dice over all images; a default axis order (C, P, A, G) where there is one.
+        positive_dice: the same over the images that have the class.
+        hits: of those, the images in which some predicted pixel is true.
+        alarms: images without the class in which some pixel is predicted.
+    """
+
+    images: int
+    positives: NDArray[np.int64]
+    dice: NDArray[np.float64]
+    positive_dice: NDArray[np.float64]
+    hits: NDArray[np.float64]
+    alarms: NDArray[np.float64]
+
+    def __add__(self, other: Self) -> "Totals":
+        """The totals of both sets of images together."""
+        return Totals(*(getattr(self, name) + getattr(other, name) for name in Totals.__dataclass_fields__))
+
+    def __sub__(self, other: Self) -> "Totals":
+        """The totals without the images of the other."""
+        return Totals(*(getattr(self, name) - getattr(other, name) for name in Totals.__dataclass_fields__))
+
+    def at(self, places: Sequence[Places]) -> "Totals":
+        """The totals under one setting for each class: arrays (C,)."""
+        index = (np.arange(len(places)), *np.array(places).T)
+        sums = (self.dice, self.positive_dice, self.hits, self.alarms)
+        return Totals(self.images, self.positives, *(array[index] for array in sums))
+
+
+class Table:
+    """Each image under each pixel threshold and minimum area, in the order of `images`.
+
+    Args:
+        images: at least one.
+        grid: the settings, whose minimum areas are the first ones of the images' sums.
+
+    Attributes:
+        true_px: int (N, C).
+        passes: bool (C, N, G), whether the gate lets the class pass.
+    """
+
+    def __init__(self, images: Sequence[ImageSums], grid: Grid) -> None:
+        areas = len(grid.area_px)
+        self._kept_px = np.stack([image.kept_px[..., :areas] for image in images], axis=1)  # (C, N, 2, P, A)
+        self.true_px = np.stack([image.true_px for image in images])
+        self.positive = self.true_px > 0
+        gates = np.stack([image.gate for image in images])
+        self.passes = gates.T[:, :, None] >= np.asarray(grid.gate, np.float32)
+        self._dice = np.stack([self._dice_of_class(index) for index in range(len(self._kept_px))])
+
+    def _dice_of_class(self, index: int) -> NDArray[np.float64]:
+        """Dice (N, P, A) of one class where it passes."""
+        predicted_px, both_px = self._kept_px[index].astype(np.int64).swapaxes(0, 1)
+        return dice_of(self.true_px[:, index, None, None], predicted_px, both_px)
+
+    def totals(self, rows: NDArray[np.int64]) -> Totals:
+        """What some of the images add up to under every setting; arrays (C, P, A, G)."""
+        passes, positive, dice = self.passes[:, rows], self.positive[rows].T, self._dice[:, rows]
+        kept = self._kept_px[:, rows] > 0
+
+        def total(values: NDArray[np.generic]) -> NDArray[np.float64]:
+            return np.asarray(np.einsum("cnpa,cng->cpag", values.astype(np.float64), passes, optimize=True))
+
+        stopped = np.einsum("cn,cng->cg", ~positive, ~passes, dtype=np.float64)
+        held = positive[:, :, None, None]
+        return Totals(
+            images=len(rows),
+            positives=positive.sum(axis=1),
+            dice=total(dice) + stopped[:, None, None, :],
+            positive_dice=total(dice * held),
+            hits=total(kept[:, :, 1]),
+            alarms=total(kept[:, :, 0] & ~held),
+        )
+
+    def counts(self, places: Sequence[Places]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Predicted pixels and true ones among them, int (N, C), under one setting for each class."""
+        kept = [
+            np.where(self.passes[index, :, None, gate], self._kept_px[index, :, :, pixel, area], 0)
+            for index, (pixel, area, gate) in enumerate(places)
+        ]
+        predicted_px, both_px = np.stack(kept, axis=1, dtype=np.int64).transpose(2, 0, 1)
+        return predicted_px, both_px
+
+    def dice(self, places: Sequence[Places]) -> NDArray[np.float64]:
+        """Dice (N, C) under one setting for each class."""
+        return dice_of(self.true_px, *self.counts(places))

@@ -1,0 +1,118 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from defectseg.copies.descriptors import TURNS, Looks, look_at, look_at_all, turned, turned_back, whitened
+from defectseg.data.synthetic import make_sheet
+from defectseg.image import read
+
+
+def test_turns_are_what_their_names_say() -> None:
+    picture = np.array([[1, 2, 3], [4, 5, 6]])
+    assert {turn: turned(picture, turn).tolist() for turn in TURNS} == {
+        "0": [[1, 2, 3], [4, 5, 6]],
+        "90": [[3, 6], [2, 5], [1, 4]],
+        "180": [[6, 5, 4], [3, 2, 1]],
+        "270": [[4, 1], [5, 2], [6, 3]],
+        "mirror": [[3, 2, 1], [6, 5, 4]],
+        "mirror+90": [[1, 4], [2, 5], [3, 6]],
+        "mirror+180": [[4, 5, 6], [1, 2, 3]],
+        "mirror+270": [[6, 3], [5, 2], [4, 1]],
+    }
+
+
+@given(st.sampled_from(TURNS), st.integers(1, 4), st.integers(1, 4))
+def test_a_turn_is_undone_by_its_counterpart(turn: str, height: int, width: int) -> None:
+    picture = np.arange(2 * height * width).reshape(2, height, width)
+    assert np.array_equal(turned(turned(picture, turn), turned_back(turn)), picture)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_look_of_a_turned_image_is_the_turned_look(turn: str) -> None:
+    image = make_sheet(1, 0, (192, 128)).image
+    look, other = look_at(image), look_at(turned(image, turn))
+    assert np.abs(turned(look.thumb, turn) - other.thumb).max() < 1e-5
+    assert np.abs(turned(look.detail, turn).astype(int) - other.detail).max() <= 1
+
+
+def test_look_hardly_depends_on_light_and_contrast() -> None:
+    image = make_sheet(1, 1, (128, 128)).image
+    ramp = np.linspace(0, 40, 128)
+    lit = np.clip(image * 0.7 + 20 + ramp, 0, 255).astype(np.uint8)
+    look, other = look_at(image), look_at(lit)
+    assert float((look.thumb * other.thumb).sum()) > 0.95
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((128, 128), np.uint8),
+        np.full((64, 200), 131, np.uint8),
+        np.full((64, 200), 255, np.uint8),
+        np.random.default_rng(0).integers(0, 255, (16, 400), np.uint8),  # too small a side
+    ],
+)
+def test_images_without_structure_have_no_thumb(image: NDArray[np.uint8]) -> None:
+    assert not look_at(image).thumb.any()
+
+
+def test_saturated_cells_alone_are_zero_in_the_detail() -> None:
+    image = make_sheet(1, 2, (128, 128)).image // 2
+    image[40:60, 70:90] = 255
+    zero = look_at(image).detail == 0
+    assert zero[40:60, 70:90].all()
+    assert zero.sum() == 400
+
+
+def test_whitened_picture_has_an_even_spectrum() -> None:
+    rng = np.random.default_rng(3)
+    smooth = cv2.GaussianBlur(rng.standard_normal((128, 128)), (0, 0), 2)
+    detail = np.clip(smooth / smooth.std() * 32, -127, 127).astype(np.int8)
+    picture = whitened(detail)
+    assert float(np.linalg.norm(picture)) == pytest.approx(1, abs=1e-5)
+    before, after = (np.abs(np.fft.rfft2(one.astype(np.float64))).ravel()[1:] for one in (detail, picture))
+    # Exponent 0.7 leaves 0.3 of the range in decibels.
+    spans = [np.ptp(np.log(np.quantile(one, (0.05, 0.95)))) for one in (before, after)]
+    assert spans[1] == pytest.approx(0.3 * spans[0], rel=0.1)
+
+
+def test_strip_profile_takes_the_longer_side_for_the_one_across() -> None:
+    image = make_sheet(2, 0, (96, 480)).image
+    assert look_at(image).strip.any(axis=1).tolist() == [True, True, True]
+    assert np.allclose(look_at(np.ascontiguousarray(image.T)).strip, look_at(image).strip, atol=1e-5)
+    assert not look_at(image[:, :300]).strip.any()
+    assert not look_at(np.minimum(image, 8)).strip.any(), "dark all over"
+
+
+def test_files_are_looked_at_in_order_and_faulty_ones_are_told(tmp_path: Path) -> None:
+    sheets = [make_sheet(4, index, (128, 400)).image for index in range(3)]
+    paths = [tmp_path / f"{index}.png" for index in range(4)]
+    for path, sheet in zip(paths, sheets, strict=False):
+        cv2.imwrite(str(path), sheet)
+    paths.insert(1, paths.pop())
+    steps: list[tuple[int, int]] = []
+    looks, failed = look_at_all(paths, report=lambda done, of: steps.append((done, of)))
+    assert list(failed) == [1]
+    assert "cannot be read" in failed[1]
+    assert not looks.thumb[1].any()
+    for index, sheet in ((0, sheets[0]), (2, sheets[1]), (3, sheets[2])):
+        assert np.array_equal(looks.detail[index], look_at(sheet).detail)
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_large_jpeg_is_decoded_at_a_reduced_size_and_looks_alike(tmp_path: Path) -> None:
+    sheet = make_sheet(5, 0, (512, 1600)).image
+    path = tmp_path / "a.jpg"
+    cv2.imwrite(str(path), sheet)
+    assert read.decode_small(path, shorter_px=128, longer_px=400).shape == (128, 400)
+    assert read.decode_small(path, shorter_px=128, longer_px=401).shape == (256, 800)
+    assert read.decode_small(path, shorter_px=300, longer_px=400).shape == (512, 1600)
+    small, _ = look_at_all([path])
+    whole = Looks(1)
+    whole[0] = look_at(read.decode(path).pixels)
+    assert float((small.thumb[0].astype(float) * whole.thumb[0]).sum()) > 0.98

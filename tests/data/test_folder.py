@@ -1,0 +1,245 @@
+import pickle
+import re
+from collections.abc import Sequence
+from itertools import permutations
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from defectseg.data.folder import open_data_folder
+from defectseg.errors import DataError, LabelError
+
+ROWS = "a.jpg,1,1 2\na.jpg,3,5 1\nb.jpg,2,3 1\nb.jpg,255,4 2\n"
+
+
+def data_folder(
+    tmp_path: Path, rows: str = ROWS, images: tuple[str, ...] = ("a.jpg", "b.jpg", "sub/clean.jpg"), **files: str
+) -> Path:
+    for name in images:
+        path = tmp_path / "train_images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.zeros((2, 3), np.uint8))
+    (tmp_path / "train.csv").write_text(f"ImageId,ClassId,EncodedPixels\n{rows}")
+    for name, text in files.items():
+        (tmp_path / name.replace("_", ".")).write_text(text)
+    return tmp_path
+
+
+def test_clean_images_are_known_from_the_folder(tmp_path: Path) -> None:
+    folder = open_data_folder(data_folder(tmp_path))
+    assert folder.image_ids == ("a.jpg", "b.jpg", "sub/clean.jpg")
+    assert [folder.classes_of(image_id) for image_id in folder.image_ids] == [(1, 3), (2,), ()]
+    assert folder.image_path("sub/clean.jpg") == tmp_path / "train_images/sub/clean.jpg"
+    assert folder.missing_images == ()
+
+
+def test_masks_have_a_plane_for_each_class_and_ignored_pixels_stand_apart(tmp_path: Path) -> None:
+    folder = open_data_folder(data_folder(tmp_path))
+    masks, ignore = folder.masks_of("a.jpg", (2, 3))
+    assert masks.shape == (4, 2, 3)
+    np.testing.assert_array_equal(masks[0], [[True, False, False], [True, False, False]])
+    np.testing.assert_array_equal(masks[2], [[False, False, True], [False, False, False]])
+    assert not masks[[1, 3]].any()
+    assert not ignore.any()
+    masks, ignore = folder.masks_of("b.jpg", (2, 3))
+    np.testing.assert_array_equal(ignore, [[False, False, True], [False, True, False]])
+    assert masks.sum() == 1
+    masks, ignore = folder.masks_of("sub/clean.jpg", (2, 3))
+    assert not masks.any()
+    assert ignore.shape == (2, 3)
+
+
+def test_mask_that_does_not_fit_its_image_is_refused_with_image_and_pair(tmp_path: Path) -> None:
+    folder = open_data_folder(data_folder(tmp_path))
+    with pytest.raises(LabelError, match=r"a\.jpg, ClassId 3: pair 1 \('5 1'\) ends beyond the last pixel 4"):
+        folder.masks_of("a.jpg", (2, 2))
+
+
+def test_classes_are_those_of_classes_txt_then_four_or_more(tmp_path: Path) -> None:
+    root = data_folder(tmp_path)
+    assert open_data_folder(root).class_names == ("class 1", "class 2", "class 3", "class 4")
+    (root / "classes.txt").write_bytes(b"\xef\xbb\xbfpits\r\n cracks \r\nscratches\r\n\r\n")
+    assert open_data_folder(root).class_names == ("pits", "cracks", "scratches")
+
+
+@pytest.mark.parametrize("order", [*permutations((1, 2, 3))])
+def test_the_order_of_classes_txt_changes_nothing_for_a_model(tmp_path: Path, order: tuple[int, ...]) -> None:
+    names = {number: "pqr"[own - 1] for number, own in enumerate(order, start=1)}
+    rows = [row.split(",") for row in ROWS.splitlines()]
+    renumbered = [f"{image},{order.index(int(n)) + 1 if n != '255' else n},{runs}\n" for image, n, runs in rows]
+    root = data_folder(tmp_path, rows="".join(renumbered), classes_txt="\n".join(names.values()))
+
+    folder = open_data_folder(root, class_names=("p", "q", "r"))
+
+    assert folder.class_names == ("p", "q", "r")
+    assert {i: dict(folder.table.rles[i]) for i in ("a.jpg", "b.jpg")} == {
+        "a.jpg": {1: "1 2", 3: "5 1"},
+        "b.jpg": {2: "3 1", 255: "4 2"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("lines", "model", "names", "of_a", "of_b", "said"),
+    [
+        ("q r p", "p,q,r", "p,q,r", (1, 2), (3,), ""),
+        ("q r p", "p,x,q,r,y", "p,q,r", (1, 2), (3,), "does not name x, y; .*only p, q, r count"),
+        ("q r p s", "s,p,q,r", "s,p,q,r", (2, 3), (4,), ""),
+        ("1 2 3", "p,q,r", "p,q,r", (1, 3), (2,), "by number"),
+        ("1 2 3", "p,q,r,s", "p,q,r", (1, 3), (2,), "by number.*\\n.*does not name s"),
+        ("3 1 2", "p,q,r", "p,q,r", (2, 3), (1,), "by number"),
+        ("p q r", "1,2,3,4", "1,2,3", (1, 3), (2,), "by number: the model.*\\n.*does not name class 4"),
+        ("2 3 4", "1,2,3,4", "2,3,4", (1, 3), (2,), "by number.*\\n.*does not name class 1"),
+        (None, "p,q,r", "p,q,r", (1, 3), (2,), "without classes.txt"),
+        (None, "1,2,3,4", "1,2,3,4", (1, 3), (2,), "without classes.txt"),
+    ],
+)
+def test_classes_are_matched_with_a_model_by_name_else_by_number_and_that_is_said(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    lines: str | None,
+    model: str,
+    names: str,
+    of_a: tuple[int, ...],
+    of_b: tuple[int, ...],
+    said: str,
+) -> None:
+    caplog.set_level("INFO", "defectseg")
+    root = data_folder(tmp_path)
+    if lines is not None:
+        (root / "classes.txt").write_text("\n".join(_names(lines.split())))
+
+    folder = open_data_folder(root, class_names=_names(model.split(",")))
+
+    assert folder.class_names == _names(names.split(","))
+    assert (folder.classes_of("a.jpg"), folder.classes_of("b.jpg")) == (of_a, of_b)
+    assert folder.masks_of("b.jpg", (2, 3))[1].sum() == 2
+    assert re.fullmatch(f".*{said}.*", "\n".join(caplog.messages)) if said else not caplog.messages
+    assert len(caplog.messages) == (said.count("\\n") + 1 if said else 0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "model", "unknown"),
+    [
+        ("p q rust", "p,q,r", "rust"),
+        ("p q r rust", "p,q,r", "rust"),
+        ("1 2 3 4 5", "p,q,r,s", "class 5"),
+        ("p q r s t", "1,2,3,4", "t"),
+        ("p q 3", "p,q,r", "class 3"),
+        ("1 2 5", "1,2,3,4", "class 5"),
+    ],
+)
+def test_a_class_that_the_model_does_not_know_is_refused_with_both_lists(
+    tmp_path: Path, lines: str, model: str, unknown: str
+) -> None:
+    own, known = _names(lines.split()), _names(model.split(","))
+    with pytest.raises(DataError, match=rf"classes\.txt: names {unknown}, .*{', '.join(own)}; .*{', '.join(known)}\."):
+        open_data_folder(data_folder(tmp_path, classes_txt="\n".join(own)), class_names=known)
+
+
+def _names(words: Sequence[str]) -> tuple[str, ...]:
+    """Numbers stand for placeholders."""
+    return tuple(f"class {word}" if word.isdecimal() else word for word in words)
+
+
+def test_largest_class_id_counts_where_nothing_names_the_classes_but_255_does_not(tmp_path: Path) -> None:
+    assert open_data_folder(data_folder(tmp_path, rows="a.jpg,6,1 2\na.jpg,255,3 1\n")).num_classes == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pits\ncracks\n", r"a\.jpg has a mask of ClassId 3, but there are 2 classes \(pits, cracks\)"),
+        ("pits\n\ncracks\n", r"classes\.txt: the name of ClassId 2 is blank"),
+        ("pits\ncracks\npits\n", r"classes\.txt: 'pits' names ClassId 1 and 3"),
+        ("", r"classes\.txt: 0 class names"),
+        ("".join(f"{n}\n" for n in range(255)), r"classes\.txt: 255 class names; expected 1 to 254"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_data_folder(data_folder(tmp_path, classes_txt=text))
+
+
+def test_model_with_fewer_classes_than_the_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="ClassId 3, but there are 2 classes"):
+        open_data_folder(data_folder(tmp_path), class_names=["x", "y"])
+
+
+def test_rows_of_missing_images_are_told_apart(tmp_path: Path) -> None:
+    folder = open_data_folder(data_folder(tmp_path, images=("b.jpg",)))
+    assert folder.image_ids == ("b.jpg",)
+    assert folder.missing_images == ("a.jpg",)
+    assert folder.classes_of("a.jpg") == (1, 3)
+
+
+def test_folder_of_which_no_row_has_its_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"it names 'a\.jpg', train_images/ holds 'a\.png'"):
+        open_data_folder(data_folder(tmp_path, images=("a.png", "b.png")))
+
+
+def test_folder_of_clean_images_alone_opens(tmp_path: Path) -> None:
+    assert open_data_folder(data_folder(tmp_path, rows="")).classes_of("a.jpg") == ()
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere: no such folder"):
+        open_data_folder(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"has no train_images/"):
+        open_data_folder(tmp_path)
+    (tmp_path / "train_images").mkdir()
+    with pytest.raises(DataError, match=r"has neither train\.csv nor train\.csv\.gz; .*data import --help"):
+        open_data_folder(tmp_path)
+    (tmp_path / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n")
+    with pytest.raises(DataError, match=r"No image in .*train_images"):
+        open_data_folder(tmp_path)
+    (tmp_path / "train.csv.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"has train\.csv and train\.csv\.gz"):
+        open_data_folder(tmp_path)
+
+
+def test_images_and_masks_are_to_be_imported(tmp_path: Path) -> None:
+    for name in ("my steel/images", "my steel/masks"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"data import masks '.*/my steel' --out DIR"):
+        open_data_folder(tmp_path / "my steel")
+
+
+def test_groups_are_read_for_the_images_that_have_one(tmp_path: Path) -> None:
+    folder = open_data_folder(data_folder(tmp_path, groups_csv="ImageId,Group\na.jpg,coil 7\nb.jpg,coil 7\n"))
+    assert folder.groups == {"a.jpg": "coil 7", "b.jpg": "coil 7"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Image,Group\na.jpg,1\n", r"groups\.csv: has the columns Image, Group; expected ImageId,Group"),
+        ("ImageId,Group\na.jpg,\n", r"groups\.csv, line 2: a\.jpg has a blank group"),
+        ("ImageId,Group\na.jpg,1\na.jpg,2\n", r"groups\.csv, line 3: a\.jpg is in group '1' already"),
+        ("ImageId,Group\n../a.jpg,1\n", r"groups\.csv, line 2: ImageId '\.\./a\.jpg'"),
+        ("ImageId,Group\na.jpg\n", r"groups\.csv, line 2: has 1 fields"),
+    ],
+)
+def test_faulty_groups_are_refused_with_the_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(LabelError, match=message):
+        open_data_folder(data_folder(tmp_path, groups_csv=text))
+
+
+def test_fingerprint_changes_with_labels_and_images_and_with_nothing_else(tmp_path: Path) -> None:
+    root = data_folder(tmp_path)
+    first = open_data_folder(root).fingerprint()
+    lines = ROWS.splitlines()
+    data_folder(tmp_path, rows="\n".join(reversed(lines)), classes_txt="p\nq\nr\n")
+    assert open_data_folder(root).fingerprint() == first
+    data_folder(tmp_path, rows=ROWS.replace("5 1", "5 2"))
+    assert open_data_folder(root).fingerprint() != first
+    data_folder(tmp_path)
+    with (root / "train_images/sub/clean.jpg").open("ab") as handle:
+        handle.write(b"\0")
+    assert open_data_folder(root).fingerprint() != first
+
+
+def test_folder_travels_to_worker_processes(tmp_path: Path) -> None:
+    folder = open_data_folder(data_folder(tmp_path))
+    assert pickle.loads(pickle.dumps(folder)) == folder

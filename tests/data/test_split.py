@@ -1,0 +1,211 @@
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from defectseg.copies.descriptors import turned
+from defectseg.data.folder import DataFolder, LabelTable
+from defectseg.data.split import Ties, divide, divide_ignoring_ties, find_ties, make_folds, read_split, write_split
+from defectseg.data.synthetic import make_sheet
+from defectseg.errors import LabelError, UsageError
+
+
+def folder(classes_of: Mapping[str, tuple[int, ...]], groups: Mapping[str, str] | None = None) -> DataFolder:
+    rles = {image_id: dict.fromkeys(classes, "1 1") for image_id, classes in classes_of.items() if classes}
+    table = LabelTable(rles, frozenset(rles))
+    return DataFolder(Path("none"), tuple(sorted(classes_of)), table, ("p", "c", "s", "a"), groups or {})
+
+
+def severstal_like() -> dict[str, tuple[int, ...]]:
+    sets: Sequence[tuple[int, ...]] = (
+        [()] * 100 + [(3,)] * 80 + [(1,)] * 15 + [(4,)] * 12 + [(2,)] * 6 + [(3, 4)] * 3 + [(1, 2)]
+    )
+    return {f"{number:04d}.jpg": classes for number, classes in enumerate(sets)}
+
+
+def test_every_fold_gets_its_share_of_every_class_set() -> None:
+    sets = severstal_like()
+    folds = make_folds(folder(sets), folds=5)
+    assert list(folds) == sorted(sets)
+    counts = Counter((sets[image_id], fold) for image_id, fold in folds.items())
+    assert {counts[(), fold] for fold in range(5)} == {20}
+    assert {counts[(3,), fold] for fold in range(5)} == {16}
+    assert {counts[(1,), fold] for fold in range(5)} == {3}
+    # (3, 4) is too rare for five folds and counts with its rarer class, 4: 15 images, three a fold
+    assert {counts[(4,), fold] + counts[(3, 4), fold] for fold in range(5)} == {3}
+    # (1, 2) counts with 2: seven images, one or two a fold
+    assert {counts[(2,), fold] + counts[(1, 2), fold] for fold in range(5)} == {1, 2}
+    assert sorted(Counter(folds.values()).values()) == [43, 43, 43, 44, 44]
+
+
+def test_seed_decides_and_is_all_that_decides() -> None:
+    sets = severstal_like()
+    assert make_folds(folder(sets), seed=3) == make_folds(folder(dict(reversed(sets.items()))), seed=3)
+    assert make_folds(folder(sets), seed=3) != make_folds(folder(sets), seed=4)
+
+
+def test_images_of_a_group_stay_together_and_folds_stay_even() -> None:
+    sets = severstal_like()
+    groups = {image_id: f"coil {index % 60}" for index, image_id in enumerate(sets) if index % 4}
+    folds = make_folds(folder(sets, groups), folds=4)
+    folds_of_group = defaultdict(set)
+    for image_id, group in groups.items():
+        folds_of_group[group].add(folds[image_id])
+    assert {len(found) for found in folds_of_group.values()} == {1}
+    sizes = Counter(folds.values())
+    assert max(sizes.values()) - min(sizes.values()) <= 6
+    class_3 = Counter(fold for image_id, fold in folds.items() if 3 in sets[image_id])
+    assert max(class_3.values()) - min(class_3.values()) <= 4
+
+
+@given(
+    st.lists(st.tuples(st.sets(st.integers(1, 4)), st.one_of(st.none(), st.integers(0, 5))), min_size=8, max_size=40),
+    st.integers(2, 4),
+    st.integers(0, 9),
+)
+def test_folds_cover_everything_and_none_is_empty(
+    images: list[tuple[set[int], int | None]], count: int, seed: int
+) -> None:
+    sets = {f"{index}.png": tuple(sorted(classes)) for index, (classes, _) in enumerate(images)}
+    groups = {f"{index}.png": str(group) for index, (_, group) in enumerate(images) if group is not None}
+    units = len(set(groups.values())) + len(sets) - len(groups)
+    if units < count:
+        with pytest.raises(UsageError):
+            make_folds(folder(sets, groups), folds=count, seed=seed)
+        return
+    folds = make_folds(folder(sets, groups), folds=count, seed=seed)
+    assert set(folds) == set(sets)
+    assert set(folds.values()) == set(range(count))
+    assert len({(groups[image_id], fold) for image_id, fold in folds.items() if image_id in groups}) == len(
+        set(groups.values())
+    )
+
+
+@pytest.mark.parametrize(("count", "message"), [(1, "expected at least 2"), (4, "4 folds of 3 images or groups")])
+def test_senseless_numbers_of_folds_are_refused(count: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_folds(folder({"a.jpg": (), "b.jpg": (), "c.jpg": ()}), folds=count)
+
+
+def test_split_file_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    folds = {"b,c.jpg": 1, "a.jpg": 0}
+    write_split(tmp_path / "split.csv", folds)
+    assert (tmp_path / "split.csv").read_bytes() == b'ImageId,fold\na.jpg,0\n"b,c.jpg",1\n'
+    assert read_split(tmp_path / "split.csv") == folds
+    with (tmp_path / "split.csv").open(newline="") as handle:
+        assert len(list(csv.reader(handle))) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ImageId,Fold\na.jpg,x\n", "line 2: fold 'x' of a.jpg; expected a whole number from 0"),
+        ("ImageId,fold\na.jpg,-1\n", "line 2: fold '-1'"),
+        ("ImageId,fold\na.jpg,0\na.jpg,0\n", "line 3: a.jpg stands there a second time"),
+        ("ImageId,fold\n/a.jpg,0\n", "line 2: ImageId"),
+        ("image,part\na.jpg,0\n", "expected ImageId,fold"),
+    ],
+)
+def test_faulty_split_files_are_refused_with_the_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "split.csv").write_text(text)
+    with pytest.raises(LabelError, match="split") as caught:
+        read_split(tmp_path / "split.csv")
+    assert message in str(caught.value)
+
+
+# copies and strips
+
+
+def written(root: Path, pictures: Mapping[str, NDArray[np.uint8]]) -> DataFolder:
+    (root / "train_images").mkdir()
+    for image_id, picture in pictures.items():
+        cv2.imwrite(str(root / "train_images" / image_id), picture)
+    return replace(folder(dict.fromkeys(pictures, ())), root=root)
+
+
+def sheet(number: int, size_hw: tuple[int, int] = (128, 128)) -> NDArray[np.uint8]:
+    return make_sheet(41, number, size_hw).image
+
+
+def test_turned_and_changed_copies_get_one_fold(tmp_path: Path) -> None:
+    pictures = {f"{number}.png": sheet(number) for number in range(12)}
+    pictures["a.png"] = turned(sheet(3), "90")
+    pictures["b.jpg"] = turned(sheet(3), "mirror")
+    pictures["c.jpg"] = (sheet(7) * 0.9).astype(np.uint8)
+    data = written(tmp_path, pictures)
+    assert find_ties(data).copies == {
+        ("3.png", "a.png"), ("3.png", "b.jpg"), ("a.png", "b.jpg"), ("7.png", "c.jpg"),
+    }  # fmt: skip
+    for seed in range(6):
+        folds = make_folds(data, folds=5, seed=seed)
+        assert folds["3.png"] == folds["a.png"] == folds["b.jpg"]
+        assert folds["7.png"] == folds["c.jpg"]
+        assert sorted(Counter(folds.values()).values()) == [3, 3, 3, 3, 3]
+
+
+def test_frames_of_one_strip_get_one_fold(tmp_path: Path) -> None:
+    strip = sheet(0, (376, 800))
+    pictures = {f"{number}.png": sheet(number, (128, 800)) for number in range(1, 20)}
+    pictures |= {"a.png": strip[:128], "b.png": strip[124:252], "c.png": strip[248:]}
+    data = written(tmp_path, pictures)
+    ties = find_ties(data)
+    assert set(ties.neighbours) == {("a.png", "b.png"), ("b.png", "c.png")}
+    for seed in range(6):
+        folds = make_folds(data, folds=3, seed=seed)
+        assert folds["a.png"] == folds["b.png"] == folds["c.png"]
+
+
+def test_images_that_cannot_be_read_are_divided_all_the_same(tmp_path: Path) -> None:
+    data = written(tmp_path, {f"{number}.png": sheet(number) for number in range(4)})
+    data.image_path("2.png").write_bytes(b"?")
+    assert set(make_folds(data, folds=2)) == set(data.image_ids)
+
+
+def test_strips_that_would_outgrow_half_a_fold_are_parted_where_they_are_least_alike() -> None:
+    ids = [f"{number:02d}" for number in range(40)]
+    chain = {(one, other): 0.5 + 0.01 * number for number, (one, other) in enumerate(pairwise(ids))}
+    data = folder(dict.fromkeys(ids, ()))
+    folds = divide(data, Ties(neighbours=chain), folds=4, seed=0)
+    assert sorted(Counter(folds.values()).values()) == [10, 10, 10, 10]
+    kept = Ties(neighbours=chain).astride(folds)
+    assert 0 < len(kept.neighbours) < 12
+    assert folds["35"] == folds["36"] == folds["37"] == folds["38"] == folds["39"], "the most alike"
+
+
+def test_copies_stay_together_whatever_their_number() -> None:
+    ids = [f"{number:02d}" for number in range(20)]
+    folds = divide(folder(dict.fromkeys(ids, ())), Ties(frozenset(pairwise(ids[:15]))), folds=3, seed=0)
+    assert len({folds[image_id] for image_id in ids[:15]}) == 1
+    assert set(folds.values()) == {0, 1, 2}
+
+
+def test_copies_join_groups() -> None:
+    groups = {"a": "x", "b": "x", "c": "y", "d": "y"}
+    data = folder(dict.fromkeys("abcdefgh", ()), groups)
+    folds = divide(data, Ties(frozenset({("b", "c"), ("d", "e")})), folds=3, seed=1)
+    assert len({folds[image_id] for image_id in "abcde"}) == 1
+
+
+def test_pairs_astride_and_their_images_are_counted() -> None:
+    ties = Ties(frozenset({("a", "b"), ("c", "d")}), {("b", "c"): 0.5, ("d", "e"): 0.6})
+    astride = ties.astride({"a": 0, "b": 0, "c": 1, "d": 2, "e": 2})
+    assert astride.copies == {("c", "d")}
+    assert astride.neighbours == {("b", "c"): 0.5}
+    assert (ties.images, astride.images) == (5, 3)
+
+
+def test_split_that_ignores_ties_is_the_usual_one() -> None:
+    sets = severstal_like()
+    groups = dict.fromkeys(list(sets)[:30], "one")
+    usual = divide_ignoring_ties(folder(sets, groups), folds=5, seed=2)
+    assert usual == divide(folder(sets), Ties(), folds=5, seed=2)
+    assert len({usual[image_id] for image_id in groups}) == 5

@@ -1,0 +1,128 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defectseg.evaluate.bootstrap import RESAMPLES, Interval, Tally, bootstrap, figures_of, interval_of
+from defectseg.evaluate.metrics import PairCounts, dice_of, summarise
+
+
+def _tally(seed: int, images: int, classes: int = 2) -> Tally:
+    generator = np.random.default_rng(seed)
+    true_px, predicted_px = generator.integers(0, 3, (2, images, classes)) * 10
+    both_px = np.minimum(true_px, predicted_px) // 2
+    return Tally(dice_of(true_px, predicted_px, both_px), true_px, predicted_px, both_px)
+
+
+def _rows(tally: Tally, rows: list[int]) -> Tally:
+    return Tally(tally.dice[rows], tally.true_px[rows], tally.predicted_px[rows], tally.both_px[rows])
+
+
+def test_a_weight_of_two_means_an_image_that_occurs_twice() -> None:
+    tally = _tally(seed=0, images=4)
+
+    weighted = figures_of(tally, np.array([[2.0, 0.0, 1.0, 0.0]]))
+    written_out = figures_of(_rows(tally, [0, 0, 2]), np.ones((1, 3)))
+
+    assert weighted.kaggle_dice == pytest.approx(written_out.kaggle_dice)
+    assert weighted.gain_over_empty == pytest.approx(written_out.gain_over_empty)
+    assert weighted.positive_dice == pytest.approx(written_out.positive_dice)
+    assert weighted.miou == pytest.approx(written_out.miou)
+
+
+def test_unit_weights_give_the_figures_themselves() -> None:
+    tally = _tally(seed=3, images=30)
+    counts = {
+        (f"{row:02}.jpg", column + 1): PairCounts(
+            int(tally.true_px[row, column]), int(tally.predicted_px[row, column]), int(tally.both_px[row, column])
+        )
+        for row in range(30)
+        for column in range(2)
+    }
+
+    metrics = summarise(counts, ["x", "y"])
+    figures = figures_of(tally, np.ones((1, 30)))
+
+    assert figures.kaggle_dice[0] == pytest.approx(metrics.kaggle_dice)
+    assert figures.gain_over_empty[0] == pytest.approx(metrics.gain_over_empty)
+    assert figures.positive_dice[0] == pytest.approx(metrics.positive_dice)
+    assert figures.miou[0] == pytest.approx(metrics.miou)
+
+
+def test_a_class_that_is_predicted_and_never_labelled_is_left_out_of_the_mean_iou() -> None:
+    # Class 1: 6 px of 12 in both; class 2: only false alarms.
+    true_px, predicted_px, both_px = np.array([[9, 0], [0, 0]]), np.array([[9, 4], [0, 4]]), np.array([[6, 0], [0, 0]])
+    tally = Tally(dice_of(true_px, predicted_px, both_px), true_px, predicted_px, both_px)
+
+    assert figures_of(tally, np.ones((1, 2))).miou.tolist() == [0.5]
+
+
+def test_equal_seeds_give_equal_resamples_and_others_do_not() -> None:
+    tally = _tally(seed=1, images=20)
+
+    first, again, other = (bootstrap(tally, seed=seed).kaggle_dice for seed in (5, 5, 6))
+
+    assert len(first) == RESAMPLES
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_interval_of_a_mean_agrees_with_the_normal_approximation() -> None:
+    # 400 images, half of them with Dice 1 and half with 0: standard error 0.5 / 20 = 0.025.
+    true_px = np.full((400, 1), 8)
+    both_px = np.repeat([0, 8], 200)[:, None]
+    tally = Tally(both_px / 8, true_px, both_px, both_px)
+
+    interval = interval_of(bootstrap(tally, seed=0).kaggle_dice, 0.5)
+
+    assert interval.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
+    assert interval.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+
+
+def test_alike_images_leave_no_doubt() -> None:
+    true_px = np.full((10, 1), 30)
+    tally = Tally(np.full((10, 1), 0.8), true_px, true_px, np.full((10, 1), 24))
+
+    resampled = bootstrap(tally, seed=0)
+
+    assert interval_of(resampled.kaggle_dice, 0.8).low == pytest.approx(0.8)
+    assert interval_of(resampled.kaggle_dice, 0.8).high == pytest.approx(0.8)
+    assert interval_of(resampled.miou, 24 / 36).high == pytest.approx(24 / 36)
+
+
+def test_resamples_without_a_defect_are_left_out() -> None:
+    # One image of three has a defect: 8 of 27 resamples have none, so their positive Dice does not exist.
+    true_px = np.array([[5], [0], [0]])
+    tally = Tally(np.array([[0.4], [1.0], [1.0]]), true_px, true_px, np.array([[2], [0], [0]]))
+
+    positive_dice = bootstrap(tally, seed=0).positive_dice
+
+    assert np.isnan(positive_dice).mean() == pytest.approx(8 / 27, abs=0.06)
+    assert interval_of(positive_dice, 0.4) == Interval(0.4, 0.4)
+
+
+def test_interval_exists_even_where_no_resample_does() -> None:
+    assert interval_of(np.full(10, math.nan), 0.25) == Interval(0.25, 0.25)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), images=st.integers(1, 40))
+def test_intervals_hold_the_figure_and_stay_in_range(seed: int, images: int) -> None:
+    tally = _tally(seed, images)
+    point = figures_of(tally, np.ones((1, images)))
+
+    resampled = bootstrap(tally, seed=seed)
+
+    for name, lowest in (("kaggle_dice", 0), ("gain_over_empty", -1), ("positive_dice", 0), ("miou", 0)):
+        value = float(getattr(point, name)[0])
+        if math.isfinite(value):
+            interval = interval_of(getattr(resampled, name), value)
+            assert lowest - 1e-9 <= interval.low <= value <= interval.high <= 1 + 1e-9
+
+
+def test_many_images_are_resampled_in_bounded_blocks() -> None:
+    tally = _tally(seed=2, images=3000)  # 333 rows a block, so the last block is a short one
+
+    assert len(bootstrap(tally, seed=0).miou) == RESAMPLES

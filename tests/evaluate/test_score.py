@@ -1,0 +1,172 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from defectseg.data.folder import DataFolder, open_data_folder
+from defectseg.errors import LabelError, ResourceError
+from defectseg.evaluate.metrics import PairCounts
+from defectseg.evaluate.score import Scored, score_images
+from defectseg.image import rle
+
+SIZE_HW = (6, 10)
+STEEL, PIT, CRACK, BOTH = 60, 120, 160, 200  # grey levels, as GreyRuntime reads them
+NOTHING = PairCounts(0, 0, 0)
+
+
+def _box(left: int, top: int, width: int, height: int) -> NDArray[np.bool_]:
+    mask = np.zeros(SIZE_HW, np.bool_)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def _image(*parts: tuple[NDArray[np.bool_], int]) -> NDArray[np.uint8]:
+    image = np.full(SIZE_HW, STEEL, np.uint8)
+    for mask, level in parts:
+        image[mask] = level
+    return image
+
+
+def _folder(
+    root: Path, images: dict[str, NDArray[np.uint8]], labels: dict[str, dict[int, NDArray[np.bool_]]]
+) -> DataFolder:
+    for name, image in images.items():
+        path = root / "train_images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    rows = [
+        f"{name},{class_id},{rle.encode(mask)}\n" for name, masks in labels.items() for class_id, mask in masks.items()
+    ]
+    (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n" + "".join(rows))
+    return open_data_folder(root, class_names=["pits", "cracks"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    """Three images: one whose pit is labelled a column aside, one with a false crack, one clean with subfolder."""
+    images = {
+        "a.png": _image((_box(2, 1, 3, 4), PIT)),
+        "b.png": _image((_box(0, 0, 2, 2), CRACK), (_box(5, 0, 2, 2), BOTH)),
+        "north/c.png": _image(),
+    }
+    labels = {"a.png": {1: _box(3, 1, 3, 4)}, "b.png": {1: _box(5, 0, 2, 2)}}
+    return _folder(tmp_path / "data", images, labels)
+
+
+def _score(runtime: Any, folder: DataFolder, image_ids: Any = None, **options: Any) -> Any:
+    chosen = folder.image_ids if image_ids is None else image_ids
+    return score_images(runtime, folder, chosen, thresholds=runtime.info.thresholds, **options)
+
+
+def test_counts_worked_by_hand(folder: DataFolder, grey_runtime: Callable[..., Any]) -> None:
+    score = _score(grey_runtime(), folder)
+
+    assert score.failures == ()
+    assert score.counts == {
+        ("a.png", 1): PairCounts(true_px=12, predicted_px=12, both_px=8), ("a.png", 2): NOTHING,
+        ("b.png", 1): PairCounts(4, 4, 4), ("b.png", 2): PairCounts(0, 8, 0),
+        ("north/c.png", 1): NOTHING, ("north/c.png", 2): NOTHING,
+    }  # fmt: skip
+
+
+def test_thresholds_of_the_caller_count(folder: DataFolder, grey_runtime: Callable[..., Any]) -> None:
+    runtime = grey_runtime()
+    strict = runtime.info.thresholds.model_copy(update={"min_area_px": (5, 5)})
+
+    score = score_images(runtime, folder, folder.image_ids, thresholds=strict)
+
+    assert score.counts["b.png", 1] == PairCounts(4, 0, 0)
+    assert score.counts["b.png", 2] == NOTHING
+    assert score.counts["a.png", 1].predicted_px == 12
+
+
+def test_only_the_images_asked_for_are_scored_in_any_order(
+    folder: DataFolder, grey_runtime: Callable[..., Any]
+) -> None:
+    forwards = _score(grey_runtime(), folder, ["a.png", "b.png"])
+    backwards = _score(grey_runtime(), folder, ["b.png", "a.png"])
+
+    assert forwards.counts == backwards.counts
+    assert {image_id for image_id, _ in forwards.counts} == {"a.png", "b.png"}
+
+
+def test_an_unreadable_image_is_reported_and_counts_for_nothing(
+    folder: DataFolder, grey_runtime: Callable[..., Any]
+) -> None:
+    folder.image_path("b.png").write_bytes(b"not an image")
+    steps: list[int] = []
+
+    score = _score(grey_runtime(), folder, advance=lambda: steps.append(1))
+
+    (failure,) = score.failures
+    assert failure.found.image_id == "b.png"
+    assert str(folder.image_path("b.png")) in failure.message
+    assert {image_id for image_id, _ in score.counts} == {"a.png", "north/c.png"}
+    assert len(steps) == 3
+
+
+def test_visitors_see_pixels_answer_result_and_truth_of_each_image(
+    folder: DataFolder, grey_runtime: Callable[..., Any]
+) -> None:
+    seen: list[str] = []
+
+    def look(scored: Scored) -> None:
+        seen.append(scored.image_id)
+        if scored.image_id == "a.png":
+            np.testing.assert_array_equal(scored.pixels, _image((_box(2, 1, 3, 4), PIT)))
+            np.testing.assert_array_equal(scored.masks[0], _box(2, 1, 3, 4))
+            np.testing.assert_array_equal(scored.truth[0], _box(3, 1, 3, 4))
+            np.testing.assert_allclose(scored.prediction.gate, [0.9, 0.1])
+            assert not scored.ignore.any()
+
+    _score(grey_runtime(), folder, visitors=(look, lambda scored: seen.append(scored.image_id)))
+
+    assert seen == [name for name in folder.image_ids for _ in range(2)]
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=hnp.arrays(np.uint8, SIZE_HW), ignored=hnp.arrays(np.bool_, SIZE_HW))
+def test_whatever_is_predicted_on_ignored_pixels_leaves_the_counts_alone(
+    content: NDArray[np.uint8],
+    ignored: NDArray[np.bool_],
+    tmp_path_factory: pytest.TempPathFactory,
+    grey_runtime: Callable[..., Any],
+) -> None:
+    truth = _box(3, 1, 4, 4)
+    if not ignored.any():
+        ignored[0, 0] = True
+    steel = _image((_box(2, 2, 3, 3), PIT), (_box(8, 0, 1, 6), CRACK))
+    other = np.where(ignored, content, steel)
+    labels: dict[int, NDArray[np.bool_]] = {1: truth, 255: ignored}
+    root = tmp_path_factory.mktemp("data")
+    folder = _folder(root, {"x.png": steel, "y.png": other}, {"x.png": labels, "y.png": labels})
+
+    counts = _score(grey_runtime(), folder).counts
+
+    assert counts["x.png", 1] == counts["y.png", 1]
+    assert counts["x.png", 2] == counts["y.png", 2]
+    assert counts["x.png", 1].true_px == np.count_nonzero(truth & ~ignored)
+
+
+def test_a_label_beyond_its_image_is_named(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
+    folder = _folder(tmp_path, {"a.png": _image()}, {"a.png": {1: np.ones((6, 11), np.bool_)}})
+
+    with pytest.raises(LabelError, match=r"a\.png, ClassId 1: pair 1 \('1 66'\) ends beyond the last pixel 60"):
+        _score(grey_runtime(), folder)
+
+
+def test_running_out_of_memory_stops_the_evaluation(folder: DataFolder, grey_runtime: Callable[..., Any]) -> None:
+    runtime = grey_runtime()
+
+    def run_out(call: int) -> None:
+        raise ResourceError("out of memory")
+
+    runtime.before = run_out
+    with pytest.raises(ResourceError):
+        _score(runtime, folder)

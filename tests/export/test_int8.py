@@ -1,0 +1,344 @@
+"""int8: which images it is made with, how it is judged, and NNCF at work on a network of one layer."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from defectseg.cli.export import MaskCounts
+from defectseg.config import InferenceConfig, Recipe
+from defectseg.data.folder import open_data_folder
+from defectseg.data.split import write_split
+from defectseg.errors import DataError, ExitCode, ModelError
+from defectseg.export import int8 as quantize
+from defectseg.export.int8 import Int8Cost, LabelledImages, choose_images, count_layers, median_ms, score_masks
+from defectseg.model.info import ExportInfo, ModelInfo, Normalization, Thresholds
+
+STEEL, PIT, CRACK = 20, 120, 160
+NAMES = ("pits", "cracks")
+
+
+def _info(fold: int | None = None) -> ModelInfo:
+    return ModelInfo(
+        class_names=NAMES,
+        normalization=Normalization(mean=0.5, std=0.5),
+        thresholds=Thresholds.default(2),
+        recipe=Recipe(),
+        fold=fold,
+    )
+
+
+def _write_folder(root: Path, images: Mapping[str, Mapping[int, str]], picture: NDArray[np.uint8]) -> Path:
+    """A data folder of images that look alike: ImageId -> ClassId -> run-lengths."""
+    (root / "train_images").mkdir(parents=True)
+    rows = ["ImageId,ClassId,EncodedPixels"]
+    for image_id, by_class in images.items():
+        assert cv2.imwrite(str(root / "train_images" / image_id), picture)
+        rows += [f"{image_id},{class_id},{encoded}" for class_id, encoded in by_class.items()] or [f"{image_id},1,"]
+    (root / "train.csv").write_text("\n".join(rows), encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve images of 4 x 5 px: six with pits, two with cracks, four clean."""
+    labels: dict[str, Mapping[int, str]] = {f"p{n}.png": {1: "1 4"} for n in range(6)}
+    labels |= {f"c{n}.png": {2: "1 4"} for n in range(2)} | {f"s{n}.png": {} for n in range(4)}
+    return _write_folder(tmp_path / "data", labels, np.full((4, 5), STEEL, np.uint8))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run" / "model.safetensors"
+
+
+def test_the_split_beside_the_model_tells_calibration_from_validation(folder: Path, model: Path) -> None:
+    write_split(model.parent / "split.csv", {"p0.png": 1, "p1.png": 0, "s0.png": 2, "s1.png": 1, "gone.png": 1})
+    write_split(folder / "split.csv", {"p5.png": 1, "p4.png": 0})
+    images = choose_images(folder, _info(fold=1), model)
+    assert images.calibration == ("p1.png", "s0.png")
+    assert images.validation == ("p0.png", "s1.png")
+    assert "held out" in images.chosen_by
+
+
+def test_without_one_the_split_in_the_data_folder_counts(folder: Path, model: Path) -> None:
+    write_split(folder / "split.csv", {"p5.png": 1, "p4.png": 0})
+    images = choose_images(folder, _info(fold=1), model)
+    assert (images.calibration, images.validation) == (("p4.png",), ("p5.png",))
+
+
+@pytest.mark.parametrize("fold", [None, 3])
+def test_without_a_held_out_fold_halves_have_as_many_defects_each(folder: Path, model: Path, fold: int | None) -> None:
+    write_split(folder / "split.csv", {"p5.png": 1, "p4.png": 0})
+    images = choose_images(folder, _info(fold), model)
+    halves = [images.calibration, images.validation]
+    assert sorted(image_id for half in halves for image_id in half) == list(images.folder.image_ids)
+    for half in halves:
+        assert sorted(image_id[0] for image_id in half) == ["c", "p", "p", "p", "s", "s"]
+    assert "halves" in images.chosen_by
+    assert choose_images(folder, _info(fold), model) == images
+
+
+def test_other_seeds_make_other_halves(folder: Path, model: Path) -> None:
+    assert len({choose_images(folder, _info(), model, seed=seed).validation for seed in range(6)}) > 1
+
+
+def test_no_more_images_than_are_needed(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "CALIBRATION_IMAGES", 2)
+    monkeypatch.setattr(quantize, "VALIDATION_IMAGES", 5)
+    images = choose_images(folder, _info(), model)
+    assert (len(images.calibration), len(images.validation)) == (2, 5)
+
+
+def test_validation_images_without_a_defect_are_an_error(folder: Path, model: Path) -> None:
+    write_split(folder / "split.csv", {"p5.png": 1, "s0.png": 0})
+    with pytest.raises(DataError, match="none of the 1 images to judge int8 on has a labelled defect"):
+        choose_images(folder, _info(fold=0), model)
+
+
+def test_a_single_image_cannot_be_halved(tmp_path: Path, model: Path) -> None:
+    one = _write_folder(tmp_path / "one", {"a.png": {1: "1 4"}}, np.zeros((4, 5), np.uint8))
+    with pytest.raises(DataError, match="at least two images"):
+        choose_images(one, _info(), model)
+
+
+def test_a_folder_without_labels_is_an_error(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "train_images").mkdir()
+    with pytest.raises(DataError, match=r"train\.csv"):
+        choose_images(tmp_path, _info(), model)
+
+
+def test_scores_are_those_of_final_masks_against_labels(
+    tmp_path: Path, grey_runtime: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    # 4 x 5 px, the first two columns a pit; labelled are the first three columns (12 px in Severstal's order).
+    picture = np.full((4, 5), STEEL, np.uint8)
+    picture[:, :2] = PIT
+    labels: dict[str, Mapping[int, str]] = {"a.png": {1: "1 12"}, "b.png": {}, "torn.png": {1: "1 4"}}
+    root = _write_folder(tmp_path / "data", labels, picture)
+    (root / "train_images" / "torn.png").write_bytes(b"no image")
+    images = LabelledImages(open_data_folder(root, class_names=NAMES), (), ("a.png", "b.png", "torn.png"), "")
+    blind = grey_runtime()
+    blind.levels[:] = 0.1
+    before, after, agreement = score_masks(grey_runtime(), blind, images, MaskCounts)
+    assert before.positive_dice == pytest.approx(2 * 8 / (8 + 12))
+    assert before.kaggle_dice == pytest.approx((0.8 + 0 + 1 + 1) / 4)  # b.png: 8 px found where nothing is labelled
+    assert (after.positive_dice, after.kaggle_dice) == (0.0, 0.75)
+    assert agreement.pooled_dice == 0.0
+    assert "torn.png" in caplog.text
+
+
+@pytest.mark.parametrize(("lines", "dice"), [("cracks\npits\n", (0.8, (0.8 + 0 + 1 + 1) / 4)), ("pits\n", (0.8, 0.4))])
+def test_int8_is_judged_on_the_classes_that_the_folder_names_in_whatever_order(
+    tmp_path: Path, grey_runtime: Callable[..., Any], model: Path, lines: str, dice: tuple[float, float]
+) -> None:
+    picture = np.full((4, 5), STEEL, np.uint8)
+    picture[:, :2] = PIT
+    class_id = lines.split().index("pits") + 1
+    root = _write_folder(tmp_path / "data", {"a.png": {class_id: "1 12"}, "b.png": {}}, picture)
+    (root / "classes.txt").write_text(lines)
+    folder = choose_images(root, _info(), model).folder
+    images = LabelledImages(folder, (), ("a.png", "b.png"), "")
+    before, after, _ = score_masks(grey_runtime(), grey_runtime(), images, MaskCounts)
+    assert (before.positive_dice, before.kaggle_dice) == pytest.approx(dice)
+    assert after.kaggle_dice == before.kaggle_dice
+
+
+def _cost(**figures: float) -> Int8Cost:
+    known = {"positive_dice_fp32": 0.6, "positive_dice_int8": 0.6, "kaggle_dice_fp32": 0.9, "kaggle_dice_int8": 0.9}
+    rest = {"mask_dice_int8": 0.95, "ms_fp32": 40.0, "ms_int8": 20.0}
+    return Int8Cost(labelled_images=7, layers=10, layers_int8=9, **(known | rest | figures))
+
+
+def test_int8_may_lose_as_much_as_is_allowed_and_no_more() -> None:
+    _cost(positive_dice_int8=0.596).check(0.005, what="m.xml")
+    _cost(positive_dice_int8=0.7).check(0.005, what="m.xml")
+    with pytest.raises(ModelError, match=r"m\.xml.*loses 0\.0060.*0\.6000 -> 0\.5940 on 7 images") as refused:
+        _cost(positive_dice_int8=0.594).check(0.005, what="m.xml")
+    assert refused.value.exit_code is ExitCode.CANNOT_CONTINUE
+
+
+def test_a_dice_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(ModelError):
+        _cost(positive_dice_int8=float("nan")).check(0.005, what="m.xml")
+
+
+def test_time_is_the_median_without_the_first_call(
+    grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    first, second = grey_runtime(), grey_runtime()
+
+    def takes(seconds: list[float]) -> Callable[[int], None]:
+        def wait(call: int) -> None:
+            clock[0] += seconds[call - 1]
+
+        return wait
+
+    first.before, second.before = takes([9, 1, 5, 2]), takes([9, 4, 4, 4])
+    assert median_ms([first, second], np.zeros((2, 3), np.uint8), runs=3) == [2000.0, 4000.0]
+    assert len(first.calls) == 4
+
+
+def _brightness_model() -> Any:
+    """An openvino.Model of two 1 x 1 convolutions: pits are bright, cracks never are, the gate is the largest."""
+    openvino = pytest.importorskip("openvino")
+    from openvino import opset8 as op
+
+    image = op.parameter([-1, 1, -1, -1], np.uint8, name="image")
+    grey = op.divide(op.convert(image, "f32"), np.float32(255))
+    # Many channels, since NNCF leaves tiny convolutions alone.
+    spread = op.convolution(grey, np.full((16, 1, 1, 1), 1, np.float32), [1, 1], [0, 0], [0, 0], [1, 1])
+    weights = np.stack([np.full((16, 1, 1), 1, np.float32), np.full((16, 1, 1), -1, np.float32)])
+    logits = op.convolution(op.relu(spread), weights, [1, 1], [0, 0], [0, 0], [1, 1])
+    bias = np.array([-5.0, -5.0], np.float32).reshape(1, 2, 1, 1)
+    probabilities = op.sigmoid(op.add(logits, bias))
+    gate = op.reduce_max(probabilities, np.array([2, 3]))
+    model = openvino.Model([probabilities, gate], [image], "brightness")
+    model.input(0).tensor.set_names({"image"})
+    for output, name in zip(model.outputs, ("probabilities", "gate"), strict=True):
+        output.tensor.set_names({name})
+    return model
+
+
+@pytest.fixture
+def bright_images(tmp_path: Path) -> LabelledImages:
+    """Four images of 32 x 32 px whose left half is bright and labelled as a pit."""
+    picture = np.full((32, 32), 30, np.uint8)
+    picture[:, :16] = 200
+    root = _write_folder(tmp_path / "data", {f"{n}.png": {1: "1 512"} for n in range(4)}, picture)
+    return LabelledImages(open_data_folder(root, class_names=NAMES), ("0.png", "1.png"), ("2.png", "3.png"), "")
+
+
+def test_nncf_makes_integers_of_the_layers_and_keeps_quiet(
+    bright_images: LabelledImages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nncf")
+    model = _brightness_model()
+    assert count_layers(model) == (2, 0)
+    int8 = quantize.quantize(model, _info(), bright_images, (32, 32), MaskCounts)
+    assert count_layers(int8) == (2, 2)
+    assert count_layers(model) == (2, 0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_layer_that_costs_too_much_goes_back_to_floating_point(bright_images: LabelledImages) -> None:
+    pytest.importorskip("nncf")
+    # No Dice is good enough, so that layers are taken back one by one.
+    int8 = quantize.quantize(_brightness_model(), _info(), bright_images, (32, 32), _NeverGoodEnough, max_loss=0.0)
+    assert count_layers(int8)[1] < 2
+
+
+def test_ctrl_c_ends_it_at_the_next_image(
+    bright_images: LabelledImages, default_interrupt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf")
+    judges, asked = [], []
+
+    class Judge(quantize._Judge):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            judges.append(self)
+
+    class Score(MaskCounts):
+        def add(self, *arguments: Any) -> None:
+            super().add(*arguments)
+            asked.append(arguments[0])
+            if len(asked) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                assert judges[0].stopped.wait(60)
+
+    monkeypatch.setattr(quantize, "_Judge", Judge)
+    with pytest.raises(KeyboardInterrupt):
+        quantize.quantize(_brightness_model(), _info(), bright_images, (32, 32), Score)
+    assert set(asked) == {"2.png"}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("openvino")]
+
+
+@pytest.fixture
+def default_interrupt() -> Iterator[None]:
+    """Ctrl-C raises, even where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class _NeverGoodEnough(MaskCounts):
+    """Each score is worse than the one before."""
+
+    asked = 0
+
+    @property
+    def positive_dice(self) -> float | None:
+        type(self).asked += 1
+        return 1 / type(self).asked
+
+
+def test_images_that_cannot_be_read_are_an_error(bright_images: LabelledImages) -> None:
+    for image_id in bright_images.calibration:
+        bright_images.folder.image_path(image_id).write_bytes(b"no image")
+    with pytest.raises(DataError, match="cannot be read"):
+        quantize.quantize(None, _info(), bright_images, (32, 32), MaskCounts)
+
+
+def test_an_image_of_another_size_than_the_fixed_one_is_an_error(bright_images: LabelledImages) -> None:
+    info = _info().model_copy(update={"export": ExportInfo(format="openvino", size_hw=(32, 33))})
+    with pytest.raises(DataError, match=r"0\.png: 32x32 px, but the export is to take 32x33 only"):
+        quantize.quantize(None, info, bright_images, (32, 33), MaskCounts)
+
+
+class _Pits:
+    """What NNCF hands over to be judged, as far as it is used: finds a pit in every bright pixel, and counts calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        self.calls += 1
+        bright = (images > 100).astype(np.float32)
+        probabilities = np.concatenate([bright, np.zeros_like(bright)], axis=1)
+        return {"probabilities": probabilities, "gate": probabilities.max(axis=(2, 3))}
+
+
+def test_nncf_is_told_the_dice_of_all_and_of_each(bright_images: LabelledImages) -> None:
+    folder = bright_images.folder
+    assert cv2.imwrite(str(folder.image_path("3.png")), np.full((32, 32), 200, np.uint8))
+    judge = quantize._Judge(_info(), folder, ("2.png", "3.png"), MaskCounts, threading.Event())
+    dice, of_each = judge(_Pits(), iter(("2.png", "3.png")))
+    assert of_each == [1.0, pytest.approx(2 * 512 / (512 + 1024))]
+    assert dice == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_all_images_are_judged_in_the_views_of_predict_and_a_part_in_one(bright_images: LabelledImages) -> None:
+    recipe, folder = Recipe(inference=InferenceConfig(tta="flips")), bright_images.folder
+    judge = quantize._Judge(
+        _info().model_copy(update={"recipe": recipe}), folder, ("2.png", "3.png"), MaskCounts, threading.Event()
+    )
+    compiled = _Pits()
+    judge(compiled, ["2.png", "3.png"])
+    assert compiled.calls == 2 * 4
+    judge(compiled, ["3.png"])
+    assert compiled.calls == 2 * 4 + 1
+
+
+def test_long_work_tells_how_far_it_is(
+    bright_images: LabelledImages, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    caplog.set_level(logging.INFO)
+    judge = quantize._Judge(_info(), bright_images.folder, ("2.png", "3.png"), MaskCounts, threading.Event())
+    for _ in range(4):
+        clock[0] += 8
+        judge(_Pits(), ["2.png"])
+    assert caplog.messages == [f"quantising: trial {n}, positive-pair Dice 1.0000 on 1 images" for n in (2, 4)]

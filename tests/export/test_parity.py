@@ -1,0 +1,170 @@
+"""The comparison of an export with PyTorch, with runtimes whose answers are known."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from defectseg.cli.export import MaskCounts
+from defectseg.errors import DataError, ExitCode, ModelError
+from defectseg.export.parity import Comparison, Limits, check, compare, cut, fit, real_images, synthetic_images
+
+MakeRuntime = Callable[..., Any]
+PIT, CRACK, STEEL = 120, 160, 20
+
+
+def _compare(reference: Any, candidate: Any, *images: NDArray[np.uint8]) -> Comparison:
+    return compare(reference, {"it": candidate}, images, reference.info.thresholds, MaskCounts)["it"]
+
+
+def _image(**levels: int) -> NDArray[np.uint8]:
+    """Steel of 10 x 20 px with as many pixels of a level as the argument says: pit, crack."""
+    image = np.full(200, STEEL, np.uint8)
+    pits, cracks = levels.get("pit", 0), levels.get("crack", 0)
+    image[:pits], image[pits : pits + cracks] = PIT, CRACK
+    return image.reshape(10, 20)
+
+
+def test_a_runtime_agrees_with_itself(grey_runtime: MakeRuntime) -> None:
+    found = _compare(grey_runtime(), grey_runtime(), _image(pit=5), _image())
+    assert found == Comparison(images=2, probability=0.0, gate=0.0, dice=1.0, anything_found=True)
+
+
+def test_largest_difference_of_probability_and_of_gate_over_all_images(grey_runtime: MakeRuntime) -> None:
+    candidate = grey_runtime()
+    candidate.levels[0, PIT] = 0.93  # 0.9 in the reference, and the gate where there is a pit
+    candidate.levels[1, STEEL] = 0.05  # 0.1 in the reference, below every crack's gate
+    found = _compare(grey_runtime(), candidate, _image(pit=5, crack=1), _image(crack=3), _image(pit=1, crack=1))
+    assert found.probability == pytest.approx(0.05, abs=1e-6)
+    assert found.gate == pytest.approx(0.03, abs=1e-6)
+
+
+def test_dice_of_final_masks_is_pooled_over_images_and_classes(grey_runtime: MakeRuntime) -> None:
+    candidate = grey_runtime()
+    candidate.levels[1, CRACK] = 0.4
+    # The reference finds 30 + 10 pixels of pits and 20 of cracks, the candidate only the 40 of pits.
+    found = _compare(grey_runtime(), candidate, _image(pit=30, crack=20), _image(pit=10))
+    assert found.dice == pytest.approx(2 * 40 / (60 + 40))
+
+
+def test_masks_are_compared_after_the_minimum_area(grey_runtime: MakeRuntime) -> None:
+    reference, candidate = grey_runtime(min_area_px=6), grey_runtime(min_area_px=6)
+    candidate.levels[0, PIT] = 0.1
+    assert _compare(reference, candidate, _image(pit=5)).dice == 1.0
+    assert _compare(reference, candidate, _image(pit=6)).dice == 0.0
+
+
+def test_it_is_told_when_neither_finds_anything(grey_runtime: MakeRuntime) -> None:
+    found = _compare(grey_runtime(), grey_runtime(), _image())
+    assert (found.dice, found.anything_found) == (1.0, False)
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_an_answer_that_is_not_a_number_fails_whichever_image_it_is(grey_runtime: MakeRuntime, position: int) -> None:
+    candidate = grey_runtime()
+    candidate.levels[1, CRACK] = np.nan
+    images = [_image(crack=1), _image(pit=1)]
+    found = _compare(grey_runtime(), candidate, images[position], images[1 - position])
+    with pytest.raises(ModelError, match="nan"):
+        check(found, found, Limits(), what="model.xml")
+
+
+def _found(**figures: float) -> Comparison:
+    return Comparison(
+        images=3,
+        probability=figures.get("probability", 0.0),
+        gate=figures.get("gate", 0.0),
+        dice=figures.get("dice", 1.0),
+        anything_found=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("exact", "shipped", "words"),
+    [
+        (_found(probability=0.0101), _found(), "0.0101 in fp32"),
+        (_found(gate=0.2), _found(), "0.2 in fp32"),
+        (_found(), _found(dice=0.9799), "Dice 0.9799"),
+    ],
+)
+def test_an_export_beyond_a_limit_is_refused(exact: Comparison, shipped: Comparison, words: str) -> None:
+    with pytest.raises(ModelError, match=words) as refused:
+        check(exact, shipped, Limits(), what="out/model.xml")
+    assert "out/model.xml" in str(refused.value)
+    assert refused.value.exit_code is ExitCode.CANNOT_CONTINUE
+
+
+def test_an_export_at_the_limits_passes() -> None:
+    check(_found(probability=0.01, gate=0.01, dice=0.1), _found(probability=0.5, dice=0.98), Limits(), what="m.xml")
+
+
+def _write(path: Path, image: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def test_images_of_a_data_folder_are_those_of_train_images(tmp_path: Path) -> None:
+    _write(tmp_path / "train_images" / "a.png", np.full((8, 9), 1, np.uint8))
+    _write(tmp_path / "test_images" / "b.png", np.full((8, 9), 2, np.uint8))
+    assert [int(image[0, 0]) for image in real_images(tmp_path, (100, 100))] == [1]
+
+
+def test_images_are_drawn_from_all_by_the_seed(tmp_path: Path) -> None:
+    for level in range(12):
+        _write(tmp_path / f"{level:02}.png", np.full((4, 4), level, np.uint8))
+    drawn = {
+        seed: [int(image[0, 0]) for image in real_images(tmp_path, (9, 9), count=4, seed=seed)] for seed in range(5)
+    }
+    assert all(len(set(levels)) == 4 for levels in drawn.values())
+    assert len(set().union(*drawn.values())) > 6
+    assert drawn[3] == [int(image[0, 0]) for image in real_images(tmp_path, (9, 9), count=4, seed=3)]
+
+
+def test_an_unreadable_image_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _write(tmp_path / "good.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    assert len(real_images(tmp_path, (9, 9))) == 1
+    assert "torn.png" in caplog.text
+
+
+def test_a_folder_of_unreadable_images_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of its 1 images"):
+        real_images(tmp_path, (9, 9))
+
+
+@given(height=st.integers(1, 12), width=st.integers(1, 12), limit=st.tuples(st.integers(1, 12), st.integers(1, 12)))
+def test_a_cut_is_a_window_of_the_image(height: int, width: int, limit: tuple[int, int]) -> None:
+    image = np.arange(height * width, dtype=np.uint8).reshape(height, width)
+    window = cut(image, limit, random.Random(height))
+    assert window.shape == (min(height, limit[0]), min(width, limit[1]))
+    top, left = divmod(int(window[0, 0]), width)
+    assert np.array_equal(window, image[top : top + window.shape[0], left : left + window.shape[1]])
+
+
+def test_fit_cuts_and_repeats_the_border() -> None:
+    image = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
+    assert fit(image, (3, 2)).tolist() == [[1, 2], [4, 5], [4, 5]]
+    assert fit(image, (1, 5)).tolist() == [[1, 2, 3, 3, 3]]
+
+
+def test_differences_of_further_images_widen_a_comparison() -> None:
+    one = Comparison(images=3, probability=0.1, gate=0.4, dice=0.9, anything_found=True)
+    other = Comparison(images=1, probability=0.3, gate=0.2, dice=0.0, anything_found=False)
+    assert one.with_differences_of(other) == Comparison(4, 0.3, 0.4, 0.9, anything_found=True)
+    nan = Comparison(images=1, probability=float("nan"), gate=0.2, dice=0.0, anything_found=False)
+    assert np.isnan(one.with_differences_of(nan).probability)
+
+
+def test_synthetic_sheets_are_as_large_as_the_tile_allows() -> None:
+    assert {image.shape for image in synthetic_images((1024, 2048), count=2)} == {(256, 1600)}
+    small = synthetic_images((48, 80), count=3)
+    assert [image.shape for image in small] == [(48, 80)] * 3
+    assert len({image.tobytes() for image in small}) == 3

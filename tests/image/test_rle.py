@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from defectseg.errors import LabelError
+from defectseg.image import rle
+
+masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
+
+
+def slow_encode(mask: NDArray[np.bool_]) -> str:
+    """The rule read literally: walk the columns, one pixel at a time."""
+    words: list[str] = []
+    number = length = 0
+    for column in range(mask.shape[1]):
+        for row in range(mask.shape[0]):
+            number += 1
+            if mask[row, column]:
+                length += 1
+            elif length:
+                words += [str(number - length), str(length)]
+                length = 0
+    if length:
+        words += [str(number - length + 1), str(length)]
+    return " ".join(words)
+
+
+def slow_decode(encoded: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    mask = np.zeros(size_hw, np.bool_)
+    numbers = [int(word) for word in encoded.split()]
+    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+        for number in range(start, start + length):
+            column, row = divmod(number - 1, size_hw[0])
+            mask[row, column] = True
+    return mask
+
+
+def test_pixels_run_down_the_columns_and_count_from_one() -> None:
+    # pixel numbers:   1 4 7 10
+    #                  2 5 8 11
+    #                  3 6 9 12
+    mask = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 1]], np.bool_)
+    assert rle.encode(mask) == "2 2 6 1 12 1"
+    np.testing.assert_array_equal(rle.decode("2 2 6 1 12 1", (3, 4)), mask)
+
+
+def test_a_run_goes_on_from_the_foot_of_a_column_to_the_head_of_the_next() -> None:
+    np.testing.assert_array_equal(rle.decode("2 2", (2, 2)), [[False, True], [True, False]])
+
+
+def test_empty_mask_is_the_empty_text() -> None:
+    assert rle.encode(np.zeros((3, 5), np.bool_)) == ""
+    assert not rle.decode("", (3, 5)).any()
+    assert rle.decode("  ", (3, 5)).shape == (3, 5)
+
+
+def test_full_mask_is_one_run() -> None:
+    assert rle.encode(np.ones((256, 1600), np.bool_)) == "1 409600"
+    assert rle.decode("1 409600", (256, 1600)).all()
+
+
+def test_mask_without_pixels_is_empty() -> None:
+    assert rle.encode(np.zeros((0, 7), np.bool_)) == ""
+
+
+@given(masks)
+def test_decoding_undoes_encoding(mask: NDArray[np.bool_]) -> None:
+    decoded = rle.decode(rle.encode(mask), (mask.shape[0], mask.shape[1]))
+    np.testing.assert_array_equal(decoded, mask)
+    assert decoded.dtype == np.bool_
+    assert decoded.flags.c_contiguous
+
+
+@given(masks)
+def test_codec_agrees_with_the_rule_read_literally(mask: NDArray[np.bool_]) -> None:
+    encoded = slow_encode(mask)
+    assert rle.encode(mask) == encoded
+    np.testing.assert_array_equal(
+        rle.decode(encoded, (mask.shape[0], mask.shape[1])), slow_decode(encoded, (mask.shape[0], mask.shape[1]))
+    )
+
+
+@given(masks, st.sampled_from(["transposed", "strided", "fortran"]))
+def test_encoding_takes_any_memory_layout(mask: NDArray[np.bool_], layout: str) -> None:
+    laid_out = {
+        "transposed": mask.T.copy().T,
+        "strided": np.repeat(mask, 2, axis=1)[:, ::2],
+        "fortran": np.asfortranarray(mask),
+    }[layout]
+    assert rle.encode(laid_out) == slow_encode(mask)
+
+
+def test_runs_that_touch_are_one_area() -> None:
+    np.testing.assert_array_equal(rle.decode("1 2 3 2", (4, 2)), slow_decode("1 4", (4, 2)))
+
+
+def test_blanks_between_numbers_do_not_matter() -> None:
+    np.testing.assert_array_equal(rle.decode(" 1  2\t5 1\n", (4, 2)), rle.decode("1 2 5 1", (4, 2)))
+
+
+@pytest.mark.parametrize(
+    ("encoded", "pair", "why"),
+    [
+        ("1 2 5", "pair 2 \\('5'\\)", "odd count"),
+        ("1 2 5 0", "pair 2 \\('5 0'\\)", "length below 1"),
+        ("1 -2", "pair 1 \\('1 -2'\\)", "length below 1"),
+        ("0 3", "pair 1 \\('0 3'\\)", "starts below 1"),
+        ("-4 3", "pair 1 \\('-4 3'\\)", "starts below 1"),
+        ("1 2 12 2", "pair 2 \\('12 2'\\)", "beyond the last pixel 12 of an image of 3 rows x 4 columns"),
+        ("13 1", "pair 1 \\('13 1'\\)", "beyond the last pixel 12"),
+        ("1 3 3 2", "pair 2 \\('3 2'\\)", "overlaps the pair ahead of it, which ends at 3"),
+        ("1 3 1 3", "pair 2 \\('1 3'\\)", "overlaps"),
+        ("7 2 1 2", "pair 2 \\('1 2'\\)", "sorted"),
+        ("1 2 five 6", "pair 2 has 'five'", "whole number"),
+        ("1 2.0", "pair 1 has '2.0'", "whole number"),
+        ("1 1_0", "pair 1 has '1_0'", "whole number"),
+        ("1 +2", "pair 1 has '\\+2'", "whole number"),
+        ("1 ٣", "pair 1 has '٣'", "whole number"),
+        ("1 99999999999999999999", "pair 1 has '99999999999999999999'", "whole number"),
+        ("1 2, 5 1", "pair 1 has '2,'", "whole number"),
+        ("999999999999999 999999999999999", "pair 1", "beyond"),
+    ],
+)
+def test_faulty_run_lengths_are_refused_with_image_and_pair(encoded: str, pair: str, why: str) -> None:
+    with pytest.raises(LabelError, match=f"^a.jpg, ClassId 3: .*{pair}") as caught:
+        rle.decode(encoded, (3, 4), where="a.jpg, ClassId 3")
+    assert why in str(caught.value)
+
+
+def test_end_of_the_image_is_not_checked_where_its_size_is_unknown() -> None:
+    assert rle.parse_pairs("1 2 409601 5").tolist() == [[1, 2], [409601, 5]]
+
+
+@given(st.text(alphabet="0123456789 -.a", max_size=30))
+def test_any_text_is_either_decoded_as_the_rule_says_or_refused(encoded: str) -> None:
+    try:
+        mask = rle.decode(encoded, (5, 7))
+    except LabelError:
+        return
+    np.testing.assert_array_equal(mask, slow_decode(encoded, (5, 7)))

@@ -1,0 +1,465 @@
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from defectseg.errors import ExitCode, OutputExistsError, ResourceError, UsageError
+from defectseg.image.find import find_images
+from defectseg.model.info import Thresholds
+from defectseg.predict.predict import PredictRequest, exit_code_of, predict, resolve_classes
+
+PIT, CRACK = 120, 160  # grey levels, as GreyRuntime reads them
+TABLES = ("predictions.csv", "images.csv", "regions.csv", "errors.csv")
+
+
+def _write(path: Path, *levels: int) -> Path:
+    """A sheet of 8 x 16 with a defect of 2 x 2 for each grey level."""
+    image = np.full((8, 16), 60, np.uint8)
+    for number, level in enumerate(levels):
+        image[2:4, 3 * number : 3 * number + 2] = level
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+    return path
+
+
+@pytest.fixture
+def sheets(tmp_path: Path) -> Path:
+    """Twelve sheets: number n has a pit if n is odd, and a crack if it is a multiple of three."""
+    for number in range(12):
+        levels = ([PIT] if number % 2 else []) + ([CRACK] if number % 3 == 0 else [])
+        _write(tmp_path / "sheets" / f"{number:02}.png", *levels)
+    return tmp_path / "sheets"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def runtime(grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The runtime that any model file loads as."""
+    made = grey_runtime()
+    monkeypatch.setattr("defectseg.predict.predict.load_runtime", lambda *asked, workers: made)
+    return made
+
+
+def _predict(model: Path | Sequence[Path], out: Path, *inputs: Path, **options: Any) -> dict[str, Any]:
+    return predict(PredictRequest(model=model, images=find_images(inputs, skip=out), out=out, **options))
+
+
+def _tables(out: Path) -> dict[str, str]:
+    return {name: (out / name).read_text(encoding="utf-8") for name in TABLES}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def _stop_at(call_to_stop: int, error: BaseException) -> Callable[[int], None]:
+    def before(call: int) -> None:
+        if call == call_to_stop:
+            raise error
+
+    return before
+
+
+def test_a_run_says_what_it_did(sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
+    (sheets / "zz.png").write_bytes(b"not an image")
+    totals: list[int] = []
+    steps: list[int] = []
+
+    run = _predict(model, tmp_path / "out", sheets, start=totals.append, advance=lambda: steps.append(1))
+
+    # Odd or a multiple of three: 0, 1, 3, 5, 6, 7, 9, 11.
+    assert (run["processed"], run["with_defect"], run["failed"], run["already_done"]) == (12, 8, 1, 0)
+    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "failed": 1}
+    assert (run["status"], run["class_names"], run["runtime"]) == ("finished", ["pits", "cracks"], "grey levels")
+    assert run["started"] <= run["ended"]
+    stored = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run.items() <= stored.items()
+    assert (totals, len(steps)) == ([13], 13)
+
+
+def test_running_again_does_nothing_and_changes_nothing(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    _predict(model, tmp_path / "out", sheets)
+    before = _tables(tmp_path / "out")
+
+    run = _predict(model, tmp_path / "out", sheets)
+
+    assert (run["processed"], run["already_done"], run["images_per_second"]) == (0, 12, None)
+    assert len(runtime.calls) == 12
+    assert _tables(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("call", [1, 2, 7, 12])
+def test_an_interrupted_run_continues_to_the_same_tables(
+    call: int, sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    _predict(model, tmp_path / "whole", sheets)
+    runtime.calls.clear()
+    runtime.before = _stop_at(call, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        _predict(model, tmp_path / "out", sheets)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "out" / "predictions.csv").exists()
+    runtime.before = lambda call: None
+
+    run = _predict(model, tmp_path / "out", sheets)
+
+    assert run["processed"] + run["already_done"] == 12
+    assert run["already_done"] >= call - 6  # all but what was on its way through the pipeline
+    assert _tables(tmp_path / "out") == _tables(tmp_path / "whole")
+    for picture in (tmp_path / "whole").glob("*/*"):
+        assert (tmp_path / "out" / picture.relative_to(tmp_path / "whole")).read_bytes() == picture.read_bytes()
+
+
+def test_a_finished_run_whose_continuation_is_interrupted_loses_nothing(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    first = sorted(sheets.iterdir())[:6]
+    _predict(model, tmp_path / "out", *first)
+    before = _tables(tmp_path / "out")
+    runtime.before = _stop_at(8, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        _predict(model, tmp_path / "out", sheets)
+    assert _tables(tmp_path / "out") == before
+
+    runtime.before = lambda call: None
+    run = _predict(model, tmp_path / "out", sheets)
+
+    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "failed": 0}
+    assert run["already_done"] >= 6
+
+
+@pytest.mark.parametrize("error", [ResourceError("no memory"), RuntimeError("a bug"), MemoryError()])
+def test_a_run_that_fails_says_so_in_run_json(
+    error: Exception, sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    runtime.before = _stop_at(3, error)
+
+    with pytest.raises(type(error)):
+        _predict(model, tmp_path / "out", sheets)
+
+    stored = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (stored["status"], stored["error"]) == ("failed", str(error))
+
+
+# Runs `predict` on the runtime of these tests, slowed down, in a process that can be killed.
+_DRIVER = """
+import importlib.util, sys, time
+from pathlib import Path
+from defectseg.config import InferenceConfig
+from defectseg.model.info import Thresholds
+from defectseg.image.find import find_images
+from defectseg.predict import predict as batch
+
+spec = importlib.util.spec_from_file_location("conftest", sys.argv[1])
+conftest = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conftest)
+runtime = conftest.GreyRuntime(Thresholds.default(2), InferenceConfig())
+runtime.before = lambda call: time.sleep(0.05)
+batch.load_runtime = lambda *asked, workers: runtime
+model, sheets, out = map(Path, sys.argv[2:])
+batch.predict(batch.PredictRequest(model=model, images=find_images([sheets]), out=out))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_killed_run_continues_to_the_same_tables(sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
+    conftest = Path(__file__).parents[1] / "conftest.py"
+    arguments = [str(path) for path in (conftest, model, sheets, tmp_path / "out")]
+    journal = tmp_path / "out" / "journal.jsonl"
+    with subprocess.Popen([sys.executable, "-c", _DRIVER, *arguments]) as process:
+        patience = time.monotonic() + 60
+        while not (journal.exists() and journal.stat().st_size) and time.monotonic() < patience:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out" / "predictions.csv").exists()
+
+    run = _predict(model, tmp_path / "out", sheets)
+
+    assert 1 <= run["already_done"] < 12
+    _predict(model, tmp_path / "whole", sheets)
+    assert _tables(tmp_path / "out") == _tables(tmp_path / "whole")
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_new_changed_and_mended_images_are_done_and_others_are_not(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    (sheets / "zz.png").write_bytes(b"not an image")
+    assert _predict(model, tmp_path / "out", sheets)["failed"] == 1
+    runtime.calls.clear()
+    _write(sheets / "new.png", PIT)
+    _write(sheets / "00.png", PIT, PIT)  # was a crack
+    _write(sheets / "zz.png", CRACK)
+
+    run = _predict(model, tmp_path / "out", sheets)
+
+    assert (run["processed"], run["failed"], run["already_done"], len(runtime.calls)) == (3, 0, 11, 3)
+    classes = {row["ImageId"]: row["classes"] for row in _rows(tmp_path / "out" / "images.csv")}
+    assert len(classes) == 14
+    assert (classes["new.png"], classes["00.png"], classes["zz.png"]) == ("pits", "pits", "cracks")
+    assert _rows(tmp_path / "out" / "errors.csv") == []
+    regions = [row["class_name"] for row in _rows(tmp_path / "out" / "regions.csv") if row["ImageId"] == "00.png"]
+    assert regions == ["pits", "pits"]
+    mask = cv2.imread(str(tmp_path / "out" / "masks" / "00.png"), cv2.IMREAD_UNCHANGED)
+    assert mask is not None
+    assert set(np.unique(mask).tolist()) == {0, 1}
+
+
+def test_another_model_is_refused_by_content_not_by_name(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    _predict(model, tmp_path / "out", sheets)
+    shutil.copy(model, tmp_path / "renamed.safetensors")
+    assert _predict(tmp_path / "renamed.safetensors", tmp_path / "out", sheets)["processed"] == 0
+
+    model.write_bytes(b"other weights")
+    with pytest.raises(OutputExistsError, match="another model or other settings"):
+        _predict(model, tmp_path / "out", sheets)
+
+    assert _predict(model, tmp_path / "out", sheets, overwrite=True)["processed"] == 12
+
+
+def test_other_thresholds_are_refused_and_another_way_to_have_chosen_them_is_not(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    _predict(model, tmp_path / "out", sheets)
+    same = Thresholds(gate=(0.5, 0.5), pixel=(0.5, 0.5), min_area_px=(0, 0), chosen_by="hand")
+    runtime.info = runtime.info.model_copy(update={"thresholds": same})
+    assert _predict(model, tmp_path / "out", sheets)["processed"] == 0
+
+    other = same.model_copy(update={"min_area_px": (0, 5)})
+    runtime.info = runtime.info.model_copy(update={"thresholds": other})
+    with pytest.raises(OutputExistsError, match="another model or other settings"):
+        _predict(model, tmp_path / "out", sheets)
+
+
+def test_other_classes_are_refused_and_the_same_in_other_words_are_not(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    _predict(model, tmp_path / "out", sheets, classes=["2"])
+    assert _predict(model, tmp_path / "out", sheets, classes=["cracks", "2"])["processed"] == 0
+    assert {row["classes"] for row in _rows(tmp_path / "out" / "images.csv")} == {"", "cracks"}
+
+    for classes in (None, ["1"], ["1", "2"]):
+        with pytest.raises(OutputExistsError, match="another model or other settings"):
+            _predict(model, tmp_path / "out", sheets, classes=classes)
+
+
+def test_another_augmentation_is_refused_and_the_models_own_by_name_is_not(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    run = _predict(model, tmp_path / "out", sheets)
+    assert run["tta"] == "none"
+    assert _predict(model, tmp_path / "out", sheets, tta="none")["processed"] == 0
+    with pytest.raises(OutputExistsError, match="another model or other settings"):
+        _predict(model, tmp_path / "out", sheets, tta="flips")
+    runtime.calls.clear()
+
+    run = _predict(model, tmp_path / "out", sheets, tta="flips", overwrite=True)
+
+    assert (run["tta"], run["processed"], len(runtime.calls)) == ("flips", 12, 48)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["tta"] == "flips"
+    with pytest.raises(OutputExistsError, match="another model or other settings"):
+        _predict(model, tmp_path / "out", sheets)
+    with pytest.raises(UsageError, match="--tta flop"):
+        _predict(model, tmp_path / "out", sheets, tta="flop")
+
+
+def test_a_folder_from_before_there_was_a_choice_of_augmentation_is_continued(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    _predict(model, tmp_path / "out", sheets)
+
+    key = json.loads((tmp_path / "out" / "run.json").read_text())["key"]
+
+    assert set(key) == {"model_sha256", "only_classes", "thresholds"}
+    assert key["model_sha256"] == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_an_ensemble_is_known_by_the_content_and_order_of_its_models(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"other weights")
+
+    run = _predict([model, other], tmp_path / "out", sheets)
+
+    assert run["model"] == f"{model}, {other}"
+    renamed = Path(shutil.copy(other, tmp_path / "renamed.safetensors"))
+    assert _predict([model, renamed], tmp_path / "out", sheets)["processed"] == 0
+    others: list[Path | list[Path]] = [model, other, [other, model], [model, model], [model, other, other]]
+    for models in others:
+        with pytest.raises(OutputExistsError, match="another model or other settings"):
+            _predict(models, tmp_path / "out", sheets)
+
+
+def test_images_of_the_same_name_in_two_folders_are_told_apart(model: Path, runtime: Any, tmp_path: Path) -> None:
+    _write(tmp_path / "north" / "a.png", PIT)
+    _write(tmp_path / "south" / "a.png")
+
+    _predict(model, tmp_path / "out", tmp_path / "north", tmp_path / "south")
+
+    rows = _rows(tmp_path / "out" / "images.csv")
+    assert [(row["ImageId"], row["status"]) for row in rows] == [("north/a.png", "defect"), ("south/a.png", "clean")]
+    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").glob("*/*/*")) == [
+        *("masks/north/a.png", "masks/south/a.png", "overlays/north/a.jpg", "overlays/south/a.jpg"),
+    ]
+
+
+def test_images_that_differ_only_by_suffix_keep_it_in_their_pictures(model: Path, runtime: Any, tmp_path: Path) -> None:
+    _write(tmp_path / "in" / "a.png", PIT)
+    _write(tmp_path / "in" / "a.bmp")
+
+    _predict(model, tmp_path / "out", tmp_path / "in")
+
+    assert sorted(path.name for path in (tmp_path / "out").glob("*/*")) == [
+        *("a.bmp.jpg", "a.bmp.png", "a.png.jpg", "a.png.png"),
+    ]
+    mask = cv2.imread(str(tmp_path / "out" / "masks" / "a.png.png"), cv2.IMREAD_UNCHANGED)
+    assert mask is not None
+    assert mask.any()
+
+
+def test_an_output_folder_inside_the_input_is_not_read_as_input(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    assert _predict(model, sheets / "results", sheets)["processed"] == 12
+    assert _predict(model, sheets / "results", sheets)["already_done"] == 12
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"), [(["1"], (1,)), (["cracks", "1"], (1, 2)), (["2", "cracks"], (2,)), (["pits"], (1,))]
+)
+def test_classes_are_named_by_number_or_name(wanted: list[str], ids: tuple[int, ...]) -> None:
+    assert resolve_classes(wanted, ["pits", "cracks"]) == ids
+
+
+@pytest.mark.parametrize("wanted", [["3"], ["0"], ["-1"], ["rust"], ["1", "Pits"], ["²"], ["1.0"], []])
+def test_classes_that_the_model_does_not_have_are_refused_with_those_it_has(wanted: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"--classes.*1 \(pits\), 2 \(cracks\)"):
+        resolve_classes(wanted, ["pits", "cracks"])
+
+
+def test_a_name_that_looks_like_a_number_wins_over_the_number() -> None:
+    assert resolve_classes(["2"], ["2", "1"]) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("failed", "defects", "fail_on_defect", "code"),
+    [
+        (0, 0, True, ExitCode.DONE),
+        (0, 5, False, ExitCode.DONE),
+        (0, 5, True, ExitCode.DEFECT_FOUND),
+        (1, 5, True, ExitCode.PARTIAL),
+        (1, 0, False, ExitCode.PARTIAL),
+    ],
+)
+def test_failed_images_come_before_defects_in_the_exit_code(
+    failed: int, defects: int, fail_on_defect: bool, code: ExitCode
+) -> None:
+    run = {"failed": failed, "images_in_folder": {"defect": defects}}
+
+    assert exit_code_of(run, fail_on_defect=fail_on_defect) is code
+
+
+def test_the_runtime_and_the_workers_asked_for_are_loaded_and_stored(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def load(*arguments: Any, workers: int | None) -> Any:
+        asked.append((*arguments, workers))
+        runtime.parallel = workers or 1
+        return runtime
+
+    monkeypatch.setattr("defectseg.predict.predict.load_runtime", load)
+
+    run = _predict(model, tmp_path / "out", sheets, device="cpu", runtime="onnx", workers=3)
+    _predict(model, tmp_path / "other", sheets)
+
+    assert asked == [(model, "cpu", "onnx", 3), (model, "auto", "auto", None)]
+    assert (run["runtime"], run["workers"]) == ("grey levels", 3)
+    assert _tables(tmp_path / "out") == _tables(tmp_path / "other")
+
+
+def test_a_folder_is_continued_with_another_number_of_workers(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    _predict(model, tmp_path / "out", sheets, workers=2)
+
+    assert _predict(model, tmp_path / "out", sheets)["already_done"] == 12
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_no_workers_at_all_are_refused(workers: int, sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--workers {workers}: expected 1 or more"):
+        _predict(model, tmp_path / "out", sheets, workers=workers)
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_that_are_wanted_are_as_in_a_run_that_writes_everything(
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    _predict(model, tmp_path / "all", sheets)
+    run = _predict(model, tmp_path / "some", sheets, outputs=["overlays", "rle"], overlays="defects")
+
+    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "failed": 0}
+    some = {path.relative_to(tmp_path / "some") for path in (tmp_path / "some").rglob("*") if path.is_file()}
+    # Odd or a multiple of three.
+    overlays = {Path("overlays") / f"{number:02}.jpg" for number in (0, 1, 3, 5, 6, 7, 9, 11)}
+    tables = set(map(Path, ("predictions.csv", "images.csv", "errors.csv")))
+    assert some == overlays | tables | {Path("run.json")}
+    for path in overlays | tables:
+        assert (tmp_path / "some" / path).read_bytes() == (tmp_path / "all" / path).read_bytes()
+
+
+@pytest.mark.parametrize("call", [2, 9])
+def test_an_interrupted_run_of_some_outputs_continues_to_the_same_files(
+    call: int, sheets: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"outputs": ["masks"]}
+    _predict(model, tmp_path / "whole", sheets, **options)
+    runtime.calls.clear()
+    runtime.before = _stop_at(call, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        _predict(model, tmp_path / "out", sheets, **options)
+    runtime.before = lambda call: None
+
+    run = _predict(model, tmp_path / "out", sheets, **options)
+
+    assert run["processed"] + run["already_done"] == 12
+    names = sorted(path.relative_to(tmp_path / "whole").as_posix() for path in (tmp_path / "whole").rglob("*.*"))
+    assert names == ["errors.csv", "images.csv", *(f"masks/{number:02}.png" for number in range(12)), "run.json"]
+    for name in set(names) - {"run.json"}:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_another_choice_of_outputs_is_refused(sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
+    _predict(model, tmp_path / "out", sheets, outputs=["masks", "rle"])
+    assert _predict(model, tmp_path / "out", sheets, outputs=["rle", "masks"], overlays="none")["processed"] == 0
+
+    for options in ({}, {"outputs": ["masks"]}, {"overlays": "none"}):
+        with pytest.raises(OutputExistsError, match="another model or other settings"):
+            _predict(model, tmp_path / "out", sheets, **options)

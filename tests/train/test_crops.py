@@ -1,0 +1,201 @@
+"""Where crops lie in their image, and what a cut beyond it gives."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from defectseg.train.crops import BLACK_LEVEL, Place, cut, place_crop
+
+sizes = st.integers(1, 40)
+
+
+def _grey(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """An image without any black."""
+    return np.full(masks.shape[1:], 100, np.uint8)
+
+
+# Where a crop lies
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), height=sizes, width=sizes, crop_h=sizes, crop_w=sizes, seed=st.integers(0, 2**32))
+def test_a_crop_on_a_defect_holds_a_pixel_of_it(
+    data: st.DataObject, height: int, width: int, crop_h: int, crop_w: int, seed: int
+) -> None:
+    masks = np.zeros((3, height, width), np.bool_)
+    class_id = data.draw(st.sampled_from([None, 1, 3]))
+    for index in data.draw(st.sets(st.sampled_from([0, 1, 2]), min_size=1)) | ({class_id - 1} if class_id else set()):
+        masks[index, data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))] = True
+    rng = np.random.default_rng(seed)
+    top, left = place_crop(_grey(masks), masks, (crop_h, crop_w), place="defect", rng=rng, class_id=class_id)
+    _, layers = cut(
+        np.zeros((height, width), np.uint8),
+        np.concatenate([masks, np.zeros((1, height, width), np.bool_)]).astype(np.uint8),
+        (top, left),
+        (crop_h, crop_w),
+    )
+    wanted = layers[:3] if class_id is None else layers[class_id - 1]
+    assert wanted.any()
+    _check_place(top, height, crop_h)
+    _check_place(left, width, crop_w)
+
+
+def _check_place(start: int, length: int, crop: int) -> None:
+    """A crop lies inside its image, or the image inside its crop."""
+    if crop <= length:
+        assert 0 <= start <= length - crop
+    else:
+        assert length - crop <= start <= 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(height=sizes, width=sizes, crop_h=sizes, crop_w=sizes, seed=st.integers(0, 2**32))
+def test_a_random_crop_lies_as_far_inside_as_it_can(
+    height: int, width: int, crop_h: int, crop_w: int, seed: int
+) -> None:
+    masks = np.ones((1, height, width), np.bool_)
+    rng = np.random.default_rng(seed)
+    top, left = place_crop(_grey(masks), masks, (crop_h, crop_w), place="anywhere", rng=rng)
+    _check_place(top, height, crop_h)
+    _check_place(left, width, crop_w)
+
+
+def test_random_crops_reach_every_place() -> None:
+    rng = np.random.default_rng(0)
+    masks = np.zeros((1, 6, 5), np.bool_)
+    places = {place_crop(_grey(masks), masks, (4, 4), place="defect", rng=rng) for _ in range(300)}
+    assert places == {(top, left) for top in range(3) for left in range(2)}
+
+
+def test_a_class_is_drawn_before_its_pixels_so_that_small_defects_count_too() -> None:
+    rng = np.random.default_rng(0)
+    masks = np.zeros((2, 100, 100), np.bool_)
+    masks[0, :50] = True
+    masks[1, 99, 99] = True
+    corners = [place_crop(_grey(masks), masks, (1, 1), place="defect", rng=rng) for _ in range(400)]
+    assert 150 < corners.count((99, 99)) < 250
+
+
+def test_the_defect_lies_anywhere_in_its_crop() -> None:
+    rng = np.random.default_rng(0)
+    masks = np.zeros((1, 20, 20), np.bool_)
+    masks[0, 10, 10] = True
+    corners = {place_crop(_grey(masks), masks, (3, 2), place="defect", rng=rng) for _ in range(200)}
+    assert corners == {(top, left) for top in (8, 9, 10) for left in (9, 10)}
+
+
+# Clean and black places
+
+
+def _corners(
+    pixels: NDArray[np.uint8], masks: NDArray[np.bool_], place: Place, black_limit: float = 1.0
+) -> set[tuple[int, int]]:
+    """Where 300 crops of 10 x 10 px lie."""
+    rng = np.random.default_rng(0)
+    return {place_crop(pixels, masks, (10, 10), place=place, rng=rng, black_limit=black_limit) for _ in range(300)}
+
+
+def test_a_clean_crop_holds_no_labelled_pixel() -> None:
+    masks = np.zeros((2, 10, 30), np.bool_)
+    masks[0, 4, 3] = masks[1, 9, 6] = True
+    # Half of the 21 places hold one, so that ten tries find a clean one but for one time in 1000.
+    assert _corners(_grey(masks), masks, "clean") == {(0, left) for left in range(7, 21)}
+
+
+def test_where_no_place_is_clean_the_one_with_the_fewest_labelled_pixels_is_taken() -> None:
+    masks = np.zeros((1, 10, 14), np.bool_)
+    masks[0, :, 4:] = True  # 60 pixels at column 0, 70 at column 1, up to 100 at column 4
+    corners = [
+        place_crop(_grey(masks), masks, (10, 10), place="clean", rng=np.random.default_rng(seed)) for seed in range(50)
+    ]
+    assert corners.count((0, 0)) > 35
+    assert (0, 4) not in corners
+
+
+def test_a_black_place_is_drawn_again() -> None:
+    masks = np.zeros((1, 10, 40), np.bool_)
+    pixels = _grey(masks)
+    pixels[:, 20:] = BLACK_LEVEL
+    # At column 17 the crop has 7 black columns of 10, at column 18 it has 8.
+    assert _corners(pixels, masks, "anywhere", 0.7) == {(0, left) for left in range(18)}
+    assert _corners(pixels, masks, "anywhere") == {(0, left) for left in range(31)}
+
+
+def test_what_is_just_brighter_than_a_sheet_end_is_not_black() -> None:
+    masks = np.zeros((1, 10, 40), np.bool_)
+    assert len(_corners(np.full((10, 40), BLACK_LEVEL + 1, np.uint8), masks, "anywhere", 0.0)) == 31
+
+
+def test_a_crop_on_a_defect_is_not_too_black_either_and_still_holds_it() -> None:
+    masks = np.zeros((1, 10, 40), np.bool_)
+    masks[0, 5, 19] = True
+    pixels = _grey(masks)
+    pixels[:, 20:] = 0
+    assert _corners(pixels, masks, "defect", 0.5) == {(0, left) for left in range(10, 16)}
+
+
+def test_where_all_is_black_the_least_black_place_is_taken() -> None:
+    masks = np.zeros((1, 10, 14), np.bool_)
+    pixels = np.zeros((10, 14), np.uint8)
+    pixels[:, :4] = 100  # 60 black pixels at column 0, 100 at column 4
+    corners = [
+        place_crop(pixels, masks, (10, 10), place="anywhere", rng=np.random.default_rng(seed), black_limit=0.2)
+        for seed in range(50)
+    ]
+    assert corners.count((0, 0)) > 35
+    assert (0, 4) not in corners
+
+
+def test_a_black_place_is_no_refuge_from_defects() -> None:
+    masks = np.zeros((1, 10, 40), np.bool_)
+    masks[0, 5, :20:5] = True  # every crop that is not all black holds a labelled pixel
+    pixels = _grey(masks)
+    pixels[:, 20:] = 0
+    assert max(left for _, left in _corners(pixels, masks, "clean", 0.7)) <= 17
+
+
+def test_black_beyond_the_image_does_not_count() -> None:
+    masks = np.zeros((1, 4, 40), np.bool_)  # crops of 10 x 10 px are black for 6 rows of 10
+    pixels = _grey(masks)
+    pixels[:, 30:] = 0
+    lefts = {left for _, left in _corners(pixels, masks, "anywhere", 0.3)}
+    assert lefts == set(range(24))
+
+
+def test_a_class_is_not_given_up_for_lying_in_the_black() -> None:
+    masks = np.zeros((2, 10, 100), np.bool_)
+    masks[0, :, :40] = True
+    masks[1, :, 60:] = True
+    pixels = _grey(masks)
+    pixels[:, 50:] = 0
+    rng = np.random.default_rng(0)
+    lefts = [place_crop(pixels, masks, (10, 10), place="defect", rng=rng, black_limit=0.3)[1] for _ in range(200)]
+    assert 70 < sum(left > 50 for left in lefts) < 130
+
+
+# Cutting
+
+
+def test_a_cut_inside_the_image_copies_it() -> None:
+    pixels = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    layers = np.stack([pixels % 2, np.zeros_like(pixels)])
+    image, cut_layers = cut(pixels, layers, (1, 2), (2, 3))
+    assert image.tolist() == [[7, 8, 9], [12, 13, 14]]
+    assert cut_layers.tolist() == [[[1, 0, 1], [0, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
+
+
+def test_a_cut_beyond_the_image_is_black_and_ignored_there() -> None:
+    pixels = np.array([[1, 2], [3, 4]], np.uint8)
+    layers = np.array([[[1, 1], [1, 1]], [[0, 0], [0, 1]]], np.uint8)
+    image, cut_layers = cut(pixels, layers, (-1, -2), (4, 5))
+    assert image.tolist() == [[0, 0, 0, 0, 0], [0, 0, 1, 2, 0], [0, 0, 3, 4, 0], [0, 0, 0, 0, 0]]
+    assert cut_layers[0].tolist() == [[0, 0, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]]
+    assert cut_layers[1].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 1], [1, 1, 0, 1, 1], [1, 1, 1, 1, 1]]
+
+
+def test_a_cut_of_an_image_that_is_too_short_in_one_direction() -> None:
+    pixels = np.arange(1, 7, dtype=np.uint8).reshape(1, 6)
+    image, layers = cut(pixels, np.zeros((1, 1, 6), np.uint8), (0, 2), (2, 3))
+    assert image.tolist() == [[3, 4, 5], [0, 0, 0]]
+    assert layers[0].tolist() == [[0, 0, 0], [1, 1, 1]]

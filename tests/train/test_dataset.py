@@ -1,0 +1,400 @@
+"""Which crops an epoch has, where they lie, and that only (seed, epoch, position) decides it."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from defectseg.config import AugmentConfig, DataConfig
+from defectseg.data.folder import IGNORE_CLASS_ID, DataFolder, LabelTable, open_data_folder
+from defectseg.image import rle
+from defectseg.image.read import decode
+from defectseg.train.augment import build_augment
+from defectseg.train.dataset import Batch, CropDataset, CropKey, CropSampler, cache_fits, collate, load_cache
+
+STILL = AugmentConfig(horizontal_flip=0, vertical_flip=0, brightness_contrast=0)
+LIVELY = AugmentConfig(brightness_contrast=1, noise=1)
+
+
+@pytest.fixture(scope="module")
+def folder(data_folder: Path) -> DataFolder:
+    return open_data_folder(data_folder)
+
+
+def _labels(classes: Mapping[str, tuple[int, ...]]) -> DataFolder:
+    """A folder of which only the labels are looked at."""
+    table = LabelTable(
+        {image_id: dict.fromkeys(ids, "1 1") for image_id, ids in classes.items() if ids}, frozenset(classes)
+    )
+    return DataFolder(Path("nowhere"), tuple(sorted(classes)), table, ("a", "b", "c", "d"), {})
+
+
+TEN = _labels({f"{index}.jpg": ((1,) if index < 3 else (2,) if index == 3 else ()) for index in range(10)})
+
+
+def _epoch(sampler: CropSampler, epoch: int = 0) -> list[CropKey]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+# The sampler
+
+
+def test_an_epoch_has_one_crop_for_each_image_unless_told_otherwise() -> None:
+    assert len(CropSampler(TEN, TEN.image_ids, DataConfig(), 0)) == 10
+    sampler = CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=7), 0)
+    assert len(sampler) == len(_epoch(sampler)) == 7
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 10), (0.5, 20), (1.0, 40)])
+def test_the_share_of_defect_crops_is_exact(share: float, expected: int) -> None:
+    sampler = CropSampler(TEN, TEN.image_ids, DataConfig(defect_crops=share, samples_per_epoch=40), 0)
+    keys = _epoch(sampler)
+    assert sum(key.place == "defect" for key in keys) == expected
+    assert all(TEN.classes_of(key.image_id) for key in keys if key.place == "defect")
+
+
+def test_no_image_comes_again_before_all_others_of_its_group() -> None:
+    sampler = CropSampler(TEN, TEN.image_ids, DataConfig(defect_crops=0.5, samples_per_epoch=50), 3)
+    keys = _epoch(sampler)
+    # 25 defect crops over 4 images: each 6 times, one 7 times. 25 others over 10 images: 2 or 3 times.
+    assert sorted(Counter(key.image_id for key in keys if key.place == "defect").values()) == [6, 6, 6, 7]
+    assert sorted(Counter(key.image_id for key in keys if key.place == "anywhere").values()) == [2] * 5 + [3] * 5
+
+
+def test_balanced_crops_go_to_the_classes_in_equal_parts() -> None:
+    config = DataConfig(defect_crops=0.5, class_balance=1.0, samples_per_epoch=80)
+    keys = _epoch(CropSampler(TEN, TEN.image_ids, config, 0))
+    assert Counter(key.class_id for key in keys) == {1: 20, 2: 20, None: 40}
+    assert all(key.class_id in TEN.classes_of(key.image_id) for key in keys if key.class_id is not None)
+
+
+def _balanced(config: DataConfig, share_done: float) -> dict[int | None, int]:
+    sampler = CropSampler(TEN, TEN.image_ids, config, 0)
+    sampler.set_progress(share_done)
+    return Counter(key.class_id for key in _epoch(sampler) if key.place == "defect")
+
+
+@pytest.mark.parametrize(
+    ("until", "share_done", "each"),
+    [(0.5, 0.0, 20), (0.5, 0.25, 10), (0.5, 0.5, 0), (0.5, 0.9, 0), (1.0, 0.9, 20), (0.0, 0.0, 0)],
+)
+def test_the_balance_falls_to_natural_frequencies(until: float, share_done: float, each: int) -> None:
+    config = DataConfig(defect_crops=0.5, class_balance=1.0, balance_until=until, samples_per_epoch=80)
+    expected = {1: each, 2: each, None: 40 - 2 * each}
+    assert _balanced(config, share_done) == {class_id: count for class_id, count in expected.items() if count}
+
+
+def test_equal_progress_gives_equal_crops() -> None:
+    config = DataConfig(class_balance=0.8, balance_until=0.7, samples_per_epoch=40)
+    one, other = (CropSampler(TEN, TEN.image_ids, config, 0) for _ in range(2))
+    for share_done in (0.9, 0.1, 0.3):
+        other.set_progress(share_done)
+    one.set_progress(0.3)
+    assert _epoch(one, 2) == _epoch(other, 2)
+
+
+def test_the_share_of_clean_crops_is_exact() -> None:
+    config = DataConfig(defect_crops=0.5, clean_crops=0.25, samples_per_epoch=40)
+    keys = _epoch(CropSampler(TEN, TEN.image_ids, config, 0))
+    assert Counter(key.place for key in keys) == {"defect": 20, "clean": 10, "anywhere": 10}
+    # A clean crop may come from any image, since a defect leaves most of its image sound.
+    assert {key.image_id for key in keys if key.place == "clean"} == set(TEN.image_ids)
+
+
+def test_whole_images_are_clean_where_they_have_no_defect() -> None:
+    config = DataConfig(defect_crops=0.5, clean_crops=0.5, samples_per_epoch=40, crop_hw=None)
+    keys = _epoch(CropSampler(TEN, TEN.image_ids, config, 0))
+    assert {key.image_id for key in keys if key.place == "clean"} == {f"{index}.jpg" for index in range(4, 10)}
+
+
+def test_without_a_clean_image_whole_images_are_chosen_as_they_come() -> None:
+    config = DataConfig(defect_crops=0.5, clean_crops=0.5, samples_per_epoch=8, crop_hw=None)
+    keys = _epoch(CropSampler(TEN, ["0.jpg", "1.jpg"], config, 0))
+    assert Counter(key.place for key in keys) == {"defect": 4, "anywhere": 4}
+
+
+def test_an_interrupted_epoch_goes_on_with_the_crops_that_it_had_not_given() -> None:
+    sampler = CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=30), 0)
+    whole = _epoch(sampler, 1)
+    sampler.start_at(12)
+    assert _epoch(sampler, 1) == whole[12:]
+    assert len(sampler) == 30
+    sampler.start_at(0)
+    assert _epoch(sampler, 1) == whole
+
+
+def test_without_any_defect_all_crops_are_random() -> None:
+    clean = _labels({"a.jpg": (), "b.jpg": (IGNORE_CLASS_ID,)})
+    keys = _epoch(CropSampler(clean, clean.image_ids, DataConfig(defect_crops=1.0, class_balance=1.0), 0))
+    assert [key.place for key in keys] == ["anywhere", "anywhere"]
+
+
+def test_only_the_images_given_are_chosen() -> None:
+    sampler = CropSampler(TEN, ["1.jpg", "9.jpg"], DataConfig(samples_per_epoch=20), 0)
+    assert {key.image_id for key in _epoch(sampler)} == {"1.jpg", "9.jpg"}
+
+
+def test_epochs_and_seeds_differ_and_repeat() -> None:
+    config = DataConfig(samples_per_epoch=30)
+    one, again, other = (CropSampler(TEN, TEN.image_ids, config, seed) for seed in (1, 1, 2))
+    assert _epoch(one, 0) == _epoch(again, 0)
+    assert _epoch(one, 5) == _epoch(again, 5)
+    assert [key.image_id for key in _epoch(one, 0)] != [key.image_id for key in _epoch(one, 1)]
+    assert [key.image_id for key in _epoch(one, 0)] != [key.image_id for key in _epoch(other, 0)]
+
+
+def test_positions_count_up_and_the_epoch_is_named() -> None:
+    keys = _epoch(CropSampler(TEN, TEN.image_ids, DataConfig(), 0), 4)
+    assert [(key.epoch, key.position) for key in keys] == [(4, position) for position in range(10)]
+
+
+def test_defect_crops_and_others_are_mixed() -> None:
+    keys = _epoch(CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=64), 0))
+    assert 8 < sum(key.place == "defect" for key in keys[:32]) < 24
+
+
+class _Keys(torch.utils.data.Dataset[CropKey]):
+    def __getitem__(self, key: CropKey) -> CropKey:
+        return key
+
+
+def test_processes_share_an_epoch_between_them() -> None:
+    def shard(index: int, epoch: int) -> list[CropKey]:
+        sampler = CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=24), 0)
+        loader = DataLoader(_Keys(), batch_size=4, sampler=sampler, collate_fn=list, drop_last=True)
+        prepared = prepare_data_loader(loader, num_processes=2, process_index=index, put_on_device=False)
+        prepared.set_epoch(epoch)
+        return [key for batch in prepared for key in batch]
+
+    for epoch in (0, 3):
+        parts = [shard(index, epoch) for index in range(2)]
+        whole = _epoch(CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=24), 0), epoch)
+        assert [len(part) for part in parts] == [12, 12]
+        assert sorted(parts[0] + parts[1], key=lambda key: key.position) == whole
+
+
+# Crops
+
+
+def _item(dataset: CropDataset, key: CropKey) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    return dataset[key][1:]
+
+
+def _dataset(folder: DataFolder, seed: int = 0, crop_hw: tuple[int, int] | None = (32, 48)) -> CropDataset:
+    return CropDataset(folder, crop_hw, build_augment(LIVELY), seed)
+
+
+def test_a_crop_depends_on_seed_epoch_and_position_alone(folder: DataFolder) -> None:
+    keys = [CropKey(2, position, image_id) for position, image_id in enumerate(folder.image_ids[:6])]
+    first, second = _dataset(folder), _dataset(folder)
+    expected = {key.position: _item(first, key) for key in keys}
+    np.random.seed(9)
+    torch.manual_seed(9)
+    for key in reversed(keys):
+        for ours, theirs in zip(_item(second, key), expected[key.position], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_another_seed_epoch_or_position_makes_another_crop(folder: DataFolder) -> None:
+    image_id = folder.image_ids[0]
+    crops = [
+        _item(_dataset(folder, seed), CropKey(epoch, position, image_id))[0].tobytes()
+        for seed, epoch, position in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
+    assert len(set(crops)) == 4
+
+
+def test_workers_that_outlive_an_epoch_give_the_same_crops(folder: DataFolder) -> None:
+    sampler = CropSampler(folder, folder.image_ids, DataConfig(samples_per_epoch=8), 0)
+    cache = load_cache(folder, folder.image_ids)
+    dataset = CropDataset(folder, (32, 48), build_augment(LIVELY), 0, cache=cache)
+    loader = DataLoader(
+        dataset, batch_size=4, sampler=sampler, collate_fn=collate, num_workers=1, persistent_workers=True
+    )
+    for epoch in range(2):
+        keys = _epoch(sampler, epoch)
+        for batch, own in zip(loader, (keys[:4], keys[4:]), strict=True):
+            assert torch.equal(batch.images, collate([dataset[key] for key in own]).images)
+
+
+def test_a_crop_shows_its_image_and_the_masks_there(folder: DataFolder) -> None:
+    image_id = next(image_id for image_id in folder.image_ids if folder.classes_of(image_id))
+    pixels = decode(folder.image_path(image_id)).pixels
+    masks, _ = folder.masks_of(image_id, (64, 128))
+    key, image, layers = CropDataset(folder, (32, 48), build_augment(STILL), 0)[CropKey(0, 0, image_id, "defect")]
+    assert key.image_id == image_id
+    assert (image.shape, layers.shape) == ((32, 48), (32, 48, 5))
+    places = [
+        (top, left)
+        for top in range(64 - 32 + 1)
+        for left in range(128 - 48 + 1)
+        if np.array_equal(pixels[top : top + 32, left : left + 48], image)
+    ]
+    assert len(places) == 1
+    (top, left) = places[0]
+    np.testing.assert_array_equal(layers[..., :4].transpose(2, 0, 1), masks[:, top : top + 32, left : left + 48])
+    assert not layers[..., 4].any()
+    assert layers[..., :4].any()
+
+
+def test_without_a_crop_size_the_whole_image_comes(folder: DataFolder) -> None:
+    image_id = folder.image_ids[0]
+    dataset = CropDataset(folder, None, build_augment(STILL), 0)
+    image, _ = _item(dataset, CropKey(0, 0, image_id, "defect"))
+    np.testing.assert_array_equal(image, decode(folder.image_path(image_id)).pixels)
+
+
+def test_pixels_labelled_255_are_ignored(folder: DataFolder) -> None:
+    image_id = folder.image_ids[0]
+    ignore = np.zeros((64, 128), np.bool_)
+    ignore[10:20, 30:50] = True
+    table = LabelTable({image_id: {IGNORE_CLASS_ID: rle.encode(ignore)}}, frozenset({image_id}))
+    labelled = DataFolder(folder.root, folder.image_ids, table, folder.class_names, {})
+    item = CropDataset(labelled, None, build_augment(STILL), 0)[CropKey(0, 0, image_id)]
+    batch = collate([item])
+    np.testing.assert_array_equal(batch.ignore[0].numpy(), ignore)
+    assert not batch.masks.any()
+
+
+def test_a_batch_stacks_images_masks_and_what_to_ignore(folder: DataFolder) -> None:
+    dataset = _dataset(folder)
+    items = [dataset[CropKey(0, position, folder.image_ids[position])] for position in range(3)]
+    batch = collate(items)
+    assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (3, 1, 32, 48))
+    assert (batch.masks.dtype, batch.masks.shape) == (torch.bool, (3, 4, 32, 48))
+    assert (batch.ignore.dtype, batch.ignore.shape) == (torch.bool, (3, 32, 48))
+    assert batch.image_ids == folder.image_ids[:3]
+    for index, (_, image, layers) in enumerate(items):
+        np.testing.assert_array_equal(batch.images[index, 0].numpy(), image)
+        np.testing.assert_array_equal(batch.masks[index].numpy(), layers[..., :4].transpose(2, 0, 1).astype(bool))
+
+
+def test_a_batch_moves_with_all_its_tensors() -> None:
+    batch = Batch(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), ("a",)).to(
+        torch.device("meta")
+    )
+    assert {batch.images.device.type, batch.masks.device.type, batch.ignore.device.type} == {"meta"}
+    assert batch.image_ids == ("a",)
+
+
+def test_black_crops_are_drawn_again(folder: DataFolder) -> None:
+    pixels = np.full((40, 400), 120, np.uint8)
+    pixels[:, 200:] = 7
+    image_id = folder.image_ids[0]
+    unlabelled = DataFolder(folder.root, folder.image_ids, LabelTable({}, frozenset()), folder.class_names, {})
+
+    def shares(black_limit: float) -> list[float]:
+        dataset = CropDataset(
+            unlabelled, (40, 80), build_augment(STILL), 0, cache={image_id: pixels}, black_limit=black_limit
+        )
+        return [float((dataset[CropKey(0, position, image_id)][1] == 7).mean()) for position in range(60)]
+
+    assert max(shares(0.3)) <= 0.3
+    assert max(shares(1.0)) == 1.0
+
+
+# Images in memory
+
+
+@pytest.mark.parametrize("crop_hw", [(32, 48), None])
+def test_cached_images_give_the_same_batches(folder: DataFolder, crop_hw: tuple[int, int] | None) -> None:
+    augment = build_augment(AugmentConfig(brightness_contrast=1, noise=1, gamma=1, blur=1, sheet_end=1, black_out=0.5))
+    cache = load_cache(folder, folder.image_ids)
+    read, kept = (CropDataset(folder, crop_hw, augment, 3, cache=images, black_limit=0.7) for images in (None, cache))
+    sampler = CropSampler(folder, folder.image_ids, DataConfig(clean_crops=0.3, samples_per_epoch=24), 0)
+    keys = _epoch(sampler)
+    for _ in range(2):  # a second time: the first must not have changed what is kept
+        ours, theirs = (collate([dataset[key] for key in keys]) for dataset in (read, kept))
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.masks, theirs.masks)
+        assert torch.equal(ours.ignore, theirs.ignore)
+        assert ours.image_ids == theirs.image_ids
+
+
+def test_kept_images_are_as_decoded_and_cannot_be_written_to(folder: DataFolder) -> None:
+    cache = load_cache(folder, folder.image_ids[2:5])
+    assert tuple(cache) == folder.image_ids[2:5]
+    for image_id, pixels in cache.items():
+        np.testing.assert_array_equal(pixels, decode(folder.image_path(image_id)).pixels)
+        assert not pixels.flags.writeable
+
+
+def test_a_kept_image_is_not_read_again(folder: DataFolder) -> None:
+    image_id = folder.image_ids[0]
+    cache = load_cache(folder, [image_id])
+    gone = DataFolder(Path("nowhere"), folder.image_ids, folder.table, folder.class_names, {})
+    image, _ = _item(CropDataset(gone, None, build_augment(STILL), 0, cache=cache), CropKey(0, 0, image_id))
+    np.testing.assert_array_equal(image, cache[image_id])
+
+
+@pytest.mark.parametrize(("setting", "free_px", "fits"), [(True, 0, True), (False, 10**9, False)])
+def test_the_setting_decides_on_the_cache(
+    setting: bool, free_px: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set_memory(monkeypatch, free_px)
+    assert cache_fits({"a": (10, 100)}, setting) is fits
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "processes", "fits"),
+    [(8000, None, True), (7999, None, False), (16000, "2", True), (15999, "2", False), (-1, None, False)],
+)
+def test_images_are_kept_in_a_quarter_of_the_free_memory(
+    free_bytes: int, processes: str | None, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set_memory(monkeypatch, free_bytes)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert cache_fits({"a": (10, 100), "b": (20, 50)}, "auto") is fits
+
+
+@pytest.mark.parametrize("error", [AttributeError, ValueError, OSError])
+def test_where_the_free_memory_is_unknown_nothing_is_kept(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> int:
+        raise error(name)
+
+    monkeypatch.setattr("os.sysconf", fail)
+    assert not cache_fits({"a": (1, 1)}, "auto")
+
+
+def _set_memory(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    answers = {"SC_AVPHYS_PAGES": free_bytes, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr("os.sysconf", answers.__getitem__)
+
+
+@pytest.mark.parametrize(("limit", "free_bytes"), [("1000", 600), ("300", 0), ("max", 5000), (None, 5000)])
+def test_the_memory_of_a_container_counts(
+    limit: str | None, free_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"SC_AVPHYS_PAGES": 5000, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr("os.sysconf", answers.__getitem__)
+    monkeypatch.setattr("defectseg.train.dataset._CGROUP", tmp_path)
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit + "\n")
+        (tmp_path / "memory.current").write_text("400\n")
+    four_parts = {"a": (1, free_bytes // 4)}
+    assert cache_fits(four_parts, "auto")
+    assert not cache_fits({"a": (1, free_bytes // 4 + 1)}, "auto")
+
+
+def test_all_of_a_batch_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[int] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(id(tensor))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    batch = Batch(torch.zeros(1), torch.ones(1), torch.zeros(2), ("a",))
+    assert batch.pin_memory().image_ids == ("a",)
+    assert pinned == [id(batch.images), id(batch.masks), id(batch.ignore)]

@@ -1,0 +1,134 @@
+"""What changes as a training goes on: learning rates, parameter groups, stages, the epochs that fit into the time."""
+
+import math
+
+import pytest
+
+from defectseg.config import DataConfig, ModelConfig, OptimizerConfig, Recipe, SecondStageConfig, TrainingConfig
+from defectseg.model.info import Normalization
+from defectseg.model.network import DefectNetwork
+from defectseg.train.schedule import Stage, make_optimizer, planned_epochs, rate_factor, stages_of
+
+# Learning rates
+
+
+def _rates(**values: float) -> OptimizerConfig:
+    return OptimizerConfig(**{"warmup": 0.2, "final_lr_share": 0.1, **values})
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        # Of 20 steps, 4 warm up: 1/5, 2/5, 3/5, 4/5 of the rate, then the whole.
+        (0, 0.2),
+        (1, 0.4),
+        (3, 0.8),
+        (4, 1.0),
+        # Half-way through the other 16: the middle between 1 and 0.1.
+        (12, 0.55),
+        # A quarter of the way: 0.1 + 0.9 * (1 + cos 45 degrees) / 2.
+        (8, 0.1 + 0.9 * 0.5 * (1 + math.sqrt(0.5))),
+        (20, 0.1),
+        (50, 0.1),
+    ],
+)
+def test_rates_warm_up_and_then_follow_a_cosine(step: int, expected: float) -> None:
+    assert rate_factor(step, 20, _rates()) == pytest.approx(expected)
+
+
+def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
+    assert rate_factor(0, 20, _rates(warmup=0.0)) == 1.0
+
+
+def test_a_stage_that_does_not_warm_up_begins_with_the_whole_rate_and_ends_alike() -> None:
+    assert rate_factor(0, 20, _rates(), warms_up=False) == 1.0
+    # Half-way through all 20 steps: the middle between 1 and 0.1.
+    assert rate_factor(10, 20, _rates(), warms_up=False) == pytest.approx(0.55)
+    assert rate_factor(20, 20, _rates(), warms_up=False) == pytest.approx(0.1)
+
+
+def test_rates_only_rise_and_then_only_fall() -> None:
+    factors = [rate_factor(step, 57, _rates(warmup=0.1)) for step in range(57)]
+    top = factors.index(max(factors))
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert all(0 < factor <= 1 for factor in factors)
+
+
+def test_the_last_step_comes_close_to_the_final_rate() -> None:
+    assert rate_factor(999, 1000, _rates(final_lr_share=0.01)) == pytest.approx(0.01, abs=1e-4)
+
+
+def test_a_run_of_nothing_but_warm_up_has_no_fall() -> None:
+    assert rate_factor(9, 10, _rates(warmup=1.0)) == pytest.approx(10 / 11)
+
+
+# Parameter groups
+
+
+def test_every_parameter_is_in_one_group_with_the_rate_of_its_part() -> None:
+    network = DefectNetwork(ModelConfig(encoder="tu-test_resnet"), 2, Normalization(mean=0.5, std=0.5))
+    optimizer = make_optimizer(network, OptimizerConfig(encoder_lr=0.1, decoder_lr=0.2, weight_decay=0.3))
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    seen: list[str] = []
+    for group in optimizer.param_groups:
+        assert group["initial_lr"] == group["lr"]
+        for parameter in group["params"]:
+            name = names[parameter]
+            seen.append(name)
+            assert group["lr"] == (0.1 if name.startswith("net.encoder.") else 0.2), name
+            norm_or_bias = name.endswith(".bias") or parameter.dim() == 1
+            assert group["weight_decay"] == (0.0 if norm_or_bias else 0.3), name
+    assert sorted(seen) == sorted(names.values())
+    assert len(optimizer.param_groups) == 4
+
+
+def test_equal_rates_share_their_groups() -> None:
+    network = DefectNetwork(ModelConfig(encoder="tu-test_resnet"), 2, Normalization(mean=0.5, std=0.5))
+    optimizer = make_optimizer(network, OptimizerConfig(encoder_lr=0.1, decoder_lr=0.1))
+    assert len(optimizer.param_groups) == 2
+
+
+# Stages
+
+
+def test_without_a_second_stage_there_is_one() -> None:
+    recipe = Recipe(data=DataConfig(crop_hw=(64, 96), samples_per_epoch=40), training=TrainingConfig(batch_size=4))
+    assert stages_of(recipe) == (Stage("data.crop_hw", (64, 96), 4, 40, 1.0, warms_up=True),)
+
+
+def test_the_second_stage_has_its_own_crops_and_rate_and_does_not_warm_up() -> None:
+    second = SecondStageConfig(epochs=2, crop_hw=(128, 256), batch_size=3, samples_per_epoch=12)
+    stages = stages_of(Recipe(training=TrainingConfig(second_stage=second)))
+    assert stages[1:] == (Stage("training.second_stage.crop_hw", (128, 256), 3, 12, 0.1, warms_up=False),)
+
+
+def test_by_default_the_second_stage_takes_whole_images_each_once_in_steps_as_before() -> None:
+    second = SecondStageConfig(epochs=1)
+    data = DataConfig(crop_hw=(64, 64), samples_per_epoch=40)
+    (_, later) = stages_of(Recipe(data=data, training=TrainingConfig(batch_size=6, second_stage=second)))
+    assert (later.crop_hw, later.samples, later.batch_size) == (None, None, 6)
+
+
+# Epochs that fit into the time
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "elapsed_s", "done", "wanted", "later", "expected"),
+    [
+        (130.0, 40.0, 1, 9, 0.0, 3),  # three epochs of 40 s end at 120 s, a fourth would end at 160 s
+        (120.0, 40.0, 1, 9, 0.0, 3),
+        (1000.0, 40.0, 1, 9, 0.0, 9),  # never more than were wanted
+        (130.0, 60.0, 2, 9, 0.0, 4),  # a slow first epoch of 40 s and one of 20 s: 30 s each
+        (200.0, 40.0, 1, 9, 2.0, 3),  # the second stage takes 80 s, which leaves 120 s
+        (200.0, 40.0, 1, 9, 2.5, 2),  # 100 s are left
+        (50.0, 40.0, 1, 9, 0.0, 2),  # one more is begun, and stopped when the time is up
+    ],
+)
+def test_as_many_epochs_are_planned_as_fit(
+    budget_s: float, elapsed_s: float, done: int, wanted: int, later: float, expected: int
+) -> None:
+    planned = planned_epochs(
+        budget_s=budget_s, elapsed_s=elapsed_s, epochs_done=done, epochs_wanted=wanted, later_share=later
+    )
+    assert planned == expected

@@ -1,0 +1,113 @@
+"""Ways to choose a setting, on totals written by hand: 10 images, one class unless said otherwise."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from defectseg.tune.goals import BestDice, LeastCost, MaxFalseAlarms, TargetRecall, robust_scores
+from defectseg.tune.grid import Grid, Totals
+
+# The places 0..3 of the gates are those of the defaults (0), and 1, 2, 3 steps away.
+GRID = Grid(pixel=(0.5,), area_px=(0,), gate=(0.5, 0.65, 0.8, 0.9))
+
+
+def _totals(
+    positives: list[int],
+    *,
+    dice: list[list[float]] | None = None,
+    positive_dice: list[list[float]] | None = None,
+    hits: list[list[float]] | None = None,
+    alarms: list[list[float]] | None = None,
+) -> Totals:
+    def over_gates(values: list[list[float]] | None) -> NDArray[np.float64]:
+        return np.array(values or [[0.0] * 4] * len(positives), np.float64)[:, None, None, :]
+
+    return Totals(
+        10, np.array(positives), over_gates(dice), over_gates(positive_dice), over_gates(hits), over_gates(alarms)
+    )
+
+
+def _gates(goal: BestDice | LeastCost | MaxFalseAlarms | TargetRecall, totals: Totals) -> list[float]:
+    return [GRID.gate[gate] for _, _, gate in goal.choose(totals, GRID)]
+
+
+def test_a_plateau_wins_over_a_spike() -> None:
+    # Smoothed: 5.00, 6.50, 7.75, 8.00 of the spike at the first against the plateau of the last two.
+    totals = _totals([4], dice=[[9.0, 3.0, 8.5, 8.5]])
+
+    assert _gates(BestDice(), totals) == [0.9]
+    assert robust_scores(totals)[0, 0, 0] == pytest.approx([0.75, 0.5875, 0.7125, 0.85])
+
+
+def test_pairs_with_a_defect_weigh_as_much_in_a_rare_class_as_in_a_common_one() -> None:
+    # Two classes with 1 and 4 such pairs: each counts 2 / 5, and the classes lean 2 / 3 and 1 / 3 on their mean.
+    totals = _totals([1, 4], positive_dice=[[1.0] * 4, [3.0] * 4], dice=[[8.0] * 4, [6.0] * 4])
+
+    raw = 0.8 + 0.4, 0.6 + 1.2
+    mean = (raw[0] + raw[1]) / 2
+    expected = [raw[0] / 3 + mean * 2 / 3, raw[1] * 2 / 3 + mean / 3]
+    assert robust_scores(totals)[:, 0, 0, 0] == pytest.approx(expected)
+
+
+def test_a_class_that_no_image_has_is_chosen_as_all_classes_together() -> None:
+    rare, common = [9.0, 9.0, 9.0, 9.1], [5.0, 8.0, 5.0, 2.0]
+    totals = _totals([0, 8], dice=[rare, common])
+
+    assert _gates(BestDice(), totals) == [0.65, 0.65]
+
+
+def test_target_recall_takes_the_fewest_false_alarms_that_reach_it() -> None:
+    totals = _totals([4], hits=[[4, 4, 3, 2]], alarms=[[5, 3, 2, 0]])
+
+    assert _gates(TargetRecall(0.75), totals) == [0.8]
+    assert _gates(TargetRecall(0.8), totals) == [0.65]
+    assert TargetRecall(0.75).shortfalls(totals.at([(0, 0, 2)]), ["pits"]) == []
+
+
+def test_a_recall_that_nothing_reaches_gives_the_highest_and_a_warning() -> None:
+    totals = _totals([4], hits=[[2, 3, 3, 1]], alarms=[[5, 4, 3, 0]])
+    goal = TargetRecall(0.9)
+
+    assert _gates(goal, totals) == [0.8]
+    assert goal.shortfalls(totals.at([(0, 0, 2)]), ["pits"]) == [
+        "pits: no setting finds it in 0.9 of the 4 images that have it; the best finds it in 3"
+    ]
+
+
+def test_equal_false_alarms_are_told_apart_by_dice() -> None:
+    totals = _totals([4], hits=[[4, 4, 4, 4]], alarms=[[1, 1, 1, 1]], dice=[[2, 2, 9, 9]])
+
+    assert _gates(TargetRecall(1.0), totals) == [0.9]
+
+
+def test_a_class_without_an_image_is_not_silenced_to_save_false_alarms() -> None:
+    totals = _totals([0], alarms=[[2, 1, 0, 0]], dice=[[8, 8, 8, 8]])
+
+    for goal in (TargetRecall(0.9), LeastCost(1, 1)):
+        assert _gates(goal, totals) == [0.5]
+
+
+def test_max_false_alarms_takes_the_highest_recall_within_them() -> None:
+    # 6 images lack the class; a third of them are 2.
+    totals = _totals([4], hits=[[4, 3, 3, 2]], alarms=[[3, 2, 1, 0]], dice=[[0, 6, 6, 9]])
+
+    assert _gates(MaxFalseAlarms(1 / 3), totals) == [0.8]
+    assert _gates(MaxFalseAlarms(0), totals) == [0.9]
+
+
+def test_false_alarms_that_nothing_avoids_give_the_quietest_and_a_warning() -> None:
+    totals = _totals([4], hits=[[4, 4, 3, 3]], alarms=[[3, 2, 2, 3]])
+    goal = MaxFalseAlarms(0.1)
+
+    assert _gates(goal, totals) == [0.65]
+    assert goal.shortfalls(totals.at([(0, 0, 1)]), ["pits"]) == [
+        "pits: no setting raises an alarm in at most 0.1 of the 6 images without it; the quietest does in 2"
+    ]
+
+
+@pytest.mark.parametrize(("miss", "false_alarm", "gate"), [(10, 1, 0.65), (1, 10, 0.9), (1, 1.5, 0.8)])
+def test_the_least_cost_depends_on_both_costs(miss: float, false_alarm: float, gate: float) -> None:
+    # Misses 0, 0, 1, 3 and alarms 4, 2, 1, 0: at 1 and 1.5 the costs are 6, 3, 2.5, 3.
+    totals = _totals([4], hits=[[4, 4, 3, 1]], alarms=[[4, 2, 1, 0]])
+
+    assert _gates(LeastCost(miss, false_alarm), totals) == [gate]

@@ -1,0 +1,372 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from defectseg.data.folder import image_digest
+from defectseg.errors import DataError, LabelError, ModelError, OutputExistsError, UsageError
+from defectseg.model.info import ExportInfo, Thresholds
+from defectseg.tune.file import read_thresholds
+from defectseg.tune.goals import TargetRecall
+from defectseg.tune.tune import TuneRequest, Tuning, tune, tune_out_of_fold
+
+SIZE_HW = (32, 48)
+STEEL, PIT = 60, 120  # grey levels, as GreyRuntime reads them
+NAMES = [f"{letter}.png" for letter in "abcdef"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Six images with a pit 10 columns wide on the left; that of a.png, c.png and e.png is labelled."""
+    root = tmp_path / "data"
+    (root / "train_images").mkdir(parents=True)
+    rows = ["ImageId,ClassId,EncodedPixels"]
+    for number, name in enumerate(NAMES):
+        image = np.full(SIZE_HW, STEEL, np.uint8)
+        image[:, :10] = PIT + number  # no two files alike
+        (root / "train_images" / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
+        if number % 2 == 0:
+            rows.append(f"{name},1,1 {10 * SIZE_HW[0]}")
+    (root / "train.csv").write_text("\n".join(rows) + "\n")
+    (root / "classes.txt").write_text("pits\ncracks\n")
+    return root
+
+
+class _Models:
+    """Model files that answer as GreyRuntime does, with what each is made to say of itself."""
+
+    def __init__(self, root: Path, make: Callable[..., Any]) -> None:
+        self.root = root
+        self.make = make
+        self.runtimes: dict[Path, Any] = {}
+        self.asked: list[tuple[str, str]] = []
+
+    def add(self, name: str, *, fold: int | None, split: str | None = "abcdef", **info: Any) -> Path:
+        """A model with a split.csv in which two images each, in the order of the letters, make folds 0, 1 and 2."""
+        path = self.root / name / "model.safetensors"
+        path.parent.mkdir()
+        if split is not None:
+            lines = [f"{letter}.png,{number // 2}" for number, letter in enumerate(split)]
+            (path.parent / "split.csv").write_text("\n".join(["ImageId,fold", *lines]) + "\n")
+        runtime = self.make()
+        runtime.info = runtime.info.model_copy(update={"fold": fold, **info})
+        self.runtimes[path] = runtime
+        return path
+
+
+@pytest.fixture
+def models(tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> _Models:
+    made = _Models(tmp_path, grey_runtime)
+
+    def load_runtime(path: Path, device: str, runtime: str) -> Any:
+        made.asked.append((device, runtime))
+        return made.runtimes[path]
+
+    monkeypatch.setattr("defectseg.tune.tune.load_runtime", load_runtime)
+    monkeypatch.setattr("defectseg.tune.tune.read_model_info", lambda path: made.runtimes[path].info)
+    return made
+
+
+def _tune(models: list[Path], data: Path, **options: Any) -> Tuning:
+    return tune(TuneRequest(models=models, data=data, **{"dry_run": True, **options}))
+
+
+def _answered(models: _Models, path: Path) -> int:
+    return len(models.runtimes[path].calls)
+
+
+def test_a_model_is_tuned_on_the_images_it_held_out(data: Path, models: _Models) -> None:
+    model = models.add("run", fold=0)
+    totals: list[int] = []
+    steps: list[int] = []
+
+    tuning = _tune([model], data, start=totals.append, advance=lambda: steps.append(1))
+
+    assert (tuning.choice.images, _answered(models, model), totals, len(steps)) == (2, 2, [2], 2)
+    assert tuning.thresholds.chosen_by == "search on the 2 validation images of fold 0, best Dice"
+    # A pit in both images, labelled in one: 1 of 4 pairs is wrong, and the pair with a defect is right.
+    assert tuning.metrics.kaggle_dice + (tuning.metrics.positive_dice or 0) == 1.75
+    assert tuning.stored == ()
+
+
+def test_names_in_another_order_give_the_same_thresholds_and_fewer_only_theirs(
+    data: Path, models: _Models, tmp_path: Path
+) -> None:
+    model = models.add("run", fold=0, split=None)
+    before = _tune([model], data, subset="all")
+    table = (data / "train.csv").read_text().replace("png,1,", "png,2,")
+    (data / "train.csv").write_text(table)
+    (data / "classes.txt").write_text("cracks\npits\n")
+    assert _tune([model], data, subset="all") == before
+
+    (data / "train.csv").write_text(table.replace("png,2,", "png,1,"))
+    (data / "classes.txt").write_text("pits\n")
+    fewer = _tune([model], data, subset="all", out=tmp_path / "t.json")
+    assert fewer.choice.classes[0] == before.choice.classes[0]
+    assert (len(fewer.choice.classes), len(fewer.thresholds.gate)) == (1, 1)
+    assert any("thresholds of cracks: left as they are" in warning for warning in fewer.warnings)
+    assert read_thresholds(tmp_path / "t.json", ["pits"]) == fewer.thresholds
+
+    (data / "train.csv").write_text("ImageId,ClassId,EncodedPixels\na.png,1,1 5\n")
+    (data / "classes.txt").write_text("cracks\n")
+    assert [(one.class_id, one.name) for one in _tune([model], data, subset="all").choice.classes] == [(2, "cracks")]
+
+
+def test_all_images_can_be_asked_for_with_a_warning_of_those_it_was_trained_on(data: Path, models: _Models) -> None:
+    digests = tuple(image_digest(data / "train_images" / name) for name in NAMES[2:])
+    model = models.add("run", fold=0, split=None, trained_on=digests)
+
+    tuning = _tune([model], data, subset="all")
+
+    assert tuning.choice.images == 6
+    assert any("trained on 4 of these 6 images" in warning for warning in tuning.warnings)
+    assert tuning.thresholds.chosen_by.startswith("search on all 6 images of data, ")
+
+
+def test_of_several_models_each_answers_for_what_it_held_out(data: Path, models: _Models) -> None:
+    paths = [models.add(f"fold-{fold}", fold=fold) for fold in (2, 0)]
+    for path, levels in zip(paths, ((124, 125), (120, 121)), strict=True):
+        runtime = models.runtimes[path]
+        runtime.levels[:] = 0.1
+        runtime.levels[0, levels[0]] = 0.9  # a model that sees the labelled pit of its own fold, and no other
+
+    tuning = tune_out_of_fold(paths, data)
+
+    assert [_answered(models, path) for path in paths] == [2, 2]
+    assert tuning.metrics.kaggle_dice == 1.0
+    assert tuning.metrics.positive_pairs == 2
+    assert tuning.thresholds.chosen_by == "search on 4 out-of-fold images of 2 models, best Dice"
+
+
+def test_a_fold_without_an_image_in_the_folder_needs_no_answers(data: Path, models: _Models) -> None:
+    for name in NAMES[4:]:
+        (data / "train_images" / name).unlink()
+    paths = [models.add(f"fold-{fold}", fold=fold) for fold in range(3)]
+
+    tuning = tune_out_of_fold(paths, data)
+
+    assert [_answered(models, path) for path in paths] == [2, 2, 0]
+    assert any("1 images of the label table are not in the folder" in warning for warning in tuning.warnings)
+
+
+def test_one_split_may_be_given_for_all(data: Path, models: _Models, tmp_path: Path) -> None:
+    paths = [models.add(f"fold-{fold}", fold=fold, split=None) for fold in range(2)]
+    (tmp_path / "mine.csv").write_text("ImageId,fold\na.png,1\nb.png,0\nc.png,0\n")
+
+    tuning = _tune(paths, data, split=tmp_path / "mine.csv")
+
+    assert [_answered(models, path) for path in paths] == [2, 1]
+    assert any("3 images of" in warning and "mine.csv" in warning for warning in tuning.warnings)
+
+
+@pytest.mark.parametrize(
+    ("folds", "splits", "options", "told"),
+    [
+        ((0, 0), ("abcdef", "abcdef"), {}, "held out fold 0, and so did"),
+        ((0, None), ("abcdef", "abcdef"), {}, "trained on all folds"),
+        ((0, 1), ("abcdef", "fedcba"), {}, "not the same split"),
+        ((0, 1), ("abcdef", None), {}, "no split.csv beside"),
+        ((7, 8), ("abcdef", "abcdef"), {}, "none of the images"),
+        ((0, 1), ("abcdef", "abcdef"), {"subset": "all"}, "leave --subset at val"),
+        ((None,), ("abcdef",), {}, "was trained on all folds. Use --subset all"),
+        ((0,), (None,), {}, "no split.csv beside"),
+    ],
+)
+def test_models_whose_images_cannot_be_told_apart_are_refused(
+    data: Path,
+    models: _Models,
+    folds: tuple[int | None, ...],
+    splits: tuple[str | None, ...],
+    options: dict[str, Any],
+    told: str,
+) -> None:
+    paths = [
+        models.add(f"m{number}", fold=fold, split=split)
+        for number, (fold, split) in enumerate(zip(folds, splits, strict=True))
+    ]
+
+    with pytest.raises(UsageError, match=told):
+        _tune(paths, data, **options)
+
+
+def test_models_of_other_classes_are_refused(data: Path, models: _Models) -> None:
+    paths = [models.add("a", fold=0), models.add("b", fold=1, class_names=("pits", "rust"))]
+
+    with pytest.raises(ModelError, match="pits, rust"):
+        _tune(paths, data)
+
+
+def test_images_that_cannot_be_read_are_left_out_and_told(data: Path, models: _Models) -> None:
+    (data / "train_images" / "a.png").write_bytes(b"torn")
+
+    tuning = _tune([models.add("run", fold=0)], data)
+
+    assert [failure.found.image_id for failure in tuning.failures] == ["a.png"]
+    assert tuning.choice.images == 1
+    assert any(warning.startswith("left out, could not be read: ") for warning in tuning.warnings)
+
+
+def test_a_folder_without_a_readable_image_is_an_error(data: Path, models: _Models) -> None:
+    for name in NAMES:
+        (data / "train_images" / name).write_bytes(b"torn")
+
+    with pytest.raises(DataError, match="none of the 2 images can be read"):
+        _tune([models.add("run", fold=0)], data)
+
+
+def test_the_images_of_a_group_are_left_out_together(data: Path, models: _Models) -> None:
+    (data / "groups.csv").write_text("ImageId,Group\n" + "".join(f"{name},strip\n" for name in NAMES))
+
+    tuning = _tune([models.add("run", fold=0)], data)
+
+    assert tuning.choice.folds == 0  # all are of one group
+    assert _tune([models.add("other", fold=1)], data).choice.folds == 0
+
+
+def test_goals_reach_the_choice_and_the_text(data: Path, models: _Models) -> None:
+    tuning = _tune([models.add("run", fold=0)], data, goal=TargetRecall(0.5))
+
+    assert tuning.thresholds.chosen_by.endswith("fewest false alarms at a recall of 0.5")
+    assert tuning.choice.classes[0].chosen.recall == 1.0
+
+
+def test_thresholds_go_into_a_file_that_can_be_read_and_is_not_overwritten(
+    data: Path, models: _Models, tmp_path: Path
+) -> None:
+    model = models.add("run", fold=0)
+
+    tuning = _tune([model], data, out=tmp_path / "t.json")
+
+    assert read_thresholds(tmp_path / "t.json", ("pits", "cracks")) == tuning.thresholds
+    with pytest.raises(OutputExistsError, match=r"t\.json"):
+        _tune([model], data, out=tmp_path / "t.json")
+    assert json.loads((tmp_path / "t.json").read_text())["class_names"] == ["pits", "cracks"]
+
+
+def test_labels_that_do_not_fit_their_image_stop_the_tuning(data: Path, models: _Models) -> None:
+    (data / "train.csv").write_text(f"ImageId,ClassId,EncodedPixels\na.png,1,1 {SIZE_HW[0] * SIZE_HW[1] + 1}\n")
+
+    with pytest.raises(LabelError, match=r"a\.png"):
+        _tune([models.add("run", fold=0)], data)
+
+
+def test_the_device_and_the_runtime_are_those_asked_for(data: Path, models: _Models) -> None:
+    model = models.add("run", fold=0)
+
+    _tune([model], data)
+    _tune([model], data, device="cuda:1", runtime="onnx")
+
+    assert models.asked == [("auto", "auto"), ("cuda:1", "onnx")]
+
+
+def test_other_views_than_the_models_are_looked_at_and_not_stored(
+    data: Path, models: _Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models.add("run", fold=0)
+    stored: list[Path] = []
+    monkeypatch.setattr("defectseg.tune.tune._store", lambda path, *args: stored.append(path))
+
+    tuning = _tune([model], data, tta="flips", dry_run=False)
+
+    assert _answered(models, model) == 2 * 4
+    assert stored == [model]
+    assert any("chosen with --tta flips, which is not stored" in warning for warning in tuning.warnings)
+    for options in ({"tta": "flips"}, {"tta": "none", "dry_run": False}):
+        assert not any("--tta" in warning for warning in _tune([model], data, **options).warnings)
+    with pytest.raises(UsageError, match="--tta mirrors: expected none, flips, turns"):
+        _tune([model], data, tta="mirrors")
+
+
+def test_an_exported_model_is_tuned_into_a_file_or_not_at_all(data: Path, models: _Models, tmp_path: Path) -> None:
+    bundle = models.add("fold-0", fold=0)
+    exported = models.add("fold-1", fold=1, export=ExportInfo(format="openvino"))
+
+    with pytest.raises(UsageError, match=r"fold-1.*cannot be stored .* Tune the bundle and export it again, or use"):
+        _tune([exported], data, dry_run=False)
+    with pytest.raises(UsageError, match="fold-1"):
+        _tune([bundle, exported], data, dry_run=False)
+    assert models.asked == [], "it is told before anything is computed"
+    into_file = _tune([exported], data, dry_run=False, out=tmp_path / "t.json")
+
+    assert read_thresholds(tmp_path / "t.json", ("pits", "cracks")) == into_file.thresholds
+    assert (into_file.stored, into_file.choice.images) == ((), 2)
+    assert _tune([exported], data).choice == into_file.choice
+
+
+def test_of_bundles_and_exported_models_the_bundles_are_rewritten(
+    data: Path, models: _Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = models.add("fold-0", fold=0)
+    exported = models.add("fold-1", fold=1, export=ExportInfo(format="onnx"))
+    stored: list[Path] = []
+    monkeypatch.setattr("defectseg.tune.tune._store", lambda path, *args: stored.append(path))
+
+    tuning = _tune([exported, bundle], data, dry_run=False, out=tmp_path / "t.json")
+
+    assert tuning.stored == (bundle,)
+    assert stored == [bundle]
+
+
+@pytest.mark.slow
+def test_a_model_keeps_its_thresholds_of_the_classes_that_the_folder_does_not_name(
+    data_folder: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from defectseg.model.bundle import read_bundle, save_bundle
+
+    data, model = Path(shutil.copytree(data_folder, tmp_path / "data")), tmp_path / "model.safetensors"
+    info, weights = read_bundle(trained_run / "model.safetensors")
+    own = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(7,) * 4, chosen_by="hand")
+    save_bundle(model, weights, info.model_copy(update={"thresholds": own}))
+    (data / "classes.txt").write_text(f"{info.class_names[3]}\n{info.class_names[1]}\n")
+    rows = [row.split(",") for row in (data / "train.csv").read_text().splitlines()]
+    kept = [f"{image},{['4', '2'].index(n) + 1},{runs}" for image, n, runs in rows[1:] if n in "42"]
+    (data / "train.csv").write_text("\n".join([",".join(rows[0]), *kept]) + "\n")
+
+    chosen = tune(TuneRequest(models=[model], data=data, subset="all", device="cpu")).thresholds
+
+    stored = read_bundle(model)[0].thresholds
+    assert stored.gate == (0.1, chosen.gate[0], 0.1, chosen.gate[1])
+    assert stored.pixel == (0.2, chosen.pixel[0], 0.2, chosen.pixel[1])
+    assert stored.min_area_px == (7, chosen.min_area_px[0], 7, chosen.min_area_px[1])
+    assert stored.chosen_by.endswith(f"for {info.class_names[1]}, {info.class_names[3]}; of the others as before")
+
+
+@pytest.mark.slow
+def test_every_model_is_rewritten_with_the_choice_and_nothing_else(
+    data_folder: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    from defectseg.model.bundle import read_bundle, save_bundle
+
+    before, weights = read_bundle(trained_run / "model.safetensors")
+    paths = []
+    for fold in range(2):
+        path = tmp_path / f"fold-{fold}" / "model.safetensors"
+        path.parent.mkdir()
+        (path.parent / "split.csv").write_bytes((trained_run / "split.csv").read_bytes())
+        reset = {"fold": fold, "thresholds": Thresholds.default(4), "metrics": {"best_epoch": 3}}
+        save_bundle(path, weights, before.model_copy(update=reset))
+        paths.append(path)
+
+    tuning = tune(TuneRequest(models=paths, data=data_folder, device="cpu"))
+
+    assert tuning.stored == tuple(paths)
+    for fold, path in enumerate(paths):
+        after, kept = read_bundle(path)
+        assert after.thresholds == tuning.thresholds
+        assert after.metrics["best_epoch"] == 3
+        assert after.metrics["tuned"]["kaggle_dice"] == tuning.metrics.kaggle_dice
+        assert set(after.metrics["cross_validated"]) == {"kaggle_dice", "positive_dice"}
+        unchanged = {"thresholds": before.thresholds, "metrics": before.metrics, "fold": before.fold}
+        assert after.fold == fold
+        assert after.model_copy(update=unchanged) == before
+        assert kept.keys() == weights.keys()
+        assert all(torch.equal(kept[key], weights[key]) for key in weights)
+        assert {entry.name for entry in path.parent.iterdir()} == {"model.safetensors", "split.csv"}
