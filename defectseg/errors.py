@@ -13,6 +13,7 @@ DefectsegError                    1   never raised itself
     └── ResourceError             4   disk space, memory, device, a folder in use
 """
 
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 
 
@@ -29,9 +30,36 @@ class ExitCode(IntEnum):
 
 
 class DefectsegError(Exception):
-    """A mistake that a user can mend: the message names the thing, what was expected, and what to do."""
+    """A mistake that a user can mend: the message names the thing, what was expected, and what to do.
+
+    Args:
+        message: for people. It speaks of no command-line flag, since Python code may have called.
+        argument: the keyword argument that the message is about.
+        go_on: keyword arguments with which the same call would go on all the same.
+    """
 
     exit_code: ExitCode = ExitCode.BUG
+
+    def __init__(self, message: str, *, argument: str | None = None, go_on: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+        self.go_on = dict(go_on or {})
+
+    def __str__(self) -> str:
+        return self.worded(lambda name, value: name if value is None else f"{name}={value!r}")
+
+    def worded(self, spell: Callable[[str, object], str]) -> str:
+        """The message for people who know arguments by other names.
+
+        Args:
+            spell: gives an argument with its value, or, where the value is None, its name alone.
+        """
+        text = str(self.args[0])
+        if self.argument is not None:
+            text = f"{spell(self.argument, None)}: {text}"
+        if self.go_on:
+            text += f" Or go on with {' '.join(spell(name, value) for name, value in self.go_on.items())}."
+        return text
 
 
 class UsageError(DefectsegError):

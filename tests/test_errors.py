@@ -1,11 +1,12 @@
 """The tree of errors, as its docstring draws it."""
 
+import pickle
 import re
 
 import pytest
 
 from defectseg import errors
-from defectseg.errors import DefectsegError, ExitCode, MissingExtraError
+from defectseg.errors import DefectsegError, ExitCode, MissingExtraError, UsageError
 
 
 def _drawn() -> list[tuple[int, str, int]]:
@@ -57,3 +58,11 @@ def test_exit_codes_are_those_that_scripts_rely_on() -> None:
 def test_a_missing_extra_says_what_to_install() -> None:
     with pytest.raises(MissingExtraError, match=r"^training needs .* pip install 'defectseg\[train\]'$"):
         raise MissingExtraError("training", "train")
+
+
+def test_an_error_names_arguments_as_its_reader_knows_them() -> None:
+    error = UsageError("expected 1 or more, found 0.", argument="workers", go_on={"overwrite": True})
+    assert str(error) == "workers: expected 1 or more, found 0. Or go on with overwrite=True."
+    shown = error.worded(lambda name, value: f"--{name}")
+    assert shown == "--workers: expected 1 or more, found 0. Or go on with --overwrite."
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -32,7 +32,7 @@ def test_the_version_stands_in_one_place() -> None:
     project = pyproject()
     assert "version" not in project["project"]
     assert project["project"]["dynamic"] == ["version"]
-    assert project["tool"]["hatch"]["version"]["path"] == "defectseg/__init__.py"
+    assert project["tool"]["hatch"]["version"]["path"] == "defectseg/machine.py"
 
 
 def test_the_wheel_holds_the_recipes_where_the_package_looks_for_them() -> None:

@@ -65,7 +65,7 @@ def main() -> None:
     except _TyperUsageError as error:
         _fail_usage(error)
     except DefectsegError as error:
-        _fail(str(error), error.exit_code)
+        _fail(error.worded(_flag), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", ExitCode.INTERRUPTED)
     except MemoryError:
@@ -93,6 +93,12 @@ def _fail_usage(error: Any) -> NoReturn:
     message = error.format_message()
     stop = "" if message.endswith((".", "?")) else "."
     _fail(f"{message}{stop} See: {command} --help", ExitCode.USAGE)
+
+
+def _flag(name: str, value: object) -> str:
+    """A keyword argument of the library as people type it."""
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is None or value is True else f"{flag} {value}"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

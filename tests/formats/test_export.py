@@ -342,6 +342,6 @@ def test_empty_folder_is_filled_and_progress_told(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     steps: list[tuple[int, int]] = []
     root = data_folder(tmp_path / "data", SIMPLE)
-    export_coco(root, tmp_path / "out", report=lambda done, of: steps.append((done, of)))
+    export_coco(root, tmp_path / "out", report=lambda done, of, text="": steps.append((done, of)))
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert (tmp_path / "out/annotations.json").exists()

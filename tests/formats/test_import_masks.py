@@ -94,7 +94,7 @@ def test_empty_folder_is_filled_and_progress_told(tmp_path: Path) -> None:
     src = source(tmp_path, {"a.png": CLEAN, "b.png": [[1, 0, 0], [0, 0, 0]]})
     (tmp_path / "out").mkdir()
     steps: list[tuple[int, int]] = []
-    import_masks(src, tmp_path / "out", report=lambda done, of: steps.append((done, of)))
+    import_masks(src, tmp_path / "out", report=lambda done, of, text="": steps.append((done, of)))
     assert tree(tmp_path / "out") == {"train.csv", "classes.txt", "train_images/a.png", "train_images/b.jpg"}
     assert steps == [(1, 2), (2, 2)]
 
