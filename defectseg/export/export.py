@@ -297,7 +297,7 @@ def _quantise(
         for precision in choices:
             shipped = load_openvino_runtime(path, precision=precision, workers=1)
             log.info("measuring int8 on %d labelled images (%s)", len(labelled.validation), shipped.name)
-            scores = quantize.score_masks(exact, shipped, labelled, request.new_score)
+            scores = quantize.score_masks(exact, shipped, info, labelled, request.new_score)
             ms_fp32, ms_int8 = quantize.median_ms([quick, shipped], typical)
             cost = quantize.Int8Cost.of(*scores, labelled, (layers, layers_int8), (ms_fp32, ms_int8))
             if cost.loss <= request.max_loss:

@@ -22,7 +22,7 @@ from defectseg.errors import DataError, ImageError, ModelError
 from defectseg.export.parity import SEED, MaskScore, SizeHW, cut
 from defectseg.image.read import decode
 from defectseg.inference.segment import segment_image
-from defectseg.inference.views import with_tta
+from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo
 from defectseg.runtime.base import Answer, Runtime
 
@@ -208,14 +208,14 @@ def quantize(
 
 
 def score_masks(
-    fp32: Runtime, int8: Runtime, images: LabelledImages, new_score: Callable[[], MaskScore]
+    fp32: Runtime, int8: Runtime, info: ModelInfo, images: LabelledImages, new_score: Callable[[], MaskScore]
 ) -> tuple[MaskScore, MaskScore, MaskScore]:
     """Scores on the validation images: of fp32 and of int8 against the labels, and of int8 against fp32."""
     against_labels, int8_against_labels, against_fp32 = new_score(), new_score(), new_score()
     for image_id, pixels in _decoded(images.folder, images.validation):
-        masks, int8_masks = _masks(fp32, pixels), _masks(int8, pixels)
-        _add(against_labels, images.folder, fp32.info, image_id, masks)
-        _add(int8_against_labels, images.folder, fp32.info, image_id, int8_masks)
+        masks, int8_masks = (segment_image(runtime, pixels, Settings.of(info)).masks for runtime in (fp32, int8))
+        _add(against_labels, images.folder, info, image_id, masks)
+        _add(int8_against_labels, images.folder, info, image_id, int8_masks)
         against_fp32.add(image_id, int8_masks, masks)
     return against_labels, int8_against_labels, against_fp32
 
@@ -281,11 +281,11 @@ class _Judge:
         """The Dice over all these images, and of each."""
         image_ids = list(image_ids)
         tta = None if len(image_ids) == len(self.labelled) else "none"
-        runtime = with_tta(_CompiledRuntime(compiled, self.info), tta)
+        runtime, settings = _CompiledRuntime(compiled, self.info.class_names), Settings.of(self.info, tta=tta)
         total, values = self.new_score(), []
         for image_id, pixels in _decoded(self.folder, image_ids):
             _go_on(self.stopped)
-            alone, masks = self.new_score(), _masks(runtime, pixels)
+            alone, masks = self.new_score(), segment_image(runtime, pixels, settings).masks
             for score in (total, alone):
                 _add(score, self.folder, self.info, image_id, masks)
             values.append(_or_one(alone.positive_dice))
@@ -318,18 +318,13 @@ class _CompiledRuntime:
     """A Runtime around what NNCF hands over to be judged: an openvino.CompiledModel."""
 
     compiled: Any
-    info: ModelInfo
+    class_names: tuple[str, ...]
     name: str = "openvino, while quantising"
     parallel: int = 1
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         answer = self.compiled(images)
         return Answer(answer["probabilities"], answer["gate"])
-
-
-def _masks(runtime: Runtime, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Final masks bool (C, H, W), as `predict` makes them."""
-    return segment_image(runtime, pixels, runtime.info.thresholds).masks
 
 
 def _add(score: MaskScore, folder: DataFolder, info: ModelInfo, image_id: str, masks: NDArray[np.bool_]) -> None:

@@ -2,42 +2,25 @@
 
 import hashlib
 import logging
-import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError
+from defectseg.errors import DefectsegError, ExitCode, UsageError
 from defectseg.files import file_sha256
-from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
-from defectseg.image.read import DecodedImage
-from defectseg.inference.segment import Segmentation, segment_image
-from defectseg.inference.stages import StageTimes, timed
-from defectseg.inference.stream import (
-    _MOST_HELPERS,
-    _PIXELS_IN_WORK,
-    _Budget,
-    _file_bytes,
-    _Network,
-    _one_opencv_thread,
-    _ordered_map,
-    _Watched,
-)
-from defectseg.inference.views import with_tta
+from defectseg.inference.settings import Settings
+from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.machine import __version__
-from defectseg.model.info import Thresholds
 from defectseg.model.locate import as_paths
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.render import Rendered, render, render_failure
 from defectseg.predict.tables import STATUS_DEFECT, STATUS_FAILED, choose_outputs
+from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.load import load_runtime
 
@@ -56,88 +39,41 @@ class BatchCounts:
 def run_batch(
     images: Sequence[FoundImage],
     runtime: Runtime,
+    settings: Settings,
     output: OutputFolder,
     *,
-    thresholds: Thresholds,
-    only_classes: Collection[int] | None = None,
-    advance: Callable[[], None] = lambda: None,
-    times: StageTimes | None = None,
+    progress: Progress = silent,
 ) -> BatchCounts:
     """Segment images and write what is found; an image that cannot be read is recorded and the batch goes on.
 
     Args:
         images: what to process; see OutputFolder.pending.
         runtime: the model; called from `runtime.parallel` threads at once.
+        settings: of the inference.
         output: where results go, and which of them.
-        thresholds: gate, pixel threshold and minimum area for each class.
-        only_classes: ClassIds to report; None reports all.
-        advance: called after each image, in the order of `images`.
-        times: receives the time spent in each stage.
+        progress: told after each image, in the order of `images`.
 
     Raises:
         ResourceError: memory or disk space ran out; what is done is kept.
         ModelError: the network answers with something that is not a number.
     """
     processed = with_defect = failed = 0
-    with _one_opencv_thread(), _Network(runtime, times) as network:
-        worker = _Worker(network, thresholds, only_classes, output, times)
-        threads = network.parallel + max(2, min(os.cpu_count() or 2, _MOST_HELPERS))
-        with closing(_ordered_map(worker, images, threads=threads, abandon=network.stop)) as results:
-            for result in results:
-                with timed(times, "write"):
-                    output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
-                if result.record.status == STATUS_FAILED:
-                    failed += 1
-                    log.warning("%s", result.record.image["notes"])
-                else:
-                    processed += 1
-                    with_defect += result.record.status == STATUS_DEFECT
-                advance()
+
+    def paint(one: Segmented) -> Rendered:
+        return render(one.found, one.decoded, one.segmentation, runtime.class_names, output.key.outputs)
+
+    with closing(stream(images, runtime, settings, paint)) as results:
+        for done, result in enumerate(results, start=1):
+            if isinstance(result, Unreadable):
+                log.warning("%s", result.message)
+                failed += 1
+                result = render_failure(result)
+            else:
+                processed += 1
+                with_defect += result.record.status == STATUS_DEFECT
+            output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
+            progress(done, len(images))
     return BatchCounts(processed, with_defect, failed)
-
-
-class _Worker:
-    """Takes one image from its file to what is to be written of it; called from several threads at once."""
-
-    def __init__(
-        self,
-        network: "_Network",
-        thresholds: Thresholds,
-        only_classes: Collection[int] | None,
-        output: OutputFolder,
-        times: StageTimes | None,
-    ) -> None:
-        self._network = network
-        self._thresholds = thresholds
-        self._only_classes = only_classes
-        self._choice = output.key.outputs
-        self._times = times
-        # How large an image is, is known once it is read; until then its file is the best guess.
-        self._bytes_in_work = _Budget(_PIXELS_IN_WORK)
-        self._pixels_in_work = _Budget(_PIXELS_IN_WORK)
-
-    def __call__(self, found: FoundImage) -> Rendered:
-        with self._bytes_in_work.held(_file_bytes(found)):
-            try:
-                with timed(self._times, "decode"):
-                    decoded = image_files.decode(found.path)
-            except ImageError as error:
-                return render_failure(found, str(error))
-            with self._pixels_in_work.held(decoded.pixels.size):
-                return self._answered(found, decoded)
-
-    def _answered(self, found: FoundImage, decoded: DecodedImage) -> Rendered:
-        segmentation = self._segment(decoded.pixels)
-        with timed(self._times, "render"):
-            return render(found, decoded, segmentation, self._network.info.class_names, self._choice)
-
-    def _segment(self, pixels: NDArray[np.uint8]) -> Segmentation:
-        if self._times is None:
-            return segment_image(self._network, pixels, self._thresholds, only_classes=self._only_classes)
-        begun, network = time.perf_counter(), _Watched(self._network)
-        segmentation = segment_image(network, pixels, self._thresholds, only_classes=self._only_classes)
-        self._times.add("postprocess", max(0.0, time.perf_counter() - begun - network.waited_s))
-        return segmentation
 
 
 @dataclass(frozen=True)
@@ -189,15 +125,14 @@ def predict(request: PredictRequest) -> dict[str, Any]:
     if request.workers is not None and request.workers < 1:
         raise UsageError(f"--workers {request.workers}: expected 1 or more. Leave it out for what suits the machine.")
     workers = 1 if len(request.images) == 1 else request.workers  # all cores on the one image
-    loaded = load_runtime(request.model, request.device, request.runtime, workers=workers)
-    runtime = with_tta(loaded, request.tta)
-    info = runtime.info
+    runtime, info = load_runtime(request.model, request.device, request.runtime, workers=workers)
     only_classes = None if request.classes is None else resolve_classes(request.classes, info.class_names)
+    settings = Settings.of(info, tta=request.tta, classes=only_classes)
     key = RunKey(
         model_sha256=_models_sha256(as_paths(request.model)),
         only_classes=only_classes,
         thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
-        tta=info.recipe.inference.tta,
+        tta=settings.tta,
         outputs=choice,
     )
     run: dict[str, Any] = {
@@ -205,7 +140,7 @@ def predict(request: PredictRequest) -> dict[str, Any]:
         "model": ", ".join(map(str, as_paths(request.model))),
         "runtime": runtime.name,
         "workers": runtime.parallel,
-        "tta": info.recipe.inference.tta,
+        "tta": settings.tta,
         "class_names": list(info.class_names),
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
@@ -217,12 +152,7 @@ def predict(request: PredictRequest) -> dict[str, Any]:
         begun = time.monotonic()
         try:
             counts = run_batch(
-                pending,
-                runtime,
-                output,
-                thresholds=info.thresholds,
-                only_classes=only_classes,
-                advance=request.advance,
+                pending, runtime, settings, output, progress=lambda done, total, text="": request.advance()
             )
             run |= _outcome(counts, skipped=len(request.images) - len(pending), seconds=time.monotonic() - begun)
             in_folder = output.finish(run)

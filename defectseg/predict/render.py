@@ -14,6 +14,7 @@ from defectseg.image.find import FoundImage
 from defectseg.image.overlay import JPEG_LONGEST_SIDE_PX, encode_jpeg, paint_prediction
 from defectseg.image.read import DecodedImage
 from defectseg.inference.segment import Segmentation
+from defectseg.inference.stream import Unreadable
 from defectseg.predict.tables import (
     MASKS,
     REGIONS,
@@ -57,13 +58,14 @@ def render(
     return Rendered(_record(found, segmentation, class_names, notes, choice), overlay_jpeg, class_map_png)
 
 
-def render_failure(found: FoundImage, message: str) -> Rendered:
+def render_failure(unreadable: Unreadable) -> Rendered:
     """The rows of an image that could not be read."""
     blank = dict.fromkeys(
         ("height", "width", "classes", "regions", "defect_area_px", "defect_area_percent", "top_score"), ""
     )
-    image = {**_identity(found, STATUS_FAILED, message), **blank}
-    return Rendered(Record(image, [], [], [[found.image_id, str(found.path), message]]), None, None)
+    image_id, path, message = unreadable.image_id, unreadable.path, unreadable.message
+    image = {**_identity(FoundImage(image_id, path), STATUS_FAILED, message), **blank}
+    return Rendered(Record(image, [], [], [[image_id, str(path), message]]), None, None)
 
 
 def fit_jpeg(picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:

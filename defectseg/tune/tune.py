@@ -10,8 +10,8 @@ from defectseg.errors import DataError, ModelError, OutputExistsError, UsageErro
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.evaluate.score import score_images
 from defectseg.evaluate.subset import choose_subset, held_out, missing_warnings, seen_warnings
-from defectseg.inference.stream import Failure
-from defectseg.inference.views import with_tta
+from defectseg.inference.settings import Settings
+from defectseg.inference.stream import Unreadable
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.runtime.load import load_runtime
 from defectseg.tune.choice import Choice
@@ -71,7 +71,7 @@ class Tuning:
     choice: Choice
     metrics: Metrics
     warnings: tuple[str, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[Unreadable, ...]
     stored: tuple[Path, ...] = ()
 
 
@@ -169,7 +169,7 @@ def _choose_images(
 
 def _search(
     request: TuneRequest, folder: DataFolder, parts: Sequence[Sequence[str]]
-) -> tuple[ThresholdSearch, tuple[Failure, ...]]:
+) -> tuple[ThresholdSearch, tuple[Unreadable, ...]]:
     """A search that holds each model's answers for its part of the images, and those that could not be read."""
     request.start(sum(map(len, parts)))
     search = ThresholdSearch(folder.class_names)
@@ -186,20 +186,21 @@ def _search(
 
 def _gather(
     request: TuneRequest, search: ThresholdSearch, folder: DataFolder, model: Path, image_ids: Sequence[str]
-) -> tuple[Failure, ...]:
+) -> tuple[Unreadable, ...]:
     """Take the model's answers for some images into the search."""
     if not image_ids:
         return ()
-    runtime = with_tta(load_runtime(model, request.device, request.runtime), request.tta)
+    runtime, info = load_runtime(model, request.device, request.runtime)
     score = score_images(
         runtime,
         folder,
         image_ids,
-        thresholds=runtime.info.thresholds,
+        Settings.of(info, tta=request.tta),
         visitors=(search.visit,),
-        advance=request.advance,
+        keep_answers=True,
+        progress=lambda done, total, text="": request.advance(),
     )
-    return score.failures
+    return score.unreadable
 
 
 def _chosen_by(request: TuneRequest, infos: Sequence[ModelInfo], choice: Choice) -> str:

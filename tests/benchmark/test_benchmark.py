@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from defectseg.inference.stages import STAGES, StageTimes
 
 from defectseg.benchmark import benchmark as module
 from defectseg.benchmark.benchmark import (
@@ -24,7 +25,6 @@ from defectseg.benchmark.benchmark import (
 from defectseg.errors import CannotContinueError, DataError, ExitCode, UsageError
 from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import decode
-from defectseg.inference.stages import STAGES, StageTimes
 from defectseg.inference.views import with_tta
 
 FIGURES = {"name": "a runtime", "parallel": 1, "network_images_per_s": 10.0}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from defectseg.inference.stages import STAGES
 
 from defectseg.cli import common
 from defectseg.cli.main import main
 from defectseg.data.folder import images_folder
-from defectseg.inference.stages import STAGES
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -12,12 +12,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from defectseg.inference.stages import StageTimes
 from numpy.typing import NDArray
 
 from defectseg.errors import ModelError, ResourceError
 from defectseg.image.find import FoundImage, find_images
 from defectseg.inference import stream
-from defectseg.inference.stages import StageTimes
 from defectseg.inference.stream import Decoded, Failure, decode_ahead
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.predict import BatchCounts, run_batch
