@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from defectseg.config import InferenceConfig, Recipe
 from defectseg.data.synthetic import write_data_folder
+from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo, Normalization, Thresholds
 from defectseg.runtime.base import Answer
 
@@ -92,6 +93,8 @@ class GreyRuntime:
     and a crack (0.7) at once; everything else is steel (0.1 for both). The gate is the largest probability.
 
     Attributes:
+        info: a description that it might have been loaded with.
+        settings: those of its description.
         calls: shapes of the arrays that it was called with.
         before: called with the number of each call, from 1, before it is answered.
     """
@@ -106,6 +109,7 @@ class GreyRuntime:
             thresholds=thresholds,
             recipe=Recipe(inference=inference),
         )
+        self.class_names, self.settings = self.info.class_names, Settings.of(self.info)
         self.levels = np.full((2, 256), 0.1, np.float32)
         self.levels[0, 110:130] = 0.9
         self.levels[1, 150:170] = 0.8

@@ -198,8 +198,7 @@ class Predictor:
         return f"Predictor({', '.join(map(str, self._load.args[0]))!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = {"tta": self._tta, "keep_probabilities": self._keep_probabilities}
-        return partial(type(self), self._load, **options), ()
+        return partial(type(self), self._load, tta=self._tta, keep_probabilities=self._keep_probabilities), ()
 
     def _model(self) -> tuple[Runtime, ModelInfo, Settings]:
         """The runtime, its description and the settings; in a process that got the Predictor pickled, loaded now.
