@@ -163,7 +163,7 @@ def _output(root: Path, *, overwrite: bool) -> Iterator[None]:
         own = sorted(entry.name for entry in root.iterdir() if entry.name in _OWN_ENTRIES)
         if own and not overwrite:
             raise OutputExistsError(
-                f"{root}: holds an evaluation ({', '.join(own)}). Choose another output folder, or replace it.",
+                f"{root}: holds an evaluation ({', '.join(own)}). Choose another output folder.",
                 go_on={"overwrite": True},
             )
     with folder_lock(root):

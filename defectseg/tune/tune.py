@@ -198,7 +198,7 @@ def _gather(
         Settings.of(info, tta=request.tta),
         visitors=(search.visit,),
         keep_answers=True,
-        progress=lambda done, total, text="": request.advance(),
+        progress=lambda done, total, text="": request.advance() if done else None,
     )
     return score.unreadable
 

@@ -17,6 +17,7 @@ from defectseg.export.export import Exported, ExportRequest, export_model
 from defectseg.export.parity import Comparison, Limits
 from defectseg.files import file_sha256
 from defectseg.image.read import decode
+from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import predict_image
 from defectseg.model.info import ModelInfo, read_model_info
 
@@ -247,9 +248,10 @@ def test_a_fixed_size_is_the_only_one(request_for: Request) -> None:
     assert info.recipe.inference.tile_hw == (1024, 2100)  # or the tiling would cut what the file takes as a whole
     assert told.exact.images == 16
     image = np.zeros((48, 2100), np.uint8)
-    assert predict_image(_runtime(request.out), image).probabilities.shape == (4, 48, 2100)
+    settings = Settings.of(info)
+    assert predict_image(_runtime(request.out), image, settings).probabilities.shape == (4, 48, 2100)
     with pytest.raises(ModelError, match="48x2100"):
-        predict_image(_runtime(request.out), image[:, :96])
+        predict_image(_runtime(request.out), image[:, :96], settings)
 
 
 def test_onnx_is_one_file_that_answers_as_torch_does(request_for: Request, bundle: Path, data_folder: Path) -> None:

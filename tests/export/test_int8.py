@@ -129,7 +129,7 @@ def test_scores_are_those_of_final_masks_against_labels(
     images = LabelledImages(open_data_folder(root, class_names=NAMES), (), ("a.png", "b.png", "torn.png"), "")
     blind = grey_runtime()
     blind.levels[:] = 0.1
-    before, after, agreement = score_masks(grey_runtime(), blind, images, MaskCounts)
+    before, after, agreement = score_masks(grey_runtime(), blind, blind.info, images, MaskCounts)
     assert before.positive_dice == pytest.approx(2 * 8 / (8 + 12))
     assert before.kaggle_dice == pytest.approx((0.8 + 0 + 1 + 1) / 4)  # b.png: 8 px found where nothing is labelled
     assert (after.positive_dice, after.kaggle_dice) == (0.0, 0.75)
@@ -148,7 +148,7 @@ def test_int8_is_judged_on_the_classes_that_the_folder_names_in_whatever_order(
     (root / "classes.txt").write_text(lines)
     folder = choose_images(root, _info(), model).folder
     images = LabelledImages(folder, (), ("a.png", "b.png"), "")
-    before, after, _ = score_masks(grey_runtime(), grey_runtime(), images, MaskCounts)
+    before, after, _ = score_masks(grey_runtime(), grey_runtime(), grey_runtime().info, images, MaskCounts)
     assert (before.positive_dice, before.kaggle_dice) == pytest.approx(dice)
     assert after.kaggle_dice == before.kaggle_dice
 

@@ -107,7 +107,7 @@ def _entry(folder: Path) -> Path:
 def test_a_bundle_is_converted_once_and_answers_as_torch(
     bundle: Path, conversions: list[Path], cache_folder: Path
 ) -> None:
-    first, second = load_runtime(bundle, "cpu"), load_runtime(bundle, "cpu", "openvino")
+    (first, _), (second, _) = load_runtime(bundle, "cpu"), load_runtime(bundle, "cpu", "openvino")
 
     assert isinstance(first, OpenVinoRuntime)
     assert conversions == [bundle]
@@ -119,10 +119,10 @@ def test_a_bundle_is_converted_once_and_answers_as_torch(
 
 def test_another_bundle_of_the_same_name_is_converted_anew(tmp_path: Path, conversions: list[Path]) -> None:
     path = _save(tmp_path / "m.safetensors", seed=1)
-    first = load_runtime(path, "cpu")(IMAGES)
+    first = load_runtime(path, "cpu")[0](IMAGES)
     _save(path, seed=2)
 
-    second = load_runtime(path, "cpu")(IMAGES)
+    second = load_runtime(path, "cpu")[0](IMAGES)
 
     assert len(conversions) == 2
     assert np.abs(first.probabilities - second.probabilities).max() > 0.01
@@ -146,7 +146,7 @@ def test_a_damaged_entry_is_rebuilt(
 ) -> None:
     damage(_entry(warm_copy) / name)
 
-    answer = load_runtime(bundle, "cpu")(IMAGES)
+    answer = load_runtime(bundle, "cpu")[0](IMAGES)
     load_runtime(bundle, "cpu")
 
     assert conversions == [bundle]
@@ -171,7 +171,7 @@ def test_without_a_folder_to_write_to_the_model_runs_and_a_warning_says_what_to_
     monkeypatch.setenv("DEFECTSEG_CACHE_DIR", str(tmp_path / "file"))
 
     with caplog.at_level(logging.WARNING):
-        answer = load_runtime(bundle, "cpu")(IMAGES)
+        answer = load_runtime(bundle, "cpu")[0](IMAGES)
 
     np.testing.assert_allclose(answer.probabilities, _expected(bundle), atol=0.02)
     assert "every start converts anew. Set DEFECTSEG_CACHE_DIR" in caplog.text
@@ -185,7 +185,7 @@ def test_a_disk_that_fills_up_while_the_model_is_kept_leaves_nothing_and_the_mod
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache, "_save_openvino", fail)
-    answer = load_runtime(bundle, "cpu")(IMAGES)
+    answer = load_runtime(bundle, "cpu")[0](IMAGES)
 
     np.testing.assert_allclose(answer.probabilities, _expected(bundle), atol=0.02)
     assert "No space left on device" in caplog.text
@@ -244,7 +244,7 @@ def test_a_network_that_can_only_be_converted_for_one_size_is_converted_for_each
     other = IMAGES[..., :50]
 
     for _ in range(2):
-        runtime = load_runtime(bundle, "cpu")
+        runtime, _ = load_runtime(bundle, "cpu")
         np.testing.assert_allclose(runtime(IMAGES).probabilities, _expected(bundle), atol=0.02)
         np.testing.assert_allclose(runtime(other).probabilities, _expected(bundle, other.copy()), atol=0.02)
 
@@ -254,9 +254,9 @@ def test_a_network_that_can_only_be_converted_for_one_size_is_converted_for_each
 
 @pytest.mark.slow
 def test_a_bundle_runs_in_onnx_runtime_and_is_converted_once(bundle: Path, cache_folder: Path) -> None:
-    first = load_runtime(bundle, "cpu", "onnx")
+    first, _ = load_runtime(bundle, "cpu", "onnx")
     written = [path.stat().st_mtime_ns for path in cache_folder.glob("models/*/*")]
-    second = load_runtime(bundle, "cpu", "onnx")
+    second, _ = load_runtime(bundle, "cpu", "onnx")
 
     assert first.name == "onnxruntime cpu f32"
     assert _files(cache_folder) == ["checksums", "model.onnx"]

@@ -64,7 +64,7 @@ def models(tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest
 
     def load_runtime(path: Path, device: str, runtime: str) -> Any:
         made.asked.append((device, runtime))
-        return made.runtimes[path]
+        return made.runtimes[path], made.runtimes[path].info
 
     monkeypatch.setattr("defectseg.tune.tune.load_runtime", load_runtime)
     monkeypatch.setattr("defectseg.tune.tune.read_model_info", lambda path: made.runtimes[path].info)
@@ -205,7 +205,7 @@ def test_images_that_cannot_be_read_are_left_out_and_told(data: Path, models: _M
 
     tuning = _tune([models.add("run", fold=0)], data)
 
-    assert [failure.found.image_id for failure in tuning.failures] == ["a.png"]
+    assert [failure.image_id for failure in tuning.failures] == ["a.png"]
     assert tuning.choice.images == 1
     assert any(warning.startswith("left out, could not be read: ") for warning in tuning.warnings)
 
@@ -277,7 +277,7 @@ def test_other_views_than_the_models_are_looked_at_and_not_stored(
     assert any("chosen with --tta flips, which is not stored" in warning for warning in tuning.warnings)
     for options in ({"tta": "flips"}, {"tta": "none", "dry_run": False}):
         assert not any("--tta" in warning for warning in _tune([model], data, **options).warnings)
-    with pytest.raises(UsageError, match="--tta mirrors: expected none, flips, turns"):
+    with pytest.raises(UsageError, match="tta: expected none, flips, turns"):
         _tune([model], data, tta="mirrors")
 
 
