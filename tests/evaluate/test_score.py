@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,16 @@ def test_visitors_see_pixels_answer_result_and_truth_of_each_image(
     _score(grey_runtime(), folder, visitors=visitors, keep_answers=True)
 
     assert sorted(seen) == [name for name in folder.image_ids for _ in range(2)]
+
+
+def test_as_many_images_are_answered_at_once_as_the_runtime_takes(
+    folder: DataFolder, grey_runtime: Callable[..., Any]
+) -> None:
+    runtime, together = grey_runtime(), threading.Barrier(3, timeout=20)
+    runtime.parallel = 3
+    runtime.before = lambda call: together.wait() and None  # passes only where three images wait at the same time
+
+    assert len(_score(runtime, folder).counts) == 6
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

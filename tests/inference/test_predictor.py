@@ -18,12 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 import defectseg
-from defectseg import Prediction, Predictor
+from defectseg import Prediction, Predictor, Unreadable
 from defectseg.config import ModelConfig, Recipe
 from defectseg.data.synthetic import make_sheet
 from defectseg.errors import ImageError, ModelError, UsageError
 from defectseg.image.overlay import paint_prediction
-from defectseg.inference.stream import Unreadable
 from defectseg.model.bundle import save_bundle
 from defectseg.model.info import ModelInfo, Normalization, Thresholds
 from defectseg.model.network import DefectNetwork
@@ -185,7 +184,8 @@ def test_many_images_give_in_their_order_what_each_gives_alone(
     assert isinstance(missing, Unreadable)
     assert isinstance(wrong, Unreadable)
     assert (missing.path, wrong.image_id) == (tmp_path / "missing.png", "image 6")
-    for one, image in zip(found, (path, sheet(), sheet(crack=False), sheet(), path), strict=True):
+    images: list[Any] = [path, sheet(), sheet(crack=False), sheet(), path]
+    for one, image in zip(found, images, strict=True):
         assert isinstance(one, Prediction)
         assert_equal(one, predictor(image))
 
@@ -341,6 +341,6 @@ def test_the_examples_in_the_documentation_run(capsys: pytest.CaptureFixture[str
     assert len(blocks) == 5
     names: dict[str, Any] = {}
     exec("\n".join(blocks), names)
-    assert len(names["predictions"]) == 2
+    assert names["result"].path == Path("missing.jpg")
     assert Path("sheet-overlay.png").exists()
     assert "missing.jpg: cannot be read" in capsys.readouterr().out

@@ -112,7 +112,7 @@ def test_all_tiles_of_an_image_have_one_shape_and_repeat_its_last_row_and_column
 
     def answer(tile: NDArray[np.uint8], _: int) -> NDArray[np.float32]:
         seen.append(tile.copy())
-        return tile / np.float32(255)
+        return np.asarray(tile / np.float32(255), np.float32)
 
     runtime = OneClassRuntime(answer, tile_hw=(192, 256), overlap_px=32)
 

@@ -98,7 +98,8 @@ def test_onnx_answers_as_torch_at_sizes_that_the_export_has_not_seen(kind: str, 
 
     for shape in SHAPES:
         _assert_alike(runtime, network, _images(*shape))
-    assert read_model_info(tmp_path / "m.onnx") == runtime.info == info
+    assert read_model_info(tmp_path / "m.onnx") == info
+    assert runtime.class_names == info.class_names
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
     assert (runtime.name, runtime.parallel) == ("onnxruntime cpu f32", 1)
 
@@ -115,7 +116,8 @@ def test_an_openvino_file_carries_the_description_and_its_tensors_have_names(
         *({"image"}, {"probabilities"}, {"gate"})
     ]
     assert str(model.input(0).get_partial_shape()) == "[?,1,?,?]"
-    assert loaded.info == read_model_info(tmp_path / "m.xml") == plain[1]
+    assert read_model_info(tmp_path / "m.xml") == plain[1]
+    assert loaded.class_names == plain[1].class_names
     _assert_alike(loaded, plain[0], _images(1, 1, 40, 72))
 
 

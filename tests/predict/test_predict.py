@@ -283,7 +283,7 @@ def test_another_augmentation_is_refused_and_the_models_own_by_name_is_not(
     assert json.loads((tmp_path / "out" / "run.json").read_text())["tta"] == "flips"
     with pytest.raises(OutputExistsError, match="another model or other settings"):
         _predict(model, tmp_path / "out", sheets)
-    with pytest.raises(UsageError, match="tta.*flop"):
+    with pytest.raises(UsageError, match=r"tta.*flop"):
         _predict(model, tmp_path / "out", sheets, tta="flop")
 
 

@@ -122,5 +122,6 @@ def test_neu_is_imported_trained_on_and_evaluated(realdata: Path, weights: Path,
     )
     assert result.metrics is not None
     assert result.metrics.images == 120
-    options = {"subset": "val", "device": "cpu", "runtime": "torch"}
-    assert evaluate(result.model, tmp_path / "neu", tmp_path / "evaluation", **options).metrics == result.metrics
+    out = tmp_path / "evaluation"
+    evaluation = evaluate(result.model, tmp_path / "neu", out, subset="val", device="cpu", runtime="torch")
+    assert evaluation.metrics == result.metrics

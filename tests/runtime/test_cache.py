@@ -107,14 +107,14 @@ def _entry(folder: Path) -> Path:
 def test_a_bundle_is_converted_once_and_answers_as_torch(
     bundle: Path, conversions: list[Path], cache_folder: Path
 ) -> None:
-    (first, _), (second, _) = load_runtime(bundle, "cpu"), load_runtime(bundle, "cpu", "openvino")
+    (first, _), (second, info) = load_runtime(bundle, "cpu"), load_runtime(bundle, "cpu", "openvino")
 
     assert isinstance(first, OpenVinoRuntime)
     assert conversions == [bundle]
     assert _files(cache_folder) == ["checksums", "model.bin", "model.xml"]
     np.testing.assert_allclose(first(IMAGES).probabilities, _expected(bundle), atol=0.02)
     np.testing.assert_array_equal(first(IMAGES).probabilities, second(IMAGES).probabilities)
-    assert second.info == load_bundle(bundle)[1]
+    assert info == load_bundle(bundle)[1]
 
 
 def test_another_bundle_of_the_same_name_is_converted_anew(tmp_path: Path, conversions: list[Path]) -> None:
@@ -419,10 +419,10 @@ def test_without_openvino_a_bundle_runs_in_torch(monkeypatch: pytest.MonkeyPatch
 
 
 def test_torch_runs_a_bundle_without_converting_it(bundle: Path, conversions: list[Path]) -> None:
-    runtime = load_runtime(bundle, "cpu", "torch")
+    (runtime, _), (wide, _) = load_runtime(bundle, "cpu", "torch"), load_runtime(bundle, "cpu", "torch", workers=3)
 
     assert isinstance(runtime, TorchRuntime)
-    assert (runtime.parallel, load_runtime(bundle, "cpu", "torch", workers=3).parallel) == (1, 3)
+    assert (runtime.parallel, wide.parallel) == (1, 3)
     assert conversions == []
     strided, read_only = IMAGES[..., ::-1], IMAGES.copy()
     read_only.flags.writeable = False
@@ -437,7 +437,7 @@ def test_torch_leaves_a_network_in_training_in_its_mode(bundle: Path) -> None:
 
 
 def test_each_model_of_an_ensemble_is_loaded_by_the_same_choice(warm_copy: Path, bundle: Path) -> None:
-    ensemble = load_runtime([bundle, bundle], "cpu", workers=2)
+    ensemble, _ = load_runtime([bundle, bundle], "cpu", workers=2)
 
     assert isinstance(ensemble, EnsembleRuntime)
     assert all(isinstance(member, OpenVinoRuntime) for member in ensemble.runtimes)
