@@ -277,7 +277,7 @@ from pathlib import Path
 from defectseg.runtime.load import load_runtime
 for name in {absent}:
     sys.modules[name] = None
-runtime = load_runtime(Path(sys.argv[1]), "auto")
+runtime, _ = load_runtime(Path(sys.argv[1]), "auto")
 runtime(np.zeros((1, 1, 40, 72), np.uint8))
 heavy = ("torch", "segmentation_models_pytorch", "timm", "pandas", "onnx", "nncf", "openvino_telemetry")
 print(runtime.name, [name for name in heavy if sys.modules.get(name)])
@@ -355,13 +355,18 @@ def test_the_runtime_follows_from_the_file_the_device_and_the_flag(
 @pytest.mark.parametrize(
     ("name", "device", "runtime", "message"),
     [
-        ("m.safetensors", "auto", "tensorrt", "--runtime tensorrt: expected auto, torch, openvino, onnx"),
-        ("m.safetensors", "cuda", "openvino", "--device cuda: openvino computes on cpu only. Use --runtime torch"),
-        ("m.safetensors", "mps", "onnx", "--device mps: onnx computes on cpu or cuda only"),
+        ("m.safetensors", "auto", "tensorrt", "runtime: expected auto, torch, openvino, onnx, found tensorrt"),
+        (
+            "m.safetensors",
+            "cuda",
+            "openvino",
+            "device: openvino computes on cpu only, not on cuda. Or go on with runtime='torch'",
+        ),
+        ("m.safetensors", "mps", "onnx", "device: onnx computes on cpu or cuda only, not on mps"),
         ("m.safetensors", "gpu", "auto", "--device gpu: expected auto, cpu, cuda, cuda:N or mps"),
-        ("m.xml", "auto", "torch", "--runtime torch: m.xml was exported for openvino. Leave --runtime out"),
-        ("m.xml", "cuda", "auto", "--device cuda: openvino computes on cpu only. Use auto or cpu"),
-        ("m.onnx", "auto", "openvino", "--runtime openvino: m.onnx was exported for onnx"),
+        ("m.xml", "auto", "torch", "runtime: m.xml was exported for openvino, not for torch"),
+        ("m.xml", "cuda", "auto", "device: openvino computes on cpu only, not on cuda. Or go on with device='auto'"),
+        ("m.onnx", "auto", "openvino", "runtime: m.onnx was exported for onnx, not for openvino"),
     ],
 )
 @pytest.mark.usefixtures("no_card")
@@ -447,7 +452,7 @@ def test_each_model_of_an_ensemble_is_loaded_by_the_same_choice(warm_copy: Path,
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_less_than_one_worker_is_refused(bundle: Path, workers: int) -> None:
-    with pytest.raises(UsageError, match=f"--workers {workers}: expected 1 or more"):
+    with pytest.raises(UsageError, match=f"workers: expected 1 or more, found {workers}"):
         load_runtime(bundle, "cpu", workers=workers)
 
 
