@@ -1,8 +1,6 @@
 """Many images through one model: order, threads, memory and errors, whatever is made of the segmentations."""
 
-import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,49 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from defectseg.errors import ModelError, ResourceError
 from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.inference.tiles import predict_image
-from defectseg.runtime.base import Answer
 
 STEEL, PIT = 60, 120  # grey levels, as GreyRuntime reads them
-
-
-class Late:
-    """A GreyRuntime that several threads may call at once and that takes a random time to answer.
-
-    Attributes:
-        most_at_once: how many calls were in work at the same time.
-        threads: the names of those that called it.
-    """
-
-    name = "grey levels, late"
-
-    def __init__(self, runtime: Any, parallel: int, longest_s: float = 0.004) -> None:
-        self.class_names, self.settings, self.parallel = runtime.class_names, runtime.settings, parallel
-        self.grey = runtime
-        self.most_at_once = 0
-        self.threads: set[str] = set()
-        self._at_once = 0
-        self._longest_s = longest_s
-        self._lock = threading.Lock()
-        self._random = random.Random(1)
-
-    def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        with self._lock:
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
-            self.threads.add(threading.current_thread().name)
-            seconds = self._random.uniform(0, self._longest_s)
-        time.sleep(seconds)
-        with self._lock:
-            self._at_once -= 1
-        answer: Answer = self.grey(images)
-        return answer
 
 
 def _found(folder: Path, count: int, size_hw: tuple[int, int] = (16, 24)) -> list[FoundImage]:
@@ -84,7 +47,7 @@ def test_results_come_in_order_and_do_not_depend_on_the_number_of_workers(
     images[7].path.unlink()
     at_once, results = [], []
     for parallel in (1, 2, 5):
-        runtime = Late(grey_runtime(), parallel)
+        runtime = grey_runtime(parallel=parallel, longest_s=0.004)
         results.append(list(stream(images, runtime, runtime.settings, _area)))
         at_once.append(runtime.most_at_once)
         assert runtime.threads <= {f"network_{number}" for number in range(parallel)}
@@ -139,19 +102,13 @@ def test_the_answer_is_kept_for_who_asks_for_it(
 
 def test_large_images_go_alone(grey_runtime: Callable[..., Any]) -> None:
     def read(found: FoundImage) -> DecodedImage:
-        return DecodedImage(np.full((4200, 4000) if found.image_id == "large" else (8, 8), STEEL, np.uint8), ())
-
-    class Waiting(Late):
-        def __call__(self, images: NDArray[np.uint8]) -> Answer:
-            super().__call__(images[..., :1, :1])
-            blank = np.broadcast_to(np.float32(0), (1, 2, *images.shape[2:]))
-            return Answer(blank, np.zeros((1, 2), np.float32))
+        return DecodedImage(np.full((4001, 4001) if found.image_id == "large" else (8, 8), STEEL, np.uint8), ())
 
     at_once = {}
     for name in ("large", "small"):
-        runtime = Waiting(grey_runtime(tile_hw=(5000, 5000)), 4, longest_s=0.02)
-        images = [FoundImage(name, Path("nowhere"))] * 6
-        assert len(list(stream(images, runtime, runtime.settings, _area, read=read))) == 6
+        runtime = grey_runtime(tile_hw=(5000, 5000), parallel=4, longest_s=0.02)
+        images = [FoundImage(name, Path("nowhere"))] * 4
+        assert len(list(stream(images, runtime, runtime.settings, _area, read=read))) == 4
         at_once[name] = runtime.most_at_once
 
     assert at_once["large"] == 1
@@ -163,7 +120,7 @@ def test_large_images_go_alone(grey_runtime: Callable[..., Any]) -> None:
 def test_an_error_in_a_thread_ends_the_stream_after_what_came_before(
     where: str, error: BaseException, tmp_path: Path, grey_runtime: Callable[..., Any]
 ) -> None:
-    runtime = Late(grey_runtime(), 3)
+    runtime = grey_runtime(parallel=3, longest_s=0.004)
     calls: list[int] = []
 
     def fail(call: int) -> None:
@@ -177,7 +134,7 @@ def test_an_error_in_a_thread_ends_the_stream_after_what_came_before(
         return _area(one)
 
     if where == "network":
-        runtime.grey.before = fail
+        runtime.before = fail
     threads = threading.active_count()  # other tests may have left some of a library's running
     done: list[Any] = []
     with pytest.raises(type(error)), closing(stream(_found(tmp_path, 40), runtime, runtime.settings, then)) as results:
@@ -193,12 +150,12 @@ def test_a_stream_that_is_closed_gives_up_a_large_image_at_its_next_tile(
 ) -> None:
     (tmp_path / "large").mkdir()
     images = [*_found(tmp_path, 1), *_found(tmp_path / "large", 1, size_hw=(800, 800))]
-    runtime = Late(grey_runtime(tile_hw=(16, 24), tile_overlap_px=0), 1)
+    runtime = grey_runtime(tile_hw=(16, 24), tile_overlap_px=0, longest_s=0.004)
 
     with closing(stream(images, runtime, runtime.settings, _area)) as results:
         next(results)
 
-    assert len(runtime.grey.calls) < 200  # of 1,701
+    assert len(runtime.calls) < 200  # of 1,701
 
 
 def test_an_answer_that_is_not_a_number_is_an_error(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:

@@ -1,8 +1,4 @@
 import csv
-import json
-import random
-import threading
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.errors import ModelError, ResourceError
 from defectseg.image.find import find_images
 from defectseg.inference.settings import Settings
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.predict import BatchCounts, run_batch
 from defectseg.predict.render import fit_jpeg
-from defectseg.runtime.base import Answer
 
 STEEL, PIT, CRACK, BOTH = 60, 120, 160, 200  # grey levels, as GreyRuntime reads them
 KEY = RunKey(model_sha256="", only_classes=None, thresholds={})
@@ -237,33 +231,6 @@ def test_a_picture_that_fits_a_jpeg_is_left_alone() -> None:
     assert fit_jpeg(picture) == (picture, ())
 
 
-def test_progress_is_told_once_for_each_image_whether_it_failed_or_not(
-    sheets: Path, tmp_path: Path, grey_runtime: Callable[..., Any]
-) -> None:
-    steps: list[tuple[int, int]] = []
-
-    _run(sheets, tmp_path / "out", grey_runtime(), progress=lambda done, total, text="": steps.append((done, total)))
-
-    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
-def test_what_was_done_before_memory_ran_out_is_kept(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
-    for number in range(10):
-        _write(tmp_path / "in" / f"{number}.png", _sheet())
-    runtime = grey_runtime()
-
-    def run_out(call: int) -> None:
-        if call == 9:
-            raise ResourceError("out of memory")
-
-    runtime.before = run_out
-    with pytest.raises(ResourceError, match="out of memory"):
-        _run(tmp_path / "in", tmp_path / "out", runtime)
-
-    with OutputFolder(tmp_path / "out", KEY) as output:
-        assert len(output.pending(find_images([tmp_path / "in"]))) < 10
-
-
 def _peak_bytes(folder: Path, count: int, runtime: Any) -> int:
     for number in range(count):
         _write(folder / "in" / f"{number}.png", _sheet((2, 3, 4, 2, PIT)))
@@ -284,36 +251,6 @@ def test_memory_does_not_grow_with_the_results(
 
     assert (tmp_path / "many" / "out" / "predictions.csv").stat().st_size > 15_000_000
     assert many - few < 6_000_000
-
-
-class _Jittery:
-    """A GreyRuntime that several threads may call at once and that takes a random time to answer.
-
-    Attributes:
-        most_at_once: how many calls were in work at the same time.
-    """
-
-    name = "grey levels, late"
-
-    def __init__(self, runtime: Any, parallel: int, longest_s: float = 0.004) -> None:
-        self.class_names, self.settings, self.parallel = runtime.class_names, runtime.settings, parallel
-        self.most_at_once = 0
-        self._at_once = 0
-        self._longest_s = longest_s
-        self._runtime = runtime
-        self._lock = threading.Lock()
-        self._random = random.Random(1)
-
-    def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        with self._lock:
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
-            seconds = self._random.uniform(0, self._longest_s)
-        time.sleep(seconds)
-        with self._lock:
-            self._at_once -= 1
-        answer: Answer = self._runtime(images)
-        return answer
 
 
 def _many_sheets(folder: Path, count: int) -> Path:
@@ -338,53 +275,11 @@ def test_results_are_the_same_to_the_byte_for_one_worker_and_several(
     tmp_path: Path, grey_runtime: Callable[..., Any]
 ) -> None:
     folder = _many_sheets(tmp_path / "in", 40)
-    results, at_once = [], []
+    results = []
     for parallel in (1, 2, 5):
-        runtime = _Jittery(grey_runtime(), parallel)
-        counts = _run(folder, tmp_path / f"out{parallel}", runtime)
+        counts = _run(folder, tmp_path / f"out{parallel}", grey_runtime(parallel=parallel, longest_s=0.004))
         assert (counts.processed, counts.failed) == (39, 1)
         results.append(_contents(tmp_path / f"out{parallel}"))
-        at_once.append(runtime.most_at_once)
 
     assert len(results[0]) == 2 * 39 + 4
     assert results[0] == results[1] == results[2]
-    assert at_once[0] == 1
-    assert 1 < at_once[1] <= 2
-    assert 2 < at_once[2] <= 5
-
-
-def test_the_journal_grows_in_the_order_of_the_images_whatever_is_ready_first(
-    tmp_path: Path, grey_runtime: Callable[..., Any]
-) -> None:
-    folder = _many_sheets(tmp_path / "in", 24)
-    images = find_images([folder])
-    with OutputFolder(tmp_path / "out", KEY) as output:
-        pending = output.pending(images)
-        runtime = _Jittery(grey_runtime(), 4)
-        run_batch(pending, runtime, runtime.settings, output)
-        lines = (tmp_path / "out" / "journal.jsonl").read_text().splitlines()
-
-    assert [json.loads(line)["image"]["ImageId"] for line in lines] == [image.image_id for image in images]
-
-
-@pytest.mark.parametrize("error", [ResourceError("no memory"), ModelError("not a number"), KeyboardInterrupt()])
-def test_an_error_in_one_of_several_network_threads_ends_the_batch_and_keeps_what_came_before(
-    tmp_path: Path, grey_runtime: Callable[..., Any], error: BaseException
-) -> None:
-    folder = _many_sheets(tmp_path / "in", 40)
-    grey = grey_runtime()
-
-    def fail(call: int) -> None:
-        if call == 25:
-            raise error
-
-    grey.before = fail
-    threads = threading.active_count()  # other tests may have left some of a library's running
-    with pytest.raises(type(error)):
-        _run(folder, tmp_path / "out", _Jittery(grey, 3))
-
-    with OutputFolder(tmp_path / "out", KEY) as output:
-        left = output.pending(find_images([folder]))
-    # Call 25 was for one of the images in work: the network's threads, its helpers, and those ready to be written.
-    assert len(left) <= 40 - 25 + (3 + 8 + 4)
-    assert threading.active_count() == threads
