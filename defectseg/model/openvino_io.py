@@ -6,6 +6,7 @@ is left with a stack that is gone, and Ctrl-C ends in a segmentation fault. Sign
 loads plugins does it in another one.
 """
 
+import errno
 import functools
 import tempfile
 from collections.abc import Callable
@@ -62,8 +63,11 @@ def read_model(path: Path) -> openvino.Model:
 
 
 def save_model(model: openvino.Model, path: Path) -> None:
-    """Write an `.xml` with its `.bin`, in the precision that the model has. Raises RuntimeError, as on a full disk."""
-    openvino.save_model(model, path, compress_to_fp16=False)
+    """Write an `.xml` with its `.bin`, in the precision that the model has. Raises OSError, as on a full disk."""
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise OSError(errno.EIO, str(error).splitlines()[0], str(path)) from error
 
 
 # OpenVINO's own attribute of a layer, and how it names the attribute when asked. Versions that do not know it round as

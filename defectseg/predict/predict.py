@@ -1,6 +1,5 @@
 """A prediction run from images to an output folder: what `defectseg predict` calls."""
 
-import hashlib
 import logging
 import os
 import time
@@ -15,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError
-from defectseg.files import file_sha256
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage
@@ -34,7 +32,7 @@ from defectseg.inference.stream import (
 from defectseg.inference.views import with_tta
 from defectseg.machine import __version__
 from defectseg.model.info import Thresholds
-from defectseg.model.locate import as_paths
+from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.render import Rendered, render, render_failure
 from defectseg.predict.tables import STATUS_DEFECT, STATUS_FAILED, choose_outputs
@@ -194,7 +192,7 @@ def predict(request: PredictRequest) -> dict[str, Any]:
     info = runtime.info
     only_classes = None if request.classes is None else resolve_classes(request.classes, info.class_names)
     key = RunKey(
-        model_sha256=_models_sha256(as_paths(request.model)),
+        model_sha256=model_identity(request.model),
         only_classes=only_classes,
         thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
         tta=info.recipe.inference.tta,
@@ -257,12 +255,6 @@ def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool) -> ExitCode:
     if fail_on_defect and run["images_in_folder"][STATUS_DEFECT]:
         return ExitCode.DEFECT_FOUND
     return ExitCode.DONE
-
-
-def _models_sha256(models: Sequence[Path]) -> str:
-    """Hash of the file; of several, hash of their hashes."""
-    hashes = [file_sha256(model) for model in models]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, Any]:
