@@ -36,7 +36,7 @@ FOLDER_VARIABLE = "DEFECTSEG_CACHE_DIR"
 KEPT_ENTRIES = 20
 _CONVERSION = 3  # to be raised when model/graph.py computes something else from the same bundle
 _CHECKSUMS = "checksums"
-_PATIENCE_S = 600.0  # for another process that converts
+PATIENCE_S = 600.0  # for another process that converts
 _XML, _ONNX, _ONE_SIZE_ONLY = "model.xml", "model.onnx", "one-size-only"
 
 
@@ -155,7 +155,7 @@ def _converted(bundle: Path, form: str, write: Callable[[Path], None]) -> Path:
 def _locked(root: Path) -> Iterator[None]:
     """Hold the cache alone. Raises OSError or Timeout."""
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".lock").acquire(timeout=_PATIENCE_S):
+    with FileLock(root / ".lock").acquire(timeout=PATIENCE_S):
         yield
 
 

@@ -51,7 +51,7 @@ def test_other_names_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
 @pytest.mark.usefixtures("no_cards")
 def test_a_device_that_is_not_there_is_told(name: str) -> None:
-    with pytest.raises(ResourceError, match=f"--device {name}: this machine has no such device"):
+    with pytest.raises(ResourceError, match=f"device: this machine has no {name}. Use auto or cpu"):
         resolve_device(name)
 
 

@@ -1,17 +1,36 @@
-"""The description in exported files, and what is said of files that cannot be used."""
+"""The description in every kind of model file, read and replaced; files that cannot be used; a model's identity."""
 
-import importlib
+import errno
+import os
+import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from defectseg.config import Recipe
-from defectseg.errors import MissingExtraError, ModelError
-from defectseg.model.info import ExportInfo, ModelInfo, Normalization, Thresholds, read_model_info
+import defectseg
+from defectseg.config import ModelConfig, Recipe
+from defectseg.errors import ModelError, ResourceError
+from defectseg.model.info import (
+    ExportInfo,
+    ModelInfo,
+    Normalization,
+    Thresholds,
+    read_model_info,
+    write_model_info,
+)
+from defectseg.model.locate import model_identity
 
 INFO = ModelInfo(
     class_names=("pits", "<Kratzer> & \"Risse\" 'é'\n"),
@@ -48,26 +67,129 @@ def _write_onnx(path: Path, **metadata: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["m.xml", "m.XML"])
-def test_the_description_of_an_openvino_file_is_read(tmp_path: Path, name: str) -> None:
-    assert read_model_info(_write_xml(tmp_path / name)) == INFO
+def _write_bundle(path: Path, weight: float = 0.5) -> Path:
+    tensors = {"b": np.full((2, 3), weight, np.float32), "a": np.arange(3)}
+    save_file(tensors, path, metadata={"format": "pt", "defectseg": INFO.model_dump_json()})
+    return path
 
 
-def test_the_description_of_an_onnx_file_is_read(tmp_path: Path) -> None:
-    assert read_model_info(_write_onnx(tmp_path / "m.onnx", defectseg=INFO.model_dump_json())) == INFO
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "m.safetensors": _write_bundle,
+    "m.xml": _write_xml,
+    "m.XML": _write_xml,
+    "m.onnx": lambda path: _write_onnx(path, first="1", defectseg=INFO.model_dump_json(), last="3" * 300),
+}
+every_kind = pytest.mark.parametrize("name", WRITERS)
 
 
-def test_onnx_runtime_reads_the_description_where_onnx_is_not_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = _write_onnx(tmp_path / "m.onnx", defectseg=INFO.model_dump_json())
-    importlib.import_module("onnxruntime")
+def _without_description(path: Path) -> object:
+    """All that a file holds besides the description, as its own library reads it."""
+    if path.suffix == ".onnx":
+        model = onnx.load(path)
+        others = {entry.key: entry.value for entry in model.metadata_props if entry.key != "defectseg"}
+        return model.graph.SerializeToString(), others, model.ir_version
+    if path.suffix == ".safetensors":
+        with safe_open(path, "np") as file:
+            return {key: file.get_tensor(key).tolist() for key in file.keys()}, file.metadata()["format"]  # noqa: SIM118
+    net = ET.parse(path).getroot()
+    net.find("rt_info/defectseg").attrib.clear()  # type: ignore[union-attr]
+    return ET.tostring(net), path.with_suffix(".bin").read_bytes()
 
-    monkeypatch.setitem(sys.modules, "onnx", None)
+
+@every_kind
+def test_a_description_is_read_and_replaced_and_nothing_else_changes(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name)
+    before = _without_description(path)
     assert read_model_info(path) == INFO
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"m\.onnx: reading an ONNX model needs .*defectseg\[onnx\]"):
-        read_model_info(path)
+
+    for chosen_by in ("hand" * 5000, "Ä & <\"'>\t\n]]>", ""):
+        changed = INFO.model_copy(update={"thresholds": INFO.thresholds.model_copy(update={"chosen_by": chosen_by})})
+        write_model_info(path, changed)
+        assert read_model_info(path) == changed
+        assert _without_description(path) == before
+    assert {file.suffix for file in tmp_path.iterdir()} <= {path.suffix, ".bin"}
+
+
+@every_kind
+def test_a_file_that_cannot_be_written_stays_as_it_was(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = WRITERS[name](tmp_path / name)
+    content = path.read_bytes()
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(ResourceError, match="no space left"):
+        write_model_info(path, INFO.model_copy(update={"created": "now"}))
+    assert path.read_bytes() == content
+    assert len(list(tmp_path.iterdir())) == (2 if path.suffix.lower() == ".xml" else 1)
+
+
+@every_kind
+def test_identity_is_of_what_the_network_answers_not_of_settings(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name)
+    before = model_identity(path)
+
+    settings = {"thresholds": Thresholds(gate=(0, 1), pixel=(0.1, 0.2), min_area_px=(3, 4)), "metrics": {"a": 1}}
+    write_model_info(path, INFO.model_copy(update=settings))
+    assert model_identity(path) == before
+
+    changes: list[dict[str, Any]] = [
+        {"class_names": ("cracks", "pits")},
+        {"normalization": Normalization(mean=0.4, std=0.5)},
+        {"recipe": Recipe(model=ModelConfig(soft_gate=True))},
+        {"export": ExportInfo(format="openvino", precision="int8", float_layers="f32")},
+    ]
+    identities = {before}
+    for change in changes:
+        write_model_info(path, INFO.model_copy(update=change))
+        identities.add(model_identity(path))
+    assert len(identities) == 1 + len(changes)
+
+
+def test_identity_is_of_the_weights_wherever_they_lie(tmp_path: Path) -> None:
+    bundles = [_write_bundle(tmp_path / f"{weight}.safetensors", weight) for weight in (0.5, 0.6)]
+    one, other = map(model_identity, bundles)
+    assert one != other
+    assert model_identity([bundles[0]]) == one
+    assert len({one, other, model_identity(bundles), model_identity(bundles[::-1])}) == 4
+
+    path = _write_xml(tmp_path / "m.xml")
+    before = model_identity(path)
+    path.with_suffix(".bin").write_bytes(b"1" * 32)
+    assert model_identity(path) != before
+
+
+def test_a_description_is_read_and_replaced_without_the_libraries_that_compute(tmp_path: Path) -> None:
+    files = [str(write(tmp_path / name)) for name, write in WRITERS.items()]
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from defectseg.model.info import read_model_info, write_model_info\n"
+        "from defectseg.model.locate import model_identity\n"
+        "for path in map(Path, sys.argv[1:]): write_model_info(path, read_model_info(path)); model_identity(path)\n"
+        "print({'torch', 'safetensors', 'openvino', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(defectseg.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *files], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "set()\n", done.stderr
+
+
+@every_kind
+@given(data=st.data())
+def test_a_damaged_file_is_refused_or_read_and_never_a_bug(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    path = WRITERS[name](tmp_path_factory.mktemp("damaged") / name)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, min(len(content), 400) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with suppress(ModelError):
+        assert read_model_info(path).class_names
 
 
 @pytest.mark.parametrize(
