@@ -91,8 +91,7 @@ def call(
         with pytest.raises(SystemExit) as ended:
             main()
         captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return subprocess.CompletedProcess(argv, ended.value.code, captured.out, captured.err)
+        return subprocess.CompletedProcess(argv, int(ended.value.code or 0), captured.out, captured.err)
 
     return call_main
 

@@ -260,7 +260,11 @@ def test_ctrl_c_ends_it_at_the_next_image(
     away_from_signals = openvino_io.away_from_signals
 
     def watch(work: Callable[[], Any], *, stop: Callable[[], object]) -> Any:
-        return away_from_signals(work, stop=lambda: (stop(), stopped.set()))
+        def stop_and_tell() -> None:
+            stop()
+            stopped.set()
+
+        return away_from_signals(work, stop=stop_and_tell)
 
     def count(image_id: str, *masks: Any) -> Counts:
         asked.append(image_id)

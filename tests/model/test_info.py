@@ -16,6 +16,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -68,7 +69,7 @@ def _write_onnx(path: Path, **metadata: str) -> Path:
 
 
 def _write_bundle(path: Path, weight: float = 0.5) -> Path:
-    tensors = {"b": np.full((2, 3), weight, np.float32), "a": np.arange(3)}
+    tensors: dict[str, NDArray[Any]] = {"b": np.full((2, 3), weight, np.float32), "a": np.arange(3)}
     save_file(tensors, path, metadata={"format": "pt", "defectseg": INFO.model_dump_json()})
     return path
 
