@@ -119,7 +119,13 @@ def export(
         log.info("converting %s to %s, and comparing on %s", bundle, format, compared_on)
         exact, shipped, float_layers = _convert(bundle, info, staged, sheets, odd, limits)
         check(exact, shipped, limits, what=str(out))
-        figures = _figures(exact, shipped)
+        figures = {
+            "images": float(exact.images),
+            "probability_difference": exact.probability,
+            "gate_difference": exact.gate,
+            "mask_dice": shipped.dice,
+            "anything_found": float(shipped.anything_found),
+        }
         cost = None
         if labelled is not None:
             log.info("quantising: %d images to calibrate on; this takes a while", len(labelled.calibration))
@@ -228,6 +234,7 @@ def _convert(
 
 def _write_openvino(network: "DefectNetwork", info: ModelInfo, staged: Path) -> None:
     from defectseg.model.graph import takes_any_size, to_openvino
+    from defectseg.model.openvino_io import save_model
 
     size_hw = _size_hw(info)
     converted = to_openvino(network, info, size_hw=size_hw)
@@ -236,7 +243,7 @@ def _write_openvino(network: "DefectNetwork", info: ModelInfo, staged: Path) -> 
             f"{staged.name}: not written, since OpenVINO cannot compute this network for all sizes of image at once. "
             "Export it for one size only."
         )
-    _save_openvino(converted, staged)
+    save_model(converted, staged)
 
 
 @contextmanager
@@ -279,56 +286,26 @@ def _quantise(
     NNCF judges with these in fp32. The processor may prefer bf16, which can cost as much again as the integers did;
     then they stay in fp32, which is slower, but still within the limit.
     """
-    from defectseg.model.openvino_io import read_model, unmark
+    from defectseg.model.openvino_io import read_model, save_model, unmark
     from defectseg.runtime.openvino import load_openvino_runtime
 
     exact, quick = _load(staged).values()
     fp32 = read_model(staged)
     unmark(fp32)  # what NNCF does not quantise, it chooses itself
     int8 = quantize.quantize(fp32, info, labelled, info.recipe.inference.tile_hw, max_loss=max_loss)
-    layers, layers_int8 = quantize.count_layers(int8)
+    layers = quantize.count_layers(int8)
     choices: tuple[Precision, ...] = ("auto",) if quick.name == exact.name else ("auto", "f32")
     with tempfile.TemporaryDirectory(dir=staged.parent, prefix=TEMPORARY_PREFIX) as beside:
         path = Path(beside) / staged.name
-        _save_openvino(int8, path)
+        save_model(int8, path)
         for precision in choices:
             shipped = load_openvino_runtime(path, precision=precision, workers=1)
             log.info("measuring int8 on %d labelled images (%s)", len(labelled.validation), shipped.name)
-            before, after, mask_dice = quantize.score_masks(exact, shipped, labelled)
-            ms_fp32, ms_int8 = quantize.median_ms([quick, shipped], typical)
-            cost = quantize.Int8Cost(
-                labelled_images=before.images,
-                positive_dice_fp32=before.positive_dice or 0.0,
-                positive_dice_int8=after.positive_dice or 0.0,
-                kaggle_dice_fp32=before.kaggle_dice,
-                kaggle_dice_int8=after.kaggle_dice,
-                mask_dice_int8=mask_dice,
-                layers=layers,
-                layers_int8=layers_int8,
-                ms_fp32=ms_fp32,
-                ms_int8=ms_int8,
-            )
+            cost = quantize.measure(exact, quick, shipped, labelled, typical, layers)
             if cost.loss <= max_loss:
                 break
         _publish(Path(beside), staged)
     return cost, precision
-
-
-def _figures(exact: Comparison, shipped: Comparison) -> dict[str, float]:
-    return {
-        "images": float(exact.images),
-        "probability_difference": exact.probability,
-        "gate_difference": exact.gate,
-        "mask_dice": shipped.dice,
-        "anything_found": float(shipped.anything_found),
-    }
-
-
-def _save_openvino(model: Any, path: Path) -> None:
-    from defectseg.model.openvino_io import save_model
-
-    with resource_errors(path):
-        save_model(model, path)
 
 
 @contextmanager

@@ -176,6 +176,38 @@ def quantize(
         return away_from_signals(work, stop=stopped.set)
 
 
+def measure(
+    fp32: Runtime,
+    quick: Runtime,
+    int8: Runtime,
+    images: LabelledImages,
+    typical: NDArray[np.uint8],
+    layers: tuple[int, int],
+) -> Int8Cost:
+    """What int8 costs against the network in fp32, and how fast it is against `quick`, the processor's own choice.
+
+    Args:
+        fp32, quick, int8: the runtimes.
+        images: labelled images to judge by.
+        typical: an image (H, W) to measure the time on.
+        layers: see count_layers.
+    """
+    before, after, mask_dice = score_masks(fp32, int8, images)
+    ms_fp32, ms_int8 = median_ms([quick, int8], typical)
+    return Int8Cost(
+        labelled_images=before.images,
+        positive_dice_fp32=before.positive_dice or 0.0,
+        positive_dice_int8=after.positive_dice or 0.0,
+        kaggle_dice_fp32=before.kaggle_dice,
+        kaggle_dice_int8=after.kaggle_dice,
+        mask_dice_int8=mask_dice,
+        layers=layers[0],
+        layers_int8=layers[1],
+        ms_fp32=ms_fp32,
+        ms_int8=ms_int8,
+    )
+
+
 def score_masks(fp32: Runtime, int8: Runtime, images: LabelledImages) -> tuple[Metrics, Metrics, float]:
     """On the validation images: the metrics of fp32 and of int8, and the Dice of int8's masks against fp32's, pooled.
 

@@ -64,7 +64,8 @@ def half_precision(device: "torch.device") -> "torch.dtype | None":
 
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and cpu_has_bf16():
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    if device.type == "cpu" and any(probe is not None and probe() for probe in probes):
         return torch.bfloat16
     return None
 
@@ -74,11 +75,3 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def cpu_has_bf16() -> bool:
-    """True where the processor multiplies bfloat16 in hardware (AMX or AVX512-BF16)."""
-    import torch
-
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(probe is not None and bool(probe()) for probe in probes)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,18 +137,11 @@ class Description:
 
     def before(self) -> Iterator[bytes]:
         """The bytes of the file before the description, in chunks. Raises OSError."""
-        with self.path.open("rb") as file:
-            left = self.begin
-            while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
-                left -= len(chunk)
-                yield chunk
+        return _chunks(self.path, 0, self.begin)
 
     def after(self) -> Iterator[bytes]:
         """The bytes of the file after the description, in chunks. Raises OSError."""
-        with self.path.open("rb") as file:
-            file.seek(self.end)
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk
+        return _chunks(self.path, self.end, sys.maxsize)
 
 
 def read_model_info(path: Path) -> ModelInfo:
@@ -171,6 +165,13 @@ def write_model_info(path: Path, info: ModelInfo) -> None:
         file.writelines(old.before())
         file.write(old.encode(info.model_dump_json()))
         file.writelines(old.after())
+
+
+def _chunks(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(begin)
+        while chunk := file.read(min(end - file.tell(), _CHUNK_BYTES)):
+            yield chunk
 
 
 def parse_model_info(text: str, *, source: Path) -> ModelInfo:
@@ -216,8 +217,9 @@ def find_description(path: Path) -> Description:
 
 def _find_in_bundle(path: Path, file: BinaryIO) -> Description | None:
     """The header of a safetensors file: 8 bytes of length, then one JSON of metadata and the table of tensors."""
+    size_bytes = _size_bytes(file)
     length = int.from_bytes(file.read(8), "little")
-    weights_bytes = _size_bytes(file) - 8 - length
+    weights_bytes = size_bytes - 8 - length
     if weights_bytes < 0 or length > _LONGEST_HEADER_BYTES:
         raise ValueError("its header is cut short")
     tensors: dict[str, dict[str, Any]] = json.loads(file.read(length))
@@ -308,59 +310,19 @@ class _NetReader:
 
 
 def _find_in_onnx(path: Path, file: BinaryIO) -> Description | None:
-    """One entry of the metadata among the fields of the whole model, whose graph is passed over."""
+    """One entry of the metadata; the graph and its weights are passed over."""
     found, has_graph = None, False
-    for field in _protobuf_fields(file):
-        has_graph |= field.number == _ONNX_GRAPH
-        if field.number == _ONNX_METADATA:
-            file.seek(field.content)
-            entry = io.BytesIO(file.read(field.end - field.content))
-            parts = {part.number: entry.getvalue()[part.content : part.end] for part in _protobuf_fields(entry)}
+    for number, begin, content, end in _protobuf_fields(file):
+        has_graph |= number == _ONNX_GRAPH
+        if number == _ONNX_METADATA:
+            file.seek(content)
+            entry = io.BytesIO(file.read(end - content))
+            parts = {part: entry.getvalue()[first:last] for part, _, first, last in _protobuf_fields(entry)}
             if parts.get(_ONNX_KEY) == METADATA_KEY.encode():
-                found = Description(path, parts[_ONNX_VALUE].decode(), field.begin, field.end, _onnx_entry)
+                found = Description(path, parts[_ONNX_VALUE].decode(), begin, end, _onnx_entry)
     if not has_graph:
         raise ValueError("no graph")
     return found
-
-
-@dataclass(frozen=True)
-class _Field:
-    """A field of a protobuf message: its number, and where it, its content and the next begin."""
-
-    number: int
-    begin: int
-    content: int
-    end: int
-
-
-def _protobuf_fields(file: BinaryIO) -> Iterator[_Field]:
-    """The fields of the message in a file, none of them read. Raises ValueError where it is not whole.
-
-    Source: https://protobuf.dev/programming-guides/encoding/
-    """
-    size, end = _size_bytes(file), 0
-    while (begin := end) < size:
-        file.seek(begin)
-        number, kind = divmod(_varint(file), 8)
-        length = _varint(file) if kind in (0, 2) else {1: 8, 5: 4}.get(kind, size)
-        content = file.tell()
-        end = content if kind == 0 else content + length
-        if end > size or number == 0:
-            raise ValueError("cut short")
-        yield _Field(number, begin, content, end)
-
-
-def _varint(file: BinaryIO) -> int:
-    """A number in groups of 7 bits, the lowest first; the eighth bit says that another follows."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            break
-        value |= (byte[0] & 127) << shift
-        if byte[0] < 128:
-            return value
-    raise ValueError("cut short")
 
 
 def _onnx_entry(text: str) -> bytes:
@@ -368,18 +330,40 @@ def _onnx_entry(text: str) -> bytes:
     return _protobuf_bytes(_ONNX_METADATA, key + _protobuf_bytes(_ONNX_VALUE, text.encode()))
 
 
+def _protobuf_fields(file: BinaryIO) -> Iterator[tuple[int, int, int, int]]:
+    """Of each field of a message its number, and the bytes where it, its content and the next begin; none is read.
+
+    Source: https://protobuf.dev/programming-guides/encoding/. Raises ValueError where the message is not whole.
+    """
+    size, end = _size_bytes(file), 0
+    while (begin := end) < size:
+        file.seek(begin)
+        number, kind = divmod(_read_varint(file), 8)
+        length = _read_varint(file) if kind in (0, 2) else {1: 8, 5: 4}.get(kind, size)
+        content = file.tell()
+        end = content if kind == 0 else content + length
+        if end > size or number == 0:
+            raise ValueError("cut short")
+        yield number, begin, content, end
+
+
 def _protobuf_bytes(number: int, content: bytes) -> bytes:
     """A field that holds bytes or a message."""
-    head, left = bytearray([8 * number + 2]), len(content)
-    while left > 127:
-        head.append(128 + left % 128)
-        left //= 128
-    return bytes([*head, left]) + content
+    return _varint(8 * number + 2) + _varint(len(content)) + content
+
+
+def _read_varint(file: BinaryIO) -> int:
+    """A number in groups of 7 bits, the lowest first; the eighth bit says that another follows."""
+    byte = file.read(1)[0]  # IndexError at the end of the file
+    return byte if byte < 128 else byte - 128 + 128 * _read_varint(file)
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([128 + value % 128]) + _varint(value // 128)
 
 
 def _size_bytes(file: BinaryIO) -> int:
-    """Size of an open file, which is left at the place where it is."""
-    place = file.tell()
+    """Size of an open file, which is left at its beginning."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(place)
+    file.seek(0)
     return size

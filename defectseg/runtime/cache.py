@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 from filelock import FileLock, Timeout
 
-from defectseg.errors import MissingExtraError, ModelError
+from defectseg.errors import MissingExtraError, ModelError, ResourceError
 from defectseg.files import TEMPORARY_PREFIX, file_sha256, resource_errors
 from defectseg.machine import __version__
 from defectseg.model.locate import model_identity
@@ -138,7 +138,7 @@ def _converted(bundle: Path, form: str, write: Callable[[Path], None]) -> Path:
                     raise ModelError(f"{bundle}: was replaced while it was converted. Run the same command again.")
                 _prune(root)
         return entry
-    except (OSError, Timeout) as error:
+    except (OSError, ResourceError, Timeout) as error:
         log.warning(
             "%s: converted models cannot be kept there (%s), so every start converts anew. Set %s to a folder that "
             "can be written to.",

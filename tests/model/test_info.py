@@ -40,45 +40,44 @@ INFO = ModelInfo(
     recipe=Recipe(),
     export=ExportInfo(format="openvino", precision="int8", size_hw=(256, 1600)),
 )
+TEXT = INFO.model_dump_json()
 LAYER = (
     '<layer><data element_type="f32" offset="4" size="16"/><rt_info><attribute value="1"/></rt_info></layer>'
     '<layer><data shape="1,2"/><data offset="20" size="12"/></layer>'
 )
 
 
-def _write_xml(path: Path, *, rt_info: str | None = None, layers: str = LAYER, weights_bytes: int = 32) -> Path:
-    if rt_info is None:
-        rt_info = f"<defectseg value={quoteattr(INFO.model_dump_json())}/>"
-    text = (
-        f'<?xml version="1.0"?>\n<net name="m" version="11"><layers>{layers}</layers><rt_info>{rt_info}</rt_info></net>'
-    )
-    path.write_text(text, encoding="utf-8")
+def _write_xml(path: Path, text: str | None = TEXT, *, layers: str = LAYER, weights_bytes: int = 32) -> Path:
+    description = "<nncf><defectseg value='{}'/></nncf>" if text is None else f"<defectseg value={quoteattr(text)}/>"
+    net = f'<net name="m" version="11"><layers>{layers}</layers><rt_info>{description}</rt_info></net>'
+    path.write_text(f'<?xml version="1.0"?>\n{net}', encoding="utf-8")
     path.with_suffix(".bin").write_bytes(bytes(weights_bytes))
     return path
 
 
-def _write_onnx(path: Path, **metadata: str) -> Path:
+def _write_onnx(path: Path, text: str | None = TEXT) -> Path:
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [value], [
         onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     ])  # fmt: skip
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    metadata = {"first": "1", **({} if text is None else {"defectseg": text}), "last": "3" * 300}
     onnx.helper.set_model_props(model, metadata)
     path.write_bytes(model.SerializeToString())
     return path
 
 
-def _write_bundle(path: Path, weight: float = 0.5) -> Path:
+def _write_bundle(path: Path, text: str | None = TEXT, *, weight: float = 0.5) -> Path:
     tensors: dict[str, NDArray[Any]] = {"b": np.full((2, 3), weight, np.float32), "a": np.arange(3)}
-    save_file(tensors, path, metadata={"format": "pt", "defectseg": INFO.model_dump_json()})
+    save_file(tensors, path, metadata={"format": "pt", **({} if text is None else {"defectseg": text})})
     return path
 
 
-WRITERS: dict[str, Callable[[Path], Path]] = {
+WRITERS: dict[str, Callable[..., Path]] = {
     "m.safetensors": _write_bundle,
     "m.xml": _write_xml,
     "m.XML": _write_xml,
-    "m.onnx": lambda path: _write_onnx(path, first="1", defectseg=INFO.model_dump_json(), last="3" * 300),
+    "m.onnx": _write_onnx,
 }
 every_kind = pytest.mark.parametrize("name", WRITERS)
 
@@ -151,7 +150,7 @@ def test_identity_is_of_what_the_network_answers_not_of_settings(tmp_path: Path,
 
 
 def test_identity_is_of_the_weights_wherever_they_lie(tmp_path: Path) -> None:
-    bundles = [_write_bundle(tmp_path / f"{weight}.safetensors", weight) for weight in (0.5, 0.6)]
+    bundles = [_write_bundle(tmp_path / f"{weight}.safetensors", weight=weight) for weight in (0.5, 0.6)]
     one, other = map(model_identity, bundles)
     assert one != other
     assert model_identity([bundles[0]]) == one
@@ -193,22 +192,56 @@ def test_a_damaged_file_is_refused_or_read_and_never_a_bug(
         assert read_model_info(path).class_names
 
 
+@every_kind
 @pytest.mark.parametrize(
-    "rt_info",
+    ("text", "words"),
     [
-        "",
-        "<nncf><defectseg value='{}'/></nncf>",
-        "<defectseg/>",
+        (None, "holds weights, but was not written by defectseg"),
+        *((text, "its description cannot be read") for text in ("", "{", "[]", "3", '{"format_version": 1}')),
+        ('{"format_version": 1, "colour": 2}', "its description cannot be read"),
+        (TEXT.replace('"format_version":1', '"format_version":99'), r"format 99; .* up to 1\. Upgrade defectseg"),
     ],
 )
-def test_a_model_of_another_program_is_refused(tmp_path: Path, rt_info: str) -> None:
-    with pytest.raises(ModelError, match=r"m\.xml: holds weights, but was not written by defectseg"):
-        read_model_info(_write_xml(tmp_path / "m.xml", rt_info=rt_info))
+def test_a_description_of_another_program_or_version_is_refused(
+    tmp_path: Path, name: str, text: str | None, words: str
+) -> None:
+    with pytest.raises(ModelError, match=f"{name}: {words}"):
+        read_model_info(WRITERS[name](tmp_path / name, text))
 
 
-def test_an_onnx_model_of_another_program_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"m\.onnx: holds weights, but was not written by defectseg"):
-        read_model_info(_write_onnx(tmp_path / "m.onnx", producer="another"))
+@every_kind
+@pytest.mark.parametrize("keep", [0, 1, 10, -1])
+def test_a_file_that_is_not_whole_is_refused(tmp_path: Path, name: str, keep: int) -> None:
+    path = WRITERS[name](tmp_path / name)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=f"{name}: not .* model.*, or damaged"):
+        read_model_info(path)
+
+
+BOMB = '<!DOCTYPE net [<!ENTITY a "{0}"><!ENTITY b "{1}">]><net><rt_info><defectseg value="&b;"/></rt_info></net>'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.xml", b"\x80\x04junk"),
+        ("m.xml", b"<net><layers>"),
+        ("m.xml", b"<html></html>"),
+        ("m.xml", b"<net><layers><layer><data offset='x' size='1'/></layer></layers></net>"),
+        ("m.xml", BOMB.format("x" * 1000, "&a;" * 1000).encode()),
+        ("m.xml", b'<!DOCTYPE net SYSTEM "file:///etc/passwd"><net/>'),
+        ("m.safetensors", b"\x00" * 64),
+        ("m.safetensors", b"PK\x03\x04 a zip"),
+        ("m.safetensors", b"\xff" * 8 + b"{}"),
+        ("m.safetensors", b"\xa0\x86\x01" + b"\x00" * 5 + b"[" * 100_000),
+        ("m.onnx", b"\xff" * 5000),
+        ("m.onnx", b"\x08\x01"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=f"{name}: not .* model.*, or damaged"):
+        read_model_info(tmp_path / name)
 
 
 def test_only_the_description_of_the_model_counts_not_one_within_a_layer(tmp_path: Path) -> None:
@@ -216,61 +249,13 @@ def test_only_the_description_of_the_model_counts_not_one_within_a_layer(tmp_pat
     assert read_model_info(_write_xml(tmp_path / "m.xml", layers=layer)) == INFO
 
 
-def test_an_openvino_file_without_its_weights_is_told(tmp_path: Path) -> None:
-    path = _write_xml(tmp_path / "m.xml")
+def test_the_weights_beside_an_openvino_file_must_be_there_and_whole(tmp_path: Path) -> None:
+    assert read_model_info(_write_xml(tmp_path / "m.xml", weights_bytes=33)) == INFO
+    path = _write_xml(tmp_path / "m.xml", weights_bytes=31)
+    with pytest.raises(ModelError, match=r"m\.bin: 31 bytes instead of 32; damaged, or of another m\.xml"):
+        read_model_info(path)
+    with pytest.raises(ModelError, match=r"m\.bin: only the weights of an export. Give m\.xml"):
+        read_model_info(path.with_suffix(".bin"))
     path.with_suffix(".bin").unlink()
     with pytest.raises(ModelError, match=r"m\.xml: its weights, m\.bin, are not beside it. Copy both files"):
         read_model_info(path)
-
-
-def test_weights_that_are_cut_short_are_told(tmp_path: Path) -> None:
-    assert read_model_info(_write_xml(tmp_path / "m.xml", weights_bytes=33)) == INFO
-    with pytest.raises(ModelError, match=r"m\.bin: 31 bytes instead of 32; damaged, or of another m\.xml"):
-        read_model_info(_write_xml(tmp_path / "m.xml", weights_bytes=31))
-
-
-def test_the_weights_alone_are_refused_with_the_file_to_give(tmp_path: Path) -> None:
-    path = _write_xml(tmp_path / "m.xml")
-    with pytest.raises(ModelError, match=r"m\.bin: only the weights of an export. Give m\.xml"):
-        read_model_info(path.with_suffix(".bin"))
-
-
-BOMB = '<!DOCTYPE net [<!ENTITY a "{0}"><!ENTITY b "{1}">]><net><rt_info><defectseg value="&b;"/></rt_info></net>'
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\x80\x04junk",
-        b"<net><layers>",
-        b"<html></html>",
-        b"<net><layers><layer><data offset='x' size='1'/></layer></layers></net>",
-        BOMB.format("x" * 1000, "&a;" * 1000).encode(),
-        b'<!DOCTYPE net SYSTEM "file:///etc/passwd"><net/>',
-    ],
-)
-def test_what_is_no_whole_file_of_openvino_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = _write_xml(tmp_path / "m.xml")
-    path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"m\.xml: not a model of OpenVINO, or damaged"):
-        read_model_info(path)
-
-
-@pytest.mark.parametrize("keep", [0, 1, 10, -1])
-def test_what_is_no_whole_onnx_file_is_refused(tmp_path: Path, keep: int) -> None:
-    path = _write_onnx(tmp_path / "m.onnx", defectseg=INFO.model_dump_json())
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ModelError, match=r"m\.onnx: not an ONNX model, or damaged"):
-        read_model_info(path)
-
-
-def test_a_newer_format_is_refused_in_every_kind_of_file(tmp_path: Path) -> None:
-    text = INFO.model_dump_json().replace('"format_version":1', '"format_version":99')
-    files: list[Any] = [
-        _write_onnx(tmp_path / "m.onnx", defectseg=text),
-        _write_xml(tmp_path / "m.xml", rt_info=f"<defectseg value={quoteattr(text)}/>"),
-    ]
-    for path in files:
-        with pytest.raises(ModelError, match=f"{path.name}: format 99; .* Upgrade defectseg"):
-            read_model_info(path)
