@@ -77,7 +77,7 @@ def find_model(path: Path) -> Path:
         return model
     if (path / "last.ckpt").exists():
         raise ModelError(
-            f"{path}: this training run has not ended. Continue it with: defectseg train --resume --out {path}"
+            f"{path}: this training run has not ended. Resume it with defectseg train, and use its model then."
         )
     raise ModelError(f"{path}: a folder without {MODEL_NAME}. Give the model file that defectseg train wrote.")
 

@@ -331,7 +331,7 @@ def test_one_missing_weight_is_named(tmp_path: Path) -> None:
 
 def test_a_weights_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     for name in ("absent.pth", "absent.safetensors"):
-        with pytest.raises(ModelError, match=f"{name}: no such file. --encoder-weights takes imagenet, none"):
+        with pytest.raises(ModelError, match=f"{name}: no such file. Expected imagenet, none"):
             _weights(str(tmp_path / name))
 
 
