@@ -377,7 +377,7 @@ def test_a_failed_download_says_what_else_to_do(monkeypatch: pytest.MonkeyPatch)
         raise OSError("no route to host")
 
     monkeypatch.setattr(smp, "create_model", fail)
-    with pytest.raises(ModelError, match=r"could not be downloaded \(no route to host\). Give a file with --encoder-w"):
+    with pytest.raises(ModelError, match=r"could not be downloaded \(no route to host\). Give a file of weights"):
         build_network(ModelConfig(encoder=TINY), 2, weights="imagenet")
 
 
