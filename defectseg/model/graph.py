@@ -83,6 +83,8 @@ def to_onnx_bytes(network: DefectNetwork, info: ModelInfo, *, size_hw: tuple[int
             verbose=False,
         )
         assert program is not None
+        for node in program.model.graph:
+            node.metadata_props.clear()  # traces of the stack, with paths of this machine
         program.model.metadata_props[METADATA_KEY] = info.model_dump_json()
         content: bytes = program.model_proto.SerializeToString()
     return content

@@ -104,6 +104,7 @@ def test_onnx_answers_as_torch_at_sizes_that_the_export_has_not_seen(kind: str, 
         _assert_alike(runtime, network, _images(*shape))
     assert read_model_info(tmp_path / "m.onnx") == runtime.info == info
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    assert b"graph.py" not in (tmp_path / "m.onnx").read_bytes(), "no paths of the machine that exported it"
     assert (runtime.name, runtime.parallel) == ("onnxruntime cpu f32", 1)
 
 
