@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, Self
@@ -121,14 +122,14 @@ class Description:
     """The JSON of a ModelInfo in a model file, and where it lies.
 
     Attributes:
-        path: the file.
+        file: the open file. Reading on from it, nobody mixes it with one that takes its place meanwhile.
         text: the JSON.
         begin, end: the bytes of the file that hold it.
         encode: gives the bytes that hold another text in their place.
         beside: what else these bytes hold: the table of tensors of a bundle.
     """
 
-    path: Path
+    file: BinaryIO
     text: str
     begin: int
     end: int
@@ -137,11 +138,11 @@ class Description:
 
     def before(self) -> Iterator[bytes]:
         """The bytes of the file before the description, in chunks. Raises OSError."""
-        return _chunks(self.path, 0, self.begin)
+        return _chunks(self.file, 0, self.begin)
 
     def after(self) -> Iterator[bytes]:
         """The bytes of the file after the description, in chunks. Raises OSError."""
-        return _chunks(self.path, self.end, sys.maxsize)
+        return _chunks(self.file, self.end, sys.maxsize)
 
 
 def read_model_info(path: Path) -> ModelInfo:
@@ -150,7 +151,8 @@ def read_model_info(path: Path) -> ModelInfo:
     Raises:
         ModelError: no such file, not of defectseg, damaged, or written by a newer version.
     """
-    return parse_model_info(find_description(path).text, source=path)
+    with open_description(path) as description:
+        return parse_model_info(description.text, source=path)
 
 
 def write_model_info(path: Path, info: ModelInfo) -> None:
@@ -160,18 +162,16 @@ def write_model_info(path: Path, info: ModelInfo) -> None:
         ModelError: as `read_model_info`.
         ResourceError: the file cannot be written.
     """
-    old = find_description(path)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, open_description(path) as old, temporary.open("wb") as file:
         file.writelines(old.before())
         file.write(old.encode(info.model_dump_json()))
         file.writelines(old.after())
 
 
-def _chunks(path: Path, begin: int, end: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(begin)
-        while chunk := file.read(min(end - file.tell(), _CHUNK_BYTES)):
-            yield chunk
+def _chunks(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
+    file.seek(begin)
+    while chunk := file.read(min(end - file.tell(), _CHUNK_BYTES)):
+        yield chunk
 
 
 def parse_model_info(text: str, *, source: Path) -> ModelInfo:
@@ -184,12 +184,13 @@ def parse_model_info(text: str, *, source: Path) -> ModelInfo:
                 f"{source}: format {version}; this defectseg reads up to {FORMAT_VERSION}. Upgrade defectseg."
             )
         return ModelInfo.model_validate(content)
-    except (ValidationError, ValueError, AttributeError) as error:
+    except (ValidationError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"{source}: its description cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def find_description(path: Path) -> Description:
-    """The description in a model file, not yet parsed. Raises ModelError as `read_model_info` does."""
+@contextmanager
+def open_description(path: Path) -> Iterator[Description]:
+    """The description in a model file, not yet parsed, and the file. Raises ModelError as `read_model_info` does."""
     if not path.is_file():
         raise ModelError(
             f"{path}: no such model file. Expected the model.safetensors that defectseg train writes, or an export."
@@ -201,18 +202,18 @@ def find_description(path: Path) -> Description:
         OPENVINO_SUFFIX: (_find_in_openvino, "a model of OpenVINO"),
         ONNX_SUFFIX: (_find_in_onnx, "an ONNX model"),
     }.get(suffix, (_find_in_bundle, "a model file"))
-    try:
-        with path.open("rb") as file:
-            found = find(path, file)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError, expat.ExpatError) as error:
-        raise ModelError(f"{path}: not {kind}, or damaged ({error}).") from error
-    if found is None:
-        raise ModelError(
-            f"{path}: holds weights, but was not written by defectseg. Expected a bundle of its train, or an export."
-        )
-    return found
+    with ExitStack() as stack:
+        try:
+            found = find(path, stack.enter_context(path.open("rb")))
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError, expat.ExpatError) as error:
+            raise ModelError(f"{path}: not {kind}, or damaged ({error}).") from error
+        if found is None:
+            raise ModelError(
+                f"{path}: holds weights, but was not written by defectseg. Expected a bundle of train, or an export."
+            )
+        yield found
 
 
 def _find_in_bundle(path: Path, file: BinaryIO) -> Description | None:
@@ -236,7 +237,7 @@ def _find_in_bundle(path: Path, file: BinaryIO) -> Description | None:
     if METADATA_KEY not in metadata:
         return None
     table = json.dumps(tensors, sort_keys=True).encode()
-    return Description(path, metadata[METADATA_KEY], 0, 8 + length, encode, beside=table)
+    return Description(file, metadata[METADATA_KEY], 0, 8 + length, encode, beside=table)
 
 
 def _find_in_openvino(path: Path, file: BinaryIO) -> Description | None:
@@ -260,7 +261,7 @@ def _find_in_openvino(path: Path, file: BinaryIO) -> Description | None:
     def encode(text: str) -> bytes:
         return f'"{escape(text, {chr(34): "&quot;"})}"'.encode()
 
-    return Description(path, reader.text, reader.begin + value.start(1), reader.begin + value.end(1), encode)
+    return Description(file, reader.text, reader.begin + value.start(1), reader.begin + value.end(1), encode)
 
 
 class _NetReader:
@@ -319,7 +320,7 @@ def _find_in_onnx(path: Path, file: BinaryIO) -> Description | None:
             entry = io.BytesIO(file.read(end - content))
             parts = {part: entry.getvalue()[first:last] for part, _, first, last in _protobuf_fields(entry)}
             if parts.get(_ONNX_KEY) == METADATA_KEY.encode():
-                found = Description(path, parts[_ONNX_VALUE].decode(), begin, end, _onnx_entry)
+                found = Description(file, parts[_ONNX_VALUE].decode(), begin, end, _onnx_entry)
     if not has_graph:
         raise ValueError("no graph")
     return found

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from defectseg.errors import ModelError
 from defectseg.files import file_sha256
-from defectseg.model.info import OPENVINO_SUFFIX, find_description, parse_model_info
+from defectseg.model.info import OPENVINO_SUFFIX, open_description, parse_model_info
 
 MODEL_NAME = "model.safetensors"
 FOLD_PREFIX = "fold-"  # of the run folders of the single folds, inside the folder of `train --fold all`
@@ -95,17 +96,16 @@ def model_identity(models: Path | Sequence[Path]) -> str:
     if len(paths) != 1:
         return hashlib.sha256("".join(map(model_identity, paths)).encode()).hexdigest()
     (path,) = paths
-    place = find_description(path)
-    info = parse_model_info(place.text, source=path)
-    # Without defaults, so that a later version that knows more keys says the same.
-    network = info.model_dump(mode="json", include=_IDENTIFYING, exclude_defaults=True)
-    digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode() + place.beside)
-    try:
-        for chunks in (place.before(), place.after()):
-            for chunk in chunks:
+    with open_description(path) as description:
+        info = parse_model_info(description.text, source=path)
+        # Without defaults, so that a later version that knows more keys says the same.
+        network = info.model_dump(mode="json", include=_IDENTIFYING, exclude_defaults=True)
+        digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode() + description.beside)
+        try:
+            for chunk in chain(description.before(), description.after()):
                 digest.update(chunk)
-        if path.suffix.lower() == OPENVINO_SUFFIX:
-            digest.update(file_sha256(path.with_suffix(".bin")).encode())
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
+            if path.suffix.lower() == OPENVINO_SUFFIX:
+                digest.update(file_sha256(path.with_suffix(".bin")).encode())
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
     return digest.hexdigest()
