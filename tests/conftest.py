@@ -7,17 +7,19 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from defectseg.config import InferenceConfig, Recipe
 from defectseg.data.synthetic import write_data_folder
 from defectseg.inference.settings import Settings
-from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.model.info import METADATA_KEY, ModelInfo, Normalization, Thresholds
 from defectseg.runtime.base import Answer
 
 # One thread for torch, here and in the commands that tests start: these networks are too small to gain by two, and on a
@@ -161,3 +163,16 @@ def grey_runtime() -> Callable[..., GreyRuntime]:
         return runtime
 
     return make
+
+
+@pytest.fixture
+def write_model() -> Callable[..., Path]:
+    """Writes a bundle without a network: the description of a GreyRuntime, and a single weight."""
+
+    def write(path: Path, weight: float = 0.0, **changes: Any) -> Path:
+        info = GreyRuntime(Thresholds.default(2), InferenceConfig()).info.model_copy(update=changes)
+        weights = {"weight": np.array([weight], np.float32)}
+        save_file(weights, path, metadata={METADATA_KEY: info.model_dump_json()})
+        return path
+
+    return write

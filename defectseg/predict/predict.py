@@ -1,6 +1,5 @@
 """A prediction run from images to an output folder: what `defectseg predict` calls."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from defectseg.errors import DefectsegError, ExitCode, UsageError
-from defectseg.files import file_sha256
 from defectseg.image.find import FoundImage
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.machine import __version__
-from defectseg.model.locate import as_paths
+from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.render import Rendered, render, render_failure
 from defectseg.predict.tables import STATUS_DEFECT, STATUS_FAILED, choose_outputs
@@ -129,7 +127,7 @@ def predict(request: PredictRequest) -> dict[str, Any]:
     only_classes = None if request.classes is None else resolve_classes(request.classes, info.class_names)
     settings = Settings.of(info, tta=request.tta, classes=only_classes)
     key = RunKey(
-        model_sha256=_models_sha256(as_paths(request.model)),
+        model_sha256=model_identity(request.model),
         only_classes=only_classes,
         thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
         tta=settings.tta,
@@ -187,12 +185,6 @@ def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool) -> ExitCode:
     if fail_on_defect and run["images_in_folder"][STATUS_DEFECT]:
         return ExitCode.DEFECT_FOUND
     return ExitCode.DONE
-
-
-def _models_sha256(models: Sequence[Path]) -> str:
-    """Hash of the file; of several, hash of their hashes."""
-    hashes = [file_sha256(model) for model in models]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, Any]:

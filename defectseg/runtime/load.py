@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from defectseg.errors import MissingExtraError, UsageError
-from defectseg.model.device_names import parse_device
+from defectseg.model.devices import parse_device
 from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ModelInfo, read_model_info
 from defectseg.model.locate import as_paths
 from defectseg.runtime.base import Runtime

@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from defectseg.errors import ModelError, ResourceError
-from defectseg.model.device_names import parse_device
+from defectseg.model.devices import parse_device
 from defectseg.model.info import ModelInfo, read_model_info
 from defectseg.runtime.base import Answer
 
@@ -82,6 +82,11 @@ def open_session(
             f"{source}: ONNX Runtime cannot read it; damaged, or of a newer version. Export the model again."
         ) from error
     return OnnxRuntime(session, info, workers=workers)
+
+
+def available_devices() -> list[str]:
+    """Kinds of device that this build of ONNX Runtime can use."""
+    return ["cpu", *(["cuda"] if _CUDA in onnxruntime.get_available_providers() else [])]
 
 
 def _providers(device: str) -> list[str | tuple[str, Mapping[str, Any]]]:

@@ -12,7 +12,7 @@ from defectseg.evaluate.score import score_images
 from defectseg.evaluate.subset import choose_subset, held_out, missing_warnings, seen_warnings
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Unreadable
-from defectseg.model.info import ModelInfo, Thresholds, read_model_info
+from defectseg.model.info import ModelInfo, Thresholds, read_model_info, write_model_info
 from defectseg.runtime.load import load_runtime
 from defectseg.tune.choice import Choice
 from defectseg.tune.file import write_thresholds
@@ -32,7 +32,7 @@ class TuneRequest:
         goal: what to choose by.
         folds: of the cross-validation.
         out: JSON file to write the thresholds to, or None.
-        dry_run: leave the models as they are. Exported ones are left so anyway.
+        dry_run: leave the models as they are.
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: the library that computes: auto, torch, openvino or onnx.
         tta: test-time augmentation: none, flips or turns; None for the models' own. It is not stored.
@@ -76,7 +76,7 @@ class Tuning:
 
 
 def tune(request: TuneRequest) -> Tuning:
-    """Choose thresholds on labelled images, and store them in every bundle of the request and in `out`.
+    """Choose thresholds on labelled images, and store them in every model file of the request and in `out`.
 
     Raises:
         OutputExistsError: `out` exists.
@@ -86,7 +86,7 @@ def tune(request: TuneRequest) -> Tuning:
     if request.out is not None and request.out.exists():
         raise OutputExistsError(f"{request.out}: exists. Choose another --out.")
     infos = _read_infos(request.models)
-    targets = _targets(request, infos)
+    targets = () if request.dry_run else tuple(request.models)
     folder = open_data_folder(request.data, class_names=infos[0].class_names)
     parts, warnings = _choose_images(request, folder, infos)
     search, failures = _search(request, folder, parts)
@@ -132,19 +132,6 @@ def _read_infos(models: Sequence[Path]) -> list[ModelInfo]:
                 f"{', '.join(infos[0].class_names)}. Tune models of the same classes together."
             )
     return infos
-
-
-def _targets(request: TuneRequest, infos: Sequence[ModelInfo]) -> tuple[Path, ...]:
-    """The models to store the choice in. Raises UsageError where it would go nowhere for one of them."""
-    if request.dry_run:
-        return ()
-    exported = [model for model, info in zip(request.models, infos, strict=True) if info.export is not None]
-    if exported and request.out is None:
-        raise UsageError(
-            f"{exported[0]}: thresholds cannot be stored in an exported model. Tune the bundle and export it again, "
-            "or use --dry-run or --out FILE."
-        )
-    return tuple(model for model in request.models if model not in exported)
 
 
 def _choose_images(
@@ -215,10 +202,8 @@ def _chosen_by(request: TuneRequest, infos: Sequence[ModelInfo], choice: Choice)
 
 
 def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics) -> None:
-    """Write the model file anew with other thresholds, whole or not at all."""
-    from defectseg.model.bundle import read_bundle, save_bundle  # torch; a missing one has been told of by now
-
-    info, weights = read_bundle(model)
+    """Replace the thresholds in a model file, whole or not at all."""
+    info = read_model_info(model)
     figures = {**info.metrics, "tuned": headline(metrics)}
     figures.pop("cross_validated", None)
     if choice.validated is not None:
@@ -228,7 +213,7 @@ def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics
             "positive_dice": validated.positive_dice,
         }
     thresholds = _completed(thresholds, [one.name for one in choice.classes], info)
-    save_bundle(model, weights, info.model_copy(update={"thresholds": thresholds, "metrics": figures}))
+    write_model_info(model, info.model_copy(update={"thresholds": thresholds, "metrics": figures}))
 
 
 def _completed(thresholds: Thresholds, class_names: Sequence[str], info: ModelInfo) -> Thresholds:

@@ -1,5 +1,4 @@
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ import pytest
 from defectseg.errors import ExitCode, OutputExistsError, ResourceError, UsageError
 from defectseg.image.find import find_images
 from defectseg.model.info import Thresholds
+from defectseg.model.locate import model_identity
 from defectseg.predict.predict import PredictRequest, exit_code_of, predict, resolve_classes
 
 PIT, CRACK = 120, 160  # grey levels, as GreyRuntime reads them
@@ -44,10 +44,8 @@ def sheets(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"weights")
-    return path
+def model(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
+    return write_model(tmp_path / "model.safetensors")
 
 
 @pytest.fixture
@@ -168,6 +166,7 @@ import importlib.util, sys, time
 from pathlib import Path
 from defectseg.config import InferenceConfig
 from defectseg.model.info import Thresholds
+from defectseg.model.locate import model_identity
 from defectseg.image.find import find_images
 from defectseg.predict import predict as batch
 
@@ -228,13 +227,13 @@ def test_new_changed_and_mended_images_are_done_and_others_are_not(
 
 
 def test_another_model_is_refused_by_content_not_by_name(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
 ) -> None:
     _predict(model, tmp_path / "out", sheets)
     shutil.copy(model, tmp_path / "renamed.safetensors")
     assert _predict(tmp_path / "renamed.safetensors", tmp_path / "out", sheets)["processed"] == 0
 
-    model.write_bytes(b"other weights")
+    write_model(model, weight=1.0)
     with pytest.raises(OutputExistsError, match="another model or other settings"):
         _predict(model, tmp_path / "out", sheets)
 
@@ -295,14 +294,13 @@ def test_a_folder_from_before_there_was_a_choice_of_augmentation_is_continued(
     key = json.loads((tmp_path / "out" / "run.json").read_text())["key"]
 
     assert set(key) == {"model_sha256", "only_classes", "thresholds"}
-    assert key["model_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert key["model_sha256"] == model_identity(model)
 
 
 def test_an_ensemble_is_known_by_the_content_and_order_of_its_models(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
 ) -> None:
-    other = tmp_path / "other.safetensors"
-    other.write_bytes(b"other weights")
+    other = write_model(tmp_path / "other.safetensors", weight=1.0)
 
     run = _predict([model, other], tmp_path / "out", sheets)
 
