@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 import defectseg
 from defectseg.data.synthetic import write_data_folder
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, ExitCode, ImageError, UsageError
+from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage, find_images
 from defectseg.inference.segment import segment
 from defectseg.inference.settings import Settings
+from defectseg.inference.stream import decode
 from defectseg.inference.tiles import answer_tile, cut_tiles, predict_image
 from defectseg.machine import machine_facts, peak_memory_mb
 from defectseg.model.info import ModelInfo
@@ -181,7 +183,7 @@ def measure(
     run_pipeline(runtime, settings, warm_up, folder / "warm-up")
     pipeline_s = [run_pipeline(runtime, settings, images, folder / "first")]
     peak_mb = peak_memory_mb()
-    pixels = [image_files.decode(found.path).pixels for found in images]
+    pixels = [decode(found, settings).pixels for found in images]
     network_s = [run_network(runtime, settings, pixels)]
     for number in range(1, rounds):
         pipeline_s.append(run_pipeline(runtime, settings, images, folder / str(number)))
@@ -213,7 +215,7 @@ def _choose(images: Sequence[FoundImage], count: int) -> tuple[tuple[FoundImage,
     sizes_hw: list[tuple[int, int]] = []
     for found in images:
         try:
-            height, width = image_files.decode(found.path).pixels.shape
+            height, width = image_files.decode_found(found).pixels.shape
         except ImageError as error:
             log.warning("%s It is left out.", error)
             continue
@@ -318,13 +320,15 @@ def run_stages(runtime: Runtime, settings: Settings, images: Sequence[FoundImage
         output.pending(images)
         for found in images:
             times = [time.perf_counter()]
-            decoded = image_files.decode(found.path)
+            decoded = decode(found, settings)
             times.append(time.perf_counter())
             answer = predict_image(runtime, decoded.pixels, settings)
             times.append(time.perf_counter())
             segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
             times.append(time.perf_counter())
-            rendered = render(found, decoded, segmentation, runtime.class_names, output.key.outputs)
+            rendered = render(
+                found, size_and_time(found.path), decoded, segmentation, runtime.class_names, output.key.outputs
+            )
             times.append(time.perf_counter())
             output.write(rendered.record, overlay_jpeg=rendered.overlay_jpeg, class_map_png=rendered.class_map_png)
             times.append(time.perf_counter())

@@ -50,7 +50,7 @@ def benchmark(
     with progress("measuring") as bar:
         result = run_benchmark(
             model_paths(model),
-            find_images(expand(inputs)) if inputs else (),
+            find_images(*expand(inputs), keep_faulty=True) if inputs else (),
             runtimes=resolve_runtimes(runtime),
             num_images=images,
             device=device,

@@ -15,7 +15,9 @@ from defectseg.evaluate.report import write_evaluation
 from defectseg.evaluate.score import Scored, score_images
 from defectseg.evaluate.subset import choose_subset, missing_warnings, seen_warnings
 from defectseg.files import atomic_csv, folder_lock, is_empty_folder, remove_stale_temporaries, write_result
+from defectseg.image.find import escaped
 from defectseg.image.overlay import encode_jpeg, paint_comparison
+from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Unreadable
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
@@ -34,11 +36,12 @@ _CONVENTION = "Dice of each (image, class) pair, 1 where both masks are empty, a
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, warnings, and the images that could not be read."""
+    """Figures, warnings, and the images that could not be read; `low_bit_depth` is among the warnings, too."""
 
     metrics: Metrics
     warnings: tuple[str, ...]
     unreadable: tuple[Unreadable, ...] = ()
+    low_bit_depth: LowBitDepth | None = None
 
 
 def evaluate(
@@ -52,6 +55,7 @@ def evaluate(
     device: str = "auto",
     runtime: str = "auto",
     tta: str | None = None,
+    bit_depth: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Score a model on labelled images and write metrics, pairs, overlays and report.
@@ -66,6 +70,7 @@ def evaluate(
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: the library that computes: auto, torch, openvino or onnx.
         tta: test-time augmentation: none, flips or turns; None for the model's own.
+        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
         progress: told after each image.
 
     Raises:
@@ -76,17 +81,17 @@ def evaluate(
     paths = as_paths(models)
     with _output(out, overwrite=overwrite):
         network, info = load_runtime(paths, device, runtime)
-        settings = Settings.of(info, tta=tta)
-        folder = open_data_folder(data, class_names=info.class_names)
+        settings = Settings.of(info, tta=tta, bit_depth=bit_depth)
+        folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
         image_ids, warnings = choose_subset(folder, info, paths, subset, split)
         warnings += [*missing_warnings(folder), *seen_warnings(folder, info, image_ids, subset)]
         _clear(out)
         overlays, visit = _overlay_writer(out, image_ids)
         score = score_images(network, folder, image_ids, settings, visitors=(visit,), progress=progress)
-        if score.unreadable and not score.counts:
-            first = score.unreadable[0].message
-            raise DataError(f"{data}: none of the {len(image_ids)} images can be read. The first: {first}")
-        warnings += [f"left out, could not be read: {one.message}" for one in score.unreadable]
+        unreadable = _all_unreadable(folder, score.counts, score.unreadable)
+        warnings += [f"left out, could not be read: {one.message}" for one in unreadable]
+        low = find_low_bit_depth(score.brightest)
+        warnings += [] if low is None else [str(low)]
         metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names), score.counts)
         facts = {
             **_facts_of_models(paths),
@@ -107,19 +112,21 @@ def evaluate(
             overlays={key: value for key, value in overlays.items() if (out / value).exists()},
             warnings=warnings,
         )
-        _write_errors(out / ERRORS, score.unreadable)
-    return Evaluation(metrics, tuple(warnings), score.unreadable)
+        _write_errors(out / ERRORS, unreadable)
+    return Evaluation(metrics, tuple(warnings), unreadable, low)
 
 
 def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, overwrite: bool = False) -> Evaluation:
-    """Score predictions in the Kaggle format; with `out`, write metrics, pairs and report.
+    """Score predictions in the Kaggle format; with `out`, write metrics, pairs, errors and report.
 
     Raises:
         LabelError, DataError: the predictions or the data folder cannot be used.
         OutputExistsError: the output folder is not empty.
     """
     folder = open_data_folder(data)
-    counts, warnings = score_predictions(predictions, folder)
+    counts, warnings, unread = score_predictions(predictions, folder)
+    unreadable = _all_unreadable(folder, counts, unread)
+    warnings += [f"left out, could not be read: {one.message}" for one in unreadable]
     metrics = summarise(counts, folder.class_names)
     if out is not None:
         with _output(out, overwrite=overwrite):
@@ -127,7 +134,17 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
             facts = {"predictions": str(predictions), "data": str(data), "convention": _CONVENTION}
             title = f"{predictions.name} on {data.name}"
             write_evaluation(out, metrics, counts, title=title, facts=facts, overlays={}, warnings=warnings)
-    return Evaluation(metrics, tuple(warnings))
+            _write_errors(out / ERRORS, unreadable)
+    return Evaluation(metrics, tuple(warnings), unreadable)
+
+
+def _all_unreadable(folder: DataFolder, counts: Counts, unreadable: Sequence[Unreadable]) -> tuple[Unreadable, ...]:
+    """The images that could not be read, with those that were faulty from the start. Raises DataError if all were."""
+    if unreadable and not counts:
+        raise DataError(
+            f"{folder.root}: none of the {len(unreadable)} images can be read. The first: {unreadable[0].message}"
+        )
+    return (*(Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty), *unreadable)
 
 
 def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Metrics, Counts]:
@@ -210,4 +227,4 @@ def _write_errors(path: Path, unreadable: Sequence[Unreadable]) -> None:
     if not unreadable:
         return
     with atomic_csv(path, ("ImageId", "path", "error")) as write_rows:
-        write_rows((one.image_id, one.path, one.message) for one in unreadable)
+        write_rows((one.image_id, escaped(one.path), one.message) for one in unreadable)

@@ -1,8 +1,9 @@
 """A data folder through the stream -> counts: what `evaluate`, threshold search and validation share."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +49,11 @@ It is called from several threads at once, in any order."""
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of the images that could be read, and those that could not."""
+    """Counts of the images that could be read, those that could not, and how many have each `brightest16`."""
 
     counts: Counts
     unreadable: tuple[Unreadable, ...]
+    brightest: Counter[int | None]
 
 
 def score_images(
@@ -66,11 +68,13 @@ def score_images(
 ) -> Score:
     """Predict labelled images as `predict` does and count the pixels of each (image, class) pair.
 
+    16-bit files are read by the bit depth of the folder, of the file itself, or of the model, whichever is known first.
+
     Args:
         runtime: the model.
         folder: where images and labels are; of the model's answer, only its classes count.
         image_ids: which of its images.
-        settings: of the inference.
+        settings: of the inference; the bit depth is that of the folder.
         visitors: called with each image.
         keep_answers: give the visitors the probabilities, too; of a large image these take much memory.
         progress: told after each image.
@@ -83,7 +87,7 @@ def score_images(
     # All classes in order as a slice, which copies nothing.
     classes = slice(None) if folder.class_names == own else [own.index(name) for name in folder.class_names]
 
-    def count(one: Segmented) -> Counts:
+    def count(one: Segmented) -> tuple[Counts, int | None]:
         image_id, pixels = one.found.image_id, one.decoded.pixels
         truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
         masks = one.segmentation.masks[classes]
@@ -91,17 +95,20 @@ def score_images(
         scored = Scored(image_id, pixels, answer, masks, truth, ignore)
         for visit in visitors:
             visit(scored)
-        return count_pairs(image_id, masks, truth, ignore)
+        return count_pairs(image_id, masks, truth, ignore), one.decoded.brightest16
 
     images = [FoundImage(image_id, folder.image_path(image_id)) for image_id in image_ids]
     parts: list[Counts] = []
     unreadable: list[Unreadable] = []
+    brightest: Counter[int | None] = Counter()
     progress(0, len(images))
+    settings = replace(settings, bit_depth=folder.bit_depth)
     with closing(stream(images, runtime, settings, count, keep_answers=keep_answers)) as results:
         for done, result in enumerate(results, start=1):
             if isinstance(result, Unreadable):
                 unreadable.append(result)
             else:
-                parts.append(result)
+                parts.append(result[0])
+                brightest[result[1]] += 1
             progress(done, len(images))
-    return Score(merge(*parts), tuple(unreadable))
+    return Score(merge(*parts), tuple(unreadable), brightest)

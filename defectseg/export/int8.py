@@ -22,7 +22,6 @@ from defectseg.errors import DataError, ImageError, ModelError
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, summarise
 from defectseg.evaluate.score import Scored, score_images
 from defectseg.export.parity import SEED, SizeHW, cut, pooled_dice
-from defectseg.image.read import decode
 from defectseg.inference.segment import segment_image
 from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo
@@ -102,7 +101,9 @@ class Int8Cost:
             )
 
 
-def choose_images(data: Path, info: ModelInfo, model: Path, *, seed: int = SEED) -> LabelledImages:
+def choose_images(
+    data: Path, info: ModelInfo, model: Path, *, bit_depth: int | None = None, seed: int = SEED
+) -> LabelledImages:
     """Tell images for calibration from those for validation.
 
     By the split.csv beside the model, or else the one in the data folder: the training images and the fold that the
@@ -111,7 +112,7 @@ def choose_images(data: Path, info: ModelInfo, model: Path, *, seed: int = SEED)
     Raises:
         DataError, LabelError: the data folder or the split cannot be used, or has no defect to judge by.
     """
-    folder = open_data_folder(data, class_names=info.class_names)
+    folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
     training, held_out, chosen_by = _by_split(folder, info, model) or _by_halves(folder, seed)
     rng = random.Random(seed)  # noqa: S311  # chooses images, guards nothing
     validation = _sample(held_out, VALIDATION_IMAGES, rng)
@@ -153,7 +154,8 @@ def quantize(
     def tile(image_id: str) -> NDArray[np.uint8]:
         _stop_if(stopped)
         rng = random.Random(f"{SEED} {image_id}")  # noqa: S311  # chooses a window, guards nothing
-        return cut(decode(images.folder.image_path(image_id)).pixels, limit_hw, rng)[None, None]
+        pixels = images.folder.decode(image_id, model_bit_depth=info.recipe.data.bit_depth).pixels
+        return cut(pixels, limit_hw, rng)[None, None]
 
     with quiet():
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # NNCF imports it; it tells of no GPU
@@ -338,10 +340,10 @@ def _positive_dice(counts: Counts) -> float:
     return fmean(values) if values else 1.0
 
 
-def _decoded(folder: DataFolder, image_ids: Iterable[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def _decoded(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     for image_id in image_ids:
         try:
-            yield image_id, decode(folder.image_path(image_id)).pixels
+            yield image_id, folder.decode(image_id, model_bit_depth=info.recipe.data.bit_depth).pixels
         except ImageError as error:
             log.warning("left out: %s", error)
 
@@ -350,7 +352,7 @@ def _usable(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> li
     """Those that can be read. Raises DataError for one of another size than the only one that the export takes."""
     size_hw = None if info.export is None else info.export.size_hw
     usable = []
-    for image_id, pixels in _decoded(folder, image_ids):
+    for image_id, pixels in _decoded(folder, image_ids, info):
         if size_hw is not None and pixels.shape != size_hw:
             raise DataError(
                 f"{folder.image_path(image_id)}: {pixels.shape[0]}x{pixels.shape[1]} px, but the export is to "

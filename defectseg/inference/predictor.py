@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -11,15 +11,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.errors import ImageError, UsageError
+from defectseg.errors import UsageError
 from defectseg.image import rle
 from defectseg.image.find import FoundImage
 from defectseg.image.overlay import paint_prediction
-from defectseg.image.read import DecodedImage, to_grey
+from defectseg.image.read import DecodedImage, is_blank
 from defectseg.image.regions import Region
 from defectseg.inference.segment import Segmentation, segment, segment_image
 from defectseg.inference.settings import Settings
-from defectseg.inference.stream import Segmented, Unreadable, decode, stream
+from defectseg.inference.stream import GivenImage, Segmented, Unreadable, decode, stream
 from defectseg.inference.tiles import ImageAnswer, predict_image
 from defectseg.model.info import ModelInfo
 from defectseg.model.locate import model_paths
@@ -59,6 +59,11 @@ class Prediction:
         """Whether any region of any class was found."""
         return bool(self.regions)
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was found because the image shows nothing, as with the lamp off: the status `blank`."""
+        return not self.regions and is_blank(self.image)
+
     def overlay(self) -> NDArray[np.uint8]:
         """The picture that `predict` writes: uint8 (H + legend, W, 3), BGR, defects red; see paint_prediction."""
         return paint_prediction(self.image, self.masks, self.class_names)
@@ -66,13 +71,6 @@ class Prediction:
     def run_lengths(self) -> dict[int, str]:
         """ClassId -> Severstal's EncodedPixels, "" where there is nothing; all classes are in it."""
         return {class_id: rle.encode(mask) for class_id, mask in enumerate(self.masks, start=1)}
-
-
-@dataclass(frozen=True)
-class _GivenImage(FoundImage):
-    """An image that was given as an array, under a name for messages."""
-
-    array: NDArray[Any] = field(kw_only=True)
 
 
 class Predictor:
@@ -83,11 +81,11 @@ class Predictor:
     """
 
     def __init__(
-        self, load: "partial[tuple[Runtime, ModelInfo]]", *, tta: str | None = None, keep_probabilities: bool = True
+        self, load: "partial[tuple[Runtime, ModelInfo]]", *, keep_probabilities: bool = True, **settings: Any
     ) -> None:
         """Use Predictor.load."""
         self._load = load
-        self._tta = tta
+        self._settings = settings
         self._keep_probabilities = keep_probabilities
         self._loaded: tuple[Runtime, ModelInfo, Settings] | None = None
         self._loading = threading.Lock()
@@ -101,6 +99,7 @@ class Predictor:
         runtime: str = "auto",
         tta: str | None = None,
         workers: int | None = None,
+        bit_depth: int | None = None,
         keep_probabilities: bool = True,
     ) -> Self:
         """Load a model.
@@ -113,16 +112,18 @@ class Predictor:
             tta: test-time augmentation: none, flips or turns; None for the model's own.
             workers: how many images the network works on at once. None: one, on all cores, which answers a single
                 image soonest. For `many` images on a CPU, as many as there are cores are up to a tenth quicker.
+            bit_depth: how many bits the values of 16-bit files and uint16 arrays have, 9 to 16; None: as the TIFF tag
+                of the file says, else as the model was trained, else 16.
             keep_probabilities: give probabilities and gate along. Without them, a very large image takes less memory.
 
         Raises:
             ModelError: a file cannot be used.
             MissingExtraError: the runtime is not installed.
-            UsageError, ResourceError: there is no such device, runtime or kind of augmentation.
+            UsageError, ResourceError: there is no such device, runtime, kind of augmentation or bit depth.
         """
         paths = tuple(model.absolute() for model in model_paths(path))  # another process may run in another folder
         load = partial(load_runtime, paths, device, runtime, workers=1 if workers is None else workers)
-        predictor = cls(load, tta=tta, keep_probabilities=keep_probabilities)
+        predictor = cls(load, keep_probabilities=keep_probabilities, tta=tta, bit_depth=bit_depth)
         predictor._model()
         return predictor
 
@@ -156,17 +157,17 @@ class Predictor:
 
         Args:
             image: the path of an image file; or an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or of uint16 with
-                the full range 0..65535, its colours in the order that cv2.imread gives: blue, green, red, alpha.
-                Arrays become grey as files do, see defectseg.image.read.decode_bytes.
+                the full range of the bit depth, its colours in the order that cv2.imread gives: blue, green, red,
+                alpha. Arrays become grey as files do, see defectseg.image.read.decode_bytes.
 
         Raises:
-            ImageError: the file cannot be read whole, or the array is not an image.
+            ImageError: the file cannot be read whole, the array is not an image, or a value is beyond the bit depth.
             UsageError: neither a path nor an array.
             ModelError: the network answers with something that is not a number.
             ResourceError: memory ran out.
         """
-        decoded = _read(_found(image))
         runtime, _, settings = self._model()
+        decoded = decode(_found(image), settings)
         if not self._keep_probabilities:
             return self._prediction(decoded, segment_image(runtime, decoded.pixels, settings), None)
         answer = predict_image(runtime, decoded.pixels, settings)
@@ -190,15 +191,14 @@ class Predictor:
         def predict(one: Segmented) -> Prediction:
             return self._prediction(one.decoded, one.segmentation, one.answer)
 
-        results = stream(found, runtime, settings, predict, read=_read, keep_answers=self._keep_probabilities)
-        with closing(results):
+        with closing(stream(found, runtime, settings, predict, keep_answers=self._keep_probabilities)) as results:
             yield from results
 
     def __repr__(self) -> str:
         return f"Predictor({', '.join(map(str, self._load.args[0]))!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), self._load, tta=self._tta, keep_probabilities=self._keep_probabilities), ()
+        return partial(type(self), self._load, keep_probabilities=self._keep_probabilities, **self._settings), ()
 
     def _model(self) -> tuple[Runtime, ModelInfo, Settings]:
         """The runtime, its description and the settings; in a process that got the Predictor pickled, loaded now.
@@ -208,7 +208,7 @@ class Predictor:
         with self._loading:
             if self._loaded is None:
                 runtime, info = self._load()
-                self._loaded = runtime, info, Settings.of(info, tta=self._tta)
+                self._loaded = runtime, info, Settings.of(info, **self._settings)
             return self._loaded
 
     def _prediction(self, decoded: DecodedImage, found: Segmentation, answer: ImageAnswer | None) -> Prediction:
@@ -229,19 +229,8 @@ def _found(image: object, name: str = "image") -> FoundImage:
     if isinstance(image, str | Path):
         return FoundImage(str(image), Path(image))
     if isinstance(image, np.ndarray):
-        return _GivenImage(name, Path(name), array=image.copy())
+        return GivenImage(name, Path(name), array=image.copy())
     raise UsageError(
         f"an image is given as {type(image).__name__}; expected a path or a numpy array. "
         "A PIL image is turned into one by numpy.asarray(image.convert('L')); many() takes several."
     )
-
-
-def _read(found: FoundImage) -> DecodedImage:
-    if not isinstance(found, _GivenImage):
-        return decode(found)
-    array = found.array
-    if array.ndim not in (2, 3) or array.size == 0:
-        raise ImageError(
-            f"{found.image_id}: an array of shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4), not empty."
-        )
-    return DecodedImage(*to_grey(array, found.image_id))

@@ -11,16 +11,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Event, Lock
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import ImageError
+from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage
@@ -39,17 +40,26 @@ _Out = TypeVar("_Out")
 
 
 @dataclass(frozen=True)
+class GivenImage(FoundImage):
+    """An image in memory, uint8 or uint16 as OpenCV decodes it, under a name for messages."""
+
+    array: NDArray[Any] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
 class Segmented:
     """An image and what the network finds in it.
 
     Attributes:
         found: where it is from.
+        stamp: size and time of its file from before it was read, so that a later change shows; see `size_and_time`.
         decoded: its pixels.
         segmentation: what is reported.
         answer: what the network says; None unless the stream was asked to keep it.
     """
 
     found: FoundImage
+    stamp: tuple[int, int]
     decoded: DecodedImage
     segmentation: Segmentation
     answer: ImageAnswer | None
@@ -57,16 +67,25 @@ class Segmented:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that could not be processed, and why."""
+    """An image that could not be processed, and why; `stamp` as in Segmented."""
 
     image_id: str
     path: Path
     message: str
+    stamp: tuple[int, int] = (0, 0)
 
 
-def decode(found: FoundImage) -> DecodedImage:
-    """Read an image file. Raises ImageError."""
-    return image_files.decode(found.path)
+def decode(found: FoundImage, settings: Settings) -> DecodedImage:
+    """The image as the network sees it. Raises ImageError."""
+    bit_depth, model_bit_depth = settings.bit_depth, settings.model_bit_depth
+    if not isinstance(found, GivenImage):
+        return image_files.decode_found(found, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+    array = found.array
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise ImageError(
+            f"{found.image_id}: an array of shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4), not empty."
+        )
+    return image_files.to_grey(array, found.image_id, bit_depth=model_bit_depth if bit_depth is None else bit_depth)
 
 
 def stream(
@@ -75,7 +94,6 @@ def stream(
     settings: Settings,
     then: Callable[[Segmented], _Out],
     *,
-    read: Callable[[FoundImage], DecodedImage] = decode,
     keep_answers: bool = False,
 ) -> Generator[_Out | Unreadable, None, None]:
     """Segment images, and yield in their order what `then` makes of each, or Unreadable.
@@ -87,7 +105,6 @@ def stream(
         runtime: called from `runtime.parallel` threads at once.
         settings: of the inference.
         then: called from several threads at once, in any order.
-        read: decodes an image; an ImageError makes it Unreadable. Called as `then` is.
         keep_answers: give `then` the probabilities, too; of a large image these take much memory.
 
     Raises:
@@ -102,7 +119,7 @@ def stream(
         ThreadPoolExecutor(threads, thread_name_prefix="image") as pool,
     ):
         network = _Network(runtime, network_threads)
-        work = _Work(network, settings, then, read, keep_answers)
+        work = _Work(network, settings, then, keep_answers)
         waiting: deque[Future[_Out | Unreadable]] = deque()
         try:
             for found in images:
@@ -125,34 +142,52 @@ class _Work(Generic[_Out]):
         runtime: Runtime,
         settings: Settings,
         then: Callable[[Segmented], _Out],
-        read: Callable[[FoundImage], DecodedImage],
         keep_answers: bool,
     ) -> None:
         self._runtime = runtime
         self._settings = settings
         self._then = then
-        self._read = read
         self._keep_answers = keep_answers
-        # How large an image is, is known once it is read; until then its file is the best guess.
-        self._bytes_in_work = _Budget(_PIXELS_IN_WORK)
         self._pixels_in_work = _Budget(_PIXELS_IN_WORK)
 
     def __call__(self, found: FoundImage) -> _Out | Unreadable:
-        with self._bytes_in_work.held(_file_bytes(found)):
-            try:
-                decoded = self._read(found)
-            except ImageError as error:
-                return Unreadable(found.image_id, found.path, str(error))
-            with self._pixels_in_work.held(decoded.pixels.size):
-                return self._then(self._segment(found, decoded))
+        stamp = size_and_time(found.path)
+        try:
+            with self._pixels_in_work.held(_pixels_of(found)):
+                stamp, decoded = _decode_unchanged(found, self._settings)
+                return self._then(self._segment(found, stamp, decoded))
+        except ImageError as error:
+            return Unreadable(found.image_id, found.path, str(error), stamp)
 
-    def _segment(self, found: FoundImage, decoded: DecodedImage) -> Segmented:
+    def _segment(self, found: FoundImage, stamp: tuple[int, int], decoded: DecodedImage) -> Segmented:
         settings = self._settings
         if not self._keep_answers:
-            return Segmented(found, decoded, segment_image(self._runtime, decoded.pixels, settings), None)
+            return Segmented(found, stamp, decoded, segment_image(self._runtime, decoded.pixels, settings), None)
         answer = predict_image(self._runtime, decoded.pixels, settings)
-        found_in_it = segment(answer, settings.thresholds, only_classes=settings.classes)
-        return Segmented(found, decoded, found_in_it, answer)
+        segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
+        return Segmented(found, stamp, decoded, segmentation, answer)
+
+
+def _pixels_of(found: FoundImage) -> int:
+    """How many pixels an image has, from the header of its file. Raises ImageError."""
+    if isinstance(found, GivenImage):
+        return found.array.size
+    height, width = image_files.read_size(found.path) if not found.fault else (0, 0)
+    return height * width
+
+
+def _decode_unchanged(found: FoundImage, settings: Settings) -> tuple[tuple[int, int], DecodedImage]:
+    """The stamp of an image's file from before it was read, and the image.
+
+    Raises:
+        ImageError: as `decode` does, or the file changes again and again.
+    """
+    for _ in range(2):
+        stamp = size_and_time(found.path)
+        decoded = decode(found, settings)
+        if size_and_time(found.path) == stamp:
+            return stamp, decoded
+    raise ImageError(f"{found.path}: changed while it was read. Run the same command again once it is complete.")
 
 
 class _Network:
@@ -224,10 +259,3 @@ def _one_opencv_thread() -> Iterator[None]:
             _opencv.streams -= 1
             if not _opencv.streams:
                 cv2.setNumThreads(_opencv.before)
-
-
-def _file_bytes(found: FoundImage) -> int:
-    try:
-        return found.path.stat().st_size
-    except OSError:
-        return 0

@@ -2,22 +2,24 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from defectseg.errors import DefectsegError, ExitCode, UsageError
 from defectseg.image.find import FoundImage
+from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.machine import __version__
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.render import Rendered, render, render_failure
-from defectseg.predict.tables import STATUS_DEFECT, STATUS_FAILED, choose_outputs
+from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_FAILED, choose_outputs
 from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.load import load_runtime
@@ -27,11 +29,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """What a batch did: images processed, among them with a defect, and failed."""
+    """What a batch did.
+
+    Attributes:
+        processed, failed: number of images.
+        with_defect, blank: number of those processed.
+        low_bit_depth: set where most of its 16-bit images seem to come from a camera of fewer bits.
+    """
 
     processed: int
     with_defect: int
     failed: int
+    blank: int = 0
+    low_bit_depth: LowBitDepth | None = None
 
 
 def run_batch(
@@ -55,23 +65,29 @@ def run_batch(
         ResourceError: memory or disk space ran out; what is done is kept.
         ModelError: the network answers with something that is not a number.
     """
-    processed = with_defect = failed = 0
+    statuses: Counter[str] = Counter()
+    brightest: Counter[int | None] = Counter()
 
     def paint(one: Segmented) -> Rendered:
-        return render(one.found, one.decoded, one.segmentation, runtime.class_names, output.key.outputs)
+        return render(one.found, one.stamp, one.decoded, one.segmentation, runtime.class_names, output.key.outputs)
 
     with closing(stream(images, runtime, settings, paint)) as results:
         for done, result in enumerate(results, start=1):
             if isinstance(result, Unreadable):
                 log.warning("%s", result.message)
-                failed += 1
                 result = render_failure(result)
-            else:
-                processed += 1
-                with_defect += result.record.status == STATUS_DEFECT
             output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
+            statuses[result.record.status] += 1
+            brightest[result.brightest16] += 1
             progress(done, len(images))
-    return BatchCounts(processed, with_defect, failed)
+    failed = statuses[STATUS_FAILED]
+    return BatchCounts(
+        processed=statuses.total() - failed,
+        with_defect=statuses[STATUS_DEFECT],
+        failed=failed,
+        blank=statuses[STATUS_BLANK],
+        low_bit_depth=find_low_bit_depth(brightest),
+    )
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,7 @@ class PredictRequest:
         outputs: what is written, see defectseg.predict.tables; None for everything.
         overlays: which images get an overlay: all, defects or none; None for all, where `outputs` has overlays.
         tta: test-time augmentation: none, flips or turns; None for the model's own.
+        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
         start: called with the number of images to process.
         advance: called after each image.
     """
@@ -105,6 +122,7 @@ class PredictRequest:
     outputs: Sequence[str] | None = None
     overlays: str | None = None
     tta: str | None = None
+    bit_depth: int | None = None
     start: Callable[[int], None] = lambda total: None
     advance: Callable[[], None] = lambda: None
 
@@ -125,13 +143,14 @@ def predict(request: PredictRequest) -> dict[str, Any]:
     workers = 1 if len(request.images) == 1 else request.workers  # all cores on the one image
     runtime, info = load_runtime(request.model, request.device, request.runtime, workers=workers)
     only_classes = None if request.classes is None else resolve_classes(request.classes, info.class_names)
-    settings = Settings.of(info, tta=request.tta, classes=only_classes)
+    settings = Settings.of(info, tta=request.tta, classes=only_classes, bit_depth=request.bit_depth)
     key = RunKey(
         model_sha256=model_identity(request.model),
         only_classes=only_classes,
         thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
         tta=settings.tta,
         outputs=choice,
+        bit_depth=request.bit_depth,
     )
     run: dict[str, Any] = {
         "defectseg": __version__,
@@ -178,12 +197,13 @@ def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[
     return tuple(sorted(set(ids)))
 
 
-def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool) -> ExitCode:
+def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool, fail_on_blank: bool = False) -> ExitCode:
     """The exit code that a finished run calls for, from the images that are in its folder."""
-    if run["failed"]:
-        return ExitCode.PARTIAL
-    if fail_on_defect and run["images_in_folder"][STATUS_DEFECT]:
+    in_folder = run["images_in_folder"]
+    if fail_on_defect and in_folder[STATUS_DEFECT]:
         return ExitCode.DEFECT_FOUND
+    if run[STATUS_FAILED] or (fail_on_blank and in_folder[STATUS_BLANK]):
+        return ExitCode.PARTIAL
     return ExitCode.DONE
 
 
@@ -193,7 +213,9 @@ def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, 
         "ended": _now(),
         "processed": counts.processed,
         "with_defect": counts.with_defect,
+        STATUS_BLANK: counts.blank,
         STATUS_FAILED: counts.failed,
+        "low_bit_depth": None if counts.low_bit_depth is None else asdict(counts.low_bit_depth),
         "already_done": skipped,
         "seconds": round(seconds, 3),
         "images_per_second": round(counts.processed / seconds, 2) if counts.processed and seconds > 0 else None,

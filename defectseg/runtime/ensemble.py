@@ -50,7 +50,7 @@ def join_infos(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo
     """One description of several models: the first's, with what differs averaged, united or left out.
 
     Args:
-        infos: at least one; tiles and test-time augmentation are those of the first.
+        infos: at least one; tiles, test-time augmentation and bit depth are those of the first.
         sources: the model file of each, for errors.
 
     Raises:
@@ -65,6 +65,8 @@ def join_infos(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo
             )
     if any(info.recipe.inference != first.recipe.inference for info in infos):
         log.warning("the models differ in tiles or views at test time; taken are those of %s", sources[0])
+    if any(info.recipe.data.bit_depth != first.recipe.data.bit_depth for info in infos):
+        log.warning("the models differ in data.bit_depth; taken is that of %s", sources[0])
     same_fold = all(info.fold == first.fold for info in infos)
     same_data = all(info.data_fingerprint == first.data_fingerprint for info in infos)
     return first.model_copy(

@@ -74,7 +74,7 @@ def _refused(done: Result) -> DefectsegError:
 
 
 def test_flags_reach_the_library(invoke: Invoke, asked: list[dict[str, Any]], tmp_path: Path) -> None:
-    flags = ("--int8", "--data", "d", "--size", "256x1600", "--overwrite", "--out", "m.xml")
+    flags = ("--int8", "--data", "d", "--size", "256x1600", "--bit-depth", "12", "--overwrite", "--out", "m.xml")
     assert invoke("--format", "openvino", *flags).exit_code == 0
     assert invoke("--format", "onnx", "--out", "m.onnx").exit_code == 0
     model, plain = (tmp_path / "model.safetensors",), {"int8": False, "size_hw": None, "overwrite": False}

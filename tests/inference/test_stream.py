@@ -1,6 +1,7 @@
 """Many images through one model: order, threads, memory and errors, whatever is made of the segmentations."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from defectseg.errors import ModelError, ResourceError
+from defectseg.errors import ImageError, ModelError, ResourceError
+from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
-from defectseg.image.read import DecodedImage
-from defectseg.inference.stream import Segmented, Unreadable, stream
+from defectseg.inference.stream import GivenImage, Segmented, Unreadable, stream
 from defectseg.inference.tiles import predict_image
 
 STEEL, PIT = 60, 120  # grey levels, as GreyRuntime reads them
@@ -101,18 +102,40 @@ def test_the_answer_is_kept_for_who_asks_for_it(
 
 
 def test_large_images_go_alone(grey_runtime: Callable[..., Any]) -> None:
-    def read(found: FoundImage) -> DecodedImage:
-        return DecodedImage(np.full((4001, 4001) if found.image_id == "large" else (8, 8), STEEL, np.uint8), ())
-
     at_once = {}
-    for name in ("large", "small"):
+    for name, side in (("large", 4001), ("small", 8)):
         runtime = grey_runtime(tile_hw=(5000, 5000), parallel=4, longest_s=0.02)
-        images = [FoundImage(name, Path("nowhere"))] * 4
-        assert len(list(stream(images, runtime, runtime.settings, _area, read=read))) == 4
+        images = [GivenImage(name, Path(name), array=np.full((side, side), STEEL, np.uint8))] * 4
+        assert len(list(stream(images, runtime, runtime.settings, _area))) == 4
         at_once[name] = runtime.most_at_once
 
     assert at_once["large"] == 1
     assert at_once["small"] > 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".bmp"])
+def test_large_images_are_decoded_one_at_a_time_however_small_their_files(
+    suffix: str, tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lzw = (cv2.IMWRITE_TIFF_COMPRESSION, 5) if suffix == ".tif" else ()
+    path, lock = tmp_path / f"large{suffix}", threading.Lock()
+    path.write_bytes(cv2.imencode(suffix, np.zeros((4001, 4000), np.uint8), lzw)[1].tobytes())
+    alone: list[bool] = []
+
+    def decode(path: Path, **options: Any) -> None:
+        alone.append(lock.acquire(blocking=False))
+        time.sleep(0.01)
+        if lock.locked():
+            lock.release()
+        raise ImageError(f"{path}: seen.")
+
+    monkeypatch.setattr(image_files, "decode", decode)
+    runtime = grey_runtime()
+
+    results = list(stream([FoundImage(path.name, path)] * 6, runtime, runtime.settings, _area))
+
+    assert all(isinstance(result, Unreadable) for result in results)
+    assert alone == [True] * 6
 
 
 @pytest.mark.parametrize("error", [ResourceError("no memory"), ModelError("not a number"), KeyboardInterrupt()])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from defectseg.config import ModelConfig, Recipe
+from defectseg.config import DataConfig, ModelConfig, Recipe
 from defectseg.errors import ModelError
 from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import predict_image
@@ -84,6 +84,13 @@ def test_models_of_other_views_at_test_time_are_averaged_with_a_warning(caplog: 
     assert _join(other, INFO).recipe.inference == flips
     (told,) = caplog.messages
     assert "0.safetensors" in told
+
+
+def test_models_of_other_bit_depths_are_averaged_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = INFO.recipe.model_copy(update={"data": DataConfig(bit_depth=12)})
+    assert _join(INFO.model_copy(update={"recipe": recipe}), INFO).recipe.data.bit_depth == 12
+    (told,) = caplog.messages
+    assert "bit_depth" in told
 
 
 def test_thresholds_are_averaged_and_areas_are_whole_pixels() -> None:
