@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectseg.cli.common import Json, Verbose, print_json, require_extra, shown
+from defectseg.cli.common import BitDepth, Json, Verbose, print_json, require_extra, shown
 from defectseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def export(
             "--size", help="The only size that the file will take, such as 256x1600. Default: any.", metavar="HxW"
         ),
     ] = None,
+    bit_depth: BitDepth = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -64,7 +65,14 @@ def export(
     from defectseg.model.locate import model_paths
 
     exported = room.export(
-        model_paths(model), out, format=file_format, int8=int8, data=data, size_hw=size_hw, overwrite=overwrite
+        model_paths(model),
+        out,
+        format=file_format,
+        int8=int8,
+        data=data,
+        size_hw=size_hw,
+        bit_depth=bit_depth,
+        overwrite=overwrite,
     )
     if json_output:
         print_json(_as_json(exported, out))

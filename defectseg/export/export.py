@@ -81,6 +81,7 @@ def export(
     int8: bool = False,
     data: Path | None = None,
     size_hw: SizeHW | None = None,
+    bit_depth: int | None = None,
     overwrite: bool = False,
     limits: Limits = LIMITS,
     max_loss: float = quantize.MAX_LOSS,
@@ -94,6 +95,7 @@ def export(
         int8: quantise; needs `data`, labelled.
         data: a data folder, or for fp32 any folder of images; None compares on synthetic sheets.
         size_hw: the only size of image that the export will take; None for any.
+        bit_depth: of 16-bit files in `data`, 9 to 16; None: as they say themselves, or as the model was trained.
         overwrite: replace `out`.
         limits: of the comparison with PyTorch.
         max_loss: of positive-pair Dice, for int8.
@@ -112,8 +114,10 @@ def export(
     precision = "int8" if int8 else "fp32"
     made = ExportInfo(format=format, precision=precision, size_hw=size_hw, source_sha256=model_identity(bundle))
     info = _for_export(info, made)
-    labelled = quantize.choose_images(data, info, bundle) if int8 and data is not None else None
-    sheets, odd, compared_on = _images(info, data)
+    labelled = None
+    if int8 and data is not None:
+        labelled = quantize.choose_images(data, info, bundle, bit_depth=bit_depth)
+    sheets, odd, compared_on = _images(info, data, bit_depth)
     with _staging(out) as folder:
         staged = folder / out.name
         log.info("converting %s to %s, and comparing on %s", bundle, format, compared_on)
@@ -178,13 +182,16 @@ def _for_export(info: ModelInfo, made: ExportInfo) -> ModelInfo:
     return info.model_copy(update=update)
 
 
-def _images(info: ModelInfo, data: Path | None) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]], str]:
+def _images(
+    info: ModelInfo, data: Path | None, bit_depth: int | None
+) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]], str]:
     """Sheets to compare on, one of an odd size where the export takes any, and how to call them."""
     limit_hw = info.recipe.inference.tile_hw
     if data is None:
         images, kind = synthetic_images(limit_hw), "synthetic sheets"
     else:
-        images, kind = real_images(data, limit_hw), f"images of {data}"
+        kind = f"images of {data}"
+        images = real_images(data, limit_hw, bit_depth=bit_depth, model_bit_depth=info.recipe.data.bit_depth)
     if (size_hw := _size_hw(info)) is not None:
         return [fit(image, size_hw) for image in images], [], f"{len(images)} {kind}"
     return images, [fit(images[0], ODD_HW)], f"{len(images)} {kind}"

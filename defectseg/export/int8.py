@@ -21,7 +21,6 @@ from defectseg.data.split import SPLIT_NAME, read_split
 from defectseg.errors import DataError, ImageError, ModelError
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, summarise
 from defectseg.export.parity import SEED, SizeHW, cut, pooled_dice
-from defectseg.image.read import decode
 from defectseg.inference.segment import segment_image
 from defectseg.inference.views import with_tta
 from defectseg.model.info import ModelInfo
@@ -101,7 +100,9 @@ class Int8Cost:
             )
 
 
-def choose_images(data: Path, info: ModelInfo, model: Path, *, seed: int = SEED) -> LabelledImages:
+def choose_images(
+    data: Path, info: ModelInfo, model: Path, *, bit_depth: int | None = None, seed: int = SEED
+) -> LabelledImages:
     """Tell images for calibration from those for validation.
 
     By the split.csv beside the model, or else the one in the data folder: the training images and the fold that the
@@ -110,7 +111,7 @@ def choose_images(data: Path, info: ModelInfo, model: Path, *, seed: int = SEED)
     Raises:
         DataError, LabelError: the data folder or the split cannot be used, or has no defect to judge by.
     """
-    folder = open_data_folder(data, class_names=info.class_names)
+    folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
     training, held_out, chosen_by = _by_split(folder, info, model) or _by_halves(folder, seed)
     rng = random.Random(seed)  # noqa: S311  # chooses images, guards nothing
     validation = _sample(held_out, VALIDATION_IMAGES, rng)
@@ -152,7 +153,8 @@ def quantize(
     def tile(image_id: str) -> NDArray[np.uint8]:
         _stop_if(stopped)
         rng = random.Random(f"{SEED} {image_id}")  # noqa: S311  # chooses a window, guards nothing
-        return cut(decode(images.folder.image_path(image_id)).pixels, limit_hw, rng)[None, None]
+        pixels = images.folder.decode(image_id, model_bit_depth=info.recipe.data.bit_depth).pixels
+        return cut(pixels, limit_hw, rng)[None, None]
 
     with quiet():
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # NNCF imports it; it tells of no GPU
@@ -218,7 +220,7 @@ def score_masks(fp32: Runtime, int8: Runtime, images: LabelledImages) -> tuple[M
     before: Counts = {}
     after: Counts = {}
     agreement: Counts = {}
-    for image_id, pixels in _decoded(folder, images.validation):
+    for image_id, pixels in _decoded(folder, images.validation, info):
         masks, int8_masks = _masks(fp32, pixels), _masks(int8, pixels)
         before |= _count(folder, info, image_id, masks)
         after |= _count(folder, info, image_id, int8_masks)
@@ -281,7 +283,7 @@ class _Judge:
         tta = None if len(image_ids) == len(self.labelled) else "none"
         runtime = with_tta(_CompiledRuntime(compiled, self.info), tta)
         counts = []
-        for image_id, pixels in _decoded(self.folder, image_ids):
+        for image_id, pixels in _decoded(self.folder, image_ids, self.info):
             _stop_if(self.stopped)
             counts.append(_count(self.folder, self.info, image_id, _masks(runtime, pixels)))
         dice = _positive_dice(*counts)
@@ -339,10 +341,10 @@ def _positive_dice(*counts: Counts) -> float:
     return fmean(values) if values else 1.0
 
 
-def _decoded(folder: DataFolder, image_ids: Iterable[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def _decoded(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     for image_id in image_ids:
         try:
-            yield image_id, decode(folder.image_path(image_id)).pixels
+            yield image_id, folder.decode(image_id, model_bit_depth=info.recipe.data.bit_depth).pixels
         except ImageError as error:
             log.warning("left out: %s", error)
 
@@ -351,7 +353,7 @@ def _usable(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> li
     """Those that can be read. Raises DataError for one of another size than the only one that the export takes."""
     size_hw = None if info.export is None else info.export.size_hw
     usable = []
-    for image_id, pixels in _decoded(folder, image_ids):
+    for image_id, pixels in _decoded(folder, image_ids, info):
         if size_hw is not None and pixels.shape != size_hw:
             raise DataError(
                 f"{folder.image_path(image_id)}: {pixels.shape[0]}x{pixels.shape[1]} px, but the export is to "

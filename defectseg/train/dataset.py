@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from defectseg.config import DataConfig
-from defectseg.data.folder import DataFolder
-from defectseg.image.read import decode
+from defectseg.data.folder import DataFolder, hiding_pixels, unknown_classes
 from defectseg.train.augment import Augment
 from defectseg.train.crops import Place, cut, place_crop
 
@@ -25,6 +24,8 @@ log = logging.getLogger(__name__)
 # The rest is for the network, its activations and the loader's workers.
 _SHARE_OF_FREE_MEMORY = 0.25
 _CGROUP = Path("/sys/fs/cgroup")
+HIDING = 2
+"""In the layer of what to ignore: a defect may be there."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,14 @@ class Batch:
         images: uint8 (N, 1, H, W).
         masks: bool (N, C, H, W).
         ignore: bool (N, H, W).
+        unknown: bool (N, C), pairs in which ignored pixels may hide the class.
         image_ids: N ImageIds.
     """
 
     images: Tensor
     masks: Tensor
     ignore: Tensor
+    unknown: Tensor
     image_ids: tuple[str, ...]
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
@@ -63,7 +66,8 @@ class Batch:
         return self._with(Tensor.pin_memory)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return replace(self, images=change(self.images), masks=change(self.masks), ignore=change(self.ignore))
+        images, masks, ignore, unknown = map(change, (self.images, self.masks, self.ignore, self.unknown))
+        return replace(self, images=images, masks=masks, ignore=ignore, unknown=unknown)
 
 
 class CropSampler(Sampler[CropKey]):
@@ -74,7 +78,7 @@ class CropSampler(Sampler[CropKey]):
     order before any image comes again.
 
     Args:
-        folder: labels, to know which images have a defect.
+        folder: labels, to know which images have a defect, and which have none for certain.
         image_ids: images to train on.
         config: shares of the crops, crops in an epoch.
         seed: of the run.
@@ -92,8 +96,8 @@ class CropSampler(Sampler[CropKey]):
         self.by_class = {class_id: members for class_id, members in by_class.items() if members}
         self.clean = self.image_ids
         if config.crop_hw is None:  # a whole image with a defect has no clean place
-            defective = set(self.defective)
-            self.clean = [image_id for image_id in image_ids if image_id not in defective]
+            doubtful = {*self.defective, *folder.unknown}
+            self.clean = [image_id for image_id in image_ids if image_id not in doubtful]
         self.seed = seed
         self.epoch = 0
         self.share_done = 0.0
@@ -168,11 +172,19 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
         self.black_limit = black_limit
 
     def __getitem__(self, key: CropKey) -> tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]:
-        """Image uint8 (h, w) and layers uint8 (h, w, C + 1): a mask of 0 and 1 for each class, then what to ignore."""
+        """Image uint8 (h, w) and layers uint8 (h, w, C + 1): a mask of 0 and 1 for each class, then what to ignore.
+
+        The last layer is 0 for pixels that count, 1 for ignored ones that hide nothing, as borders and all beyond the
+        image, and HIDING for ignored ones that may hide a defect (see `hiding_pixels`).
+        """
         rng = np.random.default_rng([self.seed, key.epoch, key.position, 1])
         pixels = self._pixels(key.image_id)
         masks, ignore = self.folder.masks_of(key.image_id, (pixels.shape[0], pixels.shape[1]))
         layers = np.concatenate([masks, ignore[None]]).view(np.uint8)
+        if ignore.any():
+            layers[-1, hiding_pixels(masks, ignore)] = HIDING
+            # A defect is looked for where it is seen; clean steel is neither labelled nor ignored.
+            masks = masks & ~ignore if key.place == "defect" else masks | ignore
         if self.crop_hw is not None:
             corner = place_crop(
                 pixels,
@@ -192,17 +204,21 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
 
     def _pixels(self, image_id: str) -> NDArray[np.uint8]:
         cached = self.cache.get(image_id)
-        return decode(self.folder.image_path(image_id)).pixels if cached is None else cached
+        return self.folder.decode(image_id).pixels if cached is None else cached
 
 
 def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:
     """Stack crops of one size into tensors."""
     keys, images, layers = zip(*items, strict=True)
-    stacked = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2).bool()
+    stacked = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2)
+    masks, last = stacked.bool()[:, :-1].contiguous(), stacked[:, -1].contiguous()
+    ignore, hiding = last.bool(), last == HIDING
+    unknown = [unknown_classes(*one) for one in zip(masks.numpy(), ignore.numpy(), hiding.numpy(), strict=True)]
     return Batch(
         images=torch.from_numpy(np.stack(images))[:, None],
-        masks=stacked[:, :-1].contiguous(),
-        ignore=stacked[:, -1].contiguous(),
+        masks=masks,
+        ignore=ignore,
+        unknown=torch.from_numpy(np.stack(unknown)),
         image_ids=tuple(key.image_id for key in keys),
     )
 
@@ -231,7 +247,7 @@ def load_cache(folder: DataFolder, image_ids: Iterable[str]) -> dict[str, NDArra
     """
 
     def load(image_id: str) -> NDArray[np.uint8]:
-        pixels = decode(folder.image_path(image_id)).pixels
+        pixels = folder.decode(image_id).pixels
         pixels.setflags(write=False)
         return pixels
 

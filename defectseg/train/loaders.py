@@ -7,12 +7,14 @@ import logging
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from defectseg.config import Recipe, TrainingConfig, dump_recipe
 from defectseg.data.folder import DataFolder, image_digest
 from defectseg.data.split import make_folds, read_split
 from defectseg.errors import ConfigError, DataError, ImageError, MissingExtraError, ResourceError, UsageError
-from defectseg.image.read import decode
+from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.machine import __version__
 from defectseg.model.bundle import read_bundle
 from defectseg.model.devices import half_precision, is_out_of_memory
@@ -56,6 +58,9 @@ class Images:
         folds: of all images.
         failed: (ImageId, reason) of those that cannot be read.
         sizes: (H, W) of the others, in px.
+        bit_depth: what all 16-bit images were read with; None where there are none, where they differ, or where it is
+            not known.
+        low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits.
     """
 
     train: tuple[str, ...]
@@ -63,6 +68,8 @@ class Images:
     folds: dict[str, int]
     failed: tuple[tuple[str, str], ...]
     sizes: dict[str, tuple[int, int]]
+    bit_depth: int | None = None
+    low_bit_depth: LowBitDepth | None = None
 
     @property
     def train_sizes(self) -> set[tuple[int, int]]:
@@ -139,9 +146,14 @@ def choose_images(data: DataFolder, recipe: Recipe, split: Path | None) -> Image
     folds = _folds(data, recipe, split)
     if fold is not None and fold not in folds.values():
         raise UsageError(f"--fold {fold}: the split has folds {sorted(set(folds.values()))}.")
-    sizes, failed = _read_all(data)
+    read, failed = _read_all(data)
     for image_id, reason in failed:
         log.warning("left out: %s (%s)", image_id, reason)
+    sizes = {image_id: one.size_hw for image_id, one in read.items()}
+    low = find_low_bit_depth(Counter(one.brightest16 for one in read.values()))
+    if low is not None:
+        log.warning("%s Set data.bit_depth to %d, or to 16 if that is right.", low, low.bit_depth)
+    failed = (*((image.image_id, image.fault) for image in data.faulty), *failed)
     readable = [image_id for image_id in data.image_ids if image_id in sizes]
     train_ids = tuple(image_id for image_id in readable if folds[image_id] != fold)
     val_ids = tuple(image_id for image_id in readable if folds[image_id] == fold)
@@ -150,8 +162,11 @@ def choose_images(data: DataFolder, recipe: Recipe, split: Path | None) -> Image
             f"{data.root}: {len(train_ids)} images to train on and {len(val_ids)} to validate on; give more."
         )
     if not any(data.classes_of(image_id) for image_id in train_ids):
-        raise DataError(f"{data.root}: none of the {len(train_ids)} images to train on has a mask. Check train.csv.")
-    return Images(train_ids, val_ids, folds, failed, sizes)
+        raise DataError(
+            f"{data.root}: none of the {len(train_ids)} images to train on has a mask to learn. Check train.csv."
+        )
+    bit_depths = {one.bit_depth for one in read.values() if (one.bit_depth, one.brightest16) != (None, None)}
+    return Images(train_ids, val_ids, folds, failed, sizes, bit_depths.pop() if len(bit_depths) == 1 else None, low)
 
 
 def _crop_size(stage: Stage, sizes: Set[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
@@ -194,26 +209,34 @@ def _folds(data: DataFolder, recipe: Recipe, split: Path | None) -> dict[str, in
     return {image_id: folds[image_id] for image_id in data.image_ids}
 
 
-def _read_all(data: DataFolder) -> tuple[dict[str, tuple[int, int]], tuple[tuple[str, str], ...]]:
-    """Sizes (H, W) of the images that can be read, and (ImageId, reason) of the others; masks are decoded too.
+class _Read(NamedTuple):
+    """The size (H, W) of an image that can be read; the others as in DecodedImage."""
+
+    size_hw: tuple[int, int]
+    bit_depth: int | None
+    brightest16: int | None
+
+
+def _read_all(data: DataFolder) -> tuple[dict[str, _Read], tuple[tuple[str, str], ...]]:
+    """Figures of the images that can be read, and (ImageId, reason) of the others; masks are decoded too.
 
     Raises:
         LabelError: a run-length that does not fit its image: training on a part of the labels would hide it.
     """
 
-    def read(image_id: str) -> tuple[int, int] | str:
+    def read(image_id: str) -> _Read | str:
         try:
-            pixels = decode(data.image_path(image_id)).pixels
+            decoded = data.decode(image_id)
         except ImageError as error:
             return str(error)
-        size_hw = (pixels.shape[0], pixels.shape[1])
+        size_hw = (decoded.pixels.shape[0], decoded.pixels.shape[1])
         data.masks_of(image_id, size_hw)
-        return size_hw
+        return _Read(size_hw, decoded.bit_depth, decoded.brightest16)
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = dict(zip(data.image_ids, pool.map(read, data.image_ids), strict=True))
-    sizes = {image_id: size for image_id, size in results.items() if not isinstance(size, str)}
-    return sizes, tuple((image_id, reason) for image_id, reason in results.items() if isinstance(reason, str))
+    found = {image_id: one for image_id, one in results.items() if not isinstance(one, str)}
+    return found, tuple((image_id, reason) for image_id, reason in results.items() if isinstance(reason, str))
 
 
 def start_network(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from defectseg.config import Recipe
 from defectseg.evaluate.metrics import Metrics
+from defectseg.image.read import LowBitDepth
 from defectseg.model.info import Thresholds
 
 
@@ -43,9 +44,11 @@ class TrainResult:
         metrics: with its thresholds, on images held out; None where there are none.
         failed: (ImageId, reason) of the images left out.
         held_out: for people: which images the metrics are of.
+        low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits.
     """
 
     model: Path
     metrics: Metrics | None
     failed: tuple[tuple[str, str], ...]
     held_out: str = "Validation images, with the thresholds that were chosen on them"
+    low_bit_depth: LowBitDepth | None = None

@@ -77,7 +77,7 @@ def train_single(request: TrainRequest) -> TrainResult:
 def _train(request: TrainRequest, accelerator: Accelerator) -> TrainResult:
     recipe = request.recipe
     set_seed(recipe.seed)
-    data = open_data_folder(request.data)
+    data = open_data_folder(request.data, bit_depth=recipe.data.bit_depth)
     kept = request.out / THRESHOLDS_NAME  # there if they were given to the run that is resumed or started again
     if kept.is_file() and (request.resume or request.thresholds is None):
         request = replace(request, thresholds=read_thresholds(kept, data.class_names))
@@ -85,6 +85,8 @@ def _train(request: TrainRequest, accelerator: Accelerator) -> TrainResult:
         count, first = len(data.missing_images), data.missing_images[0]
         log.warning("%d images of the label table are not in the folder (first: %s)", count, first)
     images = choose_images(data, recipe, request.out / SPLIT_NAME if request.resume else None)
+    if images.bit_depth is not None:  # also where the files state it: those that the model will meet may not
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"bit_depth": images.bit_depth})})
     begun = read_description(request.out / CHECKPOINT_NAME) if request.resume else None
     network, info = start_network(recipe, data, images, init=request.init, begun=begun)
     if recipe.training.fit_memory:
@@ -105,7 +107,7 @@ def _train(request: TrainRequest, accelerator: Accelerator) -> TrainResult:
     _report_steps(request, run)
     fit(run)
     metrics = _finish(request, run)
-    return TrainResult(request.out / MODEL_NAME, metrics, images.failed)
+    return TrainResult(request.out / MODEL_NAME, metrics, images.failed, low_bit_depth=images.low_bit_depth)
 
 
 def _write_start(request: TrainRequest, info: ModelInfo, images: Images) -> None:

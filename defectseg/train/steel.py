@@ -1,6 +1,6 @@
 """Changes of a crop that only flat steel knows: the end of the sheet, and defects that have been covered up.
 
-Each takes an image, uint8 (H, W), layers, uint8 (H, W, C + 1) of 0 and 1 with what to ignore last, and a source of
+Each takes an image, uint8 (H, W), layers, uint8 (H, W, C + 1) with what to ignore last, and a source of
 chance, and gives changed copies, or the arrays themselves where there is nothing to change.
 """
 

@@ -73,7 +73,9 @@ def _train_on_everything(request: TrainRequest) -> TrainResult:
         _keep(request, request.out / FOLDS_NAME)
     request = replace(request, recipe=_with_budget(request.recipe, folds + 1), resume=False)
     runs = _train_each(request, request.out / FOLDS_NAME, numbers[:folds])
-    tuning = tune_out_of_fold([run.model for run in runs.values()], request.data, device=request.device)
+    models = [run.model for run in runs.values()]
+    bit_depth = request.recipe.data.bit_depth
+    tuning = tune_out_of_fold(models, request.data, device=request.device, bit_depth=bit_depth)
     for warning in tuning.warnings:
         log.warning("%s", warning)
     log.info("now on all images")

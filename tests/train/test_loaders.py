@@ -3,6 +3,8 @@
 import csv
 import importlib.metadata
 import importlib.util
+import io
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,12 +17,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from numpy.typing import NDArray
+from PIL import Image
 
 from defectseg.config import load_recipe
 from defectseg.data.folder import image_digest, open_data_folder
 from defectseg.data.split import read_split, write_split
 from defectseg.errors import ConfigError, DataError, LabelError, MissingExtraError, ResourceError, UsageError
 from defectseg.files import is_empty_folder
+from defectseg.image.read import decode
 from defectseg.model.bundle import read_bundle, weights_digest
 from defectseg.model.network import DefectNetwork, build_network
 from defectseg.train import loaders
@@ -92,17 +97,61 @@ def test_an_image_that_cannot_be_read_is_left_out_and_listed(request_: TrainRequ
     data = _copy(request_.data, tmp_path)
     broken = data / "train_images" / "sheet_00004.jpg"
     broken.write_bytes(broken.read_bytes()[:-40])
+    (broken.parent / "gone.jpg").symlink_to("nowhere.jpg")
+    (broken.parent / "a\\b.jpg").touch()
+    os.mkfifo(broken.parent / "pipe.jpg")
     result = train(replace(request_, data=data))
-    assert [image_id for image_id, _ in result.failed] == ["sheet_00004.jpg"]
+    assert [image_id for image_id, _ in result.failed] == ["a%5Cb.jpg", "gone.jpg", "pipe.jpg", "sheet_00004.jpg"]
     assert {path.name for path in request_.out.iterdir()} == RUN_FILES | {"errors.csv"}
     with (request_.out / "errors.csv").open(newline="") as handle:
-        (row,) = csv.DictReader(handle)
-    assert row["ImageId"] == "sheet_00004.jpg"
-    assert row["error"] == result.failed[0][1]
-    assert "sheet_00004.jpg" in row["error"]
+        rows = list(csv.DictReader(handle))
+    assert [(row["ImageId"], row["error"]) for row in rows] == list(result.failed)
+    assert all(image_id in reason for image_id, reason in result.failed)
     info = read_bundle(result.model)[0]
     assert image_digest(broken) not in info.trained_on
     assert len(info.trained_on) in (17, 18)
+
+
+def _in_12_bits(data: Path, tmp_path: Path, suffix: str, scale: int) -> Path:
+    """The sheets without loss, in 8 or 12 bits; the names stay, since files are known by their content."""
+    for path in (folder := _copy(data, tmp_path)).glob("train_images/*"):
+        grey = decode(path).pixels.astype(np.float64)
+        wide: NDArray[Any] = np.rint(grey / 255 * scale).astype(np.uint8 if scale == 255 else np.uint16)
+        content = cv2.imencode(suffix, wide)[1].tobytes()
+        if suffix == ".tif":
+            buffer = io.BytesIO()
+            Image.fromarray(wide).save(buffer, "TIFF", tiffinfo={281: scale})
+            content = buffer.getvalue()
+        path.write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(("suffix", "bit_depth"), [(".png", 12), (".tif", None)], ids=["said", "tag"])
+def test_images_of_12_bits_train_as_those_of_8_and_the_bundle_knows_it(
+    request_: TrainRequest, tiny_recipe: Path, tmp_path: Path, suffix: str, bit_depth: int | None
+) -> None:
+    narrow = replace(request_, data=_in_12_bits(request_.data, tmp_path / "8", ".png", 255), out=tmp_path / "narrow")
+    wide = _with(request_, tiny_recipe, f"data.bit_depth={bit_depth or 'null'}")
+    wide = replace(wide, data=_in_12_bits(request_.data, tmp_path / "12", suffix, 4095))
+
+    (narrow_info, expected), (info, weights) = (read_bundle(train(one).model) for one in (narrow, wide))
+
+    assert weights_digest(weights) == weights_digest(expected)
+    assert (narrow_info.recipe.data.bit_depth, info.recipe.data.bit_depth) == (None, 12)
+    assert info.metrics == narrow_info.metrics
+    assert read_split(wide.out / "split.csv") == read_split(narrow.out / "split.csv")
+
+
+def test_images_that_look_like_12_bits_are_told_before_the_training(
+    request_: TrainRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = train(replace(request_, data=_in_12_bits(request_.data, tmp_path, ".png", 4095)))
+    assert result.low_bit_depth is not None
+    assert (result.low_bit_depth.images, result.low_bit_depth.bit_depth) == (24, 12)
+    (told,) = (line for line in caplog.messages if "16-bit" in line)
+    assert "24 of 24" in told
+    assert "data.bit_depth to 12" in told
+    assert read_bundle(result.model)[0].recipe.data.bit_depth is None
 
 
 def test_a_run_length_beyond_its_image_stops_the_run(request_: TrainRequest, tmp_path: Path) -> None:
