@@ -167,7 +167,7 @@ _DRIVER = """
 import importlib.util, sys, time
 from pathlib import Path
 from defectseg.config import InferenceConfig
-from defectseg.model.info import Thresholds
+from defectseg.model.info import ModelInfo, Thresholds
 from defectseg.model.locate import model_identity
 from defectseg.image.find import find_images
 from defectseg.predict import predict as batch
