@@ -16,6 +16,7 @@ from defectseg.data.folder import DataFolder
 from defectseg.errors import LabelError, UsageError
 from defectseg.files import check_image_id, read_pairs
 
+SPLIT_NAME = "split.csv"
 Stratum = frozenset[int]
 Pair = tuple[str, str]
 

@@ -24,7 +24,7 @@ SHAPES = [(1, 1, 96, 160), (2, 1, 70, 45), (1, 1, 33, 100), (1, 1, 1, 1), (2, 1,
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "reduced": {"input_scale": 0.5},
-    "by three quarters, soft gate": {"input_scale": 0.75, "soft_gate": True},
+    "by three quarters": {"input_scale": 0.75},
     "enlarged": {"input_scale": 1.5},
     "three channels, no head": {"in_channels": 3, "classification_head": False},
     "PAN, which wants 128 px": {"architecture": "PAN", "options": {}},
