@@ -183,7 +183,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     source, content = _read_recipe(name_or_path)
     for override in overrides:
-        _apply_override(content, override)
+        apply_override(content, override)
     return parse_recipe(content, source=" --set ".join([source, *overrides]))
 
 
@@ -221,7 +221,8 @@ def _read_recipe(name_or_path: str) -> tuple[str, dict[str, Any]]:
     return str(path), content
 
 
-def _apply_override(content: dict[str, Any], override: str) -> None:
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set one key of a recipe's content to the value of a `key=value`. Raises ConfigError."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {override}: expected key=value, for example --set training.epochs=5")
