@@ -1,6 +1,6 @@
 """The recipe of a training run, and the description that travels inside a model file. All models are frozen.
 
-A recipe is YAML, named by a path or, for the shipped ones, by its bare name. `--set key=value` changes single keys.
+A recipe is YAML, named by a path or, for the shipped ones, by its bare name. `key=value` changes single keys.
 """
 
 import difflib
@@ -184,7 +184,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     source, content = _read_recipe(name_or_path)
     for override in overrides:
         apply_override(content, override)
-    return parse_recipe(content, source=" --set ".join([source, *overrides]))
+    return parse_recipe(content, source=" with ".join([source, *overrides]))
 
 
 def parse_recipe(content: Mapping[str, Any], *, source: str) -> Recipe:
@@ -225,11 +225,11 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     """Set one key of a recipe's content to the value of a `key=value`. Raises ConfigError."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--set {override}: expected key=value, for example --set training.epochs=5")
+        raise ConfigError(f"{override}: expected key=value, for example training.epochs=5")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not valid YAML; quote it if it has special signs") from None
+        raise ConfigError(f"{override}: the value is not valid YAML; quote it if it has special signs") from None
     *parents, leaf = key.strip().split(".")
     section = content
     for parent in parents:
@@ -237,7 +237,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {override}: {parent!r} holds a value, not keys")
+            raise ConfigError(f"{override}: {parent!r} holds a value, not keys")
     section[leaf] = value
 
 

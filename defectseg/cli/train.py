@@ -178,8 +178,8 @@ def _find_init(init: Path, recipe: "Recipe", changes: Sequence[str]) -> Path:
         wanted, found = getattr(recipe.model, key), getattr(model, key)
         if wanted != found:
             raise UsageError(
-                f"--init {init}: its network has model.{key} {found!r}, but {wanted!r} was asked for. The network and its "
-                "weights are those of --init: leave out the other, or --init."
+                f"--init {init}: its network has model.{key} {found!r}, but {wanted!r} is asked for. "
+                "The network and its weights are those of --init: leave out one of the two."
             )
     return path
 
