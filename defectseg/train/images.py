@@ -16,6 +16,7 @@ from defectseg.data.folder import DataFolder
 from defectseg.data.split import SPLIT_NAME, make_folds, read_split
 from defectseg.errors import DataError, ImageError
 from defectseg.image.read import decode
+from defectseg.model.info import ModelInfo
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,15 @@ class Images:
         if not any(self.data.classes_of(image_id) for image_id in train):
             raise DataError(f"{root}: none of the {len(train)} images to train on has a mask. Check train.csv.")
         return Part(train, val, frozenset(self.sizes[image_id] for image_id in train))
+
+
+def check_data(data: DataFolder, info: ModelInfo) -> None:
+    """Raise DataError where these are not the data that a model was trained on."""
+    if (info.class_names, info.data_fingerprint) != (data.class_names, data.fingerprint()):
+        raise DataError(
+            f"{data.root}: not the data that this training began with: images or labels differ. "
+            "Resume with the same data folder, or train anew in another run folder."
+        )
 
 
 def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> dict[str, int]:

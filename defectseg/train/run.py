@@ -12,7 +12,7 @@ from accelerate.utils import gather_object, set_seed
 
 from defectseg.config import Recipe
 from defectseg.data.folder import DataFolder, image_digest
-from defectseg.errors import ConfigError, DataError
+from defectseg.errors import ConfigError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.machine import __version__
 from defectseg.model.bundle import read_bundle, save_bundle
@@ -22,7 +22,7 @@ from defectseg.model.network import DefectNetwork, build_network, check_size, tr
 from defectseg.progress import Progress
 from defectseg.train.checkpoint import TrainingState, load_checkpoint, read_description, save_checkpoint
 from defectseg.train.curves import draw_curves, read_history
-from defectseg.train.images import Images, Part
+from defectseg.train.images import Images, Part, check_data
 from defectseg.train.interrupts import Interrupts
 from defectseg.train.loaders import crop_size, fit_memory, make_loader
 from defectseg.train.loop import Run, averaged_network, fit, validate_on
@@ -101,11 +101,7 @@ def _start_network(
         ConfigError, ModelError: the recipe or the bundle do not fit the data.
     """
     if begun is not None:
-        if (begun.class_names, begun.data_fingerprint) != (data.class_names, data.fingerprint()):
-            raise DataError(
-                f"{data.root}: not the data that this run began with: images or labels differ. "
-                "Resume with the same data folder, or train anew in another run folder."
-            )
+        check_data(data, begun)
         return DefectNetwork(recipe.model, data.num_classes, begun.normalization), begun
     if init is None:
         network = build_network(recipe.model, data.num_classes, recipe.model.encoder_weights)

@@ -64,8 +64,8 @@ def read_request(out: Path) -> Request:
         raise UsageError(f"{out}: no {REQUEST_NAME}, so there is no training to resume.{hint}", argument="resume")
     try:
         return Request.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except (OSError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise UsageError(f"{path}: cannot be read ({reason}). Start again in a new folder.") from error
 
 

@@ -13,10 +13,10 @@ from defectseg.data.split import SPLIT_NAME, write_split
 from defectseg.errors import UsageError
 from defectseg.evaluate.metrics import Metrics, headline
 from defectseg.model.devices import resolve_device
-from defectseg.model.info import Thresholds
+from defectseg.model.info import Thresholds, read_model_info
 from defectseg.model.locate import FOLD_PREFIX, MODEL_NAME
 from defectseg.progress import Progress, silent
-from defectseg.train.images import Images, find_folds, read_images
+from defectseg.train.images import Images, check_data, find_folds, read_images
 from defectseg.train.processes import from_main, is_main_process, processes
 from defectseg.train.run import train_one
 from defectseg.train.run_folder import FOLDS_NAME, Request, has_begun, read_request, run_folder
@@ -203,13 +203,15 @@ def _train_each(
     for fold in folds:
         assert fold is not None
         folder = out / f"{FOLD_PREFIX}{fold}"
-        if (folder / MODEL_NAME).is_file():
-            log.info("fold %d has ended before: %s", fold, folder / MODEL_NAME)
-            results[fold] = TrainResult(folder / MODEL_NAME, None, ())
-            continue
-        log.info("fold %d, in %s", fold, folder)
-        metrics = run(folder, recipe=_changed(request.recipe, "data", fold=fold), thresholds=request.thresholds)
-        results[fold] = TrainResult(folder / MODEL_NAME, metrics, images.failed)
+        model = folder / MODEL_NAME
+        if model.is_file():
+            check_data(images.data, read_model_info(model))
+            log.info("fold %d has ended before: %s", fold, model)
+            results[fold] = TrainResult(model, None, ())
+        else:
+            log.info("fold %d, in %s", fold, folder)
+            metrics = run(folder, recipe=_changed(request.recipe, "data", fold=fold), thresholds=request.thresholds)
+            results[fold] = TrainResult(model, metrics, images.failed)
     return results
 
 

@@ -55,9 +55,9 @@ def invoke(data_folder: Path, tmp_path: Path, tiny_recipe: Path) -> Invoke:
 def _recipe(invoke: Invoke, asked: Calls, *arguments: str | Path) -> Recipe:
     done = invoke(*arguments)
     assert done.exit_code == 0, done.output
-    ((kind, arguments),) = asked
+    ((kind, called),) = asked
     assert kind == "train"
-    recipe: Recipe = arguments["recipe"]
+    recipe: Recipe = called["recipe"]
     return recipe
 
 

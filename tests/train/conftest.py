@@ -58,5 +58,5 @@ def finished(
     """The arguments and the result of a run of three epochs in the precision of this machine. Not to be written to."""
     recipe = load_recipe(str(tiny_recipe), ["training.epochs=3", "training.precision=auto"])
     out = tmp_path_factory.mktemp("finished") / "run"
-    arguments = {"data": data_folder, "out": out, "recipe": recipe, "device": "cpu"}
+    arguments: dict[str, Any] = {"data": data_folder, "out": out, "recipe": recipe, "device": "cpu"}
     return arguments, train(**arguments)

@@ -347,7 +347,7 @@ def test_data_that_have_moved_are_named_anew_and_others_refused(
         go_on()
     table = (moved / "train.csv").read_text()
     (moved / "train.csv").write_text("\n".join(table.splitlines()[:-1]) + "\n")
-    with pytest.raises(DataError, match=r"not the data that .*run began with: images or labels differ"):
+    with pytest.raises(DataError, match=r"not the data that .*training began with: images or labels differ"):
         go_on(data=moved)
     (moved / "train.csv").write_text(table)
     first = next((moved / "train_images").iterdir())

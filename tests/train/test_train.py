@@ -19,12 +19,12 @@ from accelerate import PartialState
 import defectseg
 from defectseg.config import load_recipe
 from defectseg.data.folder import DataFolder, open_data_folder
-from defectseg.data.split import read_split, write_split
-from defectseg.errors import UsageError
+from defectseg.data.split import make_folds, read_split, write_split
+from defectseg.errors import DataError, UsageError
 from defectseg.evaluate.metrics import headline
+from defectseg.image.read import decode
 from defectseg.model.bundle import load_bundle, read_bundle, weights_digest
 from defectseg.model.info import Thresholds
-from defectseg.train import images as images_module
 from defectseg.train import train as train_module
 from defectseg.train.curves import read_history
 from defectseg.train.train import TrainResult, train, train_folds
@@ -146,7 +146,6 @@ def test_encoder_weights_come_from_a_file(asked: Asked, tmp_path: Path) -> None:
 def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each image was decoded for training, and how often copies were searched for."""
     done: Counter[str] = Counter()
-    decode, make_folds = images_module.decode, images_module.make_folds
 
     def count_decoding(path: Path) -> Any:
         done[path.name] += 1
@@ -158,7 +157,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     for module in ("images", "dataset"):
         monkeypatch.setattr(f"defectseg.train.{module}.decode", count_decoding)
-    monkeypatch.setattr(images_module, "make_folds", count_search)
+    monkeypatch.setattr("defectseg.train.images.make_folds", count_search)
     return done
 
 
@@ -182,7 +181,7 @@ def folds_run(
     """A run for each of two folds. Not to be written to."""
     recipe = load_recipe(str(tiny_recipe), ["data.folds=2"])
     out = tmp_path_factory.mktemp("folds") / "runs"
-    arguments = {"data": data_folder, "out": out, "recipe": recipe, "device": "cpu"}
+    arguments: dict[str, Any] = {"data": data_folder, "out": out, "recipe": recipe, "device": "cpu"}
     return arguments, train_folds(**arguments)
 
 
@@ -249,6 +248,16 @@ def test_interrupted_folds_go_on_as_they_began(
     assert work["searches"] == 1
 
 
+def test_folds_of_other_data_are_not_joined(asked: Asked, out: Path, stop_at: StopAt, tmp_path: Path) -> None:
+    data = _copy(asked()["data"], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_folds(**asked("data.folds=2", *QUICK, data=data, progress=stop_at(1, run=2)))
+    lines = (data / "train.csv").read_text().splitlines()
+    (data / "train.csv").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(DataError, match="not the data that this training began with"):
+        train_folds(None, out, device="cpu", resume=True)
+
+
 def test_folds_that_begin_after_an_interruption_start_from_the_same_model(
     finished: Finished, asked: Asked, out: Path, stop_at: StopAt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +281,7 @@ def on_everything(
     """A run on all images whose thresholds come from two folds. Not to be written to."""
     recipe = load_recipe(str(tiny_recipe), ["data.fold=null", "data.folds=3", "training.threshold_folds=2"])
     out = tmp_path_factory.mktemp("everything") / "run"
-    arguments = {"data": data_folder, "out": out, "recipe": recipe, "device": "cpu"}
+    arguments: dict[str, Any] = {"data": data_folder, "out": out, "recipe": recipe, "device": "cpu"}
     return arguments, train(**arguments)
 
 
