@@ -88,9 +88,7 @@ def test_openvino_answers_as_torch_at_sizes_that_the_export_has_not_seen(kind: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", ["plain", "by three quarters", "PAN, which wants 128 px", "padded as TensorFlow does"]
-)
+@pytest.mark.parametrize("kind", ["plain", "by three quarters", "PAN, which wants 128 px", "padded as TensorFlow does"])
 def test_onnx_answers_as_torch_at_sizes_that_the_export_has_not_seen(kind: str, tmp_path: Path) -> None:
     network, info = _network(**KINDS[kind])
     to_onnx(network, info, tmp_path / "m.onnx")
