@@ -17,6 +17,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+BitDepth = Annotated[int, Field(ge=9, le=16)]
 SizeHW = tuple[PositiveInt, PositiveInt]
 
 
@@ -51,6 +52,9 @@ class DataConfig(Frozen):
     )
     black_limit: Share = Field(0.7, description="a crop with a larger share of black is drawn again; 1: never")
     samples_per_epoch: PositiveInt | None = Field(None, description="crops in an epoch; null: one for each image")
+    bit_depth: BitDepth | None = Field(
+        None, description="bits that the values of 16-bit files have, 9 to 16; null: as their TIFF tag says, else 16"
+    )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     cache: bool | Literal["auto"] = Field("auto", description="keep decoded images in memory; auto: where they fit")
 
@@ -166,6 +170,11 @@ class Recipe(Frozen):
             if self.augment.quarter_turns and crop is not None and crop[0] != crop[1]:
                 raise ValueError(f"augment.quarter_turns needs square crops, but {key} is {list(crop)}")
         return self
+
+
+def changed(recipe: Recipe, section: str, **values: object) -> Recipe:
+    """The recipe with other values, taken as they are, in one of its sections."""
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
 
 
 def shipped_recipes() -> dict[str, Path]:

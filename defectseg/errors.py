@@ -18,7 +18,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command. Where several apply: 4, then 3, then 10."""
+    """Exit codes of every command. Where several apply: 4, then 10, then 3."""
 
     DONE = 0
     BUG = 1

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, a lock on a folder, leftovers of interrupted runs."""
+"""Files: atomic writes, a lock on a folder, leftovers of interrupted runs; reading what is really a file."""
 
 import csv
 import errno
@@ -8,12 +8,13 @@ import io
 import os
 import re
 import secrets
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -23,17 +24,64 @@ _UNFIT = re.compile(r"^/|^[A-Za-z]:|[\\\x00-\x1f\ud800-\udfff]")
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
 
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change in ns; (0, 0) where there is no such file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading. Links are followed, but only to a regular file.
+
+    Opening or reading a named pipe, a socket or a device may hang for ever or have effects, so they are told apart
+    before, and once more after opening, since a file may be replaced in between.
+
+    Raises:
+        OSError: it is not a regular file, or cannot be opened.
+    """
+    _check_regular(path.stat())
+    with open(path, "rb", opener=_open_without_waiting) as handle:
+        _check_regular(os.fstat(handle.fileno()))
+        yield handle
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'of an unusual kind')}, not a file")
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh name in the folder of `path`, with its suffix, and short however long its name is."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}{path.suffix[-16:]}")
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; on leaving without an error, flush it and move it to `path`.
 
-    The temporary keeps the suffixes of `path`, since writers choose their format by it.
+    The temporary keeps the suffix of `path`, since writers choose their format by it.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
+    temporary = temporary_beside(path)
     try:
         with resource_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,8 +100,11 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text with Unix line ends, whole or not at all. Raises ResourceError as `atomic_path` does."""
-    write_bytes(path, content.encode())
+    """Write UTF-8 text with Unix line ends, whole or not at all. Raises ResourceError as `atomic_path` does.
+
+    Bytes of a file name that are not valid UTF-8 are written as escapes, which JSON reads back.
+    """
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_result(path: Path, content: bytes) -> None:
@@ -61,7 +112,7 @@ def write_result(path: Path, content: bytes) -> None:
 
     A power cut can lose the last of them; they are made again, since the journal of the batch is flushed after them.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
+    temporary = temporary_beside(path)
     try:
         with resource_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

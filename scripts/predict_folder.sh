@@ -29,6 +29,16 @@ notice() {
     fi
 }
 
+# What is wrong besides defects; errors.csv has a header even where it lists nothing.
+troubles() {
+    if [ "$(head -n 2 "$out/errors.csv" 2>/dev/null | wc -l)" -gt 1 ]; then
+        printf '; some images could not be read: see %s' "$out/errors.csv"
+    fi
+    if grep -qE '^("([^"]|"")*"|[^",]*),blank,' "$out/images.csv" 2>/dev/null; then
+        printf '; some images are blank: see %s' "$out/images.csv"
+    fi
+}
+
 mkdir -p "$(dirname "$out")" || exit 4
 exec 9>"$out.lock" || exit 4
 if ! flock --nonblock 9; then
@@ -47,11 +57,12 @@ code=$?
 case $code in
     0) log "done" ;;
     # The rest is done. A file that was still being copied succeeds in the next run, which tries failed ones again.
-    3) notice "done, but some images could not be read: see $out/errors.csv" ;;
+    # Pictures that show nothing count only with the flag --fail-on-blank.
+    3) notice "done, but not all is well$(troubles)" ;;
     # Nothing will get better by itself: no model, no input, disk full, out of memory. The log's last line says which.
     4) notice "could not go on: see the end of $out.log; run again once it is mended, nothing is lost" ;;
     # Only with the flag --fail-on-defect. Earlier nights in OUT count too: then give each night an OUT of its own.
-    10) notice "defects found: see $out/images.csv and $out/overlays" ;;
+    10) notice "defects found: see $out/images.csv and $out/overlays$(troubles)" ;;
     130) log "interrupted; the next run goes on from here" ;;
     # A wrong flag, or OUT holds the results of another model: give the new model a new OUT, or --overwrite once.
     2) notice "wrong settings: see the end of $out.log" ;;

@@ -79,7 +79,7 @@ def test_network_of_the_recipe_can_be_built(name: str) -> None:
 
 # Keys that no shipped recipe sets, since they go with a machine or a camera and not with a recipe.
 OF_THE_MACHINE = {
-    *("data.workers", "data.cache", "training.accumulation", "training.fit_memory"),
+    *("data.bit_depth", "data.workers", "data.cache", "training.accumulation", "training.fit_memory"),
     *("inference.tile_hw", "inference.tile_overlap_px"),
 }
 

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from defectseg.files import (
     atomic_path,
     folder_lock,
     is_empty_folder,
+    open_regular,
     remove_stale_temporaries,
     write_bytes,
     write_result,
@@ -49,6 +52,56 @@ def test_a_temporary_lies_beside_its_target_and_keeps_the_suffix(tmp_path: Path)
         assert temporary.name.startswith(TEMPORARY_PREFIX)
         assert temporary.suffix == ".safetensors"
         temporary.touch()
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_result])
+@pytest.mark.parametrize("length", [242, 255])
+def test_a_name_may_be_as_long_as_the_file_system_allows(
+    tmp_path: Path, write: Callable[[Path, bytes], None], length: int
+) -> None:
+    path = tmp_path / ("x" * (length - 4) + ".jpg")
+    write(path, b"jpeg")
+    assert path.read_bytes() == b"jpeg"
+    assert _names(tmp_path) == [path.name]
+
+
+def special(kind: str, folder: Path) -> Path:
+    """What looks like an image by its name and is none of the files that may be read whole."""
+    path = folder / f"{kind.replace(' ', '-')}.jpg"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "link to a named pipe":
+        os.mkfifo(folder / "pipe")
+        path.symlink_to(folder / "pipe")
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(str(path))
+    return path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+@pytest.mark.parametrize("kind", ["folder", "named pipe", "link to a named pipe", "link to a device", "socket"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_what_is_no_regular_file_is_not_read(
+    tmp_path: Path, kind: str, replaced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = special(kind, tmp_path)
+    if replaced:  # between the first look at it and its opening
+        regular = Path(__file__).stat()
+        monkeypatch.setattr(Path, "stat", lambda self, **_: regular)
+    with pytest.raises(OSError, match=r"not a file|Is a directory|No such device or address"), open_regular(path):
+        pass
+
+
+def test_a_regular_file_is_read_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a\r\nb")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
+    with open_regular(tmp_path / "link.jpg") as handle:
+        assert handle.read() == b"a\r\nb"
 
 
 def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:

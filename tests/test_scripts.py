@@ -85,7 +85,7 @@ def test_predict_folder_logs_what_defectseg_says_and_dates_its_own_lines(tmp_pat
         (0, "done", False),
         (1, "failed with exit code 1", True),
         (2, "wrong settings", True),
-        (3, "done, but some images could not be read: see {out}/errors.csv", True),
+        (3, "done, but not all is well", True),
         (4, "could not go on", True),
         (10, "defects found: see {out}/images.csv and {out}/overlays", True),
         (130, "interrupted; the next run goes on from here", False),
@@ -101,6 +101,25 @@ def test_predict_folder_tells_what_each_exit_code_means_and_ends_with_it(
     assert read_log(tmp_path).splitlines()[-1][20:].startswith(expected)
     notices = calls(stubs, "hook")
     assert [notice[0].startswith(expected) for notice in notices] == [True] * somebody_has_to_look
+
+
+@pytest.mark.parametrize("code", [3, 10])
+@pytest.mark.parametrize("image_id", ["a.png", '"a, ""b"",.png"'])
+@pytest.mark.parametrize("unreadable", [False, True])
+@pytest.mark.parametrize("status", ["blank", "clean"])
+def test_predict_folder_tells_of_unreadable_and_blank_images_beside_defects(
+    tmp_path: Path, stubs: Path, code: int, image_id: str, unreadable: bool, status: str
+) -> None:
+    out = tmp_path / "all results" / "line 1"
+    out.mkdir(parents=True)
+    rows = [f"{image_id},{status},8,8,,0,0,0.0", "b.png,defect,8,8,blank,1,4,6.25"]
+    (out / "images.csv").write_text("\n".join(["ImageId,status,height,width,classes,regions", *rows, ""]))
+    (out / "errors.csv").write_text("ImageId,path,error\n" + "torn.png,in/torn.png,cut short\n" * unreadable)
+    predict_folder(tmp_path, stubs, exit_code=code)
+    (notice,) = (words[0] for words in calls(stubs, "hook"))
+    assert ("defects found" in notice) == (code == 10)
+    assert (f"could not be read: see {out}/errors.csv" in notice) == unreadable
+    assert (f"blank: see {out}/images.csv" in notice) == (status == "blank")
 
 
 def test_predict_folder_without_a_hook_logs_only(tmp_path: Path, stubs: Path) -> None:

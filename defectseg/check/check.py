@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from defectseg.check.image import MOSTLY_DARK, NOT_CLEAN, Inspection, inspect_image
+from defectseg.check.image import MOSTLY_DARK, NOT_CLEAN, Inspection, inspect_image, unreadable
 from defectseg.check.pairs import CopyPair, LabelledImages, disagreements, name_pairs
 from defectseg.check.report import CheckReport, by_count, summarise
 from defectseg.check.split import check_groups_and_split
@@ -28,6 +28,7 @@ from defectseg.data.table import IGNORE_CLASS_ID, ONE_ROW, Fault, LabelRow, erro
 from defectseg.errors import DataError, ImageError, UsageError
 from defectseg.image import read
 from defectseg.image.find import IMAGE_SUFFIXES, FoundImage, find_images
+from defectseg.image.read import find_low_bit_depth
 
 Report = Callable[[int, int], None]
 
@@ -42,12 +43,15 @@ _REMEDIES = {
 }
 
 
-def check_data_folder(root: Path, *, against: Path | None = None, report: Report | None = None) -> CheckReport:
+def check_data_folder(
+    root: Path, *, against: Path | None = None, bit_depth: int | None = None, report: Report | None = None
+) -> CheckReport:
     """Decode every image and every mask of a data folder, compare the images, and list what is wrong.
 
     Args:
         root: the folder that holds train_images/ and train.csv or train.csv.gz.
         against: another data folder, or a folder of images, none of which should be a copy of one in `root`.
+        bit_depth: of the 16-bit files of both, 9 to 16; None: as they say themselves.
         report: called with the number of images done and of all images.
 
     Raises:
@@ -55,7 +59,7 @@ def check_data_folder(root: Path, *, against: Path | None = None, report: Report
         UsageError: `against` is the same folder.
     """
     table_path = find_table(root)
-    found = find_images([images_folder(root)])
+    found, faulty = _find(images_folder(root))
     others = None if against is None else _find_others(root, against)
     scan = scan_label_rows(table_path)
     faults = [
@@ -67,8 +71,8 @@ def check_data_folder(root: Path, *, against: Path | None = None, report: Report
     steps = _Steps(len(found) + (0 if others is None else len(others.found)), report)
     looks = Looks(len(found))
     levels = np.zeros(256, np.int64)
-    inspections = []
-    for index, one in enumerate(_inspect_all(found, rows_of, names, table_path)):
+    inspections = [Inspection(image.image_id, faults=(unreadable(image, image.fault),)) for image in faulty]
+    for index, one in enumerate(_inspect_all(found, rows_of, names, table_path, bit_depth)):
         if one.look is not None and one.levels is not None:
             looks[index] = one.look
             levels += one.levels
@@ -80,10 +84,13 @@ def check_data_folder(root: Path, *, against: Path | None = None, report: Report
     split_faults, leaks = check_groups_and_split(root, labelled.ids, duplicates, find_neighbours(looks))
     faults += [*name_faults, *missing.values(), *split_faults, *disagreements(duplicates)]
     if others is not None:
-        leaks, other_faults = _compare(looks, labelled, others, steps)
+        leaks, other_faults = _compare(looks, labelled, others, bit_depth, steps)
         faults += other_faults
     faults += [fault for one in inspections for fault in one.faults]
     faults += [*_notes(inspections), *_odd_sizes(size_of), *_dark_images(inspections)]
+    low = find_low_bit_depth(Counter(one.brightest16 for one in inspections))
+    if low is not None:
+        faults.append(warning("bit-depth", str(low), f"Say that they have {low.bit_depth} bits, or all 16."))
     return summarise(
         inspections,
         names,
@@ -93,6 +100,7 @@ def check_data_folder(root: Path, *, against: Path | None = None, report: Report
         faults=faults,
         duplicates=duplicates,
         leaks=leaks,
+        low_bit_depth=low,
     )
 
 
@@ -110,10 +118,11 @@ class _Steps:
 
 @dataclass(frozen=True)
 class _Others:
-    """The images to compare with; `rows_of` is None where they have no labels."""
+    """The images to compare with, and the faulty ones; `rows_of` is None where they have no labels."""
 
     root: Path
     found: Sequence[FoundImage]
+    faulty: Sequence[FoundImage]
     rows_of: Mapping[str, Sequence[LabelRow]] | None
 
 
@@ -130,27 +139,37 @@ def _find_others(root: Path, against: Path) -> _Others:
     if folder != against and tables:
         rows_of = _by_image(scan_label_rows(tables[0]).rows)
     # A folder around `root` holds its images too; a link to one elsewhere is a copy like any other.
-    found = [image for image in find_images([folder]) if not image.path.parent.resolve().is_relative_to(own)]
-    return _Others(against, found, rows_of)
+    found, faulty = (
+        [image for image in images if not image.path.parent.resolve().is_relative_to(own)] for images in _find(folder)
+    )
+    return _Others(against, found, faulty, rows_of)
+
+
+def _find(folder: Path) -> tuple[list[FoundImage], list[FoundImage]]:
+    """The images below a folder, and the faulty ones."""
+    found = find_images([folder], keep_faulty=True)
+    return [image for image in found if not image.fault], [image for image in found if image.fault]
 
 
 def _compare(
-    looks: Looks, labelled: LabelledImages, others: _Others, steps: _Steps
+    looks: Looks, labelled: LabelledImages, others: _Others, bit_depth: int | None, steps: _Steps
 ) -> tuple[list[CopyPair], list[Fault]]:
     """Leaks into or from the other images, and what is wrong with those or with the masks of copies."""
     paths = [image.path for image in others.found]
-    other_looks, failed = look_at_all(paths, reduced=False, report=lambda done, total: steps.advance())
+    other_looks, failed = look_at_all(
+        paths, reduced=False, bit_depth=bit_depth, report=lambda done, total: steps.advance()
+    )
     copies = find_copies(looks, other_looks)
     ids = [image.image_id for image in others.found]
     sizes = {}
     if others.rows_of is not None:  # the size is needed for their masks only
         for index in {copy.second for copy in copies}:
             with suppress(ImageError):
-                sizes[ids[index]] = read.decode(paths[index]).pixels.shape
+                sizes[ids[index]] = read.decode(paths[index], bit_depth=bit_depth).pixels.shape
     leaks = name_pairs(copies, labelled, LabelledImages(ids, sizes, others.rows_of))
     faults = [
         warning("against", f"Not compared: {message}", "Replace the file, or take it out.")
-        for message in failed.values()
+        for message in [*(image.fault for image in others.faulty), *failed.values()]
     ]
     return leaks, faults + disagreements(leaks, f"{others.root}: ")
 
@@ -163,12 +182,16 @@ def _by_image(rows: Sequence[LabelRow]) -> dict[str, list[LabelRow]]:
 
 
 def _inspect_all(
-    found: Sequence[FoundImage], rows_of: Mapping[str, Sequence[LabelRow]], names: Sequence[str], table_path: Path
+    found: Sequence[FoundImage],
+    rows_of: Mapping[str, Sequence[LabelRow]],
+    names: Sequence[str],
+    table_path: Path,
+    bit_depth: int | None,
 ) -> Iterator[Inspection]:
     """Inspect the images on all cores, in their order."""
 
     def inspect(image: FoundImage) -> Inspection:
-        return inspect_image(image, rows_of.get(image.image_id, ()), names, table_path)
+        return inspect_image(image, rows_of.get(image.image_id, ()), names, table_path, bit_depth)
 
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         yield from pool.map(inspect, found)

@@ -41,6 +41,7 @@ class Inspection:
         image_id: ImageId.
         size_hw: height and width in px; None where the image cannot be read, and then nothing else is known.
         notes: what decoding changed or left aside.
+        brightest16: see DecodedImage.
         faults: of the image and its masks.
         masks: figures of the sound masks, pixels to ignore (class 255) included.
         dark_share: share of the pixels that are darker than steel is, 0 to 1.
@@ -58,10 +59,15 @@ class Inspection:
     sheet_end: bool = False
     levels: NDArray[np.int64] | None = None
     look: Look | None = None
+    brightest16: int | None = None
 
 
 def inspect_image(
-    image: FoundImage, rows: Sequence[LabelRow], class_names: Sequence[str], table_path: Path
+    image: FoundImage,
+    rows: Sequence[LabelRow],
+    class_names: Sequence[str],
+    table_path: Path,
+    bit_depth: int | None = None,
 ) -> Inspection:
     """Decode an image and its masks, and measure them.
 
@@ -70,14 +76,12 @@ def inspect_image(
         rows: the sound rows of the label table about this image.
         class_names: of ClassId 1 and so on.
         table_path: how messages name the table.
+        bit_depth: of 16-bit files, see `decode_bytes`.
     """
     try:
-        decoded = read.decode(image.path)
+        decoded = read.decode(image.path, bit_depth=bit_depth)
     except ImageError as problem:
-        fault = error(
-            "image", str(problem), "Replace the file, or take it out, and its rows too.", image=image.image_id
-        )
-        return Inspection(image.image_id, faults=(fault,))
+        return Inspection(image.image_id, faults=(unreadable(image, str(problem)),))
     pixels = decoded.pixels
     faults: list[Fault] = []
     masks: list[MaskFigures] = []
@@ -105,7 +109,14 @@ def inspect_image(
         _has_sheet_end(pixels),
         levels,
         look_at(pixels),
+        decoded.brightest16,
     )
+
+
+def unreadable(image: FoundImage, message: str) -> Fault:
+    """The fault of an image that cannot be read."""
+    remedy = "Until then it is left out." if image.fault else "Replace the file, or take it out, and its rows too."
+    return error("image", message, remedy, image=image.image_id)
 
 
 def _sound_masks(

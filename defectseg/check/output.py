@@ -22,7 +22,6 @@ from defectseg.data.folder import IMAGES_NAME, TABLE_NAMES
 from defectseg.data.table import IGNORE_CLASS_ID, LabelRow, scan_label_rows
 from defectseg.errors import ImageError, LabelError, OutputExistsError
 from defectseg.image import read, rle
-from defectseg.image.find import find_images
 from defectseg.image.overlay import encode_jpeg, paint_truth
 from defectseg.pages.contact_sheet import choose_evenly, make_contact_sheet
 
@@ -63,7 +62,9 @@ def output_folder(out: Path, *, overwrite: bool = False) -> Iterator[None]:
         yield
 
 
-def write_check(out: Path, root: Path, report: CheckReport, *, against: Path | None = None) -> None:
+def write_check(
+    out: Path, root: Path, report: CheckReport, *, against: Path | None = None, bit_depth: int | None = None
+) -> None:
     """Write check.json, contact_sheet.jpg and report.html, each whole or not at all.
 
     Args:
@@ -71,13 +72,14 @@ def write_check(out: Path, root: Path, report: CheckReport, *, against: Path | N
         root: the data folder that was checked.
         report: what was found.
         against: the folder that it was compared with, if any.
+        bit_depth: that it was checked with.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    own = _Pictures(root)
-    other = own if against is None else _Pictures(against)
-    sheet = make_contact_sheet(choose_evenly(own.strata(), SHEET_IMAGES), own.load)
+    own = _Pictures(root, bit_depth)
+    other = own if against is None else _Pictures(against, bit_depth)
+    sheet = make_contact_sheet(choose_evenly(own.strata(report.image_ids), SHEET_IMAGES), own.load)
     files.write_text(out / JSON_NAME, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     files.write_bytes(out / SHEET_NAME, encode_jpeg(sheet))
     files.write_bytes(out / PAGE_NAME, _page(root, report, own, other, against).encode("utf-8", "backslashreplace"))
@@ -86,7 +88,8 @@ def write_check(out: Path, root: Path, report: CheckReport, *, against: Path | N
 class _Pictures:
     """The images of a data folder, or of a plain folder, with their labelled pixels."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, bit_depth: int | None) -> None:
+        self.bit_depth = bit_depth
         labelled = (root / IMAGES_NAME).is_dir()
         self.folder = root / IMAGES_NAME if labelled else root
         table = next((root / name for name in TABLE_NAMES if (root / name).is_file()), None) if labelled else None
@@ -95,17 +98,17 @@ class _Pictures:
             if row.encoded and row.class_id != IGNORE_CLASS_ID:
                 self.rows_of[row.image_id].append(row)
 
-    def strata(self) -> list[list[str]]:
-        """The ImageIds by set of classes, the fullest sets first."""
+    def strata(self, image_ids: Sequence[str]) -> list[list[str]]:
+        """ImageIds by set of classes, the fullest sets first."""
         ids_of: dict[frozenset[int], list[str]] = defaultdict(list)
-        for image in find_images([self.folder]):
-            ids_of[frozenset(row.class_id for row in self.rows_of.get(image.image_id, ()))].append(image.image_id)
+        for image_id in image_ids:
+            ids_of[frozenset(row.class_id for row in self.rows_of.get(image_id, ()))].append(image_id)
         return sorted(ids_of.values(), key=lambda ids: (-len(ids), ids))
 
     def load(self, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_], str] | None:
         """An image, its labelled pixels, bool (H, W), and its name with its classes; None where it cannot be read."""
         try:
-            pixels = read.decode(self.folder / image_id).pixels
+            pixels = read.decode(self.folder / image_id, bit_depth=self.bit_depth).pixels
         except ImageError:
             return None
         truth = np.zeros(pixels.shape, np.bool_)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from defectseg.check.image import MOSTLY_DARK, Inspection
 from defectseg.check.pairs import CopyPair
 from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelScan
+from defectseg.image.read import LowBitDepth
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -52,8 +53,9 @@ class CheckReport:
     """The outcome of `check_data_folder`.
 
     Attributes:
-        images: files below train_images/, whether they can be read or not.
-        clean_images: those that have no mask, and no faulty row that may have been one.
+        image_ids: of all files below train_images/, whether they can be read or not, sorted.
+        images: their number.
+        clean_images: those that have no mask, no pixels to ignore, and no faulty row that may have been one.
         images_without_rows: those that no row names; they are taken as clean.
         unreadable_images: those that are no whole images.
         missing_images: ImageIds with a row and no file.
@@ -68,8 +70,10 @@ class CheckReport:
         faults: errors first; then by image and row.
         duplicates: pairs of copies within the folder.
         leaks: pairs of copies across the two folders, or, where none was compared with, across the folds of split.csv.
+        low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits; a fault says so, too.
     """
 
+    image_ids: tuple[str, ...]
     images: int
     clean_images: int
     images_without_rows: int
@@ -86,6 +90,7 @@ class CheckReport:
     faults: tuple[Fault, ...]
     duplicates: tuple[CopyPair, ...]
     leaks: tuple[CopyPair, ...]
+    low_bit_depth: LowBitDepth | None = None
 
     @property
     def errors(self) -> int:
@@ -139,25 +144,27 @@ def summarise(
     faults: Sequence[Fault],
     duplicates: Sequence[CopyPair],
     leaks: Sequence[CopyPair],
+    low_bit_depth: LowBitDepth | None = None,
 ) -> CheckReport:
     """Put together what a check found.
 
     Args:
-        inspections: of all images, in the order of their ImageIds.
+        inspections: of all images.
         class_names: of ClassId 1 and so on.
         scan: the rows of the label table, sound and faulty.
         levels: how many pixels of all images have each grey level, int64 (256,).
         missing_images: how many images have a row and no file.
-        faults, duplicates, leaks: what was found wrong.
+        faults, duplicates, leaks, low_bit_depth: what was found wrong.
     """
     ids = {one.image_id for one in inspections}
-    perhaps_defective = {row.image_id for row in scan.rows if row.encoded and row.class_id != IGNORE_CLASS_ID}
+    perhaps_defective = {row.image_id for row in scan.rows if row.encoded}
     perhaps_defective |= {fault.image_id for fault in scan.faults}
     listed = {row.image_id for row in scan.rows} | {fault.image_id for fault in scan.faults}
     masks = [mask for one in inspections for mask in one.masks]
     sizes = Counter(f"{one.size_hw[0]}x{one.size_hw[1]}" for one in inspections if one.size_hw is not None)
     mean, std = _mean_std(levels)
     return CheckReport(
+        image_ids=tuple(sorted(ids)),
         images=len(inspections),
         clean_images=len(ids - perhaps_defective),
         images_without_rows=len(ids - listed),
@@ -184,6 +191,7 @@ def summarise(
         faults=tuple(sorted(faults, key=lambda fault: (fault.severity, fault.image, fault.row or 0, fault.kind))),
         duplicates=tuple(duplicates),
         leaks=tuple(leaks),
+        low_bit_depth=low_bit_depth,
     )
 
 
@@ -195,7 +203,7 @@ def by_count(counts: Mapping[Key, int]) -> list[tuple[Key, int]]:
 def _class_sets(
     inspections: Sequence[Inspection], class_names: Sequence[str], perhaps_defective: set[str]
 ) -> dict[str, int]:
-    """Images per set of classes; an image whose only rows are faulty is in none."""
+    """Images per set of classes; an image that has no mask, but pixels to ignore or a faulty row, is in none."""
     counts: Counter[str] = Counter()
     for one in inspections:
         found = sorted({mask.class_id for mask in one.masks} - {IGNORE_CLASS_ID})

@@ -51,7 +51,7 @@ def benchmark(
         result = run_benchmark(
             BenchmarkRequest(
                 model=model_paths(model),
-                images=find_images(expand(inputs)) if inputs else (),
+                images=find_images(*expand(inputs), keep_faulty=True) if inputs else (),
                 runtimes=resolve_runtimes(runtime),
                 num_images=images,
                 device=device,

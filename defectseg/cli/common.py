@@ -15,6 +15,7 @@ from typing import Annotated, Any, Protocol
 import typer
 
 from defectseg.errors import ExitCode, MissingExtraError
+from defectseg.image.whole import MAX_PIXELS, allow_pixels
 
 _LOG_EVERY_S = 15.0
 
@@ -24,6 +25,11 @@ def _set_verbose(value: bool) -> bool:
         logging.getLogger("defectseg").setLevel(logging.DEBUG)
         state.verbose = True
     return value
+
+
+def _allow_pixels(count: int | None) -> int | None:
+    allow_pixels(MAX_PIXELS if count is None else count)
+    return count
 
 
 @dataclass
@@ -51,6 +57,28 @@ Tta = Annotated[
         "--tta",
         help="Average over 4 mirrored views of each image, or over 8 where it is square. Default: what MODEL says.",
         metavar="none|flips|turns",
+    ),
+]
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        "--bit-depth",
+        help="Bits that 16-bit files hold. Default: what their TIFF tag says, else what the model was trained with, "
+        "else 16.",
+        min=9,
+        max=16,
+        metavar="BITS",
+    ),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        help=f"Images with more pixels than this are not decoded, to save memory. Default: {MAX_PIXELS}.",
+        callback=_allow_pixels,
+        min=1,
+        max=2**30,  # OpenCV's own limit
+        metavar="N",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
@@ -168,6 +196,11 @@ class _PlainBar:
         if time.monotonic() - self._spoke >= _LOG_EVERY_S:
             self._spoke = time.monotonic()
             logging.getLogger("defectseg").info("%s", f"{self._what}: {done} of {total} {text}".rstrip())
+
+
+def bit_depth_hint(bit_depth: int) -> str:
+    """The flag that mends what a LowBitDepth tells, and the one that says that nothing is wrong."""
+    return f"If so, give --bit-depth {bit_depth}; if the range is full, --bit-depth 16."
 
 
 def print_json(content: Any) -> None:

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defectseg.cli import data_exchange
-from defectseg.cli.common import Json, Overwrite, Verbose, finish, print_json, print_rows, progress, shown
+from defectseg.cli.common import (
+    BitDepth,
+    Json,
+    MaxPixels,
+    Overwrite,
+    Verbose,
+    bit_depth_hint,
+    finish,
+    print_json,
+    print_rows,
+    progress,
+    shown,
+)
 from defectseg.errors import ExitCode, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +68,9 @@ def check(
         typer.Option("--out", help="Write check.json, a contact sheet and a page of pairs here.", metavar="OUT"),
     ] = None,
     overwrite: Overwrite = False,
+    bit_depth: BitDepth = None,
     strict: Annotated[bool, typer.Option("--strict", help="Count warnings as problems, too.")] = False,
+    max_pixels: MaxPixels = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -74,9 +88,9 @@ def check(
 
     with nullcontext() if out is None else output_folder(out, overwrite=overwrite):
         with progress("checking") as bar:
-            report = check_data_folder(root, against=against, report=bar.move)
+            report = check_data_folder(root, against=against, bit_depth=bit_depth, report=bar.move)
         if out is not None:
-            write_check(out, root, report, against=against)
+            write_check(out, root, report, against=against, bit_depth=bit_depth)
     if json_output:
         print_json(report.to_dict())
     else:
@@ -90,7 +104,8 @@ def _print_check(report: "CheckReport", against: Path | None) -> None:
     sizes = ", ".join(f"{count} of {size}" for size, count in report.sizes.items())
     print(f"{report.images} images ({sizes}), {report.unreadable_images} unreadable")
     print(
-        f"{report.clean_images} taken as clean: no row has a mask for them ({report.images_without_rows} have no row)"
+        f"{report.clean_images} taken as clean: no row has a mask or ignored pixels for them "
+        f"({report.images_without_rows} have no row)"
     )
     dark = f", {report.dark_images} mostly black" if report.dark_images else ""
     print(f"{report.sheet_end_images} show an end of the sheet{dark}")
@@ -109,7 +124,10 @@ def _print_check(report: "CheckReport", against: Path | None) -> None:
         bins = [[one.name, *map(str, bars.values())] for one, bars in zip(report.classes, histograms, strict=True)]
         print_rows([[title, *histograms[0]], *bins])
     for fault in report.faults:
-        print(f"{fault.severity}: {fault.message} {fault.remedy}")
+        remedy = fault.remedy
+        if report.low_bit_depth is not None and fault.kind == "bit-depth":
+            remedy = bit_depth_hint(report.low_bit_depth.bit_depth)
+        print(f"{fault.severity}: {fault.message} {remedy}")
     where = "across the folds of split.csv" if against is None else f"shared with {against}"
     _print_pairs(report.duplicates, "copies within the folder")
     _print_pairs(report.leaks, f"copies {where}")
@@ -140,6 +158,7 @@ def split(
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal splits.", min=0, metavar="S")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Default: split.csv in DIR.", metavar="FILE")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    bit_depth: BitDepth = None,
     verbose: Verbose = False,
 ) -> None:
     """Divide the images into folds with the same mixture of defects, and nothing in two folds that belongs together.
@@ -152,7 +171,7 @@ def split(
     path = root / "split.csv" if out is None else out
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path}: exists. Choose another --out, or use --overwrite.")
-    folder = open_data_folder(root)
+    folder = open_data_folder(root, bit_depth=bit_depth)
     with progress("looking for copies") as bar:
         ties = find_ties(folder, report=bar.move)
     chosen = divide(folder, ties, folds=folds, seed=seed)
@@ -162,8 +181,13 @@ def split(
         members = [image_id for image_id, number in chosen.items() if number == fold]
         present = [folder.classes_of(image_id) for image_id in members]
         counts = [sum(number in found for found in present) for number in range(1, folder.num_classes + 1)]
-        rows.append([str(fold), str(len(members)), str(sum(not found for found in present)), *map(str, counts)])
+        clean = sum(not found and one not in folder.unknown for one, found in zip(members, present, strict=True))
+        rows.append([str(fold), str(len(members)), str(clean), *map(str, counts)])
     print_rows(rows)
+    if folder.unknown:
+        print(
+            f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none of them is clean."
+        )
     usual = ties.astride(divide_ignoring_ties(folder, folds=folds, seed=seed))
     kept = ties.astride(chosen)
     print_rows(

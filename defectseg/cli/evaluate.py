@@ -6,12 +6,15 @@ from typing import Annotated, Any
 import typer
 
 from defectseg.cli.common import (
+    BitDepth,
     Device,
     Json,
+    MaxPixels,
     Overwrite,
     RuntimeName,
     Tta,
     Verbose,
+    bit_depth_hint,
     finish,
     print_json,
     print_rows,
@@ -48,6 +51,8 @@ def evaluate(
     device: Device = "auto",
     runtime: RuntimeName = "auto",
     tta: Tta = None,
+    bit_depth: BitDepth = None,
+    max_pixels: MaxPixels = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -87,6 +92,7 @@ def evaluate(
                     device=device,
                     runtime=runtime,
                     tta=tta,
+                    bit_depth=bit_depth,
                     start=bar.start,
                     advance=bar.advance,
                 )
@@ -102,6 +108,8 @@ def _report(evaluation: Any, out: Path | None, json_output: bool) -> None:
 
     for warning in evaluation.warnings:
         logging.getLogger("defectseg").warning("%s", warning)
+    if evaluation.low_bit_depth is not None:
+        logging.getLogger("defectseg").warning(bit_depth_hint(evaluation.low_bit_depth.bit_depth))
     if json_output:
         print_json({**evaluation.metrics.to_json(), "warnings": list(evaluation.warnings)})
         return

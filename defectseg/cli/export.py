@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectseg.cli.common import Json, Verbose, print_json, require_extra, shown
+from defectseg.cli.common import BitDepth, Json, Verbose, print_json, require_extra, shown
 from defectseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def export(
             "--size", help="The only size that the file will take, such as 256x1600. Default: any.", metavar="HxW"
         ),
     ] = None,
+    bit_depth: BitDepth = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -77,6 +78,7 @@ def export(
             int8=int8,
             data=data,
             size_hw=size_hw,
+            bit_depth=bit_depth,
             overwrite=overwrite,
         )
     )
@@ -124,8 +126,8 @@ class MaskCounts:
 
     @property
     def kaggle_dice(self) -> float:
-        """Mean Dice of all pairs, of which there must be one."""
-        return mean(pair.dice for pair in self.counts.values())
+        """Mean Dice of all pairs but unknown ones; there must be one."""
+        return mean(pair.dice for pair in self.counts.values() if not pair.unknown)
 
 
 def _parse_size(text: str) -> tuple[int, int]:

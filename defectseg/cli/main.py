@@ -1,5 +1,6 @@
 """The command line: a map from commands to functions, and from errors to exit codes."""
 
+import io
 import logging
 import os
 import signal
@@ -58,7 +59,10 @@ def _root(
 def main() -> None:
     """Run the command line; every error ends in one message and an exit code of its own."""
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it logs each file that it cannot decode; so do we, in words
     set_up_logging()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no file name may break the output
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         sys.exit(app(standalone_mode=False))

@@ -1,6 +1,7 @@
 """`defectseg predict`."""
 
 import glob
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,21 @@ from typing import Annotated
 
 import typer
 
-from defectseg.cli.common import Device, Json, Overwrite, RuntimeName, Tta, Verbose, finish, print_json, progress, shown
+from defectseg.cli.common import (
+    BitDepth,
+    Device,
+    Json,
+    MaxPixels,
+    Overwrite,
+    RuntimeName,
+    Tta,
+    Verbose,
+    bit_depth_hint,
+    finish,
+    print_json,
+    progress,
+    shown,
+)
 from defectseg.errors import UsageError
 
 
@@ -36,6 +51,9 @@ def predict(
     fail_on_defect: Annotated[
         bool, typer.Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect.")
     ] = False,
+    fail_on_blank: Annotated[
+        bool, typer.Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank: it shows nothing.")
+    ] = False,
     outputs: Annotated[
         str | None,
         typer.Option(
@@ -60,6 +78,8 @@ def predict(
         ),
     ] = None,
     tta: Tta = None,
+    bit_depth: BitDepth = None,
+    max_pixels: MaxPixels = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -68,18 +88,20 @@ def predict(
     DIR receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv and run.json, or less: see
     --outputs. Run again after an interruption, or with new images, and only what is missing is done.
 
-    Exit codes: 0 done, 3 some images could not be read (errors.csv), 4 could not go on, 10 see --fail-on-defect.
+    Exit codes: 0 done, 10 see --fail-on-defect, 3 some images could not be read (errors.csv) or see --fail-on-blank,
+    4 could not go on. Where both apply, 10 comes before 3.
 
     Example: defectseg predict runs/1/model.safetensors night_shift/ --out results/
 
     Quick, from an exported model: defectseg predict fast.xml night_shift/ --out results/ --overlays defects
     """
     from defectseg.image.find import find_images
+    from defectseg.image.read import LowBitDepth
     from defectseg.model.locate import model_paths
     from defectseg.predict.predict import PredictRequest, exit_code_of
     from defectseg.predict.predict import predict as run_prediction
 
-    images = find_images(expand(inputs), recursive=recursive, skip=out)
+    images = find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
     again = "The same command, without --overwrite," if overwrite else "The same command"
     with progress("predicting", after_interrupt=f"{again} continues it.") as bar:
         run = run_prediction(
@@ -95,6 +117,7 @@ def predict(
                 runtime=runtime,
                 workers=workers,
                 tta=tta,
+                bit_depth=bit_depth,
                 start=bar.start,
                 advance=bar.advance,
             )
@@ -103,12 +126,16 @@ def predict(
         print_json(run)
     else:
         speed = f", {run['images_per_second']} images/s" if run["images_per_second"] else ""
+        blank = f", {run['blank']} blank" if run["blank"] else ""
         print(
-            f"{run['processed']} images processed{speed}: {run['with_defect']} with a defect, {run['failed']} failed; "
-            f"{run['already_done']} were done before."
+            f"{run['processed']} images processed{speed}: {run['with_defect']} with a defect{blank}, "
+            f"{run['failed']} failed; {run['already_done']} were done before."
         )
         print(f"Results: {shown(out)}")
-    finish(exit_code_of(run, fail_on_defect=fail_on_defect))
+    if run["low_bit_depth"] is not None:
+        low = LowBitDepth(**run["low_bit_depth"])
+        logging.getLogger("defectseg").warning("%s %s", low, bit_depth_hint(low.bit_depth))
+    finish(exit_code_of(run, fail_on_defect=fail_on_defect, fail_on_blank=fail_on_blank))
 
 
 def _entries(listed: str | None) -> list[str] | None:
@@ -116,16 +143,17 @@ def _entries(listed: str | None) -> list[str] | None:
     return None if listed is None else [entry.strip() for entry in listed.split(",") if entry.strip()]
 
 
-def expand(inputs: Sequence[str]) -> list[Path]:
-    """Paths that the arguments mean: patterns expanded, `-` replaced by the lines of standard input."""
+def expand(inputs: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Paths that the arguments mean, patterns expanded; and those that `-` means, the lines of standard input."""
     paths: list[Path] = []
+    listed: list[Path] = []
     for entry in inputs:
         if not entry.strip():
             raise UsageError("an INPUT is empty, perhaps a shell variable that is not set. Name a folder or an image.")
         if entry == "-":
-            paths += [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
+            listed += [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
         elif not Path(entry).exists() and glob.has_magic(entry):
             paths += [Path(match) for match in sorted(glob.glob(entry, recursive=True))] or [Path(entry)]  # noqa: PTH207
         else:
             paths.append(Path(entry))
-    return paths
+    return paths, listed

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defectseg.cli.common import (
+    BitDepth,
     Device,
     Json,
+    MaxPixels,
     Verbose,
+    bit_depth_hint,
     finish,
     is_main_process,
     print_json,
@@ -68,6 +71,7 @@ def train(
             metavar="N|auto",
         ),
     ] = None,
+    bit_depth: BitDepth = None,
     max_minutes: Annotated[
         float | None, typer.Option("--max-minutes", help="Plan as many epochs as fit, then stop.", metavar="MIN")
     ] = None,
@@ -82,6 +86,7 @@ def train(
         Path | None, typer.Option("--init", help="Start from this model; its classes may differ.", metavar="MODEL")
     ] = None,
     device: Device = "auto",
+    max_pixels: MaxPixels = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved recipe and stop.")] = False,
     json_output: Json = False,
@@ -96,7 +101,7 @@ def train(
     """
     from defectseg.config import dump_recipe, load_recipe
 
-    changes = [*(overrides or ()), *_changes(encoder_weights, batch_size, max_minutes, cache)]
+    changes = [*(overrides or ()), *_changes(encoder_weights, batch_size, bit_depth, max_minutes, cache)]
     recipe = load_recipe(config, [*changes, *_fold_change(fold)])
     if print_config:
         print(dump_recipe(recipe), end="")
@@ -120,11 +125,18 @@ def train(
         results = list(train_folds(**asked).values()) if fold == "all" else [run_training(**asked)]
     if is_main_process():
         _report(results, json_output)
+        if results[0].low_bit_depth is not None:
+            low = results[0].low_bit_depth
+            log.warning("%s %s", low, bit_depth_hint(low.bit_depth))
     finish(ExitCode.PARTIAL if any(result.failed for result in results) else ExitCode.DONE)
 
 
 def _changes(
-    encoder_weights: str | None, batch_size: str | None, max_minutes: float | None, cache: bool | None
+    encoder_weights: str | None,
+    batch_size: str | None,
+    bit_depth: int | None,
+    max_minutes: float | None,
+    cache: bool | None,
 ) -> list[str]:
     """The flags that stand for keys of the recipe, as `key=value`."""
     changes = []
@@ -136,6 +148,8 @@ def _changes(
         if not batch_size.isdigit():
             raise UsageError(f"--batch-size {batch_size}: expected a number from 1, or auto.")
         changes.append(f"training.batch_size={batch_size}")
+    if bit_depth is not None:
+        changes.append(f"data.bit_depth={bit_depth}")
     if max_minutes is not None:
         changes.append(f"training.max_minutes={max_minutes}")
     if cache is not None:

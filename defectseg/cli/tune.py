@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defectseg.cli.common import (
+    BitDepth,
     Device,
     Json,
+    MaxPixels,
     RuntimeName,
     Tta,
     Verbose,
+    bit_depth_hint,
     finish,
     print_json,
     print_rows,
@@ -78,6 +81,8 @@ def tune(
     device: Device = "auto",
     runtime: RuntimeName = "auto",
     tta: Tta = None,
+    bit_depth: BitDepth = None,
+    max_pixels: MaxPixels = None,
     json_output: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the model as it is.")] = False,
     verbose: Verbose = False,
@@ -112,6 +117,7 @@ def tune(
                 device=device,
                 runtime=runtime,
                 tta=tta,
+                bit_depth=bit_depth,
                 start=bar.start,
                 advance=bar.advance,
             )
@@ -176,6 +182,8 @@ def _warn(tuning: "Tuning") -> None:
 
     for warning in tuning.warnings:
         logging.getLogger("defectseg").warning("%s", warning)
+    if tuning.low_bit_depth is not None:
+        logging.getLogger("defectseg").warning(bit_depth_hint(tuning.low_bit_depth.bit_depth))
 
 
 def _rows(choice: "Choice") -> list[list[str]]:

@@ -122,7 +122,11 @@ def look_at(pixels: NDArray[np.uint8]) -> Look:
 
 
 def look_at_all(
-    paths: Sequence[Path], *, reduced: bool = True, report: Callable[[int, int], None] | None = None
+    paths: Sequence[Path],
+    *,
+    reduced: bool = True,
+    bit_depth: int | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> tuple[Looks, dict[int, str]]:
     """Read images and take their looks, on all cores.
 
@@ -130,6 +134,7 @@ def look_at_all(
         paths: the files.
         reduced: decode JPEGs at a reduced size: quicker, but an exact copy that was decoded whole then gets a score
             a little below 1.
+        bit_depth: of 16-bit files, see `decode_bytes`.
         report: called with the number of images done and of all images.
 
     Returns:
@@ -140,8 +145,9 @@ def look_at_all(
     def look(path: Path) -> Look | str:
         try:
             if reduced:
-                return look_at(read.decode_small(path, shorter_px=DETAIL_CELLS, longer_px=STRIP_CELLS))
-            return look_at(read.decode(path).pixels)
+                sides_px = {"shorter_px": DETAIL_CELLS, "longer_px": STRIP_CELLS}
+                return look_at(read.decode_small(path, **sides_px, bit_depth=bit_depth))
+            return look_at(read.decode(path, bit_depth=bit_depth).pixels)
         except ImageError as error:
             return str(error)
 

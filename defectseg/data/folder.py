@@ -3,22 +3,26 @@
 import hashlib
 import json
 import logging
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.table import IGNORE_CLASS_ID, MAX_CLASSES, LabelRow, scan_label_rows
-from defectseg.errors import DataError, LabelError
-from defectseg.files import check_image_id, read_pairs
+from defectseg.errors import DataError, ImageError, LabelError
+from defectseg.files import check_image_id, open_regular, read_pairs, size_and_time
 from defectseg.image import rle
-from defectseg.image.find import find_images
+from defectseg.image.find import FoundImage, find_images
+from defectseg.image.read import DecodedImage, decode, read_size
 
 __all__ = [
     "IGNORE_CLASS_ID",
@@ -26,9 +30,11 @@ __all__ = [
     "LabelTable",
     "check_class_names",
     "check_image_id",
+    "hiding_pixels",
     "open_data_folder",
     "read_label_table",
     "table_of_rows",
+    "unknown_classes",
 ]
 
 log = logging.getLogger(__name__)
@@ -37,6 +43,8 @@ IMAGES_NAME = "train_images"
 TABLE_NAMES = ("train.csv", "train.csv.gz")
 CLASSES_NAME = "classes.txt"
 _PLACEHOLDER = re.compile(r"class ([1-9][0-9]*)")
+BORDER_PX = 8
+"""Ignored pixels this close to a defect are its border, as VOC draws one round each object."""
 _FEWEST_UNNAMED_CLASSES = 4  # Severstal has four; a table of its clean half must not make fewer
 
 
@@ -76,6 +84,8 @@ class DataFolder:
         table: the labels, also of images that are missing.
         class_names: name n-1 belongs to ClassId n.
         groups: ImageId -> group (the strip, say) whose images must stay together; images of no group are not in it.
+        bit_depth: of its 16-bit files; None: as they say themselves, or as the model was trained.
+        faulty: files and subfolders below train_images/ that are left out, see `find_images`.
     """
 
     root: Path
@@ -83,6 +93,8 @@ class DataFolder:
     table: LabelTable
     class_names: tuple[str, ...]
     groups: Mapping[str, str]
+    bit_depth: int | None = None
+    faulty: tuple[FoundImage, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -98,9 +110,31 @@ class DataFolder:
         """Where the image lies."""
         return self.root / IMAGES_NAME / image_id
 
+    def decode(self, image_id: str, *, model_bit_depth: int | None = None) -> DecodedImage:
+        """The image; `model_bit_depth` as in `decode_bytes`. Raises ImageError."""
+        return decode(self.image_path(image_id), bit_depth=self.bit_depth, model_bit_depth=model_bit_depth)
+
     def classes_of(self, image_id: str) -> tuple[int, ...]:
-        """ClassIds 1..C that have a mask in this image, sorted, without 255."""
-        return tuple(sorted(c for c in self.table.rles.get(image_id, {}) if c != IGNORE_CLASS_ID))
+        """ClassIds 1..C that this image shows for certain, sorted: they have a mask that is not ignored altogether."""
+        hidden = self.unknown.get(image_id, frozenset()) | {IGNORE_CLASS_ID}
+        return tuple(sorted(self.table.rles.get(image_id, {}).keys() - hidden))
+
+    @cached_property
+    def unknown(self) -> Mapping[str, frozenset[int]]:
+        """ImageId -> ClassIds that the image may or may not show (see `unknown_classes`), where there is such a class.
+
+        Masks are decoded only where pixels are ignored. Images that cannot be read count as if nothing were ignored.
+
+        Raises:
+            LabelError: as `masks_of`.
+        """
+        found: dict[str, frozenset[int]] = {}
+        for image_id in self.image_ids:
+            if IGNORE_CLASS_ID in self.table.rles.get(image_id, {}):
+                with suppress(ImageError):
+                    masks, ignore = self.masks_of(image_id, read_size(self.image_path(image_id)))
+                    found[image_id] = frozenset((np.flatnonzero(unknown_classes(masks, ignore)) + 1).tolist())
+        return {image_id: classes for image_id, classes in found.items() if classes}
 
     def masks_of(self, image_id: str, size_hw: tuple[int, int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """The image's masks, bool (C, H, W), and the pixels to ignore, bool (H, W).
@@ -122,10 +156,50 @@ class DataFolder:
         """A sha256 in hex over every image's ImageId, file size and labels: equal where training would see the same."""
         digest = hashlib.sha256()
         for image_id in self.image_ids:
-            size_bytes = self.image_path(image_id).stat().st_size
+            size_bytes, _ = size_and_time(self.image_path(image_id))
             labels = sorted(self.table.rles.get(image_id, {}).items())
             digest.update(json.dumps([image_id, size_bytes, labels]).encode())
         return digest.hexdigest()
+
+
+def hiding_pixels(masks: NDArray[np.bool_], ignore: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The ignored pixels under which there may be a defect, bool (H, W).
+
+    They are those of each 8-connected part of the ignored area that is not a border: a border lies wholly within 8 px,
+    along rows and columns, of defects that are seen.
+
+    Args:
+        masks: bool (C, H, W), labelled masks.
+        ignore: bool (H, W), pixels to ignore.
+    """
+    seen = masks.any(axis=0) & ~ignore
+    if not seen.any():
+        return ignore
+    near = cv2.dilate(seen.view(np.uint8), np.ones((2 * BORDER_PX + 1,) * 2, np.uint8)).view(np.bool_)
+    count, parts = cv2.connectedComponents(np.ascontiguousarray(ignore).view(np.uint8), connectivity=8)
+    hides = np.zeros(count, np.bool_)
+    hides[parts[ignore & ~near]] = True
+    return np.asarray(hides[parts])
+
+
+def unknown_classes(
+    masks: NDArray[np.bool_], ignore: NDArray[np.bool_], hiding: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """The classes that an image may or may not show, bool (C,): not seen, but ignored pixels may hide a defect.
+
+    A class whose labelled pixels are all ignored is unknown wherever they lie.
+
+    Args:
+        masks: bool (C, H, W), labelled masks.
+        ignore: bool (H, W), pixels to ignore.
+        hiding: of a crop, the part of `hiding_pixels` of its image; None for a whole image.
+    """
+    if not ignore.any():
+        return np.zeros(len(masks), np.bool_)
+    if hiding is None:
+        hiding = hiding_pixels(masks, ignore)
+    seen, labelled = (masks & ~ignore).any(axis=(1, 2)), masks.any(axis=(1, 2))
+    return np.asarray(~seen & (labelled | hiding.any()))
 
 
 def read_label_table(path: Path) -> LabelTable:
@@ -153,8 +227,12 @@ def table_of_rows(rows: Sequence[LabelRow]) -> LabelTable:
     return LabelTable(rles, frozenset(row.image_id for row in rows))
 
 
-def open_data_folder(root: Path, *, class_names: Sequence[str] | None = None) -> DataFolder:
+def open_data_folder(
+    root: Path, *, class_names: Sequence[str] | None = None, bit_depth: int | None = None
+) -> DataFolder:
     """Open a data folder. No image is decoded, so that a run-length beyond its image shows only in `masks_of`.
+
+    Files with a faulty name and subfolders that cannot be listed are left out with a warning.
 
     Args:
         root: the folder that holds train_images/ and train.csv or train.csv.gz; classes.txt and groups.csv are
@@ -163,6 +241,7 @@ def open_data_folder(root: Path, *, class_names: Sequence[str] | None = None) ->
             them by name, and the DataFolder has those that both know, named, ordered and numbered as in the model.
             Without a model its classes are the lines of classes.txt; else "class 1" and so on, as many as the larger
             of 4 and the largest ClassId.
+        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
 
     Raises:
         DataError: something is missing, the classes do not fit the rows, no row's image is there, or the folder names
@@ -170,7 +249,15 @@ def open_data_folder(root: Path, *, class_names: Sequence[str] | None = None) ->
         LabelError: the label table or groups.csv is faulty.
     """
     table_path = find_table(root)
-    image_ids = tuple(found.image_id for found in find_images([images_folder(root)]))
+    found = find_images([images_folder(root)], keep_faulty=True)
+    image_ids = tuple(image.image_id for image in found if not image.fault)
+    faulty = tuple(image for image in found if image.fault)
+    if not image_ids:
+        raise DataError(f"{images_folder(root)}: holds no image that can be read. The first: {faulty[0].fault}")
+    if faulty:
+        log.warning(
+            "%d files or folders are left out, `data check` lists them. The first: %s", len(faulty), faulty[0].fault
+        )
     table = read_label_table(table_path)
     unnamed = class_names is not None and not (root / CLASSES_NAME).exists()
     names = tuple(class_names or ()) if unnamed else read_class_names(root, table.largest_class_id)
@@ -186,7 +273,7 @@ def open_data_folder(root: Path, *, class_names: Sequence[str] | None = None) ->
     elif class_names is not None:
         ids = _match_classes(root / CLASSES_NAME, names, class_names)
         names, table = tuple(ids), table.renumbered({old: new for new, old in enumerate(ids.values(), start=1)})
-    return DataFolder(root, image_ids, table, names, read_groups(root))
+    return DataFolder(root, image_ids, table, names, read_groups(root), bit_depth, faulty)
 
 
 def images_folder(root: Path) -> Path:
@@ -327,6 +414,6 @@ def image_digest(path: Path) -> str:
 
     Raises OSError where the file cannot be read.
     """
-    with path.open("rb") as handle:
-        head = handle.read(_HEAD_BYTES)
-    return hashlib.blake2b(head + str(path.stat().st_size).encode(), digest_size=6).hexdigest()
+    with open_regular(path) as handle:
+        head, size_bytes = handle.read(_HEAD_BYTES), os.fstat(handle.fileno()).st_size
+    return hashlib.blake2b(head + str(size_bytes).encode(), digest_size=6).hexdigest()

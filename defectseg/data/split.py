@@ -12,7 +12,7 @@ from defectseg import files
 from defectseg.copies.descriptors import look_at_all
 from defectseg.copies.find import Unions, find_copies
 from defectseg.copies.strips import find_neighbours
-from defectseg.data.folder import DataFolder
+from defectseg.data.folder import IGNORE_CLASS_ID, DataFolder
 from defectseg.errors import LabelError, UsageError
 from defectseg.files import check_image_id, read_pairs
 
@@ -72,7 +72,8 @@ def find_ties(folder: DataFolder, *, report: Callable[[int, int], None] | None =
         report: called with the number of images looked at and of all images.
     """
     ids = folder.image_ids
-    looks, _ = look_at_all([folder.image_path(image_id) for image_id in ids], report=report)
+    paths = [folder.image_path(image_id) for image_id in ids]
+    looks, _ = look_at_all(paths, bit_depth=folder.bit_depth, report=report)
     copies = frozenset((ids[one.first], ids[one.second]) for one in find_copies(looks))
     return Ties(copies, {(ids[one.first], ids[one.second]): one.score for one in find_neighbours(looks)})
 
@@ -83,8 +84,9 @@ def divide(folder: DataFolder, ties: Ties, *, folds: int, seed: int) -> dict[str
     Copies and the images of one group in groups.csv get one fold. So do images that look like the same strip, the most
     alike first, as long as what they form stays below half a fold; otherwise a chain of resemblances could make one
     unit of everything. Each set of classes (clean is one) is spread evenly; a set with fewer images than folds counts
-    with the images of its rarest class. Large units are placed first, each in the fold that most lacks what it holds.
-    The answer depends on names, labels, ties and the seed, not on the order of files.
+    with the images of its rarest class. Images in which ignored pixels may hide further classes make sets of their own.
+    Large units are placed first, each in the fold that most lacks what it holds. The answer depends on names,
+    labels, ties and the seed, not on the order of files.
 
     Returns:
         ImageId -> fold, for every image of the folder, sorted by ImageId.
@@ -166,15 +168,22 @@ def _units(folder: DataFolder, ties: Ties, folds: int) -> list[tuple[str, ...]]:
 
 
 def _strata(folder: DataFolder, folds: int) -> dict[str, Stratum]:
-    """The class set that each image counts with; sets too rare to reach every fold join their rarest class."""
-    set_of = {image_id: frozenset(folder.classes_of(image_id)) for image_id in folder.image_ids}
+    """The class set that each image counts with; sets too rare to reach every fold join their rarest class.
+
+    255 in a set says that ignored pixels may hide more classes, so that such an image never counts as clean.
+    """
+    set_of = {
+        image_id: frozenset(folder.classes_of(image_id)) | ({IGNORE_CLASS_ID} if image_id in folder.unknown else set())
+        for image_id in folder.image_ids
+    }
     images_of_set = Counter(set_of.values())
     images_of_class = Counter(class_id for classes in set_of.values() for class_id in classes)
 
     def stratum(classes: Stratum) -> Stratum:
         if images_of_set[classes] >= folds or not classes:
             return classes
-        return frozenset({min(classes, key=lambda class_id: (images_of_class[class_id], class_id))})
+        seen = classes - {IGNORE_CLASS_ID} or classes
+        return frozenset({min(seen, key=lambda class_id: (images_of_class[class_id], class_id))})
 
     return {image_id: stratum(classes) for image_id, classes in set_of.items()}
 

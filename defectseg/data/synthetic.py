@@ -6,7 +6,6 @@ chalk that are no defects. A defect is a small window of relative brightness wit
 steel where it fits.
 """
 
-import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ def write_data_folder(
     if out.exists() and not (out.is_dir() and files.is_empty_folder(out)):
         raise OutputExistsError(f"{out}: is there already and not empty. Choose another --out.")
     beside = out if out.exists() else out.parent  # a folder that is there may be a mount, whose parent is another disk
-    temporary = beside / f"{files.TEMPORARY_PREFIX}{secrets.token_hex(4)}-{out.name}"
+    temporary = files.temporary_beside(beside / "sheets")
     try:
         _write_sheets(temporary, images, seed, size_hw, report)
         _publish(temporary, out)

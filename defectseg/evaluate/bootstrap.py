@@ -25,7 +25,8 @@ class Interval:
 class Tally:
     """What each image adds to the figures: arrays (N, C) over images and classes.
 
-    `dice` float64 in [0, 1]; `true_px`, `predicted_px` and `both_px` int64.
+    `dice` float64 in [0, 1], NaN for pairs in which ignored pixels may hide the class; `true_px`, `predicted_px`
+    and `both_px` int64.
     """
 
     dice: NDArray[np.float64]
@@ -37,6 +38,11 @@ class Tally:
     def positive(self) -> NDArray[np.bool_]:
         """Bool (N, C): the pairs that have a labelled pixel."""
         return self.true_px > 0
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Bool (N, C): the pairs that have a Dice."""
+        return ~np.isnan(self.dice)
 
 
 @dataclass(frozen=True)
@@ -51,20 +57,20 @@ class Figures:
 
 def figures_of(tally: Tally, weights: NDArray[np.float64]) -> Figures:
     """The figures of R data sets in which image n occurs weights[r, n] times, weights float64 (R, N)."""
-    positive = tally.positive
+    positive, every_dice = tally.positive, np.nan_to_num(tally.dice)
     per_image = np.column_stack([
-        tally.dice.sum(axis=1), (tally.dice * positive).sum(axis=1), positive.sum(axis=1),
+        every_dice.sum(axis=1), (every_dice * positive).sum(axis=1), positive.sum(axis=1),
         tally.true_px, tally.both_px, tally.true_px + tally.predicted_px - tally.both_px,
     ])  # fmt: skip
     sums = weights @ per_image
     dice, positive_dice, positives = sums[:, :3].T
     true_px, both_px, union_px = np.split(sums[:, 3:], 3, axis=1)
-    pairs = weights.sum(axis=1) * tally.dice.shape[1]
+    pairs = weights @ tally.known.sum(axis=1, dtype=np.float64)
     occurs = true_px > 0
     iou = both_px / np.maximum(union_px, 1)  # 0 for a class that does not occur
     return Figures(
-        kaggle_dice=dice / pairs,
-        gain_over_empty=(dice - (pairs - positives)) / pairs,
+        kaggle_dice=_divide(dice, pairs),
+        gain_over_empty=_divide(dice - (pairs - positives), pairs),
         positive_dice=_divide(positive_dice, positives),
         miou=_divide(iou.sum(axis=1), occurs.sum(axis=1)),
     )

@@ -15,7 +15,9 @@ from defectseg.evaluate.report import write_evaluation
 from defectseg.evaluate.score import Scored, score_images
 from defectseg.evaluate.subset import choose_subset, missing_warnings, seen_warnings
 from defectseg.files import atomic_csv, folder_lock, is_empty_folder, remove_stale_temporaries, write_result
+from defectseg.image.find import escaped
 from defectseg.image.overlay import encode_jpeg, paint_comparison
+from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.inference.stream import Failure
 from defectseg.inference.views import with_tta
 from defectseg.model.info import ModelInfo, Thresholds
@@ -47,6 +49,7 @@ class EvaluateRequest:
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: the library that computes: auto, torch, openvino or onnx.
         tta: test-time augmentation: none, flips or turns; None for the model's own.
+        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
         start, advance: called with the number of images, and after each.
     """
 
@@ -59,17 +62,19 @@ class EvaluateRequest:
     device: str = "auto"
     runtime: str = "auto"
     tta: str | None = None
+    bit_depth: int | None = None
     start: Callable[[int], None] = lambda total: None
     advance: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, warnings, and the images that could not be read."""
+    """Figures, warnings, and the images that could not be read; `low_bit_depth` is among the warnings, too."""
 
     metrics: Metrics
     warnings: tuple[str, ...]
     failures: tuple[Failure, ...] = ()
+    low_bit_depth: LowBitDepth | None = None
 
 
 def evaluate_model(request: EvaluateRequest) -> Evaluation:
@@ -84,7 +89,7 @@ def evaluate_model(request: EvaluateRequest) -> Evaluation:
         loaded = load_runtime(request.model, request.device, request.runtime)
         runtime = with_tta(loaded, request.tta)
         info = runtime.info
-        folder = open_data_folder(request.data, class_names=info.class_names)
+        folder = open_data_folder(request.data, class_names=info.class_names, bit_depth=request.bit_depth)
         image_ids, warnings = choose_subset(folder, info, as_paths(request.model), request.subset, request.split)
         warnings += [*missing_warnings(folder), *seen_warnings(folder, info, image_ids, request.subset)]
         _clear(request.out)
@@ -98,10 +103,10 @@ def evaluate_model(request: EvaluateRequest) -> Evaluation:
             visitors=(visit,),
             advance=request.advance,
         )
-        if score.failures and not score.counts:
-            first = score.failures[0].message
-            raise DataError(f"{request.data}: none of the {len(image_ids)} images can be read. The first: {first}")
-        warnings += [f"left out, could not be read: {failure.message}" for failure in score.failures]
+        failures = _all_failures(folder, score.counts, score.failures)
+        warnings += [f"left out, could not be read: {failure.message}" for failure in failures]
+        low = find_low_bit_depth(score.brightest)
+        warnings += [] if low is None else [str(low)]
         metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names), score.counts)
         write_evaluation(
             request.out,
@@ -112,19 +117,21 @@ def evaluate_model(request: EvaluateRequest) -> Evaluation:
             overlays={key: value for key, value in overlays.items() if (request.out / value).exists()},
             warnings=warnings,
         )
-        _write_errors(request.out / ERRORS, score.failures)
-    return Evaluation(metrics, tuple(warnings), score.failures)
+        _write_errors(request.out / ERRORS, failures)
+    return Evaluation(metrics, tuple(warnings), failures, low)
 
 
 def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, overwrite: bool = False) -> Evaluation:
-    """Score predictions in the Kaggle format; with `out`, write metrics, pairs and report.
+    """Score predictions in the Kaggle format; with `out`, write metrics, pairs, errors and report.
 
     Raises:
         LabelError, DataError: the predictions or the data folder cannot be used.
         OutputExistsError: the output folder is not empty.
     """
     folder = open_data_folder(data)
-    counts, warnings = score_predictions(predictions, folder)
+    counts, warnings, unread = score_predictions(predictions, folder)
+    failures = _all_failures(folder, counts, unread)
+    warnings += [f"left out, could not be read: {failure.message}" for failure in failures]
     metrics = summarise(counts, folder.class_names)
     if out is not None:
         with _output(out, overwrite=overwrite):
@@ -132,7 +139,17 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
             facts = {"predictions": str(predictions), "data": str(data), "convention": _CONVENTION}
             title = f"{predictions.name} on {data.name}"
             write_evaluation(out, metrics, counts, title=title, facts=facts, overlays={}, warnings=warnings)
-    return Evaluation(metrics, tuple(warnings))
+            _write_errors(out / ERRORS, failures)
+    return Evaluation(metrics, tuple(warnings), failures)
+
+
+def _all_failures(folder: DataFolder, counts: Counts, failures: Sequence[Failure]) -> tuple[Failure, ...]:
+    """The images that could not be read, with those that were faulty from the start. Raises DataError if all were."""
+    if failures and not counts:
+        raise DataError(
+            f"{folder.root}: none of the {len(failures)} images can be read. The first: {failures[0].message}"
+        )
+    return (*(Failure(image, image.fault) for image in folder.faulty), *failures)
 
 
 def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Metrics, Counts]:
@@ -223,4 +240,4 @@ def _write_errors(path: Path, failures: Sequence[Failure]) -> None:
     if not failures:
         return
     with atomic_csv(path, ("ImageId", "path", "error")) as write_rows:
-        write_rows((failure.found.image_id, failure.found.path, failure.message) for failure in failures)
+        write_rows((failure.found.image_id, escaped(failure.found.path), failure.message) for failure in failures)

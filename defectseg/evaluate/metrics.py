@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from defectseg.data.folder import IGNORE_CLASS_ID, unknown_classes
 from defectseg.errors import DataError
 from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of
 
@@ -19,15 +20,23 @@ PairKey = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class PairCounts:
-    """Pixels of one class in one image: labelled, predicted, and both at once. Ignored pixels are in none of them."""
+    """Pixels of one class in one image: labelled, predicted, and both at once. Ignored pixels are in none of them.
+
+    `unknown`: ignored pixels may hide the class, see `unknown_classes`; the pair counts in sums of pixels alone.
+    """
 
     true_px: int
     predicted_px: int
     both_px: int
+    unknown: bool = False
 
     @property
     def dice(self) -> float:
-        """2 |both| / (|true| + |predicted|) in [0, 1]; 1 where both masks are empty, as in the Kaggle metric."""
+        """2 |both| / (|true| + |predicted|) in [0, 1]; 1 where both masks are empty, as in the Kaggle metric; NaN for
+        an unknown pair.
+        """
+        if self.unknown:
+            return float("nan")
         total_px = self.true_px + self.predicted_px
         return 2 * self.both_px / total_px if total_px else 1.0
 
@@ -52,13 +61,15 @@ def count_pairs(
     if predicted.shape != truth.shape or (ignore is not None and ignore.shape != truth.shape[1:]):
         shapes = f"{predicted.shape}, {truth.shape}, {None if ignore is None else ignore.shape}"
         raise ValueError(f"{image_id}: predicted, truth and ignore differ in shape: {shapes}")
+    unknown = np.zeros(len(truth), np.bool_)
     if ignore is not None and ignore.any():
+        unknown = unknown_classes(truth, ignore)
         predicted, truth = predicted & ~ignore, truth & ~ignore
     return {
         (image_id, class_id): PairCounts(
-            int(np.count_nonzero(true)), int(np.count_nonzero(found)), int(np.count_nonzero(true & found))
+            int(np.count_nonzero(true)), int(np.count_nonzero(found)), int(np.count_nonzero(true & found)), bool(hidden)
         )
-        for class_id, (found, true) in enumerate(zip(predicted, truth, strict=True), start=1)
+        for class_id, (found, true, hidden) in enumerate(zip(predicted, truth, unknown, strict=True), start=1)
     }
 
 
@@ -86,7 +97,10 @@ def dice_of(
 
 @dataclass(frozen=True)
 class Detection:
-    """Images told apart as having a defect or not, by whether any pixel is labelled or predicted."""
+    """Images told apart as having a defect or not, by whether any pixel is labelled or predicted.
+
+    An image that shows no defect is left out where ignored pixels may hide one.
+    """
 
     true_positives: int
     false_positives: int
@@ -108,15 +122,17 @@ class Detection:
 class ClassMetrics:
     """The figures of one class, all in [0, 1]; None where a figure would be nought by nought.
 
-    `kaggle_dice` is the mean over all images, `all_empty` what an empty answer would score, `positive_dice` the mean
-    over the images that have the class; `iou`, `precision` and `recall` are of pixels summed over the data set.
+    `kaggle_dice` is the mean over all images but the `unknown_pairs`, in which ignored pixels may hide the class;
+    `all_empty` what an empty answer would score there, `positive_dice` the mean over the images that have the class;
+    `iou`, `precision` and `recall` are of pixels summed over the data set.
     """
 
     class_id: int
     name: str
     positive_pairs: int
-    kaggle_dice: float
-    all_empty: float
+    unknown_pairs: int
+    kaggle_dice: float | None
+    all_empty: float | None
     positive_dice: float | None
     iou: float | None
     precision: float | None
@@ -128,7 +144,8 @@ class ClassMetrics:
 class Metrics:
     """The figures of a data set, all in [0, 1]; None where a figure would be nought by nought.
 
-    `kaggle_dice` is the mean Dice of all pairs and `all_empty` what predicting nothing scores on the same pairs;
+    `kaggle_dice` is the mean Dice of all `pairs` but the `unknown_pairs`, in which ignored pixels may hide the class;
+    `all_empty` is what predicting nothing scores on the same pairs;
     `gain_over_empty` is their difference, in [-1, 1], with the interval of the difference itself.
     `positive_dice` is the mean over pairs with a defect; `miou` the mean data-set IoU of the classes that occur in
     the truth. `detection` asks of each image whether it has a defect of any class.
@@ -137,6 +154,7 @@ class Metrics:
     images: int
     pairs: int
     positive_pairs: int
+    unknown_pairs: int
     kaggle_dice: float
     kaggle_dice_interval: Interval
     all_empty: float
@@ -164,13 +182,14 @@ def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str], 
         seed: of the bootstrap.
 
     Raises:
-        DataError: there is no image.
+        DataError: there is no image, or every pair is unknown.
         ValueError: a pair is missing or names another class.
     """
     tally = _tabulate(counts, len(class_names))
-    dice, positive = tally.dice, tally.positive
+    dice, positive, known = tally.dice, tally.positive, tally.known
+    defective = np.any(positive, axis=1)
     classes = tuple(_class_metrics(tally, index, name) for index, name in enumerate(class_names))
-    kaggle_dice, all_empty = float(dice.mean()), float((~positive).mean())
+    kaggle_dice, all_empty = float(dice[known].mean()), float((~positive[known]).mean())
     positive_dice = _mean_or_none(dice[positive])
     miou = _mean_or_none([one.iou for one in classes if one.positive_pairs and one.iou is not None])
     resampled = bootstrap(tally, seed=seed)
@@ -178,6 +197,7 @@ def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str], 
         images=len(dice),
         pairs=dice.size,
         positive_pairs=int(positive.sum()),
+        unknown_pairs=int((~known).sum()),
         kaggle_dice=kaggle_dice,
         kaggle_dice_interval=interval_of(resampled.kaggle_dice, kaggle_dice),
         all_empty=all_empty,
@@ -187,7 +207,7 @@ def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str], 
         positive_dice_interval=None if positive_dice is None else interval_of(resampled.positive_dice, positive_dice),
         miou=miou,
         miou_interval=None if miou is None else interval_of(resampled.miou, miou),
-        detection=_detect(np.any(positive, axis=1), np.any(tally.predicted_px > 0, axis=1)),
+        detection=_detect(defective, np.any(tally.predicted_px > 0, axis=1), defective | known.all(axis=1)),
         classes=classes,
     )
 
@@ -210,13 +230,21 @@ def _tabulate(counts: Mapping[PairKey, PairCounts], num_classes: int) -> Tally:
     keys = [(image_id, class_id) for image_id in image_ids for class_id in range(1, num_classes + 1)]
     if len(keys) != len(counts) or not all(key in counts for key in keys):
         raise ValueError(f"{len(counts)} pairs counted, but {len(image_ids)} images x {num_classes} classes expected")
-    table = np.array([(counts[key].true_px, counts[key].predicted_px, counts[key].both_px) for key in keys], np.int64)
-    true_px, predicted_px, both_px = table.T.reshape(3, len(image_ids), num_classes)
-    return Tally(dice_of(true_px, predicted_px, both_px), true_px, predicted_px, both_px)
+    pairs = [counts[key] for key in keys]
+    table = np.array([(one.true_px, one.predicted_px, one.both_px, one.unknown) for one in pairs], np.int64)
+    true_px, predicted_px, both_px, unknown = table.T.reshape(4, len(image_ids), num_classes)
+    if unknown.all():
+        raise DataError(
+            f"Nothing can be scored: ignored pixels (ClassId {IGNORE_CLASS_ID}) may hide every class in all "
+            f"{len(image_ids)} images. Choose a folder or subset that has other images, too."
+        )
+    dice = np.where(unknown, np.nan, dice_of(true_px, predicted_px, both_px))
+    return Tally(dice, true_px, predicted_px, both_px)
 
 
 def _class_metrics(tally: Tally, index: int, name: str) -> ClassMetrics:
     dice, positive, predicted = tally.dice[:, index], tally.positive[:, index], tally.predicted_px[:, index] > 0
+    known = tally.known[:, index]
     true_px, predicted_px, both_px = (
         int(px[:, index].sum()) for px in (tally.true_px, tally.predicted_px, tally.both_px)
     )
@@ -224,17 +252,19 @@ def _class_metrics(tally: Tally, index: int, name: str) -> ClassMetrics:
         class_id=index + 1,
         name=name,
         positive_pairs=int(positive.sum()),
-        kaggle_dice=float(dice.mean()),
-        all_empty=float((~positive).mean()),
+        unknown_pairs=int((~known).sum()),
+        kaggle_dice=_mean_or_none(dice[known]),
+        all_empty=_mean_or_none(~positive[known]),
         positive_dice=_mean_or_none(dice[positive]),
         iou=_ratio(both_px, true_px + predicted_px - both_px),
         precision=_ratio(both_px, predicted_px),
         recall=_ratio(both_px, true_px),
-        detection=_detect(positive, predicted),
+        detection=_detect(positive, predicted, known),
     )
 
 
-def _detect(positive: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Detection:
+def _detect(positive: NDArray[np.bool_], predicted: NDArray[np.bool_], known: NDArray[np.bool_]) -> Detection:
+    positive, predicted = positive[known], predicted[known]
     return Detection(
         true_positives=int((positive & predicted).sum()),
         false_positives=int((~positive & predicted).sum()),
@@ -260,7 +290,10 @@ PAIR_COLUMNS = ("ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dic
 
 
 def pairs_frame(counts: Counts) -> pd.DataFrame:
-    """A row for each (image, class) pair, sorted by ImageId, then ClassId; columns `PAIR_COLUMNS`, areas in px."""
+    """A row for each (image, class) pair, sorted by ImageId, then ClassId; columns `PAIR_COLUMNS`, areas in px.
+
+    The Dice of an unknown pair is NaN, which pandas leaves out of a mean.
+    """
     rows = [
         (image_id, class_id, pair.true_px, pair.predicted_px, pair.both_px, pair.dice)
         for (image_id, class_id), pair in sorted(counts.items())

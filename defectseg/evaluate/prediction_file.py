@@ -2,20 +2,16 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder, LabelTable, read_label_table
-from defectseg.errors import LabelError
+from defectseg.errors import ImageError, LabelError
 from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs
 from defectseg.image import read, rle
-
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_JPEG_START = b"\xff\xd8"
-# Start-of-frame markers: C0 to CF without the tables DHT (C4), JPG (C8) and DAC (CC).
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+from defectseg.image.find import FoundImage
+from defectseg.inference.stream import Failure
 
 
 def read_predictions(path: Path, *, num_classes: int) -> LabelTable:
@@ -36,7 +32,7 @@ def read_predictions(path: Path, *, num_classes: int) -> LabelTable:
 
 def score_predictions(
     path: Path, folder: DataFolder, *, image_ids: Collection[str] | None = None
-) -> tuple[Counts, list[str]]:
+) -> tuple[Counts, list[str], list[Failure]]:
     """Count a predictions table against the labels of a data folder.
 
     An image that the table does not list counts as predicted empty; a row for an image that the folder does not hold
@@ -48,28 +44,32 @@ def score_predictions(
         image_ids: the images to score, a subset of the folder's; None scores them all.
 
     Returns:
-        The counts, and warnings in words for people.
+        The counts, warnings in words for people, and the images left out since their size cannot be told.
 
     Raises:
         LabelError: the table or a run-length in it is not valid, or it lists none of the folder's images.
-        ImageError: the size of an image cannot be told.
     """
     table = read_predictions(path, num_classes=folder.num_classes)
     scored = folder.image_ids if image_ids is None else sorted(image_ids)
     warnings = _compare_names(path, table, folder, scored)
     counts: Counts = {}
+    failures = []
     for image_id in scored:
         encoded = table.rles.get(image_id, {})
         if not encoded and not folder.table.rles.get(image_id):
             counts |= {(image_id, class_id): PairCounts(0, 0, 0) for class_id in range(1, folder.num_classes + 1)}
             continue
-        size_hw = _image_size(folder.image_path(image_id))
+        try:
+            size_hw = read.read_size(folder.image_path(image_id))
+        except ImageError as error:
+            failures.append(Failure(FoundImage(image_id, folder.image_path(image_id)), str(error)))
+            continue
         truth, ignore = folder.masks_of(image_id, size_hw)
         predicted: NDArray[np.bool_] = np.zeros_like(truth)
         for class_id, pairs in encoded.items():
             predicted[class_id - 1] = rle.decode(pairs, size_hw, where=f"{path}: {image_id}, class {class_id}")
         counts |= count_pairs(image_id, predicted, truth, ignore)
-    return counts, warnings
+    return counts, warnings, failures
 
 
 def _compare_names(path: Path, table: LabelTable, folder: DataFolder, scored: Collection[str]) -> list[str]:
@@ -94,39 +94,3 @@ def _compare_names(path: Path, table: LabelTable, folder: DataFolder, scored: Co
             f"for instance {min(unknown)}."
         )
     return warnings
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    """Height and width in pixels: from the header of a JPEG or PNG, else by decoding the image.
-
-    Raises:
-        ImageError: it cannot be decoded either.
-    """
-    try:
-        with path.open("rb") as handle:
-            size_hw = _size_in_header(handle)
-    except OSError:
-        size_hw = None
-    if size_hw is None:
-        height, width = read.decode(path).pixels.shape
-        size_hw = height, width
-    return size_hw
-
-
-def _size_in_header(handle: BinaryIO) -> tuple[int, int] | None:
-    start = handle.read(len(_PNG_START))
-    if start == _PNG_START:
-        header = handle.read(16)
-        sized = len(header) == 16 and header[4:8] == b"IHDR"
-        return (int.from_bytes(header[12:16]), int.from_bytes(header[8:12])) if sized else None
-    if not start.startswith(_JPEG_START):
-        return None
-    handle.seek(len(_JPEG_START))
-    while True:
-        marker = handle.read(4)
-        if len(marker) < 4 or marker[0] != 0xFF:
-            return None
-        if marker[1] in _JPEG_FRAMES:
-            frame = handle.read(5)
-            return (int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])) if len(frame) == 5 else None
-        handle.seek(int.from_bytes(marker[2:4]) - 2, 1)

@@ -21,7 +21,7 @@ EMBEDDED_OVERLAYS = 24
 EMBEDDED_WIDTH_PX = 1600
 EMBEDDED_JPEG_QUALITY = 85  # with 4:4:4 sampling: a third of the overlay's own size, and red stays inside its border
 
-_HEADINGS = ("class", "images", "Kaggle Dice", "all empty", "positive Dice", "IoU", "precision", "recall")
+_HEADINGS = ("class", "images", "unknown", "Kaggle Dice", "all empty", "positive Dice", "IoU", "precision", "recall")
 
 _GROUPS = {
     "missed": "Labelled, and nothing predicted of that class. The largest first.",
@@ -86,9 +86,12 @@ def write_evaluation(
 
 
 def metrics_table(metrics: Metrics) -> list[tuple[str, ...]]:
-    """Rows of text: headings, a row for each class, and one for all, whose IoU is the mean over classes."""
+    """Rows of text: headings, a row for each class, and one for all, whose IoU is the mean over classes.
+
+    The column of unknown pairs is there where there are any.
+    """
     rows = [
-        (one.name, str(one.positive_pairs), *map(score, (
+        (one.name, str(one.positive_pairs), str(one.unknown_pairs), *map(score, (
             one.kaggle_dice, one.all_empty, one.positive_dice, one.iou, one.precision, one.recall,
         )))
         for one in metrics.classes
@@ -96,7 +99,9 @@ def metrics_table(metrics: Metrics) -> list[tuple[str, ...]]:
     figures = (metrics.kaggle_dice, metrics.all_empty, metrics.positive_dice, metrics.miou)
     detection = metrics.detection
     with_defect = detection.true_positives + detection.false_negatives
-    return [_HEADINGS, *rows, ("all", str(with_defect), *map(score, figures), "", "")]
+    total = ("all", str(with_defect), str(metrics.unknown_pairs), *map(score, figures), "", "")
+    table = [_HEADINGS, *rows, total]
+    return table if metrics.unknown_pairs else [(*row[:2], *row[3:]) for row in table]
 
 
 def verdict(metrics: Metrics) -> str:
@@ -157,7 +162,7 @@ def _page(
 
 
 def _faulty_pairs(counts: Counts, class_names: Mapping[int, str]) -> list[_Pair]:
-    """Pairs with a Dice below 1: the lowest first; of equal ones, that with the most wrong pixels."""
+    """Pairs with a Dice below 1: the lowest first; of equal ones, that with the most wrong pixels. No unknown ones."""
     pairs = [_Pair(image_id, number, class_names[number], pair) for (image_id, number), pair in counts.items()]
     faulty = [pair for pair in pairs if pair.counts.dice < 1]
     return sorted(faulty, key=lambda pair: (pair.counts.dice, -pair.wrong_px, pair.image_id, pair.class_id))

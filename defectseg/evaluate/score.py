@@ -1,5 +1,6 @@
 """A data folder through the pipeline -> counts: what `evaluate`, threshold search and validation share."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,10 +46,11 @@ Visitor = Callable[[Scored], None]
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of the images that could be read, and those that could not."""
+    """Counts of the images that could be read, those that could not, and how many have each `brightest16`."""
 
     counts: Counts
     failures: tuple[Failure, ...]
+    brightest: Counter[int | None]
 
 
 def score_images(
@@ -61,6 +63,8 @@ def score_images(
     advance: Callable[[], None] = lambda: None,
 ) -> Score:
     """Predict labelled images as `predict` does and count the pixels of each (image, class) pair.
+
+    16-bit files are read by the bit depth of the folder, of the file itself, or of the model, whichever is known first.
 
     Args:
         runtime: the model.
@@ -79,11 +83,15 @@ def score_images(
     classes = slice(None) if folder.class_names == info.class_names else info.indices_of(folder.class_names)
     parts: list[Counts] = []
     failures: list[Failure] = []
-    for item in decode_ahead([FoundImage(image_id, folder.image_path(image_id)) for image_id in image_ids]):
+    brightest: Counter[int | None] = Counter()
+    found = [FoundImage(image_id, folder.image_path(image_id)) for image_id in image_ids]
+    model_bit_depth = runtime.info.recipe.data.bit_depth
+    for item in decode_ahead(found, bit_depth=folder.bit_depth, model_bit_depth=model_bit_depth):
         if isinstance(item, Failure):
             failures.append(item)
         else:
             image_id, pixels = item.found.image_id, item.decoded.pixels
+            brightest[item.decoded.brightest16] += 1
             truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
             answer = predict_image(runtime, pixels)
             masks = segment(answer, thresholds).masks[classes]
@@ -93,4 +101,4 @@ def score_images(
             for visit in visitors:
                 visit(scored)
         advance()
-    return Score(merge(*parts), tuple(failures))
+    return Score(merge(*parts), tuple(failures), brightest)

@@ -54,6 +54,7 @@ class ExportRequest:
         int8: quantise; needs `data`, labelled.
         data: a data folder, or for fp32 any folder of images; None compares on synthetic sheets.
         size_hw: the only size of image that the export will take; None for any.
+        bit_depth: of 16-bit files in `data`, 9 to 16; None: as they say themselves, or as the model was trained.
         overwrite: replace `out`.
         limits: of the comparison with PyTorch.
         max_loss: of positive-pair Dice, for int8.
@@ -66,6 +67,7 @@ class ExportRequest:
     int8: bool = False
     data: Path | None = None
     size_hw: SizeHW | None = None
+    bit_depth: int | None = None
     overwrite: bool = False
     limits: Limits = field(default_factory=Limits)
     max_loss: float = quantize.MAX_LOSS
@@ -108,7 +110,7 @@ def export_model(request: ExportRequest) -> Exported:
     model, info = _check_request(request)
     labelled = None
     if request.int8 and request.data is not None:
-        labelled = quantize.choose_images(request.data, info, model)
+        labelled = quantize.choose_images(request.data, info, model, bit_depth=request.bit_depth)
     sheets, odd, compared_on = _images(request, info)
     with _staging(request.out) as folder:
         staged = folder / request.out.name
@@ -179,7 +181,10 @@ def _images(request: ExportRequest, info: ModelInfo) -> tuple[list[NDArray[np.ui
     if request.data is None:
         images, kind = synthetic_images(limit_hw), "synthetic sheets"
     else:
-        images, kind = real_images(request.data, limit_hw), f"images of {request.data}"
+        kind = f"images of {request.data}"
+        images = real_images(
+            request.data, limit_hw, bit_depth=request.bit_depth, model_bit_depth=info.recipe.data.bit_depth
+        )
     if request.size_hw is not None:
         return [fit(image, request.size_hw) for image in images], [], f"{len(images)} {kind}"
     return images, [fit(images[0], ODD_HW)], f"{len(images)} {kind}"

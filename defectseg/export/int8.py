@@ -20,7 +20,6 @@ from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.data.split import read_split
 from defectseg.errors import DataError, ImageError, ModelError
 from defectseg.export.parity import SEED, MaskScore, SizeHW, cut
-from defectseg.image.read import decode
 from defectseg.inference.segment import segment_image
 from defectseg.inference.views import with_tta
 from defectseg.model.info import ModelInfo
@@ -125,7 +124,9 @@ class Int8Cost:
             )
 
 
-def choose_images(data: Path, info: ModelInfo, model: Path, *, seed: int = SEED) -> LabelledImages:
+def choose_images(
+    data: Path, info: ModelInfo, model: Path, *, bit_depth: int | None = None, seed: int = SEED
+) -> LabelledImages:
     """Tell images for calibration from those for validation.
 
     By the split.csv beside the model, or else the one in the data folder: the training images and the fold that the
@@ -134,7 +135,7 @@ def choose_images(data: Path, info: ModelInfo, model: Path, *, seed: int = SEED)
     Raises:
         DataError, LabelError: the data folder or the split cannot be used, or has no defect to judge by.
     """
-    folder = open_data_folder(data, class_names=info.class_names)
+    folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
     training, held_out, chosen_by = _by_split(folder, info, model) or _by_halves(folder, seed)
     rng = random.Random(seed)  # noqa: S311  # chooses images, guards nothing
     validation = _sample(held_out, VALIDATION_IMAGES, rng)
@@ -183,7 +184,8 @@ def quantize(
     def tile(image_id: str) -> NDArray[np.uint8]:
         _go_on(stopped)
         rng = random.Random(f"{SEED} {image_id}")  # noqa: S311  # chooses a window, guards nothing
-        return cut(decode(images.folder.image_path(image_id)).pixels, limit_hw, rng)[None, None]
+        pixels = images.folder.decode(image_id, model_bit_depth=info.recipe.data.bit_depth).pixels
+        return cut(pixels, limit_hw, rng)[None, None]
 
     with quiet():
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # NNCF imports it; it tells of no GPU
@@ -212,7 +214,7 @@ def score_masks(
 ) -> tuple[MaskScore, MaskScore, MaskScore]:
     """Scores on the validation images: of fp32 and of int8 against the labels, and of int8 against fp32."""
     against_labels, int8_against_labels, against_fp32 = new_score(), new_score(), new_score()
-    for image_id, pixels in _decoded(images.folder, images.validation):
+    for image_id, pixels in _decoded(images.folder, images.validation, fp32.info):
         masks, int8_masks = _masks(fp32, pixels), _masks(int8, pixels)
         _add(against_labels, images.folder, fp32.info, image_id, masks)
         _add(int8_against_labels, images.folder, fp32.info, image_id, int8_masks)
@@ -283,7 +285,7 @@ class _Judge:
         tta = None if len(image_ids) == len(self.labelled) else "none"
         runtime = with_tta(_CompiledRuntime(compiled, self.info), tta)
         total, values = self.new_score(), []
-        for image_id, pixels in _decoded(self.folder, image_ids):
+        for image_id, pixels in _decoded(self.folder, image_ids, self.info):
             _go_on(self.stopped)
             alone, masks = self.new_score(), _masks(runtime, pixels)
             for score in (total, alone):
@@ -338,10 +340,10 @@ def _add(score: MaskScore, folder: DataFolder, info: ModelInfo, image_id: str, m
     score.add(image_id, masks[info.indices_of(folder.class_names)], truth, ignore)
 
 
-def _decoded(folder: DataFolder, image_ids: Iterable[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def _decoded(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     for image_id in image_ids:
         try:
-            yield image_id, decode(folder.image_path(image_id)).pixels
+            yield image_id, folder.decode(image_id, model_bit_depth=info.recipe.data.bit_depth).pixels
         except ImageError as error:
             log.warning("left out: %s", error)
 
@@ -350,7 +352,7 @@ def _usable(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> li
     """Those that can be read. Raises DataError for one of another size than the only one that the export takes."""
     size_hw = None if info.export is None else info.export.size_hw
     usable = []
-    for image_id, pixels in _decoded(folder, image_ids):
+    for image_id, pixels in _decoded(folder, image_ids, info):
         if size_hw is not None and pixels.shape != size_hw:
             raise DataError(
                 f"{folder.image_path(image_id)}: {pixels.shape[0]}x{pixels.shape[1]} px, but the export is to "

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from defectseg.data.folder import IMAGES_NAME
 from defectseg.data.synthetic import SMALLEST_SIDE_PX, make_sheet
 from defectseg.errors import DataError, ImageError, ModelError
-from defectseg.image.find import FoundImage, find_images
-from defectseg.image.read import decode
+from defectseg.image.find import find_images
+from defectseg.image.read import decode_found
 from defectseg.inference.segment import segment
 from defectseg.inference.tiles import ImageAnswer
 from defectseg.model.info import Thresholds
@@ -142,12 +142,21 @@ def check(exact: Comparison, shipped: Comparison, limits: Limits, *, what: str) 
         )
 
 
-def real_images(data: Path, limit_hw: SizeHW, *, count: int = REAL_IMAGES, seed: int = SEED) -> list[NDArray[np.uint8]]:
+def real_images(
+    data: Path,
+    limit_hw: SizeHW,
+    *,
+    bit_depth: int | None = None,
+    model_bit_depth: int | None = None,
+    count: int = REAL_IMAGES,
+    seed: int = SEED,
+) -> list[NDArray[np.uint8]]:
     """Some images, grey uint8 (H, W), of a data folder or of any folder of images; of large ones, a window.
 
     Args:
         data: the folder.
         limit_hw: the largest size.
+        bit_depth, model_bit_depth: of 16-bit files, see `decode_bytes`.
         count: how many at most.
         seed: of the choice.
 
@@ -155,10 +164,15 @@ def real_images(data: Path, limit_hw: SizeHW, *, count: int = REAL_IMAGES, seed:
         DataError: no image is there, or none of them can be read.
     """
     folder = data / IMAGES_NAME
-    found = find_images([folder if folder.is_dir() else data])
+    found = find_images([folder if folder.is_dir() else data], keep_faulty=True)
     rng = random.Random(seed)  # noqa: S311  # chooses images, guards nothing
     images: list[NDArray[np.uint8]] = []
-    for pixels in _decodable(rng.sample(found, len(found))):
+    for image in rng.sample(found, len(found)):
+        try:
+            pixels = decode_found(image, bit_depth=bit_depth, model_bit_depth=model_bit_depth).pixels
+        except ImageError as error:
+            log.warning("left out of the comparison: %s", error)
+            continue
         images.append(cut(pixels, limit_hw, rng))
         if len(images) == count:
             break
@@ -187,14 +201,6 @@ def fit(image: NDArray[np.uint8], size_hw: SizeHW) -> NDArray[np.uint8]:
     part = image[:height, :width]
     missing = ((0, height - part.shape[0]), (0, width - part.shape[1]))
     return np.ascontiguousarray(np.pad(part, missing, mode="edge"))
-
-
-def _decodable(found: Iterable[FoundImage]) -> Iterator[NDArray[np.uint8]]:
-    for image in found:
-        try:
-            yield decode(image.path).pixels
-        except ImageError as error:
-            log.warning("left out of the comparison: %s", error)
 
 
 class _Tally:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,7 +88,7 @@ def new_folder(out: Path, *, last: str) -> Iterator[Path]:
     """
     check_is_free(out)
     out = out.absolute()
-    building = out.with_name(f"{files.TEMPORARY_PREFIX}{secrets.token_hex(4)}-{out.name}")
+    building = files.temporary_beside(out)
     try:
         with files.resource_errors(out):
             building.mkdir(parents=True)
@@ -121,7 +120,7 @@ class ImportReport:
 
     Attributes:
         images: number of images.
-        clean_images: how many of them have no mask.
+        clean_images: how many of them have neither a mask nor pixels to ignore.
         class_names: name n-1 belongs to ClassId n.
         masks_per_class: images that have the class, in the order of `class_names`.
         ignored_px: pixels marked to be ignored, over all images.
@@ -258,7 +257,7 @@ def summarise(
     per_fold = Counter((folds or {}).values())
     return ImportReport(
         images=len(labels),
-        clean_images=sum(not by_class.keys() - {IGNORE_CLASS_ID} for by_class in labels.values()),
+        clean_images=sum(not by_class for by_class in labels.values()),
         class_names=names,
         masks_per_class=tuple(images_of_class[class_id] for class_id in range(1, len(names) + 1)),
         ignored_px=sum(int(rle.parse_pairs(encoded)[:, 1].sum()) for encoded in ignored),

@@ -1,131 +1,189 @@
 """Find the images in folders and files, and give each its ImageId."""
 
+import logging
 import os
 import re
-from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import cv2
 
 from defectseg.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"}).union(
+    # Not in every build of OpenCV; each of these has a writer where it has a reader.
+    suffix
+    for suffix in (".jp2", ".gif", ".avif")
+    if cv2.haveImageWriter(f"x{suffix}")
+)
 
 
 _UNFIT_FOR_AN_IMAGE_ID = re.compile(r"[\\\x00-\x1f\ud800-\udfff]")  # the last range: bytes that are not UTF-8
 
 
+_MOST_SUFFIXES_TOLD = 8
+
+
 @dataclass(frozen=True, order=True)
 class FoundImage:
-    """An image file and its name within the run: the path relative to its input folder, POSIX, with its suffix."""
+    """An image file and its name within the run: the path relative to its input folder, POSIX, with its suffix.
+
+    Attributes:
+        image_id: ImageId.
+        path: the file.
+        fault: why it is unreadable, known before it is opened; "" where nothing is known against it. The path may then
+            be that of a folder which cannot be listed, or of nothing.
+    """
 
     image_id: str
     path: Path
+    fault: str = ""
 
 
-def find_images(inputs: Sequence[Path], *, recursive: bool = True, skip: Path | None = None) -> list[FoundImage]:
+def find_images(
+    inputs: Sequence[Path],
+    listed: Sequence[Path] = (),
+    *,
+    recursive: bool = True,
+    skip: Path | None = None,
+    keep_faulty: bool = False,
+) -> list[FoundImage]:
     """List the images in folders and files, sorted by ImageId, each file once.
 
     An ImageId is the path relative to the input folder; a file given directly counts as one of its parent folder. Where
     ImageIds of several inputs are the same, those inputs get their folder's name in front, and more parents where that
-    is not enough. Links to folders are followed, once each. Names that begin with a dot are passed over.
+    is not enough. Links to folders are followed, once each. Names that begin with a dot are passed over, and so is what
+    has another suffix, which is logged by suffix.
+
+    Faulty are: a file whose name cannot be an ImageId (it gets one in which `escaped` writes what is unfit), a
+    subfolder that cannot be listed, and whatever of `listed` is gone or no image by its suffix.
 
     Args:
         inputs: folders and files.
+        listed: more of them, from a list that may be out of date.
         recursive: look into subfolders.
         skip: a folder to leave out, with all below it (the output folder).
+        keep_faulty: return what is faulty too, with the fault.
 
     Raises:
-        DataError: an input that does not exist, an input file of an unknown kind, a folder that cannot be read, a file
-            name that cannot be an ImageId, or no image at all.
+        DataError: of `inputs`, something that does not exist, a file of an unknown kind or a folder that cannot be
+            listed; without `keep_faulty`, anything faulty; no image at all.
     """
-    search = _Search(recursive, None if skip is None else skip.resolve())
-    found: dict[Path, list[tuple[str, Path]]] = defaultdict(list)  # input folder -> (path relative to it, path)
+    search = _Search(recursive, None if skip is None else _real(skip))
     for given in inputs:
-        base, images = search.images_of(given)
-        found[base].extend(images)
-    named = sorted(_name_apart(found))
-    if not named:
-        names = ", ".join(map(str, inputs[:3])) or "an empty list of inputs"
+        search.add(given)
+    for given in listed:
+        search.add(given, may_fail=True)
+    search.log_passed_over()
+    images = _with_valid_ids(sorted(_name_apart(search.found)))
+    if not images:
+        names = ", ".join(map(str, [*inputs, *listed][:3])) or "an empty list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
-        hidden = skip is not None and any(given.resolve().is_relative_to(skip.resolve()) for given in inputs)
+        hidden = skip is not None and any(_real(given).is_relative_to(_real(skip)) for given in inputs)
         why = f" What lies in {skip} is left out, since results go there: choose another --out." if hidden else ""
         raise DataError(f"No image in {names}{where}. Files that count end in {_suffixes()}.{why}")
-    for image in named:
-        if _UNFIT_FOR_AN_IMAGE_ID.search(image.image_id):
-            raise DataError(
-                f"{str(image.path)!r}: the name has a backslash or a control sign, or is not UTF-8. Rename it."
-            )
-    return named
+    if not keep_faulty and (fault := next((image.fault for image in images if image.fault), "")):
+        raise DataError(fault)
+    return images
+
+
+def escaped(name: str | Path) -> str:
+    """A name with control characters, backslashes and bytes that are not UTF-8 written as %XX."""
+    text = name.as_posix() if isinstance(name, Path) else name
+
+    def escape(unfit: re.Match[str]) -> str:
+        return "".join(f"%{byte:02X}" for byte in os.fsencode(unfit[0]))
+
+    return _UNFIT_FOR_AN_IMAGE_ID.sub(escape, text)
 
 
 class _Search:
-    """Walks inputs and remembers what it has seen, so that no file counts twice and no loop of links hangs."""
+    """Walks inputs and remembers what it has seen, so that no file counts twice and no loop of links hangs.
+
+    Attributes:
+        found: absolute folder of an input -> its images, named relative to that folder.
+    """
 
     def __init__(self, recursive: bool, skip: Path | None) -> None:
-        self.recursive = recursive
-        self.skip = skip
-        self.folders: set[Path] = set()
-        self.files: set[tuple[Path, str]] = set()
+        self.found: dict[Path, list[FoundImage]] = defaultdict(list)
+        self._recursive = recursive
+        self._skip = skip
+        self._folders: set[Path] = set()
+        self._files: set[tuple[Path, str]] = set()
+        self._passed_over: Counter[str] = Counter()
 
-    def images_of(self, given: Path) -> tuple[Path, list[tuple[str, Path]]]:
-        """The absolute folder of an input, and its new images: path relative to that folder, path."""
-        if given.is_dir():
-            images = [
-                (prefix + name, folder / name)
-                for folder, prefix, real in self._folders_of(given)
-                for name in self._image_names(folder)
-                if self._is_new(real, name)
-            ]
-            return _absolute(given), images
-        if not given.is_file():
-            raise DataError(f"{given}: no such file or folder.")
-        if given.suffix.lower() not in IMAGE_SUFFIXES:
-            raise DataError(f"{given}: not an image by its name; expected one that ends in {_suffixes()}.")
-        real = given.parent.resolve()
-        wanted = not self._is_skipped(real) and self._is_new(real, given.name)
-        return _absolute(given.parent), [(given.name, given)] if wanted else []
+    def add(self, given: Path, *, may_fail: bool = False) -> None:
+        """Take in a folder, with what is below it, or a file. Raises DataError for a fault, unless it may fail."""
+        whole = _absolute(given)
+        if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises an error for what may not be looked at
+            self._add_folder(given, whole, may_fail=may_fail)
+            return
+        fault = ""
+        if not os.path.lexists(given):
+            fault = f"{escaped(given)}: no such file or folder, or no permission to see it."
+        elif _suffix(given.name) not in IMAGE_SUFFIXES:
+            fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_suffixes()}."
+        if fault and not may_fail:
+            raise DataError(fault)
+        folder = whole.parent if fault else _real(given.parent)
+        if not self._is_skipped(folder) and self._is_new(folder, whole.name):
+            self.found[whole.parent].append(FoundImage(whole.name, given, fault))
 
-    def _folders_of(self, base: Path) -> Iterator[tuple[Path, str, Path]]:
-        """Each folder not seen before, with its path relative to `base` and its real path. Links come last."""
+    def _add_folder(self, base: Path, whole: Path, *, may_fail: bool) -> None:
+        """Take in the images of a folder and, if wanted, of those below it, each once. Links to folders come last."""
         waiting = deque([(base, "")])
         while waiting:
             folder, prefix = waiting.popleft()
-            real = folder.resolve()
-            if real in self.folders or self._is_skipped(real):
+            real = _real(folder)
+            if real in self._folders or self._is_skipped(real):
                 continue
-            self.folders.add(real)
-            yield folder, prefix, real
-            for entry in _visible_entries(folder) if self.recursive else []:
+            self._folders.add(real)
+            try:
+                entries = _visible_entries(folder)
+            except OSError as error:
+                why = f"the folder cannot be listed ({error.strerror or error}). Check its permissions."
+                fault = f"{escaped(folder)}: {why}"
+                if folder == base and not may_fail:
+                    raise DataError(fault) from error
+                owner = whole if prefix else whole.parent
+                self.found[owner].append(FoundImage(prefix.rstrip("/") or whole.name, folder, fault))
+                continue
+            for entry in entries:
                 if _is_folder(entry):
                     add = waiting.append if entry.is_symlink() else waiting.appendleft
-                    add((folder / entry.name, f"{prefix}{entry.name}/"))
+                    if self._recursive:
+                        add((folder / entry.name, f"{prefix}{entry.name}/"))
+                elif _suffix(entry.name) not in IMAGE_SUFFIXES:
+                    self._passed_over[_suffix(entry.name)] += 1
+                # Broken links and what is no regular file are kept: they must be reported rather than passed over.
+                elif self._is_new(real, entry.name):
+                    self.found[whole].append(FoundImage(prefix + entry.name, folder / entry.name))
 
-    def _image_names(self, folder: Path) -> list[str]:
-        return [
-            entry.name
-            for entry in _visible_entries(folder)
-            # A broken link is kept: its image is missing, and must be reported rather than passed over.
-            if entry.name.lower().endswith(tuple(IMAGE_SUFFIXES))
-            and (entry.is_symlink() or entry.is_file(follow_symlinks=False))
-            and not _is_folder(entry)
-        ]
+    def log_passed_over(self) -> None:
+        """Say how many files have a suffix of another kind."""
+        if self._passed_over:
+            counts = sorted(self._passed_over.items(), key=lambda item: (-item[1], item[0]))
+            told = [f"{count} {escaped(suffix) or 'without a suffix'}" for suffix, count in counts]
+            if more := sum(count for _, count in counts[_MOST_SUFFIXES_TOLD:]):
+                told[_MOST_SUFFIXES_TOLD:] = [f"{more} with others"]
+            log.info("passed over for their suffix: %s", ", ".join(told))
 
     def _is_skipped(self, real_folder: Path) -> bool:
-        return self.skip is not None and real_folder.is_relative_to(self.skip)
+        return self._skip is not None and real_folder.is_relative_to(self._skip)
 
     def _is_new(self, real_folder: Path, name: str) -> bool:
-        new = (real_folder, name) not in self.files
-        self.files.add((real_folder, name))
+        new = (real_folder, name) not in self._files
+        self._files.add((real_folder, name))
         return new
 
 
 def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror or error}). Check its permissions.") from error
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -140,11 +198,37 @@ def _absolute(folder: Path) -> Path:
     return Path(os.path.normpath(folder.absolute()))
 
 
+def _real(folder: Path) -> Path:
+    """Absolute, with links followed; other than Path.resolve, without an error for links that lead in a circle."""
+    return Path(os.path.realpath(folder))
+
+
+def _suffix(name: str) -> str:
+    _, dot, end = name.rpartition(".")
+    return f"{dot}{end}".lower() if dot else ""
+
+
 def _suffixes() -> str:
     return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
-def _name_apart(found: Mapping[Path, Sequence[tuple[str, Path]]]) -> list[FoundImage]:
+def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
+    """The images, sorted by ImageId; one whose ImageId is not valid gets a valid and unique one, and a fault."""
+    taken = {image.image_id for image in images}
+    valid = []
+    for image in images:
+        if _UNFIT_FOR_AN_IMAGE_ID.search(image.image_id):
+            why = "the name has a backslash or a control character, or is not UTF-8. Rename it."
+            image_id = escaped(image.image_id)
+            while image_id in taken:
+                image_id = image_id.replace("%", "%25", 1)
+            taken.add(image_id)
+            image = replace(image, image_id=image_id, fault=image.fault or f"{escaped(image.path)}: {why}")
+        valid.append(image)
+    return sorted(valid)
+
+
+def _name_apart(found: Mapping[Path, Sequence[FoundImage]]) -> list[FoundImage]:
     """Give every image its ImageId; inputs that share one get more and more of their own path in front."""
     parents = dict.fromkeys(found, 0)
     while True:
@@ -153,11 +237,11 @@ def _name_apart(found: Mapping[Path, Sequence[tuple[str, Path]]]) -> list[FoundI
         images = []
         for base, relatives in found.items():
             prefix = "".join(f"{part}/" for part in base.parts[1:][-parents[base] :]) if parents[base] else ""
-            for relative, path in relatives:
-                owner = owner_of.setdefault(prefix + relative, base)
+            for image in relatives:
+                owner = owner_of.setdefault(prefix + image.image_id, base)
                 if owner != base:
                     clashing |= {owner, base}
-                images.append(FoundImage(prefix + relative, path))
+                images.append(FoundImage(prefix + image.image_id, image.path, image.fault) if prefix else image)
         if not clashing:
             return images
         extendable = [base for base in clashing if parents[base] < len(base.parts) - 1]

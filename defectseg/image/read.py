@@ -1,9 +1,11 @@
 """Find images, and decode them strictly to grey."""
 
+import os
 import struct
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import ImageError
+from defectseg.files import open_regular
 from defectseg.image import whole
+from defectseg.image import whole as containers
+from defectseg.image.find import FoundImage
 
-_BRIGHTEST_12_BIT = 4095
+MAX_FILE_BYTES = 2**31 - 1  # OpenCV decodes from no larger buffer: 268 megapixels of 8 bytes each, uncompressed
+
+_FULL_BIT_DEPTH = 16
+_CAMERA_BIT_DEPTHS = (10, 12, 14)
+_BLANK_SPAN, _BLANK_LEVEL = 2, 16
+_FLAGS = {
+    "JPEG": cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,  # takes the luma that JPEG stores as it is
+    "AVIF": cv2.IMREAD_COLOR,  # 8 bits, which 10 and 12 are scaled to; unchanged, they come unscaled
+}
 _REDUCED_FLAGS = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -29,46 +42,147 @@ class DecodedImage:
     Attributes:
         pixels: uint8 (H, W), grey, C-contiguous.
         notes: what was changed or left aside on the way, in words for people.
+        bit_depth: how many bits the values of a 16-bit file were taken to have, where that is known.
+        brightest16: the largest value of a 16-bit file of which it is not known.
     """
 
     pixels: NDArray[np.uint8]
     notes: tuple[str, ...]
+    bit_depth: int | None = None
+    brightest16: int | None = None
 
 
-def decode(path: Path) -> DecodedImage:
+@dataclass(frozen=True)
+class LowBitDepth:
+    """16-bit images that seem to come from a camera of fewer bits.
+
+    Attributes:
+        images: how many do.
+        of: how many 16-bit images were judged.
+        brightest: the largest value in those that do.
+        bit_depth: 10, 12 or 14, the fewest bits that hold it.
+    """
+
+    images: int
+    of: int
+    brightest: int
+    bit_depth: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} of {self.of} 16-bit images hold no value above {self.brightest}, as from a camera with "
+            f"{self.bit_depth} bits. They were read over the full range, so that they are nearly black."
+        )
+
+
+def find_low_bit_depth(brightest: Mapping[int | None, int]) -> LowBitDepth | None:
+    """Judge by all images of a run whether most of its 16-bit images come from a camera of fewer bits.
+
+    Args:
+        brightest: `DecodedImage.brightest16` -> number of images. Images whose largest value is at most 255 are black
+            with any camera, and do not count.
+    """
+    telling = {value: count for value, count in brightest.items() if value is not None and value > 255}
+    low = {value: count for value, count in telling.items() if value < 2 ** _CAMERA_BIT_DEPTHS[-1]}
+    images, of = sum(low.values()), sum(telling.values())
+    if 2 * images <= of:  # a dark picture or two among others that use the full range
+        return None
+    return LowBitDepth(images, of, max(low), next(bits for bits in _CAMERA_BIT_DEPTHS if max(low) < 2**bits))
+
+
+def decode(path: Path, *, bit_depth: int | None = None, model_bit_depth: int | None = None) -> DecodedImage:
     """Read an image file as grey uint8; see `decode_bytes`.
 
     Raises:
-        ImageError: the file cannot be read, is not an image, or is not whole.
+        ImageError: the file cannot be read, is not an image, is not whole, or has too many pixels.
+    """
+    return decode_bytes(read_file(path), name=str(path), bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+
+
+def decode_found(
+    image: FoundImage, *, bit_depth: int | None = None, model_bit_depth: int | None = None
+) -> DecodedImage:
+    """Like `decode`. Raises ImageError, also for an image that was found with a fault."""
+    if image.fault:
+        raise ImageError(image.fault)
+    return decode(image.path, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        ImageError: it is missing, not a regular file, too large, or cannot be read.
     """
     try:
-        content = path.read_bytes()
+        with open_regular(path) as handle:
+            size_bytes = os.fstat(handle.fileno()).st_size
+            if size_bytes > MAX_FILE_BYTES:
+                raise ImageError(
+                    f"{path}: {size_bytes:,} bytes; files of up to {MAX_FILE_BYTES:,} bytes are read. "
+                    "Cut it into smaller images."
+                )
+            return handle.read(size_bytes) or b""  # None where the system makes a reader wait, as for some of /proc
+    except (OSError, MemoryError) as error:
+        why = getattr(error, "strerror", None) or str(error) or "out of memory"
+        raise ImageError(f"{path}: cannot be read ({why}).") from error
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image in px, from its header alone: the rest of the file may be damaged.
+
+    Raises:
+        ImageError: the file cannot be read, is not an image, or its header is not whole.
+    """
+    try:
+        with open_regular(path) as handle:
+            return containers.read_size(handle, name=str(path))
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    return decode_bytes(content, name=str(path))
 
 
-def decode_bytes(content: bytes, *, name: str) -> DecodedImage:
+def decode_bytes(
+    content: bytes, *, name: str, bit_depth: int | None = None, model_bit_depth: int | None = None
+) -> DecodedImage:
     """Decode a whole image file held in memory to grey uint8.
 
-    Colour becomes luma (0.299 R + 0.587 G + 0.114 B). 16-bit values are divided by 257, full range to full range, never
-    by what the picture happens to contain: the same steel keeps the same grey in every picture. Alpha is dropped. An
-    orientation wish is ignored, since it would turn the picture away from its masks. The kind is told from the
-    content, not from the suffix.
+    Colour becomes luma (0.299 R + 0.587 G + 0.114 B). Values of a 16-bit file are scaled by their bit depth, full range
+    to full range, never by what the picture happens to contain: the same steel keeps the same grey in every picture.
+    Alpha is dropped. An orientation wish is ignored, since it would turn the picture away from its masks. The kind is
+    told from the content, not from the suffix.
 
     Args:
         content: the file's bytes.
         name: how messages name it.
+        bit_depth: how many bits the values of 16-bit files have, 9 to 16. None: as a TIFF file itself says.
+        model_bit_depth: the same where neither is known: what the model was trained with. None: all 16.
 
     Raises:
-        ImageError: it is not an image, is not whole, or has values that are neither 8 nor 16 bit.
+        ImageError: it is not an image, is not whole, has too many pixels (see `containers.allow_pixels`), has values
+            that are neither 8 nor 16 bit, or a value beyond the bit depth.
     """
-    container = whole.inspect(content, name=name)
-    flags = cv2.IMREAD_UNCHANGED
-    if container.kind == "JPEG":
-        flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION  # takes the luma that JPEG stores as it is
+    container = containers.inspect(content, name=name)
+    pixels = decode_payload(container.payload, _FLAGS.get(container.kind, cv2.IMREAD_UNCHANGED), name=name)
+    if container.bits is not None:
+        pixels = cv2.convertScaleAbs(pixels, alpha=255 / (2**container.bits - 1))
+    known = next((bits for bits in (bit_depth, container.bit_depth, model_bit_depth) if bits is not None), None)
+    if container.spread:
+        known = _FULL_BIT_DEPTH
+    elif bit_depth is None and container.bit_depth == _FULL_BIT_DEPTH != model_bit_depth:
+        known = None  # the default of the TIFF tag, which programs write without knowing the camera
+    decoded = to_grey(pixels, name, bit_depth=known)
+    grey = ~decoded.pixels if container.inverted else decoded.pixels
+    return replace(decoded, pixels=grey, notes=container.notes + decoded.notes)
+
+
+def decode_payload(payload: bytes, flags: int, *, name: str) -> NDArray[Any]:
+    """The pixels of a file that `containers.inspect` found sound, as OpenCV decodes them with these flags.
+
+    Raises:
+        ImageError: OpenCV cannot decode it.
+    """
     try:
-        pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(container.payload, np.uint8), flags)
+        pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(payload, np.uint8), flags)
     except (cv2.error, MemoryError) as error:
         why = getattr(error, "err", "") or "out of memory"
         raise ImageError(
@@ -79,46 +193,43 @@ def decode_bytes(content: bytes, *, name: str) -> DecodedImage:
             f"{name}: cannot be decoded; its picture data are damaged, cut short or of an unusual kind. "
             "Copy the file again, or save it as an 8-bit grey PNG."
         )
-    grey, notes = to_grey(pixels, name)
-    if container.inverted:
-        grey = ~grey
-    return DecodedImage(grey, container.notes + notes)
+    return pixels
 
 
-def decode_small(path: Path, *, shorter_px: int, longer_px: int) -> NDArray[np.uint8]:
+def decode_small(path: Path, *, shorter_px: int, longer_px: int, bit_depth: int | None = None) -> NDArray[np.uint8]:
     """Read an image as grey uint8 (H, W) to look at it as a whole: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
 
     Args:
         path: the file.
         shorter_px, longer_px: what the shorter and the longer side keep at least, where they are that long at all.
+        bit_depth: see `decode_bytes`.
 
     Raises:
         ImageError: as `decode` does.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    container = whole.inspect(content, name=str(path))
-    if container.size_hw is not None:
+    content = read_file(path)
+    container = containers.inspect(content, name=str(path))
+    if container.kind == "JPEG":
         shorter, longer = sorted(container.size_hw)
         for divisor, flag in _REDUCED_FLAGS.items():
             if shorter >= divisor * shorter_px and (longer >= divisor * longer_px or longer < longer_px):
-                with suppress(cv2.error):
-                    pixels = cv2.imdecode(
-                        np.frombuffer(container.payload, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION
-                    )
-                    if pixels is not None:
-                        return np.ascontiguousarray(pixels, np.uint8)
+                with suppress(ImageError):
+                    pixels = decode_payload(container.payload, flag | cv2.IMREAD_IGNORE_ORIENTATION, name=str(path))
+                    return np.ascontiguousarray(pixels, np.uint8)
                 break
-    return decode_bytes(content, name=str(path)).pixels
+    return decode_bytes(content, name=str(path), bit_depth=bit_depth).pixels
 
 
-def to_grey(pixels: NDArray[Any], name: str) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Pixels as OpenCV decodes them, (H, W) or (H, W, 1, 3 or 4), as grey uint8 (H, W), and notes; see `decode_bytes`.
+def to_grey(pixels: NDArray[Any], name: str, *, bit_depth: int | None = None) -> DecodedImage:
+    """Pixels as OpenCV decodes them, (H, W) or (H, W, 1, 3 or 4), as an image of grey levels; see `decode_bytes`.
+
+    Args:
+        pixels: uint8 or uint16.
+        name: how messages name the image.
+        bit_depth: how many bits uint16 values have, 9 to 16; None where that is not known, and they count as 16.
 
     Raises:
-        ImageError: neither uint8 nor uint16, or another number of channels; `name` is in the message.
+        ImageError: neither uint8 nor uint16, another number of channels, or a value beyond the bit depth.
     """
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(
@@ -126,22 +237,44 @@ def to_grey(pixels: NDArray[Any], name: str) -> tuple[NDArray[np.uint8], tuple[s
         )
     notes: tuple[str, ...] = ()
     height, width = pixels.shape[:2]
+    colours = pixels
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         notes += ("alpha dropped",)
+        colours = pixels[..., :3]
     if pixels.ndim == 3:
         codes = {1: None, 3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}
         if pixels.shape[2] not in codes:
             raise ImageError(f"{name}: has {pixels.shape[2]} channels; expected 1, 3 or 4.")
         code = codes[pixels.shape[2]]
         pixels = (pixels if code is None else np.asarray(cv2.cvtColor(pixels, code))).reshape(height, width)
-    if pixels.dtype == np.uint16:
-        note = "16-bit scaled by 1/257"
-        brightest = int(pixels.max())
-        if 255 < brightest <= _BRIGHTEST_12_BIT:
-            note += f"; brightest value {brightest} of 65535, as from a 12-bit camera: scale it to the full range first"
-        notes += (note,)
-        pixels = np.asarray(cv2.convertScaleAbs(pixels, alpha=1 / 257)).reshape(height, width)
-    return np.ascontiguousarray(pixels, np.uint8), notes
+    if pixels.dtype == np.uint8:
+        return DecodedImage(np.ascontiguousarray(pixels, np.uint8), notes)
+    return _scaled(pixels, int(colours.max()), bit_depth, notes, name)
+
+
+def _scaled(
+    grey: NDArray[np.uint16], brightest: int, bit_depth: int | None, notes: tuple[str, ...], name: str
+) -> DecodedImage:
+    """Grey uint16 (H, W) scaled by its bit depth; `brightest` is the largest value of any of its colours."""
+    bits = _FULL_BIT_DEPTH if bit_depth is None else bit_depth
+    largest = 2**bits - 1
+    if brightest > largest:
+        raise ImageError(
+            f"{name}: holds the value {brightest}, above the {largest} of the {bits} bits that were stated for it, "
+            "by its TIFF tag or by the model. State how many bits it has, 9 to 16."
+        )
+    note = "16-bit scaled by 1/257" if bits == _FULL_BIT_DEPTH else f"16-bit scaled from {bits} bits"
+    if bit_depth is None and 255 < brightest < 2 ** _CAMERA_BIT_DEPTHS[-1]:
+        note += f"; brightest value {brightest} of {largest}"
+    scaled = np.asarray(cv2.convertScaleAbs(grey, alpha=255 / largest), np.uint8).reshape(grey.shape)
+    return DecodedImage(scaled, (*notes, note), bit_depth, brightest if bit_depth is None else None)
+
+
+def is_blank(pixels: NDArray[np.uint8]) -> bool:
+    """Whether a grey image (H, W) shows nothing: its levels span at most 2, or 99.5 % of its pixels are at most 16."""
+    if int(pixels.max()) - int(pixels.min()) <= _BLANK_SPAN:
+        return True
+    return 200 * int(np.count_nonzero(pixels > _BLANK_LEVEL)) <= pixels.size
 
 
 MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # JPEG smears the numbers
@@ -159,24 +292,14 @@ def read_class_map(path: Path) -> NDArray[np.uint8]:
     Raises:
         ImageError: the file cannot be read, is not whole, is coloured, or holds numbers above 255.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    content = read_file(path)
     container = whole.inspect(content, name=str(path))
-    if container.kind in ("JPEG", "WebP"):
+    if container.kind not in ("PNG", "BMP", "TIFF"):
         raise ImageError(f"{path}: a mask in {container.kind}, which may smear numbers. Save masks as PNG.")
     payload, levels = container.payload, 1
     if container.kind == "PNG":
         payload, levels = _palette_as_grey(payload)
-    try:
-        pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (cv2.error, MemoryError) as error:
-        raise ImageError(f"{path}: cannot be decoded ({getattr(error, 'err', '') or 'out of memory'}).") from error
-    if pixels is None:
-        raise ImageError(
-            f"{path}: cannot be decoded; the file is damaged or of an unusual kind. Save it as a grey PNG."
-        )
+    pixels = decode_payload(payload, cv2.IMREAD_UNCHANGED, name=str(path))
     numbers = _one_channel(pixels, path)
     if numbers.dtype != np.uint8 and (numbers.min() < 0 or numbers.max() > 255 or numbers.dtype.kind == "f"):
         raise ImageError(

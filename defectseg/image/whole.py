@@ -1,56 +1,147 @@
-"""Is an image file whole? The structure of JPEG, PNG, BMP, TIFF and WebP files, walked before anything is decoded.
+"""What kind of image a file holds, how large the picture is and whether the file is whole, before it is decoded.
 
-OpenCV returns a truncated picture filled with grey, or prints from C; so what a container declares is compared with the
-bytes that are there. Walking costs microseconds; no pixel is decoded here.
+OpenCV fills the missing rest of a JPEG with grey and trusts the chunks of a PNG, so the structure of these two is
+compared with the bytes that are there, which costs microseconds. Of the other kinds the decoders refuse what was cut
+off, and their headers are read by Pillow, which is imported for them only.
 """
 
+import io
 import re
 import struct
+import threading
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
 
 from defectseg.errors import ImageError
 
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+# 16,384 x 16,384. Decoding takes 2 bytes a pixel for a grey JPEG, up to 20 for 16-bit colour, that is 0.5 to 5 GB;
+# segmenting takes 11 to 14 more.
+MAX_PIXELS = 2**28
+
 _MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # all but stuffing, fill and restart markers
 _MARKER_IN_HEADER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+# Start-of-frame markers: C0 to CF without the tables DHT (C4), JPG (C8) and DAC (CC).
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PNG_SIGNATURE_BYTES = 8
+_ANIMATION_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
+_FIRST_FRAME = "first frame of an animation used"
+_JPEG2000_START = b"\xff\x4f\xff\x51"
+_EXIF_ORIENTATION = re.compile(
+    rb"\x12\x01\x03\0\x01\0\0\0(.)\0|\x01\x12\0\x03\0\0\0\x01\0(.)",  # little-endian; big-endian
+    re.DOTALL,
+)
+_HEADER_BYTES = 2**16
 _REMEDY = "Copy the file again from where it came from."
+_pillow_lock = threading.Lock()
+_allowed_pixels = MAX_PIXELS
 
 
 @dataclass(frozen=True)
 class Container:
-    """What the walk over a file's structure found.
+    """What a file's structure tells.
 
     Attributes:
-        kind: "JPEG", "PNG", "BMP", "TIFF" or "WebP".
+        kind: "JPEG", "PNG", "BMP", "TIFF", "WebP", "GIF", "AVIF" or "JPEG 2000".
         payload: the bytes to hand to the decoder.
+        size_hw: height and width in px.
         notes: what is left aside, in words ("EXIF orientation 6 ignored").
         inverted: True where 0 means white.
-        size_hw: height and width in px, of a JPEG; None of the others.
+        bit_depth: how many bits the values of a 16-bit file have, by its own word; None where it does not say.
+        spread: True where the decoder spreads 10, 12 or 14 bits over the full range of 16.
+        bits: how many bits the values have where the decoder does not scale them to 8 or 16; else None.
     """
 
     kind: str
     payload: bytes
+    size_hw: tuple[int, int]
     notes: tuple[str, ...] = ()
     inverted: bool = False
-    size_hw: tuple[int, int] | None = None
+    bit_depth: int | None = None
+    spread: bool = False
+    bits: int | None = None
+
+
+def allow_pixels(count: int) -> None:
+    """Set how many pixels an image may have, `MAX_PIXELS` at first, for all threads and for processes forked later."""
+    global _allowed_pixels
+    _allowed_pixels = count
 
 
 def inspect(content: bytes, *, name: str) -> Container:
-    """Recognise an image file by its first bytes and check that it is whole.
+    """Recognise an image file by its first bytes, and check its size and, where the decoder does not, that it is whole.
 
     Raises:
-        ImageError: it is empty, of another kind, cut short, or damaged where a checksum or the structure shows it.
+        ImageError: it is empty, of another kind, cut short, damaged where a checksum or the structure shows it, or has
+            more pixels than are allowed.
     """
+    kind = _kind_of(content, name)
+    with _as_image_errors(name):
+        if kind in _WALKS:
+            container = _WALKS[kind](content, name)
+        else:
+            container = Container(kind, content, *_read_by_pillow(kind, io.BytesIO(content)))
+    height, width = container.size_hw
+    if height * width > _allowed_pixels:
+        raise ImageError(
+            f"{name}: {width} x {height} px are {height * width:,}; to save memory, up to {_allowed_pixels:,} are "
+            f"decoded. Cut it into smaller images, or raise the limit: --max-pixels {height * width} (predict, "
+            "evaluate, tune, train and data check)."
+        )
+    return container
+
+
+def read_size(handle: BinaryIO, *, name: str) -> tuple[int, int]:
+    """Height and width in px of the image in a file that was opened for reading; only its header is read.
+
+    Raises:
+        ImageError: it is empty, of another kind, or its header is cut short or damaged.
+    """
+    head = handle.read(_HEADER_BYTES)
+    kind = _kind_of(head, name)
+    with _as_image_errors(name):
+        if kind in _SIZES:
+            try:
+                return _SIZES[kind](head, name)
+            except (ImageError, ValueError, IndexError, struct.error):  # behind a large colour profile, perhaps
+                return _SIZES[kind](head + handle.read(), name)
+        handle.seek(0)
+        if kind in ("AVIF", "WebP"):  # are read whole, which must not happen under the lock
+            handle = io.BytesIO(handle.read())
+        if kind == "TIFF":
+            with _quiet_pillow():
+                return _tiff_size(_tiff_directory(handle))
+        return _read_by_pillow(kind, handle)[0]
+
+
+def _kind_of(content: bytes, name: str) -> str:
     if not content:
         raise ImageError(f"{name}: the file is empty (0 bytes). {_REMEDY}")
-    for magic, walk in _WALKS:
+    for kind, magic in _MAGIC.items():
         if magic.match(content):
-            try:
-                return walk(content, name)
-            except (struct.error, IndexError):
-                raise _cut_short(name, "its header ends early") from None
-    raise ImageError(f"{name}: not a JPEG, PNG, BMP, TIFF or WebP image (it begins with {content[:8]!r}).")
+            return kind
+    *kinds, last = _MAGIC
+    raise ImageError(f"{name}: not a {', '.join(kinds)} or {last} image (it begins with {content[:8]!r}).")
+
+
+@contextmanager
+def _as_image_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's readers fail in many ways
+        raise ImageError(
+            f"{name}: cannot be decoded; its header ends early, is damaged or of an unusual kind. "
+            "Copy the file again, or save it as an 8-bit grey PNG."
+        ) from error
 
 
 def _cut_short(name: str, why: str) -> ImageError:
@@ -64,32 +155,50 @@ def _damaged(name: str, why: str) -> ImageError:
 def _walk_jpeg(content: bytes, name: str) -> Container:
     """Follow the segments from SOI to EOI. What follows EOI (padding, a second picture) is not looked at."""
     notes: tuple[str, ...] = ()
-    components, one_scan = 0, False
     size_hw: tuple[int, int] | None = None
-    position = 2
-    while (marker_at := _jpeg_marker(content, position, name)) and (marker := content[marker_at]) != 0xD9:
-        body = marker_at + 3
-        position = marker_at + 1 + struct.unpack_from(">H", content, marker_at + 1)[0]
-        if marker == 0xE1 and content.startswith(b"Exif\0\0", body):
-            notes = _orientation_notes(content[body + 6 : position])
-        elif marker in (0xC0, 0xC1, 0xC2):
-            size_hw = struct.unpack_from(">HH", content, body + 1)
-            components = content[body + 5] if marker != 0xC2 else 0  # a progressive one comes in several scans
+    components, one_scan, end = 0, False, 0
+    for marker, start, end in _jpeg_segments(content, name):
+        if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
+            notes = _orientation_notes(content[start:end])
+        elif marker in _JPEG_FRAMES:
+            size_hw = struct.unpack_from(">HH", content, start + 1)
+            components = content[start + 5] if marker in (0xC0, 0xC1) else 0  # others come in several scans
         elif marker == 0xDA:
-            one_scan = content[body] == components
-            position = _end_of_scan(content, position, name)
+            one_scan = content[start] == components
+    if size_hw is None:
+        raise _damaged(name, "it declares no picture")
     # Without its end marker, OpenCV's memory source refuses a picture whose data run out before its last block, instead
     # of filling the rest with grey; the zeros feed the bit reader's look-ahead. Several scans need the marker itself.
-    payload = content[: marker_at - 1] + (bytes(16) if one_scan else b"\xff\xd9")
-    return Container("JPEG", payload, notes, size_hw=size_hw)
+    payload = content[: end - 2] + (bytes(16) if one_scan else b"\xff\xd9")
+    return Container("JPEG", payload, size_hw, notes)
 
 
-def _jpeg_marker(content: bytes, position: int, name: str) -> int:
-    """Where the code of the next marker lies; junk and fill bytes before it are passed over, as decoders do."""
-    found = _MARKER_IN_HEADER.search(content, position)
-    if found is None:
-        raise _cut_short(name, "the end marker of JPEG is missing")
-    return found.end() - 1
+def _jpeg_segments(content: bytes, name: str) -> Iterator[tuple[int, int, int]]:
+    """Marker, first byte after its length, and end of each segment, the last being EOI; picture data belong to SOS.
+
+    Junk and fill bytes before a marker are passed over, as decoders do.
+    """
+    end = 2
+    while True:
+        found = _MARKER_IN_HEADER.search(content, end)
+        if found is None:
+            raise _cut_short(name, "the end marker of JPEG is missing")
+        marker, at = found.group()[1], found.end()
+        if marker == 0xD9:
+            yield marker, at, at
+            return
+        end = at + struct.unpack_from(">H", content, at)[0]
+        if marker == 0xDA:
+            end = _end_of_scan(content, end, name)
+        yield marker, at + 2, end
+
+
+def _jpeg_size(content: bytes, name: str) -> tuple[int, int]:
+    for marker, start, _ in _jpeg_segments(content, name):
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", content, start + 1)
+            return height, width
+    raise _damaged(name, "it declares no picture")
 
 
 def _end_of_scan(content: bytes, position: int, name: str) -> int:
@@ -103,133 +212,182 @@ def _end_of_scan(content: bytes, position: int, name: str) -> int:
 
 
 def _walk_png(content: bytes, name: str) -> Container:
-    """Follow the chunks to IEND and compare their checksums."""
+    """Follow the chunks to IEND and compare their checksums; those of an animation are taken out.
+
+    OpenCV 5.0 crashes on some animations, and decodes others whose first picture lacks data.
+    """
     notes: tuple[str, ...] = ()
+    kept = [memoryview(content)[:_PNG_SIGNATURE_BYTES]]
     view = memoryview(content)
     for kind, start, length in png_chunks(content):
-        if start + length + 4 > len(content):
+        end = start + length + 4
+        if end > len(content):
             raise _cut_short(name, f"its {kind!r} chunk ends beyond the file")
-        (checksum,) = struct.unpack_from(">I", content, start + length)
-        if zlib.crc32(view[start - 4 : start + length]) != checksum:
+        (checksum,) = struct.unpack_from(">I", content, end - 4)
+        if zlib.crc32(view[start - 4 : end - 4]) != checksum:
             raise _damaged(name, f"the checksum of its {kind!r} chunk at byte {start - 8} is wrong")
+        if kind not in _ANIMATION_CHUNKS:
+            kept.append(view[start - 8 : end])
         if kind == b"eXIf":
-            notes += _orientation_notes(content[start : start + length])
+            notes += _orientation_notes(content[start : end - 4])
         elif kind == b"acTL":
-            notes += ("first frame of an animation used",)
+            notes += (_FIRST_FRAME,)
         elif kind == b"IEND":
-            return Container("PNG", content, notes)
+            is_still = sum(map(len, kept)) == end
+            return Container("PNG", content if is_still else b"".join(kept), _png_size(content, name), notes)
     raise _cut_short(name, "the end chunk of PNG is missing")
 
 
 def png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Kind, first byte and length of each chunk of a PNG file."""
-    return _chunks(content, ">I4s", 8, 4)
-
-
-def _chunks(content: bytes, header: str, start: int, trailer: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, first byte and length of each chunk of a PNG (length first) or RIFF (kind first, even lengths) file."""
+    start = _PNG_SIGNATURE_BYTES
     while start + 8 <= len(content):
-        first, second = struct.unpack_from(header, content, start)
-        kind, length = (second, first) if isinstance(second, bytes) else (first, second)
+        length, kind = struct.unpack_from(">I4s", content, start)
         yield kind, start + 8, length
-        start += 8 + length + trailer + (length % 2 if trailer == 0 else 0)
+        start += 12 + length
 
 
-def _walk_webp(content: bytes, name: str) -> Container:
-    notes: tuple[str, ...] = ()
-    (size,) = struct.unpack_from("<I", content, 4)
-    if size + 8 > len(content):
-        raise _cut_short(name, f"{len(content)} of {size + 8} bytes")
-    for kind, start, length in _chunks(content[: size + 8], "<4sI", 12, 0):
-        if start + length > size + 8:
-            raise _damaged(name, f"its {kind!r} chunk ends beyond the file")
-        if kind == b"EXIF":
-            notes += _orientation_notes(content[start : start + length].removeprefix(b"Exif\0\0"))
-        elif kind == b"ANIM":
-            notes += ("first frame of an animation used",)
-    return Container("WebP", content, notes)
+def _png_size(content: bytes, name: str) -> tuple[int, int]:
+    if content[12:16] != b"IHDR":
+        raise _damaged(name, "its header chunk is missing")
+    width, height = struct.unpack_from(">II", content, 16)
+    return height, width
 
 
-def _walk_bmp(content: bytes, name: str) -> Container:
-    """Compare the rows that the header promises with the bytes that are there."""
-    data_start, header_size = struct.unpack_from("<II", content, 10)
-    if header_size < 40:  # OS/2: 16-bit sizes, never compressed
-        width, height, _, bits = struct.unpack_from("<HHHH", content, 18)
-        data_size = (width * bits + 31) // 32 * 4 * height
-    else:
-        width, height, _, bits, compression, data_size = struct.unpack_from("<iiHHII", content, 18)
-        if compression in (0, 3, 6):
-            data_size = (width * bits + 31) // 32 * 4 * abs(height)
-    if data_start + data_size > len(content):
-        raise _cut_short(name, f"{len(content)} of {data_start + data_size} bytes")
-    return Container("BMP", content)
+def _walk_jpeg2000(content: bytes, name: str) -> Container:
+    """Find the end marker, which OpenCV does not miss; data hold no marker from FF90 on (ISO 15444-1, B.10.1)."""
+    start = content.index(_JPEG2000_START)
+    if content.find(b"\xff\xd9", content.find(b"\xff\x90\0\n", start)) < 0:
+        raise _cut_short(name, "the end marker of JPEG 2000 is missing")
+    (components,) = struct.unpack_from(">H", content, start + 40)
+    bits, *others = {1 + depth for depth in content[start + 42 : start + 42 + 3 * components : 3]}
+    if bits > 16 or others:
+        raise ImageError(
+            f"{name}: holds values with a sign, above 16 bits or of several depths; expected 8 or 16 bit without sign. "
+            "Save it as one of these."
+        )
+    is_scaled = bits in (8, 16) or b"pclr" in content[:start]
+    return Container("JPEG 2000", content, _jpeg2000_size(content, name), bits=None if is_scaled else bits)
 
 
-@dataclass(frozen=True)
-class _TiffEntry:
-    value_at: int  # where an inline value lies in the file
-    values: tuple[int, ...]
+def _jpeg2000_size(content: bytes, name: str) -> tuple[int, int]:
+    right, bottom, left, top = struct.unpack_from(">IIII", content, content.index(_JPEG2000_START) + 8)
+    return bottom - top, right - left
 
 
 def _walk_tiff(content: bytes, name: str) -> Container:
-    """Check that the strips or tiles of the first page lie in the file; take out what OpenCV reads in its own way."""
-    order = "<" if content[:2] == b"II" else ">"
-    entries, next_page = _tiff_directory(content, order)
-    notes: tuple[str, ...] = ("first page of several used",) if next_page else ()
-    for offsets_tag, sizes_tag in ((273, 279), (324, 325)):
-        if offsets_tag in entries and sizes_tag in entries:
-            parts = zip(entries[offsets_tag].values, entries[sizes_tag].values, strict=False)
-            end = max((offset + size for offset, size in parts), default=0)
-            if end > len(content):
-                raise _cut_short(name, f"{len(content)} of at least {end} bytes")
-    photometric, orientation = entries.get(262), entries.get(274)
-    payload = bytearray(content)
-    if photometric and photometric.values[0] == 5:
-        raise ImageError(f"{name}: a TIFF in printing inks (CMYK). Save it as grey or RGB.")
-    inverted = photometric is not None and photometric.values[0] == 0
-    # OpenCV turns pictures by the orientation whatever the flags, and inverts 8-bit but not 16-bit ones: take both out.
-    if photometric and inverted:
-        struct.pack_into(f"{order}H", payload, photometric.value_at, 1)
-    if orientation and orientation.values[0] in range(2, 9):
-        struct.pack_into(f"{order}H", payload, orientation.value_at, 1)
-        notes += (f"EXIF orientation {orientation.values[0]} ignored",)
-    return Container("TIFF", bytes(payload), notes, inverted)
+    """Read the tags of the first page, and take out what OpenCV reads in its own way.
+
+    It turns pictures by the orientation whatever the flags, and inverts 8-bit but not 16-bit ones.
+    """
+    with _quiet_pillow():
+        directory = _tiff_directory(io.BytesIO(content))
+        payload, photometric, orientation = content, directory.get(262), directory.get(274)
+        notes: tuple[str, ...] = ("first page of several used",) if directory.next else ()
+        if photometric == 5:
+            raise ImageError(f"{name}: a TIFF in printing inks (CMYK). Save it as grey or RGB.")
+        if photometric == 0:
+            payload = _with_tag_of_one(payload, directory, 262)
+        if orientation in range(2, 9):
+            payload = _with_tag_of_one(payload, directory, 274)
+            notes += (f"EXIF orientation {orientation} ignored",)
+        spread = (directory.get(258) or (0,))[0] in (10, 12, 14)
+        size_hw, bit_depth = _tiff_size(directory), _tiff_bit_depth(directory)
+        return Container("TIFF", payload, size_hw, notes, photometric == 0, bit_depth, spread)
 
 
-def _tiff_directory(content: bytes, order: str) -> tuple[dict[int, _TiffEntry], int]:
-    """The whole-number entries of the first directory by tag, and the offset of the next directory (0: none)."""
-    big = struct.unpack_from(f"{order}H", content, 2)[0] == 43
-    word, count_format, entry_bytes = ("Q", "Q", 20) if big else ("I", "H", 12)
-    (start,) = struct.unpack_from(order + word, content, 8 if big else 4)
-    (count,) = struct.unpack_from(order + count_format, content, start)
-    first = start + struct.calcsize(count_format)
-    entries = {}
-    for at in range(first, first + count * entry_bytes, entry_bytes):
-        tag, kind, values = struct.unpack_from(f"{order}HH{word}", content, at)
-        value_format = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-        if value_format is None:
-            continue
-        value_at = at + 4 + struct.calcsize(word)
-        if struct.calcsize(f"{order}{values}{value_format}") > struct.calcsize(word):
-            (value_at,) = struct.unpack_from(order + word, content, value_at)
-        entries[tag] = _TiffEntry(value_at, struct.unpack_from(f"{order}{values}{value_format}", content, value_at))
-    return entries, struct.unpack_from(order + word, content, first + count * entry_bytes)[0]
+def _tiff_bit_depth(directory: "ImageFileDirectory_v2") -> int | None:
+    """The bits that MaxSampleValue or SMaxSampleValue tells, 9 to 16.
+
+    Any value but the largest of so many bits is the brightest of this very picture, and tells nothing of the camera.
+    """
+    for tag in (281, 341):
+        values = directory.get(tag, 0)
+        largest = max(values) if isinstance(values, tuple) else values
+        for bits in range(9, 17):
+            if largest == 2**bits - 1:
+                return bits
+    return None
+
+
+def _tiff_directory(handle: BinaryIO) -> "ImageFileDirectory_v2":
+    """The tags of the first page of a TIFF file."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    start = handle.read(16)
+    # Pillow reads big-endian BigTIFF when it is told the byte order apart.
+    header = b"II+\0" + start[4:] if 43 in start[2:4] else b"II*\0" + start[4:8]
+    directory = ImageFileDirectory_v2(header, prefix=start[:2])
+    handle.seek(directory.next)
+    directory.load(handle)
+    if directory.next == directory.offset:  # not replaced by that of the next page
+        raise ValueError("its list of tags is cut short")
+    return directory
+
+
+def _tiff_size(directory: "ImageFileDirectory_v2") -> tuple[int, int]:
+    return int(directory[257]), int(directory[256])
+
+
+def _with_tag_of_one(content: bytes, directory: "ImageFileDirectory_v2", tag: int) -> bytes:
+    """A TIFF file whose first page has the value 1 for a tag that has one whole number."""
+    order = "<" if directory.prefix == b"II" else ">"
+    count = "Q" if 43 in content[2:4] else "I"
+    entry = struct.pack(f"{order}HH{count}", tag, directory.tagtype[tag], 1)
+    changed = bytearray(content)
+    value_format = {1: "B", 3: "H", 4: "I", 16: "Q"}[directory.tagtype[tag]]
+    struct.pack_into(order + value_format, changed, content.index(entry, directory.offset) + len(entry), 1)
+    return bytes(changed)
+
+
+def _read_by_pillow(kind: str, handle: BinaryIO) -> tuple[tuple[int, int], tuple[str, ...]]:
+    """Height, width and notes of a file, from its header, by Pillow's reader of this kind alone."""
+    from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, WebPImagePlugin
+
+    readers: dict[str, Callable[[BinaryIO], ImageFile]] = {
+        "AVIF": AvifImagePlugin.AvifImageFile,
+        "BMP": BmpImagePlugin.BmpImageFile,
+        "GIF": GifImagePlugin.GifImageFile,
+        "WebP": WebPImagePlugin.WebPImageFile,
+    }
+    with _quiet_pillow():
+        picture = readers[kind](handle)
+        notes = _orientation_notes(picture.info.get("exif", b""))
+        if getattr(picture, "is_animated", False):
+            notes += (_FIRST_FRAME,)
+        return (picture.height, picture.width), notes
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Keep Pillow's warnings and its own limit of pixels off; both are settings of the whole process."""
+    from PIL import Image
+
+    with _pillow_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _orientation_notes(exif: bytes) -> tuple[str, ...]:
-    """A note where an EXIF block (a small TIFF) asks to turn the picture. A broken block asks for nothing."""
-    try:
-        entries, _ = _tiff_directory(exif, "<" if exif[:2] == b"II" else ">")
-        orientation = entries[274].values[0]
-    except (struct.error, KeyError, IndexError, OverflowError, MemoryError):
-        return ()
+    """A note where an EXIF block asks to turn the picture. A broken block asks for nothing."""
+    found = _EXIF_ORIENTATION.search(exif)
+    orientation = 0 if found is None else ord(found[1] or found[2])
     return (f"EXIF orientation {orientation} ignored",) if orientation in range(2, 9) else ()
 
 
-_WALKS = (
-    (re.compile(rb"\xff\xd8\xff"), _walk_jpeg),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), _walk_png),
-    (re.compile(rb"BM"), _walk_bmp),
-    (re.compile(rb"II[*+]\0|MM\0[*+]"), _walk_tiff),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), _walk_webp),
-)
+_MAGIC = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "BMP": re.compile(rb"BM"),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "AVIF": re.compile(rb"....ftyp(.{0,40})avi[fs]", re.DOTALL),
+    "JPEG 2000": re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|" + re.escape(_JPEG2000_START)),
+}
+_WALKS = {"JPEG": _walk_jpeg, "PNG": _walk_png, "TIFF": _walk_tiff, "JPEG 2000": _walk_jpeg2000}
+_SIZES = {"JPEG": _jpeg_size, "PNG": _png_size, "JPEG 2000": _jpeg2000_size}

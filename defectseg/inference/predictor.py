@@ -14,7 +14,7 @@ from defectseg.files import file_sha256
 from defectseg.image import read as image_files
 from defectseg.image import rle
 from defectseg.image.overlay import paint_prediction
-from defectseg.image.read import DecodedImage, to_grey
+from defectseg.image.read import DecodedImage, is_blank, to_grey
 from defectseg.image.regions import Region
 from defectseg.inference.segment import segment, segment_image
 from defectseg.inference.tiles import predict_image
@@ -56,6 +56,11 @@ class Prediction:
     def has_defect(self) -> bool:
         """Whether any region of any class was found."""
         return bool(self.regions)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was found because the image shows nothing, as with the lamp off: the status `blank`."""
+        return not self.regions and is_blank(self.image)
 
     def overlay(self) -> NDArray[np.uint8]:
         """The picture that `predict` writes: uint8 (H + legend, W, 3), BGR, defects red; see paint_prediction."""
@@ -101,9 +106,12 @@ class Predictor:
     refuses a file that has changed meanwhile.
     """
 
-    def __init__(self, source: _Source, runtime: Runtime, *, keep_probabilities: bool) -> None:
+    def __init__(
+        self, source: _Source, runtime: Runtime, *, keep_probabilities: bool, bit_depth: int | None = None
+    ) -> None:
         """Use Predictor.load."""
         self._source = source
+        self._bit_depth = bit_depth
         self._keep_probabilities = keep_probabilities
         self._loaded: Runtime | None = runtime
         self._loading = threading.Lock()
@@ -117,6 +125,7 @@ class Predictor:
         runtime: str = "auto",
         tta: str | None = None,
         workers: int | None = None,
+        bit_depth: int | None = None,
         keep_probabilities: bool = True,
     ) -> Self:
         """Load a model.
@@ -128,18 +137,22 @@ class Predictor:
             runtime: auto, torch, openvino or onnx; auto takes torch on a GPU and openvino on a CPU.
             tta: test-time augmentation: none, flips or turns; None for the model's own.
             workers: how many calls at once to prepare for; None for what suits the machine.
+            bit_depth: how many bits the values of 16-bit files and uint16 arrays have, 9 to 16; None: as the TIFF tag
+                of the file says, else as the model was trained, else 16.
             keep_probabilities: give probabilities and gate along. Without them, a very large image takes less memory.
 
         Raises:
             ModelError: a file cannot be used.
             MissingExtraError: the runtime is not installed.
-            UsageError, ResourceError: there is no such device, runtime or kind of augmentation.
+            UsageError, ResourceError: there is no such device, runtime, kind of augmentation or bit depth.
         """
+        if bit_depth is not None and not 9 <= bit_depth <= 16:
+            raise UsageError(f"bit_depth={bit_depth}: expected 9 to 16, the bits that 16-bit values have.")
         paths = tuple(model.absolute() for model in model_paths(path))
         source = _Source(paths, {}, device, runtime, tta, workers)
         loaded = source.load()
         source.sha256.update({file: _sha256(file) for model in paths for file in _files_of(model)})
-        return cls(source, loaded, keep_probabilities=keep_probabilities)
+        return cls(source, loaded, keep_probabilities=keep_probabilities, bit_depth=bit_depth)
 
     @property
     def info(self) -> ModelInfo:
@@ -166,17 +179,17 @@ class Predictor:
 
         Args:
             image: the path of an image file; or an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or of uint16 with
-                the full range 0..65535, its colours in the order that cv2.imread gives: blue, green, red, alpha.
-                Arrays become grey as files do, see defectseg.image.read.decode_bytes.
+                the full range of the bit depth, its colours in the order that cv2.imread gives: blue, green, red,
+                alpha. Arrays become grey as files do, see defectseg.image.read.decode_bytes.
 
         Raises:
-            ImageError: the file cannot be read whole, or the array is not an image.
+            ImageError: the file cannot be read whole, the array is not an image, or a value is beyond the bit depth.
             UsageError: neither a path nor an array.
             ModelError: the network answers with something that is not a number.
             ResourceError: memory ran out.
         """
-        decoded = image_files.decode(Path(image)) if isinstance(image, str | Path) else _from_array(image)
         runtime = self._runtime()
+        decoded = _decode(image, self._bit_depth, runtime.info.recipe.data.bit_depth)
         thresholds = runtime.info.thresholds
         probabilities = gate = None
         if self._keep_probabilities:
@@ -200,11 +213,16 @@ class Predictor:
         return f"Predictor({', '.join(map(str, self._source.paths))!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": self._source, "keep_probabilities": self._keep_probabilities}
+        return {
+            "source": self._source,
+            "keep_probabilities": self._keep_probabilities,
+            "bit_depth": self._bit_depth,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._source = state["source"]
         self._keep_probabilities = state["keep_probabilities"]
+        self._bit_depth = state["bit_depth"]
         self._loaded = None
         self._loading = threading.Lock()
 
@@ -220,7 +238,9 @@ class Predictor:
             return self._loaded
 
 
-def _from_array(image: object) -> DecodedImage:
+def _decode(image: object, bit_depth: int | None, model_bit_depth: int | None) -> DecodedImage:
+    if isinstance(image, str | Path):
+        return image_files.decode(Path(image), bit_depth=bit_depth, model_bit_depth=model_bit_depth)
     if not isinstance(image, np.ndarray):
         raise UsageError(
             f"an image is given as {type(image).__name__}; expected a path or a numpy array. "
@@ -230,7 +250,7 @@ def _from_array(image: object) -> DecodedImage:
         raise ImageError(
             f"{_GIVEN_ARRAY}: an array of shape {image.shape}; expected (H, W), (H, W, 3) or (H, W, 4), not empty."
         )
-    return DecodedImage(*to_grey(image, _GIVEN_ARRAY))
+    return to_grey(image, _GIVEN_ARRAY, bit_depth=model_bit_depth if bit_depth is None else bit_depth)
 
 
 def _files_of(model: Path) -> Iterator[Path]:

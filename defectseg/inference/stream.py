@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import ImageError
+from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage
@@ -38,6 +39,22 @@ _PIXELS_IN_WORK = 16_000_000
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
+
+
+def _decode_unchanged(
+    found: FoundImage, *, bit_depth: int | None, model_bit_depth: int | None
+) -> tuple[DecodedImage, tuple[int, int]]:
+    """An image, and the size and time of its file from before it was read, so that a later change shows.
+
+    Raises:
+        ImageError: as `decode_found` does, or the file changes again and again.
+    """
+    for _ in range(2):
+        stamp = size_and_time(found.path)
+        decoded = image_files.decode_found(found, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+        if size_and_time(found.path) == stamp:
+            return decoded, stamp
+    raise ImageError(f"{found.path}: changed while it was read. Run the same command again once it is complete.")
 
 
 class _Network:
@@ -127,12 +144,14 @@ class Failure:
     message: str
 
 
-def decode_ahead(images: Iterable[FoundImage]) -> Iterator[Decoded | Failure]:
-    """Decode images in their order, a few ahead of the caller, in a thread."""
+def decode_ahead(
+    images: Iterable[FoundImage], *, bit_depth: int | None = None, model_bit_depth: int | None = None
+) -> Iterator[Decoded | Failure]:
+    """Decode images in their order, a few ahead of the caller, in a thread; bit depths as in `decode_bytes`."""
 
     def decode(found: FoundImage) -> Decoded | Failure:
         try:
-            return Decoded(found, image_files.decode(found.path))
+            return Decoded(found, image_files.decode_found(found, bit_depth=bit_depth, model_bit_depth=model_bit_depth))
         except ImageError as error:
             return Failure(found, str(error))
 
@@ -175,10 +194,3 @@ def _one_opencv_thread() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
-
-
-def _file_bytes(found: FoundImage) -> int:
-    try:
-        return found.path.stat().st_size
-    except OSError:
-        return 0

@@ -27,6 +27,7 @@ def segmentation_loss(
     ignore: Tensor,
     config: LossConfig,
     *,
+    unknown: Tensor | None = None,
     share_done: float = 0.0,
 ) -> LossParts:
     """BCE + Dice over the pixels, BCE over the image-level head; later in the training Lovasz in the place of Dice.
@@ -37,6 +38,8 @@ def segmentation_loss(
         masks: bool (N, C, H, W), the truth.
         ignore: bool (N, H, W), pixels that count for nothing.
         config: weights of the parts, and when Lovasz begins.
+        unknown: bool (N, C), pairs in which ignored pixels may hide the class: the gate has no target there. Their
+            other pixels are known to be sound, and count.
         share_done: how much of the training is done, 0..1.
     """
     valid = ~ignore[:, None]
@@ -55,7 +58,9 @@ def segmentation_loss(
             over_batch=config.dice_over == "batch",
         )
     if gate_logits is not None:
-        gate = F.binary_cross_entropy_with_logits(gate_logits, truth.amax(dim=(2, 3)))
+        known = torch.ones_like(gate_logits) if unknown is None else (~unknown).float()
+        weight = known * (known.numel() / known.sum().clamp(min=1))  # so that the mean is that of the known pairs
+        gate = F.binary_cross_entropy_with_logits(gate_logits, truth.amax(dim=(2, 3)), weight=weight)
     total = config.bce * bce + config.dice * dice + config.lovasz * lovasz + config.gate * gate
     return LossParts(total, bce, dice, lovasz, gate)
 

@@ -5,12 +5,13 @@ tables and is deleted. A finished folder is continued by turning its tables back
 bytes for each image, not by its results.
 """
 
+import hashlib
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,7 @@ from defectseg.files import (
     is_empty_folder,
     remove_stale_temporaries,
     resource_errors,
+    size_and_time,
     write_result,
     write_text,
 )
@@ -46,6 +48,8 @@ _PICTURES = {OVERLAYS: ".jpg", MASKS: ".png"}
 _JOURNAL = "journal.jsonl"
 _RUN = "run.json"
 _OWN_ENTRIES = frozenset({*TABLES, _JOURNAL, _RUN, *_PICTURES})
+_LONGEST_NAME_BYTES = 255  # of a file or folder, on nearly every file system
+_LONGEST_PATH_BYTES = 2048  # of a picture within its folder: Linux ends at 4096 for the whole path
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class RunKey:
         thresholds: as in the model, or as overridden.
         tta: test-time augmentation, as in the model, or as overridden.
         outputs: what is written.
+        bit_depth: of 16-bit files, where it was given; else it follows from the files and the model.
     """
 
     model_sha256: str
@@ -65,6 +70,7 @@ class RunKey:
     thresholds: dict[str, Any]
     tta: str = "none"
     outputs: OutputChoice = EVERYTHING
+    bit_depth: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As it stands in run.json; without what is as it was in folders from before there was a choice of it."""
@@ -73,6 +79,8 @@ class RunKey:
             del content["tta"]
         if self.outputs == EVERYTHING:
             del content["outputs"]
+        if self.bit_depth is None:
+            del content["bit_depth"]
         return content
 
 
@@ -113,6 +121,7 @@ class OutputFolder:
 
     def pending(self, images: Sequence[FoundImage]) -> list[FoundImage]:
         """Those images that have no result yet: new, changed since, failed before, or with a picture missing."""
+        self._forget_folders(images)
         self._rename_pictures(output_names([*self._offsets, *(image.image_id for image in images)]))
         given = {image.image_id: image for image in images}
         done = {
@@ -125,6 +134,8 @@ class OutputFolder:
     def write(self, record: Record, *, overlay_jpeg: bytes | None = None, class_map_png: bytes | None = None) -> None:
         """Store the pictures of an image, then its rows; None for a picture that is not wanted of it.
 
+        Where the image's name is too long for its pictures, the notes say how they are called.
+
         Raises:
             ResourceError: the disk is full.
         """
@@ -133,6 +144,10 @@ class OutputFolder:
                 write_result(self.picture_path(kind, record.image_id), content)
             elif kind in self.key.outputs.names:  # the image may have been another before
                 self.picture_path(kind, record.image_id).unlink(missing_ok=True)
+        name = self._names[record.image_id]
+        if (overlay_jpeg or class_map_png) and name not in (record.image_id, _without_suffix(record.image_id)):
+            notes = "; ".join(filter(None, (record.image["notes"], f"name too long, pictures are called {name}")))
+            record = replace(record, image={**record.image, "notes": notes})
         self._note(record)
 
     def _note(self, record: Record) -> None:
@@ -244,6 +259,14 @@ class OutputFolder:
             yield Record(**json.loads(self._journal.readline()))
         self._journal.seek(0, 2)
 
+    def _forget_folders(self, images: Sequence[FoundImage]) -> None:
+        """Drop the rows of folders that could not be listed before, and of which images are given now."""
+        folders = {str(parent) for image in images for parent in PurePosixPath(image.image_id).parents}
+        known = folders & self._offsets.keys()
+        for record in [record for record in self._records() if record.image_id in known] if known else ():
+            if record.status == STATUS_FAILED:
+                del self._offsets[record.image_id], self._names[record.image_id]
+
     def _rename_pictures(self, names: dict[str, str]) -> None:
         """Take over new names; images that must now keep their suffix have their pictures renamed.
 
@@ -259,14 +282,10 @@ class OutputFolder:
         self._names = names
 
     def _is_done(self, image: FoundImage, record: Record) -> bool:
-        if record.status == STATUS_FAILED:
-            return False
-        try:
-            stat = image.path.stat()
-        except OSError:
+        if record.status == STATUS_FAILED or image.fault:
             return False
         seen = str(record.image["size_bytes"]), str(record.image["modified_ns"])
-        if seen != (str(stat.st_size), str(stat.st_mtime_ns)):
+        if seen != tuple(map(str, size_and_time(image.path))):
             return False
         pictures = [
             self.picture_path(kind, image.image_id)
@@ -283,22 +302,46 @@ def output_names(image_ids: Iterable[str]) -> dict[str, str]:
     """ImageId -> name of its pictures without their suffix: the ImageId's own suffix goes, unless two would meet.
 
     Names that differ only by case meet too, since some file systems do not tell them apart; so do the picture of one
-    image and the folder of another ("a.png" and "a.jpg/b.png").
+    image and the folder of another ("a.png" and "a.jpg/b.png"). The end of a name that is too long for a file system
+    becomes a hash of the whole.
     """
     ids = sorted(set(image_ids))
-    names = {image_id: image_id.removesuffix(PurePosixPath(image_id).suffix) for image_id in ids}
-    folders = {str(parent).casefold() for image_id in ids for parent in PurePosixPath(image_id).parents}
+    names = {image_id: _fitting(_without_suffix(image_id)) for image_id in ids}
+    whole = {image_id: _fitting(image_id) for image_id in ids}
+    folders = {str(parent).casefold() for name in names.values() for parent in PurePosixPath(name).parents}
     barred = {folder.removesuffix(end) for folder in folders for end in _PICTURES.values() if folder.endswith(end)}
     while True:
         counts = Counter(name.casefold() for name in names.values())
         meeting = [
             image_id
             for image_id, name in names.items()
-            if name != image_id and (counts[name.casefold()] > 1 or name.casefold() in barred)
+            if name != whole[image_id] and (counts[name.casefold()] > 1 or name.casefold() in barred)
         ]
         if not meeting:
             return names
-        names |= {image_id: image_id for image_id in meeting}  # these may meet others: "a.jpg" and "a.jpg.bmp"
+        names |= {image_id: whole[image_id] for image_id in meeting}  # these may meet others: "a.jpg" and "a.jpg.bmp"
+
+
+def _without_suffix(image_id: str) -> str:
+    return image_id.removesuffix(PurePosixPath(image_id).suffix)
+
+
+def _fitting(name: str) -> str:
+    """A path that file systems take, with room for the suffix of a picture."""
+    if len(name.encode()) > _LONGEST_PATH_BYTES:
+        name = name.replace("/", "_")
+    *folders, last = name.split("/")
+    room = _LONGEST_NAME_BYTES - max(map(len, _PICTURES.values()))
+    return "/".join([*(_cut(folder, _LONGEST_NAME_BYTES) for folder in folders), _cut(last, room)])
+
+
+def _cut(name: str, most_bytes: int) -> str:
+    """A name of at most so many bytes; the end of a longer one becomes a hash of the whole."""
+    encoded = name.encode()
+    if len(encoded) <= most_bytes:
+        return name
+    digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
+    return f"{encoded[: most_bytes - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
 def _as_line(record: Record) -> bytes:

@@ -4,9 +4,10 @@ import hashlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError
-from defectseg.files import file_sha256
+from defectseg.files import file_sha256, size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
-from defectseg.image.read import DecodedImage
+from defectseg.image.read import DecodedImage, LowBitDepth, find_low_bit_depth
 from defectseg.inference.segment import Segmentation, segment_image
 from defectseg.inference.stages import StageTimes, timed
 from defectseg.inference.stream import (
     _MOST_HELPERS,
     _PIXELS_IN_WORK,
     _Budget,
-    _file_bytes,
+    _decode_unchanged,
     _Network,
     _one_opencv_thread,
     _ordered_map,
@@ -37,7 +38,7 @@ from defectseg.model.info import Thresholds
 from defectseg.model.locate import as_paths
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.render import Rendered, render, render_failure
-from defectseg.predict.tables import STATUS_DEFECT, STATUS_FAILED, choose_outputs
+from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_FAILED, choose_outputs
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.load import load_runtime
 
@@ -46,11 +47,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """What a batch did: images processed, among them with a defect, and failed."""
+    """What a batch did.
+
+    Attributes:
+        processed, failed: number of images.
+        with_defect, blank: number of those processed.
+        low_bit_depth: set where most of its 16-bit images seem to come from a camera of fewer bits.
+    """
 
     processed: int
     with_defect: int
     failed: int
+    blank: int = 0
+    low_bit_depth: LowBitDepth | None = None
 
 
 def run_batch(
@@ -60,6 +69,7 @@ def run_batch(
     *,
     thresholds: Thresholds,
     only_classes: Collection[int] | None = None,
+    bit_depth: int | None = None,
     advance: Callable[[], None] = lambda: None,
     times: StageTimes | None = None,
 ) -> BatchCounts:
@@ -71,6 +81,7 @@ def run_batch(
         output: where results go, and which of them.
         thresholds: gate, pixel threshold and minimum area for each class.
         only_classes: ClassIds to report; None reports all.
+        bit_depth: of 16-bit files; None: as they say themselves, or as the model was trained.
         advance: called after each image, in the order of `images`.
         times: receives the time spent in each stage.
 
@@ -78,22 +89,28 @@ def run_batch(
         ResourceError: memory or disk space ran out; what is done is kept.
         ModelError: the network answers with something that is not a number.
     """
-    processed = with_defect = failed = 0
+    statuses: Counter[str] = Counter()
+    brightest: Counter[int | None] = Counter()
     with _one_opencv_thread(), _Network(runtime, times) as network:
-        worker = _Worker(network, thresholds, only_classes, output, times)
+        worker = _Worker(network, thresholds, only_classes, bit_depth, output, times)
         threads = network.parallel + max(2, min(os.cpu_count() or 2, _MOST_HELPERS))
         with closing(_ordered_map(worker, images, threads=threads, abandon=network.stop)) as results:
             for result in results:
                 with timed(times, "write"):
                     output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
+                statuses[result.record.status] += 1
+                brightest[result.brightest16] += 1
                 if result.record.status == STATUS_FAILED:
-                    failed += 1
                     log.warning("%s", result.record.image["notes"])
-                else:
-                    processed += 1
-                    with_defect += result.record.status == STATUS_DEFECT
                 advance()
-    return BatchCounts(processed, with_defect, failed)
+    failed = statuses[STATUS_FAILED]
+    return BatchCounts(
+        processed=statuses.total() - failed,
+        with_defect=statuses[STATUS_DEFECT],
+        failed=failed,
+        blank=statuses[STATUS_BLANK],
+        low_bit_depth=find_low_bit_depth(brightest),
+    )
 
 
 class _Worker:
@@ -104,32 +121,33 @@ class _Worker:
         network: "_Network",
         thresholds: Thresholds,
         only_classes: Collection[int] | None,
+        bit_depth: int | None,
         output: OutputFolder,
         times: StageTimes | None,
     ) -> None:
         self._network = network
         self._thresholds = thresholds
         self._only_classes = only_classes
+        self._bit_depths = {"bit_depth": bit_depth, "model_bit_depth": network.info.recipe.data.bit_depth}
         self._choice = output.key.outputs
         self._times = times
-        # How large an image is, is known once it is read; until then its file is the best guess.
-        self._bytes_in_work = _Budget(_PIXELS_IN_WORK)
         self._pixels_in_work = _Budget(_PIXELS_IN_WORK)
 
     def __call__(self, found: FoundImage) -> Rendered:
-        with self._bytes_in_work.held(_file_bytes(found)):
-            try:
+        stamp = size_and_time(found.path)
+        try:
+            height, width = image_files.read_size(found.path) if not found.fault else (0, 0)
+            with self._pixels_in_work.held(height * width):
                 with timed(self._times, "decode"):
-                    decoded = image_files.decode(found.path)
-            except ImageError as error:
-                return render_failure(found, str(error))
-            with self._pixels_in_work.held(decoded.pixels.size):
-                return self._answered(found, decoded)
+                    decoded, stamp = _decode_unchanged(found, **self._bit_depths)
+                return self._answered(found, stamp, decoded)
+        except ImageError as error:
+            return render_failure(found, stamp, str(error))
 
-    def _answered(self, found: FoundImage, decoded: DecodedImage) -> Rendered:
+    def _answered(self, found: FoundImage, stamp: tuple[int, int], decoded: DecodedImage) -> Rendered:
         segmentation = self._segment(decoded.pixels)
         with timed(self._times, "render"):
-            return render(found, decoded, segmentation, self._network.info.class_names, self._choice)
+            return render(found, stamp, decoded, segmentation, self._network.info.class_names, self._choice)
 
     def _segment(self, pixels: NDArray[np.uint8]) -> Segmentation:
         if self._times is None:
@@ -156,6 +174,7 @@ class PredictRequest:
         outputs: what is written, see defectseg.predict.tables; None for everything.
         overlays: which images get an overlay: all, defects or none; None for all, where `outputs` has overlays.
         tta: test-time augmentation: none, flips or turns; None for the model's own.
+        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
         start: called with the number of images to process.
         advance: called after each image.
     """
@@ -171,6 +190,7 @@ class PredictRequest:
     outputs: Sequence[str] | None = None
     overlays: str | None = None
     tta: str | None = None
+    bit_depth: int | None = None
     start: Callable[[int], None] = lambda total: None
     advance: Callable[[], None] = lambda: None
 
@@ -199,6 +219,7 @@ def predict(request: PredictRequest) -> dict[str, Any]:
         thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
         tta=info.recipe.inference.tta,
         outputs=choice,
+        bit_depth=request.bit_depth,
     )
     run: dict[str, Any] = {
         "defectseg": __version__,
@@ -222,6 +243,7 @@ def predict(request: PredictRequest) -> dict[str, Any]:
                 output,
                 thresholds=info.thresholds,
                 only_classes=only_classes,
+                bit_depth=request.bit_depth,
                 advance=request.advance,
             )
             run |= _outcome(counts, skipped=len(request.images) - len(pending), seconds=time.monotonic() - begun)
@@ -250,12 +272,13 @@ def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[
     return tuple(sorted(set(ids)))
 
 
-def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool) -> ExitCode:
+def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool, fail_on_blank: bool = False) -> ExitCode:
     """The exit code that a finished run calls for, from the images that are in its folder."""
-    if run["failed"]:
-        return ExitCode.PARTIAL
-    if fail_on_defect and run["images_in_folder"][STATUS_DEFECT]:
+    in_folder = run["images_in_folder"]
+    if fail_on_defect and in_folder[STATUS_DEFECT]:
         return ExitCode.DEFECT_FOUND
+    if run[STATUS_FAILED] or (fail_on_blank and in_folder[STATUS_BLANK]):
+        return ExitCode.PARTIAL
     return ExitCode.DONE
 
 
@@ -271,7 +294,9 @@ def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, 
         "ended": _now(),
         "processed": counts.processed,
         "with_defect": counts.with_defect,
+        STATUS_BLANK: counts.blank,
         STATUS_FAILED: counts.failed,
+        "low_bit_depth": None if counts.low_bit_depth is None else asdict(counts.low_bit_depth),
         "already_done": skipped,
         "seconds": round(seconds, 3),
         "images_per_second": round(counts.processed / seconds, 2) if counts.processed and seconds > 0 else None,

@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.image import rle
-from defectseg.image.find import FoundImage
+from defectseg.image.find import FoundImage, escaped
 from defectseg.image.overlay import JPEG_LONGEST_SIDE_PX, encode_jpeg, paint_prediction
-from defectseg.image.read import DecodedImage
+from defectseg.image.read import DecodedImage, is_blank
 from defectseg.inference.segment import Segmentation
 from defectseg.predict.tables import (
     MASKS,
     REGIONS,
     RLE,
+    STATUS_BLANK,
     STATUS_CLEAN,
     STATUS_DEFECT,
     STATUS_FAILED,
@@ -31,21 +31,26 @@ _PNG = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 @dataclass(frozen=True)
 class Rendered:
-    """What is to be written of one image; None for a picture that is not wanted."""
+    """What is to be written of one image; None for a picture that is not wanted. `brightest16` as in DecodedImage."""
 
     record: Record
     overlay_jpeg: bytes | None
     class_map_png: bytes | None
+    brightest16: int | None = None
 
 
 def render(
     found: FoundImage,
+    stamp: tuple[int, int],
     decoded: DecodedImage,
     segmentation: Segmentation,
     class_names: Sequence[str],
     choice: OutputChoice,
 ) -> Rendered:
-    """Make the pictures and rows that `choice` asks for."""
+    """Make the pictures and rows that `choice` asks for.
+
+    `stamp` is the file's size and time from before it was read, see `files.size_and_time`.
+    """
     notes, overlay_jpeg, class_map_png = decoded.notes, None, None
     if choice.has_overlay(with_defect=bool(segmentation.regions)):
         masks = segmentation.masks if segmentation.regions else segmentation.masks[:0]
@@ -54,16 +59,18 @@ def render(
     if MASKS in choice.names:
         class_map = segmentation.class_map
         class_map_png = encode_png(class_map) if segmentation.regions else _blank_png(*class_map.shape)
-    return Rendered(_record(found, segmentation, class_names, notes, choice), overlay_jpeg, class_map_png)
+    status = STATUS_DEFECT if segmentation.regions else STATUS_BLANK if is_blank(decoded.pixels) else STATUS_CLEAN
+    record = _record(found, stamp, status, segmentation, class_names, notes, choice)
+    return Rendered(record, overlay_jpeg, class_map_png, decoded.brightest16)
 
 
-def render_failure(found: FoundImage, message: str) -> Rendered:
+def render_failure(found: FoundImage, stamp: tuple[int, int], message: str) -> Rendered:
     """The rows of an image that could not be read."""
     blank = dict.fromkeys(
         ("height", "width", "classes", "regions", "defect_area_px", "defect_area_percent", "top_score"), ""
     )
-    image = {**_identity(found, STATUS_FAILED, message), **blank}
-    return Rendered(Record(image, [], [], [[found.image_id, str(found.path), message]]), None, None)
+    image = {**_identity(found, stamp, STATUS_FAILED, message), **blank}
+    return Rendered(Record(image, [], [], [[found.image_id, escaped(found.path), message]]), None, None)
 
 
 def fit_jpeg(picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
@@ -92,6 +99,8 @@ def _blank_png(height: int, width: int) -> bytes:
 
 def _record(
     found: FoundImage,
+    stamp: tuple[int, int],
+    status: str,
     segmentation: Segmentation,
     class_names: Sequence[str],
     notes: Sequence[str],
@@ -102,7 +111,7 @@ def _record(
     area_px = int(np.count_nonzero(segmentation.class_map)) if class_ids else 0
     top_score = max((region.score for region in segmentation.regions), default=None)
     image = {
-        **_identity(found, STATUS_DEFECT if class_ids else STATUS_CLEAN, "; ".join(notes)),
+        **_identity(found, stamp, status, "; ".join(notes)),
         "height": height,
         "width": width,
         "classes": "; ".join(class_names[class_id - 1] for class_id in class_ids),
@@ -127,9 +136,9 @@ def _record(
     return Record(image, predictions, regions, [])
 
 
-def _identity(found: FoundImage, status: str, notes: str) -> dict[str, object]:
-    """The columns that every image has. A file that vanished since it was found has no size or time."""
-    size_bytes, modified_ns = _size_and_time(found.path)
+def _identity(found: FoundImage, stamp: tuple[int, int], status: str, notes: str) -> dict[str, object]:
+    """The columns that every image has."""
+    size_bytes, modified_ns = stamp
     return {
         "ImageId": found.image_id,
         "status": status,
@@ -137,11 +146,3 @@ def _identity(found: FoundImage, status: str, notes: str) -> dict[str, object]:
         "size_bytes": size_bytes,
         "modified_ns": modified_ns,
     }
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns

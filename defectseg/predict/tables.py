@@ -86,8 +86,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     ERRORS: ("ImageId", "path", "error"),
 }
-STATUS_DEFECT, STATUS_CLEAN, STATUS_FAILED = "defect", "clean", "failed"
-STATUSES = (STATUS_DEFECT, STATUS_CLEAN, STATUS_FAILED)
+STATUS_DEFECT, STATUS_CLEAN, STATUS_BLANK, STATUS_FAILED = "defect", "clean", "blank", "failed"
+STATUSES = (STATUS_DEFECT, STATUS_CLEAN, STATUS_BLANK, STATUS_FAILED)
 
 _OPTIONAL = {PREDICTIONS: RLE, REGION_ROWS: REGIONS}
 _MEND_TABLES = "Put the files back as predict wrote them, or redo everything with --overwrite."
@@ -113,7 +113,7 @@ class Record:
 
     @property
     def status(self) -> str:
-        """defect, clean or failed."""
+        """One of STATUSES; blank is an image without a finding that shows nothing."""
         return str(self.image["status"])
 
     def rows(self, table: str) -> list[list[Any]]:

@@ -19,7 +19,7 @@ class EnsembleRuntime:
     """A Runtime that averages the probabilities and gates of others.
 
     Args:
-        runtimes: at least one; tiles and test-time augmentation are those of the first.
+        runtimes: at least one; tiles, test-time augmentation and bit depth are those of the first.
         sources: the model file of each, for errors.
 
     Raises:
@@ -29,8 +29,11 @@ class EnsembleRuntime:
     def __init__(self, runtimes: Sequence[Runtime], sources: Sequence[Path]) -> None:
         self.runtimes = tuple(runtimes)
         self.info = _join([runtime.info for runtime in runtimes], sources)
-        if any(runtime.info.recipe.inference != self.info.recipe.inference for runtime in runtimes):
+        own, recipes = self.info.recipe, [runtime.info.recipe for runtime in runtimes]
+        if any(recipe.inference != own.inference for recipe in recipes):
             log.warning("the models differ in tiles or views at test time; taken are those of %s", sources[0])
+        if any(recipe.data.bit_depth != own.data.bit_depth for recipe in recipes):
+            log.warning("the models differ in data.bit_depth; taken is that of %s", sources[0])
 
     @property
     def name(self) -> str:

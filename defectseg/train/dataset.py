@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from defectseg.config import DataConfig
-from defectseg.data.folder import DataFolder
-from defectseg.image.read import decode
+from defectseg.data.folder import DataFolder, hiding_pixels, unknown_classes
 from defectseg.train.augment import Augment
 from defectseg.train.crops import Place, cut, place_crop
+
+HIDING = 2
+"""In the layer of what to ignore: a defect may be there."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Batch:
         images: uint8 (N, 1, H, W).
         masks: bool (N, C, H, W).
         ignore: bool (N, H, W).
+        unknown: bool (N, C), pairs in which ignored pixels may hide the class.
         image_ids: N ImageIds.
     """
 
     images: Tensor
     masks: Tensor
     ignore: Tensor
+    unknown: Tensor
     image_ids: tuple[str, ...]
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
@@ -53,7 +57,8 @@ class Batch:
         return self._with(Tensor.pin_memory)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return replace(self, images=change(self.images), masks=change(self.masks), ignore=change(self.ignore))
+        images, masks, ignore, unknown = map(change, (self.images, self.masks, self.ignore, self.unknown))
+        return replace(self, images=images, masks=masks, ignore=ignore, unknown=unknown)
 
 
 class CropSampler(Sampler[CropKey]):
@@ -152,11 +157,18 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
         self.black_limit = black_limit
 
     def __getitem__(self, key: CropKey) -> tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]:
-        """Image uint8 (h, w) and layers uint8 (h, w, C + 1): a mask of 0 and 1 for each class, then what to ignore."""
+        """Image uint8 (h, w) and layers uint8 (h, w, C + 1): a mask of 0 and 1 for each class, then what to ignore.
+
+        The last layer is 0 for pixels that count, 1 for ignored ones that hide nothing, as borders and all beyond the
+        image, and HIDING for ignored ones that may hide a defect (see `hiding_pixels`).
+        """
         rng = np.random.default_rng([self.seed, key.epoch, key.position, 1])
         pixels = self._pixels(key.image_id)
         masks, ignore = self.folder.masks_of(key.image_id, (pixels.shape[0], pixels.shape[1]))
         layers = np.concatenate([masks, ignore[None]]).view(np.uint8)
+        if ignore.any():
+            layers[-1, hiding_pixels(masks, ignore)] = HIDING
+            masks &= ~ignore  # a defect is looked for where it is seen
         if self.crop_hw is not None:
             corner = place_crop(
                 pixels,
@@ -176,17 +188,21 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
 
     def _pixels(self, image_id: str) -> NDArray[np.uint8]:
         cached = self.cache.get(image_id)
-        return decode(self.folder.image_path(image_id)).pixels if cached is None else cached
+        return self.folder.decode(image_id).pixels if cached is None else cached
 
 
 def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:
     """Stack crops of one size into tensors."""
     keys, images, layers = zip(*items, strict=True)
-    stacked = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2).bool()
+    stacked = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2)
+    masks, last = stacked.bool()[:, :-1].contiguous(), stacked[:, -1].contiguous()
+    ignore, hiding = last.bool(), last == HIDING
+    unknown = [unknown_classes(*one) for one in zip(masks.numpy(), ignore.numpy(), hiding.numpy(), strict=True)]
     return Batch(
         images=torch.from_numpy(np.stack(images))[:, None],
-        masks=stacked[:, :-1].contiguous(),
-        ignore=stacked[:, -1].contiguous(),
+        masks=masks,
+        ignore=ignore,
+        unknown=torch.from_numpy(np.stack(unknown)),
         image_ids=tuple(key.image_id for key in keys),
     )
 

@@ -3,11 +3,12 @@
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from defectseg.data.folder import DataFolder
 from defectseg.data.split import SPLIT_NAME, make_folds, read_split
 from defectseg.errors import DataError, ImageError
-from defectseg.image.read import decode
+from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.model.info import ModelInfo
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ class Images:
         sizes: ImageId -> (H, W) in px, of the images that can be read.
         failed: (ImageId, reason) of the others.
         cache: ImageId -> pixels, uint8 (H, W), read-only; empty where the images are read anew for each crop.
+        bit_depth: what all 16-bit images were read with; None where there are none, where they differ, or where it is
+            not known.
+        low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits.
     """
 
     data: DataFolder
@@ -51,6 +55,8 @@ class Images:
     sizes: Mapping[str, tuple[int, int]]
     failed: tuple[tuple[str, str], ...] = ()
     cache: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    bit_depth: int | None = None
+    low_bit_depth: LowBitDepth | None = None
 
     def part(self, fold: int | None) -> Part:
         """The images of the run that holds back `fold`; None: of one on everything.
@@ -65,7 +71,9 @@ class Images:
         if not train or (fold is not None and not val):
             raise DataError(f"{root}: {len(train)} images to train on and {len(val)} to validate on; give more.")
         if not any(self.data.classes_of(image_id) for image_id in train):
-            raise DataError(f"{root}: none of the {len(train)} images to train on has a mask. Check train.csv.")
+            raise DataError(
+                f"{root}: none of the {len(train)} images to train on has a mask to learn. Check train.csv."
+            )
         return Part(train, val, frozenset(self.sizes[image_id] for image_id in train))
 
 
@@ -121,26 +129,46 @@ def read_images(
     """
     cache = _Cache(_budget_bytes(keep))
 
-    def read(image_id: str) -> tuple[int, int] | str:
+    def read(image_id: str) -> _Read | str:
         try:
-            pixels = decode(data.image_path(image_id)).pixels
+            decoded = data.decode(image_id)
         except ImageError as error:
             return str(error)
-        size_hw = (pixels.shape[0], pixels.shape[1])
+        size_hw = (decoded.pixels.shape[0], decoded.pixels.shape[1])
         data.masks_of(image_id, size_hw)
         if folds[image_id] != left_out:
-            cache.offer(image_id, pixels)
-        return size_hw
+            cache.offer(image_id, decoded.pixels)
+        return _Read(size_hw, decoded.bit_depth, decoded.brightest16)
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = dict(zip(data.image_ids, pool.map(read, data.image_ids), strict=True))
-    sizes = {image_id: size for image_id, size in results.items() if not isinstance(size, str)}
-    failed = tuple((image_id, reason) for image_id, reason in results.items() if isinstance(reason, str))
+    found = {image_id: one for image_id, one in results.items() if not isinstance(one, str)}
+    failed = [(image_id, reason) for image_id, reason in results.items() if isinstance(reason, str)]
     for image_id, reason in failed:
         log.warning("left out: %s (%s)", image_id, reason)
     if cache.pixels:
         log.info("%d decoded images in memory (%.0f MB)", len(cache.pixels), cache.used_bytes / 1e6)
-    return Images(data, folds, sizes, failed, cache.pixels)
+    low = find_low_bit_depth(Counter(one.brightest16 for one in found.values()))
+    if low is not None:
+        log.warning("%s Set data.bit_depth to %d, or to 16 if that is right.", low, low.bit_depth)
+    bit_depths = {one.bit_depth for one in found.values() if (one.bit_depth, one.brightest16) != (None, None)}
+    return Images(
+        data,
+        folds,
+        sizes={image_id: one.size_hw for image_id, one in found.items()},
+        failed=(*((image.image_id, image.fault) for image in data.faulty), *failed),
+        cache=cache.pixels,
+        bit_depth=bit_depths.pop() if len(bit_depths) == 1 else None,
+        low_bit_depth=low,
+    )
+
+
+class _Read(NamedTuple):
+    """The size (H, W) of an image that can be read; the others as in DecodedImage."""
+
+    size_hw: tuple[int, int]
+    bit_depth: int | None
+    brightest16: int | None
 
 
 class _Cache:

@@ -256,6 +256,7 @@ def _step(run: Run, batch: Batch, share_done: float) -> LossParts:
             batch.masks,
             batch.ignore,
             run.recipe.loss,
+            unknown=batch.unknown,
             share_done=share_done,
         )
         total = float(parts.total.detach())

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
-from defectseg.config import Recipe
+from defectseg.config import Recipe, changed
 from defectseg.data.folder import DataFolder, image_digest
 from defectseg.errors import ConfigError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
@@ -63,7 +63,10 @@ def train_one(
         ConfigError, DataError, ModelError, ResourceError, KeyboardInterrupt: as `train.train`.
     """
     begun = read_description(out / CHECKPOINT_NAME) if has_begun(out) else None
-    recipe = recipe if begun is None else begun.recipe
+    if begun is not None:
+        recipe = begun.recipe
+    elif images.bit_depth is not None:  # also where the files state it: those that the model will meet may not
+        recipe = changed(recipe, "data", bit_depth=images.bit_depth)
     with accelerated(recipe.training, device, out) as accelerator:
         set_seed(recipe.seed)
         part = images.part(recipe.data.fold)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from defectseg.config import Recipe
+from defectseg.config import Recipe, changed
 from defectseg.data.folder import open_data_folder
 from defectseg.data.split import SPLIT_NAME, write_split
 from defectseg.errors import UsageError
 from defectseg.evaluate.metrics import Metrics, headline
+from defectseg.image.read import LowBitDepth
 from defectseg.model.devices import resolve_device
 from defectseg.model.info import Thresholds, read_model_info
 from defectseg.model.locate import FOLD_PREFIX, MODEL_NAME
@@ -34,12 +35,14 @@ class TrainResult:
         metrics: with its thresholds, on images held out; None where there are none.
         failed: (ImageId, reason) of the images left out.
         held_out: for people: which images the metrics are of.
+        low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits.
     """
 
     model: Path
     metrics: Metrics | None
     failed: tuple[tuple[str, str], ...]
     held_out: str = "Validation images, with the thresholds that were chosen on them"
+    low_bit_depth: LowBitDepth | None = None
 
 
 def train(
@@ -79,7 +82,7 @@ def train(
         if request.threshold_folds:
             return _train_on_everything(request, out, device, images, held_out, run)
         metrics = run(out, recipe=request.recipe, thresholds=request.thresholds)
-        return TrainResult(out / MODEL_NAME, metrics, images.failed)
+        return TrainResult(out / MODEL_NAME, metrics, images.failed, low_bit_depth=images.low_bit_depth)
 
 
 def train_folds(
@@ -138,7 +141,8 @@ def _opened(
     """
     device = resolve_device(device_name)
     with run_folder(out, request, resume=resume), processes(device):
-        data, settings = open_data_folder(request.data), request.recipe.data
+        settings = request.recipe.data
+        data = open_data_folder(request.data, bit_depth=settings.bit_depth)
         if data.missing_images:
             count, first = len(data.missing_images), data.missing_images[0]
             log.warning("%d images of the label table are not in the folder (first: %s)", count, first)
@@ -179,20 +183,20 @@ def _train_on_everything(
     """Runs on folds for the thresholds, then one on all images; the time budget is shared out equally."""
     minutes, count = request.recipe.training.max_minutes, len(held_out) - 1
     if minutes is not None:
-        recipe = _changed(request.recipe, "training", max_minutes=minutes / len(held_out))
+        recipe = changed(request.recipe, "training", max_minutes=minutes / len(held_out))
         request = request.model_copy(update={"recipe": recipe})
     if has_begun(out):
         run(out, recipe=request.recipe, thresholds=None)
-        return TrainResult(out / MODEL_NAME, None, images.failed)
-    runs = _train_each(out / FOLDS_NAME, request, images, held_out[:-1], run)
-    tuning = tune_out_of_fold([one.model for one in runs.values()], request.data, device=device)
+        return TrainResult(out / MODEL_NAME, None, images.failed, low_bit_depth=images.low_bit_depth)
+    models = [one.model for one in _train_each(out / FOLDS_NAME, request, images, held_out[:-1], run).values()]
+    tuning = tune_out_of_fold(models, request.data, device=device, bit_depth=request.recipe.data.bit_depth)
     for warning in tuning.warnings:
         log.warning("%s", warning)
     log.info("now on all images")
     scores = {**headline(tuning.metrics), "images": tuning.metrics.images, "folds": count}
     run(out, recipe=request.recipe, thresholds=tuning.thresholds, out_of_fold=scores)
     told = f"Images that the models of {count} folds held out, with the thresholds that were chosen on them"
-    return TrainResult(out / MODEL_NAME, tuning.metrics, images.failed, told)
+    return TrainResult(out / MODEL_NAME, tuning.metrics, images.failed, told, images.low_bit_depth)
 
 
 def _train_each(
@@ -210,10 +214,6 @@ def _train_each(
             results[fold] = TrainResult(model, None, ())
         else:
             log.info("fold %d, in %s", fold, folder)
-            metrics = run(folder, recipe=_changed(request.recipe, "data", fold=fold), thresholds=request.thresholds)
-            results[fold] = TrainResult(model, metrics, images.failed)
+            metrics = run(folder, recipe=changed(request.recipe, "data", fold=fold), thresholds=request.thresholds)
+            results[fold] = TrainResult(model, metrics, images.failed, low_bit_depth=images.low_bit_depth)
     return results
-
-
-def _changed(recipe: Recipe, section: str, **values: object) -> Recipe:
-    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})

@@ -15,11 +15,12 @@ from defectseg.tune.grid import Totals
 class Figures:
     """What one class or all together score, in [0, 1]; None where no image has the class, or all have it.
 
-    `recall` is the share of the images with the class in which some predicted pixel is true, `false_alarms` that of
-    the images without it in which some pixel is predicted.
+    Images in which ignored pixels may hide the class are left out; `kaggle_dice` is None where these are all.
+    `recall` is the share of the images with the class in which some predicted pixel is true, `false_alarms` that of the
+    images without it in which some pixel is predicted.
     """
 
-    kaggle_dice: float
+    kaggle_dice: float | None
     positive_dice: float | None
     recall: float | None
     false_alarms: float | None
@@ -27,7 +28,7 @@ class Figures:
     @property
     def objective(self) -> float:
         """Kaggle Dice plus positive Dice, in [0, 2]; the former alone where no image has the class."""
-        return self.kaggle_dice + (self.positive_dice or 0.0)
+        return (self.kaggle_dice or 0.0) + (self.positive_dice or 0.0)
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,13 @@ def figures_of(totals: Totals, index: int | None = None) -> Figures:
     """Figures of one class, or of all together, from totals of arrays (C,)."""
     chosen = slice(None) if index is None else slice(index, index + 1)
     positives = totals.positives[chosen]
-    pairs, with_defect = totals.images * len(positives), int(positives.sum())
+    pairs, with_defect = int(totals.images[chosen].sum()), int(positives.sum())
 
     def share(values: NDArray[np.float64], whole: int) -> float | None:
         return float(values[chosen].sum()) / whole if whole else None
 
     return Figures(
-        kaggle_dice=float(totals.dice[chosen].sum()) / pairs,
+        kaggle_dice=share(totals.dice, pairs),
         positive_dice=share(totals.positive_dice, with_defect),
         recall=share(totals.hits, with_defect),
         false_alarms=share(totals.alarms, pairs - with_defect),

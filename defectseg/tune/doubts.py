@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from defectseg.tune.choice import ClassChoice, figures_of
 from defectseg.tune.crossval import CrossValidation
@@ -34,6 +35,13 @@ def doubts_of(classes: Sequence[ClassChoice], validation: CrossValidation | None
                 f"({one.validated.objective:.3f} against {one.default.objective:.3f})"
             )
     return doubts
+
+
+def unknown_pairs(known: NDArray[np.bool_]) -> list[str]:
+    """A warning of the pairs that were left out, where `known`, bool (N, C) over images and classes, is False."""
+    left_out = int((~known).sum())
+    why = "ignored pixels may hide the class there"
+    return [f"{left_out} of {known.size} pairs of image and class are left out: {why}"] if left_out else []
 
 
 def dropped_regions(

@@ -104,7 +104,7 @@ class MaxFalseAlarms:
         """See Goal; where nothing is quiet enough, among the quietest settings."""
         chosen = []
         for index, scores in enumerate(robust_scores(totals)):
-            alarms, most = totals.alarms[index], self.share * (totals.images - totals.positives[index])
+            alarms, most = totals.alarms[index], self.share * (totals.images - totals.positives)[index]
             allowed = alarms <= max(most, alarms.min()) + _ROUNDING
             chosen.append(_pick(scores, grid, _least(-totals.hits[index], allowed)))
         return chosen
@@ -148,14 +148,18 @@ class LeastCost:
         return []
 
 
-def pair_weights(images: int, positives: NDArray[np.int64]) -> tuple[float, float]:
+def pair_weights(images: NDArray[np.int64], positives: NDArray[np.int64]) -> tuple[float, float]:
     """What one pair counts for in its class's score, and what a pair with a defect counts for in addition.
 
     They are such that the mean of the classes' scores is the Kaggle Dice plus the positive Dice of the data set: a
     miss weighs the same in a rare class as in a common one.
+
+    Args:
+        images: int (C,), images of which it is known whether they have the class.
+        positives: int (C,), images that have it.
     """
-    total = int(positives.sum())
-    return 1 / images, len(positives) / total if total else 0.0
+    known, total = int(images.sum()), int(positives.sum())
+    return len(images) / known if known else 0.0, len(positives) / total if total else 0.0
 
 
 def robust_scores(totals: Totals) -> _Scores:

@@ -51,15 +51,15 @@ class Totals:
     """What N images score in all, by class.
 
     Attributes:
-        images: N.
+        images: int (C,), images of which it is known whether they have the class; no others count.
         positives: int (C,), images that have the class.
-        dice: float (C, ...), sum of the Dice over all images; a default axis order (C, P, A, G) where there is one.
+        dice: float (C, ...), sum of the Dice over these images; a default axis order (C, P, A, G) where there is one.
         positive_dice: the same over the images that have the class.
         hits: of those, the images in which some predicted pixel is true.
         alarms: images without the class in which some pixel is predicted.
     """
 
-    images: int
+    images: NDArray[np.int64]
     positives: NDArray[np.int64]
     dice: NDArray[np.float64]
     positive_dice: NDArray[np.float64]
@@ -90,6 +90,7 @@ class Table:
 
     Attributes:
         true_px: int (N, C).
+        known: bool (N, C), False where ignored pixels may hide the class.
         passes: bool (C, N, G), whether the gate lets the class pass.
     """
 
@@ -98,32 +99,36 @@ class Table:
         self._kept_px = np.stack([image.kept_px[..., :areas] for image in images], axis=1)  # (C, N, 2, P, A)
         self.true_px = np.stack([image.true_px for image in images])
         self.positive = self.true_px > 0
+        self.known = np.stack([image.known for image in images])
         gates = np.stack([image.gate for image in images])
         self.passes = gates.T[:, :, None] >= np.asarray(grid.gate, np.float32)
         self._dice = np.stack([self._dice_of_class(index) for index in range(len(self._kept_px))])
 
     def _dice_of_class(self, index: int) -> NDArray[np.float64]:
-        """Dice (N, P, A) of one class where it passes."""
+        """Dice (N, P, A) of one class where it passes; 0 where it is unknown."""
         predicted_px, both_px = self._kept_px[index].astype(np.int64).swapaxes(0, 1)
-        return dice_of(self.true_px[:, index, None, None], predicted_px, both_px)
+        dice = dice_of(self.true_px[:, index, None, None], predicted_px, both_px)
+        dice[~self.known[:, index]] = 0
+        return dice
 
     def totals(self, rows: NDArray[np.int64]) -> Totals:
         """What some of the images add up to under every setting; arrays (C, P, A, G)."""
         passes, positive, dice = self.passes[:, rows], self.positive[rows].T, self._dice[:, rows]
+        absent = self.known[rows].T & ~positive
         kept = self._kept_px[:, rows] > 0
 
         def total(values: NDArray[np.generic]) -> NDArray[np.float64]:
             return np.asarray(np.einsum("cnpa,cng->cpag", values.astype(np.float64), passes, optimize=True))
 
-        stopped = np.einsum("cn,cng->cg", ~positive, ~passes, dtype=np.float64)
+        stopped = np.einsum("cn,cng->cg", absent, ~passes, dtype=np.float64)
         held = positive[:, :, None, None]
         return Totals(
-            images=len(rows),
+            images=self.known[rows].sum(axis=0),
             positives=positive.sum(axis=1),
             dice=total(dice) + stopped[:, None, None, :],
             positive_dice=total(dice * held),
             hits=total(kept[:, :, 1]),
-            alarms=total(kept[:, :, 0] & ~held),
+            alarms=total(kept[:, :, 0] & absent[:, :, None, None]),
         )
 
     def counts(self, places: Sequence[Places]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -136,5 +141,5 @@ class Table:
         return predicted_px, both_px
 
     def dice(self, places: Sequence[Places]) -> NDArray[np.float64]:
-        """Dice (N, C) under one setting for each class."""
-        return dice_of(self.true_px, *self.counts(places))
+        """Dice (N, C) under one setting for each class, NaN where the class is unknown."""
+        return np.where(self.known, dice_of(self.true_px, *self.counts(places)), np.nan)

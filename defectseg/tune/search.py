@@ -82,10 +82,8 @@ class ThresholdSearch:
             raise ValueError(f"{image_id}: {probabilities.shape}, {gate.shape} and {truth.shape} do not fit together")
         if ignore is not None and ignore.shape != size_hw:
             raise ValueError(f"{image_id}: ignore has shape {ignore.shape}, the image {size_hw}")
-        if ignore is None or not ignore.any():
+        if ignore is None:
             ignore = np.zeros(size_hw, np.bool_)
-        else:
-            truth = truth & ~ignore
         self.images[image_id] = sum_image(probabilities, gate, truth, ignore, self.pixel_grid, self.area_grid_px)
 
     def visit(self, scored: Scored) -> None:
@@ -108,7 +106,8 @@ class ThresholdSearch:
                 place = self.pixel_grid.index(pixel), self.area_grid_px.index(area_px)
                 passes = image.gate[index] >= np.float32(gate)
                 predicted_px, both_px = image.kept_px[index, :, *place].tolist() if passes else (0, 0)
-                counts[image_id, index + 1] = PairCounts(int(image.true_px[index]), predicted_px, both_px)
+                true_px, unknown = int(image.true_px[index]), not image.known[index]
+                counts[image_id, index + 1] = PairCounts(true_px, predicted_px, both_px, unknown)
         return counts
 
     def best(self, goal: Goal | None = None, *, groups: Mapping[str, str] | None = None, folds: int = FOLDS) -> Choice:
@@ -120,10 +119,11 @@ class ThresholdSearch:
             folds: of the cross-validation, at least 2.
 
         Raises:
-            DataError: no image was taken in.
+            DataError: no image was taken in, or ignored pixels may hide every class in all of them.
         """
-        if not self.images:
-            raise DataError("There is no validation image to choose thresholds on. Give the split at least one.")
+        if not any(image.known.any() for image in self.images.values()):
+            why = f", since ignored pixels may hide every class in all {len(self.images)}" if self.images else ""
+            raise DataError(f"There is no validation image to choose thresholds on{why}. Give the split at least one.")
         image_ids = sorted(self.images)
         images = [self.images[image_id] for image_id in image_ids]
         most_px = LARGEST_AREA_SHARE * max(image.image_px for image in images)

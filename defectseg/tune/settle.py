@@ -11,7 +11,7 @@ from defectseg.evaluate.bootstrap import Interval, interval_of
 from defectseg.model.info import Thresholds
 from defectseg.tune.choice import Choice, ClassChoice, figures_of
 from defectseg.tune.crossval import CrossValidation, cross_validate
-from defectseg.tune.doubts import FEW_IMAGES, doubts_of, dropped_regions
+from defectseg.tune.doubts import FEW_IMAGES, doubts_of, dropped_regions, unknown_pairs
 from defectseg.tune.goals import BestDice, Goal
 from defectseg.tune.grid import Grid, Places, Table, Totals
 from defectseg.tune.sums import ImageSums
@@ -79,6 +79,7 @@ def settle(
             *goal.shortfalls(chosen, class_names),
             *doubts_of(classes, validation, for_dice),
             *dropped_regions(images, grid, places, class_names),
+            *unknown_pairs(table.known),
         ),
     )
 
@@ -88,9 +89,10 @@ def _vetoes(table: Table, grid: Grid, validation: CrossValidation | None) -> lis
     if validation is None:
         return [False] * table.true_px.shape[1]
     lost = table.dice([grid.default] * table.true_px.shape[1]) - validation.dice
+    images, positives = (np.maximum(pairs.sum(axis=0), 1) for pairs in (table.known, table.positive))
     # What each image adds to the objective of each class.
-    lost *= 1 / len(lost) + table.positive / np.maximum(table.positive.sum(axis=0), 1)
-    errors = np.sqrt(((lost - lost.mean(axis=0)) ** 2).sum(axis=0))
+    lost = np.where(table.known, lost * (1 / images + table.positive / positives), 0)
+    errors = np.sqrt((((lost - lost.sum(axis=0) / images) * table.known) ** 2).sum(axis=0))
     return [bool(veto) for veto in lost.sum(axis=0) > VETO_ERRORS * errors]
 
 
@@ -175,5 +177,5 @@ def _resampled(table: Table, dice: NDArray[np.float64], classes: slice) -> NDArr
 
 
 def _objective(table: Table, dice: NDArray[np.float64], classes: slice) -> float:
-    dice, positive = dice[:, classes], table.positive[:, classes]
-    return float(dice.mean()) + (float(dice[positive].mean()) if positive.any() else 0.0)
+    dice, positive, known = dice[:, classes], table.positive[:, classes], table.known[:, classes]
+    return sum(float(dice[pairs].mean()) for pairs in (known, positive) if pairs.any())

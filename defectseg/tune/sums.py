@@ -10,19 +10,23 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from defectseg.data.folder import unknown_classes
+
 
 @dataclass(frozen=True)
 class ImageSums:
     """What one image adds to the search; only pixels outside the ignored area count.
 
-    `gate` float32 (C,); `true_px` int64 (C,); `kept_px` int32 (C, 2, P, A): predicted pixels, and those of them that
-    are true, which P pixel thresholds and A minimum areas keep where the gate lets the class pass; `image_px` all
-    pixels of the image. `regions_px` int32 (R, 2 + P) tells of each labelled region its class index, its area and, for
-    each pixel threshold, the area of the largest predicted region that touches it, 0 where none does.
+    `gate` float32 (C,); `true_px` int64 (C,); `known` bool (C,), False where ignored pixels may hide the class;
+    `kept_px` int32 (C, 2, P, A): predicted pixels, and those of them that are true, which P pixel thresholds and A
+    minimum areas keep where the gate lets the class pass; `image_px` all pixels of the image. `regions_px` int32
+    (R, 2 + P) tells of each labelled region its class index, its area and, for each pixel threshold, the area of the
+    largest predicted region that touches it, 0 where none does.
     """
 
     gate: NDArray[np.float32]
     true_px: NDArray[np.int64]
+    known: NDArray[np.bool_]
     kept_px: NDArray[np.int32]
     image_px: int
     regions_px: NDArray[np.int32]
@@ -41,18 +45,23 @@ def sum_image(
     Args:
         probabilities: float32 (C, H, W) in [0, 1].
         gate: float32 (C,) in [0, 1].
-        truth: bool (C, H, W), labelled masks without ignored pixels.
+        truth: bool (C, H, W), labelled masks.
         ignore: bool (H, W), pixels that do not count, though they do belong to a predicted region's area.
         pixel_grid: pixel thresholds, rising.
         area_grid_px: minimum areas, rising.
     """
+    known = ~unknown_classes(truth, ignore)
+    if ignore.any():
+        truth = truth & ~ignore
     kept_px, regions_px = [], []
     for index, (probability, mask) in enumerate(zip(probabilities, truth, strict=True)):
         kept, regions = _sum_class(probability, mask, ignore, pixel_grid, area_grid_px)
         kept_px.append(kept)
         regions_px.append(np.insert(regions, 0, index, axis=1))
     true_px = np.array([np.count_nonzero(mask) for mask in truth], np.int64)
-    return ImageSums(gate.astype(np.float32), true_px, np.stack(kept_px), ignore.size, np.concatenate(regions_px))
+    return ImageSums(
+        gate.astype(np.float32), true_px, known, np.stack(kept_px), ignore.size, np.concatenate(regions_px)
+    )
 
 
 def _sum_class(

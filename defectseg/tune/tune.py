@@ -1,5 +1,6 @@
 """Thresholds from labelled images into model files: what `defectseg tune` calls."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
-from defectseg.evaluate.score import score_images
+from defectseg.evaluate.score import Score, score_images
 from defectseg.evaluate.subset import choose_subset, held_out, missing_warnings, seen_warnings
+from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.inference.stream import Failure
 from defectseg.inference.views import with_tta
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
@@ -36,6 +38,7 @@ class TuneRequest:
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: the library that computes: auto, torch, openvino or onnx.
         tta: test-time augmentation: none, flips or turns; None for the models' own. It is not stored.
+        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the models were trained.
         start, advance: called with the number of images, and after each.
     """
 
@@ -50,6 +53,7 @@ class TuneRequest:
     device: str = "auto"
     runtime: str = "auto"
     tta: str | None = None
+    bit_depth: int | None = None
     start: Callable[[int], None] = lambda total: None
     advance: Callable[[], None] = lambda: None
 
@@ -65,6 +69,7 @@ class Tuning:
         warnings: of the choice, too.
         failures: images that could not be read.
         stored: the model files that were changed.
+        low_bit_depth: set where 16-bit images seem to come from a camera of fewer bits; it is among the warnings, too.
     """
 
     thresholds: Thresholds
@@ -73,6 +78,7 @@ class Tuning:
     warnings: tuple[str, ...]
     failures: tuple[Failure, ...]
     stored: tuple[Path, ...] = ()
+    low_bit_depth: LowBitDepth | None = None
 
 
 def tune(request: TuneRequest) -> Tuning:
@@ -87,10 +93,11 @@ def tune(request: TuneRequest) -> Tuning:
         raise OutputExistsError(f"{request.out}: exists. Choose another --out.")
     infos = _read_infos(request.models)
     targets = _targets(request, infos)
-    folder = open_data_folder(request.data, class_names=infos[0].class_names)
+    folder = open_data_folder(request.data, class_names=infos[0].class_names, bit_depth=request.bit_depth)
     parts, warnings = _choose_images(request, folder, infos)
-    search, failures = _search(request, folder, parts)
+    search, failures, low = _search(request, folder, parts)
     warnings += [f"left out, could not be read: {failure.message}" for failure in failures]
+    warnings += [] if low is None else [str(low)]
     own = infos[0].recipe.inference.tta
     if targets and request.tta not in (None, own):
         warnings.append(
@@ -112,14 +119,17 @@ def tune(request: TuneRequest) -> Tuning:
         choice=replace(choice, classes=classes),
         metrics=metrics,
         warnings=(*warnings, *choice.warnings),
-        failures=failures,
+        failures=(*(Failure(image, image.fault) for image in folder.faulty), *failures),
         stored=targets,
+        low_bit_depth=low,
     )
 
 
-def tune_out_of_fold(models: Sequence[Path], data: Path, *, device: str = "auto") -> Tuning:
+def tune_out_of_fold(
+    models: Sequence[Path], data: Path, *, device: str = "auto", bit_depth: int | None = None
+) -> Tuning:
     """Choose thresholds on the images that each of several models held out; nothing is written. Raises as `tune`."""
-    return tune(TuneRequest(models=models, data=data, device=device, dry_run=True))
+    return tune(TuneRequest(models=models, data=data, device=device, bit_depth=bit_depth, dry_run=True))
 
 
 def _read_infos(models: Sequence[Path]) -> list[ModelInfo]:
@@ -169,29 +179,30 @@ def _choose_images(
 
 def _search(
     request: TuneRequest, folder: DataFolder, parts: Sequence[Sequence[str]]
-) -> tuple[ThresholdSearch, tuple[Failure, ...]]:
-    """A search that holds each model's answers for its part of the images, and those that could not be read."""
+) -> tuple[ThresholdSearch, tuple[Failure, ...], LowBitDepth | None]:
+    """A search that holds each model's answers for its part of the images, those that could not be read, and whether
+    16-bit images seem to come from a camera of fewer bits.
+    """
     request.start(sum(map(len, parts)))
     search = ThresholdSearch(folder.class_names)
-    failures = tuple(
-        failure
+    scores = [
+        _gather(request, search, folder, model, image_ids)
         for model, image_ids in zip(request.models, parts, strict=True)
-        for failure in _gather(request, search, folder, model, image_ids)
-    )
+        if image_ids
+    ]
+    failures = tuple(failure for score in scores for failure in score.failures)
     if failures and not search.images:
         first = failures[0].message
         raise DataError(f"{request.data}: none of the {len(failures)} images can be read. The first: {first}")
-    return search, failures
+    return search, failures, find_low_bit_depth(sum((score.brightest for score in scores), Counter()))
 
 
 def _gather(
     request: TuneRequest, search: ThresholdSearch, folder: DataFolder, model: Path, image_ids: Sequence[str]
-) -> tuple[Failure, ...]:
+) -> Score:
     """Take the model's answers for some images into the search."""
-    if not image_ids:
-        return ()
     runtime = with_tta(load_runtime(model, request.device, request.runtime), request.tta)
-    score = score_images(
+    return score_images(
         runtime,
         folder,
         image_ids,
@@ -199,7 +210,6 @@ def _gather(
         visitors=(search.visit,),
         advance=request.advance,
     )
-    return score.failures
 
 
 def _chosen_by(request: TuneRequest, infos: Sequence[ModelInfo], choice: Choice) -> str:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from defectseg.check.check import check_data_folder
+from defectseg.check.output import write_check
 from defectseg.check.pairs import CopyPair
 from defectseg.check.report import CheckReport
 from defectseg.copies.descriptors import turned
@@ -31,11 +33,11 @@ def found(report: CheckReport) -> list[tuple[str, str, str, int | None]]:
 
 
 def test_sound_folder_has_no_faults_and_its_counts_are_right(tmp_path: Path) -> None:
-    root = data_folder(tmp_path, "a.png,1,1 2", "b.png,1,1 4", "b.png,3,6 1", "b.png,255,5 1", "c.png,2,")
+    root = data_folder(tmp_path, "a.png,1,1 2", "b.png,1,1 4", "b.png,3,6 1", "b.png,255,5 1", "c.png,255,1 1")
     report = check_data_folder(root)
     assert report.faults == ()
     assert report.errors == 0
-    assert (report.images, report.clean_images, report.missing_images, report.ignored_px) == (4, 2, 0, 1)
+    assert (report.images, report.clean_images, report.missing_images, report.ignored_px) == (4, 1, 0, 2)
     assert report.sizes == {"2x3": 4}
     assert [
         (one.name, one.images, one.smallest_px, one.median_px, one.largest_px, one.regions) for one in report.classes
@@ -47,7 +49,7 @@ def test_sound_folder_has_no_faults_and_its_counts_are_right(tmp_path: Path) -> 
     ]
     assert [one.image_share for one in report.classes] == [0.5, 0, 0.25, 0]
     assert [one.px_share for one in report.classes] == [6 / 24, 0, 1 / 24, 0]
-    assert report.class_sets == {"clean": 2, "class 1": 1, "class 1 + class 3": 1}
+    assert report.class_sets == {"clean": 1, "class 1": 1, "class 1 + class 3": 1}
     assert (report.images_without_rows, report.unreadable_images, report.dark_images) == (1, 0, 0)
     assert not report.has_problems
 
@@ -159,8 +161,21 @@ def test_notes_of_decoding_are_one_warning_a_kind(tmp_path: Path) -> None:
     root = data_folder(tmp_path)
     for stem, brightest in (("a", 4000), ("b", 3000), ("c", 65535)):
         cv2.imwrite(str(root / f"train_images/{stem}.png"), np.full((2, 3), brightest, np.uint16))
-    (fault,) = (one for one in check_data_folder(root).faults if one.kind != "dark")
+    low, fault = (one for one in check_data_folder(root).faults if one.kind != "dark")
     assert (fault.kind, fault.message) == ("image-note", "16-bit scaled by 1/257: 3 images, the first a.png.")
+    assert (low.kind, low.message[:28]) == ("bit-depth", "2 of 3 16-bit images hold no")
+
+
+def test_a_bit_depth_is_what_the_images_are_measured_with_and_what_they_are_held_to(tmp_path: Path) -> None:
+    root = data_folder(tmp_path, images="a b")
+    for stem, level in (("a", 2000), ("b", 4095)):
+        picture = np.full((2, 3), level, np.uint16)
+        picture[0, 0] = 0
+        cv2.imwrite(str(root / f"train_images/{stem}.png"), picture)
+    report = check_data_folder(root, bit_depth=12)
+    assert [fault.kind for fault in report.faults] == ["image-note"]
+    assert report.grey_mean == pytest.approx((125 + 255) / 2 / 255 * 5 / 6)
+    assert [fault.kind for fault in check_data_folder(root, bit_depth=11).faults] == ["image", "image-note"]
 
 
 def test_groups_and_split_are_checked_against_each_other_and_the_images(tmp_path: Path) -> None:
@@ -403,6 +418,25 @@ def test_linked_images_in_another_folder_are_leaks(tmp_path: Path) -> None:
     (tmp_path / "test" / "c.png").symlink_to(root / "train_images" / "b.png")
     (pair,) = check_data_folder(root, against=tmp_path / "test").leaks
     assert (pair.image, pair.other, pair.turn, pair.score) == ("b.png", "c.png", "0", 1.0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such files cannot exist there")
+@pytest.mark.parametrize("sound", ["a b", ""])
+def test_files_with_a_faulty_name_and_pipes_are_listed_in_either_folder(tmp_path: Path, sound: str) -> None:
+    root = data_folder(tmp_path / "train", split_csv="ImageId,fold\na.png,0\nb.png,1\n", images="a b")
+    other = data_folder(tmp_path / "test", images="c")
+    for folder in (root, other):
+        (folder / "train_images" / os.fsdecode(b"\xff.png")).write_bytes(b"")
+        os.mkfifo(folder / "train_images" / "p.png")
+        (folder / "train_images" / "z.png").symlink_to("p.png")
+    if not sound:
+        for name in ("a.png", "b.png"):
+            (root / "train_images" / name).unlink()
+    report = check_data_folder(root, against=other)
+    listed = [(fault.kind, fault.image) for fault in report.faults if fault.kind in ("image", "against")]
+    assert listed == [("image", "%FF.png"), ("image", "p.png"), ("image", "z.png"), *[("against", "")] * 3]
+    assert (report.images, report.unreadable_images) == (len(sound.split()) + 3, 3)
+    write_check(tmp_path / "out", root, report, against=other)
 
 
 def test_progress_counts_the_images_of_both_folders(tmp_path: Path) -> None:

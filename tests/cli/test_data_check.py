@@ -38,6 +38,17 @@ def test_check_of_sound_sheets_finds_nothing(sheets: Path) -> None:
     assert lines[-1] == "0 errors, 0 warnings, 0 pairs of copies within the folder, 0 across the folds of split.csv"
 
 
+def test_images_with_nothing_but_ignored_pixels_are_not_called_clean(sheets: Path) -> None:
+    named = {line.split(",")[0] for line in (sheets / "train.csv").read_text().splitlines()}
+    clean = sorted({path.name for path in (sheets / "train_images").iterdir()} - named)
+    with (sheets / "train.csv").open("a") as handle:
+        handle.write("".join(f"{name},255,1 500\n" for name in clean[1:]))
+    assert run("check", sheets).stdout.splitlines()[1].startswith("1 taken as clean")
+    lines = run("split", sheets, "--folds", "2").stdout.splitlines()
+    assert sum(int(line.split()[2]) for line in lines[1:3]) == 1
+    assert lines[3].startswith(f"In {len(clean) - 1} images, ignored pixels may hide a defect")
+
+
 def test_check_lists_turned_copies_and_exits_with_3(sheets: Path) -> None:
     turn_into(sheets, "sheet_00003.jpg", "sheet_00010.jpg")
     done = run("check", sheets, "--json")
@@ -76,6 +87,21 @@ def test_warnings_count_only_in_a_strict_check(sheets: Path) -> None:
     assert run("check", sheets, "--strict").exit_code == 3
 
 
+def test_check_names_the_flag_that_says_how_many_bits_there_are(sheets: Path, tmp_path: Path) -> None:
+    for path in (sheets / "train_images").iterdir():
+        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        assert grey is not None
+        path.write_bytes(cv2.imencode(".png", grey.astype(np.uint16) * 16)[1].tobytes())
+    (told,) = (line for line in run("check", sheets).stdout.splitlines() if "16-bit images" in line)
+    assert told.startswith("warning: 24 of 24 16-bit images")
+    assert "--bit-depth 12" in told
+    flags = ("--bit-depth", 12, "--out", tmp_path / "out")
+    assert "16-bit images" not in run("check", sheets, *flags).stdout
+    sheet = cv2.imread(str(tmp_path / "out" / "contact_sheet.jpg"), cv2.IMREAD_GRAYSCALE)
+    assert sheet is not None
+    assert np.median(sheet) > 60  # the sheets are not black there
+
+
 def test_check_writes_its_report_and_refuses_a_folder_that_is_not_empty(sheets: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = run("check", sheets, "--out", out)
@@ -84,6 +110,22 @@ def test_check_writes_its_report_and_refuses_a_folder_that_is_not_empty(sheets: 
     again = run("check", sheets, "--out", out)
     assert isinstance(again.exception, OutputExistsError)
     assert run("check", sheets, "--out", out, "--overwrite").exit_code == 0
+
+
+def test_images_of_more_pixels_than_the_flag_says_are_not_decoded(sheets: Path) -> None:
+    done = run("check", sheets, "--max-pixels", 64 * 128 - 1)
+    assert done.exit_code == 3
+    assert "24 images" in done.stdout
+    assert "8,192; to save memory, up to 8,191" in done.stdout
+    assert run("check", sheets).exit_code == 0, "the limit of one call is not that of the next"
+    assert run("check", sheets, "--max-pixels", 2**30 + 1).exit_code == 2, "OpenCV decodes no more"
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "tune", "train"])
+def test_other_commands_that_the_error_names_have_the_flag_too(command: str) -> None:
+    done = CliRunner().invoke(app, [command, "--max-pixels", "0"])
+    assert done.exit_code == 2
+    assert "No such option" not in done.output
 
 
 def test_what_cannot_be_checked_is_refused(sheets: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_missing_images_end_with_3_and_are_named(tmp_path: Path) -> None:
     assert result.exit_code == 3
     assert "missing: 1 images that the labels name are not there: b.png" in result.stdout
     assert "note: 1 annotations have a box and no outline" in result.stdout
-    assert "1 images, 1 of them clean, 4 px marked to be ignored" in result.stdout
+    assert "1 images, 0 of them clean, 4 px marked to be ignored" in result.stdout
     result = run("import", "coco", file, "--images", tmp_path / "images", "--out", tmp_path / "json", "--json")
     report = json.loads(result.stdout)
     assert (result.exit_code, report["missing_images"], report["lost"][0]["kind"]) == (3, ["b.png"], "boxes")

@@ -74,7 +74,7 @@ def _refused(done: Result) -> DefectsegError:
 
 
 def test_flags_reach_the_library(invoke: Invoke, asked: list[ExportRequest], tmp_path: Path) -> None:
-    flags = ("--int8", "--data", "d", "--size", "256x1600", "--overwrite", "--out", "m.xml")
+    flags = ("--int8", "--data", "d", "--size", "256x1600", "--bit-depth", "12", "--overwrite", "--out", "m.xml")
     assert invoke("--format", "openvino", *flags).exit_code == 0
     expected = ExportRequest(
         model=(tmp_path / "model.safetensors",),
@@ -84,6 +84,7 @@ def test_flags_reach_the_library(invoke: Invoke, asked: list[ExportRequest], tmp
         int8=True,
         data=Path("d"),
         size_hw=(256, 1600),
+        bit_depth=12,
         overwrite=True,
     )
     assert asked == [expected]
@@ -172,4 +173,7 @@ def test_ignored_pixels_count_for_nothing() -> None:
     truth = np.ones((1, 1, 4), bool)
     found = np.array([[[True, True, False, False]]])
     counts.add("a", found, truth, np.array([[False, False, True, True]]))
-    assert (counts.pooled_dice, counts.positive_dice, counts.kaggle_dice) == (1.0, 1.0, 1.0)
+    counts.add("b", found, truth & False, np.ones((1, 4), bool))
+    counts.add("c", found, truth & False, np.array([[False, False, True, True]]))
+    # Whether b and c have a defect is unknown, but 2 px that are predicted in c are false.
+    assert (counts.pooled_dice, counts.positive_dice, counts.kaggle_dice) == (2 * 2 / (2 + 4), 1.0, 1.0)

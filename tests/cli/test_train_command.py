@@ -74,6 +74,7 @@ def _refused(invoke: Invoke, *arguments: str | Path) -> DefectsegError:
         (["--batch-size", "auto"], ["training.fit_memory=true"]),
         (["--batch-size", "3"], ["training.batch_size=3"]),
         (["--max-minutes", "2.5"], ["training.max_minutes=2.5"]),
+        (["--bit-depth", "12"], ["data.bit_depth=12"]),
         (["--cache"], ["data.cache=true"]),
         (["--no-cache"], ["data.cache=false"]),
         (["--fold", "2"], ["data.fold=2"]),

@@ -1,3 +1,4 @@
+import os
 import pickle
 import re
 from collections.abc import Sequence
@@ -7,20 +8,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from defectseg.data.folder import open_data_folder
+from defectseg.data.folder import open_data_folder, unknown_classes
 from defectseg.errors import DataError, LabelError
 
 ROWS = "a.jpg,1,1 2\na.jpg,3,5 1\nb.jpg,2,3 1\nb.jpg,255,4 2\n"
 
 
 def data_folder(
-    tmp_path: Path, rows: str = ROWS, images: tuple[str, ...] = ("a.jpg", "b.jpg", "sub/clean.jpg"), **files: str
+    tmp_path: Path,
+    rows: str = ROWS,
+    images: tuple[str, ...] = ("a.jpg", "b.jpg", "sub/clean.jpg"),
+    size_hw: tuple[int, int] = (2, 3),
+    **files: str,
 ) -> Path:
     for name in images:
         path = tmp_path / "train_images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), np.zeros((2, 3), np.uint8))
+        cv2.imwrite(str(path), np.zeros(size_hw, np.uint8))
     (tmp_path / "train.csv").write_text(f"ImageId,ClassId,EncodedPixels\n{rows}")
     for name, text in files.items():
         (tmp_path / name.replace("_", ".")).write_text(text)
@@ -55,6 +61,58 @@ def test_mask_that_does_not_fit_its_image_is_refused_with_image_and_pair(tmp_pat
     folder = open_data_folder(data_folder(tmp_path))
     with pytest.raises(LabelError, match=r"a\.jpg, ClassId 3: pair 1 \('5 1'\) ends beyond the last pixel 4"):
         folder.masks_of("a.jpg", (2, 2))
+
+
+def _boxes(*boxes: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+    """Bool (60, 80), True in boxes of top, left, height and width."""
+    mask = np.zeros((60, 80), np.bool_)
+    for top, left, height, width in boxes:
+        mask[top : top + height, left : left + width] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("ignored", "unknown"),
+    [
+        (_boxes(), []),
+        (_boxes((0, 50, 5, 5)), [2]),
+        (_boxes((12, 12, 26, 26)) & ~_boxes((20, 20, 10, 10)), []),
+        (_boxes((12, 11, 26, 26)) & ~_boxes((20, 20, 10, 10)), [2]),
+        (_boxes((22, 30, 4, 12)), [2]),
+        (_boxes((22, 30, 4, 4), (0, 50, 5, 5)), [2]),
+        (_boxes((18, 28, 14, 4)), []),
+        (_boxes((20, 20, 10, 10)), [1, 2]),
+        (_boxes((0, 0, 60, 80)), [1, 2]),
+    ],
+    ids=["nothing", "far", "border", "9 px", "streak", "border and far", "over the edge", "the defect", "everything"],
+)
+def test_a_class_is_unknown_where_more_than_a_border_of_8_px_is_ignored_and_it_is_not_seen(
+    ignored: NDArray[np.bool_], unknown: list[int]
+) -> None:
+    masks = np.stack([_boxes((20, 20, 10, 10)), _boxes()])
+    assert (np.flatnonzero(unknown_classes(masks, ignored)) + 1).tolist() == unknown
+
+
+def test_a_class_that_is_labelled_under_the_border_of_another_alone_is_unknown() -> None:
+    masks = np.stack([_boxes((20, 20, 10, 10)), _boxes(), _boxes((22, 31, 2, 2))])
+    assert unknown_classes(masks, _boxes((20, 30, 10, 4))).tolist() == [False, False, True]
+
+
+def test_the_classes_of_an_image_are_those_that_are_seen_and_others_may_be_unknown(tmp_path: Path) -> None:
+    # 20 rows: pixels 1 to 20 are the first column, 401 to 600 the last ten of thirty.
+    rows = {
+        "a.png": {1: "1 5", 255: "401 200"},  # far from the defect
+        "b.jpg": {2: "1 5", 255: "1 600"},  # everything
+        "c.bmp": {1: "1 5", 255: "6 5"},  # a border
+        "d.png": {},
+        "e.png": {1: "1 5", 255: "401 200"},  # no image: as its rows have it
+    }
+    text = "".join(f"{name},{c},{pairs}\n" for name, by_class in rows.items() for c, pairs in by_class.items())
+    root = data_folder(tmp_path, text, tuple(rows), size_hw=(20, 30))
+    (root / "train_images/e.png").write_bytes(b"no image")
+    folder = open_data_folder(root)
+    assert folder.unknown == {"a.png": {2, 3, 4}, "b.jpg": {1, 2, 3, 4}}
+    assert [folder.classes_of(image_id) for image_id in folder.image_ids] == [(1,), (), (1,), (), (1,)]
 
 
 def test_classes_are_those_of_classes_txt_then_four_or_more(tmp_path: Path) -> None:
@@ -238,6 +296,29 @@ def test_fingerprint_changes_with_labels_and_images_and_with_nothing_else(tmp_pa
     with (root / "train_images/sub/clean.jpg").open("ab") as handle:
         handle.write(b"\0")
     assert open_data_folder(root).fingerprint() != first
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names cannot exist there")
+def test_files_with_a_faulty_name_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = data_folder(tmp_path)
+    for name in (b"\xff.jpg", b"a\\b.jpg"):
+        (root / "train_images" / os.fsdecode(name)).touch()
+    folder = open_data_folder(root)
+    assert folder.image_ids == ("a.jpg", "b.jpg", "sub/clean.jpg")
+    assert [image.image_id for image in folder.faulty] == ["%FF.jpg", "a%5Cb.jpg"]
+    (message,) = caplog.messages
+    assert message.startswith("2 files or folders are left out")
+    for image_id in folder.image_ids:
+        (root / "train_images" / image_id).unlink()
+    with pytest.raises(DataError, match="holds no image that can be read"):
+        open_data_folder(root)
+
+
+def test_a_broken_link_has_a_fingerprint(tmp_path: Path) -> None:
+    root = data_folder(tmp_path)
+    before = open_data_folder(root).fingerprint()
+    (root / "train_images" / "c.jpg").symlink_to("gone.jpg")
+    assert open_data_folder(root).fingerprint() != before
 
 
 def test_folder_travels_to_worker_processes(tmp_path: Path) -> None:

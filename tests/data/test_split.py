@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from defectseg.copies.descriptors import turned
-from defectseg.data.folder import DataFolder, LabelTable
+from defectseg.data.folder import DataFolder, LabelTable, open_data_folder
 from defectseg.data.split import Ties, divide, divide_ignoring_ties, find_ties, make_folds, read_split, write_split
 from defectseg.data.synthetic import make_sheet
 from defectseg.errors import LabelError, UsageError
@@ -45,6 +45,18 @@ def test_every_fold_gets_its_share_of_every_class_set() -> None:
     # (1, 2) counts with 2: seven images, one or two a fold
     assert {counts[(2,), fold] + counts[(1, 2), fold] for fold in range(5)} == {1, 2}
     assert sorted(Counter(folds.values()).values()) == [43, 43, 43, 44, 44]
+
+
+def test_images_in_which_ignored_pixels_may_hide_a_defect_are_not_spread_as_clean_ones(tmp_path: Path) -> None:
+    (tmp_path / "train_images").mkdir()
+    for number in range(16):
+        cv2.imwrite(str(tmp_path / f"train_images/{number:02}.png"), np.full((4, 4), number, np.uint8))
+    rows = "".join(f"{number:02}.png,255,1 4\n" for number in range(8))
+    (tmp_path / "train.csv").write_text(f"ImageId,ClassId,EncodedPixels\n{rows}")
+    folds = divide(open_data_folder(tmp_path), Ties(), folds=4, seed=0)
+    assert Counter((fold, image_id < "08") for image_id, fold in folds.items()) == dict.fromkeys(
+        [(fold, hidden) for fold in range(4) for hidden in (True, False)], 2
+    )
 
 
 def test_seed_decides_and_is_all_that_decides() -> None:

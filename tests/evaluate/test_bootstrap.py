@@ -9,19 +9,22 @@ from defectseg.evaluate.bootstrap import RESAMPLES, Interval, Tally, bootstrap, 
 from defectseg.evaluate.metrics import PairCounts, dice_of, summarise
 
 
-def _tally(seed: int, images: int, classes: int = 2) -> Tally:
+def _tally(seed: int, images: int, classes: int = 2, unknown_share: float = 0.0) -> Tally:
     generator = np.random.default_rng(seed)
     true_px, predicted_px = generator.integers(0, 3, (2, images, classes)) * 10
     both_px = np.minimum(true_px, predicted_px) // 2
-    return Tally(dice_of(true_px, predicted_px, both_px), true_px, predicted_px, both_px)
+    dice = dice_of(true_px, predicted_px, both_px)
+    dice[(true_px == 0) & (generator.random(dice.shape) < unknown_share)] = np.nan
+    return Tally(dice, true_px, predicted_px, both_px)
 
 
 def _rows(tally: Tally, rows: list[int]) -> Tally:
     return Tally(tally.dice[rows], tally.true_px[rows], tally.predicted_px[rows], tally.both_px[rows])
 
 
-def test_a_weight_of_two_means_an_image_that_occurs_twice() -> None:
-    tally = _tally(seed=0, images=4)
+@pytest.mark.parametrize("unknown_share", [0.0, 0.5])
+def test_a_weight_of_two_means_an_image_that_occurs_twice(unknown_share: float) -> None:
+    tally = _tally(seed=0, images=4, unknown_share=unknown_share)
 
     weighted = figures_of(tally, np.array([[2.0, 0.0, 1.0, 0.0]]))
     written_out = figures_of(_rows(tally, [0, 0, 2]), np.ones((1, 3)))
@@ -32,11 +35,15 @@ def test_a_weight_of_two_means_an_image_that_occurs_twice() -> None:
     assert weighted.miou == pytest.approx(written_out.miou)
 
 
-def test_unit_weights_give_the_figures_themselves() -> None:
-    tally = _tally(seed=3, images=30)
+@pytest.mark.parametrize("unknown_share", [0.0, 0.5])
+def test_unit_weights_give_the_figures_themselves(unknown_share: float) -> None:
+    tally = _tally(seed=3, images=30, unknown_share=unknown_share)
     counts = {
         (f"{row:02}.jpg", column + 1): PairCounts(
-            int(tally.true_px[row, column]), int(tally.predicted_px[row, column]), int(tally.both_px[row, column])
+            true_px=int(tally.true_px[row, column]),
+            predicted_px=int(tally.predicted_px[row, column]),
+            both_px=int(tally.both_px[row, column]),
+            unknown=not tally.known[row, column],
         )
         for row in range(30)
         for column in range(2)

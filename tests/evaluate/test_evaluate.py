@@ -1,6 +1,7 @@
 import copy
 import csv
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from defectseg.config import DataConfig
 from defectseg.data.folder import image_digest
 from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
 from defectseg.evaluate.evaluate import EvaluateRequest, evaluate_model, evaluate_predictions
@@ -170,6 +172,30 @@ def test_a_folder_that_names_fewer_classes_is_scored_on_those_alone_under_the_mo
     assert caplog.text.count("does not name pits") == 1
 
 
+def _widen(data: Path, largest: int) -> None:
+    """Turn 8-bit images into 16-bit ones that reach from 0 to `largest`."""
+    for path in (data / "train_images").iterdir():
+        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        assert grey is not None
+        cv2.imwrite(str(path), np.rint(grey / 255.0 * largest).astype(np.uint16))
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_images_of_fewer_bits_are_told_and_scored_right_once_that_is_said_or_learnt(
+    data: Path, model: Path, runtime: Any, tmp_path: Path, learnt: bool
+) -> None:
+    _widen(data, 4095)
+    black = _evaluate(model, data, tmp_path / "black")
+    assert (black.low_bit_depth.images, black.low_bit_depth.bit_depth) == (4, 12)
+    assert any("4 of 4 16-bit images" in warning for warning in black.warnings)
+    if learnt:
+        recipe = runtime.info.recipe.model_copy(update={"data": DataConfig(bit_depth=12)})
+        runtime.info = runtime.info.model_copy(update={"recipe": recipe})
+    right = _evaluate(model, data, tmp_path / "right", bit_depth=None if learnt else 12)
+    assert right.metrics.kaggle_dice == pytest.approx(KAGGLE_DICE, abs=1e-12)
+    assert right.low_bit_depth is None
+
+
 def test_the_model_is_loaded_for_the_device_and_the_runtime_asked_for(
     data: Path, model: Path, runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +230,8 @@ def test_ignored_pixels_are_neither_scored_nor_painted(data: Path, model: Path, 
 
     evaluation = _evaluate(model, data, tmp_path / "out")
 
-    assert evaluation.metrics.kaggle_dice == pytest.approx(6.5 / 8)
+    # Both pairs of b.png, which has no label, are unknown; of the others one has Dice 0.5, and one 0.
+    assert (evaluation.metrics.kaggle_dice, evaluation.metrics.unknown_pairs) == (4.5 / 6, 2)
     overlay = cv2.imread(str(tmp_path / "out" / "overlays" / "b.jpg"))
     assert overlay is not None
     assert np.ptp(overlay[: SIZE_HW[0]].astype(int), axis=2).max() < 20
@@ -491,16 +518,39 @@ def test_predictions_in_a_file_score_as_the_model_that_made_them(
 ) -> None:
     with (data / "train.csv").open("a") as handle:
         handle.write(f"a.png,255,{_encode_literally(_box(3, 2, 4, 5))}\n")
+        handle.write(f"c.png,255,{_encode_literally(_box(0, 0, 9, 9))}\n")
     predict(PredictRequest(model=model, images=find_images([data / "train_images"]), out=tmp_path / "predicted"))
     by_model = _evaluate(model, data, tmp_path / "by-model")
 
     by_file = evaluate_predictions(tmp_path / "predicted" / "predictions.csv", data, tmp_path / "by-file")
 
     assert by_file.metrics == by_model.metrics
+    assert by_file.metrics.unknown_pairs == 2
     assert by_file.warnings == ()
     assert _names(tmp_path / "by-file") == FILES
     assert _pairs(tmp_path / "by-file") == _pairs(tmp_path / "by-model")
     assert evaluate_predictions(tmp_path / "predicted" / "predictions.csv", data, None).metrics == by_model.metrics
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such files cannot exist there")
+def test_files_that_cannot_be_read_are_left_out_whoever_predicted(
+    data: Path, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "all.csv").write_text("ImageId,ClassId,EncodedPixels\na.png,1,\nb.png,1,\nc.png,1,\nd.png,1,\n")
+    images = data / "train_images"
+    (images / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    (images / "d.png").unlink()
+    os.mkfifo(images / "d.png")
+
+    by_model = _evaluate(model, data, tmp_path / "by-model")
+    by_file = evaluate_predictions(tmp_path / "all.csv", data, tmp_path / "by-file")
+
+    for evaluation, out in ((by_model, "by-model"), (by_file, "by-file")):
+        assert [failure.found.image_id for failure in evaluation.failures] == ["%FF.png", "d.png"]
+        with (tmp_path / out / "errors.csv").open(newline="") as handle:
+            assert [row["ImageId"] for row in csv.DictReader(handle)] == ["%FF.png", "d.png"]
+        assert _scored_ids(tmp_path / out) == {"a.png", "b.png", "c.png"}
+        assert sum("left out" in warning for warning in evaluation.warnings) == 2
 
 
 def test_an_independent_scorer_gets_the_same_kaggle_dice(data: Path, model: Path, runtime: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from defectseg.errors import DataError
-from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs, dice_of, merge, summarise
+from defectseg.evaluate.metrics import Counts, Detection, PairCounts, count_pairs, dice_of, merge, summarise
 
 CLEAN = PairCounts(0, 0, 0)
 
@@ -69,9 +69,22 @@ def test_ignored_pixels_leave_truth_and_prediction() -> None:
 
 
 def test_a_prediction_that_lies_wholly_in_ignored_pixels_counts_as_none() -> None:
-    counts = count_pairs("a.jpg", _mask("##.."), _mask("...."), _mask("##..")[0])
+    counts = count_pairs("a.jpg", _mask("##.."), _mask("...#"), _mask("##..")[0])
 
-    assert counts["a.jpg", 1] == CLEAN
+    assert counts["a.jpg", 1] == PairCounts(1, 0, 0)
+
+
+def test_a_pair_is_unknown_where_ignored_pixels_may_hide_the_class() -> None:
+    predicted, truth = (
+        np.concatenate([_mask(first), _mask(second)]) for first, second in [("####", "...#"), ("####", "....")]
+    )
+
+    counts = count_pairs("a.jpg", predicted, truth, _mask("###.")[0])
+
+    assert counts["a.jpg", 1] == PairCounts(1, 1, 1)
+    assert counts["a.jpg", 2] == PairCounts(0, 1, 0)  # the ignored pixels are the border of class 1
+    counts = count_pairs("a.jpg", predicted, truth, _mask("####")[0])
+    assert list(counts.values()) == [PairCounts(0, 0, 0, unknown=True)] * 2
 
 
 def test_masks_of_unequal_shape_are_refused() -> None:
@@ -149,6 +162,37 @@ def test_figures_worked_out_by_hand() -> None:
     assert (cracks.detection.precision, cracks.detection.recall) == (0.0, None)
 
 
+def test_unknown_pairs_count_in_sums_of_pixels_alone() -> None:
+    counts = {
+        ("a.jpg", 1): PairCounts(10, 10, 10), ("a.jpg", 2): PairCounts(0, 5, 0, unknown=True),
+        ("b.jpg", 1): CLEAN, ("b.jpg", 2): PairCounts(0, 3, 0),
+        ("c.jpg", 1): PairCounts(0, 2, 0, unknown=True), ("c.jpg", 2): CLEAN,
+    }  # fmt: skip
+
+    metrics = summarise(counts, ["pits", "cracks"])
+
+    assert (metrics.images, metrics.pairs, metrics.positive_pairs, metrics.unknown_pairs) == (3, 6, 1, 2)
+    assert metrics.kaggle_dice == pytest.approx((1 + 1 + 0 + 1) / 4)
+    assert metrics.all_empty == pytest.approx(3 / 4)
+    assert (metrics.gain_over_empty, metrics.positive_dice) == (0, 1)
+    assert metrics.detection == Detection(1, 1, 0, 0)  # c.jpg may or may not have a pit
+    pits, cracks = metrics.classes
+    assert (pits.unknown_pairs, pits.kaggle_dice, pits.all_empty, pits.precision) == (1, 1, 0.5, 10 / 12)
+    assert (cracks.unknown_pairs, cracks.kaggle_dice, cracks.all_empty, cracks.iou) == (1, 0.5, 1, 0)
+    assert (pits.detection, cracks.detection) == (Detection(1, 0, 0, 1), Detection(0, 1, 0, 1))
+
+
+def test_a_class_that_is_unknown_everywhere_has_no_dice_and_where_all_are_nothing_can_be_scored() -> None:
+    hidden = PairCounts(0, 0, 0, unknown=True)
+
+    content = summarise({("a.jpg", 1): CLEAN, ("a.jpg", 2): hidden}, ["x", "y"]).to_json()
+
+    classes = json.loads(json.dumps(content, allow_nan=False))["classes"]
+    assert [(one["kaggle_dice"], one["all_empty"]) for one in classes] == [(1, 1), (None, None)]
+    with pytest.raises(DataError, match="ignored pixels"):
+        summarise({("a.jpg", 1): hidden}, ["x"])
+
+
 def test_predicting_nothing_scores_the_all_empty_baseline() -> None:
     counts = {key: PairCounts(pair.true_px, 0, 0) for key, pair in _many_counts(seed=1, images=40).items()}
 
@@ -185,9 +229,9 @@ def test_json_keys_are_stable() -> None:
     content = summarise(_many_counts(seed=2, images=5), ["x", "y"]).to_json()
 
     assert list(content) == [
-        "images", "pairs", "positive_pairs", "kaggle_dice", "kaggle_dice_interval", "all_empty", "gain_over_empty",
-        "gain_over_empty_interval", "positive_dice", "positive_dice_interval", "miou", "miou_interval", "detection",
-        "classes",
+        "images", "pairs", "positive_pairs", "unknown_pairs", "kaggle_dice", "kaggle_dice_interval", "all_empty",
+        "gain_over_empty", "gain_over_empty_interval", "positive_dice", "positive_dice_interval", "miou",
+        "miou_interval", "detection", "classes",
     ]  # fmt: skip
     assert isinstance(content["kaggle_dice_interval"], dict)
     assert list(content["kaggle_dice_interval"]) == ["low", "high"]

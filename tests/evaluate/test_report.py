@@ -118,6 +118,30 @@ def test_pairs_csv_gives_the_kaggle_dice_back(tmp_path: Path) -> None:
     assert sum(dice) / len(dice) == pytest.approx(metrics.kaggle_dice, abs=1e-9)
 
 
+def test_unknown_pairs_are_told_and_no_faults(tmp_path: Path) -> None:
+    hidden = {(f"{image}.jpg", 1): PairCounts(0, 9, 0, unknown=True) for image in "xyz"}
+    counts = COUNTS | hidden | {(f"{image}.jpg", 2): PairCounts(0, 0, 0) for image in "xyz"}
+
+    metrics, page = _write(tmp_path, counts)
+
+    assert "3 unknown" in page.text
+    assert "x.jpg" not in page.text
+    assert json.loads((tmp_path / "metrics.json").read_text())["unknown_pairs"] == 3
+    assert "\nx.jpg,1,0,9,0,\n" in (tmp_path / "pairs.csv").read_text()
+    assert [row[:3] for row in metrics_table(metrics)] == [
+        ("class", "images", "unknown"), ("pits", "2", "3"), ("cracks", "0", "0"), ("all", "2", "3"),
+    ]  # fmt: skip
+
+
+def test_a_class_that_is_unknown_in_all_images_has_dashes(tmp_path: Path) -> None:
+    counts = {("a.jpg", 1): PairCounts(4, 4, 4), ("a.jpg", 2): PairCounts(0, 0, 0, unknown=True)}
+
+    metrics, page = _write(tmp_path, counts)
+
+    assert re.search(r"cracks\s+0\s+–\s+–\s+–\s+–", page.text)
+    assert metrics_table(metrics)[2][:5] == ("cracks", "0", "1", "–", "–")
+
+
 def test_page_shows_the_headline_beside_the_all_empty_baseline(tmp_path: Path) -> None:
     # Dice 0.5, 0, 0, 1, 1, 1; predicting nothing scores 4 of 6.
     _, page = _write(tmp_path, warnings=("Only three images.",), facts={"Split": "fold 0"})

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from defectseg.cli.export import MaskCounts
-from defectseg.config import InferenceConfig, Recipe
+from defectseg.config import DataConfig, InferenceConfig, Recipe
 from defectseg.data.folder import open_data_folder
 from defectseg.data.split import write_split
 from defectseg.errors import DataError, ExitCode, ModelError
@@ -36,7 +36,7 @@ def _info(fold: int | None = None) -> ModelInfo:
     )
 
 
-def _write_folder(root: Path, images: Mapping[str, Mapping[int, str]], picture: NDArray[np.uint8]) -> Path:
+def _write_folder(root: Path, images: Mapping[str, Mapping[int, str]], picture: NDArray[Any]) -> Path:
     """A data folder of images that look alike: ImageId -> ClassId -> run-lengths."""
     (root / "train_images").mkdir(parents=True)
     rows = ["ImageId,ClassId,EncodedPixels"]
@@ -115,6 +115,20 @@ def test_a_folder_without_labels_is_an_error(tmp_path: Path, model: Path) -> Non
     (tmp_path / "train_images").mkdir()
     with pytest.raises(DataError, match=r"train\.csv"):
         choose_images(tmp_path, _info(), model)
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_int8_is_judged_on_images_of_the_bit_depth_that_is_said_or_learnt(
+    learnt: bool, tmp_path: Path, model: Path, grey_runtime: Callable[..., Any]
+) -> None:
+    picture = np.full((4, 5), round(PIT / 255 * 4095), np.uint16)
+    root = _write_folder(tmp_path / "data", {"a.png": {1: "1 20"}, "b.png": {1: "1 20"}}, picture)
+    runtime = grey_runtime()
+    if learnt:
+        recipe = Recipe(data=DataConfig(bit_depth=12))
+        runtime.info = runtime.info.model_copy(update={"recipe": recipe})
+    images = choose_images(root, runtime.info, model, bit_depth=None if learnt else 12)
+    assert score_masks(runtime, runtime, images, MaskCounts)[0].positive_dice == 1
 
 
 def test_scores_are_those_of_final_masks_against_labels(

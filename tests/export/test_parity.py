@@ -116,6 +116,12 @@ def test_images_of_a_data_folder_are_those_of_train_images(tmp_path: Path) -> No
     assert [int(image[0, 0]) for image in real_images(tmp_path, (100, 100))] == [1]
 
 
+def test_real_images_are_read_with_the_bit_depth_that_is_given(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((9, 9), 1023, np.uint16))
+    for depths, level in (({}, 4), ({"bit_depth": 10, "model_bit_depth": 12}, 255), ({"model_bit_depth": 10}, 255)):
+        assert real_images(tmp_path, (9, 9), **depths)[0].max() == level
+
+
 def test_images_are_drawn_from_all_by_the_seed(tmp_path: Path) -> None:
     for level in range(12):
         _write(tmp_path / f"{level:02}.png", np.full((4, 4), level, np.uint8))

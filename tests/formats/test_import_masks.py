@@ -57,7 +57,7 @@ def test_255_alone_is_one_class_over_the_whole_folder(tmp_path: Path) -> None:
 
 def test_255_in_one_file_means_ignore_where_another_file_has_class_numbers(tmp_path: Path) -> None:
     src = source(tmp_path, {"a.png": [[0, 255, 0], [0, 255, 0]], "b.png": [[1, 0, 0], [0, 0, 0]]})
-    assert import_masks(src, tmp_path / "out") == ImportReport(2, 1, ("class 1",), (1,), 2)
+    assert import_masks(src, tmp_path / "out") == ImportReport(2, 0, ("class 1",), (1,), 2)
     folder = open_data_folder(tmp_path / "out")
     masks, ignore = folder.masks_of("a.png", (2, 3))
     assert not masks.any()

@@ -68,7 +68,7 @@ def record(image_id: str, by_class: dict[int, NDArray[np.bool_]] | None) -> Reco
             rows.append([image_id, class_id, NAMES[class_id - 1], region.area_px, *region.box_xywh, "0", "0", score])
     empty = np.zeros(SIZE_HW, np.bool_)
     predictions = [[image_id, number, rle.encode(by_class.get(number, empty))] for number in (1, 2)]
-    whole = image | {"status": "defect" if by_class else "clean", "height": SIZE_HW[0], "width": SIZE_HW[1]}
+    whole = image | {"status": "defect" if by_class else "blank", "height": SIZE_HW[0], "width": SIZE_HW[1]}
     return Record(whole, predictions, rows, [])
 
 

@@ -1,23 +1,27 @@
 import contextlib
 import io
 import os
+import random
 import struct
-from collections.abc import Callable
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from defectseg.errors import DataError, ImageError
-from defectseg.image import read
+from defectseg.files import check_image_id
+from defectseg.image import read as images
 from defectseg.image.find import FoundImage, find_images
-from defectseg.image.read import decode_bytes
+from defectseg.image.read import decode_bytes, find_low_bit_depth, is_blank, read_class_map, to_grey
+from defectseg.image.whole import MAX_PIXELS, allow_pixels, png_chunks
 
 TEXTURE = np.random.default_rng(1).integers(0, 256, (64, 160)).astype(np.uint8)
 GREY = cv2.GaussianBlur(TEXTURE, (0, 0), 2).reshape(64, 160).astype(np.uint8)
@@ -67,6 +71,11 @@ def test_grey_values_come_through_every_lossless_format(suffix: str) -> None:
     assert decoded.notes == ()
 
 
+@pytest.mark.parametrize("kind", ["GIF", "JPEG2000"])
+def test_grey_values_come_through_formats_that_only_pillow_writes_without_loss(kind: str) -> None:
+    np.testing.assert_array_equal(decode_bytes(encoded_by_pillow(GREY, kind), name="a").pixels, GREY)
+
+
 @pytest.mark.parametrize("suffix", LOSSLESS)
 def test_three_equal_channels_are_that_grey(suffix: str) -> None:
     np.testing.assert_array_equal(decode_bytes(encoded(suffix, cv2.merge([GREY] * 3)), name="a").pixels, GREY)
@@ -109,7 +118,140 @@ def test_sixteen_bit_colour_with_alpha_is_scaled_too() -> None:
 def test_twelve_bit_data_in_sixteen_bits_are_scaled_alike_and_pointed_out() -> None:
     decoded = decode_bytes(encoded(".png", np.array([[0, 4095]], np.uint16)), name="a")
     assert decoded.pixels.tolist() == [[0, 16]]
-    assert "brightest value 4095 of 65535, as from a 12-bit camera" in decoded.notes[0]
+    assert "brightest value 4095 of 65535" in decoded.notes[0]
+    assert decoded.brightest16 == 4095
+
+
+@pytest.mark.parametrize("bits", range(9, 17))
+def test_every_value_of_every_bit_depth_is_scaled_to_the_nearest_grey_level(bits: int) -> None:
+    values = np.arange(2**bits, dtype=np.uint16)
+    decoded = to_grey(values[None], "a", bit_depth=bits)
+    nearest = [(510 * value + 2**bits - 1) // (2 * (2**bits - 1)) for value in range(2**bits)]  # no value lies halfway
+    assert decoded.pixels[0].tolist() == nearest
+    assert (decoded.bit_depth, decoded.brightest16) == (bits, None)
+
+
+LARGEST_12 = np.array([[0, 1023, 2048, 4095]], np.uint16)
+
+
+def tagged(*more: tuple[int, int], photometric: int = 1) -> bytes:
+    return tiff(LARGEST_12.tobytes(), (1, 4), 16, *more, photometric=photometric)
+
+
+@pytest.mark.parametrize(
+    ("content", "bit_depth", "model_bit_depth", "brightest"),
+    [
+        (tagged(), None, None, 16),
+        (tagged(), 12, None, 255),
+        (tagged(), None, 12, 255),
+        (tagged(), 14, 12, 64),
+        (tagged((281, 4095)), None, None, 255),
+        (tagged((341, 4095)), None, None, 255),
+        (tagged((281, 4095)), 13, 14, 127),  # what is given goes before the tag,
+        (tagged((281, 4095)), None, 14, 255),  # and the tag before the model
+        (tagged((281, 65535)), None, 12, 16),
+        (tagged((281, 3000), (341, 4095)), None, None, 255),
+        (tagged((281, 3000)), None, None, 16),  # the brightest value of a picture is no bit depth
+        (encoded(".png", LARGEST_12), 12, None, 255),
+        (encoded(".png", np.array([[0, 77, 255]], np.uint8)), 12, 12, 255),  # 8-bit files are left alone
+    ],
+)
+def test_bits_are_those_given_or_of_the_files_tag_or_of_the_model(
+    content: bytes, bit_depth: int | None, model_bit_depth: int | None, brightest: int
+) -> None:
+    decoded = decode_bytes(content, name="a", bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+    assert decoded.pixels.max() == brightest
+
+
+def test_bits_are_told_by_a_floating_point_tag_in_any_byte_order_and_scaled_before_zero_becomes_white() -> None:
+    values = LARGEST_12.astype(">u2").tobytes()
+    tags = {256: (4, 4), 257: (4, 1), 258: (3, 16), 262: (3, 0), 273: (4, 8), 277: (3, 1), 278: (4, 1), 279: (4, 8)}
+    entries = [struct.pack(">HHI", tag, kind, 1) + struct.pack(">I" if kind == 4 else ">H2x", value)
+               for tag, (kind, value) in tags.items()]  # fmt: skip
+    entries.append(struct.pack(">HHII", 341, 12, 1, 16 + 2 + 12 * 9 + 4))
+    directory = struct.pack(">H", len(entries)) + b"".join(entries) + bytes(4)
+    content = b"MM\0*" + struct.pack(">I", 16) + values + directory + struct.pack(">d", 4095.0)
+    assert decode_bytes(content, name="a").pixels.tolist() == [[255, 191, 127, 0]]
+
+
+def test_values_of_a_tiff_that_packs_twelve_bits_fill_the_range_whatever_is_said() -> None:
+    packed = bytes.fromhex("000 3ff 800 fff".replace(" ", ""))
+    content = tiff(packed, (1, 4), 12, (281, 4095))
+    for bit_depth in (None, 12):
+        decoded = decode_bytes(content, name="a", bit_depth=bit_depth, model_bit_depth=12)
+        assert decoded.pixels.tolist() == [[0, 64, 128, 255]]
+
+
+@pytest.mark.parametrize("said", [{"bit_depth": 10}, {"model_bit_depth": 11}])
+def test_a_value_beyond_the_bit_depth_is_refused_and_alpha_does_not_count(said: dict[str, int]) -> None:
+    with pytest.raises(ImageError, match=r"^a: holds the value 4095, .* (10|11) bits"):
+        decode_bytes(tagged(), name="a", **said)
+    colour = np.full((1, 1, 4), 1000, np.uint16)
+    colour[..., 3] = 65535
+    assert decode_bytes(encoded(".png", colour), name="a", **said).pixels.max() > 100
+    colour[..., 1] = 3000
+    with pytest.raises(ImageError, match="the value 3000"):
+        decode_bytes(encoded(".png", colour), name="a", **said)
+
+
+@pytest.mark.parametrize(
+    ("brightest", "expected"),
+    [
+        ({}, None),
+        ({None: 9}, None),  # 8-bit files, and those whose bit depth is known
+        ({255: 3}, None),
+        ({16384: 1}, None),
+        ({16383: 1}, (1, 1, 14)),
+        ({1023: 2, 1000: 1}, (3, 3, 10)),
+        ({900: 2, 3000: 1, 40: 5}, (3, 3, 12)),
+        ({12000: 1, 60000: 1}, None),  # a dark picture among others
+        ({4095: 4, 65535: 3}, (4, 7, 12)),
+    ],
+)
+def test_fewer_bits_are_seen_in_most_of_the_16_bit_images(
+    brightest: dict[int | None, int], expected: tuple[int, int, int] | None
+) -> None:
+    low = find_low_bit_depth(brightest)
+    assert (low if low is None else (low.images, low.of, low.bit_depth)) == expected
+
+
+@pytest.mark.parametrize(
+    ("levels", "blank"),
+    [
+        ([7] * 200, True),
+        ([7, 9] * 100, True),
+        ([20, 23] * 100, False),
+        ([0] * 199 + [255], True),
+        ([0] * 198 + [255] * 2, False),
+        ([16] * 190 + [0] * 9 + [255], True),
+        ([17] * 199 + [0], False),
+    ],
+)
+def test_a_picture_is_blank_where_its_levels_span_little_or_nearly_all_are_dark(levels: list[int], blank: bool) -> None:
+    assert is_blank(np.array(levels, np.uint8).reshape(10, 20)) is blank
+
+
+def test_jpeg_2000_of_twelve_bits_is_scaled_from_these() -> None:
+    twelve = np.array([[0, 16, 2048, 4095]], np.uint16)
+    # A file of 16 bits, but for what its headers say: values are stored minus half of their range (ISO 15444-1, G.1).
+    content = bytearray(encoded_by_pillow(twelve + 2**15 - 2**11, "JPEG2000"))
+    content[content.index(b"ihdr") + 14] = content[content.index(b"\xff\x4f\xff\x51") + 42] = 12 - 1
+    assert decode_bytes(bytes(content), name="a").pixels.tolist() == [[0, 1, 128, 255]]
+
+
+@pytest.mark.parametrize("depth", [0x80 + 7, 16])
+def test_jpeg_2000_of_signed_or_wider_values_is_refused(depth: int) -> None:
+    content = bytearray(encoded_by_pillow(GREY, "JPEG2000"))
+    content[content.index(b"\xff\x4f\xff\x51") + 42] = depth
+    with pytest.raises(ImageError, match="expected 8 or 16 bit without sign"):
+        decode_bytes(bytes(content), name="a")
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_avif_of_ten_and_twelve_bits_is_scaled_from_these(bits: int) -> None:
+    colour = cv2.merge([GREY] * 3).astype(np.uint16) << (bits - 8)
+    content = encoded(".avif", colour, cv2.IMWRITE_AVIF_DEPTH, bits)
+    assert np.abs(decode_bytes(content, name="a").pixels.astype(int) - GREY).mean() < 3
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "LA"])
@@ -138,7 +280,7 @@ def test_upright_and_senseless_exif_orientations_are_not_noted(orientation: int)
     assert decode_bytes(with_exif_orientation(encoded(".jpg", GREY), orientation), name="a").notes == ()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF"])
 def test_orientation_of_other_formats_is_ignored_and_noted(kind: str) -> None:
     exif = Image.Exif()
     exif[274] = 6
@@ -168,12 +310,58 @@ def test_first_page_of_several_is_used_and_noted() -> None:
     assert decoded.notes == ("first page of several used",)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "AVIF"])
 def test_first_frame_of_an_animation_is_used_and_noted(kind: str) -> None:
     content = encoded_by_pillow(GREY, kind, save_all=True, append_images=[Image.fromarray(TEXTURE)], lossless=True)
     decoded = decode_bytes(content, name="a")
-    np.testing.assert_array_equal(decoded.pixels, GREY)
+    assert np.abs(decoded.pixels.astype(int) - GREY).max() <= (8 if kind == "AVIF" else 0)
     assert "first frame of an animation used" in decoded.notes
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def animated_png(*frames: tuple[int, int, int, int], count: int = 2, shown: NDArray[np.uint8] = GREY) -> bytes:
+    """A PNG of the size of GREY that holds `shown` as its picture, and frames (width, height, left, top) with data."""
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in shown))
+    chunks = [png_chunk(b"IHDR", struct.pack(">IIBBBBB", 160, 64, 8, 0, 0, 0, 0))]
+    chunks.append(png_chunk(b"acTL", struct.pack(">II", count, 0)))
+    for number, frame in enumerate(frames):
+        chunks.append(png_chunk(b"fcTL", struct.pack(">5IHHBB", max(0, 2 * number - 1), *frame, 1, 10, 0, 0)))
+        body = struct.pack(">I", 2 * number) + rows if number else rows
+        chunks.append(png_chunk(b"fdAT" if number else b"IDAT", body))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + png_chunk(b"IEND", b"")
+
+
+WHOLE_FRAME = (160, 64, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [(0, 0, 0, 0), (1, 1, 0, 0), (1600, 640, 0, 0), (160, 64, 1, 1), (160, 64, 2**31, 2**32 - 1), (2**31, 2**31, 0, 0)],
+)
+@pytest.mark.parametrize("count", [0, 1, 2**31 - 1])
+def test_picture_of_an_animated_png_is_read_whatever_its_frames_declare(
+    frame: tuple[int, int, int, int], count: int
+) -> None:
+    for content in (animated_png(frame, frame, count=count), animated_png(WHOLE_FRAME, frame, frame, count=count)):
+        np.testing.assert_array_equal(decode_bytes(content, name="a").pixels, GREY)
+
+
+def test_animation_that_crashes_opencv_5_is_read_as_a_picture() -> None:
+    """Its picture is no part of the animation, and its only frame has no data: a signal used to end the process."""
+    content = animated_png(WHOLE_FRAME, WHOLE_FRAME)
+    (header, actl, _, picture, frame, _, end) = [
+        png_chunk(kind, content[start : start + length]) for kind, start, length in png_chunks(content)
+    ]
+    crashing = content[:8] + header + actl + picture + frame + png_chunk(b"fdAT", b"") + end
+    np.testing.assert_array_equal(decode_bytes(crashing, name="a").pixels, GREY)
+
+
+def test_animated_png_whose_picture_lacks_data_is_refused() -> None:
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode_bytes(animated_png(WHOLE_FRAME, WHOLE_FRAME, shown=GREY[:20]), name="a")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -205,6 +393,12 @@ WHOLE: dict[str, Callable[[], bytes]] = {
     "webp animation": lambda: encoded_by_pillow(
         GREY, "WEBP", save_all=True, append_images=[Image.fromarray(TEXTURE)], lossless=True
     ),
+    "gif": lambda: encoded_by_pillow(GREY, "GIF"),
+    "gif animation": lambda: encoded_by_pillow(GREY, "GIF", save_all=True, append_images=[Image.fromarray(TEXTURE)]),
+    "avif": lambda: encoded_by_pillow(GREY, "AVIF", quality=80),
+    "jpeg 2000": lambda: encoded_by_pillow(GREY, "JPEG2000", tile_size=(32, 32)),
+    "jpeg 2000 codestream": lambda: encoded_by_pillow(GREY, "JPEG2000", no_jp2=True),
+    "png animation": lambda: animated_png(WHOLE_FRAME, (80, 32, 8, 8)),
 }
 
 
@@ -256,9 +450,10 @@ def test_bytes_after_the_end_do_not_matter(kind: str, tail: bytes) -> None:
     np.testing.assert_array_equal(decode_bytes(content + tail, name="a").pixels, decode_bytes(content, name="a").pixels)
 
 
-def test_cut_jpeg_whose_tail_became_zeros_is_refused() -> None:
-    content = encoded(".jpg", GREY)
-    with pytest.raises(ImageError, match="cut short"):
+@pytest.mark.parametrize("kind", ["jpeg", "gif", "avif", "jpeg 2000", "jpeg 2000 codestream", "tiff lzw"])
+def test_cut_file_whose_tail_became_zeros_is_refused(kind: str) -> None:
+    content = WHOLE[kind]()
+    with pytest.raises(ImageError, match=r"cut short|cannot be decoded"):
         decode_bytes(content[: len(content) // 2] + bytes(len(content) // 2), name="a")
 
 
@@ -293,7 +488,11 @@ def test_png_with_a_flipped_bit_is_refused() -> None:
         (b"II*\0", "header ends early"),
         (b"RIFF\x04\0\0\0WEBP", "cannot be decoded"),
         (b"\x89PNG\r\n\x1a\n", "end chunk"),
-        (b"GIF89a", "not a JPEG"),
+        (b"GIF89a", "header ends early"),
+        (b"\0\0\0\x20ftypheic" + bytes(20), "not a JPEG"),
+        (b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**64 - 1), "header ends early"),
+        (b"II+\0\x08\0\0\0" + struct.pack("<QQ", 2**64 - 1, 1), "header ends early"),
+        (b"MM\0+\0\x08\0\0" + struct.pack(">QQ", 16, 2**63), "header ends early"),
     ],
 )
 def test_other_files_are_refused_with_the_reason(content: bytes, why: str) -> None:
@@ -301,27 +500,116 @@ def test_other_files_are_refused_with_the_reason(content: bytes, why: str) -> No
         decode_bytes(content, name="a")
 
 
-def test_picture_too_large_for_opencv_is_an_error_of_that_file() -> None:
+@pytest.fixture
+def limit() -> Iterator[Callable[[int], None]]:
+    yield allow_pixels
+    allow_pixels(MAX_PIXELS)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_images_of_more_pixels_than_allowed_are_refused_by_their_header(
+    kind: str, limit: Callable[[int], None]
+) -> None:
+    content = WHOLE[kind]()
+    limit(64 * 160 - 1)
+    with pytest.raises(ImageError, match=r"^line1/a: 160 x 64 px are 10,240; .* 10,239 .*--max-pixels 10240"):
+        decode_bytes(content, name="line1/a")
+    limit(64 * 160)
+    assert decode_bytes(content, name="line1/a").pixels.shape == GREY.shape
+
+
+def test_limit_spares_the_memory_of_a_picture_that_is_huge_by_its_header() -> None:
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 23_000, 23_000, 16, 6, 0, 0, 0))
+    picture = png_chunk(b"IDAT", zlib.compress(bytes(10**6))) + png_chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match=r"529,000,000.*268,435,456"):
+        decode_bytes(b"\x89PNG\r\n\x1a\n" + header + picture, name="a")
+
+
+def test_picture_too_long_for_opencv_is_an_error_of_that_file() -> None:
     content = bytearray(encoded(".bmp", GREY))
-    content[18:26] = struct.pack("<ii", 60_000, 60_000)
-    content[30:34] = struct.pack("<I", 1)  # said to be compressed: its size cannot be told from the header
-    with pytest.raises(ImageError):
+    content[18:26] = struct.pack("<ii", 2**21, 16)
+    with pytest.raises(ImageError, match="Cut it into smaller images"):
         decode_bytes(bytes(content), name="a")
 
 
-@given(st.sampled_from(sorted(WHOLE)), st.data())
-def test_damaged_files_give_pixels_or_an_image_error_and_nothing_else(kind: str, data: st.DataObject) -> None:
-    content = bytearray(WHOLE[kind]())
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, min(len(content), 300) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(ImageError):
-        assert decode_bytes(bytes(content), name="a").pixels.ndim == 2
+@pytest.mark.parametrize("kind", WHOLE)
+def test_damaged_files_give_pixels_or_an_image_error_and_nothing_else(kind: str) -> None:
+    whole = WHOLE[kind]()
+    rng = random.Random(kind)
+    for _ in range(200):
+        content = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 2, 5])):
+            at, width = rng.randrange(min(len(content), rng.choice([64, 400, 10**6]))), rng.choice([1, 1, 2, 4, 8])
+            values = [0, 1, 2**31, rng.randrange(2**64), len(content), 2**64 - 1]
+            content[at : at + width] = (rng.choice(values) % 256**width).to_bytes(width, rng.choice(["little", "big"]))
+            if rng.random() < 0.1:
+                del content[at : at + rng.randrange(40)]
+        if "png" in kind:
+            content[8:] = b"".join(
+                png_chunk(chunk, bytes(content[start : start + length]))
+                for chunk, start, length in png_chunks(bytes(content))
+            )
+        with contextlib.suppress(ImageError):
+            assert decode_bytes(bytes(content), name="a").pixels.ndim == 2
+
+
+def test_pillow_is_loaded_for_neither_jpeg_nor_png(tmp_path: Path) -> None:
+    for kind, suffix in (("jpeg", ".jpg"), ("png", ".png"), ("bmp", ".bmp")):
+        (tmp_path / f"a{suffix}").write_bytes(WHOLE[kind]())
+    code = (
+        "import sys; from pathlib import Path; from defectseg.image.read import decode, read_size\n"
+        "for path in map(Path, ('a.jpg', 'a.png', 'a.bmp')): decode(path); read_size(path); print('PIL' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True"]
+
+
+@pytest.mark.parametrize("kind", ["bmp", "webp", "gif", "avif", "tiff lzw"])
+def test_limit_of_pillow_neither_counts_nor_changes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert decode_bytes(WHOLE[kind](), name="a").pixels.shape == GREY.shape
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_tiff_tags_that_pillow_warns_of_do_not_matter() -> None:
+    content = tiff(GREY.tobytes(), GREY.shape, 8, (274, 1))
+    at = content.index(struct.pack("<HHI", 274, 3, 1))
+    doubled = content[:at] + struct.pack("<HHIHH", 274, 3, 2, 1, 1) + content[at + 12 :]  # an orientation too many
+    np.testing.assert_array_equal(decode_bytes(doubled, name="a").pixels, GREY)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_size_is_rows_then_columns_for_every_kind_of_image(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a").write_bytes(WHOLE[kind]())
+    assert images.read_size(tmp_path / "a") == (64, 160)
+
+
+@pytest.mark.parametrize("marker", [0xE2, 0xC4, 0xC8, 0xCC], ids=hex)
+@pytest.mark.parametrize("repeats", [1, 200])
+def test_size_in_a_jpeg_header_is_its_own_and_not_that_of_something_ahead(
+    tmp_path: Path, marker: int, repeats: int
+) -> None:
+    inner, outer = encoded(".jpg", TEXTURE[:40, :40]), encoded(".jpg", GREY)
+    segment = bytes([0xFF, marker]) + (len(inner) + 2).to_bytes(2) + inner
+    (tmp_path / "a").write_bytes(outer[:2] + segment * repeats + outer[2:])
+    assert images.read_size(tmp_path / "a") == (64, 160)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "gif", "jpeg 2000"])
+def test_size_needs_no_picture_data_but_a_whole_header(tmp_path: Path, kind: str) -> None:
+    content = WHOLE[kind]()
+    (tmp_path / "a").write_bytes(content[: len(content) // 2])
+    assert images.read_size(tmp_path / "a") == (64, 160)
+    for length in (0, 1, 7, 12, 20):
+        (tmp_path / "a").write_bytes(content[:length])
+        with pytest.raises(ImageError, match=f"^{tmp_path / 'a'}: "):
+            images.read_size(tmp_path / "a")
 
 
 def test_missing_file_and_folder_are_image_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jpg", tmp_path):
         with pytest.raises(ImageError, match="cannot be read"):
-            read.decode(path)
+            images.decode(path)
 
 
 def touch(root: Path, *names: str) -> None:
@@ -421,7 +709,7 @@ def test_broken_link_is_listed_so_that_it_gets_reported(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
     (found,) = find_images([tmp_path])
     with pytest.raises(ImageError):
-        read.decode(found.path)
+        images.decode(found.path)
 
 
 def test_inputs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
@@ -430,19 +718,130 @@ def test_inputs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         find_images([tmp_path / "none.jpg"])
     with pytest.raises(DataError, match=r"notes.txt: not an image by its name; expected .*\.jpeg"):
         find_images([tmp_path / "notes.txt"])
-    with pytest.raises(DataError, match=r"No image in .*end in \.bmp, \.jpeg, \.jpg"):
+    with pytest.raises(DataError, match=r"No image in .*end in .*\.bmp, .*\.jpeg, \.jpg"):
         find_images([tmp_path])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such names cannot exist there")
-@pytest.mark.parametrize("name", [b"a\\b.jpg", b"a\nb.jpg", b"a\xff.jpg"])
-def test_file_names_that_cannot_be_an_image_id_are_refused(tmp_path: Path, name: bytes) -> None:
+@pytest.mark.parametrize(
+    ("name", "image_id"),
+    [
+        (b"a\\b.jpg", "a%5Cb.jpg"),
+        (b"a\nb.jpg", "a%0Ab.jpg"),
+        (b"\x8f\xe0.jpg", "%8F%E0.jpg"),
+        (b"\xff/b.jpg", "%FF/b.jpg"),
+        (b"\x80" * 251 + b".jpg", "%80" * 251 + ".jpg"),
+    ],
+)
+def test_a_file_name_that_cannot_be_an_image_id_is_a_fault_of_that_file(
+    tmp_path: Path, name: bytes, image_id: str
+) -> None:
+    touch(tmp_path, "z.jpg")
     try:
-        (tmp_path / os.fsdecode(name)).write_bytes(b"")
+        touch(tmp_path, os.fsdecode(name))
     except OSError:
         pytest.skip("this file system refuses the name")
+    bad, good = find_images([tmp_path], keep_faulty=True)
+    assert (good.image_id, good.fault) == ("z.jpg", "")
+    assert bad.image_id == image_id
+    assert bad.fault == f"{tmp_path}/{image_id}: {bad.fault.partition(': ')[2]}"
+    check_image_id(bad.image_id, where="")
+    with pytest.raises(ImageError, match="Rename it"):
+        images.decode_found(bad)
     with pytest.raises(DataError, match="Rename it"):
         find_images([tmp_path])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names cannot exist there")
+def test_the_image_id_of_a_faulty_name_is_that_of_no_other_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a\\.jpg", "a%5C.jpg", "a%255C.jpg", "a\\%5C.jpg", "a%5C\\.jpg")
+    found = find_images([tmp_path], keep_faulty=True)
+    assert len(set(ids(found))) == 5
+    assert sorted(image.image_id for image in found if not image.fault) == ["a%255C.jpg", "a%5C.jpg"]
+
+
+def test_a_subfolder_that_cannot_be_listed_is_a_fault_and_an_input_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a.jpg", "locked/b.jpg", "open/c.jpg")
+    scandir = os.scandir
+
+    def guarded(folder: Path) -> Any:
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    found = find_images([tmp_path], keep_faulty=True)
+    assert [(image.image_id, bool(image.fault)) for image in found] == [
+        ("a.jpg", False), ("locked", True), ("open/c.jpg", False),
+    ]  # fmt: skip
+    assert "locked: the folder cannot be listed (Permission denied)" in found[1].fault
+    assert ids(find_images([], [tmp_path / "locked", tmp_path / "open"], keep_faulty=True)) == ["c.jpg", "locked"]
+    for inputs in ([tmp_path], [tmp_path / "locked", tmp_path / "open"]):
+        with pytest.raises(DataError, match="cannot be listed"):
+            find_images(inputs, keep_faulty=inputs != [tmp_path])
+
+
+def test_of_a_list_what_is_gone_or_no_image_is_a_fault(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "notes.txt", "sub/b.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    names = ("a.jpg", "sub", "gone.jpg", "gone/..", "loop/c.jpg", "notes.txt", "a\0.jpg", "y" * 5000)
+    found = find_images([], [tmp_path / name for name in names], keep_faulty=True)
+    assert {image.image_id for image in found if not image.fault} == {"a.jpg", "b.jpg"}
+    told = {image.image_id[:9]: image.fault.rpartition(": ")[2][:12] for image in found if image.fault}
+    assert told == {
+        **dict.fromkeys(("gone.jpg", tmp_path.name[:9], "c.jpg", "a%00.jpg", "yyyyyyyyy"), "no such file"),
+        "notes.txt": "not an image",
+    }
+
+
+def test_other_suffixes_are_counted_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a.jpg", "a.txt", "sub/b.TXT", "sub/Thumbs.db", "README", ".hidden.txt", "sub/.git/x.txt")
+    with caplog.at_level("INFO", "defectseg"):
+        find_images([tmp_path])
+    assert caplog.messages == ["passed over for their suffix: 2 .txt, 1 without a suffix, 1 .db"]
+    caplog.clear()
+    touch(tmp_path, *(f"many/x.{number:03}" for number in range(20)))
+    with caplog.at_level("INFO", "defectseg"):
+        find_images([tmp_path])
+    assert caplog.messages[0].endswith("1 .005, 15 with others")
+
+
+def test_suffixes_that_the_decoder_knows_count(tmp_path: Path) -> None:
+    known = [".jfif", *(suffix for suffix in (".jp2", ".gif", ".avif") if cv2.haveImageWriter(f"x{suffix}"))]
+    touch(tmp_path, *(f"a{suffix}" for suffix in known))
+    assert {image.path.suffix for image in find_images([tmp_path])} == set(known)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("pipe", "a named pipe"), ("device", "a device"), ("100 GB", "107,374,182,400 bytes|not a JPEG")],
+)
+@pytest.mark.parametrize(
+    "read",
+    [
+        images.decode,
+        images.read_size,
+        lambda path: images.decode_small(path, shorter_px=8, longer_px=8),
+        read_class_map,
+    ],
+)
+def test_a_pipe_a_device_and_a_huge_file_are_found_and_refused_unread(
+    tmp_path: Path, kind: str, told: str, read: Callable[[Path], Any]
+) -> None:
+    path = tmp_path / "a.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as handle:
+            handle.truncate(100 * 2**30)
+    assert ids(find_images([tmp_path])) == ["a.png"]
+    with pytest.raises(ImageError, match=told):
+        read(path)
 
 
 def test_many_inputs_take_linear_time(tmp_path: Path) -> None:

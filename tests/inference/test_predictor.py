@@ -50,10 +50,12 @@ def make_predictor(
     model = tmp_path / "grey.safetensors"
     model.write_bytes(b"weights")
 
-    def make(*, keep_probabilities: bool = True, tta: str | None = None, **settings: Any) -> Predictor:
+    def make(
+        *, keep_probabilities: bool = True, tta: str | None = None, bit_depth: int | None = None, **settings: Any
+    ) -> Predictor:
         runtime = grey_runtime(**settings)
         monkeypatch.setattr("defectseg.inference.predictor.load_runtime", lambda *args, **kwargs: runtime)
-        return Predictor.load(model, keep_probabilities=keep_probabilities, tta=tta)
+        return Predictor.load(model, keep_probabilities=keep_probabilities, tta=tta, bit_depth=bit_depth)
 
     return make
 
@@ -127,7 +129,7 @@ def test_run_lengths_are_those_of_severstal_for_every_class(make_predictor: Call
 
 def test_clean_steel_has_no_defect_and_an_overlay_without_red(make_predictor: Callable[..., Predictor]) -> None:
     prediction = make_predictor()(sheet(pit=False, crack=False))
-    assert not prediction.has_defect
+    assert (prediction.has_defect, prediction.is_blank) == (False, True)  # a single grey
     assert prediction.overlay().tolist() == np.full((8, 16, 3), 60).tolist()
 
 
@@ -153,6 +155,23 @@ def test_arrays_become_grey_as_files_do(make_predictor: Callable[..., Predictor]
         assert_equal(predictor(array), predictor(tmp_path / name))
     assert predictor(deep).notes == ("16-bit scaled by 1/257",)
     np.testing.assert_array_equal(predictor(deep).image, sheet())
+
+
+def test_bits_that_were_said_or_learnt_hold_for_arrays_and_files_and_travel_along(
+    make_predictor: Callable[..., Predictor], tmp_path: Path
+) -> None:
+    deep = np.rint(sheet() / 255 * 4095).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    predictor = make_predictor(bit_depth=12)
+    for copy in (predictor, pickle.loads(pickle.dumps(predictor))):
+        for image in (deep, tmp_path / "deep.png"):
+            np.testing.assert_array_equal(copy(image).image, sheet())
+    assert make_predictor()(deep).is_blank
+    with pytest.raises(ImageError, match="holds the value"):
+        make_predictor(bit_depth=9)(deep)
+    for bits in (8, 17):
+        with pytest.raises(UsageError, match="expected 9 to 16"):
+            make_predictor(bit_depth=bits)
 
 
 def test_a_part_of_an_array_that_is_not_contiguous_is_answered_too(make_predictor: Callable[..., Predictor]) -> None:

@@ -140,14 +140,18 @@ def test_without_weight_for_clean_pairs_their_gradient_is_zero() -> None:
     assert _gradient(loss, logits).abs().max().item() == 0.0
 
 
-def _some_loss(logits: Tensor, gate: Tensor | None, config: LossConfig | None = None) -> LossParts:
+def _some_loss(
+    logits: Tensor, gate: Tensor | None, config: LossConfig | None = None, unknown: list[list[bool]] | None = None
+) -> LossParts:
     """Two images, two classes, 6 x 6 px; the second image's left half is ignored, a part of its defect with it."""
     masks = torch.zeros(2, 2, 6, 6, dtype=torch.bool)
     masks[0, 0, 1:3, 1:3] = True
     masks[1, 1, 2:4, 1:5] = True
     ignore = torch.zeros(2, 6, 6, dtype=torch.bool)
     ignore[1, :, :3] = True
-    return segmentation_loss(logits, gate, masks, ignore, config or LossConfig(positive_weights=(2.0, 1.5)))
+    pairs = None if unknown is None else torch.tensor(unknown)
+    config = config or LossConfig(positive_weights=(2.0, 1.5))
+    return segmentation_loss(logits, gate, masks, ignore, config, unknown=pairs)
 
 
 @pytest.mark.parametrize("lovasz_from", [0.0, 1.0], ids=["Lovasz", "Dice"])
@@ -197,12 +201,26 @@ def test_an_image_that_is_ignored_altogether_adds_no_gradient_to_its_masks(lovas
     assert _gradient(parts.total, logits).abs().max().item() == 0.0
 
 
-def test_the_gate_learns_whether_a_class_is_in_the_image() -> None:
-    # Truth: image 0 has class 1, image 1 has class 2 (a part of its defect is not ignored).
-    gate = torch.tensor([[_logit(0.9), _logit(0.2)], [_logit(0.3), _logit(0.6)]])
-    parts = _some_loss(torch.zeros(2, 2, 6, 6), gate)
-    expected = -(math.log(0.9) + math.log(0.8) + math.log(0.7) + math.log(0.6)) / 4
-    assert parts.gate.item() == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize(
+    ("unknown", "shares"),
+    [
+        (None, [0.9, 0.8, 0.7, 0.6]),
+        ([[False, False], [False, False]], [0.9, 0.8, 0.7, 0.6]),
+        ([[False, False], [True, False]], [0.9, 0.8, 0.6]),
+        ([[True, True], [True, True]], [1.0]),
+    ],
+)
+def test_the_gate_learns_whether_a_class_is_in_the_image_but_nothing_where_that_is_unknown(
+    unknown: list[list[bool]] | None, shares: list[float]
+) -> None:
+    # Truth: image 0 has class 1, image 1 has class 2 (a part of its defect is not ignored), and may have class 1.
+    logits = torch.zeros(2, 2, 6, 6)
+    gate = torch.tensor([[_logit(0.9), _logit(0.2)], [_logit(0.3), _logit(0.6)]], requires_grad=True)
+    parts = _some_loss(logits, gate, unknown=unknown)
+    assert parts.gate.item() == pytest.approx(-sum(map(math.log, shares)) / len(shares), abs=1e-6)
+    assert (_gradient(parts.gate, gate) == 0).tolist() == (unknown or [[False, False]] * 2)
+    for name in ("bce", "dice", "lovasz"):
+        assert getattr(parts, name).item() == getattr(_some_loss(logits, gate), name).item()
 
 
 def test_without_a_head_the_gate_costs_nothing() -> None:

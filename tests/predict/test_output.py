@@ -136,6 +136,61 @@ def test_names_only_grow_as_images_are_added(ids: list[str], more: list[str]) ->
     assert all(after[one] in (before[one], one) for one in ids)
 
 
+LONG = "x" * 250
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        (f"{LONG}.jpeg", f"{LONG}.webp"),
+        (f"{LONG}a.jpg", f"{LONG}a.png", f"{LONG}b.jpg", f"{LONG}.jpeg"),
+        tuple(f"{LONG[:-2]}.JPG.{suffix}" for suffix in ("jp", "pn")),
+        ("ж" * 125 + ".jpeg", "ж" * 125 + ".tiff", "Ж" * 125 + ".jpeg"),
+        (f"{'%80' * 100}/a.jpg", f"{'%80' * 99}/a.jpg"),
+        tuple("/".join(["y" * 200] * 20 + [name]) for name in ("a.jpg", "a.png", "b.jpg")),
+    ],
+    ids=["longest", "251 and 255", "two suffixes", "two bytes a letter", "folders", "deep"],
+)
+def test_names_too_long_for_a_file_system_are_shortened_apart_and_each_time_alike(ids: tuple[str, ...]) -> None:
+    names = output_names(ids)
+
+    assert output_names(reversed(ids)) == names
+    assert len({name.casefold() for name in names.values()}) == len(ids)
+    for name in names.values():
+        parts = f"{name}.jpg".split("/")
+        assert max(len(part.encode()) for part in parts) <= 255
+        assert len("/".join(parts).encode()) <= 2100
+
+
+def test_the_notes_tell_the_names_of_pictures_whose_image_has_too_long_a_name(tmp_path: Path) -> None:
+    images = [_image(tmp_path / "in", name) for name in ("a.jpg", f"{LONG}.jpeg", f"{LONG}.webp")]
+
+    _process(tmp_path / "out", images)
+
+    notes = {row[0]: row[9] for row in _rows(tmp_path / "out" / "images.csv")[1:]}
+    assert notes.pop("a.jpg") == ""
+    for image_id, note in notes.items():
+        name = note.rpartition(" ")[2]
+        assert (tmp_path / "out" / "overlays" / f"{name}.jpg").read_bytes() == b"jpeg of " + image_id.encode()
+    assert len(notes) == 2
+    assert _process(tmp_path / "out", images) == []
+
+
+def test_the_row_of_a_folder_that_could_not_be_listed_goes_once_its_images_come(tmp_path: Path) -> None:
+    image = _image(tmp_path / "in", "sub/a.jpg")
+    locked = FoundImage("sub", tmp_path / "in" / "sub", "cannot be listed")
+    with OutputFolder(tmp_path / "out", KEY) as output:
+        output.write_run({})
+        assert output.pending([locked]) == [locked]
+        output.write(_failure(locked))
+        output.finish({})
+
+    assert _process(tmp_path / "out", [image]) == ["sub/a.jpg"]
+
+    assert _ids(tmp_path / "out") == ["sub/a.jpg"]
+    assert _rows(tmp_path / "out" / "errors.csv")[1:] == []
+
+
 def test_a_finished_folder_has_exactly_its_files_and_tables_sorted_by_image(tmp_path: Path) -> None:
     images = [_image(tmp_path / "in", name) for name in ("b.jpg", "a.jpg", "sub/c.jpg")]
     root = tmp_path / "out"
@@ -146,7 +201,7 @@ def test_a_finished_folder_has_exactly_its_files_and_tables_sorted_by_image(tmp_
         output.write(_failure(images[1]))
         counts = output.finish({"status": "finished"})
 
-    assert counts == {"defect": 2, "clean": 0, "failed": 1}
+    assert counts == {"defect": 2, "clean": 0, "blank": 0, "failed": 1}
     assert {path.name for path in root.iterdir()} == FILES
     assert {path.relative_to(root).as_posix() for path in root.rglob("*.*") if path.parent != root} == {
         *("overlays/b.jpg", "overlays/sub/c.jpg", "masks/b.png", "masks/sub/c.png"),
@@ -168,7 +223,7 @@ def test_a_later_record_of_an_image_replaces_the_earlier(tmp_path: Path) -> None
         output.pending([image])
         output.write(_failure(image))
         _write(output, image)
-        assert output.finish({}) == {"defect": 1, "clean": 0, "failed": 0}
+        assert output.finish({}) == {"defect": 1, "clean": 0, "blank": 0, "failed": 0}
 
     assert _ids(tmp_path / "out") == ["a.jpg"]
     assert len(_rows(tmp_path / "out" / "errors.csv")) == 1

@@ -14,10 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from defectseg.errors import ExitCode, OutputExistsError, ResourceError, UsageError
 from defectseg.image.find import find_images
-from defectseg.model.info import Thresholds
+from defectseg.model.info import ModelInfo, Thresholds
 from defectseg.predict.predict import PredictRequest, exit_code_of, predict, resolve_classes
 
 PIT, CRACK = 120, 160  # grey levels, as GreyRuntime reads them
@@ -25,8 +26,9 @@ TABLES = ("predictions.csv", "images.csv", "regions.csv", "errors.csv")
 
 
 def _write(path: Path, *levels: int) -> Path:
-    """A sheet of 8 x 16 with a defect of 2 x 2 for each grey level."""
+    """A sheet of 8 x 16, of two greys, with a defect of 2 x 2 for each grey level."""
     image = np.full((8, 16), 60, np.uint8)
+    image[-1] = 70
     for number, level in enumerate(levels):
         image[2:4, 3 * number : 3 * number + 2] = level
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,7 @@ def test_a_run_says_what_it_did(sheets: Path, model: Path, runtime: Any, tmp_pat
 
     # Odd or a multiple of three: 0, 1, 3, 5, 6, 7, 9, 11.
     assert (run["processed"], run["with_defect"], run["failed"], run["already_done"]) == (12, 8, 1, 0)
-    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "failed": 1}
+    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "failed": 1}
     assert (run["status"], run["class_names"], run["runtime"]) == ("finished", ["pits", "cracks"], "grey levels")
     assert run["started"] <= run["ended"]
     stored = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -145,7 +147,7 @@ def test_a_finished_run_whose_continuation_is_interrupted_loses_nothing(
     runtime.before = lambda call: None
     run = _predict(model, tmp_path / "out", sheets)
 
-    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "failed": 0}
+    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "failed": 0}
     assert run["already_done"] >= 6
 
 
@@ -367,21 +369,84 @@ def test_a_name_that_looks_like_a_number_wins_over_the_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failed", "defects", "fail_on_defect", "code"),
+    ("failed", "defects", "blank", "flags", "code"),
     [
-        (0, 0, True, ExitCode.DONE),
-        (0, 5, False, ExitCode.DONE),
-        (0, 5, True, ExitCode.DEFECT_FOUND),
-        (1, 5, True, ExitCode.PARTIAL),
-        (1, 0, False, ExitCode.PARTIAL),
+        (0, 0, 0, {"fail_on_defect", "fail_on_blank"}, ExitCode.DONE),
+        (0, 5, 5, set(), ExitCode.DONE),
+        (0, 5, 0, {"fail_on_defect"}, ExitCode.DEFECT_FOUND),
+        (1, 5, 0, {"fail_on_defect"}, ExitCode.DEFECT_FOUND),
+        (1, 5, 0, {"fail_on_blank"}, ExitCode.PARTIAL),
+        (1, 0, 0, {"fail_on_defect"}, ExitCode.PARTIAL),
+        (0, 0, 1, {"fail_on_defect"}, ExitCode.DONE),
+        (0, 0, 1, {"fail_on_blank"}, ExitCode.PARTIAL),
+        (1, 1, 1, {"fail_on_defect", "fail_on_blank"}, ExitCode.DEFECT_FOUND),
     ],
 )
-def test_failed_images_come_before_defects_in_the_exit_code(
-    failed: int, defects: int, fail_on_defect: bool, code: ExitCode
+def test_a_defect_comes_before_unreadable_and_blank_images_in_the_exit_code(
+    failed: int, defects: int, blank: int, flags: set[str], code: ExitCode
 ) -> None:
-    run = {"failed": failed, "images_in_folder": {"defect": defects}}
+    run = {"failed": failed, "images_in_folder": {"defect": defects, "blank": blank}}
 
-    assert exit_code_of(run, fail_on_defect=fail_on_defect) is code
+    given = {name: name in flags for name in ("fail_on_defect", "fail_on_blank")}
+    assert exit_code_of(run, **given) is code
+
+
+def _picture(path: Path, image: NDArray[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def test_a_picture_that_shows_nothing_is_blank_unless_a_defect_is_found_on_it(
+    model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    few, many = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
+    few[0, :2], many[0, :3] = 60, 60  # 0.5 % of the pixels, and a little more
+    flat, pit = np.full((20, 20), 60, np.uint8), np.full((20, 20), PIT, np.uint8)
+    for name, image in {"few": few, "many": many, "flat": flat, "pit": pit}.items():
+        _picture(tmp_path / "in" / f"{name}.png", image)
+    (tmp_path / "in" / "torn.png").write_bytes(b"not an image")
+
+    run = _predict(model, tmp_path / "out", tmp_path / "in")
+
+    assert (run["processed"], run["with_defect"], run["blank"], run["failed"]) == (4, 1, 2, 1)
+    assert run["images_in_folder"] == {"defect": 1, "clean": 1, "blank": 2, "failed": 1}
+    status = {row["ImageId"]: row["status"] for row in _rows(tmp_path / "out" / "images.csv")}
+    names = ("few.png", "flat.png", "many.png", "pit.png", "torn.png")
+    assert status == dict(zip(names, ("blank", "blank", "clean", "defect", "failed"), strict=True))
+    assert (tmp_path / "out" / "masks" / "few.png").exists()
+    assert _predict(model, tmp_path / "out", tmp_path / "in")["already_done"] == 4
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_images_of_a_camera_with_fewer_bits_are_told_and_read_right_once_that_is_said(
+    bits: int, model: Path, runtime: Any, tmp_path: Path
+) -> None:
+    for number in range(3):
+        image = np.full((8, 16), round(60 / 255 * (2**bits - 1)), np.uint16)
+        image[0] = 2**bits - 1
+        image[2:4, 2:4] = round(PIT / 255 * (2**bits - 1))
+        _picture(tmp_path / "in" / f"{number}.png", image)
+
+    black = _predict(model, tmp_path / "out", tmp_path / "in")
+
+    assert black["with_defect"] == 0
+    assert black["low_bit_depth"] == {"images": 3, "of": 3, "brightest": 2**bits - 1, "bit_depth": bits}
+    with pytest.raises(OutputExistsError, match="other settings"):
+        _predict(model, tmp_path / "out", tmp_path / "in", bit_depth=bits)
+    told = _predict(model, tmp_path / "told", tmp_path / "in", bit_depth=bits)
+    runtime.info = _with_bit_depth(runtime.info, bits)
+    learnt = _predict(model, tmp_path / "learnt", tmp_path / "in")
+    wrong = _predict(model, tmp_path / "wrong", tmp_path / "in", bit_depth=bits - 1)
+    for run, out in ((told, "told"), (learnt, "learnt")):
+        assert (run["with_defect"], run["low_bit_depth"]) == (3, None)
+        assert {row["area_px"] for row in _rows(tmp_path / out / "regions.csv")} == {"4"}
+    assert wrong["failed"] == 3
+    assert f"the value {2**bits - 1}" in _rows(tmp_path / "wrong" / "errors.csv")[0]["error"]
+
+
+def _with_bit_depth(info: ModelInfo, bit_depth: int) -> ModelInfo:
+    data = info.recipe.data.model_copy(update={"bit_depth": bit_depth})
+    return info.model_copy(update={"recipe": info.recipe.model_copy(update={"data": data})})
 
 
 def test_the_runtime_and_the_workers_asked_for_are_loaded_and_stored(
@@ -425,7 +490,7 @@ def test_outputs_that_are_wanted_are_as_in_a_run_that_writes_everything(
     _predict(model, tmp_path / "all", sheets)
     run = _predict(model, tmp_path / "some", sheets, outputs=["overlays", "rle"], overlays="defects")
 
-    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "failed": 0}
+    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "failed": 0}
     some = {path.relative_to(tmp_path / "some") for path in (tmp_path / "some").rglob("*") if path.is_file()}
     # Odd or a multiple of three.
     overlays = {Path("overlays") / f"{number:02}.jpg" for number in (0, 1, 3, 5, 6, 7, 9, 11)}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from defectseg.config import ModelConfig, Recipe
+from defectseg.config import DataConfig, ModelConfig, Recipe
 from defectseg.errors import ModelError
 from defectseg.inference.tiles import predict_image
 from defectseg.inference.views import with_tta
@@ -94,6 +94,13 @@ def test_models_of_other_views_at_test_time_are_averaged_with_a_warning(caplog: 
     other = ConstantRuntime(0.5, recipe=INFO.recipe.model_copy(update={"inference": flips}))
     assert _ensemble(ConstantRuntime(0.5), other).info.recipe.inference == INFO.recipe.inference
     assert caplog.messages == ["the models differ in tiles or views at test time; taken are those of 0.safetensors"]
+
+
+def test_models_of_other_bit_depths_are_averaged_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    deep = ConstantRuntime(0.5, recipe=INFO.recipe.model_copy(update={"data": DataConfig(bit_depth=12)}))
+    assert _ensemble(deep, ConstantRuntime(0.5)).info.recipe.data.bit_depth == 12
+    (told,) = caplog.messages
+    assert "bit_depth" in told
 
 
 def test_thresholds_are_averaged_and_areas_are_whole_pixels() -> None:

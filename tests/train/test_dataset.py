@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -238,16 +239,60 @@ def test_without_a_crop_size_the_whole_image_comes(folder: DataFolder) -> None:
     np.testing.assert_array_equal(image, decode(folder.image_path(image_id)).pixels)
 
 
-def test_pixels_labelled_255_are_ignored(folder: DataFolder) -> None:
+def _labelled(folder: DataFolder, masks: Mapping[int, NDArray[np.bool_]]) -> DataFolder:
+    """The first image of a folder with these masks instead of its own."""
     image_id = folder.image_ids[0]
+    table = LabelTable({image_id: {c: rle.encode(mask) for c, mask in masks.items()}}, frozenset({image_id}))
+    return DataFolder(folder.root, (image_id,), table, folder.class_names, {})
+
+
+def test_pixels_labelled_255_are_ignored(folder: DataFolder) -> None:
     ignore = np.zeros((64, 128), np.bool_)
     ignore[10:20, 30:50] = True
-    table = LabelTable({image_id: {IGNORE_CLASS_ID: rle.encode(ignore)}}, frozenset({image_id}))
-    labelled = DataFolder(folder.root, folder.image_ids, table, folder.class_names, {})
-    item = CropDataset(labelled, None, build_augment(STILL), 0)[CropKey(0, 0, image_id)]
+    data = _labelled(folder, {IGNORE_CLASS_ID: ignore})
+    item = CropDataset(data, None, build_augment(STILL), 0)[CropKey(0, 0, data.image_ids[0])]
     batch = collate([item])
     np.testing.assert_array_equal(batch.ignore[0].numpy(), ignore)
     assert not batch.masks.any()
+
+
+def test_what_may_hide_a_defect_makes_classes_unknown_that_the_crop_does_not_show(folder: DataFolder) -> None:
+    # A defect with a border of 4 px at columns 10 to 19, something to ignore at 100 to 109, and padding below.
+    defect, ignore = np.zeros((2, 64, 128), np.bool_)
+    defect[20:30, 10:20] = ignore[16:34, 6:24] = ignore[50:, 100:110] = True
+    ignore &= ~defect
+    data = _labelled(folder, {2: defect, IGNORE_CLASS_ID: ignore})
+    columns = np.broadcast_to(np.arange(128, dtype=np.uint8), (64, 128))
+    dataset = CropDataset(data, (96, 48), build_augment(STILL), 0, cache={data.image_ids[0]: columns})
+    cases = set()
+    for position in range(60):
+        batch = collate([dataset[CropKey(0, position, data.image_ids[0])]])
+        left = int(batch.images.max()) - 47
+        shown, hides = left < 20, left + 47 >= 100
+        cases.add((shown, hides, bool(batch.ignore[0, 16:34].any())))
+        assert batch.unknown.tolist() == [[hides, hides and not shown, hides, hides]]
+    assert len(cases) > 3
+
+
+def test_crops_go_where_a_defect_is_seen(folder: DataFolder) -> None:
+    defect, ignore = np.zeros((2, 64, 128), np.bool_)
+    defect[:, 5:25] = defect[:, 100:104] = ignore[:, :30] = True
+    data = _labelled(folder, {1: defect, IGNORE_CLASS_ID: ignore})
+    dataset = CropDataset(data, (64, 20), build_augment(STILL), 0)
+    for position in range(20):
+        layers = dataset[CropKey(0, position, data.image_ids[0], "defect")][2]
+        assert (layers[..., 0] > layers[..., -1]).any()
+
+
+def test_an_image_whose_defect_is_hidden_is_not_chosen_for_it(tmp_path: Path) -> None:
+    (tmp_path / "train_images").mkdir()
+    for name in "abcd":
+        cv2.imwrite(str(tmp_path / f"train_images/{name}.png"), np.zeros((20, 30), np.uint8))
+    rows = ["a.png,1,1 5", "a.png,255,401 200", "b.png,255,1 5", "c.png,1,1 5", "c.png,255,1 600"]
+    (tmp_path / "train.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows]))
+    data = open_data_folder(tmp_path)
+    sampler = CropSampler(data, data.image_ids, DataConfig(crop_hw=None), 0)
+    assert (sampler.defective, sampler.by_class) == (["a.png"], {1: ["a.png"]})
 
 
 def test_a_batch_stacks_images_masks_and_what_to_ignore(folder: DataFolder) -> None:
@@ -264,10 +309,9 @@ def test_a_batch_stacks_images_masks_and_what_to_ignore(folder: DataFolder) -> N
 
 
 def test_a_batch_moves_with_all_its_tensors() -> None:
-    batch = Batch(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), ("a",)).to(
-        torch.device("meta")
-    )
-    assert {batch.images.device.type, batch.masks.device.type, batch.ignore.device.type} == {"meta"}
+    batch = Batch(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1), ("a",)).to(torch.device("meta"))
+    tensors = (batch.images, batch.masks, batch.ignore, batch.unknown)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert batch.image_ids == ("a",)
 
 
@@ -321,6 +365,6 @@ def test_all_of_a_batch_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
         return tensor
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    batch = Batch(torch.zeros(1), torch.ones(1), torch.zeros(2), ("a",))
+    batch = Batch(torch.zeros(1), torch.ones(1), torch.zeros(2), torch.ones(2), ("a",))
     assert batch.pin_memory().image_ids == ("a",)
-    assert pinned == [id(batch.images), id(batch.masks), id(batch.ignore)]
+    assert pinned == [id(batch.images), id(batch.masks), id(batch.ignore), id(batch.unknown)]

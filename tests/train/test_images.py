@@ -1,20 +1,24 @@
 """What is trained on: folds, images that can be read, and those that are kept in memory."""
 
 import csv
+import io
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 from defectseg.data.folder import open_data_folder
 from defectseg.data.split import read_split, write_split
 from defectseg.errors import DataError, LabelError
 from defectseg.files import is_empty_folder
 from defectseg.image.read import decode
-from defectseg.model.bundle import read_bundle
+from defectseg.model.bundle import read_bundle, weights_digest
 from defectseg.train.images import Images, read_images
 from defectseg.train.train import train
 
@@ -88,6 +92,52 @@ def test_a_fold_without_a_readable_image_is_told_before_any_is_trained_on(asked:
     with pytest.raises(DataError, match="0 to validate on"):
         train(**asked("data.fold=1", data=data))
     assert is_empty_folder(out)
+
+
+# Bits
+
+
+def _in_12_bits(data: Path, tmp_path: Path, suffix: str, scale: int) -> Path:
+    """The sheets without loss, in 8 or 12 bits; the names stay, since files are known by their content."""
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    for path in folder.glob("train_images/*"):
+        grey = decode(path).pixels.astype(np.float64)
+        wide: NDArray[Any] = np.rint(grey / 255 * scale).astype(np.uint8 if scale == 255 else np.uint16)
+        content = cv2.imencode(suffix, wide)[1].tobytes()
+        if suffix == ".tif":
+            buffer = io.BytesIO()
+            Image.fromarray(wide).save(buffer, "TIFF", tiffinfo={281: scale})
+            content = buffer.getvalue()
+        path.write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(("suffix", "bit_depth"), [(".png", 12), (".tif", None)], ids=["said", "tag"])
+def test_images_of_12_bits_train_as_those_of_8_and_the_bundle_knows_it(
+    asked: Asked, data_folder: Path, tmp_path: Path, suffix: str, bit_depth: int | None
+) -> None:
+    narrow = asked(data=_in_12_bits(data_folder, tmp_path / "8", ".png", 255), out=tmp_path / "narrow")
+    wide_data = _in_12_bits(data_folder, tmp_path / "12", suffix, 4095)
+    wide = asked(f"data.bit_depth={bit_depth or 'null'}", data=wide_data)
+
+    (narrow_info, expected), (info, weights) = (read_bundle(train(**one).model) for one in (narrow, wide))
+
+    assert weights_digest(weights) == weights_digest(expected)
+    assert (narrow_info.recipe.data.bit_depth, info.recipe.data.bit_depth) == (None, 12)
+    assert info.metrics == narrow_info.metrics
+    assert read_split(wide["out"] / "split.csv") == read_split(narrow["out"] / "split.csv")
+
+
+def test_images_that_look_like_12_bits_are_told_before_the_training(
+    asked: Asked, data_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = train(**asked("training.epochs=1", data=_in_12_bits(data_folder, tmp_path, ".png", 4095)))
+    assert result.low_bit_depth is not None
+    assert (result.low_bit_depth.images, result.low_bit_depth.bit_depth) == (24, 12)
+    (told,) = (line for line in caplog.messages if "16-bit" in line)
+    assert "24 of 24" in told
+    assert "data.bit_depth to 12" in told
+    assert read_bundle(result.model)[0].recipe.data.bit_depth is None
 
 
 # Images in memory

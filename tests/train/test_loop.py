@@ -273,9 +273,10 @@ def test_losses_and_sampler_learn_how_much_is_done(timed: Asked, out: Path, monk
     told: list[float] = []
     loss, start = segmentation_loss, CropSampler.set_share_done
 
-    def spy(*args: Any, share_done: float, **kwargs: Any) -> Any:
+    def spy(*args: Any, share_done: float, unknown: torch.Tensor) -> Any:
         shares.append(share_done)
-        return loss(*args, share_done=share_done, **kwargs)
+        assert unknown.shape == args[1].shape
+        return loss(*args, share_done=share_done, unknown=unknown)
 
     def listen(sampler: CropSampler, share_done: float) -> None:
         told.append(share_done)

@@ -3,6 +3,7 @@
 import csv
 import importlib.metadata
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -163,13 +164,16 @@ def test_an_image_that_cannot_be_read_is_left_out_and_listed(asked: Asked, out: 
     data = Path(shutil.copytree(asked()["data"], tmp_path / "data"))
     broken = data / "train_images" / "sheet_00004.jpg"
     broken.write_bytes(broken.read_bytes()[:-40])
+    (broken.parent / "gone.jpg").symlink_to("nowhere.jpg")
+    (broken.parent / "a\\b.jpg").touch()
+    os.mkfifo(broken.parent / "pipe.jpg")
     result = train(**asked(data=data))
+    assert [image_id for image_id, _ in result.failed] == ["a%5Cb.jpg", "gone.jpg", "pipe.jpg", "sheet_00004.jpg"]
     assert _names(out) == RUN_FILES | {"errors.csv"}
     with (out / "errors.csv").open(newline="") as handle:
-        (row,) = csv.DictReader(handle)
-    assert result.failed == ((row["ImageId"], row["error"]),)
-    assert row["ImageId"] == "sheet_00004.jpg"
-    assert "sheet_00004.jpg" in row["error"]
+        rows = list(csv.DictReader(handle))
+    assert [(row["ImageId"], row["error"]) for row in rows] == list(result.failed)
+    assert all(image_id in reason for image_id, reason in result.failed)
     info = read_bundle(result.model)[0]
     assert image_digest(broken) not in info.trained_on
     assert len(info.trained_on) in (17, 18)

@@ -147,16 +147,15 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each image was decoded for training, and how often copies were searched for."""
     done: Counter[str] = Counter()
 
-    def count_decoding(path: Path) -> Any:
+    def count_decoding(path: Path, **options: Any) -> Any:
         done[path.name] += 1
-        return decode(path)
+        return decode(path, **options)
 
     def count_search(data: DataFolder, **settings: Any) -> Any:
         done["searches"] += 1
         return make_folds(data, **settings)
 
-    for module in ("images", "dataset"):
-        monkeypatch.setattr(f"defectseg.train.{module}.decode", count_decoding)
+    monkeypatch.setattr(DataFolder, "decode", lambda data, image_id: count_decoding(data.image_path(image_id)))
     monkeypatch.setattr("defectseg.train.images.make_folds", count_search)
     return done
 

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from defectseg.evaluate.metrics import summarise
-from defectseg.tune.choice import Choice
-from defectseg.tune.goals import LeastCost, TargetRecall
+from defectseg.tune.choice import Choice, Figures
+from defectseg.tune.goals import LeastCost, MaxFalseAlarms, TargetRecall
 from defectseg.tune.search import ThresholdSearch
 
 HW = (40, 50)
@@ -20,14 +20,16 @@ class _Sheets:
     def __init__(self, names: tuple[str, ...] = ("pits",)) -> None:
         self.search = ThresholdSearch(names, area_grid_px=(0, 50, 100))
 
-    def add(self, count: int, *, gate: float, labelled: bool, predicted_px: int = 400) -> None:
+    def add(self, count: int, *, gate: float, labelled: bool, predicted_px: int = 400, hidden: bool = False) -> None:
         for _ in range(count):
             probabilities = np.zeros((len(self.search.class_names), *HW), np.float32)
             truth = np.zeros(probabilities.shape, np.bool_)
             truth[0, :20, :20] = labelled
             probabilities[0, : predicted_px // 20, :20] = 0.9
             gates = np.full(len(probabilities), gate, np.float32)
-            self.search.add(f"{len(self.search.images):03d}.jpg", probabilities, gates, truth)
+            ignore = np.zeros(HW, np.bool_)
+            ignore[30:, 30:] = hidden
+            self.search.add(f"{len(self.search.images):03d}.jpg", probabilities, gates, truth, ignore)
 
 
 def _separable() -> _Sheets:
@@ -63,6 +65,35 @@ def test_few_images_of_a_class_are_never_sure_and_are_told() -> None:
 
     assert choice.classes[0].verdict == "unsure"
     assert choice.warnings == ("only 4 of the images have pits: its thresholds may not hold on others",)
+
+
+def test_images_that_may_hide_the_class_change_nothing_but_are_told() -> None:
+    sheets = _separable()
+    sheets.add(6, gate=0.93, labelled=False, hidden=True)  # they would be false alarms that no gate stops
+
+    choice, (one,) = sheets.search.best(), sheets.search.best().classes
+    (without,) = _separable().search.best().classes
+
+    assert (one.gate, one.default, one.chosen, one.validated) == (
+        without.gate, without.default, without.chosen, without.validated,
+    )  # fmt: skip
+    assert one.verdict == "stable"
+    assert choice.warnings == (
+        "6 of 30 pairs of image and class are left out: ignored pixels may hide the class there",
+    )
+    quiet = sheets.search.best(MaxFalseAlarms(0)).classes[0].chosen
+    assert (quiet.recall, quiet.false_alarms) == (1, 0)
+
+
+def test_a_class_that_is_unknown_in_all_images_has_no_figures() -> None:
+    sheets = _Sheets(("pits", "cracks"))
+    sheets.add(12, gate=0.93, labelled=True, hidden=True)
+
+    choice = sheets.search.best()
+
+    assert choice.classes[1].chosen == Figures(None, None, None, None)
+    assert (choice.chosen.kaggle_dice, choice.chosen.false_alarms) == (1, None)
+    json.dumps(choice.to_json(), allow_nan=False)
 
 
 def test_a_class_without_an_image_is_told() -> None:

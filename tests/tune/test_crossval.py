@@ -17,6 +17,7 @@ def _image(gate: float, *, defect: bool) -> ImageSums:
     return ImageSums(
         gate=np.array([gate], np.float32),
         true_px=np.array([true_px]),
+        known=np.array([True]),
         kept_px=np.array([[[[10]], [[true_px]]]], np.int32),
         image_px=1000,
         regions_px=np.zeros((0, 3), np.int32),
@@ -32,7 +33,7 @@ class _Recording:
         self.shown: list[tuple[int, int]] = []
 
     def choose(self, totals: Totals, grid: Grid) -> list[Places]:
-        self.shown.append((totals.images, int(totals.positives[0])))
+        self.shown.append((int(totals.images[0]), int(totals.positives[0])))
         return [(0, 0, 0)]
 
     def shortfalls(self, totals: Totals, class_names: object) -> list[str]:
@@ -47,7 +48,7 @@ def test_each_choice_is_made_without_the_images_it_is_scored_on() -> None:
 
     assert validation is not None
     assert goal.shown == [(6, 3)] * 4 * REPEATS  # each fold holds 2 images, one of them with the class
-    assert validation.totals.images == 8
+    assert validation.totals.images.tolist() == [8]
     assert validation.totals.hits.tolist() == [4]
     assert validation.totals.alarms.tolist() == [4]
     assert validation.dice[:, 0].tolist() == pytest.approx([1, 1, 1, 1, 0, 0, 0, 0])

@@ -1,5 +1,7 @@
 """Ways to choose a setting, on totals written by hand: 10 images, one class unless said otherwise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -23,7 +25,12 @@ def _totals(
         return np.array(values or [[0.0] * 4] * len(positives), np.float64)[:, None, None, :]
 
     return Totals(
-        10, np.array(positives), over_gates(dice), over_gates(positive_dice), over_gates(hits), over_gates(alarms)
+        np.full(len(positives), 10),
+        np.array(positives),
+        over_gates(dice),
+        over_gates(positive_dice),
+        over_gates(hits),
+        over_gates(alarms),
     )
 
 
@@ -47,6 +54,16 @@ def test_pairs_with_a_defect_weigh_as_much_in_a_rare_class_as_in_a_common_one() 
     mean = (raw[0] + raw[1]) / 2
     expected = [raw[0] / 3 + mean * 2 / 3, raw[1] * 2 / 3 + mean / 3]
     assert robust_scores(totals)[:, 0, 0, 0] == pytest.approx(expected)
+
+
+def test_a_pair_weighs_as_much_in_a_class_that_is_known_of_fewer_images() -> None:
+    # 10 and 6 pairs, 4 and 4 with a defect: a pair counts 2 / 16, one with a defect 2 / 8 more.
+    totals = replace(_totals([4, 4], dice=[[8.0] * 4, [3.0] * 4]), images=np.array([10, 6]))
+
+    assert robust_scores(totals).mean() == pytest.approx(11 / 16)
+    assert MaxFalseAlarms(0.5).shortfalls(replace(totals.at([(0, 0, 0)] * 2), alarms=np.array([3.0, 2.0])), "xy") == [
+        "y: no setting raises an alarm in at most 0.5 of the 2 images without it; the quietest does in 2"
+    ]
 
 
 def test_a_class_that_no_image_has_is_chosen_as_all_classes_together() -> None:

@@ -66,14 +66,16 @@ def _post_process(image: _Image, index: int, setting: Setting) -> NDArray[np.boo
 
 
 def _counts(image: _Image, index: int, setting: Setting) -> PairCounts:
-    mask = _post_process(image, index, setting)
-    return count_pairs("i", mask[None], image.truth[index : index + 1], image.ignore)["i", 1]
+    predicted = np.zeros_like(image.truth)
+    predicted[index] = _post_process(image, index, setting)
+    return count_pairs("i", predicted, image.truth, image.ignore)["i", index + 1]
 
 
 def _objective(images: list[_Image], index: int, setting: Setting) -> float:
     counts = [_counts(image, index, setting) for image in images]
     positive = [pair.dice for pair in counts if pair.true_px]
-    objective = sum(pair.dice for pair in counts) / len(counts)
+    known = [pair.dice for pair in counts if not pair.unknown]
+    objective = sum(known) / len(known) if known else 0.0
     return objective + sum(positive) / len(positive) if positive else objective
 
 
@@ -117,7 +119,8 @@ def test_sums_are_those_of_the_real_post_processing(seed: int) -> None:
             for column, min_area_px in enumerate(search.area_grid_px):
                 expected = _counts(image, index, (pixel, min_area_px, 0.0))
                 predicted_px, both_px = (int(px) for px in sums.kept_px[index, :, row, column])
-                assert PairCounts(int(sums.true_px[index]), predicted_px, both_px) == expected
+                true_px, unknown = int(sums.true_px[index]), not sums.known[index]
+                assert PairCounts(true_px, predicted_px, both_px, unknown) == expected
 
 
 def _slow_choice(images: list[_Image], search: ThresholdSearch, areas: list[int]) -> list[set[Setting]]:
@@ -125,13 +128,14 @@ def _slow_choice(images: list[_Image], search: ThresholdSearch, areas: list[int]
     axes = (list(search.pixel_grid), areas, list(search.gate_grid))
     classes, places = range(len(images[0].gate)), list(itertools.product(*(range(len(axis)) for axis in axes)))
     with_class = [sum(image.truth[c][_counted(image)].any() for image in images) for c in classes]
+    known = sum(not _counts(image, c, (0.5, 0, 0.5)).unknown for image in images for c in classes)
 
     def score(index: int, place: tuple[int, ...]) -> float:
         setting = (axes[0][place[0]], int(axes[1][place[1]]), axes[2][place[2]])
         pairs = [_counts(image, index, setting) for image in images]
         positive = sum(pair.dice for pair in pairs if pair.true_px)
         weight = len(with_class) / sum(with_class) if sum(with_class) else 0.0
-        return sum(pair.dice for pair in pairs) / len(images) + positive * weight
+        return sum(pair.dice for pair in pairs if not pair.unknown) * len(classes) / max(known, 1) + positive * weight
 
     raw = {(c, place): score(c, place) for c in classes for place in places}
     choices = []
@@ -193,7 +197,7 @@ def test_objective_is_what_the_chosen_thresholds_score_in_the_pipeline(seed: int
         segmentation = segment(ImageAnswer(image.probabilities, image.gate), choice.thresholds)
         parts.append(count_pairs(f"{number}.jpg", segmentation.masks, image.truth, image.ignore))
     for scored, objective in zip(summarise(merge(*parts), ["x", "y"]).classes, choice.objective, strict=True):
-        assert scored.kaggle_dice + (scored.positive_dice or 0.0) == pytest.approx(objective)
+        assert (scored.kaggle_dice or 0.0) + (scored.positive_dice or 0.0) == pytest.approx(objective)
 
 
 @settings(max_examples=25, deadline=None)
@@ -323,9 +327,13 @@ def test_what_an_image_leaves_behind_is_small() -> None:
     assert search.images["a.jpg"].kept_px.nbytes < 2000
 
 
-def test_no_image_is_an_error_that_says_so() -> None:
+def test_no_image_or_none_that_tells_anything_is_an_error_that_says_so() -> None:
     with pytest.raises(DataError, match="no validation image"):
         ThresholdSearch(["a"]).best()
+    image = _one_class([[0.9, 0.9]], [".."])
+    image.ignore = np.array([[True, False]])
+    with pytest.raises(DataError, match=r"no validation image .* ignored pixels"):
+        _search([image]).best()
 
 
 def test_an_empty_grid_is_refused() -> None:

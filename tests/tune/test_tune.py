@@ -116,6 +116,32 @@ def test_names_in_another_order_give_the_same_thresholds_and_fewer_only_theirs(
     assert [(one.class_id, one.name) for one in _tune([model], data, subset="all").choice.classes] == [(2, "cracks")]
 
 
+def test_a_pit_that_ignored_pixels_may_hide_is_neither_found_nor_a_false_alarm(data: Path, models: _Models) -> None:
+    with (data / "train.csv").open("a") as handle:
+        handle.write(f"b.png,255,{1 + 20 * SIZE_HW[0]} 100\n")
+
+    tuning = _tune([models.add("run", fold=0)], data)
+
+    assert (tuning.metrics.unknown_pairs, tuning.metrics.kaggle_dice, tuning.metrics.positive_dice) == (2, 1, 1)
+    assert any("2 of 4 pairs of image and class are left out" in warning for warning in tuning.warnings)
+
+
+def test_images_of_fewer_bits_are_told_and_tuned_on_once_that_is_said(data: Path, models: _Models) -> None:
+    for path in (data / "train_images").iterdir():
+        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        assert grey is not None
+        cv2.imwrite(str(path), np.rint(grey / 255.0 * 1023).astype(np.uint16))
+    paths = [models.add(f"fold-{fold}", fold=fold) for fold in range(3)]
+
+    black, right = _tune(paths, data), _tune(paths, data, bit_depth=10)
+
+    assert black.low_bit_depth is not None
+    assert (black.low_bit_depth.images, black.low_bit_depth.bit_depth) == (6, 10)
+    assert any("6 of 6 16-bit images" in warning for warning in black.warnings)
+    assert black.metrics.positive_dice == 0
+    assert (right.metrics.positive_dice, right.low_bit_depth) == (1, None)
+
+
 def test_all_images_can_be_asked_for_with_a_warning_of_those_it_was_trained_on(data: Path, models: _Models) -> None:
     digests = tuple(image_digest(data / "train_images" / name) for name in NAMES[2:])
     model = models.add("run", fold=0, split=None, trained_on=digests)
@@ -202,10 +228,11 @@ def test_models_of_other_classes_are_refused(data: Path, models: _Models) -> Non
 
 def test_images_that_cannot_be_read_are_left_out_and_told(data: Path, models: _Models) -> None:
     (data / "train_images" / "a.png").write_bytes(b"torn")
+    (data / "train_images" / "\t.png").touch()
 
     tuning = _tune([models.add("run", fold=0)], data)
 
-    assert [failure.found.image_id for failure in tuning.failures] == ["a.png"]
+    assert [failure.found.image_id for failure in tuning.failures] == ["%09.png", "a.png"]
     assert tuning.choice.images == 1
     assert any(warning.startswith("left out, could not be read: ") for warning in tuning.warnings)
 
