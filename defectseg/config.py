@@ -1,6 +1,6 @@
 """The recipe of a training run, and the description that travels inside a model file. All models are frozen.
 
-A recipe is YAML, named by a path or, for the shipped ones, by its bare name. `--set key=value` changes single keys.
+A recipe is YAML, named by a path or, for the shipped ones, by its bare name. `key=value` changes single keys.
 """
 
 import difflib
@@ -35,9 +35,6 @@ class ModelConfig(Frozen):
     encoder_weights: str = Field("imagenet", description="imagenet, none, or a timm-named .safetensors or .pth file")
     in_channels: Literal[1, 3] = Field(1, description="1: grey; 3: the same grey three times")
     classification_head: bool = Field(True, description="an image-level head, whose answer is the gate")
-    head_pooling: Literal["avg", "max"] = "max"
-    head_dropout: Share = 0.2
-    soft_gate: bool = Field(False, description="multiply the probabilities by the gate, instead of only comparing it")
     input_scale: PositiveFloat = Field(1.0, description="the network sees the image enlarged or reduced by this")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the architecture")
 
@@ -49,7 +46,6 @@ class DataConfig(Frozen):
     fold: Annotated[int, Field(ge=0)] | None = Field(0, description="fold to validate on; null: train on everything")
     crop_hw: SizeHW | None = Field((256, 512), description="px; at most the largest image; null: the whole image")
     defect_crops: Share = Field(0.5, description="share of the crops that are placed on a defect")
-    clean_crops: Share = Field(0.0, description="share of the crops that are placed where there is no defect")
     class_balance: Share = Field(0.0, description="share of the defect crops that goes to the classes in equal parts")
     balance_until: Share = Field(
         1.0, description="share of the training at which class_balance has fallen to 0; 1: never"
@@ -62,31 +58,14 @@ class DataConfig(Frozen):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     cache: bool | Literal["auto"] = Field("auto", description="keep decoded images in memory; auto: where they fit")
 
-    @model_validator(mode="after")
-    def _shares_fit(self) -> Self:
-        if self.defect_crops + self.clean_crops > 1.0:
-            raise ValueError("defect_crops and clean_crops are shares of one whole; together they must not exceed 1")
-        return self
-
 
 class AugmentConfig(Frozen):
-    """Random changes of a training crop; each value is a probability unless its name says otherwise."""
+    """Random changes of a training crop; each value is a probability."""
 
     horizontal_flip: Share = 0.5
     vertical_flip: Share = 0.5
     quarter_turns: Share = Field(0.0, description="turns by 90 degrees; only where crops are square")
     brightness_contrast: Share = 0.3
-    brightness_limit: Share = 0.15
-    contrast_limit: Share = 0.15
-    gamma: Share = 0.0
-    gamma_limit: Share = Field(0.2, description="gamma lies between 1 minus and 1 plus this")
-    blur: Share = 0.0
-    noise: Share = 0.0
-    noise_std: Share = Field(0.02, description="largest standard deviation, as a share of the full range")
-    sheet_end: Share = Field(0.0, description="black from one side on, as where a sheet ends")
-    black_out: Share = Field(
-        0.0, description="all defects covered with black, and no longer labelled: an example for the gate"
-    )
 
 
 class LossConfig(Frozen):
@@ -95,7 +74,9 @@ class LossConfig(Frozen):
     bce: NonNegativeFloat = 1.0
     dice: NonNegativeFloat = 1.0
     dice_over: Literal["pair", "batch"] = Field(
-        "pair", description="Dice of each image, which small defects count in; or of all pixels of a step, as IoU does"
+        "pair",
+        description="pair: mean of per-image Dice, so small defects weigh as much as large ones; batch: Dice over all "
+        "pixels of a step",
     )
     positive_weights: tuple[PositiveFloat, ...] | None = Field(None, description="one for each class; null: 1")
     empty_weight: NonNegativeFloat = Field(0.2, description="weight of the Dice term where a class is absent")
@@ -107,13 +88,12 @@ class LossConfig(Frozen):
 
 
 class OptimizerConfig(Frozen):
-    """AdamW with a linear warm-up and a cosine down to `final_lr_share`."""
+    """AdamW with a linear warm-up and a cosine down to a hundredth of the rates."""
 
     encoder_lr: PositiveFloat = 3e-4
     decoder_lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.01
     warmup: Share = Field(0.05, description="share of the steps")
-    final_lr_share: Share = 0.01
     clip_norm: PositiveFloat = 1.0
 
 
@@ -137,7 +117,6 @@ class TrainingConfig(Frozen):
     max_minutes: PositiveFloat | None = Field(None, description="epochs are cut down to fit; training then stops")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     validate_every: PositiveInt = Field(1, description="epochs between validations; the last is always validated")
-    patience: PositiveInt | None = Field(None, description="validations without progress after which training stops")
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="of averaged weights, for each step and process; 0: none are kept"
     )
@@ -149,9 +128,8 @@ class TrainingConfig(Frozen):
     threshold_folds: Annotated[int, Field(ge=0)] = Field(
         0, description="without a validation fold: folds that are trained first, to choose the thresholds on"
     )
-    sync_batch_norm: bool = Field(False, description="batch statistics over all GPUs")
     second_stage: SecondStageConfig = SecondStageConfig()
-    trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard",)
+    trackers: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
 
 
 class InferenceConfig(Frozen):
@@ -194,6 +172,11 @@ class Recipe(Frozen):
         return self
 
 
+def changed(recipe: Recipe, section: str, **values: object) -> Recipe:
+    """The recipe with other values, taken as they are, in one of its sections."""
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
+
+
 def shipped_recipes() -> dict[str, Path]:
     """Name -> file of each recipe that comes with the package, sorted by name."""
     package = Path(__file__).parent
@@ -209,8 +192,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     source, content = _read_recipe(name_or_path)
     for override in overrides:
-        _apply_override(content, override)
-    return parse_recipe(content, source=" --set ".join([source, *overrides]))
+        apply_override(content, override)
+    return parse_recipe(content, source=" with ".join([source, *overrides]))
 
 
 def parse_recipe(content: Mapping[str, Any], *, source: str) -> Recipe:
@@ -247,14 +230,15 @@ def _read_recipe(name_or_path: str) -> tuple[str, dict[str, Any]]:
     return str(path), content
 
 
-def _apply_override(content: dict[str, Any], override: str) -> None:
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set one key of a recipe's content to the value of a `key=value`. Raises ConfigError."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--set {override}: expected key=value, for example --set training.epochs=5")
+        raise ConfigError(f"{override}: expected key=value, for example training.epochs=5")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not valid YAML; quote it if it has special signs") from None
+        raise ConfigError(f"{override}: the value is not valid YAML; quote it if it has special signs") from None
     *parents, leaf = key.strip().split(".")
     section = content
     for parent in parents:
@@ -262,7 +246,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {override}: {parent!r} holds a value, not keys")
+            raise ConfigError(f"{override}: {parent!r} holds a value, not keys")
     section[leaf] = value
 
 

@@ -3,7 +3,7 @@
 #
 # usage: train_severstal.sh DATA RUN
 # DATA holds train.csv and train_images/. RUN receives the model, RUN/evaluation its score on the images held out.
-# After an interruption the same command goes on with the last whole epoch. Settings from the environment:
+# After an interruption the same command goes on where it stopped. Settings from the environment:
 #   RECIPE           severstal, for one GPU; severstal-small, for a CPU; or a YAML file   (default: severstal)
 #   ENCODER_WEIGHTS  imagenet, none, or a file with timm's names                          (default: as in the recipe)
 #   FOLD             the fold to hold out, 0 to 4                                         (default: 0)
@@ -17,8 +17,15 @@ fi
 data=$1 run=${2%/}
 common=(--data "$data" --device "${DEVICE:-auto}")
 
-# Exits with 3, and this script with it, where rows or images are wrong: mend them first, or the model learns mistakes.
-defectseg data check "$data"
+# What is wrong with the data: listed here, and with pictures in RUN.check. Wrong rows, broken images and copies across the
+# folds of split.csv end this script with 3: mend them first, or the model learns mistakes, or its score flatters. Mere
+# duplicates do not, since the split keeps copies together.
+status=0
+defectseg data check "$data" --out "$run.check" --overwrite || status=$?
+if [ "$status" -eq 3 ] && [ "$(grep -Ec '"(errors|leaks)": 0,?$' "$run.check/check.json")" -eq 2 ]; then
+    status=0
+fi
+[ "$status" -eq 0 ] || exit "$status"
 
 # One split for every run, so that their scores compare. Needs to write into DATA.
 if [ ! -e "$data/split.csv" ]; then
@@ -26,16 +33,14 @@ if [ ! -e "$data/split.csv" ]; then
 fi
 
 if [ ! -e "$run/model.safetensors" ]; then
-    train=(defectseg train "${RECIPE:-severstal}" "${common[@]}" --out "$run" --fold "${FOLD:-0}")
-    if [ -e "$run/last.ckpt" ]; then
-        "${train[@]}" --resume
+    if [ -e "$run/request.json" ]; then
+        train=(defectseg train "${common[@]}" --out "$run" --resume)
     else
-        # Interrupted before the end of the first epoch: there is nothing to go on from.
-        if [ -e "$run/config.yaml" ]; then
-            mv -- "$run" "$run.unfinished-$(date '+%Y%m%d-%H%M%S')"
-        fi
-        "${train[@]}" ${ENCODER_WEIGHTS:+--encoder-weights "$ENCODER_WEIGHTS"}
+        train=(defectseg train "${RECIPE:-severstal}" "${common[@]}" --out "$run" --fold "${FOLD:-0}"
+            ${ENCODER_WEIGHTS:+--encoder-weights "$ENCODER_WEIGHTS"})
     fi
+    # 3: trained, but some images could not be read; RUN/errors.csv lists them.
+    "${train[@]}" || [ $? -eq 3 ]
 fi
 
 # The report is written last: without it, an evaluation was interrupted, and a new one starts over.

@@ -2,7 +2,7 @@
 # Train on one or several GPU nodes of a SLURM cluster, one process for each GPU. To copy and change.
 #
 # usage: sbatch scripts/train_slurm.sh DATA RUN [arguments of defectseg train]
-#        sbatch --nodes=2 scripts/train_slurm.sh /data/severstal runs/1 --set training.sync_batch_norm=true
+#        sbatch --nodes=2 scripts/train_slurm.sh /data/severstal runs/1 severstal --batch-size 12
 # DATA and RUN must be on storage that all nodes share. batch_size counts for each GPU: with N of them, a step sees N times
 # as many crops, and there are N times fewer steps; to train as on one, divide it by N. Shortly before the time limit SLURM
 # sends SIGTERM: the run saves itself, and the job is queued again and goes on from there.
@@ -28,9 +28,10 @@ launch=(torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${SLURM_GPUS_
     --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:${MASTER_PORT:-29500}")
 train=(-m defectseg train --data "$data" --out "$run")
 
-if [ -e "$run/request.json" ]; then
-    train+=(--fold all --resume)
-elif [ -e "$run/last.ckpt" ] || [ -e "$run/folds/request.json" ]; then
+if [ -e "$run/model.safetensors" ]; then
+    echo "$run: has ended; its model is model.safetensors"
+    exit 0
+elif [ -e "$run/request.json" ]; then # begun by this job before it was queued again, or by another
     train+=(--resume)
 else
     train+=("$@")
@@ -38,8 +39,11 @@ fi
 begun=$(mktemp)
 status=0
 srun "${launch[@]}" "${train[@]}" || status=$?
-# torchrun ends with 1 whatever its processes ended with. What was interrupted has saved itself since the job began.
-if [ "$status" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ] &&
+# torchrun ends with 1 whatever its processes ended with: also with 3, where the model is there and some images were not
+# read. What was interrupted has saved itself since the job began.
+if [ -e "$run/model.safetensors" ]; then
+    status=0
+elif [ "$status" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ] &&
     [ -n "$(find "$run" -name last.ckpt -newer "$begun" -print -quit)" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

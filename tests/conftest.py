@@ -82,12 +82,11 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, data_folder: Path, tin
     Not to be written to: copy it first.
     """
     from defectseg.config import load_recipe
-    from defectseg.train.request import TrainRequest
     from defectseg.train.train import train
 
     longer = ["training.epochs=16", "data.samples_per_epoch=48"]
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    train(TrainRequest(recipe=load_recipe(str(tiny_recipe), longer), data=data_folder, out=out, device="cpu"))
+    train(data_folder, out, recipe=load_recipe(str(tiny_recipe), longer), device="cpu")
     return out
 
 

@@ -102,18 +102,18 @@ def test_the_last_override_of_a_key_counts(tmp_path: Path) -> None:
 def test_an_override_with_a_mistake_is_named(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_recipe(_write(tmp_path, "seed: 3"), [override])
-    assert f"--set {override}" in str(caught.value)
+    assert override in str(caught.value)
 
 
 def test_all_problems_are_told_at_once() -> None:
     message = _problems(
-        {"seed": -1, "training": {"epochs": 0, "epoch": 3}, "augment": {"noise": 2}, "optimizr": {"clip_norm": 1}}
+        {"seed": -1, "training": {"epochs": 0, "epoch": 3}, "loss": {"bce": -2}, "optimizr": {"clip_norm": 1}}
     )
     for part in (
         "seed: Input should be greater than or equal to 0, found -1",
         "training.epochs: Input should be greater than or equal to 1, found 0",
         "unknown key 'training.epoch', did you mean 'epochs'?",
-        "augment.noise: Input should be less than or equal to 1, found 2",
+        "loss.bce: Input should be greater than or equal to 0, found -2",
         "unknown key 'optimizr', did you mean 'optimizer'?",
     ):
         assert part in message
@@ -128,7 +128,7 @@ def test_all_problems_are_told_at_once() -> None:
         ({"data": {"crop_hw": [256]}}, "data.crop_hw.1: Field required"),
         ({"model": {"in_channels": 2}}, "model.in_channels: Input should be 1 or 3"),
         ({"model": None}, "model: Input should be a valid dictionary"),
-        ({"training": {"trackers": ["wandb"]}}, "training.trackers.0: Input should be 'tensorboard' or 'mlflow'"),
+        ({"training": {"trackers": ["wandb"]}}, "training.trackers.0: Input should be 'tensorboard'"),
         ({"inference": {"tile_hw": [128, 512]}}, "tile_overlap_px must be smaller than both sides of tile_hw"),
         (
             {"augment": {"quarter_turns": 0.5}},

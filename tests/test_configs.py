@@ -77,6 +77,24 @@ def test_network_of_the_recipe_can_be_built(name: str) -> None:
     assert gate_logits is None or gate_logits.shape == (1, 3)
 
 
+# Keys that no shipped recipe sets, since they go with a machine or a camera and not with a recipe.
+OF_THE_MACHINE = {
+    *("data.bit_depth", "data.workers", "data.cache", "training.accumulation", "training.fit_memory"),
+    *("inference.tile_hw", "inference.tile_overlap_px"),
+}
+
+
+def _keys(content: dict[str, Any], prefix: str = "") -> set[str]:
+    nested = {key for key, value in content.items() if isinstance(value, dict) and key != "options"}
+    own = {prefix + key for key in content.keys() - nested}
+    return own.union(*(_keys(content[key], f"{prefix}{key}.") for key in nested))
+
+
+def test_every_key_is_set_by_a_shipped_recipe() -> None:
+    written = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in shipped_recipes().values()]
+    assert _keys(Recipe().model_dump()) - set().union(*map(_keys, written)) == OF_THE_MACHINE
+
+
 def test_the_demo_downloads_nothing_and_keeps_to_its_time() -> None:
     recipe = load_recipe("demo")
     assert recipe.model.encoder_weights == "none"

@@ -1,5 +1,6 @@
 """The shell scripts, with stubs in the place of the programs that they call."""
 
+import json
 import os
 import re
 import shutil
@@ -191,22 +192,23 @@ def test_predict_folder_logs_an_interruption_after_defectseg_has_stopped(tmp_pat
     assert lines[-1].endswith("interrupted; the next run goes on from here")
 
 
-@pytest.mark.parametrize("script", ["predict_folder.sh", "train_severstal.sh"])
+@pytest.mark.parametrize("script", ["predict_folder.sh", "train_severstal.sh", "train_slurm.sh"])
 def test_a_job_without_arguments_shows_its_usage(script: str, stubs: Path) -> None:
     result = run(script, stubs=stubs)
     assert result.returncode == 2
-    assert result.stderr.startswith(f"usage: {script} ")
+    assert result.stderr.startswith(("usage: " if script != "train_slurm.sh" else "usage: sbatch ") + script)
 
 
 # train_severstal.sh
 
 TRAINER = """
 case "$1 $2" in
+    "data check") mkdir -p "$5" && echo "${FOUND:-}" >"$5/check.json" ;;
     "data split") touch "$3/split.csv" ;;
     train*) mkdir -p "$RUN" && touch "$RUN/model.safetensors" ;;
     evaluate*) mkdir -p "$RUN/evaluation" && touch "$RUN/evaluation/report.html" ;;
 esac
-[ "$1" != "${FAIL_AT:-}" ] || exit 3
+[ "$1 $2" != "${FAIL_AT:-}" ] || exit 3
 """
 
 
@@ -228,7 +230,7 @@ def test_train_severstal_checks_splits_trains_and_evaluates(job: tuple[Path, Pat
     assert train_severstal(job, stubs).returncode == 0
     common = ["--data", data, "--device", "auto"]
     assert calls(stubs, "defectseg") == [
-        ["data", "check", data],
+        ["data", "check", data, "--out", f"{out}.check", "--overwrite"],
         ["data", "split", data],
         ["train", "severstal", *common, "--out", out, "--fold", "0"],
         ["evaluate", out, *common, "--subset", "val", "--out", f"{out}/evaluation"],
@@ -243,9 +245,25 @@ def test_train_severstal_takes_its_settings_from_the_environment(job: tuple[Path
     assert train[-4:] == ["--fold", "3", "--encoder-weights", "my weights.pth"]
 
 
-def test_train_severstal_stops_where_the_data_are_wrong(job: tuple[Path, Path], stubs: Path) -> None:
-    assert train_severstal(job, stubs, FAIL_AT="data").returncode == 3
-    assert [call[:2] for call in calls(stubs, "defectseg")] == [["data", "check"]]
+@pytest.mark.parametrize(
+    ("errors", "leaks", "goes_on"), [(0, 0, True), (1, 0, False), (0, 2, False), (10, 0, False), (0, 10, False)]
+)
+def test_train_severstal_stops_where_the_data_are_wrong_but_not_for_mere_duplicates(
+    job: tuple[Path, Path], stubs: Path, errors: int, leaks: int, goes_on: bool
+) -> None:
+    counts = {"counts": {"errors": errors, "warnings": 0, "duplicates": 3, "leaks": leaks}, "leaks": []}
+    result = train_severstal(job, stubs, FAIL_AT="data check", FOUND=json.dumps(counts, indent=2))
+    assert result.returncode == (0 if goes_on else 3)
+    assert [call[0] for call in calls(stubs, "defectseg")][1:] == (["data", "train", "evaluate"] if goes_on else [])
+
+
+def test_train_severstal_stops_where_the_check_cannot_say_what_is_wrong(job: tuple[Path, Path], stubs: Path) -> None:
+    assert train_severstal(job, stubs, FAIL_AT="data check").returncode == 3
+
+
+def test_train_severstal_scores_a_model_that_could_not_read_some_images(job: tuple[Path, Path], stubs: Path) -> None:
+    assert train_severstal(job, stubs, FAIL_AT="train severstal").returncode == 0
+    assert calls(stubs, "defectseg")[-1][0] == "evaluate"
 
 
 def test_train_severstal_keeps_an_existing_split(job: tuple[Path, Path], stubs: Path) -> None:
@@ -254,25 +272,13 @@ def test_train_severstal_keeps_an_existing_split(job: tuple[Path, Path], stubs: 
     assert [call[0] for call in calls(stubs, "defectseg")] == ["data", "train", "evaluate"]
 
 
-def test_train_severstal_resumes_from_a_checkpoint_with_the_same_fold(job: tuple[Path, Path], stubs: Path) -> None:
+def test_train_severstal_goes_on_with_what_was_begun(job: tuple[Path, Path], stubs: Path) -> None:
     data, out = job
     out.mkdir()
-    (out / "config.yaml").touch()
-    (out / "last.ckpt").touch()
+    (out / "request.json").touch()
     train_severstal(job, stubs, FOLD="2", ENCODER_WEIGHTS="weights.pth")
-    expected = ["train", "severstal", "--data", str(data), "--device", "auto", "--out", str(out), "--fold", "2"]
-    assert calls(stubs, "defectseg")[2] == [*expected, "--resume"]
-
-
-def test_train_severstal_starts_anew_where_no_epoch_was_finished(job: tuple[Path, Path], stubs: Path) -> None:
-    out = job[1]
-    out.mkdir()
-    (out / "config.yaml").write_text("seed: 0")
-    train_severstal(job, stubs)
-    assert calls(stubs, "defectseg")[2][-2:] == ["--fold", "0"]
-    assert not (out / "config.yaml").exists()
-    [kept] = out.parent.glob("run 1.unfinished-*")
-    assert (kept / "config.yaml").read_text() == "seed: 0"
+    expected = ["train", "--data", str(data), "--device", "auto", "--out", str(out), "--resume"]
+    assert calls(stubs, "defectseg")[2] == expected
 
 
 def test_train_severstal_does_not_train_or_score_again_what_is_finished(job: tuple[Path, Path], stubs: Path) -> None:
@@ -289,6 +295,41 @@ def test_train_severstal_starts_an_interrupted_evaluation_over(job: tuple[Path, 
     train_severstal(job, stubs)
     assert [call[0] for call in calls(stubs, "defectseg")] == ["data", "data", "evaluate"]
     assert not leftover.exists()
+
+
+# train_slurm.sh
+
+
+def train_slurm(tmp_path: Path, stubs: Path, trainer: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the job; `trainer` is what happens in the place of the training."""
+    put_stub(stubs, "scontrol", '[ "$1" != show ] || echo node1')
+    put_stub(stubs, "srun", trainer)
+    variables = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7"} | variables
+    arguments = (tmp_path / "data", tmp_path / "run", "severstal", "--fold", "1")
+    return run("train_slurm.sh", *arguments, stubs=stubs, RUN=str(tmp_path / "run"), **variables)
+
+
+INTERRUPTED = 'mkdir -p "$RUN"; touch "$RUN/request.json" "$RUN/last.ckpt"; exit 1'
+ENDED = 'mkdir -p "$RUN"; touch "$RUN/request.json" "$RUN/last.ckpt" "$RUN/model.safetensors"; exit 1'
+
+
+def test_train_slurm_starts_and_goes_on_when_it_is_queued_again(tmp_path: Path, stubs: Path) -> None:
+    assert train_slurm(tmp_path, stubs, INTERRUPTED).returncode == 1
+    assert calls(stubs, "scontrol")[-1] == ["requeue", "7"]
+    assert train_slurm(tmp_path, stubs, ENDED).returncode == 0, "some images could not be read"
+    assert train_slurm(tmp_path, stubs, "exit 1").returncode == 0, "it has ended"
+    first, second = calls(stubs, "srun")
+    common = ["train", "--data", f"{tmp_path}/data", "--out", f"{tmp_path}/run"]
+    assert first[-8:] == [*common, "severstal", "--fold", "1"]
+    assert second[-6:] == [*common, "--resume"]
+    assert [call[0] for call in calls(stubs, "scontrol")].count("requeue") == 1
+
+
+@pytest.mark.parametrize(("trainer", "restarts"), [("exit 1", "0"), (INTERRUPTED, "20")], ids=["failed", "too often"])
+def test_train_slurm_is_not_queued_again_for_ever(tmp_path: Path, stubs: Path, trainer: str, restarts: str) -> None:
+    (tmp_path / "run").mkdir()
+    assert train_slurm(tmp_path, stubs, trainer, SLURM_RESTART_COUNT=restarts).returncode == 1
+    assert ["requeue", "7"] not in calls(stubs, "scontrol")
 
 
 # _environment.sh

@@ -33,7 +33,6 @@ def demo(
     from defectseg.files import is_empty_folder
     from defectseg.image.find import find_images
     from defectseg.predict.predict import PredictRequest, predict
-    from defectseg.train.request import TrainRequest
     from defectseg.train.train import train
 
     if not is_empty_folder(out):
@@ -44,11 +43,7 @@ def demo(
 
     print("2/4 training a small U-Net, at most 3.5 minutes", flush=True)
     with progress("training") as bar:
-        trained = train(
-            TrainRequest(
-                recipe=load_recipe("demo"), data=out / "train", out=out / "run", device=device, advance=bar.move
-            )
-        )
+        trained = train(out / "train", out / "run", recipe=load_recipe("demo"), device=device, progress=bar.move)
 
     print("3/4 evaluating on the sheets that it was not trained on", flush=True)
     with progress("evaluating") as bar:

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,11 @@ from defectseg.cli.common import (
     shown,
 )
 from defectseg.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from defectseg.config import Recipe
+
+log = logging.getLogger("defectseg")
 
 
 def train(
@@ -96,38 +101,33 @@ def train(
     """
     from defectseg.config import dump_recipe, load_recipe
 
-    changes = _changes(encoder_weights, batch_size, bit_depth, max_minutes, cache)
-    recipe = load_recipe(config, [*(overrides or ()), *changes, *_fold_change(fold)])
+    changes = [*(overrides or ()), *_changes(encoder_weights, batch_size, bit_depth, max_minutes, cache)]
+    recipe = load_recipe(config, [*changes, *_fold_change(fold)])
     if print_config:
         print(dump_recipe(recipe), end="")
         return
-    if data is None or out is None:
+    if out is None or (data is None and not resume):
         raise UsageError("train needs --data DIR and --out RUN; see defectseg train --help.")
-    if resume and (overrides or changes or init is not None or thresholds is not None):
+    if resume and (changes or init is not None or thresholds is not None):
         raise UsageError("--resume continues with the recipe in the run folder; leave out what would change it.")
     require_extra("training", "train", "torch", "segmentation_models_pytorch", "accelerate", "albumentations")
-    from defectseg.model.locate import find_model
-    from defectseg.train.request import TrainRequest
     from defectseg.train.train import train as run_training
     from defectseg.train.train import train_folds
 
+    asked: dict[str, Any] = {"data": data, "out": out, "device": device, "resume": resume}
+    if resume:
+        fold = _fold_begun_with(out, fold)
+    else:
+        asked |= {"recipe": recipe, "init": None if init is None else _find_init(init, recipe, changes)}
+        asked["thresholds"] = None if thresholds is None or data is None else _read_thresholds(thresholds, data)
     with progress("training", after_interrupt="Continue it with --resume.") as bar:
-        request = TrainRequest(
-            recipe=recipe,
-            data=data,
-            out=out,
-            device=device,
-            init=None if init is None else find_model(init),
-            thresholds=None if thresholds is None else _read_thresholds(thresholds, data),
-            resume=resume,
-            advance=bar.move,
-        )
-        results = list(train_folds(request).values()) if fold == "all" else [run_training(request)]
+        asked["progress"] = bar.move
+        results = list(train_folds(**asked).values()) if fold == "all" else [run_training(**asked)]
     if is_main_process():
         _report(results, json_output)
         if results[0].low_bit_depth is not None:
             low = results[0].low_bit_depth
-            logging.getLogger("defectseg").warning("%s %s", low, bit_depth_hint(low.bit_depth))
+            log.warning("%s %s", low, bit_depth_hint(low.bit_depth))
     finish(ExitCode.PARTIAL if any(result.failed for result in results) else ExitCode.DONE)
 
 
@@ -163,6 +163,39 @@ def _fold_change(fold: str | None) -> list[str]:
     if not (fold == "none" or fold.isdigit()):
         raise UsageError(f"--fold {fold}: expected a number from 0, none or all.")
     return [f"data.fold={'null' if fold == 'none' else fold}"]
+
+
+def _fold_begun_with(out: Path, fold: str | None) -> str:
+    """What --fold was when the training in a run folder began; another one now is passed over with a warning."""
+    from defectseg.train.run_folder import read_request
+
+    request = read_request(out)
+    number = request.recipe.data.fold
+    begun = "all" if request.every_fold else "none" if number is None else str(number)
+    if fold not in (None, begun):
+        log.warning("--fold %s is passed over: this training began with --fold %s", fold, begun)
+    return begun
+
+
+def _find_init(init: Path, recipe: "Recipe", changes: Sequence[str]) -> Path:
+    """The model file to start from. Raises UsageError where its network is not what changes of the recipe ask for."""
+    from defectseg.config import apply_override
+    from defectseg.model.info import read_model_info
+    from defectseg.model.locate import find_model
+
+    path = find_model(init)
+    asked: dict[str, Any] = {}
+    for change in changes:
+        apply_override(asked, change)
+    model = read_model_info(path).recipe.model
+    for key in asked.get("model") or ():
+        wanted, found = getattr(recipe.model, key), getattr(model, key)
+        if wanted != found:
+            raise UsageError(
+                f"--init {init}: its network has model.{key} {found!r}, but {wanted!r} is asked for. "
+                "The network and its weights are those of --init: leave out one of the two."
+            )
+    return path
 
 
 def _read_thresholds(path: Path, data: Path) -> Any:

@@ -24,6 +24,7 @@ from defectseg.model.info import Normalization
 STRIDE_PX = 32
 _LEAST_PX = {"pan": 128}  # its attention halves the deepest features three times
 _IMAGENET = Normalization(mean=0.449, std=0.226)  # averaged over the channels
+_HEAD_DROPOUT = 0.2
 _HEADS = ("segmentation_head", "classification_head")
 
 
@@ -47,7 +48,6 @@ class DefectNetwork(nn.Module):
         super().__init__()
         self.net = _create(config, num_classes, pretrained=pretrained)
         self.in_channels = config.in_channels
-        self.soft_gate = config.soft_gate
         self.input_scale = config.input_scale
         self.least_px = _LEAST_PX.get(config.architecture.lower(), STRIDE_PX)
         self.normalization = normalization
@@ -77,15 +77,13 @@ class DefectNetwork(nn.Module):
     def answer(self, grey: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities float32 (N, C, H, W) and gate float32 (N, C); arguments as for `forward`.
 
-        Without a classification head, the gate is the largest probability of the image. A soft gate also multiplies
-        the probabilities.
+        Without a classification head, the gate is the largest probability of the image.
         """
         mask_logits, gate_logits = self(grey)
         probabilities = mask_logits.float().sigmoid()
         if gate_logits is None:
             return probabilities, probabilities.amax(dim=(2, 3))
-        gate = gate_logits.float().sigmoid()
-        return (probabilities * gate[:, :, None, None] if self.soft_gate else probabilities), gate
+        return probabilities, gate_logits.float().sigmoid()
 
 
 def normalization_of(encoder: str) -> Normalization:
@@ -205,8 +203,7 @@ def _create(config: ModelConfig, num_classes: int, *, pretrained: bool) -> nn.Mo
     _check_names(config)
     head: dict[str, Any] = {}
     if config.classification_head:
-        pooling = {"pooling": config.head_pooling, "dropout": config.head_dropout, "classes": num_classes}
-        head = {"aux_params": pooling}
+        head = {"aux_params": {"pooling": "max", "dropout": _HEAD_DROPOUT, "classes": num_classes}}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*`encoder_weights` should be set to True.*")

@@ -15,61 +15,42 @@ with warnings.catch_warnings():
     import albumentations
 
 from defectseg.config import AugmentConfig
-from defectseg.train import steel
 
 Crop = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 Augment = Callable[[NDArray[np.uint8], NDArray[np.uint8], int], Crop]
-Change = Callable[[NDArray[np.uint8], NDArray[np.uint8], np.random.Generator], Crop]
 
 
 def build_augment(config: AugmentConfig) -> Augment:
     """A function (image uint8 (H, W), layers uint8 (H, W, L), seed) -> changed image and layers.
 
-    Geometry changes both, and so do the steps of `steel`; brightness, gamma, blur and noise the image alone. Equal
-    seeds give equal results, and what a step does does not depend on which others there are.
+    Geometry changes both, brightness and contrast the image alone. Equal seeds give equal results, and what a step does
+    does not depend on which others there are.
     """
-    gamma = (max(1, 100 * (1 - config.gamma_limit)), 100 * (1 + config.gamma_limit))  # in percent, at least 1
-    steps: list[tuple[float, Change]] = [
-        (config.horizontal_flip, _of(albumentations.HorizontalFlip(p=1))),
-        (config.vertical_flip, _of(albumentations.VerticalFlip(p=1))),
-        (config.quarter_turns, _of(albumentations.RandomRotate90(p=1))),
-        (config.black_out, steel.black_out),
-        (
-            config.brightness_contrast,
-            _of(
-                albumentations.RandomBrightnessContrast(
-                    brightness_limit=config.brightness_limit, contrast_limit=config.contrast_limit, p=1
-                )
-            ),
-        ),
-        (config.gamma, _of(albumentations.RandomGamma(gamma_limit=gamma, p=1))),
-        # Past the end of a sheet it is dark however bright the steel: hence after brightness, before optics and sensor.
-        (config.sheet_end, steel.sheet_end),
-        (config.blur, _of(albumentations.GaussianBlur(p=1))),
-        (config.noise, _of(albumentations.GaussNoise(std_range=(0.0, config.noise_std), p=1))),
-    ]
-
-    return partial(_apply, steps)
+    light = albumentations.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=1)
+    return partial(
+        _apply,
+        [
+            (config.horizontal_flip, 0, albumentations.HorizontalFlip(p=1)),
+            (config.vertical_flip, 1, albumentations.VerticalFlip(p=1)),
+            (config.quarter_turns, 2, albumentations.RandomRotate90(p=1)),
+            (config.brightness_contrast, 4, light),
+        ],
+    )
 
 
-# Partials of functions of the module, not closures: where workers are not forked they are pickled.
+# A partial of a function of the module, not a closure: where workers are not forked it is pickled.
 def _apply(
-    steps: Sequence[tuple[float, Change]], image: NDArray[np.uint8], layers: NDArray[np.uint8], seed: int
+    steps: Sequence[tuple[float, int, Any]], image: NDArray[np.uint8], layers: NDArray[np.uint8], seed: int
 ) -> Crop:
-    # One seed for all, as in Compose, would give every step the same chance: both flips or none.
-    for (chance, change), own in zip(steps, np.random.SeedSequence(seed).spawn(len(steps)), strict=True):
-        rng = np.random.default_rng(own)
-        if rng.random() < chance:
-            image, layers = change(image, layers, rng)
+    """Take each step (its probability, the number of its random stream, an albumentations transform) in turn.
+
+    One seed for all, as in Compose, would give every step the same chance: both flips or none. The numbers never
+    change, so that a seed gives the same crops whatever steps come and go.
+    """
+    for probability, stream, transform in steps:
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
+        if rng.random() < probability:
+            transform.set_random_seed(int(rng.integers(2**31)))
+            changed = transform(image=image, mask=layers)
+            image, layers = changed["image"], changed["mask"]
     return image, layers
-
-
-def _of(transform: Any) -> Change:
-    """An albumentations transform as one that takes its chance from a generator."""
-    return partial(_transform, transform)
-
-
-def _transform(transform: Any, image: NDArray[np.uint8], layers: NDArray[np.uint8], rng: np.random.Generator) -> Crop:
-    transform.set_random_seed(int(rng.integers(2**31)))
-    changed = transform(image=image, mask=layers)
-    return changed["image"], changed["mask"]

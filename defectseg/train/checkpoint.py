@@ -19,7 +19,7 @@ from defectseg.model.info import ModelInfo
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """Where a run stands.
 
     Attributes:
@@ -31,7 +31,6 @@ class Progress:
         elapsed_s: seconds of training done, over all sessions.
         best_score: the highest selection score so far; None before the first validation.
         best_epoch: the epoch (from 1) that reached it.
-        validations_since_best: how many have not.
         kept: (score, epoch) of the epochs whose weights are kept to be averaged, the best first.
     """
 
@@ -43,7 +42,6 @@ class Progress:
     elapsed_s: float = 0.0
     best_score: float | None = None
     best_epoch: int | None = None
-    validations_since_best: int = 0
     kept: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -53,7 +51,7 @@ def save_checkpoint(
     ema: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-    progress: Progress,
+    run_state: TrainingState,
     info: ModelInfo,
 ) -> None:
     """Write the state of a run, whole or not at all; `info` describes the model to be. All processes call it together,
@@ -70,7 +68,7 @@ def save_checkpoint(
         "ema": None if ema is None else ema.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
-        "progress": vars(progress),
+        "state": vars(run_state),
         "info": info.model_dump_json(),
         "random": random_states,
     }
@@ -94,7 +92,7 @@ def load_checkpoint(
     ema: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-) -> Progress:
+) -> TrainingState:
     """Put a run back to where its checkpoint was written.
 
     Raises:
@@ -109,7 +107,7 @@ def load_checkpoint(
         if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
         _set_random_state(state["random"][accelerator.process_index % len(state["random"])])
-        return Progress(**state["progress"])
+        return TrainingState(**state["state"])
     except Exception as error:
         raise _unusable(path, error) from error
 
@@ -119,9 +117,7 @@ def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
-        raise ModelError(
-            f"{path}: no checkpoint to resume from. Start again without --resume, in a new folder."
-        ) from None
+        raise ModelError(f"{path}: no checkpoint to resume from. Start again in a new folder.") from None
     except Exception as error:
         raise _unusable(path, error) from error
     return state

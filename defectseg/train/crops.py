@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Place = Literal["defect", "clean", "anywhere"]
+Place = Literal["defect", "anywhere"]
 
 # Past the end of a sheet the brightest pixels of the Severstal images reach 16 to 19, 99 of 100 at most 14.
 BLACK_LEVEL = 16
@@ -25,14 +25,13 @@ def place_crop(
 ) -> tuple[int, int]:
     """Top-left corner (row, column) of a random crop; negative or past the end where the image is smaller.
 
-    Up to ten places are drawn until one is as wanted. If none is, the best of them is taken: not too black, then with
-    the fewest labelled pixels (for a clean crop), then the least black.
+    Up to ten places are drawn until one is not too black; if all are, the least black of them is taken.
 
     Args:
         pixels: uint8 (H, W).
         masks: bool (C, H, W).
         crop_hw: size of the crop in px.
-        place: `defect`: the crop holds a pixel of a defect, if the image has one; `clean`: it holds none.
+        place: `defect`: the crop holds a pixel of a defect, if the image has one.
         rng: source of chance.
         class_id: the class of that defect; None for a random one of the image.
         black_limit: largest share of black pixels (at most BLACK_LEVEL) in the crop, of those inside the image.
@@ -40,16 +39,15 @@ def place_crop(
     size_hw = pixels.shape
     targets = _targets(masks, class_id, rng) if place == "defect" else np.array([], int)
     is_choice = any(length > crop for length, crop in zip(size_hw, crop_hw, strict=True))
-    tries: list[tuple[tuple[bool, int, float], tuple[int, int]]] = []
+    tries: list[tuple[float, tuple[int, int]]] = []
     for _ in range(_TRIES if is_choice else 1):
         around = np.unravel_index(rng.choice(targets), size_hw) if targets.size else None
         corner = _random_corner(size_hw, crop_hw, rng, around)
         inside = _inside(size_hw, corner, crop_hw)
         black_share = float(np.mean(pixels[inside] <= BLACK_LEVEL)) if black_limit < 1 else 0.0
-        labelled_px = int(np.count_nonzero(masks[:, *inside])) if place == "clean" else 0
-        if black_share <= black_limit and not labelled_px:
+        if black_share <= black_limit:
             return corner
-        tries.append(((black_share > black_limit, labelled_px, black_share), corner))
+        tries.append((black_share, corner))
     return min(tries)[1]
 
 

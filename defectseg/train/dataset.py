@@ -1,12 +1,8 @@
 """Crops to train on, each a function of (seed, epoch, position): no worker, process or order changes them."""
 
-import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,11 +15,6 @@ from defectseg.data.folder import DataFolder, hiding_pixels, unknown_classes
 from defectseg.train.augment import Augment
 from defectseg.train.crops import Place, cut, place_crop
 
-log = logging.getLogger(__name__)
-
-# The rest is for the network, its activations and the loader's workers.
-_SHARE_OF_FREE_MEMORY = 0.25
-_CGROUP = Path("/sys/fs/cgroup")
 HIDING = 2
 """In the layer of what to ignore: a defect may be there."""
 
@@ -74,11 +65,11 @@ class CropSampler(Sampler[CropKey]):
     """Chooses the images of each epoch.
 
     A share of the positions goes to defects (a part of it to each class alike, so that a rare one is seen as often as
-    a common one), a share to clean steel, the others anywhere; each group of images is gone through in a new random
-    order before any image comes again.
+    a common one), the others anywhere; each group of images is gone through in a new random order before any image
+    comes again.
 
     Args:
-        folder: labels, to know which images have a defect, and which have none for certain.
+        folder: labels, to know which images have a defect.
         image_ids: images to train on.
         config: shares of the crops, crops in an epoch.
         seed: of the run.
@@ -94,10 +85,6 @@ class CropSampler(Sampler[CropKey]):
             for class_id in range(1, folder.num_classes + 1)
         }
         self.by_class = {class_id: members for class_id, members in by_class.items() if members}
-        self.clean = self.image_ids
-        if config.crop_hw is None:  # a whole image with a defect has no clean place
-            doubtful = {*self.defective, *folder.unknown}
-            self.clean = [image_id for image_id in image_ids if image_id not in doubtful]
         self.seed = seed
         self.epoch = 0
         self.share_done = 0.0
@@ -107,7 +94,7 @@ class CropSampler(Sampler[CropKey]):
         """Choose the epoch, from 0, that the next iteration gives."""
         self.epoch = epoch
 
-    def set_progress(self, share_done: float) -> None:
+    def set_share_done(self, share_done: float) -> None:
         """Say which share of the training, 0..1, lies before the next iteration: it lowers the class balance."""
         self.share_done = share_done
 
@@ -121,13 +108,11 @@ class CropSampler(Sampler[CropKey]):
     def __iter__(self) -> Iterator[CropKey]:
         rng = np.random.default_rng([self.seed, self.epoch])
         num_defect = round(self.config.defect_crops * self.length) if self.defective else 0
-        num_clean = min(round(self.config.clean_crops * self.length), self.length - num_defect) if self.clean else 0
         num_each = round(self._balance() * num_defect) // max(1, len(self.by_class))
         chosen: list[tuple[str, Place, int | None]] = []
         for class_id, members in self.by_class.items():
             chosen += [(image_id, "defect", class_id) for image_id in _cycle(members, num_each, rng)]
         chosen += [(image_id, "defect", None) for image_id in _cycle(self.defective, num_defect - len(chosen), rng)]
-        chosen += [(image_id, "clean", None) for image_id in _cycle(self.clean, num_clean, rng)]
         rest = self.length - len(chosen)
         chosen += [(image_id, "anywhere", None) for image_id in _cycle(self.image_ids, rest, rng)]
         order = rng.permutation(len(chosen))
@@ -183,8 +168,7 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
         layers = np.concatenate([masks, ignore[None]]).view(np.uint8)
         if ignore.any():
             layers[-1, hiding_pixels(masks, ignore)] = HIDING
-            # A defect is looked for where it is seen; clean steel is neither labelled nor ignored.
-            masks = masks & ~ignore if key.place == "defect" else masks | ignore
+            masks &= ~ignore  # a defect is looked for where it is seen
         if self.crop_hw is not None:
             corner = place_crop(
                 pixels,
@@ -223,57 +207,9 @@ def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]
     )
 
 
-def cache_fits(sizes: Mapping[str, tuple[int, int]], setting: bool | Literal["auto"]) -> bool:
-    """Whether to keep decoded images: as the setting says, or, for `auto`, where they take little of the free memory.
-
-    Args:
-        sizes: ImageId -> (H, W) of the images to keep, one byte a pixel.
-        setting: `data.cache`.
-    """
-    if setting != "auto":
-        return setting
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each of them keeps its own
-    needed_bytes = processes * sum(height * width for height, width in sizes.values())
-    return needed_bytes <= _SHARE_OF_FREE_MEMORY * _free_memory_bytes()
-
-
-def load_cache(folder: DataFolder, image_ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
-    """Decode images to grey uint8 (H, W), read-only.
-
-    To be called before the loader forks its workers, so that all of them share the one copy.
-
-    Raises:
-        ImageError: an image cannot be read.
-    """
-
-    def load(image_id: str) -> NDArray[np.uint8]:
-        pixels = folder.decode(image_id).pixels
-        pixels.setflags(write=False)
-        return pixels
-
-    names = list(image_ids)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        images = dict(zip(names, pool.map(load, names), strict=True))
-    log.info("%d decoded images in memory (%.0f MB)", len(images), sum(image.nbytes for image in images.values()) / 1e6)
-    return images
-
-
 def _cycle(items: Sequence[str], count: int, rng: np.random.Generator) -> Iterator[str]:
     """`count` items: all of them in a random order, then all in another, and so on."""
     while count > 0:
         for index in rng.permutation(len(items))[:count]:
             yield items[index]
         count -= len(items)
-
-
-def _free_memory_bytes() -> int:
-    """Free memory, of the container where it has less than the machine; 0 where the system does not tell."""
-    try:
-        free = max(0, os.sysconf("SC_AVPHYS_PAGES")) * max(0, os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return 0
-    try:
-        limit, used = (int((_CGROUP / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return free
-    return min(free, max(0, limit - used))

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,42 +27,24 @@ from defectseg.model.devices import is_out_of_memory
 from defectseg.model.info import ModelInfo, Thresholds
 from defectseg.model.losses import LossParts, segmentation_loss
 from defectseg.model.network import DefectNetwork
-from defectseg.train.checkpoint import Progress, save_checkpoint
-from defectseg.train.dataset import Batch, CropSampler
+from defectseg.progress import Progress
+from defectseg.train.checkpoint import TrainingState, save_checkpoint
+from defectseg.train.dataset import Batch
 from defectseg.train.interrupts import Interrupts
-from defectseg.train.schedule import Stage, planned_epochs, rate_factor
+from defectseg.train.loaders import StageLoader
+from defectseg.train.run_folder import CHECKPOINT_NAME, METRICS_NAME
+from defectseg.train.schedule import planned_epochs, rate_factor
 from defectseg.train.validation import Pictures, Validation, images_to_show, log_pictures, validate
 from defectseg.train.weights import Candidates
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_NAME = "last.ckpt"
-METRICS_NAME = "metrics.jsonl"
 _PARTS = ("bce", "dice", "lovasz", "gate")
-
-
-@dataclass(frozen=True)
-class Feed:
-    """The crops of one stage, of `crop_hw` px: the loader as prepared by Accelerate, and the sampler inside it."""
-
-    stage: Stage
-    crop_hw: tuple[int, int]
-    loader: "DataLoader[Batch]"
-    sampler: CropSampler
-
-    def __len__(self) -> int:
-        """Steps in an epoch, on each process."""
-        return len(self.loader)
-
-    @property
-    def pixels(self) -> int:
-        """Of an epoch, on each process."""
-        return len(self) * self.stage.batch_size * math.prod(self.crop_hw)
 
 
 @dataclass
 class Run:
-    """The parts of a run that the functions below share; `progress` and `history` change as it goes on.
+    """The parts of a run that the functions below share; `state` and `history` change as it goes on.
 
     Attributes:
         folder: where the run's files go.
@@ -71,16 +53,16 @@ class Run:
         prepared: the same network as wrapped.
         optimizer: as wrapped.
         ema: the averaged network, or None.
-        feeds: one for each stage.
+        loaders: one for each stage.
         data: images and labels.
         val_ids: ImageIds to validate on; empty for none.
         info: description of the model to be.
         recipe: the resolved recipe.
-        progress: where the run stands.
+        state: where the run stands.
         candidates: the best weights so far.
         interrupts: SIGTERM and Ctrl-C, kept until the end of a step.
+        progress: called after each step, in the main process.
         history: one entry per epoch, as in metrics.jsonl.
-        advance: called after each step with a line for the progress bar.
     """
 
     folder: Path
@@ -89,64 +71,63 @@ class Run:
     prepared: torch.nn.Module
     optimizer: torch.optim.Optimizer
     ema: AveragedModel | None
-    feeds: Sequence[Feed]
+    loaders: Sequence[StageLoader]
     data: DataFolder
     val_ids: Sequence[str]
     info: ModelInfo
     recipe: Recipe
-    progress: Progress
+    state: TrainingState
     candidates: Candidates
     interrupts: Interrupts
+    progress: Progress
     history: list[dict[str, Any]] = field(default_factory=list)
-    advance: Callable[[str], None] = lambda _: None
 
     @property
     def epochs(self) -> int:
         """Epochs planned, of all stages."""
-        return self.progress.total_epochs + self.recipe.training.second_stage.epochs
+        return self.state.total_epochs + self.recipe.training.second_stage.epochs
 
     @property
     def steps(self) -> int:
         """Steps planned, of all stages."""
         later = self.recipe.training.second_stage.epochs
-        return self.progress.total_epochs * len(self.feeds[0]) + later * len(self.feeds[-1])
+        return self.state.total_epochs * len(self.loaders[0]) + later * len(self.loaders[-1])
 
 
 def fit(run: Run) -> None:
-    """Train until the planned epochs or the time budget end, or validation no longer improves; a checkpoint, and the
-    best weights, after each epoch.
+    """Train until the planned epochs or the time budget end; a checkpoint, and the best weights, after each epoch.
 
     Raises:
         KeyboardInterrupt: SIGTERM or Ctrl-C came; the checkpoint holds the last whole step.
         ResourceError: the loss is no longer finite, or memory or disk space ran out.
     """
-    started = time.monotonic() - run.progress.elapsed_s
+    started = time.monotonic() - run.state.elapsed_s
     minutes = run.recipe.training.max_minutes
     deadline = math.inf if minutes is None else started + 60 * minutes
     with run.interrupts.held(), _lost_workers():
-        while run.progress.epoch < run.epochs and not _is_past(run, deadline) and not _is_stale(run):
+        while run.state.epoch < run.epochs and not _is_past(run, deadline):
             figures: dict[str, Any] = {
-                "epoch": run.progress.epoch + 1,
+                "epoch": run.state.epoch + 1,
                 **train_one_epoch(run, started=started, deadline=deadline),
             }
-            epoch, out_of_time = run.progress.epoch + 1, _is_past(run, deadline)
+            epoch, out_of_time = run.state.epoch + 1, _is_past(run, deadline)
             last = out_of_time or epoch >= run.epochs
             validates = bool(run.val_ids) and (last or epoch % run.recipe.training.validate_every == 0)
             if validates and not out_of_time:
                 # Validation can take minutes; torchrun kills 30 s after it was asked to stop.
-                run.progress.elapsed_s = _agreed(run, time.monotonic() - started)
+                run.state.elapsed_s = _agreed(run, time.monotonic() - started)
                 _save(run)
-            run.progress.epoch, run.progress.batch, run.progress.sums = epoch, 0, {}
+            run.state.epoch, run.state.batch, run.state.sums = epoch, 0, {}
             if validates:
                 figures |= _validate_candidates(run)
-            run.progress.elapsed_s = _agreed(run, time.monotonic() - started)
+            run.state.elapsed_s = _agreed(run, time.monotonic() - started)
             if not out_of_time:
                 _fit_into_budget(run)
-            figures["elapsed_s"] = round(run.progress.elapsed_s, 1)
+            figures["elapsed_s"] = round(run.state.elapsed_s, 1)
             _record(run, figures)
             if run.interrupts.came(run.accelerator):
                 raise KeyboardInterrupt
-        if run.val_ids and run.progress.best_score is None:  # the time ended between an epoch and its validation
+        if run.val_ids and run.state.best_score is None:  # the time ended between an epoch and its validation
             _validate_candidates(run)
 
 
@@ -163,32 +144,32 @@ def train_one_epoch(run: Run, *, started: float = 0.0, deadline: float = math.in
         KeyboardInterrupt, ResourceError: as `fit`.
     """
     run.prepared.train()
-    feed, done_before, planned = _stage_of(run)
-    feed.sampler.set_progress(min(1.0, run.progress.epoch / run.progress.total_epochs))
-    feed.sampler.start_at(run.progress.batch * feed.stage.batch_size * run.accelerator.num_processes)
-    _set_epoch(feed.loader, run.progress.epoch)
+    crops, done_before, planned = _stage_of(run)
+    crops.sampler.set_share_done(min(1.0, run.state.epoch / run.state.total_epochs))
+    crops.sampler.start_at(run.state.batch * crops.stage.batch_size * run.accelerator.num_processes)
+    _set_epoch(crops.loader, run.state.epoch)
     data_s = 0.0
     begun = fetched = time.monotonic()
-    for batch in feed.loader:
+    for batch in crops.loader:
         data_s += time.monotonic() - fetched
-        position = done_before * len(feed) + run.progress.batch
-        factor = feed.stage.rate_share * rate_factor(
-            position, planned * len(feed), run.recipe.optimizer, warms_up=feed.stage.warms_up
+        position = done_before * len(crops) + run.state.batch
+        factor = crops.stage.rate_share * rate_factor(
+            position, planned * len(crops), run.recipe.optimizer, warms_up=crops.stage.warms_up
         )
         for group in run.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        share_done = min(1.0, run.progress.step / max(1, run.progress.total_epochs * len(run.feeds[0])))
+        share_done = min(1.0, run.state.step / max(1, run.state.total_epochs * len(run.loaders[0])))
         _account(run, _step_or_say_why(run, batch, share_done), factor)
         fetched = time.monotonic()
         if run.accelerator.sync_gradients and run.interrupts.came(run.accelerator):
-            run.progress.elapsed_s = fetched - started
+            run.state.elapsed_s = fetched - started
             _save(run)
             raise KeyboardInterrupt
         if fetched >= deadline and run.accelerator.num_processes == 1:
             break  # several processes end together, after the epoch
-    feed.sampler.start_at(0)
-    sums = run.progress.sums
-    means = {name: sums.get(name, 0.0) / max(run.progress.batch, 1) for name in ("loss", *_PARTS)}
+    crops.sampler.start_at(0)
+    sums = run.state.sums
+    means = {name: sums.get(name, 0.0) / max(run.state.batch, 1) for name in ("loss", *_PARTS)}
     rates = run.recipe.optimizer
     factor = sums.get("factor", 0.0)
     return {
@@ -243,12 +224,12 @@ def describe(figures: dict[str, Any], epochs: int, best_epoch: int | None) -> st
     return line + f", data {figures['data_s']:.1f} s, steps {figures['step_s']:.1f} s"
 
 
-def _stage_of(run: Run) -> tuple[Feed, int, int]:
-    """The feed of the present epoch, the epochs that its stage has done, and those that it is to have."""
-    first = run.progress.total_epochs
-    if run.progress.epoch < first:
-        return run.feeds[0], run.progress.epoch, first
-    return run.feeds[-1], run.progress.epoch - first, run.recipe.training.second_stage.epochs
+def _stage_of(run: Run) -> tuple[StageLoader, int, int]:
+    """The loader of the present epoch, the epochs that its stage has done, and those that it is to have."""
+    first = run.state.total_epochs
+    if run.state.epoch < first:
+        return run.loaders[0], run.state.epoch, first
+    return run.loaders[-1], run.state.epoch - first, run.recipe.training.second_stage.epochs
 
 
 def _step_or_say_why(run: Run, batch: Batch, share_done: float) -> LossParts:
@@ -259,8 +240,8 @@ def _step_or_say_why(run: Run, batch: Batch, share_done: float) -> LossParts:
             raise
         raise ResourceError(
             f"{run.accelerator.device}: out of memory on {len(batch.image_ids)} crops of "
-            f"{'x'.join(map(str, batch.images.shape[2:]))}. Use --batch-size auto, or lower training.batch_size or "
-            "data.crop_hw."
+            f"{'x'.join(map(str, batch.images.shape[2:]))}. Set training.fit_memory, or lower training.batch_size "
+            "or data.crop_hw."
         ) from error
 
 
@@ -281,7 +262,7 @@ def _step(run: Run, batch: Batch, share_done: float) -> LossParts:
         total = float(parts.total.detach())
         if not math.isfinite(total):
             raise ResourceError(
-                f"the loss became {total} at step {run.progress.step + 1}, on {', '.join(batch.image_ids)}. "
+                f"the loss became {total} at step {run.state.step + 1}, on {', '.join(batch.image_ids)}. "
                 "Lower optimizer.decoder_lr and encoder_lr, or set training.precision=fp32."
             )
         run.accelerator.backward(parts.total)
@@ -295,15 +276,16 @@ def _step(run: Run, batch: Batch, share_done: float) -> LossParts:
 
 
 def _account(run: Run, parts: LossParts, factor: float) -> None:
-    run.progress.step += 1
-    run.progress.batch += 1
-    sums = run.progress.sums
+    run.state.step += 1
+    run.state.batch += 1
+    sums = run.state.sums
     total = float(parts.total.detach())
     sums["loss"] = sums.get("loss", 0.0) + total
     for name in _PARTS:
         sums[name] = sums.get(name, 0.0) + float(getattr(parts, name).detach())
     sums["factor"] = factor
-    run.advance(f"epoch {run.progress.epoch + 1}/{run.epochs} loss {total:.3f}")
+    if run.accelerator.is_main_process:
+        run.progress(run.state.step, run.steps, f"epoch {run.state.epoch + 1}/{run.epochs} loss {total:.3f}")
 
 
 def _validate_candidates(run: Run) -> dict[str, Any]:
@@ -315,8 +297,8 @@ def _validate_candidates(run: Run) -> dict[str, Any]:
         kind: (validate_on(run, network, visitors=(pictures,), views=False), network)
         for kind, network in networks.items()
     }
-    better = run.candidates.offer(run.progress, scored, run.info)
-    log_pictures(run.accelerator, pictures.bgr, run.progress.epoch)
+    better = run.candidates.offer(run.state, scored, run.info)
+    log_pictures(run.accelerator, pictures.bgr, run.state.epoch)
     validation = scored[better][0]
     return {"val": {**headline(validation.metrics), "ungated_dice": validation.ungated_dice, "weights": better}}
 
@@ -344,20 +326,6 @@ def _is_past(run: Run, deadline: float) -> bool:
     return bool(_agreed(run, float(time.monotonic() >= deadline)))
 
 
-def _is_stale(run: Run) -> bool:
-    """Whether validation has not improved for as long as the recipe is patient; before that ends the run, it ends the
-    first stage.
-    """
-    patience, progress = run.recipe.training.patience, run.progress
-    if patience is None or progress.validations_since_best < patience:
-        return False
-    log.info("stopping early: no progress in %d validations", progress.validations_since_best)
-    if progress.epoch < progress.total_epochs and run.recipe.training.second_stage.epochs:
-        progress.total_epochs, progress.validations_since_best = progress.epoch, 0
-        return False
-    return True
-
-
 def _agreed(run: Run, value: float) -> float:
     """The main process's value, on every process: clocks differ, and a decision must not."""
     if run.accelerator.num_processes == 1:
@@ -366,30 +334,30 @@ def _agreed(run: Run, value: float) -> float:
 
 
 def _fit_into_budget(run: Run) -> None:
-    minutes, epoch = run.recipe.training.max_minutes, run.progress.epoch
-    if minutes is None or epoch >= run.progress.total_epochs:
+    minutes, epoch = run.recipe.training.max_minutes, run.state.epoch
+    if minutes is None or epoch >= run.state.total_epochs:
         return
     wanted = run.recipe.training.epochs
     planned = planned_epochs(
         budget_s=60 * minutes,
-        elapsed_s=run.progress.elapsed_s,
+        elapsed_s=run.state.elapsed_s,
         epochs_done=epoch,
         epochs_wanted=wanted,
         later_share=_second_stage_share(run),
     )
-    if planned != run.progress.total_epochs:
+    if planned != run.state.total_epochs:
         log.info("planning %d epochs, which fit into %g minutes", planned, minutes)
-        run.progress.total_epochs = planned
+        run.state.total_epochs = planned
 
 
 def _second_stage_share(run: Run) -> float:
     """The time of the second stage in epochs of the first, taken to go by the pixels of their crops."""
-    return run.recipe.training.second_stage.epochs * run.feeds[-1].pixels / run.feeds[0].pixels
+    return run.recipe.training.second_stage.epochs * run.loaders[-1].pixels / run.loaders[0].pixels
 
 
 def _save(run: Run) -> None:
     save_checkpoint(
-        run.folder / CHECKPOINT_NAME, run.network, run.ema, run.optimizer, run.accelerator, run.progress, run.info
+        run.folder / CHECKPOINT_NAME, run.network, run.ema, run.optimizer, run.accelerator, run.state, run.info
     )
 
 
@@ -401,8 +369,8 @@ def _record(run: Run, figures: dict[str, Any]) -> None:
     _save(run)
     if not run.accelerator.is_main_process:
         return
-    run.candidates.tidy(run.progress)
+    run.candidates.tidy(run.state)
     values = {f"train/{key}": value for key, value in figures.items() if isinstance(value, float)}
     values |= {f"val/{key}": value for key, value in figures.get("val", {}).items() if isinstance(value, float)}
-    run.accelerator.log(values, step=run.progress.epoch)
-    log.info("%s", describe(figures, run.epochs, run.progress.best_epoch))
+    run.accelerator.log(values, step=run.state.epoch)
+    log.info("%s", describe(figures, run.epochs, run.state.best_epoch))

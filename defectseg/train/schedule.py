@@ -8,6 +8,8 @@ import torch
 from defectseg.config import OptimizerConfig, Recipe
 from defectseg.model.network import DefectNetwork
 
+FINAL_SHARE = 0.01
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -43,12 +45,12 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
 
 
 def rate_factor(step: int, total_steps: int, rates: OptimizerConfig, *, warms_up: bool = True) -> float:
-    """Share of the full learning rate at a step: linear warm-up, then a cosine down to `final_lr_share`."""
+    """Share of the full learning rate at a step: linear warm-up, then a cosine down to a hundredth."""
     warmup_steps = rates.warmup * total_steps if warms_up else 0.0
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     done = min(1.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps))
-    return rates.final_lr_share + (1 - rates.final_lr_share) * 0.5 * (1 + math.cos(math.pi * done))
+    return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def make_optimizer(network: DefectNetwork, rates: OptimizerConfig) -> torch.optim.AdamW:

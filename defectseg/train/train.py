@@ -1,161 +1,219 @@
-"""What `defectseg train` calls: one run, or several on different folds."""
+"""What `defectseg train` calls: one run, a run on each fold, or one on everything with thresholds from folds."""
 
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from defectseg.config import Recipe, parse_recipe
-from defectseg.data.split import read_split
-from defectseg.errors import OutputExistsError, UsageError
-from defectseg.files import LOCK_NAME, is_empty_folder, write_text
-from defectseg.model.info import Thresholds
-from defectseg.model.locate import FOLD_PREFIX
-from defectseg.train.loaders import SPLIT_NAME, TENSORBOARD_NAME, is_main_process, processes
-from defectseg.train.loop import CHECKPOINT_NAME
-from defectseg.train.request import TrainRequest, TrainResult
-from defectseg.train.run_folder import MODEL_NAME, train_single
+from defectseg.config import Recipe, changed
+from defectseg.data.folder import open_data_folder
+from defectseg.data.split import SPLIT_NAME, write_split
+from defectseg.errors import UsageError
+from defectseg.evaluate.metrics import Metrics, headline
+from defectseg.image.read import LowBitDepth
+from defectseg.model.devices import resolve_device
+from defectseg.model.info import Thresholds, read_model_info
+from defectseg.model.locate import FOLD_PREFIX, MODEL_NAME
+from defectseg.progress import Progress, silent
+from defectseg.train.images import Images, check_data, find_folds, read_images
+from defectseg.train.processes import from_main, is_main_process, processes
+from defectseg.train.run import train_one
+from defectseg.train.run_folder import FOLDS_NAME, Request, has_begun, read_request, run_folder
 from defectseg.tune.tune import tune_out_of_fold
 
 log = logging.getLogger(__name__)
 
-FOLDS_NAME = "folds"
-REQUEST_NAME = "request.json"
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        model: the bundle.
+        metrics: with its thresholds, on images held out; None where there are none.
+        failed: (ImageId, reason) of the images left out.
+        held_out: for people: which images the metrics are of.
+        low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits.
+    """
+
+    model: Path
+    metrics: Metrics | None
+    failed: tuple[tuple[str, str], ...]
+    held_out: str = "Validation images, with the thresholds that were chosen on them"
+    low_bit_depth: LowBitDepth | None = None
 
 
-@processes()
-def train(request: TrainRequest) -> TrainResult:
+def train(
+    data: Path | None,
+    out: Path,
+    *,
+    recipe: Recipe | None = None,
+    device: str = "auto",
+    init: Path | None = None,
+    thresholds: Thresholds | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> TrainResult:
     """Train a model and write its run folder.
 
     Where the recipe trains on everything and asks for `training.threshold_folds`, that many models are trained on
-    folds before, in RUN/folds, and the thresholds are those that fit their answers for the images they held out.
+    folds before, in `out`/folds, and the thresholds are those that fit their answers for the images they held out.
+
+    Args:
+        data: data folder; on resuming, None for the one that the training began with.
+        out: run folder.
+        recipe: the resolved recipe, the fold among it.
+        device: auto, cpu, cuda, cuda:N or mps.
+        init: a bundle to start from, or None.
+        thresholds: of the model to be; None to choose them on the validation images, or for the defaults.
+        resume: continue the training in `out` as its request.json says: recipe, init and thresholds are left out.
+        progress: called after each step of a run with the steps done and planned.
 
     Raises:
-        OutputExistsError: the run folder is not empty and --resume was not given.
-        UsageError, ConfigError: the request makes no sense for this data.
+        OutputExistsError: the run folder is not empty, and `resume` was not given.
+        UsageError, ConfigError: what is asked for makes no sense for this data.
         DataError, ModelError, ResourceError: something needed is missing, unreadable or exhausted.
-        KeyboardInterrupt: SIGTERM or Ctrl-C; the run can be resumed.
+        KeyboardInterrupt: SIGTERM or Ctrl-C; the training can be resumed.
     """
-    _check_out(request)
-    folds_out = request.out / FOLDS_NAME
-    if request.resume and (request.out / CHECKPOINT_NAME).is_file():
-        return train_single(request)
-    if request.resume and (folds_out / REQUEST_NAME).is_file():
-        return _train_on_everything(_as_begun(request, folds_out))
-    recipe = request.recipe
-    needs_folds = recipe.data.fold is None and recipe.training.threshold_folds and request.thresholds is None
-    if request.resume or not needs_folds:
-        return train_single(request)
-    return _train_on_everything(request)
+    request = _request(data, out, recipe, init, thresholds, resume=resume, every_fold=False)
+    with _opened(request, out, device, progress, resume=resume) as (images, held_out, run):
+        if request.threshold_folds:
+            return _train_on_everything(request, out, device, images, held_out, run)
+        metrics = run(out, recipe=request.recipe, thresholds=request.thresholds)
+        return TrainResult(out / MODEL_NAME, metrics, images.failed, low_bit_depth=images.low_bit_depth)
 
 
-@processes()
-def train_folds(request: TrainRequest) -> dict[int, TrainResult]:
+def train_folds(
+    data: Path | None,
+    out: Path,
+    *,
+    recipe: Recipe | None = None,
+    device: str = "auto",
+    init: Path | None = None,
+    thresholds: Thresholds | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> dict[int, TrainResult]:
     """One run for each fold that split.csv of the data folder has, or the recipe wants, in `out`/fold-N; on resuming,
-    those that have ended are left as they are. Raises as `train` does.
+    those that have ended are left as they are. Arguments and errors as of `train`.
     """
-    _check_out(request)
-    if request.resume:
-        request = _as_begun(request, request.out)
-    else:
-        _keep(request, request.out)
-    return _train_each(request, request.out, _all_folds(request))
+    request = _request(data, out, recipe, init, thresholds, resume=resume, every_fold=True)
+    with _opened(request, out, device, progress, resume=resume) as (images, held_out, run):
+        return _train_each(out, request, images, held_out, run)
 
 
-def _train_on_everything(request: TrainRequest) -> TrainResult:
+def _request(
+    data: Path | None,
+    out: Path,
+    recipe: Recipe | None,
+    init: Path | None,
+    thresholds: Thresholds | None,
+    *,
+    resume: bool,
+    every_fold: bool,
+) -> Request:
+    """What the arguments ask for; on resuming, what the training in `out` was asked for."""
+    if not resume:
+        if data is None or recipe is None:
+            raise UsageError("a training that begins needs a data folder and a recipe.")
+        return Request(recipe=recipe, data=data, init=init, thresholds=thresholds, every_fold=every_fold)
+    if recipe is not None or init is not None or thresholds is not None:
+        raise UsageError(
+            "a training goes on with its own recipe, init and thresholds; leave them out.", argument="resume"
+        )
+    request = read_request(out)
+    if request.every_fold != every_fold:
+        kind = "runs on each fold" if request.every_fold else "a single run"
+        raise UsageError(f"{out}: began as {kind}, and can only go on as that.", argument="resume")
+    return request if data is None else request.model_copy(update={"data": data})
+
+
+@contextmanager
+def _opened(
+    request: Request, out: Path, device_name: str, progress: Progress, *, resume: bool
+) -> Iterator[tuple[Images, list[int | None], Callable[..., Metrics | None]]]:
+    """For the block, hold the run folder and keep the processes together.
+
+    Gives the images, which all runs share; the fold that each run holds back (None: none); and a function that trains a
+    run on them, called as `train_one` with its folder, recipe and thresholds.
+    """
+    device = resolve_device(device_name)
+    with run_folder(out, request, resume=resume), processes(device):
+        settings = request.recipe.data
+        data = open_data_folder(request.data, bit_depth=settings.bit_depth)
+        if data.missing_images:
+            count, first = len(data.missing_images), data.missing_images[0]
+            log.warning("%d images of the label table are not in the folder (first: %s)", count, first)
+        own = out / SPLIT_NAME
+        folds = from_main(lambda: find_folds(data, own, folds=settings.folds, seed=request.recipe.seed))
+        held_out = _held_out(request, sorted(set(folds.values())))
+        if is_main_process():
+            write_split(own, folds)  # so that copies are not searched for again
+        unwanted = held_out[0] if len(held_out) == 1 else None
+        images = read_images(data, folds, keep=settings.cache, left_out=unwanted)
+        for fold in held_out:  # a fault of the last run is told before the first
+            images.part(fold)
+        yield images, held_out, partial(train_one, images, device=device, init=request.init, progress=progress)
+
+
+def _held_out(request: Request, numbers: list[int]) -> list[int | None]:
+    """The fold that each run of a training holds back, of those of the split. Raises UsageError for one it lacks."""
+    fold, wanted = request.recipe.data.fold, request.threshold_folds
+    if request.every_fold:
+        return [*numbers]
+    if wanted > len(numbers):
+        raise UsageError(f"training.threshold_folds: {wanted}, but the split has only {len(numbers)} folds.")
+    if wanted:
+        return [*numbers[:wanted], None]
+    if fold is not None and fold not in numbers:
+        raise UsageError(f"data.fold: {fold}, but the split has the folds {numbers}.")
+    return [fold]
+
+
+def _train_on_everything(
+    request: Request,
+    out: Path,
+    device: str,
+    images: Images,
+    held_out: list[int | None],
+    run: Callable[..., Metrics | None],
+) -> TrainResult:
     """Runs on folds for the thresholds, then one on all images; the time budget is shared out equally."""
-    folds = request.recipe.training.threshold_folds
-    numbers = _all_folds(request)
-    if folds > len(numbers):
-        raise UsageError(f"training.threshold_folds: {folds}, but the split has only {len(numbers)} folds.")
-    if not request.resume:
-        _keep(request, request.out / FOLDS_NAME)
-    request = replace(request, recipe=_with_budget(request.recipe, folds + 1), resume=False)
-    runs = _train_each(request, request.out / FOLDS_NAME, numbers[:folds])
-    models = [run.model for run in runs.values()]
-    bit_depth = request.recipe.data.bit_depth
-    tuning = tune_out_of_fold(models, request.data, device=request.device, bit_depth=bit_depth)
+    minutes, count = request.recipe.training.max_minutes, len(held_out) - 1
+    if minutes is not None:
+        recipe = changed(request.recipe, "training", max_minutes=minutes / len(held_out))
+        request = request.model_copy(update={"recipe": recipe})
+    if has_begun(out):
+        run(out, recipe=request.recipe, thresholds=None)
+        return TrainResult(out / MODEL_NAME, None, images.failed, low_bit_depth=images.low_bit_depth)
+    models = [one.model for one in _train_each(out / FOLDS_NAME, request, images, held_out[:-1], run).values()]
+    tuning = tune_out_of_fold(models, request.data, device=device, bit_depth=request.recipe.data.bit_depth)
     for warning in tuning.warnings:
         log.warning("%s", warning)
     log.info("now on all images")
-    result = train_single(replace(request, thresholds=tuning.thresholds))
-    held_out = f"Images that the models of {folds} folds held out, with the thresholds that were chosen on them"
-    return replace(result, metrics=tuning.metrics, held_out=held_out)
+    scores = {**headline(tuning.metrics), "images": tuning.metrics.images, "folds": count}
+    run(out, recipe=request.recipe, thresholds=tuning.thresholds, out_of_fold=scores)
+    told = f"Images that the models of {count} folds held out, with the thresholds that were chosen on them"
+    return TrainResult(out / MODEL_NAME, tuning.metrics, images.failed, told, images.low_bit_depth)
 
 
-def _train_each(request: TrainRequest, out: Path, folds: Sequence[int]) -> dict[int, TrainResult]:
+def _train_each(
+    out: Path, request: Request, images: Images, folds: Sequence[int | None], run: Callable[..., Metrics | None]
+) -> dict[int, TrainResult]:
+    """A run on each fold, but for those that have ended before."""
     results = {}
     for fold in folds:
+        assert fold is not None
         folder = out / f"{FOLD_PREFIX}{fold}"
-        if (folder / MODEL_NAME).is_file():
-            log.info("fold %d has ended before: %s", fold, folder / MODEL_NAME)
-            results[fold] = TrainResult(folder / MODEL_NAME, None, ())
-            continue
-        log.info("fold %d, in %s", fold, folder)
-        begun = (folder / CHECKPOINT_NAME).is_file()
-        recipe = _with_fold(request.recipe, fold)
-        results[fold] = train_single(replace(request, recipe=recipe, out=folder, resume=begun))
+        model = folder / MODEL_NAME
+        if model.is_file():
+            check_data(images.data, read_model_info(model))
+            log.info("fold %d has ended before: %s", fold, model)
+            results[fold] = TrainResult(model, None, ())
+        else:
+            log.info("fold %d, in %s", fold, folder)
+            metrics = run(folder, recipe=changed(request.recipe, "data", fold=fold), thresholds=request.thresholds)
+            results[fold] = TrainResult(model, metrics, images.failed, low_bit_depth=images.low_bit_depth)
     return results
-
-
-def _keep(request: TrainRequest, folder: Path) -> None:
-    """Write down what was asked for: after an interruption, the runs that had not begun need it."""
-    content = {
-        "recipe": request.recipe.model_dump(mode="json"),
-        "init": None if request.init is None else str(request.init.resolve()),
-        "thresholds": None if request.thresholds is None else request.thresholds.model_dump(mode="json"),
-    }
-    if is_main_process():
-        write_text(folder / REQUEST_NAME, json.dumps(content, indent=2) + "\n")
-
-
-def _as_begun(request: TrainRequest, folder: Path) -> TrainRequest:
-    """The request as `_keep` wrote it down. Raises UsageError where there is none."""
-    path = folder / REQUEST_NAME
-    if not path.is_file():
-        raise UsageError(f"{folder}: no {REQUEST_NAME}, so there are no runs on folds to resume. Leave out --resume.")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    init, thresholds = content["init"], content["thresholds"]
-    return replace(
-        request,
-        recipe=parse_recipe(content["recipe"], source=str(path)),
-        init=None if init is None else Path(init),
-        thresholds=None if thresholds is None else Thresholds.model_validate(thresholds),
-    )
-
-
-def _check_out(request: TrainRequest) -> None:
-    """Raise OutputExistsError where a new run would write into a folder that is not empty."""
-    if is_main_process() and not request.resume and not _is_free(request.out):
-        raise OutputExistsError(f"{request.out}: not empty. Choose another --out, or continue that run with --resume.")
-
-
-def _is_free(folder: Path) -> bool:
-    """Whether a folder is empty, but for what runs leave that could not begin, for a wrong setting or an early kill."""
-    return is_empty_folder(folder) or (folder.is_dir() and all(map(_is_trace, folder.iterdir())))
-
-
-def _is_trace(entry: Path) -> bool:
-    if entry.is_dir():
-        is_run = entry.name.startswith((FOLDS_NAME, FOLD_PREFIX))
-        return entry.name == TENSORBOARD_NAME or (is_run and _is_free(entry))
-    return entry.name in (REQUEST_NAME, LOCK_NAME)
-
-
-def _all_folds(request: TrainRequest) -> list[int]:
-    split = request.data / SPLIT_NAME
-    if not split.is_file():
-        return list(range(request.recipe.data.folds))
-    return sorted(set(read_split(split).values()))
-
-
-def _with_fold(recipe: Recipe, fold: int) -> Recipe:
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"fold": fold})})
-
-
-def _with_budget(recipe: Recipe, runs: int) -> Recipe:
-    minutes = recipe.training.max_minutes
-    if minutes is None:
-        return recipe
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"max_minutes": minutes / runs})})

@@ -12,7 +12,7 @@ from defectseg.evaluate.metrics import headline
 from defectseg.model.bundle import read_bundle, save_bundle
 from defectseg.model.info import ModelInfo
 from defectseg.model.network import DefectNetwork
-from defectseg.train.checkpoint import Progress
+from defectseg.train.checkpoint import TrainingState
 from defectseg.train.validation import Validation
 
 BEST_NAME = "best.safetensors"
@@ -32,7 +32,9 @@ class Candidates:
         self.average_best = average_best
         self.writes = writes
 
-    def offer(self, progress: Progress, scored: Mapping[str, tuple[Validation, DefectNetwork]], info: ModelInfo) -> str:
+    def offer(
+        self, state: TrainingState, scored: Mapping[str, tuple[Validation, DefectNetwork]], info: ModelInfo
+    ) -> str:
         """Take in what one validation found: of 'epoch' the weights as they are, of 'ema' their moving average; returns
         the better of the two.
 
@@ -40,25 +42,22 @@ class Candidates:
         """
         kind = max(scored, key=lambda name: scored[name][0].score)
         validation, network = scored[kind]
-        progress.validations_since_best += 1
-        if progress.best_score is None or validation.score >= progress.best_score:
-            if progress.best_score is None or validation.score > progress.best_score:
-                progress.validations_since_best = 0
-            progress.best_score, progress.best_epoch = validation.score, progress.epoch
-            self._save(BEST_NAME, network, info, {"weights": kind, "best_epoch": progress.epoch}, validation)
+        if state.best_score is None or validation.score >= state.best_score:
+            state.best_score, state.best_epoch = validation.score, state.epoch
+            self._save(BEST_NAME, network, info, {"weights": kind, "best_epoch": state.epoch}, validation)
         if self.average_best > 1:
-            self._rank(progress, *scored["epoch"], info)
+            self._rank(state, *scored["epoch"], info)
         return kind
 
-    def averaged(self, progress: Progress) -> dict[str, Tensor] | None:
+    def averaged(self, state: TrainingState) -> dict[str, Tensor] | None:
         """Mean weights of the best epochs, on the CPU; None where fewer than two were kept."""
-        if len(progress.kept) < 2:
+        if len(state.kept) < 2:
             return None
-        return average([read_bundle(self.folder / _name(epoch))[1] for _, epoch in progress.kept])
+        return average([read_bundle(self.folder / _name(epoch))[1] for _, epoch in state.kept])
 
-    def tidy(self, progress: Progress) -> None:
+    def tidy(self, state: TrainingState) -> None:
         """Delete epochs that are no longer among the best, once the checkpoint no longer speaks of them."""
-        wanted = {_name(epoch) for _, epoch in progress.kept}
+        wanted = {_name(epoch) for _, epoch in state.kept}
         for path in self.folder.glob(_name("*")):
             if path.name not in wanted:
                 path.unlink(missing_ok=True)
@@ -68,12 +67,12 @@ class Candidates:
         for path in (self.folder / BEST_NAME, *self.folder.glob(_name("*"))):
             path.unlink(missing_ok=True)
 
-    def _rank(self, progress: Progress, validation: Validation, network: DefectNetwork, info: ModelInfo) -> None:
-        ranked = sorted([*progress.kept, (validation.score, progress.epoch)], reverse=True)
-        progress.kept = ranked[: self.average_best]
-        if any(epoch == progress.epoch for _, epoch in progress.kept):
-            origin: dict[str, str | int] = {"weights": "epoch", "best_epoch": progress.epoch}
-            self._save(_name(progress.epoch), network, info, origin, validation)
+    def _rank(self, state: TrainingState, validation: Validation, network: DefectNetwork, info: ModelInfo) -> None:
+        ranked = sorted([*state.kept, (validation.score, state.epoch)], reverse=True)
+        state.kept = ranked[: self.average_best]
+        if any(epoch == state.epoch for _, epoch in state.kept):
+            origin: dict[str, str | int] = {"weights": "epoch", "best_epoch": state.epoch}
+            self._save(_name(state.epoch), network, info, origin, validation)
 
     def _save(
         self,

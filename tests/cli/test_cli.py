@@ -570,7 +570,8 @@ def test_train_writes_exactly_its_run_folder_and_refuses_it_the_second_time(
     again = call(*arguments)
 
     assert done.returncode == 0, done.stderr
-    expected = {"model.safetensors", "last.ckpt", "config.yaml", "split.csv", "metrics.jsonl", "curves.png"}
+    expected = {"request.json", "model.safetensors", "last.ckpt", "config.yaml", "split.csv", "metrics.jsonl"}
+    expected |= {"curves.png"}
     assert names(tmp_path / "run") == expected
     result = json.loads(done.stdout)
     assert result["model"] == str(Path("run") / "model.safetensors")

@@ -10,35 +10,37 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from defectseg.cli.main import app
-from defectseg.config import Recipe, load_recipe, shipped_recipes
+from defectseg.config import DataConfig, Recipe, load_recipe, shipped_recipes
 from defectseg.errors import ConfigError, DataError, DefectsegError, ExitCode, ModelError, UsageError
 from defectseg.evaluate.metrics import PairCounts, summarise
 from defectseg.model.info import Thresholds
 from defectseg.train import train as run_module
-from defectseg.train.request import TrainRequest, TrainResult
+from defectseg.train.run_folder import Request
+from defectseg.train.train import TrainResult
 from defectseg.tune.file import write_thresholds
 
 METRICS = summarise({("a.jpg", 1): PairCounts(4, 4, 2), ("b.jpg", 1): PairCounts(0, 0, 0)}, ("pits",))
 Invoke = Callable[..., Result]
+Calls = list[tuple[str, dict[str, Any]]]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, TrainRequest]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What the library is asked for: a run, or a run for each fold. Nothing is trained."""
-    requests: list[tuple[str, TrainRequest]] = []
+    calls: Calls = []
 
-    def train(request: TrainRequest) -> TrainResult:
-        requests.append(("train", request))
-        return TrainResult(request.out / "model.safetensors", METRICS, ())
+    def train(data: Path | None, out: Path, **arguments: Any) -> TrainResult:
+        calls.append(("train", {"data": data, **arguments}))
+        return TrainResult(out / "model.safetensors", METRICS, ())
 
-    def train_folds(request: TrainRequest) -> dict[int, TrainResult]:
-        requests.append(("folds", request))
-        ended = TrainResult(request.out / "fold-0" / "model.safetensors", None, ())
-        return {0: ended, 1: TrainResult(request.out / "fold-1" / "model.safetensors", METRICS, (("c.jpg", "torn"),))}
+    def train_folds(data: Path | None, out: Path, **arguments: Any) -> dict[int, TrainResult]:
+        calls.append(("folds", {"data": data, **arguments}))
+        ended = TrainResult(out / "fold-0" / "model.safetensors", None, ())
+        return {0: ended, 1: TrainResult(out / "fold-1" / "model.safetensors", METRICS, (("c.jpg", "torn"),))}
 
     monkeypatch.setattr(run_module, "train", train)
     monkeypatch.setattr(run_module, "train_folds", train_folds)
-    return requests
+    return calls
 
 
 @pytest.fixture
@@ -50,12 +52,13 @@ def invoke(data_folder: Path, tmp_path: Path, tiny_recipe: Path) -> Invoke:
     return call
 
 
-def _recipe(invoke: Invoke, asked: list[tuple[str, TrainRequest]], *arguments: str | Path) -> Recipe:
+def _recipe(invoke: Invoke, asked: Calls, *arguments: str | Path) -> Recipe:
     done = invoke(*arguments)
     assert done.exit_code == 0, done.output
-    ((kind, request),) = asked
+    ((kind, called),) = asked
     assert kind == "train"
-    return request.recipe
+    recipe: Recipe = called["recipe"]
+    return recipe
 
 
 def _refused(invoke: Invoke, *arguments: str | Path) -> DefectsegError:
@@ -83,7 +86,7 @@ def _refused(invoke: Invoke, *arguments: str | Path) -> DefectsegError:
 )
 def test_flags_change_keys_of_the_recipe(
     invoke: Invoke,
-    asked: list[tuple[str, TrainRequest]],
+    asked: Calls,
     tiny_recipe: Path,
     arguments: list[str],
     overrides: list[str],
@@ -91,7 +94,7 @@ def test_flags_change_keys_of_the_recipe(
     assert _recipe(invoke, asked, *arguments) == load_recipe(str(tiny_recipe), overrides)
 
 
-def test_the_recipe_with_its_flags_can_be_shown(invoke: Invoke, asked: list[tuple[str, TrainRequest]]) -> None:
+def test_the_recipe_with_its_flags_can_be_shown(invoke: Invoke, asked: Calls) -> None:
     done = invoke("--batch-size", "auto", "--max-minutes", "7", "--no-cache", "--fold", "none", "--print-config")
     shown = yaml.safe_load(done.stdout)
     assert (shown["training"]["fit_memory"], shown["training"]["max_minutes"]) == (True, 7.0)
@@ -127,23 +130,35 @@ def test_values_that_make_no_sense_are_refused(invoke: Invoke, arguments: list[s
         ["--thresholds", "thresholds.json"],
     ],
 )
-def test_resuming_takes_nothing_that_would_change_the_run(
-    invoke: Invoke, asked: list[tuple[str, TrainRequest]], flag: list[str]
-) -> None:
+def test_resuming_takes_nothing_that_would_change_the_run(invoke: Invoke, asked: Calls, flag: list[str]) -> None:
     assert "leave out what would change it" in str(_refused(invoke, "--resume", *flag))
     assert asked == []
 
 
-def test_a_run_and_all_folds_can_be_resumed(invoke: Invoke, asked: list[tuple[str, TrainRequest]]) -> None:
-    assert invoke("--resume").exit_code == 0
-    invoke("--resume", "--fold", "all")
-    assert [(kind, request.resume) for kind, request in asked] == [("train", True), ("folds", True)]
+@pytest.mark.parametrize(
+    ("begun", "kind", "fold"), [("0", "train", "0"), ("none", "train", "none"), ("all", "folds", "all")]
+)
+@pytest.mark.parametrize("given", [None, "same", "2"])
+def test_resuming_needs_the_run_folder_alone(
+    asked: Calls, tmp_path: Path, caplog: pytest.LogCaptureFixture, begun: str, kind: str, fold: str, given: str | None
+) -> None:
+    recipe = Recipe(data=DataConfig(fold=int(begun) if begun.isdigit() else None))
+    request = Request(recipe=recipe, data=tmp_path / "data", every_fold=begun == "all")
+    (tmp_path / "request.json").write_text(request.model_dump_json())
+    flags = [] if given is None else ["--fold", fold if given == "same" else given]
+    done = CliRunner().invoke(app, ["train", "--resume", "--out", str(tmp_path), *flags])
+    assert done.exit_code == (3 if kind == "folds" else 0), done.output
+    ((called, arguments),) = asked
+    assert called == kind
+    assert {"data": None, "resume": True}.items() <= arguments.items()
+    assert not {"recipe", "init", "thresholds"} & arguments.keys()
+    assert ("passed over" in done.output + caplog.text) == (given == "2")
 
 
-def test_all_folds_are_told_one_by_one(invoke: Invoke, asked: list[tuple[str, TrainRequest]], tmp_path: Path) -> None:
+def test_all_folds_are_told_one_by_one(invoke: Invoke, asked: Calls, tmp_path: Path) -> None:
     done = invoke("--fold", "all")
     assert [kind for kind, _ in asked] == ["folds"]
-    assert asked[0][1].recipe.data.fold == 0, "the library sets the fold of each"
+    assert asked[0][1]["recipe"].data.fold == 0, "the library sets the fold of each"
     assert done.exit_code == 3, "an image was left out"
     models = [line for line in done.stdout.splitlines() if line.startswith("Model: ")]
     assert models == [f"Model: {tmp_path / 'run' / f'fold-{fold}' / 'model.safetensors'}" for fold in (0, 1)]
@@ -151,7 +166,7 @@ def test_all_folds_are_told_one_by_one(invoke: Invoke, asked: list[tuple[str, Tr
 
 
 def test_json_has_an_entry_for_each_fold_and_for_one_run_is_that_entry(
-    invoke: Invoke, asked: list[tuple[str, TrainRequest]], tmp_path: Path
+    invoke: Invoke, asked: Calls, tmp_path: Path
 ) -> None:
     several: list[dict[str, Any]] = json.loads(invoke("--fold", "all", "--json").stdout)
     alone: dict[str, Any] = json.loads(invoke("--json").stdout)
@@ -165,7 +180,7 @@ def test_json_has_an_entry_for_each_fold_and_for_one_run_is_that_entry(
 
 @pytest.mark.parametrize("kind", ["file", "model"])
 def test_thresholds_come_from_a_file_or_a_model(
-    invoke: Invoke, asked: list[tuple[str, TrainRequest]], tmp_path: Path, trained_run: Path, kind: str
+    invoke: Invoke, asked: Calls, tmp_path: Path, trained_run: Path, kind: str
 ) -> None:
     names = ("pits", "cracks", "scratches", "patches")
     thresholds = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(3,) * 4)
@@ -178,12 +193,10 @@ def test_thresholds_come_from_a_file_or_a_model(
         path = trained_run / "model.safetensors"
         thresholds = read_model_info(path).thresholds
     assert invoke("--thresholds", path).exit_code == 0
-    assert asked[0][1].thresholds == thresholds
+    assert asked[0][1]["thresholds"] == thresholds
 
 
-def test_thresholds_for_other_classes_are_refused(
-    invoke: Invoke, asked: list[tuple[str, TrainRequest]], tmp_path: Path
-) -> None:
+def test_thresholds_for_other_classes_are_refused(invoke: Invoke, asked: Calls, tmp_path: Path) -> None:
     write_thresholds(tmp_path / "thresholds.json", ("pits",), Thresholds.default(1))
     error = _refused(invoke, "--thresholds", tmp_path / "thresholds.json")
     assert isinstance(error, ConfigError)
@@ -193,7 +206,7 @@ def test_thresholds_for_other_classes_are_refused(
 
 @pytest.mark.parametrize(("name", "kind"), [("absent.json", DataError), ("absent.safetensors", ModelError)])
 def test_thresholds_that_are_not_there_are_told_as_everything_missing(
-    invoke: Invoke, asked: list[tuple[str, TrainRequest]], tmp_path: Path, name: str, kind: type[DefectsegError]
+    invoke: Invoke, asked: Calls, tmp_path: Path, name: str, kind: type[DefectsegError]
 ) -> None:
     error = _refused(invoke, "--thresholds", tmp_path / name)
     assert isinstance(error, kind)
@@ -202,11 +215,31 @@ def test_thresholds_that_are_not_there_are_told_as_everything_missing(
     assert asked == []
 
 
-def test_a_model_to_start_from_may_be_named_by_its_run_folder(
-    invoke: Invoke, asked: list[tuple[str, TrainRequest]], trained_run: Path
-) -> None:
+def test_a_model_to_start_from_may_be_named_by_its_run_folder(invoke: Invoke, asked: Calls, trained_run: Path) -> None:
     assert invoke("--init", trained_run).exit_code == 0
-    assert asked[0][1].init == trained_run / "model.safetensors"
+    assert asked[0][1]["init"] == trained_run / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--set", "model.encoder=resnet18"], ["model.encoder", "'tu-test_resnet'", "'resnet18'"]),
+        (["--set", "model={in_channels: 3}"], ["model.in_channels", "1", "3"]),
+        (["--encoder-weights", "imagenet"], ["model.encoder_weights", "'none'", "'imagenet'"]),
+        (["--set", "model.options.decoder_channels=[8,8,8,8,8]"], ["model.options", "32", "[8, 8, 8, 8, 8]"]),
+        (["--set", "model.encoder=tu-test_resnet", "--set", "training.epochs=1"], []),
+    ],
+)
+def test_a_network_that_the_model_to_start_from_does_not_have_is_refused(
+    invoke: Invoke, asked: Calls, trained_run: Path, flags: list[str], told: list[str]
+) -> None:
+    if told:
+        error = _refused(invoke, "--init", trained_run, *flags)
+        assert isinstance(error, UsageError)
+        assert all(part in str(error) for part in ["--init", *told])
+    else:
+        assert invoke("--init", trained_run, *flags).exit_code == 0
+    assert bool(asked) != bool(told)
 
 
 def test_the_help_names_each_shipped_recipe() -> None:

@@ -139,7 +139,7 @@ def test_identity_is_of_what_the_network_answers_not_of_settings(tmp_path: Path,
     changes: list[dict[str, Any]] = [
         {"class_names": ("cracks", "pits")},
         {"normalization": Normalization(mean=0.4, std=0.5)},
-        {"recipe": Recipe(model=ModelConfig(soft_gate=True))},
+        {"recipe": Recipe(model=ModelConfig(input_scale=0.5))},
         {"export": ExportInfo(format="openvino", precision="int8", float_layers="f32")},
     ]
     identities = {before}

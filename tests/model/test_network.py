@@ -118,27 +118,6 @@ def test_the_gate_is_the_heads_answer() -> None:
     assert probabilities.dtype == gate.dtype == torch.float32
 
 
-def test_a_soft_gate_multiplies_the_probabilities_and_a_hard_one_does_not() -> None:
-    hard, soft = _network(soft_gate=False), _network(soft_gate=True)
-    soft.load_state_dict(hard.state_dict())
-    grey = _grey(2, 1, 50, 70)
-    with torch.no_grad():
-        (probabilities, gate), (gated, same_gate) = hard.answer(grey), soft.answer(grey)
-    assert torch.equal(gate, same_gate)
-    for image in range(2):
-        for index in range(3):
-            assert torch.equal(gated[image, index], probabilities[image, index] * gate[image, index])
-    assert (gated < probabilities).all()
-    assert torch.equal(_forward(soft, grey)[0], _forward(hard, grey)[0]), "what is trained are the logits without it"
-
-
-def test_without_a_head_there_is_nothing_to_multiply_by() -> None:
-    hard, soft = (_network(classification_head=False, soft_gate=gate) for gate in (False, True))
-    grey = _grey(1, 1, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(hard.answer(grey)[0], soft.answer(grey)[0])
-
-
 def test_without_a_head_the_gate_is_the_largest_probability() -> None:
     network = _network(classification_head=False)
     grey = _grey(2, 1, 50, 70)

@@ -13,7 +13,6 @@ from defectseg.evaluate.evaluate import evaluate, evaluate_predictions
 from defectseg.formats.masks import import_masks
 from defectseg.image.find import find_images
 from defectseg.predict.predict import PredictRequest, predict
-from defectseg.train.request import TrainRequest
 from defectseg.train.train import train
 
 LITE0 = "tf_efficientnet_lite0.safetensors"
@@ -30,9 +29,7 @@ def weights(realdata: Path) -> Path:
 @pytest.fixture(scope="module")
 def severstal_run(realdata: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("severstal") / "run"
-    train(
-        TrainRequest(recipe=_short("severstal-small", weights, 24), data=realdata / "severstal", out=out, device="cpu")
-    )
+    train(realdata / "severstal", out, recipe=_short("severstal-small", weights, 24), device="cpu")
     return out
 
 
@@ -117,9 +114,7 @@ def test_neu_is_imported_trained_on_and_evaluated(realdata: Path, weights: Path,
         realdata / "neu900", tmp_path / "neu", class_names=("inclusion", "patches", "scratches"), link=True
     )
     assert (report.images, report.masks_per_class) == (600, (200, 200, 200))
-    result = train(
-        TrainRequest(recipe=_short("neu900", weights, 64), data=tmp_path / "neu", out=tmp_path / "run", device="cpu")
-    )
+    result = train(tmp_path / "neu", tmp_path / "run", recipe=_short("neu900", weights, 64), device="cpu")
     assert result.metrics is not None
     assert result.metrics.images == 120
     out = tmp_path / "evaluation"

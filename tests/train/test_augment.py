@@ -3,7 +3,6 @@
 import pickle
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -13,21 +12,8 @@ from defectseg.train.augment import build_augment
 
 STILL = AugmentConfig(horizontal_flip=0, vertical_flip=0, brightness_contrast=0)
 GEOMETRY = AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5, quarter_turns=0.5, brightness_contrast=0)
-GREYS = AugmentConfig(
-    horizontal_flip=0, vertical_flip=0, brightness_contrast=1, brightness_limit=0.3, blur=1, noise=1, noise_std=0.2
-)
-EVERYTHING = AugmentConfig(
-    horizontal_flip=0.5,
-    vertical_flip=0.5,
-    quarter_turns=0.5,
-    brightness_contrast=1,
-    gamma=1,
-    blur=1,
-    noise=1,
-    noise_std=0.1,
-    sheet_end=0.5,
-    black_out=0.5,
-)
+GREYS = AugmentConfig(horizontal_flip=0, vertical_flip=0, brightness_contrast=1)
+EVERYTHING = AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5, quarter_turns=0.5, brightness_contrast=1)
 
 
 def _crop(
@@ -59,12 +45,9 @@ def test_every_flip_and_turn_comes_about() -> None:
     assert seen == expected
 
 
-@pytest.mark.parametrize(
-    "config", [GREYS, STILL.model_copy(update={"noise": 1}), STILL.model_copy(update={"gamma": 1})]
-)
-def test_grey_levels_change_in_the_image_alone(config: AugmentConfig) -> None:
+def test_grey_levels_change_in_the_image_alone() -> None:
     image, bits = _crop()
-    changed, layers = build_augment(config)(image, bits, 3)
+    changed, layers = build_augment(GREYS)(image, bits, 3)
     assert (changed != image).any()
     np.testing.assert_array_equal(layers, bits)
 
@@ -75,13 +58,6 @@ def test_flips_come_independently_of_each_other() -> None:
     ways = [augment(image, bits, seed)[0].tobytes() for seed in range(400)]
     for flipped in (image, image[:, ::-1], image[::-1], image[::-1, ::-1]):
         assert 70 < ways.count(np.ascontiguousarray(flipped).tobytes()) < 130
-
-
-def test_noise_stays_within_its_strength() -> None:
-    image = np.full((200, 200), 128, np.uint8)
-    config = AugmentConfig(horizontal_flip=0, vertical_flip=0, brightness_contrast=0, noise=1, noise_std=0.02)
-    spreads = [float(build_augment(config)(image, image[..., None], seed)[0].std()) for seed in range(8)]
-    assert 0 < max(spreads) <= 0.02 * 255 * 1.1
 
 
 def test_a_seed_repeats_its_change_whatever_came_before() -> None:
@@ -127,54 +103,13 @@ def test_types_and_shapes_are_kept() -> None:
         assert set(np.unique(layers)) <= {0, 1}
 
 
-def test_gamma_stays_within_its_limits() -> None:
-    image = np.full((2, 2), 128, np.uint8)
-    augment = build_augment(STILL.model_copy(update={"gamma": 1.0, "gamma_limit": 0.5}))
-    levels = {int(augment(image, image[..., None], seed)[0][0, 0]) for seed in range(200)}
-    # 255 * (128 / 255) ** 1.5 = 90.7 and 255 * (128 / 255) ** 0.5 = 180.7
-    assert 90 <= min(levels) < 100
-    assert 170 < max(levels) <= 181
-
-
-def test_gamma_takes_the_ends_of_its_range() -> None:
-    image, bits = _crop()
-    least, most = (
-        build_augment(STILL.model_copy(update={"gamma": 1.0, "gamma_limit": limit}))(image, bits, 0)[0].astype(int)
-        for limit in (0.0, 1.0)
-    )
-    assert np.abs(least - image).max() <= 1  # rounded down
-    assert np.abs(most - image).max() > 1
-
-
 def test_what_a_step_does_does_not_depend_on_the_others() -> None:
     image, bits = _crop(size_hw=(64, 64))
-    alone = build_augment(STILL.model_copy(update={"noise": 0.5}))
-    flipped = build_augment(STILL.model_copy(update={"horizontal_flip": 1.0, "noise": 0.5}))
+    alone = build_augment(STILL.model_copy(update={"brightness_contrast": 0.5}))
+    flipped = build_augment(STILL.model_copy(update={"horizontal_flip": 1.0, "brightness_contrast": 0.5}))
     for seed in range(10):
         expected = alone(np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(bits[:, ::-1]), seed)[0]
         np.testing.assert_array_equal(flipped(image, bits, seed)[0], expected)
-
-
-def test_a_sheet_end_stays_dark_however_bright_the_steel() -> None:
-    image = np.full((40, 200), 120, np.uint8)
-    brighter = {"brightness_contrast": 1.0, "brightness_limit": 1.0, "sheet_end": 1.0}
-    augment = build_augment(STILL.model_copy(update=brighter))
-    layers = np.zeros((40, 200, 2), np.uint8)
-    for seed in range(20):
-        image_changed, _ = augment(image, layers, seed)
-        # At least 5 % of 200 columns, less the lean, the wave and the soft edge.
-        assert (image_changed <= 16).all(axis=0).sum() >= 3
-
-
-def test_covered_defects_are_no_longer_labelled() -> None:
-    image = np.full((40, 60), 120, np.uint8)
-    layers = np.zeros((40, 60, 3), np.uint8)
-    layers[10:20, 15:25, 1] = 1
-    layers[30:, :, 2] = 1
-    changed, left = build_augment(STILL.model_copy(update={"black_out": 1.0}))(image, layers, 0)
-    assert (changed[10:20, 15:25] <= 16).all()
-    assert not left[..., :2].any()
-    np.testing.assert_array_equal(left[..., 2], layers[..., 2])
 
 
 def test_it_can_be_sent_to_a_worker_that_is_not_forked() -> None:

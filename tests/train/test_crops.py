@@ -85,7 +85,7 @@ def test_the_defect_lies_anywhere_in_its_crop() -> None:
     assert corners == {(top, left) for top in (8, 9, 10) for left in (9, 10)}
 
 
-# Clean and black places
+# Black places
 
 
 def _corners(
@@ -94,23 +94,6 @@ def _corners(
     """Where 300 crops of 10 x 10 px lie."""
     rng = np.random.default_rng(0)
     return {place_crop(pixels, masks, (10, 10), place=place, rng=rng, black_limit=black_limit) for _ in range(300)}
-
-
-def test_a_clean_crop_holds_no_labelled_pixel() -> None:
-    masks = np.zeros((2, 10, 30), np.bool_)
-    masks[0, 4, 3] = masks[1, 9, 6] = True
-    # Half of the 21 places hold one, so that ten tries find a clean one but for one time in 1000.
-    assert _corners(_grey(masks), masks, "clean") == {(0, left) for left in range(7, 21)}
-
-
-def test_where_no_place_is_clean_the_one_with_the_fewest_labelled_pixels_is_taken() -> None:
-    masks = np.zeros((1, 10, 14), np.bool_)
-    masks[0, :, 4:] = True  # 60 pixels at column 0, 70 at column 1, up to 100 at column 4
-    corners = [
-        place_crop(_grey(masks), masks, (10, 10), place="clean", rng=np.random.default_rng(seed)) for seed in range(50)
-    ]
-    assert corners.count((0, 0)) > 35
-    assert (0, 4) not in corners
 
 
 def test_a_black_place_is_drawn_again() -> None:
@@ -145,14 +128,6 @@ def test_where_all_is_black_the_least_black_place_is_taken() -> None:
     ]
     assert corners.count((0, 0)) > 35
     assert (0, 4) not in corners
-
-
-def test_a_black_place_is_no_refuge_from_defects() -> None:
-    masks = np.zeros((1, 10, 40), np.bool_)
-    masks[0, 5, :20:5] = True  # every crop that is not all black holds a labelled pixel
-    pixels = _grey(masks)
-    pixels[:, 20:] = 0
-    assert max(left for _, left in _corners(pixels, masks, "clean", 0.7)) <= 17
 
 
 def test_black_beyond_the_image_does_not_count() -> None:

@@ -1,26 +1,48 @@
 """Curves of a training run."""
 
+from pathlib import Path
+from typing import Any
+
+import cv2
 import numpy as np
+import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defectseg.train.curves import NOT_VALIDATED, _draw_scores
+from defectseg.train.curves import NOT_VALIDATED, draw_curves
 
-VALIDATED = [
-    {"epoch": epoch, "val": {"positive_dice": 0.3, "kaggle_dice": 0.9, "miou": 0.2, "all_empty": 0.8}}
-    for epoch in (4, 8)
-]
+LOSSES = {"loss": 1.0, "bce": 0.5, "dice": 0.5, "lovasz": 0.0, "gate": 0.1, "lr_encoder": 1e-3, "lr_decoder": 1e-2}
+SCORES = {"positive_dice": 0.3, "kaggle_dice": 0.9, "miou": 0.2, "all_empty": 0.8}
 
 
-def test_a_run_without_validation_says_so() -> None:
-    axes = Figure().subplots()
-    _draw_scores(axes, [])
-    assert [text.get_text() for text in axes.texts] == [NOT_VALIDATED]
-    assert not axes.lines
+def _draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *validated: int) -> tuple[Axes, ...]:
+    """Losses, scores and rates of nine epochs as they are drawn."""
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *args: Any, **options: Any) -> None:
+        drawn.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    history = [{"epoch": epoch, **LOSSES, **({"val": SCORES} if epoch in validated else {})} for epoch in range(1, 10)]
+    draw_curves(tmp_path / "curves.png", history)
+    picture = cv2.imread(str(tmp_path / "curves.png"))
+    assert picture is not None
+    assert picture.std() > 1
+    return tuple(drawn[0].axes)
 
 
-def test_scores_are_drawn_over_the_epochs_that_were_validated() -> None:
-    axes = Figure().subplots()
-    _draw_scores(axes, VALIDATED)
+def test_a_run_without_validation_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, scores, rates = _draw(tmp_path, monkeypatch)
+    assert [text.get_text() for text in scores.texts] == [NOT_VALIDATED]
+    assert not scores.lines
+    assert [line.get_label() for line in losses.lines] == ["loss", "bce", "dice", "gate"], "nothing that is always 0"
+    assert [line.get_label() for line in rates.lines] == ["encoder", "decoder"]
+
+
+def test_scores_are_drawn_over_the_epochs_that_were_validated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, axes, _ = _draw(tmp_path, monkeypatch, 4, 8)
     drawn = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
     assert drawn == {
         "positive Dice": [0.3, 0.3],

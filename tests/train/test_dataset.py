@@ -1,7 +1,7 @@
 """Which crops an epoch has, where they lie, and that only (seed, epoch, position) decides it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,10 +17,10 @@ from defectseg.data.folder import IGNORE_CLASS_ID, DataFolder, LabelTable, open_
 from defectseg.image import rle
 from defectseg.image.read import decode
 from defectseg.train.augment import build_augment
-from defectseg.train.dataset import Batch, CropDataset, CropKey, CropSampler, cache_fits, collate, load_cache
+from defectseg.train.dataset import Batch, CropDataset, CropKey, CropSampler, collate
 
 STILL = AugmentConfig(horizontal_flip=0, vertical_flip=0, brightness_contrast=0)
-LIVELY = AugmentConfig(brightness_contrast=1, noise=1)
+LIVELY = AugmentConfig(brightness_contrast=1)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,13 @@ def _labels(classes: Mapping[str, tuple[int, ...]]) -> DataFolder:
 
 
 TEN = _labels({f"{index}.jpg": ((1,) if index < 3 else (2,) if index == 3 else ()) for index in range(10)})
+
+
+def _decoded(folder: DataFolder, image_ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+    images = {image_id: decode(folder.image_path(image_id)).pixels for image_id in image_ids}
+    for pixels in images.values():
+        pixels.setflags(write=False)
+    return images
 
 
 def _epoch(sampler: CropSampler, epoch: int = 0) -> list[CropKey]:
@@ -78,7 +85,7 @@ def test_balanced_crops_go_to_the_classes_in_equal_parts() -> None:
 
 def _balanced(config: DataConfig, share_done: float) -> dict[int | None, int]:
     sampler = CropSampler(TEN, TEN.image_ids, config, 0)
-    sampler.set_progress(share_done)
+    sampler.set_share_done(share_done)
     return Counter(key.class_id for key in _epoch(sampler) if key.place == "defect")
 
 
@@ -96,29 +103,9 @@ def test_equal_progress_gives_equal_crops() -> None:
     config = DataConfig(class_balance=0.8, balance_until=0.7, samples_per_epoch=40)
     one, other = (CropSampler(TEN, TEN.image_ids, config, 0) for _ in range(2))
     for share_done in (0.9, 0.1, 0.3):
-        other.set_progress(share_done)
-    one.set_progress(0.3)
+        other.set_share_done(share_done)
+    one.set_share_done(0.3)
     assert _epoch(one, 2) == _epoch(other, 2)
-
-
-def test_the_share_of_clean_crops_is_exact() -> None:
-    config = DataConfig(defect_crops=0.5, clean_crops=0.25, samples_per_epoch=40)
-    keys = _epoch(CropSampler(TEN, TEN.image_ids, config, 0))
-    assert Counter(key.place for key in keys) == {"defect": 20, "clean": 10, "anywhere": 10}
-    # A clean crop may come from any image, since a defect leaves most of its image sound.
-    assert {key.image_id for key in keys if key.place == "clean"} == set(TEN.image_ids)
-
-
-def test_whole_images_are_clean_where_they_have_no_defect() -> None:
-    config = DataConfig(defect_crops=0.5, clean_crops=0.5, samples_per_epoch=40, crop_hw=None)
-    keys = _epoch(CropSampler(TEN, TEN.image_ids, config, 0))
-    assert {key.image_id for key in keys if key.place == "clean"} == {f"{index}.jpg" for index in range(4, 10)}
-
-
-def test_without_a_clean_image_whole_images_are_chosen_as_they_come() -> None:
-    config = DataConfig(defect_crops=0.5, clean_crops=0.5, samples_per_epoch=8, crop_hw=None)
-    keys = _epoch(CropSampler(TEN, ["0.jpg", "1.jpg"], config, 0))
-    assert Counter(key.place for key in keys) == {"defect": 4, "anywhere": 4}
 
 
 def test_an_interrupted_epoch_goes_on_with_the_crops_that_it_had_not_given() -> None:
@@ -214,7 +201,7 @@ def test_another_seed_epoch_or_position_makes_another_crop(folder: DataFolder) -
 
 def test_workers_that_outlive_an_epoch_give_the_same_crops(folder: DataFolder) -> None:
     sampler = CropSampler(folder, folder.image_ids, DataConfig(samples_per_epoch=8), 0)
-    cache = load_cache(folder, folder.image_ids)
+    cache = _decoded(folder, folder.image_ids)
     dataset = CropDataset(folder, (32, 48), build_augment(LIVELY), 0, cache=cache)
     loader = DataLoader(
         dataset, batch_size=4, sampler=sampler, collate_fn=collate, num_workers=1, persistent_workers=True
@@ -287,18 +274,17 @@ def test_what_may_hide_a_defect_makes_classes_unknown_that_the_crop_does_not_sho
     assert len(cases) > 3
 
 
-def test_crops_go_where_a_defect_is_seen_and_clean_ones_where_nothing_is_ignored(folder: DataFolder) -> None:
+def test_crops_go_where_a_defect_is_seen(folder: DataFolder) -> None:
     defect, ignore = np.zeros((2, 64, 128), np.bool_)
     defect[:, 5:25] = defect[:, 100:104] = ignore[:, :30] = True
     data = _labelled(folder, {1: defect, IGNORE_CLASS_ID: ignore})
     dataset = CropDataset(data, (64, 20), build_augment(STILL), 0)
     for position in range(20):
-        seen, clean = (dataset[CropKey(0, position, data.image_ids[0], place)][2] for place in ("defect", "clean"))
-        assert (seen[..., 0] > seen[..., -1]).any()
-        assert not clean.any()
+        layers = dataset[CropKey(0, position, data.image_ids[0], "defect")][2]
+        assert (layers[..., 0] > layers[..., -1]).any()
 
 
-def test_an_image_with_something_hidden_is_neither_clean_nor_defective(tmp_path: Path) -> None:
+def test_an_image_whose_defect_is_hidden_is_not_chosen_for_it(tmp_path: Path) -> None:
     (tmp_path / "train_images").mkdir()
     for name in "abcd":
         cv2.imwrite(str(tmp_path / f"train_images/{name}.png"), np.zeros((20, 30), np.uint8))
@@ -306,7 +292,7 @@ def test_an_image_with_something_hidden_is_neither_clean_nor_defective(tmp_path:
     (tmp_path / "train.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows]))
     data = open_data_folder(tmp_path)
     sampler = CropSampler(data, data.image_ids, DataConfig(crop_hw=None), 0)
-    assert (sampler.defective, sampler.by_class, sampler.clean) == (["a.png"], {1: ["a.png"]}, ["d.png"])
+    assert (sampler.defective, sampler.by_class) == (["a.png"], {1: ["a.png"]})
 
 
 def test_a_batch_stacks_images_masks_and_what_to_ignore(folder: DataFolder) -> None:
@@ -350,10 +336,10 @@ def test_black_crops_are_drawn_again(folder: DataFolder) -> None:
 
 @pytest.mark.parametrize("crop_hw", [(32, 48), None])
 def test_cached_images_give_the_same_batches(folder: DataFolder, crop_hw: tuple[int, int] | None) -> None:
-    augment = build_augment(AugmentConfig(brightness_contrast=1, noise=1, gamma=1, blur=1, sheet_end=1, black_out=0.5))
-    cache = load_cache(folder, folder.image_ids)
+    augment = build_augment(LIVELY)
+    cache = _decoded(folder, folder.image_ids)
     read, kept = (CropDataset(folder, crop_hw, augment, 3, cache=images, black_limit=0.7) for images in (None, cache))
-    sampler = CropSampler(folder, folder.image_ids, DataConfig(clean_crops=0.3, samples_per_epoch=24), 0)
+    sampler = CropSampler(folder, folder.image_ids, DataConfig(samples_per_epoch=24), 0)
     keys = _epoch(sampler)
     for _ in range(2):  # a second time: the first must not have changed what is kept
         ours, theirs = (collate([dataset[key] for key in keys]) for dataset in (read, kept))
@@ -363,73 +349,12 @@ def test_cached_images_give_the_same_batches(folder: DataFolder, crop_hw: tuple[
         assert ours.image_ids == theirs.image_ids
 
 
-def test_kept_images_are_as_decoded_and_cannot_be_written_to(folder: DataFolder) -> None:
-    cache = load_cache(folder, folder.image_ids[2:5])
-    assert tuple(cache) == folder.image_ids[2:5]
-    for image_id, pixels in cache.items():
-        np.testing.assert_array_equal(pixels, decode(folder.image_path(image_id)).pixels)
-        assert not pixels.flags.writeable
-
-
 def test_a_kept_image_is_not_read_again(folder: DataFolder) -> None:
     image_id = folder.image_ids[0]
-    cache = load_cache(folder, [image_id])
+    cache = _decoded(folder, [image_id])
     gone = DataFolder(Path("nowhere"), folder.image_ids, folder.table, folder.class_names, {})
     image, _ = _item(CropDataset(gone, None, build_augment(STILL), 0, cache=cache), CropKey(0, 0, image_id))
     np.testing.assert_array_equal(image, cache[image_id])
-
-
-@pytest.mark.parametrize(("setting", "free_px", "fits"), [(True, 0, True), (False, 10**9, False)])
-def test_the_setting_decides_on_the_cache(
-    setting: bool, free_px: int, fits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _set_memory(monkeypatch, free_px)
-    assert cache_fits({"a": (10, 100)}, setting) is fits
-
-
-@pytest.mark.parametrize(
-    ("free_bytes", "processes", "fits"),
-    [(8000, None, True), (7999, None, False), (16000, "2", True), (15999, "2", False), (-1, None, False)],
-)
-def test_images_are_kept_in_a_quarter_of_the_free_memory(
-    free_bytes: int, processes: str | None, fits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _set_memory(monkeypatch, free_bytes)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    if processes:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    assert cache_fits({"a": (10, 100), "b": (20, 50)}, "auto") is fits
-
-
-@pytest.mark.parametrize("error", [AttributeError, ValueError, OSError])
-def test_where_the_free_memory_is_unknown_nothing_is_kept(
-    error: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(name: str) -> int:
-        raise error(name)
-
-    monkeypatch.setattr("os.sysconf", fail)
-    assert not cache_fits({"a": (1, 1)}, "auto")
-
-
-def _set_memory(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
-    answers = {"SC_AVPHYS_PAGES": free_bytes, "SC_PAGE_SIZE": 1}
-    monkeypatch.setattr("os.sysconf", answers.__getitem__)
-
-
-@pytest.mark.parametrize(("limit", "free_bytes"), [("1000", 600), ("300", 0), ("max", 5000), (None, 5000)])
-def test_the_memory_of_a_container_counts(
-    limit: str | None, free_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = {"SC_AVPHYS_PAGES": 5000, "SC_PAGE_SIZE": 1}
-    monkeypatch.setattr("os.sysconf", answers.__getitem__)
-    monkeypatch.setattr("defectseg.train.dataset._CGROUP", tmp_path)
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(limit + "\n")
-        (tmp_path / "memory.current").write_text("400\n")
-    four_parts = {"a": (1, free_bytes // 4)}
-    assert cache_fits(four_parts, "auto")
-    assert not cache_fits({"a": (1, free_bytes // 4 + 1)}, "auto")
 
 
 def test_all_of_a_batch_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,6 @@ from defectseg.config import load_recipe
 from defectseg.model.bundle import read_bundle, weights_digest
 from defectseg.train import interrupts as interrupts_module
 from defectseg.train.interrupts import Interrupts, leave_signals_to_main
-from defectseg.train.request import TrainRequest
 from defectseg.train.train import train
 
 ALONE: Any = SimpleNamespace(num_processes=1)
@@ -149,11 +148,8 @@ SETTINGS = (
     "training.second_stage.crop_hw=[64,96]",
     "training.second_stage.batch_size=3",
     "loss.lovasz_from=0.4",
-    "model.head_dropout=0.5",
     "data.class_balance=0.5",
     "data.balance_until=0.5",
-    "augment.noise=0.5",
-    "augment.black_out=0.2",
 )
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(defectseg.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
@@ -166,7 +162,7 @@ account, at = loop._account, int(sys.argv.pop(1))
 
 def count(run, *args):
     account(run, *args)
-    if run.progress.step == at:
+    if run.state.step == at:
         # As torchrun does: workers get it too, and not from their parent.
         subprocess.run(["kill", "-TERM", "--", f"-{os.getpgid(0)}"])
 
@@ -183,7 +179,6 @@ from pathlib import Path
 import torch
 from defectseg.config import load_recipe
 from defectseg.model.bundle import read_bundle, weights_digest
-from defectseg.train.request import TrainRequest
 from defectseg.train.train import train
 
 recipe, data, out, numbers = load_recipe(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
@@ -199,18 +194,18 @@ def killed_at(number):
         return replace(self, target)
     Path.replace = count
 
-def in_a_fork(number, **request):
+def in_a_fork(number, **asked):
     child = os.fork()
     if child == 0:
         if number:
             killed_at(number)
-        train(TrainRequest(recipe=recipe, data=data, device="cpu", **request))
+        train(data, device="cpu", **asked)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 for number in numbers:
     folder = out / str(number)
-    codes = [in_a_fork(number, out=folder), in_a_fork(0, out=folder, resume=True)]
+    codes = [in_a_fork(number, out=folder, recipe=recipe), in_a_fork(0, out=folder, resume=True)]
     print(json.dumps([number, codes]), flush=True)
 """
 
@@ -235,9 +230,9 @@ def _digests(run: Path) -> dict[str, str]:
     return {name: weights_digest(state) for name, state in weights.items()}
 
 
-def _progress(run: Path) -> dict[str, Any]:
-    progress: dict[str, Any] = torch.load(run / "last.ckpt", weights_only=True)["progress"]
-    return progress
+def _state(run: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(run / "last.ckpt", weights_only=True)["state"]
+    return state
 
 
 @pytest.fixture(scope="module")
@@ -252,8 +247,8 @@ def recipe_file(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def uninterrupted(recipe_file: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    train(TrainRequest(recipe=load_recipe(str(recipe_file)), data=data_folder, out=out, device="cpu"))
-    assert _progress(out)["step"] == 8 + 8 + 6
+    train(data_folder, out, recipe=load_recipe(str(recipe_file)), device="cpu")
+    assert _state(out)["step"] == 8 + 8 + 6
     return out
 
 
@@ -284,8 +279,8 @@ def test_a_terminated_run_stops_after_a_whole_step_and_ends_as_if_it_had_not_bee
     assert stopped.returncode == 130, stopped.stderr
     assert "Continue it with --resume" in stopped.stderr
     assert "Traceback" not in stopped.stderr
-    progress = _progress(out)
-    assert (progress["epoch"], progress["batch"], progress["step"]) == (epoch, batch, 8 * epoch + batch)
+    state = _state(out)
+    assert (state["epoch"], state["batch"], state["step"]) == (epoch, batch, 8 * epoch + batch)
     assert not (out / "model.safetensors").exists()
 
     resumed = _python("from defectseg.cli.main import main; main()", *common, "--resume")
@@ -299,9 +294,10 @@ def test_a_terminated_run_stops_after_a_whole_step_and_ends_as_if_it_had_not_bee
 def test_a_run_killed_in_the_middle_of_a_save_ends_as_if_it_had_not_been(
     uninterrupted: Path, recipe_file: Path, data_folder: Path, tmp_path: Path
 ) -> None:
-    # Files in turn: config.yaml, split.csv, last.ckpt; each of three epochs: last.ckpt, best.safetensors (where it is
-    # one), its own best-N.safetensors, metrics.jsonl, last.ckpt; curves.png, model.safetensors.
-    numbers = [4, 5, 7, 8, 9, 12, 15, 17]
+    # Files in turn: request.json, split.csv, config.yaml, split.csv, last.ckpt; each of three epochs: last.ckpt,
+    # best.safetensors (where it is one), its own best-N.safetensors, metrics.jsonl, last.ckpt; curves.png,
+    # model.safetensors.
+    numbers = [2, 3, 5, 6, 7, 9, 10, 11, 14, 17, 19]
     done = _python(KILLED, recipe_file, data_folder, tmp_path, json.dumps(numbers))
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines()]

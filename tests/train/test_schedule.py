@@ -13,7 +13,7 @@ from defectseg.train.schedule import Stage, make_optimizer, planned_epochs, rate
 
 
 def _rates(**values: float) -> OptimizerConfig:
-    return OptimizerConfig(**{"warmup": 0.2, "final_lr_share": 0.1, **values})
+    return OptimizerConfig(**{"warmup": 0.2, **values})
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ def _rates(**values: float) -> OptimizerConfig:
         (1, 0.4),
         (3, 0.8),
         (4, 1.0),
-        # Half-way through the other 16: the middle between 1 and 0.1.
-        (12, 0.55),
-        # A quarter of the way: 0.1 + 0.9 * (1 + cos 45 degrees) / 2.
-        (8, 0.1 + 0.9 * 0.5 * (1 + math.sqrt(0.5))),
-        (20, 0.1),
-        (50, 0.1),
+        # Half-way through the other 16: the middle between 1 and 0.01.
+        (12, 0.505),
+        # A quarter of the way: 0.01 + 0.99 * (1 + cos 45 degrees) / 2.
+        (8, 0.01 + 0.99 * 0.5 * (1 + math.sqrt(0.5))),
+        (20, 0.01),
+        (50, 0.01),
     ],
 )
 def test_rates_warm_up_and_then_follow_a_cosine(step: int, expected: float) -> None:
@@ -42,9 +42,9 @@ def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
 
 def test_a_stage_that_does_not_warm_up_begins_with_the_whole_rate_and_ends_alike() -> None:
     assert rate_factor(0, 20, _rates(), warms_up=False) == 1.0
-    # Half-way through all 20 steps: the middle between 1 and 0.1.
-    assert rate_factor(10, 20, _rates(), warms_up=False) == pytest.approx(0.55)
-    assert rate_factor(20, 20, _rates(), warms_up=False) == pytest.approx(0.1)
+    # Half-way through all 20 steps: the middle between 1 and 0.01.
+    assert rate_factor(10, 20, _rates(), warms_up=False) == pytest.approx(0.505)
+    assert rate_factor(20, 20, _rates(), warms_up=False) == pytest.approx(0.01)
 
 
 def test_rates_only_rise_and_then_only_fall() -> None:
@@ -56,7 +56,7 @@ def test_rates_only_rise_and_then_only_fall() -> None:
 
 
 def test_the_last_step_comes_close_to_the_final_rate() -> None:
-    assert rate_factor(999, 1000, _rates(final_lr_share=0.01)) == pytest.approx(0.01, abs=1e-4)
+    assert rate_factor(999, 1000, _rates()) == pytest.approx(0.01, abs=1e-4)
 
 
 def test_a_run_of_nothing_but_warm_up_has_no_fall() -> None:

@@ -1,7 +1,6 @@
 """How good a network is while it learns."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from numpy.typing import NDArray
 
-from defectseg.config import load_recipe
 from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.data.split import read_split
 from defectseg.evaluate.metrics import PairCounts, headline, summarise
@@ -27,7 +25,6 @@ from defectseg.model.network import DefectNetwork
 from defectseg.runtime.base import Answer
 from defectseg.runtime.torch import TorchRuntime
 from defectseg.train import validation as validation_module
-from defectseg.train.request import TrainRequest
 from defectseg.train.train import train
 from defectseg.train.validation import Pictures, Validation, images_to_show, log_pictures, validate
 
@@ -92,8 +89,7 @@ def test_closed_gates_leave_the_dice_with_open_gates_as_it_is(trained: Trained, 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("predicts_in", [None, torch.bfloat16])
 def test_validation_computes_as_prediction_will_whatever_training_does(
-    request_: TrainRequest,
-    tiny_recipe: Path,
+    asked: Callable[..., dict[str, Any]],
     precision: str,
     predicts_in: torch.dtype | None,
     monkeypatch: pytest.MonkeyPatch,
@@ -116,7 +112,7 @@ def test_validation_computes_as_prediction_will_whatever_training_does(
     monkeypatch.setattr(validation_module, "TorchRuntime", Spy)
     monkeypatch.setattr(validation_module, "half_precision", lambda device: predicts_in)
     overrides = [f"training.precision={precision}", "training.epochs=1", "data.samples_per_epoch=4"]
-    train(replace(request_, recipe=load_recipe(str(tiny_recipe), overrides)))
+    train(**asked(*overrides))
     assert answers
     assert all(answers)
 
@@ -148,7 +144,7 @@ def test_validation_leaves_the_network_as_it_was(trained: Trained, trained_run: 
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_a_run_validates_with_one_view_and_ends_with_all(request_: TrainRequest, tiny_recipe: Path) -> None:
+def test_a_run_validates_with_one_view_and_ends_with_all(asked: Callable[..., dict[str, Any]]) -> None:
     calls: list[int] = []
 
     class Spy(TorchRuntime):
@@ -163,7 +159,7 @@ def test_a_run_validates_with_one_view_and_ends_with_all(request_: TrainRequest,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation_module, "TorchRuntime", Spy)
         patch.setattr(validation_module, "score_images", watched)
-        result = train(replace(request_, recipe=load_recipe(str(tiny_recipe), ["inference.tta=flips"])))
+        result = train(**asked("inference.tta=flips"))
     images = 6
     # Two epochs with one view; then the search for thresholds, which gives the last figures too, with four.
     assert calls == [images, images, 4 * images]
@@ -217,7 +213,7 @@ def test_pictures_go_to_tensorboard_alone_and_in_its_order_of_colours() -> None:
             assert (self.name, dataformats) == ("tensorboard", "NHWC")
             sent.append((images, step))
 
-    accelerator: Any = SimpleNamespace(trackers=[Tracker("mlflow"), Tracker("tensorboard")])
+    accelerator: Any = SimpleNamespace(trackers=[Tracker("another"), Tracker("tensorboard")])
     log_pictures(accelerator, {"a.png": np.array([[[1, 2, 3]]], np.uint8)}, 7)
     ((images, step),) = sent
     assert step == 7

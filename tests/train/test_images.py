@@ -1,0 +1,211 @@
+"""What is trained on: folds, images that can be read, and those that are kept in memory."""
+
+import csv
+import io
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from defectseg.data.folder import open_data_folder
+from defectseg.data.split import read_split, write_split
+from defectseg.errors import DataError, LabelError
+from defectseg.files import is_empty_folder
+from defectseg.image.read import decode
+from defectseg.model.bundle import read_bundle, weights_digest
+from defectseg.train.images import Images, read_images
+from defectseg.train.train import train
+
+Asked = Callable[..., dict[str, Any]]
+FREE_BYTES = 24 * 64 * 128  # what the images of the data folder take
+
+
+@pytest.fixture
+def data(data_folder: Path, tmp_path: Path) -> Path:
+    """A data folder that can be changed."""
+    return Path(shutil.copytree(data_folder, tmp_path / "data"))
+
+
+def _rows(folder: Path) -> list[list[str]]:
+    with (folder / "train.csv").open(newline="") as handle:
+        return list(csv.reader(handle))
+
+
+def _write_rows(folder: Path, rows: Sequence[Sequence[str]]) -> None:
+    with (folder / "train.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows(rows)
+
+
+# Which images
+
+
+def test_the_split_of_the_data_folder_is_used(asked: Asked, out: Path, data: Path) -> None:
+    image_ids = open_data_folder(data).image_ids
+    folds = {image_id: 7 if index % 5 == 0 else 1 for index, image_id in enumerate(image_ids)}
+    write_split(data / "split.csv", {**folds, "gone.jpg": 7})
+    info = read_bundle(train(**asked("data.fold=7", "training.epochs=1", data=data)).model)[0]
+    assert read_split(out / "split.csv") == folds
+    assert (info.fold, len(info.trained_on)) == (7, 24 - 5)
+
+
+def test_images_that_the_split_does_not_name_are_refused(asked: Asked, out: Path, data: Path) -> None:
+    image_ids = open_data_folder(data).image_ids
+    write_split(data / "split.csv", dict.fromkeys(image_ids[2:], 0))
+    with pytest.raises(DataError, match=rf"split.csv: gives no fold for 2 images \(first: {image_ids[0]}\)"):
+        train(**asked(data=data))
+    assert is_empty_folder(out)
+
+
+def test_a_run_length_beyond_its_image_stops_the_run(asked: Asked, out: Path, data: Path) -> None:
+    header, first, *others = _rows(data)
+    _write_rows(data, [header, [*first[:2], f"{64 * 128} 5"], *others])
+    with pytest.raises(LabelError, match=first[0]):
+        train(**asked(data=data))
+    assert is_empty_folder(out)
+
+
+def test_labels_of_images_that_are_not_there_are_told(
+    asked: Asked, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = _rows(data)[1][0]
+    (data / "train_images" / first).unlink()
+    train(**asked("training.epochs=1", data=data))
+    assert f"1 images of the label table are not in the folder (first: {first})" in caplog.text
+
+
+def test_a_folder_without_any_mask_is_refused(asked: Asked, data: Path) -> None:
+    _write_rows(data, _rows(data)[:1])
+    with pytest.raises(DataError, match=r"none of the 18 images to train on has a mask"):
+        train(**asked(data=data))
+
+
+def test_a_fold_without_a_readable_image_is_told_before_any_is_trained_on(asked: Asked, out: Path, data: Path) -> None:
+    first, *others = open_data_folder(data).image_ids
+    (data / "train_images" / first).write_bytes(b"torn")
+    write_split(data / "split.csv", {**dict.fromkeys(others, 0), first: 1})
+    with pytest.raises(DataError, match="0 to validate on"):
+        train(**asked("data.fold=1", data=data))
+    assert is_empty_folder(out)
+
+
+# Bits
+
+
+def _in_12_bits(data: Path, tmp_path: Path, suffix: str, scale: int) -> Path:
+    """The sheets without loss, in 8 or 12 bits; the names stay, since files are known by their content."""
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    for path in folder.glob("train_images/*"):
+        grey = decode(path).pixels.astype(np.float64)
+        wide: NDArray[Any] = np.rint(grey / 255 * scale).astype(np.uint8 if scale == 255 else np.uint16)
+        content = cv2.imencode(suffix, wide)[1].tobytes()
+        if suffix == ".tif":
+            buffer = io.BytesIO()
+            Image.fromarray(wide).save(buffer, "TIFF", tiffinfo={281: scale})
+            content = buffer.getvalue()
+        path.write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(("suffix", "bit_depth"), [(".png", 12), (".tif", None)], ids=["said", "tag"])
+def test_images_of_12_bits_train_as_those_of_8_and_the_bundle_knows_it(
+    asked: Asked, data_folder: Path, tmp_path: Path, suffix: str, bit_depth: int | None
+) -> None:
+    narrow = asked(data=_in_12_bits(data_folder, tmp_path / "8", ".png", 255), out=tmp_path / "narrow")
+    wide_data = _in_12_bits(data_folder, tmp_path / "12", suffix, 4095)
+    wide = asked(f"data.bit_depth={bit_depth or 'null'}", data=wide_data)
+
+    (narrow_info, expected), (info, weights) = (read_bundle(train(**one).model) for one in (narrow, wide))
+
+    assert weights_digest(weights) == weights_digest(expected)
+    assert (narrow_info.recipe.data.bit_depth, info.recipe.data.bit_depth) == (None, 12)
+    assert info.metrics == narrow_info.metrics
+    assert read_split(wide["out"] / "split.csv") == read_split(narrow["out"] / "split.csv")
+
+
+def test_images_that_look_like_12_bits_are_told_before_the_training(
+    asked: Asked, data_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = train(**asked("training.epochs=1", data=_in_12_bits(data_folder, tmp_path, ".png", 4095)))
+    assert result.low_bit_depth is not None
+    assert (result.low_bit_depth.images, result.low_bit_depth.bit_depth) == (24, 12)
+    (told,) = (line for line in caplog.messages if "16-bit" in line)
+    assert "24 of 24" in told
+    assert "data.bit_depth to 12" in told
+    assert read_bundle(result.model)[0].recipe.data.bit_depth is None
+
+
+# Images in memory
+
+
+def _read(folder: Path, keep: Any, **options: Any) -> Images:
+    data = open_data_folder(folder)
+    return read_images(
+        data, {image_id: index % 4 for index, image_id in enumerate(data.image_ids)}, keep=keep, **options
+    )
+
+
+def test_kept_images_are_as_decoded_and_cannot_be_written_to(data_folder: Path) -> None:
+    images = _read(data_folder, True)
+    assert set(images.cache) == set(images.data.image_ids)
+    assert set(images.sizes.values()) == {(64, 128)}
+    for image_id, pixels in images.cache.items():
+        np.testing.assert_array_equal(pixels, decode(images.data.image_path(image_id)).pixels)
+        assert not pixels.flags.writeable
+
+
+def test_images_of_a_fold_that_no_run_trains_on_are_not_kept(data_folder: Path) -> None:
+    images = _read(data_folder, True, left_out=1)
+    assert set(images.cache) == set(images.part(1).train)
+    assert len(images.part(1).val) == 6
+
+
+@pytest.mark.parametrize(
+    ("keep", "free_bytes", "processes", "kept"),
+    [
+        (True, 0, None, True),
+        (False, 10**12, None, False),
+        # in a quarter of the free memory
+        ("auto", 4 * FREE_BYTES, None, True),
+        ("auto", 4 * FREE_BYTES - 1, None, False),
+        ("auto", 8 * FREE_BYTES, "2", True),
+        ("auto", 8 * FREE_BYTES - 1, "2", False),
+        ("auto", -1, None, False),
+        # where it is unknown, none
+        ("auto", AttributeError, None, False),
+        ("auto", ValueError, None, False),
+        ("auto", OSError, None, False),
+    ],
+)
+def test_the_setting_and_the_free_memory_decide_on_the_cache(
+    data_folder: Path, keep: Any, free_bytes: Any, processes: str | None, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell(name: str) -> int:
+        if isinstance(free_bytes, int):
+            return {"SC_AVPHYS_PAGES": free_bytes, "SC_PAGE_SIZE": 1}[name]
+        raise free_bytes(name)
+
+    monkeypatch.setattr("os.sysconf", tell)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    images = _read(data_folder, keep)
+    assert len(images.cache) == (24 if kept else 0)
+    assert len(images.sizes) == 24
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(4 * FREE_BYTES + 400, True), (4 * FREE_BYTES + 399, False), (300, False)])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_memory_of_a_container_counts(
+    data_folder: Path, limit: int, kept: bool, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sysconf", {"SC_AVPHYS_PAGES": 4 * FREE_BYTES, "SC_PAGE_SIZE": 1}.__getitem__)
+    monkeypatch.setattr("defectseg.train.images._CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{limit if known else 'max'}\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert bool(_read(data_folder, "auto").cache) is (kept or not known)
