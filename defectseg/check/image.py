@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.copies.descriptors import DARK_LEVEL, Look, look_at
+from defectseg.copies.descriptors import DARK_LEVEL, Descriptor, describe
 from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelRow, error, warning
 from defectseg.errors import ImageError, LabelError
 from defectseg.image import read, rle
@@ -47,7 +47,7 @@ class Inspection:
         dark_share: share of the pixels that are darker than steel is, 0 to 1.
         sheet_end: whether the dark beyond an end of the sheet reaches in from a side.
         levels: how many pixels have each grey level, int64 (256,).
-        look: for the search for copies.
+        descriptor: for the search for copies.
     """
 
     image_id: str
@@ -58,7 +58,7 @@ class Inspection:
     dark_share: float = 0.0
     sheet_end: bool = False
     levels: NDArray[np.int64] | None = None
-    look: Look | None = None
+    descriptor: Descriptor | None = None
     brightest16: int | None = None
 
 
@@ -108,7 +108,7 @@ def inspect_image(
         float(levels[:DARK_LEVEL].sum() / pixels.size),
         _has_sheet_end(pixels),
         levels,
-        look_at(pixels),
+        describe(pixels),
         decoded.brightest16,
     )
 

@@ -18,8 +18,8 @@ from defectseg import files
 from defectseg.check.pairs import CopyPair
 from defectseg.check.report import CheckReport
 from defectseg.copies.descriptors import turned
-from defectseg.data.folder import IMAGES_NAME, TABLE_NAMES
-from defectseg.data.table import IGNORE_CLASS_ID, LabelRow, scan_label_rows
+from defectseg.data.folder import IMAGES_NAME
+from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, LabelRow, scan_label_rows
 from defectseg.errors import ImageError, LabelError, OutputExistsError
 from defectseg.image import read, rle
 from defectseg.image.overlay import encode_jpeg, paint_truth
@@ -51,12 +51,10 @@ def output_folder(out: Path, *, overwrite: bool = False) -> Iterator[None]:
         if foreign:
             raise OutputExistsError(
                 f"{out}: holds {', '.join(foreign[:3])}, which check did not write, so it is left alone. "
-                "Choose another --out."
+                "Choose another folder."
             )
         if not overwrite:
-            raise OutputExistsError(
-                f"{out}: holds an earlier check. Choose another --out, or replace {', '.join(own)} with --overwrite."
-            )
+            raise OutputExistsError(f"{out}: holds an earlier check. Choose another folder.", go_on={"overwrite": True})
     with files.folder_lock(out):
         files.remove_stale_temporaries(out)
         yield

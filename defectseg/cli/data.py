@@ -36,8 +36,8 @@ app.add_typer(data_exchange.download_app, name="download")
 DataFolderArgument = Annotated[Path, typer.Argument(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
 
 
-@app.command("demo")
-def make_demo(
+@app.command("synthesize")
+def synthesize(
     out: Annotated[Path, typer.Option("--out", help="Folder to write; absent or empty.", metavar="DIR")],
     images: Annotated[int, typer.Option("--images", help="Number of sheets.", min=1, metavar="N")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal sheets.", min=0, metavar="S")] = 0,
@@ -48,7 +48,7 @@ def make_demo(
     from defectseg.data.synthetic import write_data_folder
 
     with progress("making sheets") as bar:
-        write_data_folder(out, images=images, seed=seed, size_hw=_parse_size(size), report=bar.move)
+        write_data_folder(out, images=images, seed=seed, size_hw=_parse_size(size), progress=bar.move)
     print(f"{images} sheets: {shown(out)}")
 
 
@@ -88,7 +88,7 @@ def check(
 
     with nullcontext() if out is None else output_folder(out, overwrite=overwrite):
         with progress("checking") as bar:
-            report = check_data_folder(root, against=against, bit_depth=bit_depth, report=bar.move)
+            report = check_data_folder(root, against=against, bit_depth=bit_depth, progress=bar.move)
         if out is not None:
             write_check(out, root, report, against=against, bit_depth=bit_depth)
     if json_output:
@@ -166,15 +166,15 @@ def split(
     Copies, also turned ones, images that look like the same strip, and groups of groups.csv stay together.
     """
     from defectseg.data.folder import open_data_folder
-    from defectseg.data.split import divide, divide_ignoring_ties, find_ties, write_split
+    from defectseg.data.split import SPLIT_NAME, divide, divide_each_alone, find_related, write_split
 
-    path = root / "split.csv" if out is None else out
+    path = root / SPLIT_NAME if out is None else out
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path}: exists. Choose another --out, or use --overwrite.")
+        raise OutputExistsError(f"{path}: exists. Choose another --out.", go_on={"overwrite": True})
     folder = open_data_folder(root, bit_depth=bit_depth)
     with progress("looking for copies") as bar:
-        ties = find_ties(folder, report=bar.move)
-    chosen = divide(folder, ties, folds=folds, seed=seed)
+        related = find_related(folder, progress=bar.move)
+    chosen = divide(folder, related, folds=folds, seed=seed)
     write_split(path, chosen)
     rows = [["fold", "images", "clean", *folder.class_names]]
     for fold in range(folds):
@@ -188,13 +188,13 @@ def split(
         print(
             f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none of them is clean."
         )
-    usual = ties.astride(divide_ignoring_ties(folder, folds=folds, seed=seed))
-    kept = ties.astride(chosen)
+    usual = related.across_folds(divide_each_alone(folder, folds=folds, seed=seed))
+    kept = related.across_folds(chosen)
     print_rows(
         [
-            ["pairs of images", "in all", "astride folds", "astride in a random split"],
-            ["copies", *(str(len(one.copies)) for one in (ties, kept, usual))],
-            ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (ties, kept, usual))],
+            ["pairs of images", "in all", "across folds", "across in a random split"],
+            ["copies", *(str(len(one.copies)) for one in (related, kept, usual))],
+            ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (related, kept, usual))],
         ]
     )
     print(f"A random split would have leaked into {usual.images} of {len(chosen)} images; this one into {kept.images}.")

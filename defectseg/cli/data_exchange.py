@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from defectseg.formats.common import ExportReport, ImportReport, Loss
 
 import_app = typer.Typer(help="Turn labels of another kind into a data folder.", no_args_is_help=True)
-export_app = typer.Typer(help="Turn a data folder into labels of another kind.", no_args_is_help=True)
+export_app = typer.Typer(help="Turn a data folder, or predictions, into labels of another kind.", no_args_is_help=True)
 download_app = typer.Typer(help="Fetch public data.", no_args_is_help=True)
 
 DataFolder = Annotated[Path, typer.Argument(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
@@ -41,7 +41,7 @@ def import_masks(
     from defectseg.formats import masks
 
     with progress("importing") as bar:
-        report = masks.import_masks(src, out, class_names=_names(classes), link=link, report=bar.move)
+        report = masks.import_masks(src, out, classes=_names(classes), link=link, progress=bar.move)
     _finish_import(report, out, json_output)
 
 
@@ -64,7 +64,7 @@ def import_coco(
     from defectseg.formats.coco import importing
 
     with progress("importing") as bar:
-        report = importing.import_coco(file, images, out, class_names=_names(classes), link=link, report=bar.move)
+        report = importing.import_coco(file, images, out, classes=_names(classes), link=link, progress=bar.move)
     _finish_import(report, out, json_output)
 
 
@@ -92,36 +92,8 @@ def import_yolo(
     if part not in (None, "train", "val", "test"):
         raise UsageError(f"--part {part}: expected train, val or test.")
     with progress("importing") as bar:
-        report = importing.import_yolo(src, out, class_names=_names(classes), part=part, link=link, report=bar.move)
+        report = importing.import_yolo(src, out, classes=_names(classes), part=part, link=link, progress=bar.move)
     _finish_import(report, out, json_output)
-
-
-@import_app.command("predictions")
-def import_predictions(
-    output: Annotated[Path, typer.Argument(help="Output folder of predict.", metavar="OUT")],
-    file: Annotated[Path, typer.Option("--out", help="COCO JSON to write; must not be there.", metavar="FILE")],
-    run_lengths: Annotated[
-        bool, typer.Option("--rle", help="Exact run-lengths instead of outlines that people can correct.")
-    ] = False,
-    json_output: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Turn predictions into COCO, to be corrected in a labelling tool and read again by `import coco`.
-
-    Example: defectseg data import predictions results/ --out to_correct.json
-    """
-    from dataclasses import asdict
-
-    from defectseg.formats.predictions import predictions_to_coco
-
-    with progress("converting") as bar:
-        report = predictions_to_coco(output, file, run_lengths=run_lengths, report=bar.move)
-    if json_output:
-        print_json({**asdict(report), "out": str(file)})
-        return
-    _print_losses(report.lost)
-    print(f"{report.images} images with {report.annotations} regions: {shown(file)}")
-    print(f"Once corrected: defectseg data import coco {shown(file)} --images DIR --out DIR")
 
 
 @export_app.command("coco")
@@ -142,7 +114,7 @@ def export_coco(
     from defectseg.formats.coco import exporting
 
     with progress("exporting") as bar:
-        report = exporting.export_coco(root, out, polygons=polygons, link=link, report=bar.move)
+        report = exporting.export_coco(root, out, polygons=polygons, link=link, progress=bar.move)
     _finish_export(report, out, json_output)
 
 
@@ -164,7 +136,7 @@ def export_masks(
     from defectseg.formats import masks
 
     with progress("exporting") as bar:
-        report = masks.export_masks(root, out, per_class=per_class, link=link, report=bar.move)
+        report = masks.export_masks(root, out, per_class=per_class, link=link, progress=bar.move)
     _finish_export(report, out, json_output)
 
 
@@ -184,8 +156,36 @@ def export_yolo(
     from defectseg.formats.yolo import exporting
 
     with progress("exporting") as bar:
-        report = exporting.export_yolo(root, out, val_fold=fold, link=link, report=bar.move)
+        report = exporting.export_yolo(root, out, fold=fold, link=link, progress=bar.move)
     _finish_export(report, out, json_output)
+
+
+@export_app.command("predictions")
+def export_predictions(
+    output: Annotated[Path, typer.Argument(help="Output folder of predict.", metavar="OUT")],
+    file: Annotated[Path, typer.Option("--out", help="COCO JSON to write; must not be there.", metavar="FILE")],
+    run_lengths: Annotated[
+        bool, typer.Option("--rle", help="Exact run-lengths instead of outlines that people can correct.")
+    ] = False,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn predictions into COCO, to be corrected in a labelling tool and imported again.
+
+    Example: defectseg data export predictions results/ --out to_correct.json
+    """
+    from dataclasses import asdict
+
+    from defectseg.formats.predictions import predictions_to_coco
+
+    with progress("converting") as bar:
+        report = predictions_to_coco(output, file, run_lengths=run_lengths, report=bar.move)
+    if json_output:
+        print_json({**asdict(report), "out": str(file)})
+        return
+    _print_losses(report.lost)
+    print(f"{report.images} images with {report.annotations} regions: {shown(file)}")
+    print(f"Once corrected: defectseg data import coco {shown(file)} --images DIR --out DIR")
 
 
 @download_app.command("severstal")
@@ -208,7 +208,7 @@ def download_severstal(
     from defectseg.data import download
 
     with progress("unpacking") as bar:
-        report = download.download_severstal(out, show_progress=sys.stderr.isatty(), report=bar.move)
+        report = download.download_severstal(out, show_progress=sys.stderr.isatty(), progress=bar.move)
     if json_output:
         print_json({**asdict(report), "out": str(out)})
         return

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +16,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.data.table import IGNORE_CLASS_ID, MAX_CLASSES, LabelRow, scan_label_rows
+from defectseg.data.table import (
+    CLASSES_NAME,
+    IGNORE_CLASS_ID,
+    MAX_CLASSES,
+    TABLE_NAMES,
+    LabelRow,
+    Labels,
+    scan_label_rows,
+)
 from defectseg.errors import DataError, ImageError, LabelError
 from defectseg.files import check_image_id, open_regular, read_pairs, size_and_time
 from defectseg.image import rle
@@ -40,8 +47,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 IMAGES_NAME = "train_images"
-TABLE_NAMES = ("train.csv", "train.csv.gz")
-CLASSES_NAME = "classes.txt"
 _PLACEHOLDER = re.compile(r"class ([1-9][0-9]*)")
 BORDER_PX = 8
 """Ignored pixels this close to a defect are its border, as VOC draws one round each object."""
@@ -220,7 +225,7 @@ def read_label_table(path: Path) -> LabelTable:
 
 def table_of_rows(rows: Sequence[LabelRow]) -> LabelTable:
     """Gather sound rows into a table."""
-    rles: dict[str, dict[int, str]] = {}
+    rles: Labels = {}
     for row in rows:
         if row.encoded:
             rles.setdefault(row.image_id, {})[row.class_id] = row.encoded
@@ -306,8 +311,8 @@ def find_table(root: Path) -> Path:
 def _how_to_import(root: Path) -> str:
     """How a folder in another layout becomes a data folder."""
     if (root / "images").is_dir() and (root / "masks").is_dir():
-        return f"Import its images/ and masks/: defectseg data import masks {shlex.quote(str(root))} --out DIR"
-    return "Masks in other files are imported: `defectseg data import --help` lists the kinds."
+        return "Import its images/ and masks/ with `defectseg data import masks`."
+    return "Labels of other kinds are imported: `defectseg data import` lists the kinds."
 
 
 def read_class_names(root: Path, largest_class_id: int) -> tuple[str, ...]:

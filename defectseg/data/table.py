@@ -1,20 +1,24 @@
-"""The rows of a label table, in every layout met in the wild, with all that is wrong with them.
+"""The rows of a label table: read from every layout met in the wild, with all that is wrong with them; and written.
 
-The readers of `labels.py` stop at the first fault; `check.py` lists them all.
+`read_label_table` stops at the first fault; `data check` lists them all.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from defectseg.errors import LabelError
-from defectseg.files import CsvTable, check_image_id, read_csv
+from defectseg.files import CsvTable, atomic_csv, check_image_id, read_csv, write_text
 from defectseg.image import rle
 
+TABLE_NAMES = ("train.csv", "train.csv.gz")
+CLASSES_NAME = "classes.txt"
 IGNORE_CLASS_ID = 255
 MAX_CLASSES = IGNORE_CLASS_ID - 1
+
+Labels = dict[str, dict[int, str]]  # ImageId -> ClassId -> run-lengths
 
 ONE_ROW = "Unite the two masks in one row; where they are the same, keep one."
 _BLANKS = frozenset({"", "nan", "none", "null", "<na>", "-1", "0 0"})
@@ -167,6 +171,19 @@ def _parse_class_id(text: str, encoded: str) -> int:
             f"ClassId {text!r}; expected a whole number, 1 to {MAX_CLASSES} ({IGNORE_CLASS_ID} for pixels to ignore).",
         )
     return class_id
+
+
+def write_labels(root: Path, class_names: Sequence[str], labels: Labels) -> None:
+    """Write classes.txt and train.csv, sorted by ImageId, then by ClassId. Raises ResourceError."""
+    write_class_names(root, class_names)
+    with atomic_csv(root / TABLE_NAMES[0], ["ImageId", "ClassId", "EncodedPixels"]) as write:
+        for image_id, by_class in sorted(labels.items()):
+            write((image_id, class_id, encoded) for class_id, encoded in sorted(by_class.items()))
+
+
+def write_class_names(root: Path, class_names: Sequence[str]) -> None:
+    """Write classes.txt, whose line n names ClassId n. Raises ResourceError."""
+    write_text(root / CLASSES_NAME, "".join(f"{name}\n" for name in class_names))
 
 
 Severity = Literal["error", "warning"]

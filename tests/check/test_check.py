@@ -225,7 +225,7 @@ def test_report_goes_into_json(tmp_path: Path) -> None:
 
 def test_progress_is_told(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    check_data_folder(data_folder(tmp_path, images="a b"), report=lambda done, of: steps.append((done, of)))
+    check_data_folder(data_folder(tmp_path, images="a b"), progress=lambda done, of, text="": steps.append((done, of)))
     assert steps == [(1, 2), (2, 2)]
 
 
@@ -443,7 +443,7 @@ def test_progress_counts_the_images_of_both_folders(tmp_path: Path) -> None:
     root = sheets_folder(tmp_path / "train", {"a.png": (0, "0"), "b.png": (1, "0")})
     other = sheets_folder(tmp_path / "test", {"a.png": (2, "0")})
     steps: list[tuple[int, int]] = []
-    check_data_folder(root, against=other, report=lambda done, of: steps.append((done, of)))
+    check_data_folder(root, against=other, progress=lambda done, of, text="": steps.append((done, of)))
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
 

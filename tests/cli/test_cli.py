@@ -591,9 +591,11 @@ def test_a_recipe_can_be_shown_and_its_mistakes_are_told_at_once(tmp_path: Path)
 # data, info
 
 
-def test_data_demo_split_and_check_write_exactly_their_files(tmp_path: Path) -> None:
-    made = run("data", "demo", "--out", "sheets", "--images", "6", "--size", "64x128", "--seed", "2", cwd=tmp_path)
-    again = run("data", "demo", "--out", "sheets", cwd=tmp_path)
+def test_data_synthesize_split_and_check_write_exactly_their_files(tmp_path: Path) -> None:
+    made = run(
+        "data", "synthesize", "--out", "sheets", "--images", "6", "--size", "64x128", "--seed", "2", cwd=tmp_path
+    )
+    again = run("data", "synthesize", "--out", "sheets", cwd=tmp_path)
     split = run("data", "split", "sheets", "--folds", "3", cwd=tmp_path)
     split_again = run("data", "split", "sheets", cwd=tmp_path)
 
@@ -712,7 +714,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_plain_results(tmp_path: Path) -> 
     import pty
 
     screen, stderr = pty.openpty()
-    command = [*COMMAND, "data", "demo", "--out", "sheets", "--images", "3", "--size", "64x128"]
+    command = [*COMMAND, "data", "synthesize", "--out", "sheets", "--images", "3", "--size", "64x128"]
     environment = {**ENVIRONMENT, "TERM": "xterm"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=stderr, timeout=120, check=False

@@ -109,7 +109,7 @@ def test_download_reports_a_complete_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_predictions_need_a_finished_run(tmp_path: Path) -> None:
-    result = run("import", "predictions", tmp_path, "--out", tmp_path / "fix.json")
+    result = run("export", "predictions", tmp_path, "--out", tmp_path / "fix.json")
     assert isinstance(result.exception, CannotContinueError)
 
 

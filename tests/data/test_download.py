@@ -226,7 +226,7 @@ def test_client_that_leaves_another_file_is_told(tmp_path: Path) -> None:
 def test_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious.txt").write_text("x")
-    with pytest.raises(OutputExistsError, match=r"precious\.txt\)\. Choose another --out\.$"):
+    with pytest.raises(OutputExistsError, match=r"precious\.txt\)\. Choose another folder\.$"):
         fetch(tmp_path / "out", Kaggle(archive()))
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputExistsError, match="is a file"):

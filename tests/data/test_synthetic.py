@@ -105,7 +105,7 @@ def test_data_folder_holds_the_sheets_and_their_masks(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     out = tmp_path / "new" / "sheets"
     synthetic.write_data_folder(
-        out, images=12, seed=2, size_hw=SIZE_HW, report=lambda done, total: calls.append((done, total))
+        out, images=12, seed=2, size_hw=SIZE_HW, progress=lambda done, total, text="": calls.append((done, total))
     )
     assert calls == [(done, 12) for done in range(1, 13)]
     assert sorted(path.name for path in out.iterdir()) == ["classes.txt", "train.csv", "train_images"]
@@ -146,31 +146,31 @@ def test_out_that_holds_something_is_refused_and_left_alone(tmp_path: Path, as_f
     kept = out if as_file else out / "notes.txt"
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"not empty\. Choose another --out\.$"):
+    with pytest.raises(OutputExistsError, match=r"not empty\. Choose another folder\.$"):
         synthetic.write_data_folder(out, images=1, seed=0, size_hw=(64, 64))
     assert kept.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_interrupted_writing_leaves_nothing_behind(tmp_path: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(done: int, total: int, text: str = "") -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthetic.write_data_folder(tmp_path / "out", images=5, seed=0, size_hw=(64, 64), report=interrupt)
+        synthetic.write_data_folder(tmp_path / "out", images=5, seed=0, size_hw=(64, 64), progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_that_somebody_fills_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    def write_there(done: int, total: int) -> None:
+    def write_there(done: int, total: int, text: str = "") -> None:
         out.mkdir()
         (out / "notes.txt").write_text("mine")
 
     with pytest.raises(ResourceError, match="out"):
-        synthetic.write_data_folder(out, images=1, seed=0, size_hw=(64, 64), report=write_there)
+        synthetic.write_data_folder(out, images=1, seed=0, size_hw=(64, 64), progress=write_there)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "notes.txt"]
 
 

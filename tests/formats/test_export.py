@@ -239,14 +239,14 @@ def test_folder_without_any_class_comes_back_as_it_was(tmp_path: Path, labels: L
 
 def test_names_given_to_the_import_go_before_those_that_the_export_wrote(tmp_path: Path) -> None:
     export_masks(data_folder(tmp_path / "data", SIMPLE), tmp_path / "masks")
-    report = import_masks(tmp_path / "masks", tmp_path / "back", class_names=["x", "y", "z"])
+    report = import_masks(tmp_path / "masks", tmp_path / "back", classes=["x", "y", "z"])
     assert report.class_names == ("x", "y", "z")
 
 
 def test_split_becomes_train_and_val(tmp_path: Path) -> None:
     root = data_folder(tmp_path / "data", SIMPLE)
     (root / "split.csv").write_text("ImageId,fold\na.png,0\nline 1/b.JPG,1\nc.png,2\n")
-    report = export_yolo(root, tmp_path / "yolo", val_fold=1)
+    report = export_yolo(root, tmp_path / "yolo", fold=1)
     assert lost(report) == {"folds": 1}
     assert {name for name in tree(tmp_path / "yolo") if not name.startswith("labels")} == {
         *("data.yaml", "images/train/a.png", "images/train/c.png", "images/val/line 1/b.JPG"),
@@ -275,7 +275,7 @@ def test_split_that_does_not_fit_is_told(
     root = data_folder(tmp_path / "data", SIMPLE)
     (root / "split.csv").write_text("ImageId,fold\n" + split)
     with pytest.raises(kind, match=message):
-        export_yolo(root, tmp_path / "yolo", val_fold=fold)
+        export_yolo(root, tmp_path / "yolo", fold=fold)
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
 
 
@@ -342,6 +342,6 @@ def test_empty_folder_is_filled_and_progress_told(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     steps: list[tuple[int, int]] = []
     root = data_folder(tmp_path / "data", SIMPLE)
-    export_coco(root, tmp_path / "out", report=lambda done, of, text="": steps.append((done, of)))
+    export_coco(root, tmp_path / "out", progress=lambda done, of, text="": steps.append((done, of)))
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert (tmp_path / "out/annotations.json").exists()

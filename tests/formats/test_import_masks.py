@@ -37,7 +37,7 @@ CLEAN = [[0, 0, 0], [0, 0, 0]]
 
 def test_class_maps_become_rows_and_images_keep_their_names_and_bytes(tmp_path: Path) -> None:
     src = source(tmp_path, {"a.png": [[0, 1, 2], [2, 1, 0]], "b.png": CLEAN})
-    report = import_masks(src, tmp_path / "out", class_names=["pits", "cracks", "scratches"])
+    report = import_masks(src, tmp_path / "out", classes=["pits", "cracks", "scratches"])
     assert report == ImportReport(2, 1, ("pits", "cracks", "scratches"), (1, 1, 0), 0)
     assert tree(tmp_path / "out") == {"train.csv", "classes.txt", "train_images/a.png", "train_images/b.jpg"}
     # pixel numbers: 1 3 5 / 2 4 6
@@ -73,7 +73,7 @@ def test_masks_in_class_folders_may_overlap_and_a_missing_file_means_clean(tmp_p
 
 def test_class_names_order_the_class_folders_and_may_name_absent_ones(tmp_path: Path) -> None:
     src = source(tmp_path, {"rust/a.png": [[255, 0, 0], [0, 0, 0]], "dent/b.png": [[1, 0, 0], [0, 0, 0]]})
-    report = import_masks(src, tmp_path / "out", class_names=["rust", "crack", "dent"])
+    report = import_masks(src, tmp_path / "out", classes=["rust", "crack", "dent"])
     assert report.masks_per_class == (1, 0, 1)
 
 
@@ -94,7 +94,7 @@ def test_empty_folder_is_filled_and_progress_told(tmp_path: Path) -> None:
     src = source(tmp_path, {"a.png": CLEAN, "b.png": [[1, 0, 0], [0, 0, 0]]})
     (tmp_path / "out").mkdir()
     steps: list[tuple[int, int]] = []
-    import_masks(src, tmp_path / "out", report=lambda done, of, text="": steps.append((done, of)))
+    import_masks(src, tmp_path / "out", progress=lambda done, of, text="": steps.append((done, of)))
     assert tree(tmp_path / "out") == {"train.csv", "classes.txt", "train_images/a.png", "train_images/b.jpg"}
     assert steps == [(1, 2), (2, 2)]
 
@@ -126,7 +126,7 @@ def test_masks_that_do_not_fit_are_refused_and_leave_nothing(
 ) -> None:
     src = source(tmp_path, masks)
     with pytest.raises(DataError, match=message):
-        import_masks(src, tmp_path / "out", class_names=class_names)
+        import_masks(src, tmp_path / "out", classes=class_names)
     assert {path.name for path in tmp_path.iterdir()} == {"src"}
 
 
@@ -168,7 +168,7 @@ def test_folder_that_is_not_empty_is_not_touched(tmp_path: Path) -> None:
     src = source(tmp_path, {"a.png": CLEAN, "b.png": CLEAN})
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious.txt").write_text("x")
-    with pytest.raises(OutputExistsError, match=r"not empty\. Choose another --out\.$"):
+    with pytest.raises(OutputExistsError, match=r"not empty\. Choose another folder\.$"):
         import_masks(src, tmp_path / "out")
     assert tree(tmp_path / "out") == {"precious.txt"}
 

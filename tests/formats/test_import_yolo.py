@@ -59,7 +59,7 @@ def test_names_may_be_a_mapping_in_any_order_and_classes_may_be_put_in_another(t
     src = yolo(tmp_path, {"train/a.png": UPPER_ROWS}, yaml)
     assert import_yolo(src, tmp_path / "out").class_names == ("crack", "dent")
     assert not (tmp_path / "out/split.csv").exists()
-    report = import_yolo(src, tmp_path / "other", class_names=["rust", "dent", "crack"])
+    report = import_yolo(src, tmp_path / "other", classes=["rust", "dent", "crack"])
     assert report.masks_per_class == (0, 0, 1)
 
 
