@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -311,7 +312,7 @@ def find_table(root: Path) -> Path:
 def _how_to_import(root: Path) -> str:
     """How a folder in another layout becomes a data folder."""
     if (root / "images").is_dir() and (root / "masks").is_dir():
-        return "Import its images/ and masks/ with `defectseg data import masks`."
+        return f"Import its images/ and masks/: defectseg data import masks {shlex.quote(str(root))}"
     return "Labels of other kinds are imported: `defectseg data import` lists the kinds."
 
 

@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 import defectseg
-from defectseg.cli import common
+from defectseg.cli import bars, options
 from defectseg.cli.main import main
 
 COMMAND = [sys.executable, "-m", "defectseg"]
@@ -71,7 +71,7 @@ def _own_process() -> Iterator[None]:
     handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
     yield
     logger.handlers, logger.level, logger.propagate = before
-    common.state.verbose = False
+    options.state.verbose = False
     for one, handler in handlers.items():
         signal.signal(one, handler)
 
@@ -696,17 +696,15 @@ def test_a_bug_exits_with_1_and_asks_for_a_report(tmp_path: Path) -> None:
 def test_progress_goes_to_stderr_in_plain_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common, "_LOG_EVERY_S", 0.0)
-    common.set_up_logging()
-
-    with common.progress("predicting") as bar:
-        bar.start(2)
-        bar.advance()
-        bar.advance()
+    monkeypatch.setattr(bars, "LINE_EVERY_S", 0.0)
+    bars.set_up_logging()
+    with bars.progress_bar("predicting") as progress:
+        progress(1, 2)
+        progress(2, 0, "b.jpg")
 
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines() == ["predicting: 1 of 2", "predicting: 2 of 2"]
+    assert captured.err.splitlines() == ["predicting: 1 of 2", "predicting: 2 b.jpg"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")

@@ -119,7 +119,7 @@ def test_interruption_while_moving_is_finished_by_the_next_run(
     lost = tmp_path / "out/train_images/a.jpg"
     if damaged:
         lost.unlink()
-        with pytest.raises(DataError, match="choose another --out") as refused:
+        with pytest.raises(DataError, match="choose another folder") as refused:
             fetch(tmp_path / "out", Kaggle(b"", error=AssertionError()))
         assert "elete" not in str(refused.value), "what was moved is the user's"
     else:
@@ -136,7 +136,7 @@ def test_complete_folder_is_only_checked(tmp_path: Path) -> None:
 def test_complete_folder_that_lost_an_image_is_told_and_not_touched(tmp_path: Path) -> None:
     fetch(tmp_path / "out", Kaggle(archive()))
     (tmp_path / "out/train_images/c.jpg").unlink()
-    with pytest.raises(DataError, match=r"2 images, 2 with a defect.*expected 3 images.*choose another --out"):
+    with pytest.raises(DataError, match=r"2 images, 2 with a defect.*expected 3 images.*choose another folder"):
         fetch(tmp_path / "out", Kaggle(archive()))
 
 

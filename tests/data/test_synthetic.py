@@ -55,7 +55,7 @@ def test_sheet_that_is_too_small_is_refused(size_hw: tuple[int, int]) -> None:
 
 
 def test_negative_seed_is_refused() -> None:
-    with pytest.raises(UsageError, match="seed -1"):
+    with pytest.raises(UsageError, match="seed: -1"):
         synthetic.make_sheet(-1, 0, SIZE_HW)
 
 

@@ -265,7 +265,7 @@ def test_split_becomes_train_and_val(tmp_path: Path) -> None:
     ("split", "fold", "kind", "message"),
     [
         ("a.png,0\n", 0, DataError, r"gives no fold for 2 images \(first: c\.png\)"),
-        ("a.png,0\nc.png,1\nline 1/b.JPG,1\n", 2, UsageError, r"--fold 2: .*split\.csv has the folds 0, 1"),
+        ("a.png,0\nc.png,1\nline 1/b.JPG,1\n", 2, UsageError, r"fold: there is no fold 2; .*split\.csv has 0, 1"),
         ("a.png,0\nc.png,0\nline 1/b.JPG,0\n", 0, DataError, "leaves nothing to train on"),
     ],
 )

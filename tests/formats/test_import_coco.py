@@ -59,13 +59,13 @@ def test_class_ids_follow_the_order_of_category_ids(tmp_path: Path) -> None:
 
 
 def test_given_names_set_the_order_and_may_name_absent_classes(tmp_path: Path) -> None:
-    run(tmp_path, coco(tmp_path), class_names=["crack", "rust"])
+    run(tmp_path, coco(tmp_path), classes=["crack", "rust"])
     assert rows(tmp_path) == [f"a.png,1,{UPPER_ROWS}"]
 
 
 def test_given_names_that_lack_an_annotated_class_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"annotations of crack, which --classes \(dent\) lacks"):
-        run(tmp_path, coco(tmp_path), class_names=["dent"])
+    with pytest.raises(DataError, match=r"classes: .*annotations of crack, but only dent"):
+        run(tmp_path, coco(tmp_path), classes=["dent"])
 
 
 @pytest.mark.parametrize("counts", [[0, 4, 20], "04d0"])

@@ -210,7 +210,7 @@ def test_images_that_share_a_label_file_are_refused(tmp_path: Path) -> None:
 
 def test_part_that_is_not_there_is_told(tmp_path: Path) -> None:
     src = yolo(tmp_path, {"train/a.png": UPPER_ROWS, "val/b.png": ""})
-    with pytest.raises(UsageError, match=r"--part test: .* has train, val"):
+    with pytest.raises(UsageError, match=r"part: .* has train, val, but no test"):
         import_yolo(src, tmp_path / "out", part="test")
 
 

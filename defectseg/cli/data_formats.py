@@ -1,4 +1,4 @@
-"""`defectseg data import`, `data export` and `data download`."""
+"""`defectseg data import` and `data export`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectseg.cli.common import Json, Verbose, finish, print_json, print_rows, progress, shown
+from defectseg.cli.bars import progress_bar
+from defectseg.cli.options import Json, Verbose, entries
+from defectseg.cli.show import finish, print_json, print_rows, shown
 from defectseg.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
 import_app = typer.Typer(help="Turn labels of another kind into a data folder.", no_args_is_help=True)
 export_app = typer.Typer(help="Turn a data folder, or predictions, into labels of another kind.", no_args_is_help=True)
-download_app = typer.Typer(help="Fetch public data.", no_args_is_help=True)
 
 DataFolder = Annotated[Path, typer.Argument(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
 Out = Annotated[Path, typer.Option("--out", help="Data folder to write; absent or empty.", metavar="DIR")]
@@ -40,8 +41,8 @@ def import_masks(
     """
     from defectseg.formats import masks
 
-    with progress("importing") as bar:
-        report = masks.import_masks(src, out, classes=_names(classes), link=link, progress=bar.move)
+    with progress_bar("importing") as progress:
+        report = masks.import_masks(src, out, classes=entries(classes), link=link, progress=progress)
     _finish_import(report, out, json_output)
 
 
@@ -63,8 +64,8 @@ def import_coco(
     """
     from defectseg.formats.coco import importing
 
-    with progress("importing") as bar:
-        report = importing.import_coco(file, images, out, classes=_names(classes), link=link, progress=bar.move)
+    with progress_bar("importing") as progress:
+        report = importing.import_coco(file, images, out, classes=entries(classes), link=link, progress=progress)
     _finish_import(report, out, json_output)
 
 
@@ -91,8 +92,8 @@ def import_yolo(
 
     if part not in (None, "train", "val", "test"):
         raise UsageError(f"--part {part}: expected train, val or test.")
-    with progress("importing") as bar:
-        report = importing.import_yolo(src, out, classes=_names(classes), part=part, link=link, progress=bar.move)
+    with progress_bar("importing") as progress:
+        report = importing.import_yolo(src, out, classes=entries(classes), part=part, link=link, progress=progress)
     _finish_import(report, out, json_output)
 
 
@@ -113,8 +114,8 @@ def export_coco(
     """
     from defectseg.formats.coco import exporting
 
-    with progress("exporting") as bar:
-        report = exporting.export_coco(root, out, polygons=polygons, link=link, progress=bar.move)
+    with progress_bar("exporting") as progress:
+        report = exporting.export_coco(root, out, polygons=polygons, link=link, progress=progress)
     _finish_export(report, out, json_output)
 
 
@@ -135,8 +136,8 @@ def export_masks(
     """
     from defectseg.formats import masks
 
-    with progress("exporting") as bar:
-        report = masks.export_masks(root, out, per_class=per_class, link=link, progress=bar.move)
+    with progress_bar("exporting") as progress:
+        report = masks.export_masks(root, out, per_class=per_class, link=link, progress=progress)
     _finish_export(report, out, json_output)
 
 
@@ -155,8 +156,8 @@ def export_yolo(
     """
     from defectseg.formats.yolo import exporting
 
-    with progress("exporting") as bar:
-        report = exporting.export_yolo(root, out, fold=fold, link=link, progress=bar.move)
+    with progress_bar("exporting") as progress:
+        report = exporting.export_yolo(root, out, fold=fold, link=link, progress=progress)
     _finish_export(report, out, json_output)
 
 
@@ -178,48 +179,14 @@ def export_predictions(
 
     from defectseg.formats.predictions import predictions_to_coco
 
-    with progress("converting") as bar:
-        report = predictions_to_coco(output, file, run_lengths=run_lengths, report=bar.move)
+    with progress_bar("converting") as progress:
+        report = predictions_to_coco(output, file, run_lengths=run_lengths, report=progress)
     if json_output:
         print_json({**asdict(report), "out": str(file)})
         return
     _print_losses(report.lost)
     print(f"{report.images} images with {report.annotations} regions: {shown(file)}")
     print(f"Once corrected: defectseg data import coco {shown(file)} --images DIR --out DIR")
-
-
-@download_app.command("severstal")
-def download_severstal(
-    out: Annotated[
-        Path, typer.Option("--out", help="Data folder to write; an interrupted run goes on.", metavar="DIR")
-    ],
-    json_output: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Fetch the Severstal data (1.7 GB) from Kaggle and check them; the competition's rules apply.
-
-    Needs the extra kaggle, a token of a Kaggle account, and the rules accepted; says how, where one is missing.
-
-    Example: defectseg data download severstal --out severstal/
-    """
-    import sys
-    from dataclasses import asdict
-
-    from defectseg.data import download
-
-    with progress("unpacking") as bar:
-        report = download.download_severstal(out, show_progress=sys.stderr.isatty(), progress=bar.move)
-    if json_output:
-        print_json({**asdict(report), "out": str(out)})
-        return
-    masks = " / ".join(map(str, report.masks_per_class))
-    print(f"{report.images} images, {report.defect_images} with a defect; masks per class {masks}")
-    print(f"{report.test_images} test images without labels")
-    print(f"{'Was complete already' if report.was_there else 'Complete'}: {shown(out)}")
-
-
-def _names(classes: str | None) -> list[str] | None:
-    return None if classes is None else [name.strip() for name in classes.split(",")]
 
 
 def _finish_import(report: "ImportReport", out: Path, json_output: bool) -> None:
