@@ -626,22 +626,6 @@ def test_data_check_exits_with_3_where_something_is_wrong_and_4_where_there_is_n
     assert_refused(absent, 4, "nowhere: no such folder", "train_images/")
 
 
-def test_data_import_masks_makes_a_data_folder(tmp_path: Path) -> None:
-    for name in ("images", "masks"):
-        (tmp_path / "src" / name).mkdir(parents=True)
-    class_map = np.zeros((8, 8), np.uint8)
-    cv2.imwrite(str(tmp_path / "src" / "images" / "a.png"), class_map + np.uint8(90))
-    class_map[0, 0:2] = 2
-    cv2.imwrite(str(tmp_path / "src" / "masks" / "a.png"), class_map)
-
-    done = run("data", "import", "masks", "src", "--out", "data", "--classes", "pits,cracks", cwd=tmp_path)
-
-    assert (done.returncode, done.stderr) == (0, "")
-    assert files(tmp_path / "data") == {"train.csv", "classes.txt", "train_images/a.png"}
-    assert (tmp_path / "data" / "train.csv").read_text() == "ImageId,ClassId,EncodedPixels\na.png,2,1 1 9 1\n"
-    assert done.stdout.splitlines()[-1].endswith(": data")
-
-
 def test_info_describes_a_model_without_running_it(trained_run: Path, tmp_path: Path) -> None:
     done = run("info", trained_run, "--json", cwd=tmp_path)
 

@@ -215,15 +215,15 @@ def test_copies_join_groups() -> None:
     assert len({folds[image_id] for image_id in "abcde"}) == 1
 
 
-def test_pairs_astride_and_their_images_are_counted() -> None:
+def test_pairs_across_folds_and_their_images_are_counted() -> None:
     related = RelatedImages(frozenset({("a", "b"), ("c", "d")}), {("b", "c"): 0.5, ("d", "e"): 0.6})
-    astride = related.across_folds({"a": 0, "b": 0, "c": 1, "d": 2, "e": 2})
-    assert astride.copies == {("c", "d")}
-    assert astride.neighbours == {("b", "c"): 0.5}
-    assert (related.images, astride.images) == (5, 3)
+    across = related.across_folds({"a": 0, "b": 0, "c": 1, "d": 2, "e": 2})
+    assert across.copies == {("c", "d")}
+    assert across.neighbours == {("b", "c"): 0.5}
+    assert (related.images, across.images) == (5, 3)
 
 
-def test_split_that_ignores_ties_is_the_usual_one() -> None:
+def test_split_of_each_image_alone_is_the_usual_one() -> None:
     sets = severstal_like()
     groups = dict.fromkeys(list(sets)[:30], "one")
     usual = divide_each_alone(folder(sets, groups), folds=5, seed=2)
