@@ -1,15 +1,16 @@
 """What is wrong with a data folder: everything at once, where `open_data_folder` stops at the first fault."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from defectseg.check.image import MOSTLY_DARK, NOT_CLEAN, Inspection, inspect_image, unreadable
+from defectseg.check.image import MOSTLY_DARK, Inspection, inspect_image, unreadable
 from defectseg.check.pairs import CopyPair, LabelledImages, disagreements, name_pairs
 from defectseg.check.report import CheckReport, by_count, summarise
 from defectseg.check.split import check_groups_and_split
@@ -23,7 +24,7 @@ from defectseg.data.folder import (
     images_folder,
     read_class_names,
 )
-from defectseg.data.table import IGNORE_CLASS_ID, ONE_ROW, TABLE_NAMES, Fault, LabelRow, error, scan_label_rows, warning
+from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, Fault, LabelRow, error, scan_label_rows, warning
 from defectseg.errors import DataError, ImageError, UsageError
 from defectseg.image import read
 from defectseg.image.find import IMAGE_SUFFIXES, FoundImage, find_images
@@ -32,14 +33,6 @@ from defectseg.machine import cores
 from defectseg.progress import Progress, silent
 
 _MOST_SINGLE_WARNINGS = 20  # beyond this a kind of warning is the rule in this folder, and one line says so
-
-_REMEDIES = {
-    "fields": "Give the row as many fields as the header has.",
-    "image-id": "Name the image by its path below train_images/.",
-    "class": f"Mend the ClassId, or {NOT_CLEAN}.",
-    "rle": f"Export this mask again, or {NOT_CLEAN}.",
-    "duplicate": ONE_ROW,
-}
 
 
 def check_data_folder(
@@ -61,29 +54,26 @@ def check_data_folder(
     found, faulty = _find(images_folder(root))
     others = None if against is None else _find_others(root, against)
     scan = scan_label_rows(table_path)
-    faults = [
-        error(one.kind, one.message, _REMEDIES[one.kind], image=one.image_id, row=one.line) for one in scan.faults
-    ]
     names, name_faults = _class_names(root, scan.rows)
     rows_of = _by_image(scan.rows)
     missing = _missing_images(rows_of, found)
-    total = len(found) + (0 if others is None else len(others.found))
-    descriptors = Descriptors(len(found))
-    levels = np.zeros(256, np.int64)
-    inspections = [Inspection(image.image_id, faults=(unreadable(image, image.fault),)) for image in faulty]
-    for index, one in enumerate(_inspect_all(found, rows_of, names, table_path, bit_depth)):
-        if one.descriptor is not None and one.levels is not None:
-            descriptors[index] = one.descriptor
-            levels += one.levels
-        inspections.append(replace(one, descriptor=None, levels=None))
-        progress(index + 1, total)
+    own = len(found)
+    total = own + (0 if others is None else len(others.found))
+
+    def inspect(image: FoundImage) -> Inspection:
+        return inspect_image(image, rows_of.get(image.image_id, ()), names, table_path, bit_depth)
+
+    inspections, descriptors, levels = _inspect_all(found, inspect, lambda done: progress(done, total))
+    inspections += [Inspection(image.image_id, faults=(unreadable(image, image.fault),)) for image in faulty]
     size_of = {one.image_id: one.size_hw for one in inspections if one.size_hw is not None}
     labelled = LabelledImages([image.image_id for image in found], size_of, rows_of)
     duplicates = name_pairs(find_copies(descriptors), labelled, labelled)
     split_faults, leaks = check_groups_and_split(root, labelled.ids, duplicates, find_neighbours(descriptors))
-    faults += [*name_faults, *missing.values(), *split_faults, *disagreements(duplicates)]
+    faults = [*scan.faults, *name_faults, *missing.values(), *split_faults, *disagreements(duplicates)]
     if others is not None:
-        leaks, other_faults = _compare(descriptors, labelled, others, bit_depth, progress)
+        leaks, other_faults = _compare(
+            descriptors, labelled, others, bit_depth, lambda done: progress(own + done, total)
+        )
         faults += other_faults
     faults += [fault for one in inspections for fault in one.faults]
     faults += [*_notes(inspections), *_odd_sizes(size_of), *_dark_images(inspections)]
@@ -139,16 +129,17 @@ def _find(folder: Path) -> tuple[list[FoundImage], list[FoundImage]]:
 
 
 def _compare(
-    descriptors: Descriptors, labelled: LabelledImages, others: _Others, bit_depth: int | None, progress: Progress
+    descriptors: Descriptors,
+    labelled: LabelledImages,
+    others: _Others,
+    bit_depth: int | None,
+    advance: Callable[[int], None],
 ) -> tuple[list[CopyPair], list[Fault]]:
     """Leaks into or from the other images, and what is wrong with those or with the masks of copies."""
     paths = [image.path for image in others.found]
-    own = len(descriptors)
-
-    def count(done: int, total: int, text: str = "") -> None:
-        progress(own + done, own + total, text)
-
-    other_descriptors, failed = describe_all(paths, reduced=False, bit_depth=bit_depth, progress=count)
+    other_descriptors, failed = describe_all(
+        paths, reduced=False, bit_depth=bit_depth, progress=lambda done, total, text="": advance(done)
+    )
     copies = find_copies(descriptors, other_descriptors)
     ids = [image.image_id for image in others.found]
     sizes = {}
@@ -172,19 +163,23 @@ def _by_image(rows: Sequence[LabelRow]) -> dict[str, list[LabelRow]]:
 
 
 def _inspect_all(
-    found: Sequence[FoundImage],
-    rows_of: Mapping[str, Sequence[LabelRow]],
-    names: Sequence[str],
-    table_path: Path,
-    bit_depth: int | None,
-) -> Iterator[Inspection]:
-    """Inspect the images on all cores, in their order."""
+    found: Sequence[FoundImage], inspect: Callable[[FoundImage], Inspection], advance: Callable[[int], None]
+) -> tuple[list[Inspection], Descriptors, NDArray[np.int64]]:
+    """Inspect the images on all cores; their inspections, descriptors, and the sum of their grey levels, int64 (256,).
 
-    def inspect(image: FoundImage) -> Inspection:
-        return inspect_image(image, rows_of.get(image.image_id, ()), names, table_path, bit_depth)
-
+    The large arrays of an inspection are taken out of it.
+    """
+    inspections: list[Inspection] = []
+    descriptors = Descriptors(len(found))
+    levels = np.zeros(256, np.int64)
     with ThreadPoolExecutor(max_workers=cores()) as pool:
-        yield from pool.map(inspect, found)
+        for index, one in enumerate(pool.map(inspect, found)):
+            if one.descriptor is not None and one.levels is not None:
+                descriptors[index] = one.descriptor
+                levels += one.levels
+            inspections.append(replace(one, descriptor=None, levels=None))
+            advance(index + 1)
+    return inspections, descriptors, levels
 
 
 def _class_names(root: Path, rows: Sequence[LabelRow]) -> tuple[tuple[str, ...], list[Fault]]:

@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.copies.descriptors import DARK_LEVEL, Descriptor, describe
-from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelRow, error, warning
+from defectseg.data.table import IGNORE_CLASS_ID, NOT_CLEAN, Fault, LabelRow, error, warning
 from defectseg.errors import ImageError, LabelError
 from defectseg.image import read, rle
 from defectseg.image.find import FoundImage
 from defectseg.image.regions import find_regions
 
 MOSTLY_DARK = 0.5  # share of the pixels
-# Without any row, an image counts as clean.
-NOT_CLEAN = "take the image and all its rows out: with this row alone gone, the defect would count as sound steel"
 _WHOLE_IMAGE = 0.95  # of Severstal's masks, the largest covers 0.90
 _FEW_PX = 16  # of Severstal's masks, the smallest has 115
 _FEW_SHARE = 0.005  # of the image, so that tiny pictures may have tiny masks

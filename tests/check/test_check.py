@@ -186,7 +186,7 @@ def test_notes_of_decoding_are_one_warning_a_kind(tmp_path: Path) -> None:
 
 def test_a_bit_depth_is_what_the_images_are_measured_with_and_what_they_are_held_to(tmp_path: Path) -> None:
     pictures = {
-        stem: np.array([[0, level, level]] + [[level] * 3], np.uint16) for stem, level in (("a", 2000), ("b", 4095))
+        stem: np.array([[0, level, level], [level] * 3], np.uint16) for stem, level in (("a", 2000), ("b", 4095))
     }
     root = data_folder(tmp_path, images=pictures)
     report = check_data_folder(root, bit_depth=12)

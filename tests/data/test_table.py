@@ -106,7 +106,7 @@ def test_all_faults_are_collected_by_line_beside_the_sound_rows(tmp_path: Path) 
     )
     scan = scan_label_rows(path)
     assert scan.rows == [LabelRow(2, "a.jpg", 1, "1 3")]
-    assert [(fault.kind, fault.line, fault.image_id) for fault in scan.faults] == [
+    assert [(fault.kind, fault.row, fault.image) for fault in scan.faults] == [
         ("duplicate", 3, "a.jpg"),
         ("image-id", 4, "/b.jpg"),
         ("fields", 5, ""),
