@@ -17,12 +17,11 @@ from defectseg.check.split import check_groups_and_split
 from defectseg.copies.descriptors import Descriptors, describe_all
 from defectseg.copies.find import find_copies
 from defectseg.copies.strips import find_neighbours
+from defectseg.data.classes import check_class_names, read_class_names
 from defectseg.data.folder import (
     IMAGES_NAME,
-    check_class_names,
     find_table,
     images_folder,
-    read_class_names,
 )
 from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, Fault, LabelRow, error, scan_label_rows, warning
 from defectseg.errors import DataError, ImageError, UsageError

@@ -17,8 +17,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from defectseg import files
+from defectseg.data.classes import write_class_names
 from defectseg.data.folder import IMAGES_NAME
-from defectseg.data.table import TABLE_NAMES, Labels, write_labels
+from defectseg.data.table import TABLE_NAMES, Labels, write_label_table
 from defectseg.errors import UsageError
 from defectseg.image import rle
 from defectseg.progress import Progress, silent
@@ -129,7 +130,8 @@ def write_data_folder(
             files.write_result(building / IMAGES_NAME / image_id, content.tobytes())
             labels[image_id] = {n: rle.encode(mask) for n, mask in enumerate(sheet.masks, start=1) if mask.any()}
             progress(index + 1, images)
-        write_labels(building, CLASS_NAMES, labels)
+        write_class_names(building, CLASS_NAMES)
+        write_label_table(building, labels)
 
 
 def _choose_classes(rng: Generator) -> list[int]:

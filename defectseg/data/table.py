@@ -4,17 +4,16 @@
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from defectseg.errors import LabelError
-from defectseg.files import CsvTable, atomic_csv, check_image_id, read_csv, write_text
+from defectseg.files import CsvTable, atomic_csv, check_image_id, read_csv
 from defectseg.image import rle
 
 TABLE_NAMES = ("train.csv", "train.csv.gz")
-CLASSES_NAME = "classes.txt"
 IGNORE_CLASS_ID = 255
 MAX_CLASSES = IGNORE_CLASS_ID - 1
 
@@ -203,14 +202,8 @@ def _parse_class_id(text: str, encoded: str) -> int:
     return class_id
 
 
-def write_labels(root: Path, class_names: Sequence[str], labels: Labels) -> None:
-    """Write classes.txt and train.csv, sorted by ImageId, then by ClassId. Raises ResourceError."""
-    write_class_names(root, class_names)
+def write_label_table(root: Path, labels: Labels) -> None:
+    """Write train.csv, sorted by ImageId, then by ClassId. Raises ResourceError."""
     with atomic_csv(root / TABLE_NAMES[0], ["ImageId", "ClassId", "EncodedPixels"]) as write:
         for image_id, by_class in sorted(labels.items()):
             write((image_id, class_id, encoded) for class_id, encoded in sorted(by_class.items()))
-
-
-def write_class_names(root: Path, class_names: Sequence[str]) -> None:
-    """Write classes.txt, whose line n names ClassId n. Raises ResourceError."""
-    write_text(root / CLASSES_NAME, "".join(f"{name}\n" for name in class_names))

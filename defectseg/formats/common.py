@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.data.folder import IMAGES_NAME, DataFolder, check_class_names, open_data_folder
+from defectseg.data.classes import check_class_names, write_class_names
+from defectseg.data.folder import IMAGES_NAME, DataFolder, open_data_folder
 from defectseg.data.split import SPLIT_NAME, write_split
-from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_labels
+from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_label_table
 from defectseg.errors import DataError
 from defectseg.files import new_folder
 from defectseg.image import read, rle
@@ -199,7 +200,8 @@ def write_data_folder(
     with new_folder(out, last="train.csv") as building:
         for image in found:
             place_image(image.path, building / IMAGES_NAME / image.image_id, link=link)
-        write_labels(building, names, labels)
+        write_class_names(building, names)
+        write_label_table(building, labels)
         if folds is not None:
             write_split(building / SPLIT_NAME, folds)
     images_of_class = Counter(class_id for by_class in labels.values() for class_id in by_class)

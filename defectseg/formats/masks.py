@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.data.folder import check_class_names, read_class_names
-from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_class_names
+from defectseg.data.classes import check_class_names, read_class_names, write_class_names
+from defectseg.data.table import IGNORE_CLASS_ID, Labels
 from defectseg.errors import DataError
 from defectseg.files import check_is_free, new_folder
 from defectseg.formats.common import (

@@ -12,6 +12,7 @@ from defectseg.data.folder import open_data_folder
 from defectseg.errors import OutputExistsError, ResourceError, UsageError
 
 SIZE_HW = (128, 400)
+RIGHT: dict[str, Any] = {"images": 1, "seed": 0, "size_hw": SIZE_HW}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_default_size_is_that_of_severstal() -> None:
 )
 def test_sheets_that_cannot_be_made_are_refused(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        synthetic.write_data_folder(tmp_path / "out", **{"images": 1, "seed": 0, "size_hw": SIZE_HW} | wrong)
+        synthetic.write_data_folder(tmp_path / "out", **(RIGHT | wrong))
     assert list(tmp_path.iterdir()) == []
 
 

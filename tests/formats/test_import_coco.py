@@ -55,6 +55,7 @@ def part(name: str, of: str) -> dict[str, str]:
 
 
 BOXED = annotation(2, bbox=[0.5, 1.5, 1.0, 10.0])  # columns 0 and 1, rows 1 and below
+NO_OUTLINES: tuple[Any, ...] = ([], [[]], None)
 SLIVER = [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]]
 
 
@@ -112,7 +113,7 @@ SLIVER = [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]]
                 {2: UPPER_ROWS, 255: "3 2 7 2"},  # where no mask explains the box
                 {"boxes": 1},
             )
-            for nothing in ([], [[]], None)
+            for nothing in NO_OUTLINES
         ),
         (
             {"annotations": [{"id": 5, "image_id": 1, "category_id": 7}, annotation(6, segmentation=SLIVER)]},
