@@ -27,7 +27,7 @@ from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, Fault, LabelRow, 
 from defectseg.errors import DataError, ImageError, UsageError
 from defectseg.image import read
 from defectseg.image.find import IMAGE_SUFFIXES, FoundImage, find_images
-from defectseg.image.read import find_low_bit_depth
+from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.machine import cores
 from defectseg.progress import Progress, silent
 
@@ -75,10 +75,8 @@ def check_data_folder(
         )
         faults += other_faults
     faults += [fault for one in inspections for fault in one.faults]
-    faults += [*_notes(inspections), *_odd_sizes(size_of), *_dark_images(inspections)]
     low = find_low_bit_depth(Counter(one.brightest16 for one in inspections))
-    if low is not None:
-        faults.append(warning("bit-depth", str(low), f"Say that they have {low.bit_depth} bits, or all 16."))
+    faults += [*_notes(inspections), *_odd_sizes(size_of), *_dark_images(inspections), *_low_bit_depth(low)]
     return summarise(
         inspections,
         names,
@@ -225,6 +223,11 @@ def _notes(inspections: Sequence[Inspection]) -> Iterator[Fault]:
             "Make sure that the masks were drawn on the picture as it is read here; see docs/formats.md.",
             image=image_ids[0],
         )
+
+
+def _low_bit_depth(low: LowBitDepth | None) -> Iterator[Fault]:
+    if low is not None:
+        yield warning("bit-depth", str(low), f"Say that they have {low.bit_depth} bits, or all 16.")
 
 
 def _odd_sizes(size_of: Mapping[str, tuple[int, int]]) -> Iterator[Fault]:

@@ -142,6 +142,9 @@ def test_commands_end_with_their_exit_codes_and_never_load_torch(tmp_path: Path,
     again, message = exit_of("export", "coco", data_folder, "--out", coco)
     assert (again, "exists and is not empty" in message) == (2, True)
     file = coco / "annotations.json"
+    arguments = ("import", "coco", file, "--images", coco / "images", "--out", tmp_path / "back")
+    code, message = exit_of(*arguments, "--classes", "pits")
+    assert (code, "error: --classes: " in message) == (4, True)
     file.write_text("[]")
-    code, message = exit_of("import", "coco", file, "--images", coco / "images", "--out", tmp_path / "back")
+    code, message = exit_of(*arguments)
     assert (code, "export as COCO" in message) == (4, True)
