@@ -15,6 +15,7 @@ DefectsegError                    1   never raised itself
 
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from importlib.util import find_spec
 
 
 class ExitCode(IntEnum):
@@ -112,3 +113,9 @@ class MissingExtraError(CannotContinueError):
 
 class ResourceError(CannotContinueError):
     """Disk space, memory or a device ran out or is not there, or a folder is in use by another job."""
+
+
+def require_extra(what: str, extra: str, *packages: str) -> None:
+    """Raise MissingExtraError where one of the packages is not installed; nothing is imported."""
+    if any(find_spec(package) is None for package in packages):
+        raise MissingExtraError(what, extra)

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from defectseg.errors import LabelError, ResourceError
+from defectseg.errors import LabelError, OutputExistsError, ResourceError
 
 _UNFIT = re.compile(r"^/|^[A-Za-z]:|[\\\x00-\x1f\ud800-\udfff]")
 TEMPORARY_PREFIX = ".tmp-"
@@ -164,6 +165,41 @@ def is_empty_folder(folder: Path) -> bool:
     return folder.is_dir() and all(_is_leftover(entry.name) for entry in folder.iterdir())
 
 
+def check_is_free(out: Path) -> None:
+    """Raise OutputExistsError unless a folder is absent or empty."""
+    if not is_empty_folder(out):
+        raise OutputExistsError(f"{out}: exists and is not empty. Choose another folder.")
+
+
+@contextmanager
+def new_folder(out: Path, *, last: str) -> Iterator[Path]:
+    """Give an empty folder to fill; on leaving without an error it becomes `out`, else nothing is left.
+
+    Args:
+        out: a folder that is absent or empty.
+        last: the entry that makes the folder complete: where `out` is there already, it is moved in after the others.
+
+    Raises:
+        OutputExistsError: `out` is not empty.
+        ResourceError: it cannot be written.
+    """
+    check_is_free(out)
+    out = out.absolute()
+    # A folder that is there may be a mount, whose parent is another disk, or somebody's working folder: it is filled.
+    building = temporary_beside(out / "folder" if out.exists() else out)
+    try:
+        with resource_errors(out):
+            building.mkdir(parents=True)
+            yield building
+            if building.parent == out:
+                for entry in sorted(building.iterdir(), key=lambda entry: (entry.name == last, entry.name)):
+                    entry.rename(out / entry.name)
+            else:
+                building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
 @contextmanager
 def resource_errors(path: Path) -> Iterator[None]:
     """Turn what the system says of writing `path` into a ResourceError that says what to do."""
@@ -197,6 +233,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def is_plain_path(text: str) -> bool:
+    """Whether a text is a relative POSIX path that every system knows, and that stays below its folder."""
+    return not _UNFIT.search(text) and not any(part in ("", ".", "..") for part in text.split("/"))
+
+
 def check_image_id(image_id: str, *, where: str) -> None:
     """Refuse an ImageId that is not a plain relative POSIX path below its folder.
 
@@ -204,7 +245,7 @@ def check_image_id(image_id: str, *, where: str) -> None:
         LabelError: it is empty or absolute, names a drive, has a backslash, a control sign or a part that is empty, "."
             or ".."; names `where`.
     """
-    if _UNFIT.search(image_id) or any(part in ("", ".", "..") for part in image_id.split("/")):
+    if not is_plain_path(image_id):
         raise LabelError(
             f"{where}: ImageId {image_id!r} is not a path below train_images/; expected a name such as 'a.jpg' or "
             "'line1/a.jpg' (no drive, no leading '/', no '..', no backslash)."

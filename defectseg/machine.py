@@ -37,6 +37,11 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def is_main_process() -> bool:
+    """False in all but the first of the processes that torchrun starts: one of them speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def peak_memory_mb() -> float | None:
     """Largest resident size of this process so far, in MB (10^6 bytes); None where the system does not tell.
 

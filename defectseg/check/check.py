@@ -8,43 +8,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from defectseg.check.image import MOSTLY_DARK, NOT_CLEAN, Inspection, inspect_image, unreadable
+from defectseg.check.image import MOSTLY_DARK, Inspection, inspect_image, unreadable
 from defectseg.check.pairs import CopyPair, LabelledImages, disagreements, name_pairs
 from defectseg.check.report import CheckReport, by_count, summarise
 from defectseg.check.split import check_groups_and_split
-from defectseg.copies.descriptors import Looks, look_at_all, usable_cores
+from defectseg.copies.descriptors import Descriptors, describe_all
 from defectseg.copies.find import find_copies
 from defectseg.copies.strips import find_neighbours
+from defectseg.data.classes import check_class_names, read_class_names
 from defectseg.data.folder import (
     IMAGES_NAME,
-    TABLE_NAMES,
-    check_class_names,
     find_table,
     images_folder,
-    read_class_names,
 )
-from defectseg.data.table import IGNORE_CLASS_ID, ONE_ROW, Fault, LabelRow, error, scan_label_rows, warning
+from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, Fault, LabelRow, error, scan_label_rows, warning
 from defectseg.errors import DataError, ImageError, UsageError
 from defectseg.image import read
 from defectseg.image.find import IMAGE_SUFFIXES, FoundImage, find_images
-from defectseg.image.read import find_low_bit_depth
-
-Report = Callable[[int, int], None]
+from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.machine import cores
+from defectseg.progress import Progress, silent
 
 _MOST_SINGLE_WARNINGS = 20  # beyond this a kind of warning is the rule in this folder, and one line says so
 
-_REMEDIES = {
-    "fields": "Give the row as many fields as the header has.",
-    "image-id": "Name the image by its path below train_images/.",
-    "class": f"Mend the ClassId, or {NOT_CLEAN}.",
-    "rle": f"Export this mask again, or {NOT_CLEAN}.",
-    "duplicate": ONE_ROW,
-}
-
 
 def check_data_folder(
-    root: Path, *, against: Path | None = None, bit_depth: int | None = None, report: Report | None = None
+    root: Path, *, against: Path | None = None, bit_depth: int | None = None, progress: Progress = silent
 ) -> CheckReport:
     """Decode every image and every mask of a data folder, compare the images, and list what is wrong.
 
@@ -52,7 +43,7 @@ def check_data_folder(
         root: the folder that holds train_images/ and train.csv or train.csv.gz.
         against: another data folder, or a folder of images, none of which should be a copy of one in `root`.
         bit_depth: of the 16-bit files of both, 9 to 16; None: as they say themselves.
-        report: called with the number of images done and of all images.
+        progress: counts the images.
 
     Raises:
         DataError: there is no such folder, image or label table, or the table's header is unknown.
@@ -62,35 +53,30 @@ def check_data_folder(
     found, faulty = _find(images_folder(root))
     others = None if against is None else _find_others(root, against)
     scan = scan_label_rows(table_path)
-    faults = [
-        error(one.kind, one.message, _REMEDIES[one.kind], image=one.image_id, row=one.line) for one in scan.faults
-    ]
     names, name_faults = _class_names(root, scan.rows)
     rows_of = _by_image(scan.rows)
     missing = _missing_images(rows_of, found)
-    steps = _Steps(len(found) + (0 if others is None else len(others.found)), report)
-    looks = Looks(len(found))
-    levels = np.zeros(256, np.int64)
-    inspections = [Inspection(image.image_id, faults=(unreadable(image, image.fault),)) for image in faulty]
-    for index, one in enumerate(_inspect_all(found, rows_of, names, table_path, bit_depth)):
-        if one.look is not None and one.levels is not None:
-            looks[index] = one.look
-            levels += one.levels
-        inspections.append(replace(one, look=None, levels=None))
-        steps.advance()
+    own = len(found)
+    total = own + (0 if others is None else len(others.found))
+
+    def inspect(image: FoundImage) -> Inspection:
+        return inspect_image(image, rows_of.get(image.image_id, ()), names, table_path, bit_depth)
+
+    inspections, descriptors, levels = _inspect_all(found, inspect, lambda done: progress(done, total))
+    inspections += [Inspection(image.image_id, faults=(unreadable(image, image.fault),)) for image in faulty]
     size_of = {one.image_id: one.size_hw for one in inspections if one.size_hw is not None}
     labelled = LabelledImages([image.image_id for image in found], size_of, rows_of)
-    duplicates = name_pairs(find_copies(looks), labelled, labelled)
-    split_faults, leaks = check_groups_and_split(root, labelled.ids, duplicates, find_neighbours(looks))
-    faults += [*name_faults, *missing.values(), *split_faults, *disagreements(duplicates)]
+    duplicates = name_pairs(find_copies(descriptors), labelled, labelled)
+    split_faults, leaks = check_groups_and_split(root, labelled.ids, duplicates, find_neighbours(descriptors))
+    faults = [*scan.faults, *name_faults, *missing.values(), *split_faults, *disagreements(duplicates)]
     if others is not None:
-        leaks, other_faults = _compare(looks, labelled, others, bit_depth, steps)
+        leaks, other_faults = _compare(
+            descriptors, labelled, others, bit_depth, lambda done: progress(own + done, total)
+        )
         faults += other_faults
     faults += [fault for one in inspections for fault in one.faults]
-    faults += [*_notes(inspections), *_odd_sizes(size_of), *_dark_images(inspections)]
     low = find_low_bit_depth(Counter(one.brightest16 for one in inspections))
-    if low is not None:
-        faults.append(warning("bit-depth", str(low), f"Say that they have {low.bit_depth} bits, or all 16."))
+    faults += [*_notes(inspections), *_odd_sizes(size_of), *_dark_images(inspections), *_low_bit_depth(low)]
     return summarise(
         inspections,
         names,
@@ -102,18 +88,6 @@ def check_data_folder(
         leaks=leaks,
         low_bit_depth=low,
     )
-
-
-class _Steps:
-    """Counts images for whoever wants to know."""
-
-    def __init__(self, total: int, report: Report | None) -> None:
-        self.done, self.total, self.report = 0, total, report
-
-    def advance(self) -> None:
-        self.done += 1
-        if self.report is not None:
-            self.report(self.done, self.total)
 
 
 @dataclass(frozen=True)
@@ -129,10 +103,10 @@ class _Others:
 def _find_others(root: Path, against: Path) -> _Others:
     """The images of another data folder, or of a plain folder."""
     if not against.is_dir():
-        raise DataError(f"{against}: no such folder; --against takes a data folder or a folder of images.")
+        raise DataError(f"{against}: no such folder; expected a data folder or a folder of images.", argument="against")
     own = (root / IMAGES_NAME).resolve()
     if against.resolve() == root.resolve() or against.resolve().is_relative_to(own):
-        raise UsageError(f"--against {against}: is the folder itself. Copies within it are listed without --against.")
+        raise UsageError(f"{against} is the folder itself, whose own copies are listed anyway.", argument="against")
     folder = against / IMAGES_NAME if (against / IMAGES_NAME).is_dir() else against
     tables = [against / name for name in TABLE_NAMES if (against / name).is_file()]
     rows_of = None
@@ -152,14 +126,18 @@ def _find(folder: Path) -> tuple[list[FoundImage], list[FoundImage]]:
 
 
 def _compare(
-    looks: Looks, labelled: LabelledImages, others: _Others, bit_depth: int | None, steps: _Steps
+    descriptors: Descriptors,
+    labelled: LabelledImages,
+    others: _Others,
+    bit_depth: int | None,
+    advance: Callable[[int], None],
 ) -> tuple[list[CopyPair], list[Fault]]:
     """Leaks into or from the other images, and what is wrong with those or with the masks of copies."""
     paths = [image.path for image in others.found]
-    other_looks, failed = look_at_all(
-        paths, reduced=False, bit_depth=bit_depth, report=lambda done, total: steps.advance()
+    other_descriptors, failed = describe_all(
+        paths, reduced=False, bit_depth=bit_depth, progress=lambda done, total, text="": advance(done)
     )
-    copies = find_copies(looks, other_looks)
+    copies = find_copies(descriptors, other_descriptors)
     ids = [image.image_id for image in others.found]
     sizes = {}
     if others.rows_of is not None:  # the size is needed for their masks only
@@ -182,19 +160,23 @@ def _by_image(rows: Sequence[LabelRow]) -> dict[str, list[LabelRow]]:
 
 
 def _inspect_all(
-    found: Sequence[FoundImage],
-    rows_of: Mapping[str, Sequence[LabelRow]],
-    names: Sequence[str],
-    table_path: Path,
-    bit_depth: int | None,
-) -> Iterator[Inspection]:
-    """Inspect the images on all cores, in their order."""
+    found: Sequence[FoundImage], inspect: Callable[[FoundImage], Inspection], advance: Callable[[int], None]
+) -> tuple[list[Inspection], Descriptors, NDArray[np.int64]]:
+    """Inspect the images on all cores; their inspections, descriptors, and the sum of their grey levels, int64 (256,).
 
-    def inspect(image: FoundImage) -> Inspection:
-        return inspect_image(image, rows_of.get(image.image_id, ()), names, table_path, bit_depth)
-
-    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-        yield from pool.map(inspect, found)
+    The large arrays of an inspection are taken out of it.
+    """
+    inspections: list[Inspection] = []
+    descriptors = Descriptors(len(found))
+    levels = np.zeros(256, np.int64)
+    with ThreadPoolExecutor(max_workers=cores()) as pool:
+        for index, one in enumerate(pool.map(inspect, found)):
+            if one.descriptor is not None and one.levels is not None:
+                descriptors[index] = one.descriptor
+                levels += one.levels
+            inspections.append(replace(one, descriptor=None, levels=None))
+            advance(index + 1)
+    return inspections, descriptors, levels
 
 
 def _class_names(root: Path, rows: Sequence[LabelRow]) -> tuple[tuple[str, ...], list[Fault]]:
@@ -241,6 +223,11 @@ def _notes(inspections: Sequence[Inspection]) -> Iterator[Fault]:
             "Make sure that the masks were drawn on the picture as it is read here; see docs/formats.md.",
             image=image_ids[0],
         )
+
+
+def _low_bit_depth(low: LowBitDepth | None) -> Iterator[Fault]:
+    if low is not None:
+        yield warning("bit-depth", str(low), f"Say that they have {low.bit_depth} bits, or all 16.")
 
 
 def _odd_sizes(size_of: Mapping[str, tuple[int, int]]) -> Iterator[Fault]:

@@ -8,16 +8,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.copies.descriptors import DARK_LEVEL, Look, look_at
-from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelRow, error, warning
+from defectseg.copies.descriptors import DARK_LEVEL, Descriptor, describe
+from defectseg.data.table import IGNORE_CLASS_ID, NOT_CLEAN, Fault, LabelRow, error, warning
 from defectseg.errors import ImageError, LabelError
 from defectseg.image import read, rle
 from defectseg.image.find import FoundImage
 from defectseg.image.regions import find_regions
 
 MOSTLY_DARK = 0.5  # share of the pixels
-# Without any row, an image counts as clean.
-NOT_CLEAN = "take the image and all its rows out: with this row alone gone, the defect would count as sound steel"
 _WHOLE_IMAGE = 0.95  # of Severstal's masks, the largest covers 0.90
 _FEW_PX = 16  # of Severstal's masks, the smallest has 115
 _FEW_SHARE = 0.005  # of the image, so that tiny pictures may have tiny masks
@@ -47,7 +45,7 @@ class Inspection:
         dark_share: share of the pixels that are darker than steel is, 0 to 1.
         sheet_end: whether the dark beyond an end of the sheet reaches in from a side.
         levels: how many pixels have each grey level, int64 (256,).
-        look: for the search for copies.
+        descriptor: for the search for copies.
     """
 
     image_id: str
@@ -58,7 +56,7 @@ class Inspection:
     dark_share: float = 0.0
     sheet_end: bool = False
     levels: NDArray[np.int64] | None = None
-    look: Look | None = None
+    descriptor: Descriptor | None = None
     brightest16: int | None = None
 
 
@@ -108,7 +106,7 @@ def inspect_image(
         float(levels[:DARK_LEVEL].sum() / pixels.size),
         _has_sheet_end(pixels),
         levels,
-        look_at(pixels),
+        describe(pixels),
         decoded.brightest16,
     )
 

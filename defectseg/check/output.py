@@ -1,16 +1,12 @@
 """What `data check --out` leaves on disk: check.json, a contact sheet, and a page of figures and of the worst pairs."""
 
-import base64
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-import cv2
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,19 +14,20 @@ from defectseg import files
 from defectseg.check.pairs import CopyPair
 from defectseg.check.report import CheckReport
 from defectseg.copies.descriptors import turned
-from defectseg.data.folder import IMAGES_NAME, TABLE_NAMES
-from defectseg.data.table import IGNORE_CLASS_ID, LabelRow, scan_label_rows
+from defectseg.data.folder import IMAGES_NAME
+from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, LabelRow, scan_label_rows
 from defectseg.errors import ImageError, LabelError, OutputExistsError
 from defectseg.image import read, rle
 from defectseg.image.overlay import encode_jpeg, paint_truth
 from defectseg.pages.contact_sheet import choose_evenly, make_contact_sheet
+from defectseg.pages.page import render_page
+from defectseg.pages.pictures import data_uri
 
 JSON_NAME, SHEET_NAME, PAGE_NAME = "check.json", "contact_sheet.jpg", "report.html"
 SHEET_IMAGES = 60
 PAGE_PAIRS = 40
 PAGE_FAULTS = 300
-_PAIR_WIDTH_PX = 800
-_PAIR_JPEG_QUALITY = 85
+_PAIR_PX = 800
 
 
 @contextmanager
@@ -51,12 +48,10 @@ def output_folder(out: Path, *, overwrite: bool = False) -> Iterator[None]:
         if foreign:
             raise OutputExistsError(
                 f"{out}: holds {', '.join(foreign[:3])}, which check did not write, so it is left alone. "
-                "Choose another --out."
+                "Choose another folder."
             )
         if not overwrite:
-            raise OutputExistsError(
-                f"{out}: holds an earlier check. Choose another --out, or replace {', '.join(own)} with --overwrite."
-            )
+            raise OutputExistsError(f"{out}: holds an earlier check. Choose another folder.", go_on={"overwrite": True})
     with files.folder_lock(out):
         files.remove_stale_temporaries(out)
         yield
@@ -133,13 +128,10 @@ class _ShownPair:
 
 
 def _page(root: Path, report: CheckReport, own: _Pictures, other: _Pictures, against: Path | None) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": "{:,}".format, "bars": _bars}
-    template = resources.files("defectseg.check").joinpath("report.html.j2").read_text(encoding="utf-8")
     worst = _worst(report)
-    return environment.from_string(template).render(
+    return render_page(
+        "defectseg.check",
+        {"bars": _bars},
         title=f"Check of {root.name or root.resolve().name}",
         report=report,
         against=None if against is None else str(against),
@@ -168,22 +160,13 @@ def _show(pair: CopyPair, leak: bool, own: _Pictures, other: _Pictures) -> _Show
     image_uri = other_uri = None
     wide = False
     if first is not None:
-        image_uri = _data_uri(paint_truth(first[0], first[1]))
+        image_uri = data_uri(paint_truth(first[0], first[1]), largest_px=_PAIR_PX)
         wide = first[0].shape[1] > 2 * first[0].shape[0]
     if second is not None:
-        other_uri = _data_uri(paint_truth(turned(second[0], pair.turn), turned(second[1], pair.turn)))
+        other_uri = data_uri(
+            paint_truth(turned(second[0], pair.turn), turned(second[1], pair.turn)), largest_px=_PAIR_PX
+        )
     return _ShownPair(pair, leak, image_uri, other_uri, wide)
-
-
-def _data_uri(bgr: NDArray[np.uint8]) -> str:
-    """A JPEG at most 800 px wide and high, in the form that an <img> holds."""
-    scale = _PAIR_WIDTH_PX / max(bgr.shape[:2])
-    if scale < 1:
-        bgr = np.asarray(cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
-    quality = (cv2.IMWRITE_JPEG_QUALITY, _PAIR_JPEG_QUALITY)
-    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    _, jpeg = cv2.imencode(".jpg", bgr, [*quality, *sampling])
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}"
 
 
 def _bars(histogram: Mapping[str, int]) -> Sequence[tuple[str, int, float]]:

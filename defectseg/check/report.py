@@ -158,8 +158,8 @@ def summarise(
     """
     ids = {one.image_id for one in inspections}
     perhaps_defective = {row.image_id for row in scan.rows if row.encoded}
-    perhaps_defective |= {fault.image_id for fault in scan.faults}
-    listed = {row.image_id for row in scan.rows} | {fault.image_id for fault in scan.faults}
+    perhaps_defective |= {fault.image for fault in scan.faults}
+    listed = {row.image_id for row in scan.rows} | {fault.image for fault in scan.faults}
     masks = [mask for one in inspections for mask in one.masks]
     sizes = Counter(f"{one.size_hw[0]}x{one.size_hw[1]}" for one in inspections if one.size_hw is not None)
     mean, std = _mean_std(levels)

@@ -1,4 +1,4 @@
-"""`defectseg data`: synthetic sheets, checks, splits; imports and exports are in `data_exchange.py`."""
+"""`defectseg data`: sheets, downloads, checks, splits; imports and exports are in `data_formats.py`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,21 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defectseg.cli import data_exchange
-from defectseg.cli.common import (
-    BitDepth,
-    Json,
-    MaxPixels,
-    Overwrite,
-    Verbose,
-    bit_depth_hint,
-    finish,
-    print_json,
-    print_rows,
-    progress,
-    shown,
-)
-from defectseg.errors import ExitCode, OutputExistsError, UsageError
+from defectseg.cli.bars import progress_bar
+from defectseg.cli.data_formats import export_app, import_app
+from defectseg.cli.options import BitDepth, Json, MaxPixels, Overwrite, Verbose, parse_size
+from defectseg.cli.show import bit_depth_hint, finish, print_json, print_rows, shown
+from defectseg.errors import ExitCode, OutputExistsError
 
 if TYPE_CHECKING:
     from defectseg.check.pairs import CopyPair
@@ -29,15 +19,16 @@ if TYPE_CHECKING:
 _MOST_PAIRS_PRINTED = 100
 
 app = typer.Typer(help="Make, fetch, import, export, check and split data folders.", no_args_is_help=True)
-app.add_typer(data_exchange.import_app, name="import")
-app.add_typer(data_exchange.export_app, name="export")
-app.add_typer(data_exchange.download_app, name="download")
+download_app = typer.Typer(help="Fetch public data.", no_args_is_help=True)
+app.add_typer(import_app, name="import")
+app.add_typer(export_app, name="export")
+app.add_typer(download_app, name="download")
 
 DataFolderArgument = Annotated[Path, typer.Argument(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
 
 
-@app.command("demo")
-def make_demo(
+@app.command("synthesize")
+def synthesize(
     out: Annotated[Path, typer.Option("--out", help="Folder to write; absent or empty.", metavar="DIR")],
     images: Annotated[int, typer.Option("--images", help="Number of sheets.", min=1, metavar="N")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal sheets.", min=0, metavar="S")] = 0,
@@ -47,9 +38,39 @@ def make_demo(
     """Make synthetic steel sheets in the Severstal layout."""
     from defectseg.data.synthetic import write_data_folder
 
-    with progress("making sheets") as bar:
-        write_data_folder(out, images=images, seed=seed, size_hw=_parse_size(size), report=bar.move)
+    with progress_bar("making sheets") as progress:
+        write_data_folder(out, images=images, seed=seed, size_hw=parse_size(size), progress=progress)
     print(f"{images} sheets: {shown(out)}")
+
+
+@download_app.command("severstal")
+def download_severstal(
+    out: Annotated[
+        Path, typer.Option("--out", help="Data folder to write; an interrupted run goes on.", metavar="DIR")
+    ],
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fetch the Severstal data (1.7 GB) from Kaggle and check them; the competition's rules apply.
+
+    Needs the extra kaggle, a token of a Kaggle account, and the rules accepted; says how, where one is missing.
+
+    Example: defectseg data download severstal --out severstal/
+    """
+    import sys
+    from dataclasses import asdict
+
+    from defectseg.data import download
+
+    with progress_bar("unpacking") as progress:
+        report = download.download_severstal(out, show_progress=sys.stderr.isatty(), progress=progress)
+    if json_output:
+        print_json({**asdict(report), "out": str(out)})
+        return
+    masks = " / ".join(map(str, report.masks_per_class))
+    print(f"{report.images} images, {report.defect_images} with a defect; masks per class {masks}")
+    print(f"{report.test_images} test images without labels")
+    print(f"{'Was complete already' if report.was_there else 'Complete'}: {shown(out)}")
 
 
 @app.command("check")
@@ -87,8 +108,8 @@ def check(
     from defectseg.check.output import PAGE_NAME, output_folder, write_check
 
     with nullcontext() if out is None else output_folder(out, overwrite=overwrite):
-        with progress("checking") as bar:
-            report = check_data_folder(root, against=against, bit_depth=bit_depth, report=bar.move)
+        with progress_bar("checking") as progress:
+            report = check_data_folder(root, against=against, bit_depth=bit_depth, progress=progress)
         if out is not None:
             write_check(out, root, report, against=against, bit_depth=bit_depth)
     if json_output:
@@ -166,15 +187,15 @@ def split(
     Copies, also turned ones, images that look like the same strip, and groups of groups.csv stay together.
     """
     from defectseg.data.folder import open_data_folder
-    from defectseg.data.split import divide, divide_ignoring_ties, find_ties, write_split
+    from defectseg.data.split import SPLIT_NAME, divide, divide_each_alone, find_related, write_split
 
-    path = root / "split.csv" if out is None else out
+    path = root / SPLIT_NAME if out is None else out
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path}: exists. Choose another --out, or use --overwrite.")
+        raise OutputExistsError(f"{path}: exists. Choose another --out.", go_on={"overwrite": True})
     folder = open_data_folder(root, bit_depth=bit_depth)
-    with progress("looking for copies") as bar:
-        ties = find_ties(folder, report=bar.move)
-    chosen = divide(folder, ties, folds=folds, seed=seed)
+    with progress_bar("looking for copies") as progress:
+        related = find_related(folder, progress=progress)
+    chosen = divide(folder, related, folds=folds, seed=seed)
     write_split(path, chosen)
     rows = [["fold", "images", "clean", *folder.class_names]]
     for fold in range(folds):
@@ -188,21 +209,14 @@ def split(
         print(
             f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none of them is clean."
         )
-    usual = ties.astride(divide_ignoring_ties(folder, folds=folds, seed=seed))
-    kept = ties.astride(chosen)
+    usual = related.across_folds(divide_each_alone(folder, folds=folds, seed=seed))
+    kept = related.across_folds(chosen)
     print_rows(
         [
-            ["pairs of images", "in all", "astride folds", "astride in a random split"],
-            ["copies", *(str(len(one.copies)) for one in (ties, kept, usual))],
-            ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (ties, kept, usual))],
+            ["pairs of images", "in all", "across folds", "across in a random split"],
+            ["copies", *(str(len(one.copies)) for one in (related, kept, usual))],
+            ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (related, kept, usual))],
         ]
     )
     print(f"A random split would have leaked into {usual.images} of {len(chosen)} images; this one into {kept.images}.")
     print(f"Split: {shown(path)}")
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise UsageError(f"--size {text}: expected rows x columns, for example 256x1600.")
-    return int(height), int(width)

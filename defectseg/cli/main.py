@@ -12,7 +12,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from defectseg.cli import benchmark, data, demo, evaluate, export, info, predict, train, tune
-from defectseg.cli.common import Verbose, set_up_logging, state
+from defectseg.cli.bars import set_up_logging
+from defectseg.cli.options import Verbose, state
 from defectseg.errors import DefectsegError, ExitCode
 from defectseg.machine import __version__
 

@@ -8,8 +8,7 @@ rest.
 """
 
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from numpy.typing import NDArray
 
 from defectseg.errors import ImageError
 from defectseg.image import read
+from defectseg.machine import cores
+from defectseg.progress import Progress, silent
 
 Floats = NDArray[np.float32]
 _Array = TypeVar("_Array", bound=NDArray[Any])
@@ -49,7 +50,7 @@ EDGE_SHARE = 1 / 16  # of the height: the rows that a seam with the next image i
 
 
 @dataclass(frozen=True)
-class Look:
+class Descriptor:
     """What is kept of one image.
 
     Attributes:
@@ -66,8 +67,8 @@ class Look:
     strip: Floats
 
 
-class Looks:
-    """The looks of n images in a few large arrays; an image that could not be read has zeros.
+class Descriptors:
+    """The descriptors of n images in a few large arrays; an image that could not be read has zeros.
 
     Attributes:
         log_aspect: float32 (n,).
@@ -85,11 +86,11 @@ class Looks:
     def __len__(self) -> int:
         return len(self.log_aspect)
 
-    def __setitem__(self, index: int, look: Look) -> None:
-        self.log_aspect[index] = look.log_aspect
-        self.detail[index] = look.detail
-        self.thumb[index] = look.thumb
-        self.strip[index] = look.strip
+    def __setitem__(self, index: int, one: Descriptor) -> None:
+        self.log_aspect[index] = one.log_aspect
+        self.detail[index] = one.detail
+        self.thumb[index] = one.thumb
+        self.strip[index] = one.strip
 
 
 def turned(picture: _Array, turn: str) -> _Array:
@@ -104,8 +105,8 @@ def turned_back(turn: str) -> str:
     return {"90": "270", "270": "90"}.get(turn, turn)
 
 
-def look_at(pixels: NDArray[np.uint8]) -> Look:
-    """Take the look of a grey image, uint8 (H, W)."""
+def describe(pixels: NDArray[np.uint8]) -> Descriptor:
+    """Describe a grey image, uint8 (H, W)."""
     height, width = pixels.shape
     size_wh = (DETAIL_CELLS, DETAIL_CELLS)
     means = np.asarray(cv2.resize(pixels.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA), np.float32)
@@ -118,53 +119,47 @@ def look_at(pixels: NDArray[np.uint8]) -> Look:
         block = DETAIL_CELLS // THUMB_CELLS
         coarse = means.reshape(THUMB_CELLS, block, THUMB_CELLS, block).mean(axis=(1, 3))
         thumb = _unit(_whiten(_structure(coarse), WHITENING))
-    return Look(math.log(height / width), steps.astype(np.int8), thumb, _strip_profiles(pixels))
+    return Descriptor(math.log(height / width), steps.astype(np.int8), thumb, _strip_profiles(pixels))
 
 
-def look_at_all(
+def describe_all(
     paths: Sequence[Path],
     *,
     reduced: bool = True,
     bit_depth: int | None = None,
-    report: Callable[[int, int], None] | None = None,
-) -> tuple[Looks, dict[int, str]]:
-    """Read images and take their looks, on all cores.
+    progress: Progress = silent,
+) -> tuple[Descriptors, dict[int, str]]:
+    """Read images and describe them, on all cores.
 
     Args:
         paths: the files.
         reduced: decode JPEGs at a reduced size: quicker, but an exact copy that was decoded whole then gets a score
             a little below 1.
         bit_depth: of 16-bit files, see `decode_bytes`.
-        report: called with the number of images done and of all images.
+        progress: counts the images.
 
     Returns:
-        the looks in the order of `paths`, and index -> message of those that cannot be read.
+        the descriptors in the order of `paths`, and index -> message of those that cannot be read.
     """
-    looks, failed = Looks(len(paths)), {}
+    descriptors, failed = Descriptors(len(paths)), {}
 
-    def look(path: Path) -> Look | str:
+    def read_and_describe(path: Path) -> Descriptor | str:
         try:
             if reduced:
                 sides_px = {"shorter_px": DETAIL_CELLS, "longer_px": STRIP_CELLS}
-                return look_at(read.decode_small(path, **sides_px, bit_depth=bit_depth))
-            return look_at(read.decode(path, bit_depth=bit_depth).pixels)
+                return describe(read.decode_small(path, **sides_px, bit_depth=bit_depth))
+            return describe(read.decode(path, bit_depth=bit_depth).pixels)
         except ImageError as error:
             return str(error)
 
-    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-        for index, found in enumerate(pool.map(look, paths)):
+    with ThreadPoolExecutor(max_workers=cores()) as pool:
+        for index, found in enumerate(pool.map(read_and_describe, paths)):
             if isinstance(found, str):
                 failed[index] = found
             else:
-                looks[index] = found
-            if report is not None:
-                report(index + 1, len(paths))
-    return looks, failed
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+                descriptors[index] = found
+            progress(index + 1, len(paths))
+    return descriptors, failed
 
 
 def whitened(detail: NDArray[np.int8]) -> Floats:

@@ -1,14 +1,14 @@
 """Copies among images: also turned, mirrored, encoded again, resized a little, in another light, or blended.
 
 Candidates come from thumbnails: all pairs in all eight turns, as products of matrices. Each is then verified on the
-128 x 128 grain of `likeness`: the two pictures are slid over each other, and they are copies where their correlation
+128 x 128 grain of `descriptors`: the two pictures are slid over each other, and they are copies where their correlation
 (whitened, by FFT) has one peak, at no shift or a few cells, that stands far out of all other shifts. Unlike images have
 no such peak; chequer plates and streaks repeat themselves, so that theirs has rivals. The figures are in
 docs/benchmarks.md.
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.copies.descriptors import DETAIL_CELLS, TURNS, Floats, Looks, turned, turned_back, usable_cores, whitened
+from defectseg.copies.descriptors import DETAIL_CELLS, TURNS, Descriptors, Floats, turned, turned_back, whitened
+from defectseg.machine import cores
+from defectseg.progress import Progress, silent
 
 _LEAST_THUMB_CORRELATION = 0.3  # one pair of unlike steel in some ten thousand reaches it, and nearly every copy
 _LEAST_PEAK_DEVIATIONS = 12.0  # unlike images stay below 9; copies in JPEG quality 30 have 17, others above 25
@@ -42,7 +44,7 @@ class Copy:
 
     Attributes:
         first, second: indices of the images; where two sets were compared, `second` counts in the other one.
-        turn: what made the first from the second, one of `likeness.TURNS`.
+        turn: what made the first from the second, one of `descriptors.TURNS`.
         score: correlation of the grain: 1 for an exact copy; less, the less of the one is to be seen in the other.
         shift: how far the second, once turned, has to be moved (down, right) to lie on the first, in 128ths of the
             height and width.
@@ -56,7 +58,7 @@ class Copy:
 
 
 def find_copies(
-    looks: Looks, others: Looks | None = None, *, report: Callable[[int, int], None] | None = None
+    descriptors: Descriptors, others: Descriptors | None = None, *, progress: Progress = silent
 ) -> list[Copy]:
     """Find the copies within one set of images (`first` < `second`), or between two sets.
 
@@ -64,20 +66,20 @@ def find_copies(
     without structure (black, blank) are copies of none.
 
     Args:
-        looks: the images.
-        others: the other set; None for copies within `looks`.
-        report: called with the number of steps done and of all steps.
+        descriptors: the images.
+        others: the other set; None for copies within `descriptors`.
+        progress: counts blocks of pairs.
 
     Returns:
         copies, sorted by their indices.
     """
-    groups = _identical(looks)
+    groups = _identical(descriptors)
     other_groups = groups if others is None else _identical(others)
     firsts = {members[0]: members for members in groups.values()}
     seconds = {members[0]: members for members in other_groups.values()}
     copies = {
         pair: Copy(*pair, one.turn, one.score, one.shift)
-        for one in _Search(looks, others, sorted(firsts), sorted(seconds)).run(report)
+        for one in _Search(descriptors, others, sorted(firsts), sorted(seconds)).run(progress)
         for pair in _pairs_between(firsts[one.first], seconds[one.second])
     }
     if others is None:
@@ -108,15 +110,15 @@ def _shift_back(shift: tuple[int, int], turn: str) -> tuple[int, int]:
     return down, right
 
 
-def _identical(looks: Looks) -> dict[bytes, list[int]]:
+def _identical(descriptors: Descriptors) -> dict[bytes, list[int]]:
     """Images with the same grain to the last digit, by that grain's digest; those without any stand alone."""
     groups: dict[bytes, list[int]] = {}
-    for index, detail in enumerate(looks.detail):
+    for index, detail in enumerate(descriptors.detail):
         structured = detail.min() < 0 < detail.max()
         key = (
             hashlib.blake2b(detail.tobytes(), digest_size=16).digest()
             if structured
-            else str((id(looks), index)).encode()
+            else str((id(descriptors), index)).encode()
         )
         groups.setdefault(key, []).append(index)
     return groups
@@ -140,18 +142,20 @@ def _pairs_between(members: Sequence[int], others: Sequence[int]) -> Iterator[Pa
 class _Search:
     """One comparison of chosen images of one set with one another or with those of another set."""
 
-    def __init__(self, looks: Looks, others: Looks | None, firsts: Sequence[int], seconds: Sequence[int]) -> None:
+    def __init__(
+        self, descriptors: Descriptors, others: Descriptors | None, firsts: Sequence[int], seconds: Sequence[int]
+    ) -> None:
         self.within = others is None
-        self.looks = looks
-        self.others = looks if others is None else others
+        self.descriptors = descriptors
+        self.others = descriptors if others is None else others
         # By their shape, so that a block holds images of few shapes and whole turns of it can be passed over.
-        self.rows = _comparable(self.looks, firsts)
+        self.rows = _comparable(self.descriptors, firsts)
         self.columns = self.rows if self.within else _comparable(self.others, seconds)
-        self.groups: Unions[Pair] = Unions()
-        self.row_picture = lru_cache(_CACHED_PICTURES)(lambda index: whitened(self.looks.detail[index]))
+        self.groups: DisjointSets[Pair] = DisjointSets()
+        self.row_picture = lru_cache(_CACHED_PICTURES)(lambda index: whitened(self.descriptors.detail[index]))
         self.column_picture = lru_cache(_CACHED_PICTURES)(lambda index: whitened(self.others.detail[index]))
 
-    def run(self, report: Callable[[int, int], None] | None) -> list[Copy]:
+    def run(self, progress: Progress) -> list[Copy]:
         """The copies, each pair once, in no particular order of its two images."""
         blocks = [
             (row, column)
@@ -160,23 +164,22 @@ class _Search:
             if not self.within or column + _COLUMNS > row
         ]
         found: dict[Pair, Copy] = {}
-        with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
+        with ThreadPoolExecutor(max_workers=cores()) as pool:
             for done, (row, column) in enumerate(blocks, start=1):
-                candidates = [one for one in self._candidates(row, column) if not self._is_settled(one)]
+                candidates = [one for one in self._candidates(row, column) if not self._is_connected(one)]
                 for copy in filter(None, pool.map(self._verify, candidates, chunksize=64)):
                     best = found.get((copy.first, copy.second))
                     if best is None or copy.score > best.score:
                         found[copy.first, copy.second] = copy
                     self.groups.join((0, copy.first), (0 if self.within else 1, copy.second))
-                if report is not None:
-                    report(done, len(blocks))
+                progress(done, len(blocks))
         return list(found.values())
 
     def _candidates(self, row: int, column: int) -> list[tuple[int, int, str]]:
         """Pairs in a block of the correlation matrix whose thumbnails are alike, and in which turn."""
         rows, columns = self.rows[row : row + _ROWS], self.columns[column : column + _COLUMNS]
-        aspects, other_aspects = self.looks.log_aspect[rows], self.others.log_aspect[columns]
-        thumbs = self.looks.thumb[rows].astype(np.float32).reshape(len(rows), -1)
+        aspects, other_aspects = self.descriptors.log_aspect[rows], self.others.log_aspect[columns]
+        thumbs = self.descriptors.thumb[rows].astype(np.float32).reshape(len(rows), -1)
         other_thumbs = self.others.thumb[columns].astype(np.float32)
         candidates = []
         for number, turn in enumerate(TURNS):
@@ -196,7 +199,7 @@ class _Search:
             ]
         return candidates
 
-    def _is_settled(self, candidate: tuple[int, int, str]) -> bool:
+    def _is_connected(self, candidate: tuple[int, int, str]) -> bool:
         """Whether both images are in one group that is so large that no further pair of it is needed."""
         one, other = (0, candidate[0]), (0 if self.within else 1, candidate[1])
         return self.groups.size(one) > _MOST_MEMBERS and self.groups.joined(one, other)
@@ -206,14 +209,14 @@ class _Search:
         peak = find_peak(self.row_picture(first), turned(self.column_picture(second), turn))
         if not peak.tells_copies:
             return None
-        score = _correlation(self.looks.detail[first], turned(self.others.detail[second], turn), peak.shift)
+        score = _correlation(self.descriptors.detail[first], turned(self.others.detail[second], turn), peak.shift)
         return Copy(first, second, turn, score, peak.shift)
 
 
-def _comparable(looks: Looks, indices: Sequence[int]) -> NDArray[np.intp]:
+def _comparable(descriptors: Descriptors, indices: Sequence[int]) -> NDArray[np.intp]:
     """The indices of images that have structure, by aspect."""
-    chosen = np.array([index for index in indices if looks.thumb[index].any()], np.intp)
-    return chosen[np.argsort(looks.log_aspect[chosen], kind="stable")]
+    chosen = np.array([index for index in indices if descriptors.thumb[index].any()], np.intp)
+    return chosen[np.argsort(descriptors.log_aspect[chosen], kind="stable")]
 
 
 def _may_fit(aspects: Floats, other_aspects: Floats) -> bool:
@@ -280,7 +283,7 @@ def _halved(picture: NDArray[np.int8]) -> Floats:
 Thing = TypeVar("Thing", bound=Hashable)
 
 
-class Unions(Generic[Thing]):
+class DisjointSets(Generic[Thing]):
     """Disjoint groups of things. Whatever has not been joined is a group of its own."""
 
     def __init__(self) -> None:

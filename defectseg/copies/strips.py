@@ -1,7 +1,7 @@
 """Images that look like the same strip, by what runs along it and by what crosses the seam from one image to the next.
 
 A line camera cuts an endless strip into frames. Two signs are measured across the strip, along the longer side of the
-image, in 400 cells, with the light and all that many strips have in common evened out (`likeness`):
+image, in 400 cells, with the light and all that many strips have in common evened out (`descriptors`):
 
 - seam: the bottom rows of one image (1/16 of the height) and the top rows of the other. Frames that follow one another
   show the same streaks there, or even the same rows where the frames overlap.
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.copies.descriptors import STRIP_CELLS, Looks
+from defectseg.copies.descriptors import STRIP_CELLS, Descriptors
 
 # Correlations of unlike strips deviate by 0.055 from 0; of twelve thousand images, chance brings some pair to 0.33.
 _LEAST_SEAM_CORRELATION = 0.40
@@ -35,9 +35,9 @@ class Neighbours:
     score: float
 
 
-def find_neighbours(looks: Looks) -> list[Neighbours]:
+def find_neighbours(descriptors: Descriptors) -> list[Neighbours]:
     """Find the pairs of images that look like the same strip, sorted by their indices."""
-    top, bottom, whole = (looks.strip[:, number] for number in range(3))
+    top, bottom, whole = (descriptors.strip[:, number] for number in range(3))
     score_of: dict[tuple[int, int], float] = {}
     for one, other, least in (
         (bottom, top, _LEAST_SEAM_CORRELATION),

@@ -1,7 +1,6 @@
 """Fetch the Severstal data through Kaggle's own client, and check that it is what it should be."""
 
 import io
-import re
 import shutil
 import stat
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from defectseg.data.folder import IMAGES_NAME, LabelTable, read_label_table
-from defectseg.data.table import IGNORE_CLASS_ID
+from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES
 from defectseg.errors import (
     CannotContinueError,
     DataError,
@@ -25,8 +24,8 @@ from defectseg.errors import (
     OutputExistsError,
     ResourceError,
 )
-from defectseg.files import LOCK_NAME, folder_lock, resource_errors
-from defectseg.progress import Progress, some
+from defectseg.files import LOCK_NAME, folder_lock, is_plain_path, resource_errors
+from defectseg.progress import Progress, silent, some
 
 COMPETITION = "severstal-steel-defect-detection"
 RULES_PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}/rules"
@@ -34,7 +33,7 @@ TOKEN_PAGE = "https://www.kaggle.com/settings/api"  # noqa: S105 - a page, not a
 TEST_IMAGES_NAME = "test_images"
 
 _WORK_NAME = ".download"
-_TABLE_NAME = "train.csv"
+_TABLE_NAME = TABLE_NAMES[0]
 # In this order into the data folder: with the label table, which comes last, it is complete.
 _CONTENT = ("sample_submission.csv", TEST_IMAGES_NAME, IMAGES_NAME, _TABLE_NAME)
 _TOKEN_HELP = (
@@ -42,7 +41,7 @@ _TOKEN_HELP = (
     "~/.kaggle/access_token; an older kaggle.json in ~/.kaggle works too."
 )
 _RULES_HELP = f"Log in with the same account, open {RULES_PAGE}, accept the rules, and run the same command again."
-_NOT_WHOLE = "It is not a whole download of the competition's data; choose another --out."
+_NOT_WHOLE = "It is not a whole download of the competition's data; choose another folder."
 _AGAIN_HELP = "What has arrived is kept: run the same command again to go on."
 
 
@@ -97,7 +96,7 @@ def download_severstal(
     client: KaggleClient | None = None,
     expected: Figures = SEVERSTAL,
     show_progress: bool = False,
-    report: Progress | None = None,
+    progress: Progress = silent,
 ) -> DownloadReport:
     """Fetch the data of the Severstal competition into a data folder: train.csv, train_images/, test_images/.
 
@@ -109,7 +108,7 @@ def download_severstal(
         client: Kaggle's client; None logs in with the user's token.
         expected: the figures that the data must have.
         show_progress: let the client show its own progress on stderr.
-        report: called with the number of files unpacked and of all files.
+        progress: counts the files that are unpacked.
 
     Raises:
         MissingExtraError: the package `kaggle` is not installed.
@@ -132,7 +131,7 @@ def download_severstal(
                 _fetch(client or log_in(), archive, show_progress=show_progress)
             unpacking = work / "unpacking"
             shutil.rmtree(unpacking, ignore_errors=True)
-            unpack(archive, unpacking, report=report)
+            unpack(archive, unpacking, progress=progress)
             remedy = f"Delete {work} and run the same command again; if nothing changes, Kaggle has changed the data."
             _verify(unpacking, expected, was_there=False, remedy=remedy)
             unpacking.rename(ready)
@@ -144,11 +143,11 @@ def download_severstal(
 def _check_may_write(out: Path) -> None:
     """Only an empty folder, or one with our own unfinished download, is written to."""
     if out.exists() and not out.is_dir():
-        raise OutputExistsError(f"{out}: is a file; expected a folder. Choose another --out.")
+        raise OutputExistsError(f"{out}: is a file; expected a folder. Choose another path.")
     present = {entry.name for entry in out.iterdir()} if out.exists() else set()
     ours = {_WORK_NAME, LOCK_NAME, *(_CONTENT if _WORK_NAME in present else ())}
     if foreign := sorted(present - ours):
-        raise OutputExistsError(f"{out}: exists and is not empty (found {some(foreign)}). Choose another --out.")
+        raise OutputExistsError(f"{out}: exists and is not empty (found {some(foreign)}). Choose another folder.")
 
 
 def _move(ready: Path, out: Path) -> None:
@@ -268,14 +267,13 @@ def _describe(figures: Figures) -> str:
     return f"{figures.images} images, {figures.defect_images} with a defect, masks per class {masks}"
 
 
-_UNFIT = re.compile(r"^/|^[A-Za-z]:|[\\\x00-\x1f\ud800-\udfff]")
 _REMEDY = "Delete the archive and download it again; if that does not help, it is not the one that it should be."
 # Photographs shrink by a few per cent and tables to a tenth. Archives made to fill a disk shrink to a thousandth.
 _LARGEST_RATIO = 100
 _SPARE_BYTES = 64 * 2**20
 
 
-def unpack(archive: Path, folder: Path, *, report: Progress | None = None) -> None:
+def unpack(archive: Path, folder: Path, *, progress: Progress = silent) -> None:
     """Unpack a zip archive into a folder, which is made.
 
     Every entry is looked at before the first is written: nothing is written outside `folder`, and links, devices,
@@ -285,7 +283,7 @@ def unpack(archive: Path, folder: Path, *, report: Progress | None = None) -> No
     Args:
         archive: the zip file.
         folder: a folder that does not exist.
-        report: called with the number of entries done and of all entries.
+        progress: counts the entries.
 
     Raises:
         DataError: it is no zip archive, is damaged, or an entry is refused; names the entry.
@@ -300,8 +298,7 @@ def unpack(archive: Path, folder: Path, *, report: Progress | None = None) -> No
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(entry) as packed, target.open("xb") as unpacked:
                     shutil.copyfileobj(packed, unpacked, 2**20)
-                if report:
-                    report(done, len(entries))
+                progress(done, len(entries))
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DataError(f"{archive}: the archive is damaged or not complete ({error}). {_REMEDY}") from error
 
@@ -328,7 +325,7 @@ def _fault(entry: zipfile.ZipInfo, names: set[str]) -> str:
     """Why an entry must not be unpacked; "" where it may."""
     name = entry.filename.rstrip("/")
     mode = entry.external_attr >> 16
-    if _UNFIT.search(entry.orig_filename) or any(part in ("", ".", "..") for part in name.split("/")):
+    if not is_plain_path(entry.orig_filename.rstrip("/")):
         return "would be written outside its folder, or under a name that some systems do not know"
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a device, not a file"

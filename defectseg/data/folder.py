@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.data.table import IGNORE_CLASS_ID, MAX_CLASSES, LabelRow, scan_label_rows
+from defectseg.data.classes import CLASSES_NAME, check_class_names, match_classes, read_class_names
+from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, LabelRow, Labels, scan_label_rows
 from defectseg.errors import DataError, ImageError, LabelError
 from defectseg.files import check_image_id, open_regular, read_pairs, size_and_time
 from defectseg.image import rle
@@ -28,7 +28,6 @@ __all__ = [
     "IGNORE_CLASS_ID",
     "DataFolder",
     "LabelTable",
-    "check_class_names",
     "check_image_id",
     "hiding_pixels",
     "open_data_folder",
@@ -40,12 +39,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 IMAGES_NAME = "train_images"
-TABLE_NAMES = ("train.csv", "train.csv.gz")
-CLASSES_NAME = "classes.txt"
-_PLACEHOLDER = re.compile(r"class ([1-9][0-9]*)")
 BORDER_PX = 8
 """Ignored pixels this close to a defect are its border, as VOC draws one round each object."""
-_FEWEST_UNNAMED_CLASSES = 4  # Severstal has four; a table of its clean half must not make fewer
 
 
 @dataclass(frozen=True)
@@ -220,7 +215,7 @@ def read_label_table(path: Path) -> LabelTable:
 
 def table_of_rows(rows: Sequence[LabelRow]) -> LabelTable:
     """Gather sound rows into a table."""
-    rles: dict[str, dict[int, str]] = {}
+    rles: Labels = {}
     for row in rows:
         if row.encoded:
             rles.setdefault(row.image_id, {})[row.class_id] = row.encoded
@@ -271,7 +266,7 @@ def open_data_folder(
     if unnamed:
         log.info("%s: without %s, ClassId n counts as class n of the model", root, CLASSES_NAME)
     elif class_names is not None:
-        ids = _match_classes(root / CLASSES_NAME, names, class_names)
+        ids = match_classes(root / CLASSES_NAME, names, class_names)
         names, table = tuple(ids), table.renumbered({old: new for new, old in enumerate(ids.values(), start=1)})
     return DataFolder(root, image_ids, table, names, read_groups(root), bit_depth, faulty)
 
@@ -306,78 +301,8 @@ def find_table(root: Path) -> Path:
 def _how_to_import(root: Path) -> str:
     """How a folder in another layout becomes a data folder."""
     if (root / "images").is_dir() and (root / "masks").is_dir():
-        return f"Import its images/ and masks/: defectseg data import masks {shlex.quote(str(root))} --out DIR"
-    return "Masks in other files are imported: `defectseg data import --help` lists the kinds."
-
-
-def read_class_names(root: Path, largest_class_id: int) -> tuple[str, ...]:
-    """The lines of classes.txt, or "class 1" and so on where there is no such file. Raises DataError."""
-    path = root / CLASSES_NAME
-    if not path.exists():
-        return tuple(f"class {number}" for number in range(1, max(_FEWEST_UNNAMED_CLASSES, largest_class_id) + 1))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); expected UTF-8 text with a class name on each line."
-        ) from error
-    return tuple(line.strip() for line in text.rstrip().splitlines())
-
-
-def check_class_names(names: Sequence[str], *, where: str) -> None:
-    """Refuse names that cannot tell classes apart.
-
-    Raises:
-        DataError: none at all, more than 254, a blank one, or one that stands there twice; names `where` and the line.
-    """
-    if not 1 <= len(names) <= MAX_CLASSES:
-        raise DataError(f"{where}: {len(names)} class names; expected 1 to {MAX_CLASSES}.")
-    for number, name in enumerate(names, start=1):
-        if not name.strip():
-            raise DataError(f"{where}: the name of ClassId {number} is blank. Line n names ClassId n.")
-        if name in names[: number - 1]:
-            raise DataError(
-                f"{where}: '{name}' names ClassId {names.index(name) + 1} and {number}. Rename one of them."
-            )
-
-
-def _match_classes(path: Path, names: Sequence[str], model_names: Sequence[str]) -> dict[str, int]:
-    """The model's names of the folder's classes, in the model's order, each with its ClassId in the folder.
-
-    Classes are matched by name; where all names of one side are placeholders, "class N", by number.
-
-    Args:
-        path: classes.txt.
-        names: what it holds.
-        model_names: the model's.
-
-    Raises:
-        DataError: the folder names a class that the model does not know.
-    """
-    keys: Sequence[str | int] = names
-    model_keys: Sequence[str | int] = model_names
-    numbers, model_numbers = _placeholder_numbers(names), _placeholder_numbers(model_names)
-    if numbers or model_numbers:
-        keys = numbers or range(1, len(names) + 1)
-        model_keys = model_numbers or range(1, len(model_names) + 1)
-        log.info("%s: classes are matched by number: %s has placeholders", path, "it" if numbers else "the model")
-    if unknown := [name for name, key in zip(names, keys, strict=True) if key not in model_keys]:
-        raise DataError(
-            f"{path}: names {', '.join(unknown)}, which the model does not know. Classes of the folder: "
-            f"{', '.join(names)}; of the model: {', '.join(model_names)}. Where the model only uses another word, "
-            "write it into classes.txt, on the same line; else use a model that was trained on these classes."
-        )
-    ids = {name: keys.index(key) + 1 for name, key in zip(model_names, model_keys, strict=True) if key in keys}
-    if left_out := [name for name in model_names if name not in ids]:
-        told = ", ".join(left_out), ", ".join(ids)
-        log.warning("%s: does not name %s; of the model's classes only %s count", path, *told)
-    return ids
-
-
-def _placeholder_numbers(names: Sequence[str]) -> tuple[int, ...]:
-    """N of each name "class N"; none at all where one of them is another name."""
-    found = [match for name in names if (match := _PLACEHOLDER.fullmatch(name))]
-    return tuple(int(match[1]) for match in found) if len(found) == len(names) else ()
+        return f"Import its images/ and masks/: defectseg data import masks {shlex.quote(str(root))}"
+    return "Labels of other kinds are imported: `defectseg data import` lists the kinds."
 
 
 def read_groups(root: Path) -> dict[str, str]:

@@ -1,20 +1,20 @@
 """Folds of a data folder: alike in their class sets, with copies, strips and groups kept together."""
 
-import csv
 import hashlib
-import io
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from defectseg import files
-from defectseg.copies.descriptors import look_at_all
-from defectseg.copies.find import Unions, find_copies
+from defectseg.copies.descriptors import describe_all
+from defectseg.copies.find import DisjointSets, find_copies
 from defectseg.copies.strips import find_neighbours
 from defectseg.data.folder import IGNORE_CLASS_ID, DataFolder
 from defectseg.errors import LabelError, UsageError
-from defectseg.files import check_image_id, read_pairs
+from defectseg.files import atomic_csv, check_image_id, read_pairs
+from defectseg.progress import Progress, silent
+
+SPLIT_NAME = "split.csv"
 
 SPLIT_NAME = "split.csv"
 Stratum = frozenset[int]
@@ -22,25 +22,25 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Ties:
+class RelatedImages:
     """Pairs of images that should not lie in two folds.
 
     Attributes:
-        copies: pairs of ImageIds that show the same piece of steel, see `duplicates`.
-        neighbours: pairs that look like the same strip, see `strips`, with the correlation that says so.
+        copies: pairs of ImageIds that show the same piece of steel, see `copies.find`.
+        neighbours: pairs that look like the same strip, see `copies.strips`, with the correlation that says so.
     """
 
     copies: frozenset[Pair] = frozenset()
     neighbours: Mapping[Pair, float] = field(default_factory=dict)
 
-    def astride(self, fold_of: Mapping[str, int]) -> "Ties":
-        """Those pairs whose images lie in different folds."""
+    def across_folds(self, fold_of: Mapping[str, int]) -> "RelatedImages":
+        """The pairs whose images lie in different folds."""
 
         def apart(pair: Pair) -> bool:
             return fold_of[pair[0]] != fold_of[pair[1]]
 
         neighbours = {pair: score for pair, score in self.neighbours.items() if apart(pair)}
-        return Ties(frozenset(filter(apart, self.copies)), neighbours)
+        return RelatedImages(frozenset(filter(apart, self.copies)), neighbours)
 
     @property
     def images(self) -> int:
@@ -48,12 +48,10 @@ class Ties:
         return len({image_id for pair in self.copies | self.neighbours.keys() for image_id in pair})
 
 
-def make_folds(
-    folder: DataFolder, *, folds: int = 5, seed: int = 0, report: Callable[[int, int], None] | None = None
-) -> dict[str, int]:
+def make_folds(folder: DataFolder, *, folds: int = 5, seed: int = 0, progress: Progress = silent) -> dict[str, int]:
     """Look at the images and divide them into folds 0..folds-1, with copies, strips and groups kept together.
 
-    See `find_ties` and `divide`. Images that cannot be read are divided by their labels alone.
+    See `find_related` and `divide`. Images that cannot be read are divided by their labels alone.
 
     Returns:
         ImageId -> fold, for every image of the folder, sorted by ImageId.
@@ -61,24 +59,24 @@ def make_folds(
     Raises:
         UsageError: fewer than two folds, or more than there are units to divide.
     """
-    return divide(folder, find_ties(folder, report=report), folds=folds, seed=seed)
+    return divide(folder, find_related(folder, progress=progress), folds=folds, seed=seed)
 
 
-def find_ties(folder: DataFolder, *, report: Callable[[int, int], None] | None = None) -> Ties:
+def find_related(folder: DataFolder, *, progress: Progress = silent) -> RelatedImages:
     """Find the copies and the neighbours on one strip among the images of a data folder, by looking at them.
 
     Args:
         folder: the data folder.
-        report: called with the number of images looked at and of all images.
+        progress: counts the images that have been looked at.
     """
     ids = folder.image_ids
     paths = [folder.image_path(image_id) for image_id in ids]
-    looks, _ = look_at_all(paths, bit_depth=folder.bit_depth, report=report)
-    copies = frozenset((ids[one.first], ids[one.second]) for one in find_copies(looks))
-    return Ties(copies, {(ids[one.first], ids[one.second]): one.score for one in find_neighbours(looks)})
+    descriptors, _ = describe_all(paths, bit_depth=folder.bit_depth, progress=progress)
+    copies = frozenset((ids[one.first], ids[one.second]) for one in find_copies(descriptors))
+    return RelatedImages(copies, {(ids[one.first], ids[one.second]): one.score for one in find_neighbours(descriptors)})
 
 
-def divide(folder: DataFolder, ties: Ties, *, folds: int, seed: int) -> dict[str, int]:
+def divide(folder: DataFolder, related: RelatedImages, *, folds: int, seed: int) -> dict[str, int]:
     """Divide the images of a data folder into folds 0..folds-1.
 
     Copies and the images of one group in groups.csv get one fold. So do images that look like the same strip, the most
@@ -86,7 +84,7 @@ def divide(folder: DataFolder, ties: Ties, *, folds: int, seed: int) -> dict[str
     unit of everything. Each set of classes (clean is one) is spread evenly; a set with fewer images than folds counts
     with the images of its rarest class. Images in which ignored pixels may hide further classes make sets of their own.
     Large units are placed first, each in the fold that most lacks what it holds. The answer depends on names,
-    labels, ties and the seed, not on the order of files.
+    labels, pairs and the seed, not on the order of files.
 
     Returns:
         ImageId -> fold, for every image of the folder, sorted by ImageId.
@@ -96,7 +94,7 @@ def divide(folder: DataFolder, ties: Ties, *, folds: int, seed: int) -> dict[str
     """
     if folds < 2:
         raise UsageError(f"{folds} folds; expected at least 2, one of which is held back.")
-    units = _units(folder, ties, folds)
+    units = _units(folder, related, folds)
     if folds > len(units):
         raise UsageError(
             f"{folds} folds of {len(units)} images or groups (copies count as one): some would be empty. "
@@ -120,11 +118,8 @@ def write_split(path: Path, folds: Mapping[str, int]) -> None:
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["ImageId", "fold"])
-    writer.writerows(sorted(folds.items()))
-    files.write_text(path, text.getvalue())
+    with atomic_csv(path, ["ImageId", "fold"]) as write:
+        write(sorted(folds.items()))
 
 
 def read_split(path: Path) -> dict[str, int]:
@@ -146,25 +141,25 @@ def read_split(path: Path) -> dict[str, int]:
     return folds
 
 
-def divide_ignoring_ties(folder: DataFolder, *, folds: int, seed: int) -> dict[str, int]:
-    """What a usual split does: class sets are spread evenly, and nothing is kept together. For comparison only."""
-    return divide(replace(folder, groups={}), Ties(), folds=folds, seed=seed)
+def divide_each_alone(folder: DataFolder, *, folds: int, seed: int) -> dict[str, int]:
+    """The usual split, for comparison: class sets are spread evenly, and nothing is kept together."""
+    return divide(replace(folder, groups={}), RelatedImages(), folds=folds, seed=seed)
 
 
-def _units(folder: DataFolder, ties: Ties, folds: int) -> list[tuple[str, ...]]:
+def _units(folder: DataFolder, related: RelatedImages, folds: int) -> list[tuple[str, ...]]:
     """What must not be divided: groups, copies, strips; and single images."""
-    unions: Unions[str] = Unions()
+    sets: DisjointSets[str] = DisjointSets()
     first_of: dict[str, str] = {}
     for image_id in folder.image_ids:
         if image_id in folder.groups:
-            unions.join(first_of.setdefault(folder.groups[image_id], image_id), image_id)
-    for one, other in sorted(ties.copies):
-        unions.join(one, other)
+            sets.join(first_of.setdefault(folder.groups[image_id], image_id), image_id)
+    for one, other in sorted(related.copies):
+        sets.join(one, other)
     most = len(folder.image_ids) // (2 * folds)
-    for one, other in sorted(ties.neighbours, key=lambda pair: (-ties.neighbours[pair], pair)):
-        if unions.joined(one, other) or unions.size(one) + unions.size(other) <= most:
-            unions.join(one, other)
-    return [tuple(sorted(members)) for members in unions.groups(folder.image_ids)]
+    for one, other in sorted(related.neighbours, key=lambda pair: (-related.neighbours[pair], pair)):
+        if sets.joined(one, other) or sets.size(one) + sets.size(other) <= most:
+            sets.join(one, other)
+    return [tuple(sorted(members)) for members in sets.groups(folder.image_ids)]
 
 
 def _strata(folder: DataFolder, folds: int) -> dict[str, Stratum]:

@@ -6,7 +6,6 @@ chalk that are no defects. A defect is a small window of relative brightness wit
 steel where it fits.
 """
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,12 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from defectseg import files
-from defectseg.errors import OutputExistsError, ResourceError, UsageError
+from defectseg.data.classes import write_class_names
+from defectseg.data.folder import IMAGES_NAME
+from defectseg.data.table import TABLE_NAMES, Labels, write_label_table
+from defectseg.errors import UsageError
 from defectseg.image import rle
+from defectseg.progress import Progress, silent
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -69,7 +72,7 @@ def make_sheet(seed: int, index: int, size_hw: tuple[int, int] = (256, 1600)) ->
         UsageError: a side is shorter than 64 px, or the seed is negative.
     """
     if seed < 0:
-        raise UsageError(f"seed {seed} is negative. Choose 0 or a larger whole number.")
+        raise UsageError(f"{seed} is negative. Choose 0 or a larger whole number.", argument="seed")
     if min(size_hw) < SMALLEST_SIDE_PX:
         raise UsageError(
             f"sheets of {size_hw[0]}x{size_hw[1]} px are too small. Each side takes {SMALLEST_SIDE_PX} px."
@@ -96,18 +99,18 @@ def write_data_folder(
     images: int,
     seed: int,
     size_hw: tuple[int, int] = (256, 1600),
-    report: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Write sheets 0 to `images` - 1 as a data folder: `train_images/*.jpg`, `train.csv`, `classes.txt`.
 
-    The folder is made under a temporary name and renamed, so that it is whole or absent.
+    The folder is whole or absent, see `files.new_folder`.
 
     Args:
         out: the folder to make; it may exist if it is empty.
         images: how many sheets, at least 1.
         seed: of the series, see `make_sheet`.
         size_hw: height and width of each sheet in px.
-        report: called with (sheets done, sheets in all) after each sheet.
+        progress: counts the sheets.
 
     Raises:
         OutputExistsError: `out` holds something.
@@ -115,46 +118,20 @@ def write_data_folder(
         ResourceError: the disk is full or the folder cannot be written.
     """
     if images < 1:
-        raise UsageError(f"{images} images were asked for. Ask for at least 1.")
-    if out.exists() and not (out.is_dir() and files.is_empty_folder(out)):
-        raise OutputExistsError(f"{out}: is there already and not empty. Choose another --out.")
-    beside = out if out.exists() else out.parent  # a folder that is there may be a mount, whose parent is another disk
-    temporary = files.temporary_beside(beside / "sheets")
-    try:
-        _write_sheets(temporary, images, seed, size_hw, report)
-        _publish(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_sheets(
-    folder: Path, images: int, seed: int, size_hw: tuple[int, int], report: Callable[[int, int], None] | None
-) -> None:
-    files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
-    (folder / "train_images").mkdir()
-    rows = ["ImageId,ClassId,EncodedPixels\n"]
-    for index in range(images):
-        sheet = make_sheet(seed, index, size_hw)
-        image_id = f"sheet_{index:05d}.jpg"
-        encoded, content = cv2.imencode(".jpg", sheet.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        assert encoded
-        files.write_result(folder / "train_images" / image_id, content.tobytes())
-        rows += [f"{image_id},{n},{rle.encode(mask)}\n" for n, mask in enumerate(sheet.masks, start=1) if mask.any()]
-        if report is not None:
-            report(index + 1, images)
-    files.write_text(folder / "train.csv", "".join(rows))
-
-
-def _publish(temporary: Path, out: Path) -> None:
-    """Give the finished folder its name; or move its parts into an empty `out` that was there, the table last."""
-    try:
-        if temporary.parent == out:
-            for name in ("train_images", "classes.txt", "train.csv"):
-                (temporary / name).replace(out / name)
-        else:
-            temporary.replace(out)
-    except OSError as error:
-        raise ResourceError(f"{out}: cannot be written ({error.strerror}). Check the path and who uses it.") from error
+        raise UsageError(f"expected at least 1, found {images}.", argument="images")
+    with files.new_folder(out, last=TABLE_NAMES[0]) as building:
+        (building / IMAGES_NAME).mkdir()
+        labels: Labels = {}
+        for index in range(images):
+            sheet = make_sheet(seed, index, size_hw)
+            image_id = f"sheet_{index:05d}.jpg"
+            encoded, content = cv2.imencode(".jpg", sheet.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+            assert encoded
+            files.write_result(building / IMAGES_NAME / image_id, content.tobytes())
+            labels[image_id] = {n: rle.encode(mask) for n, mask in enumerate(sheet.masks, start=1) if mask.any()}
+            progress(index + 1, images)
+        write_class_names(building, CLASS_NAMES)
+        write_label_table(building, labels)
 
 
 def _choose_classes(rng: Generator) -> list[int]:

@@ -1,6 +1,6 @@
-"""The rows of a label table, in every layout met in the wild, with all that is wrong with them.
+"""The rows of a label table: read from every layout met in the wild, with all that is wrong with them; and written.
 
-The readers of `labels.py` stop at the first fault; `check.py` lists them all.
+`read_label_table` stops at the first fault; `data check` lists them all.
 """
 
 import re
@@ -10,13 +10,24 @@ from pathlib import Path
 from typing import Literal
 
 from defectseg.errors import LabelError
-from defectseg.files import CsvTable, check_image_id, read_csv
+from defectseg.files import CsvTable, atomic_csv, check_image_id, read_csv
 from defectseg.image import rle
 
+TABLE_NAMES = ("train.csv", "train.csv.gz")
 IGNORE_CLASS_ID = 255
 MAX_CLASSES = IGNORE_CLASS_ID - 1
 
-ONE_ROW = "Unite the two masks in one row; where they are the same, keep one."
+Labels = dict[str, dict[int, str]]  # ImageId -> ClassId -> run-lengths
+
+# Without any row, an image counts as clean.
+NOT_CLEAN = "take the image and all its rows out: with this row alone gone, the defect would count as sound steel"
+_REMEDIES = {
+    "fields": "Give the row as many fields as the header has.",
+    "image-id": "Name the image by its path below train_images/.",
+    "class": f"Mend the ClassId, or {NOT_CLEAN}.",
+    "rle": f"Export this mask again, or {NOT_CLEAN}.",
+    "duplicate": "Unite the two masks in one row; where they are the same, keep one.",
+}
 _BLANKS = frozenset({"", "nan", "none", "null", "<na>", "-1", "0 0"})
 _WHOLE_IMAGE = re.compile(r"1 [0-9]+")  # with ClassId 0: the placeholder of Severstal's sample_submission.csv
 _CLASS_ID = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 3.0 once a column has had a gap
@@ -39,21 +50,39 @@ class LabelRow:
     encoded: str
 
 
+Severity = Literal["error", "warning"]
+
+
 @dataclass(frozen=True)
-class LabelFault:
-    """What is wrong with a row.
+class Fault:
+    """One thing that is wrong.
 
     Attributes:
-        kind: "fields", "image-id", "class", "rle" or "duplicate".
-        line: number of the line in the file, the header being 1.
-        image_id: ImageId as it stands there, "" where it could not be told.
-        message: the whole sentence, with file and line.
+        severity: "error" where training or scoring would stop or be wrong, "warning" where it may be meant so.
+        kind: "image", "image-note", "size", "dark", "missing-image", "fields", "image-id", "class", "rle", "duplicate",
+            "overlap", "mask-size", "mask-disagreement", "classes", "groups", "split" or "against".
+        image: ImageId, "" where none is concerned.
+        row: line in the label table, groups.csv or split.csv, the header being 1; None where none is concerned.
+        message: what is wrong, with its place.
+        remedy: what to do.
     """
 
+    severity: Severity
     kind: str
-    line: int
-    image_id: str
+    image: str
+    row: int | None
     message: str
+    remedy: str
+
+
+def error(kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> Fault:
+    """A fault that has to be mended."""
+    return Fault("error", kind, image, row, message, remedy)
+
+
+def warning(kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> Fault:
+    """A fault that may be meant so."""
+    return Fault("warning", kind, image, row, message, remedy)
 
 
 @dataclass(frozen=True)
@@ -61,7 +90,7 @@ class LabelScan:
     """All sound rows of a label table, and all faults, by line."""
 
     rows: list[LabelRow]
-    faults: list[LabelFault]
+    faults: list[Fault]
 
 
 class _FaultyRowError(Exception):
@@ -79,7 +108,7 @@ def scan_label_rows(path: Path) -> LabelScan:
     table = read_csv(path)
     rows: list[LabelRow] = []
     faults = [
-        LabelFault("fields", line, "", f"{path}, line {line}: has {count} fields; expected {len(table.header)}.")
+        _row_fault("fields", path, line, f"has {count} fields; expected {len(table.header)}.")
         for line, count in table.ragged
     ]
     line_of: dict[tuple[str, int], int] = {}
@@ -89,12 +118,16 @@ def scan_label_rows(path: Path) -> LabelScan:
             first = line_of.setdefault((row.image_id, row.class_id), line)
             if first != line:
                 what = f"{image_id}, ClassId {row.class_id}"
-                raise _FaultyRowError("duplicate", f"{what} stands in line {first} already. {ONE_ROW}")
+                raise _FaultyRowError("duplicate", f"{what} stands in line {first} already. {_REMEDIES['duplicate']}")
         except _FaultyRowError as fault:
-            faults.append(LabelFault(fault.kind, line, image_id, f"{path}, line {line}: {fault}"))
+            faults.append(_row_fault(fault.kind, path, line, str(fault), image_id))
         else:
             rows.append(row)
-    return LabelScan(rows, sorted(faults, key=lambda fault: fault.line))
+    return LabelScan(rows, sorted(faults, key=lambda fault: fault.row or 0))
+
+
+def _row_fault(kind: str, path: Path, line: int, message: str, image_id: str = "") -> Fault:
+    return error(kind, f"{path}, line {line}: {message}", _REMEDIES[kind], image=image_id, row=line)
 
 
 def _cells(table: CsvTable) -> Iterator[tuple[int, str, str, str]]:
@@ -169,36 +202,8 @@ def _parse_class_id(text: str, encoded: str) -> int:
     return class_id
 
 
-Severity = Literal["error", "warning"]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong.
-
-    Attributes:
-        severity: "error" where training or scoring would stop or be wrong, "warning" where it may be meant so.
-        kind: "image", "image-note", "size", "dark", "missing-image", "fields", "image-id", "class", "rle", "duplicate",
-            "overlap", "mask-size", "mask-disagreement", "classes", "groups", "split" or "against".
-        image: ImageId, "" where none is concerned.
-        row: line in the label table, groups.csv or split.csv, the header being 1; None where none is concerned.
-        message: what is wrong, with its place.
-        remedy: what to do.
-    """
-
-    severity: Severity
-    kind: str
-    image: str
-    row: int | None
-    message: str
-    remedy: str
-
-
-def error(kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> Fault:
-    """A fault that has to be mended."""
-    return Fault("error", kind, image, row, message, remedy)
-
-
-def warning(kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> Fault:
-    """A fault that may be meant so."""
-    return Fault("warning", kind, image, row, message, remedy)
+def write_label_table(root: Path, labels: Labels) -> None:
+    """Write train.csv, sorted by ImageId, then by ClassId. Raises ResourceError."""
+    with atomic_csv(root / TABLE_NAMES[0], ["ImageId", "ClassId", "EncodedPixels"]) as write:
+        for image_id, by_class in sorted(labels.items()):
+            write((image_id, class_id, encoded) for class_id, encoded in sorted(by_class.items()))

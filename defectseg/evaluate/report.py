@@ -1,25 +1,23 @@
 """What an evaluation leaves on disk: metrics.json, pairs.csv, and report.html, one page that needs nothing else."""
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 
 import cv2
-import jinja2
 import numpy as np
 
 from defectseg import files
 from defectseg.evaluate.bootstrap import Interval
 from defectseg.evaluate.metrics import Counts, Metrics, PairCounts, pairs_frame
+from defectseg.pages.page import render_page
+from defectseg.pages.pictures import data_uri
 
 WORST_PAIRS = 30
 EMBEDDED_OVERLAYS = 24
-EMBEDDED_WIDTH_PX = 1600
-EMBEDDED_JPEG_QUALITY = 85  # with 4:4:4 sampling: a third of the overlay's own size, and red stays inside its border
+EMBEDDED_PX = 1600
 
 _HEADINGS = ("class", "images", "unknown", "Kaggle Dice", "all empty", "positive Dice", "IoU", "precision", "recall")
 
@@ -141,14 +139,11 @@ def _page(
     overlays: Mapping[str, Path],
     warnings: Sequence[str],
 ) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"score": score, "signed": signed, "interval": _interval, "number": "{:,}".format}
-    template = resources.files("defectseg.evaluate").joinpath("report.html.j2").read_text(encoding="utf-8")
     faulty = _faulty_pairs(counts, {one.class_id: one.name for one in metrics.classes})
-    pictures = [_Picture(pair, _data_uri(out / overlays[pair.image_id])) for pair in _to_show(faulty, overlays)]
-    return environment.from_string(template).render(
+    pictures = [_Picture(pair, _embedded(out / overlays[pair.image_id])) for pair in _to_show(faulty, overlays)]
+    return render_page(
+        "defectseg.evaluate",
+        {"score": score, "signed": signed, "interval": _interval},
         title=title,
         metrics=metrics,
         verdict=verdict(metrics),
@@ -179,22 +174,13 @@ def _to_show(faulty: Sequence[_Pair], overlays: Mapping[str, Path]) -> list[_Pai
     return list(shown.values())
 
 
-def _data_uri(path: Path) -> str | None:
-    """The picture as a JPEG at most 1600 px wide, in the form that an <img> holds; None where it cannot be read."""
+def _embedded(path: Path) -> str | None:
+    """The picture for an <img>; None where it cannot be read."""
     try:
         bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     except (OSError, cv2.error):
         return None
-    if bgr is None:
-        return None
-    height, width = bgr.shape[:2]
-    if width > EMBEDDED_WIDTH_PX:
-        size_wh = (EMBEDDED_WIDTH_PX, max(1, round(height * EMBEDDED_WIDTH_PX / width)))
-        bgr = cv2.resize(bgr, size_wh, interpolation=cv2.INTER_AREA)
-    quality = (cv2.IMWRITE_JPEG_QUALITY, EMBEDDED_JPEG_QUALITY)
-    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    _, jpeg = cv2.imencode(".jpg", bgr, [*quality, *sampling])
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}"
+    return None if bgr is None else data_uri(np.asarray(bgr, np.uint8), largest_px=EMBEDDED_PX)
 
 
 def _histogram(counts: Counts) -> list[tuple[str, int, float]]:

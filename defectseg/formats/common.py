@@ -1,22 +1,20 @@
-"""What imports and exports share: folders that appear whole or not at all, and the account of what was lost."""
+"""What imports and exports share: the images and labels of both sides, and the account of what was lost."""
 
-import csv
-import io
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg import files
-from defectseg.data.folder import IMAGES_NAME, DataFolder, check_class_names, open_data_folder
-from defectseg.data.split import write_split
-from defectseg.data.table import IGNORE_CLASS_ID
-from defectseg.errors import DataError, OutputExistsError
+from defectseg.data.classes import check_class_names, write_class_names
+from defectseg.data.folder import IMAGES_NAME, DataFolder, open_data_folder
+from defectseg.data.split import SPLIT_NAME, write_split
+from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_label_table
+from defectseg.errors import DataError
+from defectseg.files import new_folder
 from defectseg.image import read, rle
 from defectseg.image.find import FoundImage
 from defectseg.progress import EXAMPLES_SHOWN, Progress
@@ -68,40 +66,6 @@ class Tally:
         )
 
 
-def check_is_free(out: Path) -> None:
-    """Raise OutputExistsError unless a folder is absent or empty."""
-    if out.exists() and not (out.is_dir() and files.is_empty_folder(out)):
-        raise OutputExistsError(f"{out}: exists and is not empty. Choose another --out.")
-
-
-@contextmanager
-def new_folder(out: Path, *, last: str) -> Iterator[Path]:
-    """Give an empty folder beside `out`; on leaving without an error it becomes `out`, else nothing is left.
-
-    Args:
-        out: a folder that is absent or empty.
-        last: the entry that makes the folder complete: where `out` is there already, it is moved in after the others.
-
-    Raises:
-        OutputExistsError: `out` is not empty.
-        ResourceError: it cannot be written.
-    """
-    check_is_free(out)
-    out = out.absolute()
-    building = files.temporary_beside(out)
-    try:
-        with files.resource_errors(out):
-            building.mkdir(parents=True)
-            yield building
-            if out.exists():  # perhaps somebody's working folder: fill it
-                for entry in sorted(building.iterdir(), key=lambda entry: (entry.name == last, entry.name)):
-                    entry.rename(out / entry.name)
-            else:
-                building.rename(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
 def place_image(source: Path, target: Path, *, link: bool) -> None:
     """Copy an image, or make a link to it. Raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -109,9 +73,6 @@ def place_image(source: Path, target: Path, *, link: bool) -> None:
         target.symlink_to(source.resolve())
     else:
         shutil.copyfile(source, target)
-
-
-Labels = dict[str, dict[int, str]]  # ImageId -> ClassId -> run-lengths
 
 
 @dataclass(frozen=True)
@@ -218,8 +179,19 @@ def write_data_folder(
     *,
     link: bool,
     folds: Mapping[str, int] | None = None,
-) -> None:
-    """Write images, classes.txt, train.csv and, where there are folds, split.csv; whole or not at all.
+    missing_images: Sequence[str] = (),
+    lost: tuple[Loss, ...] = (),
+) -> ImportReport:
+    """Write a data folder, whole or not at all, and count what it holds.
+
+    Args:
+        out: the folder, absent or empty.
+        found: the images.
+        names: of the classes.
+        labels: an entry for every image.
+        link: make links to the images instead of copies.
+        folds: of split.csv; None writes no such file.
+        missing_images, lost: see `ImportReport`.
 
     Raises:
         OutputExistsError: `out` is there and not empty.
@@ -228,37 +200,17 @@ def write_data_folder(
     with new_folder(out, last="train.csv") as building:
         for image in found:
             place_image(image.path, building / IMAGES_NAME / image.image_id, link=link)
-        files.write_text(building / "classes.txt", "".join(f"{name}\n" for name in names))
+        write_class_names(building, names)
+        write_label_table(building, labels)
         if folds is not None:
-            write_split(building / "split.csv", folds)
-        files.write_text(building / "train.csv", _table_text(labels))
-
-
-def _table_text(labels: Labels) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["ImageId", "ClassId", "EncodedPixels"])
-    for image_id, by_class in sorted(labels.items()):
-        writer.writerows((image_id, class_id, encoded) for class_id, encoded in sorted(by_class.items()))
-    return text.getvalue()
-
-
-def summarise(
-    names: tuple[str, ...],
-    labels: Labels,
-    *,
-    folds: Mapping[str, int] | None = None,
-    missing_images: Sequence[str] = (),
-    lost: tuple[Loss, ...] = (),
-) -> ImportReport:
-    """Count what stands in the labels, which have an entry for every image."""
+            write_split(building / SPLIT_NAME, folds)
     images_of_class = Counter(class_id for by_class in labels.values() for class_id in by_class)
     ignored = [by_class[IGNORE_CLASS_ID] for by_class in labels.values() if IGNORE_CLASS_ID in by_class]
     per_fold = Counter((folds or {}).values())
     return ImportReport(
         images=len(labels),
         clean_images=sum(not by_class for by_class in labels.values()),
-        class_names=names,
+        class_names=tuple(names),
         masks_per_class=tuple(images_of_class[class_id] for class_id in range(1, len(names) + 1)),
         ignored_px=sum(int(rle.parse_pairs(encoded)[:, 1].sum()) for encoded in ignored),
         images_per_fold=tuple(per_fold[fold] for fold in range(max(per_fold, default=-1) + 1)),
@@ -273,9 +225,9 @@ LOSSES = {
     "side_files": "{examples} stayed behind: the format has no place for what it says.",
     "folds": "{examples}",
     "overlap_px": "{count} px belong to several classes; a class map holds one, here that of the smaller mask (for "
-    "example {examples}). --per-class keeps them all.",
+    "example {examples}). A picture for each class keeps them all.",
     "under_ignore_px": "{count} px belong to a class and are marked to be ignored; a class map holds the mark alone "
-    "(for example {examples}). --per-class keeps both.",
+    "(for example {examples}). A picture for each class keeps both.",
     "hole_px": "{count} px of holes were filled, since an outline cannot have holes (for example {examples}).",
     "ignore_px": "{count} px marked to be ignored became plain background; YOLO has no such mark (for example "
     "{examples}).",
@@ -342,7 +294,7 @@ class Source:
             )
         for image_id in self.folder.missing_images:
             self.tally.add("missing_images", example=image_id)
-        for name in ("groups.csv", "split.csv"):
+        for name in ("groups.csv", SPLIT_NAME):
             if name not in kept and (root / name).is_file():
                 self.tally.add("side_files", example=name)
 
@@ -357,7 +309,7 @@ class Source:
                     "apart. Rename one, in the label table too."
                 )
 
-    def labelled_images(self, report: Progress | None) -> Iterator[LabelledImage]:
+    def labelled_images(self, progress: Progress) -> Iterator[LabelledImage]:
         """Every image, decoded to see that it is whole, with its labels.
 
         Raises:
@@ -371,8 +323,7 @@ class Source:
             masks, ignore = self.folder.masks_of(image_id, (height, width))
             self.masks += int(masks.any(axis=(1, 2)).sum())
             yield LabelledImage(image_id, path, masks, ignore)
-            if report:
-                report(done, len(image_ids))
+            progress(done, len(image_ids))
 
     def report(self) -> ExportReport:
         """The account, once all images have gone through."""

@@ -10,40 +10,36 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg import files
-from defectseg.data.folder import check_class_names, read_class_names
-from defectseg.data.table import IGNORE_CLASS_ID
+from defectseg.data.classes import check_class_names, read_class_names, write_class_names
+from defectseg.data.table import IGNORE_CLASS_ID, Labels
 from defectseg.errors import DataError
+from defectseg.files import check_is_free, new_folder
 from defectseg.formats.common import (
     IGNORE_NAME,
     ExportReport,
     ImportReport,
     LabelledImage,
-    Labels,
     Source,
     Tally,
-    check_is_free,
-    new_folder,
     place_image,
     read_size,
-    summarise,
     write_data_folder,
 )
 from defectseg.image import rle
 from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import MASK_SUFFIXES, read_class_map
-from defectseg.progress import Progress, some
+from defectseg.progress import Progress, silent, some
 
-_FLAG = "--classes"
+_GIVEN = "the given list of classes"
 
 
 def import_masks(
     src: Path,
     out: Path,
     *,
-    class_names: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     link: bool = False,
-    report: Progress | None = None,
+    progress: Progress = silent,
 ) -> ImportReport:
     """Make a data folder from SRC/images and SRC/masks, paired by the path without its suffix.
 
@@ -55,9 +51,9 @@ def import_masks(
     Args:
         src: the folder with images/ and masks/.
         out: the data folder to make; it must be absent or empty.
-        class_names: names of ClassId 1, 2 and so on; for masks in folders, the order of the folders (else by name).
+        classes: names of ClassId 1, 2 and so on; for masks in folders, the order of the folders (else by name).
         link: make links to the images instead of copies.
-        report: called with the number of images done and of all images.
+        progress: counts the images.
 
     Raises:
         DataError: images and masks do not pair, differ in size, or hold numbers that are no class.
@@ -69,17 +65,16 @@ def import_masks(
     found = find_images([_subfolder(src, "images")])
     masks = _find_masks(_subfolder(src, "masks"))
     stems = _by_stem(found)
-    given = _given_names(src, class_names)
+    given = _given_names(src, classes)
     if _are_class_maps(masks, stems):
         _check_pairs(stems, masks, src)
-        numbers = _read_all(found, lambda image: {0: masks[_stem(image.image_id)]}, _split_class_map, report)
+        numbers = _read_all(found, lambda image: {0: masks[_stem(image.image_id)]}, _split_class_map, progress)
         names, labels = _classes_of_maps(numbers, given, masks)
     else:
         folders, names = _class_folders(masks, stems, given, src)
-        numbers = _read_all(found, lambda image: folders.get(_stem(image.image_id), {}), _split_binary, report)
+        numbers = _read_all(found, lambda image: folders.get(_stem(image.image_id), {}), _split_binary, progress)
         labels = numbers
-    write_data_folder(out, found, names, labels, link=link)
-    return summarise(names, labels)
+    return write_data_folder(out, found, names, labels, link=link)
 
 
 @dataclass(frozen=True)
@@ -90,9 +85,9 @@ class _GivenNames:
     where: str
 
 
-def _given_names(src: Path, class_names: Sequence[str] | None) -> _GivenNames | None:
-    if class_names is not None:
-        given = _GivenNames(tuple(class_names), _FLAG)
+def _given_names(src: Path, classes: Sequence[str] | None) -> _GivenNames | None:
+    if classes is not None:
+        given = _GivenNames(tuple(classes), _GIVEN)
     elif (src / "classes.txt").is_file():
         given = _GivenNames(read_class_names(src, 0), str(src / "classes.txt"))
     else:
@@ -181,7 +176,7 @@ def _read_all(
     found: Sequence[FoundImage],
     masks_of: Callable[[FoundImage], Mapping[int, Path]],
     split: Callable[[NDArray[np.uint8], int, Path], dict[int, str]],
-    report: Progress | None,
+    progress: Progress,
 ) -> Labels:
     """The masks of every image, as run-lengths by number; images are decoded for their size and soundness."""
     numbers: Labels = {}
@@ -196,8 +191,7 @@ def _read_all(
                     f"{size_hw[1]}x{size_hw[0]}. A mask must have the size of its image."
                 )
             numbers[image.image_id].update(split(mask, class_id, path))
-        if report:
-            report(done, len(found))
+        progress(done, len(found))
     return numbers
 
 
@@ -221,8 +215,10 @@ def _classes_of_maps(
     if present == {IGNORE_CLASS_ID} and (given is None or len(given.names) == 1):
         numbers = {image_id: {1: by[IGNORE_CLASS_ID]} if by else {} for image_id, by in numbers.items()}
         present = {1}
-    elif present == {IGNORE_CLASS_ID} and given is not None and given.where == _FLAG:
-        raise DataError(f"The masks hold 0 and 255 alone, which is one class; {_FLAG} names {len(given.names)}.")
+    elif present == {IGNORE_CLASS_ID} and given is not None and given.where == _GIVEN:
+        raise DataError(
+            f"{len(given.names)} names, but the masks hold 0 and 255 alone, which is one class.", argument="classes"
+        )
     largest = max(present - {IGNORE_CLASS_ID}, default=1)
     if given is None:
         given = _GivenNames(tuple(f"class {n}" for n in range(1, largest + 1)), "")
@@ -240,7 +236,7 @@ _UNFIT_FOR_A_FOLDER = re.compile(r'^\.|[<>:"/\\|?*\x00-\x1f]|[. ]$')
 
 
 def export_masks(
-    root: Path, out: Path, *, per_class: bool = False, link: bool = False, report: Progress | None = None
+    root: Path, out: Path, *, per_class: bool = False, link: bool = False, progress: Progress = silent
 ) -> ExportReport:
     """Write a data folder as `images/`, `masks/` and `classes.txt`, which `import_masks` reads.
 
@@ -250,7 +246,7 @@ def export_masks(
         per_class: `masks/<class name>/<stem>.png` with 0 and 255, and `masks/ignore/`; else `masks/<stem>.png` with
             the ClassId of each pixel, 0 for sound and 255 for pixels to ignore.
         link: make links to the images instead of copies.
-        report: called with the number of images done and of all images.
+        progress: counts the images.
 
     Raises:
         DataError, LabelError: the data folder cannot be used, two images differ by their suffix alone, or a class
@@ -265,7 +261,7 @@ def export_masks(
     if per_class:
         _check_folder_names(source)
     with new_folder(out, last="classes.txt") as building:
-        for image in source.labelled_images(report):
+        for image in source.labelled_images(progress):
             place_image(image.path, building / "images" / image.image_id, link=link)
             pictures = (
                 _binary_masks(image, source.folder.class_names)
@@ -277,7 +273,7 @@ def export_masks(
         if not (building / "masks").exists():  # per class, and nothing anywhere: import wants to see a mask
             first = source.folder.image_ids[0].rpartition(".")[0]
             _write_png(building / "masks" / source.folder.class_names[0] / f"{first}.png", np.zeros_like(image.ignore))
-        files.write_text(building / "classes.txt", "".join(f"{name}\n" for name in source.folder.class_names))
+        write_class_names(building, source.folder.class_names)
     return source.report()
 
 

@@ -84,7 +84,9 @@ def find_images(
         names = ", ".join(map(str, [*inputs, *listed][:3])) or "an empty list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
         hidden = skip is not None and any(_real(given).is_relative_to(_real(skip)) for given in inputs)
-        why = f" What lies in {skip} is left out, since results go there: choose another --out." if hidden else ""
+        why = (
+            f" What lies in {skip} is left out, since results go there: choose another output folder." if hidden else ""
+        )
         raise DataError(f"No image in {names}{where}. Files that count end in {_suffixes()}.{why}")
     if not keep_faulty and (fault := next((image.fault for image in images if image.fault), "")):
         raise DataError(fault)

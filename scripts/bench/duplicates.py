@@ -26,7 +26,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from defectseg.copies.descriptors import TURNS, Looks, look_at, look_at_all, turned, whitened
+from defectseg.copies.descriptors import TURNS, Descriptors, describe, describe_all, turned, whitened
 from defectseg.copies.find import find_copies, find_peak
 from defectseg.copies.strips import find_neighbours
 from defectseg.image import read
@@ -92,17 +92,17 @@ CHANGES: dict[str, Change] = {
 }
 
 
-def looks_of(pictures: list[Image]) -> Looks:
-    looks = Looks(len(pictures))
+def descriptors_of(pictures: list[Image]) -> Descriptors:
+    descriptors = Descriptors(len(pictures))
     for index, picture in enumerate(pictures):
-        looks[index] = look_at(picture)
-    return looks
+        descriptors[index] = describe(picture)
+    return descriptors
 
 
 def measure(paths: list[Path], seed: int) -> None:
     originals = [read.decode(path).pixels for path in paths]
-    looks = looks_of(originals)
-    within = find_copies(looks)
+    descriptors = descriptors_of(originals)
+    within = find_copies(descriptors)
     print(f"{len(paths)} originals; pairs among them, to be looked at:")
     for copy in within:
         print(f"  {paths[copy.first].name} = {paths[copy.second].name} turned by {copy.turn}, score {copy.score:.2f}")
@@ -113,7 +113,7 @@ def measure(paths: list[Path], seed: int) -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, change in CHANGES.items():
         changed = [change(image, originals[partner[index]]) for index, image in enumerate(originals)]
-        copies = find_copies(looks_of(changed), looks)
+        copies = find_copies(descriptors_of(changed), descriptors)
         blend = name.startswith("blend")
         own = {copy.first: copy for copy in copies if copy.first == copy.second}
         other = {copy.first for copy in copies if blend and copy.second == partner[copy.first]}
@@ -138,17 +138,17 @@ def measure(paths: list[Path], seed: int) -> None:
 def measure_peaks(paths: list[Path]) -> None:
     """Print how far copies' peaks stand out at the least, and those of unlike images at the most."""
     originals = [read.decode(path).pixels for path in paths]
-    looks = looks_of(originals)
-    pictures = [whitened(detail) for detail in looks.detail]
+    descriptors = descriptors_of(originals)
+    pictures = [whitened(detail) for detail in descriptors.detail]
     print("| pairs | number | peak, in deviations | peak / highest rival |")
     print("| --- | ---: | ---: | ---: |")
     for name in ("JPEG quality 75", "JPEG quality 50", "JPEG quality 30", "20 % brighter (x 1.2)", "resized to 90 %"):
-        changed = [whitened(look_at(CHANGES[name](image, image)).detail) for image in originals]
+        changed = [whitened(describe(CHANGES[name](image, image)).detail) for image in originals]
         peaks = [find_peak(one, other) for one, other in zip(changed, pictures, strict=True)]
         deviations, rivals = min(peak.deviations for peak in peaks), min(peak.to_rival for peak in peaks)
         print(f"| {name}, the lowest | {len(peaks)} | {deviations:.0f} | {rivals:.1f} |")
-    copies = {(copy.first, copy.second) for copy in find_copies(looks)}
-    thumbs = looks.thumb.astype(np.float32)
+    copies = {(copy.first, copy.second) for copy in find_copies(descriptors)}
+    thumbs = descriptors.thumb.astype(np.float32)
     peaks = []
     for turn in TURNS if originals[0].shape[0] == originals[0].shape[1] else TURNS[::2]:
         alike = thumbs.reshape(len(thumbs), -1) @ turned(thumbs, turn).reshape(len(thumbs), -1).T
@@ -180,13 +180,13 @@ def time_it(paths: list[Path], count: int, seed: int) -> None:
             written.append(Path(folder) / f"{index}.jpg")
             written[-1].write_bytes(content.tobytes())
         start = time.perf_counter()
-        looks, _ = look_at_all(written)
+        descriptors, _ = describe_all(written)
         read_s = time.perf_counter() - start
         start = time.perf_counter()
-        copies = find_copies(looks)
+        copies = find_copies(descriptors)
         search_s = time.perf_counter() - start
         start = time.perf_counter()
-        find_neighbours(looks)
+        find_neighbours(descriptors)
         strips_s = time.perf_counter() - start
     print(
         f"{count} images of {picture.shape[0]}x{picture.shape[1]}: read {read_s:.2f} s, copies {search_s:.2f} s "
@@ -205,23 +205,23 @@ class EnoughError(Exception):
 def fill_memory(count: int, seed: int, least_s: float = 30.0) -> None:
     """Search among `count` pictures of noise, lying ones, for half a minute."""
     rng = np.random.default_rng(seed)
-    looks = Looks(count)
-    looks.log_aspect[:] = np.log(256 / 1600)
+    descriptors = Descriptors(count)
+    descriptors.log_aspect[:] = np.log(256 / 1600)
     for index in range(count):
-        looks.detail[index] = rng.integers(-96, 97, looks.detail.shape[1:], np.int8) | 1
-        thumb = rng.standard_normal(looks.thumb.shape[1:], np.float32)
-        looks.thumb[index] = thumb / np.linalg.norm(thumb)
+        descriptors.detail[index] = rng.integers(-96, 97, descriptors.detail.shape[1:], np.int8) | 1
+        thumb = rng.standard_normal(descriptors.thumb.shape[1:], np.float32)
+        descriptors.thumb[index] = thumb / np.linalg.norm(thumb)
     start = time.perf_counter()
     progress = (0, 0)
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, total: int, text: str = "") -> None:
         nonlocal progress
         progress = (done, total)
         if time.perf_counter() - start > least_s:
             raise EnoughError
 
     with suppress(EnoughError):
-        find_copies(looks, report=report)
+        find_copies(descriptors, progress=report)
     done, total = progress
     whole_s = (time.perf_counter() - start) * total / done
     print(f"{count} images: peak memory {peak_mib():.0f} MiB; the search of noise would take {whole_s:.0f} s")

@@ -1,6 +1,8 @@
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -8,7 +10,6 @@ import pytest
 
 from defectseg.check.check import check_data_folder
 from defectseg.check.output import write_check
-from defectseg.check.pairs import CopyPair
 from defectseg.check.report import CheckReport
 from defectseg.copies.descriptors import turned
 from defectseg.data.synthetic import make_sheet
@@ -17,11 +18,16 @@ from defectseg.errors import DataError, LabelError, UsageError
 from defectseg.image import rle
 
 
-def data_folder(tmp_path: Path, *rows: str, images: str = "a b c d", **files: str) -> Path:
-    for number, stem in enumerate(images.split()):
-        path = tmp_path / f"train_images/{stem}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), np.random.default_rng(number).integers(40, 200, (2, 3), np.uint8))
+def data_folder(tmp_path: Path, *rows: str, images: str | Mapping[str, Any] = "a b c d", **files: str) -> Path:
+    """A data folder of small images, or of these; `files` are named like split_csv."""
+    if isinstance(images, str):
+        stems = enumerate(images.split())
+        images = {stem: np.random.default_rng(number).integers(40, 200, (2, 3)) for number, stem in stems}
+    (tmp_path / "train_images").mkdir(parents=True, exist_ok=True)
+    for stem, pixels in images.items():
+        cv2.imwrite(
+            str(tmp_path / f"train_images/{stem}.png"), pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint8)
+        )
     (tmp_path / "train.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows, ""]))
     for name, text in files.items():
         (tmp_path / name.replace("_", ".")).write_text(text)
@@ -114,10 +120,52 @@ def test_rows_of_missing_images_get_a_hint_where_a_name_is_nearly_right(tmp_path
     ]
 
 
-def test_class_above_those_of_classes_txt_is_an_error(tmp_path: Path) -> None:
-    report = check_data_folder(data_folder(tmp_path, "a.png,2,1 1", "b.png,3,1 1", classes_txt="pits\ncracks\n"))
-    assert found(report) == [("error", "class", "b.png", 3)]
-    assert "there are 2 classes (pits, cracks)" in report.faults[0].message
+ODD = {f"odd{number}": np.full((5, 3 + number), 90) for number in range(25)}
+EVEN = {f"i{number}": np.full((2, 3), 40 + number) for number in range(30)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "files", "faults", "told"),
+    [
+        (
+            ["a.png,2,1 1", "b.png,3,1 1"],
+            {"classes_txt": "pits\ncracks\n"},
+            [("error", "class", "b.png", 3)],
+            "there are 2 classes (pits, cracks)",
+        ),
+        (
+            ["a.png,1,7 1"],
+            {"classes_txt": "pits\npits\n"},
+            [("error", "classes", "", None), ("error", "rle", "a.png", 2)],
+            "'pits' names ClassId 1 and 2",
+        ),
+        (
+            ["a.png,1,1 3", "a.png,2,2 4", "a.png,255,1 6"],
+            {},
+            [("warning", "overlap", "a.png", 3)],
+            "2 px of 'class 2' belong to another class too",
+        ),
+        (
+            [],
+            {"images": {**EVEN, "odd": np.full((5, 3), 90)}},
+            [("warning", "size", "odd.png", None)],
+            "most images have 2x3",
+        ),
+        ([], {"images": EVEN | ODD}, [("warning", "size", "", None)], "Images have 26 sizes: 25 are not 2x3."),
+        (
+            [],
+            {"groups_csv": "x\n", "split_csv": "ImageId,fold\na.png,one\n"},
+            [("error", "groups", "", None), ("error", "split", "", None)],
+            "groups.csv",
+        ),
+    ],
+)
+def test_faults_beside_the_rows_are_listed_and_the_rest_is_checked(
+    tmp_path: Path, rows: list[str], files: dict[str, Any], faults: list[Any], told: str
+) -> None:
+    report = check_data_folder(data_folder(tmp_path, *rows, **files))
+    assert found(report) == faults
+    assert told in report.faults[0].message
 
 
 def test_no_remedy_would_make_a_defect_count_as_clean_or_lose_a_mask(tmp_path: Path) -> None:
@@ -128,50 +176,19 @@ def test_no_remedy_would_make_a_defect_count_as_clean_or_lose_a_mask(tmp_path: P
     assert remedies["duplicate"].startswith("Unite the two masks")
 
 
-def test_faulty_classes_txt_is_an_error_and_the_rest_is_checked(tmp_path: Path) -> None:
-    report = check_data_folder(data_folder(tmp_path, "a.png,1,7 1", classes_txt="pits\npits\n"))
-    assert [(fault.kind, fault.image) for fault in report.faults] == [("classes", ""), ("rle", "a.png")]
-
-
-def test_pixels_of_two_classes_are_a_warning_with_their_number(tmp_path: Path) -> None:
-    report = check_data_folder(data_folder(tmp_path, "a.png,1,1 3", "a.png,2,2 4", "a.png,255,1 6"))
-    assert found(report) == [("warning", "overlap", "a.png", 3)]
-    assert report.errors == 0
-    assert "2 px of 'class 2' belong to another class too" in report.faults[0].message
-
-
-def test_images_of_odd_sizes_are_warned_about(tmp_path: Path) -> None:
-    root = data_folder(tmp_path)
-    cv2.imwrite(str(root / "train_images/odd.png"), np.full((5, 3), 90, np.uint8))
-    report = check_data_folder(root)
-    assert found(report) == [("warning", "size", "odd.png", None)]
-    assert report.sizes == {"2x3": 4, "5x3": 1}
-
-
-def test_many_odd_sizes_are_one_warning(tmp_path: Path) -> None:
-    root = data_folder(tmp_path, images=" ".join(f"i{number}" for number in range(30)))
-    for number in range(25):
-        cv2.imwrite(str(root / f"train_images/odd{number}.png"), np.full((5, 3 + number), 90, np.uint8))
-    assert [(fault.kind, fault.message) for fault in check_data_folder(root).faults] == [
-        ("size", "Images have 26 sizes: 25 are not 2x3.")
-    ]
-
-
 def test_notes_of_decoding_are_one_warning_a_kind(tmp_path: Path) -> None:
-    root = data_folder(tmp_path)
-    for stem, brightest in (("a", 4000), ("b", 3000), ("c", 65535)):
-        cv2.imwrite(str(root / f"train_images/{stem}.png"), np.full((2, 3), brightest, np.uint16))
+    levels = {"a": 4000, "b": 3000, "c": 65535}
+    root = data_folder(tmp_path, images={stem: np.full((2, 3), level, np.uint16) for stem, level in levels.items()})
     low, fault = (one for one in check_data_folder(root).faults if one.kind != "dark")
     assert (fault.kind, fault.message) == ("image-note", "16-bit scaled by 1/257: 3 images, the first a.png.")
     assert (low.kind, low.message[:28]) == ("bit-depth", "2 of 3 16-bit images hold no")
 
 
 def test_a_bit_depth_is_what_the_images_are_measured_with_and_what_they_are_held_to(tmp_path: Path) -> None:
-    root = data_folder(tmp_path, images="a b")
-    for stem, level in (("a", 2000), ("b", 4095)):
-        picture = np.full((2, 3), level, np.uint16)
-        picture[0, 0] = 0
-        cv2.imwrite(str(root / f"train_images/{stem}.png"), picture)
+    pictures = {
+        stem: np.array([[0, level, level], [level] * 3], np.uint16) for stem, level in (("a", 2000), ("b", 4095))
+    }
+    root = data_folder(tmp_path, images=pictures)
     report = check_data_folder(root, bit_depth=12)
     assert [fault.kind for fault in report.faults] == ["image-note"]
     assert report.grey_mean == pytest.approx((125 + 255) / 2 / 255 * 5 / 6)
@@ -192,11 +209,6 @@ def test_groups_and_split_are_checked_against_each_other_and_the_images(tmp_path
         ("error", "split", "has no fold for 1 images, the first d.png."),
         ("warning", "groups", "groups.csv names 1 images that are not there, the first 'gone.png'."),
     ]
-
-
-def test_groups_and_split_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
-    root = data_folder(tmp_path, groups_csv="x\n", split_csv="ImageId,fold\na.png,one\n")
-    assert found(check_data_folder(root)) == [("error", "groups", "", None), ("error", "split", "", None)]
 
 
 def test_report_goes_into_json(tmp_path: Path) -> None:
@@ -223,12 +235,6 @@ def test_report_goes_into_json(tmp_path: Path) -> None:
     assert Fault(**read["faults"][0]) == report.faults[0]
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
-    steps: list[tuple[int, int]] = []
-    check_data_folder(data_folder(tmp_path, images="a b"), report=lambda done, of: steps.append((done, of)))
-    assert steps == [(1, 2), (2, 2)]
-
-
 def test_what_is_no_data_folder_cannot_be_checked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no train_images/"):
         check_data_folder(tmp_path)
@@ -239,12 +245,8 @@ def test_what_is_no_data_folder_cannot_be_checked(tmp_path: Path) -> None:
 
 
 def test_masks_that_cover_nearly_all_or_nearly_nothing_are_warned_about(tmp_path: Path) -> None:
-    root = data_folder(
-        tmp_path, "a.png,1,1 9500", "b.png,1,1 9499", "c.png,1,1 16", "d.png,1,1 15", "a.png,255,1 10000", images=""
-    )
-    (root / "train_images").mkdir()
-    for stem in "abcd":
-        cv2.imwrite(str(root / f"train_images/{stem}.png"), np.full((100, 100), 90, np.uint8))
+    rows = ("a.png,1,1 9500", "b.png,1,1 9499", "c.png,1,1 16", "d.png,1,1 15", "a.png,255,1 10000")
+    root = data_folder(tmp_path, *rows, images=dict.fromkeys("abcd", np.full((100, 100), 90)))
     report = check_data_folder(root)
     assert [(fault.severity, fault.image, fault.row, fault.message.partition("' ")[2]) for fault in report.faults] == [
         ("warning", "a.png", 2, "covers 95 % of the image."),
@@ -254,12 +256,8 @@ def test_masks_that_cover_nearly_all_or_nearly_nothing_are_warned_about(tmp_path
 
 
 def test_areas_and_regions_are_counted_in_bins(tmp_path: Path) -> None:
-    root = data_folder(
-        tmp_path, "a.png,1,1 63", "b.png,1,1 32 202 32", "c.png,1,1 1 202 1 403 1 604 1 805 1", images=""
-    )
-    (root / "train_images").mkdir()
-    for stem in "abc":
-        cv2.imwrite(str(root / f"train_images/{stem}.png"), np.full((200, 20), 90, np.uint8))
+    rows = ("a.png,1,1 63", "b.png,1,1 32 202 32", "c.png,1,1 1 202 1 403 1 604 1 805 1")
+    root = data_folder(tmp_path, *rows, images=dict.fromkeys("abc", np.full((200, 20), 90)))
     one = check_data_folder(root).classes[0]
     assert list(one.area_histogram_px.items()) == [
         *(("1-63", 2), ("64-255", 1), ("256-1023", 0), ("1024-4095", 0), ("4096-16383", 0)),
@@ -271,14 +269,11 @@ def test_areas_and_regions_are_counted_in_bins(tmp_path: Path) -> None:
 
 
 def test_dark_images_and_sheet_ends_are_counted(tmp_path: Path) -> None:
-    root = data_folder(tmp_path, images="")
-    (root / "train_images").mkdir()
     lit = np.full((20, 100), 90, np.uint8)
     ended, mostly, black = lit.copy(), lit.copy(), np.full((20, 100), 11, np.uint8)
     ended[:, 98:] = 3
     mostly[:, :51] = 3
-    for name, image in (("lit", lit), ("ended", ended), ("mostly", mostly), ("black", black)):
-        cv2.imwrite(str(root / f"train_images/{name}.png"), image)
+    root = data_folder(tmp_path, images={"lit": lit, "ended": ended, "mostly": mostly, "black": black})
     report = check_data_folder(root)
     assert found(report) == [("warning", "dark", "black.png", None), ("warning", "dark", "mostly.png", None)]
     assert "51 % of it is black" in report.faults[1].message
@@ -286,10 +281,7 @@ def test_dark_images_and_sheet_ends_are_counted(tmp_path: Path) -> None:
 
 
 def test_grey_levels_are_summed_up_over_all_pixels(tmp_path: Path) -> None:
-    root = data_folder(tmp_path, images="")
-    (root / "train_images").mkdir()
-    cv2.imwrite(str(root / "train_images/a.png"), np.full((2, 3), 51, np.uint8))
-    cv2.imwrite(str(root / "train_images/b.png"), np.full((1, 2), 255, np.uint8))
+    root = data_folder(tmp_path, images={"a": np.full((2, 3), 51), "b": np.full((1, 2), 255)})
     report = check_data_folder(root)
     assert report.grey_mean == pytest.approx((6 * 0.2 + 2 * 1.0) / 8)
     assert report.grey_std == pytest.approx(0.8 * (0.75 * 0.25) ** 0.5)
@@ -443,14 +435,5 @@ def test_progress_counts_the_images_of_both_folders(tmp_path: Path) -> None:
     root = sheets_folder(tmp_path / "train", {"a.png": (0, "0"), "b.png": (1, "0")})
     other = sheets_folder(tmp_path / "test", {"a.png": (2, "0")})
     steps: list[tuple[int, int]] = []
-    check_data_folder(root, against=other, report=lambda done, of: steps.append((done, of)))
+    check_data_folder(root, against=other, progress=lambda done, of, text="": steps.append((done, of)))
     assert steps == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_pair_goes_into_json_with_its_four_keys() -> None:
-    assert CopyPair("a", "b", "mirror", 0.5, False).to_dict() == {
-        "image": "a",
-        "other": "b",
-        "turn": "mirror",
-        "score": 0.5,
-    }

@@ -96,7 +96,7 @@ def test_folder_that_holds_something_is_refused_and_an_earlier_check_replaced_on
     out.mkdir()
     (out / "check.json").write_text("{}")
     with (
-        pytest.raises(OutputExistsError, match=r"earlier check.* replace check\.json, .* with --overwrite"),
+        pytest.raises(OutputExistsError, match=r"earlier check.*overwrite=True"),
         output_folder(out),
     ):
         pass

@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 import defectseg
-from defectseg.cli import common
+from defectseg.cli import bars, options
 from defectseg.cli.main import main
 
 COMMAND = [sys.executable, "-m", "defectseg"]
@@ -71,7 +71,7 @@ def _own_process() -> Iterator[None]:
     handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
     yield
     logger.handlers, logger.level, logger.propagate = before
-    common.state.verbose = False
+    options.state.verbose = False
     for one, handler in handlers.items():
         signal.signal(one, handler)
 
@@ -414,7 +414,7 @@ def test_results_into_the_input_folder_itself_are_refused(call: Call, data_folde
 
     done = call("predict", "model.safetensors", images, "--out", images)
 
-    assert_refused(done, 4, "No image in", "results go there: choose another --out")
+    assert_refused(done, 4, "No image in", "results go there: choose another output folder")
     assert names(images) == before
 
 
@@ -592,53 +592,22 @@ def test_a_recipe_can_be_shown_and_its_mistakes_are_told_at_once(tmp_path: Path)
 # data, info
 
 
-def test_data_demo_split_and_check_write_exactly_their_files(tmp_path: Path) -> None:
-    made = run("data", "demo", "--out", "sheets", "--images", "6", "--size", "64x128", "--seed", "2", cwd=tmp_path)
-    again = run("data", "demo", "--out", "sheets", cwd=tmp_path)
-    split = run("data", "split", "sheets", "--folds", "3", cwd=tmp_path)
-    split_again = run("data", "split", "sheets", cwd=tmp_path)
+def test_data_synthesize_and_split_write_exactly_their_files(call: Call, tmp_path: Path) -> None:
+    made = call("data", "synthesize", "--out", "sheets", "--images", "6", "--size", "64x128", "--seed", "2")
+    again = call("data", "synthesize", "--out", "sheets")
+    split = call("data", "split", "sheets", "--folds", "3")
+    split_again = call("data", "split", "sheets")
 
     assert (made.returncode, made.stdout, made.stderr) == (0, "6 sheets: sheets\n", "")
     images = {f"train_images/sheet_{number:05}.jpg" for number in range(6)}
     assert files(tmp_path / "sheets") == {"train.csv", "classes.txt", "split.csv", *images}
     assert_refused(again, 2, "sheets", "not empty")
-    assert_refused(run("demo", "--out", "sheets", cwd=tmp_path), 2, "sheets: not empty. Choose another --out.")
+    assert_refused(call("demo", "--out", "sheets"), 2, "sheets: not empty. Choose another --out.")
     assert split.returncode == 0, split.stderr
     folds = {row["ImageId"]: row["fold"] for row in rows(tmp_path / "sheets" / "split.csv")}
     assert set(folds) == {Path(image).name for image in images}
     assert set(folds.values()) == {"0", "1", "2"}
     assert_refused(split_again, 2, "split.csv: exists", "--overwrite")
-
-
-def test_data_check_exits_with_3_where_something_is_wrong_and_4_where_there_is_no_data_folder(
-    data_folder: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(data_folder, tmp_path / "sheets")
-    image = next((folder / "train_images").iterdir())
-    image.write_bytes(image.read_bytes()[:900])
-
-    faulty = run("data", "check", "sheets", "--json", cwd=tmp_path)
-    absent = run("data", "check", "nowhere", cwd=tmp_path)
-
-    assert faulty.returncode == 3, faulty.stderr
-    assert any(image.name in json.dumps(fault) for fault in json.loads(faulty.stdout)["faults"])
-    assert_refused(absent, 4, "nowhere: no such folder", "train_images/")
-
-
-def test_data_import_masks_makes_a_data_folder(tmp_path: Path) -> None:
-    for name in ("images", "masks"):
-        (tmp_path / "src" / name).mkdir(parents=True)
-    class_map = np.zeros((8, 8), np.uint8)
-    cv2.imwrite(str(tmp_path / "src" / "images" / "a.png"), class_map + np.uint8(90))
-    class_map[0, 0:2] = 2
-    cv2.imwrite(str(tmp_path / "src" / "masks" / "a.png"), class_map)
-
-    done = run("data", "import", "masks", "src", "--out", "data", "--classes", "pits,cracks", cwd=tmp_path)
-
-    assert (done.returncode, done.stderr) == (0, "")
-    assert files(tmp_path / "data") == {"train.csv", "classes.txt", "train_images/a.png"}
-    assert (tmp_path / "data" / "train.csv").read_text() == "ImageId,ClassId,EncodedPixels\na.png,2,1 1 9 1\n"
-    assert done.stdout.splitlines()[-1].endswith(": data")
 
 
 def test_info_describes_a_model_without_running_it(trained_run: Path, tmp_path: Path) -> None:
@@ -710,17 +679,15 @@ def test_a_bug_exits_with_1_and_asks_for_a_report(tmp_path: Path) -> None:
 def test_progress_goes_to_stderr_in_plain_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common, "_LOG_EVERY_S", 0.0)
-    common.set_up_logging()
-
-    with common.progress("predicting") as bar:
-        bar.start(2)
-        bar.advance()
-        bar.advance()
+    monkeypatch.setattr(bars, "LINE_EVERY_S", 0.0)
+    bars.set_up_logging()
+    with bars.progress_bar("predicting") as progress:
+        progress(1, 2)
+        progress(2, 0, "b.jpg")
 
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines() == ["predicting: 1 of 2", "predicting: 2 of 2"]
+    assert captured.err.splitlines() == ["predicting: 1 of 2", "predicting: 2 b.jpg"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
@@ -728,7 +695,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_plain_results(tmp_path: Path) -> 
     import pty
 
     screen, stderr = pty.openpty()
-    command = [*COMMAND, "data", "demo", "--out", "sheets", "--images", "3", "--size", "64x128"]
+    command = [*COMMAND, "data", "synthesize", "--out", "sheets", "--images", "3", "--size", "64x128"]
     environment = {**ENVIRONMENT, "TERM": "xterm"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=stderr, timeout=120, check=False

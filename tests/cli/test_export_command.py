@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from defectseg.cli import common
 from defectseg.cli.main import app
 from defectseg.config import Recipe
 from defectseg.errors import DefectsegError, MissingExtraError, UsageError
@@ -107,7 +106,7 @@ def test_a_size_that_is_none_is_refused(invoke: Invoke, asked: list[dict[str, An
 def test_a_missing_package_is_named_with_its_extra(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch, flags: list[str], missing: str, extra: str
 ) -> None:
-    monkeypatch.setattr(common, "find_spec", lambda package: None if package == missing else object())
+    monkeypatch.setattr("defectseg.errors.find_spec", lambda package: None if package == missing else object())
     error = _refused(invoke(*flags, "--out", "m.xml"))
     assert isinstance(error, MissingExtraError)
     assert f"defectseg[{extra}]" in str(error)

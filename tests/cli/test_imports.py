@@ -54,7 +54,7 @@ def test_data_commands_load_no_torch(tmp_path: Path) -> None:
     demo, imported = tmp_path / "demo", tmp_path / "imported"
     (tmp_path / "src" / "images").mkdir(parents=True)
 
-    made = _imports("-m", "defectseg", "data", "demo", "--out", str(demo), "--images", "4", "--size", "64x128")
+    made = _imports("-m", "defectseg", "data", "synthesize", "--out", str(demo), "--images", "4", "--size", "64x128")
     checked = _imports("-m", "defectseg", "data", "check", str(demo))
     split = _imports("-m", "defectseg", "data", "split", str(demo), "--folds", "2")
     # No masks there: the command ends early, with everything imported.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from defectseg.copies.descriptors import TURNS, Looks, look_at, look_at_all, turned, turned_back, whitened
+from defectseg.copies.descriptors import TURNS, Descriptors, describe, describe_all, turned, turned_back, whitened
 from defectseg.data.synthetic import make_sheet
 from defectseg.image import read
 
@@ -35,7 +35,7 @@ def test_a_turn_is_undone_by_its_counterpart(turn: str, height: int, width: int)
 @pytest.mark.parametrize("turn", TURNS)
 def test_look_of_a_turned_image_is_the_turned_look(turn: str) -> None:
     image = make_sheet(1, 0, (192, 128)).image
-    look, other = look_at(image), look_at(turned(image, turn))
+    look, other = describe(image), describe(turned(image, turn))
     assert np.abs(turned(look.thumb, turn) - other.thumb).max() < 1e-5
     assert np.abs(turned(look.detail, turn).astype(int) - other.detail).max() <= 1
 
@@ -44,7 +44,7 @@ def test_look_hardly_depends_on_light_and_contrast() -> None:
     image = make_sheet(1, 1, (128, 128)).image
     ramp = np.linspace(0, 40, 128)
     lit = np.clip(image * 0.7 + 20 + ramp, 0, 255).astype(np.uint8)
-    look, other = look_at(image), look_at(lit)
+    look, other = describe(image), describe(lit)
     assert float((look.thumb * other.thumb).sum()) > 0.95
 
 
@@ -58,13 +58,13 @@ def test_look_hardly_depends_on_light_and_contrast() -> None:
     ],
 )
 def test_images_without_structure_have_no_thumb(image: NDArray[np.uint8]) -> None:
-    assert not look_at(image).thumb.any()
+    assert not describe(image).thumb.any()
 
 
 def test_saturated_cells_alone_are_zero_in_the_detail() -> None:
     image = make_sheet(1, 2, (128, 128)).image // 2
     image[40:60, 70:90] = 255
-    zero = look_at(image).detail == 0
+    zero = describe(image).detail == 0
     assert zero[40:60, 70:90].all()
     assert zero.sum() == 400
 
@@ -83,10 +83,10 @@ def test_whitened_picture_has_an_even_spectrum() -> None:
 
 def test_strip_profile_takes_the_longer_side_for_the_one_across() -> None:
     image = make_sheet(2, 0, (96, 480)).image
-    assert look_at(image).strip.any(axis=1).tolist() == [True, True, True]
-    assert np.allclose(look_at(np.ascontiguousarray(image.T)).strip, look_at(image).strip, atol=1e-5)
-    assert not look_at(image[:, :300]).strip.any()
-    assert not look_at(np.minimum(image, 8)).strip.any(), "dark all over"
+    assert describe(image).strip.any(axis=1).tolist() == [True, True, True]
+    assert np.allclose(describe(np.ascontiguousarray(image.T)).strip, describe(image).strip, atol=1e-5)
+    assert not describe(image[:, :300]).strip.any()
+    assert not describe(np.minimum(image, 8)).strip.any(), "dark all over"
 
 
 def test_files_are_looked_at_in_order_and_faulty_ones_are_told(tmp_path: Path) -> None:
@@ -96,12 +96,12 @@ def test_files_are_looked_at_in_order_and_faulty_ones_are_told(tmp_path: Path) -
         cv2.imwrite(str(path), sheet)
     paths.insert(1, paths.pop())
     steps: list[tuple[int, int]] = []
-    looks, failed = look_at_all(paths, report=lambda done, of: steps.append((done, of)))
+    descriptors, failed = describe_all(paths, progress=lambda done, of, text="": steps.append((done, of)))
     assert list(failed) == [1]
     assert "cannot be read" in failed[1]
-    assert not looks.thumb[1].any()
+    assert not descriptors.thumb[1].any()
     for index, sheet in ((0, sheets[0]), (2, sheets[1]), (3, sheets[2])):
-        assert np.array_equal(looks.detail[index], look_at(sheet).detail)
+        assert np.array_equal(descriptors.detail[index], describe(sheet).detail)
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -112,7 +112,7 @@ def test_large_jpeg_is_decoded_at_a_reduced_size_and_looks_alike(tmp_path: Path)
     assert read.decode_small(path, shorter_px=128, longer_px=400).shape == (128, 400)
     assert read.decode_small(path, shorter_px=128, longer_px=401).shape == (256, 800)
     assert read.decode_small(path, shorter_px=300, longer_px=400).shape == (512, 1600)
-    small, _ = look_at_all([path])
-    whole = Looks(1)
-    whole[0] = look_at(read.decode(path).pixels)
+    small, _ = describe_all([path])
+    whole = Descriptors(1)
+    whole[0] = describe(read.decode(path).pixels)
     assert float((small.thumb[0].astype(float) * whole.thumb[0]).sum()) > 0.98

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.copies.descriptors import TURNS, Looks, look_at, turned, turned_back
+from defectseg.copies.descriptors import TURNS, Descriptors, describe, turned, turned_back
 from defectseg.copies.find import Copy, find_copies
 from defectseg.data.synthetic import make_sheet
 
 Image = NDArray[np.uint8]
 
 
-def looks_of(pictures: Sequence[Image]) -> Looks:
-    looks = Looks(len(pictures))
+def descriptors_of(pictures: Sequence[Image]) -> Descriptors:
+    descriptors = Descriptors(len(pictures))
     for index, picture in enumerate(pictures):
-        looks[index] = look_at(picture)
-    return looks
+        descriptors[index] = describe(picture)
+    return descriptors
 
 
 def sheets(count: int, size_hw: tuple[int, int] = (160, 160), seed: int = 1) -> list[Image]:
@@ -49,7 +49,7 @@ def pairs(copies: Sequence[Copy]) -> list[tuple[int, int]]:
 def test_turned_copies_are_found_with_their_turn(turn: str) -> None:
     originals = sheets(8)
     changed = [turned(image, turn) for image in originals]
-    copies = find_copies(looks_of(changed), looks_of(originals))
+    copies = find_copies(descriptors_of(changed), descriptors_of(originals))
     assert pairs(copies) == [(index, index) for index in range(8)]
     assert {copy.turn for copy in copies} == {turn}
     assert min(copy.score for copy in copies) > 0.97
@@ -71,14 +71,14 @@ CHANGES: dict[str, Callable[[Image], Image]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_changed_copies_are_found_and_nothing_else(change: Callable[[Image], Image]) -> None:
     originals = sheets(12)
-    copies = find_copies(looks_of([change(image) for image in originals]), looks_of(originals))
+    copies = find_copies(descriptors_of([change(image) for image in originals]), descriptors_of(originals))
     assert pairs(copies) == [(index, index) for index in range(12)]
     assert min(copy.score for copy in copies) > 0.4
 
 
 @pytest.mark.parametrize("size_hw", [(160, 160), (64, 128), (64, 400)])
 def test_unlike_sheets_are_no_copies(size_hw: tuple[int, int]) -> None:
-    assert find_copies(looks_of(sheets(40, size_hw))) == []
+    assert find_copies(descriptors_of(sheets(40, size_hw))) == []
 
 
 def flat_steel(index: int) -> Image:
@@ -91,7 +91,7 @@ def test_flat_steel_is_no_copy_of_flat_steel_but_of_itself() -> None:
     flats = [flat_steel(index) for index in range(30)]
     plain = [resized(image, 0.1).ravel() for image in flats]
     assert float(np.corrcoef(plain).min()) > 0.97, "plain thumbnails take them for the same"
-    copies = find_copies(looks_of([*flats, jpeg(turned(flats[3], "180"), 75)]))
+    copies = find_copies(descriptors_of([*flats, jpeg(turned(flats[3], "180"), 75)]))
     assert [(copy.first, copy.second, copy.turn) for copy in copies] == [(3, 30, "180")]
 
 
@@ -104,7 +104,7 @@ def chequer_plate(index: int) -> Image:
 
 def test_chequer_plates_in_phase_are_no_copies() -> None:
     plates = [chequer_plate(index) for index in range(12)]
-    copies = find_copies(looks_of([*plates, jpeg(lit(plates[5], 0.8), 75)]))
+    copies = find_copies(descriptors_of([*plates, jpeg(lit(plates[5], 0.8), 75)]))
     assert (5, 12) in pairs(copies)
     assert len(copies) == 1
 
@@ -112,7 +112,7 @@ def test_chequer_plates_in_phase_are_no_copies() -> None:
 def test_blend_is_reported_with_both_images_that_are_in_it() -> None:
     originals = sheets(10)
     mixed = [blend(originals[0], originals[1], 0.5), blend(turned(originals[2], "90"), originals[3], 0.6)]
-    copies = find_copies(looks_of(mixed), looks_of(originals))
+    copies = find_copies(descriptors_of(mixed), descriptors_of(originals))
     assert [(copy.first, copy.second, copy.turn) for copy in copies] == [
         (0, 0, "0"),
         (0, 1, "0"),
@@ -125,7 +125,7 @@ def test_blend_is_reported_with_both_images_that_are_in_it() -> None:
 def test_a_slightly_shifted_cut_is_found_with_its_shift() -> None:
     wide = make_sheet(3, 0, (192, 192)).image
     first, second = wide[20:148, 30:158], wide[22:150, 29:157]
-    (copy,) = find_copies(looks_of([first]), looks_of([second]))
+    (copy,) = find_copies(descriptors_of([first]), descriptors_of([second]))
     assert copy.shift == (2, -1), "what lies at row 0 of the second lies at row 2 of the first"
     assert copy.score > 0.95
 
@@ -138,8 +138,8 @@ def test_pairs_within_a_set_name_the_earlier_image_first(turn: str, size_hw: tup
     large = make_sheet(3, 1, (224, 224)).image
     first = large[20 : 20 + height, 30 : 30 + width]
     second = turned(large[22 : 22 + height, 29 : 29 + width], turned_back(turn))
-    (copy,) = find_copies(looks_of([first, second]))
-    (same,) = find_copies(looks_of([first]), looks_of([second]))
+    (copy,) = find_copies(descriptors_of([first, second]))
+    (same,) = find_copies(descriptors_of([first]), descriptors_of([second]))
     assert (copy.first, copy.second, copy.turn) == (0, 1, turn)
     assert copy.shift == same.shift
     # 2 px down, 1 px left, in cells of 128/height and 128/width px, to the nearest cell
@@ -149,15 +149,15 @@ def test_pairs_within_a_set_name_the_earlier_image_first(turn: str, size_hw: tup
 
 def test_lying_image_is_a_copy_of_a_standing_one() -> None:
     originals = sheets(6, (96, 240))
-    copies = find_copies(looks_of(originals), looks_of([turned(image, "90") for image in originals]))
+    copies = find_copies(descriptors_of(originals), descriptors_of([turned(image, "90") for image in originals]))
     assert [(copy.first, copy.second, copy.turn) for copy in copies] == [(index, index, "270") for index in range(6)]
 
 
 def test_both_directions_find_the_same_pairs() -> None:
     originals = sheets(6)
     changed = [turned(image, "90") for image in originals[2:]]
-    there = find_copies(looks_of(changed), looks_of(originals))
-    back = find_copies(looks_of(originals), looks_of(changed))
+    there = find_copies(descriptors_of(changed), descriptors_of(originals))
+    back = find_copies(descriptors_of(originals), descriptors_of(changed))
     assert pairs(there) == [(0, 2), (1, 3), (2, 4), (3, 5)]
     assert sorted((copy.second, copy.first) for copy in back) == pairs(there)
     assert {copy.turn for copy in there} == {"90"}
@@ -166,24 +166,24 @@ def test_both_directions_find_the_same_pairs() -> None:
 
 def test_black_and_blank_images_are_copies_of_none() -> None:
     blank = [np.zeros((160, 160), np.uint8)] * 3 + [np.full((160, 160), 200, np.uint8)] * 3
-    assert find_copies(looks_of([*blank, *sheets(2)])) == []
-    assert find_copies(looks_of(blank), looks_of(blank)) == []
+    assert find_copies(descriptors_of([*blank, *sheets(2)])) == []
+    assert find_copies(descriptors_of(blank), descriptors_of(blank)) == []
 
 
 def test_tiny_images_are_copies_only_where_they_are_identical() -> None:
     tiny = [np.random.default_rng(index).integers(0, 250, (5, 7), np.uint8) for index in range(4)]
-    assert find_copies(looks_of([*tiny, tiny[2]])) == [Copy(2, 4, "0", 1.0)]
-    assert find_copies(looks_of(tiny[:2]), looks_of([tiny[3], tiny[1]])) == [Copy(1, 1, "0", 1.0)]
+    assert find_copies(descriptors_of([*tiny, tiny[2]])) == [Copy(2, 4, "0", 1.0)]
+    assert find_copies(descriptors_of(tiny[:2]), descriptors_of([tiny[3], tiny[1]])) == [Copy(1, 1, "0", 1.0)]
 
 
 def test_all_pairs_of_a_small_group_and_enough_of_a_large_one_are_listed() -> None:
     one, other = sheets(2)
-    assert pairs(find_copies(looks_of([one, other, one, jpeg(one, 75), one]))) == [
+    assert pairs(find_copies(descriptors_of([one, other, one, jpeg(one, 75), one]))) == [
         (0, 2), (0, 3), (0, 4), (2, 3), (2, 4), (3, 4),
     ]  # fmt: skip
-    many = find_copies(looks_of([one] * 70 + [other]))
+    many = find_copies(descriptors_of([one] * 70 + [other]))
     assert pairs(many) == [(0, index) for index in range(1, 70)]
-    across = find_copies(looks_of([one] * 70), looks_of([other, *[one] * 70]))
+    across = find_copies(descriptors_of([one] * 70), descriptors_of([other, *[one] * 70]))
     assert {copy.first for copy in across} == set(range(70))
     assert {copy.second for copy in across} == set(range(1, 71))
 
@@ -191,7 +191,7 @@ def test_all_pairs_of_a_small_group_and_enough_of_a_large_one_are_listed() -> No
 def test_large_groups_of_unequal_copies_stay_connected() -> None:
     image = sheets(1)[0]
     changed = [lit(image, 0.7 + index / 200) for index in range(90)]
-    copies = find_copies(looks_of(changed))
+    copies = find_copies(descriptors_of(changed))
     seen = {0}
     for copy in sorted(copies):
         if copy.first in seen or copy.second in seen:
@@ -201,10 +201,10 @@ def test_large_groups_of_unequal_copies_stay_connected() -> None:
 
 def test_progress_ends_at_its_total() -> None:
     steps: list[tuple[int, int]] = []
-    find_copies(looks_of(sheets(3)), report=lambda done, of: steps.append((done, of)))
+    find_copies(descriptors_of(sheets(3)), progress=lambda done, of, text="": steps.append((done, of)))
     assert steps == [(1, 1)]
 
 
 def test_an_empty_set_has_no_copies() -> None:
-    assert find_copies(Looks(0)) == []
-    assert find_copies(Looks(0), looks_of(sheets(1))) == []
+    assert find_copies(Descriptors(0)) == []
+    assert find_copies(Descriptors(0), descriptors_of(sheets(1))) == []

@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.copies.descriptors import Looks, look_at
+from defectseg.copies.descriptors import Descriptors, describe
 from defectseg.copies.strips import find_neighbours
 from defectseg.data.synthetic import make_sheet
 
@@ -16,10 +16,10 @@ def frames(index: int, count: int, overlap_px: int = 8) -> list[Image]:
 
 
 def neighbours(pictures: list[Image]) -> list[tuple[int, int]]:
-    looks = Looks(len(pictures))
+    descriptors = Descriptors(len(pictures))
     for index, picture in enumerate(pictures):
-        looks[index] = look_at(picture)
-    return [(one.first, one.second) for one in find_neighbours(looks)]
+        descriptors[index] = describe(picture)
+    return [(one.first, one.second) for one in find_neighbours(descriptors)]
 
 
 def test_frames_that_follow_one_another_are_neighbours() -> None:

@@ -29,7 +29,7 @@ def tree(root: Path) -> dict[str, bytes]:
 def test_files_and_folders_are_unpacked_and_progress_told(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "a.zip", ("x/", b""), ("x/a b.jpg", b"A"), ("t.csv", b"T" * 100))
     steps: list[tuple[int, int]] = []
-    unpack(archive, tmp_path / "out", report=lambda done, of, text="": steps.append((done, of)))
+    unpack(archive, tmp_path / "out", progress=lambda done, of, text="": steps.append((done, of)))
     assert tree(tmp_path / "out") == {"x/a b.jpg": b"A", "t.csv": b"T" * 100}
     assert steps == [(1, 2), (2, 2)]
 

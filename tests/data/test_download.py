@@ -11,7 +11,7 @@ import pytest
 from defectseg.data import download
 from defectseg.data.download import COMPETITION, SEVERSTAL, DownloadReport, Figures, download_severstal
 from defectseg.data.folder import open_data_folder
-from defectseg.errors import CannotContinueError, DataError, MissingExtraError, OutputExistsError, ResourceError
+from defectseg.errors import CannotContinueError, DataError, OutputExistsError, ResourceError
 
 ROWS = [("a.jpg", 1, "1 2"), ("a.jpg", 3, "5 1"), ("b.jpg", 3, "2 2")]
 FIGURES = Figures(images=3, defect_images=2, masks_per_class=(1, 0, 2))
@@ -119,7 +119,7 @@ def test_interruption_while_moving_is_finished_by_the_next_run(
     lost = tmp_path / "out/train_images/a.jpg"
     if damaged:
         lost.unlink()
-        with pytest.raises(DataError, match="choose another --out") as refused:
+        with pytest.raises(DataError, match="choose another folder") as refused:
             fetch(tmp_path / "out", Kaggle(b"", error=AssertionError()))
         assert "elete" not in str(refused.value), "what was moved is the user's"
     else:
@@ -136,7 +136,7 @@ def test_complete_folder_is_only_checked(tmp_path: Path) -> None:
 def test_complete_folder_that_lost_an_image_is_told_and_not_touched(tmp_path: Path) -> None:
     fetch(tmp_path / "out", Kaggle(archive()))
     (tmp_path / "out/train_images/c.jpg").unlink()
-    with pytest.raises(DataError, match=r"2 images, 2 with a defect.*expected 3 images.*choose another --out"):
+    with pytest.raises(DataError, match=r"2 images, 2 with a defect.*expected 3 images.*choose another folder"):
         fetch(tmp_path / "out", Kaggle(archive()))
 
 
@@ -224,19 +224,13 @@ def test_client_that_leaves_another_file_is_told(tmp_path: Path) -> None:
 
 
 def test_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/precious.txt").write_text("x")
-    with pytest.raises(OutputExistsError, match=r"precious\.txt\)\. Choose another --out\.$"):
-        fetch(tmp_path / "out", Kaggle(archive()))
     (tmp_path / "file").write_text("x")
+    for number, name in enumerate(("precious.txt", "train_images")):  # ours only beside .download
+        (tmp_path / str(number) / name).mkdir(parents=True)
+        with pytest.raises(OutputExistsError, match=name):
+            fetch(tmp_path / str(number), Kaggle(archive()))
     with pytest.raises(OutputExistsError, match="is a file"):
         fetch(tmp_path / "file", Kaggle(archive()))
-
-
-def test_images_without_our_own_traces_count_as_somebody_elses(tmp_path: Path) -> None:
-    (tmp_path / "out/train_images").mkdir(parents=True)
-    with pytest.raises(OutputExistsError, match="train_images"):
-        fetch(tmp_path / "out", Kaggle(archive()))
 
 
 def test_full_disk_is_told_before_anything_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,46 +250,31 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None
     del sys.modules["kaggle"]
 
 
+NO_TOKEN = r"settings/api.*KAGGLE_API_TOKEN.*/rules, accept the rules"
+
+
 @pytest.mark.parametrize(
-    "source",
+    ("source", "message"),
     [
-        "raise OSError('Could not find kaggle.json')",  # 1.6
-        "print('Authentication required')\nraise SystemExit(1)",  # 1.7
-        "class api:\n    def authenticate():\n        print('No token')\n        raise SystemExit(1)",  # 2
+        ("raise OSError('Could not find kaggle.json')", NO_TOKEN),  # 1.6
+        ("print('Authentication required')\nraise SystemExit(1)", NO_TOKEN),  # 1.7
+        ("class api:\n    def authenticate():\n        print('No token')\n        raise SystemExit(1)", NO_TOKEN),  # 2
+        (
+            "E = type('ConnectionError', (OSError,), {'__module__': 'requests.exceptions'})\nraise E('no route')",
+            r"failed \(ConnectionError: no route\)",
+        ),
+        ("raise ModuleNotFoundError(name='kaggle')", r"defectseg\[kaggle\]"),
+        ("import a_package_that_nobody_has", "pip install a_package_that_nobody_has"),
     ],
 )
-def test_missing_token_is_told_with_the_pages_to_open_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], source: str
+def test_client_that_does_not_start_is_told_with_what_to_do_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], source: str, message: str
 ) -> None:
     module(tmp_path, monkeypatch, source)
-    with pytest.raises(CannotContinueError, match=r"settings/api.*KAGGLE_API_TOKEN.*/rules, accept the rules"):
+    with pytest.raises(CannotContinueError, match=message):
         download_severstal(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert capsys.readouterr().out == ""
-
-
-def test_connection_that_fails_at_login_is_not_taken_for_a_missing_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module(
-        tmp_path,
-        monkeypatch,
-        "E = type('ConnectionError', (OSError,), {'__module__': 'requests.exceptions'})\nraise E('no route')",
-    )
-    with pytest.raises(CannotContinueError, match=r"failed \(ConnectionError: no route\)"):
-        download_severstal(tmp_path / "out")
-
-
-def test_package_that_is_not_installed_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "kaggle", None)
-    with pytest.raises((MissingExtraError, CannotContinueError), match=r"defectseg\[kaggle\]"):
-        download_severstal(tmp_path / "out")
-
-
-def test_client_that_lacks_a_package_of_its_own_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module(tmp_path, monkeypatch, "import a_package_that_nobody_has")
-    with pytest.raises(CannotContinueError, match="pip install a_package_that_nobody_has"):
-        download_severstal(tmp_path / "out")
 
 
 def test_client_that_is_logged_in_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

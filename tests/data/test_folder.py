@@ -118,8 +118,13 @@ def test_the_classes_of_an_image_are_those_that_are_seen_and_others_may_be_unkno
 def test_classes_are_those_of_classes_txt_then_four_or_more(tmp_path: Path) -> None:
     root = data_folder(tmp_path)
     assert open_data_folder(root).class_names == ("class 1", "class 2", "class 3", "class 4")
+    with pytest.raises(DataError, match="ClassId 3, but there are 2 classes"):
+        open_data_folder(root, class_names=["x", "y"])
     (root / "classes.txt").write_bytes(b"\xef\xbb\xbfpits\r\n cracks \r\nscratches\r\n\r\n")
     assert open_data_folder(root).class_names == ("pits", "cracks", "scratches")
+    (root / "classes.txt").unlink()
+    assert open_data_folder(data_folder(tmp_path, rows="a.jpg,6,1 2\na.jpg,255,3 1\n")).num_classes == 6
+    assert open_data_folder(data_folder(tmp_path, rows="")).classes_of("a.jpg") == ()
 
 
 @pytest.mark.parametrize("order", [*permutations((1, 2, 3))])
@@ -201,10 +206,6 @@ def _names(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"class {word}" if word.isdecimal() else word for word in words)
 
 
-def test_largest_class_id_counts_where_nothing_names_the_classes_but_255_does_not(tmp_path: Path) -> None:
-    assert open_data_folder(data_folder(tmp_path, rows="a.jpg,6,1 2\na.jpg,255,3 1\n")).num_classes == 6
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -220,11 +221,6 @@ def test_class_names_that_do_not_fit_are_refused(tmp_path: Path, text: str, mess
         open_data_folder(data_folder(tmp_path, classes_txt=text))
 
 
-def test_model_with_fewer_classes_than_the_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="ClassId 3, but there are 2 classes"):
-        open_data_folder(data_folder(tmp_path), class_names=["x", "y"])
-
-
 def test_rows_of_missing_images_are_told_apart(tmp_path: Path) -> None:
     folder = open_data_folder(data_folder(tmp_path, images=("b.jpg",)))
     assert folder.image_ids == ("b.jpg",)
@@ -237,17 +233,13 @@ def test_folder_of_which_no_row_has_its_image_is_refused(tmp_path: Path) -> None
         open_data_folder(data_folder(tmp_path, images=("a.png", "b.png")))
 
 
-def test_folder_of_clean_images_alone_opens(tmp_path: Path) -> None:
-    assert open_data_folder(data_folder(tmp_path, rows="")).classes_of("a.jpg") == ()
-
-
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
         open_data_folder(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"has no train_images/"):
         open_data_folder(tmp_path)
     (tmp_path / "train_images").mkdir()
-    with pytest.raises(DataError, match=r"has neither train\.csv nor train\.csv\.gz; .*data import --help"):
+    with pytest.raises(DataError, match=r"has neither train\.csv nor train\.csv\.gz; .*data import"):
         open_data_folder(tmp_path)
     (tmp_path / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n")
     with pytest.raises(DataError, match=r"No image in .*train_images"):
@@ -260,7 +252,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 def test_images_and_masks_are_to_be_imported(tmp_path: Path) -> None:
     for name in ("my steel/images", "my steel/masks"):
         (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(DataError, match=r"data import masks '.*/my steel' --out DIR"):
+    with pytest.raises(DataError, match=r"data import masks '.*/my steel'"):
         open_data_folder(tmp_path / "my steel")
 
 
@@ -296,6 +288,9 @@ def test_fingerprint_changes_with_labels_and_images_and_with_nothing_else(tmp_pa
     with (root / "train_images/sub/clean.jpg").open("ab") as handle:
         handle.write(b"\0")
     assert open_data_folder(root).fingerprint() != first
+    (root / "train_images" / "c.jpg").symlink_to("gone.jpg")  # whose size is 0
+    folder = open_data_folder(root)
+    assert pickle.loads(pickle.dumps(folder)).fingerprint() == folder.fingerprint() != first
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such names cannot exist there")
@@ -312,15 +307,3 @@ def test_files_with_a_faulty_name_are_left_out_with_a_warning(tmp_path: Path, ca
         (root / "train_images" / image_id).unlink()
     with pytest.raises(DataError, match="holds no image that can be read"):
         open_data_folder(root)
-
-
-def test_a_broken_link_has_a_fingerprint(tmp_path: Path) -> None:
-    root = data_folder(tmp_path)
-    before = open_data_folder(root).fingerprint()
-    (root / "train_images" / "c.jpg").symlink_to("gone.jpg")
-    assert open_data_folder(root).fingerprint() != before
-
-
-def test_folder_travels_to_worker_processes(tmp_path: Path) -> None:
-    folder = open_data_folder(data_folder(tmp_path))
-    assert pickle.loads(pickle.dumps(folder)) == folder

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from defectseg.copies.descriptors import turned
 from defectseg.data.folder import DataFolder, LabelTable, open_data_folder
-from defectseg.data.split import Ties, divide, divide_ignoring_ties, find_ties, make_folds, read_split, write_split
+from defectseg.data.split import (
+    RelatedImages,
+    divide,
+    divide_each_alone,
+    find_related,
+    make_folds,
+    read_split,
+    write_split,
+)
 from defectseg.data.synthetic import make_sheet
 from defectseg.errors import LabelError, UsageError
 
@@ -53,7 +61,7 @@ def test_images_in_which_ignored_pixels_may_hide_a_defect_are_not_spread_as_clea
         cv2.imwrite(str(tmp_path / f"train_images/{number:02}.png"), np.full((4, 4), number, np.uint8))
     rows = "".join(f"{number:02}.png,255,1 4\n" for number in range(8))
     (tmp_path / "train.csv").write_text(f"ImageId,ClassId,EncodedPixels\n{rows}")
-    folds = divide(open_data_folder(tmp_path), Ties(), folds=4, seed=0)
+    folds = divide(open_data_folder(tmp_path), RelatedImages(), folds=4, seed=0)
     assert Counter((fold, image_id < "08") for image_id, fold in folds.items()) == dict.fromkeys(
         [(fold, hidden) for fold in range(4) for hidden in (True, False)], 2
     )
@@ -154,7 +162,7 @@ def test_turned_and_changed_copies_get_one_fold(tmp_path: Path) -> None:
     pictures["b.jpg"] = turned(sheet(3), "mirror")
     pictures["c.jpg"] = (sheet(7) * 0.9).astype(np.uint8)
     data = written(tmp_path, pictures)
-    assert find_ties(data).copies == {
+    assert find_related(data).copies == {
         ("3.png", "a.png"), ("3.png", "b.jpg"), ("a.png", "b.jpg"), ("7.png", "c.jpg"),
     }  # fmt: skip
     for seed in range(6):
@@ -169,8 +177,8 @@ def test_frames_of_one_strip_get_one_fold(tmp_path: Path) -> None:
     pictures = {f"{number}.png": sheet(number, (128, 800)) for number in range(1, 20)}
     pictures |= {"a.png": strip[:128], "b.png": strip[124:252], "c.png": strip[248:]}
     data = written(tmp_path, pictures)
-    ties = find_ties(data)
-    assert set(ties.neighbours) == {("a.png", "b.png"), ("b.png", "c.png")}
+    related = find_related(data)
+    assert set(related.neighbours) == {("a.png", "b.png"), ("b.png", "c.png")}
     for seed in range(6):
         folds = make_folds(data, folds=3, seed=seed)
         assert folds["a.png"] == folds["b.png"] == folds["c.png"]
@@ -186,16 +194,16 @@ def test_strips_that_would_outgrow_half_a_fold_are_parted_where_they_are_least_a
     ids = [f"{number:02d}" for number in range(40)]
     chain = {(one, other): 0.5 + 0.01 * number for number, (one, other) in enumerate(pairwise(ids))}
     data = folder(dict.fromkeys(ids, ()))
-    folds = divide(data, Ties(neighbours=chain), folds=4, seed=0)
+    folds = divide(data, RelatedImages(neighbours=chain), folds=4, seed=0)
     assert sorted(Counter(folds.values()).values()) == [10, 10, 10, 10]
-    kept = Ties(neighbours=chain).astride(folds)
+    kept = RelatedImages(neighbours=chain).across_folds(folds)
     assert 0 < len(kept.neighbours) < 12
     assert folds["35"] == folds["36"] == folds["37"] == folds["38"] == folds["39"], "the most alike"
 
 
 def test_copies_stay_together_whatever_their_number() -> None:
     ids = [f"{number:02d}" for number in range(20)]
-    folds = divide(folder(dict.fromkeys(ids, ())), Ties(frozenset(pairwise(ids[:15]))), folds=3, seed=0)
+    folds = divide(folder(dict.fromkeys(ids, ())), RelatedImages(frozenset(pairwise(ids[:15]))), folds=3, seed=0)
     assert len({folds[image_id] for image_id in ids[:15]}) == 1
     assert set(folds.values()) == {0, 1, 2}
 
@@ -203,21 +211,21 @@ def test_copies_stay_together_whatever_their_number() -> None:
 def test_copies_join_groups() -> None:
     groups = {"a": "x", "b": "x", "c": "y", "d": "y"}
     data = folder(dict.fromkeys("abcdefgh", ()), groups)
-    folds = divide(data, Ties(frozenset({("b", "c"), ("d", "e")})), folds=3, seed=1)
+    folds = divide(data, RelatedImages(frozenset({("b", "c"), ("d", "e")})), folds=3, seed=1)
     assert len({folds[image_id] for image_id in "abcde"}) == 1
 
 
-def test_pairs_astride_and_their_images_are_counted() -> None:
-    ties = Ties(frozenset({("a", "b"), ("c", "d")}), {("b", "c"): 0.5, ("d", "e"): 0.6})
-    astride = ties.astride({"a": 0, "b": 0, "c": 1, "d": 2, "e": 2})
-    assert astride.copies == {("c", "d")}
-    assert astride.neighbours == {("b", "c"): 0.5}
-    assert (ties.images, astride.images) == (5, 3)
+def test_pairs_across_folds_and_their_images_are_counted() -> None:
+    related = RelatedImages(frozenset({("a", "b"), ("c", "d")}), {("b", "c"): 0.5, ("d", "e"): 0.6})
+    across = related.across_folds({"a": 0, "b": 0, "c": 1, "d": 2, "e": 2})
+    assert across.copies == {("c", "d")}
+    assert across.neighbours == {("b", "c"): 0.5}
+    assert (related.images, across.images) == (5, 3)
 
 
-def test_split_that_ignores_ties_is_the_usual_one() -> None:
+def test_split_of_each_image_alone_is_the_usual_one() -> None:
     sets = severstal_like()
     groups = dict.fromkeys(list(sets)[:30], "one")
-    usual = divide_ignoring_ties(folder(sets, groups), folds=5, seed=2)
-    assert usual == divide(folder(sets), Ties(), folds=5, seed=2)
+    usual = divide_each_alone(folder(sets, groups), folds=5, seed=2)
+    assert usual == divide(folder(sets), RelatedImages(), folds=5, seed=2)
     assert len({usual[image_id] for image_id in groups}) == 5

@@ -1,5 +1,7 @@
 import csv
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -97,12 +99,11 @@ ROUND_TRIPS = [
 
 
 @pytest.mark.parametrize(("through", "options"), ROUND_TRIPS)
-@pytest.mark.parametrize("link", [False, True])
 def test_simple_masks_names_and_images_survive_every_format(
-    tmp_path: Path, through: Any, options: dict[str, Any], link: bool
+    tmp_path: Path, through: Any, options: dict[str, Any]
 ) -> None:
     root = data_folder(tmp_path / "data", SIMPLE)
-    report = through(root, tmp_path / "back", link=link, **options)
+    report = through(root, tmp_path / "back", **options)
     back = open_data_folder(tmp_path / "back")
     assert labels_of(tmp_path / "back") == labels_of(root)
     assert (back.class_names, back.image_ids) == (NAMES, ("a.png", "c.png", "line 1/b.JPG"))
@@ -239,14 +240,14 @@ def test_folder_without_any_class_comes_back_as_it_was(tmp_path: Path, labels: L
 
 def test_names_given_to_the_import_go_before_those_that_the_export_wrote(tmp_path: Path) -> None:
     export_masks(data_folder(tmp_path / "data", SIMPLE), tmp_path / "masks")
-    report = import_masks(tmp_path / "masks", tmp_path / "back", class_names=["x", "y", "z"])
+    report = import_masks(tmp_path / "masks", tmp_path / "back", classes=["x", "y", "z"])
     assert report.class_names == ("x", "y", "z")
 
 
 def test_split_becomes_train_and_val(tmp_path: Path) -> None:
     root = data_folder(tmp_path / "data", SIMPLE)
     (root / "split.csv").write_text("ImageId,fold\na.png,0\nline 1/b.JPG,1\nc.png,2\n")
-    report = export_yolo(root, tmp_path / "yolo", val_fold=1)
+    report = export_yolo(root, tmp_path / "yolo", fold=1)
     assert lost(report) == {"folds": 1}
     assert {name for name in tree(tmp_path / "yolo") if not name.startswith("labels")} == {
         *("data.yaml", "images/train/a.png", "images/train/c.png", "images/val/line 1/b.JPG"),
@@ -265,7 +266,7 @@ def test_split_becomes_train_and_val(tmp_path: Path) -> None:
     ("split", "fold", "kind", "message"),
     [
         ("a.png,0\n", 0, DataError, r"gives no fold for 2 images \(first: c\.png\)"),
-        ("a.png,0\nc.png,1\nline 1/b.JPG,1\n", 2, UsageError, r"--fold 2: .*split\.csv has the folds 0, 1"),
+        ("a.png,0\nc.png,1\nline 1/b.JPG,1\n", 2, UsageError, r"fold: there is no fold 2; .*split\.csv has 0, 1"),
         ("a.png,0\nc.png,0\nline 1/b.JPG,0\n", 0, DataError, "leaves nothing to train on"),
     ],
 )
@@ -275,7 +276,7 @@ def test_split_that_does_not_fit_is_told(
     root = data_folder(tmp_path / "data", SIMPLE)
     (root / "split.csv").write_text("ImageId,fold\n" + split)
     with pytest.raises(kind, match=message):
-        export_yolo(root, tmp_path / "yolo", val_fold=fold)
+        export_yolo(root, tmp_path / "yolo", fold=fold)
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
 
 
@@ -291,12 +292,23 @@ def test_what_the_format_has_no_place_for_is_told(tmp_path: Path) -> None:
     assert any("groups.csv" in loss.message for loss in report.lost)
 
 
-@pytest.mark.parametrize("export", [export_masks, export_yolo])
-def test_images_of_one_stem_are_refused_where_labels_could_not_tell_them_apart(tmp_path: Path, export: Any) -> None:
+def test_images_of_one_stem_are_refused_where_labels_could_not_tell_them_apart(tmp_path: Path) -> None:
     root = data_folder(tmp_path / "data", {"a.png": {1: DOT}, "a.jpg": {}})
-    with pytest.raises(DataError, match=r"a\.jpg and a\.png: two images of one name"):
-        export(root, tmp_path / "out")
+    for export in (export_masks, export_yolo):
+        with pytest.raises(DataError, match=r"a\.jpg and a\.png: two images of one name"):
+            export(root, tmp_path / "out")
     through_coco(root, tmp_path / "back")  # COCO names the file
+    (tmp_path / "src/masks").mkdir(parents=True)
+    assert cv2.imwrite(str(tmp_path / "src/masks/a.png"), DOT.astype(np.uint8))
+    (root / "train_images").rename(tmp_path / "src/images")
+    with pytest.raises(DataError, match="two images of one name"):
+        import_masks(tmp_path / "src", tmp_path / "out")
+
+
+def test_class_called_ignore_is_refused(tmp_path: Path) -> None:
+    root = data_folder(tmp_path / "data", {"a.png": {1: DOT}}, ("ignore", "dent"))
+    with pytest.raises(DataError, match="a class is called 'ignore'"):
+        export_coco(root, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".x", "x.", "a:b", "Crack", "Ignore"])
@@ -314,34 +326,52 @@ def test_folder_of_images_named_like_a_class_is_refused_where_it_would_be_ambigu
     through_masks(root, tmp_path / "back")
 
 
-def test_class_called_ignore_is_refused(tmp_path: Path) -> None:
-    root = data_folder(tmp_path / "data", {"a.png": {1: DOT}}, ("ignore", "dent"))
-    with pytest.raises(DataError, match="a class is called 'ignore'"):
-        export_coco(root, tmp_path / "out")
+def converters(root: Path) -> dict[str, Callable[..., Any]]:
+    """Every export of a data folder, and every import of what they wrote."""
+    export_coco(root, root.parent / "coco")
+    export_masks(root, root.parent / "masks")
+    export_yolo(root, root.parent / "yolo")
+    return {
+        "data": partial(export_coco, root),
+        "data/": partial(export_masks, root),
+        "data//": partial(export_yolo, root),
+        "coco": partial(import_coco, root.parent / "coco/annotations.json", root.parent / "coco/images"),
+        "masks": partial(import_masks, root.parent / "masks"),
+        "yolo": partial(import_yolo, root.parent / "yolo"),
+    }
 
 
-@pytest.mark.parametrize("export", [export_coco, export_masks, export_yolo])
-def test_failures_leave_nothing_behind(tmp_path: Path, export: Any) -> None:
-    root = data_folder(tmp_path / "data", SIMPLE)
-    (root / "train_images/c.png").write_bytes(b"\x89PNG")
-    with pytest.raises(ImageError, match=r"c\.png"):
-        export(root, tmp_path / "out")
-    (root / "train_images/c.png").unlink()
-    with (root / "train.csv").open("a") as handle:
+def test_every_conversion_fills_an_empty_folder_links_on_request_and_tells_its_progress(tmp_path: Path) -> None:
+    for number, convert in enumerate(converters(data_folder(tmp_path / "data", SIMPLE)).values()):
+        out = tmp_path / f"out{number}"
+        out.mkdir()
+        steps: list[tuple[int, int]] = []
+        convert(out, link=True, progress=lambda done, of, text="", told=steps: told.append((done, of)))
+        assert steps == [(1, 3), (2, 3), (3, 3)]
+        (linked,) = (path for path in out.rglob("c.png") if path.parent.name != "masks")
+        assert linked.is_symlink()
+        assert linked.read_bytes() == (tmp_path / "data/train_images/c.png").read_bytes()
+
+
+def test_failures_of_every_conversion_leave_nothing_behind(tmp_path: Path) -> None:
+    conversions = converters(data_folder(tmp_path / "data", SIMPLE))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/precious").touch()
+    for convert in conversions.values():
+        with pytest.raises(OutputExistsError, match="not empty"):
+            convert(tmp_path / "full")
+    for source, convert in conversions.items():
+        for image in (tmp_path / source).rglob("c.png"):
+            if "masks/masks" not in str(image):
+                image.write_bytes(b"\x89PNG")
+        with pytest.raises(ImageError, match=r"c\.png"):
+            convert(tmp_path / "out")
+    with (tmp_path / "data/train.csv").open("a") as handle:
         handle.write("line 1/b.JPG,1,12 9\n")
-    with pytest.raises(LabelError, match="line 1/b"):
-        export(root, tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"data"}
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/precious").touch()
-    with pytest.raises(OutputExistsError):
-        export(root, tmp_path / "out")
-
-
-def test_empty_folder_is_filled_and_progress_told(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    steps: list[tuple[int, int]] = []
-    root = data_folder(tmp_path / "data", SIMPLE)
-    export_coco(root, tmp_path / "out", report=lambda done, of, text="": steps.append((done, of)))
-    assert steps == [(1, 3), (2, 3), (3, 3)]
-    assert (tmp_path / "out/annotations.json").exists()
+    (tmp_path / "data/train_images/c.png").unlink()
+    for source, convert in conversions.items():
+        if source.startswith("data"):
+            with pytest.raises(LabelError, match="line 1/b"):
+                convert(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "coco", "masks", "yolo", "full"}
+    assert tree(tmp_path / "full") == {"precious"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from defectseg.data.folder import open_data_folder
-from defectseg.errors import DataError, ImageError, LabelError, OutputExistsError
+from defectseg.errors import DataError, LabelError
 from defectseg.formats.coco.importing import import_coco
 
 GREY = np.full((4, 6), 90, np.uint8)
@@ -50,98 +50,104 @@ def rows(tmp_path: Path) -> list[str]:
 UPPER_ROWS = "1 2 5 2 9 2 13 2 17 2 21 2"
 
 
-def test_class_ids_follow_the_order_of_category_ids(tmp_path: Path) -> None:
-    report = run(tmp_path, coco(tmp_path))
-    assert (report.class_names, report.masks_per_class) == (("dent", "crack"), (0, 1))
-    assert rows(tmp_path) == [f"a.png,2,{UPPER_ROWS}"]
-    assert (tmp_path / "out/classes.txt").read_text() == "dent\ncrack\n"
-    assert report.lost == ()
+def part(name: str, of: str) -> dict[str, str]:
+    return {"name": name, "supercategory": of}
 
 
-def test_given_names_set_the_order_and_may_name_absent_classes(tmp_path: Path) -> None:
-    run(tmp_path, coco(tmp_path), class_names=["crack", "rust"])
+BOXED = annotation(2, bbox=[0.5, 1.5, 1.0, 10.0])  # columns 0 and 1, rows 1 and below
+NO_OUTLINES: tuple[Any, ...] = ([], [[]], None)
+SLIVER = [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]]
+
+
+@pytest.mark.parametrize(
+    ("lists", "names", "masks", "lost"),
+    [
+        ({}, "dent crack", {2: UPPER_ROWS}, {}),  # in the order of the categories' ids
+        ({"categories": [{"id": 7, "name": "ignore"}, DENT]}, "dent", {255: UPPER_ROWS}, {}),
+        ({"categories": [{"id": 7, "name": " edge\n crack "}]}, "edge_crack", {1: UPPER_ROWS}, {}),
+        # Roboflow's id 0 is the whole project, unless annotations have it
+        (
+            {"categories": [{"id": 0} | part("all", "none"), {"id": 7} | part("crack", "all")]},
+            "crack",
+            {1: UPPER_ROWS},
+            {},
+        ),
+        (
+            {
+                "categories": [{"id": 0} | part("scale", "none"), {"id": 7} | part("crack", "scale")],
+                "annotations": [annotation(), annotation(2, category_id=0)],
+            },
+            "scale crack",
+            {1: UPPER_ROWS, 2: UPPER_ROWS},
+            {},
+        ),
+        ({"images": [{"id": 1, "file_name": "a.png"}]}, "dent crack", {2: UPPER_ROWS}, {}),  # no size
+        ({"annotations": []}, "dent crack", {}, {}),
+        ({"annotations": [annotation(segmentation=ROWS_0_1)]}, "dent crack", {2: UPPER_ROWS}, {}),  # no list around it
+        *(
+            (
+                {"annotations": [annotation(segmentation={"size": [4, 6], "counts": counts}, iscrowd=crowd)]},
+                "dent crack",
+                {2: "1 4"},
+                {},
+            )
+            for counts in ([0, 4, 20], "04d0")
+            for crowd in (0, 1)
+        ),
+        (
+            {
+                "annotations": [
+                    annotation(),
+                    annotation(2, segmentation=[COLUMN_0]),
+                    annotation(3, segmentation=[COLUMN_0], category_id=3),
+                ]
+            },
+            "dent crack",
+            {1: "1 4", 2: "1 6 9 2 13 2 17 2 21 2"},
+            {"united": 1},
+        ),
+        *(
+            (
+                {"annotations": [annotation(1), BOXED | {"segmentation": nothing}]},
+                "dent crack",
+                {2: UPPER_ROWS, 255: "3 2 7 2"},  # where no mask explains the box
+                {"boxes": 1},
+            )
+            for nothing in NO_OUTLINES
+        ),
+        (
+            {"annotations": [{"id": 5, "image_id": 1, "category_id": 7}, annotation(6, segmentation=SLIVER)]},
+            "dent crack",
+            {},
+            {"no_shape": 1, "no_pixel": 1},
+        ),
+    ],
+)
+def test_annotations_become_masks_and_what_is_lost_is_counted(
+    tmp_path: Path, lists: dict[str, Any], names: str, masks: dict[int, str], lost: dict[str, int]
+) -> None:
+    report = run(tmp_path, coco(tmp_path, **lists))
+    assert [name.replace(" ", "_") for name in report.class_names] == names.split()
+    assert (tmp_path / "out/classes.txt").read_text().splitlines() == list(report.class_names)
+    assert rows(tmp_path) == [f"a.png,{class_id},{encoded}" for class_id, encoded in masks.items()]
+    assert {loss.kind: loss.count for loss in report.lost} == lost
+    assert report.clean_images == (not masks)
+    assert report.ignored_px == {"3 2 7 2": 4, UPPER_ROWS: 12}.get(masks.get(255, ""), 0)
+
+
+def test_given_names_set_the_order_and_must_include_the_annotated_ones(tmp_path: Path) -> None:
+    run(tmp_path, coco(tmp_path), classes=["crack", "rust"])
     assert rows(tmp_path) == [f"a.png,1,{UPPER_ROWS}"]
+    with pytest.raises(DataError, match=r"classes: .*annotations of crack, but only dent"):
+        import_coco(coco(tmp_path), tmp_path / "images", tmp_path / "other", classes=["dent"])
 
 
-def test_given_names_that_lack_an_annotated_class_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"annotations of crack, which --classes \(dent\) lacks"):
-        run(tmp_path, coco(tmp_path), class_names=["dent"])
-
-
-@pytest.mark.parametrize("counts", [[0, 4, 20], "04d0"])
-@pytest.mark.parametrize("crowd", [0, 1])
-def test_run_lengths_are_read_compressed_or_not_and_of_crowds_too(tmp_path: Path, counts: Any, crowd: int) -> None:
-    segmentation = {"size": [4, 6], "counts": counts}
-    run(tmp_path, coco(tmp_path, annotations=[annotation(segmentation=segmentation, iscrowd=crowd)]))
-    assert rows(tmp_path) == ["a.png,2,1 4"]
-
-
-def test_annotations_of_one_class_are_united_and_classes_may_overlap(tmp_path: Path) -> None:
-    annotations = [
-        annotation(1),
-        annotation(2, segmentation=[COLUMN_0]),
-        annotation(3, segmentation=[COLUMN_0], category_id=3),
-    ]
-    report = run(tmp_path, coco(tmp_path, annotations=annotations))
-    assert rows(tmp_path) == ["a.png,1,1 4", "a.png,2,1 6 9 2 13 2 17 2 21 2"]
-    assert [(loss.kind, loss.count) for loss in report.lost] == [("united", 1)]
-
-
-def test_image_without_annotations_is_clean(tmp_path: Path) -> None:
+def test_images_that_only_one_side_has_are_told(tmp_path: Path) -> None:
     picture(tmp_path / "images/b.png")
-    report = run(tmp_path, coco(tmp_path, images=[image(), image(2, "b.png")]))
-    assert (report.images, report.clean_images) == (2, 1)
-
-
-def test_image_that_the_file_does_not_list_is_left_out_and_counted(tmp_path: Path) -> None:
-    picture(tmp_path / "images/b.png")
-    report = run(tmp_path, coco(tmp_path))
+    report = run(tmp_path, coco(tmp_path, images=[image(), image(2, "gone.png")]))
+    assert (report.images, report.missing_images) == (1, ("gone.png",))
     assert [(loss.kind, loss.count) for loss in report.lost] == [("unlisted_images", 1)]
     assert open_data_folder(tmp_path / "out").image_ids == ("a.png",)
-
-
-@pytest.mark.parametrize("segmentation", [[], [[]], None])
-def test_box_without_an_outline_is_marked_to_be_ignored_where_no_mask_explains_it(
-    tmp_path: Path, segmentation: Any
-) -> None:
-    boxed = annotation(2, segmentation=segmentation, bbox=[0.5, 1.5, 1.0, 10.0])  # columns 0 and 1, rows 1 and below
-    report = run(tmp_path, coco(tmp_path, annotations=[annotation(1), boxed]))
-    assert rows(tmp_path) == [f"a.png,2,{UPPER_ROWS}", "a.png,255,3 2 7 2"]
-    assert report.ignored_px == 4
-    assert [(loss.kind, loss.count) for loss in report.lost] == [("boxes", 1)]
-    assert "annotation 2" in report.lost[0].message
-
-
-def test_annotation_without_any_shape_is_left_out_and_counted(tmp_path: Path) -> None:
-    shapeless = {"id": 5, "image_id": 1, "category_id": 7}
-    sliver = annotation(6, segmentation=[[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]])
-    report = run(tmp_path, coco(tmp_path, annotations=[shapeless, sliver]))
-    assert [(loss.kind, loss.count) for loss in report.lost] == [("no_shape", 1), ("no_pixel", 1)]
-    assert report.clean_images == 1
-
-
-def test_category_called_ignore_marks_pixels_to_ignore(tmp_path: Path) -> None:
-    report = run(tmp_path, coco(tmp_path, categories=[{"id": 7, "name": "ignore"}, DENT]))
-    assert report.class_names == ("dent",)
-    assert rows(tmp_path) == [f"a.png,255,{UPPER_ROWS}"]
-
-
-def test_placeholder_of_roboflow_is_no_class(tmp_path: Path) -> None:
-    categories = [
-        {"id": 0, "name": "steel-defects", "supercategory": "none"},
-        {"id": 7, "name": "crack", "supercategory": "steel-defects"},
-    ]
-    assert run(tmp_path, coco(tmp_path, categories=categories)).class_names == ("crack",)
-
-
-def test_category_0_with_annotations_is_a_class(tmp_path: Path) -> None:
-    categories = [
-        {"id": 0, "name": "scale", "supercategory": "none"},
-        {"id": 7, "name": "crack", "supercategory": "scale"},
-    ]
-    annotations = [annotation(), annotation(2, category_id=0)]
-    report = run(tmp_path, coco(tmp_path, categories=categories, annotations=annotations))
-    assert report.class_names == ("scale", "crack")
 
 
 @pytest.mark.parametrize(
@@ -176,36 +182,15 @@ def test_nothing_outside_the_folder_of_images_is_ever_taken(tmp_path: Path, file
     assert open_data_folder(tmp_path / "out").image_ids == ("a.png",)
 
 
-def test_missing_images_are_named_and_the_others_imported(tmp_path: Path) -> None:
-    report = run(tmp_path, coco(tmp_path, images=[image(), image(2, "gone.png")]))
-    assert (report.images, report.missing_images) == (1, ("gone.png",))
-
-
 def test_entries_of_one_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"image 2 \(north/a\.png\) and a\.png both stand for .*images/a\.png"):
         run(tmp_path, coco(tmp_path, images=[image(), image(2, "north/a.png")]))
-
-
-def test_one_polygon_without_the_list_around_it_is_read(tmp_path: Path) -> None:
-    run(tmp_path, coco(tmp_path, annotations=[annotation(segmentation=ROWS_0_1)]))
-    assert rows(tmp_path) == [f"a.png,2,{UPPER_ROWS}"]
 
 
 def test_byte_order_mark_and_upper_case_suffixes_are_fine(tmp_path: Path) -> None:
     picture(tmp_path / "images/b.PNG")
     report = run(tmp_path, coco(tmp_path, encoding="utf-8-sig", images=[image(1, "b.PNG")]))
     assert report.images == 1
-
-
-def test_class_names_lose_what_would_break_their_line(tmp_path: Path) -> None:
-    run(tmp_path, coco(tmp_path, categories=[{"id": 7, "name": " edge\n crack "}]))
-    assert (tmp_path / "out/classes.txt").read_text() == "edge crack\n"
-    assert rows(tmp_path) == [f"a.png,1,{UPPER_ROWS}"]
-
-
-def test_link_makes_links(tmp_path: Path) -> None:
-    run(tmp_path, coco(tmp_path), link=True)
-    assert (tmp_path / "out/train_images/a.png").is_symlink()
 
 
 def test_image_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -222,11 +207,6 @@ def test_image_that_the_tool_turned_by_its_exif_orientation_is_explained(tmp_pat
     Image.fromarray(GREY).save(tmp_path / "images/t.jpg", exif=exif)
     with pytest.raises(DataError, match=r"obeyed the picture's EXIF orientation\. Clear that tag"):
         run(tmp_path, file)
-
-
-def test_size_may_be_left_out(tmp_path: Path) -> None:
-    run(tmp_path, coco(tmp_path, images=[{"id": 1, "file_name": "a.png"}]))
-    assert rows(tmp_path) == [f"a.png,2,{UPPER_ROWS}"]
 
 
 @pytest.mark.parametrize(
@@ -300,18 +280,3 @@ def test_loop_of_links_among_the_images_does_not_hang(tmp_path: Path) -> None:
     file = coco(tmp_path)
     (tmp_path / "images/loop").symlink_to(tmp_path / "images")
     assert run(tmp_path, file).images == 1
-
-
-def test_broken_image_stops_the_import(tmp_path: Path) -> None:
-    file = coco(tmp_path)
-    (tmp_path / "images/a.png").write_bytes(b"")
-    with pytest.raises(ImageError, match=r"a\.png: the file is empty"):
-        run(tmp_path, file)
-    assert not (tmp_path / "out").exists()
-
-
-def test_folder_that_is_not_empty_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/precious").touch()
-    with pytest.raises(OutputExistsError):
-        run(tmp_path, coco(tmp_path))

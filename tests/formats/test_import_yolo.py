@@ -5,7 +5,6 @@ import cv2
 import numpy as np
 import pytest
 
-from defectseg.data.folder import open_data_folder
 from defectseg.data.split import read_split
 from defectseg.errors import DataError, LabelError, UsageError
 from defectseg.formats.yolo.importing import import_yolo
@@ -59,7 +58,7 @@ def test_names_may_be_a_mapping_in_any_order_and_classes_may_be_put_in_another(t
     src = yolo(tmp_path, {"train/a.png": UPPER_ROWS}, yaml)
     assert import_yolo(src, tmp_path / "out").class_names == ("crack", "dent")
     assert not (tmp_path / "out/split.csv").exists()
-    report = import_yolo(src, tmp_path / "other", class_names=["rust", "dent", "crack"])
+    report = import_yolo(src, tmp_path / "other", classes=["rust", "dent", "crack"])
     assert report.masks_per_class == (0, 0, 1)
 
 
@@ -92,43 +91,36 @@ def test_one_folder_for_both_parts_makes_no_split(tmp_path: Path) -> None:
     assert import_yolo(src, tmp_path / "out").images_per_fold == ()
 
 
-def test_lines_of_one_class_are_united(tmp_path: Path) -> None:
-    src = yolo(tmp_path, {"train/a.png": f"{UPPER_ROWS}\n0 0 0 0 .75 0 .75\n1 0 0 0 .75 0 .75\n", "val/b.png": None})
-    report = import_yolo(src, tmp_path / "out")
-    assert rows(tmp_path) == ["a.png,1,1 6 9 2 13 2 17 2", "a.png,2,1 4"]
-    assert kinds(report) == {"united": 1, "no_label_file": 1}
-
-
-def test_point_lies_in_the_pixel_that_it_is_cut_down_to_though_decimals_are_few(tmp_path: Path) -> None:
-    # 1/5 written as 0.199999 is still column 1; 0.39 is column 1 too.
-    src = yolo(tmp_path, {"train/a.png": "0 0.199999 0 0.39 0 0.39 0.249999", "val/b.png": ""})
-    import_yolo(src, tmp_path / "out")
-    assert rows(tmp_path) == ["a.png,1,5 2"]
-
-
-def test_box_is_marked_to_be_ignored(tmp_path: Path) -> None:
-    src = yolo(tmp_path, {"train/a.png": "1 0.2 0.25 0.4 0.5", "val/b.png": ""})  # columns 0 and 1, rows 0 and 1
-    report = import_yolo(src, tmp_path / "out")
-    assert rows(tmp_path) == ["a.png,255,1 2 5 2"]
-    assert (report.ignored_px, kinds(report)) == (4, {"boxes": 1})
-
-
-def test_windows_line_ends_byte_order_mark_spaces_and_upper_case_suffixes_are_fine(tmp_path: Path) -> None:
-    src = yolo(tmp_path, {"train/a b.PNG": f"\ufeff{UPPER_ROWS}\r\n\r\n", "val/b.png": ""})
-    import_yolo(src, tmp_path / "out")
-    assert rows(tmp_path) == [f"a b.PNG,1,{UPPER_ROWS_RLE}"]
+@pytest.mark.parametrize(
+    ("name", "text", "masks", "lost"),
+    [
+        (
+            "a.png",
+            f"{UPPER_ROWS}\n0 0 0 0 .75 0 .75\n1 0 0 0 .75 0 .75\n",
+            {1: "1 6 9 2 13 2 17 2", 2: "1 4"},
+            {"united": 1},
+        ),
+        # 1/5 written as 0.199999 is still column 1; 0.39 is column 1 too
+        ("a.png", "0 0.199999 0 0.39 0 0.39 0.249999", {1: "5 2"}, {}),
+        ("a.png", "1 0.2 0.25 0.4 0.5", {255: "1 2 5 2"}, {"boxes": 1}),  # columns 0 and 1, rows 0 and 1
+        ("a b.PNG", f"\ufeff{UPPER_ROWS}\r\n\r\n", {1: UPPER_ROWS_RLE}, {}),
+        ("a.png", "0 1.05 0 1.08 0 1.05 .5", {}, {"no_pixel": 1}),
+        ("a.png", None, {}, {"no_label_file": 1}),
+    ],
+)
+def test_lines_become_masks_and_what_is_lost_is_counted(
+    tmp_path: Path, name: str, text: str | None, masks: dict[int, str], lost: dict[str, int]
+) -> None:
+    report = import_yolo(yolo(tmp_path, {f"train/{name}": text, "val/b.png": ""}), tmp_path / "out")
+    assert rows(tmp_path) == [f"{name},{class_id},{encoded}" for class_id, encoded in masks.items()]
+    assert (kinds(report), report.clean_images) == (lost, 1 + (not masks))
+    assert report.ignored_px == (4 if 255 in masks else 0)
 
 
 def test_labels_without_an_image_are_counted(tmp_path: Path) -> None:
     src = yolo(tmp_path, {"train/a.png": UPPER_ROWS, "val/b.png": ""})
     (src / "labels/train/lonely.txt").write_text(UPPER_ROWS)
     assert kinds(import_yolo(src, tmp_path / "out")) == {"no_image": 1}
-
-
-def test_outline_beyond_the_image_is_counted(tmp_path: Path) -> None:
-    src = yolo(tmp_path, {"train/a.png": "0 1.05 0 1.08 0 1.05 .5", "val/b.png": ""})
-    report = import_yolo(src, tmp_path / "out")
-    assert (kinds(report), report.clean_images) == ({"no_pixel": 1}, 2)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +202,7 @@ def test_images_that_share_a_label_file_are_refused(tmp_path: Path) -> None:
 
 def test_part_that_is_not_there_is_told(tmp_path: Path) -> None:
     src = yolo(tmp_path, {"train/a.png": UPPER_ROWS, "val/b.png": ""})
-    with pytest.raises(UsageError, match=r"--part test: .* has train, val"):
+    with pytest.raises(UsageError, match=r"part: .* has train, val, but no test"):
         import_yolo(src, tmp_path / "out", part="test")
 
 
@@ -225,10 +217,3 @@ def test_part_that_is_not_there_is_told(tmp_path: Path) -> None:
 )
 def test_labels_lie_where_ultralytics_looks_for_them(image: str, labels: str) -> None:
     assert label_path(image) == labels
-
-
-def test_imported_folder_opens(tmp_path: Path) -> None:
-    src = yolo(tmp_path, {"train/a.png": UPPER_ROWS, "val/b.png": ""})
-    import_yolo(src, tmp_path / "out", link=True)
-    masks, _ = open_data_folder(tmp_path / "out").masks_of("a.png", (4, 5))
-    assert masks.sum(axis=(1, 2)).tolist() == [10, 0]

@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from defectseg.check.check import check_data_folder
-from defectseg.copies.descriptors import Looks, look_at, look_at_all, turned
+from defectseg.copies.descriptors import Descriptors, describe, describe_all, turned
 from defectseg.copies.find import find_copies
 from defectseg.data.folder import open_data_folder
-from defectseg.data.split import find_ties, make_folds
+from defectseg.data.split import find_related, make_folds
 from defectseg.formats.masks import import_masks
 from defectseg.image import read
 
@@ -26,10 +26,10 @@ TRUE_COPIES = {
 
 
 @pytest.fixture(scope="module")
-def steel(realdata: Path) -> tuple[list[NDArray[np.uint8]], Looks]:
-    """Every third picture of neu900, and the looks of all of these."""
+def steel(realdata: Path) -> tuple[list[NDArray[np.uint8]], Descriptors]:
+    """Every third picture of neu900, and the descriptors of all of these."""
     paths = sorted((realdata / "neu900/images").iterdir())[::3]
-    return [read.decode(path).pixels for path in paths], look_at_all(paths)[0]
+    return [read.decode(path).pixels for path in paths], describe_all(paths)[0]
 
 
 def jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
@@ -59,13 +59,15 @@ def test_only_true_copies_are_found_in_neu900(realdata: Path, tmp_path: Path) ->
     ids=["90", "180", "270", "mirror+90", "JPEG 50", "brighter", "smaller", "270 and JPEG 75"],
 )
 def test_changed_copies_of_real_steel_are_found(
-    steel: tuple[list[NDArray[np.uint8]], Looks], change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], turn: str
+    steel: tuple[list[NDArray[np.uint8]], Descriptors],
+    change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    turn: str,
 ) -> None:
-    pictures, looks = steel
-    changed = Looks(len(pictures))
+    pictures, descriptors = steel
+    changed = Descriptors(len(pictures))
     for index, picture in enumerate(pictures):
-        changed[index] = look_at(change(picture))
-    copies = find_copies(changed, looks)
+        changed[index] = describe(change(picture))
+    copies = find_copies(changed, descriptors)
     own = {copy.first: copy.turn for copy in copies if copy.first == copy.second}
     assert len(own) >= 0.99 * len(pictures)
     assert set(own.values()) == {turn}
@@ -75,9 +77,9 @@ def test_changed_copies_of_real_steel_are_found(
 def test_severstal_frames_that_follow_one_another_share_a_fold(realdata: Path) -> None:
     """Some twenty rows at the foot of the one are at the head of the other; they are the only such pair here."""
     folder = open_data_folder(realdata / "severstal")
-    ties = find_ties(folder)
-    assert set(ties.neighbours) == {("00031f466.jpg", "69e5aff01.jpg")}
-    assert ties.copies == frozenset()
+    related = find_related(folder)
+    assert set(related.neighbours) == {("00031f466.jpg", "69e5aff01.jpg")}
+    assert related.copies == frozenset()
     folds = make_folds(folder, folds=3, seed=0)
     assert folds["00031f466.jpg"] == folds["69e5aff01.jpg"]
 
@@ -89,10 +91,10 @@ def test_halves_of_severstal_frames_are_told_to_be_of_one_strip(realdata: Path) 
     paths = sorted((realdata / "severstal" / "train_images").iterdir())
     pictures = [read.decode(path).pixels for path in paths]
     lit = [picture for picture in pictures if float((picture.mean(axis=0) >= 12).mean()) > 0.7]
-    looks = Looks(2 * len(lit))
+    descriptors = Descriptors(2 * len(lit))
     for index, picture in enumerate(lit):
-        looks[2 * index], looks[2 * index + 1] = look_at(picture[:128]), look_at(picture[128:])
-    found = {(one.first, one.second) for one in find_neighbours(looks)}
+        descriptors[2 * index], descriptors[2 * index + 1] = describe(picture[:128]), describe(picture[128:])
+    found = {(one.first, one.second) for one in find_neighbours(descriptors)}
     own = {pair for pair in found if pair[0] // 2 == pair[1] // 2}
     assert len(own) > 0.7 * len(lit)
     assert len(found - own) <= 3

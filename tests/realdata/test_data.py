@@ -61,7 +61,7 @@ def test_real_runs_end_at_the_foot_of_a_column_only_where_pixels_count_from_one(
 
 def test_neu900_imports_with_its_known_numbers(realdata: Path, tmp_path: Path) -> None:
     names = ["inclusion", "patches", "scratches"]
-    report = import_masks(realdata / "neu900", tmp_path / "out", class_names=names, link=True)
+    report = import_masks(realdata / "neu900", tmp_path / "out", classes=names, link=True)
     assert (report.images, report.masks_per_class, report.ignored_px) == (600, (200, 200, 200), 0)
     folder = open_data_folder(tmp_path / "out")
     assert folder.class_names == tuple(names)

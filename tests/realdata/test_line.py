@@ -111,7 +111,7 @@ def _is_red(bgr: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def test_neu_is_imported_trained_on_and_evaluated(realdata: Path, weights: Path, tmp_path: Path) -> None:
     report = import_masks(
-        realdata / "neu900", tmp_path / "neu", class_names=("inclusion", "patches", "scratches"), link=True
+        realdata / "neu900", tmp_path / "neu", classes=("inclusion", "patches", "scratches"), link=True
     )
     assert (report.images, report.masks_per_class) == (600, (200, 200, 200))
     result = train(tmp_path / "neu", tmp_path / "run", recipe=_short("neu900", weights, 64), device="cpu")

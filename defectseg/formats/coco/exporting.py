@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg import files
 from defectseg.data.table import IGNORE_CLASS_ID
+from defectseg.files import check_is_free, new_folder, write_text
 from defectseg.formats.coco import masks
-from defectseg.formats.common import IGNORE_NAME, ExportReport, Source, check_is_free, new_folder, place_image
+from defectseg.formats.common import IGNORE_NAME, ExportReport, Source, place_image
 from defectseg.formats.polygons import Piece, count_hole_px, cut_pieces, outline
-from defectseg.progress import Progress
+from defectseg.progress import Progress, silent
 
 FILE_NAME = "annotations.json"
 
@@ -22,7 +22,7 @@ class CocoDocument:
     """A COCO file while it grows: one annotation for each connected region of each class.
 
     Args:
-        class_names: name n-1 becomes category n.
+        classes: name n-1 becomes category n.
         polygons: outlines instead of run-lengths.
         tolerance_px: with polygons: leave out points while the line moves by no more than this; 0 is exact.
     """
@@ -88,7 +88,7 @@ class CocoDocument:
 
 
 def export_coco(
-    root: Path, out: Path, *, polygons: bool = False, link: bool = False, report: Progress | None = None
+    root: Path, out: Path, *, polygons: bool = False, link: bool = False, progress: Progress = silent
 ) -> ExportReport:
     """Write a data folder as `annotations.json` beside `images/`.
 
@@ -100,7 +100,7 @@ def export_coco(
         out: the folder to make; it must be absent or empty.
         polygons: outlines instead of run-lengths.
         link: make links to the images instead of copies.
-        report: called with the number of images done and of all images.
+        progress: counts the images.
 
     Raises:
         DataError, LabelError: the data folder cannot be used.
@@ -112,10 +112,10 @@ def export_coco(
     source = Source(root)
     document = CocoDocument(source.folder.class_names, polygons=polygons)
     with new_folder(out, last=FILE_NAME) as building:
-        for image in source.labelled_images(report):
+        for image in source.labelled_images(progress):
             place_image(image.path, building / "images" / image.image_id, link=link)
             document.add_image(image.image_id, image.size_hw)
             for class_id, mask in [*enumerate(image.masks, start=1), (IGNORE_CLASS_ID, image.ignore)]:
                 source.tally.add("hole_px", document.add_mask(class_id, mask), example=image.image_id)
-        files.write_text(building / FILE_NAME, document.as_json())
+        write_text(building / FILE_NAME, document.as_json())
     return source.report()

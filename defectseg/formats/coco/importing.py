@@ -6,24 +6,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.data.table import IGNORE_CLASS_ID
+from defectseg.data.table import IGNORE_CLASS_ID, Labels
 from defectseg.errors import DataError
+from defectseg.files import check_is_free
 from defectseg.formats.coco import masks
 from defectseg.formats.coco.file import CocoAnnotation, CocoFile, CocoImage, read_coco
 from defectseg.formats.common import (
     IGNORE_NAME,
     Canvas,
     ImportReport,
-    Labels,
     Tally,
-    check_is_free,
     read_size,
-    summarise,
     tidy_names,
     write_data_folder,
 )
 from defectseg.image.find import FoundImage, find_images
-from defectseg.progress import Progress, some
+from defectseg.progress import Progress, silent, some
 
 LOSSES = {
     "boxes": "{count} annotations have a box and no outline; the pixels in these boxes are marked to be ignored, "
@@ -40,26 +38,26 @@ LOSSES = {
 
 def import_coco(
     file: Path,
-    images_folder: Path,
+    images: Path,
     out: Path,
     *,
-    class_names: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     link: bool = False,
-    report: Progress | None = None,
+    progress: Progress = silent,
 ) -> ImportReport:
     """Make a data folder from a COCO file and the folder with its images.
 
-    ClassIds follow the order of the categories' ids, or of `class_names`. A category called "ignore" marks pixels to
+    ClassIds follow the order of the categories' ids, or of `classes`. A category called "ignore" marks pixels to
     ignore, as does the box of an annotation that has no outline: there is a defect, but nobody knows where. Images
-    that the file lists are imported, with or without annotations; ImageIds are paths below `images_folder`.
+    that the file lists are imported, with or without annotations; ImageIds are paths below `images`.
 
     Args:
         file: the JSON file.
-        images_folder: where the images are; `file_name` is compared with the ends of the paths in it.
+        images: where the images are; `file_name` is compared with the ends of the paths in it.
         out: the data folder to make; it must be absent or empty.
-        class_names: names of ClassId 1, 2 and so on; they must include every category that has annotations.
+        classes: names of ClassId 1, 2 and so on; they must include every category that has annotations.
         link: make links to the images instead of copies.
-        report: called with the number of images done and of all images.
+        progress: counts the images.
 
     Raises:
         LabelError: the file is not COCO, or an annotation is not valid; names it.
@@ -70,8 +68,8 @@ def import_coco(
     """
     check_is_free(out)
     coco = read_coco(file)
-    names = _class_names(coco, class_names, file)
-    placed, missing, unlisted = _place(coco, images_folder, file)
+    names = _class_names(coco, classes, file)
+    placed, missing, unlisted = _place(coco, images, file)
     tally = Tally()
     for image_id in unlisted:
         tally.add("unlisted_images", example=image_id)
@@ -83,21 +81,29 @@ def import_coco(
             class_id = names.index(category) + 1 if category in names else IGNORE_CLASS_ID
             _paint(canvas, class_id, annotation, tally)
         labels[found.image_id] = canvas.labels()
-        if report:
-            report(done, len(placed))
-    write_data_folder(out, [found for _, found in placed], names, labels, link=link)
-    return summarise(names, labels, missing_images=missing, lost=tally.losses(LOSSES))
+        progress(done, len(placed))
+    return write_data_folder(
+        out,
+        [found for _, found in placed],
+        names,
+        labels,
+        link=link,
+        missing_images=missing,
+        lost=tally.losses(LOSSES),
+    )
 
 
-def _class_names(coco: CocoFile, class_names: Sequence[str] | None, file: Path) -> tuple[str, ...]:
-    if class_names is None:
+def _class_names(coco: CocoFile, classes: Sequence[str] | None, file: Path) -> tuple[str, ...]:
+    if classes is None:
         return tidy_names(
             [name for name in coco.categories if name.strip() != IGNORE_NAME], where=f"{file}: categories"
         )
-    names = tidy_names(class_names, where="--classes")
+    names = tidy_names(classes, where="the given list of classes")
     used = {" ".join(annotation.category.split()) for image in coco.images for annotation in image.annotations}
     if unknown := used - {*names, IGNORE_NAME}:
-        raise DataError(f"{file}: has annotations of {some(unknown)}, which --classes ({', '.join(names)}) lacks.")
+        raise DataError(
+            f"{file}: has annotations of {some(unknown)}, but only {', '.join(names)} are given.", argument="classes"
+        )
     return names
 
 
@@ -116,13 +122,14 @@ def _place(coco: CocoFile, folder: Path, file: Path) -> tuple[list[tuple[CocoIma
         if image_id in placed:
             raise DataError(
                 f"{image.where} and {placed[image_id][0].file_name} both stand for {there[image_id].path}. "
-                "Keep one of the two in the file, or give the folder in --images that tells them apart."
+                "Keep one of the two in the file, or give a folder of images that tells them apart."
             )
         placed[image_id] = image, there[image_id]
     if not placed:
         raise DataError(
             f"{file}: none of its {len(missing)} images is in {folder}: it names '{missing[0]}', the folder holds "
-            f"'{min(there)}'. Give the folder of the images with --images."
+            f"'{min(there)}'. Give the folder that holds them.",
+            argument="images",
         )
     return [placed[image_id] for image_id in sorted(placed)], missing, sorted(there.keys() - placed.keys())
 

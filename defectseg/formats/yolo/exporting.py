@@ -4,19 +4,17 @@ from pathlib import Path
 
 import yaml
 
-from defectseg import files
-from defectseg.data.split import read_split
+from defectseg.data.split import SPLIT_NAME, read_split
 from defectseg.errors import DataError, UsageError
-from defectseg.formats.common import ExportReport, LabelledImage, Source, check_is_free, new_folder, place_image
+from defectseg.files import check_is_free, new_folder, write_text
+from defectseg.formats.common import ExportReport, LabelledImage, Source, place_image
 from defectseg.formats.polygons import count_hole_px, cut_pieces, pixel_outline
 from defectseg.formats.yolo.labels import format_line, label_path
-from defectseg.progress import Progress
-
-SPLIT_NAME = "split.csv"
+from defectseg.progress import Progress, silent
 
 
 def export_yolo(
-    root: Path, out: Path, *, val_fold: int = 0, link: bool = False, report: Progress | None = None
+    root: Path, out: Path, *, fold: int = 0, link: bool = False, progress: Progress = silent
 ) -> ExportReport:
     """Write a data folder as `images/`, `labels/` and `data.yaml`, each of the first two with `train/` and `val/`.
 
@@ -26,9 +24,9 @@ def export_yolo(
     Args:
         root: the data folder.
         out: the folder to make; it must be absent or empty.
-        val_fold: the fold of split.csv that becomes `val`; the others become `train`.
+        fold: the fold of split.csv that becomes `val`; the others become `train`.
         link: make links to the images instead of copies.
-        report: called with the number of images done and of all images.
+        progress: counts the images.
 
     Raises:
         DataError, LabelError: the data folder cannot be used, split.csv leaves out an image, or two images differ by
@@ -41,9 +39,9 @@ def export_yolo(
     check_is_free(out)
     source = Source(root, kept=(SPLIT_NAME,))
     source.check_stems("labels")
-    val = _val_images(source, val_fold)
+    val = _val_images(source, fold)
     with new_folder(out, last="data.yaml") as building:
-        for image in source.labelled_images(report):
+        for image in source.labelled_images(progress):
             relative = f"images/{'val' if image.image_id in val else 'train'}/{image.image_id}"
             place_image(image.path, building / relative, link=link)
             labels = building / label_path(relative)
@@ -52,11 +50,11 @@ def export_yolo(
         # Without `path`, Ultralytics looks beside the file itself; "." would mean the folder that it was started in.
         parts = {"train": "images/train", **({"val": "images/val"} if val else {})}
         content = {**parts, "names": dict(enumerate(source.folder.class_names))}
-        files.write_text(building / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        write_text(building / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return source.report()
 
 
-def _val_images(source: Source, val_fold: int) -> frozenset[str]:
+def _val_images(source: Source, fold: int) -> frozenset[str]:
     path = source.folder.root / SPLIT_NAME
     if not path.is_file():
         source.tally.add("folds", example=f"There is no {SPLIT_NAME}, so everything is in train and nothing in val.")
@@ -68,14 +66,16 @@ def _val_images(source: Source, val_fold: int) -> frozenset[str]:
             f"Run: defectseg data split {source.folder.root}"
         )
     present = {folds[image_id] for image_id in source.folder.image_ids}
-    if val_fold not in present:
-        raise UsageError(f"--fold {val_fold}: {path} has the folds {', '.join(map(str, sorted(present)))}.")
+    if fold not in present:
+        raise UsageError(
+            f"there is no fold {fold}; {path} has {', '.join(map(str, sorted(present)))}.", argument="fold"
+        )
     if len(present) == 1:
-        raise DataError(f"{path}: puts every image into fold {val_fold}, which leaves nothing to train on.")
+        raise DataError(f"{path}: puts every image into fold {fold}, which leaves nothing to train on.")
     if len(present) > 2:
-        text = f"Of {len(present)} folds, {val_fold} became val and the others train."
+        text = f"Of {len(present)} folds, {fold} became val and the others train."
         source.tally.add("folds", len(present) - 2, example=text)
-    return frozenset(image_id for image_id in source.folder.image_ids if folds[image_id] == val_fold)
+    return frozenset(image_id for image_id in source.folder.image_ids if folds[image_id] == fold)
 
 
 def _lines(image: LabelledImage, source: Source) -> list[str]:

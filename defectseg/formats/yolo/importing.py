@@ -3,15 +3,14 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from defectseg.data.table import Labels
 from defectseg.errors import DataError, LabelError, UsageError
+from defectseg.files import check_is_free
 from defectseg.formats.common import (
     Canvas,
     ImportReport,
-    Labels,
     Tally,
-    check_is_free,
     read_size,
-    summarise,
     tidy_names,
     write_data_folder,
 )
@@ -19,7 +18,7 @@ from defectseg.formats.polygons import paint_pixel_outlines
 from defectseg.formats.yolo.dataset import YoloSet, read_yolo_set
 from defectseg.formats.yolo.labels import YoloShape, label_path, parse_lines
 from defectseg.image.find import FoundImage, find_images
-from defectseg.progress import Progress, some
+from defectseg.progress import Progress, silent, some
 
 VAL_FOLD, TRAIN_FOLD = 0, 1
 
@@ -31,8 +30,8 @@ LOSSES = {
     "mask for each class.",
     "no_label_file": "{count} images have no label file and count as clean (for example {examples}).",
     "no_image": "{count} label files have no image and were left out (for example {examples}).",
-    "test_images": "{count} images of the test part were left out; import them into a folder of their own with "
-    "--part test.",
+    "test_images": "{count} images of the test part were left out; import them into a folder of their own, "
+    "as the part test.",
 }
 
 
@@ -40,24 +39,24 @@ def import_yolo(
     src: Path,
     out: Path,
     *,
-    class_names: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     part: str | None = None,
     link: bool = False,
-    report: Progress | None = None,
+    progress: Progress = silent,
 ) -> ImportReport:
     """Make a data folder from a YOLO segmentation data set.
 
-    ClassId is YOLO's class plus 1, or follows `class_names`. An image without a label file, or with an empty one, is
+    ClassId is YOLO's class plus 1, or follows `classes`. An image without a label file, or with an empty one, is
     clean. Where the set has both train and val, split.csv makes val fold 0, which `train` holds back unless told
     otherwise, and train fold 1. ImageIds are paths below the folders of images.
 
     Args:
         src: the folder with data.yaml, or the file itself.
         out: the data folder to make; it must be absent or empty.
-        class_names: the classes of data.yaml in the order that they are to have.
+        classes: the classes of data.yaml in the order that they are to have.
         part: "train", "val" or "test" to import that alone, without a split; None for train and val.
         link: make links to the images instead of copies.
-        report: called with the number of images done and of all images.
+        progress: counts the images.
 
     Raises:
         DataError: data.yaml is missing or wrong, images share a name, or no image has labels.
@@ -69,7 +68,7 @@ def import_yolo(
     """
     check_is_free(out)
     yolo_set = read_yolo_set(src)
-    names, class_ids = _classes(yolo_set, class_names)
+    names, class_ids = _classes(yolo_set, classes)
     tally = Tally()
     found, folds = _images(yolo_set, part, tally)
     files = {image.image_id: _label_file(image, yolo_set) for image in found}
@@ -80,19 +79,19 @@ def import_yolo(
         for shape in _read_shapes(files[image.image_id], len(yolo_set.names)):
             _paint(canvas, class_ids[shape.class_index], shape, tally, image.image_id)
         labels[image.image_id] = canvas.labels()
-        if report:
-            report(done, len(found))
-    write_data_folder(out, found, names, labels, link=link, folds=folds)
-    return summarise(names, labels, folds=folds, lost=tally.losses(LOSSES))
+        progress(done, len(found))
+    return write_data_folder(out, found, names, labels, link=link, folds=folds, lost=tally.losses(LOSSES))
 
 
-def _classes(yolo_set: YoloSet, class_names: Sequence[str] | None) -> tuple[tuple[str, ...], list[int]]:
+def _classes(yolo_set: YoloSet, classes: Sequence[str] | None) -> tuple[tuple[str, ...], list[int]]:
     """Names of ClassId 1, 2 and so on, and the ClassId of each class of the set."""
-    if class_names is None:
+    if classes is None:
         return yolo_set.names, list(range(1, len(yolo_set.names) + 1))
-    names = tidy_names(class_names, where="--classes")
+    names = tidy_names(classes, where="the given list of classes")
     if unknown := set(yolo_set.names) - set(names):
-        raise DataError(f"{yolo_set.yaml_path}: has {some(unknown)}, which --classes ({', '.join(names)}) lacks.")
+        raise DataError(
+            f"{yolo_set.yaml_path}: has {some(unknown)}, but only {', '.join(names)} are given.", argument="classes"
+        )
     return names, [names.index(name) + 1 for name in yolo_set.names]
 
 
@@ -101,13 +100,13 @@ def _images(yolo_set: YoloSet, part: str | None, tally: Tally) -> tuple[list[Fou
     folders = yolo_set.folders
     if part is not None:
         if part not in folders:
-            raise UsageError(f"--part {part}: {yolo_set.yaml_path} has {', '.join(folders)}.")
+            raise UsageError(f"{yolo_set.yaml_path} has {', '.join(folders)}, but no {part}.", argument="part")
         return find_images(folders[part]), None
     if "test" in folders:
         tally.add("test_images", len(find_images(folders["test"])))
     val, train = folders.get("val", ()), folders.get("train", ())
     if not val and not train:
-        raise UsageError(f"{yolo_set.yaml_path}: has a test part alone. Import it with --part test.")
+        raise UsageError(f"{yolo_set.yaml_path}: has a test part alone.", go_on={"part": "test"})
     found = find_images([*val, *train])
     in_val = {image.image_id for image in found if any(image.path.is_relative_to(folder) for folder in val)}
     if not train or not in_val or len(in_val) == len(found):

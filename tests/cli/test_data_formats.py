@@ -109,7 +109,7 @@ def test_download_reports_a_complete_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_predictions_need_a_finished_run(tmp_path: Path) -> None:
-    result = run("import", "predictions", tmp_path, "--out", tmp_path / "fix.json")
+    result = run("export", "predictions", tmp_path, "--out", tmp_path / "fix.json")
     assert isinstance(result.exception, CannotContinueError)
 
 
@@ -142,6 +142,9 @@ def test_commands_end_with_their_exit_codes_and_never_load_torch(tmp_path: Path,
     again, message = exit_of("export", "coco", data_folder, "--out", coco)
     assert (again, "exists and is not empty" in message) == (2, True)
     file = coco / "annotations.json"
+    arguments = ("import", "coco", file, "--images", coco / "images", "--out", tmp_path / "back")
+    code, message = exit_of(*arguments, "--classes", "pits")
+    assert (code, "error: --classes: " in message) == (4, True)
     file.write_text("[]")
-    code, message = exit_of("import", "coco", file, "--images", coco / "images", "--out", tmp_path / "back")
+    code, message = exit_of(*arguments)
     assert (code, "export as COCO" in message) == (4, True)

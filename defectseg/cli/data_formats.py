@@ -1,4 +1,4 @@
-"""`defectseg data import`, `data export` and `data download`."""
+"""`defectseg data import` and `data export`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectseg.cli.common import Json, Verbose, finish, print_json, print_rows, progress, shown
+from defectseg.cli.bars import progress_bar
+from defectseg.cli.options import Json, Verbose, entries
+from defectseg.cli.show import finish, print_json, print_rows, shown
 from defectseg.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from defectseg.formats.common import ExportReport, ImportReport, Loss
 
 import_app = typer.Typer(help="Turn labels of another kind into a data folder.", no_args_is_help=True)
-export_app = typer.Typer(help="Turn a data folder into labels of another kind.", no_args_is_help=True)
-download_app = typer.Typer(help="Fetch public data.", no_args_is_help=True)
+export_app = typer.Typer(help="Turn a data folder, or predictions, into labels of another kind.", no_args_is_help=True)
 
 DataFolder = Annotated[Path, typer.Argument(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
 Out = Annotated[Path, typer.Option("--out", help="Data folder to write; absent or empty.", metavar="DIR")]
@@ -40,8 +41,8 @@ def import_masks(
     """
     from defectseg.formats import masks
 
-    with progress("importing") as bar:
-        report = masks.import_masks(src, out, class_names=_names(classes), link=link, report=bar.move)
+    with progress_bar("importing") as progress:
+        report = masks.import_masks(src, out, classes=entries(classes), link=link, progress=progress)
     _finish_import(report, out, json_output)
 
 
@@ -63,8 +64,8 @@ def import_coco(
     """
     from defectseg.formats.coco import importing
 
-    with progress("importing") as bar:
-        report = importing.import_coco(file, images, out, class_names=_names(classes), link=link, report=bar.move)
+    with progress_bar("importing") as progress:
+        report = importing.import_coco(file, images, out, classes=entries(classes), link=link, progress=progress)
     _finish_import(report, out, json_output)
 
 
@@ -91,37 +92,9 @@ def import_yolo(
 
     if part not in (None, "train", "val", "test"):
         raise UsageError(f"--part {part}: expected train, val or test.")
-    with progress("importing") as bar:
-        report = importing.import_yolo(src, out, class_names=_names(classes), part=part, link=link, report=bar.move)
+    with progress_bar("importing") as progress:
+        report = importing.import_yolo(src, out, classes=entries(classes), part=part, link=link, progress=progress)
     _finish_import(report, out, json_output)
-
-
-@import_app.command("predictions")
-def import_predictions(
-    output: Annotated[Path, typer.Argument(help="Output folder of predict.", metavar="OUT")],
-    file: Annotated[Path, typer.Option("--out", help="COCO JSON to write; must not be there.", metavar="FILE")],
-    run_lengths: Annotated[
-        bool, typer.Option("--rle", help="Exact run-lengths instead of outlines that people can correct.")
-    ] = False,
-    json_output: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Turn predictions into COCO, to be corrected in a labelling tool and read again by `import coco`.
-
-    Example: defectseg data import predictions results/ --out to_correct.json
-    """
-    from dataclasses import asdict
-
-    from defectseg.formats.predictions import predictions_to_coco
-
-    with progress("converting") as bar:
-        report = predictions_to_coco(output, file, run_lengths=run_lengths, report=bar.move)
-    if json_output:
-        print_json({**asdict(report), "out": str(file)})
-        return
-    _print_losses(report.lost)
-    print(f"{report.images} images with {report.annotations} regions: {shown(file)}")
-    print(f"Once corrected: defectseg data import coco {shown(file)} --images DIR --out DIR")
 
 
 @export_app.command("coco")
@@ -141,8 +114,8 @@ def export_coco(
     """
     from defectseg.formats.coco import exporting
 
-    with progress("exporting") as bar:
-        report = exporting.export_coco(root, out, polygons=polygons, link=link, report=bar.move)
+    with progress_bar("exporting") as progress:
+        report = exporting.export_coco(root, out, polygons=polygons, link=link, progress=progress)
     _finish_export(report, out, json_output)
 
 
@@ -163,8 +136,8 @@ def export_masks(
     """
     from defectseg.formats import masks
 
-    with progress("exporting") as bar:
-        report = masks.export_masks(root, out, per_class=per_class, link=link, report=bar.move)
+    with progress_bar("exporting") as progress:
+        report = masks.export_masks(root, out, per_class=per_class, link=link, progress=progress)
     _finish_export(report, out, json_output)
 
 
@@ -183,43 +156,37 @@ def export_yolo(
     """
     from defectseg.formats.yolo import exporting
 
-    with progress("exporting") as bar:
-        report = exporting.export_yolo(root, out, val_fold=fold, link=link, report=bar.move)
+    with progress_bar("exporting") as progress:
+        report = exporting.export_yolo(root, out, fold=fold, link=link, progress=progress)
     _finish_export(report, out, json_output)
 
 
-@download_app.command("severstal")
-def download_severstal(
-    out: Annotated[
-        Path, typer.Option("--out", help="Data folder to write; an interrupted run goes on.", metavar="DIR")
-    ],
+@export_app.command("predictions")
+def export_predictions(
+    output: Annotated[Path, typer.Argument(help="Output folder of predict.", metavar="OUT")],
+    file: Annotated[Path, typer.Option("--out", help="COCO JSON to write; must not be there.", metavar="FILE")],
+    run_lengths: Annotated[
+        bool, typer.Option("--rle", help="Exact run-lengths instead of outlines that people can correct.")
+    ] = False,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fetch the Severstal data (1.7 GB) from Kaggle and check them; the competition's rules apply.
+    """Turn predictions into COCO, to be corrected in a labelling tool and imported again.
 
-    Needs the extra kaggle, a token of a Kaggle account, and the rules accepted; says how, where one is missing.
-
-    Example: defectseg data download severstal --out severstal/
+    Example: defectseg data export predictions results/ --out to_correct.json
     """
-    import sys
     from dataclasses import asdict
 
-    from defectseg.data import download
+    from defectseg.formats.predictions import predictions_to_coco
 
-    with progress("unpacking") as bar:
-        report = download.download_severstal(out, show_progress=sys.stderr.isatty(), report=bar.move)
+    with progress_bar("converting") as progress:
+        report = predictions_to_coco(output, file, run_lengths=run_lengths, report=progress)
     if json_output:
-        print_json({**asdict(report), "out": str(out)})
+        print_json({**asdict(report), "out": str(file)})
         return
-    masks = " / ".join(map(str, report.masks_per_class))
-    print(f"{report.images} images, {report.defect_images} with a defect; masks per class {masks}")
-    print(f"{report.test_images} test images without labels")
-    print(f"{'Was complete already' if report.was_there else 'Complete'}: {shown(out)}")
-
-
-def _names(classes: str | None) -> list[str] | None:
-    return None if classes is None else [name.strip() for name in classes.split(",")]
+    _print_losses(report.lost)
+    print(f"{report.images} images with {report.annotations} regions: {shown(file)}")
+    print(f"Once corrected: defectseg data import coco {shown(file)} --images DIR --out DIR")
 
 
 def _finish_import(report: "ImportReport", out: Path, json_output: bool) -> None:

@@ -1,0 +1,85 @@
+"""What goes to stderr: messages of the library, and how far long work has come."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from defectseg.machine import is_main_process
+from defectseg.progress import Progress
+
+LINE_EVERY_S = 15.0
+
+_log = logging.getLogger("defectseg")
+
+
+def set_up_logging() -> None:
+    """Send the library's messages to stderr, warnings marked as such."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    _log.handlers = [handler]
+    _log.setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    _log.propagate = False
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        return f"{record.levelname.lower()}: {message}" if record.levelno >= logging.WARNING else message
+
+
+@contextmanager
+def progress_bar(what: str, *, after_interrupt: str = "") -> Iterator[Progress]:
+    """Draw progress as a bar on a terminal, elsewhere as a plain line every 15 seconds.
+
+    Args:
+        what: the work, such as "predicting".
+        after_interrupt: what to do after Ctrl-C, which is told then.
+    """
+    try:
+        if sys.stderr.isatty() and is_main_process():
+            with _drawn(what) as progress:
+                yield progress
+        else:
+            yield _lines(what)
+    except KeyboardInterrupt:
+        _log.warning("%s was interrupted. %s", what, after_interrupt)
+        raise
+
+
+@contextmanager
+def _drawn(what: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.logging import RichHandler
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Display
+
+    console = Console(stderr=True)
+    name, text_column = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text_column)
+    before = _log.handlers
+    _log.handlers = [RichHandler(console=console, show_time=False, show_path=False, markup=False)]
+    try:
+        with Display(*columns, console=console, transient=True) as display:
+            task = display.add_task(what, total=None, text="")
+
+            def move(done: int, total: int, text: str = "") -> None:
+                display.update(task, completed=done, total=total or None, text=text)
+
+            yield move
+    finally:
+        _log.handlers = before
+
+
+def _lines(what: str) -> Progress:
+    spoke = time.monotonic()
+
+    def say(done: int, total: int, text: str = "") -> None:
+        nonlocal spoke
+        if time.monotonic() - spoke >= LINE_EVERY_S:
+            spoke = time.monotonic()
+            of = f" of {total}" if total else ""
+            _log.info("%s", f"{what}: {done}{of} {text}".rstrip())
+
+    return say

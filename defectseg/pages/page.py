@@ -1,0 +1,28 @@
+"""A page for people: the template of a room, which extends base.html.j2."""
+
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+
+def render_page(room: str, filters: dict[str, Callable[..., Any]], **content: Any) -> str:
+    """Fill in `report.html.j2` of a room.
+
+    Args:
+        room: its package, such as "defectseg.check".
+        filters: of the template, beside "number", which groups digits.
+        content: what the template names.
+    """
+    places = {"base.html.j2": "defectseg.pages", "report.html.j2": room}
+    templates = {name: resources.files(at).joinpath(name).read_text(encoding="utf-8") for name, at in places.items()}
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader(templates),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": "{:,}".format, **filters}
+    return environment.get_template("report.html.j2").render(**content)
