@@ -28,7 +28,7 @@ class EnsembleRuntime:
 
     def __init__(self, runtimes: Sequence[Runtime], sources: Sequence[Path]) -> None:
         self.runtimes = tuple(runtimes)
-        self.info = _join([runtime.info for runtime in runtimes], sources)
+        self.info = join_infos([runtime.info for runtime in runtimes], sources)
         own, recipes = self.info.recipe, [runtime.info.recipe for runtime in runtimes]
         if any(recipe.inference != own.inference for recipe in recipes):
             log.warning("the models differ in tiles or views at test time; taken are those of %s", sources[0])
@@ -66,7 +66,7 @@ def member_infos(runtime: Runtime) -> tuple[ModelInfo, ...]:
     return (runtime.info,)
 
 
-def _join(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo:
+def join_infos(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo:
     """One description of several models: the first's, with what differs averaged, united or left out."""
     first = infos[0]
     for info, source in zip(infos, sources, strict=True):

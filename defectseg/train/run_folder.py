@@ -35,8 +35,8 @@ from defectseg.train.loaders import (
 from defectseg.train.loop import CHECKPOINT_NAME, METRICS_NAME, Run, averaged_network, fit, validate_on
 from defectseg.train.request import TrainRequest, TrainResult
 from defectseg.train.weights import BEST_NAME
+from defectseg.tune.choice import ThresholdSearch
 from defectseg.tune.file import read_thresholds, write_thresholds
-from defectseg.tune.search import ThresholdSearch
 
 log = logging.getLogger(__name__)
 

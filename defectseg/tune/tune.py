@@ -1,61 +1,33 @@
 """Thresholds from labelled images into model files: what `defectseg tune` calls."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from defectseg.data.folder import DataFolder, open_data_folder
-from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
+from defectseg.errors import DataError, OutputExistsError, UsageError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
-from defectseg.evaluate.score import Score, score_images
-from defectseg.evaluate.subset import choose_subset, held_out, missing_warnings, seen_warnings
+from defectseg.evaluate.score import score_images
+from defectseg.evaluate.subset import choose_subset, count_seen, held_out, missing_warnings, seen_warnings
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.inference.stream import Failure
 from defectseg.inference.views import with_tta
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
+from defectseg.model.locate import as_paths
+from defectseg.progress import Progress, silent
+from defectseg.runtime.base import Runtime
+from defectseg.runtime.ensemble import join_infos
 from defectseg.runtime.load import load_runtime
-from defectseg.tune.choice import Choice
+from defectseg.tune.choice import FOLDS, Choice, ThresholdSearch
 from defectseg.tune.file import write_thresholds
-from defectseg.tune.goals import BestDice, Goal
-from defectseg.tune.search import FOLDS, ThresholdSearch
+from defectseg.tune.goals import BEST_DICE, Goal
 
-
-@dataclass(frozen=True)
-class TuneRequest:
-    """What `defectseg tune` was asked for.
-
-    Attributes:
-        models: the model file; or those of several folds, each of which answers for what it held out.
-        data: data folder.
-        subset: val or all; several models go with val only.
-        split: split.csv that tells what was held out; None for the one beside each model.
-        goal: what to choose by.
-        folds: of the cross-validation.
-        out: JSON file to write the thresholds to, or None.
-        dry_run: leave the models as they are. Exported ones are left so anyway.
-        device: auto, cpu, cuda, cuda:N or mps.
-        runtime: the library that computes: auto, torch, openvino or onnx.
-        tta: test-time augmentation: none, flips or turns; None for the models' own. It is not stored.
-        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the models were trained.
-        start, advance: called with the number of images, and after each.
-    """
-
-    models: Sequence[Path]
-    data: Path
-    subset: str = "val"
-    split: Path | None = None
-    goal: Goal = field(default_factory=BestDice)
-    folds: int = FOLDS
-    out: Path | None = None
-    dry_run: bool = False
-    device: str = "auto"
-    runtime: str = "auto"
-    tta: str | None = None
-    bit_depth: int | None = None
-    start: Callable[[int], None] = lambda total: None
-    advance: Callable[[], None] = lambda: None
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,38 +53,73 @@ class Tuning:
     low_bit_depth: LowBitDepth | None = None
 
 
-def tune(request: TuneRequest) -> Tuning:
-    """Choose thresholds on labelled images, and store them in every bundle of the request and in `out`.
+def tune(
+    models: Path | Sequence[Path],
+    data: Path,
+    *,
+    subset: str = "val",
+    split: Path | None = None,
+    goal: Goal = BEST_DICE,
+    folds: int = FOLDS,
+    out: Path | None = None,
+    dry_run: bool = False,
+    device: str = "auto",
+    runtime: str = "auto",
+    tta: str | None = None,
+    bit_depth: int | None = None,
+    progress: Progress = silent,
+) -> Tuning:
+    """Choose thresholds on labelled images, and store them in every model and in `out`.
+
+    Several models are tuned by the mean of their answers, as predict uses them, if none was trained on the images.
+    Otherwise each model answers for the images that it held out.
+
+    Args:
+        models: the model file, or several.
+        data: data folder.
+        subset: val or all.
+        split: split.csv that tells what was held out; None for the one beside each model.
+        goal: what to choose for.
+        folds: of the cross-validation.
+        out: JSON file to write the thresholds to, or None.
+        dry_run: leave the models as they are.
+        device: auto, cpu, cuda, cuda:N or mps.
+        runtime: the library that computes: auto, torch, openvino or onnx.
+        tta: test-time augmentation: none, flips or turns; None for the models' own. It is not stored.
+        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the models were trained.
+        progress: told after each image.
 
     Raises:
         OutputExistsError: `out` exists.
         UsageError: it cannot be told which images to choose on, or there is nowhere to store the choice.
         DataError, ModelError, ResourceError: data, model or device cannot be used.
     """
-    if request.out is not None and request.out.exists():
-        raise OutputExistsError(f"{request.out}: exists. Choose another --out.")
-    infos = _read_infos(request.models)
-    targets = _targets(request, infos)
-    folder = open_data_folder(request.data, class_names=infos[0].class_names, bit_depth=request.bit_depth)
-    parts, warnings = _choose_images(request, folder, infos)
-    search, failures, low = _search(request, folder, parts)
+    if out is not None and out.exists():
+        raise OutputExistsError(f"{out}: exists. Choose another file.", argument="out")
+    paths = as_paths(models)
+    infos = [read_model_info(path) for path in paths]
+    joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
+    targets = () if dry_run else _targets(paths, infos, out)
+    folder = open_data_folder(data, class_names=joined.class_names, bit_depth=bit_depth)
+    parts, warnings = _choose_images(folder, paths, infos, joined, subset, split)
+    load = partial(_load, device=device, runtime=runtime, tta=tta)
+    search, failures, low = _gather(folder, parts, load, progress)
     warnings += [f"left out, could not be read: {failure.message}" for failure in failures]
     warnings += [] if low is None else [str(low)]
-    own = infos[0].recipe.inference.tta
-    if targets and request.tta not in (None, own):
-        warnings.append(
-            f"chosen with --tta {request.tta}, which is not stored (the model has {own}): give it to predict, too"
-        )
-    choice = search.best(request.goal, groups=folder.groups, folds=request.folds)
-    thresholds = choice.thresholds.model_copy(update={"chosen_by": _chosen_by(request, infos, choice)})
+    own = joined.recipe.inference.tta
+    if targets and tta not in (None, own):
+        warnings.append(f"chosen with views that are not stored: predict with {tta}, too (the model has {own})")
+    choice = search.best(goal, groups=folder.groups, folds=folds)
+    chosen_by = f"search on {_images_text(parts, joined, folder, subset, choice.images)}, {choice.goal}"
+    thresholds = choice.thresholds.model_copy(update={"chosen_by": chosen_by})
     metrics = summarise(search.counts(thresholds), folder.class_names)
-    if left_out := [name for name in infos[0].class_names if name not in folder.class_names]:
+    if left_out := [name for name in joined.class_names if name not in folder.class_names]:
         warnings.append(f"thresholds of {', '.join(left_out)}: left as they are, since nothing shows what suits them")
-    if request.out is not None:
-        write_thresholds(request.out, folder.class_names, thresholds)
+    if out is not None:
+        write_thresholds(out, folder.class_names, thresholds)
     for model in targets:
         _store(model, thresholds, choice, metrics)
-    ids = [index + 1 for index in infos[0].indices_of(folder.class_names)]  # as the model numbers them
+    ids = [index + 1 for index in joined.indices_of(folder.class_names)]  # as the model numbers them
     classes = tuple(replace(one, class_id=ids[one.class_id - 1]) for one in choice.classes)
     return Tuning(
         thresholds=thresholds,
@@ -129,102 +136,102 @@ def tune_out_of_fold(
     models: Sequence[Path], data: Path, *, device: str = "auto", bit_depth: int | None = None
 ) -> Tuning:
     """Choose thresholds on the images that each of several models held out; nothing is written. Raises as `tune`."""
-    return tune(TuneRequest(models=models, data=data, device=device, bit_depth=bit_depth, dry_run=True))
+    return tune(models, data, device=device, bit_depth=bit_depth, dry_run=True)
 
 
-def _read_infos(models: Sequence[Path]) -> list[ModelInfo]:
-    """Descriptions of models of the same classes. Raises ModelError."""
-    infos = [read_model_info(model) for model in models]
-    for info, model in zip(infos, models, strict=True):
-        if info.class_names != infos[0].class_names:
-            raise ModelError(
-                f"{model}: knows the classes {', '.join(info.class_names)}, but {models[0]} knows "
-                f"{', '.join(infos[0].class_names)}. Tune models of the same classes together."
-            )
-    return infos
-
-
-def _targets(request: TuneRequest, infos: Sequence[ModelInfo]) -> tuple[Path, ...]:
+def _targets(models: Sequence[Path], infos: Sequence[ModelInfo], out: Path | None) -> tuple[Path, ...]:
     """The models to store the choice in. Raises UsageError where it would go nowhere for one of them."""
-    if request.dry_run:
-        return ()
-    exported = [model for model, info in zip(request.models, infos, strict=True) if info.export is not None]
-    if exported and request.out is None:
+    exported = [model for model, info in zip(models, infos, strict=True) if info.export is not None]
+    if exported and out is None:
         raise UsageError(
-            f"{exported[0]}: thresholds cannot be stored in an exported model. Tune the bundle and export it again, "
-            "or use --dry-run or --out FILE."
+            f"{exported[0]}: thresholds cannot be stored in an exported model. Tune the bundle and export it again.",
+            go_on={"dry_run": True},
         )
-    return tuple(model for model in request.models if model not in exported)
+    return tuple(model for model in models if model not in exported)
+
+
+_Part = tuple[tuple[Path, ...], tuple[str, ...]]
+"""Models, and the ImageIds for which the mean of their answers counts."""
 
 
 def _choose_images(
-    request: TuneRequest, folder: DataFolder, infos: Sequence[ModelInfo]
-) -> tuple[list[tuple[str, ...]], list[str]]:
-    """For each model the ImageIds that it answers for, and warnings."""
-    if len(infos) == 1:
-        chosen, warnings = choose_subset(folder, infos[0], request.models, request.subset, request.split)
-        parts = [chosen]
-    elif request.subset == "val":
-        parts, warnings = held_out(folder, infos, request.models, request.split)
-    else:
-        raise UsageError(
-            f"--subset {request.subset}: of several models each answers for the images that it held out; "
-            "leave --subset at val, or tune a single model."
-        )
-    warnings += missing_warnings(folder)
-    for info, image_ids in zip(infos, parts, strict=True):
-        warnings += seen_warnings(folder, info, image_ids, request.subset)
-    return parts, warnings
+    folder: DataFolder,
+    paths: tuple[Path, ...],
+    infos: Sequence[ModelInfo],
+    joined: ModelInfo,
+    subset: str,
+    split: Path | None,
+) -> tuple[list[_Part], list[str]]:
+    """Which models answer for which images, and warnings; `joined` describes all models together.
 
-
-def _search(
-    request: TuneRequest, folder: DataFolder, parts: Sequence[Sequence[str]]
-) -> tuple[ThresholdSearch, tuple[Failure, ...], LowBitDepth | None]:
-    """A search that holds each model's answers for its part of the images, those that could not be read, and whether
-    16-bit images seem to come from a camera of fewer bits.
+    Either all models answer for all images, or each for those that it held out.
     """
-    request.start(sum(map(len, parts)))
-    search = ThresholdSearch(folder.class_names)
-    scores = [
-        _gather(request, search, folder, model, image_ids)
-        for model, image_ids in zip(request.models, parts, strict=True)
-        if image_ids
-    ]
-    failures = tuple(failure for score in scores for failure in score.failures)
-    if failures and not search.images:
-        first = failures[0].message
-        raise DataError(f"{request.data}: none of the {len(failures)} images can be read. The first: {first}")
-    return search, failures, find_low_bit_depth(sum((score.brightest for score in scores), Counter()))
+    if len(paths) == 1:
+        together = True
+    elif subset == "val":
+        together = joined.fold is not None
+    else:
+        together = not count_seen(folder, joined, folder.image_ids)
+    if together:
+        chosen, warnings = choose_subset(folder, joined, paths, subset, split)
+        parts: list[_Part] = [(paths, chosen)]
+        warnings += seen_warnings(folder, joined, chosen, subset)
+    else:
+        log.info("each model answers for the images that it held out, since the others were trained on them")
+        own, warnings = held_out(folder, infos, paths, split)
+        parts = [((path,), image_ids) for path, image_ids in zip(paths, own, strict=True)]
+        for info, image_ids in zip(infos, own, strict=True):
+            warnings += seen_warnings(folder, info, image_ids, subset)
+    return parts, [*warnings, *missing_warnings(folder)]
+
+
+def _images_text(parts: Sequence[_Part], joined: ModelInfo, folder: DataFolder, subset: str, images: int) -> str:
+    """For people, in the model file: on which images the thresholds were chosen."""
+    if len(parts) > 1:
+        return f"{images} out-of-fold images of {len(parts)} models"
+    text = f"all {images} images of {folder.root.name}"
+    if subset == "val":
+        text = f"the {images} validation images of fold {joined.fold}"
+    models = len(parts[0][0])
+    return text if models == 1 else f"{text}, by the mean of {models} models"
 
 
 def _gather(
-    request: TuneRequest, search: ThresholdSearch, folder: DataFolder, model: Path, image_ids: Sequence[str]
-) -> Score:
-    """Take the model's answers for some images into the search."""
-    runtime = with_tta(load_runtime(model, request.device, request.runtime), request.tta)
-    return score_images(
-        runtime,
-        folder,
-        image_ids,
-        thresholds=runtime.info.thresholds,
-        visitors=(search.visit,),
-        advance=request.advance,
-    )
+    folder: DataFolder, parts: Sequence[_Part], load: Callable[[tuple[Path, ...]], Runtime], progress: Progress
+) -> tuple[ThresholdSearch, tuple[Failure, ...], LowBitDepth | None]:
+    """The models' answers for their images, the images that could not be read, and whether 16-bit images seem to come
+    from a camera of fewer bits.
+    """
+    search, scores = ThresholdSearch(folder.class_names), []
+    total = sum(len(image_ids) for _, image_ids in parts)
+    done = count(1)
+    progress(0, total)
+    for models, image_ids in parts:
+        if image_ids:
+            runtime = load(models)
+            scores.append(
+                score_images(
+                    runtime,
+                    folder,
+                    image_ids,
+                    thresholds=runtime.info.thresholds,
+                    visitors=(search.visit,),
+                    advance=lambda: progress(next(done), total),
+                )
+            )
+    failures = tuple(failure for score in scores for failure in score.failures)
+    if failures and not search.images:
+        first = failures[0].message
+        raise DataError(f"{folder.root}: none of the {len(failures)} images can be read. The first: {first}")
+    return search, failures, find_low_bit_depth(sum((score.brightest for score in scores), Counter()))
 
 
-def _chosen_by(request: TuneRequest, infos: Sequence[ModelInfo], choice: Choice) -> str:
-    """For people, in the model file: on what and for what the thresholds were chosen."""
-    if len(infos) > 1:
-        images = f"{choice.images} out-of-fold images of {len(infos)} models"
-    elif request.subset == "val":
-        images = f"the {choice.images} validation images of fold {infos[0].fold}"
-    else:
-        images = f"all {choice.images} images of {request.data.name}"
-    return f"search on {images}, {choice.goal}"
+def _load(models: tuple[Path, ...], *, device: str, runtime: str, tta: str | None) -> Runtime:
+    return with_tta(load_runtime(models, device, runtime), tta)
 
 
 def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics) -> None:
-    """Write the model file anew with other thresholds, whole or not at all."""
+    """Replace the thresholds in a model file, whole or not at all."""
     from defectseg.model.bundle import read_bundle, save_bundle  # torch; a missing one has been told of by now
 
     info, weights = read_bundle(model)

@@ -34,8 +34,8 @@ from defectseg.train import run_folder as single_module
 from defectseg.train.curves import read_history
 from defectseg.train.request import TrainRequest, TrainResult
 from defectseg.train.train import train
-from defectseg.tune.search import ThresholdSearch
-from defectseg.tune.tune import TuneRequest, tune
+from defectseg.tune.choice import ThresholdSearch
+from defectseg.tune.tune import tune
 
 RUN_FILES = {"model.safetensors", "last.ckpt", "config.yaml", "split.csv", "metrics.jsonl", "curves.png"}
 STEPS_PER_EPOCH = 4
@@ -206,7 +206,7 @@ def test_a_run_ends_with_what_tune_says_of_its_model(
     result = train(replace(request_, data=data))
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
-    tuning = tune(TuneRequest(models=[result.model], data=data, device="cpu", runtime="torch", dry_run=True))
+    tuning = tune(result.model, data, device="cpu", runtime="torch", dry_run=True)
     assert folds == [2, 2], "six images of two strips, in the training and in tune"
     assert any("only " in warning for warning in tuning.choice.warnings)
     assert told == list(tuning.choice.warnings)
