@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import pytest
 from defectseg.data.folder import image_digest
 from defectseg.errors import DataError, LabelError, ModelError, OutputExistsError, UsageError
 from defectseg.model.info import ExportInfo, Thresholds
+from defectseg.runtime.ensemble import EnsembleRuntime
 from defectseg.tune.file import read_thresholds
 from defectseg.tune.goals import TargetRecall
-from defectseg.tune.tune import TuneRequest, Tuning, tune, tune_out_of_fold
+from defectseg.tune.tune import Tuning, tune, tune_out_of_fold
 
 SIZE_HW = (32, 48)
 STEEL, PIT = 60, 120  # grey levels, as GreyRuntime reads them
@@ -62,9 +63,10 @@ class _Models:
 def models(tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> _Models:
     made = _Models(tmp_path, grey_runtime)
 
-    def load_runtime(path: Path, device: str, runtime: str) -> Any:
+    def load_runtime(paths: Sequence[Path], device: str, runtime: str) -> Any:
         made.asked.append((device, runtime))
-        return made.runtimes[path]
+        runtimes = [made.runtimes[path] for path in paths]
+        return runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes, paths)
 
     monkeypatch.setattr("defectseg.tune.tune.load_runtime", load_runtime)
     monkeypatch.setattr("defectseg.tune.tune.read_model_info", lambda path: made.runtimes[path].info)
@@ -72,7 +74,7 @@ def models(tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest
 
 
 def _tune(models: list[Path], data: Path, **options: Any) -> Tuning:
-    return tune(TuneRequest(models=models, data=data, **{"dry_run": True, **options}))
+    return tune(models, data, **{"dry_run": True, **options})
 
 
 def _answered(models: _Models, path: Path) -> int:
@@ -81,12 +83,12 @@ def _answered(models: _Models, path: Path) -> int:
 
 def test_a_model_is_tuned_on_the_images_it_held_out(data: Path, models: _Models) -> None:
     model = models.add("run", fold=0)
-    totals: list[int] = []
-    steps: list[int] = []
+    steps: list[tuple[int, int]] = []
 
-    tuning = _tune([model], data, start=totals.append, advance=lambda: steps.append(1))
+    tuning = _tune([model], data, progress=lambda done, total, text="": steps.append((done, total)))
 
-    assert (tuning.choice.images, _answered(models, model), totals, len(steps)) == (2, 2, [2], 2)
+    assert (tuning.choice.images, _answered(models, model)) == (2, 2)
+    assert steps == [(0, 2), (1, 2), (2, 2)]
     assert tuning.thresholds.chosen_by == "search on the 2 validation images of fold 0, best Dice"
     # A pit in both images, labelled in one: 1 of 4 pairs is wrong, and the pair with a defect is right.
     assert tuning.metrics.kaggle_dice + (tuning.metrics.positive_dice or 0) == 1.75
@@ -168,6 +170,43 @@ def test_of_several_models_each_answers_for_what_it_held_out(data: Path, models:
     assert tuning.thresholds.chosen_by == "search on 4 out-of-fold images of 2 models, best Dice"
 
 
+@pytest.mark.parametrize(("subset", "trained_on"), [("val", ()), ("all", ()), ("all", ("elsewhere",))])
+def test_several_models_that_saw_none_of_the_images_are_tuned_by_their_mean(
+    data: Path, models: _Models, monkeypatch: pytest.MonkeyPatch, subset: str, trained_on: tuple[str, ...]
+) -> None:
+    # One model finds the pits at 0.9, the other at 0.5: their mean is 0.7, in the gate as in the probabilities.
+    folds = (0, 0) if subset == "val" else (None, 1)
+    paths = [models.add(f"m{number}", fold=fold, trained_on=trained_on) for number, fold in enumerate(folds)]
+    models.runtimes[paths[1]].levels[0, 110:130] = 0.5
+    stored: dict[Path, Thresholds] = {}
+    monkeypatch.setattr(
+        "defectseg.tune.tune._store", lambda path, thresholds, *others: stored.update({path: thresholds})
+    )
+
+    tuning = _tune(paths, data, subset=subset, dry_run=False)
+
+    number = 2 if subset == "val" else 6
+    assert [_answered(models, path) for path in paths] == [number] * 2
+    assert tuning.choice.images == number
+    assert tuning.thresholds.chosen_by.endswith(", by the mean of 2 models, best Dice")
+    assert stored == dict.fromkeys(paths, tuning.thresholds)
+    assert tuning.stored == tuple(paths)
+
+
+def test_several_models_that_were_trained_on_some_of_the_images_answer_for_what_each_held_out(
+    data: Path, models: _Models, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = image_digest(data / "train_images" / "a.png")
+    paths = [models.add("m0", fold=0), models.add("m1", fold=1, trained_on=(digest,))]
+
+    with caplog.at_level("INFO", logger="defectseg"):
+        tuning = _tune(paths, data, subset="all")
+
+    assert [_answered(models, path) for path in paths] == [2, 2]
+    assert tuning.thresholds.chosen_by == "search on 4 out-of-fold images of 2 models, best Dice"
+    assert "each model answers for the images that it held out" in caplog.text
+
+
 def test_a_fold_without_an_image_in_the_folder_needs_no_answers(data: Path, models: _Models) -> None:
     for name in NAMES[4:]:
         (data / "train_images" / name).unlink()
@@ -192,13 +231,13 @@ def test_one_split_may_be_given_for_all(data: Path, models: _Models, tmp_path: P
 @pytest.mark.parametrize(
     ("folds", "splits", "options", "told"),
     [
-        ((0, 0), ("abcdef", "abcdef"), {}, "held out fold 0, and so did"),
+        ((0, 1, 0), ("abcdef",) * 3, {}, "held out fold 0, and so did"),
         ((0, None), ("abcdef", "abcdef"), {}, "trained on all folds"),
         ((0, 1), ("abcdef", "fedcba"), {}, "not the same split"),
         ((0, 1), ("abcdef", None), {}, "no split.csv beside"),
         ((7, 8), ("abcdef", "abcdef"), {}, "none of the images"),
-        ((0, 1), ("abcdef", "abcdef"), {"subset": "all"}, "leave --subset at val"),
-        ((None,), ("abcdef",), {}, "was trained on all folds. Use --subset all"),
+        ((0, 0), ("abcdef", "fedcba"), {}, "did not all hold back the same images"),
+        ((None,), ("abcdef",), {}, "was trained on all folds. Or go on with subset='all'"),
         ((0,), (None,), {}, "no split.csv beside"),
     ],
 )
@@ -301,10 +340,10 @@ def test_other_views_than_the_models_are_looked_at_and_not_stored(
 
     assert _answered(models, model) == 2 * 4
     assert stored == [model]
-    assert any("chosen with --tta flips, which is not stored" in warning for warning in tuning.warnings)
+    assert any("not stored: predict with flips" in warning for warning in tuning.warnings)
     for options in ({"tta": "flips"}, {"tta": "none", "dry_run": False}):
-        assert not any("--tta" in warning for warning in _tune([model], data, **options).warnings)
-    with pytest.raises(UsageError, match="--tta mirrors: expected none, flips, turns"):
+        assert not any("not stored" in warning for warning in _tune([model], data, **options).warnings)
+    with pytest.raises(UsageError, match="mirrors: expected none, flips, turns"):
         _tune([model], data, tta="mirrors")
 
 
@@ -312,7 +351,7 @@ def test_an_exported_model_is_tuned_into_a_file_or_not_at_all(data: Path, models
     bundle = models.add("fold-0", fold=0)
     exported = models.add("fold-1", fold=1, export=ExportInfo(format="openvino"))
 
-    with pytest.raises(UsageError, match=r"fold-1.*cannot be stored .* Tune the bundle and export it again, or use"):
+    with pytest.raises(UsageError, match=r"fold-1.*cannot be stored .* Or go on with dry_run"):
         _tune([exported], data, dry_run=False)
     with pytest.raises(UsageError, match="fold-1"):
         _tune([bundle, exported], data, dry_run=False)
@@ -355,7 +394,7 @@ def test_a_model_keeps_its_thresholds_of_the_classes_that_the_folder_does_not_na
     kept = [f"{image},{['4', '2'].index(n) + 1},{runs}" for image, n, runs in rows[1:] if n in "42"]
     (data / "train.csv").write_text("\n".join([",".join(rows[0]), *kept]) + "\n")
 
-    chosen = tune(TuneRequest(models=[model], data=data, subset="all", device="cpu")).thresholds
+    chosen = tune(model, data, subset="all", device="cpu").thresholds
 
     stored = read_bundle(model)[0].thresholds
     assert stored.gate == (0.1, chosen.gate[0], 0.1, chosen.gate[1])
@@ -382,7 +421,7 @@ def test_every_model_is_rewritten_with_the_choice_and_nothing_else(
         save_bundle(path, weights, before.model_copy(update=reset))
         paths.append(path)
 
-    tuning = tune(TuneRequest(models=paths, data=data_folder, device="cpu"))
+    tuning = tune(paths, data_folder, device="cpu")
 
     assert tuning.stored == tuple(paths)
     for fold, path in enumerate(paths):
