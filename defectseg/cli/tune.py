@@ -119,7 +119,7 @@ def tune(
             progress=bar.move,
         )
     _report(tuning, out, json_output)
-    finish(ExitCode.PARTIAL if tuning.failures else ExitCode.DONE)
+    finish(ExitCode.PARTIAL if tuning.unreadable else ExitCode.DONE)
 
 
 def _parse_goal(
@@ -211,6 +211,6 @@ def _content(tuning: "Tuning") -> dict[str, Any]:
         "thresholds": tuning.thresholds.model_dump(mode="json"),
         "metrics": headline(tuning.metrics),
         "warnings": list(tuning.warnings),
-        "left_out": [[failure.found.image_id, failure.message] for failure in tuning.failures],
+        "unreadable": [[one.image_id, one.message] for one in tuning.unreadable],
         "stored": [str(path) for path in tuning.stored],
     }

@@ -1,44 +1,26 @@
 """A prediction run from images to an output folder: what `defectseg predict` calls."""
 
-import hashlib
 import logging
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError
-from defectseg.files import file_sha256, size_and_time
-from defectseg.image import read as image_files
+from defectseg.errors import DefectsegError, ExitCode, UsageError
 from defectseg.image.find import FoundImage
-from defectseg.image.read import DecodedImage, LowBitDepth, find_low_bit_depth
-from defectseg.inference.segment import Segmentation, segment_image
-from defectseg.inference.stages import StageTimes, timed
-from defectseg.inference.stream import (
-    _MOST_HELPERS,
-    _PIXELS_IN_WORK,
-    _Budget,
-    _decode_unchanged,
-    _Network,
-    _one_opencv_thread,
-    _ordered_map,
-    _Watched,
-)
-from defectseg.inference.views import with_tta
+from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.inference.settings import Settings
+from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.machine import __version__
-from defectseg.model.info import Thresholds
-from defectseg.model.locate import as_paths
+from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.render import Rendered, render, render_failure
 from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_FAILED, choose_outputs
+from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.load import load_runtime
 
@@ -65,25 +47,19 @@ class BatchCounts:
 def run_batch(
     images: Sequence[FoundImage],
     runtime: Runtime,
+    settings: Settings,
     output: OutputFolder,
     *,
-    thresholds: Thresholds,
-    only_classes: Collection[int] | None = None,
-    bit_depth: int | None = None,
-    advance: Callable[[], None] = lambda: None,
-    times: StageTimes | None = None,
+    progress: Progress = silent,
 ) -> BatchCounts:
     """Segment images and write what is found; an image that cannot be read is recorded and the batch goes on.
 
     Args:
         images: what to process; see OutputFolder.pending.
         runtime: the model; called from `runtime.parallel` threads at once.
+        settings: of the inference.
         output: where results go, and which of them.
-        thresholds: gate, pixel threshold and minimum area for each class.
-        only_classes: ClassIds to report; None reports all.
-        bit_depth: of 16-bit files; None: as they say themselves, or as the model was trained.
-        advance: called after each image, in the order of `images`.
-        times: receives the time spent in each stage.
+        progress: told after each image, in the order of `images`.
 
     Raises:
         ResourceError: memory or disk space ran out; what is done is kept.
@@ -91,18 +67,19 @@ def run_batch(
     """
     statuses: Counter[str] = Counter()
     brightest: Counter[int | None] = Counter()
-    with _one_opencv_thread(), _Network(runtime, times) as network:
-        worker = _Worker(network, thresholds, only_classes, bit_depth, output, times)
-        threads = network.parallel + max(2, min(os.cpu_count() or 2, _MOST_HELPERS))
-        with closing(_ordered_map(worker, images, threads=threads, abandon=network.stop)) as results:
-            for result in results:
-                with timed(times, "write"):
-                    output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
-                statuses[result.record.status] += 1
-                brightest[result.brightest16] += 1
-                if result.record.status == STATUS_FAILED:
-                    log.warning("%s", result.record.image["notes"])
-                advance()
+
+    def paint(one: Segmented) -> Rendered:
+        return render(one.found, one.stamp, one.decoded, one.segmentation, runtime.class_names, output.key.outputs)
+
+    with closing(stream(images, runtime, settings, paint)) as results:
+        for done, result in enumerate(results, start=1):
+            if isinstance(result, Unreadable):
+                log.warning("%s", result.message)
+                result = render_failure(result)
+            output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
+            statuses[result.record.status] += 1
+            brightest[result.brightest16] += 1
+            progress(done, len(images))
     failed = statuses[STATUS_FAILED]
     return BatchCounts(
         processed=statuses.total() - failed,
@@ -111,51 +88,6 @@ def run_batch(
         blank=statuses[STATUS_BLANK],
         low_bit_depth=find_low_bit_depth(brightest),
     )
-
-
-class _Worker:
-    """Takes one image from its file to what is to be written of it; called from several threads at once."""
-
-    def __init__(
-        self,
-        network: "_Network",
-        thresholds: Thresholds,
-        only_classes: Collection[int] | None,
-        bit_depth: int | None,
-        output: OutputFolder,
-        times: StageTimes | None,
-    ) -> None:
-        self._network = network
-        self._thresholds = thresholds
-        self._only_classes = only_classes
-        self._bit_depths = {"bit_depth": bit_depth, "model_bit_depth": network.info.recipe.data.bit_depth}
-        self._choice = output.key.outputs
-        self._times = times
-        self._pixels_in_work = _Budget(_PIXELS_IN_WORK)
-
-    def __call__(self, found: FoundImage) -> Rendered:
-        stamp = size_and_time(found.path)
-        try:
-            height, width = image_files.read_size(found.path) if not found.fault else (0, 0)
-            with self._pixels_in_work.held(height * width):
-                with timed(self._times, "decode"):
-                    decoded, stamp = _decode_unchanged(found, **self._bit_depths)
-                return self._answered(found, stamp, decoded)
-        except ImageError as error:
-            return render_failure(found, stamp, str(error))
-
-    def _answered(self, found: FoundImage, stamp: tuple[int, int], decoded: DecodedImage) -> Rendered:
-        segmentation = self._segment(decoded.pixels)
-        with timed(self._times, "render"):
-            return render(found, stamp, decoded, segmentation, self._network.info.class_names, self._choice)
-
-    def _segment(self, pixels: NDArray[np.uint8]) -> Segmentation:
-        if self._times is None:
-            return segment_image(self._network, pixels, self._thresholds, only_classes=self._only_classes)
-        begun, network = time.perf_counter(), _Watched(self._network)
-        segmentation = segment_image(network, pixels, self._thresholds, only_classes=self._only_classes)
-        self._times.add("postprocess", max(0.0, time.perf_counter() - begun - network.waited_s))
-        return segmentation
 
 
 @dataclass(frozen=True)
@@ -209,15 +141,14 @@ def predict(request: PredictRequest) -> dict[str, Any]:
     if request.workers is not None and request.workers < 1:
         raise UsageError(f"--workers {request.workers}: expected 1 or more. Leave it out for what suits the machine.")
     workers = 1 if len(request.images) == 1 else request.workers  # all cores on the one image
-    loaded = load_runtime(request.model, request.device, request.runtime, workers=workers)
-    runtime = with_tta(loaded, request.tta)
-    info = runtime.info
+    runtime, info = load_runtime(request.model, request.device, request.runtime, workers=workers)
     only_classes = None if request.classes is None else resolve_classes(request.classes, info.class_names)
+    settings = Settings.of(info, tta=request.tta, classes=only_classes, bit_depth=request.bit_depth)
     key = RunKey(
-        model_sha256=_models_sha256(as_paths(request.model)),
+        model_sha256=model_identity(request.model),
         only_classes=only_classes,
         thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
-        tta=info.recipe.inference.tta,
+        tta=settings.tta,
         outputs=choice,
         bit_depth=request.bit_depth,
     )
@@ -226,7 +157,7 @@ def predict(request: PredictRequest) -> dict[str, Any]:
         "model": ", ".join(map(str, as_paths(request.model))),
         "runtime": runtime.name,
         "workers": runtime.parallel,
-        "tta": info.recipe.inference.tta,
+        "tta": settings.tta,
         "class_names": list(info.class_names),
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
@@ -238,13 +169,7 @@ def predict(request: PredictRequest) -> dict[str, Any]:
         begun = time.monotonic()
         try:
             counts = run_batch(
-                pending,
-                runtime,
-                output,
-                thresholds=info.thresholds,
-                only_classes=only_classes,
-                bit_depth=request.bit_depth,
-                advance=request.advance,
+                pending, runtime, settings, output, progress=lambda done, total, text="": request.advance()
             )
             run |= _outcome(counts, skipped=len(request.images) - len(pending), seconds=time.monotonic() - begun)
             in_folder = output.finish(run)
@@ -280,12 +205,6 @@ def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool, fail_on_blank: bo
     if run[STATUS_FAILED] or (fail_on_blank and in_folder[STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
-
-
-def _models_sha256(models: Sequence[Path]) -> str:
-    """Hash of the file; of several, hash of their hashes."""
-    hashes = [file_sha256(model) for model in models]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, Any]:

@@ -2,25 +2,22 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from defectseg.data.folder import DataFolder, open_data_folder
-from defectseg.errors import DataError, OutputExistsError, UsageError
+from defectseg.errors import DataError, OutputExistsError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.evaluate.score import score_images
 from defectseg.evaluate.subset import choose_subset, count_seen, held_out, missing_warnings, seen_warnings
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
-from defectseg.inference.stream import Failure
-from defectseg.inference.views import with_tta
-from defectseg.model.info import ModelInfo, Thresholds, read_model_info
+from defectseg.inference.settings import Settings
+from defectseg.inference.stream import Unreadable
+from defectseg.model.info import ModelInfo, Thresholds, read_model_info, write_model_info
 from defectseg.model.locate import as_paths
 from defectseg.progress import Progress, silent
-from defectseg.runtime.base import Runtime
 from defectseg.runtime.ensemble import join_infos
 from defectseg.runtime.load import load_runtime
 from defectseg.tune.choice import FOLDS, Choice, ThresholdSearch
@@ -39,7 +36,7 @@ class Tuning:
         choice: with figures of each of these classes.
         metrics: with the thresholds, on the images they were chosen on.
         warnings: of the choice, too.
-        failures: images that could not be read.
+        unreadable: images that could not be processed.
         stored: the model files that were changed.
         low_bit_depth: set where 16-bit images seem to come from a camera of fewer bits; it is among the warnings, too.
     """
@@ -48,7 +45,7 @@ class Tuning:
     choice: Choice
     metrics: Metrics
     warnings: tuple[str, ...]
-    failures: tuple[Failure, ...]
+    unreadable: tuple[Unreadable, ...]
     stored: tuple[Path, ...] = ()
     low_bit_depth: LowBitDepth | None = None
 
@@ -91,7 +88,7 @@ def tune(
 
     Raises:
         OutputExistsError: `out` exists.
-        UsageError: it cannot be told which images to choose on, or there is nowhere to store the choice.
+        UsageError: it cannot be told which images to choose on.
         DataError, ModelError, ResourceError: data, model or device cannot be used.
     """
     if out is not None and out.exists():
@@ -99,15 +96,13 @@ def tune(
     paths = as_paths(models)
     infos = [read_model_info(path) for path in paths]
     joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
-    targets = () if dry_run else _targets(paths, infos, out)
     folder = open_data_folder(data, class_names=joined.class_names, bit_depth=bit_depth)
     parts, warnings = _choose_images(folder, paths, infos, joined, subset, split)
-    load = partial(_load, device=device, runtime=runtime, tta=tta)
-    search, failures, low = _gather(folder, parts, load, progress)
-    warnings += [f"left out, could not be read: {failure.message}" for failure in failures]
+    search, unreadable, low = _gather(folder, parts, device, runtime, tta, progress)
+    warnings += [f"left out, could not be read: {one.message}" for one in unreadable]
     warnings += [] if low is None else [str(low)]
     own = joined.recipe.inference.tta
-    if targets and tta not in (None, own):
+    if not dry_run and tta not in (None, own):
         warnings.append(f"chosen with views that are not stored: predict with {tta}, too (the model has {own})")
     choice = search.best(goal, groups=folder.groups, folds=folds)
     chosen_by = f"search on {_images_text(parts, joined, folder, subset, choice.images)}, {choice.goal}"
@@ -117,7 +112,7 @@ def tune(
         warnings.append(f"thresholds of {', '.join(left_out)}: left as they are, since nothing shows what suits them")
     if out is not None:
         write_thresholds(out, folder.class_names, thresholds)
-    for model in targets:
+    for model in () if dry_run else paths:
         _store(model, thresholds, choice, metrics)
     ids = [index + 1 for index in joined.indices_of(folder.class_names)]  # as the model numbers them
     classes = tuple(replace(one, class_id=ids[one.class_id - 1]) for one in choice.classes)
@@ -126,8 +121,8 @@ def tune(
         choice=replace(choice, classes=classes),
         metrics=metrics,
         warnings=(*warnings, *choice.warnings),
-        failures=(*(Failure(image, image.fault) for image in folder.faulty), *failures),
-        stored=targets,
+        unreadable=(*(Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty), *unreadable),
+        stored=() if dry_run else paths,
         low_bit_depth=low,
     )
 
@@ -137,17 +132,6 @@ def tune_out_of_fold(
 ) -> Tuning:
     """Choose thresholds on the images that each of several models held out; nothing is written. Raises as `tune`."""
     return tune(models, data, device=device, bit_depth=bit_depth, dry_run=True)
-
-
-def _targets(models: Sequence[Path], infos: Sequence[ModelInfo], out: Path | None) -> tuple[Path, ...]:
-    """The models to store the choice in. Raises UsageError where it would go nowhere for one of them."""
-    exported = [model for model, info in zip(models, infos, strict=True) if info.export is not None]
-    if exported and out is None:
-        raise UsageError(
-            f"{exported[0]}: thresholds cannot be stored in an exported model. Tune the bundle and export it again.",
-            go_on={"dry_run": True},
-        )
-    return tuple(model for model in models if model not in exported)
 
 
 _Part = tuple[tuple[Path, ...], tuple[str, ...]]
@@ -197,44 +181,37 @@ def _images_text(parts: Sequence[_Part], joined: ModelInfo, folder: DataFolder, 
 
 
 def _gather(
-    folder: DataFolder, parts: Sequence[_Part], load: Callable[[tuple[Path, ...]], Runtime], progress: Progress
-) -> tuple[ThresholdSearch, tuple[Failure, ...], LowBitDepth | None]:
+    folder: DataFolder, parts: Sequence[_Part], device: str, runtime: str, tta: str | None, progress: Progress
+) -> tuple[ThresholdSearch, tuple[Unreadable, ...], LowBitDepth | None]:
     """The models' answers for their images, the images that could not be read, and whether 16-bit images seem to come
     from a camera of fewer bits.
     """
     search, scores = ThresholdSearch(folder.class_names), []
-    total = sum(len(image_ids) for _, image_ids in parts)
-    done = count(1)
-    progress(0, total)
+    before, total = 0, sum(len(image_ids) for _, image_ids in parts)
+
+    def advance(done: int, of_part: int, text: str = "") -> None:
+        progress(before + done, total)
+
     for models, image_ids in parts:
         if image_ids:
-            runtime = load(models)
+            network, info = load_runtime(models, device, runtime)
+            settings, visitors = Settings.of(info, tta=tta), (search.visit,)
             scores.append(
                 score_images(
-                    runtime,
-                    folder,
-                    image_ids,
-                    thresholds=runtime.info.thresholds,
-                    visitors=(search.visit,),
-                    advance=lambda: progress(next(done), total),
+                    network, folder, image_ids, settings, visitors=visitors, keep_answers=True, progress=advance
                 )
             )
-    failures = tuple(failure for score in scores for failure in score.failures)
-    if failures and not search.images:
-        first = failures[0].message
-        raise DataError(f"{folder.root}: none of the {len(failures)} images can be read. The first: {first}")
-    return search, failures, find_low_bit_depth(sum((score.brightest for score in scores), Counter()))
-
-
-def _load(models: tuple[Path, ...], *, device: str, runtime: str, tta: str | None) -> Runtime:
-    return with_tta(load_runtime(models, device, runtime), tta)
+            before += len(image_ids)
+    unreadable = tuple(one for score in scores for one in score.unreadable)
+    if unreadable and not search.images:
+        first = unreadable[0].message
+        raise DataError(f"{folder.root}: none of the {len(unreadable)} images can be read. The first: {first}")
+    return search, unreadable, find_low_bit_depth(sum((score.brightest for score in scores), Counter()))
 
 
 def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics) -> None:
     """Replace the thresholds in a model file, whole or not at all."""
-    from defectseg.model.bundle import read_bundle, save_bundle  # torch; a missing one has been told of by now
-
-    info, weights = read_bundle(model)
+    info = read_model_info(model)
     figures = {**info.metrics, "tuned": headline(metrics)}
     figures.pop("cross_validated", None)
     if choice.validated is not None:
@@ -244,7 +221,7 @@ def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics
             "positive_dice": validated.positive_dice,
         }
     thresholds = _completed(thresholds, [one.name for one in choice.classes], info)
-    save_bundle(model, weights, info.model_copy(update={"thresholds": thresholds, "metrics": figures}))
+    write_model_info(model, info.model_copy(update={"thresholds": thresholds, "metrics": figures}))
 
 
 def _completed(thresholds: Thresholds, class_names: Sequence[str], info: ModelInfo) -> Thresholds:

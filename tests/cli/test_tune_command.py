@@ -91,7 +91,7 @@ def test_a_dry_run_leaves_the_model_and_json_holds_all_figures(call: Call, run_f
     assert (run_folder / "model.safetensors").read_bytes() == before
     content: dict[str, Any] = json.loads(out)
     assert content["goal"] == "fewest false alarms at a recall of 0.9"
-    assert (content["images"], content["stored"], content["left_out"]) == (6, [], [])
+    assert (content["images"], content["stored"], content["unreadable"]) == (6, [], [])
     assert len(content["classes"]) == len(content["thresholds"]["gate"]) == 4
     assert set(content["metrics"]) == {"kaggle_dice", "all_empty", "positive_dice", "miou"}
     assert all(f"warning: {warning}" in err for warning in content["warnings"])

@@ -1,5 +1,4 @@
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from defectseg.errors import ExitCode, OutputExistsError, ResourceError, UsageError
 from defectseg.image.find import find_images
 from defectseg.model.info import ModelInfo, Thresholds
+from defectseg.model.locate import model_identity
 from defectseg.predict.predict import PredictRequest, exit_code_of, predict, resolve_classes
 
 PIT, CRACK = 120, 160  # grey levels, as GreyRuntime reads them
@@ -46,17 +46,15 @@ def sheets(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"weights")
-    return path
+def model(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
+    return write_model(tmp_path / "model.safetensors")
 
 
 @pytest.fixture
 def runtime(grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The runtime that any model file loads as."""
     made = grey_runtime()
-    monkeypatch.setattr("defectseg.predict.predict.load_runtime", lambda *asked, workers: made)
+    monkeypatch.setattr("defectseg.predict.predict.load_runtime", lambda *asked, workers: (made, made.info))
     return made
 
 
@@ -170,6 +168,7 @@ import importlib.util, sys, time
 from pathlib import Path
 from defectseg.config import InferenceConfig
 from defectseg.model.info import Thresholds
+from defectseg.model.locate import model_identity
 from defectseg.image.find import find_images
 from defectseg.predict import predict as batch
 
@@ -178,7 +177,7 @@ conftest = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(conftest)
 runtime = conftest.GreyRuntime(Thresholds.default(2), InferenceConfig())
 runtime.before = lambda call: time.sleep(0.05)
-batch.load_runtime = lambda *asked, workers: runtime
+batch.load_runtime = lambda *asked, workers: (runtime, runtime.info)
 model, sheets, out = map(Path, sys.argv[2:])
 batch.predict(batch.PredictRequest(model=model, images=find_images([sheets]), out=out))
 """
@@ -230,13 +229,13 @@ def test_new_changed_and_mended_images_are_done_and_others_are_not(
 
 
 def test_another_model_is_refused_by_content_not_by_name(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
 ) -> None:
     _predict(model, tmp_path / "out", sheets)
     shutil.copy(model, tmp_path / "renamed.safetensors")
     assert _predict(tmp_path / "renamed.safetensors", tmp_path / "out", sheets)["processed"] == 0
 
-    model.write_bytes(b"other weights")
+    write_model(model, weight=1.0)
     with pytest.raises(OutputExistsError, match="another model or other settings"):
         _predict(model, tmp_path / "out", sheets)
 
@@ -285,7 +284,7 @@ def test_another_augmentation_is_refused_and_the_models_own_by_name_is_not(
     assert json.loads((tmp_path / "out" / "run.json").read_text())["tta"] == "flips"
     with pytest.raises(OutputExistsError, match="another model or other settings"):
         _predict(model, tmp_path / "out", sheets)
-    with pytest.raises(UsageError, match="--tta flop"):
+    with pytest.raises(UsageError, match=r"tta.*flop"):
         _predict(model, tmp_path / "out", sheets, tta="flop")
 
 
@@ -297,14 +296,13 @@ def test_a_folder_from_before_there_was_a_choice_of_augmentation_is_continued(
     key = json.loads((tmp_path / "out" / "run.json").read_text())["key"]
 
     assert set(key) == {"model_sha256", "only_classes", "thresholds"}
-    assert key["model_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert key["model_sha256"] == model_identity(model)
 
 
 def test_an_ensemble_is_known_by_the_content_and_order_of_its_models(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
 ) -> None:
-    other = tmp_path / "other.safetensors"
-    other.write_bytes(b"other weights")
+    other = write_model(tmp_path / "other.safetensors", weight=1.0)
 
     run = _predict([model, other], tmp_path / "out", sheets)
 
@@ -457,7 +455,7 @@ def test_the_runtime_and_the_workers_asked_for_are_loaded_and_stored(
     def load(*arguments: Any, workers: int | None) -> Any:
         asked.append((*arguments, workers))
         runtime.parallel = workers or 1
-        return runtime
+        return runtime, runtime.info
 
     monkeypatch.setattr("defectseg.predict.predict.load_runtime", load)
 
