@@ -112,8 +112,7 @@ def check(exact: Comparison, shipped: Comparison, limits: Limits, *, what: str) 
         raise ModelError(
             f"{what}: not written, since in the precision that this processor uses the export's masks agree with the "
             f"network's in PyTorch at Dice {shipped.dice:.4f} only, where {limits.dice:g} is needed. "
-            "Compare on images like those that the model was trained on.",
-            argument="data",
+            "Compare on a data folder with images like those that the model was trained on."
         )
 
 

@@ -77,10 +77,13 @@ def test_flags_reach_the_library(invoke: Invoke, asked: list[dict[str, Any]], tm
     flags = ("--int8", "--data", "d", "--size", "256x1600", "--bit-depth", "12", "--overwrite", "--out", "m.xml")
     assert invoke("--format", "openvino", *flags).exit_code == 0
     assert invoke("--format", "onnx", "--out", "m.onnx").exit_code == 0
-    model, plain = (tmp_path / "model.safetensors",), {"int8": False, "size_hw": None, "overwrite": False}
+    model, plain = (
+        (tmp_path / "model.safetensors",),
+        {"int8": False, "size_hw": None, "overwrite": False, "bit_depth": None},
+    )
     assert asked == [
         {"model": model, "out": Path("m.xml"), "format": "openvino", "data": Path("d"), "int8": True}
-        | {"size_hw": (256, 1600), "overwrite": True},
+        | {"size_hw": (256, 1600), "bit_depth": 12, "overwrite": True},
         {"model": model, "out": Path("m.onnx"), "format": "onnx", "data": None} | plain,
     ]
 

@@ -68,12 +68,11 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
     """A model file with the split.csv of its run: a.png and b.png are held back."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "split.csv").write_text("ImageId,fold\na.png,0\nb.png,0\nc.png,1\nd.png,2\n")
-    (tmp_path / "run" / "model.safetensors").write_bytes(b"weights")
-    return tmp_path / "run" / "model.safetensors"
+    return write_model(tmp_path / "run" / "model.safetensors")
 
 
 @pytest.fixture
