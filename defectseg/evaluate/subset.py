@@ -89,10 +89,8 @@ def seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str],
     seen = count_seen(folder, info, image_ids)
     if not seen:
         return []
-    honest = "" if info.fold is None else "; the subset val holds those that it has not seen"
-    return [
-        f"the model was trained on {seen} of these {len(image_ids)} images; scores on new images will be lower{honest}"
-    ]
+    advice = "scores on new images will be lower" if info.fold is None else "the subset val gives an honest score"
+    return [f"the model was trained on {seen} of these {len(image_ids)} images; {advice}"]
 
 
 def _no_subset(subset: str, message: str) -> UsageError:
