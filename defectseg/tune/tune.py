@@ -187,10 +187,10 @@ def _gather(
     from a camera of fewer bits.
     """
     search, scores = ThresholdSearch(folder.class_names), []
-    before, total = 0, sum(len(image_ids) for _, image_ids in parts)
+    before, of_all = 0, sum(len(image_ids) for _, image_ids in parts)
 
-    def advance(done: int, of_part: int, text: str = "") -> None:
-        progress(before + done, total)
+    def advance(done: int, total: int, text: str = "") -> None:
+        progress(before + done, of_all, text)
 
     for models, image_ids in parts:
         if image_ids:

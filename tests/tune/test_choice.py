@@ -55,6 +55,9 @@ def test_a_clear_gain_is_taken_and_shown() -> None:
     assert choice.gain_interval is not None
     assert 0 < choice.gain_interval.low <= 0.5 <= choice.gain_interval.high < 1
     assert choice.warnings == ()
+    content = json.loads(json.dumps(choice.to_json(), allow_nan=False))
+    assert content["classes"][0]["validated"]["recall"] == 1.0
+    assert content["thresholds"]["gate"] == [one.gate]
 
 
 def test_few_images_of_a_class_are_told() -> None:
@@ -168,26 +171,6 @@ def test_images_of_one_group_are_left_out_together() -> None:
     assert choice.folds == 2
     assert choice.classes[0].validated is not None
     assert choice.classes[0].validated.false_alarms == 1.0
-
-
-def test_figures_on_the_same_images_are_those_of_the_metrics() -> None:
-    search = _small_set(np.random.default_rng(3), 12)
-    choice = search.best()
-
-    metrics = summarise(search.counts(choice.thresholds), search.class_names)
-
-    assert choice.chosen.kaggle_dice == pytest.approx(metrics.kaggle_dice)
-    assert choice.chosen.positive_dice == pytest.approx(metrics.positive_dice)
-    for one, scored in zip(choice.classes, metrics.classes, strict=True):
-        assert one.chosen.kaggle_dice == pytest.approx(scored.kaggle_dice)
-        assert one.images_with == scored.positive_pairs
-
-
-def test_the_choice_is_ready_for_json() -> None:
-    content = json.loads(json.dumps(_separable().search.best().to_json(), allow_nan=False))
-
-    assert content["classes"][0]["validated"]["recall"] == 1.0
-    assert content["thresholds"]["gate"] == [content["classes"][0]["gate"]]
 
 
 def _blob(generator: np.random.Generator, level: float, side: int) -> NDArray[np.float32]:

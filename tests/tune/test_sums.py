@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from defectseg.errors import DataError
-from defectseg.evaluate.metrics import PairCounts, count_pairs, merge, summarise
+from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs, summarise
 from defectseg.inference.segment import segment
 from defectseg.inference.tiles import ImageAnswer
 from defectseg.model.info import Thresholds
@@ -70,14 +70,6 @@ def _counts(image: _Image, index: int, setting: Setting) -> PairCounts:
     predicted = np.zeros_like(image.truth)
     predicted[index] = _post_process(image, index, setting)
     return count_pairs("i", predicted, image.truth, image.ignore)["i", index + 1]
-
-
-def _objective(images: list[_Image], index: int, setting: Setting) -> float:
-    counts = [_counts(image, index, setting) for image in images]
-    positive = [pair.dice for pair in counts if pair.true_px]
-    known = [pair.dice for pair in counts if not pair.unknown]
-    objective = sum(known) / len(known) if known else 0.0
-    return objective + sum(positive) / len(positive) if positive else objective
 
 
 def _steps_from_defaults(search: ThresholdSearch, setting: Setting) -> int:
@@ -177,35 +169,25 @@ def test_choice_agrees_with_trying_every_setting(seed: int) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_objective_is_what_the_chosen_thresholds_score_in_the_pipeline(seed: int) -> None:
+def test_counts_and_figures_are_those_of_the_pipeline(seed: int) -> None:
     generator = np.random.default_rng(seed)
     images = [_random_image(generator) for _ in range(4)]
-
-    choice = _search(images).best()
-
-    parts = []
-    for number, image in enumerate(images):
-        segmentation = segment(ImageAnswer(image.probabilities, image.gate), choice.thresholds)
-        parts.append(count_pairs(f"{number}.jpg", segmentation.masks, image.truth, image.ignore))
-    for scored, one in zip(summarise(merge(*parts), ["x", "y"]).classes, choice.classes, strict=True):
-        assert (scored.kaggle_dice, scored.positive_dice) == pytest.approx(
-            (one.chosen.kaggle_dice, one.chosen.positive_dice)
-        )
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_counts_of_chosen_thresholds_are_those_of_the_pipeline(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    images = [_random_image(generator) for _ in range(3)]
     search = _search(images)
-    thresholds = Thresholds(gate=(0.5, 0.8), pixel=(0.3, 0.7), min_area_px=(3, 0))
+    choice = search.best()
 
-    parts = []
-    for number, image in enumerate(images):
-        segmentation = segment(ImageAnswer(image.probabilities, image.gate), thresholds)
-        parts.append(count_pairs(f"{number}.jpg", segmentation.masks, image.truth, image.ignore))
-    assert search.counts(thresholds) == merge(*parts)
+    for thresholds in (choice.thresholds, Thresholds(gate=(0.5, 0.8), pixel=(0.3, 0.7), min_area_px=(3, 0))):
+        counts: Counts = {}
+        for number, image in enumerate(images):
+            masks = segment(ImageAnswer(image.probabilities, image.gate), thresholds).masks
+            counts |= count_pairs(f"{number}.jpg", masks, image.truth, image.ignore)
+        assert search.counts(thresholds) == counts
+
+    metrics = summarise(search.counts(choice.thresholds), search.class_names)
+    for figures, scored in [
+        (choice.chosen, metrics),
+        *((one.chosen, metrics.classes[one.class_id - 1]) for one in choice.classes),
+    ]:
+        assert (figures.kaggle_dice, figures.positive_dice) == pytest.approx((scored.kaggle_dice, scored.positive_dice))
 
 
 def test_each_labelled_region_knows_the_largest_predicted_region_that_touches_it() -> None:
@@ -251,20 +233,6 @@ def test_real_thresholds_are_found() -> None:
     assert choice.thresholds == Thresholds(
         gate=(0.5,), pixel=(0.3,), min_area_px=(5,), chosen_by="search on 2 validation images, best Dice"
     )
-    assert choice.chosen.objective == 2.0
-
-
-def test_gate_stops_false_alarms_that_no_threshold_can() -> None:
-    mask = np.ones((1, 2, 2), np.bool_)
-    probabilities = np.full((1, 2, 2), 0.9, np.float32)
-    images = [
-        _Image(probabilities, np.array([0.95], np.float32), mask),
-        _Image(probabilities, np.array([0.6], np.float32), ~mask),
-    ]
-
-    choice = _search(images).best()
-
-    assert choice.thresholds.gate == (0.8,)
     assert choice.chosen.objective == 2.0
 
 
