@@ -153,7 +153,7 @@ def _choose_images(
     if len(paths) == 1:
         together = True
     elif subset == "val":
-        together = joined.fold is not None
+        together = joined.fold is not None or any(info.fold is None for info in infos)
     else:
         together = not count_seen(folder, joined, folder.image_ids)
     if together:

@@ -183,11 +183,11 @@ def test_counts_and_figures_are_those_of_the_pipeline(seed: int) -> None:
         assert search.counts(thresholds) == counts
 
     metrics = summarise(search.counts(choice.thresholds), search.class_names)
-    for figures, scored in [
-        (choice.chosen, metrics),
-        *((one.chosen, metrics.classes[one.class_id - 1]) for one in choice.classes),
-    ]:
-        assert (figures.kaggle_dice, figures.positive_dice) == pytest.approx((scored.kaggle_dice, scored.positive_dice))
+    assert choice.chosen.kaggle_dice == pytest.approx(metrics.kaggle_dice)
+    assert choice.chosen.positive_dice == pytest.approx(metrics.positive_dice)
+    for one, scored in zip(choice.classes, metrics.classes, strict=True):
+        figures = one.chosen.kaggle_dice, one.chosen.positive_dice
+        assert figures == pytest.approx((scored.kaggle_dice, scored.positive_dice))
 
 
 def test_each_labelled_region_knows_the_largest_predicted_region_that_touches_it() -> None:
