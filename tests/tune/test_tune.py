@@ -203,12 +203,16 @@ def test_several_models_that_were_trained_on_some_of_the_images_answer_for_what_
     digest = image_digest(data / "train_images" / "a.png")
     paths = [models.add("m0", fold=0), models.add("m1", fold=1, trained_on=(digest,))]
 
+    steps: list[tuple[int, int]] = []
+
     with caplog.at_level("INFO", logger="defectseg"):
-        tuning = _tune(paths, data, subset="all")
+        tuning = _tune(paths, data, subset="all", progress=lambda done, total, text="": steps.append((done, total)))
 
     assert [_answered(models, path) for path in paths] == [2, 2]
     assert tuning.thresholds.chosen_by == "search on 4 out-of-fold images of 2 models, best Dice"
     assert "each model answers for the images that it held out" in caplog.text
+    assert [done for done, _ in steps] == [0, 1, 2, 2, 3, 4]
+    assert {total for _, total in steps} == {4}
 
 
 def test_a_fold_without_an_image_in_the_folder_needs_no_answers(data: Path, models: _Models) -> None:
