@@ -110,7 +110,7 @@ def stream(
     Raises:
         ModelError: the network answers with something that is not a number.
         ResourceError: memory ran out.
-        Exception: whatever `then` raises.
+        Exception: whatever `then` raises, but an ImageError, which makes the image Unreadable.
     """
     threads = runtime.parallel + max(2, min(os.cpu_count() or 2, _MOST_HELPERS))
     with (
