@@ -17,7 +17,6 @@ from defectseg.errors import LabelError, UsageError
 from defectseg.files import check_image_id, read_pairs
 
 SPLIT_NAME = "split.csv"
-
 Stratum = frozenset[int]
 Pair = tuple[str, str]
 

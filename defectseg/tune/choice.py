@@ -287,7 +287,7 @@ def _doubts(classes: Sequence[ClassChoice], gain: float | None, *, cross_validat
             yield f"none of the images has {one.name}: nothing shows which thresholds suit it, so it has the defaults"
         elif one.images_with < FEW_IMAGES:
             yield f"only {one.images_with} of the images have {one.name}: its thresholds may not hold on others"
-    if gain is not None and gain < 0:
+    if gain is not None and round(gain, 4) < 0:
         yield f"in cross-validation, thresholds chosen like this score {-gain:.4f} less than the defaults"
 
 
