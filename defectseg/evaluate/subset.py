@@ -26,13 +26,14 @@ def choose_subset(
     """
     if subset == "all":
         return folder.image_ids, []
-    paths, folds, is_common = _read_splits(models, split)
     if info.fold is None and len(models) == 1:
         raise _no_subset(subset, f"{models[0]} was trained on all folds.")
-    if info.fold is None or not is_common:
-        raise _no_subset(
-            subset, f"the {len(models)} models did not all hold back the same images. Give the model of a single fold."
-        )
+    other_images = f"the {len(models)} models did not all hold back the same images. Give the model of a single fold."
+    if info.fold is None:
+        raise _no_subset(subset, other_images)
+    paths, folds, is_common = _read_splits(models, split)
+    if not is_common:
+        raise _no_subset(subset, other_images)
     wanted = [image_id for image_id in folder.image_ids if image_id in folds]
     chosen = tuple(image_id for image_id in wanted if (folds[image_id] == info.fold) == (subset == "val"))
     if not chosen:
@@ -48,17 +49,17 @@ def held_out(
     Raises:
         UsageError: the models were not trained on different folds of one split.
     """
-    paths, folds, is_common = _read_splits(models, split)
-    if not is_common:
-        raise UsageError(
-            f"{', '.join(map(str, dict.fromkeys(paths)))}: not the same split. Give models of the folds of one split."
-        )
     model_of: dict[int, Path] = {}
     for info, model in zip(infos, models, strict=True):
         if info.fold is None:
             raise UsageError(f"{model}: was trained on all folds, so there is no image that it has not seen.")
         if (earlier := model_of.setdefault(info.fold, model)) is not model:
             raise UsageError(f"{model}: held out fold {info.fold}, and so did {earlier}. Give one model for each fold.")
+    paths, folds, is_common = _read_splits(models, split)
+    if not is_common:
+        raise UsageError(
+            f"{', '.join(map(str, dict.fromkeys(paths)))}: not the same split. Give models of the folds of one split."
+        )
     parts = [tuple(image_id for image_id in folder.image_ids if folds.get(image_id) == fold) for fold in model_of]
     if not any(parts):
         raise UsageError(

@@ -284,9 +284,9 @@ def _doubts(classes: Sequence[ClassChoice], gain: float | None, *, cross_validat
         yield "there are too few images to cross-validate: how well the thresholds do on others is not known"
     for one in classes:
         if not one.images_with:
-            yield f"none of the images has {one.name}: nothing shows which thresholds suit it, so it has the defaults"
+            yield f"none of the images shows {one.name}, so it gets the default thresholds"
         elif one.images_with < FEW_IMAGES:
-            yield f"only {one.images_with} of the images have {one.name}: its thresholds may not hold on others"
+            yield f"only {one.images_with} of the images show {one.name}: its thresholds may not hold on others"
     if gain is not None and round(gain, 4) < 0:
         yield f"in cross-validation, thresholds chosen like this score {-gain:.4f} less than the defaults"
 

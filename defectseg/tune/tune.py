@@ -161,8 +161,8 @@ def _choose_images(
         parts: list[_Part] = [(paths, chosen)]
         warnings += seen_warnings(folder, joined, chosen, subset)
     else:
-        log.info("each model answers for the images that it held out, since the others were trained on them")
         own, warnings = held_out(folder, infos, paths, split)
+        log.info("each model answers for the images that it held out, since the others were trained on them")
         parts = [((path,), image_ids) for path, image_ids in zip(paths, own, strict=True)]
         for info, image_ids in zip(infos, own, strict=True):
             warnings += seen_warnings(folder, info, image_ids, subset)

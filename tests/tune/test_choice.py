@@ -67,8 +67,8 @@ def test_few_images_of_a_class_are_told() -> None:
 
     few, none = sheets.search.best().warnings
 
-    assert few.startswith("only 4 of the images have pits")
-    assert none.startswith("none of the images has cracks")
+    assert few.startswith("only 4 of the images show pits")
+    assert none.startswith("none of the images shows cracks")
 
 
 @pytest.mark.parametrize("goal", [BEST_DICE, TargetRecall(0.9), LeastCost(1, 1)])

@@ -246,7 +246,7 @@ def test_one_split_may_be_given_for_all(data: Path, models: _Models, tmp_path: P
         ((0, 1), ("abcdef", None), {}, "no split.csv beside"),
         ((7, 8), ("abcdef", "abcdef"), {}, "none of the images"),
         ((0, 0), ("abcdef", "fedcba"), {}, "did not all hold back the same images"),
-        ((None,), ("abcdef",), {}, "was trained on all folds. Or go on with subset='all'"),
+        ((None,), (None,), {}, "was trained on all folds. Or go on with subset='all'"),
         ((0,), (None,), {}, "no split.csv beside"),
     ],
 )
