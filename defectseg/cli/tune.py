@@ -24,14 +24,13 @@ from defectseg.cli.common import (
 from defectseg.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from defectseg.evaluate.bootstrap import Interval
-    from defectseg.tune.choice import Choice, Figures
+    from defectseg.tune.choice import Choice, ClassChoice
     from defectseg.tune.goals import Goal
     from defectseg.tune.tune import Tuning
 
 _HEADINGS = [
-    *("class", "images", "gate", "pixel", "min area px", "default", "chosen", "cross-validated", "95 % interval"),
-    *("recall", "false alarms", "verdict"),
+    *("class", "images", "gate", "pixel", "min area px", "default", "chosen", "cross-validated"),
+    *("recall", "false alarms"),
 ]
 
 
@@ -39,8 +38,9 @@ def tune(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model file, the run folder of train, or the models of several folds: comma-separated, or their "
-            "folder. Of these, each answers for the images that it held out."
+            help="A model file, the run folder of train, or several, comma-separated or the folder of a run's folds. "
+            "Several are tuned by the mean of their answers; if some were trained on the images, each answers for "
+            "those that it held out."
         ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Data folder: train.csv beside train_images/.", metavar="DIR")],
@@ -89,8 +89,8 @@ def tune(
 ) -> None:
     """Choose gate, pixel threshold and minimum area of each class, and store them in the model.
 
-    Without a goal, for the best Dice. Cross-validation tells what the choice is worth on other images; where it finds
-    the defaults clearly better, they are kept. Scores are Kaggle plus positive Dice, from 0 to 2.
+    Without a goal, for the best Dice. Cross-validation tells what the choice is worth on other images. Scores are
+    Kaggle plus positive Dice, from 0 to 2.
 
     Example: defectseg tune runs/1 --data severstal --target-recall 0.95
     """
@@ -99,38 +99,34 @@ def tune(
     if split is not None and subset == "all":
         raise UsageError("--split tells what was held out; leave --subset at val with it.")
     from defectseg.model.locate import model_paths
-    from defectseg.tune.tune import TuneRequest
-    from defectseg.tune.tune import tune as run_tuning
+    from defectseg.tune.tune import tune as choose_thresholds
 
     goal = _parse_goal(target_recall, max_false_alarms, cost_miss, cost_false_alarm)
     with progress("tuning") as bar:
-        tuning = run_tuning(
-            TuneRequest(
-                models=model_paths(model),
-                data=data,
-                subset=subset,
-                split=split,
-                goal=goal,
-                folds=folds,
-                out=out,
-                dry_run=dry_run,
-                device=device,
-                runtime=runtime,
-                tta=tta,
-                bit_depth=bit_depth,
-                start=bar.start,
-                advance=bar.advance,
-            )
+        tuning = choose_thresholds(
+            model_paths(model),
+            data,
+            subset=subset,
+            split=split,
+            goal=goal,
+            folds=folds,
+            out=out,
+            dry_run=dry_run,
+            device=device,
+            runtime=runtime,
+            tta=tta,
+            bit_depth=bit_depth,
+            progress=bar.move,
         )
     _report(tuning, out, json_output)
-    finish(ExitCode.PARTIAL if tuning.failures else ExitCode.DONE)
+    finish(ExitCode.PARTIAL if tuning.unreadable else ExitCode.DONE)
 
 
 def _parse_goal(
     target_recall: float | None, max_false_alarms: float | None, cost_miss: float | None, cost_false_alarm: float | None
 ) -> "Goal":
     """The goal that the flags name. Raises UsageError."""
-    from defectseg.tune.goals import BestDice, LeastCost, MaxFalseAlarms, TargetRecall
+    from defectseg.tune.goals import BEST_DICE, LeastCost, MaxFalseAlarms, TargetRecall
 
     costs = (cost_miss, cost_false_alarm)
     given = [target_recall is not None, max_false_alarms is not None, costs != (None, None)]
@@ -145,7 +141,7 @@ def _parse_goal(
             raise UsageError(f"--max-false-alarms {max_false_alarms:g}: expected a share from 0 to 1, such as 0.02.")
         return MaxFalseAlarms(max_false_alarms)
     if cost_miss is None and cost_false_alarm is None:
-        return BestDice()
+        return BEST_DICE
     if cost_miss is None or cost_false_alarm is None:
         raise UsageError("--cost-miss and --cost-false-alarm go together, in any currency.")
     if not all(math.isfinite(cost) and cost >= 0 for cost in (cost_miss, cost_false_alarm)) or not any(
@@ -158,18 +154,18 @@ def _parse_goal(
 def _report(tuning: "Tuning", out: Path | None, json_output: bool) -> None:
     import logging
 
+    from defectseg.evaluate.metrics import signed
+
     if json_output:
         _warn(tuning)
         print_json(_content(tuning))
         return
     choice = tuning.choice
-    print(f"Chosen on {choice.images} images for: {choice.goal}. Scores are Kaggle plus positive Dice.")
+    print(f"Chosen by {tuning.thresholds.chosen_by}. Scores are Kaggle plus positive Dice.")
     print_rows([_HEADINGS, *_rows(choice)])
     if choice.gain is not None and choice.gain_interval is not None:
-        print(
-            f"Against the defaults, in cross-validation: {choice.gain:+.4f} "
-            f"(95 % interval {choice.gain_interval.low:+.4f} to {choice.gain_interval.high:+.4f})"
-        )
+        low, high = signed(choice.gain_interval.low), signed(choice.gain_interval.high)
+        print(f"Against the defaults, in cross-validation: {signed(choice.gain)} (95 % interval {low} to {high})")
     _warn(tuning)
     for path in (*tuning.stored, *([] if out is None else [out])):
         print(f"Stored in: {shown(path)}")
@@ -190,32 +186,21 @@ def _rows(choice: "Choice") -> list[list[str]]:
     rows = [
         [
             *(one.name, str(one.images_with), f"{one.gate:g}", f"{one.pixel:g}", str(one.min_area_px)),
-            *_scores(one.default, one.chosen, one.validated, one.validated_interval),
-            one.verdict,
+            *_scores(one),
         ]
         for one in choice.classes
     ]
-    total = _scores(choice.default, choice.chosen, choice.validated, choice.validated_interval)
-    return [*rows, ["all", str(choice.images), "", "", "", *total, ""]]
+    return [*rows, ["all", str(choice.images), "", "", "", *_scores(choice)]]
 
 
-def _scores(
-    default: "Figures", chosen: "Figures", validated: "Figures | None", interval: "Interval | None"
-) -> list[str]:
+def _scores(one: "ClassChoice | Choice") -> list[str]:
     """The cells from the defaults' score to false alarms; the last two from cross-validation where there was one."""
-    honest = chosen if validated is None else validated
-    return [
-        f"{default.objective:.4f}",
-        f"{chosen.objective:.4f}",
-        "–" if validated is None else f"{validated.objective:.4f}",
-        "–" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}",
-        _share(honest.recall),
-        _share(honest.false_alarms),
-    ]
+    from defectseg.evaluate.metrics import score
 
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    validated = None if one.validated is None else one.validated.objective
+    honest = one.validated or one.chosen
+    figures = (one.default.objective, one.chosen.objective, validated, honest.recall, honest.false_alarms)
+    return [score(value) for value in figures]
 
 
 def _content(tuning: "Tuning") -> dict[str, Any]:
@@ -226,6 +211,6 @@ def _content(tuning: "Tuning") -> dict[str, Any]:
         "thresholds": tuning.thresholds.model_dump(mode="json"),
         "metrics": headline(tuning.metrics),
         "warnings": list(tuning.warnings),
-        "left_out": [[failure.image_id, failure.message] for failure in tuning.failures],
+        "unreadable": [[one.image_id, one.message] for one in tuning.unreadable],
         "stored": [str(path) for path in tuning.stored],
     }

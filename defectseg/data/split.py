@@ -15,8 +15,6 @@ from defectseg.files import atomic_csv, check_image_id, read_pairs
 from defectseg.progress import Progress, silent
 
 SPLIT_NAME = "split.csv"
-
-SPLIT_NAME = "split.csv"
 Stratum = frozenset[int]
 Pair = tuple[str, str]
 

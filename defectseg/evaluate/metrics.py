@@ -5,14 +5,17 @@ Counts are keyed by pair and merged by union, so no figure depends on batch size
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from defectseg.data.folder import IGNORE_CLASS_ID, unknown_classes
 from defectseg.errors import DataError
 from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PairKey = tuple[str, int]
 """(ImageId, ClassId)."""
@@ -222,6 +225,16 @@ def headline(metrics: Metrics) -> dict[str, float | None]:
     }
 
 
+def score(value: float | None) -> str:
+    """A figure in [0, 1] with four places, or a dash where it does not exist."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign and four places."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
 def _tabulate(counts: Mapping[PairKey, PairCounts], num_classes: int) -> Tally:
     """Counts as arrays (N, C), images in the order of their names, so that sums come out alike to the last bit."""
     image_ids = sorted({image_id for image_id, _ in counts})
@@ -289,11 +302,13 @@ def _mean_or_none(values: ArrayLike) -> float | None:
 PAIR_COLUMNS = ("ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dice")
 
 
-def pairs_frame(counts: Counts) -> pd.DataFrame:
+def pairs_frame(counts: Counts) -> "pd.DataFrame":
     """A row for each (image, class) pair, sorted by ImageId, then ClassId; columns `PAIR_COLUMNS`, areas in px.
 
     The Dice of an unknown pair is NaN, which pandas leaves out of a mean.
     """
+    import pandas as pd
+
     rows = [
         (image_id, class_id, pair.true_px, pair.predicted_px, pair.both_px, pair.dice)
         for (image_id, class_id), pair in sorted(counts.items())

@@ -11,7 +11,7 @@ import numpy as np
 
 from defectseg import files
 from defectseg.evaluate.bootstrap import Interval
-from defectseg.evaluate.metrics import Counts, Metrics, PairCounts, pairs_frame
+from defectseg.evaluate.metrics import Counts, Metrics, PairCounts, pairs_frame, score, signed
 from defectseg.pages.page import render_page
 from defectseg.pages.pictures import data_uri
 
@@ -114,16 +114,6 @@ def verdict(metrics: Metrics) -> str:
     if interval.low <= 0 <= interval.high:
         sentence += f" The interval holds zero, so the {metrics.images:,} images do not prove it."
     return sentence
-
-
-def score(value: float | None) -> str:
-    """A figure in [0, 1] with four places, or a dash where it does not exist."""
-    return "–" if value is None else f"{value:.4f}"
-
-
-def signed(value: float) -> str:
-    """A difference with its sign and four places."""
-    return f"{value:+.4f}".replace("-", "−")
 
 
 def _interval(interval: Interval | None) -> str:

@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from defectseg.data.folder import DataFolder, image_digest
-from defectseg.data.split import read_split
+from defectseg.data.split import SPLIT_NAME, read_split
 from defectseg.errors import UsageError
 from defectseg.model.info import ModelInfo
-
-SPLIT_NAME = "split.csv"
 
 
 def choose_subset(
@@ -28,12 +26,19 @@ def choose_subset(
     """
     if subset == "all":
         return folder.image_ids, []
-    path, folds = _read_common_split(info, models, subset, split)
+    if info.fold is None and len(models) == 1:
+        raise _no_subset(subset, f"{models[0]} was trained on all folds.")
+    other_images = f"the {len(models)} models did not all hold back the same images. Give the model of a single fold."
+    if info.fold is None:
+        raise _no_subset(subset, other_images)
+    paths, folds, is_common = _read_splits(models, split)
+    if not is_common:
+        raise _no_subset(subset, other_images)
     wanted = [image_id for image_id in folder.image_ids if image_id in folds]
     chosen = tuple(image_id for image_id in wanted if (folds[image_id] == info.fold) == (subset == "val"))
     if not chosen:
-        raise UsageError(f"--subset {subset}: {path} puts none of the images of {folder.root} there.")
-    return chosen, _unlisted_warnings(folder, folds, path)
+        raise _no_subset(subset, f"{paths[0]} puts none of the images of {folder.root} there.")
+    return chosen, _unlisted_warnings(folder, folds, paths[0])
 
 
 def held_out(
@@ -44,22 +49,24 @@ def held_out(
     Raises:
         UsageError: the models were not trained on different folds of one split.
     """
-    path, folds = _read_same_split(models, split)
-    for number, (info, model) in enumerate(zip(infos, models, strict=True)):
+    model_of: dict[int, Path] = {}
+    for info, model in zip(infos, models, strict=True):
         if info.fold is None:
             raise UsageError(f"{model}: was trained on all folds, so there is no image that it has not seen.")
-        for other, earlier in zip(infos[:number], models, strict=False):
-            if other.fold == info.fold:
-                raise UsageError(
-                    f"{model}: held out fold {info.fold}, and so did {earlier}. Give one model for each fold."
-                )
-    parts = [
-        tuple(image_id for image_id in folder.image_ids if image_id in folds and folds[image_id] == info.fold)
-        for info in infos
-    ]
+        if (earlier := model_of.setdefault(info.fold, model)) is not model:
+            raise UsageError(f"{model}: held out fold {info.fold}, and so did {earlier}. Give one model for each fold.")
+    paths, folds, is_common = _read_splits(models, split)
+    if not is_common:
+        raise UsageError(
+            f"{', '.join(map(str, dict.fromkeys(paths)))}: not the same split. Give models of the folds of one split."
+        )
+    parts = [tuple(image_id for image_id in folder.image_ids if folds.get(image_id) == fold) for fold in model_of]
     if not any(parts):
-        raise UsageError(f"{path}: none of the images of {folder.root} is in a fold that one of the models held out.")
-    return parts, _unlisted_warnings(folder, folds, path)
+        raise UsageError(
+            f"{paths[0]}: none of the images of {folder.root} is in a fold that one of the models held out.",
+            go_on={"subset": "all"},
+        )
+    return parts, _unlisted_warnings(folder, folds, paths[0])
 
 
 def missing_warnings(folder: DataFolder) -> list[str]:
@@ -70,54 +77,41 @@ def missing_warnings(folder: DataFolder) -> list[str]:
     return [f"{count} images of the label table are not in the folder (first: {first}); they are not scored"]
 
 
+def count_seen(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str]) -> int:
+    """How many of the images the model was trained on; an image that cannot be read counts as new."""
+    trained_on = set(info.trained_on)
+    return sum(_digest_or_blank(folder.image_path(image_id)) in trained_on for image_id in image_ids)
+
+
 def seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str], subset: str) -> list[str]:
     """Tell how many of the images the model was trained on: scores on those say nothing of new ones."""
     if subset == "train":
         return ["these are the images that the model was trained on; scores on new images will be lower"]
-    trained_on = set(info.trained_on)
-    seen = sum(_digest_or_blank(folder.image_path(image_id)) in trained_on for image_id in image_ids)
+    seen = count_seen(folder, info, image_ids)
     if not seen:
         return []
-    advice = "scores on new images will be lower" if info.fold is None else "use --subset val for an honest score"
+    advice = "scores on new images will be lower" if info.fold is None else "the subset val gives an honest score"
     return [f"the model was trained on {seen} of these {len(image_ids)} images; {advice}"]
 
 
-def _read_common_split(
-    info: ModelInfo, models: Sequence[Path], subset: str, split: Path | None
-) -> tuple[Path, Mapping[str, int]]:
-    """The split by which every model held back the fold of `info`, and the file it is from."""
-    paths = _split_paths(models, split)
-    if info.fold is None and len(models) == 1:
-        raise UsageError(f"--subset {subset}: {models[0]} was trained on all folds. Use --subset all.")
-    folds, *others = [read_split(path) for path in paths]
-    if info.fold is None or any(other != folds for other in others):
-        raise UsageError(
-            f"--subset {subset}: the {len(models)} models did not all hold back the same images. "
-            "Use --subset all, or the model of a single fold."
-        )
-    return paths[0], folds
+def _no_subset(subset: str, message: str) -> UsageError:
+    return UsageError(f"{subset}: {message}", argument="subset", go_on={"subset": "all"})
 
 
-def _read_same_split(models: Sequence[Path], split: Path | None) -> tuple[Path, Mapping[str, int]]:
-    """The one split that lies beside all models, or the one that is given instead, and its file."""
-    paths = _split_paths(models, split)
-    folds, *others = [read_split(path) for path in paths]
-    for path, other in zip(paths[1:], others, strict=True):
-        if other != folds:
-            raise UsageError(f"{path}: not the same split as {paths[0]}. Give models of the folds of one split.")
-    return paths[0], folds
+def _read_splits(models: Sequence[Path], split: Path | None) -> tuple[list[Path], Mapping[str, int], bool]:
+    """The split that is given, or those beside the models: their files, the first one's folds, and whether all agree.
 
-
-def _split_paths(models: Sequence[Path], split: Path | None) -> list[Path]:
-    """The split that is given, or else the one beside each model. Raises UsageError where there is none beside one."""
-    if split is not None:
-        return [split]
-    for model in models:
-        if not (model.parent / SPLIT_NAME).is_file():
+    Raises:
+        UsageError: there is none beside a model.
+    """
+    paths = [model.parent / SPLIT_NAME for model in models] if split is None else [split]
+    for path, model in zip(paths, models, strict=False):
+        if split is None and not path.is_file():
             raise UsageError(
-                f"no {SPLIT_NAME} beside {model} tells which images it held out. Give one with --split FILE."
+                f"no {SPLIT_NAME} beside {model} tells which images it held out. Give one.", argument="split"
             )
-    return [model.parent / SPLIT_NAME for model in models]
+    folds, *others = [read_split(path) for path in paths]
+    return paths, folds, all(other == folds for other in others)
 
 
 def _unlisted_warnings(folder: DataFolder, folds: Mapping[str, int], path: Path) -> list[str]:

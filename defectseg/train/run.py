@@ -30,7 +30,7 @@ from defectseg.train.processes import accelerated, start_trackers
 from defectseg.train.run_folder import CHECKPOINT_NAME, CURVES_NAME, METRICS_NAME, has_begun, write_start
 from defectseg.train.schedule import make_optimizer, stages_of
 from defectseg.train.weights import BEST_NAME, Candidates, make_ema
-from defectseg.tune.search import ThresholdSearch
+from defectseg.tune.choice import ThresholdSearch
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""How well a way of choosing thresholds does on images that it has not seen: repeated K-fold cross-validation."""
+"""How well a goal's choice does on images that it has not seen: repeated K-fold cross-validation."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.tune.goals import Goal
-from defectseg.tune.grid import Grid, Places, Table, Totals
+from defectseg.tune.goals import Goal, choose
+from defectseg.tune.grid import Table, Totals
 
 REPEATS = 5
 """Divisions into folds; the figures are means over them, since with few images they depend on the division."""
@@ -22,30 +22,22 @@ class CrossValidation:
     Attributes:
         dice: float (N, C), mean over the repetitions.
         totals: of all images, arrays (C,), mean over the repetitions.
-        places: the choice of each repetition and fold, one setting for each class.
         folds: number of folds.
     """
 
     dice: NDArray[np.float64]
     totals: Totals
-    places: tuple[tuple[Places, ...], ...]
     folds: int
-
-    def agreement(self, places: Sequence[Places]) -> list[float]:
-        """For each class, the share of the choices that are its setting in `places` or a neighbour along every axis."""
-        steps = np.abs(np.array(self.places) - np.array(places))
-        return [float(share) for share in (steps <= 1).all(axis=2).mean(axis=0)]
 
 
 def cross_validate(
-    table: Table, grid: Grid, goal: Goal, groups: Sequence[Hashable], *, folds: int, seed: int = 0
+    table: Table, goal: Goal, groups: Sequence[Hashable], *, folds: int, seed: int = 0
 ) -> CrossValidation | None:
     """Choose on all folds but one and score on that one, for each fold of five divisions of the images.
 
     Args:
-        table: the images.
-        grid: the settings.
-        goal: how to choose.
+        table: the images under all settings.
+        goal: what to choose for.
         groups: for each image, what it shares with those that must stay in its fold.
         folds: number of folds; fewer where there are fewer groups.
         seed: of the divisions.
@@ -57,30 +49,29 @@ def cross_validate(
     if folds < 2:
         return None
     generator = np.random.default_rng(seed)
-    dice, totals, places = np.zeros(table.true_px.shape), [], []
+    dice, totals = np.zeros(table.true_px.shape), []
     for _ in range(REPEATS):
         fold_of = divide(table.positive, groups, folds, generator)
         parts = [np.flatnonzero(fold_of == fold) for fold in range(folds)]
         sums = [table.totals(rows) for rows in parts]
         everything = reduce(add, sums)
         for rows, held_out in zip(parts, sums, strict=True):
-            chosen = goal.choose(everything - held_out, grid)
+            chosen = choose(goal, everything - held_out, table.grid)
             dice[rows] += table.dice(chosen)[rows] / REPEATS
             totals.append(held_out.at(chosen))
-            places.append(tuple(chosen))
-    return CrossValidation(dice, _mean(totals), tuple(places), folds)
+    return CrossValidation(dice, _mean(totals), folds)
 
 
 def divide(
     positive: NDArray[np.bool_], groups: Sequence[Hashable], folds: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """The fold of each image, int (N,): by chance, with the images of each class spread evenly, rare classes first.
+    """The fold of each image, int (N,): random, with the images of each class spread evenly, rare classes first.
 
     Args:
         positive: bool (N, C), which image has which class.
         groups: for each image, what it shares with those that must stay in its fold.
         folds: number of folds.
-        generator: of the chance.
+        generator: of the random order.
     """
     number_of = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     member_of = np.array([number_of[group] for group in groups])

@@ -1,13 +1,8 @@
 """What thresholds are chosen for: the best masks, or what matters in a plant.
 
-A few dozen validation images, of which two or ten have a class, make the score of a setting jump from one image to
-the next, and the highest value is often a spike of chance. Two things are done against it (measured on simulated
-sets of 17 to 88 images, each choice scored on several hundred others; together they gained 0.002 to 0.009 of Kaggle
-plus positive Dice over taking the highest value, while one standard error, resampling and keeping nearer to the
-defaults gained less or lost):
-
-- the score of a setting is averaged with those of its neighbours in the grid, so that a plateau wins over a spike;
-- a class leans on all classes together, as if 2 more images of it had scored as those did.
+With a few dozen validation images, of which two or ten have a class, the score of a setting jumps from one image to
+the next, and the highest value is often a spike of chance. Each score is therefore averaged with those of its
+neighbours in the grid, so that a plateau wins over a spike.
 """
 
 from collections.abc import Sequence
@@ -20,26 +15,25 @@ from numpy.typing import NDArray
 from defectseg.tune.grid import Grid, Places, Totals
 
 INDIFFERENCE = 0.002
-"""Scores that lie this close are alike: of such settings the one nearest to the defaults is taken."""
-LEANING_IMAGES = 2
-"""How many images of a class the choice for all classes together counts for."""
+"""Scores that differ by no more than this count as equal: of such settings the one nearest to the defaults is taken."""
 _ROUNDING = 1e-9
 
 _Scores = NDArray[np.float64]
+_Allowed = NDArray[np.bool_]
 
 
 class Goal(Protocol):
-    """How to choose one setting for each class."""
+    """Which settings of a class may be chosen; of these, `choose` takes the one with the best Dice."""
 
     @property
     def text(self) -> str:
         """For people: what is sought."""
 
-    def choose(self, totals: Totals, grid: Grid) -> list[Places]:
-        """One setting for each class, from a totals over all settings."""
+    def allowed(self, totals: Totals, index: int) -> _Allowed:
+        """The settings that meet the goal best for one class: bool (P, A, G), from totals over all settings."""
 
     def shortfalls(self, totals: Totals, class_names: Sequence[str]) -> list[str]:
-        """Warnings where the chosen settings, whose totals this is, miss the goal."""
+        """Warnings where the chosen settings, whose totals these are, miss the goal."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +42,16 @@ class BestDice:
 
     text = "best Dice"
 
-    def choose(self, totals: Totals, grid: Grid) -> list[Places]:
-        """See Goal."""
-        return [_pick(scores, grid, np.ones(scores.shape, np.bool_)) for scores in robust_scores(totals)]
+    def allowed(self, totals: Totals, index: int) -> _Allowed:
+        """See Goal: every setting."""
+        return np.ones(totals.dice.shape[1:], np.bool_)
 
     def shortfalls(self, totals: Totals, class_names: Sequence[str]) -> list[str]:
-        """None: the best there is falls short of nothing."""
+        """See Goal: none."""
         return []
+
+
+BEST_DICE = BestDice()
 
 
 @dataclass(frozen=True)
@@ -68,16 +65,14 @@ class TargetRecall:
         """See Goal."""
         return f"fewest false alarms at a recall of {self.share:g}"
 
-    def choose(self, totals: Totals, grid: Grid) -> list[Places]:
-        """See Goal; where nothing reaches the recall, among the settings that reach the highest."""
-        chosen = []
-        for index, scores in enumerate(robust_scores(totals)):
-            hits, wanted = totals.hits[index], self.share * totals.positives[index]
-            allowed = hits >= min(wanted, hits.max()) - _ROUNDING
-            if totals.positives[index]:
-                allowed = _least(totals.alarms[index], allowed)
-            chosen.append(_pick(scores, grid, allowed))
-        return chosen
+    def allowed(self, totals: Totals, index: int) -> _Allowed:
+        """See Goal; where nothing reaches the recall, settings that reach the highest; all for a class without images.
+
+        Such a class would otherwise be silenced, to save false alarms.
+        """
+        hits, wanted = totals.hits[index], self.share * totals.positives[index]
+        enough = hits >= min(wanted, hits.max()) - _ROUNDING
+        return _least(totals.alarms[index], enough) if totals.positives[index] else enough
 
     def shortfalls(self, totals: Totals, class_names: Sequence[str]) -> list[str]:
         """See Goal."""
@@ -100,14 +95,10 @@ class MaxFalseAlarms:
         """See Goal."""
         return f"highest recall with false alarms in at most {self.share:g} of the images"
 
-    def choose(self, totals: Totals, grid: Grid) -> list[Places]:
-        """See Goal; where nothing is quiet enough, among the quietest settings."""
-        chosen = []
-        for index, scores in enumerate(robust_scores(totals)):
-            alarms, most = totals.alarms[index], self.share * (totals.images - totals.positives)[index]
-            allowed = alarms <= max(most, alarms.min()) + _ROUNDING
-            chosen.append(_pick(scores, grid, _least(-totals.hits[index], allowed)))
-        return chosen
+    def allowed(self, totals: Totals, index: int) -> _Allowed:
+        """See Goal; where every setting raises too many alarms, those that raise the fewest."""
+        alarms, most = totals.alarms[index], self.share * (totals.images - totals.positives)[index]
+        return _least(-totals.hits[index], alarms <= max(most, alarms.min()) + _ROUNDING)
 
     def shortfalls(self, totals: Totals, class_names: Sequence[str]) -> list[str]:
         """See Goal."""
@@ -132,67 +123,54 @@ class LeastCost:
         """See Goal."""
         return f"least cost at {self.miss:g} for a miss and {self.false_alarm:g} for a false alarm"
 
-    def choose(self, totals: Totals, grid: Grid) -> list[Places]:
-        """See Goal."""
-        chosen = []
-        for index, scores in enumerate(robust_scores(totals)):
-            allowed = np.ones(scores.shape, np.bool_)
-            if totals.positives[index]:
-                misses = totals.positives[index] - totals.hits[index]
-                allowed = _least(self.miss * misses + self.false_alarm * totals.alarms[index], allowed)
-            chosen.append(_pick(scores, grid, allowed))
-        return chosen
+    def allowed(self, totals: Totals, index: int) -> _Allowed:
+        """See Goal; all for a class without images, see TargetRecall."""
+        everything = np.ones(totals.dice.shape[1:], np.bool_)
+        if not totals.positives[index]:
+            return everything
+        misses = totals.positives[index] - totals.hits[index]
+        return _least(self.miss * misses + self.false_alarm * totals.alarms[index], everything)
 
     def shortfalls(self, totals: Totals, class_names: Sequence[str]) -> list[str]:
-        """None: the cheapest there is falls short of nothing."""
+        """See Goal: none."""
         return []
 
 
-def pair_weights(images: NDArray[np.int64], positives: NDArray[np.int64]) -> tuple[float, float]:
-    """What one pair counts for in its class's score, and what a pair with a defect counts for in addition.
+def choose(goal: Goal, totals: Totals, grid: Grid) -> list[Places]:
+    """The best setting for each class, from totals over all settings.
 
-    They are such that the mean of the classes' scores is the Kaggle Dice plus the positive Dice of the data set: a
-    miss weighs the same in a rare class as in a common one.
-
-    Args:
-        images: int (C,), images of which it is known whether they have the class.
-        positives: int (C,), images that have it.
+    Of the allowed settings that score as well as the best one, the nearest to the defaults is taken; of several, the
+    best. A class that no image has keeps the defaults as far as the goal allows.
     """
-    known, total = int(images.sum()), int(positives.sum())
-    return len(images) / known if known else 0.0, len(positives) / total if total else 0.0
+    places: list[Places] = []
+    for index, scores in enumerate(smooth_scores(totals)):
+        allowed = goal.allowed(totals, index)
+        alike = allowed & (scores >= scores[allowed].max() - INDIFFERENCE)
+        nearest = alike & (grid.steps == grid.steps[alike].min())
+        pixel, area, gate = np.unravel_index(np.argmax(np.where(nearest, scores, -np.inf)), scores.shape)
+        places.append((int(pixel), int(area), int(gate)))
+    return places
 
 
-def robust_scores(totals: Totals) -> _Scores:
-    """The scores (C, P, A, G) that settings are chosen by; see the module."""
-    each, positive = pair_weights(totals.images, totals.positives)
-    scores = each * totals.dice + positive * totals.positive_dice
-    share = (LEANING_IMAGES / (LEANING_IMAGES + totals.positives))[:, None, None, None]
-    return _smoothed((1 - share) * scores + share * scores.mean(axis=0))
+def smooth_scores(totals: Totals) -> _Scores:
+    """The scores (C, P, A, G) that settings are chosen by; 0 for a class that no image has.
 
-
-def _smoothed(scores: _Scores) -> _Scores:
-    """The mean with both neighbours along each axis of the grid, the setting itself counting twice.
-
-    At a border the setting stands in for the neighbour that is not there.
+    Pairs are weighted so that the mean of the classes' scores is the Kaggle Dice plus the positive Dice of the data
+    set: a miss weighs the same in a rare class as in a common one. Then each score is averaged with its neighbours
+    along each axis of the grid, itself counting twice; at a border it takes the place of the missing neighbour.
     """
+    classes = len(totals.images)
+    known, positives = max(int(totals.images.sum()), 1), max(int(totals.positives.sum()), 1)
+    scores = classes * (totals.dice / known + totals.positive_dice / positives)
+    scores[totals.positives == 0] = 0
     for axis in range(1, scores.ndim):
         size = scores.shape[axis]
-        padding = [(1, 1) if one == axis else (0, 0) for one in range(scores.ndim)]
-        padded = np.pad(scores, padding, mode="edge")
+        padded = np.pad(scores, [(int(one == axis),) * 2 for one in range(scores.ndim)], mode="edge")
         before, itself, after = (padded.take(range(start, start + size), axis) for start in range(3))
         scores = (before + 2 * itself + after) / 4
     return scores
 
 
-def _least(values: NDArray[np.float64], allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _least(values: NDArray[np.float64], allowed: _Allowed) -> _Allowed:
     """The allowed settings with the smallest value."""
     return np.asarray(allowed & (values <= values[allowed].min() + _ROUNDING))
-
-
-def _pick(scores: _Scores, grid: Grid, allowed: NDArray[np.bool_]) -> Places:
-    """Of the allowed settings that are as good as the best, the nearest to the defaults; of those, the best."""
-    alike = allowed & (scores >= scores[allowed].max() - INDIFFERENCE)
-    nearest = alike & (grid.steps == grid.steps[alike].min())
-    chosen = np.argmax(np.where(nearest, scores, -np.inf))
-    pixel, area, gate = (int(place) for place in np.unravel_index(chosen, scores.shape))
-    return pixel, area, gate

@@ -1,7 +1,6 @@
 """The settings that a search tries, and what images score under each of them.
 
-A setting is a pixel threshold, a minimum area and a gate. What images score adds up, so that sums over parts of the
-images give the sums over all.
+A setting is a pixel threshold, a minimum area and a gate. The sums over parts of the images add up to those over all.
 """
 
 from collections.abc import Sequence
@@ -19,12 +18,12 @@ DEFAULT_SETTING = (0.5, 0, 0.5)
 """Pixel threshold, minimum area in px, gate."""
 
 Places = tuple[int, int, int]
-"""Where a setting stands in the grid: of P pixel thresholds, A minimum areas, G gates."""
+"""Indices of a setting in the grid: of P pixel thresholds, A minimum areas, G gates."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The settings that are tried: each pixel threshold with each minimum area and each gate, all rising."""
+    """The settings to try: each pixel threshold with each minimum area and each gate, all rising."""
 
     pixel: tuple[float, ...]
     area_px: tuple[int, ...]
@@ -39,11 +38,18 @@ class Grid:
 
     @cached_property
     def steps(self) -> NDArray[np.int64]:
-        """How many places each setting lies from the default one: int (P, A, G)."""
+        """How many steps each setting lies from the default one: int (P, A, G)."""
         sizes = (len(self.pixel), len(self.area_px), len(self.gate))
         return np.asarray(
             sum(np.ix_(*(np.abs(np.arange(size) - place) for size, place in zip(sizes, self.default, strict=True))))
         )
+
+
+GRID = Grid(
+    pixel=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    area_px=(0, 50, 100, 200, 400, 600, 900, 1400, 2000),
+    gate=(0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98),
+)
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,9 @@ class Totals:
     """What N images score in all, by class.
 
     Attributes:
-        images: int (C,), images of which it is known whether they have the class; no others count.
+        images: int (C,), images where it is known whether they have the class; no others count.
         positives: int (C,), images that have the class.
-        dice: float (C, ...), sum of the Dice over these images; a default axis order (C, P, A, G) where there is one.
+        dice: float (C, P, A, G) over all settings, or (C,) under one; sum of the Dice over these images.
         positive_dice: the same over the images that have the class.
         hits: of those, the images in which some predicted pixel is true.
         alarms: images without the class in which some pixel is predicted.
@@ -89,12 +95,15 @@ class Table:
         grid: the settings, whose minimum areas are the first ones of the images' sums.
 
     Attributes:
+        images, grid: as given.
         true_px: int (N, C).
+        positive: bool (N, C), whether the image has the class.
         known: bool (N, C), False where ignored pixels may hide the class.
         passes: bool (C, N, G), whether the gate lets the class pass.
     """
 
     def __init__(self, images: Sequence[ImageSums], grid: Grid) -> None:
+        self.images, self.grid = images, grid
         areas = len(grid.area_px)
         self._kept_px = np.stack([image.kept_px[..., :areas] for image in images], axis=1)  # (C, N, 2, P, A)
         self.true_px = np.stack([image.true_px for image in images])

@@ -1,6 +1,6 @@
-"""What one image leaves behind for the search of thresholds: pixel sums under every pixel threshold and minimum area.
+"""What the search for thresholds keeps of an image: pixel sums under every pixel threshold and minimum area.
 
-They are exactly those of the real post-processing, in a few hundred bytes a class.
+They are exactly what the real post-processing would give, in a few hundred bytes a class.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ class ImageSums:
     `gate` float32 (C,); `true_px` int64 (C,); `known` bool (C,), False where ignored pixels may hide the class;
     `kept_px` int32 (C, 2, P, A): predicted pixels, and those of them that are true, which P pixel thresholds and A
     minimum areas keep where the gate lets the class pass; `image_px` all pixels of the image. `regions_px` int32
-    (R, 2 + P) tells of each labelled region its class index, its area and, for each pixel threshold, the area of the
-    largest predicted region that touches it, 0 where none does.
+    (R, 2 + P) holds for each labelled region its class index, its area and, for each pixel threshold, the area of the
+    largest predicted region that touches it, or 0.
     """
 
     gate: NDArray[np.float32]

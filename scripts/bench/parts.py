@@ -24,7 +24,7 @@ from defectseg.inference.tiles import ImageAnswer
 from defectseg.model.info import Thresholds
 from defectseg.model.locate import find_model
 from defectseg.runtime.load import load_runtime
-from defectseg.tune.search import ThresholdSearch
+from defectseg.tune.choice import ThresholdSearch
 
 
 def soft(answer: ImageAnswer) -> ImageAnswer:
@@ -61,7 +61,7 @@ def measure(model: Path, root: Path, views: str) -> list[dict[str, Any]]:
     rows = []
     for gate, search in searches.items():
         plain, choice = summarise(search.counts(default), data.class_names), search.best(groups=data.groups)
-        validated, interval = choice.validated, choice.validated_interval
+        validated, interval = choice.validated, choice.gain_interval
         rows.append({
             "views": views, "gate": gate,
             "kaggle": plain.kaggle_dice, "positive": plain.positive_dice or 0.0,
@@ -79,7 +79,9 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=lambda text: find_model(Path(text)))
     parser.add_argument("--views", nargs="+", default=["none", "flips"])
     options = parser.parse_args()
-    print(f"{'model':<32} {'views':<6} {'gate':<5} {'at 0.5: kaggle + positive':<28} chosen, cross-validated (95 %)")
+    print(
+        f"{'model':<32} {'views':<6} {'gate':<5} {'at 0.5: kaggle + positive':<28} chosen, cross-validated (gain, 95 %)"
+    )
     rows: list[dict[str, Any]] = []
     for model in options.models:
         for views in options.views:
@@ -96,7 +98,7 @@ def main() -> None:
 def print_row(name: str, row: dict[str, Any]) -> None:
     """Print one line of the table."""
     at_half, chosen = row["kaggle"] + row["positive"], row["chosen kaggle"] + row["chosen positive"]
-    interval = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"
+    interval = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
     print(
         f"{name:<32} {row['views']:<6} {row['gate']:<5} "
         f"{row['kaggle']:.3f} + {row['positive']:.3f} = {at_half:.3f}       "

@@ -461,7 +461,7 @@ def test_evaluate_writes_exactly_its_files_and_warns_of_images_that_were_trained
     images = sorted((data_folder / "train_images").iterdir())
     assert files(work / "by-model" / "overlays") == {f"{image.stem}.jpg" for image in images}
     assert done.stderr == (
-        "warning: the model was trained on 18 of these 24 images; use --subset val for an honest score\n"
+        "warning: the model was trained on 18 of these 24 images; the subset val gives an honest score\n"
     )
     lines = done.stdout.splitlines()
     assert lines[0].split()[:2] == ["class", "images"]

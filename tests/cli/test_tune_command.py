@@ -15,7 +15,6 @@ from defectseg.cli import common
 from defectseg.cli.main import main
 from defectseg.errors import UsageError
 from defectseg.model.info import read_model_info
-from defectseg.tune.tune import TuneRequest
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -67,7 +66,7 @@ def test_tuning_shows_a_row_for_each_class_and_stores_the_choice(
     assert code == 0, err
     lines = out.splitlines()
     info = read_model_info(model)
-    assert lines[0].startswith("Chosen on 6 images for: best Dice.")
+    assert lines[0].startswith("Chosen by search on the 6 validation images of fold 0, best Dice.")
     assert lines[1].split()[:3] == ["class", "images", "gate"]
     for line, name, gate in zip(lines[2:6], info.class_names, info.thresholds.gate, strict=True):
         assert line.startswith(name)
@@ -92,28 +91,28 @@ def test_a_dry_run_leaves_the_model_and_json_holds_all_figures(call: Call, run_f
     assert (run_folder / "model.safetensors").read_bytes() == before
     content: dict[str, Any] = json.loads(out)
     assert content["goal"] == "fewest false alarms at a recall of 0.9"
-    assert (content["images"], content["stored"], content["left_out"]) == (6, [], [])
+    assert (content["images"], content["stored"], content["unreadable"]) == (6, [], [])
     assert len(content["classes"]) == len(content["thresholds"]["gate"]) == 4
     assert set(content["metrics"]) == {"kaggle_dice", "all_empty", "positive_dice", "miou"}
     assert all(f"warning: {warning}" in err for warning in content["warnings"])
 
 
 def test_flags_reach_the_library(call: Call, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[TuneRequest] = []
+    asked: list[dict[str, Any]] = []
 
-    def refuse(request: TuneRequest) -> Any:
-        asked.append(request)
+    def refuse(models: object, data: Path, **options: Any) -> Any:
+        asked.append({"models": models, **options})
         raise UsageError("asked enough")
 
     monkeypatch.setattr("defectseg.tune.tune.tune", refuse)
     call("m.xml", "--data", data_folder)
     call("m.xml", "--data", data_folder, "--runtime", "onnx", "--device", "mps", "--tta", "flips", "--dry-run")
 
-    assert [(one.runtime, one.device, one.tta, one.dry_run) for one in asked] == [
+    assert [tuple(one[name] for name in ("runtime", "device", "tta", "dry_run")) for one in asked] == [
         ("auto", "auto", None, False),
         ("onnx", "mps", "flips", True),
     ]
-    assert list(asked[0].models) == [Path("m.xml")]
+    assert asked[0]["models"] == (Path("m.xml"),)
 
 
 @pytest.mark.slow
@@ -127,7 +126,7 @@ def test_an_image_that_cannot_be_read_gives_three(
     code, out, err = call(run_folder, "--data", data, "--device", "cpu", "--dry-run")
 
     assert code == 3
-    assert out.startswith("Chosen on 5 images")
+    assert out.startswith("Chosen by search on the 5 validation images")
     assert f"left out, could not be read: {data / 'train_images' / held_out.split(',')[0]}" in err
 
 
@@ -146,8 +145,8 @@ def test_an_image_that_cannot_be_read_gives_three(
         (["--subset", "train"], 2, "--subset train: expected val or all"),
         (["--subset", "all", "--split", "split.csv"], 2, "leave --subset at val"),
         (["--folds", "1"], 2, "--folds"),
-        (["--out", "there.json"], 2, "there.json: exists. Choose another --out."),
-        (["--out", "."], 2, ".: exists. Choose another --out."),
+        (["--out", "there.json"], 2, "--out: there.json: exists. Choose another"),
+        (["--out", "."], 2, "--out: .: exists. Choose another"),
         ([], 4, "missing.safetensors: no such model file"),
     ],
 )

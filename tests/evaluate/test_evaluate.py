@@ -244,7 +244,7 @@ def test_subset_all_warns_with_the_number_of_images_that_the_model_was_trained_o
     evaluation = _evaluate(model, data, tmp_path / "out")
 
     assert evaluation.warnings == (
-        "the model was trained on 2 of these 4 images; use --subset val for an honest score",
+        "the model was trained on 2 of these 4 images; the subset val gives an honest score",
     )
     assert evaluation.warnings[0] in json.loads((tmp_path / "out" / "metrics.json").read_text())["warnings"]
 
@@ -286,7 +286,7 @@ def test_a_subset_without_a_split_is_refused_before_anything_is_written(
 ) -> None:
     (model.parent / "split.csv").unlink()
 
-    with pytest.raises(UsageError, match=r"no split\.csv beside .*model\.safetensors.*--split FILE"):
+    with pytest.raises(UsageError, match=r"split: no split\.csv beside .*model\.safetensors"):
         _evaluate(model, data, tmp_path / "out", subset="val")
     with pytest.raises(DataError, match=r"missing\.csv"):
         _evaluate(model, data, tmp_path / "out", subset="val", split=tmp_path / "missing.csv")
@@ -347,7 +347,7 @@ def test_models_that_held_back_other_images_have_no_common_validation_images(
 ) -> None:
     models, split = ensemble, ensemble[0].parent / "split.csv"
     (models[1].parent / "split.csv").write_text("ImageId,fold\na.png,1\nb.png,0\nc.png,1\nd.png,2\n")
-    with pytest.raises(UsageError, match=r"2 models did not all hold back the same images.*--subset all"):
+    with pytest.raises(UsageError, match=r"2 models did not all hold back the same images.*subset='all'"):
         _evaluate(models, data, tmp_path / "out", subset=subset)
     _evaluate(models, data, tmp_path / "by-split", subset=subset, split=split)  # the user says which it was
 

@@ -90,37 +90,21 @@ def test_rows_for_images_not_in_the_folder_are_left_out_and_warned_of(folder: Da
     ]
 
 
-def test_a_subset_is_scored_without_a_warning_for_the_rest(folder: DataFolder, tmp_path: Path) -> None:
-    counts, warnings, _ = score_predictions(_table(tmp_path, LONG), folder, image_ids=["a.jpg"])
-
-    assert set(counts) == {("a.jpg", 1), ("a.jpg", 2)}
-    assert warnings == []
-
-
-def test_names_that_have_nothing_in_common_are_an_error_that_shows_both(folder: DataFolder, tmp_path: Path) -> None:
-    table = _table(tmp_path, "ImageId,ClassId,EncodedPixels\ntrain_images/a.jpg,1,1 2\n")
-
-    with pytest.raises(LabelError, match=r"lists none of the 3 images .*'train_images/a\.jpg', theirs 'a\.jpg'"):
-        score_predictions(table, folder)
-
-
-def test_a_class_beyond_the_folders_is_an_error_that_names_the_row(folder: DataFolder, tmp_path: Path) -> None:
-    table = _table(tmp_path, "ImageId,ClassId,EncodedPixels\nb.png,3,1 2\n")
-
-    with pytest.raises(LabelError, match=r"predictions\.csv: b\.png, class 3: expected a ClassId from 1 to 2"):
-        score_predictions(table, folder)
-
-
-def test_ignored_pixels_are_no_class_that_can_be_predicted(folder: DataFolder, tmp_path: Path) -> None:
-    with pytest.raises(LabelError, match="class 255: expected a ClassId from 1 to 2"):
-        score_predictions(_table(tmp_path, "ImageId,ClassId,EncodedPixels\nb.png,255,1 2\n"), folder)
-
-
-def test_a_run_beyond_the_image_is_an_error_that_names_file_image_and_pair(folder: DataFolder, tmp_path: Path) -> None:
-    table = _table(tmp_path, "ImageId,ClassId,EncodedPixels\nb.png,2,1 2 24 2\n")
-
-    with pytest.raises(LabelError, match=r"predictions\.csv: b\.png, class 2: pair 2 \('24 2'\)"):
-        score_predictions(table, folder)
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("train_images/a.jpg,1,1 2", r"lists none of the 3 images .*'train_images/a\.jpg', theirs 'a\.jpg'"),
+        ("b.png,3,1 2", r"predictions\.csv: b\.png, class 3: expected a ClassId from 1 to 2"),
+        ("b.png,255,1 2", "class 255: expected a ClassId from 1 to 2"),
+        ("b.png,2,1 2 24 2", r"predictions\.csv: b\.png, class 2: pair 2 \('24 2'\)"),
+    ],
+    ids=["other names", "a class beyond", "ignored pixels", "a run beyond the image"],
+)
+def test_a_table_that_does_not_fit_the_folder_is_an_error(
+    folder: DataFolder, tmp_path: Path, rows: str, told: str
+) -> None:
+    with pytest.raises(LabelError, match=told):
+        score_predictions(_table(tmp_path, f"ImageId,ClassId,EncodedPixels\n{rows}\n"), folder)
 
 
 def test_pixels_labelled_255_do_not_count(folder: DataFolder, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from defectseg.inference.tiles import predict_image
 from defectseg.model.info import ModelInfo, read_model_info
 from defectseg.model.locate import model_identity
 from defectseg.runtime.load import load_runtime
-from defectseg.tune.tune import TuneRequest, tune
+from defectseg.tune.tune import tune
 
 pytest.importorskip("torch")
 pytest.importorskip("openvino")
@@ -339,7 +339,7 @@ def test_tuned_thresholds_reach_an_export_and_the_weights_stay(
     folder = Path(shutil.copytree(exported[0].parent, tmp_path / "copy"))
     model, before = folder / "model.xml", read_model_info(exported[0])
 
-    tuning = tune(TuneRequest(models=[model], data=data_folder, subset="all"))
+    tuning = tune(model, data_folder, subset="all")
 
     after = read_model_info(model)
     assert tuning.stored == (model,)

@@ -28,7 +28,7 @@ from defectseg.model.info import Thresholds
 from defectseg.train import train as train_module
 from defectseg.train.curves import read_history
 from defectseg.train.train import TrainResult, train, train_folds
-from defectseg.tune.tune import TuneRequest, tune, tune_out_of_fold
+from defectseg.tune.tune import tune, tune_out_of_fold
 
 Asked = Callable[..., dict[str, Any]]
 GoOn = Callable[..., TrainResult]
@@ -107,7 +107,7 @@ def test_a_run_ends_with_what_tune_says_of_its_model(
     result = train(**asked(data=data))
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
-    tuning = tune(TuneRequest(models=[result.model], data=data, device="cpu", runtime="torch", dry_run=True))
+    tuning = tune(result.model, data, device="cpu", runtime="torch", dry_run=True)
     assert any("only " in warning for warning in tuning.choice.warnings)
     assert told == list(tuning.choice.warnings)
     assert result.metrics is not None

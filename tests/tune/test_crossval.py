@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from defectseg.tune.crossval import REPEATS, cross_validate, divide
-from defectseg.tune.goals import BestDice
-from defectseg.tune.grid import Grid, Places, Table, Totals
+from defectseg.tune.goals import BEST_DICE, choose
+from defectseg.tune.grid import Grid, Table, Totals
 from defectseg.tune.sums import ImageSums
 
 GRID = Grid(pixel=(0.5,), area_px=(0,), gate=(0.5, 0.8))
@@ -25,16 +26,16 @@ def _image(gate: float, *, defect: bool) -> ImageSums:
 
 
 class _Recording:
-    """Chooses the first gate, and notes how many images it was shown."""
+    """Allows the first gate only, and notes how many images it was shown."""
 
     text = "the first gate"
 
     def __init__(self) -> None:
         self.shown: list[tuple[int, int]] = []
 
-    def choose(self, totals: Totals, grid: Grid) -> list[Places]:
-        self.shown.append((int(totals.images[0]), int(totals.positives[0])))
-        return [(0, 0, 0)]
+    def allowed(self, totals: Totals, index: int) -> NDArray[np.bool_]:
+        self.shown.append((int(totals.images[index]), int(totals.positives[index])))
+        return np.array([[[True, False]]])
 
     def shortfalls(self, totals: Totals, class_names: object) -> list[str]:
         return []
@@ -44,7 +45,7 @@ def test_each_choice_is_made_without_the_images_it_is_scored_on() -> None:
     table = Table([_image(0.9, defect=number < 4) for number in range(8)], GRID)
     goal = _Recording()
 
-    validation = cross_validate(table, GRID, goal, list(range(8)), folds=4)
+    validation = cross_validate(table, goal, list(range(8)), folds=4)
 
     assert validation is not None
     assert goal.shown == [(6, 3)] * 4 * REPEATS  # each fold holds 2 images, one of them with the class
@@ -59,29 +60,19 @@ def test_held_out_scores_are_those_of_the_choice_on_the_rest() -> None:
     images = [_image(0.6, defect=False), _image(0.9, defect=True)]
     table = Table(images, GRID)
 
-    in_sample = BestDice().choose(table.totals(np.arange(2)), GRID)
-    validation = cross_validate(table, GRID, BestDice(), ["a", "b"], folds=5)
+    in_sample = choose(BEST_DICE, table.totals(np.arange(2)), GRID)
+    validation = cross_validate(table, BEST_DICE, ["a", "b"], folds=5)
 
     assert in_sample == [(0, 0, 1)]
     assert validation is not None
     assert validation.folds == 2
     assert validation.dice[:, 0].tolist() == pytest.approx([0, 1])
-    assert sorted(set(validation.places)) == [((0, 0, 0),), ((0, 0, 1),)]
-
-
-def test_agreement_counts_equal_and_neighbouring_settings() -> None:
-    table = Table([_image(0.6, defect=False), _image(0.9, defect=True)], GRID)
-    validation = cross_validate(table, GRID, BestDice(), [0, 1], folds=2)
-
-    assert validation is not None
-    assert validation.agreement([(0, 0, 1)]) == [1.0]
-    assert validation.agreement([(0, 0, 2)]) == [0.5]  # a neighbour of (0, 0, 1), two steps from (0, 0, 0)
 
 
 def test_one_group_alone_cannot_be_validated() -> None:
     table = Table([_image(0.6, defect=False), _image(0.9, defect=True)], GRID)
 
-    assert cross_validate(table, GRID, BestDice(), ["strip", "strip"], folds=5) is None
+    assert cross_validate(table, BEST_DICE, ["strip", "strip"], folds=5) is None
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.tune.goals import BestDice, LeastCost, MaxFalseAlarms, TargetRecall, robust_scores
+from defectseg.tune.goals import (
+    BEST_DICE,
+    Goal,
+    LeastCost,
+    MaxFalseAlarms,
+    TargetRecall,
+    choose,
+    smooth_scores,
+)
 from defectseg.tune.grid import Grid, Totals
 
 # The places 0..3 of the gates are those of the defaults (0), and 1, 2, 3 steps away.
@@ -34,43 +42,40 @@ def _totals(
     )
 
 
-def _gates(goal: BestDice | LeastCost | MaxFalseAlarms | TargetRecall, totals: Totals) -> list[float]:
-    return [GRID.gate[gate] for _, _, gate in goal.choose(totals, GRID)]
+def _gates(goal: Goal, totals: Totals) -> list[float]:
+    return [GRID.gate[gate] for _, _, gate in choose(goal, totals, GRID)]
 
 
 def test_a_plateau_wins_over_a_spike() -> None:
     # Smoothed: 5.00, 6.50, 7.75, 8.00 of the spike at the first against the plateau of the last two.
     totals = _totals([4], dice=[[9.0, 3.0, 8.5, 8.5]])
 
-    assert _gates(BestDice(), totals) == [0.9]
-    assert robust_scores(totals)[0, 0, 0] == pytest.approx([0.75, 0.5875, 0.7125, 0.85])
+    assert _gates(BEST_DICE, totals) == [0.9]
+    assert smooth_scores(totals)[0, 0, 0] == pytest.approx([0.75, 0.5875, 0.7125, 0.85])
 
 
 def test_pairs_with_a_defect_weigh_as_much_in_a_rare_class_as_in_a_common_one() -> None:
-    # Two classes with 1 and 4 such pairs: each counts 2 / 5, and the classes lean 2 / 3 and 1 / 3 on their mean.
+    # Two classes with 1 and 4 such pairs: each counts 2 / 5.
     totals = _totals([1, 4], positive_dice=[[1.0] * 4, [3.0] * 4], dice=[[8.0] * 4, [6.0] * 4])
 
-    raw = 0.8 + 0.4, 0.6 + 1.2
-    mean = (raw[0] + raw[1]) / 2
-    expected = [raw[0] / 3 + mean * 2 / 3, raw[1] * 2 / 3 + mean / 3]
-    assert robust_scores(totals)[:, 0, 0, 0] == pytest.approx(expected)
+    assert smooth_scores(totals)[:, 0, 0, 0] == pytest.approx([0.8 + 0.4, 0.6 + 1.2])
 
 
 def test_a_pair_weighs_as_much_in_a_class_that_is_known_of_fewer_images() -> None:
     # 10 and 6 pairs, 4 and 4 with a defect: a pair counts 2 / 16, one with a defect 2 / 8 more.
     totals = replace(_totals([4, 4], dice=[[8.0] * 4, [3.0] * 4]), images=np.array([10, 6]))
 
-    assert robust_scores(totals).mean() == pytest.approx(11 / 16)
+    assert smooth_scores(totals).mean() == pytest.approx(11 / 16)
     assert MaxFalseAlarms(0.5).shortfalls(replace(totals.at([(0, 0, 0)] * 2), alarms=np.array([3.0, 2.0])), "xy") == [
         "y: no setting raises an alarm in at most 0.5 of the 2 images without it; the quietest does in 2"
     ]
 
 
-def test_a_class_that_no_image_has_is_chosen_as_all_classes_together() -> None:
-    rare, common = [9.0, 9.0, 9.0, 9.1], [5.0, 8.0, 5.0, 2.0]
-    totals = _totals([0, 8], dice=[rare, common])
+def test_a_class_that_no_image_has_moves_from_the_defaults_only_as_far_as_the_goal_asks() -> None:
+    totals = _totals([0], dice=[[5.0, 8.0, 9.0, 9.1]], alarms=[[5, 2, 1, 0]])
 
-    assert _gates(BestDice(), totals) == [0.65, 0.65]
+    goals: list[Goal] = [BEST_DICE, TargetRecall(0.9), LeastCost(1, 1), MaxFalseAlarms(0.2)]
+    assert [_gates(goal, totals) for goal in goals] == [[0.5], [0.5], [0.5], [0.65]]
 
 
 def test_target_recall_takes_the_fewest_false_alarms_that_reach_it() -> None:
@@ -95,13 +100,6 @@ def test_equal_false_alarms_are_told_apart_by_dice() -> None:
     totals = _totals([4], hits=[[4, 4, 4, 4]], alarms=[[1, 1, 1, 1]], dice=[[2, 2, 9, 9]])
 
     assert _gates(TargetRecall(1.0), totals) == [0.9]
-
-
-def test_a_class_without_an_image_is_not_silenced_to_save_false_alarms() -> None:
-    totals = _totals([0], alarms=[[2, 1, 0, 0]], dice=[[8, 8, 8, 8]])
-
-    for goal in (TargetRecall(0.9), LeastCost(1, 1)):
-        assert _gates(goal, totals) == [0.5]
 
 
 def test_max_false_alarms_takes_the_highest_recall_within_them() -> None:

@@ -1,18 +1,20 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from defectseg.data.folder import image_digest
 from defectseg.errors import DataError, LabelError, ModelError, OutputExistsError, UsageError
-from defectseg.model.info import Thresholds
+from defectseg.model.info import ModelInfo, Thresholds, read_model_info
+from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
 from defectseg.tune.file import read_thresholds
 from defectseg.tune.goals import TargetRecall
-from defectseg.tune.tune import TuneRequest, Tuning, tune, tune_out_of_fold
+from defectseg.tune.tune import Tuning, tune, tune_out_of_fold
 
 SIZE_HW = (32, 48)
 STEEL, PIT = 60, 120  # grey levels, as GreyRuntime reads them
@@ -37,11 +39,10 @@ def data(tmp_path: Path) -> Path:
 
 
 class _Models:
-    """Model files that answer as GreyRuntime does, with what each is made to say of itself."""
+    """Model files without a network; what they are loaded as answers as GreyRuntime does."""
 
-    def __init__(self, root: Path, make: Callable[..., Any]) -> None:
-        self.root = root
-        self.make = make
+    def __init__(self, root: Path, write: Callable[..., Path], make: Callable[..., Any]) -> None:
+        self.root, self.write, self.make = root, write, make
         self.runtimes: dict[Path, Any] = {}
         self.asked: list[tuple[str, str]] = []
 
@@ -52,27 +53,34 @@ class _Models:
         if split is not None:
             lines = [f"{letter}.png,{number // 2}" for number, letter in enumerate(split)]
             (path.parent / "split.csv").write_text("\n".join(["ImageId,fold", *lines]) + "\n")
-        runtime = self.make()
-        runtime.info = runtime.info.model_copy(update={"fold": fold, **info})
-        self.runtimes[path] = runtime
-        return path
+        self.runtimes[path] = self.make()
+        return self.write(path, fold=fold, **info)
+
+    def load(self, paths: Sequence[Path], device: str, runtime: str) -> tuple[Any, ModelInfo]:
+        self.asked.append((device, runtime))
+        if len(paths) == 1:
+            return self.runtimes[paths[0]], read_model_info(paths[0])
+        return EnsembleRuntime([self.runtimes[path] for path in paths]), _joined(paths)
 
 
 @pytest.fixture
-def models(tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> _Models:
-    made = _Models(tmp_path, grey_runtime)
-
-    def load_runtime(path: Path, device: str, runtime: str) -> Any:
-        made.asked.append((device, runtime))
-        return made.runtimes[path], made.runtimes[path].info
-
-    monkeypatch.setattr("defectseg.tune.tune.load_runtime", load_runtime)
-    monkeypatch.setattr("defectseg.tune.tune.read_model_info", lambda path: made.runtimes[path].info)
+def models(
+    tmp_path: Path,
+    write_model: Callable[..., Path],
+    grey_runtime: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> _Models:
+    made = _Models(tmp_path, write_model, grey_runtime)
+    monkeypatch.setattr("defectseg.tune.tune.load_runtime", made.load)
     return made
 
 
+def _joined(paths: Sequence[Path]) -> ModelInfo:
+    return join_infos([read_model_info(path) for path in paths], paths)
+
+
 def _tune(models: list[Path], data: Path, **options: Any) -> Tuning:
-    return tune(TuneRequest(models=models, data=data, **{"dry_run": True, **options}))
+    return tune(models, data, **{"dry_run": True, **options})
 
 
 def _answered(models: _Models, path: Path) -> int:
@@ -81,12 +89,12 @@ def _answered(models: _Models, path: Path) -> int:
 
 def test_a_model_is_tuned_on_the_images_it_held_out(data: Path, models: _Models) -> None:
     model = models.add("run", fold=0)
-    totals: list[int] = []
-    steps: list[int] = []
+    steps: list[tuple[int, int]] = []
 
-    tuning = _tune([model], data, start=totals.append, advance=lambda: steps.append(1))
+    tuning = _tune([model], data, progress=lambda done, total, text="": steps.append((done, total)))
 
-    assert (tuning.choice.images, _answered(models, model), totals, len(steps)) == (2, 2, [2], 2)
+    assert (tuning.choice.images, _answered(models, model)) == (2, 2)
+    assert steps == [(0, 2), (1, 2), (2, 2)]
     assert tuning.thresholds.chosen_by == "search on the 2 validation images of fold 0, best Dice"
     # A pit in both images, labelled in one: 1 of 4 pairs is wrong, and the pair with a defect is right.
     assert tuning.metrics.kaggle_dice + (tuning.metrics.positive_dice or 0) == 1.75
@@ -168,6 +176,45 @@ def test_of_several_models_each_answers_for_what_it_held_out(data: Path, models:
     assert tuning.thresholds.chosen_by == "search on 4 out-of-fold images of 2 models, best Dice"
 
 
+@pytest.mark.parametrize(("subset", "trained_on"), [("val", ()), ("all", ()), ("all", ("elsewhere",))])
+def test_several_models_that_saw_none_of_the_images_are_tuned_by_their_mean(
+    data: Path, models: _Models, subset: str, trained_on: tuple[str, ...]
+) -> None:
+    # One model finds the pits at 0.9, the other at 0.1: none of either's thresholds suits their mean of 0.5.
+    folds = (0, 0) if subset == "val" else (None, 1)
+    paths = [models.add(f"m{number}", fold=fold, trained_on=trained_on) for number, fold in enumerate(folds)]
+    models.runtimes[paths[1]].levels[:] = 0.1
+
+    tuning = _tune(paths, data, subset=subset, dry_run=False)
+
+    number = 2 if subset == "val" else 6
+    assert [_answered(models, path) for path in paths] == [number] * 2
+    assert (tuning.choice.images, tuning.stored) == (number, tuple(paths))
+    assert tuning.metrics.positive_dice == 1
+    assert tuning.thresholds.chosen_by.endswith(", by the mean of 2 models, best Dice")
+    joined = _joined(paths).thresholds
+    for name in ("gate", "pixel", "min_area_px"):
+        assert getattr(joined, name) == getattr(tuning.thresholds, name)
+
+
+def test_several_models_that_were_trained_on_some_of_the_images_answer_for_what_each_held_out(
+    data: Path, models: _Models, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = image_digest(data / "train_images" / "a.png")
+    paths = [models.add("m0", fold=0), models.add("m1", fold=1, trained_on=(digest,))]
+
+    steps: list[tuple[int, int]] = []
+
+    with caplog.at_level("INFO", logger="defectseg"):
+        tuning = _tune(paths, data, subset="all", progress=lambda done, total, text="": steps.append((done, total)))
+
+    assert [_answered(models, path) for path in paths] == [2, 2]
+    assert tuning.thresholds.chosen_by == "search on 4 out-of-fold images of 2 models, best Dice"
+    assert "each model answers for the images that it held out" in caplog.text
+    assert [done for done, _ in steps] == [0, 1, 2, 2, 3, 4]
+    assert {total for _, total in steps} == {4}
+
+
 def test_a_fold_without_an_image_in_the_folder_needs_no_answers(data: Path, models: _Models) -> None:
     for name in NAMES[4:]:
         (data / "train_images" / name).unlink()
@@ -192,13 +239,14 @@ def test_one_split_may_be_given_for_all(data: Path, models: _Models, tmp_path: P
 @pytest.mark.parametrize(
     ("folds", "splits", "options", "told"),
     [
-        ((0, 0), ("abcdef", "abcdef"), {}, "held out fold 0, and so did"),
-        ((0, None), ("abcdef", "abcdef"), {}, "trained on all folds"),
+        ((0, 1, 0), ("abcdef",) * 3, {}, "held out fold 0, and so did"),
+        ((0, None), ("abcdef", "abcdef"), {}, "did not all hold back the same .* subset='all'"),
+        ((0, None), ("abcdef", "abcdef"), {"subset": "all"}, "trained on all folds"),
         ((0, 1), ("abcdef", "fedcba"), {}, "not the same split"),
         ((0, 1), ("abcdef", None), {}, "no split.csv beside"),
         ((7, 8), ("abcdef", "abcdef"), {}, "none of the images"),
-        ((0, 1), ("abcdef", "abcdef"), {"subset": "all"}, "leave --subset at val"),
-        ((None,), ("abcdef",), {}, "was trained on all folds. Use --subset all"),
+        ((0, 0), ("abcdef", "fedcba"), {}, "did not all hold back the same images"),
+        ((None,), (None,), {}, "was trained on all folds. Or go on with subset='all'"),
         ((0,), (None,), {}, "no split.csv beside"),
     ],
 )
@@ -210,8 +258,9 @@ def test_models_whose_images_cannot_be_told_apart_are_refused(
     options: dict[str, Any],
     told: str,
 ) -> None:
+    trained_on = (image_digest(data / "train_images" / "a.png"),)
     paths = [
-        models.add(f"m{number}", fold=fold, split=split)
+        models.add(f"m{number}", fold=fold, split=split, trained_on=trained_on)
         for number, (fold, split) in enumerate(zip(folds, splits, strict=True))
     ]
 
@@ -232,7 +281,7 @@ def test_images_that_cannot_be_read_are_left_out_and_told(data: Path, models: _M
 
     tuning = _tune([models.add("run", fold=0)], data)
 
-    assert [one.image_id for one in tuning.failures] == ["%09.png", "a.png"]
+    assert [one.image_id for one in tuning.unreadable] == ["%09.png", "a.png"]
     assert tuning.choice.images == 1
     assert any(warning.startswith("left out, could not be read: ") for warning in tuning.warnings)
 
@@ -290,80 +339,50 @@ def test_the_device_and_the_runtime_are_those_asked_for(data: Path, models: _Mod
     assert models.asked == [("auto", "auto"), ("cuda:1", "onnx")]
 
 
-def test_other_views_than_the_models_are_looked_at_and_not_stored(
-    data: Path, models: _Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_views_than_the_models_are_looked_at_and_not_stored(data: Path, models: _Models) -> None:
     model = models.add("run", fold=0)
-    stored: list[Path] = []
-    monkeypatch.setattr("defectseg.tune.tune._store", lambda path, *args: stored.append(path))
 
     tuning = _tune([model], data, tta="flips", dry_run=False)
 
     assert _answered(models, model) == 2 * 4
-    assert stored == [model]
-    assert any("chosen with --tta flips, which is not stored" in warning for warning in tuning.warnings)
+    after = read_model_info(model)
+    assert (after.thresholds, after.recipe.inference.tta) == (tuning.thresholds, "none")
+    assert any("not stored: predict with flips" in warning for warning in tuning.warnings)
     for options in ({"tta": "flips"}, {"tta": "none", "dry_run": False}):
-        assert not any("--tta" in warning for warning in _tune([model], data, **options).warnings)
+        assert not any("not stored" in warning for warning in _tune([model], data, **options).warnings)
     with pytest.raises(UsageError, match="tta: expected none, flips, turns"):
         _tune([model], data, tta="mirrors")
 
 
-@pytest.mark.slow
-def test_a_model_keeps_its_thresholds_of_the_classes_that_the_folder_does_not_name(
-    data_folder: Path, trained_run: Path, tmp_path: Path
-) -> None:
-    import shutil
+def test_a_model_keeps_its_thresholds_of_the_classes_that_the_folder_does_not_name(data: Path, models: _Models) -> None:
+    own = Thresholds(gate=(0.1, 0.2), pixel=(0.3, 0.4), min_area_px=(7, 8), chosen_by="hand")
+    model = models.add("run", fold=None, thresholds=own)
+    (data / "train.csv").write_text(f"ImageId,ClassId,EncodedPixels\na.png,1,1 {SIZE_HW[0]}\n")
+    (data / "classes.txt").write_text("cracks\n")
 
-    from defectseg.model.bundle import read_bundle, save_bundle
+    chosen = _tune([model], data, subset="all", dry_run=False).thresholds
 
-    data, model = Path(shutil.copytree(data_folder, tmp_path / "data")), tmp_path / "model.safetensors"
-    info, weights = read_bundle(trained_run / "model.safetensors")
-    own = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(7,) * 4, chosen_by="hand")
-    save_bundle(model, weights, info.model_copy(update={"thresholds": own}))
-    (data / "classes.txt").write_text(f"{info.class_names[3]}\n{info.class_names[1]}\n")
-    rows = [row.split(",") for row in (data / "train.csv").read_text().splitlines()]
-    kept = [f"{image},{['4', '2'].index(n) + 1},{runs}" for image, n, runs in rows[1:] if n in "42"]
-    (data / "train.csv").write_text("\n".join([",".join(rows[0]), *kept]) + "\n")
-
-    chosen = tune(TuneRequest(models=[model], data=data, subset="all", device="cpu")).thresholds
-
-    stored = read_bundle(model)[0].thresholds
-    assert stored.gate == (0.1, chosen.gate[0], 0.1, chosen.gate[1])
-    assert stored.pixel == (0.2, chosen.pixel[0], 0.2, chosen.pixel[1])
-    assert stored.min_area_px == (7, chosen.min_area_px[0], 7, chosen.min_area_px[1])
-    assert stored.chosen_by.endswith(f"for {info.class_names[1]}, {info.class_names[3]}; of the others as before")
+    stored = read_model_info(model).thresholds
+    assert stored.gate == (0.1, *chosen.gate)
+    assert stored.pixel == (0.3, *chosen.pixel)
+    assert stored.min_area_px == (7, *chosen.min_area_px)
+    assert stored.chosen_by.endswith("for cracks; of the others as before")
 
 
-@pytest.mark.slow
-def test_every_model_is_rewritten_with_the_choice_and_nothing_else(
-    data_folder: Path, trained_run: Path, tmp_path: Path
-) -> None:
-    import torch
+def test_every_model_is_rewritten_with_the_choice_and_nothing_else(data: Path, models: _Models) -> None:
+    paths = [models.add(f"fold-{fold}", fold=fold, weight=fold, metrics={"best_epoch": 3}) for fold in range(2)]
+    before = [read_model_info(path) for path in paths]
 
-    from defectseg.model.bundle import read_bundle, save_bundle
-
-    before, weights = read_bundle(trained_run / "model.safetensors")
-    paths = []
-    for fold in range(2):
-        path = tmp_path / f"fold-{fold}" / "model.safetensors"
-        path.parent.mkdir()
-        (path.parent / "split.csv").write_bytes((trained_run / "split.csv").read_bytes())
-        reset = {"fold": fold, "thresholds": Thresholds.default(4), "metrics": {"best_epoch": 3}}
-        save_bundle(path, weights, before.model_copy(update=reset))
-        paths.append(path)
-
-    tuning = tune(TuneRequest(models=paths, data=data_folder, device="cpu"))
+    tuning = _tune(paths, data, dry_run=False)
 
     assert tuning.stored == tuple(paths)
     for fold, path in enumerate(paths):
-        after, kept = read_bundle(path)
+        after = read_model_info(path)
         assert after.thresholds == tuning.thresholds
         assert after.metrics["best_epoch"] == 3
         assert after.metrics["tuned"]["kaggle_dice"] == tuning.metrics.kaggle_dice
         assert set(after.metrics["cross_validated"]) == {"kaggle_dice", "positive_dice"}
-        unchanged = {"thresholds": before.thresholds, "metrics": before.metrics, "fold": before.fold}
-        assert after.fold == fold
-        assert after.model_copy(update=unchanged) == before
-        assert kept.keys() == weights.keys()
-        assert all(torch.equal(kept[key], weights[key]) for key in weights)
+        unchanged = {"thresholds": before[fold].thresholds, "metrics": before[fold].metrics}
+        assert after.model_copy(update=unchanged) == before[fold]
+        assert load_file(path)["weight"] == fold
         assert {entry.name for entry in path.parent.iterdir()} == {"model.safetensors", "split.csv"}
