@@ -3,6 +3,8 @@
 import os
 import platform
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ def machine_facts() -> dict[str, Any]:
         "cpu_flags": [flag for flag in _FLAGS if flag in _cpu_info("flags", "Features").split()],
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {"defectseg": __version__, **_versions()},
+        "versions": {"defectseg": __version__, **package_versions(_PACKAGES)},
     }
     if hasattr(os, "getloadavg"):
         facts["load_1_min"] = round(os.getloadavg()[0], 2)
@@ -60,11 +62,10 @@ def _cpu_info(*keys: str) -> str:
     return next((value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() in keys), "")
 
 
-def _versions() -> dict[str, str]:
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    """Versions of those packages that are installed."""
     found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
     return found

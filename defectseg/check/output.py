@@ -3,8 +3,8 @@
 import base64
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from defectseg.check.report import CheckReport
 from defectseg.copies.descriptors import turned
 from defectseg.data.folder import IMAGES_NAME, TABLE_NAMES
 from defectseg.data.table import IGNORE_CLASS_ID, LabelRow, scan_label_rows
-from defectseg.errors import ImageError, LabelError, OutputExistsError
+from defectseg.errors import ImageError, LabelError
 from defectseg.image import read, rle
 from defectseg.image.overlay import encode_jpeg, paint_truth
 from defectseg.pages.contact_sheet import choose_evenly, make_contact_sheet
@@ -33,33 +33,10 @@ _PAIR_WIDTH_PX = 800
 _PAIR_JPEG_QUALITY = 85
 
 
-@contextmanager
-def output_folder(out: Path, *, overwrite: bool = False) -> Iterator[None]:
-    """Hold the folder for the results of a check: empty, or with those of an earlier check that may be replaced.
-
-    Raises:
-        OutputExistsError: it holds something else, or an earlier check and `overwrite` is off.
-        ResourceError: it cannot be made or is in use.
-    """
-    if out.exists() and not files.is_empty_folder(out):
-        own = (JSON_NAME, SHEET_NAME, PAGE_NAME)
-        foreign = (
-            sorted(e.name for e in out.iterdir() if e.name not in own and not e.name.startswith("."))
-            if out.is_dir()
-            else [out.name]
-        )
-        if foreign:
-            raise OutputExistsError(
-                f"{out}: holds {', '.join(foreign[:3])}, which check did not write, so it is left alone. "
-                "Choose another --out."
-            )
-        if not overwrite:
-            raise OutputExistsError(
-                f"{out}: holds an earlier check. Choose another --out, or replace {', '.join(own)} with --overwrite."
-            )
-    with files.folder_lock(out):
-        files.remove_stale_temporaries(out)
-        yield
+def output_folder(out: Path, *, overwrite: bool = False) -> AbstractContextManager[None]:
+    """Hold the folder for the results of a check. Raises as `files.result_folder` does."""
+    own = (JSON_NAME, SHEET_NAME, PAGE_NAME)
+    return files.result_folder(out, own, writer="data check", overwrite=overwrite)
 
 
 def write_check(

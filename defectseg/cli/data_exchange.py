@@ -115,7 +115,7 @@ def import_predictions(
     from defectseg.formats.predictions import predictions_to_coco
 
     with progress("converting") as bar:
-        report = predictions_to_coco(output, file, run_lengths=run_lengths, report=bar.move)
+        report = predictions_to_coco(output, file, run_lengths=run_lengths, progress=bar.move)
     if json_output:
         print_json({**asdict(report), "out": str(file)})
         return

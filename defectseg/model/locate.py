@@ -1,9 +1,12 @@
-"""From a MODEL argument to model files."""
+"""From a MODEL argument to model files, and the one identity of a model."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from defectseg.errors import ModelError
+from defectseg.files import file_sha256
+from defectseg.model.info import OPENVINO_SUFFIX
 
 MODEL_NAME = "model.safetensors"
 
@@ -70,3 +73,14 @@ def find_model(path: Path) -> Path:
             f"{path}: this training run has not ended. Continue it with: defectseg train --resume --out {path}"
         )
     raise ModelError(f"{path}: a folder without {MODEL_NAME}. Give the model file that defectseg train wrote.")
+
+
+def model_identity(models: Path | Sequence[Path]) -> str:
+    """SHA-256, in hexadecimal, of a model file, an OpenVINO model with its `.bin`; of several, over theirs."""
+    paths = as_paths(models)
+    if len(paths) != 1:
+        return hashlib.sha256("".join(map(model_identity, paths)).encode()).hexdigest()
+    (path,) = paths
+    if path.suffix.lower() != OPENVINO_SUFFIX:
+        return file_sha256(path)
+    return hashlib.sha256((file_sha256(path) + file_sha256(path.with_suffix(".bin"))).encode()).hexdigest()

@@ -1,6 +1,5 @@
 """A prediction run from images to an output folder: what `defectseg predict` calls."""
 
-import hashlib
 import logging
 import os
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError
-from defectseg.files import file_sha256, size_and_time
+from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage, LowBitDepth, find_low_bit_depth
@@ -33,16 +33,20 @@ from defectseg.inference.stream import (
     _Watched,
 )
 from defectseg.inference.views import with_tta
-from defectseg.machine import __version__
-from defectseg.model.info import Thresholds
-from defectseg.model.locate import as_paths
+from defectseg.machine import __version__, package_versions
+from defectseg.model.info import ModelInfo, Thresholds
+from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.render import Rendered, render, render_failure
-from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_FAILED, choose_outputs
+from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
+from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
-from defectseg.runtime.load import load_runtime
+from defectseg.runtime.load import ONNX, OPENVINO, TORCH, choose_runtime, load_runtime
 
 log = logging.getLogger(__name__)
+
+_PACKAGES = ("numpy", "opencv-python-headless")  # that results depend on, besides the one of the runtime:
+_PACKAGE_OF_RUNTIME = {TORCH: "torch", OPENVINO: "openvino", ONNX: "onnxruntime"}
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,10 @@ def run_batch(
                     output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
                 statuses[result.record.status] += 1
                 brightest[result.brightest16] += 1
-                if result.record.status == STATUS_FAILED:
+                if result.record.status == STATUS_UNREADABLE:
                     log.warning("%s", result.record.image["notes"])
                 advance()
-    failed = statuses[STATUS_FAILED]
+    failed = statuses[STATUS_UNREADABLE]
     return BatchCounts(
         processed=statuses.total() - failed,
         with_defect=statuses[STATUS_DEFECT],
@@ -158,16 +162,30 @@ class _Worker:
         return segmentation
 
 
-@dataclass(frozen=True)
-class PredictRequest:
-    """What `defectseg predict` was asked for.
+def predict(
+    models: Path | Sequence[Path],
+    images: Sequence[FoundImage],
+    out: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    runtime: str = "auto",
+    workers: int | None = None,
+    outputs: Sequence[str] | None = None,
+    overlays: str | None = None,
+    tta: str | None = None,
+    bit_depth: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Process the images that have no result yet in the output folder.
 
-    Attributes:
-        model: model file, or several whose answers are averaged.
-        images: images to process, see defectseg.image.find.find_images.
-        out: output folder.
+    Args:
+        models: model file, or several whose answers are averaged.
+        images: see defectseg.image.find.find_images.
+        out: output folder; continued where its results have the same key, see defectseg.predict.output.RunKey.
         classes: ClassIds or names to report; None reports all.
-        overwrite: redo a folder that other settings wrote.
+        overwrite: redo everything in a folder that predict wrote.
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: auto, torch, openvino or onnx.
         workers: images that the network works on at once; None for what suits the runtime. Results do not depend on it.
@@ -175,28 +193,7 @@ class PredictRequest:
         overlays: which images get an overlay: all, defects or none; None for all, where `outputs` has overlays.
         tta: test-time augmentation: none, flips or turns; None for the model's own.
         bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
-        start: called with the number of images to process.
-        advance: called after each image.
-    """
-
-    model: Path | Sequence[Path]
-    images: Sequence[FoundImage]
-    out: Path
-    classes: Sequence[str] | None = None
-    overwrite: bool = False
-    device: str = "auto"
-    runtime: str = "auto"
-    workers: int | None = None
-    outputs: Sequence[str] | None = None
-    overlays: str | None = None
-    tta: str | None = None
-    bit_depth: int | None = None
-    start: Callable[[int], None] = lambda total: None
-    advance: Callable[[], None] = lambda: None
-
-
-def predict(request: PredictRequest) -> dict[str, Any]:
-    """Process the images that have no result yet in the output folder; see DESIGN for what is written.
+        progress: counts the images.
 
     Returns:
         what run.json holds.
@@ -205,48 +202,53 @@ def predict(request: PredictRequest) -> dict[str, Any]:
         OutputExistsError: the folder holds something else, or results of other settings.
         ModelError, ResourceError, UsageError: the run cannot go on; what is done is kept and can be continued.
     """
-    choice = choose_outputs(request.outputs, request.overlays)
-    if request.workers is not None and request.workers < 1:
-        raise UsageError(f"--workers {request.workers}: expected 1 or more. Leave it out for what suits the machine.")
-    workers = 1 if len(request.images) == 1 else request.workers  # all cores on the one image
-    loaded = load_runtime(request.model, request.device, request.runtime, workers=workers)
-    runtime = with_tta(loaded, request.tta)
-    info = runtime.info
-    only_classes = None if request.classes is None else resolve_classes(request.classes, info.class_names)
+    choice = choose_outputs(outputs, overlays)
+    if workers is not None and workers < 1:
+        raise UsageError(
+            f"expected 1 or more, found {workers}. Leave it out for what suits the machine.", argument="workers"
+        )
+    workers = 1 if len(images) == 1 else workers  # all cores on the one image
+    network = with_tta(load_runtime(models, device, runtime, workers=workers), tta)
+    info = network.info
+    kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
+    only_classes = None if classes is None else resolve_classes(classes, info.class_names)
     key = RunKey(
-        model_sha256=_models_sha256(as_paths(request.model)),
-        only_classes=only_classes,
-        thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
-        tta=info.recipe.inference.tta,
+        model_sha256=model_identity(models),
+        runtime=", ".join(kinds),
         outputs=choice,
-        bit_depth=request.bit_depth,
+        only_classes=only_classes,
+        bit_depth=bit_depth,
+        **_settings_of(info),
     )
     run: dict[str, Any] = {
         "defectseg": __version__,
-        "model": ", ".join(map(str, as_paths(request.model))),
-        "runtime": runtime.name,
-        "workers": runtime.parallel,
+        "model": ", ".join(map(str, as_paths(models))),
+        "runtime": network.name,
+        "workers": network.parallel,
         "tta": info.recipe.inference.tta,
         "class_names": list(info.class_names),
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
     }
-    with OutputFolder(request.out, key, overwrite=request.overwrite) as output:
+    with OutputFolder(out, key, overwrite=overwrite) as output:
+        pending = output.pending(images)
+        if pending:
+            _note_what_computes(output, network.name, kinds, started=run["started"])
         output.write_run({**run, "status": "running"})
-        pending = output.pending(request.images)
-        request.start(len(pending))
+        progress(0, len(pending))
         begun = time.monotonic()
+        done = count(1)
         try:
             counts = run_batch(
                 pending,
-                runtime,
+                network,
                 output,
                 thresholds=info.thresholds,
                 only_classes=only_classes,
-                bit_depth=request.bit_depth,
-                advance=request.advance,
+                bit_depth=bit_depth,
+                advance=lambda: progress(next(done), len(pending)),
             )
-            run |= _outcome(counts, skipped=len(request.images) - len(pending), seconds=time.monotonic() - begun)
+            run |= _outcome(counts, skipped=len(images) - len(pending), seconds=time.monotonic() - begun)
             in_folder = output.finish(run)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -256,11 +258,37 @@ def predict(request: PredictRequest) -> dict[str, Any]:
     return {**run, "images_in_folder": in_folder}
 
 
+def _settings_of(info: ModelInfo) -> dict[str, Any]:
+    """What of the model's description decides its results, besides the weights; see RunKey."""
+    export, inference = info.export, info.recipe.inference
+    return {
+        "precision": None if export is None else f"{export.precision}, other layers {export.float_layers}",
+        "thresholds": info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+        "model_bit_depth": info.recipe.data.bit_depth,
+        "tta": inference.tta,
+        "tile_hw": inference.tile_hw,
+        "tile_overlap_px": inference.tile_overlap_px,
+    }
+
+
+def _note_what_computes(output: OutputFolder, name: str, kinds: Sequence[str], *, started: str) -> None:
+    """Keep the runtime and the versions of the libraries, and warn where they are not those of earlier results."""
+    packages = [*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)]
+    computed_by = {"runtime": name, "defectseg": __version__, **package_versions(packages)}
+    if changes := output.add_run(computed_by, started=started):
+        log.warning(
+            "%s: earlier results were computed by something else (%s), and may differ a little from new ones. Choose "
+            "another folder, or overwrite this one, to compute all alike.",
+            output.root,
+            "; ".join(changes),
+        )
+
+
 def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
     """ClassIds for names or numbers. Raises UsageError for none at all, or one that the model does not have."""
-    known = ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
+    known = "the model has " + ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
     if not wanted:
-        raise UsageError(f"--classes names no class; the model has {known}. Leave it out to report all.")
+        raise UsageError(f"names no class; {known}. Leave it out to report all.", argument="classes")
     ids = []
     for entry in wanted:
         if entry in class_names:
@@ -268,7 +296,7 @@ def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[
         elif entry.isdecimal() and 1 <= int(entry) <= len(class_names):
             ids.append(int(entry))
         else:
-            raise UsageError(f"--classes {entry}: the model has {known}.")
+            raise UsageError(f"found {entry}; {known}.", argument="classes")
     return tuple(sorted(set(ids)))
 
 
@@ -277,15 +305,9 @@ def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool, fail_on_blank: bo
     in_folder = run["images_in_folder"]
     if fail_on_defect and in_folder[STATUS_DEFECT]:
         return ExitCode.DEFECT_FOUND
-    if run[STATUS_FAILED] or (fail_on_blank and in_folder[STATUS_BLANK]):
+    if run[STATUS_UNREADABLE] or (fail_on_blank and in_folder[STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
-
-
-def _models_sha256(models: Sequence[Path]) -> str:
-    """Hash of the file; of several, hash of their hashes."""
-    hashes = [file_sha256(model) for model in models]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, Any]:
@@ -295,7 +317,7 @@ def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, 
         "processed": counts.processed,
         "with_defect": counts.with_defect,
         STATUS_BLANK: counts.blank,
-        STATUS_FAILED: counts.failed,
+        STATUS_UNREADABLE: counts.failed,
         "low_bit_depth": None if counts.low_bit_depth is None else asdict(counts.low_bit_depth),
         "already_done": skipped,
         "seconds": round(seconds, 3),

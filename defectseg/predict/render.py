@@ -20,7 +20,7 @@ from defectseg.predict.tables import (
     STATUS_BLANK,
     STATUS_CLEAN,
     STATUS_DEFECT,
-    STATUS_FAILED,
+    STATUS_UNREADABLE,
     OutputChoice,
     Record,
 )
@@ -69,7 +69,7 @@ def render_failure(found: FoundImage, stamp: tuple[int, int], message: str) -> R
     blank = dict.fromkeys(
         ("height", "width", "classes", "regions", "defect_area_px", "defect_area_percent", "top_score"), ""
     )
-    image = {**_identity(found, stamp, STATUS_FAILED, message), **blank}
+    image = {**_identity(found, stamp, STATUS_UNREADABLE, message), **blank}
     return Rendered(Record(image, [], [], [[found.image_id, escaped(found.path), message]]), None, None)
 
 
