@@ -107,7 +107,8 @@ def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Rec
             raise DataError(f"{root}: has no {name}; expected the output folder of a finished run of predict.")
     try:
         run = dict(json.loads((root / _RUN).read_text(encoding="utf-8")))
-        status, outputs = str(run["status"]), OutputChoice(**run["key"]["outputs"])
+        status, chosen = str(run["status"]), run["key"]["outputs"]
+        outputs = OutputChoice(tuple(chosen["names"]), str(chosen["overlays"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{root / _RUN}: cannot be understood ({error!r}). Predict again, into another folder."
@@ -207,11 +208,11 @@ class OutputFolder:
             record = replace(record, image={**record.image, "notes": notes})
         self._journal.add(record)
 
-    def finish(self, run: dict[str, Any]) -> dict[str, int]:
-        """Write the tables, sorted by ImageId, and run.json.
+    def finish(self, run: dict[str, Any]) -> dict[str, Any]:
+        """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.
 
         Returns:
-            number of images in the folder by status.
+            what run.json holds.
         """
         self._journal.save()
         counts = dict.fromkeys(STATUSES, 0)
@@ -228,13 +229,13 @@ class OutputFolder:
                     write_rows(record.rows(name))
         for column, count in lacking.items():
             log.warning("%s: %d images were done before there was a column %s", self.root / IMAGES, count, column)
-        self.write_run({**run, "images_in_folder": counts})
-        return counts
+        return self.write_run({**run, "images_in_folder": counts})
 
-    def write_run(self, run: dict[str, Any]) -> None:
-        """Write run.json, with the key and with what computed this run and those before."""
+    def write_run(self, run: dict[str, Any]) -> dict[str, Any]:
+        """Write run.json, with the key and with what computed this run and those before, and return what it holds."""
         content = {**run, "runs": self._runs, "key": self.key.as_json()}
         write_text(self.root / _RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        return content
 
     def picture_path(self, kind: str, image_id: str) -> Path:
         """Where the overlay ("overlays") or the class map ("masks") of an image lies."""

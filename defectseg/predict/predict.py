@@ -249,13 +249,12 @@ def predict(
                 advance=lambda: progress(next(done), len(pending)),
             )
             run |= _outcome(counts, skipped=len(images) - len(pending), seconds=time.monotonic() - begun)
-            in_folder = output.finish(run)
+            return output.finish(run)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(DefectsegError):  # on a full disk, say; the first error is the one to report
                 output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
             raise
-    return {**run, "images_in_folder": in_folder}
 
 
 def _settings_of(info: ModelInfo) -> dict[str, Any]:

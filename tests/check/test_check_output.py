@@ -96,7 +96,7 @@ def test_folder_that_holds_something_is_refused_and_an_earlier_check_replaced_on
     out.mkdir()
     (out / "check.json").write_text("{}")
     with (
-        pytest.raises(OutputExistsError, match=r"earlier check.* replace check\.json, .* with --overwrite"),
+        pytest.raises(OutputExistsError, match=r"data check \(check\.json\).*overwrite=True"),
         output_folder(out),
     ):
         pass
@@ -104,11 +104,11 @@ def test_folder_that_holds_something_is_refused_and_an_earlier_check_replaced_on
         pass
     (out / "mine.txt").write_text("")
     with (
-        pytest.raises(OutputExistsError, match=r"mine\.txt, which check did not write"),
+        pytest.raises(OutputExistsError, match=r"mine\.txt, not written by data check"),
         output_folder(out, overwrite=True),
     ):
         pass
-    with pytest.raises(OutputExistsError, match=r"mine\.txt"), output_folder(out / "mine.txt"):
+    with pytest.raises(ResourceError, match=r"mine\.txt"), output_folder(out / "mine.txt"):
         pass
 
 

@@ -106,7 +106,7 @@ def test_tables_hold_what_the_answer_implies_worked_by_hand(
     assert (clean["defect_area_px"], clean["defect_area_percent"]) == ("0", "0.0000")
     # A pixel of two classes is one defect pixel: 4 of the pit alone and 4 of both.
     assert (over["regions"], over["defect_area_px"], over["classes"]) == ("2", "8", "pits; cracks")
-    assert broken["status"] == "failed"
+    assert broken["status"] == "unreadable"
     assert broken["height"] == broken["regions"] == broken["defect_area_px"] == ""
     assert "broken.png" in broken["notes"]
 
@@ -225,7 +225,7 @@ def test_no_file_stops_a_folder(sheets: Path, tmp_path: Path, grey_runtime: Call
     assert [row["ImageId"] for row in errors] == unreadable
     assert errors[0]["path"] == f"{sheets}/%8F%E0.png"
     images = {row["ImageId"]: row["status"] for row in _rows(tmp_path / "out" / "images.csv")}
-    assert sorted(image_id for image_id, status in images.items() if status == "failed") == unreadable
+    assert sorted(image_id for image_id, status in images.items() if status == "unreadable") == unreadable
     assert images["x.png/inner.png"] == images["x" * 251 + ".png"] == "clean"
     assert _run(sheets, tmp_path / "out", grey_runtime()) == BatchCounts(processed=0, with_defect=0, failed=9)
 
