@@ -248,7 +248,8 @@ class OutputFolder:
             self._check_may_continue(earlier)
             self._runs = earlier["runs"]
         else:
-            self._clear()
+            if earlier is not None:
+                self._clear()
             self.write_run({"status": "running"})  # from now on the folder is known to be ours
         with resource_errors(self.root):
             for folder in self._picture_kinds():

@@ -460,7 +460,7 @@ def test_results_are_the_same_to_the_byte_for_one_worker_and_several(
         results.append(_contents(tmp_path / f"out{parallel}"))
         at_once.append(runtime.most_at_once)
 
-    assert len(results[0]) == 2 * 39 + 4
+    assert len(results[0]) == 2 * 39 + 5
     assert results[0] == results[1] == results[2]
     assert at_once[0] == 1
     assert 1 < at_once[1] <= 2
