@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from defectseg.inference.predictor import Prediction, Predictor
+    from defectseg.inference.stream import Unreadable
 
 from defectseg.machine import __version__
 
 # On import, OpenVINO tells its maker of its use, unless this package is missing. Now Python says that it is.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-__all__ = ["Prediction", "Predictor", "__version__"]
+__all__ = ["Prediction", "Predictor", "Unreadable", "__version__"]
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one of ours
 

@@ -1,19 +1,26 @@
 """Fixtures that several parts of the suite share: a small synthetic data folder and a run that was trained on it."""
 
 import os
+import random
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from defectseg.config import InferenceConfig, Recipe
 from defectseg.data.synthetic import write_data_folder
-from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.inference.settings import Settings
+from defectseg.model.info import METADATA_KEY, ModelInfo, Normalization, Thresholds
 from defectseg.runtime.base import Answer
 
 # One thread for torch, here and in the commands that tests start: these networks are too small to gain by two, and on a
@@ -92,12 +99,17 @@ class GreyRuntime:
     and a crack (0.7) at once; everything else is steel (0.1 for both). The gate is the largest probability.
 
     Attributes:
+        info: a description that it might have been loaded with.
+        settings: those of its description.
         calls: shapes of the arrays that it was called with.
         before: called with the number of each call, from 1, before it is answered.
+        parallel: how many calls at once it asks for.
+        longest_s: it takes a random time up to this to answer.
+        most_at_once: how many calls were in work at the same time.
+        threads: the names of those that called it.
     """
 
     name = "grey levels"
-    parallel = 1
 
     def __init__(self, thresholds: Thresholds, inference: InferenceConfig) -> None:
         self.info = ModelInfo(
@@ -106,16 +118,30 @@ class GreyRuntime:
             thresholds=thresholds,
             recipe=Recipe(inference=inference),
         )
+        self.class_names, self.settings = self.info.class_names, Settings.of(self.info)
         self.levels = np.full((2, 256), 0.1, np.float32)
         self.levels[0, 110:130] = 0.9
         self.levels[1, 150:170] = 0.8
         self.levels[:, 190:210] = [[0.6], [0.7]]
         self.calls: list[tuple[int, ...]] = []
         self.before: Callable[[int], None] = lambda call: None
+        self.parallel, self.longest_s = 1, 0.0
+        self.threads: set[str] = set()
+        self.at_once = self.most_at_once = 0
+        self._lock = threading.Lock()
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        self.calls.append(images.shape)
-        self.before(len(self.calls))
+        with self._lock:
+            self.calls.append(images.shape)
+            call = len(self.calls)
+            self.threads.add(threading.current_thread().name)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        if self.longest_s:
+            time.sleep(random.uniform(0, self.longest_s))
+        with self._lock:
+            self.at_once -= 1
+        self.before(call)
         probabilities = np.ascontiguousarray(self.levels[:, images[:, 0]].swapaxes(0, 1))
         return Answer(probabilities, probabilities.max(axis=(2, 3)))
 
@@ -125,9 +151,35 @@ def grey_runtime() -> Callable[..., GreyRuntime]:
     """Makes a GreyRuntime; by default no region is too small and tiles are of the usual size."""
 
     def make(
-        *, min_area_px: int = 0, tile_hw: tuple[int, int] = (1024, 2048), tile_overlap_px: int = 128
+        *,
+        min_area_px: int = 0,
+        tile_hw: tuple[int, int] = (1024, 2048),
+        tile_overlap_px: int = 128,
+        parallel: int = 1,
+        longest_s: float = 0.0,
     ) -> GreyRuntime:
         thresholds = Thresholds(gate=(0.5, 0.5), pixel=(0.5, 0.5), min_area_px=(min_area_px, min_area_px))
-        return GreyRuntime(thresholds, InferenceConfig(tile_hw=tile_hw, tile_overlap_px=tile_overlap_px))
+        runtime = GreyRuntime(thresholds, InferenceConfig(tile_hw=tile_hw, tile_overlap_px=tile_overlap_px))
+        runtime.parallel, runtime.longest_s = parallel, longest_s
+        return runtime
 
     return make
+
+
+@pytest.fixture
+def write_model() -> Callable[..., Path]:
+    """Writes a bundle or an `.xml` without a network: the description of a GreyRuntime, and a single weight."""
+
+    def write(path: Path, weight: float = 0.0, **changes: Any) -> Path:
+        info = GreyRuntime(Thresholds.default(2), InferenceConfig()).info.model_copy(update=changes)
+        text, weights = info.model_dump_json(), np.array([weight], np.float32)
+        if path.suffix == ".xml":
+            path.write_text(
+                f"<net><rt_info><{METADATA_KEY} value={quoteattr(text)}/></rt_info></net>", encoding="utf-8"
+            )
+            path.with_suffix(".bin").write_bytes(weights.tobytes())
+        else:
+            save_file({"weight": weights}, path, metadata={METADATA_KEY: text})
+        return path
+
+    return write

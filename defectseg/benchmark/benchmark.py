@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -26,16 +26,20 @@ from numpy.typing import NDArray
 import defectseg
 from defectseg.data.synthetic import write_data_folder
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, ExitCode, ImageError, UsageError
+from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage, find_images
-from defectseg.inference.segment import segment_image
-from defectseg.inference.stages import StageTimes
-from defectseg.inference.tiles import tile_starts
-from defectseg.inference.views import answer_views
+from defectseg.inference.segment import segment
+from defectseg.inference.settings import Settings
+from defectseg.inference.stream import decode
+from defectseg.inference.tiles import answer_tile, cut_tiles, predict_image
 from defectseg.machine import machine_facts, peak_memory_mb
+from defectseg.model.info import ModelInfo
 from defectseg.model.locate import as_paths
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.predict import run_batch
+from defectseg.predict.render import render
+from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.load import RUNTIMES, load_runtime
 
@@ -44,6 +48,7 @@ log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 ROUNDS = 3
+STAGES = ("read", "network", "postprocess", "render", "write")
 _COLD_STARTS = 3
 _SYNTHETIC_HW = (256, 1600)
 _MOST_PX = 2**28  # of all images together: the network alone is measured on pixels that are held in memory
@@ -55,31 +60,6 @@ model, image, device, runtime, workers = sys.argv[1:]
 Predictor.load(model, device=device, runtime=runtime, workers=int(workers) or None, keep_probabilities=False)(image)
 print("answered", flush=True)
 """
-
-
-@dataclass(frozen=True)
-class BenchmarkRequest:
-    """What `defectseg benchmark` was asked for.
-
-    Attributes:
-        model: model file, or several whose answers are averaged.
-        images: images to measure on; none: synthetic sheets of 256 x 1600.
-        runtimes: what to measure, see `resolve_runtimes`.
-        num_images: how many images at most.
-        device: auto, cpu, cuda, cuda:N or mps.
-        workers: calls at once; None for what suits the machine.
-        start: called with the number of runtimes.
-        advance: called after each runtime.
-    """
-
-    model: Path | Sequence[Path]
-    images: Sequence[FoundImage] = ()
-    runtimes: Sequence[str] = ("auto",)
-    num_images: int = 32
-    device: str = "auto"
-    workers: int | None = None
-    start: Callable[[int], None] = lambda total: None
-    advance: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -111,13 +91,34 @@ def resolve_runtimes(text: str) -> tuple[str, ...]:
     names = [name.strip() for name in text.split(",")]
     known = ("all", *RUNTIMES)
     if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"--runtime {unknown[0]!r}: expected {', '.join(known)}, or several with commas between them.")
+        raise UsageError(
+            f"expected {', '.join(known)}, or several with commas between them, found {unknown[0]!r}.",
+            argument="runtime",
+        )
     every = [name for name in RUNTIMES if name != "auto"]
     return tuple(dict.fromkeys(each for name in names for each in (every if name == "all" else [name])))
 
 
-def benchmark(request: BenchmarkRequest) -> dict[str, Any]:
+def benchmark(
+    models: Path | Sequence[Path],
+    images: Sequence[FoundImage] = (),
+    *,
+    runtimes: Sequence[str] = ("auto",),
+    num_images: int = 32,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
     """Measure each runtime; what cannot be measured is told in its row, if another one can.
+
+    Args:
+        models: model file, or several whose answers are averaged.
+        images: images to measure on; none: synthetic sheets of 256 x 1600.
+        runtimes: what to measure, see `resolve_runtimes`.
+        num_images: how many images at most.
+        device: auto, cpu, cuda, cuda:N or mps.
+        workers: calls at once; None for what suits the machine.
+        progress: told after each runtime.
 
     Returns:
         what `--json` prints: `machine`, `images` and `runtimes`, a row for each; see `measure` for its figures. Besides
@@ -129,71 +130,75 @@ def benchmark(request: BenchmarkRequest) -> dict[str, Any]:
         UsageError: fewer than one image is asked for.
         CannotContinueError, UsageError: no runtime can be measured.
     """
-    if request.num_images < 1:
-        raise UsageError(f"--images {request.num_images}: expected 1 or more.")
-    request.start(len(request.runtimes))
+    if num_images < 1:
+        raise UsageError(f"expected 1 or more, found {num_images}.", argument="images")
+    paths = as_paths(models)
     with tempfile.TemporaryDirectory(prefix="defectseg-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        images, sizes_hw = _choose(request.images or _make_sheets(folder, request.num_images), request.num_images)
+        chosen, sizes_hw = _choose(images or _make_sheets(folder, num_images), num_images)
         rows: list[dict[str, Any]] = []
         refusals: list[_Refusal] = []
-        for runtime in request.runtimes:
-            job = _Job(as_paths(request.model), images, runtime, request.device, request.workers, folder / runtime)
-            result = _measure_apart(job)
+        for runtime in runtimes:
+            progress(len(rows), len(runtimes), runtime)
+            result = _measure_apart(_Job(paths, chosen, runtime, device, workers, folder / runtime))
             if isinstance(result, _Refusal):
                 refusals.append(result)
                 result = {"error": result.message}
             rows.append({"runtime": runtime, **result})
-            request.advance()
     if len(refusals) == len(rows):
         kind = UsageError if refusals[0].exit_code is ExitCode.USAGE else CannotContinueError
         raise kind(" ".join(dict.fromkeys(refusal.message for refusal in refusals)))
     return {
-        "model": ", ".join(map(str, as_paths(request.model))),
+        "model": ", ".join(map(str, paths)),
         "machine": machine_facts(),
         "images": {
-            "count": len(images),
-            "synthetic": not request.images,
+            "count": len(chosen),
+            "synthetic": not images,
             "sizes": sorted({f"{height}x{width}" for height, width in sizes_hw}),
         },
         "runtimes": rows,
     }
 
 
-def measure(runtime: Runtime, images: Sequence[FoundImage], folder: Path, *, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(
+    runtime: Runtime, settings: Settings, images: Sequence[FoundImage], folder: Path, *, rounds: int = ROUNDS
+) -> dict[str, Any]:
     """Measure one runtime: pipeline and network in turn, so that both meet the same noise of the machine.
 
     Args:
         runtime: the model.
+        settings: of the inference.
         images: at least one, all readable, together small enough to hold their pixels in memory.
         folder: results are written to subfolders of it and deleted again.
         rounds: how often; rates are those of the median.
 
     Returns:
-        `name` and `parallel` of the runtime; `network_images_per_s` (tiles and views ready in memory, as many calls at
-        once as in the pipeline), `pipeline_images_per_s` (files to files), `pipeline_share` (their ratio); `stages_ms`,
-        the time of one image in each stage, which overlap; `latency_ms` with `p50` and `p95`, from file to regions,
-        one image at a time; `peak_memory_mb` of the process, before images are held for the network alone.
+        `name` and `parallel` of the runtime; `network_images_per_s` (images ready in memory, as many at once as in the
+        pipeline), `pipeline_images_per_s` (files to files, as `predict` does it), `pipeline_share` (their ratio);
+        `stages_ms`, the mean time of each of STAGES for one image at a time, of which the pipeline overlaps those of
+        several; `latency_ms` with `p50` and `p95`, of a single image from file to regions; `peak_memory_mb` of the
+        process, before images are held for the network alone.
     """
     warm_up = images[: 2 * runtime.parallel]  # the first calls of each stream choose kernels and allocate
-    run_pipeline(runtime, warm_up, folder / "warm-up")
-    times = StageTimes()
-    pipeline_s = [run_pipeline(runtime, images, folder / "first", times)]
+    run_pipeline(runtime, settings, warm_up, folder / "warm-up")
+    pipeline_s = [run_pipeline(runtime, settings, images, folder / "first")]
     peak_mb = peak_memory_mb()
-    pixels = [image_files.decode(found.path).pixels for found in images]
-    network_s = [run_network(runtime, pixels)]
+    pixels = [decode(found, settings).pixels for found in images]
+    network_s = [run_network(runtime, settings, pixels)]
     for number in range(1, rounds):
-        pipeline_s.append(run_pipeline(runtime, images, folder / str(number), times))
-        network_s.append(run_network(runtime, pixels))
+        pipeline_s.append(run_pipeline(runtime, settings, images, folder / str(number)))
+        network_s.append(run_network(runtime, settings, pixels))
     network, pipeline = (len(images) / statistics.median(seconds) for seconds in (network_s, pipeline_s))
-    p50, p95 = np.percentile([_latency_ms(runtime, found) for found in images], [50, 95]).tolist()
+    stages_ms = run_stages(runtime, settings, images, folder / "stages")
+    to_regions_ms = stages_ms[:, : STAGES.index("postprocess") + 1].sum(axis=1)
+    p50, p95 = np.percentile(to_regions_ms, [50, 95]).tolist()
     return {
         "name": runtime.name,
         "parallel": runtime.parallel,
         "network_images_per_s": round(network, 3),
         "pipeline_images_per_s": round(pipeline, 3),
         "pipeline_share": round(pipeline / network, 4),
-        "stages_ms": _stages_ms(times, len(images) * rounds),
+        "stages_ms": dict(zip(STAGES, stages_ms.mean(axis=0).round(3).tolist(), strict=True)),
         "latency_ms": {"p50": round(p50, 3), "p95": round(p95, 3)},
         "peak_memory_mb": peak_mb,
     }
@@ -235,7 +240,7 @@ def _measure_apart(job: _Job) -> dict[str, Any] | _Refusal:
     try:
         result = _in_fresh_process(_load_job, job) or _in_fresh_process(_measure_job, job)
     except BrokenProcessPool:
-        message = f"the process that measured {job.runtime} died, perhaps out of memory. Try fewer --workers."
+        message = f"the process that measured {job.runtime} died, perhaps out of memory. Try fewer workers."
         return _Refusal(message, ExitCode.CANNOT_CONTINUE)
     finally:
         shutil.rmtree(job.folder, ignore_errors=True)
@@ -259,12 +264,13 @@ def _load_job(job: _Job) -> _Refusal | None:
 
 def _measure_job(job: _Job) -> dict[str, Any] | _Refusal:
     try:
-        return measure(_load(job), job.images, job.folder)
+        runtime, info = _load(job)
+        return measure(runtime, Settings.of(info), job.images, job.folder)
     except DefectsegError as error:
         return _Refusal(str(error), error.exit_code)
 
 
-def _load(job: _Job) -> Runtime:
+def _load(job: _Job) -> tuple[Runtime, ModelInfo]:
     return load_runtime(job.model, job.device, job.runtime, workers=job.workers)
 
 
@@ -286,44 +292,46 @@ def _cold_start_s(job: _Job) -> float:
     return seconds
 
 
-def run_pipeline(
-    runtime: Runtime, images: Sequence[FoundImage], folder: Path, times: StageTimes | None = None
-) -> float:
+def run_pipeline(runtime: Runtime, settings: Settings, images: Sequence[FoundImage], folder: Path) -> float:
     """Seconds from image files to the results of `predict`; what it wrote is deleted."""
     begun = time.perf_counter()
     with OutputFolder(folder, RunKey("", None, {})) as output:
-        run_batch(output.pending(images), runtime, output, thresholds=runtime.info.thresholds, times=times)
+        run_batch(output.pending(images), runtime, settings, output)
         output.finish({})
     seconds = time.perf_counter() - begun
     shutil.rmtree(folder)
     return seconds
 
 
-def run_network(runtime: Runtime, pixels: Sequence[NDArray[np.uint8]]) -> float:
+def run_network(runtime: Runtime, settings: Settings, pixels: Sequence[NDArray[np.uint8]]) -> float:
     """Seconds that the network takes for images (H, W) in memory, in all their tiles and views."""
-    tiles = [tile for image in pixels for tile in _tiles(runtime, image)]
-    tta = runtime.info.recipe.inference.tta
+    tiles = [tile for image in pixels for tile in cut_tiles(image, settings)]
     begun = time.perf_counter()
     with ThreadPoolExecutor(runtime.parallel) as pool:
-        for _ in pool.map(lambda tile: answer_views(runtime, tile, tta), tiles):
+        for _ in pool.map(lambda tile: answer_tile(runtime, tile, settings.tta), tiles):
             pass
     return time.perf_counter() - begun
 
 
-def _tiles(runtime: Runtime, image: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """What the network is called with for an image (H, W): uint8 (1, 1, h, w), contiguous."""
-    settings = runtime.info.recipe.inference
-    tile_h, tile_w = (min(length, tile) for length, tile in zip(image.shape, settings.tile_hw, strict=True))
-    for top in tile_starts(image.shape[0], tile_h, settings.tile_overlap_px):
-        for left in tile_starts(image.shape[1], tile_w, settings.tile_overlap_px):
-            yield np.ascontiguousarray(image[top : top + tile_h, left : left + tile_w])[None, None]
-
-
-def _latency_ms(runtime: Runtime, found: FoundImage) -> float:
-    begun = time.perf_counter()
-    segment_image(runtime, image_files.decode(found.path).pixels, runtime.info.thresholds)
-    return 1000 * (time.perf_counter() - begun)
-
-
-def _stages_ms(times: StageTimes, images: int) -> dict[str, float]:
-    return {stage: round(1000 * seconds / images, 3) for stage, seconds in times.seconds.items()}
+def run_stages(runtime: Runtime, settings: Settings, images: Sequence[FoundImage], folder: Path) -> NDArray[np.float64]:
+    """Milliseconds (images, STAGES) of one image after another through the functions that the pipeline overlaps."""
+    rows = []
+    with OutputFolder(folder, RunKey("", None, {})) as output:
+        output.pending(images)
+        for found in images:
+            times = [time.perf_counter()]
+            decoded = decode(found, settings)
+            times.append(time.perf_counter())
+            answer = predict_image(runtime, decoded.pixels, settings)
+            times.append(time.perf_counter())
+            segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
+            times.append(time.perf_counter())
+            rendered = render(
+                found, size_and_time(found.path), decoded, segmentation, runtime.class_names, output.key.outputs
+            )
+            times.append(time.perf_counter())
+            output.write(rendered.record, overlay_jpeg=rendered.overlay_jpeg, class_map_png=rendered.class_map_png)
+            times.append(time.perf_counter())
+            rows.append(1000 * np.diff(times))
+    shutil.rmtree(folder)
+    return np.stack(rows)

@@ -42,23 +42,20 @@ def benchmark(
 
     Example: defectseg benchmark runs/1/model.safetensors --runtime all
     """
-    from defectseg.benchmark.benchmark import BenchmarkRequest, resolve_runtimes
     from defectseg.benchmark.benchmark import benchmark as run_benchmark
+    from defectseg.benchmark.benchmark import resolve_runtimes
     from defectseg.image.find import find_images
     from defectseg.model.locate import model_paths
 
     with progress("measuring") as bar:
         result = run_benchmark(
-            BenchmarkRequest(
-                model=model_paths(model),
-                images=find_images(*expand(inputs), keep_faulty=True) if inputs else (),
-                runtimes=resolve_runtimes(runtime),
-                num_images=images,
-                device=device,
-                workers=workers,
-                start=bar.start,
-                advance=bar.advance,
-            )
+            model_paths(model),
+            find_images(*expand(inputs), keep_faulty=True) if inputs else (),
+            runtimes=resolve_runtimes(runtime),
+            num_images=images,
+            device=device,
+            workers=workers,
+            progress=bar.move,
         )
     if json_output:
         print_json(result)

@@ -28,7 +28,7 @@ def demo(
     from defectseg.data.folder import images_folder
     from defectseg.data.synthetic import write_data_folder
     from defectseg.errors import OutputExistsError
-    from defectseg.evaluate.evaluate import EvaluateRequest, evaluate_model
+    from defectseg.evaluate.evaluate import evaluate
     from defectseg.evaluate.report import metrics_table
     from defectseg.files import is_empty_folder
     from defectseg.image.find import find_images
@@ -52,16 +52,7 @@ def demo(
 
     print("3/4 evaluating on the sheets that it was not trained on", flush=True)
     with progress("evaluating") as bar:
-        evaluation = evaluate_model(
-            EvaluateRequest(
-                model=trained.model,
-                data=out / "unseen",
-                out=out / "evaluation",
-                device=device,
-                start=bar.start,
-                advance=bar.advance,
-            )
-        )
+        evaluation = evaluate(trained.model, out / "unseen", out / "evaluation", device=device, progress=bar.move)
     print_rows(metrics_table(evaluation.metrics))
 
     print("4/4 predicting, as on new images", flush=True)

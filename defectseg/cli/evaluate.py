@@ -63,7 +63,8 @@ def evaluate(
 
     Example: defectseg evaluate runs/1/model.safetensors --data severstal --subset val --out report/
     """
-    from defectseg.evaluate.evaluate import EvaluateRequest, evaluate_model, evaluate_predictions
+    from defectseg.evaluate.evaluate import evaluate as score_model
+    from defectseg.evaluate.evaluate import evaluate_predictions
     from defectseg.model.locate import model_paths
 
     if (model is None) == (predictions is None):
@@ -81,24 +82,21 @@ def evaluate(
         if split is not None and subset == "all":
             raise UsageError("--split tells train from val; give --subset train or --subset val with it.")
         with progress("evaluating") as bar:
-            evaluation = evaluate_model(
-                EvaluateRequest(
-                    model=model_paths(model),
-                    data=data,
-                    out=out,
-                    subset=subset,
-                    split=split,
-                    overwrite=overwrite,
-                    device=device,
-                    runtime=runtime,
-                    tta=tta,
-                    bit_depth=bit_depth,
-                    start=bar.start,
-                    advance=bar.advance,
-                )
+            evaluation = score_model(
+                model_paths(model),
+                data,
+                out,
+                subset=subset,
+                split=split,
+                overwrite=overwrite,
+                device=device,
+                runtime=runtime,
+                tta=tta,
+                bit_depth=bit_depth,
+                progress=bar.move,
             )
     _report(evaluation, out, json_output)
-    finish(ExitCode.PARTIAL if evaluation.failures else ExitCode.DONE)
+    finish(ExitCode.PARTIAL if evaluation.unreadable else ExitCode.DONE)
 
 
 def _report(evaluation: Any, out: Path | None, json_output: bool) -> None:

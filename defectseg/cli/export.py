@@ -3,7 +3,6 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,10 +11,6 @@ from defectseg.cli.common import BitDepth, Json, Verbose, print_json, require_ex
 from defectseg.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from defectseg.evaluate.metrics import Counts
     from defectseg.export.export import Exported
     from defectseg.export.int8 import Int8Cost
 
@@ -66,68 +61,23 @@ def export(
     if int8:
         require_extra("--int8", "int8", "nncf")
     size_hw = None if size is None else _parse_size(size)
-    from defectseg.export.export import ExportRequest, export_model
+    from defectseg.export import export as room
     from defectseg.model.locate import model_paths
 
-    exported = export_model(
-        ExportRequest(
-            model=model_paths(model),
-            out=out,
-            format=file_format,
-            new_score=MaskCounts,
-            int8=int8,
-            data=data,
-            size_hw=size_hw,
-            bit_depth=bit_depth,
-            overwrite=overwrite,
-        )
+    exported = room.export(
+        model_paths(model),
+        out,
+        format=file_format,
+        int8=int8,
+        data=data,
+        size_hw=size_hw,
+        bit_depth=bit_depth,
+        overwrite=overwrite,
     )
     if json_output:
         print_json(_as_json(exported, out))
     else:
         _report(exported, out)
-
-
-class MaskCounts:
-    """Counts masks as `evaluate` does; see MaskScore in defectseg.export.parity."""
-
-    def __init__(self) -> None:
-        self.counts: Counts = {}
-
-    def add(
-        self,
-        image_id: str,
-        predicted: "NDArray[np.bool_]",
-        truth: "NDArray[np.bool_]",
-        ignore: "NDArray[np.bool_] | None" = None,
-    ) -> None:
-        """Count one image; masks bool (C, H, W), ignored pixels bool (H, W)."""
-        from defectseg.evaluate.metrics import count_pairs
-
-        self.counts.update(count_pairs(image_id, predicted, truth, ignore))
-
-    @property
-    def pooled_dice(self) -> float:
-        """Dice of all pixels of all images and classes; 1 where there is none."""
-        from defectseg.evaluate.metrics import PairCounts
-
-        pairs = self.counts.values()
-        return PairCounts(
-            sum(pair.true_px for pair in pairs),
-            sum(pair.predicted_px for pair in pairs),
-            sum(pair.both_px for pair in pairs),
-        ).dice
-
-    @property
-    def positive_dice(self) -> float | None:
-        """Mean Dice of the pairs with a defect; None where there is none."""
-        positive = [pair.dice for pair in self.counts.values() if pair.true_px]
-        return mean(positive) if positive else None
-
-    @property
-    def kaggle_dice(self) -> float:
-        """Mean Dice of all pairs but unknown ones; there must be one."""
-        return mean(pair.dice for pair in self.counts.values() if not pair.unknown)
 
 
 def _parse_size(text: str) -> tuple[int, int]:

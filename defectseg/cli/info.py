@@ -1,8 +1,7 @@
 """`defectseg info`."""
 
-import importlib.metadata
-import os
-import platform
+import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from defectseg.cli.common import Json, Verbose, print_json, print_rows
-from defectseg.machine import __version__
+from defectseg.machine import __version__, machine_facts, package_versions
 
 _PACKAGES = (
-    *("torch", "segmentation-models-pytorch", "timm", "accelerate", "albumentations", "openvino", "onnxruntime"),
-    *("nncf", "numpy", "opencv-python-headless", "pandas"),
+    *("segmentation-models-pytorch", "timm", "accelerate", "albumentations", "nncf", "onnx"),
+    *("numpy", "opencv-python-headless", "pandas"),
 )
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def info(
@@ -29,20 +27,46 @@ def info(
     if json_output:
         print_json(content)
         return
-    print_rows([[key, _text(value)] for key, value in content.items()], align_right=False)
+    print_rows([[key, text] for key, value in content.items() for key, text in _lines(key, value)], align_right=False)
 
 
 def _system() -> dict[str, Any]:
+    facts = machine_facts()
     return {
         "defectseg": __version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpu_cores": os.cpu_count(),
-        "cpu_features": _cpu_features(),
-        "devices": _devices(),
-        "runtimes": ["torch"] if find_spec("torch") else [],
-        "packages": {name: _version(name) for name in _PACKAGES},
+        **{key: facts[key] for key in ("python", "system", "cpu", "cores", "cpu_flags")},
+        "runtimes": {name: _runtime(name, devices) for name, devices in _RUNTIMES.items() if find_spec(name)},
+        "packages": package_versions(_PACKAGES),
     }
+
+
+def _runtime(name: str, devices: Callable[[], list[str]]) -> dict[str, Any]:
+    """Version and devices of an installed runtime, or why it cannot be used here."""
+    try:
+        return {"devices": devices(), "version": sys.modules[name].__version__}
+    except Exception as error:  # whatever a broken installation raises when it is imported
+        return {"error": f"installed, but cannot be imported: {type(error).__name__}: {error}"}
+
+
+def _torch_devices() -> list[str]:
+    from defectseg.model.devices import available_devices
+
+    return available_devices()
+
+
+def _openvino_devices() -> list[str]:
+    from defectseg.model.openvino_io import core
+
+    return [f"cpu {core().get_property('CPU', 'FULL_DEVICE_NAME')}"]
+
+
+def _onnx_devices() -> list[str]:
+    from defectseg.runtime.onnx import available_devices
+
+    return available_devices()
+
+
+_RUNTIMES = {"torch": _torch_devices, "openvino": _openvino_devices, "onnxruntime": _onnx_devices}
 
 
 def _model(path: Path) -> dict[str, Any]:
@@ -71,33 +95,18 @@ def _model(path: Path) -> dict[str, Any]:
     }
 
 
-def _cpu_features() -> list[str]:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return []
-    line = next((line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("flags")), "")
-    flags = set(line.split())
-    return [flag for flag in _CPU_FLAGS if flag in flags]
-
-
-def _devices() -> list[str]:
-    if find_spec("torch") is None:
-        return ["cpu"]
-    from defectseg.model.devices import available_devices
-
-    return available_devices()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _lines(key: str, value: Any) -> list[tuple[str, str]]:
+    """A line of a table for people; a line for each part where the parts have parts of their own."""
+    if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
+        plain = {name: part for name, part in value.items() if not isinstance(part, dict)}
+        parts = [(f"{key}, {name}", _text(part)) for name, part in value.items() if isinstance(part, dict)]
+        return [(key, _text(plain)), *parts] if plain else parts
+    return [(key, _text(value))]
 
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(entry)}" for key, entry in value.items())
+        return ", ".join(f"{name.replace('_', ' ')} {_text(part)}" for name, part in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
+        return ", ".join(map(_text, value)) or "none"
+    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -226,6 +226,6 @@ def _content(tuning: "Tuning") -> dict[str, Any]:
         "thresholds": tuning.thresholds.model_dump(mode="json"),
         "metrics": headline(tuning.metrics),
         "warnings": list(tuning.warnings),
-        "left_out": [[failure.found.image_id, failure.message] for failure in tuning.failures],
+        "left_out": [[failure.image_id, failure.message] for failure in tuning.failures],
         "stored": [str(path) for path in tuning.stored],
     }

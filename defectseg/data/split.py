@@ -16,6 +16,8 @@ from defectseg.data.folder import IGNORE_CLASS_ID, DataFolder
 from defectseg.errors import LabelError, UsageError
 from defectseg.files import check_image_id, read_pairs
 
+SPLIT_NAME = "split.csv"
+
 Stratum = frozenset[int]
 Pair = tuple[str, str]
 

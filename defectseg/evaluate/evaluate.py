@@ -1,8 +1,8 @@
-"""An evaluation from a data folder to a report: what `defectseg evaluate` calls."""
+"""A data folder and a model, or predictions -> figures and a report: what `defectseg evaluate` calls."""
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +17,13 @@ from defectseg.files import atomic_csv, result_folder, write_result
 from defectseg.image.find import escaped
 from defectseg.image.overlay import encode_jpeg, paint_comparison
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
-from defectseg.inference.stream import Failure
-from defectseg.inference.views import with_tta
-from defectseg.model.info import ModelInfo, Thresholds
+from defectseg.inference.settings import Settings
+from defectseg.inference.stream import Unreadable
+from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.model.locate import as_paths
 from defectseg.predict.output import output_names
 from defectseg.predict.render import fit_jpeg
-from defectseg.runtime.base import Runtime
-from defectseg.runtime.ensemble import member_infos
+from defectseg.progress import Progress, silent
 from defectseg.runtime.load import load_runtime
 
 log = logging.getLogger(__name__)
@@ -35,11 +34,33 @@ _CONVENTION = "Dice of each (image, class) pair, 1 where both masks are empty, a
 
 
 @dataclass(frozen=True)
-class EvaluateRequest:
-    """What `defectseg evaluate MODEL` was asked for.
+class Evaluation:
+    """Figures, warnings, and the images that could not be read; `low_bit_depth` is among the warnings, too."""
 
-    Attributes:
-        model: model file, or several whose answers are averaged.
+    metrics: Metrics
+    warnings: tuple[str, ...]
+    unreadable: tuple[Unreadable, ...] = ()
+    low_bit_depth: LowBitDepth | None = None
+
+
+def evaluate(
+    models: Path | Sequence[Path],
+    data: Path,
+    out: Path,
+    *,
+    subset: str = "all",
+    split: Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    runtime: str = "auto",
+    tta: str | None = None,
+    bit_depth: int | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Score a model on labelled images and write metrics, pairs, overlays and report.
+
+    Args:
+        models: model file, or several whose answers are averaged.
         data: data folder.
         out: output folder.
         subset: all, train or val.
@@ -49,75 +70,49 @@ class EvaluateRequest:
         runtime: the library that computes: auto, torch, openvino or onnx.
         tta: test-time augmentation: none, flips or turns; None for the model's own.
         bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
-        start, advance: called with the number of images, and after each.
-    """
-
-    model: Path | Sequence[Path]
-    data: Path
-    out: Path
-    subset: str = "all"
-    split: Path | None = None
-    overwrite: bool = False
-    device: str = "auto"
-    runtime: str = "auto"
-    tta: str | None = None
-    bit_depth: int | None = None
-    start: Callable[[int], None] = lambda total: None
-    advance: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures, warnings, and the images that could not be read; `low_bit_depth` is among the warnings, too."""
-
-    metrics: Metrics
-    warnings: tuple[str, ...]
-    failures: tuple[Failure, ...] = ()
-    low_bit_depth: LowBitDepth | None = None
-
-
-def evaluate_model(request: EvaluateRequest) -> Evaluation:
-    """Score a model on labelled images and write metrics, pairs, overlays and report.
+        progress: told after each image.
 
     Raises:
         OutputExistsError: see `files.result_folder`.
         UsageError: the subset cannot be told.
         DataError, ModelError, ResourceError: data, model or device cannot be used.
     """
-    with result_folder(request.out, _OWN_ENTRIES, writer="evaluate", overwrite=request.overwrite):
-        loaded = load_runtime(request.model, request.device, request.runtime)
-        runtime = with_tta(loaded, request.tta)
-        info = runtime.info
-        folder = open_data_folder(request.data, class_names=info.class_names, bit_depth=request.bit_depth)
-        image_ids, warnings = choose_subset(folder, info, as_paths(request.model), request.subset, request.split)
-        warnings += [*missing_warnings(folder), *seen_warnings(folder, info, image_ids, request.subset)]
-        _clear(request.out)
-        request.start(len(image_ids))
-        overlays, visit = _overlay_writer(request.out, image_ids)
-        score = score_images(
-            runtime,
-            folder,
-            image_ids,
-            thresholds=info.thresholds,
-            visitors=(visit,),
-            advance=request.advance,
-        )
-        failures = _all_failures(folder, score.counts, score.failures)
-        warnings += [f"left out, could not be read: {failure.message}" for failure in failures]
+    paths = as_paths(models)
+    with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
+        network, info = load_runtime(paths, device, runtime)
+        settings = Settings.of(info, tta=tta, bit_depth=bit_depth)
+        folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
+        image_ids, warnings = choose_subset(folder, info, paths, subset, split)
+        warnings += [*missing_warnings(folder), *seen_warnings(folder, info, image_ids, subset)]
+        _clear(out)
+        overlays, visit = _overlay_writer(out, image_ids)
+        score = score_images(network, folder, image_ids, settings, visitors=(visit,), progress=progress)
+        unreadable = _all_unreadable(folder, score.counts, score.unreadable)
+        warnings += [f"left out, could not be read: {one.message}" for one in unreadable]
         low = find_low_bit_depth(score.brightest)
         warnings += [] if low is None else [str(low)]
         metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names), score.counts)
+        facts = {
+            **_facts_of_models(paths),
+            "data": str(data),
+            "images": f"{len(image_ids)}, subset {subset}",
+            "classes": _describe_classes(info, folder),
+            "thresholds": _describe(info.thresholds),
+            "test-time augmentation": settings.tta,
+            "runtime": network.name,
+            "convention": _CONVENTION,
+        }
         write_evaluation(
-            request.out,
+            out,
             metrics,
             counts,
-            title=f"{_title(as_paths(request.model))} on {request.data.name}",
-            facts=_facts(request, runtime, member_infos(loaded), len(image_ids), folder),
-            overlays={key: value for key, value in overlays.items() if (request.out / value).exists()},
+            title=f"{paths[0].name if len(paths) == 1 else f'{len(paths)} models'} on {data.name}",
+            facts=facts,
+            overlays={key: value for key, value in overlays.items() if (out / value).exists()},
             warnings=warnings,
         )
-        _write_errors(request.out / ERRORS, failures)
-    return Evaluation(metrics, tuple(warnings), failures, low)
+        _write_errors(out / ERRORS, unreadable)
+    return Evaluation(metrics, tuple(warnings), unreadable, low)
 
 
 def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, overwrite: bool = False) -> Evaluation:
@@ -129,8 +124,8 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
     """
     folder = open_data_folder(data)
     counts, warnings, unread = score_predictions(predictions, folder)
-    failures = _all_failures(folder, counts, unread)
-    warnings += [f"left out, could not be read: {failure.message}" for failure in failures]
+    unreadable = _all_unreadable(folder, counts, unread)
+    warnings += [f"left out, could not be read: {one.message}" for one in unreadable]
     metrics = summarise(counts, folder.class_names)
     if out is not None:
         with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
@@ -138,17 +133,17 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
             facts = {"predictions": str(predictions), "data": str(data), "convention": _CONVENTION}
             title = f"{predictions.name} on {data.name}"
             write_evaluation(out, metrics, counts, title=title, facts=facts, overlays={}, warnings=warnings)
-            _write_errors(out / ERRORS, failures)
-    return Evaluation(metrics, tuple(warnings), failures)
+            _write_errors(out / ERRORS, unreadable)
+    return Evaluation(metrics, tuple(warnings), unreadable)
 
 
-def _all_failures(folder: DataFolder, counts: Counts, failures: Sequence[Failure]) -> tuple[Failure, ...]:
+def _all_unreadable(folder: DataFolder, counts: Counts, unreadable: Sequence[Unreadable]) -> tuple[Unreadable, ...]:
     """The images that could not be read, with those that were faulty from the start. Raises DataError if all were."""
-    if failures and not counts:
+    if unreadable and not counts:
         raise DataError(
-            f"{folder.root}: none of the {len(failures)} images can be read. The first: {failures[0].message}"
+            f"{folder.root}: none of the {len(unreadable)} images can be read. The first: {unreadable[0].message}"
         )
-    return (*(Failure(image, image.fault) for image in folder.faulty), *failures)
+    return (*(Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty), *unreadable)
 
 
 def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Metrics, Counts]:
@@ -178,29 +173,20 @@ def _clear(root: Path) -> None:
         (root / name).unlink(missing_ok=True)
 
 
-def _title(models: Sequence[Path]) -> str:
-    return models[0].name if len(models) == 1 else f"{len(models)} models"
-
-
-def _facts(
-    request: EvaluateRequest, runtime: Runtime, members: Sequence[ModelInfo], num_images: int, folder: DataFolder
-) -> Mapping[str, str]:
-    networks = [f"{info.recipe.model.architecture}, {info.recipe.model.encoder}" for info in members]
-    left_out = [name for name in runtime.info.class_names if name not in folder.class_names]
-    folds = ["none" if info.fold is None else str(info.fold) for info in members]
+def _facts_of_models(models: Sequence[Path]) -> dict[str, str]:
+    infos = [read_model_info(path) for path in models]
+    networks = [f"{info.recipe.model.architecture}, {info.recipe.model.encoder}" for info in infos]
     return {
-        "model": ", ".join(map(str, as_paths(request.model))),
+        "model": ", ".join(map(str, models)),
         "network": "; ".join(dict.fromkeys(networks)),
-        "data": str(request.data),
-        "images": f"{num_images}, subset {request.subset}",
-        "classes": ", ".join(folder.class_names) + (f"; not in the data: {', '.join(left_out)}" if left_out else ""),
-        "seed of the training": ", ".join(str(info.recipe.seed) for info in members),
-        "fold held out": ", ".join(folds),
-        "thresholds": _describe(runtime.info.thresholds),
-        "test-time augmentation": runtime.info.recipe.inference.tta,
-        "runtime": runtime.name,
-        "convention": _CONVENTION,
+        "seed of the training": ", ".join(str(info.recipe.seed) for info in infos),
+        "fold held out": ", ".join("none" if info.fold is None else str(info.fold) for info in infos),
     }
+
+
+def _describe_classes(info: ModelInfo, folder: DataFolder) -> str:
+    left_out = [name for name in info.class_names if name not in folder.class_names]
+    return ", ".join(folder.class_names) + (f"; not in the data: {', '.join(left_out)}" if left_out else "")
 
 
 def _describe(thresholds: Thresholds) -> str:
@@ -211,8 +197,8 @@ def _describe(thresholds: Thresholds) -> str:
     return f"gate {gate}; pixel {pixel}; minimum area {area} px ({thresholds.chosen_by})"
 
 
-def _write_errors(path: Path, failures: Sequence[Failure]) -> None:
-    if not failures:
+def _write_errors(path: Path, unreadable: Sequence[Unreadable]) -> None:
+    if not unreadable:
         return
     with atomic_csv(path, ("ImageId", "path", "error")) as write_rows:
-        write_rows((failure.found.image_id, escaped(failure.found.path), failure.message) for failure in failures)
+        write_rows((one.image_id, escaped(one.path), one.message) for one in unreadable)

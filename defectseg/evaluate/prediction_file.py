@@ -10,8 +10,7 @@ from defectseg.data.folder import DataFolder, LabelTable, read_label_table
 from defectseg.errors import ImageError, LabelError
 from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs
 from defectseg.image import read, rle
-from defectseg.image.find import FoundImage
-from defectseg.inference.stream import Failure
+from defectseg.inference.stream import Unreadable
 
 
 def read_predictions(path: Path, *, num_classes: int) -> LabelTable:
@@ -32,7 +31,7 @@ def read_predictions(path: Path, *, num_classes: int) -> LabelTable:
 
 def score_predictions(
     path: Path, folder: DataFolder, *, image_ids: Collection[str] | None = None
-) -> tuple[Counts, list[str], list[Failure]]:
+) -> tuple[Counts, list[str], list[Unreadable]]:
     """Count a predictions table against the labels of a data folder.
 
     An image that the table does not list counts as predicted empty; a row for an image that the folder does not hold
@@ -62,7 +61,7 @@ def score_predictions(
         try:
             size_hw = read.read_size(folder.image_path(image_id))
         except ImageError as error:
-            failures.append(Failure(FoundImage(image_id, folder.image_path(image_id)), str(error)))
+            failures.append(Unreadable(image_id, folder.image_path(image_id), str(error)))
             continue
         truth, ignore = folder.masks_of(image_id, size_hw)
         predicted: NDArray[np.bool_] = np.zeros_like(truth)

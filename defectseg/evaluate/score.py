@@ -1,8 +1,9 @@
-"""A data folder through the pipeline -> counts: what `evaluate`, threshold search and validation share."""
+"""A data folder through the stream -> counts: what `evaluate`, threshold search and validation share."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 from defectseg.data.folder import DataFolder
 from defectseg.evaluate.metrics import Counts, count_pairs, merge
 from defectseg.image.find import FoundImage
-from defectseg.inference.segment import segment
-from defectseg.inference.stream import Failure, decode_ahead
-from defectseg.inference.tiles import ImageAnswer, predict_image
-from defectseg.model.info import Thresholds
+from defectseg.inference.settings import Settings
+from defectseg.inference.stream import Segmented, Unreadable, stream
+from defectseg.inference.tiles import ImageAnswer
+from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
 
 
@@ -26,7 +27,7 @@ class Scored:
     Attributes:
         image_id: ImageId.
         pixels: uint8 (H, W).
-        prediction: what the network says.
+        answer: what the network says; None where nobody asked for it.
         masks: bool (C, H, W), what is reported.
         truth: bool (C, H, W), labelled masks.
         ignore: bool (H, W), pixels that count for nothing.
@@ -34,14 +35,16 @@ class Scored:
 
     image_id: str
     pixels: NDArray[np.uint8]
-    prediction: ImageAnswer
+    answer: ImageAnswer | None
     masks: NDArray[np.bool_]
     truth: NDArray[np.bool_]
     ignore: NDArray[np.bool_]
 
 
-Visitor = Callable[[Scored], None]
-"""Looks at each image while it is in memory (an overlay writer, a threshold search); it must not keep the arrays."""
+Visitor = Callable[[Scored], object]
+"""Looks at an image while it is in memory (an overlay writer, a threshold search) and must not keep the arrays.
+
+It is called from several threads at once, in any order."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Score:
     """Counts of the images that could be read, those that could not, and how many have each `brightest16`."""
 
     counts: Counts
-    failures: tuple[Failure, ...]
+    unreadable: tuple[Unreadable, ...]
     brightest: Counter[int | None]
 
 
@@ -57,10 +60,11 @@ def score_images(
     runtime: Runtime,
     folder: DataFolder,
     image_ids: Sequence[str],
+    settings: Settings,
     *,
-    thresholds: Thresholds,
     visitors: Sequence[Visitor] = (),
-    advance: Callable[[], None] = lambda: None,
+    keep_answers: bool = False,
+    progress: Progress = silent,
 ) -> Score:
     """Predict labelled images as `predict` does and count the pixels of each (image, class) pair.
 
@@ -70,35 +74,41 @@ def score_images(
         runtime: the model.
         folder: where images and labels are; of the model's answer, only its classes count.
         image_ids: which of its images.
-        thresholds: gate, pixel threshold and minimum area for each class of the model.
+        settings: of the inference; the bit depth is that of the folder.
         visitors: called with each image.
-        advance: called after each image.
+        keep_answers: give the visitors the probabilities, too; of a large image these take much memory.
+        progress: told after each image.
 
     Raises:
         LabelError: a run-length that does not fit its image.
         ResourceError: memory ran out.
     """
-    info = runtime.info
+    own = runtime.class_names
     # All classes in order as a slice, which copies nothing.
-    classes = slice(None) if folder.class_names == info.class_names else info.indices_of(folder.class_names)
+    classes = slice(None) if folder.class_names == own else [own.index(name) for name in folder.class_names]
+
+    def count(one: Segmented) -> tuple[Counts, int | None]:
+        image_id, pixels = one.found.image_id, one.decoded.pixels
+        truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
+        masks = one.segmentation.masks[classes]
+        answer = one.answer and ImageAnswer(one.answer.probabilities[classes], one.answer.gate[classes])
+        scored = Scored(image_id, pixels, answer, masks, truth, ignore)
+        for visit in visitors:
+            visit(scored)
+        return count_pairs(image_id, masks, truth, ignore), one.decoded.brightest16
+
+    images = [FoundImage(image_id, folder.image_path(image_id)) for image_id in image_ids]
     parts: list[Counts] = []
-    failures: list[Failure] = []
+    unreadable: list[Unreadable] = []
     brightest: Counter[int | None] = Counter()
-    found = [FoundImage(image_id, folder.image_path(image_id)) for image_id in image_ids]
-    model_bit_depth = runtime.info.recipe.data.bit_depth
-    for item in decode_ahead(found, bit_depth=folder.bit_depth, model_bit_depth=model_bit_depth):
-        if isinstance(item, Failure):
-            failures.append(item)
-        else:
-            image_id, pixels = item.found.image_id, item.decoded.pixels
-            brightest[item.decoded.brightest16] += 1
-            truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
-            answer = predict_image(runtime, pixels)
-            masks = segment(answer, thresholds).masks[classes]
-            parts.append(count_pairs(image_id, masks, truth, ignore))
-            prediction = ImageAnswer(answer.probabilities[classes], answer.gate[classes])
-            scored = Scored(image_id, pixels, prediction, masks, truth, ignore)
-            for visit in visitors:
-                visit(scored)
-        advance()
-    return Score(merge(*parts), tuple(failures), brightest)
+    progress(0, len(images))
+    settings = replace(settings, bit_depth=folder.bit_depth)
+    with closing(stream(images, runtime, settings, count, keep_answers=keep_answers)) as results:
+        for done, result in enumerate(results, start=1):
+            if isinstance(result, Unreadable):
+                unreadable.append(result)
+            else:
+                parts.append(result[0])
+                brightest[result[1]] += 1
+            progress(done, len(images))
+    return Score(merge(*parts), tuple(unreadable), brightest)

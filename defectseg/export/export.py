@@ -5,9 +5,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from defectseg.export.parity import (
     ODD_HW,
     Comparison,
     Limits,
-    MaskScore,
     SizeHW,
     check,
     compare,
@@ -28,9 +27,16 @@ from defectseg.export.parity import (
     real_images,
     synthetic_images,
 )
-from defectseg.files import TEMPORARY_PREFIX, file_sha256, resource_errors
-from defectseg.model.info import METADATA_KEY, ONNX_SUFFIX, OPENVINO_SUFFIX, ExportInfo, ModelInfo, read_model_info
-from defectseg.model.locate import as_paths
+from defectseg.files import TEMPORARY_PREFIX, resource_errors
+from defectseg.model.info import (
+    ONNX_SUFFIX,
+    OPENVINO_SUFFIX,
+    ExportInfo,
+    ModelInfo,
+    read_model_info,
+    write_model_info,
+)
+from defectseg.model.locate import as_paths, model_identity
 from defectseg.runtime.base import Runtime
 
 if TYPE_CHECKING:
@@ -40,37 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = {"openvino": OPENVINO_SUFFIX, "onnx": ONNX_SUFFIX}
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What `defectseg export` was asked for.
-
-    Attributes:
-        model: the bundle.
-        out: the file to write; OpenVINO's weights go into a .bin beside it.
-        format: a key of SUFFIXES.
-        new_score: makes a counter of masks, see MaskScore.
-        int8: quantise; needs `data`, labelled.
-        data: a data folder, or for fp32 any folder of images; None compares on synthetic sheets.
-        size_hw: the only size of image that the export will take; None for any.
-        bit_depth: of 16-bit files in `data`, 9 to 16; None: as they say themselves, or as the model was trained.
-        overwrite: replace `out`.
-        limits: of the comparison with PyTorch.
-        max_loss: of positive-pair Dice, for int8.
-    """
-
-    model: Path | Sequence[Path]
-    out: Path
-    format: str
-    new_score: Callable[[], MaskScore]
-    int8: bool = False
-    data: Path | None = None
-    size_hw: SizeHW | None = None
-    bit_depth: int | None = None
-    overwrite: bool = False
-    limits: Limits = field(default_factory=Limits)
-    max_loss: float = quantize.MAX_LOSS
+LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -97,108 +73,142 @@ class Exported:
     seconds: float
 
 
-def export_model(request: ExportRequest) -> Exported:
-    """Convert, compare, quantise if that was asked for, compare again, and write.
+def export(
+    model: Path | Sequence[Path],
+    out: Path,
+    *,
+    format: str,  # noqa: A002  # the name that people type
+    int8: bool = False,
+    data: Path | None = None,
+    size_hw: SizeHW | None = None,
+    bit_depth: int | None = None,
+    overwrite: bool = False,
+    limits: Limits = LIMITS,
+    max_loss: float = quantize.MAX_LOSS,
+) -> Exported:
+    """Convert a bundle, compare, quantise if that was asked for, compare again, and write.
+
+    Args:
+        model: the bundle.
+        out: the file to write; OpenVINO's weights go into a .bin beside it.
+        format: a key of SUFFIXES.
+        int8: quantise; needs `data`, labelled.
+        data: a data folder, or for fp32 any folder of images; None compares on synthetic sheets.
+        size_hw: the only size of image that the export will take; None for any.
+        bit_depth: of 16-bit files in `data`, 9 to 16; None: as they say themselves, or as the model was trained.
+        overwrite: replace `out`.
+        limits: of the comparison with PyTorch.
+        max_loss: of positive-pair Dice, for int8.
 
     Raises:
-        UsageError: flags that do not go together, several models, a model that is an export already.
+        UsageError: arguments that do not go together, several models, a model that is an export already.
         OutputExistsError: the file is there.
         ModelError: the model cannot be used; the export differs too much; int8 loses too much.
         DataError: the images or their labels cannot be used.
     """
     start = time.monotonic()
-    model, info = _check_request(request)
-    labelled = None
-    if request.int8 and request.data is not None:
-        labelled = quantize.choose_images(request.data, info, model, bit_depth=request.bit_depth)
-    sheets, odd, compared_on = _images(request, info)
-    with _staging(request.out) as folder:
-        staged = folder / request.out.name
-        log.info("converting %s to %s, and comparing on %s", model, request.format, compared_on)
-        exact, shipped, float_layers = _convert(request, model, info, staged, sheets, odd)
-        figures = _figures(exact, shipped)
+    _check_arguments(out, format, int8=int8, data=data)
+    bundle, info = _read_bundle(as_paths(model))
+    if not overwrite:
+        _refuse_existing(out)
+    precision = "int8" if int8 else "fp32"
+    made = ExportInfo(format=format, precision=precision, size_hw=size_hw, source_sha256=model_identity(bundle))
+    info = _for_export(info, made)
+    labelled = quantize.choose_images(data, info, bundle, bit_depth=bit_depth) if int8 and data is not None else None
+    sheets, odd, compared_on = _images(info, data, bit_depth)
+    with _staging(out) as folder:
+        staged = folder / out.name
+        log.info("converting %s to %s, and comparing on %s", bundle, format, compared_on)
+        exact, shipped, float_layers = _convert(bundle, info, staged, sheets, odd, limits)
+        check(exact, shipped, limits, what=str(out))
+        figures = {
+            "images": float(exact.images),
+            "probability_difference": exact.probability,
+            "gate_difference": exact.gate,
+            "mask_dice": shipped.dice,
+            "anything_found": float(shipped.anything_found),
+        }
         cost = None
         if labelled is not None:
             log.info("quantising: %d images to calibrate on; this takes a while", len(labelled.calibration))
-            cost, float_layers = _quantise(request, info, staged, labelled, sheets[0])
-            cost.check(request.max_loss, what=str(request.out))
+            cost, float_layers = _quantise(info, staged, labelled, sheets[0], max_loss)
+            cost.check(max_loss, what=str(out))
             figures |= {name: float(value) for name, value in asdict(cost).items()}
-        info = _with_export(info, parity=figures, float_layers=float_layers)
-        _describe(staged, info)
+        made = made.model_copy(update={"parity": figures, "float_layers": float_layers})
+        info = info.model_copy(update={"export": made})
+        write_model_info(staged, info)
         size_bytes = sum(path.stat().st_size for path in folder.iterdir())
-        _publish(folder, request.out)
+        _publish(folder, out)
     chosen_by = "" if labelled is None else labelled.chosen_by
     return Exported(info, exact, shipped, compared_on, cost, chosen_by, size_bytes, time.monotonic() - start)
 
 
-def _check_request(request: ExportRequest) -> tuple[Path, ModelInfo]:
-    """The bundle and the description of its export, once it is sure that the request makes sense."""
-    suffix = SUFFIXES.get(request.format)
+def _check_arguments(out: Path, file_format: str, *, int8: bool, data: Path | None) -> None:
+    suffix = SUFFIXES.get(file_format)
     if suffix is None:
-        raise UsageError(f"--format {request.format}: expected {' or '.join(SUFFIXES)}.")
-    if request.out.suffix != suffix:
-        raise UsageError(f"--out {request.out}: a file for --format {request.format} must end in {suffix}.")
-    if request.int8 and request.format != "openvino":
-        raise UsageError("--int8 is for --format openvino.")
-    if request.int8 and request.data is None:
-        raise UsageError("--int8 needs --data DIR: a data folder with labels, to calibrate on and to judge by.")
-    models = as_paths(request.model)
+        raise UsageError(f"expected {' or '.join(SUFFIXES)}, found {file_format!r}.", argument="format")
+    if out.suffix != suffix:
+        raise UsageError(f"{out}: a file for {file_format} must end in {suffix}.", argument="out")
+    if int8 and file_format != "openvino":
+        raise UsageError("goes with the format openvino only.", argument="int8")
+    if int8 and data is None:
+        raise UsageError("int8 needs a data folder with labels, to calibrate on and to judge by.", argument="data")
+
+
+def _read_bundle(models: Sequence[Path]) -> tuple[Path, ModelInfo]:
     if len(models) != 1:
         raise UsageError(f"{len(models)} models: an ensemble cannot be exported. Export each, or choose one.")
     info = read_model_info(models[0])
     if info.export is not None:
         raise UsageError(f"{models[0]}: is an export already. Give the bundle that it was made from.")
-    if not request.overwrite:
-        _refuse_existing(request.out)
-    return models[0], _for_export(info, request, models[0])
+    return models[0], info
 
 
 def _refuse_existing(out: Path) -> None:
     existing = next((path for path in (out, out.with_suffix(".bin")) if path.exists()), None)
     if existing is not None and (existing == out or out.suffix == OPENVINO_SUFFIX):
-        raise OutputExistsError(f"{existing}: is there already. Choose another --out, or replace it with --overwrite.")
+        raise OutputExistsError(f"{existing}: is there already. Choose another file.", go_on={"overwrite": True})
 
 
-def _for_export(info: ModelInfo, request: ExportRequest, model: Path) -> ModelInfo:
-    """The description of an export that has not been compared yet; its tiles are no smaller than a fixed size."""
-    export = ExportInfo(
-        format=request.format,
-        precision="int8" if request.int8 else "fp32",
-        size_hw=request.size_hw,
-        source_sha256=file_sha256(model),
-    )
-    update: dict[str, Any] = {"export": export}
-    if request.size_hw is not None:
-        tile_h, tile_w = map(max, info.recipe.inference.tile_hw, request.size_hw)
+def _for_export(info: ModelInfo, made: ExportInfo) -> ModelInfo:
+    """The description of an export; its tiles are no smaller than the only size that it takes."""
+    update: dict[str, Any] = {"export": made}
+    if made.size_hw is not None:
+        tile_h, tile_w = map(max, info.recipe.inference.tile_hw, made.size_hw)
         inference = info.recipe.inference.model_copy(update={"tile_hw": (tile_h, tile_w)})
         update["recipe"] = info.recipe.model_copy(update={"inference": inference})
     return info.model_copy(update=update)
 
 
-def _images(request: ExportRequest, info: ModelInfo) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]], str]:
+def _images(
+    info: ModelInfo, data: Path | None, bit_depth: int | None
+) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]], str]:
     """Sheets to compare on, one of an odd size where the export takes any, and how to call them."""
     limit_hw = info.recipe.inference.tile_hw
-    if request.data is None:
+    if data is None:
         images, kind = synthetic_images(limit_hw), "synthetic sheets"
     else:
-        kind = f"images of {request.data}"
-        images = real_images(
-            request.data, limit_hw, bit_depth=request.bit_depth, model_bit_depth=info.recipe.data.bit_depth
-        )
-    if request.size_hw is not None:
-        return [fit(image, request.size_hw) for image in images], [], f"{len(images)} {kind}"
+        model_bit_depth = info.recipe.data.bit_depth
+        images = real_images(data, limit_hw, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+        kind = f"images of {data}"
+    if (size_hw := _size_hw(info)) is not None:
+        return [fit(image, size_hw) for image in images], [], f"{len(images)} {kind}"
     return images, [fit(images[0], ODD_HW)], f"{len(images)} {kind}"
 
 
+def _size_hw(info: ModelInfo) -> SizeHW | None:
+    return None if info.export is None else info.export.size_hw
+
+
 def _convert(
-    request: ExportRequest,
-    model: Path,
+    bundle: Path,
     info: ModelInfo,
     staged: Path,
     sheets: Sequence[NDArray[np.uint8]],
     odd: Sequence[NDArray[np.uint8]],
+    limits: Limits,
 ) -> "tuple[Comparison, Comparison, Precision]":
-    """Write the model in fp32, read it back and compare. Raises ModelError where it differs too much.
+    """Write the model in fp32, read it back and compare.
 
     Where the processor's own precision is what differs too much, the export is to compute in fp32 anywhere.
 
@@ -209,43 +219,41 @@ def _convert(
     from defectseg.model.bundle import load_bundle
     from defectseg.runtime.torch import TorchRuntime
 
-    network, _ = load_bundle(model)
-    with _conversion_errors(model, request.format), quantize.quiet():
-        if request.format == "openvino":
+    network, _ = load_bundle(bundle)
+    with _conversion_errors(bundle), quantize.quiet():
+        if staged.suffix == OPENVINO_SUFFIX:
             _write_openvino(network, info, staged)
         else:
             from defectseg.model.graph import to_onnx
 
-            to_onnx(network, info, staged, size_hw=request.size_hw)
+            to_onnx(network, info, staged, size_hw=_size_hw(info))
         runtimes = _load(staged)
         reference = TorchRuntime(network, info)
-        found = compare(reference, runtimes, sheets, info.thresholds, request.new_score)
-        also = compare(reference, {"exact": runtimes["exact"]}, odd, info.thresholds, request.new_score)
+        found = compare(reference, runtimes, sheets, info.thresholds)
+        also = compare(reference, {"exact": runtimes["exact"]}, odd, info.thresholds)
     exact, shipped = found["exact"].with_differences_of(also["exact"]), found.get("shipped", found["exact"])
-    float_layers: Precision = "auto"
-    if shipped.dice < request.limits.dice <= exact.dice:
+    if shipped.dice < limits.dice <= exact.dice:
         log.info("in %s the masks agree at Dice %.4f only", runtimes["shipped"].name, shipped.dice)
-        shipped, float_layers = exact, "f32"
-    check(exact, shipped, request.limits, what=str(request.out))
-    return exact, shipped, float_layers
+        return exact, exact, "f32"
+    return exact, shipped, "auto"
 
 
 def _write_openvino(network: "DefectNetwork", info: ModelInfo, staged: Path) -> None:
     from defectseg.model.graph import takes_any_size, to_openvino
+    from defectseg.model.openvino_io import save_model
 
-    assert info.export is not None
-    size_hw = info.export.size_hw
+    size_hw = _size_hw(info)
     converted = to_openvino(network, info, size_hw=size_hw)
     if size_hw is None and not takes_any_size(converted, network):
         raise ModelError(
             f"{staged.name}: not written, since OpenVINO cannot compute this network for all sizes of image at once. "
-            "Name one with --size HxW."
+            "Export it for one size only."
         )
-    _save_openvino(converted, staged)
+    save_model(converted, staged)
 
 
 @contextmanager
-def _conversion_errors(model: Path, file_format: str) -> Iterator[None]:
+def _conversion_errors(bundle: Path) -> Iterator[None]:
     """Converters know some networks and not others, and have no exception of their own to say so."""
     try:
         yield
@@ -254,8 +262,7 @@ def _conversion_errors(model: Path, file_format: str) -> Iterator[None]:
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelError(
-            f"{model}: this network cannot be converted to {file_format} ({why}). "
-            "Try --size HxW, or the other --format."
+            f"{bundle}: this network cannot be converted ({why}). Try one size of image only, or the other format."
         ) from error
 
 
@@ -274,83 +281,37 @@ def _load(staged: Path) -> dict[str, Runtime]:
 
 
 def _quantise(
-    request: ExportRequest,
     info: ModelInfo,
     staged: Path,
     labelled: quantize.LabelledImages,
     typical: NDArray[np.uint8],
+    max_loss: float,
 ) -> "tuple[quantize.Int8Cost, Precision]":
     """Replace the written model by one in int8, and measure both; also what its other layers are to compute in.
 
     NNCF judges with these in fp32. The processor may prefer bf16, which can cost as much again as the integers did;
     then they stay in fp32, which is slower, but still within the limit.
     """
-    from defectseg.model.openvino_io import read_model, unmark
+    from defectseg.model.openvino_io import read_model, save_model, unmark
     from defectseg.runtime.openvino import load_openvino_runtime
 
     exact, quick = _load(staged).values()
     fp32 = read_model(staged)
     unmark(fp32)  # what NNCF does not quantise, it chooses itself
-    int8 = quantize.quantize(
-        fp32, info, labelled, info.recipe.inference.tile_hw, request.new_score, max_loss=request.max_loss
-    )
-    layers, layers_int8 = quantize.count_layers(int8)
+    int8 = quantize.quantize(fp32, info, labelled, info.recipe.inference.tile_hw, max_loss=max_loss)
+    layers = quantize.count_layers(int8)
     choices: tuple[Precision, ...] = ("auto",) if quick.name == exact.name else ("auto", "f32")
     with tempfile.TemporaryDirectory(dir=staged.parent, prefix=TEMPORARY_PREFIX) as beside:
         path = Path(beside) / staged.name
-        _save_openvino(int8, path)
+        save_model(int8, path)
         for precision in choices:
             shipped = load_openvino_runtime(path, precision=precision, workers=1)
             log.info("measuring int8 on %d labelled images (%s)", len(labelled.validation), shipped.name)
-            scores = quantize.score_masks(exact, shipped, labelled, request.new_score)
-            ms_fp32, ms_int8 = quantize.median_ms([quick, shipped], typical)
-            cost = quantize.Int8Cost.of(*scores, labelled, (layers, layers_int8), (ms_fp32, ms_int8))
-            if cost.loss <= request.max_loss:
+            cost = quantize.measure(exact, quick, shipped, info, labelled, typical, layers)
+            if cost.loss <= max_loss:
                 break
         _publish(Path(beside), staged)
     return cost, precision
-
-
-def _figures(exact: Comparison, shipped: Comparison) -> dict[str, float]:
-    return {
-        "images": float(exact.images),
-        "probability_difference": exact.probability,
-        "gate_difference": exact.gate,
-        "mask_dice": shipped.dice,
-        "anything_found": float(shipped.anything_found),
-    }
-
-
-def _with_export(info: ModelInfo, **update: Any) -> ModelInfo:
-    assert info.export is not None
-    return info.model_copy(update={"export": info.export.model_copy(update=update)})
-
-
-def _save_openvino(model: Any, path: Path) -> None:
-    from defectseg.model.openvino_io import save_model
-
-    with resource_errors(path):
-        save_model(model, path)
-
-
-def _describe(staged: Path, info: ModelInfo) -> None:
-    """Replace the description in a written file."""
-    text = info.model_dump_json()
-    if staged.suffix == ONNX_SUFFIX:
-        import onnx
-
-        document = onnx.load(staged)
-        onnx.helper.set_model_props(document, {METADATA_KEY: text})
-        onnx.save(document, staged)
-        return
-    from defectseg.model.openvino_io import read_model
-
-    with tempfile.TemporaryDirectory(dir=staged.parent, prefix=TEMPORARY_PREFIX) as beside:
-        model = read_model(staged)
-        model.set_rt_info(text, [METADATA_KEY])
-        _save_openvino(model, Path(beside) / staged.name)
-        del model  # it holds the .bin open
-        _publish(Path(beside), staged)
 
 
 @contextmanager

@@ -5,23 +5,25 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder, open_data_folder
-from defectseg.data.split import read_split
+from defectseg.data.split import SPLIT_NAME, read_split
 from defectseg.errors import DataError, ImageError, ModelError
-from defectseg.export.parity import SEED, MaskScore, SizeHW, cut
+from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, summarise
+from defectseg.evaluate.score import Scored, score_images
+from defectseg.export.parity import SEED, SizeHW, cut, pooled_dice
 from defectseg.inference.segment import segment_image
-from defectseg.inference.views import with_tta
+from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo
 from defectseg.runtime.base import Answer, Runtime
 
@@ -32,7 +34,6 @@ CALIBRATION_IMAGES = 300  # NNCF's own default; more change nothing
 VALIDATION_IMAGES = 300
 RANKING_IMAGES = 8  # of those, to find the layer that costs most, once for each layer
 TIMED_RUNS = 9
-SPLIT_NAME = "split.csv"
 _TELL_EVERY_S = 15.0
 # NNCF judges with all that is not int8 in fp32. In bf16, as processors prefer it, a layer in int8 costs a little more:
 # 0.003 of Dice on the one network where it was seen.
@@ -85,30 +86,6 @@ class Int8Cost:
     ms_fp32: float
     ms_int8: float
 
-    @classmethod
-    def of(
-        cls,
-        before: MaskScore,
-        after: MaskScore,
-        agreement: MaskScore,
-        images: LabelledImages,
-        layers: tuple[int, int],
-        times_ms: tuple[float, float],
-    ) -> "Int8Cost":
-        """From what score_masks, count_layers and median_ms found."""
-        return cls(
-            labelled_images=len(images.validation),
-            positive_dice_fp32=before.positive_dice or 0.0,
-            positive_dice_int8=after.positive_dice or 0.0,
-            kaggle_dice_fp32=before.kaggle_dice,
-            kaggle_dice_int8=after.kaggle_dice,
-            mask_dice_int8=agreement.pooled_dice,
-            layers=layers[0],
-            layers_int8=layers[1],
-            ms_fp32=times_ms[0],
-            ms_int8=times_ms[1],
-        )
-
     @property
     def loss(self) -> float:
         """Of positive-pair Dice; below 0 where int8 does better."""
@@ -120,7 +97,7 @@ class Int8Cost:
             raise ModelError(
                 f"{what}: not written, since int8 loses {self.loss:.4f} of positive-pair Dice "
                 f"({self.positive_dice_fp32:.4f} -> {self.positive_dice_int8:.4f} on {self.labelled_images} images), "
-                f"where {max_loss:g} is allowed. Give --data with more images, or export without --int8."
+                f"where {max_loss:g} is allowed. Give a data folder with more images, or export without int8."
             )
 
 
@@ -142,19 +119,13 @@ def choose_images(
     if not any(folder.classes_of(image_id) for image_id in validation):
         raise DataError(
             f"{data}: none of the {len(validation)} images to judge int8 on has a labelled defect ({chosen_by}). "
-            "Give --data with labelled defects in them."
+            "Give a data folder with labelled defects in them."
         )
     return LabelledImages(folder, _sample(training, CALIBRATION_IMAGES, rng), validation, chosen_by)
 
 
 def quantize(
-    model: Any,
-    info: ModelInfo,
-    images: LabelledImages,
-    limit_hw: SizeHW,
-    new_score: Callable[[], MaskScore],
-    *,
-    max_loss: float = MAX_LOSS,
+    model: Any, info: ModelInfo, images: LabelledImages, limit_hw: SizeHW, *, max_loss: float = MAX_LOSS
 ) -> Any:
     """Quantise an openvino.Model; layers that cost too much go back to floating point.
 
@@ -163,7 +134,6 @@ def quantize(
         info: its description.
         images: to calibrate and to validate with.
         limit_hw: the largest size of what is calibrated on: the recipe's tile.
-        new_score: makes a counter of masks.
         max_loss: of positive-pair Dice. NNCF works towards half of it and may miss that, so measure what it returns.
 
     Raises:
@@ -179,10 +149,10 @@ def quantize(
     from defectseg.model.openvino_io import away_from_signals
 
     stopped = threading.Event()
-    judge = _Judge(info, images.folder, labelled, new_score, stopped)
+    judge = _Judge(info, images.folder, labelled, stopped)
 
     def tile(image_id: str) -> NDArray[np.uint8]:
-        _go_on(stopped)
+        _stop_if(stopped)
         rng = random.Random(f"{SEED} {image_id}")  # noqa: S311  # chooses a window, guards nothing
         pixels = images.folder.decode(image_id, model_bit_depth=info.recipe.data.bit_depth).pixels
         return cut(pixels, limit_hw, rng)[None, None]
@@ -209,17 +179,63 @@ def quantize(
         return away_from_signals(work, stop=stopped.set)
 
 
+def measure(
+    fp32: Runtime,
+    quick: Runtime,
+    int8: Runtime,
+    info: ModelInfo,
+    images: LabelledImages,
+    typical: NDArray[np.uint8],
+    layers: tuple[int, int],
+) -> Int8Cost:
+    """What int8 costs against the network in fp32, and how fast it is against `quick`, the processor's own choice.
+
+    Args:
+        fp32, quick, int8: the runtimes.
+        info: their description.
+        images: labelled images to judge by.
+        typical: an image (H, W) to measure the time on.
+        layers: see count_layers.
+    """
+    before, after, mask_dice = score_masks(fp32, int8, info, images)
+    ms_fp32, ms_int8 = median_ms([quick, int8], typical)
+    return Int8Cost(
+        labelled_images=before.images,
+        positive_dice_fp32=before.positive_dice or 0.0,
+        positive_dice_int8=after.positive_dice or 0.0,
+        kaggle_dice_fp32=before.kaggle_dice,
+        kaggle_dice_int8=after.kaggle_dice,
+        mask_dice_int8=mask_dice,
+        layers=layers[0],
+        layers_int8=layers[1],
+        ms_fp32=ms_fp32,
+        ms_int8=ms_int8,
+    )
+
+
 def score_masks(
-    fp32: Runtime, int8: Runtime, images: LabelledImages, new_score: Callable[[], MaskScore]
-) -> tuple[MaskScore, MaskScore, MaskScore]:
-    """Scores on the validation images: of fp32 and of int8 against the labels, and of int8 against fp32."""
-    against_labels, int8_against_labels, against_fp32 = new_score(), new_score(), new_score()
-    for image_id, pixels in _decoded(images.folder, images.validation, fp32.info):
-        masks, int8_masks = _masks(fp32, pixels), _masks(int8, pixels)
-        _add(against_labels, images.folder, fp32.info, image_id, masks)
-        _add(int8_against_labels, images.folder, fp32.info, image_id, int8_masks)
-        against_fp32.add(image_id, int8_masks, masks)
-    return against_labels, int8_against_labels, against_fp32
+    fp32: Runtime, int8: Runtime, info: ModelInfo, images: LabelledImages
+) -> tuple[Metrics, Metrics, float]:
+    """On the validation images: the metrics of fp32 and of int8, and the Dice of int8's masks against fp32's, pooled.
+
+    Raises:
+        DataError: none of the images can be read.
+    """
+    folder, settings = images.folder, Settings.of(info)
+    places = info.indices_of(folder.class_names)
+    after: Counts = {}
+    agreement: Counts = {}
+
+    def compare(scored: Scored) -> None:
+        masks = segment_image(int8, scored.pixels, settings).masks[places]
+        after.update(count_pairs(scored.image_id, masks, scored.truth, scored.ignore))
+        agreement.update(count_pairs(scored.image_id, masks, scored.masks))
+
+    score = score_images(fp32, folder, images.validation, settings, visitors=(compare,))
+    for one in score.unreadable:
+        log.warning("left out: %s", one.message)
+    before, after = summarise(score.counts, folder.class_names), dict(sorted(after.items()))
+    return before, summarise(after, folder.class_names), pooled_dice(agreement)
 
 
 def median_ms(runtimes: Sequence[Runtime], image: NDArray[np.uint8], *, runs: int = TIMED_RUNS) -> list[float]:
@@ -259,22 +275,14 @@ def _has_int8_weights(operation: Any) -> bool | None:
 class _Judge:
     """Tells NNCF the positive-pair Dice of what it tries, and the user now and then that something happens.
 
-    On all images it looks as `predict` does. On a part of them NNCF only asks which of its many layers matters most:
-    there a single view will do, in a quarter of the time or less.
+    All images are judged in the views of `predict`. With a part of them NNCF only ranks its many layers: a single view
+    is enough for that, in a quarter of the time or less.
     """
 
-    def __init__(
-        self,
-        info: ModelInfo,
-        folder: DataFolder,
-        labelled: Sequence[str],
-        new_score: Callable[[], MaskScore],
-        stopped: threading.Event,
-    ) -> None:
+    def __init__(self, info: ModelInfo, folder: DataFolder, labelled: Sequence[str], stopped: threading.Event) -> None:
         self.info = info
         self.folder = folder
         self.labelled = labelled
-        self.new_score = new_score
         self.stopped = stopped
         self.trials = 0
         self.spoke = time.monotonic()
@@ -283,17 +291,14 @@ class _Judge:
         """The Dice over all these images, and of each."""
         image_ids = list(image_ids)
         tta = None if len(image_ids) == len(self.labelled) else "none"
-        runtime = with_tta(_CompiledRuntime(compiled, self.info), tta)
-        total, values = self.new_score(), []
-        for image_id, pixels in _decoded(self.folder, image_ids, self.info):
-            _go_on(self.stopped)
-            alone, masks = self.new_score(), _masks(runtime, pixels)
-            for score in (total, alone):
-                _add(score, self.folder, self.info, image_id, masks)
-            values.append(_or_one(alone.positive_dice))
-        dice = _or_one(total.positive_dice)
-        self._tell(len(values), dice)
-        return dice, values
+        settings = Settings.of(self.info, tta=tta)
+        runtime = _CompiledRuntime(compiled, self.info.class_names)
+        visitors = (lambda scored: _stop_if(self.stopped),)
+        found = score_images(runtime, self.folder, image_ids, settings, visitors=visitors).counts
+        counts = [{key: pair for key, pair in found.items() if key[0] == image_id} for image_id in image_ids]
+        dice = _positive_dice(found)
+        self._tell(len(counts), dice)
+        return dice, [_positive_dice(alone) for alone in counts]
 
     def _tell(self, images: int, dice: float) -> None:
         self.trials += 1
@@ -302,7 +307,7 @@ class _Judge:
             log.info("quantising: trial %d, positive-pair Dice %.4f on %d images", self.trials, dice, images)
 
 
-def _go_on(stopped: threading.Event) -> None:
+def _stop_if(stopped: threading.Event) -> None:
     """Leave NNCF, which runs in a thread of its own, when the user has stopped the export."""
     if stopped.is_set():
         raise KeyboardInterrupt
@@ -320,7 +325,7 @@ class _CompiledRuntime:
     """A Runtime around what NNCF hands over to be judged: an openvino.CompiledModel."""
 
     compiled: Any
-    info: ModelInfo
+    class_names: tuple[str, ...]
     name: str = "openvino, while quantising"
     parallel: int = 1
 
@@ -329,15 +334,10 @@ class _CompiledRuntime:
         return Answer(answer["probabilities"], answer["gate"])
 
 
-def _masks(runtime: Runtime, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Final masks bool (C, H, W), as `predict` makes them."""
-    return segment_image(runtime, pixels, runtime.info.thresholds).masks
-
-
-def _add(score: MaskScore, folder: DataFolder, info: ModelInfo, image_id: str, masks: NDArray[np.bool_]) -> None:
-    """Count the model's masks (C, H, W) of those classes that the folder names."""
-    truth, ignore = folder.masks_of(image_id, (masks.shape[1], masks.shape[2]))
-    score.add(image_id, masks[info.indices_of(folder.class_names)], truth, ignore)
+def _positive_dice(counts: Counts) -> float:
+    """Mean Dice of the pairs with a defect; 1 where there is no such pair."""
+    values = [pair.dice for pair in counts.values() if pair.true_px]
+    return fmean(values) if values else 1.0
 
 
 def _decoded(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -356,14 +356,10 @@ def _usable(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> li
         if size_hw is not None and pixels.shape != size_hw:
             raise DataError(
                 f"{folder.image_path(image_id)}: {pixels.shape[0]}x{pixels.shape[1]} px, but the export is to "
-                f"take {size_hw[0]}x{size_hw[1]} only. Choose another --size, or none."
+                f"take {size_hw[0]}x{size_hw[1]} only. Choose another size, or none."
             )
         usable.append(image_id)
     return usable
-
-
-def _or_one(value: float | None) -> float:
-    return 1.0 if value is None else value
 
 
 def _by_split(folder: DataFolder, info: ModelInfo, model: Path) -> tuple[list[str], list[str], str] | None:

@@ -1,11 +1,10 @@
-"""Does an exported model say what the network in PyTorch says?"""
+"""Does an exported model answer as the network in PyTorch does?"""
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from defectseg.data.folder import IMAGES_NAME
 from defectseg.data.synthetic import SMALLEST_SIDE_PX, make_sheet
 from defectseg.errors import DataError, ImageError, ModelError
+from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs
 from defectseg.image.find import find_images
 from defectseg.image.read import decode_found
 from defectseg.inference.segment import segment
@@ -29,31 +29,6 @@ ODD_HW = (200, 330)  # no multiple of any network's stride, and of another shape
 SEED = 0
 
 SizeHW = tuple[int, int]
-
-
-class MaskScore(Protocol):
-    """Adds up how well masks agree with a truth; the evaluation knows how, and the caller passes it in."""
-
-    def add(
-        self,
-        image_id: str,
-        predicted: NDArray[np.bool_],
-        truth: NDArray[np.bool_],
-        ignore: NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Count the masks bool (C, H, W) of one image; pixels in `ignore` (H, W) count for nothing."""
-
-    @property
-    def pooled_dice(self) -> float:
-        """Dice of the pixels of all images and classes together; 1 where there is none on either side."""
-
-    @property
-    def positive_dice(self) -> float | None:
-        """Mean Dice over the pairs of image and class that have a defect; None where there is no such pair."""
-
-    @property
-    def kaggle_dice(self) -> float:
-        """Mean Dice over all pairs, 1 where both masks are empty."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +75,13 @@ def compare(
     candidates: Mapping[str, Runtime],
     images: Iterable[NDArray[np.uint8]],
     thresholds: Thresholds,
-    new_score: Callable[[], MaskScore],
 ) -> dict[str, Comparison]:
     """Ask all runtimes about the same images, grey uint8 (H, W), each as a whole and in a single view.
 
     Returns:
         the comparison with the reference of each candidate, by its name.
     """
-    tallies = {name: _Tally(new_score()) for name in candidates}
+    tallies = {name: _Tally() for name in candidates}
     for number, image in enumerate(images):
         expected = reference(image[None, None])
         for name, runtime in candidates.items():
@@ -132,14 +106,24 @@ def check(exact: Comparison, shipped: Comparison, limits: Limits, *, what: str) 
     if not difference <= limits.difference:
         raise ModelError(
             f"{what}: not written, since the export differs from the network in PyTorch: by up to {difference:.3g} in "
-            f"fp32, where {limits.difference:g} is allowed. Try the other --format, and report this network."
+            f"fp32, where {limits.difference:g} is allowed. Try the other format, and report this network."
         )
     if not shipped.dice >= limits.dice:
         raise ModelError(
             f"{what}: not written, since in the precision that this processor uses the export's masks agree with the "
             f"network's in PyTorch at Dice {shipped.dice:.4f} only, where {limits.dice:g} is needed. "
-            "Compare on images of what the model was trained for, with --data DIR."
+            "Compare on a data folder with images like those that the model was trained on."
         )
+
+
+def pooled_dice(counts: Counts) -> float:
+    """Dice of the pixels of all images and classes together; 1 where there is none on either side."""
+    pairs = counts.values()
+    return PairCounts(
+        sum(pair.true_px for pair in pairs),
+        sum(pair.predicted_px for pair in pairs),
+        sum(pair.both_px for pair in pairs),
+    ).dice
 
 
 def real_images(
@@ -206,8 +190,8 @@ def fit(image: NDArray[np.uint8], size_hw: SizeHW) -> NDArray[np.uint8]:
 class _Tally:
     """Adds up the differences of one candidate."""
 
-    def __init__(self, score: MaskScore) -> None:
-        self.score = score
+    def __init__(self) -> None:
+        self.counts: Counts = {}
         self.images = 0
         self.probability = self.gate = 0.0
         self.anything_found = False
@@ -222,8 +206,8 @@ class _Tally:
         masks, expected_masks = (
             segment(ImageAnswer(one.probabilities[0], one.gate[0]), thresholds).masks for one in (answer, expected)
         )
-        self.score.add(image_id, masks, expected_masks)
+        self.counts |= count_pairs(image_id, masks, expected_masks)
         self.anything_found |= bool(masks.any() or expected_masks.any())
 
     def result(self) -> Comparison:
-        return Comparison(self.images, self.probability, self.gate, self.score.pooled_dice, self.anything_found)
+        return Comparison(self.images, self.probability, self.gate, pooled_dice(self.counts), self.anything_found)

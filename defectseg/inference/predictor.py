@@ -1,30 +1,32 @@
-"""The Python API: a loaded model that is called with one image after another."""
+"""The Python API: a loaded model that is called with one image or many."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.errors import ImageError, ModelError, UsageError
-from defectseg.files import file_sha256
-from defectseg.image import read as image_files
+from defectseg.errors import UsageError
 from defectseg.image import rle
+from defectseg.image.find import FoundImage
 from defectseg.image.overlay import paint_prediction
-from defectseg.image.read import DecodedImage, is_blank, to_grey
+from defectseg.image.read import DecodedImage, is_blank
 from defectseg.image.regions import Region
-from defectseg.inference.segment import segment, segment_image
-from defectseg.inference.tiles import predict_image
-from defectseg.inference.views import with_tta
-from defectseg.model.info import OPENVINO_SUFFIX, ModelInfo
+from defectseg.inference.segment import Segmentation, segment, segment_image
+from defectseg.inference.settings import Settings
+from defectseg.inference.stream import GivenImage, Segmented, Unreadable, decode, stream
+from defectseg.inference.tiles import ImageAnswer, predict_image
+from defectseg.model.info import ModelInfo
 from defectseg.model.locate import model_paths
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.load import load_runtime
 
-_GIVEN_ARRAY = "image"  # how messages name an image that has no path
+Image = str | Path | NDArray[np.uint8] | NDArray[np.uint16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,49 +73,21 @@ class Prediction:
         return {class_id: rle.encode(mask) for class_id, mask in enumerate(self.masks, start=1)}
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What a Predictor is loaded from, here and again in another process.
-
-    Attributes:
-        paths: model files, absolute, since another process may run in another folder.
-        sha256: of each of their files, when the Predictor was loaded.
-        device, runtime, tta, workers: as for Predictor.load.
-    """
-
-    paths: tuple[Path, ...]
-    sha256: dict[Path, str]
-    device: str
-    runtime: str
-    tta: str | None
-    workers: int | None
-
-    def load(self) -> Runtime:
-        return with_tta(load_runtime(self.paths, self.device, self.runtime, workers=self.workers), self.tta)
-
-    def check_unchanged(self) -> None:
-        """Raise ModelError where a file is no longer what it was."""
-        for path, sha256 in self.sha256.items():
-            if _sha256(path) != sha256:
-                raise ModelError(f"{path}: has changed since this Predictor was loaded. Load it again.")
-
-
 class Predictor:
-    """A model, called with an image at a time: `Predictor.load("model.safetensors")("sheet.jpg")`.
+    """A model, called with an image at a time: `Predictor.load("model.safetensors")("sheet.jpg")`; `many` takes many.
 
-    Threads may call one Predictor at once; how many calls gain from it is `parallel`. A pickled Predictor holds the
-    path of its model file and its options, not the model: another process loads it at the first call there, and
-    refuses a file that has changed meanwhile.
+    Threads may call one Predictor at once. A pickled Predictor holds the path of its model file and its options, not
+    the model: another process loads it at the first call there.
     """
 
     def __init__(
-        self, source: _Source, runtime: Runtime, *, keep_probabilities: bool, bit_depth: int | None = None
+        self, load: "partial[tuple[Runtime, ModelInfo]]", *, keep_probabilities: bool = True, **settings: Any
     ) -> None:
         """Use Predictor.load."""
-        self._source = source
-        self._bit_depth = bit_depth
+        self._load = load
+        self._settings = settings
         self._keep_probabilities = keep_probabilities
-        self._loaded: Runtime | None = runtime
+        self._loaded: tuple[Runtime, ModelInfo, Settings] | None = None
         self._loading = threading.Lock()
 
     @classmethod
@@ -136,7 +110,8 @@ class Predictor:
             device: auto, cpu, cuda, cuda:N or mps.
             runtime: auto, torch, openvino or onnx; auto takes torch on a GPU and openvino on a CPU.
             tta: test-time augmentation: none, flips or turns; None for the model's own.
-            workers: how many calls at once to prepare for; None for what suits the machine.
+            workers: how many images the network works on at once. None: one, on all cores, which answers a single
+                image soonest. For `many` images on a CPU, as many as there are cores are up to a tenth quicker.
             bit_depth: how many bits the values of 16-bit files and uint16 arrays have, 9 to 16; None: as the TIFF tag
                 of the file says, else as the model was trained, else 16.
             keep_probabilities: give probabilities and gate along. Without them, a very large image takes less memory.
@@ -146,35 +121,38 @@ class Predictor:
             MissingExtraError: the runtime is not installed.
             UsageError, ResourceError: there is no such device, runtime, kind of augmentation or bit depth.
         """
-        if bit_depth is not None and not 9 <= bit_depth <= 16:
-            raise UsageError(f"bit_depth={bit_depth}: expected 9 to 16, the bits that 16-bit values have.")
-        paths = tuple(model.absolute() for model in model_paths(path))
-        source = _Source(paths, {}, device, runtime, tta, workers)
-        loaded = source.load()
-        source.sha256.update({file: _sha256(file) for model in paths for file in _files_of(model)})
-        return cls(source, loaded, keep_probabilities=keep_probabilities, bit_depth=bit_depth)
+        paths = tuple(model.absolute() for model in model_paths(path))  # another process may run in another folder
+        load = partial(load_runtime, paths, device, runtime, workers=1 if workers is None else workers)
+        predictor = cls(load, keep_probabilities=keep_probabilities, tta=tta, bit_depth=bit_depth)
+        predictor._model()
+        return predictor
 
     @property
     def info(self) -> ModelInfo:
-        """The description in the model file."""
-        return self._runtime().info
+        """The description in the model file; of several models, what is true of all."""
+        return self._model()[1]
+
+    @property
+    def settings(self) -> Settings:
+        """Thresholds, tiles and views that images are segmented with."""
+        return self._model()[2]
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """C names; name n - 1 belongs to ClassId n."""
-        return self.info.class_names
+        return self._model()[0].class_names
 
     @property
     def runtime(self) -> str:
         """The library, the device and the precision, for people."""
-        return self._runtime().name
+        return self._model()[0].name
 
     @property
     def parallel(self) -> int:
         """How many calls at once, from as many threads, make the best of the machine."""
-        return self._runtime().parallel
+        return self._model()[0].parallel
 
-    def __call__(self, image: str | Path | NDArray[np.uint8] | NDArray[np.uint16]) -> Prediction:
+    def __call__(self, image: Image) -> Prediction:
         """Find the defects in one image of any size.
 
         Args:
@@ -188,82 +166,71 @@ class Predictor:
             ModelError: the network answers with something that is not a number.
             ResourceError: memory ran out.
         """
-        runtime = self._runtime()
-        decoded = _decode(image, self._bit_depth, runtime.info.recipe.data.bit_depth)
-        thresholds = runtime.info.thresholds
-        probabilities = gate = None
-        if self._keep_probabilities:
-            prediction = predict_image(runtime, decoded.pixels)
-            probabilities, gate = prediction.probabilities, prediction.gate
-            found = segment(prediction, thresholds)
-        else:
-            found = segment_image(runtime, decoded.pixels, thresholds)
-        return Prediction(
-            class_names=runtime.info.class_names,
-            image=decoded.pixels,
-            masks=found.masks,
-            regions=found.regions,
-            class_map=found.class_map,
-            probabilities=probabilities,
-            gate=gate,
-            notes=decoded.notes,
-        )
+        runtime, _, settings = self._model()
+        decoded = decode(_found(image), settings)
+        if not self._keep_probabilities:
+            return self._prediction(decoded, segment_image(runtime, decoded.pixels, settings), None)
+        answer = predict_image(runtime, decoded.pixels, settings)
+        return self._prediction(decoded, segment(answer, settings.thresholds), answer)
+
+    def many(self, images: Iterable[Image]) -> Generator[Prediction | Unreadable, None, None]:
+        """Find the defects in many images; reading, network and post-processing overlap.
+
+        Args:
+            images: as for a single call; taken a bounded number ahead.
+
+        Yields:
+            for each image, in order, its Prediction, or Unreadable with the reason.
+
+        Raises:
+            UsageError, ModelError, ResourceError: as for a single call.
+        """
+        runtime, _, settings = self._model()
+        found = (_found(image, f"image {number}") for number, image in enumerate(images))
+
+        def predict(one: Segmented) -> Prediction:
+            return self._prediction(one.decoded, one.segmentation, one.answer)
+
+        with closing(stream(found, runtime, settings, predict, keep_answers=self._keep_probabilities)) as results:
+            yield from results
 
     def __repr__(self) -> str:
-        return f"Predictor({', '.join(map(str, self._source.paths))!r})"
+        return f"Predictor({', '.join(map(str, self._load.args[0]))!r})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            "source": self._source,
-            "keep_probabilities": self._keep_probabilities,
-            "bit_depth": self._bit_depth,
-        }
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), self._load, keep_probabilities=self._keep_probabilities, **self._settings), ()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._source = state["source"]
-        self._keep_probabilities = state["keep_probabilities"]
-        self._bit_depth = state["bit_depth"]
-        self._loaded = None
-        self._loading = threading.Lock()
-
-    def _runtime(self) -> Runtime:
-        """The runtime; in a process that got the Predictor pickled, loaded now.
+    def _model(self) -> tuple[Runtime, ModelInfo, Settings]:
+        """The runtime, its description and the settings; in a process that got the Predictor pickled, loaded now.
 
         Not while it is unpickled: a pool's worker that fails there takes its task along, and the pool waits for ever.
         """
         with self._loading:
             if self._loaded is None:
-                self._source.check_unchanged()
-                self._loaded = self._source.load()
+                runtime, info = self._load()
+                self._loaded = runtime, info, Settings.of(info, **self._settings)
             return self._loaded
 
+    def _prediction(self, decoded: DecodedImage, found: Segmentation, answer: ImageAnswer | None) -> Prediction:
+        return Prediction(
+            class_names=self.class_names,
+            image=decoded.pixels,
+            masks=found.masks,
+            regions=found.regions,
+            class_map=found.class_map,
+            probabilities=None if answer is None else answer.probabilities,
+            gate=None if answer is None else answer.gate,
+            notes=decoded.notes,
+        )
 
-def _decode(image: object, bit_depth: int | None, model_bit_depth: int | None) -> DecodedImage:
+
+def _found(image: object, name: str = "image") -> FoundImage:
+    """An image as it was given: of an array a copy, as the caller may fill it with the next picture at once."""
     if isinstance(image, str | Path):
-        return image_files.decode(Path(image), bit_depth=bit_depth, model_bit_depth=model_bit_depth)
-    if not isinstance(image, np.ndarray):
-        raise UsageError(
-            f"an image is given as {type(image).__name__}; expected a path or a numpy array. "
-            "A PIL image is turned into one by numpy.asarray(image.convert('L'))."
-        )
-    if image.ndim not in (2, 3) or image.size == 0:
-        raise ImageError(
-            f"{_GIVEN_ARRAY}: an array of shape {image.shape}; expected (H, W), (H, W, 3) or (H, W, 4), not empty."
-        )
-    return to_grey(image, _GIVEN_ARRAY, bit_depth=model_bit_depth if bit_depth is None else bit_depth)
-
-
-def _files_of(model: Path) -> Iterator[Path]:
-    """The files that a model consists of: an OpenVINO model keeps its weights beside it."""
-    yield model
-    if model.suffix.lower() == OPENVINO_SUFFIX:
-        yield model.with_suffix(".bin")
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error.strerror or error}). A Predictor needs its model file wherever it is sent."
-        ) from error
+        return FoundImage(str(image), Path(image))
+    if isinstance(image, np.ndarray):
+        return GivenImage(name, Path(name), array=image.copy())
+    raise UsageError(
+        f"an image is given as {type(image).__name__}; expected a path or a numpy array. "
+        "A PIL image is turned into one by numpy.asarray(image.convert('L')); many() takes several."
+    )

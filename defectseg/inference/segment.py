@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.image.regions import Region, find_regions
+from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import Band, ImageAnswer, fits_one_tile, predict_bands, predict_image
 from defectseg.model.info import Thresholds
 from defectseg.runtime.base import Runtime
@@ -33,13 +34,7 @@ class Segmentation:
     class_map: NDArray[np.uint8]
 
 
-def segment_image(
-    runtime: Runtime,
-    image: NDArray[np.uint8],
-    thresholds: Thresholds,
-    *,
-    only_classes: Collection[int] | None = None,
-) -> Segmentation:
+def segment_image(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> Segmentation:
     """What a network finds in one grey image uint8 (H, W) of any size; equal to `segment(predict_image(...))`.
 
     An image larger than the model's tile is processed band after band. Held for each pixel are one byte for each class
@@ -50,10 +45,10 @@ def segment_image(
         ModelError: the network answers with something that is not a number.
         ResourceError: memory ran out.
     """
-    if fits_one_tile(runtime, image):
-        return segment(predict_image(runtime, image), thresholds, only_classes=only_classes)
+    if fits_one_tile(image, settings):
+        return segment(predict_image(runtime, image, settings), settings.thresholds, only_classes=settings.classes)
     with _ONE_LARGE_IMAGE:
-        return _segment_bands(runtime, image, thresholds, only_classes)
+        return _segment_bands(runtime, image, settings)
 
 
 def segment(
@@ -125,16 +120,15 @@ def _paint(
         np.maximum(best[box], ours, out=best[box])
 
 
-def _segment_bands(
-    runtime: Runtime, image: NDArray[np.uint8], thresholds: Thresholds, only_classes: Collection[int] | None
-) -> Segmentation:
-    gate = np.zeros(runtime.info.num_classes, np.float32)
+def _segment_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> Segmentation:
+    thresholds = settings.thresholds
+    gate = np.zeros(len(runtime.class_names), np.float32)
     held: list[_HeldBand] = []
-    for band in predict_bands(runtime, image):
+    for band in predict_bands(runtime, image, settings):
         gate = band.gate
-        held.append(_HeldBand(band, thresholds, only_classes))
+        held.append(_HeldBand(band, thresholds, settings.classes))
     regions: list[Region] = []
-    for index in _passing(gate, thresholds, only_classes):
+    for index in _passing(gate, thresholds, settings.classes):
         regions += _regions_across(held, index, image.shape, thresholds)
     masks = np.zeros((len(gate), *image.shape), np.bool_)
     class_map = np.zeros(image.shape, np.uint8)

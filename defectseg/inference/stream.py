@@ -1,21 +1,20 @@
-"""Read -> infer -> post-process -> render -> write, overlapped, in bounded memory.
+"""Many images through one model, in order, overlapped and in bounded memory.
 
-Each image passes through one thread from reading to rendering; while it waits for the network, other threads read and
-render. The network itself is called only from threads of its own, as many as the runtime has use for: libraries that
-compute keep a team of helpers for each thread that calls them. Results are written by the caller's thread, in the order
-of the images.
+One thread takes an image all its way: it is read and segmented, and the caller's function makes of it what the
+caller wants. While a thread waits for the network, others read and post-process. Only a fixed pool of
+`runtime.parallel` threads calls the network, because the libraries that compute start a team of workers for each
+calling thread.
 """
 
-import logging
-import time
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from threading import Condition, Event
-from types import TracebackType
-from typing import Self, TypeVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Condition, Event, Lock
+from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -26,83 +25,185 @@ from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage
-from defectseg.inference.stages import StageTimes, timed
+from defectseg.inference.segment import Segmentation, segment, segment_image
+from defectseg.inference.settings import Settings
+from defectseg.inference.tiles import ImageAnswer, predict_image
 from defectseg.runtime.base import Answer, Runtime
 
-log = logging.getLogger(__name__)
-
-_LOOK_AHEAD = 4  # images that wait, ready, for their turn to be written, besides those in work
-_MOST_HELPERS = 8  # threads that read and render while the network computes
+_LOOK_AHEAD = 4  # results that wait for their turn, besides the images in work
+_MOST_HELPERS = 8  # threads that read and post-process while the network computes
 # Images in work at once have no more pixels than this together; a larger one goes alone. About 25 bytes are held for
 # each pixel: four classes in float32 and as masks, the image, the overlay.
 _PIXELS_IN_WORK = 16_000_000
 
-_In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def _decode_unchanged(
-    found: FoundImage, *, bit_depth: int | None, model_bit_depth: int | None
-) -> tuple[DecodedImage, tuple[int, int]]:
-    """An image, and the size and time of its file from before it was read, so that a later change shows.
+@dataclass(frozen=True)
+class GivenImage(FoundImage):
+    """An image in memory, uint8 or uint16 as OpenCV decodes it, under a name for messages."""
+
+    array: NDArray[Any] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """An image and what the network finds in it.
+
+    Attributes:
+        found: where it is from.
+        stamp: size and time of its file from before it was read, so that a later change shows; see `size_and_time`.
+        decoded: its pixels.
+        segmentation: what is reported.
+        answer: what the network says; None unless the stream was asked to keep it.
+    """
+
+    found: FoundImage
+    stamp: tuple[int, int]
+    decoded: DecodedImage
+    segmentation: Segmentation
+    answer: ImageAnswer | None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be processed, and why; `stamp` as in Segmented."""
+
+    image_id: str
+    path: Path
+    message: str
+    stamp: tuple[int, int] = (0, 0)
+
+
+def decode(found: FoundImage, settings: Settings) -> DecodedImage:
+    """The image as the network sees it. Raises ImageError."""
+    bit_depth, model_bit_depth = settings.bit_depth, settings.model_bit_depth
+    if not isinstance(found, GivenImage):
+        return image_files.decode_found(found, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+    array = found.array
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise ImageError(
+            f"{found.image_id}: an array of shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4), not empty."
+        )
+    return image_files.to_grey(array, found.image_id, bit_depth=model_bit_depth if bit_depth is None else bit_depth)
+
+
+def stream(
+    images: Iterable[FoundImage],
+    runtime: Runtime,
+    settings: Settings,
+    then: Callable[[Segmented], _Out],
+    *,
+    keep_answers: bool = False,
+) -> Generator[_Out | Unreadable, None, None]:
+    """Segment images, and yield in their order what `then` makes of each, or Unreadable.
+
+    Use it with `contextlib.closing`: closing gives up what is in work, a large image at its next tile.
+
+    Args:
+        images: taken a bounded number ahead of the caller.
+        runtime: called from `runtime.parallel` threads at once.
+        settings: of the inference.
+        then: called from several threads at once, in any order.
+        keep_answers: give `then` the probabilities, too; of a large image these take much memory.
 
     Raises:
-        ImageError: as `decode_found` does, or the file changes again and again.
+        ModelError: the network answers with something that is not a number.
+        ResourceError: memory ran out.
+        Exception: whatever `then` raises, but an ImageError, which makes the image Unreadable.
+    """
+    threads = runtime.parallel + max(2, min(os.cpu_count() or 2, _MOST_HELPERS))
+    with (
+        _one_opencv_thread(),
+        ThreadPoolExecutor(runtime.parallel, thread_name_prefix="network") as network_threads,
+        ThreadPoolExecutor(threads, thread_name_prefix="image") as pool,
+    ):
+        network = _Network(runtime, network_threads)
+        work = _Work(network, settings, then, keep_answers)
+        waiting: deque[Future[_Out | Unreadable]] = deque()
+        try:
+            for found in images:
+                waiting.append(pool.submit(work, found))
+                if len(waiting) >= threads + _LOOK_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            network.stopped.set()
+
+
+class _Work(Generic[_Out]):
+    """What one thread does with one image."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        settings: Settings,
+        then: Callable[[Segmented], _Out],
+        keep_answers: bool,
+    ) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._then = then
+        self._keep_answers = keep_answers
+        self._pixels_in_work = _Budget(_PIXELS_IN_WORK)
+
+    def __call__(self, found: FoundImage) -> _Out | Unreadable:
+        stamp = size_and_time(found.path)
+        try:
+            with self._pixels_in_work.held(_pixels_of(found)):
+                stamp, decoded = _decode_unchanged(found, self._settings)
+                return self._then(self._segment(found, stamp, decoded))
+        except ImageError as error:
+            return Unreadable(found.image_id, found.path, str(error), stamp)
+
+    def _segment(self, found: FoundImage, stamp: tuple[int, int], decoded: DecodedImage) -> Segmented:
+        settings = self._settings
+        if not self._keep_answers:
+            return Segmented(found, stamp, decoded, segment_image(self._runtime, decoded.pixels, settings), None)
+        answer = predict_image(self._runtime, decoded.pixels, settings)
+        segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
+        return Segmented(found, stamp, decoded, segmentation, answer)
+
+
+def _pixels_of(found: FoundImage) -> int:
+    """How many pixels an image has, from the header of its file. Raises ImageError."""
+    if isinstance(found, GivenImage):
+        return found.array.size
+    height, width = image_files.read_size(found.path) if not found.fault else (0, 0)
+    return height * width
+
+
+def _decode_unchanged(found: FoundImage, settings: Settings) -> tuple[tuple[int, int], DecodedImage]:
+    """The stamp of an image's file from before it was read, and the image.
+
+    Raises:
+        ImageError: as `decode` does, or the file changes again and again.
     """
     for _ in range(2):
         stamp = size_and_time(found.path)
-        decoded = image_files.decode_found(found, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+        decoded = decode(found, settings)
         if size_and_time(found.path) == stamp:
-            return decoded, stamp
+            return stamp, decoded
     raise ImageError(f"{found.path}: changed while it was read. Run the same command again once it is complete.")
 
 
 class _Network:
-    """A Runtime that is called only from threads of its own, `parallel` of them, whoever asks."""
+    """A Runtime that computes in threads of its own, whoever calls it, until it is stopped."""
 
-    def __init__(self, runtime: Runtime, times: StageTimes | None) -> None:
-        self.info, self.name, self.parallel = runtime.info, runtime.name, runtime.parallel
+    def __init__(self, runtime: Runtime, threads: ThreadPoolExecutor) -> None:
+        self.class_names, self.name, self.parallel = runtime.class_names, runtime.name, runtime.parallel
+        self.stopped = Event()
         self._runtime = runtime
-        self._times = times
-        self._pool = ThreadPoolExecutor(runtime.parallel, thread_name_prefix="network")
-        self._stopped = Event()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown()
-
-    def stop(self) -> None:
-        """Refuse all further calls, so that a large image in work is given up at its next tile."""
-        self._stopped.set()
+        self._threads = threads
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime. Raises CancelledError once it was stopped."""
-        if self._stopped.is_set():
+        if self.stopped.is_set():
             raise CancelledError
-        return self._pool.submit(self._answer, images).result()
-
-    def _answer(self, images: NDArray[np.uint8]) -> Answer:
-        with timed(self._times, "infer"):
-            return self._runtime(images)
-
-
-class _Watched:
-    """A Runtime that remembers how long one image waited for it."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.info, self.name, self.parallel = runtime.info, runtime.name, runtime.parallel
-        self.waited_s = 0.0
-        self._runtime = runtime
-
-    def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        begun = time.perf_counter()
-        answer = self._runtime(images)
-        self.waited_s += time.perf_counter() - begun
-        return answer
+        return self._threads.submit(self._runtime, images).result()
 
 
 class _Budget:
@@ -128,69 +229,33 @@ class _Budget:
                 self._changed.notify_all()
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """An image that was read whole."""
+class _OpenCvThreads:
+    """OpenCV's threads, which are the same for the whole process, while streams are open."""
 
-    found: FoundImage
-    decoded: DecodedImage
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be read, and why."""
-
-    found: FoundImage
-    message: str
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.streams = 0
+        self.before = 0
 
 
-def decode_ahead(
-    images: Iterable[FoundImage], *, bit_depth: int | None = None, model_bit_depth: int | None = None
-) -> Iterator[Decoded | Failure]:
-    """Decode images in their order, a few ahead of the caller, in a thread; bit depths as in `decode_bytes`."""
-
-    def decode(found: FoundImage) -> Decoded | Failure:
-        try:
-            return Decoded(found, image_files.decode_found(found, bit_depth=bit_depth, model_bit_depth=model_bit_depth))
-        except ImageError as error:
-            return Failure(found, str(error))
-
-    yield from _ordered_map(decode, images)
-
-
-def _ordered_map(
-    function: Callable[[_In], _Out],
-    items: Iterable[_In],
-    *,
-    threads: int = 1,
-    abandon: Callable[[], None] = lambda: None,
-) -> Generator[_Out, None, None]:
-    """Like `map`, with threads that work ahead on a bounded number of items.
-
-    `abandon` is called before it waits for what is in work at the end, be it that all is done, that the reader has had
-    enough, or that an item failed.
-    """
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[_Out]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= threads + _LOOK_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            abandon()
+_opencv = _OpenCvThreads()
 
 
 @contextmanager
 def _one_opencv_thread() -> Iterator[None]:
-    """Keep OpenCV from spreading single calls over cores: here that gains nothing, and takes from the network."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
+    """Keep OpenCV from spreading single calls over cores: here that gains nothing, and takes from the network.
+
+    The last of several streams that are open at once gives it its threads back.
+    """
+    with _opencv.lock:
+        if not _opencv.streams:
+            _opencv.before = cv2.getNumThreads()
+            cv2.setNumThreads(1)
+        _opencv.streams += 1
     try:
         yield
     finally:
-        cv2.setNumThreads(before)
+        with _opencv.lock:
+            _opencv.streams -= 1
+            if not _opencv.streams:
+                cv2.setNumThreads(_opencv.before)

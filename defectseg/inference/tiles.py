@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import ModelError
+from defectseg.inference.settings import Settings
 from defectseg.inference.views import answer_views
 from defectseg.runtime.base import Answer, Runtime
 
@@ -44,37 +45,39 @@ class Band:
     gate: NDArray[np.float32]
 
 
-def predict_image(runtime: Runtime, image: NDArray[np.uint8]) -> ImageAnswer:
+def predict_image(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> ImageAnswer:
     """Answer for one grey image uint8 (H, W) of any size; all of it is held as float32, see `predict_bands`.
 
     Raises:
         ModelError: the network answers with something that is not a number.
         ResourceError: memory ran out.
     """
-    if fits_one_tile(runtime, image):
-        answer = answer_tile(runtime, image)
+    if fits_one_tile(image, settings):
+        answer = answer_tile(runtime, image, settings.tta)
         return ImageAnswer(answer.probabilities[0], answer.gate[0])
-    num_classes = runtime.info.num_classes
+    num_classes = len(runtime.class_names)
     probabilities, gate = np.empty((num_classes, *image.shape), np.float32), np.zeros(num_classes, np.float32)
-    for band in predict_bands(runtime, image):
+    for band in predict_bands(runtime, image, settings):
         probabilities[:, *band.box] = band.probabilities
         gate = band.gate
     return ImageAnswer(probabilities, gate)
 
 
-def fits_one_tile(runtime: Runtime, image: NDArray[np.uint8]) -> bool:
+def fits_one_tile(image: NDArray[np.uint8], settings: Settings) -> bool:
     """Whether the network sees an image (H, W) as a whole."""
-    tile_h, tile_w = runtime.info.recipe.inference.tile_hw
-    height, width = image.shape
+    (tile_h, tile_w), (height, width) = settings.tile_hw, image.shape
     return bool(height <= tile_h and width <= tile_w)
 
 
-def predict_bands(runtime: Runtime, image: NDArray[np.uint8]) -> Iterator[Band]:
+def predict_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> Iterator[Band]:
     """Answer for a large grey image uint8 (H, W), band after band along its longer side.
 
     Probabilities of overlapping tiles are blended with weights that fall off towards inner borders. Each tile is
-    answered in all the views that the recipe's `inference.tta` asks for; as many tiles are in work at once as the
-    runtime has use for. At no time is more held than one tile's length of the image and the answers in work.
+    answered in all views that the settings ask for; as many tiles are in work at once as the runtime has use for. At no
+    time is more held than one tile's length of the image and the answers in work.
+
+    All tiles of an image have one shape, since a runtime may have to prepare itself for each: one that reaches beyond
+    the image repeats its last row and column, as the network itself does up to its stride.
 
     Raises:
         ModelError: the network answers with something that is not a number.
@@ -82,15 +85,12 @@ def predict_bands(runtime: Runtime, image: NDArray[np.uint8]) -> Iterator[Band]:
     """
     # Here the first axis is the longer one: a wide image is looked at transposed, and nothing is copied for that.
     wide = image.shape[1] > image.shape[0]
-    source, (tile_h, tile_w) = _turned(image, wide), _tile_sides(runtime, wide)
-    height, width = source.shape
-    tile_h, tile_w = min(tile_h, height), min(tile_w, width)
-    overlap_px = runtime.info.recipe.inference.tile_overlap_px
-    tops, lefts = tile_starts(height, tile_h, overlap_px), tile_starts(width, tile_w, overlap_px)
-    tiles = (source[top : top + tile_h, left : left + tile_w] for top in tops for left in lefts)
-    answers = _answers(runtime, (_turned(tile, wide) for tile in tiles))
-    gate = np.zeros(runtime.info.num_classes, np.float32)
-    blend = _Blend((runtime.info.num_classes, tile_h, width), wide=wide)
+    height, width = _turned(image, wide).shape
+    (tile_h, tile_w), tops, lefts = _tiling((height, width), settings, wide)
+    overlap_px, num_classes = settings.tile_overlap_px, len(runtime.class_names)
+    answers = _answers(runtime, cut_tiles(image, settings), settings.tta)
+    gate = np.zeros(num_classes, np.float32)
+    blend = _Blend((num_classes, tile_h, width), wide=wide)
     across = [_ramp(left, tile_w, width, overlap_px) for left in lefts]
     for top, following in pairwise((*tops, height)):
         down = _ramp(top, tile_h, height, overlap_px)
@@ -103,9 +103,32 @@ def predict_bands(runtime: Runtime, image: NDArray[np.uint8]) -> Iterator[Band]:
         yield Band((whole, along) if wide else (along, whole), probabilities, gate)
 
 
-def _tile_sides(runtime: Runtime, wide: bool) -> tuple[int, int]:
-    tile_h, tile_w = runtime.info.recipe.inference.tile_hw
-    return (tile_w, tile_h) if wide else (tile_h, tile_w)
+def cut_tiles(image: NDArray[np.uint8], settings: Settings) -> Iterator[NDArray[np.uint8]]:
+    """The tiles (h, w) of an image (H, W), all of one shape, in the order of their answers in `predict_bands`."""
+    wide = image.shape[1] > image.shape[0]
+    source = _turned(image, wide)
+    (tile_h, tile_w), tops, lefts = _tiling(source.shape, settings, wide)
+    for top in tops:
+        for left in lefts:
+            tile = source[top : top + tile_h, left : left + tile_w]
+            yield _turned(_filled(tile, (tile_h, tile_w)), wide)
+
+
+def _tiling(size_hw: tuple[int, ...], settings: Settings, wide: bool) -> tuple[tuple[int, int], list[int], list[int]]:
+    """Size of the tiles of an image, and where they begin along either axis; all of it transposed where `wide`."""
+    sides = settings.tile_hw[::-1] if wide else settings.tile_hw
+    tile_h, tile_w = map(min, sides, size_hw)
+    tops, lefts = (
+        tile_starts(length, tile, settings.tile_overlap_px)
+        for length, tile in zip(size_hw, (tile_h, tile_w), strict=True)
+    )
+    return (tile_h, tile_w), tops, lefts
+
+
+def _filled(tile: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """A tile of exactly this size: where it is smaller, its last row and column repeat."""
+    missing = [(0, wanted - length) for wanted, length in zip(size_hw, tile.shape, strict=True)]
+    return np.pad(tile, missing, mode="edge") if any(after for _, after in missing) else tile
 
 
 def _turned(array: NDArray[_Kind], wide: bool) -> NDArray[_Kind]:
@@ -124,10 +147,13 @@ class _Blend:
         self.weight_sum = _turned(np.zeros((1, *stored_hw), np.float32), wide)
 
     def add(self, probabilities: NDArray[np.float32], weight: NDArray[np.float32], left: int) -> None:
-        """Add a tile's answer (C, h, w) with weights (h, w); its first row is the first that is not done."""
+        """Add a tile's answer (C, h, w) with weights (h, w), or fewer where the tile reaches beyond the image.
+
+        Its first row is the first that is not done.
+        """
         height, width = weight.shape
         box = np.s_[:, :height, left : left + width]
-        self.total[box] += probabilities * weight
+        self.total[box] += probabilities[:, :height, :width] * weight
         self.weight_sum[box] += weight
 
     def take(self, rows: int) -> NDArray[np.float32]:
@@ -140,16 +166,16 @@ class _Blend:
         return mean
 
 
-def _answers(runtime: Runtime, tiles: Iterable[NDArray[np.uint8]]) -> Iterator[Answer]:
+def _answers(runtime: Runtime, tiles: Iterable[NDArray[np.uint8]], tta: str) -> Iterator[Answer]:
     """The answers for tiles (h, w), in their order; `runtime.parallel` of them are worked on at a time."""
     if runtime.parallel == 1:
-        yield from (answer_tile(runtime, tile) for tile in tiles)
+        yield from (answer_tile(runtime, tile, tta) for tile in tiles)
         return
     with ThreadPoolExecutor(runtime.parallel) as pool:
         waiting: deque[Future[Answer]] = deque()
         try:
             for tile in tiles:
-                waiting.append(pool.submit(answer_tile, runtime, tile))
+                waiting.append(pool.submit(answer_tile, runtime, tile, tta))
                 if len(waiting) > runtime.parallel:
                     yield waiting.popleft().result()
             while waiting:
@@ -159,15 +185,15 @@ def _answers(runtime: Runtime, tiles: Iterable[NDArray[np.uint8]]) -> Iterator[A
                 future.cancel()
 
 
-def answer_tile(runtime: Runtime, tile: NDArray[np.uint8]) -> Answer:
-    """The answer for a tile uint8 (h, w): probabilities (1, C, h, w) and gate (1, C).
+def answer_tile(runtime: Runtime, tile: NDArray[np.uint8], tta: str) -> Answer:
+    """The answer for a tile uint8 (h, w), in the views of `tta`: probabilities (1, C, h, w) and gate (1, C).
 
     Raises:
         ModelError: it holds something that is not a number. That would pass for clean steel, as it reaches no
             threshold.
         ResourceError: memory ran out.
     """
-    answer = answer_views(runtime, np.ascontiguousarray(tile)[None, None], runtime.info.recipe.inference.tta)
+    answer = answer_views(runtime, np.ascontiguousarray(tile)[None, None], tta)
     # numpy's maximum of numbers and a NaN is NaN; cv2.minMaxLoc would pass over it.
     if np.isnan(answer.probabilities.max()) or np.isnan(answer.gate.max()):
         raise ModelError(

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.errors import UsageError
-from defectseg.model.info import ModelInfo
 from defectseg.runtime.base import Answer, Runtime
 
 
@@ -82,41 +80,3 @@ def _sum(runtime: Runtime, images: NDArray[np.uint8], views: Sequence[View]) -> 
     first, second = _sum(runtime, images, views[:half]), _sum(runtime, images, views[half:])
     np.add(first.probabilities, second.probabilities, out=first.probabilities)
     return Answer(first.probabilities, first.gate + second.gate)
-
-
-def with_tta(runtime: Runtime, tta: str | None) -> Runtime:
-    """The runtime with another kind of test-time augmentation than its model says; None leaves it as it is.
-
-    Raises:
-        UsageError: there is no such kind.
-    """
-    if tta is not None and tta not in VIEWS:
-        raise UsageError(f"--tta {tta}: expected {', '.join(VIEWS)}.")
-    if tta is None or tta == runtime.info.recipe.inference.tta:
-        return runtime
-    return _Described(runtime, info_with_tta(runtime.info, tta))
-
-
-def info_with_tta(info: ModelInfo, tta: str) -> ModelInfo:
-    """The description of a model with a key of VIEWS as its test-time augmentation."""
-    inference = info.recipe.inference.model_copy(update={"tta": tta})
-    return info.model_copy(update={"recipe": info.recipe.model_copy(update={"inference": inference})})
-
-
-@dataclass(frozen=True)
-class _Described:
-    """A Runtime with another description."""
-
-    runtime: Runtime
-    info: ModelInfo
-
-    @property
-    def name(self) -> str:
-        return self.runtime.name
-
-    @property
-    def parallel(self) -> int:
-        return self.runtime.parallel
-
-    def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        return self.runtime(images)

@@ -1,12 +1,27 @@
-"""Which device and which precision to compute in."""
+"""Which device and which precision to compute in. torch is imported only where a device is looked for."""
 
-import torch
+import re
+from typing import TYPE_CHECKING
 
-from defectseg.errors import ResourceError
-from defectseg.model.device_names import parse_device
+from defectseg.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 
-def resolve_device(name: str) -> torch.device:
+def parse_device(name: str) -> tuple[str, int | None]:
+    """Kind of device (auto, cpu, cuda or mps) and the number of the graphics card, if one is named.
+
+    Raises:
+        UsageError: not a name of a device.
+    """
+    parts = re.fullmatch(r"(auto|cpu|mps|cuda)|cuda:([0-9]+)", name)
+    if parts is None:
+        raise UsageError(f"expected auto, cpu, cuda, cuda:N or mps, found {name!r}.", argument="device")
+    return parts[1] or "cuda", None if parts[2] is None else int(parts[2])
+
+
+def resolve_device(name: str) -> "torch.device":
     """Turn auto, cpu, cuda, cuda:N or mps into a device that is there; auto prefers CUDA, then MPS.
 
     Raises:
@@ -14,6 +29,9 @@ def resolve_device(name: str) -> torch.device:
         ResourceError: the device is not on this machine.
     """
     kind, index = parse_device(name)
+
+    import torch
+
     if kind == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -22,36 +40,38 @@ def resolve_device(name: str) -> torch.device:
         kind == "mps" and not torch.backends.mps.is_available()
     )
     if missing:
-        raise ResourceError(f"--device {name}: this machine has no such device. Use --device auto or cpu.")
+        raise ResourceError(f"this machine has no {name}. Use auto or cpu.", argument="device")
     if index is not None and index >= torch.cuda.device_count():
-        raise ResourceError(f"--device {name}: only cuda:0 to cuda:{torch.cuda.device_count() - 1} are there.")
+        last = torch.cuda.device_count() - 1
+        raise ResourceError(f"this machine has no {name}, only cuda:0 to cuda:{last}.", argument="device")
     return torch.device(name)
 
 
 def available_devices() -> list[str]:
-    """Names of the devices of this machine, graphics cards with their make."""
+    """Names of torch's devices on this machine, graphics cards with their make."""
+    import torch
+
     cards = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
     return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
-def half_precision(device: torch.device) -> torch.dtype | None:
+def half_precision(device: "torch.device") -> "torch.dtype | None":
     """The 16-bit type that is quicker than float32 on the device, or None.
 
     On a CPU, bfloat16 pays only with AMX or AVX512-BF16; elsewhere it is emulated and much slower.
     """
+    import torch
+
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and cpu_has_bf16():
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    if device.type == "cpu" and any(probe is not None and probe() for probe in probes):
         return torch.bfloat16
     return None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """True where torch says that memory ran out; on a CPU it has no exception of its own for that."""
+    import torch
+
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def cpu_has_bf16() -> bool:
-    """True where the processor multiplies bfloat16 in hardware (AMX or AVX512-BF16)."""
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(probe is not None and bool(probe()) for probe in probes)

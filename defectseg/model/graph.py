@@ -83,6 +83,8 @@ def to_onnx_bytes(network: DefectNetwork, info: ModelInfo, *, size_hw: tuple[int
             verbose=False,
         )
         assert program is not None
+        for node in program.model.graph:
+            node.metadata_props.clear()  # traces of the stack, with paths of this machine
         program.model.metadata_props[METADATA_KEY] = info.model_dump_json()
         content: bytes = program.model_proto.SerializeToString()
     return content
@@ -115,7 +117,7 @@ def takes_any_size(model: openvino.Model, network: DefectNetwork) -> bool:
 
 def _graph(network: DefectNetwork) -> nn.Module:
     graph = _Graph(copy.deepcopy(network).cpu().float()).eval()
-    settle_padding(graph)
+    fix_padding(graph)
     return graph
 
 
@@ -139,7 +141,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def settle_padding(module: nn.Module) -> None:
+def fix_padding(module: nn.Module) -> None:
     """Replace TensorFlow's padding, which depends on the size of the image, by what it comes to here, in place.
 
     The network sees multiples of its stride, where every strided convolution divides the size without a remainder.
@@ -147,19 +149,19 @@ def settle_padding(module: nn.Module) -> None:
     """
     for name, child in module.named_children():
         if isinstance(child, Conv2dSame):
-            setattr(module, name, _with_settled_padding(child))
+            setattr(module, name, _with_fixed_padding(child))
         else:
-            settle_padding(child)
+            fix_padding(child)
 
 
-def _with_settled_padding(convolution: Conv2dSame) -> nn.Module:
+def _with_fixed_padding(convolution: Conv2dSame) -> nn.Module:
     sides: list[int] = []
     for kernel, stride, dilation in zip(
         reversed(convolution.kernel_size), reversed(convolution.stride), reversed(convolution.dilation), strict=True
     ):
         total = max((kernel - 1) * dilation + 1 - stride, 0)
         sides += [total // 2, total - total // 2]  # as TensorFlow does, the odd one below and on the right
-    settled = nn.Conv2d(
+    fixed = nn.Conv2d(
         convolution.in_channels,
         convolution.out_channels,
         (convolution.kernel_size[0], convolution.kernel_size[1]),
@@ -167,5 +169,5 @@ def _with_settled_padding(convolution: Conv2dSame) -> nn.Module:
         dilation=(convolution.dilation[0], convolution.dilation[1]),
         groups=convolution.groups,
     )
-    settled.weight, settled.bias = convolution.weight, convolution.bias
-    return nn.Sequential(nn.ZeroPad2d((sides[0], sides[1], sides[2], sides[3])), settled)
+    fixed.weight, fixed.bias = convolution.weight, convolution.bias
+    return nn.Sequential(nn.ZeroPad2d((sides[0], sides[1], sides[2], sides[3])), fixed)

@@ -1,16 +1,23 @@
-"""The description inside a model file, read without torch."""
+"""ModelInfo: the description inside every kind of model file, read and replaced without loading the weights."""
 
+import io
 import json
-from collections.abc import Sequence
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self
 from xml.parsers import expat
+from xml.sax.saxutils import escape
 
 from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
 
 from defectseg.config import Frozen, PositiveFloat, Recipe, Share
-from defectseg.errors import MissingExtraError, ModelError
+from defectseg.errors import ModelError
+from defectseg.files import atomic_path
 
 FORMAT_VERSION = 1
 
@@ -52,10 +59,10 @@ class ExportInfo(Frozen):
     Attributes:
         format: openvino or onnx.
         precision: of the weights: fp32 or int8.
-        float_layers: what computes with the weights that are not integers: auto, whatever is quickest on the
-            processor, or f32 where less costs too much.
+        float_layers: precision of the layers that are not int8: auto for the quickest on the processor, f32 where less
+            costs too much.
         size_hw: the only size of image that it takes, or None for any.
-        source_sha256: of the bundle that it was made from.
+        source_sha256: `model_identity` of the bundle that it was made from.
         parity: figures of the comparison, by name.
     """
 
@@ -68,7 +75,7 @@ class ExportInfo(Frozen):
 
 
 class ModelInfo(Frozen):
-    """What a model file says of itself: one JSON in the header of a bundle or in the metadata of an export."""
+    """The description of a model: one JSON in the header of a bundle or in the metadata of an export."""
 
     format_version: int = FORMAT_VERSION
     class_names: tuple[str, ...]
@@ -89,7 +96,7 @@ class ModelInfo(Frozen):
         return len(self.class_names)
 
     def indices_of(self, class_names: Sequence[str]) -> list[int]:
-        """Where each of these classes stands among the model's, from 0."""
+        """Index of each of these classes among the model's."""
         return [self.class_names.index(name) for name in class_names]
 
     @model_validator(mode="after")
@@ -103,32 +110,68 @@ class ModelInfo(Frozen):
 
 METADATA_KEY = "defectseg"
 OPENVINO_SUFFIX, ONNX_SUFFIX = ".xml", ".onnx"
+_LONGEST_HEADER_BYTES = 100_000_000  # as safetensors allows
+_CHUNK_BYTES = 1 << 20
+_XML_VALUE = re.compile(rb"""\svalue\s*=\s*("[^"]*"|'[^']*')""")
+_ONNX_GRAPH, _ONNX_METADATA = 7, 14  # numbers of fields of ONNX's ModelProto
+_ONNX_KEY, _ONNX_VALUE = 1, 2  # and of its StringStringEntryProto
+
+
+@dataclass(frozen=True)
+class Description:
+    """The JSON of a ModelInfo in a model file, and where it lies.
+
+    Attributes:
+        file: the open file. Reading on from it, nobody mixes it with one that takes its place meanwhile.
+        text: the JSON.
+        begin, end: the bytes of the file that hold it.
+        encode: gives the bytes that hold another text in their place.
+        beside: what else these bytes hold: the table of tensors of a bundle.
+    """
+
+    file: BinaryIO
+    text: str
+    begin: int
+    end: int
+    encode: Callable[[str], bytes]
+    beside: bytes = b""
+
+    def before(self) -> Iterator[bytes]:
+        """The bytes of the file before the description, in chunks. Raises OSError."""
+        return _chunks(self.file, 0, self.begin)
+
+    def after(self) -> Iterator[bytes]:
+        """The bytes of the file after the description, in chunks. Raises OSError."""
+        return _chunks(self.file, self.end, sys.maxsize)
 
 
 def read_model_info(path: Path) -> ModelInfo:
-    """What a model file says of itself: a bundle, an OpenVINO `.xml` with its `.bin`, or an `.onnx`.
+    """The description in a model file: a bundle, an OpenVINO `.xml` with its `.bin`, or an `.onnx`.
 
     Raises:
         ModelError: no such file, not of defectseg, damaged, or written by a newer version.
-        MissingExtraError: an `.onnx`, and neither onnx nor onnxruntime is installed.
     """
-    if not path.is_file():
-        raise ModelError(
-            f"{path}: no such model file. Expected the model.safetensors that defectseg train writes, or an export."
-        )
-    suffix = path.suffix.lower()
-    if suffix == ".bin" and path.with_suffix(OPENVINO_SUFFIX).is_file():
-        raise ModelError(f"{path}: only the weights of an export. Give {path.with_suffix(OPENVINO_SUFFIX).name}.")
-    read = {OPENVINO_SUFFIX: _read_openvino, ONNX_SUFFIX: _read_onnx}.get(suffix, _read_bundle)
-    try:
-        text = read(path)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    if text is None:
-        raise ModelError(
-            f"{path}: holds weights, but was not written by defectseg. Expected a bundle of its train, or an export."
-        )
-    return parse_model_info(text, source=path)
+    with open_description(path) as description:
+        return parse_model_info(description.text, source=path)
+
+
+def write_model_info(path: Path, info: ModelInfo) -> None:
+    """Replace the description in a model file of any kind, whole or not at all; nothing else in it changes.
+
+    Raises:
+        ModelError: as `read_model_info`.
+        ResourceError: the file cannot be written.
+    """
+    with atomic_path(path) as temporary, open_description(path) as old, temporary.open("wb") as file:
+        file.writelines(old.before())
+        file.write(old.encode(info.model_dump_json()))
+        file.writelines(old.after())
+
+
+def _chunks(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
+    file.seek(begin)
+    while chunk := file.read(min(end - file.tell(), _CHUNK_BYTES)):
+        yield chunk
 
 
 def parse_model_info(text: str, *, source: Path) -> ModelInfo:
@@ -141,26 +184,64 @@ def parse_model_info(text: str, *, source: Path) -> ModelInfo:
                 f"{source}: format {version}; this defectseg reads up to {FORMAT_VERSION}. Upgrade defectseg."
             )
         return ModelInfo.model_validate(content)
-    except (ValidationError, ValueError, AttributeError) as error:
+    except (ValidationError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"{source}: its description cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _read_bundle(path: Path) -> str | None:
-    try:
-        with safe_open(path, framework="np") as file:
-            text: str | None = (file.metadata() or {}).get(METADATA_KEY)
-            return text
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a model file, or damaged ({error}).") from error
+@contextmanager
+def open_description(path: Path) -> Iterator[Description]:
+    """The description in a model file, not yet parsed, and the file. Raises ModelError as `read_model_info` does."""
+    if not path.is_file():
+        raise ModelError(
+            f"{path}: no such model file. Expected the model.safetensors that defectseg train writes, or an export."
+        )
+    suffix = path.suffix.lower()
+    if suffix == ".bin" and path.with_suffix(OPENVINO_SUFFIX).is_file():
+        raise ModelError(f"{path}: only the weights of an export. Give {path.with_suffix(OPENVINO_SUFFIX).name}.")
+    find, kind = {
+        OPENVINO_SUFFIX: (_find_in_openvino, "a model of OpenVINO"),
+        ONNX_SUFFIX: (_find_in_onnx, "an ONNX model"),
+    }.get(suffix, (_find_in_bundle, "a model file"))
+    with ExitStack() as stack:
+        try:
+            found = find(path, stack.enter_context(path.open("rb")))
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError, expat.ExpatError) as error:
+            raise ModelError(f"{path}: not {kind}, or damaged ({error}).") from error
+        if found is None:
+            raise ModelError(
+                f"{path}: holds weights, but was not written by defectseg. Expected a bundle of train, or an export."
+            )
+        yield found
 
 
-def _read_openvino(path: Path) -> str | None:
-    reader = _NetReader()
-    try:
-        with path.open("rb") as file:
-            reader.parse(file)
-    except (expat.ExpatError, ValueError) as error:
-        raise ModelError(f"{path}: not a model of OpenVINO, or damaged ({error}).") from error
+def _find_in_bundle(path: Path, file: BinaryIO) -> Description | None:
+    """The header of a safetensors file: 8 bytes of length, then one JSON of metadata and the table of tensors."""
+    size_bytes = _size_bytes(file)
+    length = int.from_bytes(file.read(8), "little")
+    weights_bytes = size_bytes - 8 - length
+    if weights_bytes < 0 or length > _LONGEST_HEADER_BYTES:
+        raise ValueError("its header is cut short")
+    tensors: dict[str, dict[str, Any]] = json.loads(file.read(length))
+    metadata: dict[str, str] = tensors.pop("__metadata__", {})
+    expected_bytes = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    if weights_bytes != expected_bytes:
+        raise ValueError(f"{weights_bytes} bytes of weights instead of {expected_bytes}")
+
+    def encode(text: str) -> bytes:
+        header = json.dumps({"__metadata__": {**metadata, METADATA_KEY: text}, **tensors}, separators=(",", ":"))
+        padded = header.encode() + b" " * (-len(header) % 8)
+        return len(padded).to_bytes(8, "little") + padded
+
+    if METADATA_KEY not in metadata:
+        return None
+    table = json.dumps(tensors, sort_keys=True).encode()
+    return Description(file, metadata[METADATA_KEY], 0, 8 + length, encode, beside=table)
+
+
+def _find_in_openvino(path: Path, file: BinaryIO) -> Description | None:
+    reader = _NetReader(file)
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ModelError(f"{path}: its weights, {weights.name}, are not beside it. Copy both files.")
@@ -170,7 +251,17 @@ def _read_openvino(path: Path) -> str | None:
             f"{weights}: {size_bytes} bytes instead of {reader.weights_bytes}; damaged, or of another {path.name}. "
             "Copy both files again."
         )
-    return reader.text
+    if reader.text is None:
+        return None
+    file.seek(reader.begin)
+    value = _XML_VALUE.search(file.read(reader.end - reader.begin))
+    if value is None:
+        raise ValueError("its text is not UTF-8")
+
+    def encode(text: str) -> bytes:
+        return f'"{escape(text, {chr(34): "&quot;"})}"'.encode()
+
+    return Description(file, reader.text, reader.begin + value.start(1), reader.begin + value.end(1), encode)
 
 
 class _NetReader:
@@ -180,21 +271,23 @@ class _NetReader:
 
     Attributes:
         text: the attribute of net/rt_info/defectseg, or None.
+        begin, end: the bytes of the file that this element begins and ends within.
         weights_bytes: how long the `.bin` has to be at least.
+
+    Raises:
+        ExpatError, ValueError: not a whole `.xml` of OpenVINO.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self.text: str | None = None
+        self.begin = self.end = 0
         self.weights_bytes = 0
         self._open: list[str] = []
-
-    def parse(self, file: Any) -> None:
-        """Raises ExpatError or ValueError for anything but a whole `.xml` of OpenVINO."""
-        parser = expat.ParserCreate()
-        parser.StartDoctypeDeclHandler = self._refuse
-        parser.StartElementHandler = self._start
-        parser.EndElementHandler = self._end
-        parser.ParseFile(file)
+        self._parser = expat.ParserCreate()
+        self._parser.StartDoctypeDeclHandler = self._refuse
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.ParseFile(file)
 
     def _refuse(self, *declaration: object) -> None:
         raise ValueError("it has a document type")
@@ -203,39 +296,75 @@ class _NetReader:
         if not self._open and name != "net":
             raise ValueError(f"it begins with <{name}>, not with <net>")
         self._open.append(name)
-        if name == METADATA_KEY and self._open == ["net", "rt_info", METADATA_KEY]:
-            self.text = attributes.get("value")
+        if self._is_description():
+            self.text, self.begin = attributes.get("value"), self._parser.CurrentByteIndex
         elif name == "data" and "offset" in attributes and "size" in attributes:
             self.weights_bytes = max(self.weights_bytes, int(attributes["offset"]) + int(attributes["size"]))
 
     def _end(self, name: str) -> None:
+        if self._is_description():
+            self.end = self._parser.CurrentByteIndex
         self._open.pop()
 
-
-def _read_onnx(path: Path) -> str | None:
-    for read in (_read_by_onnx, _read_by_onnxruntime):
-        try:
-            metadata = read(path)
-        except ModuleNotFoundError:
-            continue
-        except Exception as error:  # both raise exceptions of their own that have no common base
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"{path}: not an ONNX model, or damaged ({reason}).") from error
-        return metadata.get(METADATA_KEY)
-    raise MissingExtraError(f"{path}: reading an ONNX model", "onnx")
+    def _is_description(self) -> bool:
+        return self._open == ["net", "rt_info", METADATA_KEY]
 
 
-def _read_by_onnx(path: Path) -> dict[str, str]:
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    if not model.HasField("graph"):
+def _find_in_onnx(path: Path, file: BinaryIO) -> Description | None:
+    """One entry of the metadata; the graph and its weights are passed over."""
+    found, has_graph = None, False
+    for number, begin, content, end in _protobuf_fields(file):
+        has_graph |= number == _ONNX_GRAPH
+        if number == _ONNX_METADATA:
+            file.seek(content)
+            entry = io.BytesIO(file.read(end - content))
+            parts = {part: entry.getvalue()[first:last] for part, _, first, last in _protobuf_fields(entry)}
+            if parts.get(_ONNX_KEY) == METADATA_KEY.encode():
+                found = Description(file, parts[_ONNX_VALUE].decode(), begin, end, _onnx_entry)
+    if not has_graph:
         raise ValueError("no graph")
-    return {entry.key: entry.value for entry in model.metadata_props}
+    return found
 
 
-def _read_by_onnxruntime(path: Path) -> dict[str, str]:
-    import onnxruntime
+def _onnx_entry(text: str) -> bytes:
+    key = _protobuf_bytes(_ONNX_KEY, METADATA_KEY.encode())
+    return _protobuf_bytes(_ONNX_METADATA, key + _protobuf_bytes(_ONNX_VALUE, text.encode()))
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return dict(session.get_modelmeta().custom_metadata_map)
+
+def _protobuf_fields(file: BinaryIO) -> Iterator[tuple[int, int, int, int]]:
+    """Of each field of a message its number, and the bytes where it, its content and the next begin; none is read.
+
+    Source: https://protobuf.dev/programming-guides/encoding/. Raises ValueError where the message is not whole.
+    """
+    size, end = _size_bytes(file), 0
+    while (begin := end) < size:
+        file.seek(begin)
+        number, kind = divmod(_read_varint(file), 8)
+        length = _read_varint(file) if kind in (0, 2) else {1: 8, 5: 4}.get(kind, size)
+        content = file.tell()
+        end = content if kind == 0 else content + length
+        if end > size or number == 0:
+            raise ValueError("cut short")
+        yield number, begin, content, end
+
+
+def _protobuf_bytes(number: int, content: bytes) -> bytes:
+    """A field that holds bytes or a message."""
+    return _varint(8 * number + 2) + _varint(len(content)) + content
+
+
+def _read_varint(file: BinaryIO) -> int:
+    """A number in groups of 7 bits, the lowest first; the eighth bit says that another follows."""
+    byte = file.read(1)[0]  # IndexError at the end of the file
+    return byte if byte < 128 else byte - 128 + 128 * _read_varint(file)
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([128 + value % 128]) + _varint(value // 128)
+
+
+def _size_bytes(file: BinaryIO) -> int:
+    """Size of an open file, which is left at its beginning."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size

@@ -1,26 +1,34 @@
 """From a MODEL argument to model files, and the one identity of a model."""
 
 import hashlib
+import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from defectseg.errors import ModelError
 from defectseg.files import file_sha256
-from defectseg.model.info import OPENVINO_SUFFIX
+from defectseg.model.info import OPENVINO_SUFFIX, open_description, parse_model_info
 
 MODEL_NAME = "model.safetensors"
-
-
 FOLD_PREFIX = "fold-"  # of the run folders of the single folds, inside the folder of `train --fold all`
+# What decides the network's answers, besides the weights, and what they are called.
+_IDENTIFYING: dict[str, Any] = {
+    "class_names": True,
+    "normalization": True,
+    "recipe": {"model"},
+    "export": {"precision", "float_layers"},
+}
 
 
 def as_paths(model: Path | Sequence[Path]) -> tuple[Path, ...]:
-    """The model files of a request, which may name one or several."""
+    """One model file or several, as several."""
     return (model,) if isinstance(model, Path) else tuple(model)
 
 
 def model_paths(argument: str | Path) -> tuple[Path, ...]:
-    """The model files that MODEL means: see find_model, and besides, several whose answers are averaged.
+    """The model files that MODEL means: the one of find_model, or several whose answers are averaged.
 
     Several are written with commas between them, or are a folder of run folders `fold-0`, `fold-1` and so on.
 
@@ -70,17 +78,34 @@ def find_model(path: Path) -> Path:
         return model
     if (path / "last.ckpt").exists():
         raise ModelError(
-            f"{path}: this training run has not ended. Continue it with: defectseg train --resume --out {path}"
+            f"{path}: this training run has not ended. Resume it with defectseg train, and use its model then."
         )
     raise ModelError(f"{path}: a folder without {MODEL_NAME}. Give the model file that defectseg train wrote.")
 
 
 def model_identity(models: Path | Sequence[Path]) -> str:
-    """SHA-256, in hexadecimal, of a model file, an OpenVINO model with its `.bin`; of several, over theirs."""
+    """SHA-256, in hexadecimal, over what a model answers with: weights, network, class names; of several, over theirs.
+
+    Settings that `predict` applies afterwards (thresholds, tiles, views) are left out, so that it stays the same where
+    `write_model_info` changes these. An OpenVINO model counts with its `.bin`.
+
+    Raises:
+        ModelError: as `read_model_info`.
+    """
     paths = as_paths(models)
     if len(paths) != 1:
         return hashlib.sha256("".join(map(model_identity, paths)).encode()).hexdigest()
     (path,) = paths
-    if path.suffix.lower() != OPENVINO_SUFFIX:
-        return file_sha256(path)
-    return hashlib.sha256((file_sha256(path) + file_sha256(path.with_suffix(".bin"))).encode()).hexdigest()
+    with open_description(path) as description:
+        info = parse_model_info(description.text, source=path)
+        # Without defaults, so that a later version that knows more keys says the same.
+        network = info.model_dump(mode="json", include=_IDENTIFYING, exclude_defaults=True)
+        digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode() + description.beside)
+        try:
+            for chunk in chain(description.before(), description.after()):
+                digest.update(chunk)
+            if path.suffix.lower() == OPENVINO_SUFFIX:
+                digest.update(file_sha256(path.with_suffix(".bin")).encode())
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return digest.hexdigest()

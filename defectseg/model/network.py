@@ -129,7 +129,7 @@ def check_size(network: DefectNetwork, size_hw: tuple[int, int]) -> None:
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"model: the network cannot take images of {size_hw[0]}x{size_hw[1]} px: {_first_line(error)}. Change "
-            "data.crop_hw, or model.encoder; a ViT may need --set model.options.dynamic_img_size=true."
+            "data.crop_hw, or model.encoder; a ViT may need model.options.dynamic_img_size=true."
         ) from error
     finally:
         network.train(was_training)
@@ -187,14 +187,16 @@ def transfer_weights(
     pairs = [(i, source_classes.index(name)) for i, name in enumerate(target_classes) if name in source_classes]
     for key, current in state.items():
         if key not in source:
-            raise ModelError(f"--init: the model has no weight {key!r}; it is another kind of network.")
+            raise ModelError(f"the model has no weight {key!r}; it is another kind of network.", argument="init")
         if any(f"net.{head}." in key for head in _HEADS) and current.shape[:1] == (len(target_classes),):
             for row, source_row in pairs:
                 current[row] = source[key][source_row]
         elif source[key].shape == current.shape:
             state[key] = source[key]
         else:
-            raise ModelError(f"--init: weight {key!r} has another shape in the model; it is another kind of network.")
+            raise ModelError(
+                f"weight {key!r} has another shape in the model; it is another kind of network.", argument="init"
+            )
     target.load_state_dict(state)
     return [target_classes[row] for row, _ in pairs]
 
@@ -220,7 +222,8 @@ def _create(config: ModelConfig, num_classes: int, *, pretrained: bool) -> nn.Mo
     except OSError as error:
         raise ModelError(
             f"the ImageNet weights of {config.encoder} could not be downloaded ({_first_line(error)}). "
-            "Give a file with --encoder-weights FILE, or start from none."
+            "Give a file of weights, or start from none.",
+            argument="encoder_weights",
         ) from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
@@ -318,7 +321,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file. --encoder-weights takes imagenet, none, or a weights file.") from None
+        raise ModelError(
+            f"{path}: no such file. Expected imagenet, none, or a file of weights.", argument="encoder_weights"
+        ) from None
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ModelError(f"{path}: cannot be read as weights ({_first_line(error)}).") from error
     except Exception as error:  # torch.load raises pickle.UnpicklingError, whose module we do not want to import

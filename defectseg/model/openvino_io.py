@@ -17,7 +17,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import openvino
 
-from defectseg.errors import ModelError
+from defectseg.errors import ModelError, ResourceError
 
 Result = TypeVar("Result")
 
@@ -62,8 +62,11 @@ def read_model(path: Path) -> openvino.Model:
 
 
 def save_model(model: openvino.Model, path: Path) -> None:
-    """Write an `.xml` with its `.bin`, in the precision that the model has. Raises RuntimeError, as on a full disk."""
-    openvino.save_model(model, path, compress_to_fp16=False)
+    """Write an `.xml` with its `.bin`, in the precision that the model has. Raises ResourceError, as on a full disk."""
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except (OSError, RuntimeError) as error:  # OpenVINO tells of all failures alike
+        raise ResourceError(f"{path}: cannot be written ({str(error).splitlines()[0]}). Check the disk.") from error
 
 
 # OpenVINO's own attribute of a layer, and how it names the attribute when asked. Versions that do not know it round as

@@ -1,40 +1,22 @@
 """A prediction run from images to an output folder: what `defectseg predict` calls."""
 
 import logging
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError
-from defectseg.files import size_and_time
-from defectseg.image import read as image_files
+from defectseg.errors import DefectsegError, ExitCode, UsageError
 from defectseg.image.find import FoundImage
-from defectseg.image.read import DecodedImage, LowBitDepth, find_low_bit_depth
-from defectseg.inference.segment import Segmentation, segment_image
-from defectseg.inference.stages import StageTimes, timed
-from defectseg.inference.stream import (
-    _MOST_HELPERS,
-    _PIXELS_IN_WORK,
-    _Budget,
-    _decode_unchanged,
-    _Network,
-    _one_opencv_thread,
-    _ordered_map,
-    _Watched,
-)
-from defectseg.inference.views import with_tta
+from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.inference.settings import Settings
+from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.machine import __version__, package_versions
-from defectseg.model.info import ModelInfo, Thresholds
+from defectseg.model.info import ModelInfo
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.render import Rendered, render, render_failure
@@ -54,14 +36,14 @@ class BatchCounts:
     """What a batch did.
 
     Attributes:
-        processed, failed: number of images.
+        processed, unreadable: number of images.
         with_defect, blank: number of those processed.
         low_bit_depth: set where most of its 16-bit images seem to come from a camera of fewer bits.
     """
 
     processed: int
     with_defect: int
-    failed: int
+    unreadable: int
     blank: int = 0
     low_bit_depth: LowBitDepth | None = None
 
@@ -69,25 +51,19 @@ class BatchCounts:
 def run_batch(
     images: Sequence[FoundImage],
     runtime: Runtime,
+    settings: Settings,
     output: OutputFolder,
     *,
-    thresholds: Thresholds,
-    only_classes: Collection[int] | None = None,
-    bit_depth: int | None = None,
-    advance: Callable[[], None] = lambda: None,
-    times: StageTimes | None = None,
+    progress: Progress = silent,
 ) -> BatchCounts:
     """Segment images and write what is found; an image that cannot be read is recorded and the batch goes on.
 
     Args:
         images: what to process; see OutputFolder.pending.
         runtime: the model; called from `runtime.parallel` threads at once.
+        settings: of the inference.
         output: where results go, and which of them.
-        thresholds: gate, pixel threshold and minimum area for each class.
-        only_classes: ClassIds to report; None reports all.
-        bit_depth: of 16-bit files; None: as they say themselves, or as the model was trained.
-        advance: called after each image, in the order of `images`.
-        times: receives the time spent in each stage.
+        progress: told after each image, in the order of `images`.
 
     Raises:
         ResourceError: memory or disk space ran out; what is done is kept.
@@ -95,71 +71,27 @@ def run_batch(
     """
     statuses: Counter[str] = Counter()
     brightest: Counter[int | None] = Counter()
-    with _one_opencv_thread(), _Network(runtime, times) as network:
-        worker = _Worker(network, thresholds, only_classes, bit_depth, output, times)
-        threads = network.parallel + max(2, min(os.cpu_count() or 2, _MOST_HELPERS))
-        with closing(_ordered_map(worker, images, threads=threads, abandon=network.stop)) as results:
-            for result in results:
-                with timed(times, "write"):
-                    output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
-                statuses[result.record.status] += 1
-                brightest[result.brightest16] += 1
-                if result.record.status == STATUS_UNREADABLE:
-                    log.warning("%s", result.record.image["notes"])
-                advance()
-    failed = statuses[STATUS_UNREADABLE]
+
+    def paint(one: Segmented) -> Rendered:
+        return render(one.found, one.stamp, one.decoded, one.segmentation, runtime.class_names, output.key.outputs)
+
+    with closing(stream(images, runtime, settings, paint)) as results:
+        for done, result in enumerate(results, start=1):
+            if isinstance(result, Unreadable):
+                log.warning("%s", result.message)
+                result = render_failure(result)
+            output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
+            statuses[result.record.status] += 1
+            brightest[result.brightest16] += 1
+            progress(done, len(images))
+    unreadable = statuses[STATUS_UNREADABLE]
     return BatchCounts(
-        processed=statuses.total() - failed,
+        processed=statuses.total() - unreadable,
         with_defect=statuses[STATUS_DEFECT],
-        failed=failed,
+        unreadable=unreadable,
         blank=statuses[STATUS_BLANK],
         low_bit_depth=find_low_bit_depth(brightest),
     )
-
-
-class _Worker:
-    """Takes one image from its file to what is to be written of it; called from several threads at once."""
-
-    def __init__(
-        self,
-        network: "_Network",
-        thresholds: Thresholds,
-        only_classes: Collection[int] | None,
-        bit_depth: int | None,
-        output: OutputFolder,
-        times: StageTimes | None,
-    ) -> None:
-        self._network = network
-        self._thresholds = thresholds
-        self._only_classes = only_classes
-        self._bit_depths = {"bit_depth": bit_depth, "model_bit_depth": network.info.recipe.data.bit_depth}
-        self._choice = output.key.outputs
-        self._times = times
-        self._pixels_in_work = _Budget(_PIXELS_IN_WORK)
-
-    def __call__(self, found: FoundImage) -> Rendered:
-        stamp = size_and_time(found.path)
-        try:
-            height, width = image_files.read_size(found.path) if not found.fault else (0, 0)
-            with self._pixels_in_work.held(height * width):
-                with timed(self._times, "decode"):
-                    decoded, stamp = _decode_unchanged(found, **self._bit_depths)
-                return self._answered(found, stamp, decoded)
-        except ImageError as error:
-            return render_failure(found, stamp, str(error))
-
-    def _answered(self, found: FoundImage, stamp: tuple[int, int], decoded: DecodedImage) -> Rendered:
-        segmentation = self._segment(decoded.pixels)
-        with timed(self._times, "render"):
-            return render(found, stamp, decoded, segmentation, self._network.info.class_names, self._choice)
-
-    def _segment(self, pixels: NDArray[np.uint8]) -> Segmentation:
-        if self._times is None:
-            return segment_image(self._network, pixels, self._thresholds, only_classes=self._only_classes)
-        begun, network = time.perf_counter(), _Watched(self._network)
-        segmentation = segment_image(network, pixels, self._thresholds, only_classes=self._only_classes)
-        self._times.add("postprocess", max(0.0, time.perf_counter() - begun - network.waited_s))
-        return segmentation
 
 
 def predict(
@@ -208,24 +140,29 @@ def predict(
             f"expected 1 or more, found {workers}. Leave it out for what suits the machine.", argument="workers"
         )
     workers = 1 if len(images) == 1 else workers  # all cores on the one image
-    network = with_tta(load_runtime(models, device, runtime, workers=workers), tta)
-    info = network.info
+    network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
     only_classes = None if classes is None else resolve_classes(classes, info.class_names)
+    settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
     key = RunKey(
         model_sha256=model_identity(models),
-        runtime=", ".join(kinds),
-        outputs=choice,
         only_classes=only_classes,
-        bit_depth=bit_depth,
-        **_settings_of(info),
+        thresholds=settings.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+        tta=settings.tta,
+        outputs=choice,
+        bit_depth=settings.bit_depth,
+        model_bit_depth=settings.model_bit_depth,
+        runtime=", ".join(kinds),
+        precision=_requested_precision(info),
+        tile_hw=settings.tile_hw,
+        tile_overlap_px=settings.tile_overlap_px,
     )
     run: dict[str, Any] = {
         "defectseg": __version__,
         "model": ", ".join(map(str, as_paths(models))),
         "runtime": network.name,
         "workers": network.parallel,
-        "tta": info.recipe.inference.tta,
+        "tta": settings.tta,
         "class_names": list(info.class_names),
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
@@ -237,17 +174,8 @@ def predict(
         output.write_run({**run, "status": "running"})
         progress(0, len(pending))
         begun = time.monotonic()
-        done = count(1)
         try:
-            counts = run_batch(
-                pending,
-                network,
-                output,
-                thresholds=info.thresholds,
-                only_classes=only_classes,
-                bit_depth=bit_depth,
-                advance=lambda: progress(next(done), len(pending)),
-            )
+            counts = run_batch(pending, network, settings, output, progress=progress)
             run |= _outcome(counts, skipped=len(images) - len(pending), seconds=time.monotonic() - begun)
             return output.finish(run)
         except BaseException as error:
@@ -257,17 +185,10 @@ def predict(
             raise
 
 
-def _settings_of(info: ModelInfo) -> dict[str, Any]:
-    """What of the model's description decides its results, besides the weights; see RunKey."""
-    export, inference = info.export, info.recipe.inference
-    return {
-        "precision": None if export is None else f"{export.precision}, other layers {export.float_layers}",
-        "thresholds": info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
-        "model_bit_depth": info.recipe.data.bit_depth,
-        "tta": inference.tta,
-        "tile_hw": inference.tile_hw,
-        "tile_overlap_px": inference.tile_overlap_px,
-    }
+def _requested_precision(info: ModelInfo) -> str | None:
+    """The one that a model file asks for; None where the runtime chooses what is quickest."""
+    export = info.export
+    return None if export is None else f"{export.precision}, other layers {export.float_layers}"
 
 
 def _note_what_computes(output: OutputFolder, name: str, kinds: Sequence[str], *, started: str) -> None:
@@ -316,7 +237,7 @@ def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, 
         "processed": counts.processed,
         "with_defect": counts.with_defect,
         STATUS_BLANK: counts.blank,
-        STATUS_UNREADABLE: counts.failed,
+        STATUS_UNREADABLE: counts.unreadable,
         "low_bit_depth": None if counts.low_bit_depth is None else asdict(counts.low_bit_depth),
         "already_done": skipped,
         "seconds": round(seconds, 3),

@@ -13,6 +13,7 @@ from defectseg.image.find import FoundImage, escaped
 from defectseg.image.overlay import JPEG_LONGEST_SIDE_PX, encode_jpeg, paint_prediction
 from defectseg.image.read import DecodedImage, is_blank
 from defectseg.inference.segment import Segmentation
+from defectseg.inference.stream import Unreadable
 from defectseg.predict.tables import (
     MASKS,
     REGIONS,
@@ -64,13 +65,14 @@ def render(
     return Rendered(record, overlay_jpeg, class_map_png, decoded.brightest16)
 
 
-def render_failure(found: FoundImage, stamp: tuple[int, int], message: str) -> Rendered:
+def render_failure(unreadable: Unreadable) -> Rendered:
     """The rows of an image that could not be read."""
     blank = dict.fromkeys(
         ("height", "width", "classes", "regions", "defect_area_px", "defect_area_percent", "top_score"), ""
     )
-    image = {**_identity(found, stamp, STATUS_UNREADABLE, message), **blank}
-    return Rendered(Record(image, [], [], [[found.image_id, escaped(found.path), message]]), None, None)
+    image_id, path, message = unreadable.image_id, unreadable.path, unreadable.message
+    image = {**_identity(FoundImage(image_id, path), unreadable.stamp, STATUS_UNREADABLE, message), **blank}
+    return Rendered(Record(image, [], [], [[image_id, escaped(path), message]]), None, None)
 
 
 def fit_jpeg(picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:

@@ -6,8 +6,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.model.info import ModelInfo
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -23,11 +21,11 @@ class Answer:
 
 
 class Runtime(Protocol):
-    """A loaded model. Normalisation, padding and sigmoid are inside."""
+    """A loaded network and nothing else. Normalisation, padding to the stride and sigmoid are inside."""
 
     @property
-    def info(self) -> ModelInfo:
-        """The description in the model file."""
+    def class_names(self) -> tuple[str, ...]:
+        """C names; name n - 1 belongs to ClassId n."""
 
     @property
     def name(self) -> str:

@@ -1,23 +1,29 @@
-"""Bundles converted for a runtime, kept in the user's cache folder, so that only the first start needs torch."""
+"""Bundles converted for a runtime, kept in the user's cache folder, so that only the first start needs torch.
 
+A converted model is kept under the identity of its bundle, so that it is made once for the same weights and network.
+The description inside it is that of the bundle when it was converted: thresholds are read from the bundle itself.
+"""
+
+import atexit
 import functools
 import hashlib
 import logging
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import platformdirs
 from filelock import FileLock, Timeout
 
-from defectseg.errors import MissingExtraError, ModelError
-from defectseg.files import TEMPORARY_PREFIX
+from defectseg.errors import MissingExtraError, ModelError, ResourceError
+from defectseg.files import TEMPORARY_PREFIX, file_sha256, resource_errors
 from defectseg.machine import __version__
+from defectseg.model.locate import model_identity
 
 if TYPE_CHECKING:
     import openvino
@@ -28,29 +34,10 @@ log = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "DEFECTSEG_CACHE_DIR"
 KEPT_ENTRIES = 20
-_CONVERSION = 3  # to be raised when export.py computes something else from the same bundle
+_CONVERSION = 3  # to be raised when model/graph.py computes something else from the same bundle
 _CHECKSUMS = "checksums"
-_PATIENCE_S = 600.0  # for another process that converts
-_XML, _ONNX, _FIXED = "model.xml", "model.onnx", "one-size-only"
-
-Model = TypeVar("Model")
-
-
-@dataclass(frozen=True)
-class _Form(Generic[Model]):
-    """A kind of converted model.
-
-    Attributes:
-        name: with the version of whatever else decides the content.
-        convert: makes it from a bundle.
-        save: writes it into an empty folder.
-        load: reads what `save` wrote.
-    """
-
-    name: str
-    convert: Callable[[Path], Model]
-    save: Callable[[Model, Path], None]
-    load: Callable[[Path], Model]
+PATIENCE_S = 600.0  # for another process that converts
+_XML, _ONNX, _ONE_SIZE_ONLY = "model.xml", "model.onnx", "one-size-only"
 
 
 def cache_folder() -> Path:
@@ -67,72 +54,55 @@ def openvino_model(bundle: Path) -> "openvino.Model | Models":
         ModelError: the bundle cannot be used.
         MissingExtraError: it has to be converted, and torch is not installed.
     """
-    model = _cached(bundle, _openvino_form(None))
+    model = _openvino_model(bundle, None)
     return functools.partial(_openvino_model_for, bundle) if model is None else model
 
 
 def _openvino_model_for(bundle: Path, size_hw: tuple[int, int]) -> "openvino.Model":
-    model = _cached(bundle, _openvino_form(size_hw))
+    model = _openvino_model(bundle, size_hw)
     assert model is not None
     return model
 
 
-def onnx_model(bundle: Path) -> bytes:
-    """The bundle as the content of an ONNX file. Raises as openvino_model does."""
-    return _cached(bundle, _Form("onnx", _convert_to_onnx, _save_onnx, _load_onnx))
-
-
-def _openvino_form(size_hw: tuple[int, int] | None) -> "_Form[openvino.Model | None]":
+def _openvino_model(bundle: Path, size_hw: tuple[int, int] | None) -> "openvino.Model | None":
+    """None where the network cannot be converted for all sizes at once."""
     import openvino
 
-    size = "" if size_hw is None else f" {size_hw[0]}x{size_hw[1]}"
-    convert = functools.partial(_convert_to_openvino, size_hw=size_hw)
-    return _Form(f"openvino {openvino.__version__}{size}", convert, _save_openvino, _load_openvino)
+    from defectseg.model.openvino_io import read_model
+
+    form = f"openvino {openvino.__version__}" + ("" if size_hw is None else f" {size_hw[0]}x{size_hw[1]}")
+    folder = _converted(bundle, form, functools.partial(_write_openvino, bundle, size_hw))
+    return None if (folder / _ONE_SIZE_ONLY).exists() else read_model(folder / _XML)
 
 
-def _convert_to_openvino(bundle: Path, *, size_hw: tuple[int, int] | None) -> "openvino.Model | None":
-    """None where the network cannot be converted for all sizes at once."""
+def _write_openvino(bundle: Path, size_hw: tuple[int, int] | None, folder: Path) -> None:
     with _train_extra(bundle):
         from defectseg.model.bundle import load_bundle
         from defectseg.model.graph import takes_any_size, to_openvino
-    network, info = load_bundle(bundle)
-    if size_hw is not None:
-        return to_openvino(network, info, size_hw=size_hw)
-    model = to_openvino(network, info)
-    return model if takes_any_size(model, network) else None
-
-
-def _save_openvino(model: "openvino.Model | None", folder: Path) -> None:
     from defectseg.model.openvino_io import save_model
 
-    if model is None:
-        (folder / _FIXED).touch()
+    network, info = load_bundle(bundle)
+    model = to_openvino(network, info, size_hw=size_hw)
+    if size_hw is None and not takes_any_size(model, network):
+        (folder / _ONE_SIZE_ONLY).touch()
     else:
         save_model(model, folder / _XML)
 
 
-def _load_openvino(folder: Path) -> "openvino.Model | None":
-    from defectseg.model.openvino_io import read_model
+def onnx_model(bundle: Path) -> bytes:
+    """The bundle as the content of an ONNX file. Raises as openvino_model does."""
+    return (_converted(bundle, "onnx", functools.partial(_write_onnx, bundle)) / _ONNX).read_bytes()
 
-    return None if (folder / _FIXED).exists() else read_model(folder / _XML)
 
-
-def _convert_to_onnx(bundle: Path) -> bytes:
+def _write_onnx(bundle: Path, folder: Path) -> None:
     with _train_extra(bundle):
         from defectseg.model.bundle import load_bundle
         from defectseg.model.graph import to_onnx_bytes
     try:
-        return to_onnx_bytes(*load_bundle(bundle))
+        content = to_onnx_bytes(*load_bundle(bundle))
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"{bundle}: conversion to ONNX", "onnx") from error
-
-
-def _save_onnx(content: bytes, folder: Path) -> None:
     (folder / _ONNX).write_bytes(content)
-
-
-def _load_onnx(folder: Path) -> bytes:
-    return (folder / _ONNX).read_bytes()
 
 
 @contextmanager
@@ -144,73 +114,64 @@ def _train_extra(bundle: Path) -> Iterator[None]:
         raise MissingExtraError(what, "train") from error
 
 
-def _cached(bundle: Path, form: _Form[Model]) -> Model:
-    """The converted bundle, from the cache if it is there whole; else it is made, and kept if that is possible."""
+def _converted(bundle: Path, form: str, write: Callable[[Path], None]) -> Path:
+    """The folder of a converted bundle: in the cache, or, where that cannot be written to, for this process alone.
+
+    Args:
+        bundle: the bundle.
+        form: what it is converted to, with the version of whatever else decides the content.
+        write: converts it into an empty folder.
+    """
     root = cache_folder()
-    entry = root / _key(bundle, form.name)
+    identity = model_identity(bundle)
+    parts = (identity, __version__, str(_CONVERSION), form)
+    entry = root / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     if _is_whole(entry):
-        with suppress(ModelError, OSError):
-            return _use(entry, form)
-    with _locked(root) as is_ours:
-        if is_ours and _is_whole(entry):  # another process made it meanwhile
-            with suppress(ModelError, OSError):
-                return _use(entry, form)
-        log.info("converting %s for this runtime; it is kept, so that later starts are quick", bundle)
-        model = form.convert(bundle)
-        if is_ours:
-            _keep(entry, form, model)
-    return model
-
-
-def _key(bundle: Path, form: str) -> str:
+        return entry
     try:
-        with bundle.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(f"{bundle}: cannot be read ({error.strerror or error}).") from error
-    parts = (sha256, __version__, str(_CONVERSION), form)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-
-def _use(entry: Path, form: _Form[Model]) -> Model:
-    with suppress(OSError):  # the folder may be readable only
-        os.utime(entry)
-    return form.load(entry)
+        with _locked(root):
+            if not _is_whole(entry):  # or another process made it meanwhile
+                log.info("converting %s for this runtime; it is kept, so that later starts are quick", bundle)
+                _make(entry, write)
+                if model_identity(bundle) != identity:
+                    shutil.rmtree(entry)
+                    raise ModelError(f"{bundle}: was replaced while it was converted. Run the same command again.")
+                _prune(root)
+        return entry
+    except (OSError, ResourceError, Timeout) as error:
+        log.warning(
+            "%s: converted models cannot be kept there (%s), so every start converts anew. Set %s to a folder that "
+            "can be written to.",
+            *(root, str(error).splitlines()[0] if str(error) else type(error).__name__, FOLDER_VARIABLE),
+        )
+    folder = Path(tempfile.mkdtemp(prefix="defectseg-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with resource_errors(folder):
+        write(folder)
+    return folder
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[bool]:
-    """Hold the cache alone; gives False, with a warning, where it cannot be written to."""
-    lock = FileLock(root / ".lock")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_PATIENCE_S)
-    except (OSError, Timeout) as error:
-        _warn(root, error)
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the cache alone. Raises OSError or Timeout."""
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".lock").acquire(timeout=PATIENCE_S):
+        yield
 
 
-def _keep(entry: Path, form: _Form[Model], model: Model) -> None:
-    """Put a model into the cache as a whole folder, and drop what was not used for longest."""
+def _make(entry: Path, write: Callable[[Path], None]) -> None:
+    """Fill an entry of the cache, whole or not at all."""
     temporary = entry.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}")
     try:
         temporary.mkdir()
-        form.save(model, temporary)
-        lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
+        write(temporary)
+        lines = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
         (temporary / _CHECKSUMS).write_text("".join(lines), encoding="utf-8")
         if entry.exists():
             shutil.rmtree(entry)
         temporary.rename(entry)
-    except (OSError, RuntimeError) as error:  # OpenVINO tells of a full disk by a RuntimeError
-        _warn(entry.parent, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _prune(entry.parent)
 
 
 def _prune(root: Path) -> None:
@@ -224,23 +185,12 @@ def _prune(root: Path) -> None:
 
 
 def _is_whole(entry: Path) -> bool:
-    """True where every file of an entry is what was written."""
+    """True where every file of an entry is what was written. It then counts as used now."""
+    with suppress(OSError):  # the folder may be readable only
+        os.utime(entry)
     try:
         lines = (entry / _CHECKSUMS).read_text(encoding="utf-8").splitlines()
-        sums: dict[str, Any] = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        return bool(sums) and all(_sha256(entry / name) == digest for name, digest in sums.items())
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        return bool(sums) and all(file_sha256(entry / name) == digest for name, digest in sums.items())
     except (OSError, ValueError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _warn(root: Path, error: Exception) -> None:
-    log.warning(
-        "%s: converted models cannot be kept there (%s), so every start converts anew. Set %s to a folder that can "
-        "be written to.",
-        *(root, str(error).splitlines()[0] if str(error) else type(error).__name__, FOLDER_VARIABLE),
-    )

@@ -16,24 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class EnsembleRuntime:
-    """A Runtime that averages the probabilities and gates of others.
+    """A Runtime that averages the probabilities and gates of others, which know the same classes."""
 
-    Args:
-        runtimes: at least one; tiles, test-time augmentation and bit depth are those of the first.
-        sources: the model file of each, for errors.
-
-    Raises:
-        ModelError: the models know other classes.
-    """
-
-    def __init__(self, runtimes: Sequence[Runtime], sources: Sequence[Path]) -> None:
+    def __init__(self, runtimes: Sequence[Runtime]) -> None:
         self.runtimes = tuple(runtimes)
-        self.info = _join([runtime.info for runtime in runtimes], sources)
-        own, recipes = self.info.recipe, [runtime.info.recipe for runtime in runtimes]
-        if any(recipe.inference != own.inference for recipe in recipes):
-            log.warning("the models differ in tiles or views at test time; taken are those of %s", sources[0])
-        if any(recipe.data.bit_depth != own.data.bit_depth for recipe in recipes):
-            log.warning("the models differ in data.bit_depth; taken is that of %s", sources[0])
+        self.class_names = self.runtimes[0].class_names
 
     @property
     def name(self) -> str:
@@ -59,15 +46,16 @@ class EnsembleRuntime:
         return Answer(probabilities, gate)
 
 
-def member_infos(runtime: Runtime) -> tuple[ModelInfo, ...]:
-    """The description of each model of an ensemble; of any other runtime, its own."""
-    if isinstance(runtime, EnsembleRuntime):
-        return tuple(member.info for member in runtime.runtimes)
-    return (runtime.info,)
+def join_infos(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo:
+    """One description of several models: the first's, with what differs averaged, united or left out.
 
+    Args:
+        infos: at least one; tiles, test-time augmentation and bit depth are those of the first.
+        sources: the model file of each, for errors.
 
-def _join(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo:
-    """One description of several models: the first's, with what differs averaged, united or left out."""
+    Raises:
+        ModelError: the models know other classes.
+    """
     first = infos[0]
     for info, source in zip(infos, sources, strict=True):
         if info.class_names != first.class_names:
@@ -75,6 +63,10 @@ def _join(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo:
                 f"{source}: knows the classes {', '.join(info.class_names)}, but {sources[0]} knows "
                 f"{', '.join(first.class_names)}. Only models of the same classes in the same order can be averaged."
             )
+    if any(info.recipe.inference != first.recipe.inference for info in infos):
+        log.warning("the models differ in tiles or views at test time; taken are those of %s", sources[0])
+    if any(info.recipe.data.bit_depth != first.recipe.data.bit_depth for info in infos):
+        log.warning("the models differ in data.bit_depth; taken is that of %s", sources[0])
     same_fold = all(info.fold == first.fold for info in infos)
     same_data = all(info.data_fingerprint == first.data_fingerprint for info in infos)
     return first.model_copy(

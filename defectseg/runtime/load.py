@@ -1,4 +1,4 @@
-"""Which library computes a model, told from the flags, the file and the machine without importing any of them."""
+"""A model file -> a Runtime and its description. No library is imported before it is sure to be the right one."""
 
 import ctypes.util
 import os
@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from defectseg.errors import MissingExtraError, UsageError
-from defectseg.model.device_names import parse_device
-from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, read_model_info
+from defectseg.model.devices import parse_device
+from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ModelInfo, read_model_info
 from defectseg.model.locate import as_paths
 from defectseg.runtime.base import Runtime
-from defectseg.runtime.ensemble import EnsembleRuntime
+from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
 
 AUTO, TORCH, OPENVINO, ONNX = "auto", "torch", "openvino", "onnx"
 RUNTIMES = (AUTO, TORCH, OPENVINO, ONNX)
@@ -33,16 +33,18 @@ def choose_runtime(path: Path, device: str, runtime: str) -> str:
     """
     kind, _ = parse_device(device)
     if runtime not in RUNTIMES:
-        raise UsageError(f"--runtime {runtime}: expected {', '.join(RUNTIMES)}.")
+        raise UsageError(f"expected {', '.join(RUNTIMES)}, found {runtime}.", argument="runtime")
     exported_for = _OF_SUFFIX.get(path.suffix.lower())
     if exported_for is not None and runtime not in (AUTO, exported_for):
         raise UsageError(
-            f"--runtime {runtime}: {path} was exported for {exported_for}. Leave --runtime out, or give the bundle."
+            f"{path} was exported for {exported_for}, not for {runtime}. Leave it out, or give the bundle.",
+            argument="runtime",
         )
     chosen = exported_for or (_for_bundle(kind) if runtime == AUTO else runtime)
     if kind not in _DEVICES[chosen]:
-        instead = "auto or cpu" if exported_for else "--runtime torch"
-        raise UsageError(f"--device {device}: {chosen} computes on {_devices_of(chosen)} only. Use {instead}.")
+        message = f"{chosen} computes on {_devices_of(chosen)} only, not on {device}."
+        instead: dict[str, object] = {"device": AUTO} if exported_for else {"runtime": TORCH}
+        raise UsageError(message, argument="device", go_on=instead)
     return chosen
 
 
@@ -81,8 +83,8 @@ def _devices_of(runtime: str) -> str:
 
 def load_runtime(
     model: Path | Sequence[Path], device: str = AUTO, runtime: str = AUTO, *, workers: int | None = None
-) -> Runtime:
-    """Load a model for prediction, or several whose answers are averaged.
+) -> tuple[Runtime, ModelInfo]:
+    """Load a model for prediction, or several whose answers are averaged, and the description of it or of all.
 
     Args:
         model: a bundle or an export, or several.
@@ -97,14 +99,14 @@ def load_runtime(
         UsageError, ResourceError: no such runtime or device, or it is not there, or cannot run this file.
     """
     if workers is not None and workers < 1:
-        raise UsageError(f"--workers {workers}: expected 1 or more.")
+        raise UsageError(f"expected 1 or more, found {workers}.", argument="workers")
     paths = as_paths(model)
-    for path in paths:
-        read_model_info(path)  # a wrong path is told before anything heavy is imported
+    infos = [read_model_info(path) for path in paths]  # a wrong path is told before anything heavy is imported
+    info = infos[0] if len(infos) == 1 else join_infos(infos, paths)
     choices = [choose_runtime(path, device, runtime) for path in paths]
     loaders = {TORCH: _load_torch, OPENVINO: _load_openvino, ONNX: _load_onnx}
     runtimes = [loaders[choice](path, device, workers) for path, choice in zip(paths, choices, strict=True)]
-    return runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes, paths)
+    return (runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes)), info
 
 
 def _load_torch(path: Path, device: str, workers: int | None) -> Runtime:

@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from defectseg.errors import ModelError, ResourceError
-from defectseg.model.device_names import parse_device
+from defectseg.model.devices import parse_device
 from defectseg.model.info import ModelInfo, read_model_info
 from defectseg.runtime.base import Answer
 
@@ -22,13 +22,13 @@ class OnnxRuntime:
 
     Args:
         session: of a model as export.to_onnx writes it.
-        info: its description.
+        info: its description, for the names of the classes.
         workers: calls at once to tell of; one makes use of all cores.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, info: ModelInfo, *, workers: int | None = None) -> None:
         self._session = session
-        self.info = info
+        self.class_names = info.class_names
         self.parallel = workers or 1
         self._takes_hw: list[Any] = session.get_inputs()[0].shape[2:]
 
@@ -52,7 +52,7 @@ class OnnxRuntime:
             if not any(sign in str(error).lower() for sign in ("allocat", "bad_alloc", "out of memory")):
                 raise
             raise ResourceError(
-                f"Out of memory on {len(images)} image(s) of {height}x{width}. Use fewer --workers, or train with a "
+                f"Out of memory on {len(images)} image(s) of {height}x{width}. Use fewer workers, or train with a "
                 "smaller inference.tile_hw."
             ) from error
         return Answer(probabilities, gate)
@@ -84,13 +84,18 @@ def open_session(
     return OnnxRuntime(session, info, workers=workers)
 
 
+def available_devices() -> list[str]:
+    """Kinds of device that this build of ONNX Runtime can use."""
+    return ["cpu", *(["cuda"] if _CUDA in onnxruntime.get_available_providers() else [])]
+
+
 def _providers(device: str) -> list[str | tuple[str, Mapping[str, Any]]]:
     kind, index = parse_device(device)
     can_use_card = _CUDA in onnxruntime.get_available_providers()
     if kind == "cuda" and not can_use_card:
         raise ResourceError(
-            f"--device {device}: this ONNX Runtime has no CUDA. Install onnxruntime-gpu in its place, or use "
-            "--device cpu."
+            f"{device}: this ONNX Runtime has no CUDA. Install onnxruntime-gpu in its place, or compute on the CPU.",
+            argument="device",
         )
     if kind == "cpu" or not can_use_card:
         return [_CPU]

@@ -38,7 +38,7 @@ class OpenVinoRuntime:
 
     Args:
         model: see export.to_openvino; or, where it cannot take any size, a function that makes it for one.
-        info: its description.
+        info: its description: the names of the classes, and what the model is to be computed in.
         precision: auto for what is quickest on this processor, which may be bf16, unless the description asks for
             more; f32 for comparisons.
         workers: number of streams, which share the cores; None for one for each core.
@@ -52,8 +52,9 @@ class OpenVinoRuntime:
         precision: Precision = "auto",
         workers: int | None = None,
     ) -> None:
-        self.info = info
+        self.class_names = info.class_names
         self._model_for: Models = functools.partial(_same, model) if isinstance(model, openvino.Model) else model
+        self._is_int8 = info.export is not None and info.export.precision == "int8"
         in_f32 = precision == "f32" or (info.export is not None and info.export.float_layers == "f32")
         hint = {"INFERENCE_PRECISION_HINT": "f32"} if in_f32 else {}
         cores, self._precision = _probe(tuple(hint.items()))
@@ -65,8 +66,7 @@ class OpenVinoRuntime:
     @property
     def name(self) -> str:
         """For example 'openvino cpu bf16'; of a quantised model 'openvino cpu int8 and bf16'."""
-        is_int8 = self.info.export is not None and self.info.export.precision == "int8"
-        return f"openvino cpu {'int8 and ' if is_int8 else ''}{self._precision}"
+        return f"openvino cpu {'int8 and ' if self._is_int8 else ''}{self._precision}"
 
     @property
     def parallel(self) -> int:
@@ -176,6 +176,6 @@ def _told_what_ran_out(shape: tuple[int, ...]) -> Iterator[None]:
         if not isinstance(error, MemoryError) and "bad_alloc" not in text and "allocat" not in text:
             raise
         raise ResourceError(
-            f"Out of memory on {shape[0]} image(s) of {shape[2]}x{shape[3]}. Use fewer --workers, or train with a "
+            f"Out of memory on {shape[0]} image(s) of {shape[2]}x{shape[3]}. Use fewer workers, or train with a "
             "smaller inference.tile_hw."
         ) from error

@@ -1,5 +1,6 @@
 """The network in PyTorch, on any device."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ class TorchRuntime:
 
     Args:
         network: put into evaluation mode at each call, and back into the mode it was in.
-        info: its description.
+        info: its description, for the names of the classes.
         dtype: 16-bit type to compute in, or None for float32.
         workers: calls at once to tell of; one makes use of all cores, or of the graphics card.
     """
@@ -29,7 +30,7 @@ class TorchRuntime:
         self, network: DefectNetwork, info: ModelInfo, *, dtype: torch.dtype | None = None, workers: int | None = None
     ) -> None:
         self.network = network
-        self.info = info
+        self.class_names = info.class_names
         self.device = next(network.parameters()).device
         self.dtype = dtype
         self.parallel = workers or 1
@@ -45,7 +46,12 @@ class TorchRuntime:
         if was_training:
             self.network.eval()
         try:
-            with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            with (
+                # A thread starts out on the first card, whichever one another thread has chosen.
+                torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext(),
+                torch.inference_mode(),
+                torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
+            ):
                 return Answer(*self._fetch(*self.network.answer(self._send(images))))
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -53,7 +59,7 @@ class TorchRuntime:
             height, width = images.shape[-2:]
             raise ResourceError(
                 f"{self.device}: out of memory on {len(images)} image(s) of {height}x{width}. "
-                "Train with a smaller inference.tile_hw, or use --device cpu."
+                "Train with a smaller inference.tile_hw, or compute on the CPU."
             ) from error
         finally:
             if was_training:

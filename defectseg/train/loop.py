@@ -22,7 +22,7 @@ from defectseg.errors import ResourceError
 from defectseg.evaluate.metrics import headline
 from defectseg.evaluate.score import Visitor
 from defectseg.files import atomic_path
-from defectseg.inference.views import info_with_tta
+from defectseg.inference.settings import Settings
 from defectseg.model.devices import is_out_of_memory
 from defectseg.model.info import ModelInfo, Thresholds
 from defectseg.model.losses import LossParts, segmentation_loss
@@ -218,10 +218,10 @@ def validate_on(
     return validate(
         run.accelerator,
         network,
-        run.info if views else info_with_tta(run.info, "none"),
+        run.info,
         run.data,
         run.val_ids,
-        thresholds=thresholds or run.info.thresholds,
+        Settings.of(run.info, tta=None if views else "none", thresholds=thresholds),
         visitors=visitors,
     )
 

@@ -12,6 +12,7 @@ from defectseg.data.folder import DataFolder
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, merge, summarise
 from defectseg.evaluate.score import Scored, Visitor, score_images
 from defectseg.image.overlay import paint_comparison
+from defectseg.inference.settings import Settings
 from defectseg.model.devices import half_precision
 from defectseg.model.info import ModelInfo, Thresholds
 from defectseg.model.network import DefectNetwork
@@ -47,8 +48,8 @@ def validate(
     info: ModelInfo,
     data: DataFolder,
     image_ids: Sequence[str],
+    settings: Settings,
     *,
-    thresholds: Thresholds,
     visitors: Sequence[Visitor] = (),
 ) -> Validation:
     """Score labelled images as `predict` would, and in its precision, so that the figures are those of the bundle;
@@ -58,8 +59,8 @@ def validate(
         broadcast(buffer)  # processes gather batch-norm statistics of their own; the main one's go into the bundle
     own = list(image_ids)[accelerator.process_index :: accelerator.num_processes]
     runtime = TorchRuntime(network, info, dtype=half_precision(accelerator.device))
-    defects = _OpenGates(thresholds)
-    score = score_images(runtime, data, own, thresholds=thresholds, visitors=(defects, *visitors))
+    defects = _OpenGates(settings.thresholds)
+    score = score_images(runtime, data, own, settings, visitors=(defects, *visitors), keep_answers=True)
     metrics = summarise(merge(*gather_object([score.counts])), info.class_names)
     opened = merge(*gather_object([defects.counts]))
     dices = [opened[key].dice for key in sorted(opened)]
@@ -104,6 +105,7 @@ class _OpenGates:
         self.counts: Counts = {}
 
     def __call__(self, scored: Scored) -> None:
-        predicted = scored.prediction.probabilities >= self.pixel
+        assert scored.answer is not None
+        predicted = scored.answer.probabilities >= self.pixel
         pairs = count_pairs(scored.image_id, predicted, scored.truth, scored.ignore)
-        self.counts |= {key: pair for key, pair in pairs.items() if pair.true_px}
+        self.counts.update({key: pair for key, pair in pairs.items() if pair.true_px})

@@ -87,9 +87,9 @@ class ThresholdSearch:
         self.images[image_id] = sum_image(probabilities, gate, truth, ignore, self.pixel_grid, self.area_grid_px)
 
     def visit(self, scored: Scored) -> None:
-        """Take in one image that `score_images` has just answered; raises as `add` does."""
-        prediction = scored.prediction
-        self.add(scored.image_id, prediction.probabilities, prediction.gate, scored.truth, scored.ignore)
+        """Take in one image that `score_images` has just answered, from any thread; raises as `add` does."""
+        assert scored.answer is not None
+        self.add(scored.image_id, scored.answer.probabilities, scored.answer.gate, scored.truth, scored.ignore)
 
     def merge(self, images: Mapping[str, ImageSums]) -> None:
         """Take in the `images` of another search over the same classes and grids, for instance another process's."""
@@ -101,7 +101,7 @@ class ThresholdSearch:
         """
         settings = list(zip(thresholds.pixel, thresholds.min_area_px, thresholds.gate, strict=True))
         counts: Counts = {}
-        for image_id, image in self.images.items():
+        for image_id, image in sorted(self.images.items()):  # threads took them in in any order
             for index, (pixel, area_px, gate) in enumerate(settings):
                 place = self.pixel_grid.index(pixel), self.area_grid_px.index(area_px)
                 passes = image.gate[index] >= np.float32(gate)

@@ -12,9 +12,9 @@ from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.evaluate.score import Score, score_images
 from defectseg.evaluate.subset import choose_subset, held_out, missing_warnings, seen_warnings
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
-from defectseg.inference.stream import Failure
-from defectseg.inference.views import with_tta
-from defectseg.model.info import ModelInfo, Thresholds, read_model_info
+from defectseg.inference.settings import Settings
+from defectseg.inference.stream import Unreadable
+from defectseg.model.info import ModelInfo, Thresholds, read_model_info, write_model_info
 from defectseg.runtime.load import load_runtime
 from defectseg.tune.choice import Choice
 from defectseg.tune.file import write_thresholds
@@ -34,7 +34,7 @@ class TuneRequest:
         goal: what to choose by.
         folds: of the cross-validation.
         out: JSON file to write the thresholds to, or None.
-        dry_run: leave the models as they are. Exported ones are left so anyway.
+        dry_run: leave the models as they are.
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: the library that computes: auto, torch, openvino or onnx.
         tta: test-time augmentation: none, flips or turns; None for the models' own. It is not stored.
@@ -76,13 +76,13 @@ class Tuning:
     choice: Choice
     metrics: Metrics
     warnings: tuple[str, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[Unreadable, ...]
     stored: tuple[Path, ...] = ()
     low_bit_depth: LowBitDepth | None = None
 
 
 def tune(request: TuneRequest) -> Tuning:
-    """Choose thresholds on labelled images, and store them in every bundle of the request and in `out`.
+    """Choose thresholds on labelled images, and store them in every model file of the request and in `out`.
 
     Raises:
         OutputExistsError: `out` exists.
@@ -92,7 +92,7 @@ def tune(request: TuneRequest) -> Tuning:
     if request.out is not None and request.out.exists():
         raise OutputExistsError(f"{request.out}: exists. Choose another --out.")
     infos = _read_infos(request.models)
-    targets = _targets(request, infos)
+    targets = () if request.dry_run else tuple(request.models)
     folder = open_data_folder(request.data, class_names=infos[0].class_names, bit_depth=request.bit_depth)
     parts, warnings = _choose_images(request, folder, infos)
     search, failures, low = _search(request, folder, parts)
@@ -119,7 +119,7 @@ def tune(request: TuneRequest) -> Tuning:
         choice=replace(choice, classes=classes),
         metrics=metrics,
         warnings=(*warnings, *choice.warnings),
-        failures=(*(Failure(image, image.fault) for image in folder.faulty), *failures),
+        failures=(*(Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty), *failures),
         stored=targets,
         low_bit_depth=low,
     )
@@ -144,19 +144,6 @@ def _read_infos(models: Sequence[Path]) -> list[ModelInfo]:
     return infos
 
 
-def _targets(request: TuneRequest, infos: Sequence[ModelInfo]) -> tuple[Path, ...]:
-    """The models to store the choice in. Raises UsageError where it would go nowhere for one of them."""
-    if request.dry_run:
-        return ()
-    exported = [model for model, info in zip(request.models, infos, strict=True) if info.export is not None]
-    if exported and request.out is None:
-        raise UsageError(
-            f"{exported[0]}: thresholds cannot be stored in an exported model. Tune the bundle and export it again, "
-            "or use --dry-run or --out FILE."
-        )
-    return tuple(model for model in request.models if model not in exported)
-
-
 def _choose_images(
     request: TuneRequest, folder: DataFolder, infos: Sequence[ModelInfo]
 ) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -179,7 +166,7 @@ def _choose_images(
 
 def _search(
     request: TuneRequest, folder: DataFolder, parts: Sequence[Sequence[str]]
-) -> tuple[ThresholdSearch, tuple[Failure, ...], LowBitDepth | None]:
+) -> tuple[ThresholdSearch, tuple[Unreadable, ...], LowBitDepth | None]:
     """A search that holds each model's answers for its part of the images, those that could not be read, and whether
     16-bit images seem to come from a camera of fewer bits.
     """
@@ -190,7 +177,7 @@ def _search(
         for model, image_ids in zip(request.models, parts, strict=True)
         if image_ids
     ]
-    failures = tuple(failure for score in scores for failure in score.failures)
+    failures = tuple(failure for score in scores for failure in score.unreadable)
     if failures and not search.images:
         first = failures[0].message
         raise DataError(f"{request.data}: none of the {len(failures)} images can be read. The first: {first}")
@@ -201,14 +188,15 @@ def _gather(
     request: TuneRequest, search: ThresholdSearch, folder: DataFolder, model: Path, image_ids: Sequence[str]
 ) -> Score:
     """Take the model's answers for some images into the search."""
-    runtime = with_tta(load_runtime(model, request.device, request.runtime), request.tta)
+    runtime, info = load_runtime(model, request.device, request.runtime)
     return score_images(
         runtime,
         folder,
         image_ids,
-        thresholds=runtime.info.thresholds,
+        Settings.of(info, tta=request.tta),
         visitors=(search.visit,),
-        advance=request.advance,
+        keep_answers=True,
+        progress=lambda done, total, text="": request.advance() if done else None,
     )
 
 
@@ -224,10 +212,8 @@ def _chosen_by(request: TuneRequest, infos: Sequence[ModelInfo], choice: Choice)
 
 
 def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics) -> None:
-    """Write the model file anew with other thresholds, whole or not at all."""
-    from defectseg.model.bundle import read_bundle, save_bundle  # torch; a missing one has been told of by now
-
-    info, weights = read_bundle(model)
+    """Replace the thresholds in a model file, whole or not at all."""
+    info = read_model_info(model)
     figures = {**info.metrics, "tuned": headline(metrics)}
     figures.pop("cross_validated", None)
     if choice.validated is not None:
@@ -237,7 +223,7 @@ def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics
             "positive_dice": validated.positive_dice,
         }
     thresholds = _completed(thresholds, [one.name for one in choice.classes], info)
-    save_bundle(model, weights, info.model_copy(update={"thresholds": thresholds, "metrics": figures}))
+    write_model_info(model, info.model_copy(update={"thresholds": thresholds, "metrics": figures}))
 
 
 def _completed(thresholds: Thresholds, class_names: Sequence[str], info: ModelInfo) -> Thresholds:

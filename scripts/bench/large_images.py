@@ -17,20 +17,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.config import InferenceConfig, Recipe
 from defectseg.image import rle
 from defectseg.image.overlay import encode_jpeg, paint_prediction
 from defectseg.image.read import decode
 from defectseg.inference.segment import segment_image
-from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.inference.settings import Settings
+from defectseg.model.info import Thresholds
 from defectseg.predict.render import fit_jpeg
-from defectseg.runtime.base import Answer, Runtime
+from defectseg.runtime.base import Answer
 
 STAGES = ("read", "segment", "run-lengths", "overlay", "class map")
 CLASS_NAMES = ("one", "two", "three", "four")
@@ -41,12 +42,7 @@ class GreyLevels:
 
     name = "grey levels"
     parallel = 1
-    info = ModelInfo(
-        class_names=CLASS_NAMES,
-        normalization=Normalization(mean=0.5, std=0.5),
-        thresholds=Thresholds(gate=(0.5,) * 4, pixel=(0.5,) * 4, min_area_px=(50,) * 4),
-        recipe=Recipe(),
-    )
+    class_names = CLASS_NAMES
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         level = images[:, 0] / np.float32(255)
@@ -80,10 +76,12 @@ def measure(path: Path) -> dict[str, tuple[float, int]]:
         stages[name] = (time.perf_counter() - start, peak_bytes())
 
     runtime = GreyLevels()
+    thresholds = Thresholds(gate=(0.5,) * 4, pixel=(0.5,) * 4, min_area_px=(50,) * 4)
+    settings = Settings(thresholds, tile_hw=(1024, 2048), tile_overlap_px=128)
     with stage("read"):
         pixels = decode(path).pixels
     with stage("segment"):
-        found = segment_image(runtime, pixels, runtime.info.thresholds)
+        found = segment_image(runtime, pixels, settings)
     with stage("run-lengths"):
         [rle.encode(mask) for mask in found.masks]
     with stage("overlay"):
@@ -125,32 +123,21 @@ def print_tiles(model: Path, image: Path, tiles: list[str]) -> None:
     from defectseg.inference.tiles import predict_image
     from defectseg.runtime.load import load_runtime
 
-    runtime, pixels = load_runtime(model), decode(image).pixels
+    (runtime, info), pixels = load_runtime(model), decode(image).pixels
+    settings = Settings.of(info)
     print("\n| tile | largest difference of probability | mean difference | Dice of masks |\n| --- | --- | --- | --- |")
     first = None
     for tile in tiles:
         height, width = map(int, tile.split("x"))
-        probabilities = predict_image(WithTile(runtime, (height, width)), pixels).probabilities
+        overlap_px = min(settings.tile_overlap_px, min(height, width) // 2)
+        other = replace(settings, tile_hw=(height, width), tile_overlap_px=overlap_px)
+        probabilities = predict_image(runtime, pixels, other).probabilities
         first = probabilities if first is None else first
         difference = np.abs(probabilities - first)
-        pixel = np.array(runtime.info.thresholds.pixel, np.float32)[:, None, None]
+        pixel = np.array(info.thresholds.pixel, np.float32)[:, None, None]
         masks, firsts = probabilities >= pixel, first >= pixel
         dice = 2 * np.count_nonzero(masks & firsts) / max(np.count_nonzero(masks) + np.count_nonzero(firsts), 1)
         print(f"| {tile} | {difference.max():.3f} | {difference.mean():.5f} | {dice:.4f} |")
-
-
-class WithTile:
-    """A Runtime with other tiles than its model says."""
-
-    def __init__(self, runtime: Runtime, tile_hw: tuple[int, int]) -> None:
-        overlap_px = min(runtime.info.recipe.inference.tile_overlap_px, min(tile_hw) // 2)
-        inference = InferenceConfig(tile_hw=tile_hw, tile_overlap_px=overlap_px)
-        recipe = runtime.info.recipe.model_copy(update={"inference": inference})
-        self.runtime, self.info = runtime, runtime.info.model_copy(update={"recipe": recipe})
-        self.name, self.parallel = runtime.name, runtime.parallel
-
-    def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        return self.runtime(images)
 
 
 def main() -> None:

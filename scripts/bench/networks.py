@@ -19,7 +19,8 @@ from defectseg.evaluate.metrics import Metrics, summarise
 from defectseg.evaluate.score import score_images
 from defectseg.evaluate.subset import choose_subset
 from defectseg.image.read import decode
-from defectseg.inference.views import with_tta
+from defectseg.inference.settings import Settings
+from defectseg.model.info import ModelInfo
 from defectseg.model.locate import find_model
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.load import load_runtime
@@ -47,13 +48,13 @@ def main() -> None:
     runs = dict(entry.split("=", 1) for entry in args.networks)
     data = open_data_folder(args.data)
     runtimes = {
-        label: with_tta(load_runtime(find_model(Path(run)), "cpu", args.runtime, workers=1), "none")
-        for label, run in runs.items()
+        label: load_runtime(find_model(Path(run)), "cpu", args.runtime, workers=1) for label, run in runs.items()
     }
-    milliseconds = measure(runtimes, decode(data.image_path(data.image_ids[0])).pixels, args.rounds)
+    image = decode(data.image_path(data.image_ids[0])).pixels
+    milliseconds = measure({label: runtime for label, (runtime, _) in runtimes.items()}, image, args.rounds)
     points = [
-        Point(label, milliseconds[label], score(runtime, args.data, Path(runs[label])))
-        for label, runtime in runtimes.items()
+        Point(label, milliseconds[label], score(runtime, info, args.data, Path(runs[label])))
+        for label, (runtime, info) in runtimes.items()
     ]
     print_table(points, args.data.name)
     if args.plot is not None:
@@ -72,11 +73,11 @@ def measure(runtimes: dict[str, Runtime], image: np.ndarray, rounds: int) -> dic
     return {label: 1000 * median(values) for label, values in seconds.items()}
 
 
-def score(runtime: Runtime, root: Path, run: Path) -> Metrics:
+def score(runtime: Runtime, info: ModelInfo, root: Path, run: Path) -> Metrics:
     """Scores on the images that the run held out, with the thresholds in the model."""
-    data = open_data_folder(root, class_names=runtime.info.class_names)
-    image_ids, _ = choose_subset(data, runtime.info, (find_model(run),), "val", None)
-    counts = score_images(runtime, data, image_ids, thresholds=runtime.info.thresholds).counts
+    data = open_data_folder(root, class_names=info.class_names)
+    image_ids, _ = choose_subset(data, info, (find_model(run),), "val", None)
+    counts = score_images(runtime, data, image_ids, Settings.of(info, tta="none")).counts
     return summarise(counts, data.class_names)
 
 

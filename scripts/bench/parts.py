@@ -19,8 +19,8 @@ from defectseg.data.folder import open_data_folder
 from defectseg.evaluate.metrics import summarise
 from defectseg.evaluate.score import Scored, score_images
 from defectseg.evaluate.subset import choose_subset
+from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import ImageAnswer
-from defectseg.inference.views import with_tta
 from defectseg.model.info import Thresholds
 from defectseg.model.locate import find_model
 from defectseg.runtime.load import load_runtime
@@ -46,17 +46,18 @@ GATES: dict[str, Callable[[ImageAnswer], ImageAnswer]] = {
 
 def measure(model: Path, root: Path, views: str) -> list[dict[str, Any]]:
     """The figures of one model on what it held out: a row for each kind of gate."""
-    runtime = with_tta(load_runtime(model, "cpu"), views)
-    data = open_data_folder(root, class_names=runtime.info.class_names)
-    image_ids, _ = choose_subset(data, runtime.info, (model,), "val", None)
+    runtime, info = load_runtime(model, "cpu")
+    data = open_data_folder(root, class_names=info.class_names)
+    image_ids, _ = choose_subset(data, info, (model,), "val", None)
     searches = {gate: ThresholdSearch(data.class_names) for gate in GATES}
 
     def visit(scored: Scored) -> None:
+        assert scored.answer is not None
         for gate, search in searches.items():
-            search.visit(replace(scored, prediction=GATES[gate](scored.prediction)))
+            search.visit(replace(scored, answer=GATES[gate](scored.answer)))
 
     default = Thresholds.default(data.num_classes)
-    score_images(runtime, data, image_ids, thresholds=runtime.info.thresholds, visitors=(visit,))
+    score_images(runtime, data, image_ids, Settings.of(info, tta=views), visitors=(visit,), keep_answers=True)
     rows = []
     for gate, search in searches.items():
         plain, choice = summarise(search.counts(default), data.class_names), search.best(groups=data.groups)

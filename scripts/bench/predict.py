@@ -31,6 +31,7 @@ from defectseg.data.synthetic import CLASS_NAMES
 from defectseg.errors import DefectsegError
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage, find_images
+from defectseg.inference.settings import Settings
 from defectseg.machine import machine_facts
 from defectseg.model.info import ModelInfo, Thresholds
 from defectseg.runtime.base import Runtime
@@ -109,14 +110,18 @@ def contenders_of(
     pixels = [image_files.decode(found.path).pixels for found in images]
 
     def predict(name: str, runtime: Runtime) -> Contender:
-        return Contender(name, lambda: run_pipeline(runtime, images, folder / "out"), alone)
+        return Contender(name, lambda: run_pipeline(runtime, settings, images, folder / "out"), alone)
 
     alone = f"network alone, {label}"
     try:
-        runtime = load_runtime(model, "cpu", runtime_name)
-        found = [Contender(alone, lambda: run_network(runtime, pixels)), predict(f"predict, {label}", runtime)]
+        runtime, info = load_runtime(model, "cpu", runtime_name)
+        settings = Settings.of(info)
+        found = [
+            Contender(alone, lambda: run_network(runtime, settings, pixels)),
+            predict(f"predict, {label}", runtime),
+        ]
         if runtime.parallel > 1:
-            single = load_runtime(model, "cpu", runtime_name, workers=1)
+            single, _ = load_runtime(model, "cpu", runtime_name, workers=1)
             found.append(predict(f"predict, {label}, one worker", single))
     except DefectsegError as error:
         print(f"{label} is left out: {error}", file=sys.stderr)

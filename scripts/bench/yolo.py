@@ -18,6 +18,7 @@ from pathlib import Path
 
 from defectseg.benchmark.benchmark import run_pipeline
 from defectseg.image.find import find_images
+from defectseg.inference.settings import Settings
 from defectseg.model.locate import find_model
 from defectseg.runtime.load import load_runtime
 
@@ -57,9 +58,10 @@ def main() -> None:
         except ModuleNotFoundError as error:
             sys.exit(f"{error.name} is not installed; see --help.")
         for model in options.models:
-            runtime = load_runtime(model, "cpu")
+            runtime, info = load_runtime(model, "cpu")
+            settings = Settings.of(info)
             contenders[f"{model.parent.name}/{model.name}, {runtime.name}"] = (
-                lambda runtime=runtime: run_pipeline(runtime, images, folder / "out")  # type: ignore[misc]
+                lambda runtime=runtime, settings=settings: run_pipeline(runtime, settings, images, folder / "out")  # type: ignore[misc]
             )
         times: dict[str, list[float]] = {contender: [] for contender in contenders}
         for number in range(options.rounds + 1):

@@ -13,19 +13,11 @@ import numpy as np
 import pytest
 
 from defectseg.benchmark import benchmark as module
-from defectseg.benchmark.benchmark import (
-    BenchmarkRequest,
-    benchmark,
-    measure,
-    resolve_runtimes,
-    run_network,
-    run_pipeline,
-)
+from defectseg.benchmark.benchmark import STAGES, benchmark, measure, resolve_runtimes, run_network, run_pipeline
 from defectseg.errors import CannotContinueError, DataError, ExitCode, UsageError
 from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import decode
-from defectseg.inference.stages import STAGES, StageTimes
-from defectseg.inference.views import with_tta
+from defectseg.inference.settings import Settings
 
 FIGURES = {"name": "a runtime", "parallel": 1, "network_images_per_s": 10.0}
 
@@ -61,11 +53,11 @@ def test_the_network_alone_is_called_as_the_pipeline_calls_it(
     grey_runtime: Callable[..., Any], images: list[FoundImage], tmp_path: Path
 ) -> None:
     runtime = grey_runtime(tile_hw=(8, 8), tile_overlap_px=4)
-    flipped = with_tta(runtime, "flips")
-    run_pipeline(flipped, images, tmp_path / "out")
+    flipped = Settings.of(runtime.info, tta="flips")
+    run_pipeline(runtime, flipped, images, tmp_path / "out")
     by_pipeline = Counter(runtime.calls)
     runtime.calls.clear()
-    run_network(flipped, [decode(found.path).pixels for found in images])
+    run_network(runtime, flipped, [decode(found.path).pixels for found in images])
     assert Counter(runtime.calls) == by_pipeline
     assert by_pipeline == {(1, 1, 8, 8): 3 * 3 * 4}  # tiles begin in columns 0, 4 and 8; each is seen in 4 views
 
@@ -84,12 +76,11 @@ def test_the_pipeline_writes_everything_and_leaves_nothing(
         remove(folder)
 
     monkeypatch.setattr("shutil.rmtree", look_and_remove)
-    times = StageTimes()
-    seconds = run_pipeline(grey_runtime(), images, tmp_path / "out", times)
+    runtime = grey_runtime()
+    seconds = run_pipeline(runtime, runtime.settings, images, tmp_path / "out")
     assert {"overlays/0.jpg", "masks/2.png", "predictions.csv", "images.csv", "regions.csv"} <= set(written)
     assert not (tmp_path / "out").exists()
     assert seconds > 0
-    assert times.counts == dict.fromkeys(STAGES, 3)
 
 
 def test_a_measurement_takes_pipeline_and_network_in_turn(
@@ -97,23 +88,21 @@ def test_a_measurement_takes_pipeline_and_network_in_turn(
 ) -> None:
     runtime, order = grey_runtime(), list[str]()
 
-    def pipeline(runtime: Any, images: Sequence[FoundImage], folder: Path, times: StageTimes | None = None) -> float:
+    def pipeline(runtime: Any, settings: Settings, images: Sequence[FoundImage], folder: Path) -> float:
         order.append(f"pipeline {len(images)}")
-        if times:
-            times.add("decode", 0.030)
         return {"warm-up": 99.0, "first": 1.0, "1": 0.5, "2": 4.0}[folder.name]
 
-    def network(runtime: Any, pixels: Sequence[Any]) -> float:
+    def network(runtime: Any, settings: Settings, pixels: Sequence[Any]) -> float:
         order.append(f"network {len(pixels)}")
         return 0.75
 
     monkeypatch.setattr(module, "run_pipeline", pipeline)
     monkeypatch.setattr(module, "run_network", network)
-    latencies_ms = {"0.png": 10.0, "1.png": 20.0, "2.png": 40.0}
-    monkeypatch.setattr(module, "_latency_ms", lambda runtime, found: latencies_ms[found.image_id])
+    stages_ms = np.array([[1, 8, 1, 3, 2], [2, 16, 2, 3, 2], [3, 36, 1, 3, 2]], np.float64)
+    monkeypatch.setattr(module, "run_stages", lambda *asked: stages_ms)
     monkeypatch.setattr(module, "peak_memory_mb", lambda: 123.4)
 
-    figures = measure(runtime, images, tmp_path, rounds=3)
+    figures = measure(runtime, runtime.settings, images, tmp_path, rounds=3)
 
     assert order == ["pipeline 2", *["pipeline 3", "network 3"] * 3]
     assert figures == {
@@ -122,8 +111,8 @@ def test_a_measurement_takes_pipeline_and_network_in_turn(
         "network_images_per_s": 4.0,  # 3 images in 0.75 s
         "pipeline_images_per_s": 3.0,  # in 1 s, the median of 1, 0.5 and 4
         "pipeline_share": 0.75,
-        "stages_ms": {**dict.fromkeys(STAGES, 0.0), "decode": 10.0},  # 3 x 30 ms for 3 x 3 images
-        "latency_ms": {"p50": 20.0, "p95": 38.0},  # nine tenths of the way from 20 to 40
+        "stages_ms": {"read": 2.0, "network": 20.0, "postprocess": 1.333, "render": 3.0, "write": 2.0},
+        "latency_ms": {"p50": 20.0, "p95": 38.0},  # of 10, 20 and 40 until regions are known
         "peak_memory_mb": 123.4,
     }
 
@@ -132,8 +121,8 @@ def test_a_measurement_of_a_real_run_has_all_figures(
     grey_runtime: Callable[..., Any], images: list[FoundImage], tmp_path: Path
 ) -> None:
     runtime = grey_runtime()
-    figures = measure(runtime, images, tmp_path / "work", rounds=2)
-    assert len(runtime.calls) == 2 + 2 * (3 + 3) + 3  # warm-up, two rounds of both, latencies
+    figures = measure(runtime, runtime.settings, images, tmp_path / "work", rounds=2)
+    assert len(runtime.calls) == 2 + 2 * (3 + 3) + 3  # warm-up, two rounds of both, stages
     assert figures["pipeline_share"] == pytest.approx(
         figures["pipeline_images_per_s"] / figures["network_images_per_s"], abs=1e-4
     )
@@ -177,22 +166,20 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, **results: Any) -> list[Any]:
 def test_what_cannot_be_measured_is_told_in_its_row(images: list[FoundImage], monkeypatch: pytest.MonkeyPatch) -> None:
     refusal = module._Refusal("needs a package", ExitCode.CANNOT_CONTINUE)
     jobs = answer_with(monkeypatch, torch=FIGURES, onnx=refusal)
-    steps: list[int] = []
-    request = BenchmarkRequest(
-        model=Path("m.safetensors"),
-        images=images,
+    steps: list[tuple[int, int, str]] = []
+
+    result = benchmark(
+        Path("m.safetensors"),
+        images,
         runtimes=("torch", "onnx"),
         num_images=2,
         workers=3,
-        start=steps.append,
-        advance=lambda: steps.append(1),
+        progress=lambda done, total, text="": steps.append((done, total, text)),
     )
-
-    result = benchmark(request)
 
     assert result["runtimes"] == [{"runtime": "torch", **FIGURES}, {"runtime": "onnx", "error": "needs a package"}]
     assert result["images"] == {"count": 2, "synthetic": False, "sizes": ["8x16"]}
-    assert (result["model"], steps) == ("m.safetensors", [2, 1, 1])
+    assert (result["model"], steps) == ("m.safetensors", [(0, 2, "torch"), (1, 2, "onnx")])
     assert [(job.runtime, job.workers, job.images) for job in jobs] == [
         ("torch", 3, tuple(images[:2])),
         ("onnx", 3, tuple(images[:2])),
@@ -207,19 +194,19 @@ def test_where_nothing_can_be_measured_the_reasons_are_raised(
 ) -> None:
     answer_with(monkeypatch, torch=module._Refusal("No.", code), onnx=module._Refusal("Neither.", code))
     with pytest.raises(error, match=r"^No\. Neither\.$"):
-        benchmark(BenchmarkRequest(model=Path("m"), images=images, runtimes=("torch", "onnx")))
+        benchmark(Path("m"), images, runtimes=("torch", "onnx"))
 
 
 def test_without_images_it_measures_on_synthetic_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
     (job,) = [answer_with(monkeypatch, auto=FIGURES)]
-    result = benchmark(BenchmarkRequest(model=Path("m"), num_images=2))
+    result = benchmark(Path("m"), num_images=2)
     assert result["images"] == {"count": 2, "synthetic": True, "sizes": ["256x1600"]}
     assert not any(found.path.exists() for found in job[0].images)
 
 
 def test_less_than_one_image_is_refused() -> None:
-    with pytest.raises(UsageError, match="--images 0: expected 1 or more"):
-        benchmark(BenchmarkRequest(model=Path("m"), num_images=0))
+    with pytest.raises(UsageError, match="images: expected 1 or more"):
+        benchmark(Path("m"), num_images=0)
 
 
 def test_a_process_that_dies_is_a_reason_not_a_crash(

@@ -643,12 +643,14 @@ def test_data_import_masks_makes_a_data_folder(tmp_path: Path) -> None:
 
 
 def test_info_describes_a_model_without_running_it(trained_run: Path, tmp_path: Path) -> None:
-    done = run("info", trained_run, "--json", cwd=tmp_path)
+    done, shown = run("info", trained_run, "--json", cwd=tmp_path), run("info", trained_run, cwd=tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
     content = json.loads(done.stdout)
     assert content["classes"] == {"1": "pits", "2": "cracks", "3": "scratches", "4": "patches"}
     assert (content["trained_on_images"], content["fold_held_out"]) == (18, 0)
+    scores = next(line for line in shown.stdout.splitlines() if line.startswith("metrics, tuned "))
+    assert f"kaggle dice {content['metrics']['tuned']['kaggle_dice']:.4g}, all empty " in scores
 
 
 @with_torch
@@ -658,8 +660,21 @@ def test_info_describes_the_machine(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     content = json.loads(done.stdout)
     assert content["defectseg"] == defectseg.__version__
-    assert content["devices"][0] == "cpu"
-    assert content["packages"]["torch"]
+    assert {"torch", "openvino"} <= set(content["runtimes"]) <= {"torch", "openvino", "onnxruntime"}
+    for runtime in content["runtimes"].values():
+        assert runtime["version"]
+        assert runtime["devices"][0].startswith("cpu")
+
+
+def test_info_tells_of_a_runtime_that_is_installed_and_cannot_be_imported(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "defectseg.runtime.onnx", None)
+
+    done = call("info")
+
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("runtimes, onnxruntime"))
+    assert "cannot be imported: ModuleNotFoundError" in line
 
 
 # The command line itself

@@ -22,7 +22,7 @@ def command(
     write_data_folder(data, images=4, seed=5, size_hw=(64, 128))
     model.write_bytes(b"weights")
     runtime = grey_runtime()
-    monkeypatch.setattr("defectseg.predict.predict.load_runtime", lambda *asked, workers: runtime)
+    monkeypatch.setattr("defectseg.predict.predict.load_runtime", lambda *asked, workers: (runtime, runtime.info))
     monkeypatch.setattr("defectseg.predict.predict.model_identity", lambda models: "0" * 64)
     arguments = {
         "predict": [str(model), str(data / "train_images")],

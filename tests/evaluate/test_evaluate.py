@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from defectseg.config import DataConfig
 from defectseg.data.folder import image_digest
 from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
-from defectseg.evaluate.evaluate import EvaluateRequest, evaluate_model, evaluate_predictions
+from defectseg.evaluate.evaluate import evaluate, evaluate_predictions
 from defectseg.image.find import find_images
 from defectseg.predict.predict import predict
-from defectseg.runtime.ensemble import EnsembleRuntime
+from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
 
 SIZE_HW = (32, 48)
 STEEL, PIT, CRACK = 60, 120, 160  # grey levels, as GreyRuntime reads them
@@ -68,12 +68,11 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
     """A model file with the split.csv of its run: a.png and b.png are held back."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "split.csv").write_text("ImageId,fold\na.png,0\nb.png,0\nc.png,1\nd.png,2\n")
-    (tmp_path / "run" / "model.safetensors").write_bytes(b"weights")
-    return tmp_path / "run" / "model.safetensors"
+    return write_model(tmp_path / "run" / "model.safetensors")
 
 
 @pytest.fixture
@@ -83,12 +82,13 @@ def runtime(grey_runtime: Callable[..., Any], data: Path, monkeypatch: pytest.Mo
     digests = tuple(image_digest(data / "train_images" / name) for name in ("c.png", "d.png"))
     made.info = made.info.model_copy(update={"fold": 0, "trained_on": digests})
     for module in ("evaluate.evaluate", "predict.predict"):
-        monkeypatch.setattr(f"defectseg.{module}.load_runtime", lambda path, device, runtime, **options: made)
+        monkeypatch.setattr(f"defectseg.{module}.load_runtime", lambda *asked, **options: (made, made.info))
+    monkeypatch.setattr("defectseg.evaluate.evaluate.read_model_info", lambda path: made.info)
     return made
 
 
 def _evaluate(model: Path | Sequence[Path], data: Path, out: Path, **options: Any) -> Any:
-    return evaluate_model(EvaluateRequest(model=model, data=data, out=out, **options))
+    return evaluate(model, data, out, **options)
 
 
 def _names(folder: Path) -> set[str]:
@@ -111,10 +111,11 @@ KAGGLE_DICE = (0.5 + 0 + 0 + 5) / 8
 def test_an_evaluation_has_exactly_its_files_and_the_figures_worked_by_hand(
     data: Path, model: Path, runtime: Any, tmp_path: Path
 ) -> None:
-    totals: list[int] = []
-    steps: list[int] = []
+    steps: list[tuple[int, int]] = []
 
-    evaluation = _evaluate(model, data, tmp_path / "out", start=totals.append, advance=lambda: steps.append(1))
+    evaluation = _evaluate(
+        model, data, tmp_path / "out", progress=lambda done, total, text="": steps.append((done, total))
+    )
 
     assert _names(tmp_path / "out") == FILES | {"overlays"}
     assert _names(tmp_path / "out" / "overlays") == {"a.jpg", "b.jpg", "c.jpg", "d.jpg"}
@@ -130,7 +131,7 @@ def test_an_evaluation_has_exactly_its_files_and_the_figures_worked_by_hand(
         ["c.png", "1", "0", "0", "0", "1"], ["c.png", "2", "0", "0", "0", "1"],
         ["d.png", "1", "64", "64", "64", "1"], ["d.png", "2", "25", "0", "0", "0"],
     ]  # fmt: skip
-    assert (totals, len(steps)) == ([4], 4)
+    assert steps == [(done, 4) for done in range(5)]
 
 
 def test_a_folder_with_the_models_names_in_another_order_scores_the_same(
@@ -203,13 +204,13 @@ def test_the_model_is_loaded_for_the_device_and_the_runtime_asked_for(
 
     def load_runtime(*args: Any) -> Any:
         asked.append(args)
-        return runtime
+        return runtime, runtime.info
 
     monkeypatch.setattr("defectseg.evaluate.evaluate.load_runtime", load_runtime)
     _evaluate(model, data, tmp_path / "default")
     _evaluate(model, data, tmp_path / "other", device="cuda:1", runtime="onnx")
 
-    assert asked == [(model, "auto", "auto"), (model, "cuda:1", "onnx")]
+    assert asked == [((model,), "auto", "auto"), ((model,), "cuda:1", "onnx")]
 
 
 def test_overlays_show_truth_blue_prediction_red_and_both_magenta(
@@ -310,9 +311,11 @@ def ensemble(model: Path, runtime: Any, monkeypatch: pytest.MonkeyPatch) -> tupl
     for name in ("split.csv", "model.safetensors"):
         (other.parent / name).write_bytes((model.parent / name).read_bytes())
     twin = copy.copy(runtime)
-    monkeypatch.setattr(
-        "defectseg.evaluate.evaluate.load_runtime", lambda paths, device, name: EnsembleRuntime([runtime, twin], paths)
-    )
+
+    def load(paths: Sequence[Path], device: str, name: str) -> Any:
+        return EnsembleRuntime([runtime, twin]), join_infos([runtime.info, twin.info], paths)
+
+    monkeypatch.setattr("defectseg.evaluate.evaluate.load_runtime", load)
     return model, other
 
 
@@ -382,7 +385,7 @@ def test_augmentation_at_test_time_is_as_told_and_shown_in_the_report(
     assert evaluation.metrics.kaggle_dice == pytest.approx(KAGGLE_DICE)
     assert facts("plain")["test-time augmentation"] == "none"
     assert facts("flips")["test-time augmentation"] == "flips"
-    with pytest.raises(UsageError, match="--tta flop: expected none, flips, turns"):
+    with pytest.raises(UsageError, match="tta: expected none, flips, turns, found flop"):
         _evaluate(model, data, tmp_path / "flop", tta="flop")
 
 
@@ -403,7 +406,7 @@ def test_unreadable_images_are_left_out_and_listed(data: Path, model: Path, runt
     with (tmp_path / "out" / "errors.csv").open(newline="") as handle:
         (row,) = csv.DictReader(handle)
     assert (row["ImageId"], row["path"]) == ("b.png", str(data / "train_images" / "b.png"))
-    assert [failure.found.image_id for failure in evaluation.failures] == ["b.png"]
+    assert [one.image_id for one in evaluation.unreadable] == ["b.png"]
 
 
 def test_a_link_that_leads_nowhere_is_an_unreadable_image(
@@ -413,7 +416,7 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image(
 
     evaluation = _evaluate(model, data, tmp_path / "out")
 
-    assert [failure.found.image_id for failure in evaluation.failures] == ["z.png"]
+    assert [one.image_id for one in evaluation.unreadable] == ["z.png"]
 
 
 def test_a_folder_of_unreadable_images_is_an_error_that_names_the_first(
@@ -546,7 +549,7 @@ def test_files_that_cannot_be_read_are_left_out_whoever_predicted(
     by_file = evaluate_predictions(tmp_path / "all.csv", data, tmp_path / "by-file")
 
     for evaluation, out in ((by_model, "by-model"), (by_file, "by-file")):
-        assert [failure.found.image_id for failure in evaluation.failures] == ["%FF.png", "d.png"]
+        assert [one.image_id for one in evaluation.unreadable] == ["%FF.png", "d.png"]
         with (tmp_path / out / "errors.csv").open(newline="") as handle:
             assert [row["ImageId"] for row in csv.DictReader(handle)] == ["%FF.png", "d.png"]
         assert _scored_ids(tmp_path / out) == {"a.png", "b.png", "c.png"}

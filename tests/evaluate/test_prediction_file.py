@@ -142,5 +142,5 @@ def test_an_image_whose_size_cannot_be_told_is_left_out_and_returned(folder: Dat
     counts, _, (failure,) = score_predictions(_table(tmp_path, LONG), folder)
 
     assert {image_id for image_id, _ in counts} == {"b.png", "c.jpg"}
-    assert failure.found.image_id == "a.jpg"
+    assert failure.image_id == "a.jpg"
     assert "a.jpg: not a JPEG" in failure.message

@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from defectseg.errors import LabelError, ResourceError
 from defectseg.evaluate.metrics import PairCounts
 from defectseg.evaluate.score import Scored, score_images
 from defectseg.image import rle
+from defectseg.inference.settings import Settings
 
 SIZE_HW = (6, 10)
 STEEL, PIT, CRACK, BOTH = 60, 120, 160, 200  # grey levels, as GreyRuntime reads them
@@ -61,13 +63,13 @@ def folder(tmp_path: Path) -> DataFolder:
 
 def _score(runtime: Any, folder: DataFolder, image_ids: Any = None, **options: Any) -> Any:
     chosen = folder.image_ids if image_ids is None else image_ids
-    return score_images(runtime, folder, chosen, thresholds=runtime.info.thresholds, **options)
+    return score_images(runtime, folder, chosen, runtime.settings, **options)
 
 
 def test_counts_worked_by_hand(folder: DataFolder, grey_runtime: Callable[..., Any]) -> None:
     score = _score(grey_runtime(), folder)
 
-    assert score.failures == ()
+    assert score.unreadable == ()
     assert score.counts == {
         ("a.png", 1): PairCounts(true_px=12, predicted_px=12, both_px=8), ("a.png", 2): NOTHING,
         ("b.png", 1): PairCounts(4, 4, 4), ("b.png", 2): PairCounts(0, 8, 0),
@@ -79,7 +81,7 @@ def test_thresholds_of_the_caller_count(folder: DataFolder, grey_runtime: Callab
     runtime = grey_runtime()
     strict = runtime.info.thresholds.model_copy(update={"min_area_px": (5, 5)})
 
-    score = score_images(runtime, folder, folder.image_ids, thresholds=strict)
+    score = score_images(runtime, folder, folder.image_ids, Settings.of(runtime.info, thresholds=strict))
 
     assert score.counts["b.png", 1] == PairCounts(4, 0, 0)
     assert score.counts["b.png", 2] == NOTHING
@@ -100,15 +102,15 @@ def test_an_unreadable_image_is_reported_and_counts_for_nothing(
     folder: DataFolder, grey_runtime: Callable[..., Any]
 ) -> None:
     folder.image_path("b.png").write_bytes(b"not an image")
-    steps: list[int] = []
+    steps: list[tuple[int, int]] = []
 
-    score = _score(grey_runtime(), folder, advance=lambda: steps.append(1))
+    score = _score(grey_runtime(), folder, progress=lambda done, total, text="": steps.append((done, total)))
 
-    (failure,) = score.failures
-    assert failure.found.image_id == "b.png"
-    assert str(folder.image_path("b.png")) in failure.message
+    (unreadable,) = score.unreadable
+    assert (unreadable.image_id, unreadable.path) == ("b.png", folder.image_path("b.png"))
+    assert str(folder.image_path("b.png")) in unreadable.message
     assert {image_id for image_id, _ in score.counts} == {"a.png", "north/c.png"}
-    assert len(steps) == 3
+    assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_visitors_see_pixels_answer_result_and_truth_of_each_image(
@@ -122,12 +124,24 @@ def test_visitors_see_pixels_answer_result_and_truth_of_each_image(
             np.testing.assert_array_equal(scored.pixels, _image((_box(2, 1, 3, 4), PIT)))
             np.testing.assert_array_equal(scored.masks[0], _box(2, 1, 3, 4))
             np.testing.assert_array_equal(scored.truth[0], _box(3, 1, 3, 4))
-            np.testing.assert_allclose(scored.prediction.gate, [0.9, 0.1])
+            assert scored.answer is not None
+            np.testing.assert_allclose(scored.answer.gate, [0.9, 0.1])
             assert not scored.ignore.any()
 
-    _score(grey_runtime(), folder, visitors=(look, lambda scored: seen.append(scored.image_id)))
+    visitors = (look, lambda scored: seen.append(scored.image_id))
+    _score(grey_runtime(), folder, visitors=visitors, keep_answers=True)
 
-    assert seen == [name for name in folder.image_ids for _ in range(2)]
+    assert sorted(seen) == [name for name in folder.image_ids for _ in range(2)]
+
+
+def test_as_many_images_are_answered_at_once_as_the_runtime_takes(
+    folder: DataFolder, grey_runtime: Callable[..., Any]
+) -> None:
+    runtime, together = grey_runtime(), threading.Barrier(3, timeout=20)
+    runtime.parallel = 3
+    runtime.before = lambda call: together.wait() and None  # passes only where three images wait at the same time
+
+    assert len(_score(runtime, folder).counts) == 6
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.cli.export import MaskCounts
 from defectseg.config import DataConfig, InferenceConfig, Recipe
 from defectseg.data.folder import open_data_folder
 from defectseg.data.split import write_split
 from defectseg.errors import DataError, ExitCode, ModelError
+from defectseg.evaluate import score
+from defectseg.evaluate.metrics import Counts, count_pairs
 from defectseg.export import int8 as quantize
 from defectseg.export.int8 import Int8Cost, LabelledImages, choose_images, count_layers, median_ms, score_masks
+from defectseg.model import openvino_io
 from defectseg.model.info import ExportInfo, ModelInfo, Normalization, Thresholds
 
 STEEL, PIT, CRACK = 20, 120, 160
@@ -128,7 +130,7 @@ def test_int8_is_judged_on_images_of_the_bit_depth_that_is_said_or_learnt(
         recipe = Recipe(data=DataConfig(bit_depth=12))
         runtime.info = runtime.info.model_copy(update={"recipe": recipe})
     images = choose_images(root, runtime.info, model, bit_depth=None if learnt else 12)
-    assert score_masks(runtime, runtime, images, MaskCounts)[0].positive_dice == 1
+    assert score_masks(runtime, runtime, runtime.info, images)[0].positive_dice == 1
 
 
 def test_scores_are_those_of_final_masks_against_labels(
@@ -143,11 +145,11 @@ def test_scores_are_those_of_final_masks_against_labels(
     images = LabelledImages(open_data_folder(root, class_names=NAMES), (), ("a.png", "b.png", "torn.png"), "")
     blind = grey_runtime()
     blind.levels[:] = 0.1
-    before, after, agreement = score_masks(grey_runtime(), blind, images, MaskCounts)
+    before, after, agreement = score_masks(grey_runtime(), blind, blind.info, images)
     assert before.positive_dice == pytest.approx(2 * 8 / (8 + 12))
     assert before.kaggle_dice == pytest.approx((0.8 + 0 + 1 + 1) / 4)  # b.png: 8 px found where nothing is labelled
     assert (after.positive_dice, after.kaggle_dice) == (0.0, 0.75)
-    assert agreement.pooled_dice == 0.0
+    assert (before.images, agreement) == (2, 0.0)
     assert "torn.png" in caplog.text
 
 
@@ -162,7 +164,7 @@ def test_int8_is_judged_on_the_classes_that_the_folder_names_in_whatever_order(
     (root / "classes.txt").write_text(lines)
     folder = choose_images(root, _info(), model).folder
     images = LabelledImages(folder, (), ("a.png", "b.png"), "")
-    before, after, _ = score_masks(grey_runtime(), grey_runtime(), images, MaskCounts)
+    before, after, _ = score_masks(grey_runtime(), grey_runtime(), grey_runtime().info, images)
     assert (before.positive_dice, before.kaggle_dice) == pytest.approx(dice)
     assert after.kaggle_dice == before.kaggle_dice
 
@@ -240,42 +242,57 @@ def test_nncf_makes_integers_of_the_layers_and_keeps_quiet(
     pytest.importorskip("nncf")
     model = _brightness_model()
     assert count_layers(model) == (2, 0)
-    int8 = quantize.quantize(model, _info(), bright_images, (32, 32), MaskCounts)
+    int8 = quantize.quantize(model, _info(), bright_images, (32, 32))
     assert count_layers(int8) == (2, 2)
     assert count_layers(model) == (2, 0)
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_layer_that_costs_too_much_goes_back_to_floating_point(bright_images: LabelledImages) -> None:
+def test_a_layer_that_costs_too_much_goes_back_to_floating_point(
+    bright_images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("nncf")
-    # No Dice is good enough, so that layers are taken back one by one.
-    int8 = quantize.quantize(_brightness_model(), _info(), bright_images, (32, 32), _NeverGoodEnough, max_loss=0.0)
+    # The more often NNCF asks, the less is found, so that layers are taken back one by one.
+    asked: list[str] = []
+
+    def count_less(image_id: str, masks: NDArray[np.bool_], *truth: Any) -> Counts:
+        asked.append(image_id)
+        masks = masks.copy()
+        masks[..., : min(len(asked), 15)] = False
+        return count_pairs(image_id, masks, *truth)
+
+    monkeypatch.setattr(score, "count_pairs", count_less)
+    int8 = quantize.quantize(_brightness_model(), _info(), bright_images, (32, 32), max_loss=0.0)
     assert count_layers(int8)[1] < 2
 
 
-def test_ctrl_c_ends_it_at_the_next_image(
+def test_ctrl_c_ends_it_with_the_images_in_work(
     bright_images: LabelledImages, default_interrupt: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("nncf")
-    judges, asked = [], []
+    asked: list[str] = []
+    stopped = threading.Event()
+    away_from_signals = openvino_io.away_from_signals
 
-    class Judge(quantize._Judge):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            judges.append(self)
+    def watch(work: Callable[[], Any], *, stop: Callable[[], object]) -> Any:
+        def stop_and_tell() -> None:
+            stop()
+            stopped.set()
 
-    class Score(MaskCounts):
-        def add(self, *arguments: Any) -> None:
-            super().add(*arguments)
-            asked.append(arguments[0])
-            if len(asked) == 1:
-                os.kill(os.getpid(), signal.SIGINT)
-                assert judges[0].stopped.wait(60)
+        return away_from_signals(work, stop=stop_and_tell)
 
-    monkeypatch.setattr(quantize, "_Judge", Judge)
+    def count(image_id: str, *masks: Any) -> Counts:
+        asked.append(image_id)
+        if len(asked) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stopped.wait(60)
+        return count_pairs(image_id, *masks)
+
+    monkeypatch.setattr(score, "count_pairs", count)
+    monkeypatch.setattr(openvino_io, "away_from_signals", watch)
     with pytest.raises(KeyboardInterrupt):
-        quantize.quantize(_brightness_model(), _info(), bright_images, (32, 32), Score)
-    assert set(asked) == {"2.png"}
+        quantize.quantize(_brightness_model(), _info(), bright_images, (32, 32))
+    assert len(asked) <= 2  # the images that were in work
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("openvino")]
 
 
@@ -287,28 +304,17 @@ def default_interrupt() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-class _NeverGoodEnough(MaskCounts):
-    """Each score is worse than the one before."""
-
-    asked = 0
-
-    @property
-    def positive_dice(self) -> float | None:
-        type(self).asked += 1
-        return 1 / type(self).asked
-
-
 def test_images_that_cannot_be_read_are_an_error(bright_images: LabelledImages) -> None:
     for image_id in bright_images.calibration:
         bright_images.folder.image_path(image_id).write_bytes(b"no image")
     with pytest.raises(DataError, match="cannot be read"):
-        quantize.quantize(None, _info(), bright_images, (32, 32), MaskCounts)
+        quantize.quantize(None, _info(), bright_images, (32, 32))
 
 
 def test_an_image_of_another_size_than_the_fixed_one_is_an_error(bright_images: LabelledImages) -> None:
     info = _info().model_copy(update={"export": ExportInfo(format="openvino", size_hw=(32, 33))})
     with pytest.raises(DataError, match=r"0\.png: 32x32 px, but the export is to take 32x33 only"):
-        quantize.quantize(None, info, bright_images, (32, 33), MaskCounts)
+        quantize.quantize(None, info, bright_images, (32, 33))
 
 
 class _Pits:
@@ -327,7 +333,7 @@ class _Pits:
 def test_nncf_is_told_the_dice_of_all_and_of_each(bright_images: LabelledImages) -> None:
     folder = bright_images.folder
     assert cv2.imwrite(str(folder.image_path("3.png")), np.full((32, 32), 200, np.uint8))
-    judge = quantize._Judge(_info(), folder, ("2.png", "3.png"), MaskCounts, threading.Event())
+    judge = quantize._Judge(_info(), folder, ("2.png", "3.png"), threading.Event())
     dice, of_each = judge(_Pits(), iter(("2.png", "3.png")))
     assert of_each == [1.0, pytest.approx(2 * 512 / (512 + 1024))]
     assert dice == pytest.approx((1 + 2 / 3) / 2)
@@ -336,7 +342,7 @@ def test_nncf_is_told_the_dice_of_all_and_of_each(bright_images: LabelledImages)
 def test_all_images_are_judged_in_the_views_of_predict_and_a_part_in_one(bright_images: LabelledImages) -> None:
     recipe, folder = Recipe(inference=InferenceConfig(tta="flips")), bright_images.folder
     judge = quantize._Judge(
-        _info().model_copy(update={"recipe": recipe}), folder, ("2.png", "3.png"), MaskCounts, threading.Event()
+        _info().model_copy(update={"recipe": recipe}), folder, ("2.png", "3.png"), threading.Event()
     )
     compiled = _Pits()
     judge(compiled, ["2.png", "3.png"])
@@ -351,7 +357,7 @@ def test_long_work_tells_how_far_it_is(
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     caplog.set_level(logging.INFO)
-    judge = quantize._Judge(_info(), bright_images.folder, ("2.png", "3.png"), MaskCounts, threading.Event())
+    judge = quantize._Judge(_info(), bright_images.folder, ("2.png", "3.png"), threading.Event())
     for _ in range(4):
         clock[0] += 8
         judge(_Pits(), ["2.png"])

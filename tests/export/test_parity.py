@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from defectseg.cli.export import MaskCounts
 from defectseg.errors import DataError, ExitCode, ModelError
 from defectseg.export.parity import Comparison, Limits, check, compare, cut, fit, real_images, synthetic_images
 
@@ -21,7 +20,7 @@ PIT, CRACK, STEEL = 120, 160, 20
 
 
 def _compare(reference: Any, candidate: Any, *images: NDArray[np.uint8]) -> Comparison:
-    return compare(reference, {"it": candidate}, images, reference.info.thresholds, MaskCounts)["it"]
+    return compare(reference, {"it": candidate}, images, reference.info.thresholds)["it"]
 
 
 def _image(**levels: int) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ import itertools
 import threading
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,11 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from defectseg.config import InferenceConfig, Recipe
 from defectseg.errors import ModelError
 from defectseg.inference.segment import Segmentation, segment, segment_image
+from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import predict_bands, predict_image, tile_starts
-from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.model.info import Thresholds
 from defectseg.runtime.base import Answer
 
 Answering = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -30,12 +31,8 @@ class FakeRuntime:
     def __init__(
         self, answer: Answering, num_classes: int, *, tile_hw: tuple[int, int], overlap_px: int, parallel: int = 1
     ) -> None:
-        self.info = ModelInfo(
-            class_names=tuple(f"class {index + 1}" for index in range(num_classes)),
-            normalization=Normalization(mean=0.5, std=0.5),
-            thresholds=Thresholds.default(num_classes),
-            recipe=Recipe(inference=InferenceConfig(tile_hw=tile_hw, tile_overlap_px=overlap_px)),
-        )
+        self.class_names = tuple(f"class {index + 1}" for index in range(num_classes))
+        self.settings = Settings(Thresholds.default(num_classes), tile_hw, overlap_px)
         self.answer = answer
         self.parallel = parallel
 
@@ -96,9 +93,11 @@ def test_segmenting_in_bands_equals_segmenting_the_whole_answer(
     image = images(size_hw, seed)
     runtime = FakeRuntime(contradicting, 3, tile_hw=tile_hw, overlap_px=overlap_px, parallel=parallel)
 
-    result = segment_image(runtime, image, thresholds, only_classes=only_classes)
+    settings = replace(runtime.settings, thresholds=thresholds, classes=only_classes)
 
-    assert_equal(result, segment(predict_image(runtime, image), thresholds, only_classes=only_classes))
+    result = segment_image(runtime, image, settings)
+
+    assert_equal(result, segment(predict_image(runtime, image, settings), thresholds, only_classes=only_classes))
 
 
 @given(tilings(), st.integers(0, 99))
@@ -109,19 +108,23 @@ def test_blending_agrees_with_a_literal_one(tiling: tuple[tuple[int, int], tuple
     image = images(size_hw, seed)
     runtime = FakeRuntime(contradicting, 3, tile_hw=tile_hw, overlap_px=overlap_px)
 
-    prediction = predict_image(runtime, image)
+    prediction = predict_image(runtime, image, runtime.settings)
 
     total, weights, gate = np.zeros((3, *size_hw)), np.zeros(size_hw), np.zeros(3)
     (height, width), (tile_h, tile_w) = size_hw, tile_hw
+    shape = min(height, tile_h), min(width, tile_w)  # of every tile; one beyond the image repeats its last pixels
     for top in tile_starts(height, tile_h, overlap_px):
         for left in tile_starts(width, tile_w, overlap_px):
             box = np.s_[top : top + tile_h, left : left + tile_w]
-            answer = contradicting(image[box])
+            part = image[box]
+            missing = [(0, tile - length) for tile, length in zip(shape, part.shape, strict=True)]
+            whole = contradicting(np.pad(part, missing, mode="edge"))
+            gate = np.maximum(gate, whole.max(axis=(1, 2)))
+            answer = whole[:, : part.shape[0], : part.shape[1]]
             down = _literal_weights(top, tile_h, height, overlap_px)
             weight = np.array(down)[:, None] * np.array(_literal_weights(left, tile_w, width, overlap_px))
             total[(slice(None), *box)] += weight * answer
             weights[box] += weight
-            gate = np.maximum(gate, answer.max(axis=(1, 2)))
     np.testing.assert_allclose(prediction.probabilities, total / weights, atol=1e-6)
     np.testing.assert_allclose(prediction.gate, gate, atol=1e-6)
 
@@ -143,7 +146,7 @@ def test_bands_cover_the_image_once_along_its_longer_side(size_hw: tuple[int, in
     runtime = FakeRuntime(contradicting, 3, tile_hw=(16, 16), overlap_px=4)
     covered = np.zeros(size_hw, np.int64)
 
-    for band in predict_bands(runtime, np.zeros(size_hw, np.uint8)):
+    for band in predict_bands(runtime, np.zeros(size_hw, np.uint8), runtime.settings):
         covered[band.box] += 1
         assert band.probabilities.shape[1:] == covered[band.box].shape
         assert min(band.probabilities.shape[1:]) <= 16
@@ -161,7 +164,9 @@ def test_a_scratch_through_many_tiles_is_one_region_whose_minimum_area_is_that_o
     image[3, 5:95] = 255
     runtime = FakeRuntime(pits, 1, tile_hw=(8, 10), overlap_px=3)
 
-    result = segment_image(runtime, image, Thresholds(gate=(0.5,), pixel=(0.5,), min_area_px=(90,)))
+    thresholds = Thresholds(gate=(0.5,), pixel=(0.5,), min_area_px=(90,))
+
+    result = segment_image(runtime, image, replace(runtime.settings, thresholds=thresholds))
 
     assert [(region.area_px, region.box_xywh, region.score) for region in result.regions] == [(90, (5, 3, 90, 1), 1.0)]
     np.testing.assert_array_equal(result.masks[0], image > 0)
@@ -171,10 +176,10 @@ def test_a_gate_that_opens_in_the_last_tile_lets_the_first_pass() -> None:
     image = np.zeros((4, 40), np.uint8)
     image[1, 1], image[1, 38] = 153, 255  # 0.6 alone would not open a gate of 0.9
     runtime = FakeRuntime(pits, 1, tile_hw=(4, 10), overlap_px=2)
-    thresholds = Thresholds(gate=(0.9,), pixel=(0.5,), min_area_px=(0,))
+    settings = replace(runtime.settings, thresholds=Thresholds(gate=(0.9,), pixel=(0.5,), min_area_px=(0,)))
 
-    assert np.argwhere(segment_image(runtime, image, thresholds).class_map).tolist() == [[1, 1], [1, 38]]
-    assert not segment_image(runtime, image[:, :30].copy(), thresholds).masks.any()
+    assert np.argwhere(segment_image(runtime, image, settings).class_map).tolist() == [[1, 1], [1, 38]]
+    assert not segment_image(runtime, image[:, :30].copy(), settings).masks.any()
 
 
 @pytest.mark.parametrize("parallel", [1, 3])
@@ -189,7 +194,7 @@ def test_not_a_number_in_one_tile_of_many_is_refused(parallel: int) -> None:
     runtime = FakeRuntime(broken, 1, tile_hw=(4, 10), overlap_px=2, parallel=parallel)
 
     with pytest.raises(ModelError, match="not a number"):
-        segment_image(runtime, image, Thresholds.default(1))
+        segment_image(runtime, image, runtime.settings)
 
 
 def test_as_many_tiles_are_in_work_at_once_as_the_runtime_has_use_for() -> None:
@@ -201,7 +206,7 @@ def test_as_many_tiles_are_in_work_at_once_as_the_runtime_has_use_for() -> None:
 
     runtime = FakeRuntime(answer, 1, tile_hw=(4, 10), overlap_px=0, parallel=3)
 
-    assert segment_image(runtime, np.full((4, 60), 255, np.uint8), Thresholds.default(1)).masks.all()
+    assert segment_image(runtime, np.full((4, 60), 255, np.uint8), runtime.settings).masks.all()
 
 
 @pytest.mark.parametrize("size_hw", [(128, 20_000), (10_000, 256)])
@@ -220,9 +225,10 @@ def test_a_large_image_of_four_classes_takes_less_memory_than_its_probabilities(
                 image[first + y :: 80, 10 + x :: 20] = level
     runtime = FakeRuntime(answer, 4, tile_hw=(256, 256), overlap_px=16)
     thresholds = Thresholds(gate=(0.0,) * 4, pixel=(0.8,) * 4, min_area_px=(1,) * 4)
+    settings = replace(runtime.settings, thresholds=thresholds)
 
     tracemalloc.start()
-    result = segment_image(runtime, image, thresholds)
+    result = segment_image(runtime, image, settings)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 
@@ -232,8 +238,8 @@ def test_a_large_image_of_four_classes_takes_less_memory_than_its_probabilities(
 
 
 def local_filter(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """A network that sees 4 px far and, like most, takes what lies outside its picture for black."""
-    mean = cv2.blur(tile.astype(np.float32) / 255, (9, 9), borderType=cv2.BORDER_CONSTANT)
+    """A network that sees 4 px far and takes what lies outside its picture for more of its last row and column."""
+    mean = cv2.blur(tile.astype(np.float32) / 255, (9, 9), borderType=cv2.BORDER_REPLICATE)
     return np.asarray(np.clip((mean - 0.3) * 2.5, 0, 1), np.float32)[None]
 
 
@@ -249,9 +255,8 @@ def test_results_depend_on_the_tile_size_no_more_than_the_documented_tolerance(
     noise = cv2.GaussianBlur(rng.standard_normal((96, 300)), (0, 0), 2)
     image = np.asarray(np.clip(128 + 500 * noise, 0, 255), np.uint8)
 
-    probabilities = predict_image(
-        FakeRuntime(local_filter, 1, tile_hw=tile_hw, overlap_px=overlap_px), image
-    ).probabilities
+    runtime = FakeRuntime(local_filter, 1, tile_hw=tile_hw, overlap_px=overlap_px)
+    probabilities = predict_image(runtime, image, runtime.settings).probabilities
 
     whole = local_filter(image)
     # A pixel closer than the reach to an inner border of its tile is answered wrongly by as much as 1. Such a pixel has
@@ -276,9 +281,6 @@ def test_views_of_a_tile_are_averaged_in_large_images_too() -> None:
         return answer
 
     runtime = FakeRuntime(upper_half, 1, tile_hw=(4, 8), overlap_px=2)
-    inference = InferenceConfig(tile_hw=(4, 8), tile_overlap_px=2, tta="flips")
-    runtime.info = runtime.info.model_copy(update={"recipe": Recipe(inference=inference)})
-
-    prediction = predict_image(runtime, np.zeros((4, 30), np.uint8))
+    prediction = predict_image(runtime, np.zeros((4, 30), np.uint8), replace(runtime.settings, tta="flips"))
 
     np.testing.assert_allclose(prediction.probabilities, 0.5, atol=1e-6)

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from defectseg.config import InferenceConfig, Recipe
 from defectseg.errors import ModelError
 from defectseg.image.regions import Region, find_regions
 from defectseg.inference.segment import Segmentation, segment, segment_image
+from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import ImageAnswer
-from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.model.info import Thresholds
 from defectseg.runtime.base import Answer
 
 
@@ -192,17 +192,9 @@ class AnsweringRuntime:
     """A Runtime that gives one prediction, whatever the image."""
 
     prediction: ImageAnswer
+    class_names: tuple[str, ...] = ("pits", "cracks")
     name: str = "test"
     parallel: int = 1
-
-    @property
-    def info(self) -> ModelInfo:
-        return ModelInfo(
-            class_names=("pits", "cracks"),
-            normalization=Normalization(mean=0.5, std=0.5),
-            thresholds=Thresholds.default(2),
-            recipe=Recipe(inference=InferenceConfig()),
-        )
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         return Answer(self.prediction.probabilities[None], self.prediction.gate[None])
@@ -211,9 +203,8 @@ class AnsweringRuntime:
 def test_segmenting_an_image_is_segmenting_what_the_network_says_of_it() -> None:
     prediction = _prediction([[0.9, 0.2, 0.6]], [[0.1, 0.8, 0.7]])
 
-    result = segment_image(
-        AnsweringRuntime(prediction), np.zeros((1, 3), np.uint8), _thresholds((0.5, 0.5)), only_classes=(1,)
-    )
+    settings = Settings(_thresholds((0.5, 0.5)), (1024, 2048), 128, classes=(1,))
+    result = segment_image(AnsweringRuntime(prediction), np.zeros((1, 3), np.uint8), settings)
 
     assert result.masks.tolist() == [[[True, False, True]], [[False, False, False]]]
     assert result.class_map.tolist() == [[1, 0, 1]]
@@ -228,7 +219,7 @@ def test_one_pixel_that_is_not_a_number_never_passes_for_clean_steel(index: int,
     runtime = AnsweringRuntime(ImageAnswer(probabilities, np.zeros(2, np.float32)))
 
     with pytest.raises(ModelError, match="not a number"):
-        segment_image(runtime, np.zeros((17, 37), np.uint8), _thresholds((0.5, 0.5), gate=(0.5, 0.5)))
+        segment_image(runtime, np.zeros((17, 37), np.uint8), Settings(Thresholds.default(2), (1024, 2048), 128))
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -238,4 +229,4 @@ def test_a_gate_that_is_not_a_number_never_passes_for_clean_steel(index: int) ->
     runtime = AnsweringRuntime(ImageAnswer(np.zeros((2, 3, 3), np.float32), gate))
 
     with pytest.raises(ModelError, match="not a number"):
-        segment_image(runtime, np.zeros((3, 3), np.uint8), _thresholds((0.5, 0.5)))
+        segment_image(runtime, np.zeros((3, 3), np.uint8), Settings(Thresholds.default(2), (1024, 2048), 128))

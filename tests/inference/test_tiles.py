@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from defectseg.config import InferenceConfig, Recipe
 from defectseg.errors import ModelError
+from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import predict_image, tile_starts
-from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.model.info import Thresholds
 from defectseg.runtime.base import Answer
 
 sides = st.integers(1, 40)
@@ -20,18 +20,14 @@ sides = st.integers(1, 40)
 class OneClassRuntime:
     """A Runtime with one class, whose probabilities (h, w) and gate a function makes of the tile and its number."""
 
+    class_names = ("pits",)
     name = "test"
     parallel = 1
 
     def __init__(
         self, answer: Callable[[NDArray[np.uint8], int], Any], *, tile_hw: tuple[int, int], overlap_px: int
     ) -> None:
-        self.info = ModelInfo(
-            class_names=("pits",),
-            normalization=Normalization(mean=0.5, std=0.5),
-            thresholds=Thresholds.default(1),
-            recipe=Recipe(inference=InferenceConfig(tile_hw=tile_hw, tile_overlap_px=overlap_px)),
-        )
+        self.settings = Settings(Thresholds.default(1), tile_hw, overlap_px)
         self.answer = answer
         self.shapes: list[tuple[int, ...]] = []
 
@@ -100,7 +96,7 @@ def test_tiles_of_an_answer_that_does_not_depend_on_the_tile_blend_to_the_direct
     image = np.frombuffer(random.randbytes(size_hw[0] * size_hw[1]), np.uint8).reshape(size_hw)
     runtime = OneClassRuntime(lambda tile, _: tile / np.float32(255), tile_hw=tile_hw, overlap_px=overlap_px)
 
-    prediction = predict_image(runtime, image)
+    prediction = predict_image(runtime, image, runtime.settings)
 
     assert prediction.probabilities.dtype == np.float32
     np.testing.assert_allclose(prediction.probabilities[0], image / 255, atol=1e-6)
@@ -109,12 +105,33 @@ def test_tiles_of_an_answer_that_does_not_depend_on_the_tile_blend_to_the_direct
     assert set(runtime.shapes) == {expected}
 
 
+@pytest.mark.parametrize("size_hw", [(300, 500), (500, 300), (257, 400), (400, 129)])
+def test_all_tiles_of_an_image_have_one_shape_and_repeat_its_last_row_and_column(size_hw: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, size_hw, dtype=np.uint8)
+    seen: list[NDArray[np.uint8]] = []
+
+    def answer(tile: NDArray[np.uint8], _: int) -> NDArray[np.float32]:
+        seen.append(tile.copy())
+        return np.asarray(tile / np.float32(255), np.float32)
+
+    runtime = OneClassRuntime(answer, tile_hw=(192, 256), overlap_px=32)
+
+    prediction = predict_image(runtime, image, runtime.settings)
+
+    assert {tile.shape for tile in seen} == {(min(192, size_hw[0]), min(256, size_hw[1]))}
+    np.testing.assert_allclose(prediction.probabilities[0], image / 255, atol=1e-6)
+    last = seen[-1]  # the lower right
+    inside_hw = [length - tile_starts(length, tile, 32)[-1] for length, tile in zip(size_hw, last.shape, strict=True)]
+    assert (last[inside_hw[0] :] == last[inside_hw[0] - 1]).all()
+    assert (last[:, inside_hw[1] :] == last[:, [inside_hw[1] - 1]]).all()
+
+
 def test_overlapping_answers_are_blended_linearly() -> None:
     # Tiles of 4 columns at 0 and 2; the first says 0, the second 1. In the two columns that they share the weights are
     # 2/3 and 1/3, then 1/3 and 2/3.
     runtime = OneClassRuntime(lambda _, call: np.float32(call - 1), tile_hw=(4, 4), overlap_px=2)
 
-    prediction = predict_image(runtime, np.zeros((1, 6), np.uint8))
+    prediction = predict_image(runtime, np.zeros((1, 6), np.uint8), runtime.settings)
 
     np.testing.assert_allclose(prediction.probabilities[0, 0], [0, 0, 1 / 3, 2 / 3, 1, 1], atol=1e-6)
     assert prediction.gate.tolist() == [1.0]
@@ -124,7 +141,7 @@ def test_no_seam_is_steeper_than_the_overlap_allows_even_where_tiles_contradict_
     overlap_px = 7
     runtime = OneClassRuntime(lambda _, call: np.float32(call % 2), tile_hw=(16, 16), overlap_px=overlap_px)
 
-    probabilities = predict_image(runtime, np.zeros((16, 34), np.uint8)).probabilities[0]
+    probabilities = predict_image(runtime, np.zeros((16, 34), np.uint8), runtime.settings).probabilities[0]
 
     assert {probabilities.min(), probabilities.max()} == {0.0, 1.0}
     assert np.abs(np.diff(probabilities, axis=1)).max() <= 1 / (overlap_px + 1) + 1e-6
@@ -138,7 +155,7 @@ def test_an_answer_spoilt_at_the_borders_of_a_tile_hardly_shows_at_seams() -> No
 
     runtime = OneClassRuntime(spoilt, tile_hw=(8, 16), overlap_px=7)
 
-    probabilities = predict_image(runtime, np.zeros((8, 25), np.uint8)).probabilities[0]
+    probabilities = predict_image(runtime, np.zeros((8, 25), np.uint8), runtime.settings).probabilities[0]
 
     # Tiles at 0 and 9; at column 9 the second tile's border weighs 1/8 against 7/8 of the first.
     np.testing.assert_allclose(probabilities[:, 9], 7 / 8, atol=1e-6)
@@ -151,7 +168,7 @@ def test_the_gate_is_the_largest_over_the_tiles(grey_runtime: Callable[..., Any]
     image[3, 2] = 120  # a pit in the first tile
     image[3, 18] = 160  # a crack in the last
 
-    prediction = predict_image(runtime, image)
+    prediction = predict_image(runtime, image, runtime.settings)
 
     np.testing.assert_allclose(prediction.gate, [0.9, 0.8])
     assert len(runtime.calls) == 3
@@ -161,7 +178,8 @@ def test_an_image_of_the_size_of_a_tile_goes_through_whole(grey_runtime: Callabl
     runtime = grey_runtime(tile_hw=(8, 8), tile_overlap_px=2)
 
     for size_hw in ((8, 8), (1, 1), (3, 8)):
-        assert predict_image(runtime, np.zeros(size_hw, np.uint8)).probabilities.shape == (2, *size_hw)
+        image = np.zeros(size_hw, np.uint8)
+        assert predict_image(runtime, image, runtime.settings).probabilities.shape == (2, *size_hw)
 
     assert runtime.calls == [(1, 1, 8, 8), (1, 1, 1, 1), (1, 1, 3, 8)]
 
@@ -173,5 +191,6 @@ def test_an_answer_that_is_not_a_number_is_refused_rather_than_taken_for_clean_s
         answer[0, 0] = np.nan
         return answer
 
+    runtime = OneClassRuntime(broken, tile_hw=tile_hw, overlap_px=1)
     with pytest.raises(ModelError, match="not a number"):
-        predict_image(OneClassRuntime(broken, tile_hw=tile_hw, overlap_px=1), np.zeros((8, 8), np.uint8))
+        predict_image(runtime, np.zeros((8, 8), np.uint8), runtime.settings)

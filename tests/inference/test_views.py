@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from defectseg.config import InferenceConfig, Recipe
 from defectseg.errors import UsageError
+from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import predict_image
-from defectseg.inference.views import VIEWS, answer_views, with_tta
-from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.inference.views import VIEWS, answer_views
+from defectseg.model.info import Thresholds
 from defectseg.runtime.base import Answer
 
 MIRRORS: dict[str, Callable[[Any], Any]] = {
@@ -34,14 +34,9 @@ class LopsidedRuntime:
     name = "lopsided"
     parallel = 1
 
-    def __init__(self, tta: str = "none") -> None:
-        inference = InferenceConfig.model_validate({"tta": tta})
-        self.info = ModelInfo(
-            class_names=("pits", "cracks"),
-            normalization=Normalization(mean=0.5, std=0.5),
-            thresholds=Thresholds.default(2),
-            recipe=Recipe(inference=inference),
-        )
+    class_names = ("pits", "cracks")
+
+    def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
@@ -153,33 +148,31 @@ def test_an_answer_that_is_the_same_in_every_view_stays_the_same_to_the_last_bit
 
 
 @pytest.mark.parametrize(("tta", "calls"), [("none", 1), ("flips", 4), ("turns", 8)])
-def test_predict_image_looks_at_the_views_that_the_recipe_asks_for(tta: str, calls: int) -> None:
-    runtime = LopsidedRuntime(tta)
-    images = _images(1, (8, 8), seed=3)
+def test_predict_image_looks_at_the_views_that_the_settings_ask_for(tta: str, calls: int) -> None:
+    runtime, images = LopsidedRuntime(), _images(1, (8, 8), seed=3)
 
-    prediction = predict_image(runtime, images[0, 0])
+    prediction = predict_image(runtime, images[0, 0], Settings(Thresholds.default(2), (1024, 2048), 128, tta=tta))
 
     assert len(runtime.shapes) == calls
-    expected = answer_views(LopsidedRuntime(), images, runtime.info.recipe.inference.tta)
+    expected = answer_views(LopsidedRuntime(), images, tta)
     np.testing.assert_array_equal(prediction.probabilities, expected.probabilities[0])
     np.testing.assert_array_equal(prediction.gate, expected.gate[0])
 
 
-def test_another_augmentation_than_the_models_changes_the_description_and_nothing_else() -> None:
-    runtime = LopsidedRuntime("flips")
+def test_settings_are_those_of_the_model_unless_told_otherwise(grey_runtime: Callable[..., Any]) -> None:
+    info = grey_runtime(tile_hw=(64, 96), tile_overlap_px=16).info
+    other = Thresholds.default(2)
+    flips = info.recipe.inference.model_copy(update={"tta": "flips"})
+    flipping = info.model_copy(update={"recipe": info.recipe.model_copy(update={"inference": flips})})
 
-    other = with_tta(runtime, "turns")
-
-    assert other.info.recipe.inference.tta == "turns"
-    assert with_tta(other, "flips").info == runtime.info
-    assert other.name == "lopsided"
-    assert with_tta(runtime, None) is runtime
-    assert with_tta(runtime, "flips") is runtime
-    predict_image(other, _images(1, (8, 8), seed=3)[0, 0])
-    assert len(runtime.shapes) == 8
+    assert Settings.of(flipping) == Settings(info.thresholds, (64, 96), 16, "flips", None)
+    chosen = Settings.of(flipping, tta="none", thresholds=other, classes=(2,))
+    assert chosen == Settings(other, (64, 96), 16, "none", (2,))
 
 
 @pytest.mark.parametrize("tta", ["", "flip", "FLIPS", "8"])
-def test_an_unknown_augmentation_is_refused_with_those_that_there_are(tta: str) -> None:
-    with pytest.raises(UsageError, match=f"--tta {tta}: expected none, flips, turns"):
-        with_tta(LopsidedRuntime(), tta)
+def test_an_unknown_augmentation_is_refused_with_those_that_there_are(
+    tta: str, grey_runtime: Callable[..., Any]
+) -> None:
+    with pytest.raises(UsageError, match="tta: expected none, flips, turns"):
+        Settings.of(grey_runtime().info, tta=tta)

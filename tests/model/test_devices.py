@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from defectseg.errors import ResourceError, UsageError
-from defectseg.model import devices
 from defectseg.model.devices import available_devices, half_precision, is_out_of_memory, resolve_device
 
 
@@ -23,9 +22,11 @@ def no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_cards")
-def test_auto_is_the_processor_where_there_is_nothing_else() -> None:
+def test_auto_takes_mps_before_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
     assert available_devices() == ["cpu"]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto") == resolve_device("mps") == torch.device("mps")
 
 
 @pytest.mark.usefixtures("two_cards")
@@ -33,12 +34,6 @@ def test_auto_prefers_a_graphics_card() -> None:
     assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     assert available_devices()[:3] == ["cpu", "cuda:0 card 0", "cuda:1 card 1"]
-
-
-@pytest.mark.usefixtures("no_cards")
-def test_auto_takes_mps_before_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert resolve_device("auto") == resolve_device("mps") == torch.device("mps")
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:²", "cpu:0", "mps:1", "xla"])
@@ -51,7 +46,7 @@ def test_other_names_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
 @pytest.mark.usefixtures("no_cards")
 def test_a_device_that_is_not_there_is_told(name: str) -> None:
-    with pytest.raises(ResourceError, match=f"--device {name}: this machine has no such device"):
+    with pytest.raises(ResourceError, match=f"device: this machine has no {name}. Use auto or cpu"):
         resolve_device(name)
 
 
@@ -61,11 +56,22 @@ def test_a_card_beyond_the_last_is_told() -> None:
         resolve_device("cuda:2")
 
 
-@pytest.mark.parametrize(("in_hardware", "expected"), [(True, torch.bfloat16), (False, None)])
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "expected"),
+    [
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (False, False, None),
+        (None, None, None),  # an older torch has no such probes
+    ],
+)
 def test_a_processor_computes_in_16_bit_only_where_it_does_so_in_hardware(
-    monkeypatch: pytest.MonkeyPatch, in_hardware: bool, expected: torch.dtype | None
+    monkeypatch: pytest.MonkeyPatch, amx: bool | None, avx512_bf16: bool | None, expected: torch.dtype | None
 ) -> None:
-    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: in_hardware)
+    for name, found in (("_is_amx_tile_supported", amx), ("_is_avx512_bf16_supported", avx512_bf16)):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+        if found is not None:
+            monkeypatch.setattr(torch.cpu, name, lambda found=found: found, raising=False)
     assert half_precision(torch.device("cpu")) is expected
 
 
@@ -79,20 +85,6 @@ def test_a_card_without_bfloat16_takes_float16(
 
 def test_mps_computes_in_32_bit() -> None:
     assert half_precision(torch.device("mps")) is None
-
-
-def test_a_processor_has_bfloat16_where_either_instruction_set_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    assert devices.cpu_has_bf16()
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert not devices.cpu_has_bf16()
-
-
-def test_an_older_torch_without_the_probes_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
-    assert not devices.cpu_has_bf16()
 
 
 def test_running_out_of_memory_is_told_from_other_errors() -> None:

@@ -10,12 +10,15 @@ import openvino
 import pytest
 import torch
 from numpy.typing import NDArray
+from timm.layers.conv2d_same import Conv2dSame
+from torch import nn
 
 from defectseg.config import ModelConfig, Recipe
 from defectseg.errors import ModelError, ResourceError
-from defectseg.model.graph import takes_any_size, to_onnx, to_openvino
-from defectseg.model.info import ModelInfo, Normalization, Thresholds, read_model_info
+from defectseg.model.graph import fix_padding, takes_any_size, to_onnx, to_openvino
+from defectseg.model.info import METADATA_KEY, ModelInfo, Normalization, Thresholds, read_model_info, write_model_info
 from defectseg.model.network import DefectNetwork
+from defectseg.model.openvino_io import core
 from defectseg.runtime.onnx import OnnxRuntime, load_onnx_runtime
 from defectseg.runtime.openvino import OpenVinoRuntime, load_openvino_runtime
 
@@ -93,13 +96,16 @@ def test_openvino_answers_as_torch_at_sizes_that_the_export_has_not_seen(kind: s
 )
 def test_onnx_answers_as_torch_at_sizes_that_the_export_has_not_seen(kind: str, tmp_path: Path) -> None:
     network, info = _network(**KINDS[kind])
-    to_onnx(network, info, tmp_path / "m.onnx")
+    to_onnx(network, info.model_copy(update={"created": "before"}), tmp_path / "m.onnx")
+    write_model_info(tmp_path / "m.onnx", info)
     runtime = load_onnx_runtime(tmp_path / "m.onnx", device="cpu")
 
     for shape in SHAPES:
         _assert_alike(runtime, network, _images(*shape))
-    assert read_model_info(tmp_path / "m.onnx") == runtime.info == info
+    assert read_model_info(tmp_path / "m.onnx") == info
+    assert runtime.class_names == info.class_names
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    assert b"graph.py" not in (tmp_path / "m.onnx").read_bytes(), "no paths of the machine that exported it"
     assert (runtime.name, runtime.parallel) == ("onnxruntime cpu f32", 1)
 
 
@@ -115,8 +121,16 @@ def test_an_openvino_file_carries_the_description_and_its_tensors_have_names(
         *({"image"}, {"probabilities"}, {"gate"})
     ]
     assert str(model.input(0).get_partial_shape()) == "[?,1,?,?]"
-    assert loaded.info == read_model_info(tmp_path / "m.xml") == plain[1]
+    assert read_model_info(tmp_path / "m.xml") == plain[1]
+    assert loaded.class_names == plain[1].class_names
     _assert_alike(loaded, plain[0], _images(1, 1, 40, 72))
+
+    other = plain[1].model_copy(update={"created": "<a> & \"b\" 'ä'"})
+    write_model_info(tmp_path / "m.xml", other)
+    text = core().read_model(tmp_path / "m.xml").get_rt_info([METADATA_KEY]).astype(str)
+    assert ModelInfo.model_validate_json(text) == other
+    again = load_openvino_runtime(tmp_path / "m.xml", precision="f32")(_images(1, 1, 40, 72))
+    assert np.array_equal(again.probabilities, loaded(_images(1, 1, 40, 72)).probabilities)
 
 
 def test_exporting_leaves_the_network_as_it_is() -> None:
@@ -253,7 +267,7 @@ def test_running_out_of_memory_is_told_with_what_to_do(
     def fail(size_hw: tuple[int, int]) -> openvino.Model:
         raise error
 
-    with pytest.raises(ResourceError, match=r"Out of memory on 2 image\(s\) of 40x72. Use fewer --workers"):
+    with pytest.raises(ResourceError, match=r"Out of memory on 2 image\(s\) of 40x72. Use fewer workers"):
         OpenVinoRuntime(fail, plain[1])(_images(2, 1, 40, 72))
 
 
@@ -293,9 +307,27 @@ def test_onnx_runtime_without_cuda_refuses_a_card(tmp_path: Path, monkeypatch: p
     from defectseg.runtime.onnx import open_session
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(ResourceError, match="--device cuda:0: this ONNX Runtime has no CUDA"):
+    with pytest.raises(ResourceError, match=r"device.*cuda:0: this ONNX Runtime has no CUDA"):
         open_session(b"", _network()[1], source=tmp_path / "m.onnx", device="cuda:0")
 
 
 def test_telemetry_cannot_be_imported() -> None:
     assert sys.modules["openvino_telemetry"] is None
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (2, 2, 1), (1, 2, 1), (3, 1, 2)])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_fixed_padding_computes_the_same_for_sizes_that_the_stride_divides(
+    kernel: int, stride: int, dilation: int, groups: int
+) -> None:
+    torch.manual_seed(kernel)
+    same = Conv2dSame(4, 8, kernel, stride=stride, dilation=dilation, groups=groups)
+    module = nn.Sequential(nn.ReLU(), nn.Sequential(same))
+    images = [torch.randn(2, 4, 32, 64), torch.randn(1, 4, 6, 10)]
+    expected = [module(image) for image in images]
+
+    fix_padding(module)
+
+    assert not any(isinstance(child, Conv2dSame) for child in module.modules())
+    for image, answer in zip(images, expected, strict=True):
+        assert torch.equal(module(image), answer)

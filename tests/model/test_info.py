@@ -1,17 +1,37 @@
-"""The description in exported files, and what is said of files that cannot be used."""
+"""The description in every kind of model file, read and replaced; files that cannot be used; a model's identity."""
 
-import importlib
+import errno
+import os
+import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from defectseg.config import Recipe
-from defectseg.errors import MissingExtraError, ModelError
-from defectseg.model.info import ExportInfo, ModelInfo, Normalization, Thresholds, read_model_info
+import defectseg
+from defectseg.config import ModelConfig, Recipe
+from defectseg.errors import ModelError, ResourceError
+from defectseg.model.info import (
+    ExportInfo,
+    ModelInfo,
+    Normalization,
+    Thresholds,
+    read_model_info,
+    write_model_info,
+)
+from defectseg.model.locate import model_identity
 
 INFO = ModelInfo(
     class_names=("pits", "<Kratzer> & \"Risse\" 'é'\n"),
@@ -20,72 +40,210 @@ INFO = ModelInfo(
     recipe=Recipe(),
     export=ExportInfo(format="openvino", precision="int8", size_hw=(256, 1600)),
 )
+TEXT = INFO.model_dump_json()
 LAYER = (
     '<layer><data element_type="f32" offset="4" size="16"/><rt_info><attribute value="1"/></rt_info></layer>'
     '<layer><data shape="1,2"/><data offset="20" size="12"/></layer>'
 )
 
 
-def _write_xml(path: Path, *, rt_info: str | None = None, layers: str = LAYER, weights_bytes: int = 32) -> Path:
-    if rt_info is None:
-        rt_info = f"<defectseg value={quoteattr(INFO.model_dump_json())}/>"
-    text = (
-        f'<?xml version="1.0"?>\n<net name="m" version="11"><layers>{layers}</layers><rt_info>{rt_info}</rt_info></net>'
-    )
-    path.write_text(text, encoding="utf-8")
+def _write_xml(path: Path, text: str | None = TEXT, *, layers: str = LAYER, weights_bytes: int = 32) -> Path:
+    description = "<nncf><defectseg value='{}'/></nncf>" if text is None else f"<defectseg value={quoteattr(text)}/>"
+    net = f'<net name="m" version="11"><layers>{layers}</layers><rt_info>{description}</rt_info></net>'
+    path.write_text(f'<?xml version="1.0"?>\n{net}', encoding="utf-8")
     path.with_suffix(".bin").write_bytes(bytes(weights_bytes))
     return path
 
 
-def _write_onnx(path: Path, **metadata: str) -> Path:
+def _write_onnx(path: Path, text: str | None = TEXT) -> Path:
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [value], [
         onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     ])  # fmt: skip
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    metadata = {"first": "1", **({} if text is None else {"defectseg": text}), "last": "3" * 300}
     onnx.helper.set_model_props(model, metadata)
     path.write_bytes(model.SerializeToString())
     return path
 
 
-@pytest.mark.parametrize("name", ["m.xml", "m.XML"])
-def test_the_description_of_an_openvino_file_is_read(tmp_path: Path, name: str) -> None:
-    assert read_model_info(_write_xml(tmp_path / name)) == INFO
+def _write_bundle(path: Path, text: str | None = TEXT, *, weight: float = 0.5) -> Path:
+    tensors: dict[str, NDArray[Any]] = {"b": np.full((2, 3), weight, np.float32), "a": np.arange(3)}
+    save_file(tensors, path, metadata={"format": "pt", **({} if text is None else {"defectseg": text})})
+    return path
 
 
-def test_the_description_of_an_onnx_file_is_read(tmp_path: Path) -> None:
-    assert read_model_info(_write_onnx(tmp_path / "m.onnx", defectseg=INFO.model_dump_json())) == INFO
+WRITERS: dict[str, Callable[..., Path]] = {
+    "m.safetensors": _write_bundle,
+    "m.xml": _write_xml,
+    "m.XML": _write_xml,
+    "m.onnx": _write_onnx,
+}
+every_kind = pytest.mark.parametrize("name", WRITERS)
 
 
-def test_onnx_runtime_reads_the_description_where_onnx_is_not_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = _write_onnx(tmp_path / "m.onnx", defectseg=INFO.model_dump_json())
-    importlib.import_module("onnxruntime")
+def _without_description(path: Path) -> object:
+    """All that a file holds besides the description, as its own library reads it."""
+    if path.suffix == ".onnx":
+        model = onnx.load(path)
+        others = {entry.key: entry.value for entry in model.metadata_props if entry.key != "defectseg"}
+        return model.graph.SerializeToString(), others, model.ir_version
+    if path.suffix == ".safetensors":
+        with safe_open(path, "np") as file:
+            return {key: file.get_tensor(key).tolist() for key in file.keys()}, file.metadata()["format"]  # noqa: SIM118
+    net = ET.parse(path).getroot()
+    net.find("rt_info/defectseg").attrib.clear()  # type: ignore[union-attr]
+    return ET.tostring(net), path.with_suffix(".bin").read_bytes()
 
-    monkeypatch.setitem(sys.modules, "onnx", None)
+
+@every_kind
+def test_a_description_is_read_and_replaced_and_nothing_else_changes(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name)
+    before = _without_description(path)
     assert read_model_info(path) == INFO
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"m\.onnx: reading an ONNX model needs .*defectseg\[onnx\]"):
+
+    for chosen_by in ("hand" * 5000, "Ä & <\"'>\t\n]]>", ""):
+        changed = INFO.model_copy(update={"thresholds": INFO.thresholds.model_copy(update={"chosen_by": chosen_by})})
+        write_model_info(path, changed)
+        assert read_model_info(path) == changed
+        assert _without_description(path) == before
+    assert {file.suffix for file in tmp_path.iterdir()} <= {path.suffix, ".bin"}
+
+
+@every_kind
+def test_a_file_that_cannot_be_written_stays_as_it_was(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = WRITERS[name](tmp_path / name)
+    content = path.read_bytes()
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(ResourceError, match="no space left"):
+        write_model_info(path, INFO.model_copy(update={"created": "now"}))
+    assert path.read_bytes() == content
+    assert len(list(tmp_path.iterdir())) == (2 if path.suffix.lower() == ".xml" else 1)
+
+
+@every_kind
+def test_identity_is_of_what_the_network_answers_not_of_settings(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name)
+    before = model_identity(path)
+
+    settings = {"thresholds": Thresholds(gate=(0, 1), pixel=(0.1, 0.2), min_area_px=(3, 4)), "metrics": {"a": 1}}
+    write_model_info(path, INFO.model_copy(update=settings))
+    assert model_identity(path) == before
+
+    changes: list[dict[str, Any]] = [
+        {"class_names": ("cracks", "pits")},
+        {"normalization": Normalization(mean=0.4, std=0.5)},
+        {"recipe": Recipe(model=ModelConfig(soft_gate=True))},
+        {"export": ExportInfo(format="openvino", precision="int8", float_layers="f32")},
+    ]
+    identities = {before}
+    for change in changes:
+        write_model_info(path, INFO.model_copy(update=change))
+        identities.add(model_identity(path))
+    assert len(identities) == 1 + len(changes)
+
+
+def test_identity_is_of_the_weights_wherever_they_lie(tmp_path: Path) -> None:
+    bundles = [_write_bundle(tmp_path / f"{weight}.safetensors", weight=weight) for weight in (0.5, 0.6)]
+    one, other = map(model_identity, bundles)
+    assert one != other
+    assert model_identity([bundles[0]]) == one
+    assert len({one, other, model_identity(bundles), model_identity(bundles[::-1])}) == 4
+
+    path = _write_xml(tmp_path / "m.xml")
+    before = model_identity(path)
+    path.with_suffix(".bin").write_bytes(b"1" * 32)
+    assert model_identity(path) != before
+
+
+def test_a_description_is_read_and_replaced_without_the_libraries_that_compute(tmp_path: Path) -> None:
+    files = [str(write(tmp_path / name)) for name, write in WRITERS.items()]
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from defectseg.model.info import read_model_info, write_model_info\n"
+        "from defectseg.model.locate import model_identity\n"
+        "for path in map(Path, sys.argv[1:]): write_model_info(path, read_model_info(path)); model_identity(path)\n"
+        "print({'torch', 'safetensors', 'openvino', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(defectseg.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *files], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "set()\n", done.stderr
+
+
+@every_kind
+@given(data=st.data())
+def test_a_damaged_file_is_refused_or_read_and_never_a_bug(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    path = WRITERS[name](tmp_path_factory.mktemp("damaged") / name)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, min(len(content), 400) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with suppress(ModelError):
+        assert read_model_info(path).class_names
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "holds weights, but was not written by defectseg"),
+        *((text, "its description cannot be read") for text in ("", "{", "[]", "3", '{"format_version": 1}')),
+        ('{"format_version": 1, "colour": 2}', "its description cannot be read"),
+        ("[" * 100_000, "its description cannot be read"),
+        (TEXT.replace('"format_version":1', '"format_version":99'), r"format 99; .* up to 1\. Upgrade defectseg"),
+    ],
+)
+def test_a_description_of_another_program_or_version_is_refused(
+    tmp_path: Path, name: str, text: str | None, words: str
+) -> None:
+    with pytest.raises(ModelError, match=f"{name}: {words}"):
+        read_model_info(WRITERS[name](tmp_path / name, text))
+
+
+@every_kind
+@pytest.mark.parametrize("keep", [0, 1, 10, -1])
+def test_a_file_that_is_not_whole_is_refused(tmp_path: Path, name: str, keep: int) -> None:
+    path = WRITERS[name](tmp_path / name)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=f"{name}: not .* model.*, or damaged"):
         read_model_info(path)
 
 
+BOMB = '<!DOCTYPE net [<!ENTITY a "{0}"><!ENTITY b "{1}">]><net><rt_info><defectseg value="&b;"/></rt_info></net>'
+
+
 @pytest.mark.parametrize(
-    "rt_info",
+    ("name", "content"),
     [
-        "",
-        "<nncf><defectseg value='{}'/></nncf>",
-        "<defectseg/>",
+        ("m.xml", b"\x80\x04junk"),
+        ("m.xml", b"<net><layers>"),
+        ("m.xml", b"<html></html>"),
+        ("m.xml", b"<net><layers><layer><data offset='x' size='1'/></layer></layers></net>"),
+        ("m.xml", BOMB.format("x" * 1000, "&a;" * 1000).encode()),
+        ("m.xml", b'<!DOCTYPE net SYSTEM "file:///etc/passwd"><net/>'),
+        ("m.safetensors", b"\x00" * 64),
+        ("m.safetensors", b"PK\x03\x04 a zip"),
+        ("m.safetensors", b"\xff" * 8 + b"{}"),
+        ("m.safetensors", b"\xa0\x86\x01" + b"\x00" * 5 + b"[" * 100_000),
+        ("m.safetensors", b"\x24" + b"\x00" * 7 + b'{"__metadata__": {"defectseg": {}}}  '[:36]),
+        ("m.onnx", b"\xff" * 5000),
+        ("m.onnx", b"\x08\x01"),
     ],
 )
-def test_a_model_of_another_program_is_refused(tmp_path: Path, rt_info: str) -> None:
-    with pytest.raises(ModelError, match=r"m\.xml: holds weights, but was not written by defectseg"):
-        read_model_info(_write_xml(tmp_path / "m.xml", rt_info=rt_info))
-
-
-def test_an_onnx_model_of_another_program_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"m\.onnx: holds weights, but was not written by defectseg"):
-        read_model_info(_write_onnx(tmp_path / "m.onnx", producer="another"))
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=f"{name}: (not .* model.*, or damaged|its description cannot be read)"):
+        read_model_info(tmp_path / name)
 
 
 def test_only_the_description_of_the_model_counts_not_one_within_a_layer(tmp_path: Path) -> None:
@@ -93,61 +251,13 @@ def test_only_the_description_of_the_model_counts_not_one_within_a_layer(tmp_pat
     assert read_model_info(_write_xml(tmp_path / "m.xml", layers=layer)) == INFO
 
 
-def test_an_openvino_file_without_its_weights_is_told(tmp_path: Path) -> None:
-    path = _write_xml(tmp_path / "m.xml")
+def test_the_weights_beside_an_openvino_file_must_be_there_and_whole(tmp_path: Path) -> None:
+    assert read_model_info(_write_xml(tmp_path / "m.xml", weights_bytes=33)) == INFO
+    path = _write_xml(tmp_path / "m.xml", weights_bytes=31)
+    with pytest.raises(ModelError, match=r"m\.bin: 31 bytes instead of 32; damaged, or of another m\.xml"):
+        read_model_info(path)
+    with pytest.raises(ModelError, match=r"m\.bin: only the weights of an export. Give m\.xml"):
+        read_model_info(path.with_suffix(".bin"))
     path.with_suffix(".bin").unlink()
     with pytest.raises(ModelError, match=r"m\.xml: its weights, m\.bin, are not beside it. Copy both files"):
         read_model_info(path)
-
-
-def test_weights_that_are_cut_short_are_told(tmp_path: Path) -> None:
-    assert read_model_info(_write_xml(tmp_path / "m.xml", weights_bytes=33)) == INFO
-    with pytest.raises(ModelError, match=r"m\.bin: 31 bytes instead of 32; damaged, or of another m\.xml"):
-        read_model_info(_write_xml(tmp_path / "m.xml", weights_bytes=31))
-
-
-def test_the_weights_alone_are_refused_with_the_file_to_give(tmp_path: Path) -> None:
-    path = _write_xml(tmp_path / "m.xml")
-    with pytest.raises(ModelError, match=r"m\.bin: only the weights of an export. Give m\.xml"):
-        read_model_info(path.with_suffix(".bin"))
-
-
-BOMB = '<!DOCTYPE net [<!ENTITY a "{0}"><!ENTITY b "{1}">]><net><rt_info><defectseg value="&b;"/></rt_info></net>'
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\x80\x04junk",
-        b"<net><layers>",
-        b"<html></html>",
-        b"<net><layers><layer><data offset='x' size='1'/></layer></layers></net>",
-        BOMB.format("x" * 1000, "&a;" * 1000).encode(),
-        b'<!DOCTYPE net SYSTEM "file:///etc/passwd"><net/>',
-    ],
-)
-def test_what_is_no_whole_file_of_openvino_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = _write_xml(tmp_path / "m.xml")
-    path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"m\.xml: not a model of OpenVINO, or damaged"):
-        read_model_info(path)
-
-
-@pytest.mark.parametrize("keep", [0, 1, 10, -1])
-def test_what_is_no_whole_onnx_file_is_refused(tmp_path: Path, keep: int) -> None:
-    path = _write_onnx(tmp_path / "m.onnx", defectseg=INFO.model_dump_json())
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ModelError, match=r"m\.onnx: not an ONNX model, or damaged"):
-        read_model_info(path)
-
-
-def test_a_newer_format_is_refused_in_every_kind_of_file(tmp_path: Path) -> None:
-    text = INFO.model_dump_json().replace('"format_version":1', '"format_version":99')
-    files: list[Any] = [
-        _write_onnx(tmp_path / "m.onnx", defectseg=text),
-        _write_xml(tmp_path / "m.xml", rt_info=f"<defectseg value={quoteattr(text)}/>"),
-    ]
-    for path in files:
-        with pytest.raises(ModelError, match=f"{path.name}: format 99; .* Upgrade defectseg"):
-            read_model_info(path)

@@ -331,7 +331,7 @@ def test_one_missing_weight_is_named(tmp_path: Path) -> None:
 
 def test_a_weights_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     for name in ("absent.pth", "absent.safetensors"):
-        with pytest.raises(ModelError, match=f"{name}: no such file. --encoder-weights takes imagenet, none"):
+        with pytest.raises(ModelError, match=f"{name}: no such file. Expected imagenet, none"):
             _weights(str(tmp_path / name))
 
 
@@ -377,7 +377,7 @@ def test_a_failed_download_says_what_else_to_do(monkeypatch: pytest.MonkeyPatch)
         raise OSError("no route to host")
 
     monkeypatch.setattr(smp, "create_model", fail)
-    with pytest.raises(ModelError, match=r"could not be downloaded \(no route to host\). Give a file with --encoder-w"):
+    with pytest.raises(ModelError, match=r"could not be downloaded \(no route to host\). Give a file of weights"):
         build_network(ModelConfig(encoder=TINY), 2, weights="imagenet")
 
 

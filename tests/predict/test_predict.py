@@ -11,18 +11,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
-from defectseg.config import Recipe
 from defectseg.errors import ExitCode, OutputExistsError, ResourceError, UsageError
 from defectseg.image.find import find_images
-from defectseg.model.info import METADATA_KEY, ExportInfo, ModelInfo, Normalization, Thresholds
+from defectseg.model.info import ExportInfo, ModelInfo, Thresholds
 from defectseg.predict.output import RunKey
 from defectseg.predict.predict import exit_code_of, predict, resolve_classes
 
@@ -50,33 +47,16 @@ def sheets(tmp_path: Path) -> Path:
     return tmp_path / "sheets"
 
 
-def _model(path: Path, weight: float = 0.0) -> Path:
-    """A bundle of one weight, or an export for OpenVINO, of which only the description is whole."""
-    info = ModelInfo(
-        class_names=("pits", "cracks"),
-        normalization=Normalization(mean=0.5, std=0.5),
-        thresholds=Thresholds.default(2),
-        recipe=Recipe(),
-    )
-    text, weights = info.model_dump_json(), np.array([weight], np.float32)
-    if path.suffix == ".xml":
-        path.write_text(f"<net><rt_info><{METADATA_KEY} value={quoteattr(text)}/></rt_info></net>")
-        path.with_suffix(".bin").write_bytes(weights.tobytes())
-    else:
-        save_file({"weight": weights}, path, metadata={METADATA_KEY: text})
-    return path
-
-
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return _model(tmp_path / "model.safetensors")
+def model(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
+    return write_model(tmp_path / "model.safetensors")
 
 
 @pytest.fixture
 def runtime(grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The runtime that any model file loads as."""
     made = grey_runtime()
-    monkeypatch.setattr("defectseg.predict.predict.load_runtime", lambda *asked, workers: made)
+    monkeypatch.setattr("defectseg.predict.predict.load_runtime", lambda *asked, workers: (made, made.info))
     return made
 
 
@@ -188,6 +168,7 @@ import importlib.util, sys, time
 from pathlib import Path
 from defectseg.config import InferenceConfig
 from defectseg.model.info import Thresholds
+from defectseg.model.locate import model_identity
 from defectseg.image.find import find_images
 from defectseg.predict import predict as batch
 
@@ -196,7 +177,7 @@ conftest = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(conftest)
 runtime = conftest.GreyRuntime(Thresholds.default(2), InferenceConfig())
 runtime.before = lambda call: time.sleep(0.05)
-batch.load_runtime = lambda *asked, workers: runtime
+batch.load_runtime = lambda *asked, workers: (runtime, runtime.info)
 model, sheets, out = map(Path, sys.argv[2:])
 batch.predict(model, find_images([sheets]), out)
 """
@@ -248,13 +229,13 @@ def test_new_changed_and_mended_images_are_done_and_others_are_not(
 
 
 def test_another_model_is_refused_by_content_not_by_name(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
 ) -> None:
     _predict(model, tmp_path / "out", sheets)
     shutil.copy(model, tmp_path / "renamed.safetensors")
     assert _predict(tmp_path / "renamed.safetensors", tmp_path / "out", sheets)["processed"] == 0
 
-    _model(model, 1.0)
+    write_model(model, weight=1.0)
     with pytest.raises(OutputExistsError, match="another model or other settings"):
         _predict(model, tmp_path / "out", sheets)
 
@@ -350,10 +331,12 @@ def test_a_folder_is_continued_only_where_all_that_results_depend_on_is_as_it_wa
     assert _predict(model, tmp_path / "out", sheets, **options)["already_done"] == 12
 
 
-def test_an_openvino_model_is_known_with_its_weights(sheets: Path, runtime: Any, tmp_path: Path) -> None:
-    exported = _model(tmp_path / "model.xml")
+def test_an_openvino_model_is_known_with_its_weights(
+    sheets: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
+) -> None:
+    exported = write_model(tmp_path / "model.xml")
     _predict(exported, tmp_path / "out", sheets)
-    _model(exported, 1.0)
+    write_model(exported, weight=1.0)
 
     with pytest.raises(OutputExistsError, match=r"\(model_sha256 \w{12} -> \w{12}\)"):
         _predict(exported, tmp_path / "out", sheets)
@@ -396,9 +379,9 @@ def test_an_upgrade_or_another_processor_is_warned_of_and_does_not_stop_a_nightl
 
 
 def test_an_ensemble_is_known_by_the_content_and_order_of_its_models(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+    sheets: Path, model: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
 ) -> None:
-    other = _model(tmp_path / "other.safetensors", 1.0)
+    other = write_model(tmp_path / "other.safetensors", weight=1.0)
 
     run = _predict([model, other], tmp_path / "out", sheets)
 
@@ -551,7 +534,7 @@ def test_the_runtime_and_the_workers_asked_for_are_loaded_and_stored(
     def load(*arguments: Any, workers: int | None) -> Any:
         asked.append((*arguments, workers))
         runtime.parallel = workers or 1
-        return runtime
+        return runtime, runtime.info
 
     monkeypatch.setattr("defectseg.predict.predict.load_runtime", load)
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from defectseg.config import Recipe, load_recipe
-from defectseg.evaluate.evaluate import EvaluateRequest, evaluate_model, evaluate_predictions
+from defectseg.evaluate.evaluate import evaluate, evaluate_predictions
 from defectseg.formats.masks import import_masks
 from defectseg.image.find import find_images
 from defectseg.predict.predict import predict
@@ -85,10 +85,7 @@ def test_evaluate_and_an_independent_scorer_of_the_predictions_agree_on_seversta
     severstal_run: Path, severstal_results: Path, realdata: Path, tmp_path: Path
 ) -> None:
     folder, table = realdata / "severstal", severstal_results / "predictions.csv"
-    request = EvaluateRequest(
-        model=severstal_run / "model.safetensors", data=folder, out=tmp_path / "evaluation", device="cpu"
-    )
-    scored = evaluate_model(request).metrics
+    scored = evaluate(severstal_run / "model.safetensors", folder, tmp_path / "evaluation", device="cpu").metrics
     image_ids = sorted(path.name for path in (folder / "train_images").iterdir())
     independent = _kaggle_dice(table, folder / "train.csv", image_ids)
     assert len(image_ids) == scored.images == 87
@@ -125,12 +122,6 @@ def test_neu_is_imported_trained_on_and_evaluated(realdata: Path, weights: Path,
     )
     assert result.metrics is not None
     assert result.metrics.images == 120
-    request = EvaluateRequest(
-        model=result.model,
-        data=tmp_path / "neu",
-        out=tmp_path / "evaluation",
-        subset="val",
-        device="cpu",
-        runtime="torch",
-    )
-    assert evaluate_model(request).metrics == result.metrics
+    out = tmp_path / "evaluation"
+    evaluation = evaluate(result.model, tmp_path / "neu", out, subset="val", device="cpu", runtime="torch")
+    assert evaluation.metrics == result.metrics

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from filelock import FileLock
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 import defectseg
 from defectseg.config import ModelConfig, Recipe
 from defectseg.errors import MissingExtraError, ModelError, ResourceError, UsageError
+from defectseg.model import graph, openvino_io
 from defectseg.model.bundle import load_bundle, save_bundle
-from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.model.info import ModelInfo, Normalization, Thresholds, read_model_info, write_model_info
 from defectseg.model.network import DefectNetwork
 from defectseg.runtime import cache, load
 from defectseg.runtime.ensemble import EnsembleRuntime
@@ -75,16 +77,16 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The bundles that are converted for OpenVINO from now on."""
-    made: list[Path] = []
-    convert = cache._convert_to_openvino
+def conversions(monkeypatch: pytest.MonkeyPatch) -> list[ModelInfo]:
+    """Descriptions of the bundles that are converted for OpenVINO from now on."""
+    made: list[ModelInfo] = []
+    convert = graph.to_openvino
 
-    def count(bundle: Path, *, size_hw: tuple[int, int] | None) -> Any:
-        made.append(bundle)
-        return convert(bundle, size_hw=size_hw)
+    def count(network: DefectNetwork, info: ModelInfo, **options: Any) -> Any:
+        made.append(info)
+        return convert(network, info, **options)
 
-    monkeypatch.setattr(cache, "_convert_to_openvino", count)
+    monkeypatch.setattr(graph, "to_openvino", count)
     return made
 
 
@@ -105,28 +107,43 @@ def _entry(folder: Path) -> Path:
 
 
 def test_a_bundle_is_converted_once_and_answers_as_torch(
-    bundle: Path, conversions: list[Path], cache_folder: Path
+    bundle: Path, conversions: list[ModelInfo], cache_folder: Path
 ) -> None:
-    first, second = load_runtime(bundle, "cpu"), load_runtime(bundle, "cpu", "openvino")
+    (first, _), (second, info) = load_runtime(bundle, "cpu"), load_runtime(bundle, "cpu", "openvino")
 
     assert isinstance(first, OpenVinoRuntime)
-    assert conversions == [bundle]
+    assert len(conversions) == 1
     assert _files(cache_folder) == ["checksums", "model.bin", "model.xml"]
     np.testing.assert_allclose(first(IMAGES).probabilities, _expected(bundle), atol=0.02)
     np.testing.assert_array_equal(first(IMAGES).probabilities, second(IMAGES).probabilities)
-    assert second.info == load_bundle(bundle)[1]
+    assert info == load_bundle(bundle)[1]
 
 
-def test_another_bundle_of_the_same_name_is_converted_anew(tmp_path: Path, conversions: list[Path]) -> None:
+def test_another_bundle_of_the_same_name_is_converted_anew(tmp_path: Path, conversions: list[ModelInfo]) -> None:
     path = _save(tmp_path / "m.safetensors", seed=1)
-    first = load_runtime(path, "cpu")(IMAGES)
+    first = load_runtime(path, "cpu")[0](IMAGES)
     _save(path, seed=2)
 
-    second = load_runtime(path, "cpu")(IMAGES)
+    second = load_runtime(path, "cpu")[0](IMAGES)
 
     assert len(conversions) == 2
     assert np.abs(first.probabilities - second.probabilities).max() > 0.01
     np.testing.assert_allclose(second.probabilities, _expected(path), atol=0.02)
+
+
+def test_other_thresholds_and_scores_are_taken_from_the_bundle_without_another_conversion(
+    bundle: Path, tmp_path: Path, warm_copy: Path, conversions: list[ModelInfo]
+) -> None:
+    tuned = Path(shutil.copy(bundle, tmp_path / "tuned.safetensors"))
+    thresholds = Thresholds(gate=(0.1,), pixel=(0.9,), min_area_px=(7,), chosen_by="hand")
+    update = {"thresholds": thresholds, "metrics": {"tuned": {"kaggle_dice": 0.9}}}
+    write_model_info(tuned, read_model_info(bundle).model_copy(update=update))
+
+    (runtime, info), (other, _) = load_runtime(tuned, "cpu"), load_runtime(bundle, "cpu")
+
+    assert conversions == []
+    assert info.thresholds == thresholds
+    np.testing.assert_array_equal(runtime(IMAGES).probabilities, other(IMAGES).probabilities)
 
 
 def _flip_a_bit(path: Path) -> None:
@@ -142,26 +159,41 @@ def _truncate(path: Path) -> None:
 @pytest.mark.parametrize("damage", [_flip_a_bit, _truncate, Path.unlink])
 @pytest.mark.parametrize("name", ["model.bin", "model.xml", "checksums"])
 def test_a_damaged_entry_is_rebuilt(
-    name: str, damage: Any, warm_copy: Path, bundle: Path, conversions: list[Path]
+    name: str, damage: Any, warm_copy: Path, bundle: Path, conversions: list[ModelInfo]
 ) -> None:
     damage(_entry(warm_copy) / name)
 
-    answer = load_runtime(bundle, "cpu")(IMAGES)
+    answer = load_runtime(bundle, "cpu")[0](IMAGES)
     load_runtime(bundle, "cpu")
 
-    assert conversions == [bundle]
+    assert len(conversions) == 1
     np.testing.assert_allclose(answer.probabilities, _expected(bundle), atol=0.02)
     assert _files(warm_copy) == ["checksums", "model.bin", "model.xml"]
 
 
 def test_a_newer_version_does_not_take_what_an_older_one_converted(
-    warm_copy: Path, bundle: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
+    warm_copy: Path, bundle: Path, conversions: list[ModelInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "__version__", "99.0.0")
     load_runtime(bundle, "cpu")
-    monkeypatch.setattr(cache, "_CONVERSION", 99)
+    monkeypatch.setattr(openvino, "__version__", "99.0.0")
     load_runtime(bundle, "cpu")
     assert len(conversions) == 2
+
+
+def test_a_bundle_that_is_replaced_while_it_is_converted_is_not_kept_under_its_old_name(
+    tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, convert = _save(tmp_path / "m.safetensors"), graph.to_openvino
+
+    def replace(network: DefectNetwork, info: ModelInfo, **options: Any) -> Any:
+        _save(path, seed=2)
+        return convert(network, info, **options)
+
+    monkeypatch.setattr(graph, "to_openvino", replace)
+    with pytest.raises(ModelError, match="was replaced while it was converted"):
+        load_runtime(path, "cpu")
+    assert _files(cache_folder) == []
 
 
 def test_without_a_folder_to_write_to_the_model_runs_and_a_warning_says_what_to_do(
@@ -171,7 +203,7 @@ def test_without_a_folder_to_write_to_the_model_runs_and_a_warning_says_what_to_
     monkeypatch.setenv("DEFECTSEG_CACHE_DIR", str(tmp_path / "file"))
 
     with caplog.at_level(logging.WARNING):
-        answer = load_runtime(bundle, "cpu")(IMAGES)
+        answer = load_runtime(bundle, "cpu")[0](IMAGES)
 
     np.testing.assert_allclose(answer.probabilities, _expected(bundle), atol=0.02)
     assert "every start converts anew. Set DEFECTSEG_CACHE_DIR" in caplog.text
@@ -180,12 +212,16 @@ def test_without_a_folder_to_write_to_the_model_runs_and_a_warning_says_what_to_
 def test_a_disk_that_fills_up_while_the_model_is_kept_leaves_nothing_and_the_model_runs(
     bundle: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(model: Any, folder: Path) -> None:
-        (folder / "model.bin").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+    save = openvino_io.save_model
 
-    monkeypatch.setattr(cache, "_save_openvino", fail)
-    answer = load_runtime(bundle, "cpu")(IMAGES)
+    def fail(model: Any, path: Path) -> None:
+        if cache_folder in path.parents:
+            path.with_suffix(".bin").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(model, path)
+
+    monkeypatch.setattr(openvino_io, "save_model", fail)
+    answer = load_runtime(bundle, "cpu")[0](IMAGES)
 
     np.testing.assert_allclose(answer.probabilities, _expected(bundle), atol=0.02)
     assert "No space left on device" in caplog.text
@@ -195,7 +231,7 @@ def test_a_disk_that_fills_up_while_the_model_is_kept_leaves_nothing_and_the_mod
 def test_a_process_that_converts_too_long_is_not_waited_for(
     bundle: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cache, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(cache, "PATIENCE_S", 0.01)
     (cache_folder / "models").mkdir(parents=True)
     with FileLock(cache_folder / "models" / ".lock"):
         load_runtime(bundle, "cpu")
@@ -204,7 +240,7 @@ def test_a_process_that_converts_too_long_is_not_waited_for(
 
 
 def test_what_another_process_converted_meanwhile_is_taken(
-    warm: Path, bundle: Path, conversions: list[Path], cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+    warm: Path, bundle: Path, conversions: list[ModelInfo], cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acquire = FileLock.acquire
 
@@ -244,7 +280,7 @@ def test_a_network_that_can_only_be_converted_for_one_size_is_converted_for_each
     other = IMAGES[..., :50]
 
     for _ in range(2):
-        runtime = load_runtime(bundle, "cpu")
+        runtime, _ = load_runtime(bundle, "cpu")
         np.testing.assert_allclose(runtime(IMAGES).probabilities, _expected(bundle), atol=0.02)
         np.testing.assert_allclose(runtime(other).probabilities, _expected(bundle, other.copy()), atol=0.02)
 
@@ -254,9 +290,9 @@ def test_a_network_that_can_only_be_converted_for_one_size_is_converted_for_each
 
 @pytest.mark.slow
 def test_a_bundle_runs_in_onnx_runtime_and_is_converted_once(bundle: Path, cache_folder: Path) -> None:
-    first = load_runtime(bundle, "cpu", "onnx")
+    first, _ = load_runtime(bundle, "cpu", "onnx")
     written = [path.stat().st_mtime_ns for path in cache_folder.glob("models/*/*")]
-    second = load_runtime(bundle, "cpu", "onnx")
+    second, _ = load_runtime(bundle, "cpu", "onnx")
 
     assert first.name == "onnxruntime cpu f32"
     assert _files(cache_folder) == ["checksums", "model.onnx"]
@@ -277,7 +313,7 @@ from pathlib import Path
 from defectseg.runtime.load import load_runtime
 for name in {absent}:
     sys.modules[name] = None
-runtime = load_runtime(Path(sys.argv[1]), "auto")
+runtime, _ = load_runtime(Path(sys.argv[1]), "auto")
 runtime(np.zeros((1, 1, 40, 72), np.uint8))
 heavy = ("torch", "segmentation_models_pytorch", "timm", "pandas", "onnx", "nncf", "openvino_telemetry")
 print(runtime.name, [name for name in heavy if sys.modules.get(name)])
@@ -355,13 +391,18 @@ def test_the_runtime_follows_from_the_file_the_device_and_the_flag(
 @pytest.mark.parametrize(
     ("name", "device", "runtime", "message"),
     [
-        ("m.safetensors", "auto", "tensorrt", "--runtime tensorrt: expected auto, torch, openvino, onnx"),
-        ("m.safetensors", "cuda", "openvino", "--device cuda: openvino computes on cpu only. Use --runtime torch"),
-        ("m.safetensors", "mps", "onnx", "--device mps: onnx computes on cpu or cuda only"),
-        ("m.safetensors", "gpu", "auto", "--device gpu: expected auto, cpu, cuda, cuda:N or mps"),
-        ("m.xml", "auto", "torch", "--runtime torch: m.xml was exported for openvino. Leave --runtime out"),
-        ("m.xml", "cuda", "auto", "--device cuda: openvino computes on cpu only. Use auto or cpu"),
-        ("m.onnx", "auto", "openvino", "--runtime openvino: m.onnx was exported for onnx"),
+        ("m.safetensors", "auto", "tensorrt", "runtime: expected auto, torch, openvino, onnx, found tensorrt"),
+        (
+            "m.safetensors",
+            "cuda",
+            "openvino",
+            "device: openvino computes on cpu only, not on cuda. Or go on with runtime='torch'",
+        ),
+        ("m.safetensors", "mps", "onnx", "device: onnx computes on cpu or cuda only, not on mps"),
+        ("m.safetensors", "gpu", "auto", "device: expected auto, cpu, cuda, cuda:N or mps, found 'gpu'"),
+        ("m.xml", "auto", "torch", "runtime: m.xml was exported for openvino, not for torch"),
+        ("m.xml", "cuda", "auto", "device: openvino computes on cpu only, not on cuda. Or go on with device='auto'"),
+        ("m.onnx", "auto", "openvino", "runtime: m.onnx was exported for onnx, not for openvino"),
     ],
 )
 @pytest.mark.usefixtures("no_card")
@@ -418,11 +459,11 @@ def test_without_openvino_a_bundle_runs_in_torch(monkeypatch: pytest.MonkeyPatch
     assert choose_runtime(Path("m.safetensors"), "cpu", "auto") == "torch"
 
 
-def test_torch_runs_a_bundle_without_converting_it(bundle: Path, conversions: list[Path]) -> None:
-    runtime = load_runtime(bundle, "cpu", "torch")
+def test_torch_runs_a_bundle_without_converting_it(bundle: Path, conversions: list[ModelInfo]) -> None:
+    (runtime, _), (wide, _) = load_runtime(bundle, "cpu", "torch"), load_runtime(bundle, "cpu", "torch", workers=3)
 
     assert isinstance(runtime, TorchRuntime)
-    assert (runtime.parallel, load_runtime(bundle, "cpu", "torch", workers=3).parallel) == (1, 3)
+    assert (runtime.parallel, wide.parallel) == (1, 3)
     assert conversions == []
     strided, read_only = IMAGES[..., ::-1], IMAGES.copy()
     read_only.flags.writeable = False
@@ -437,7 +478,7 @@ def test_torch_leaves_a_network_in_training_in_its_mode(bundle: Path) -> None:
 
 
 def test_each_model_of_an_ensemble_is_loaded_by_the_same_choice(warm_copy: Path, bundle: Path) -> None:
-    ensemble = load_runtime([bundle, bundle], "cpu", workers=2)
+    ensemble, _ = load_runtime([bundle, bundle], "cpu", workers=2)
 
     assert isinstance(ensemble, EnsembleRuntime)
     assert all(isinstance(member, OpenVinoRuntime) for member in ensemble.runtimes)
@@ -447,7 +488,7 @@ def test_each_model_of_an_ensemble_is_loaded_by_the_same_choice(warm_copy: Path,
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_less_than_one_worker_is_refused(bundle: Path, workers: int) -> None:
-    with pytest.raises(UsageError, match=f"--workers {workers}: expected 1 or more"):
+    with pytest.raises(UsageError, match=f"workers: expected 1 or more, found {workers}"):
         load_runtime(bundle, "cpu", workers=workers)
 
 
@@ -461,11 +502,11 @@ def test_onnx_runtime_that_is_not_installed_is_told(bundle: Path, monkeypatch: p
 def test_a_bundle_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model file"):
         load_runtime(tmp_path / "m.safetensors", "cpu", "openvino")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="no such model file"):
         cache.openvino_model(tmp_path / "m.safetensors")
 
 
 def test_a_card_that_is_not_there_is_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ResourceError, match="--device cuda: this machine has no such device"):
+    with pytest.raises(ResourceError, match="device: this machine has no cuda"):
         load_runtime(bundle, "cuda")

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from defectseg.config import DataConfig, ModelConfig, Recipe
 from defectseg.errors import ModelError
+from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import predict_image
-from defectseg.inference.views import with_tta
 from defectseg.model.info import ModelInfo, Normalization, Thresholds
 from defectseg.model.locate import model_paths
 from defectseg.runtime.base import Answer
-from defectseg.runtime.ensemble import EnsembleRuntime, member_infos
+from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
 from defectseg.runtime.load import load_runtime
 
 INFO = ModelInfo(
@@ -35,6 +35,7 @@ class ConstantRuntime:
         self.name = name
         self.parallel = parallel
         self.info = INFO.model_copy(update=info)
+        self.class_names = self.info.class_names
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         probabilities = np.full(images.shape, self.probability, np.float32)
@@ -42,13 +43,13 @@ class ConstantRuntime:
         return Answer(probabilities, np.full((len(images), 1), self.probability / 2, np.float32))
 
 
-def _ensemble(*runtimes: Any) -> EnsembleRuntime:
-    return EnsembleRuntime(runtimes, [Path(f"{number}.safetensors") for number, _ in enumerate(runtimes)])
+def _join(*infos: ModelInfo) -> ModelInfo:
+    return join_infos(infos, [Path(f"{number}.safetensors") for number, _ in enumerate(infos)])
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=7))
 def test_an_ensemble_answers_with_the_mean_of_its_models(probabilities: list[float]) -> None:
-    ensemble = _ensemble(*map(ConstantRuntime, probabilities))
+    ensemble = EnsembleRuntime(list(map(ConstantRuntime, probabilities)))
 
     answer = ensemble(np.zeros((2, 1, 3, 4), np.uint8))
 
@@ -66,39 +67,28 @@ def test_a_model_with_itself_answers_as_it_does_alone_to_the_last_bit(
     runtime = grey_runtime(min_area_px=7, tile_hw=(8, 8), tile_overlap_px=2)
     image = np.random.default_rng(times).integers(0, 256, (12, 20), dtype=np.uint8)
 
-    ensemble = _ensemble(*[runtime] * times)
-    together, alone = predict_image(ensemble, image), predict_image(runtime, image)
+    ensemble, info = EnsembleRuntime([runtime] * times), _join(*[runtime.info] * times)
+    together, alone = (predict_image(one, image, Settings.of(info)) for one in (ensemble, runtime))
 
     np.testing.assert_array_equal(together.probabilities, alone.probabilities)
     np.testing.assert_array_equal(together.gate, alone.gate)
     same = {"chosen_by": "default"}
-    assert ensemble.info.thresholds.model_copy(update=same) == runtime.info.thresholds
-
-
-def test_the_views_of_an_ensemble_are_those_of_its_first_model_unless_told_otherwise(
-    grey_runtime: Callable[..., Any],
-) -> None:
-    first, second = grey_runtime(), grey_runtime()
-
-    predict_image(with_tta(_ensemble(with_tta(first, "flips"), second), None), np.zeros((4, 6), np.uint8))
-    assert (len(first.calls), len(second.calls)) == (4, 4)
-
-    predict_image(with_tta(_ensemble(with_tta(first, "flips"), second), "none"), np.zeros((4, 6), np.uint8))
-    assert (len(first.calls), len(second.calls)) == (5, 5)
+    assert info.thresholds.model_copy(update=same) == runtime.info.thresholds
 
 
 def test_models_of_other_views_at_test_time_are_averaged_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    _ensemble(ConstantRuntime(0.5), ConstantRuntime(0.5))
+    _join(INFO, INFO)
     assert caplog.messages == []
     flips = INFO.recipe.inference.model_copy(update={"tta": "flips"})
-    other = ConstantRuntime(0.5, recipe=INFO.recipe.model_copy(update={"inference": flips}))
-    assert _ensemble(ConstantRuntime(0.5), other).info.recipe.inference == INFO.recipe.inference
-    assert caplog.messages == ["the models differ in tiles or views at test time; taken are those of 0.safetensors"]
+    other = INFO.model_copy(update={"recipe": INFO.recipe.model_copy(update={"inference": flips})})
+    assert _join(other, INFO).recipe.inference == flips
+    (told,) = caplog.messages
+    assert "0.safetensors" in told
 
 
 def test_models_of_other_bit_depths_are_averaged_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    deep = ConstantRuntime(0.5, recipe=INFO.recipe.model_copy(update={"data": DataConfig(bit_depth=12)}))
-    assert _ensemble(deep, ConstantRuntime(0.5)).info.recipe.data.bit_depth == 12
+    recipe = INFO.recipe.model_copy(update={"data": DataConfig(bit_depth=12)})
+    assert _join(INFO.model_copy(update={"recipe": recipe}), INFO).recipe.data.bit_depth == 12
     (told,) = caplog.messages
     assert "bit_depth" in told
 
@@ -107,40 +97,41 @@ def test_thresholds_are_averaged_and_areas_are_whole_pixels() -> None:
     one = Thresholds(gate=(0.2,), pixel=(0.5,), min_area_px=(10,), chosen_by="tune")
     other = Thresholds(gate=(0.6,), pixel=(0.6,), min_area_px=(25,), chosen_by="hand")
 
-    info = _ensemble(*(ConstantRuntime(0, thresholds=each) for each in (one, other, other))).info
+    thresholds = _join(*(INFO.model_copy(update={"thresholds": each}) for each in (one, other, other))).thresholds
 
-    assert info.thresholds.gate == pytest.approx((1.4 / 3,))
-    assert info.thresholds.pixel == pytest.approx((1.7 / 3,))
-    assert info.thresholds.min_area_px == (20,)
-    assert info.thresholds.chosen_by == "mean of 3 models: tune; hand"
+    assert thresholds.gate == pytest.approx((1.4 / 3,))
+    assert thresholds.pixel == pytest.approx((1.7 / 3,))
+    assert thresholds.min_area_px == (20,)
+    assert thresholds.chosen_by == "mean of 3 models: tune; hand"
 
 
 def test_an_ensemble_says_of_itself_only_what_is_true_of_all_its_models() -> None:
-    one = ConstantRuntime(0, name="torch cpu", fold=0, data_fingerprint="a", trained_on=("x", "y"), metrics={"dice": 1})
-    other = ConstantRuntime(0, name="torch cpu", fold=1, data_fingerprint="a", trained_on=("y", "z"), created="2025")
-    third = ConstantRuntime(0, name="openvino", fold=0, data_fingerprint="b")
+    one, other, third = (
+        INFO.model_copy(update=update)
+        for update in (
+            {"fold": 0, "data_fingerprint": "a", "trained_on": ("x", "y"), "metrics": {"dice": 1}},
+            {"fold": 1, "data_fingerprint": "a", "trained_on": ("y", "z"), "created": "2025"},
+            {"fold": 0, "data_fingerprint": "b"},
+        )
+    )
 
-    both, same_fold = _ensemble(one, other), _ensemble(one, third)
+    both, same_fold = _join(one, other), _join(one, third)
 
-    assert both.name == "ensemble of 2: torch cpu"
-    assert same_fold.name == "ensemble of 2: torch cpu, openvino"
-    assert (both.info.fold, same_fold.info.fold) == (None, 0)
-    assert (both.info.data_fingerprint, same_fold.info.data_fingerprint) == ("a", "")
-    assert both.info.trained_on == ("x", "y", "z")
-    assert (both.info.metrics, both.info.created) == ({}, "2025")
-    assert member_infos(both) == (one.info, other.info)
-    assert member_infos(one) == (one.info,)
+    assert (both.fold, same_fold.fold) == (None, 0)
+    assert (both.data_fingerprint, same_fold.data_fingerprint) == ("a", "")
+    assert both.trained_on == ("x", "y", "z")
+    assert (both.metrics, both.created) == ({}, "2025")
 
 
-def test_an_ensemble_is_called_as_often_at_once_as_suits_the_least_parallel_of_its_models() -> None:
-    assert _ensemble(*(ConstantRuntime(0, parallel=calls) for calls in (4, 2, 3))).parallel == 2
+def test_an_ensemble_is_named_after_its_models_and_called_as_suits_the_least_parallel_of_them() -> None:
+    runtimes = [ConstantRuntime(0, name=name, parallel=calls) for name, calls in (("a", 4), ("b", 2), ("a", 3))]
+    ensemble = EnsembleRuntime(runtimes)
+    assert (ensemble.name, ensemble.parallel, ensemble.class_names) == ("ensemble of 3: a, b", 2, ("pits",))
 
 
 def test_models_of_other_classes_are_refused_with_both_files_and_their_classes() -> None:
-    rust = ConstantRuntime(0, class_names=("rust",))
-
     with pytest.raises(ModelError, match=r"1\.safetensors.*rust.*0\.safetensors.*pits"):
-        _ensemble(ConstantRuntime(0), rust)
+        _join(INFO, INFO.model_copy(update={"class_names": ("rust",)}))
 
 
 def _bundle(path: Path, *, seed: int) -> Path:
@@ -164,15 +155,15 @@ def test_bundles_load_as_an_ensemble_that_answers_with_their_mean(tmp_path: Path
     models = [_bundle(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2)]
     image = np.random.default_rng(1).integers(0, 256, (40, 72), dtype=np.uint8)
 
-    one, other = (load_runtime(model, "cpu", "torch") for model in models)
-    ensemble = load_runtime(models, "cpu", "torch")
+    (one, info), (other, _) = (load_runtime(model, "cpu", "torch") for model in models)
+    ensemble, _ = load_runtime(models, "cpu", "torch")
 
     assert ensemble.name == f"ensemble of 2: {one.name}"
-    first, second, mean = (predict_image(runtime, image) for runtime in (one, other, ensemble))
+    first, second, mean = (predict_image(runtime, image, Settings.of(info)) for runtime in (one, other, ensemble))
     assert np.abs(first.probabilities - second.probabilities).max() > 0.01
     np.testing.assert_allclose(mean.probabilities, (first.probabilities + second.probabilities) / 2, atol=1e-6)
     np.testing.assert_allclose(mean.gate, (first.gate + second.gate) / 2, atol=1e-6)
-    assert isinstance(load_runtime(models[:1], "cpu", "torch"), type(one))
+    assert isinstance(load_runtime(models[:1], "cpu", "torch")[0], type(one))
 
 
 def test_one_bad_file_of_several_is_told_before_any_is_loaded(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from defectseg.data.split import read_split, write_split
 from defectseg.errors import DataError, ModelError, UsageError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.evaluate.score import score_images
+from defectseg.inference.settings import Settings
 from defectseg.model.bundle import load_bundle, read_bundle, weights_digest
 from defectseg.model.info import Thresholds
 from defectseg.runtime.load import load_runtime
@@ -143,10 +144,10 @@ def test_the_curves_are_a_picture(finished: tuple[TrainRequest, TrainResult]) ->
 def _score(request: TrainRequest, thresholds: Thresholds | None) -> Metrics:
     """Score the saved bundle on the validation images as evaluate does."""
     data = open_data_folder(request.data)
-    runtime = load_runtime(request.out / "model.safetensors", "cpu", "torch")
+    runtime, info = load_runtime(request.out / "model.safetensors", "cpu", "torch")
     folds = read_split(request.out / "split.csv")
     val_ids = [image_id for image_id in data.image_ids if folds[image_id] == 0]
-    counts = score_images(runtime, data, val_ids, thresholds=thresholds or runtime.info.thresholds).counts
+    counts = score_images(runtime, data, val_ids, Settings.of(info, thresholds=thresholds)).counts
     assert {image_id for image_id, _ in counts} == set(val_ids)
     return summarise(counts, data.class_names)
 

@@ -17,18 +17,21 @@ from defectseg.config import load_recipe
 from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.data.split import read_split
 from defectseg.evaluate.metrics import PairCounts, headline, summarise
-from defectseg.evaluate.score import Scored, score_images
+from defectseg.evaluate.score import Score, Scored, score_images
+from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import ImageAnswer
 from defectseg.model.bundle import load_bundle
 from defectseg.model.devices import half_precision
-from defectseg.model.info import Thresholds
+from defectseg.model.info import ModelInfo, Thresholds
 from defectseg.model.network import DefectNetwork
 from defectseg.runtime.base import Answer
-from defectseg.runtime.torch import TorchRuntime, load_torch_runtime
+from defectseg.runtime.torch import TorchRuntime
 from defectseg.train import validation as validation_module
 from defectseg.train.request import TrainRequest
 from defectseg.train.train import train
 from defectseg.train.validation import Pictures, Validation, images_to_show, log_pictures, validate
+
+Trained = tuple[DefectNetwork, ModelInfo, DataFolder, tuple[str, ...]]
 
 # What the best epoch is chosen by
 
@@ -53,34 +56,31 @@ def accelerator() -> Iterator[Accelerator]:
 
 
 @pytest.fixture(scope="module")
-def trained(trained_run: Path, data_folder: Path) -> tuple[TorchRuntime, DataFolder, tuple[str, ...]]:
+def trained(trained_run: Path, data_folder: Path) -> Trained:
     """A network that finds some defects, and its validation images."""
-    runtime = load_torch_runtime(trained_run / "model.safetensors", "cpu")
+    network, info = load_bundle(trained_run / "model.safetensors")
     folds = read_split(trained_run / "split.csv")
-    return runtime, open_data_folder(data_folder), tuple(image_id for image_id, fold in folds.items() if fold == 0)
+    val_ids = tuple(image_id for image_id, fold in folds.items() if fold == 0)
+    return network, info, open_data_folder(data_folder), val_ids
 
 
-def test_validation_counts_what_evaluate_counts(
-    trained: tuple[TorchRuntime, DataFolder, tuple[str, ...]], accelerator: Accelerator
-) -> None:
-    runtime, data, image_ids = trained
-    thresholds = runtime.info.thresholds
-    found = validate(accelerator, runtime.network, runtime.info, data, image_ids, thresholds=thresholds)
-    score = score_images(runtime, data, image_ids, thresholds=thresholds)
+def test_validation_counts_what_evaluate_counts(trained: Trained, accelerator: Accelerator) -> None:
+    network, info, data, image_ids = trained
+    found = validate(accelerator, network, info, data, image_ids, Settings.of(info))
+    runtime = TorchRuntime(network, info, dtype=half_precision(accelerator.device))
+    score = score_images(runtime, data, image_ids, Settings.of(info))
     assert headline(found.metrics) == headline(summarise(score.counts, data.class_names))
     assert found.metrics.positive_dice is not None
     assert found.metrics.positive_dice > 0.05, "figures of empty masks would compare nothing"
 
 
-def test_closed_gates_leave_the_dice_with_open_gates_as_it_is(
-    trained: tuple[TorchRuntime, DataFolder, tuple[str, ...]], accelerator: Accelerator
-) -> None:
-    runtime, data, image_ids = trained
+def test_closed_gates_leave_the_dice_with_open_gates_as_it_is(trained: Trained, accelerator: Accelerator) -> None:
+    network, info, data, image_ids = trained
     opened, shut = (
         Thresholds(gate=(gate,) * 4, pixel=(0.4, 0.5, 0.6, 0.5), min_area_px=(0,) * 4) for gate in (0.0, 1.0)
     )
     free, stopped = (
-        validate(accelerator, runtime.network, runtime.info, data, image_ids, thresholds=thresholds)
+        validate(accelerator, network, info, data, image_ids, Settings.of(info, thresholds=thresholds))
         for thresholds in (opened, shut)
     )
     assert stopped.metrics.positive_dice == 0.0
@@ -101,6 +101,10 @@ def test_validation_computes_as_prediction_will_whatever_training_does(
     answers: list[bool] = []
 
     class Spy(TorchRuntime):
+        def __init__(self, network: DefectNetwork, info: ModelInfo, **options: Any) -> None:
+            super().__init__(network, info, **options)
+            self.info = info
+
         def __call__(self, images: NDArray[np.uint8]) -> Answer:
             fresh = DefectNetwork(self.info.recipe.model, 4, self.info.normalization)
             fresh.load_state_dict(self.network.state_dict())
@@ -118,11 +122,11 @@ def test_validation_computes_as_prediction_will_whatever_training_does(
 
 
 def test_validation_computes_in_the_precision_of_the_device(
-    trained: tuple[TorchRuntime, DataFolder, tuple[str, ...]],
+    trained: Trained,
     accelerator: Accelerator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    runtime, data, image_ids = trained
+    network, info, data, image_ids = trained
     seen: list[torch.dtype | None] = []
 
     class Spy(TorchRuntime):
@@ -131,35 +135,38 @@ def test_validation_computes_in_the_precision_of_the_device(
             return super().__call__(images)
 
     monkeypatch.setattr(validation_module, "TorchRuntime", Spy)
-    validate(accelerator, runtime.network, runtime.info, data, image_ids, thresholds=runtime.info.thresholds)
+    validate(accelerator, network, info, data, image_ids, Settings.of(info))
     assert seen == [half_precision(torch.device("cpu"))] * len(image_ids)
 
 
-def test_validation_leaves_the_network_as_it_was(
-    trained: tuple[TorchRuntime, DataFolder, tuple[str, ...]], trained_run: Path, accelerator: Accelerator
-) -> None:
+def test_validation_leaves_the_network_as_it_was(trained: Trained, trained_run: Path, accelerator: Accelerator) -> None:
     network, info = load_bundle(trained_run / "model.safetensors")
     before = {key: value.clone() for key, value in network.state_dict().items()}
     network.train()
-    validate(accelerator, network, info, trained[1], trained[2], thresholds=info.thresholds)
+    validate(accelerator, network, info, *trained[2:], Settings.of(info))
     assert network.training
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_a_run_validates_with_one_view_and_ends_with_all(request_: TrainRequest, tiny_recipe: Path) -> None:
-    calls: list[str] = []
+    calls: list[int] = []
 
     class Spy(TorchRuntime):
         def __call__(self, images: NDArray[np.uint8]) -> Answer:
-            calls.append(self.info.recipe.inference.tta)
+            calls[-1] += 1
             return super().__call__(images)
+
+    def watched(*arguments: Any, **options: Any) -> Score:
+        calls.append(0)
+        return score_images(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation_module, "TorchRuntime", Spy)
+        patch.setattr(validation_module, "score_images", watched)
         result = train(replace(request_, recipe=load_recipe(str(tiny_recipe), ["inference.tta=flips"])))
     images = 6
     # Two epochs with one view; then the search for thresholds, which gives the last figures too, with four.
-    assert calls == ["none"] * 2 * images + ["flips"] * images * 4
+    assert calls == [images, images, 4 * images]
     assert load_bundle(result.model)[1].recipe.inference.tta == "flips"
 
 
@@ -182,7 +189,7 @@ def _scored(image_id: str) -> Scored:
     return Scored(
         image_id=image_id,
         pixels=np.full((16, 64), 100, np.uint8),
-        prediction=ImageAnswer(masks[None].astype(np.float32), np.ones(1, np.float32)),
+        answer=ImageAnswer(masks[None].astype(np.float32), np.ones(1, np.float32)),
         masks=masks[None],
         truth=truth[None],
         ignore=ignore,

@@ -9,7 +9,7 @@ import pytest
 
 from defectseg.data.folder import image_digest
 from defectseg.errors import DataError, LabelError, ModelError, OutputExistsError, UsageError
-from defectseg.model.info import ExportInfo, Thresholds
+from defectseg.model.info import Thresholds
 from defectseg.tune.file import read_thresholds
 from defectseg.tune.goals import TargetRecall
 from defectseg.tune.tune import TuneRequest, Tuning, tune, tune_out_of_fold
@@ -64,7 +64,7 @@ def models(tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest
 
     def load_runtime(path: Path, device: str, runtime: str) -> Any:
         made.asked.append((device, runtime))
-        return made.runtimes[path]
+        return made.runtimes[path], made.runtimes[path].info
 
     monkeypatch.setattr("defectseg.tune.tune.load_runtime", load_runtime)
     monkeypatch.setattr("defectseg.tune.tune.read_model_info", lambda path: made.runtimes[path].info)
@@ -232,7 +232,7 @@ def test_images_that_cannot_be_read_are_left_out_and_told(data: Path, models: _M
 
     tuning = _tune([models.add("run", fold=0)], data)
 
-    assert [failure.found.image_id for failure in tuning.failures] == ["%09.png", "a.png"]
+    assert [one.image_id for one in tuning.failures] == ["%09.png", "a.png"]
     assert tuning.choice.images == 1
     assert any(warning.startswith("left out, could not be read: ") for warning in tuning.warnings)
 
@@ -304,38 +304,8 @@ def test_other_views_than_the_models_are_looked_at_and_not_stored(
     assert any("chosen with --tta flips, which is not stored" in warning for warning in tuning.warnings)
     for options in ({"tta": "flips"}, {"tta": "none", "dry_run": False}):
         assert not any("--tta" in warning for warning in _tune([model], data, **options).warnings)
-    with pytest.raises(UsageError, match="--tta mirrors: expected none, flips, turns"):
+    with pytest.raises(UsageError, match="tta: expected none, flips, turns"):
         _tune([model], data, tta="mirrors")
-
-
-def test_an_exported_model_is_tuned_into_a_file_or_not_at_all(data: Path, models: _Models, tmp_path: Path) -> None:
-    bundle = models.add("fold-0", fold=0)
-    exported = models.add("fold-1", fold=1, export=ExportInfo(format="openvino"))
-
-    with pytest.raises(UsageError, match=r"fold-1.*cannot be stored .* Tune the bundle and export it again, or use"):
-        _tune([exported], data, dry_run=False)
-    with pytest.raises(UsageError, match="fold-1"):
-        _tune([bundle, exported], data, dry_run=False)
-    assert models.asked == [], "it is told before anything is computed"
-    into_file = _tune([exported], data, dry_run=False, out=tmp_path / "t.json")
-
-    assert read_thresholds(tmp_path / "t.json", ("pits", "cracks")) == into_file.thresholds
-    assert (into_file.stored, into_file.choice.images) == ((), 2)
-    assert _tune([exported], data).choice == into_file.choice
-
-
-def test_of_bundles_and_exported_models_the_bundles_are_rewritten(
-    data: Path, models: _Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = models.add("fold-0", fold=0)
-    exported = models.add("fold-1", fold=1, export=ExportInfo(format="onnx"))
-    stored: list[Path] = []
-    monkeypatch.setattr("defectseg.tune.tune._store", lambda path, *args: stored.append(path))
-
-    tuning = _tune([exported, bundle], data, dry_run=False, out=tmp_path / "t.json")
-
-    assert tuning.stored == (bundle,)
-    assert stored == [bundle]
 
 
 @pytest.mark.slow

@@ -1,0 +1,62 @@
+"""How images are put to a network, and what is reported of its answers."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self
+
+from defectseg.errors import UsageError
+from defectseg.inference.views import VIEWS
+from defectseg.model.info import ModelInfo, Thresholds
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What turns images into segmentations, besides the network.
+
+    Attributes:
+        thresholds: gate, pixel threshold and minimum area of each class.
+        tile_hw: larger images are cut into overlapping tiles of this size.
+        tile_overlap_px: how many pixels neighbouring tiles share at least.
+        tta: test-time augmentation, a key of VIEWS.
+        classes: ClassIds to report; None reports all.
+        bit_depth: how many bits the values of 16-bit images have, 9 to 16; None: as a file itself says.
+        model_bit_depth: the same where neither is known: what the model was trained with. None: all 16.
+    """
+
+    thresholds: Thresholds
+    tile_hw: tuple[int, int]
+    tile_overlap_px: int
+    tta: str = "none"
+    classes: Collection[int] | None = None
+    bit_depth: int | None = None
+    model_bit_depth: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        info: ModelInfo,
+        *,
+        tta: str | None = None,
+        thresholds: Thresholds | None = None,
+        classes: Collection[int] | None = None,
+        bit_depth: int | None = None,
+    ) -> Self:
+        """The settings that a model was made for; what is not None goes before them.
+
+        Raises:
+            UsageError: there is no such kind of test-time augmentation, or no such bit depth.
+        """
+        if bit_depth is not None and not 9 <= bit_depth <= 16:
+            raise UsageError(f"expected 9 to 16, found {bit_depth}.", argument="bit_depth")
+        if tta is not None and tta not in VIEWS:
+            raise UsageError(f"expected {', '.join(VIEWS)}, found {tta}.", argument="tta")
+        own = info.recipe.inference
+        return cls(
+            thresholds=thresholds or info.thresholds,
+            tile_hw=own.tile_hw,
+            tile_overlap_px=own.tile_overlap_px,
+            tta=tta or own.tta,
+            classes=classes,
+            bit_depth=bit_depth,
+            model_bit_depth=info.recipe.data.bit_depth,
+        )
