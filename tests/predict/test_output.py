@@ -352,13 +352,15 @@ def test_a_row_from_before_a_column_existed_has_an_empty_cell_and_is_counted(
     _process(tmp_path / "out", images[:1])
     journal = tmp_path / "out" / "journal.jsonl"
     old = json.loads(journal.read_text())
-    del old["image"]["top_score"]
+    del old["image"]["top_score"], old["regions"][0][-1]
     journal.write_text(json.dumps(old) + "\n")
 
     assert _process(tmp_path / "out", images) == ["b.jpg"]
 
     assert [row[8] for row in _rows(tmp_path / "out" / "images.csv")] == ["top_score", "", "0.9000"]
-    assert "1 images were done before there was a column top_score" in caplog.text
+    assert [row[-1] for row in _rows(tmp_path / "out" / "regions.csv")] == ["score", "", "0.9000"]
+    for column in ("top_score", "score"):
+        assert f"1 images were done before there was a column {column}" in caplog.text
 
 
 def test_a_changed_image_is_done_again(tmp_path: Path) -> None:
