@@ -30,7 +30,6 @@ from defectseg.image.find import FoundImage
 from defectseg.predict.journal import Journal
 from defectseg.predict.tables import (
     EVERYTHING,
-    IMAGE_COLUMNS,
     IMAGES,
     MASKS,
     OVERLAYS,
@@ -224,11 +223,11 @@ class OutputFolder:
             }
             for record in self._journal.records():
                 counts[record.status] += 1
-                lacking.update(column for column in IMAGE_COLUMNS if column not in record.image)
+                lacking.update(record.younger_columns)
                 for name, write_rows in writers.items():
                     write_rows(record.rows(name))
         for column, count in lacking.items():
-            log.warning("%s: %d images were done before there was a column %s", self.root / IMAGES, count, column)
+            log.warning("%s: %d images were done before there was a column %s", self.root, count, column)
         return self.write_run({**run, "images_in_folder": counts})
 
     def write_run(self, run: dict[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,14 @@ class Record:
         """Its rows in one of TABLES; a cell whose column is younger than the record is empty."""
         if table == IMAGES:
             return [[self.image.get(column, "") for column in IMAGE_COLUMNS]]
-        return {PREDICTIONS: self.predictions, REGION_ROWS: self.regions, ERRORS: self.errors}[table]
+        rows = {PREDICTIONS: self.predictions, REGION_ROWS: self.regions, ERRORS: self.errors}[table]
+        return [[*row, *[""] * (len(TABLES[table]) - len(row))] for row in rows]
+
+    @property
+    def younger_columns(self) -> list[str]:
+        """The columns of images.csv and regions.csv that did not exist when it was written."""
+        of_image = [column for column in IMAGE_COLUMNS if column not in self.image]
+        return of_image + [column for row in self.regions[:1] for column in TABLES[REGION_ROWS][len(row) :]]
 
 
 def tables_of(choice: OutputChoice) -> dict[str, tuple[str, ...]]:

@@ -221,18 +221,6 @@ def test_a_finished_folder_has_exactly_its_files_and_tables_sorted_by_image(tmp_
     assert run["images_in_folder"] == counts
 
 
-def test_a_later_record_of_an_image_replaces_the_earlier(tmp_path: Path) -> None:
-    image = _image(tmp_path / "in", "a.jpg")
-    with OutputFolder(tmp_path / "out", KEY) as output:
-        output.pending([image])
-        output.write(_failure(image))
-        _write(output, image)
-        assert output.finish({})["images_in_folder"] == {"defect": 1, "clean": 0, "blank": 0, "unreadable": 0}
-
-    assert _ids(tmp_path / "out") == ["a.jpg"]
-    assert len(_rows(tmp_path / "out" / "errors.csv")) == 1
-
-
 def test_an_interrupted_folder_is_continued_where_it_stopped(tmp_path: Path) -> None:
     images = [_image(tmp_path / "in", f"{number}.jpg") for number in range(4)]
     with OutputFolder(tmp_path / "out", KEY) as output:
@@ -364,13 +352,15 @@ def test_a_row_from_before_a_column_existed_has_an_empty_cell_and_is_counted(
     _process(tmp_path / "out", images[:1])
     journal = tmp_path / "out" / "journal.jsonl"
     old = json.loads(journal.read_text())
-    del old["image"]["top_score"]
+    del old["image"]["top_score"], old["regions"][0][-1]
     journal.write_text(json.dumps(old) + "\n")
 
     assert _process(tmp_path / "out", images) == ["b.jpg"]
 
     assert [row[8] for row in _rows(tmp_path / "out" / "images.csv")] == ["top_score", "", "0.9000"]
-    assert "1 images were done before there was a column top_score" in caplog.text
+    assert [row[-1] for row in _rows(tmp_path / "out" / "regions.csv")] == ["score", "", "0.9000"]
+    for column in ("top_score", "score"):
+        assert f"1 images were done before there was a column {column}" in caplog.text
 
 
 def test_a_changed_image_is_done_again(tmp_path: Path) -> None:
@@ -379,17 +369,6 @@ def test_a_changed_image_is_done_again(tmp_path: Path) -> None:
     _image(tmp_path / "in", "b.jpg", b"other pixels")
 
     assert _process(tmp_path / "out", images) == ["b.jpg"]
-
-
-def test_a_failed_image_is_tried_again(tmp_path: Path) -> None:
-    image = _image(tmp_path / "in", "a.jpg")
-    with OutputFolder(tmp_path / "out", KEY) as output:
-        output.pending([image])
-        output.write(_failure(image))
-        output.finish({})
-
-    assert _process(tmp_path / "out", [image]) == ["a.jpg"]
-    assert _rows(tmp_path / "out" / "errors.csv")[1:] == []
 
 
 @pytest.mark.parametrize("picture", ["overlays/a.jpg", "masks/a.png"])
@@ -433,20 +412,6 @@ def test_pictures_are_renamed_when_a_new_image_would_share_their_name(tmp_path: 
         "a.png.jpg": b"jpeg of a.png", "b.jpg": b"jpeg of b.jpg",
     }  # fmt: skip
     assert _process(tmp_path / "out", [*old, new]) == []
-
-
-def test_results_of_other_settings_are_refused_and_untouched(tmp_path: Path) -> None:
-    image = _image(tmp_path / "in", "a.jpg")
-    _process(tmp_path / "out", [image])
-    before = _tree(tmp_path / "out")
-
-    with (
-        pytest.raises(OutputExistsError, match=r"only_classes none -> \[1\].*overwrite=True"),
-        OutputFolder(tmp_path / "out", OTHER_KEY),
-    ):
-        pass
-
-    assert _tree(tmp_path / "out") == before
 
 
 def test_overwriting_leaves_nothing_of_the_earlier_results(tmp_path: Path) -> None:
@@ -550,33 +515,6 @@ def test_a_folder_without_its_journal_is_not_continued_in_silence(tmp_path: Path
         pass
 
     assert _process(tmp_path / "out", [image], overwrite=True) == ["a.jpg"]
-
-
-def test_leftovers_of_interrupted_writes_are_removed(tmp_path: Path) -> None:
-    image = _image(tmp_path / "in", "a.jpg")
-    _process(tmp_path / "out", [image])
-    leftover = tmp_path / "out" / "overlays" / ".tmp-1234-a.jpg"
-    leftover.write_bytes(b"half a picture")
-
-    _process(tmp_path / "out", [image])
-
-    assert not leftover.exists()
-
-
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with (
-        OutputFolder(tmp_path / "out", KEY),
-        pytest.raises(ResourceError, match="another defectseg is writing there"),
-        OutputFolder(tmp_path / "out", KEY),
-    ):
-        pass
-
-
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("a file")
-
-    with pytest.raises(ResourceError, match="a file where a folder is needed"), OutputFolder(tmp_path / "out", KEY):
-        pass
 
 
 def test_a_full_disk_is_told_and_what_is_done_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -697,19 +635,6 @@ def test_an_image_that_has_become_clean_loses_the_overlay_that_only_defects_get(
         assert (tmp_path / "out" / "overlays" / "a.jpg").exists()
         output.write(_clean(image))
         assert not (tmp_path / "out" / "overlays" / "a.jpg").exists()
-
-
-@pytest.mark.parametrize("key", [_only("masks"), _only(*OUTPUTS, overlays="defects")])
-def test_another_choice_of_outputs_is_refused_either_way(tmp_path: Path, key: RunKey) -> None:
-    image = _image(tmp_path / "in", "a.jpg")
-    for first, second in ((KEY, key), (key, KEY)):
-        root = tmp_path / f"out {first is KEY}"
-        with OutputFolder(root, first) as output:
-            output.pending([image])
-            output.write(_record(image), overlay_jpeg=b"x", class_map_png=b"x")
-            output.finish({})
-        with pytest.raises(OutputExistsError, match="other settings"), OutputFolder(root, second):
-            pass
 
 
 @pytest.mark.parametrize(

@@ -322,11 +322,13 @@ def test_a_folder_is_continued_only_where_all_that_results_depend_on_is_as_it_wa
     what: str, told: str, sheets: Path, model: Path, runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _predict(model, tmp_path / "out", sheets)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
     options = _changed(runtime, monkeypatch, what)
 
     with pytest.raises(OutputExistsError, match=rf"another model or other settings \({told}\).*overwrite=True"):
         _predict(model, tmp_path / "out", sheets, **options)
 
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
     assert _predict(model, tmp_path / "out", sheets, overwrite=True, **options)["processed"] == 12
     assert _predict(model, tmp_path / "out", sheets, **options)["already_done"] == 12
 
