@@ -276,7 +276,7 @@ def test_predict_again_does_what_is_missing_and_tells_of_defects_in_its_exit_cod
     ("arguments", "code", "told"),
     [
         (["run", "--out", "done", "--classes", "1"], 2, ["another model or other settings", "--overwrite"]),
-        (["run", "--out", "new", "--classes", "1,rust"], 2, ["--classes rust", "2 (cracks)"]),
+        (["run", "--out", "new", "--classes", "1,rust"], 2, ["--classes: found rust", "2 (cracks)"]),
         (["run", "--out", "new", "--device", "tpu"], 2, ["--device tpu", "auto, cpu, cuda, cuda:N or mps"]),
         (["run", "--out", "new", "--device", "cuda:99"], 4, ["--device cuda:99"]),
         (["torn.safetensors", "--out", "new"], 4, ["torn.safetensors", "damaged"]),
