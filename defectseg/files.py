@@ -1,4 +1,4 @@
-"""Files: atomic writes, a lock on a folder, leftovers of interrupted runs; reading what is really a file."""
+"""Files: atomic writes, one guard for result folders, CSV; reading what is really a file."""
 
 import csv
 import errno
@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from defectseg.errors import LabelError, OutputExistsError, ResourceError
 _UNFIT = re.compile(r"^/|^[A-Za-z]:|[\\\x00-\x1f\ud800-\udfff]")
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
+_LITTER = ("Thumbs.db", "desktop.ini")  # of Windows; that of other systems is hidden
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -74,10 +75,14 @@ def temporary_beside(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the folder of `path`; on leaving without an error, flush it and move it to `path`.
+def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path`; on leaving without an error, move it to `path`.
 
     The temporary keeps the suffix of `path`, since writers choose their format by it.
+
+    Args:
+        path: the file; its folder is made if absent.
+        flush: wait until the disk has the content, so that a power cut cannot leave an empty file.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
@@ -87,11 +92,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with resource_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            with temporary.open("rb+") as handle:
-                os.fsync(handle.fileno())
+            if flush:
+                with temporary.open("rb+") as handle:
+                    os.fsync(handle.fileno())
             temporary.replace(path)
-    finally:
-        _discard(temporary)
+    except BaseException:
+        with suppress(OSError):  # a failure to remove it must not hide the error that led here
+            temporary.unlink()
+        raise
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -109,19 +117,12 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_result(path: Path, content: bytes) -> None:
-    """Like `write_bytes`, without forcing the disk: for the many small results of a batch.
+    """Like `write_bytes`, without waiting for the disk: for the many small results of a batch.
 
     A power cut can lose the last of them; they are made again, since the journal of the batch is flushed after them.
     """
-    temporary = temporary_beside(path)
-    try:
-        with resource_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            temporary.replace(path)
-    except ResourceError:
-        _discard(temporary)
-        raise
+    with atomic_path(path, flush=False) as temporary:
+        temporary.write_bytes(content)
 
 
 def remove_stale_temporaries(folder: Path) -> None:
@@ -129,6 +130,54 @@ def remove_stale_temporaries(folder: Path) -> None:
     for leftover in folder.rglob(f"{TEMPORARY_PREFIX}*"):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
+
+
+def check_is_free(folder: Path, own: Collection[str] = (), *, writer: str = "") -> None:
+    """Refuse a folder that holds something.
+
+    Args:
+        folder: may be absent. Hidden entries do not count, such as our own lock or what file managers leave.
+        own: names of entries that it may hold.
+        writer: the command that writes those, for the message.
+
+    Raises:
+        OutputExistsError: it holds something else, which the message names; or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputExistsError(f"{folder}: is a file. Choose another output folder.")
+    if foreign := [name for name in _entries(folder) if name not in own]:
+        found = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        why = f"holds {found}, not written by {writer}" if writer else f"not empty (holds {found})"
+        raise OutputExistsError(f"{folder}: {why}. Choose another output folder.")
+
+
+@contextmanager
+def result_folder(
+    folder: Path, own: Collection[str], *, writer: str, overwrite: bool | None = False, mark: str = ""
+) -> Iterator[None]:
+    """Hold a folder for the results of a command, which may be absent, empty, or hold earlier results of the command.
+
+    Args:
+        folder: made if absent.
+        own: names of what the command writes. Nothing else may be there.
+        writer: name of the command, for messages.
+        overwrite: whether earlier results may be replaced, which the caller does; None: it knows how to go on.
+        mark: a file by which the command knows its folder. Whatever people put beside it since is left alone.
+
+    Raises:
+        OutputExistsError: the folder holds something else, or earlier results that may not be replaced.
+        ResourceError: another process writes there, or the folder cannot be made.
+    """
+    with folder_lock(folder):
+        if not (mark and (folder / mark).is_file()):
+            check_is_free(folder, own, writer=writer)
+        if overwrite is False and (earlier := _entries(folder)):
+            raise OutputExistsError(
+                f"{folder}: holds results of {writer} ({', '.join(earlier)}). Choose another output folder.",
+                go_on={"overwrite": True},
+            )
+        remove_stale_temporaries(folder)
+        yield
 
 
 @contextmanager
@@ -146,7 +195,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ResourceError(
-            f"{folder}: another defectseg is writing there. Wait for it or choose another --out."
+            f"{folder}: another defectseg is writing there. Wait for it or choose another output folder."
         ) from None
     except OSError as error:
         raise _as_resource_error(error, folder) from error
@@ -159,16 +208,14 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def is_empty_folder(folder: Path) -> bool:
-    """True where `folder` is absent or holds nothing but a lock and what interrupted writes left."""
-    if not folder.exists():
-        return True
-    return folder.is_dir() and all(_is_leftover(entry.name) for entry in folder.iterdir())
+    """True where `folder` is absent or holds nothing but hidden entries, such as a lock."""
+    return not folder.exists() or (folder.is_dir() and not _entries(folder))
 
 
-def check_is_free(out: Path) -> None:
-    """Raise OutputExistsError unless a folder is absent or empty."""
-    if not is_empty_folder(out):
-        raise OutputExistsError(f"{out}: exists and is not empty. Choose another folder.")
+def _entries(folder: Path) -> list[str]:
+    """What a folder holds, sorted, without hidden entries and what Windows and Excel leave; nothing if it is absent."""
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if not name.startswith((".", "~$")) and name not in _LITTER]
 
 
 @contextmanager
@@ -207,16 +254,6 @@ def resource_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _as_resource_error(error, path) from error
-
-
-def _discard(temporary: Path) -> None:
-    """Remove a temporary if it is there; a failure to do so must not hide the error that led here."""
-    with suppress(OSError):
-        temporary.unlink()
-
-
-def _is_leftover(name: str) -> bool:
-    return name == LOCK_NAME or name.startswith(TEMPORARY_PREFIX)
 
 
 def _as_resource_error(error: OSError, path: Path) -> ResourceError:
@@ -334,7 +371,7 @@ def _read_text(path: Path) -> str:
 def atomic_csv(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Iterable[Iterable[Any]]], Any]]:
     """Give a function that writes rows to a table with these columns; the file is whole or absent.
 
-    What of a file's name is not UTF-8 is written as an escape.
+    Bytes of a file name that are not valid UTF-8 are written as escapes.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.

@@ -56,7 +56,7 @@ code=$?
 
 case $code in
     0) log "done" ;;
-    # The rest is done. A file that was still being copied succeeds in the next run, which tries failed ones again.
+    # The rest is done. A file that was still being copied succeeds in the next run, which tries unreadable ones again.
     # Pictures that show nothing count only with the flag --fail-on-blank.
     3) notice "done, but not all is well$(troubles)" ;;
     # Nothing will get better by itself: no model, no input, disk full, out of memory. The log's last line says which.
@@ -64,7 +64,8 @@ case $code in
     # Only with the flag --fail-on-defect. Earlier nights in OUT count too: then give each night an OUT of its own.
     10) notice "defects found: see $out/images.csv and $out/overlays$(troubles)" ;;
     130) log "interrupted; the next run goes on from here" ;;
-    # A wrong flag, or OUT holds the results of another model: give the new model a new OUT, or --overwrite once.
+    # A wrong flag, or OUT holds the results of another model, runtime or settings (the log says which): give them a new
+    # OUT, or --overwrite once. A new version of a library does not end here: it is only told in the log.
     2) notice "wrong settings: see the end of $out.log" ;;
     # 1 is a bug in defectseg, 127 means that it is not on PATH, 137 that the system killed it, perhaps for its memory.
     *) notice "failed with exit code $code: see the end of $out.log" ;;

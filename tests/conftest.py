@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import pytest
@@ -166,12 +167,18 @@ def grey_runtime() -> Callable[..., GreyRuntime]:
 
 @pytest.fixture
 def write_model() -> Callable[..., Path]:
-    """Writes a bundle without a network: the description of a GreyRuntime, and a single weight."""
+    """Writes a bundle or an `.xml` without a network: the description of a GreyRuntime, and a single weight."""
 
     def write(path: Path, weight: float = 0.0, **changes: Any) -> Path:
         info = GreyRuntime(Thresholds.default(2), InferenceConfig()).info.model_copy(update=changes)
-        weights = {"weight": np.array([weight], np.float32)}
-        save_file(weights, path, metadata={METADATA_KEY: info.model_dump_json()})
+        text, weights = info.model_dump_json(), np.array([weight], np.float32)
+        if path.suffix == ".xml":
+            path.write_text(
+                f"<net><rt_info><{METADATA_KEY} value={quoteattr(text)}/></rt_info></net>", encoding="utf-8"
+            )
+            path.with_suffix(".bin").write_bytes(weights.tobytes())
+        else:
+            save_file({"weight": weights}, path, metadata={METADATA_KEY: text})
         return path
 
     return write

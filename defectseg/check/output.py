@@ -2,8 +2,8 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from defectseg.check.report import CheckReport
 from defectseg.copies.descriptors import turned
 from defectseg.data.folder import IMAGES_NAME
 from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, LabelRow, scan_label_rows
-from defectseg.errors import ImageError, LabelError, OutputExistsError
+from defectseg.errors import ImageError, LabelError
 from defectseg.image import read, rle
 from defectseg.image.overlay import encode_jpeg, paint_truth
 from defectseg.pages.contact_sheet import choose_evenly, make_contact_sheet
@@ -30,31 +30,10 @@ PAGE_FAULTS = 300
 _PAIR_PX = 800
 
 
-@contextmanager
-def output_folder(out: Path, *, overwrite: bool = False) -> Iterator[None]:
-    """Hold the folder for the results of a check: empty, or with those of an earlier check that may be replaced.
-
-    Raises:
-        OutputExistsError: it holds something else, or an earlier check and `overwrite` is off.
-        ResourceError: it cannot be made or is in use.
-    """
-    if out.exists() and not files.is_empty_folder(out):
-        own = (JSON_NAME, SHEET_NAME, PAGE_NAME)
-        foreign = (
-            sorted(e.name for e in out.iterdir() if e.name not in own and not e.name.startswith("."))
-            if out.is_dir()
-            else [out.name]
-        )
-        if foreign:
-            raise OutputExistsError(
-                f"{out}: holds {', '.join(foreign[:3])}, which check did not write, so it is left alone. "
-                "Choose another folder."
-            )
-        if not overwrite:
-            raise OutputExistsError(f"{out}: holds an earlier check. Choose another folder.", go_on={"overwrite": True})
-    with files.folder_lock(out):
-        files.remove_stale_temporaries(out)
-        yield
+def output_folder(out: Path, *, overwrite: bool = False) -> AbstractContextManager[None]:
+    """Hold the folder for the results of a check. Raises as `files.result_folder` does."""
+    own = (JSON_NAME, SHEET_NAME, PAGE_NAME)
+    return files.result_folder(out, own, writer="data check", overwrite=overwrite)
 
 
 def write_check(

@@ -180,7 +180,7 @@ def export_predictions(
     from defectseg.formats.predictions import predictions_to_coco
 
     with progress_bar("converting") as progress:
-        report = predictions_to_coco(output, file, run_lengths=run_lengths, report=progress)
+        report = predictions_to_coco(output, file, run_lengths=run_lengths, progress=progress)
     if json_output:
         print_json({**asdict(report), "out": str(file)})
         return

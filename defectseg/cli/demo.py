@@ -32,7 +32,7 @@ def demo(
     from defectseg.evaluate.report import metrics_table
     from defectseg.files import is_empty_folder
     from defectseg.image.find import find_images
-    from defectseg.predict.predict import PredictRequest, predict
+    from defectseg.predict.predict import predict
     from defectseg.train.train import train
 
     if not is_empty_folder(out):
@@ -53,14 +53,11 @@ def demo(
     print("4/4 predicting, as on new images", flush=True)
     with progress("predicting") as bar:
         predict(
-            PredictRequest(
-                model=trained.model,
-                images=find_images([images_folder(out / "unseen")]),
-                out=out / "predictions",
-                device=device,
-                start=bar.start,
-                advance=bar.advance,
-            )
+            trained.model,
+            find_images([images_folder(out / "unseen")]),
+            out / "predictions",
+            device=device,
+            progress=bar.move,
         )
     print("\nLook at:")
     print(f"  defects in red                {shown(out / 'predictions' / 'overlays')}")

@@ -85,8 +85,8 @@ def predict(
 ) -> None:
     """Find defects in images and paint them red.
 
-    DIR receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv and run.json, or less: see
-    --outputs. Run again after an interruption, or with new images, and only what is missing is done.
+    DIR receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv, run.json and journal.jsonl, or
+    less: see --outputs. Run again after an interruption, or with new images, and only what is missing is done.
 
     Exit codes: 0 done, 10 see --fail-on-defect, 3 some images could not be read (errors.csv) or see --fail-on-blank,
     4 could not go on. Where both apply, 10 comes before 3.
@@ -98,29 +98,26 @@ def predict(
     from defectseg.image.find import find_images
     from defectseg.image.read import LowBitDepth
     from defectseg.model.locate import model_paths
-    from defectseg.predict.predict import PredictRequest, exit_code_of
+    from defectseg.predict.predict import exit_code_of
     from defectseg.predict.predict import predict as run_prediction
 
     images = find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
     again = "The same command, without --overwrite," if overwrite else "The same command"
     with progress("predicting", after_interrupt=f"{again} continues it.") as bar:
         run = run_prediction(
-            PredictRequest(
-                model=model_paths(model),
-                images=images,
-                out=out,
-                classes=_entries(classes),
-                overwrite=overwrite,
-                outputs=_entries(outputs),
-                overlays=overlays,
-                device=device,
-                runtime=runtime,
-                workers=workers,
-                tta=tta,
-                bit_depth=bit_depth,
-                start=bar.start,
-                advance=bar.advance,
-            )
+            model_paths(model),
+            images,
+            out,
+            classes=_entries(classes),
+            overwrite=overwrite,
+            outputs=_entries(outputs),
+            overlays=overlays,
+            device=device,
+            runtime=runtime,
+            workers=workers,
+            tta=tta,
+            bit_depth=bit_depth,
+            progress=bar.move,
         )
     if json_output:
         print_json(run)
@@ -129,7 +126,7 @@ def predict(
         blank = f", {run['blank']} blank" if run["blank"] else ""
         print(
             f"{run['processed']} images processed{speed}: {run['with_defect']} with a defect{blank}, "
-            f"{run['failed']} failed; {run['already_done']} were done before."
+            f"{run['unreadable']} unreadable; {run['already_done']} were done before."
         )
         print(f"Results: {shown(out)}")
     if run["low_bit_depth"] is not None:

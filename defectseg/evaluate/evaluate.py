@@ -2,19 +2,18 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from defectseg.data.folder import DataFolder, open_data_folder
-from defectseg.errors import DataError, OutputExistsError
+from defectseg.errors import DataError
 from defectseg.evaluate.metrics import Counts, Metrics, summarise
 from defectseg.evaluate.prediction_file import score_predictions
 from defectseg.evaluate.report import write_evaluation
 from defectseg.evaluate.score import Scored, score_images
 from defectseg.evaluate.subset import choose_subset, missing_warnings, seen_warnings
-from defectseg.files import atomic_csv, folder_lock, is_empty_folder, remove_stale_temporaries, write_result
+from defectseg.files import atomic_csv, result_folder, write_result
 from defectseg.image.find import escaped
 from defectseg.image.overlay import encode_jpeg, paint_comparison
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
@@ -74,12 +73,12 @@ def evaluate(
         progress: told after each image.
 
     Raises:
-        OutputExistsError: the output folder is not empty.
+        OutputExistsError: see `files.result_folder`.
         UsageError: the subset cannot be told.
         DataError, ModelError, ResourceError: data, model or device cannot be used.
     """
     paths = as_paths(models)
-    with _output(out, overwrite=overwrite):
+    with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
         network, info = load_runtime(paths, device, runtime)
         settings = Settings.of(info, tta=tta, bit_depth=bit_depth)
         folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
@@ -121,7 +120,7 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
 
     Raises:
         LabelError, DataError: the predictions or the data folder cannot be used.
-        OutputExistsError: the output folder is not empty.
+        OutputExistsError: see `files.result_folder`.
     """
     folder = open_data_folder(data)
     counts, warnings, unread = score_predictions(predictions, folder)
@@ -129,7 +128,7 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
     warnings += [f"left out, could not be read: {one.message}" for one in unreadable]
     metrics = summarise(counts, folder.class_names)
     if out is not None:
-        with _output(out, overwrite=overwrite):
+        with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
             _clear(out)
             facts = {"predictions": str(predictions), "data": str(data), "convention": _CONVENTION}
             title = f"{predictions.name} on {data.name}"
@@ -165,31 +164,6 @@ def _overlay_writer(out: Path, image_ids: Sequence[str]) -> tuple[dict[str, Path
         write_result(out / overlays[scored.image_id], encode_jpeg(fit_jpeg(picture)[0]))
 
     return overlays, write
-
-
-@contextmanager
-def _output(root: Path, *, overwrite: bool) -> Iterator[None]:
-    """Hold an output folder of `evaluate`: empty, or with an earlier evaluation that may be replaced."""
-    if root.is_dir() and not is_empty_folder(root):
-        foreign = sorted(entry.name for entry in root.iterdir() if not _is_own(entry.name))
-        if foreign:
-            raise OutputExistsError(
-                f"{root}: holds {', '.join(foreign[:3])}, which evaluate did not write, so it is left alone. "
-                "Choose another output folder."
-            )
-        own = sorted(entry.name for entry in root.iterdir() if entry.name in _OWN_ENTRIES)
-        if own and not overwrite:
-            raise OutputExistsError(
-                f"{root}: holds an evaluation ({', '.join(own)}). Choose another output folder.",
-                go_on={"overwrite": True},
-            )
-    with folder_lock(root):
-        remove_stale_temporaries(root)
-        yield
-
-
-def _is_own(name: str) -> bool:
-    return name in _OWN_ENTRIES or name.startswith(".")
 
 
 def _clear(root: Path) -> None:

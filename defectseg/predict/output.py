@@ -1,68 +1,76 @@
-"""What a prediction run leaves on disk: pictures at once, tables at the end, and a journal between them.
+"""The output folder of `predict`: pictures, a journal that holds every result, and tables written from it.
 
-The journal (`journal.jsonl`, a line per image) makes an interrupted run resumable; when the run ends it becomes the
-tables and is deleted. A finished folder is continued by turning its tables back into a journal. Memory grows by a few
-bytes for each image, not by its results.
+The journal (`journal.jsonl`, a line for each image) is the store: interrupted runs and finished folders are continued
+from it, and nothing else is read back. The tables are for people and other programs; each run writes them anew at its
+end. Memory grows by a few bytes for each image, not by its results.
 """
 
 import hashlib
 import json
+import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
-from defectseg.errors import OutputExistsError
+from defectseg.errors import CannotContinueError, DataError, OutputExistsError
 from defectseg.files import (
     atomic_csv,
-    atomic_path,
-    folder_lock,
-    is_empty_folder,
-    remove_stale_temporaries,
     resource_errors,
+    result_folder,
     size_and_time,
     write_result,
     write_text,
 )
 from defectseg.image.find import FoundImage
+from defectseg.predict.journal import Journal
 from defectseg.predict.tables import (
     EVERYTHING,
     IMAGES,
     MASKS,
     OVERLAYS,
     STATUS_DEFECT,
-    STATUS_FAILED,
+    STATUS_UNREADABLE,
     STATUSES,
     TABLES,
     OutputChoice,
     Record,
-    read_records,
     tables_of,
 )
 
+log = logging.getLogger(__name__)
+
+RESULTS_VERSION = 1  # raised only when class maps change for the same model and settings: no older folder is continued
 _PICTURES = {OVERLAYS: ".jpg", MASKS: ".png"}
 _JOURNAL = "journal.jsonl"
 _RUN = "run.json"
-_OWN_ENTRIES = frozenset({*TABLES, _JOURNAL, _RUN, *_PICTURES})
 _LONGEST_NAME_BYTES = 255  # of a file or folder, on nearly every file system
 _LONGEST_PATH_BYTES = 2048  # of a picture within its folder: Linux ends at 4096 for the whole path
+_HASH_SHOWN = 12
 
 
 @dataclass(frozen=True)
 class RunKey:
-    """What must be equal for a folder to be continued.
+    """What must be equal for a folder to be continued: everything that a stored row or picture depends on.
+
+    A field that is added later gets the default None, which an older folder is taken to hold.
 
     Attributes:
-        model_sha256: hash of the model file.
+        model_sha256: see `model.locate.model_identity`.
         only_classes: ClassIds reported, or None for all.
         thresholds: as in the model, or as overridden.
         tta: test-time augmentation, as in the model, or as overridden.
         outputs: what is written.
-        bit_depth: of 16-bit files, where it was given; else it follows from the files and the model.
+        bit_depth: of 16-bit files, where it was given.
+        model_bit_depth: of 16-bit files, in the model.
+        runtime: the library that computes: torch, openvino or onnx.
+        precision: the one that the model file asks for, not the one that this processor computes in.
+        tile_hw, tile_overlap_px: of the tiles that larger images are cut into.
+        results_version: RESULTS_VERSION.
     """
 
     model_sha256: str
@@ -71,17 +79,47 @@ class RunKey:
     tta: str = "none"
     outputs: OutputChoice = EVERYTHING
     bit_depth: int | None = None
+    model_bit_depth: int | None = None
+    runtime: str | None = None
+    precision: str | None = None
+    tile_hw: tuple[int, int] | None = None
+    tile_overlap_px: int | None = None
+    results_version: int = RESULTS_VERSION
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in run.json; without what is as it was in folders from before there was a choice of it."""
-        content: dict[str, Any] = json.loads(json.dumps({**asdict(self), "outputs": self.outputs.as_json()}))
-        if self.tta == "none":
-            del content["tta"]
-        if self.outputs == EVERYTHING:
-            del content["outputs"]
-        if self.bit_depth is None:
-            del content["bit_depth"]
+        """As it stands in run.json."""
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return content
+
+
+def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Record]]:
+    """What a finished run left in its output folder.
+
+    Returns:
+        the content of run.json; what was written; the records, in the order of their ImageIds.
+
+    Raises:
+        DataError: it is not the output folder of a finished run.
+    """
+    for name in (_RUN, _JOURNAL):
+        if not (root / name).is_file():
+            raise DataError(f"{root}: has no {name}; expected the output folder of a finished run of predict.")
+    try:
+        run = dict(json.loads((root / _RUN).read_text(encoding="utf-8")))
+        status, chosen = str(run["status"]), run["key"]["outputs"]
+        outputs = OutputChoice(tuple(chosen["names"]), str(chosen["overlays"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{root / _RUN}: cannot be understood ({error!r}). Predict again, into another folder."
+        ) from error
+    if status != "finished":
+        raise DataError(f"{root}: the run is {status}. Run the same predict again first.")
+    return run, outputs, _records_of(root / _JOURNAL)
+
+
+def _records_of(path: Path) -> Iterator[Record]:
+    with closing(Journal(path, read_only=True)) as journal:
+        yield from journal.records()
 
 
 class OutputFolder:
@@ -89,11 +127,12 @@ class OutputFolder:
 
     Args:
         root: the folder; made if absent.
-        key: what the run depends on.
-        overwrite: redo what a run with other settings left there.
+        key: what the results depend on.
+        overwrite: redo what an earlier run left there.
 
     Raises (on entering):
-        OutputExistsError: the folder holds something else, or a run with other settings.
+        OutputExistsError: the folder holds something else, or a run with another key.
+        CannotContinueError: its journal is gone.
         ResourceError: another process is writing there, or the folder cannot be written.
     """
 
@@ -102,16 +141,16 @@ class OutputFolder:
         self.key = key
         self._overwrite = overwrite
         self._stack = ExitStack()
-        self._offsets: dict[str, int] = {}
+        self._runs: list[dict[str, Any]] = []
         self._names: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(folder_lock(self.root))
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(result_folder(self.root, (), writer="predict", overwrite=None, mark=_RUN))
             self._take_over()
-        except BaseException:
-            self._stack.close()
-            raise
+            self._journal = stack.enter_context(closing(Journal(self.root / _JOURNAL)))
+            self._names = output_names(self._journal.image_ids)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -120,21 +159,39 @@ class OutputFolder:
         self._stack.close()
 
     def pending(self, images: Sequence[FoundImage]) -> list[FoundImage]:
-        """Those images that have no result yet: new, changed since, failed before, or with a picture missing."""
+        """Those images that have no result yet: new, changed since, unreadable before, or with a picture missing."""
         self._forget_folders(images)
-        self._rename_pictures(output_names([*self._offsets, *(image.image_id for image in images)]))
+        self._rename_pictures(output_names([*self._journal.image_ids, *(image.image_id for image in images)]))
         given = {image.image_id: image for image in images}
         done = {
             record.image_id
-            for record in self._records()
+            for record in self._journal.records()
             if record.image_id in given and self._is_done(given[record.image_id], record)
         }
         return [image for image in images if image.image_id not in done]
 
+    def add_run(self, computed_by: Mapping[str, str], *, started: str) -> list[str]:
+        """Note for run.json what computes the results of this run.
+
+        Args:
+            computed_by: the runtime, with the precision that it computes in, and the versions of the libraries.
+            started: when the run began.
+
+        Returns:
+            what is not as in the run before, such as 'openvino 2025.1 -> 2025.2'.
+        """
+        before = self._runs[-1] if self._runs else None
+        if before is not None and before["computed_by"] == computed_by:
+            self._runs[-1] = {**before, "last": started, "runs": before["runs"] + 1}
+            return []
+        self._runs.append({"first": started, "last": started, "runs": 1, "computed_by": dict(computed_by)})
+        return [] if before is None else _differences(before["computed_by"], computed_by)
+
     def write(self, record: Record, *, overlay_jpeg: bytes | None = None, class_map_png: bytes | None = None) -> None:
         """Store the pictures of an image, then its rows; None for a picture that is not wanted of it.
 
-        Where the image's name is too long for its pictures, the notes say how they are called.
+        Where the image's name is too long for its pictures, the notes say how they are called. A later record of an
+        image replaces an earlier one.
 
         Raises:
             ResourceError: the disk is full.
@@ -148,63 +205,77 @@ class OutputFolder:
         if (overlay_jpeg or class_map_png) and name not in (record.image_id, _without_suffix(record.image_id)):
             notes = "; ".join(filter(None, (record.image["notes"], f"name too long, pictures are called {name}")))
             record = replace(record, image={**record.image, "notes": notes})
-        self._note(record)
+        self._journal.add(record)
 
-    def _note(self, record: Record) -> None:
-        """Append to the journal; a later record of an image replaces an earlier one."""
-        offset = self._journal.tell()
-        with resource_errors(self.root / _JOURNAL):
-            self._journal.write(_as_line(record))
-            self._journal.flush()
-        self._offsets[record.image_id] = offset
-
-    def finish(self, run: dict[str, Any]) -> dict[str, int]:
-        """Write the tables, sorted by ImageId, and run.json; drop the journal.
+    def finish(self, run: dict[str, Any]) -> dict[str, Any]:
+        """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.
 
         Returns:
-            number of images in the folder by status.
+            what run.json holds.
         """
+        self._journal.save()
         counts = dict.fromkeys(STATUSES, 0)
+        lacking: Counter[str] = Counter()
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(atomic_csv(self.root / name, columns))
                 for name, columns in tables_of(self.key.outputs).items()
             }
-            for record in self._records():
+            for record in self._journal.records():
                 counts[record.status] += 1
+                lacking.update(record.younger_columns)
                 for name, write_rows in writers.items():
                     write_rows(record.rows(name))
-        self.write_run({**run, "images_in_folder": counts})
-        self._journal.close()
-        (self.root / _JOURNAL).unlink()
-        return counts
+        for column, count in lacking.items():
+            log.warning("%s: %d images were done before there was a column %s", self.root, count, column)
+        return self.write_run({**run, "images_in_folder": counts})
 
-    def write_run(self, run: dict[str, Any]) -> None:
-        """Write run.json with the key of this run."""
-        write_text(
-            self.root / _RUN, json.dumps({**run, "key": self.key.as_json()}, indent=2, ensure_ascii=False) + "\n"
-        )
+    def write_run(self, run: dict[str, Any]) -> dict[str, Any]:
+        """Write run.json, with the key and with what computed this run and those before, and return what it holds."""
+        content = {**run, "runs": self._runs, "key": self.key.as_json()}
+        write_text(self.root / _RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        return content
 
     def picture_path(self, kind: str, image_id: str) -> Path:
         """Where the overlay ("overlays") or the class map ("masks") of an image lies."""
         return self.root / kind / (self._names[image_id] + _PICTURES[kind])
 
     def _take_over(self) -> None:
-        if not _holds_nothing(self.root):
-            self._check_may_continue()
-        remove_stale_temporaries(self.root)
-        if self._overwrite:
-            self._clear()
+        """Check that earlier results may be continued, or clear them away, and make the folders."""
+        earlier = self._earlier_run() if (self.root / _RUN).exists() else None
+        if earlier is not None and not self._overwrite:
+            self._check_may_continue(earlier)
+            self._runs = earlier["runs"]
+        else:
+            if earlier is not None:
+                self._clear()
+            self.write_run({"status": "running"})  # from now on the folder is known to be ours
         with resource_errors(self.root):
             for folder in self._picture_kinds():
                 (self.root / folder).mkdir(exist_ok=True)
-        journal = self.root / _JOURNAL
-        if not journal.exists() and (self.root / IMAGES).exists():
-            with atomic_path(journal) as temporary, temporary.open("wb") as handle:
-                handle.writelines(map(_as_line, read_records(self.root, self.key.outputs)))
-        self._journal = self._stack.enter_context(journal.open("ab+"))
-        self._index_journal()
-        self._names = output_names(self._offsets)
+
+    def _earlier_run(self) -> dict[str, Any]:
+        try:
+            run = dict(json.loads((self.root / _RUN).read_text(encoding="utf-8")))
+            return {**run, "key": dict(run["key"]), "runs": list(run["runs"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise OutputExistsError(
+                f"{self.root / _RUN}: not as predict writes it. Choose another output folder; this one is left alone."
+            ) from None
+
+    def _check_may_continue(self, earlier: dict[str, Any]) -> None:
+        if differences := _differences(earlier["key"], self.key.as_json()):
+            raise OutputExistsError(
+                f"{self.root}: holds results of another model or other settings ({'; '.join(differences)}). Choose "
+                "another output folder.",
+                go_on={"overwrite": True},
+            )
+        if (self.root / IMAGES).exists() and not (self.root / _JOURNAL).exists():
+            raise CannotContinueError(
+                f"{self.root / _JOURNAL}: is gone, and with it the results behind the tables. Put it back, or choose "
+                "another output folder.",
+                go_on={"overwrite": True},
+            )
 
     def _clear(self) -> None:
         """Delete what an earlier run left, but for run.json: until there is a new one, it tells whose folder it is."""
@@ -214,58 +285,13 @@ class OutputFolder:
         for folder in _PICTURES:
             shutil.rmtree(self.root / folder, ignore_errors=True)
 
-    def _check_may_continue(self) -> None:
-        foreign = sorted(entry.name for entry in self.root.iterdir() if not _is_own(entry.name))
-        run = self.root / _RUN
-        if not run.exists():
-            found = ", ".join(foreign[:3]) or f"no {_RUN}"
-            raise OutputExistsError(
-                f"{self.root}: not empty and not the output of predict (found {found}). Choose another --out."
-            )
-        if self._overwrite:
-            return
-        try:
-            before = dict(json.loads(run.read_text(encoding="utf-8"))["key"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise OutputExistsError(
-                f"{run}: not as predict writes it, so the folder cannot be continued. Choose another --out. "
-                f"(--overwrite would delete {', '.join(TABLES)}, {'/, '.join(_PICTURES)}/ in it, whoever made them.)"
-            ) from None
-        if before != self.key.as_json():
-            raise OutputExistsError(
-                f"{self.root}: holds results of another model or other settings. "
-                "Choose another --out, or redo everything with --overwrite."
-            )
-
-    def _index_journal(self) -> None:
-        """Find where each image's last record starts; a line cut short by a crash is dropped."""
-        self._journal.seek(0)
-        end = 0
-        for line in self._journal:
-            if not line.endswith(b"\n"):
-                break  # whole or not: the next record must not join it
-            try:
-                image_id = json.loads(line)["image"]["ImageId"]
-            except (ValueError, KeyError, TypeError):
-                break
-            self._offsets[image_id] = end
-            end += len(line)
-        self._journal.truncate(end)
-        self._journal.seek(0, 2)
-
-    def _records(self) -> Iterator[Record]:
-        for image_id in sorted(self._offsets):
-            self._journal.seek(self._offsets[image_id])
-            yield Record(**json.loads(self._journal.readline()))
-        self._journal.seek(0, 2)
-
     def _forget_folders(self, images: Sequence[FoundImage]) -> None:
         """Drop the rows of folders that could not be listed before, and of which images are given now."""
         folders = {str(parent) for image in images for parent in PurePosixPath(image.image_id).parents}
-        known = folders & self._offsets.keys()
-        for record in [record for record in self._records() if record.image_id in known] if known else ():
-            if record.status == STATUS_FAILED:
-                del self._offsets[record.image_id], self._names[record.image_id]
+        for image_id in folders & set(self._journal.image_ids):
+            if self._journal.record(image_id).status == STATUS_UNREADABLE:
+                self._journal.drop(image_id)
+                del self._names[image_id]
 
     def _rename_pictures(self, names: dict[str, str]) -> None:
         """Take over new names; images that must now keep their suffix have their pictures renamed.
@@ -282,7 +308,7 @@ class OutputFolder:
         self._names = names
 
     def _is_done(self, image: FoundImage, record: Record) -> bool:
-        if record.status == STATUS_FAILED or image.fault:
+        if record.status == STATUS_UNREADABLE or image.fault:
             return False
         seen = str(record.image["size_bytes"]), str(record.image["modified_ns"])
         if seen != tuple(map(str, size_and_time(image.path))):
@@ -344,23 +370,19 @@ def _cut(name: str, most_bytes: int) -> str:
     return f"{encoded[: most_bytes - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
-def _as_line(record: Record) -> bytes:
-    return json.dumps(asdict(record)).encode() + b"\n"
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What two mappings do not share, nested ones too, as 'name old -> new'. An absent value is None."""
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} {_shown(old)} -> {_shown(new)}")
+    return found
 
 
-def _holds_nothing(root: Path) -> bool:
-    """True for a folder that is absent or empty, or was left so by a run that was killed as it began."""
-    if is_empty_folder(root):
-        return True
-    if not root.is_dir():
-        return False
-    return all(
-        entry.name.startswith(".")
-        or (entry.name == _JOURNAL and not entry.stat().st_size)
-        or (entry.name in _PICTURES and entry.is_dir() and not any(entry.iterdir()))
-        for entry in root.iterdir()
-    )
-
-
-def _is_own(name: str) -> bool:
-    return name in _OWN_ENTRIES or name.startswith(".")
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value[:_HASH_SHOWN] if len(value) == 2 * hashlib.sha256().digest_size else value
+    return "none" if value is None else json.dumps(value)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,16 +15,20 @@ from defectseg.image.find import FoundImage
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
-from defectseg.machine import __version__
+from defectseg.machine import __version__, package_versions
+from defectseg.model.info import ModelInfo
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, RunKey
 from defectseg.predict.render import Rendered, render, render_failure
-from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_FAILED, choose_outputs
+from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
 from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
-from defectseg.runtime.load import load_runtime
+from defectseg.runtime.load import ONNX, OPENVINO, TORCH, choose_runtime, load_runtime
 
 log = logging.getLogger(__name__)
+
+_PACKAGES = ("numpy", "opencv-python-headless")  # that results depend on, besides the one of the runtime:
+_PACKAGE_OF_RUNTIME = {TORCH: "torch", OPENVINO: "openvino", ONNX: "onnxruntime"}
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,14 @@ class BatchCounts:
     """What a batch did.
 
     Attributes:
-        processed, failed: number of images.
+        processed, unreadable: number of images.
         with_defect, blank: number of those processed.
         low_bit_depth: set where most of its 16-bit images seem to come from a camera of fewer bits.
     """
 
     processed: int
     with_defect: int
-    failed: int
+    unreadable: int
     blank: int = 0
     low_bit_depth: LowBitDepth | None = None
 
@@ -80,26 +84,40 @@ def run_batch(
             statuses[result.record.status] += 1
             brightest[result.brightest16] += 1
             progress(done, len(images))
-    failed = statuses[STATUS_FAILED]
+    unreadable = statuses[STATUS_UNREADABLE]
     return BatchCounts(
-        processed=statuses.total() - failed,
+        processed=statuses.total() - unreadable,
         with_defect=statuses[STATUS_DEFECT],
-        failed=failed,
+        unreadable=unreadable,
         blank=statuses[STATUS_BLANK],
         low_bit_depth=find_low_bit_depth(brightest),
     )
 
 
-@dataclass(frozen=True)
-class PredictRequest:
-    """What `defectseg predict` was asked for.
+def predict(
+    models: Path | Sequence[Path],
+    images: Sequence[FoundImage],
+    out: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    runtime: str = "auto",
+    workers: int | None = None,
+    outputs: Sequence[str] | None = None,
+    overlays: str | None = None,
+    tta: str | None = None,
+    bit_depth: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Process the images that have no result yet in the output folder.
 
-    Attributes:
-        model: model file, or several whose answers are averaged.
-        images: images to process, see defectseg.image.find.find_images.
-        out: output folder.
+    Args:
+        models: model file, or several whose answers are averaged.
+        images: see defectseg.image.find.find_images.
+        out: output folder; continued where its results have the same key, see defectseg.predict.output.RunKey.
         classes: ClassIds or names to report; None reports all.
-        overwrite: redo a folder that other settings wrote.
+        overwrite: redo everything in a folder that predict wrote.
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: auto, torch, openvino or onnx.
         workers: images that the network works on at once; None for what suits the runtime. Results do not depend on it.
@@ -107,28 +125,7 @@ class PredictRequest:
         overlays: which images get an overlay: all, defects or none; None for all, where `outputs` has overlays.
         tta: test-time augmentation: none, flips or turns; None for the model's own.
         bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
-        start: called with the number of images to process.
-        advance: called after each image.
-    """
-
-    model: Path | Sequence[Path]
-    images: Sequence[FoundImage]
-    out: Path
-    classes: Sequence[str] | None = None
-    overwrite: bool = False
-    device: str = "auto"
-    runtime: str = "auto"
-    workers: int | None = None
-    outputs: Sequence[str] | None = None
-    overlays: str | None = None
-    tta: str | None = None
-    bit_depth: int | None = None
-    start: Callable[[int], None] = lambda total: None
-    advance: Callable[[], None] = lambda: None
-
-
-def predict(request: PredictRequest) -> dict[str, Any]:
-    """Process the images that have no result yet in the output folder; see DESIGN for what is written.
+        progress: counts the images.
 
     Returns:
         what run.json holds.
@@ -137,55 +134,81 @@ def predict(request: PredictRequest) -> dict[str, Any]:
         OutputExistsError: the folder holds something else, or results of other settings.
         ModelError, ResourceError, UsageError: the run cannot go on; what is done is kept and can be continued.
     """
-    choice = choose_outputs(request.outputs, request.overlays)
-    if request.workers is not None and request.workers < 1:
-        raise UsageError(f"--workers {request.workers}: expected 1 or more. Leave it out for what suits the machine.")
-    workers = 1 if len(request.images) == 1 else request.workers  # all cores on the one image
-    runtime, info = load_runtime(request.model, request.device, request.runtime, workers=workers)
-    only_classes = None if request.classes is None else resolve_classes(request.classes, info.class_names)
-    settings = Settings.of(info, tta=request.tta, classes=only_classes, bit_depth=request.bit_depth)
+    choice = choose_outputs(outputs, overlays)
+    if workers is not None and workers < 1:
+        raise UsageError(
+            f"expected 1 or more, found {workers}. Leave it out for what suits the machine.", argument="workers"
+        )
+    workers = 1 if len(images) == 1 else workers  # all cores on the one image
+    network, info = load_runtime(models, device, runtime, workers=workers)
+    kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
+    only_classes = None if classes is None else resolve_classes(classes, info.class_names)
+    settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
     key = RunKey(
-        model_sha256=model_identity(request.model),
+        model_sha256=model_identity(models),
         only_classes=only_classes,
-        thresholds=info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+        thresholds=settings.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
         tta=settings.tta,
         outputs=choice,
-        bit_depth=request.bit_depth,
+        bit_depth=settings.bit_depth,
+        model_bit_depth=settings.model_bit_depth,
+        runtime=", ".join(kinds),
+        precision=_requested_precision(info),
+        tile_hw=settings.tile_hw,
+        tile_overlap_px=settings.tile_overlap_px,
     )
     run: dict[str, Any] = {
         "defectseg": __version__,
-        "model": ", ".join(map(str, as_paths(request.model))),
-        "runtime": runtime.name,
-        "workers": runtime.parallel,
+        "model": ", ".join(map(str, as_paths(models))),
+        "runtime": network.name,
+        "workers": network.parallel,
         "tta": settings.tta,
         "class_names": list(info.class_names),
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
     }
-    with OutputFolder(request.out, key, overwrite=request.overwrite) as output:
+    with OutputFolder(out, key, overwrite=overwrite) as output:
+        pending = output.pending(images)
+        if pending:
+            _note_what_computes(output, network.name, kinds, started=run["started"])
         output.write_run({**run, "status": "running"})
-        pending = output.pending(request.images)
-        request.start(len(pending))
+        progress(0, len(pending))
         begun = time.monotonic()
         try:
-            counts = run_batch(
-                pending, runtime, settings, output, progress=lambda done, total, text="": request.advance()
-            )
-            run |= _outcome(counts, skipped=len(request.images) - len(pending), seconds=time.monotonic() - begun)
-            in_folder = output.finish(run)
+            counts = run_batch(pending, network, settings, output, progress=progress)
+            run |= _outcome(counts, skipped=len(images) - len(pending), seconds=time.monotonic() - begun)
+            return output.finish(run)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(DefectsegError):  # on a full disk, say; the first error is the one to report
                 output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
             raise
-    return {**run, "images_in_folder": in_folder}
+
+
+def _requested_precision(info: ModelInfo) -> str | None:
+    """The one that a model file asks for; None where the runtime chooses what is quickest."""
+    export = info.export
+    return None if export is None else f"{export.precision}, other layers {export.float_layers}"
+
+
+def _note_what_computes(output: OutputFolder, name: str, kinds: Sequence[str], *, started: str) -> None:
+    """Keep the runtime and the versions of the libraries, and warn where they are not those of earlier results."""
+    packages = [*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)]
+    computed_by = {"runtime": name, "defectseg": __version__, **package_versions(packages)}
+    if changes := output.add_run(computed_by, started=started):
+        log.warning(
+            "%s: earlier results were computed by something else (%s), and may differ a little from new ones. Choose "
+            "another folder, or overwrite this one, to compute all alike.",
+            output.root,
+            "; ".join(changes),
+        )
 
 
 def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
     """ClassIds for names or numbers. Raises UsageError for none at all, or one that the model does not have."""
-    known = ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
+    known = "the model has " + ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
     if not wanted:
-        raise UsageError(f"--classes names no class; the model has {known}. Leave it out to report all.")
+        raise UsageError(f"names no class; {known}. Leave it out to report all.", argument="classes")
     ids = []
     for entry in wanted:
         if entry in class_names:
@@ -193,7 +216,7 @@ def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[
         elif entry.isdecimal() and 1 <= int(entry) <= len(class_names):
             ids.append(int(entry))
         else:
-            raise UsageError(f"--classes {entry}: the model has {known}.")
+            raise UsageError(f"found {entry}; {known}.", argument="classes")
     return tuple(sorted(set(ids)))
 
 
@@ -202,7 +225,7 @@ def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool, fail_on_blank: bo
     in_folder = run["images_in_folder"]
     if fail_on_defect and in_folder[STATUS_DEFECT]:
         return ExitCode.DEFECT_FOUND
-    if run[STATUS_FAILED] or (fail_on_blank and in_folder[STATUS_BLANK]):
+    if run[STATUS_UNREADABLE] or (fail_on_blank and in_folder[STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
 
@@ -214,7 +237,7 @@ def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, 
         "processed": counts.processed,
         "with_defect": counts.with_defect,
         STATUS_BLANK: counts.blank,
-        STATUS_FAILED: counts.failed,
+        STATUS_UNREADABLE: counts.unreadable,
         "low_bit_depth": None if counts.low_bit_depth is None else asdict(counts.low_bit_depth),
         "already_done": skipped,
         "seconds": round(seconds, 3),

@@ -21,7 +21,7 @@ from defectseg.predict.tables import (
     STATUS_BLANK,
     STATUS_CLEAN,
     STATUS_DEFECT,
-    STATUS_FAILED,
+    STATUS_UNREADABLE,
     OutputChoice,
     Record,
 )
@@ -71,7 +71,7 @@ def render_failure(unreadable: Unreadable) -> Rendered:
         ("height", "width", "classes", "regions", "defect_area_px", "defect_area_percent", "top_score"), ""
     )
     image_id, path, message = unreadable.image_id, unreadable.path, unreadable.message
-    image = {**_identity(FoundImage(image_id, path), unreadable.stamp, STATUS_FAILED, message), **blank}
+    image = {**_identity(FoundImage(image_id, path), unreadable.stamp, STATUS_UNREADABLE, message), **blank}
     return Rendered(Record(image, [], [], [[image_id, escaped(path), message]]), None, None)
 
 

@@ -44,10 +44,10 @@ PEAK = """
 import sys
 from pathlib import Path
 from defectseg.image.find import find_images
-from defectseg.predict.predict import PredictRequest, predict
+from defectseg.predict.predict import predict
 from defectseg.machine import peak_memory_mb
 model, folder, out = map(Path, sys.argv[1:])
-predict(PredictRequest(model=model, images=find_images([folder]), out=out, device="cpu"))
+predict(model, find_images([folder]), out, device="cpu")
 print(peak_memory_mb())
 """
 

@@ -9,7 +9,6 @@ from defectseg.check.check import check_data_folder
 from defectseg.check.output import output_folder, write_check
 from defectseg.copies.descriptors import turned
 from defectseg.data.synthetic import make_sheet
-from defectseg.errors import OutputExistsError, ResourceError
 from defectseg.image import rle
 from defectseg.pages.contact_sheet import choose_evenly, make_contact_sheet
 
@@ -89,30 +88,3 @@ def test_strata_are_shown_in_turn() -> None:
     assert choose_evenly([many, few], 6) == ["m0", "f0", "m16", "f1", "m32", "m48"]
     assert choose_evenly([["a"], [], ["b"]], 6) == ["a", "b"]
     assert choose_evenly([], 6) == []
-
-
-def test_folder_that_holds_something_is_refused_and_an_earlier_check_replaced_on_request(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "check.json").write_text("{}")
-    with (
-        pytest.raises(OutputExistsError, match=r"earlier check.*overwrite=True"),
-        output_folder(out),
-    ):
-        pass
-    with output_folder(out, overwrite=True):
-        pass
-    (out / "mine.txt").write_text("")
-    with (
-        pytest.raises(OutputExistsError, match=r"mine\.txt, which check did not write"),
-        output_folder(out, overwrite=True),
-    ):
-        pass
-    with pytest.raises(OutputExistsError, match=r"mine\.txt"), output_folder(out / "mine.txt"):
-        pass
-
-
-def test_folder_is_held_while_it_is_written(tmp_path: Path) -> None:
-    with output_folder(tmp_path / "out"), pytest.raises(ResourceError, match="another defectseg"):  # noqa: SIM117
-        with output_folder(tmp_path / "out"):
-            pass

@@ -25,7 +25,9 @@ from defectseg.cli.main import main
 
 COMMAND = [sys.executable, "-m", "defectseg"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(defectseg.__file__).parents[1]), "COLUMNS": "200"}
-PREDICT_FILES = {"overlays", "masks", "predictions.csv", "images.csv", "regions.csv", "errors.csv", "run.json"}
+PREDICT_FILES = {
+    *("overlays", "masks", "predictions.csv", "images.csv", "regions.csv", "errors.csv", "run.json", "journal.jsonl"),
+}
 EVALUATE_FILES = {"metrics.json", "pairs.csv", "report.html"}
 SIZE_HW = (64, 128)
 
@@ -205,11 +207,11 @@ def test_predict_does_the_good_images_lists_the_bad_one_and_exits_with_3(
     assert "cut short" in error["error"]
     assert [(row["ImageId"], row["status"]) for row in rows(results / "images.csv")] == [
         *((f"{stem}.jpg", "defect") for stem in stems),
-        ("torn.jpg", "failed"),
+        ("torn.jpg", "unreadable"),
     ]
     summary, where = predicted.stdout.splitlines()
     assert summary.startswith("5 images processed")
-    assert summary.endswith("5 with a defect, 1 failed; 0 were done before.")
+    assert summary.endswith("5 with a defect, 1 unreadable; 0 were done before.")
     assert where == "Results: results"
     (warning,) = (line for line in predicted.stderr.splitlines() if line.startswith("warning"))
     assert "torn.jpg" in warning
@@ -257,8 +259,8 @@ def test_predict_again_does_what_is_missing_and_tells_of_defects_in_its_exit_cod
 
     assert done.returncode == 10, done.stderr
     summary = json.loads(done.stdout)
-    assert (summary["processed"], summary["already_done"], summary["failed"]) == (2, 4, 0)
-    assert summary["images_in_folder"] == {"defect": 6, "clean": 0, "blank": 0, "failed": 0}
+    assert (summary["processed"], summary["already_done"], summary["unreadable"]) == (2, 4, 0)
+    assert summary["images_in_folder"] == {"defect": 6, "clean": 0, "blank": 0, "unreadable": 0}
     assert done.stderr == ""
     assert rows(results / "errors.csv") == []
     assert (results / "overlays" / "sheet_00001.jpg").exists()
@@ -274,7 +276,7 @@ def test_predict_again_does_what_is_missing_and_tells_of_defects_in_its_exit_cod
     ("arguments", "code", "told"),
     [
         (["run", "--out", "done", "--classes", "1"], 2, ["another model or other settings", "--overwrite"]),
-        (["run", "--out", "new", "--classes", "1,rust"], 2, ["--classes rust", "2 (cracks)"]),
+        (["run", "--out", "new", "--classes", "1,rust"], 2, ["--classes: found rust", "2 (cracks)"]),
         (["run", "--out", "new", "--device", "tpu"], 2, ["--device tpu", "auto, cpu, cuda, cuda:N or mps"]),
         (["run", "--out", "new", "--device", "cuda:99"], 4, ["--device cuda:99"]),
         (["torn.safetensors", "--out", "new"], 4, ["torn.safetensors", "damaged"]),

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -19,9 +20,16 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What `predict` was asked for, which does nothing here."""
     asked: list[Any] = []
 
-    def predict(request: batch.PredictRequest) -> dict[str, Any]:
-        asked.append(request)
-        done = {"processed": 1, "images_per_second": 2.0, "with_defect": 0, "blank": 1, "failed": 0, "already_done": 0}
+    def predict(models: Any, images: Any, out: Any, **options: Any) -> dict[str, Any]:
+        asked.append(SimpleNamespace(models=models, images=images, out=out, **options))
+        done = {
+            "processed": 1,
+            "images_per_second": 2.0,
+            "with_defect": 0,
+            "blank": 1,
+            "unreadable": 0,
+            "already_done": 0,
+        }
         low = {"images": 1, "of": 1, "brightest": 4000, "bit_depth": 12}
         return {**done, "low_bit_depth": low, "images_in_folder": {"defect": 0, "blank": 1}}
 
@@ -46,7 +54,7 @@ def test_without_flags_everything_is_left_to_the_library(
     done = _call(sheets, "--out", sheets / "out")
 
     assert done.exit_code == 0
-    assert "0 with a defect, 1 blank, 0 failed" in done.output
+    assert "0 with a defect, 1 blank, 0 unreadable" in done.output
     assert re.search(r"1 of 1 16-bit images.* 4000.*12 bits.*--bit-depth 12", caplog.text)
     (request,) = requests
     assert (request.runtime, request.workers, request.outputs, request.overlays) == ("auto", None, None, None)
@@ -77,10 +85,10 @@ def test_a_path_on_standard_input_that_is_gone_does_not_stop_the_others(sheets: 
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("--outputs", "overlay"), "--outputs overlay"),
-        (("--outputs", ","), "--outputs names nothing"),
-        (("--overlays", "some"), "--overlays some"),
-        (("--outputs", "masks", "--overlays", "all"), "contradict"),
+        (("--outputs", "overlay"), "outputs: expected"),
+        (("--outputs", ","), "outputs: names nothing"),
+        (("--overlays", "some"), "overlays: expected"),
+        (("--outputs", "masks", "--overlays", "all"), "contradicts"),
     ],
 )
 def test_what_makes_no_sense_is_told_before_the_model_is_read(sheets: Path, flags: tuple[str, ...], told: str) -> None:

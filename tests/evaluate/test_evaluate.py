@@ -16,7 +16,7 @@ from defectseg.data.folder import image_digest
 from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
 from defectseg.evaluate.evaluate import evaluate, evaluate_predictions
 from defectseg.image.find import find_images
-from defectseg.predict.predict import PredictRequest, predict
+from defectseg.predict.predict import predict
 from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
 
 SIZE_HW = (32, 48)
@@ -443,7 +443,7 @@ def test_an_earlier_evaluation_is_kept_unless_told_to_overwrite(
     (data / "train_images" / "b.png").write_bytes(b"not an image")
     _evaluate(model, data, tmp_path / "out")
     before = (tmp_path / "out" / "metrics.json").read_bytes()
-    with pytest.raises(OutputExistsError, match=r"errors\.csv, metrics\.json, overlays.*overwrite"):
+    with pytest.raises(OutputExistsError, match=r"errors\.csv, metrics\.json, overlays, .*overwrite=True"):
         _evaluate(model, data, tmp_path / "out")
     assert (tmp_path / "out" / "metrics.json").read_bytes() == before
 
@@ -497,9 +497,9 @@ def test_a_folder_of_something_else_is_refused_and_untouched(
     (out / "metrics.json").write_text("of another program")
     (out / "notes.txt").write_text("dear to somebody")
 
-    with pytest.raises(OutputExistsError, match=r"notes\.txt"):
+    with pytest.raises(OutputExistsError, match=r"notes\.txt, not written by evaluate"):
         _evaluate(model, data, out, overwrite=overwrite)
-    with pytest.raises(OutputExistsError, match=r"notes\.txt"):
+    with pytest.raises(OutputExistsError, match=r"notes\.txt, not written by evaluate"):
         evaluate_predictions(data / "train.csv", data, out, overwrite=overwrite)
 
     assert sorted(path.name for path in out.rglob("*.*")) == ["holiday.jpg", "metrics.json", "notes.txt"]
@@ -522,7 +522,7 @@ def test_predictions_in_a_file_score_as_the_model_that_made_them(
     with (data / "train.csv").open("a") as handle:
         handle.write(f"a.png,255,{_encode_literally(_box(3, 2, 4, 5))}\n")
         handle.write(f"c.png,255,{_encode_literally(_box(0, 0, 9, 9))}\n")
-    predict(PredictRequest(model=model, images=find_images([data / "train_images"]), out=tmp_path / "predicted"))
+    predict(model, find_images([data / "train_images"]), tmp_path / "predicted")
     by_model = _evaluate(model, data, tmp_path / "by-model")
 
     by_file = evaluate_predictions(tmp_path / "predicted" / "predictions.csv", data, tmp_path / "by-file")
@@ -557,7 +557,7 @@ def test_files_that_cannot_be_read_are_left_out_whoever_predicted(
 
 
 def test_an_independent_scorer_gets_the_same_kaggle_dice(data: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    predict(PredictRequest(model=model, images=find_images([data / "train_images"]), out=tmp_path / "predicted"))
+    predict(model, find_images([data / "train_images"]), tmp_path / "predicted")
 
     def read(path: Path) -> dict[tuple[str, int], set[int]]:
         with path.open(newline="") as handle:

@@ -1,12 +1,14 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,9 @@ from numpy.typing import NDArray
 
 from defectseg.errors import ExitCode, OutputExistsError, ResourceError, UsageError
 from defectseg.image.find import find_images
-from defectseg.model.info import ModelInfo, Thresholds
-from defectseg.model.locate import model_identity
-from defectseg.predict.predict import PredictRequest, exit_code_of, predict, resolve_classes
+from defectseg.model.info import ExportInfo, ModelInfo, Thresholds
+from defectseg.predict.output import RunKey
+from defectseg.predict.predict import exit_code_of, predict, resolve_classes
 
 PIT, CRACK = 120, 160  # grey levels, as GreyRuntime reads them
 TABLES = ("predictions.csv", "images.csv", "regions.csv", "errors.csv")
@@ -59,7 +61,7 @@ def runtime(grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
 
 
 def _predict(model: Path | Sequence[Path], out: Path, *inputs: Path, **options: Any) -> dict[str, Any]:
-    return predict(PredictRequest(model=model, images=find_images(inputs, skip=out), out=out, **options))
+    return predict(model, find_images(inputs, skip=out), out, **options)
 
 
 def _tables(out: Path) -> dict[str, str]:
@@ -81,19 +83,17 @@ def _stop_at(call_to_stop: int, error: BaseException) -> Callable[[int], None]:
 
 def test_a_run_says_what_it_did(sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
     (sheets / "zz.png").write_bytes(b"not an image")
-    totals: list[int] = []
-    steps: list[int] = []
+    steps: list[tuple[int, int]] = []
 
-    run = _predict(model, tmp_path / "out", sheets, start=totals.append, advance=lambda: steps.append(1))
+    run = _predict(model, tmp_path / "out", sheets, progress=lambda done, total, text="": steps.append((done, total)))
 
     # Odd or a multiple of three: 0, 1, 3, 5, 6, 7, 9, 11.
-    assert (run["processed"], run["with_defect"], run["failed"], run["already_done"]) == (12, 8, 1, 0)
-    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "failed": 1}
+    assert (run["processed"], run["with_defect"], run["unreadable"], run["already_done"]) == (12, 8, 1, 0)
+    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "unreadable": 1}
     assert (run["status"], run["class_names"], run["runtime"]) == ("finished", ["pits", "cracks"], "grey levels")
     assert run["started"] <= run["ended"]
-    stored = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert run.items() <= stored.items()
-    assert (totals, len(steps)) == ([13], 13)
+    assert run == json.loads((tmp_path / "out" / "run.json").read_text())
+    assert steps == [(done, 13) for done in range(14)]
 
 
 def test_running_again_does_nothing_and_changes_nothing(
@@ -145,7 +145,7 @@ def test_a_finished_run_whose_continuation_is_interrupted_loses_nothing(
     runtime.before = lambda call: None
     run = _predict(model, tmp_path / "out", sheets)
 
-    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "failed": 0}
+    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "unreadable": 0}
     assert run["already_done"] >= 6
 
 
@@ -179,7 +179,7 @@ runtime = conftest.GreyRuntime(Thresholds.default(2), InferenceConfig())
 runtime.before = lambda call: time.sleep(0.05)
 batch.load_runtime = lambda *asked, workers: (runtime, runtime.info)
 model, sheets, out = map(Path, sys.argv[2:])
-batch.predict(batch.PredictRequest(model=model, images=find_images([sheets]), out=out))
+batch.predict(model, find_images([sheets]), out)
 """
 
 
@@ -208,7 +208,7 @@ def test_new_changed_and_mended_images_are_done_and_others_are_not(
     sheets: Path, model: Path, runtime: Any, tmp_path: Path
 ) -> None:
     (sheets / "zz.png").write_bytes(b"not an image")
-    assert _predict(model, tmp_path / "out", sheets)["failed"] == 1
+    assert _predict(model, tmp_path / "out", sheets)["unreadable"] == 1
     runtime.calls.clear()
     _write(sheets / "new.png", PIT)
     _write(sheets / "00.png", PIT, PIT)  # was a crack
@@ -216,7 +216,7 @@ def test_new_changed_and_mended_images_are_done_and_others_are_not(
 
     run = _predict(model, tmp_path / "out", sheets)
 
-    assert (run["processed"], run["failed"], run["already_done"], len(runtime.calls)) == (3, 0, 11, 3)
+    assert (run["processed"], run["unreadable"], run["already_done"], len(runtime.calls)) == (3, 0, 11, 3)
     classes = {row["ImageId"]: row["classes"] for row in _rows(tmp_path / "out" / "images.csv")}
     assert len(classes) == 14
     assert (classes["new.png"], classes["00.png"], classes["zz.png"]) == ("pits", "pits", "cracks")
@@ -288,15 +288,96 @@ def test_another_augmentation_is_refused_and_the_models_own_by_name_is_not(
         _predict(model, tmp_path / "out", sheets, tta="flop")
 
 
-def test_a_folder_from_before_there_was_a_choice_of_augmentation_is_continued(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+def _changed(runtime: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> dict[str, Any]:
+    """Change one thing that results depend on; returns the arguments of the next call."""
+    info: ModelInfo = runtime.info
+    recipe = info.recipe
+    if what == "tiles":
+        recipe = recipe.model_copy(update={"inference": recipe.inference.model_copy(update={"tile_hw": (64, 64)})})
+        runtime.info = info.model_copy(update={"recipe": recipe})
+    elif what == "bit depth of the model":
+        runtime.info = _with_bit_depth(info, 12)
+    elif what in ("int8", "f32"):
+        options: Any = {"precision": "int8"} if what == "int8" else {"float_layers": "f32"}
+        runtime.info = info.model_copy(update={"export": ExportInfo(format="openvino", **options)})
+    elif what == "results version":
+        monkeypatch.setattr("defectseg.predict.predict.RunKey", partial(RunKey, results_version=2))
+    return {"runtime": what} if what in ("torch", "onnx") else {"bit_depth": 12} if what == "bit depth" else {}
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("torch", "runtime openvino -> torch"),
+        ("onnx", "runtime openvino -> onnx"),
+        ("int8", "precision none -> int8.*"),
+        ("f32", "precision none -> .*f32"),
+        ("tiles", r"tile_hw \[1024, 2048\] -> \[64, 64\]"),
+        ("bit depth", "bit_depth none -> 12"),
+        ("bit depth of the model", "model_bit_depth none -> 12"),
+        ("results version", "results_version 1 -> 2"),
+    ],
+)
+def test_a_folder_is_continued_only_where_all_that_results_depend_on_is_as_it_was(
+    what: str, told: str, sheets: Path, model: Path, runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _predict(model, tmp_path / "out", sheets)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    options = _changed(runtime, monkeypatch, what)
 
-    key = json.loads((tmp_path / "out" / "run.json").read_text())["key"]
+    with pytest.raises(OutputExistsError, match=rf"another model or other settings \({told}\).*overwrite=True"):
+        _predict(model, tmp_path / "out", sheets, **options)
 
-    assert set(key) == {"model_sha256", "only_classes", "thresholds"}
-    assert key["model_sha256"] == model_identity(model)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+    assert _predict(model, tmp_path / "out", sheets, overwrite=True, **options)["processed"] == 12
+    assert _predict(model, tmp_path / "out", sheets, **options)["already_done"] == 12
+
+
+def test_an_openvino_model_is_known_with_its_weights(
+    sheets: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
+) -> None:
+    exported = write_model(tmp_path / "model.xml")
+    _predict(exported, tmp_path / "out", sheets)
+    write_model(exported, weight=1.0)
+
+    with pytest.raises(OutputExistsError, match=r"\(model_sha256 \w{12} -> \w{12}\)"):
+        _predict(exported, tmp_path / "out", sheets)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [("version", "openvino 1.0 -> 2.0"), ("precision", "runtime grey.* -> bf16")]
+)
+def test_an_upgrade_or_another_processor_is_warned_of_and_does_not_stop_a_nightly_job(
+    change: str,
+    told: str,
+    sheets: Path,
+    model: Path,
+    runtime: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    installed = {"openvino": "1.0", "numpy": "2.0"}
+    monkeypatch.setattr("defectseg.predict.predict.package_versions", lambda names: dict(installed))
+    _predict(model, tmp_path / "out", sheets)
+    _write(sheets / "second night.png", PIT)
+    _predict(model, tmp_path / "out", sheets)
+    assert caplog.text == ""
+    if change == "version":
+        installed["openvino"] = "2.0"
+    else:
+        runtime.name = "bf16"
+
+    idle = _predict(model, tmp_path / "out", sheets)
+    assert caplog.text == "", "nothing is computed"
+    _write(sheets / "third night.png", PIT)
+    run = _predict(model, tmp_path / "out", sheets)
+
+    assert re.search(told, caplog.text)
+    assert run["processed"] == 1
+    assert [night["runs"] for night in idle["runs"]] == [2]
+    assert [night["runs"] for night in run["runs"]] == [2, 1]
+    assert run["runs"][0]["computed_by"]["openvino"] == "1.0"
 
 
 def test_an_ensemble_is_known_by_the_content_and_order_of_its_models(
@@ -358,7 +439,7 @@ def test_classes_are_named_by_number_or_name(wanted: list[str], ids: tuple[int, 
 
 @pytest.mark.parametrize("wanted", [["3"], ["0"], ["-1"], ["rust"], ["1", "Pits"], ["²"], ["1.0"], []])
 def test_classes_that_the_model_does_not_have_are_refused_with_those_it_has(wanted: list[str]) -> None:
-    with pytest.raises(UsageError, match=r"--classes.*1 \(pits\), 2 \(cracks\)"):
+    with pytest.raises(UsageError, match=r"classes: .*1 \(pits\), 2 \(cracks\)"):
         resolve_classes(wanted, ["pits", "cracks"])
 
 
@@ -367,7 +448,7 @@ def test_a_name_that_looks_like_a_number_wins_over_the_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failed", "defects", "blank", "flags", "code"),
+    ("unreadable", "defects", "blank", "flags", "code"),
     [
         (0, 0, 0, {"fail_on_defect", "fail_on_blank"}, ExitCode.DONE),
         (0, 5, 5, set(), ExitCode.DONE),
@@ -381,9 +462,9 @@ def test_a_name_that_looks_like_a_number_wins_over_the_number() -> None:
     ],
 )
 def test_a_defect_comes_before_unreadable_and_blank_images_in_the_exit_code(
-    failed: int, defects: int, blank: int, flags: set[str], code: ExitCode
+    unreadable: int, defects: int, blank: int, flags: set[str], code: ExitCode
 ) -> None:
-    run = {"failed": failed, "images_in_folder": {"defect": defects, "blank": blank}}
+    run = {"unreadable": unreadable, "images_in_folder": {"defect": defects, "blank": blank}}
 
     given = {name: name in flags for name in ("fail_on_defect", "fail_on_blank")}
     assert exit_code_of(run, **given) is code
@@ -406,11 +487,11 @@ def test_a_picture_that_shows_nothing_is_blank_unless_a_defect_is_found_on_it(
 
     run = _predict(model, tmp_path / "out", tmp_path / "in")
 
-    assert (run["processed"], run["with_defect"], run["blank"], run["failed"]) == (4, 1, 2, 1)
-    assert run["images_in_folder"] == {"defect": 1, "clean": 1, "blank": 2, "failed": 1}
+    assert (run["processed"], run["with_defect"], run["blank"], run["unreadable"]) == (4, 1, 2, 1)
+    assert run["images_in_folder"] == {"defect": 1, "clean": 1, "blank": 2, "unreadable": 1}
     status = {row["ImageId"]: row["status"] for row in _rows(tmp_path / "out" / "images.csv")}
     names = ("few.png", "flat.png", "many.png", "pit.png", "torn.png")
-    assert status == dict(zip(names, ("blank", "blank", "clean", "defect", "failed"), strict=True))
+    assert status == dict(zip(names, ("blank", "blank", "clean", "defect", "unreadable"), strict=True))
     assert (tmp_path / "out" / "masks" / "few.png").exists()
     assert _predict(model, tmp_path / "out", tmp_path / "in")["already_done"] == 4
 
@@ -438,7 +519,7 @@ def test_images_of_a_camera_with_fewer_bits_are_told_and_read_right_once_that_is
     for run, out in ((told, "told"), (learnt, "learnt")):
         assert (run["with_defect"], run["low_bit_depth"]) == (3, None)
         assert {row["area_px"] for row in _rows(tmp_path / out / "regions.csv")} == {"4"}
-    assert wrong["failed"] == 3
+    assert wrong["unreadable"] == 3
     assert f"the value {2**bits - 1}" in _rows(tmp_path / "wrong" / "errors.csv")[0]["error"]
 
 
@@ -477,7 +558,7 @@ def test_a_folder_is_continued_with_another_number_of_workers(
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_no_workers_at_all_are_refused(workers: int, sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"--workers {workers}: expected 1 or more"):
+    with pytest.raises(UsageError, match=f"workers: expected 1 or more, found {workers}"):
         _predict(model, tmp_path / "out", sheets, workers=workers)
     assert not (tmp_path / "out").exists()
 
@@ -488,12 +569,12 @@ def test_outputs_that_are_wanted_are_as_in_a_run_that_writes_everything(
     _predict(model, tmp_path / "all", sheets)
     run = _predict(model, tmp_path / "some", sheets, outputs=["overlays", "rle"], overlays="defects")
 
-    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "failed": 0}
+    assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "unreadable": 0}
     some = {path.relative_to(tmp_path / "some") for path in (tmp_path / "some").rglob("*") if path.is_file()}
     # Odd or a multiple of three.
     overlays = {Path("overlays") / f"{number:02}.jpg" for number in (0, 1, 3, 5, 6, 7, 9, 11)}
     tables = set(map(Path, ("predictions.csv", "images.csv", "errors.csv")))
-    assert some == overlays | tables | {Path("run.json")}
+    assert some == overlays | tables | {Path("run.json"), Path("journal.jsonl")}
     for path in overlays | tables:
         assert (tmp_path / "some" / path).read_bytes() == (tmp_path / "all" / path).read_bytes()
 
@@ -514,8 +595,9 @@ def test_an_interrupted_run_of_some_outputs_continues_to_the_same_files(
 
     assert run["processed"] + run["already_done"] == 12
     names = sorted(path.relative_to(tmp_path / "whole").as_posix() for path in (tmp_path / "whole").rglob("*.*"))
-    assert names == ["errors.csv", "images.csv", *(f"masks/{number:02}.png" for number in range(12)), "run.json"]
-    for name in set(names) - {"run.json"}:
+    masks = [f"masks/{number:02}.png" for number in range(12)]
+    assert names == ["errors.csv", "images.csv", "journal.jsonl", *masks, "run.json"]
+    for name in set(names) - {"run.json", "journal.jsonl"}:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 

@@ -85,7 +85,7 @@ def test_tables_hold_what_the_answer_implies_worked_by_hand(
 ) -> None:
     counts = _run(sheets, tmp_path / "out", grey_runtime())
 
-    assert counts == BatchCounts(processed=3, with_defect=2, failed=1)
+    assert counts == BatchCounts(processed=3, with_defect=2, unreadable=1)
     broken, clean, many, over = _rows(tmp_path / "out" / "images.csv")
     stat = (sheets / "many.png").stat()
     assert many == {
@@ -97,7 +97,7 @@ def test_tables_hold_what_the_answer_implies_worked_by_hand(
     assert (clean["defect_area_px"], clean["defect_area_percent"]) == ("0", "0.0000")
     # A pixel of two classes is one defect pixel: 4 of the pit alone and 4 of both.
     assert (over["regions"], over["defect_area_px"], over["classes"]) == ("2", "8", "pits; cracks")
-    assert broken["status"] == "failed"
+    assert broken["status"] == "unreadable"
     assert broken["height"] == broken["regions"] == broken["defect_area_px"] == ""
     assert "broken.png" in broken["notes"]
 
@@ -213,14 +213,14 @@ def test_no_file_stops_a_folder(sheets: Path, tmp_path: Path, grey_runtime: Call
 
     counts = _run(sheets, tmp_path / "out", grey_runtime())
 
-    assert counts == BatchCounts(processed=5, with_defect=2, failed=9)
+    assert counts == BatchCounts(processed=5, with_defect=2, unreadable=9)
     errors = _rows(tmp_path / "out" / "errors.csv")
     assert [row["ImageId"] for row in errors] == unreadable
     assert errors[0]["path"] == f"{sheets}/%8F%E0.png"
     images = {row["ImageId"]: row["status"] for row in _rows(tmp_path / "out" / "images.csv")}
-    assert sorted(image_id for image_id, status in images.items() if status == "failed") == unreadable
+    assert sorted(image_id for image_id, status in images.items() if status == "unreadable") == unreadable
     assert images["x.png/inner.png"] == images["x" * 251 + ".png"] == "clean"
-    assert _run(sheets, tmp_path / "out", grey_runtime()) == BatchCounts(processed=0, with_defect=0, failed=9)
+    assert _run(sheets, tmp_path / "out", grey_runtime()) == BatchCounts(processed=0, with_defect=0, unreadable=9)
 
 
 def _replace(path: Path, image: NDArray[np.uint8]) -> None:
@@ -262,9 +262,11 @@ def test_an_image_replaced_while_it_is_decoded_is_read_once_more(
     assert _run(tmp_path / "in", tmp_path / "out", grey_runtime()) == expected
     errors = _rows(tmp_path / "out" / "errors.csv")
     assert all("changed while it was read" in row["error"] for row in errors)
-    assert len(errors) == expected.failed
+    assert len(errors) == expected.unreadable
 
-    assert _run(tmp_path / "in", tmp_path / "out", grey_runtime()) == BatchCounts(expected.failed, expected.failed, 0)
+    assert _run(tmp_path / "in", tmp_path / "out", grey_runtime()) == BatchCounts(
+        expected.unreadable, expected.unreadable, 0
+    )
 
 
 def test_tiles_change_nothing_for_an_answer_that_depends_on_the_pixel_alone(
@@ -283,7 +285,7 @@ def test_images_of_any_size_pass(tmp_path: Path, grey_runtime: Callable[..., Any
 
     counts = _run(tmp_path / "in", tmp_path / "out", grey_runtime())
 
-    assert counts == BatchCounts(processed=4, with_defect=4, failed=0)
+    assert counts == BatchCounts(processed=4, with_defect=4, unreadable=0)
     areas = [row["defect_area_percent"] for row in _rows(tmp_path / "out" / "images.csv")]
     assert areas == ["100.0000"] * 4
 
@@ -354,8 +356,8 @@ def test_results_are_the_same_to_the_byte_for_one_worker_and_several(
     results = []
     for parallel in (1, 2, 5):
         counts = _run(folder, tmp_path / f"out{parallel}", grey_runtime(parallel=parallel, longest_s=0.004))
-        assert (counts.processed, counts.failed) == (39, 1)
+        assert (counts.processed, counts.unreadable) == (39, 1)
         results.append(_contents(tmp_path / f"out{parallel}"))
 
-    assert len(results[0]) == 2 * 39 + 4
+    assert len(results[0]) == 2 * 39 + 5
     assert results[0] == results[1] == results[2]

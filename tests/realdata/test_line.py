@@ -12,7 +12,7 @@ from defectseg.config import Recipe, load_recipe
 from defectseg.evaluate.evaluate import evaluate, evaluate_predictions
 from defectseg.formats.masks import import_masks
 from defectseg.image.find import find_images
-from defectseg.predict.predict import PredictRequest, predict
+from defectseg.predict.predict import predict
 from defectseg.train.train import train
 
 LITE0 = "tf_efficientnet_lite0.safetensors"
@@ -38,7 +38,7 @@ def severstal_results(severstal_run: Path, realdata: Path, tmp_path_factory: pyt
     """What `predict` writes for the images of the data folder."""
     out = tmp_path_factory.mktemp("severstal") / "results"
     images = find_images([realdata / "severstal" / "train_images"])
-    predict(PredictRequest(model=severstal_run / "model.safetensors", images=images, out=out, device="cpu"))
+    predict(severstal_run / "model.safetensors", images, out, device="cpu")
     return out
 
 

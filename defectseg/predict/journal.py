@@ -1,0 +1,111 @@
+"""The journal of an output folder: a line for each image, and the only place where its results are stored."""
+
+import json
+import logging
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from defectseg.files import atomic_path, resource_errors
+from defectseg.predict.tables import STATUSES, Record
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """A file of records, to which an image's later record is appended and replaces the earlier one.
+
+    In memory it keeps where the record of each image starts. What a crash left of a last line is cut off, and damaged
+    lines are left out with a warning.
+
+    Args:
+        path: the file; made if absent.
+        read_only: it must be there, and is left as it is.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._path = path
+        self._offsets: dict[str, int] = {}
+        self._file = path.open("rb" if read_only else "ab+")
+        end = lines = damaged = 0
+        for line in self._lines():
+            lines += 1
+            try:
+                self._offsets[_record_of(line).image_id] = end
+            except (ValueError, KeyError, TypeError):
+                damaged += 1
+            end += len(line)
+        self._spare_lines = lines - len(self._offsets)
+        if not read_only:
+            self._file.truncate(end)
+        if damaged:
+            log.warning(
+                "%s: left out %d damaged lines; their images are done again where they are given", path, damaged
+            )
+
+    def _lines(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                return  # whole or not: the next record must not join it
+            yield line
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @property
+    def image_ids(self) -> Collection[str]:
+        """The images that have a record."""
+        return self._offsets.keys()
+
+    def records(self) -> Iterator[Record]:
+        """The last record of each image, sorted by ImageId."""
+        return map(self.record, sorted(self._offsets))
+
+    def record(self, image_id: str) -> Record:
+        """The last record of an image."""
+        return _record_of(self._line(image_id))
+
+    def _line(self, image_id: str) -> bytes:
+        self._file.seek(self._offsets[image_id])
+        return self._file.readline()
+
+    def add(self, record: Record) -> None:
+        """Append a record. Raises ResourceError where the disk is full."""
+        with resource_errors(self._path):
+            offset = self._file.seek(0, os.SEEK_END)
+            self._file.write(json.dumps(asdict(record)).encode() + b"\n")
+            self._file.flush()
+        self._spare_lines += record.image_id in self._offsets
+        self._offsets[record.image_id] = offset
+
+    def drop(self, image_id: str) -> None:
+        """Forget the record of an image."""
+        del self._offsets[image_id]
+        self._spare_lines += 1
+
+    def save(self) -> None:
+        """Wait until the disk has everything; where there are lines that are no longer needed, write the file anew."""
+        if not self._spare_lines:
+            with resource_errors(self._path):
+                os.fsync(self._file.fileno())
+            return
+        offsets = {}
+        with atomic_path(self._path) as temporary:
+            with temporary.open("wb") as handle:
+                for image_id in sorted(self._offsets):
+                    offsets[image_id] = handle.tell()
+                    handle.write(self._line(image_id))
+            self._file.close()  # Windows replaces no open file
+        self._file = self._path.open("ab+")
+        self._offsets, self._spare_lines = offsets, 0
+
+
+def _record_of(line: bytes) -> Record:
+    """The record that a line holds. Raises ValueError, KeyError or TypeError for anything else."""
+    record = Record(**json.loads(line))
+    if record.status not in STATUSES or not record.image_id:
+        raise ValueError(record.status)
+    return record
