@@ -529,7 +529,7 @@ def test_evaluating_the_validation_images_needs_the_split_of_the_run(
 
     assert done.returncode == 0, done.stderr
     assert (json.loads(done.stdout)["images"], done.stderr) == (6, "")
-    assert_refused(refused, 2, "no split.csv beside lone.safetensors", "--split FILE")
+    assert_refused(refused, 2, "no split.csv beside lone.safetensors", "--split: ")
 
 
 @pytest.mark.parametrize(
