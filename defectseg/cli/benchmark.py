@@ -4,8 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
-from defectseg.cli.common import Device, Json, Verbose, print_json, print_rows, progress
+from defectseg.cli.bars import progress_bar
+from defectseg.cli.options import Device, Json, Verbose
 from defectseg.cli.predict import expand
+from defectseg.cli.show import print_json, print_rows
 
 
 def benchmark(
@@ -47,7 +49,7 @@ def benchmark(
     from defectseg.image.find import find_images
     from defectseg.model.locate import model_paths
 
-    with progress("measuring") as bar:
+    with progress_bar("measuring") as progress:
         result = run_benchmark(
             model_paths(model),
             find_images(*expand(inputs), keep_faulty=True) if inputs else (),
@@ -55,7 +57,7 @@ def benchmark(
             num_images=images,
             device=device,
             workers=workers,
-            progress=bar.move,
+            progress=progress,
         )
     if json_output:
         print_json(result)

@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
-from defectseg.cli.common import Device, Verbose, print_rows, progress, require_extra, shown
+from defectseg.cli.bars import progress_bar
+from defectseg.cli.options import Device, Verbose
+from defectseg.cli.show import print_rows, shown
+from defectseg.errors import require_extra
 
 TRAINING_SHEETS = 200
 UNSEEN_SHEETS = 40
@@ -42,22 +45,22 @@ def demo(
     write_data_folder(out / "unseen", images=UNSEEN_SHEETS, seed=_UNSEEN_SEED)
 
     print("2/4 training a small U-Net, at most 3.5 minutes", flush=True)
-    with progress("training") as bar:
-        trained = train(out / "train", out / "run", recipe=load_recipe("demo"), device=device, progress=bar.move)
+    with progress_bar("training") as progress:
+        trained = train(out / "train", out / "run", recipe=load_recipe("demo"), device=device, progress=progress)
 
     print("3/4 evaluating on the sheets that it was not trained on", flush=True)
-    with progress("evaluating") as bar:
-        evaluation = evaluate(trained.model, out / "unseen", out / "evaluation", device=device, progress=bar.move)
+    with progress_bar("evaluating") as progress:
+        evaluation = evaluate(trained.model, out / "unseen", out / "evaluation", device=device, progress=progress)
     print_rows(metrics_table(evaluation.metrics))
 
     print("4/4 predicting, as on new images", flush=True)
-    with progress("predicting") as bar:
+    with progress_bar("predicting") as progress:
         predict(
             trained.model,
             find_images([images_folder(out / "unseen")]),
             out / "predictions",
             device=device,
-            progress=bar.move,
+            progress=progress,
         )
     print("\nLook at:")
     print(f"  defects in red                {shown(out / 'predictions' / 'overlays')}")

@@ -5,22 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from defectseg.cli.common import (
-    BitDepth,
-    Device,
-    Json,
-    MaxPixels,
-    Overwrite,
-    RuntimeName,
-    Tta,
-    Verbose,
-    bit_depth_hint,
-    finish,
-    print_json,
-    print_rows,
-    progress,
-    shown,
-)
+from defectseg.cli.bars import progress_bar
+from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Overwrite, RuntimeName, Tta, Verbose
+from defectseg.cli.show import bit_depth_hint, finish, print_json, print_rows, shown
 from defectseg.errors import ExitCode, UsageError
 
 
@@ -81,7 +68,7 @@ def evaluate(
             raise UsageError(f"--subset {subset}: expected all, train or val.")
         if split is not None and subset == "all":
             raise UsageError("--split tells train from val; give --subset train or --subset val with it.")
-        with progress("evaluating") as bar:
+        with progress_bar("evaluating") as progress:
             evaluation = score_model(
                 model_paths(model),
                 data,
@@ -93,7 +80,7 @@ def evaluate(
                 runtime=runtime,
                 tta=tta,
                 bit_depth=bit_depth,
-                progress=bar.move,
+                progress=progress,
             )
     _report(evaluation, out, json_output)
     finish(ExitCode.PARTIAL if evaluation.unreadable else ExitCode.DONE)

@@ -1,14 +1,14 @@
 """`defectseg export`."""
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectseg.cli.common import BitDepth, Json, Verbose, print_json, require_extra, shown
-from defectseg.errors import UsageError
+from defectseg.cli.options import BitDepth, Json, Verbose, parse_size
+from defectseg.cli.show import print_json, shown
+from defectseg.errors import require_extra
 
 if TYPE_CHECKING:
     from defectseg.export.export import Exported
@@ -60,7 +60,7 @@ def export(
         require_extra("--format onnx", "onnx", "onnx", "onnxscript", "onnxruntime")
     if int8:
         require_extra("--int8", "int8", "nncf")
-    size_hw = None if size is None else _parse_size(size)
+    size_hw = None if size is None else parse_size(size)
     from defectseg.export import export as room
     from defectseg.model.locate import model_paths
 
@@ -78,13 +78,6 @@ def export(
         print_json(_as_json(exported, out))
     else:
         _report(exported, out)
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d{0,4})[xX×]([1-9]\d{0,4})", text)
-    if match is None:
-        raise UsageError(f"--size {text}: expected height x width in px, such as 256x1600.")
-    return int(match[1]), int(match[2])
 
 
 def _as_json(exported: "Exported", out: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from defectseg.cli.common import Json, Verbose, print_json, print_rows
+from defectseg.cli.options import Json, Verbose
+from defectseg.cli.show import print_json, print_rows
 from defectseg.machine import __version__, machine_facts, package_versions
 
 _PACKAGES = (

@@ -10,21 +10,9 @@ from typing import Annotated
 
 import typer
 
-from defectseg.cli.common import (
-    BitDepth,
-    Device,
-    Json,
-    MaxPixels,
-    Overwrite,
-    RuntimeName,
-    Tta,
-    Verbose,
-    bit_depth_hint,
-    finish,
-    print_json,
-    progress,
-    shown,
-)
+from defectseg.cli.bars import progress_bar
+from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Overwrite, RuntimeName, Tta, Verbose
+from defectseg.cli.show import bit_depth_hint, finish, print_json, shown
 from defectseg.errors import UsageError
 
 
@@ -103,7 +91,7 @@ def predict(
 
     images = find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
     again = "The same command, without --overwrite," if overwrite else "The same command"
-    with progress("predicting", after_interrupt=f"{again} continues it.") as bar:
+    with progress_bar("predicting", after_interrupt=f"{again} continues it.") as progress:
         run = run_prediction(
             model_paths(model),
             images,
@@ -117,7 +105,7 @@ def predict(
             workers=workers,
             tta=tta,
             bit_depth=bit_depth,
-            progress=bar.move,
+            progress=progress,
         )
     if json_output:
         print_json(run)

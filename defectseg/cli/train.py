@@ -8,22 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectseg.cli.common import (
-    BitDepth,
-    Device,
-    Json,
-    MaxPixels,
-    Verbose,
-    bit_depth_hint,
-    finish,
-    is_main_process,
-    print_json,
-    print_rows,
-    progress,
-    require_extra,
-    shown,
-)
-from defectseg.errors import ExitCode, UsageError
+from defectseg.cli.bars import progress_bar
+from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Verbose
+from defectseg.cli.show import bit_depth_hint, finish, print_json, print_rows, shown
+from defectseg.errors import ExitCode, UsageError, require_extra
+from defectseg.machine import is_main_process
 
 if TYPE_CHECKING:
     from defectseg.config import Recipe
@@ -120,8 +109,8 @@ def train(
     else:
         asked |= {"recipe": recipe, "init": None if init is None else _find_init(init, recipe, changes)}
         asked["thresholds"] = None if thresholds is None or data is None else _read_thresholds(thresholds, data)
-    with progress("training", after_interrupt="Continue it with --resume.") as bar:
-        asked["progress"] = bar.move
+    with progress_bar("training", after_interrupt="Continue it with --resume.") as progress:
+        asked["progress"] = progress
         results = list(train_folds(**asked).values()) if fold == "all" else [run_training(**asked)]
     if is_main_process():
         _report(results, json_output)

@@ -6,21 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectseg.cli.common import (
-    BitDepth,
-    Device,
-    Json,
-    MaxPixels,
-    RuntimeName,
-    Tta,
-    Verbose,
-    bit_depth_hint,
-    finish,
-    print_json,
-    print_rows,
-    progress,
-    shown,
-)
+from defectseg.cli.bars import progress_bar
+from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, RuntimeName, Tta, Verbose
+from defectseg.cli.show import bit_depth_hint, finish, print_json, print_rows, shown
 from defectseg.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -102,7 +90,7 @@ def tune(
     from defectseg.tune.tune import tune as choose_thresholds
 
     goal = _parse_goal(target_recall, max_false_alarms, cost_miss, cost_false_alarm)
-    with progress("tuning") as bar:
+    with progress_bar("tuning") as progress:
         tuning = choose_thresholds(
             model_paths(model),
             data,
@@ -116,7 +104,7 @@ def tune(
             runtime=runtime,
             tta=tta,
             bit_depth=bit_depth,
-            progress=bar.move,
+            progress=progress,
         )
     _report(tuning, out, json_output)
     finish(ExitCode.PARTIAL if tuning.unreadable else ExitCode.DONE)

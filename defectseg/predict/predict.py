@@ -205,16 +205,20 @@ def _note_what_computes(output: OutputFolder, name: str, kinds: Sequence[str], *
 
 
 def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
-    """ClassIds for names or numbers. Raises UsageError for none at all, or one that the model does not have."""
+    """ClassIds for numbers or names; a number is a ClassId, whatever the classes are called.
+
+    Raises:
+        UsageError: none at all, or one that the model does not have.
+    """
     known = "the model has " + ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
     if not wanted:
         raise UsageError(f"names no class; {known}. Leave it out to report all.", argument="classes")
     ids = []
     for entry in wanted:
-        if entry in class_names:
-            ids.append(class_names.index(entry) + 1)
-        elif entry.isdecimal() and 1 <= int(entry) <= len(class_names):
+        if entry.isdecimal() and 1 <= int(entry) <= len(class_names):
             ids.append(int(entry))
+        elif entry in class_names:
+            ids.append(class_names.index(entry) + 1)
         else:
             raise UsageError(f"found {entry}; {known}.", argument="classes")
     return tuple(sorted(set(ids)))

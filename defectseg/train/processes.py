@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +20,6 @@ log = logging.getLogger(__name__)
 
 TENSORBOARD_NAME = "tensorboard"
 _Answer = TypeVar("_Answer")
-
-
-def is_main_process() -> bool:
-    """False in all but the first of the processes that torchrun starts; known before they have found each other."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -17,10 +17,11 @@ from defectseg.files import (
     remove_stale_temporaries,
     write_text,
 )
+from defectseg.machine import is_main_process
 from defectseg.model.info import Thresholds
 from defectseg.model.locate import FOLD_PREFIX, MODEL_NAME
 from defectseg.train.images import Images
-from defectseg.train.processes import TENSORBOARD_NAME, is_main_process
+from defectseg.train.processes import TENSORBOARD_NAME
 
 REQUEST_NAME = "request.json"
 CHECKPOINT_NAME = "last.ckpt"

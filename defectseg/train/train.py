@@ -13,12 +13,13 @@ from defectseg.data.split import SPLIT_NAME, write_split
 from defectseg.errors import UsageError
 from defectseg.evaluate.metrics import Metrics, headline
 from defectseg.image.read import LowBitDepth
+from defectseg.machine import is_main_process
 from defectseg.model.devices import resolve_device
 from defectseg.model.info import Thresholds, read_model_info
 from defectseg.model.locate import FOLD_PREFIX, MODEL_NAME
 from defectseg.progress import Progress, silent
 from defectseg.train.images import Images, check_data, find_folds, read_images
-from defectseg.train.processes import from_main, is_main_process, processes
+from defectseg.train.processes import from_main, processes
 from defectseg.train.run import train_one
 from defectseg.train.run_folder import FOLDS_NAME, Request, has_begun, read_request, run_folder
 from defectseg.tune.tune import tune_out_of_fold

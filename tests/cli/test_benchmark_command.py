@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from defectseg.benchmark.benchmark import STAGES
-from defectseg.cli import common
+from defectseg.cli import options
 from defectseg.cli.main import main
 from defectseg.data.folder import images_folder
 
@@ -52,7 +52,7 @@ def _own_process() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     yield
     logger.handlers, logger.level, logger.propagate = before
-    common.state.verbose = False
+    options.state.verbose = False
     signal.signal(signal.SIGTERM, handler)
 
 

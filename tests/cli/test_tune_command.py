@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from defectseg.cli import common
+from defectseg.cli import options
 from defectseg.cli.main import main
 from defectseg.errors import UsageError
 from defectseg.model.info import read_model_info
@@ -27,7 +27,7 @@ def _own_process() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     yield
     logger.handlers, logger.level, logger.propagate = before
-    common.state.verbose = False
+    options.state.verbose = False
     signal.signal(signal.SIGTERM, handler)
 
 

@@ -443,8 +443,9 @@ def test_classes_that_the_model_does_not_have_are_refused_with_those_it_has(want
         resolve_classes(wanted, ["pits", "cracks"])
 
 
-def test_a_name_that_looks_like_a_number_wins_over_the_number() -> None:
-    assert resolve_classes(["2"], ["2", "1"]) == (1,)
+def test_a_number_is_a_class_id_whatever_the_classes_are_called() -> None:
+    assert resolve_classes(["2"], ["2", "1"]) == (2,)
+    assert resolve_classes(["7"], ["7", "8"]) == (1,)
 
 
 @pytest.mark.parametrize(
