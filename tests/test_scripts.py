@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -424,3 +426,15 @@ def test_environment_counts_as_made_only_when_the_installation_ended_well(clone:
     assert make_environment(clone, stubs, "dev").returncode == 1
     assert make_environment(clone, stubs, "dev").returncode == 1
     assert [call[0] for call in calls(stubs, "uv")] == ["venv", "pip", "pip"]
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.rglob("*.py")), ids=lambda path: path.name)
+def test_each_benchmark_says_how_it_is_used(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    monkeypatch.syspath_prepend(str(script.parent))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code in (0, None)
+    assert "usage:" in capsys.readouterr().out

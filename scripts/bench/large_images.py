@@ -48,7 +48,7 @@ class GreyLevels:
         level = images[:, 0] / np.float32(255)
         answer = np.stack([level, 1 - level, level * np.float32(0.9), 1 - level * np.float32(1.1)], axis=1)
         answer = np.clip((answer - np.float32(0.7)) * 4, 0, 1)
-        return Answer(answer, answer.max(axis=(2, 3)))
+        return Answer(answer.astype(np.float32), answer.max(axis=(2, 3)).astype(np.float32))
 
 
 def make_picture(size_hw: tuple[int, int]) -> NDArray[np.uint8]:
@@ -136,7 +136,8 @@ def print_tiles(model: Path, image: Path, tiles: list[str]) -> None:
         difference = np.abs(probabilities - first)
         pixel = np.array(info.thresholds.pixel, np.float32)[:, None, None]
         masks, firsts = probabilities >= pixel, first >= pixel
-        dice = 2 * np.count_nonzero(masks & firsts) / max(np.count_nonzero(masks) + np.count_nonzero(firsts), 1)
+        both, total = int(np.count_nonzero(masks & firsts)), int(np.count_nonzero(masks) + np.count_nonzero(firsts))
+        dice = 2 * both / max(total, 1)
         print(f"| {tile} | {difference.max():.3f} | {difference.mean():.5f} | {dice:.4f} |")
 
 

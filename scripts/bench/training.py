@@ -42,7 +42,7 @@ def plain_step(encoder: str, grey: Tensor, masks: Tensor) -> Callable[[], None]:
 
 def our_step(encoder: str, grey: Tensor, masks: Tensor) -> Callable[[], None]:
     config = ModelConfig(encoder=encoder, encoder_weights="none", classification_head=False)
-    network = build_network(config, CLASSES, "none").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = build_network(config, CLASSES, "none").to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, OptimizerConfig())
     dtype = half_precision(torch.device("cpu"))
     ignore = torch.zeros(masks[:, 0].shape, dtype=torch.bool)
@@ -51,7 +51,7 @@ def our_step(encoder: str, grey: Tensor, masks: Tensor) -> Callable[[], None]:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             logits, _ = network(grey.contiguous(memory_format=torch.channels_last))
         optimizer.zero_grad()
-        segmentation_loss(logits.float(), None, masks, ignore, LossConfig()).total.backward()
+        torch.autograd.backward(segmentation_loss(logits.float(), None, masks, ignore, LossConfig()).total)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
 
