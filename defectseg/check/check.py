@@ -134,7 +134,7 @@ def _compare(
 ) -> tuple[list[CopyPair], list[Fault]]:
     """Leaks into or from the other images, and what is wrong with those or with the masks of copies."""
     paths = [image.path for image in others.found]
-    other_descriptors, failed = describe_all(
+    other_descriptors, unread = describe_all(
         paths, reduced=False, bit_depth=bit_depth, progress=lambda done, total, text="": advance(done)
     )
     copies = find_copies(descriptors, other_descriptors)
@@ -147,7 +147,7 @@ def _compare(
     leaks = name_pairs(copies, labelled, LabelledImages(ids, sizes, others.rows_of))
     faults = [
         warning("against", f"Not compared: {message}", "Replace the file, or take it out.")
-        for message in [*(image.fault for image in others.faulty), *failed.values()]
+        for message in [*(image.fault for image in others.faulty), *unread.values()]
     ]
     return leaks, faults + disagreements(leaks, f"{others.root}: ")
 

@@ -42,7 +42,7 @@ class Scored:
 
 
 Visitor = Callable[[Scored], object]
-"""Looks at an image while it is in memory (an overlay writer, a threshold search) and must not keep the arrays.
+"""Sees an image while it is in memory (an overlay writer, a threshold search) and must not keep the arrays.
 
 It is called from several threads at once, in any order."""
 

@@ -112,9 +112,9 @@ def write_start(folder: Path, recipe: Recipe, images: Images) -> None:
     """Write what people and other commands want to know of a run: its recipe, its split, the images left out."""
     write_text(folder / CONFIG_NAME, dump_recipe(recipe))
     write_split(folder / SPLIT_NAME, images.folds)
-    if images.failed:
+    if images.unreadable:
         with atomic_csv(folder / ERRORS_NAME, ("ImageId", "error")) as write_rows:
-            write_rows(images.failed)
+            write_rows(images.unreadable)
 
 
 def _is_free(folder: Path) -> bool:
