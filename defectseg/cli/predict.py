@@ -76,7 +76,7 @@ def predict(
     DIR receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv, run.json and journal.jsonl, or
     less: see --outputs. Run again after an interruption, or with new images, and only what is missing is done.
 
-    Exit codes: 0 done, 10 see --fail-on-defect, 3 some images could not be read (errors.csv) or see --fail-on-blank,
+    Exit codes: 0 done, 10 see --fail-on-defect, 3 some images are unreadable (errors.csv) or see --fail-on-blank,
     4 could not go on. Where both apply, 10 comes before 3.
 
     Example: defectseg predict runs/1/model.safetensors night_shift/ --out results/

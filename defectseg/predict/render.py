@@ -66,7 +66,7 @@ def render(
 
 
 def render_unreadable(unreadable: Unreadable) -> Rendered:
-    """The rows of an image that could not be read."""
+    """The rows of an unreadable image."""
     blank = dict.fromkeys(
         ("height", "width", "classes", "regions", "defect_area_px", "defect_area_percent", "top_score"), ""
     )

@@ -17,6 +17,7 @@ from defectseg.data.folder import DataFolder
 from defectseg.data.split import SPLIT_NAME, make_folds, read_split
 from defectseg.errors import DataError, ImageError
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.machine import cores
 from defectseg.model.info import ModelInfo
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def read_images(
             cache.offer(image_id, decoded.pixels)
         return _Read(size_hw, decoded.bit_depth, decoded.brightest16)
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         results = dict(zip(data.image_ids, pool.map(read, data.image_ids), strict=True))
     found = {image_id: one for image_id, one in results.items() if not isinstance(one, str)}
     unreadable = [(image_id, reason) for image_id, reason in results.items() if isinstance(reason, str)]

@@ -19,12 +19,11 @@ from defectseg.files import (
 )
 from defectseg.machine import is_main_process
 from defectseg.model.info import Thresholds
-from defectseg.model.locate import FOLD_PREFIX, MODEL_NAME
+from defectseg.model.locate import CHECKPOINT_NAME, FOLD_PREFIX, MODEL_NAME
 from defectseg.train.images import Images
 from defectseg.train.processes import TENSORBOARD_NAME
 
 REQUEST_NAME = "request.json"
-CHECKPOINT_NAME = "last.ckpt"
 METRICS_NAME = "metrics.jsonl"
 CONFIG_NAME = "config.yaml"
 ERRORS_NAME = "errors.csv"
