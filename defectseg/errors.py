@@ -2,7 +2,7 @@
 
 DefectsegError                    1   never raised itself
 ├── UsageError                    2   a flag, argument or combination that makes no sense
-│   ├── ConfigError               2   a recipe or --set that is not valid
+│   ├── ConfigError               2   a recipe, or a change of one, that is not valid
 │   └── OutputExistsError         2   a folder or file that would be overwritten
 └── CannotContinueError           4   something needed is missing, unreadable or exhausted
     ├── DataError                 4   a data folder or one of its files
@@ -70,7 +70,7 @@ class UsageError(DefectsegError):
 
 
 class ConfigError(UsageError):
-    """A recipe, or a --set on top of it, that is not valid."""
+    """A recipe, or a change of one of its keys, that is not valid."""
 
 
 class OutputExistsError(UsageError):

@@ -32,7 +32,7 @@ notice() {
 # What is wrong besides defects; errors.csv has a header even where it lists nothing.
 troubles() {
     if [ "$(head -n 2 "$out/errors.csv" 2>/dev/null | wc -l)" -gt 1 ]; then
-        printf '; some images could not be read: see %s' "$out/errors.csv"
+        printf '; some images are unreadable: see %s' "$out/errors.csv"
     fi
     if grep -qE '^("([^"]|"")*"|[^",]*),blank,' "$out/images.csv" 2>/dev/null; then
         printf '; some images are blank: see %s' "$out/images.csv"

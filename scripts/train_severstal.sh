@@ -39,7 +39,7 @@ if [ ! -e "$run/model.safetensors" ]; then
         train=(defectseg train "${RECIPE:-severstal}" "${common[@]}" --out "$run" --fold "${FOLD:-0}"
             ${ENCODER_WEIGHTS:+--encoder-weights "$ENCODER_WEIGHTS"})
     fi
-    # 3: trained, but some images could not be read; RUN/errors.csv lists them.
+    # 3: trained, but some images were unreadable; RUN/errors.csv lists them.
     "${train[@]}" || [ $? -eq 3 ]
 fi
 

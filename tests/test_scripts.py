@@ -120,7 +120,7 @@ def test_predict_folder_tells_of_unreadable_and_blank_images_beside_defects(
     predict_folder(tmp_path, stubs, exit_code=code)
     (notice,) = (words[0] for words in calls(stubs, "hook"))
     assert ("defects found" in notice) == (code == 10)
-    assert (f"could not be read: see {out}/errors.csv" in notice) == unreadable
+    assert (f"are unreadable: see {out}/errors.csv" in notice) == unreadable
     assert (f"blank: see {out}/images.csv" in notice) == (status == "blank")
 
 

@@ -17,7 +17,7 @@ from defectseg.check.split import check_groups_and_split
 from defectseg.copies.descriptors import Descriptors, describe_all
 from defectseg.copies.find import find_copies
 from defectseg.copies.strips import find_neighbours
-from defectseg.data.classes import check_class_names, read_class_names
+from defectseg.data.classes import CLASSES_NAME, check_class_names, read_class_names
 from defectseg.data.folder import (
     IMAGES_NAME,
     find_table,
@@ -134,7 +134,7 @@ def _compare(
 ) -> tuple[list[CopyPair], list[Fault]]:
     """Leaks into or from the other images, and what is wrong with those or with the masks of copies."""
     paths = [image.path for image in others.found]
-    other_descriptors, failed = describe_all(
+    other_descriptors, unread = describe_all(
         paths, reduced=False, bit_depth=bit_depth, progress=lambda done, total, text="": advance(done)
     )
     copies = find_copies(descriptors, other_descriptors)
@@ -147,7 +147,7 @@ def _compare(
     leaks = name_pairs(copies, labelled, LabelledImages(ids, sizes, others.rows_of))
     faults = [
         warning("against", f"Not compared: {message}", "Replace the file, or take it out.")
-        for message in [*(image.fault for image in others.faulty), *failed.values()]
+        for message in [*(image.fault for image in others.faulty), *unread.values()]
     ]
     return leaks, faults + disagreements(leaks, f"{others.root}: ")
 
@@ -183,7 +183,7 @@ def _class_names(root: Path, rows: Sequence[LabelRow]) -> tuple[tuple[str, ...],
     largest = max((row.class_id for row in rows if row.encoded and row.class_id != IGNORE_CLASS_ID), default=0)
     try:
         names = read_class_names(root, largest)
-        check_class_names(names, where=str(root / "classes.txt"))
+        check_class_names(names, where=str(root / CLASSES_NAME))
     except DataError as problem:
         remedy = "Write one name on each line of classes.txt; line n names ClassId n."
         return tuple(f"class {number}" for number in range(1, largest + 1)), [error("classes", str(problem), remedy)]

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Overwrite, RuntimeName, Tta, Verbose
+from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Overwrite, RuntimeName, Tta, Verbose, entries
 from defectseg.cli.show import bit_depth_hint, finish, print_json, shown
 from defectseg.errors import UsageError
 
@@ -76,7 +76,7 @@ def predict(
     DIR receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv, run.json and journal.jsonl, or
     less: see --outputs. Run again after an interruption, or with new images, and only what is missing is done.
 
-    Exit codes: 0 done, 10 see --fail-on-defect, 3 some images could not be read (errors.csv) or see --fail-on-blank,
+    Exit codes: 0 done, 10 see --fail-on-defect, 3 some images are unreadable (errors.csv) or see --fail-on-blank,
     4 could not go on. Where both apply, 10 comes before 3.
 
     Example: defectseg predict runs/1/model.safetensors night_shift/ --out results/
@@ -96,9 +96,9 @@ def predict(
             model_paths(model),
             images,
             out,
-            classes=_entries(classes),
+            classes=entries(classes),
             overwrite=overwrite,
-            outputs=_entries(outputs),
+            outputs=entries(outputs),
             overlays=overlays,
             device=device,
             runtime=runtime,
@@ -121,11 +121,6 @@ def predict(
         low = LowBitDepth(**run["low_bit_depth"])
         logging.getLogger("defectseg").warning("%s %s", low, bit_depth_hint(low.bit_depth))
     finish(exit_code_of(run, fail_on_defect=fail_on_defect, fail_on_blank=fail_on_blank))
-
-
-def _entries(listed: str | None) -> list[str] | None:
-    """The entries of a comma-separated list; None where there is no list."""
-    return None if listed is None else [entry.strip() for entry in listed.split(",") if entry.strip()]
 
 
 def expand(inputs: Sequence[str]) -> tuple[list[Path], list[Path]]:

@@ -117,7 +117,7 @@ def train(
         if results[0].low_bit_depth is not None:
             low = results[0].low_bit_depth
             log.warning("%s %s", low, bit_depth_hint(low.bit_depth))
-    finish(ExitCode.PARTIAL if any(result.failed for result in results) else ExitCode.DONE)
+    finish(ExitCode.PARTIAL if any(result.unreadable for result in results) else ExitCode.DONE)
 
 
 def _changes(
@@ -200,7 +200,7 @@ def _report(results: Sequence[Any], json_output: bool) -> None:
             {
                 "model": str(result.model),
                 "validation": None if result.metrics is None else result.metrics.to_json(),
-                "left_out": [list(pair) for pair in result.failed],
+                "unreadable": [list(pair) for pair in result.unreadable],
             }
             for result in results
         ]

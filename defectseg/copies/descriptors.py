@@ -141,7 +141,7 @@ def describe_all(
     Returns:
         the descriptors in the order of `paths`, and index -> message of those that cannot be read.
     """
-    descriptors, failed = Descriptors(len(paths)), {}
+    descriptors, unreadable = Descriptors(len(paths)), {}
 
     def read_and_describe(path: Path) -> Descriptor | str:
         try:
@@ -155,11 +155,11 @@ def describe_all(
     with ThreadPoolExecutor(max_workers=cores()) as pool:
         for index, found in enumerate(pool.map(read_and_describe, paths)):
             if isinstance(found, str):
-                failed[index] = found
+                unreadable[index] = found
             else:
                 descriptors[index] = found
             progress(index + 1, len(paths))
-    return descriptors, failed
+    return descriptors, unreadable
 
 
 def whitened(detail: NDArray[np.int8]) -> Floats:

@@ -39,6 +39,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 IMAGES_NAME = "train_images"
+GROUPS_NAME = "groups.csv"
 BORDER_PX = 8
 """Ignored pixels this close to a defect are its border, as VOC draws one round each object."""
 
@@ -307,7 +308,7 @@ def _how_to_import(root: Path) -> str:
 
 def read_groups(root: Path) -> dict[str, str]:
     """ImageId -> group from groups.csv (`ImageId,Group`), empty where there is none. Raises LabelError."""
-    path = root / "groups.csv"
+    path = root / GROUPS_NAME
     if not path.exists():
         return {}
     groups: dict[str, str] = {}

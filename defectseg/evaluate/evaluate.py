@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from defectseg.data.folder import DataFolder, open_data_folder
-from defectseg.errors import DataError
 from defectseg.evaluate.metrics import Counts, Metrics, summarise
 from defectseg.evaluate.prediction_file import score_predictions
 from defectseg.evaluate.report import write_evaluation
-from defectseg.evaluate.score import Scored, score_images
+from defectseg.evaluate.score import Scored, all_unreadable, score_images
 from defectseg.evaluate.subset import choose_subset, missing_warnings, seen_warnings
 from defectseg.files import atomic_csv, result_folder, write_result
 from defectseg.image.find import escaped
@@ -35,7 +34,7 @@ _CONVENTION = "Dice of each (image, class) pair, 1 where both masks are empty, a
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, warnings, and the images that could not be read; `low_bit_depth` is among the warnings, too."""
+    """Figures, warnings, and the unreadable images; `low_bit_depth` is among the warnings, too."""
 
     metrics: Metrics
     warnings: tuple[str, ...]
@@ -87,8 +86,8 @@ def evaluate(
         _clear(out)
         overlays, visit = _overlay_writer(out, image_ids)
         score = score_images(network, folder, image_ids, settings, visitors=(visit,), progress=progress)
-        unreadable = _all_unreadable(folder, score.counts, score.unreadable)
-        warnings += [f"left out, could not be read: {one.message}" for one in unreadable]
+        unreadable = all_unreadable(folder, score.unreadable, scored=len(score.counts))
+        warnings += [f"left out, unreadable: {one.message}" for one in unreadable]
         low = find_low_bit_depth(score.brightest)
         warnings += [] if low is None else [str(low)]
         metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names), score.counts)
@@ -124,8 +123,8 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
     """
     folder = open_data_folder(data)
     counts, warnings, unread = score_predictions(predictions, folder)
-    unreadable = _all_unreadable(folder, counts, unread)
-    warnings += [f"left out, could not be read: {one.message}" for one in unreadable]
+    unreadable = all_unreadable(folder, unread, scored=len(counts))
+    warnings += [f"left out, unreadable: {one.message}" for one in unreadable]
     metrics = summarise(counts, folder.class_names)
     if out is not None:
         with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
@@ -135,15 +134,6 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
             write_evaluation(out, metrics, counts, title=title, facts=facts, overlays={}, warnings=warnings)
             _write_errors(out / ERRORS, unreadable)
     return Evaluation(metrics, tuple(warnings), unreadable)
-
-
-def _all_unreadable(folder: DataFolder, counts: Counts, unreadable: Sequence[Unreadable]) -> tuple[Unreadable, ...]:
-    """The images that could not be read, with those that were faulty from the start. Raises DataError if all were."""
-    if unreadable and not counts:
-        raise DataError(
-            f"{folder.root}: none of the {len(unreadable)} images can be read. The first: {unreadable[0].message}"
-        )
-    return (*(Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty), *unreadable)
 
 
 def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Metrics, Counts]:

@@ -176,13 +176,12 @@ class Metrics:
         return {**asdict(self), "detection": _detection_json(self.detection), "classes": classes}
 
 
-def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str], *, seed: int = 0) -> Metrics:
+def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str]) -> Metrics:
     """Make the figures of a data set from its counts.
 
     Args:
         counts: a pair for each image and each of ClassId 1..len(class_names).
         class_names: item c names ClassId c + 1.
-        seed: of the bootstrap.
 
     Raises:
         DataError: there is no image, or every pair is unknown.
@@ -195,7 +194,7 @@ def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str], 
     kaggle_dice, all_empty = float(dice[known].mean()), float((~positive[known]).mean())
     positive_dice = _mean_or_none(dice[positive])
     miou = _mean_or_none([one.iou for one in classes if one.positive_pairs and one.iou is not None])
-    resampled = bootstrap(tally, seed=seed)
+    resampled = bootstrap(tally, seed=0)
     return Metrics(
         images=len(dice),
         pairs=dice.size,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder
+from defectseg.errors import DataError
 from defectseg.evaluate.metrics import Counts, count_pairs, merge
 from defectseg.image.find import FoundImage
 from defectseg.inference.settings import Settings
@@ -42,7 +43,7 @@ class Scored:
 
 
 Visitor = Callable[[Scored], object]
-"""Looks at an image while it is in memory (an overlay writer, a threshold search) and must not keep the arrays.
+"""Sees an image while it is in memory (an overlay writer, a threshold search) and must not keep the arrays.
 
 It is called from several threads at once, in any order."""
 
@@ -112,3 +113,16 @@ def score_images(
                 brightest[result[1]] += 1
             progress(done, len(images))
     return Score(merge(*parts), tuple(unreadable), brightest)
+
+
+def all_unreadable(folder: DataFolder, unreadable: Sequence[Unreadable], *, scored: int) -> tuple[Unreadable, ...]:
+    """The unreadable images, with those that were faulty from the start.
+
+    Raises:
+        DataError: none was `scored`, since none could be read.
+    """
+    if unreadable and not scored:
+        raise DataError(
+            f"{folder.root}: none of the {len(unreadable)} images can be read. The first: {unreadable[0].message}"
+        )
+    return (*(Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty), *unreadable)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from defectseg.config import SizeHW
 from defectseg.errors import DefectsegError, ModelError, OutputExistsError, UsageError
 from defectseg.export import int8 as quantize
 from defectseg.export.parity import (
     ODD_HW,
     Comparison,
     Limits,
-    SizeHW,
     check,
     compare,
     fit,

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from defectseg.config import SizeHW
 from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.data.split import SPLIT_NAME, read_split
 from defectseg.errors import DataError, ImageError, ModelError
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, summarise
 from defectseg.evaluate.score import Scored, score_images
-from defectseg.export.parity import SEED, SizeHW, cut, pooled_dice
+from defectseg.export.parity import SEED, cut, pooled_dice
 from defectseg.inference.segment import segment_image
 from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo

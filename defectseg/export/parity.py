@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from defectseg.config import SizeHW
 from defectseg.data.folder import IMAGES_NAME
 from defectseg.data.synthetic import SMALLEST_SIDE_PX, make_sheet
 from defectseg.errors import DataError, ImageError, ModelError
@@ -27,8 +28,6 @@ SYNTHETIC_IMAGES = 8
 SYNTHETIC_HW = (256, 1600)  # as Severstal's
 ODD_HW = (200, 330)  # no multiple of any network's stride, and of another shape than the images
 SEED = 0
-
-SizeHW = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -165,11 +164,11 @@ def real_images(
     return images
 
 
-def synthetic_images(limit_hw: SizeHW, *, count: int = SYNTHETIC_IMAGES, seed: int = SEED) -> list[NDArray[np.uint8]]:
+def synthetic_images(limit_hw: SizeHW, *, count: int = SYNTHETIC_IMAGES) -> list[NDArray[np.uint8]]:
     """Some synthetic sheets, grey uint8 (H, W), of Severstal's size or, where that is larger, of `limit_hw`."""
     height, width = (min(side, limit) for side, limit in zip(SYNTHETIC_HW, limit_hw, strict=True))
     drawn_hw = (max(height, SMALLEST_SIDE_PX), max(width, SMALLEST_SIDE_PX))
-    return [fit(make_sheet(seed, index, drawn_hw).image, (height, width)) for index in range(count)]
+    return [fit(make_sheet(SEED, index, drawn_hw).image, (height, width)) for index in range(count)]
 
 
 def cut(image: NDArray[np.uint8], limit_hw: SizeHW, rng: random.Random) -> NDArray[np.uint8]:

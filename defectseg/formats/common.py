@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.classes import check_class_names, write_class_names
-from defectseg.data.folder import IMAGES_NAME, DataFolder, open_data_folder
+from defectseg.data.folder import GROUPS_NAME, IMAGES_NAME, DataFolder, open_data_folder
 from defectseg.data.split import SPLIT_NAME, write_split
 from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_label_table
 from defectseg.errors import DataError
@@ -294,7 +294,7 @@ class Source:
             )
         for image_id in self.folder.missing_images:
             self.tally.add("missing_images", example=image_id)
-        for name in ("groups.csv", SPLIT_NAME):
+        for name in (GROUPS_NAME, SPLIT_NAME):
             if name not in kept and (root / name).is_file():
                 self.tally.add("side_files", example=name)
 

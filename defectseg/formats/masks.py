@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.data.classes import check_class_names, read_class_names, write_class_names
+from defectseg.data.classes import CLASSES_NAME, check_class_names, read_class_names, write_class_names
 from defectseg.data.table import IGNORE_CLASS_ID, Labels
 from defectseg.errors import DataError
 from defectseg.files import check_is_free, new_folder
@@ -88,8 +88,8 @@ class _GivenNames:
 def _given_names(src: Path, classes: Sequence[str] | None) -> _GivenNames | None:
     if classes is not None:
         given = _GivenNames(tuple(classes), _GIVEN)
-    elif (src / "classes.txt").is_file():
-        given = _GivenNames(read_class_names(src, 0), str(src / "classes.txt"))
+    elif (src / CLASSES_NAME).is_file():
+        given = _GivenNames(read_class_names(src, 0), str(src / CLASSES_NAME))
     else:
         return None
     check_class_names(given.names, where=given.where)
@@ -260,7 +260,7 @@ def export_masks(
     source.check_stems("masks")
     if per_class:
         _check_folder_names(source)
-    with new_folder(out, last="classes.txt") as building:
+    with new_folder(out, last=CLASSES_NAME) as building:
         for image in source.labelled_images(progress):
             place_image(image.path, building / "images" / image.image_id, link=link)
             pictures = (

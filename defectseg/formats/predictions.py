@@ -19,7 +19,7 @@ from defectseg.progress import Progress, silent
 TOLERANCE_PX = 1.0  # what an outline may deviate, so that people get a few dozen points to move, not hundreds
 
 LOSSES = {
-    "unreadable_images": "{count} images could not be read and are not in the file (for example {examples}).",
+    "unreadable_images": "{count} images are unreadable and not in the file (for example {examples}).",
     "hole_px": "{count} px of holes are filled, since an outline cannot have holes (for example {examples}).",
     "simplified": "Outlines are simplified; they deviate by up to {count} px.",
 }

@@ -1,4 +1,4 @@
-"""Find images, and decode them strictly to grey."""
+"""Decode images strictly to grey, and mask images to the numbers in them."""
 
 import os
 import struct
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from defectseg.errors import ImageError
 from defectseg.files import open_regular
 from defectseg.image import whole
-from defectseg.image import whole as containers
 from defectseg.image.find import FoundImage
 
 MAX_FILE_BYTES = 2**31 - 1  # OpenCV decodes from no larger buffer: 268 megapixels of 8 bytes each, uncompressed
@@ -136,7 +135,7 @@ def read_size(path: Path) -> tuple[int, int]:
     """
     try:
         with open_regular(path) as handle:
-            return containers.read_size(handle, name=str(path))
+            return whole.read_size(handle, name=str(path))
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
@@ -158,10 +157,10 @@ def decode_bytes(
         model_bit_depth: the same where neither is known: what the model was trained with. None: all 16.
 
     Raises:
-        ImageError: it is not an image, is not whole, has too many pixels (see `containers.allow_pixels`), has values
+        ImageError: it is not an image, is not whole, has too many pixels (see `whole.allow_pixels`), has values
             that are neither 8 nor 16 bit, or a value beyond the bit depth.
     """
-    container = containers.inspect(content, name=name)
+    container = whole.inspect(content, name=name)
     pixels = decode_payload(container.payload, _FLAGS.get(container.kind, cv2.IMREAD_UNCHANGED), name=name)
     if container.bits is not None:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / (2**container.bits - 1))
@@ -176,7 +175,7 @@ def decode_bytes(
 
 
 def decode_payload(payload: bytes, flags: int, *, name: str) -> NDArray[Any]:
-    """The pixels of a file that `containers.inspect` found sound, as OpenCV decodes them with these flags.
+    """The pixels of a file that `whole.inspect` found sound, as OpenCV decodes them with these flags.
 
     Raises:
         ImageError: OpenCV cannot decode it.
@@ -208,7 +207,7 @@ def decode_small(path: Path, *, shorter_px: int, longer_px: int, bit_depth: int 
         ImageError: as `decode` does.
     """
     content = read_file(path)
-    container = containers.inspect(content, name=str(path))
+    container = whole.inspect(content, name=str(path))
     if container.kind == "JPEG":
         shorter, longer = sorted(container.size_hw)
         for divisor, flag in _REDUCED_FLAGS.items():
@@ -279,7 +278,6 @@ def is_blank(pixels: NDArray[np.uint8]) -> bool:
 
 MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # JPEG smears the numbers
 
-_PNG_SIGNATURE_BYTES = 8
 _PALETTE_COLOUR_TYPE = 3
 
 
@@ -339,4 +337,4 @@ def _palette_as_grey(content: bytes) -> tuple[bytes, int]:
     rewritten = b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in kept
     )
-    return content[:_PNG_SIGNATURE_BYTES] + rewritten, 255 // (2**bits - 1)
+    return content[: whole.PNG_SIGNATURE_BYTES] + rewritten, 255 // (2**bits - 1)

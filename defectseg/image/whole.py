@@ -30,7 +30,7 @@ _MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # all but stuffing, 
 _MARKER_IN_HEADER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 # Start-of-frame markers: C0 to CF without the tables DHT (C4), JPG (C8) and DAC (CC).
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_PNG_SIGNATURE_BYTES = 8
+PNG_SIGNATURE_BYTES = 8
 _ANIMATION_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
 _FIRST_FRAME = "first frame of an animation used"
 _JPEG2000_START = b"\xff\x4f\xff\x51"
@@ -92,7 +92,7 @@ def inspect(content: bytes, *, name: str) -> Container:
     if height * width > _allowed_pixels:
         raise ImageError(
             f"{name}: {width} x {height} px are {height * width:,}; to save memory, up to {_allowed_pixels:,} are "
-            f"decoded. Cut it into smaller images, or raise the limit: --max-pixels {height * width} (predict, "
+            f"decoded. Cut it into smaller images, or raise the limit: max_pixels={height * width} (predict, "
             "evaluate, tune, train and data check)."
         )
     return container
@@ -217,7 +217,7 @@ def _walk_png(content: bytes, name: str) -> Container:
     OpenCV 5.0 crashes on some animations, and decodes others whose first picture lacks data.
     """
     notes: tuple[str, ...] = ()
-    kept = [memoryview(content)[:_PNG_SIGNATURE_BYTES]]
+    kept = [memoryview(content)[:PNG_SIGNATURE_BYTES]]
     view = memoryview(content)
     for kind, start, length in png_chunks(content):
         end = start + length + 4
@@ -240,7 +240,7 @@ def _walk_png(content: bytes, name: str) -> Container:
 
 def png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Kind, first byte and length of each chunk of a PNG file."""
-    start = _PNG_SIGNATURE_BYTES
+    start = PNG_SIGNATURE_BYTES
     while start + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, start)
         yield kind, start + 8, length

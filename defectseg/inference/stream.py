@@ -6,7 +6,6 @@ caller wants. While a thread waits for the network, others read and post-process
 calling thread.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -28,6 +27,7 @@ from defectseg.image.read import DecodedImage
 from defectseg.inference.segment import Segmentation, segment, segment_image
 from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import ImageAnswer, predict_image
+from defectseg.machine import cores
 from defectseg.runtime.base import Answer, Runtime
 
 _LOOK_AHEAD = 4  # results that wait for their turn, besides the images in work
@@ -112,7 +112,7 @@ def stream(
         ResourceError: memory ran out.
         Exception: whatever `then` raises, but an ImageError, which makes the image Unreadable.
     """
-    threads = runtime.parallel + max(2, min(os.cpu_count() or 2, _MOST_HELPERS))
+    threads = runtime.parallel + max(2, min(cores(), _MOST_HELPERS))
     with (
         _one_opencv_thread(),
         ThreadPoolExecutor(runtime.parallel, thread_name_prefix="network") as network_threads,

@@ -12,6 +12,7 @@ from defectseg.files import file_sha256
 from defectseg.model.info import OPENVINO_SUFFIX, open_description, parse_model_info
 
 MODEL_NAME = "model.safetensors"
+CHECKPOINT_NAME = "last.ckpt"  # where there is no model beside it, the training has not ended
 FOLD_PREFIX = "fold-"  # of the run folders of the single folds, inside the folder of `train --fold all`
 # What decides the network's answers, besides the weights, and what they are called.
 _IDENTIFYING: dict[str, Any] = {
@@ -55,7 +56,7 @@ def _exists(path: Path) -> bool:
 
 def _models_at(path: Path) -> tuple[Path, ...]:
     """The model of a run folder, or those of all its folds, by their number."""
-    if (path / MODEL_NAME).is_file() or (path / "last.ckpt").exists():
+    if (path / MODEL_NAME).is_file() or (path / CHECKPOINT_NAME).exists():
         return (find_model(path),)
     numbered = {
         int(number): folder
@@ -76,7 +77,7 @@ def find_model(path: Path) -> Path:
     model = path / MODEL_NAME
     if model.is_file():
         return model
-    if (path / "last.ckpt").exists():
+    if (path / CHECKPOINT_NAME).exists():
         raise ModelError(
             f"{path}: this training run has not ended. Resume it with defectseg train, and use its model then."
         )

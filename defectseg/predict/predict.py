@@ -19,7 +19,7 @@ from defectseg.machine import __version__, package_versions
 from defectseg.model.info import ModelInfo
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, RunKey
-from defectseg.predict.render import Rendered, render, render_failure
+from defectseg.predict.render import Rendered, render, render_unreadable
 from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
 from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
@@ -79,7 +79,7 @@ def run_batch(
         for done, result in enumerate(results, start=1):
             if isinstance(result, Unreadable):
                 log.warning("%s", result.message)
-                result = render_failure(result)
+                result = render_unreadable(result)
             output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
             statuses[result.record.status] += 1
             brightest[result.brightest16] += 1

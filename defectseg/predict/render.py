@@ -65,8 +65,8 @@ def render(
     return Rendered(record, overlay_jpeg, class_map_png, decoded.brightest16)
 
 
-def render_failure(unreadable: Unreadable) -> Rendered:
-    """The rows of an image that could not be read."""
+def render_unreadable(unreadable: Unreadable) -> Rendered:
+    """The rows of an unreadable image."""
     blank = dict.fromkeys(
         ("height", "width", "classes", "regions", "defect_area_px", "defect_area_percent", "top_score"), ""
     )

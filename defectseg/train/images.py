@@ -17,6 +17,7 @@ from defectseg.data.folder import DataFolder
 from defectseg.data.split import SPLIT_NAME, make_folds, read_split
 from defectseg.errors import DataError, ImageError
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.machine import cores
 from defectseg.model.info import ModelInfo
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Images:
         data: the labels.
         folds: ImageId -> fold, of all images.
         sizes: ImageId -> (H, W) in px, of the images that can be read.
-        failed: (ImageId, reason) of the others.
+        unreadable: (ImageId, reason) of the others.
         cache: ImageId -> pixels, uint8 (H, W), read-only; empty where the images are read anew for each crop.
         bit_depth: what all 16-bit images were read with; None where there are none, where they differ, or where it is
             not known.
@@ -53,7 +54,7 @@ class Images:
     data: DataFolder
     folds: Mapping[str, int]
     sizes: Mapping[str, tuple[int, int]]
-    failed: tuple[tuple[str, str], ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()
     cache: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     bit_depth: int | None = None
     low_bit_depth: LowBitDepth | None = None
@@ -140,11 +141,11 @@ def read_images(
             cache.offer(image_id, decoded.pixels)
         return _Read(size_hw, decoded.bit_depth, decoded.brightest16)
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         results = dict(zip(data.image_ids, pool.map(read, data.image_ids), strict=True))
     found = {image_id: one for image_id, one in results.items() if not isinstance(one, str)}
-    failed = [(image_id, reason) for image_id, reason in results.items() if isinstance(reason, str)]
-    for image_id, reason in failed:
+    unreadable = [(image_id, reason) for image_id, reason in results.items() if isinstance(reason, str)]
+    for image_id, reason in unreadable:
         log.warning("left out: %s (%s)", image_id, reason)
     if cache.pixels:
         log.info("%d decoded images in memory (%.0f MB)", len(cache.pixels), cache.used_bytes / 1e6)
@@ -156,7 +157,7 @@ def read_images(
         data,
         folds,
         sizes={image_id: one.size_hw for image_id, one in found.items()},
-        failed=(*((image.image_id, image.fault) for image in data.faulty), *failed),
+        unreadable=(*((image.image_id, image.fault) for image in data.faulty), *unreadable),
         cache=cache.pixels,
         bit_depth=bit_depths.pop() if len(bit_depths) == 1 else None,
         low_bit_depth=low,

@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-import os
 import sys
 from collections.abc import Set
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from defectseg.config import Recipe
 from defectseg.errors import ConfigError, ResourceError
+from defectseg.machine import cores
 from defectseg.model.devices import is_out_of_memory
 from defectseg.model.losses import segmentation_loss
 from defectseg.model.network import DefectNetwork
@@ -174,7 +174,7 @@ def _workers(recipe: Recipe, device: torch.device) -> int:
     """
     if recipe.data.workers != "auto":
         return recipe.data.workers
-    return min(8, os.cpu_count() or 1) if device.type == "cuda" and _can_fork() else 0
+    return min(8, cores()) if device.type == "cuda" and _can_fork() else 0
 
 
 def _can_fork() -> bool:

@@ -25,6 +25,7 @@ from defectseg.files import atomic_path
 from defectseg.inference.settings import Settings
 from defectseg.model.devices import is_out_of_memory
 from defectseg.model.info import ModelInfo, Thresholds
+from defectseg.model.locate import CHECKPOINT_NAME
 from defectseg.model.losses import LossParts, segmentation_loss
 from defectseg.model.network import DefectNetwork
 from defectseg.progress import Progress
@@ -32,7 +33,7 @@ from defectseg.train.checkpoint import TrainingState, save_checkpoint
 from defectseg.train.dataset import Batch
 from defectseg.train.interrupts import Interrupts
 from defectseg.train.loaders import StageLoader
-from defectseg.train.run_folder import CHECKPOINT_NAME, METRICS_NAME
+from defectseg.train.run_folder import METRICS_NAME
 from defectseg.train.schedule import planned_epochs, rate_factor
 from defectseg.train.validation import Pictures, Validation, images_to_show, log_pictures, validate
 from defectseg.train.weights import Candidates

@@ -17,7 +17,7 @@ from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.machine import __version__
 from defectseg.model.bundle import read_bundle, save_bundle
 from defectseg.model.info import ModelInfo, Thresholds
-from defectseg.model.locate import MODEL_NAME
+from defectseg.model.locate import CHECKPOINT_NAME, MODEL_NAME
 from defectseg.model.network import DefectNetwork, build_network, check_size, transfer_weights
 from defectseg.progress import Progress
 from defectseg.train.checkpoint import TrainingState, load_checkpoint, read_description, save_checkpoint
@@ -27,7 +27,7 @@ from defectseg.train.interrupts import Interrupts
 from defectseg.train.loaders import crop_size, fit_memory, make_loader
 from defectseg.train.loop import Run, averaged_network, fit, validate_on
 from defectseg.train.processes import accelerated, start_trackers
-from defectseg.train.run_folder import CHECKPOINT_NAME, CURVES_NAME, METRICS_NAME, has_begun, write_start
+from defectseg.train.run_folder import CURVES_NAME, METRICS_NAME, has_begun, write_start
 from defectseg.train.schedule import make_optimizer, stages_of
 from defectseg.train.weights import BEST_NAME, Candidates, make_ema
 from defectseg.tune.choice import ThresholdSearch

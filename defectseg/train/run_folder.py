@@ -19,12 +19,11 @@ from defectseg.files import (
 )
 from defectseg.machine import is_main_process
 from defectseg.model.info import Thresholds
-from defectseg.model.locate import FOLD_PREFIX, MODEL_NAME
+from defectseg.model.locate import CHECKPOINT_NAME, FOLD_PREFIX, MODEL_NAME
 from defectseg.train.images import Images
 from defectseg.train.processes import TENSORBOARD_NAME
 
 REQUEST_NAME = "request.json"
-CHECKPOINT_NAME = "last.ckpt"
 METRICS_NAME = "metrics.jsonl"
 CONFIG_NAME = "config.yaml"
 ERRORS_NAME = "errors.csv"
@@ -112,9 +111,9 @@ def write_start(folder: Path, recipe: Recipe, images: Images) -> None:
     """Write what people and other commands want to know of a run: its recipe, its split, the images left out."""
     write_text(folder / CONFIG_NAME, dump_recipe(recipe))
     write_split(folder / SPLIT_NAME, images.folds)
-    if images.failed:
+    if images.unreadable:
         with atomic_csv(folder / ERRORS_NAME, ("ImageId", "error")) as write_rows:
-            write_rows(images.failed)
+            write_rows(images.unreadable)
 
 
 def _is_free(folder: Path) -> bool:

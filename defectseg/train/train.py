@@ -34,14 +34,14 @@ class TrainResult:
     Attributes:
         model: the bundle.
         metrics: with its thresholds, on images held out; None where there are none.
-        failed: (ImageId, reason) of the images left out.
+        unreadable: (ImageId, reason) of the images left out.
         held_out: for people: which images the metrics are of.
         low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits.
     """
 
     model: Path
     metrics: Metrics | None
-    failed: tuple[tuple[str, str], ...]
+    unreadable: tuple[tuple[str, str], ...]
     held_out: str = "Validation images, with the thresholds that were chosen on them"
     low_bit_depth: LowBitDepth | None = None
 
@@ -83,7 +83,7 @@ def train(
         if request.threshold_folds:
             return _train_on_everything(request, out, device, images, held_out, run)
         metrics = run(out, recipe=request.recipe, thresholds=request.thresholds)
-        return TrainResult(out / MODEL_NAME, metrics, images.failed, low_bit_depth=images.low_bit_depth)
+        return TrainResult(out / MODEL_NAME, metrics, images.unreadable, low_bit_depth=images.low_bit_depth)
 
 
 def train_folds(
@@ -188,7 +188,7 @@ def _train_on_everything(
         request = request.model_copy(update={"recipe": recipe})
     if has_begun(out):
         run(out, recipe=request.recipe, thresholds=None)
-        return TrainResult(out / MODEL_NAME, None, images.failed, low_bit_depth=images.low_bit_depth)
+        return TrainResult(out / MODEL_NAME, None, images.unreadable, low_bit_depth=images.low_bit_depth)
     models = [one.model for one in _train_each(out / FOLDS_NAME, request, images, held_out[:-1], run).values()]
     tuning = tune_out_of_fold(models, request.data, device=device, bit_depth=request.recipe.data.bit_depth)
     for warning in tuning.warnings:
@@ -197,7 +197,7 @@ def _train_on_everything(
     scores = {**headline(tuning.metrics), "images": tuning.metrics.images, "folds": count}
     run(out, recipe=request.recipe, thresholds=tuning.thresholds, out_of_fold=scores)
     told = f"Images that the models of {count} folds held out, with the thresholds that were chosen on them"
-    return TrainResult(out / MODEL_NAME, tuning.metrics, images.failed, told, images.low_bit_depth)
+    return TrainResult(out / MODEL_NAME, tuning.metrics, images.unreadable, told, images.low_bit_depth)
 
 
 def _train_each(
@@ -216,5 +216,5 @@ def _train_each(
         else:
             log.info("fold %d, in %s", fold, folder)
             metrics = run(folder, recipe=changed(request.recipe, "data", fold=fold), thresholds=request.thresholds)
-            results[fold] = TrainResult(model, metrics, images.failed, low_bit_depth=images.low_bit_depth)
+            results[fold] = TrainResult(model, metrics, images.unreadable, low_bit_depth=images.low_bit_depth)
     return results

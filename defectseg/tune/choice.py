@@ -238,7 +238,7 @@ def _describe(
         gain_interval=gain_interval,
         warnings=(
             *goal.shortfalls(chosen, class_names),
-            *_doubts(classes, gain if goal == BEST_DICE else None, cross_validated=validation is not None),
+            *_warnings(classes, gain if goal == BEST_DICE else None, cross_validated=validation is not None),
             *_dropped_regions(table, places, class_names),
             *_unknown_pairs(table.known),
         ),
@@ -278,7 +278,7 @@ def _resampled(table: Table, dice: NDArray[np.float64]) -> NDArray[np.float64]:
     return figures.kaggle_dice + np.nan_to_num(figures.positive_dice)
 
 
-def _doubts(classes: Sequence[ClassChoice], gain: float | None, *, cross_validated: bool) -> Iterator[str]:
+def _warnings(classes: Sequence[ClassChoice], gain: float | None, *, cross_validated: bool) -> Iterator[str]:
     """Warnings of what the choice rests on; `gain` in Dice, None where something else was sought."""
     if not cross_validated:
         yield "there are too few images to cross-validate: how well the thresholds do on others is not known"

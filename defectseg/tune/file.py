@@ -12,7 +12,7 @@ from defectseg.files import write_text
 from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, Thresholds, read_model_info
 
 _MODEL_SUFFIXES = (".safetensors", OPENVINO_SUFFIX, ONNX_SUFFIX)
-_EXPECTED = "Expected a model, or the file that defectseg tune --out writes."
+_EXPECTED = "Expected a model, or a file of thresholds that defectseg tune wrote."
 
 
 def write_thresholds(path: Path, class_names: Sequence[str], thresholds: Thresholds) -> None:

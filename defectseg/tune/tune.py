@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from defectseg.data.folder import DataFolder, open_data_folder
-from defectseg.errors import DataError, OutputExistsError
+from defectseg.errors import OutputExistsError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
-from defectseg.evaluate.score import score_images
+from defectseg.evaluate.score import all_unreadable, score_images
 from defectseg.evaluate.subset import choose_subset, count_seen, held_out, missing_warnings, seen_warnings
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.inference.settings import Settings
@@ -99,7 +99,7 @@ def tune(
     folder = open_data_folder(data, class_names=joined.class_names, bit_depth=bit_depth)
     parts, warnings = _choose_images(folder, paths, infos, joined, subset, split)
     search, unreadable, low = _gather(folder, parts, device, runtime, tta, progress)
-    warnings += [f"left out, could not be read: {one.message}" for one in unreadable]
+    warnings += [f"left out, unreadable: {one.message}" for one in unreadable]
     warnings += [] if low is None else [str(low)]
     own = joined.recipe.inference.tta
     if not dry_run and tta not in (None, own):
@@ -121,7 +121,7 @@ def tune(
         choice=replace(choice, classes=classes),
         metrics=metrics,
         warnings=(*warnings, *choice.warnings),
-        unreadable=(*(Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty), *unreadable),
+        unreadable=unreadable,
         stored=() if dry_run else paths,
         low_bit_depth=low,
     )
@@ -183,7 +183,7 @@ def _images_text(parts: Sequence[_Part], joined: ModelInfo, folder: DataFolder, 
 def _gather(
     folder: DataFolder, parts: Sequence[_Part], device: str, runtime: str, tta: str | None, progress: Progress
 ) -> tuple[ThresholdSearch, tuple[Unreadable, ...], LowBitDepth | None]:
-    """The models' answers for their images, the images that could not be read, and whether 16-bit images seem to come
+    """The models' answers for their images, the unreadable images, and whether 16-bit images seem to come
     from a camera of fewer bits.
     """
     search, scores = ThresholdSearch(folder.class_names), []
@@ -202,10 +202,8 @@ def _gather(
                 )
             )
             before += len(image_ids)
-    unreadable = tuple(one for score in scores for one in score.unreadable)
-    if unreadable and not search.images:
-        first = unreadable[0].message
-        raise DataError(f"{folder.root}: none of the {len(unreadable)} images can be read. The first: {first}")
+    unread = [one for score in scores for one in score.unreadable]
+    unreadable = all_unreadable(folder, unread, scored=len(search.images))
     return search, unreadable, find_low_bit_depth(sum((score.brightest for score in scores), Counter()))
 
 

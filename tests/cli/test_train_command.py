@@ -173,8 +173,8 @@ def test_json_has_an_entry_for_each_fold_and_for_one_run_is_that_entry(
     out = tmp_path / "run"
     assert [entry["model"] for entry in several] == [str(out / f"fold-{fold}/model.safetensors") for fold in (0, 1)]
     assert several[0]["validation"] is None
-    assert several[1]["left_out"] == [["c.jpg", "torn"]]
-    assert alone == {"model": str(out / "model.safetensors"), "validation": METRICS.to_json(), "left_out": []}
+    assert several[1]["unreadable"] == [["c.jpg", "torn"]]
+    assert alone == {"model": str(out / "model.safetensors"), "validation": METRICS.to_json(), "unreadable": []}
     assert alone["validation"]["kaggle_dice"] == 0.75
 
 

@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_read_gives_three(
 
     assert code == 3
     assert out.startswith("Chosen by search on the 5 validation images")
-    assert f"left out, could not be read: {data / 'train_images' / held_out.split(',')[0]}" in err
+    assert f"left out, unreadable: {data / 'train_images' / held_out.split(',')[0]}" in err
 
 
 @pytest.mark.parametrize(

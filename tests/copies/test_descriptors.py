@@ -96,9 +96,9 @@ def test_files_are_looked_at_in_order_and_faulty_ones_are_told(tmp_path: Path) -
         cv2.imwrite(str(path), sheet)
     paths.insert(1, paths.pop())
     steps: list[tuple[int, int]] = []
-    descriptors, failed = describe_all(paths, progress=lambda done, of, text="": steps.append((done, of)))
-    assert list(failed) == [1]
-    assert "cannot be read" in failed[1]
+    descriptors, unreadable = describe_all(paths, progress=lambda done, of, text="": steps.append((done, of)))
+    assert list(unreadable) == [1]
+    assert "cannot be read" in unreadable[1]
     assert not descriptors.thumb[1].any()
     for index, sheet in ((0, sheets[0]), (2, sheets[1]), (3, sheets[2])):
         assert np.array_equal(descriptors.detail[index], describe(sheet).detail)

@@ -123,8 +123,8 @@ def test_pixels_labelled_255_do_not_count(folder: DataFolder, tmp_path: Path) ->
 def test_an_image_whose_size_cannot_be_told_is_left_out_and_returned(folder: DataFolder, tmp_path: Path) -> None:
     folder.image_path("a.jpg").write_bytes(b"no image")
 
-    counts, _, (failure,) = score_predictions(_table(tmp_path, LONG), folder)
+    counts, _, (unreadable,) = score_predictions(_table(tmp_path, LONG), folder)
 
     assert {image_id for image_id, _ in counts} == {"b.png", "c.jpg"}
-    assert failure.image_id == "a.jpg"
-    assert "a.jpg: not a JPEG" in failure.message
+    assert unreadable.image_id == "a.jpg"
+    assert "a.jpg: not a JPEG" in unreadable.message

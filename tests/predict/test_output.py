@@ -51,7 +51,7 @@ def _record(found: FoundImage, *, encoded: str = "1 2", status: str = "defect") 
     return Record(image, predictions, regions, [])
 
 
-def _failure(found: FoundImage) -> Record:
+def _unreadable(found: FoundImage) -> Record:
     record = _record(found, status="unreadable")
     return Record(record.image, [], [], [[found.image_id, str(found.path), "it is broken"]])
 
@@ -186,7 +186,7 @@ def test_the_row_of_a_folder_that_could_not_be_listed_goes_once_its_images_come(
     locked = FoundImage("sub", tmp_path / "in" / "sub", "cannot be listed")
     with OutputFolder(tmp_path / "out", KEY) as output:
         assert output.pending([locked]) == [locked]
-        output.write(_failure(locked))
+        output.write(_unreadable(locked))
         output.finish({})
 
     assert _process(tmp_path / "out", [image]) == ["sub/a.jpg"]
@@ -202,7 +202,7 @@ def test_a_finished_folder_has_exactly_its_files_and_tables_sorted_by_image(tmp_
         output.write_run({"status": "running"})
         output.pending(images)
         _write(output, images[0], images[2])
-        output.write(_failure(images[1]))
+        output.write(_unreadable(images[1]))
         counts = output.finish(FINISHED)["images_in_folder"]
 
     assert counts == {"defect": 2, "clean": 0, "blank": 0, "unreadable": 1}
@@ -391,7 +391,7 @@ def test_an_image_that_fails_after_it_was_replaced_keeps_no_pictures_of_the_old_
     with OutputFolder(tmp_path / "out", KEY) as output:
         _image(tmp_path / "in", "a.jpg", b"broken")
         output.pending([image])
-        output.write(_failure(image))
+        output.write(_unreadable(image))
         output.finish({})
 
     assert list((tmp_path / "out").glob("*/*")) == []

@@ -77,7 +77,7 @@ def test_a_run_leaves_what_is_documented(finished: Finished) -> None:
     arguments, result = finished
     out = arguments["out"]
     data = open_data_folder(arguments["data"])
-    assert (_names(out), result.model, result.failed) == (RUN_FILES, out / "model.safetensors", ())
+    assert (_names(out), result.model, result.unreadable) == (RUN_FILES, out / "model.safetensors", ())
     request = json.loads((out / "request.json").read_text())
     assert request["recipe"] == arguments["recipe"].model_dump(mode="json")
     assert Path(request["data"]).samefile(arguments["data"])
@@ -169,12 +169,12 @@ def test_an_image_that_cannot_be_read_is_left_out_and_listed(asked: Asked, out: 
     (broken.parent / "a\\b.jpg").touch()
     os.mkfifo(broken.parent / "pipe.jpg")
     result = train(**asked(data=data))
-    assert [image_id for image_id, _ in result.failed] == ["a%5Cb.jpg", "gone.jpg", "pipe.jpg", "sheet_00004.jpg"]
+    assert [image_id for image_id, _ in result.unreadable] == ["a%5Cb.jpg", "gone.jpg", "pipe.jpg", "sheet_00004.jpg"]
     assert _names(out) == RUN_FILES | {"errors.csv"}
     with (out / "errors.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    assert [(row["ImageId"], row["error"]) for row in rows] == list(result.failed)
-    assert all(image_id in reason for image_id, reason in result.failed)
+    assert [(row["ImageId"], row["error"]) for row in rows] == list(result.unreadable)
+    assert all(image_id in reason for image_id, reason in result.unreadable)
     info = read_bundle(result.model)[0]
     assert image_digest(broken) not in info.trained_on
     assert len(info.trained_on) in (17, 18)

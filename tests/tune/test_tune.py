@@ -283,7 +283,7 @@ def test_images_that_cannot_be_read_are_left_out_and_told(data: Path, models: _M
 
     assert [one.image_id for one in tuning.unreadable] == ["%09.png", "a.png"]
     assert tuning.choice.images == 1
-    assert any(warning.startswith("left out, could not be read: ") for warning in tuning.warnings)
+    assert any(warning.startswith("left out, unreadable: ") for warning in tuning.warnings)
 
 
 def test_a_folder_without_a_readable_image_is_an_error(data: Path, models: _Models) -> None:

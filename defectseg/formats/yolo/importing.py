@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from defectseg.data.classes import CLASSES_NAME
 from defectseg.data.table import Labels
 from defectseg.errors import DataError, LabelError, UsageError
 from defectseg.files import check_is_free
@@ -138,7 +139,7 @@ def _check_label_files(files: Mapping[str, Path], found: Sequence[FoundImage], y
         tally.add("no_label_file", example=image_id)
     for folder in sorted({file.parent for file in files.values() if file.parent.is_dir()}):
         for file in sorted(folder.glob("*.txt")):
-            if file not in image_of and file.name != "classes.txt":
+            if file not in image_of and file.name != CLASSES_NAME:
                 tally.add("no_image", example=file.name)
 
 
