@@ -135,7 +135,7 @@ def test_out_that_holds_something_is_refused_and_left_alone(tmp_path: Path, as_f
     kept = out if as_file else out / "notes.txt"
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("mine")
-    with pytest.raises(OutputExistsError, match="not empty|is a file"):
+    with pytest.raises(OutputExistsError, match=r"not empty|is a file"):
         synthetic.write_data_folder(out, images=1, seed=0, size_hw=(64, 64))
     assert kept.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
