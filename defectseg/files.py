@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from defectseg.errors import LabelError, OutputExistsError, ResourceError
 
-_UNFIT = re.compile(r"^/|^[A-Za-z]:|[\\\x00-\x1f\ud800-\udfff]")
+_UNFIT = re.compile(r"^/|^[A-Za-z]:|[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
 _LITTER = ("Thumbs.db", "desktop.ini")  # of Windows; that of other systems is hidden

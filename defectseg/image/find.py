@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".
 )
 
 
-_UNFIT_FOR_AN_IMAGE_ID = re.compile(r"[\\\x00-\x1f\ud800-\udfff]")  # the last range: bytes that are not UTF-8
+_UNFIT_FOR_AN_IMAGE_ID = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # the last range: bytes that are not UTF-8
 
 
 _MOST_SUFFIXES_TOLD = 8

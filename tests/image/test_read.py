@@ -676,6 +676,7 @@ def test_inputs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "image_id"),
     [
+        (b"a\xc2\x9bb\x7f.jpg", "a%C2%9Bb%7F.jpg"),  # the CSI of a terminal, and DEL
         (b"a\\b.jpg", "a%5Cb.jpg"),
         (b"a\nb.jpg", "a%0Ab.jpg"),
         (b"\x8f\xe0.jpg", "%8F%E0.jpg"),
