@@ -2,7 +2,9 @@
 
 With a few dozen validation images, of which two or ten have a class, the score of a setting jumps from one image to
 the next, and the highest value is often a spike of chance. Each score is therefore averaged with those of its
-neighbours in the grid, so that a plateau wins over a spike.
+neighbours in the grid, so that a plateau wins over a spike; and a class leans on all classes together, as if 2 more
+images of it had scored as those did. Leaning gains 0.017 (standard error 0.005) of Kaggle plus positive Dice on
+simulated sets of 17 images, and nothing measurable from 88 images on.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,8 @@ from defectseg.tune.grid import Grid, Places, Totals
 
 INDIFFERENCE = 0.002
 """Scores that differ by no more than this count as equal: of such settings the one nearest to the defaults is taken."""
+LEANING_IMAGES = 2
+"""How many images of a class the score of all classes together counts for."""
 _ROUNDING = 1e-9
 
 _Scores = NDArray[np.float64]
@@ -156,13 +160,18 @@ def smooth_scores(totals: Totals) -> _Scores:
     """The scores (C, P, A, G) that settings are chosen by; 0 for a class that no image has.
 
     Pairs are weighted so that the mean of the classes' scores is the Kaggle Dice plus the positive Dice of the data
-    set: a miss weighs the same in a rare class as in a common one. Then each score is averaged with its neighbours
-    along each axis of the grid, itself counting twice; at a border it takes the place of the missing neighbour.
+    set: a miss weighs the same in a rare class as in a common one. A class leans on all. Then each score is averaged
+    with its neighbours along each axis of the grid, itself counting twice; at a border it takes the place of the missing
+    neighbour.
     """
     classes = len(totals.images)
     known, positives = max(int(totals.images.sum()), 1), max(int(totals.positives.sum()), 1)
     scores = classes * (totals.dice / known + totals.positive_dice / positives)
-    scores[totals.positives == 0] = 0
+    seen = totals.positives > 0
+    share = (LEANING_IMAGES / (LEANING_IMAGES + totals.positives[seen]))[:, None, None, None]
+    if seen.any():
+        scores[seen] = (1 - share) * scores[seen] + share * scores[seen].mean(axis=0)
+    scores[~seen] = 0
     for axis in range(1, scores.ndim):
         size = scores.shape[axis]
         padded = np.pad(scores, [(int(one == axis),) * 2 for one in range(scores.ndim)], mode="edge")

@@ -277,12 +277,12 @@ def test_predict_again_does_what_is_missing_and_tells_of_defects_in_its_exit_cod
     [
         (["run", "--out", "done", "--classes", "1"], 2, ["another model or other settings", "--overwrite"]),
         (["run", "--out", "new", "--classes", "1,rust"], 2, ["--classes: found rust", "2 (cracks)"]),
-        (["run", "--out", "new", "--device", "tpu"], 2, ["--device tpu", "auto, cpu, cuda, cuda:N or mps"]),
-        (["run", "--out", "new", "--device", "cuda:99"], 4, ["--device cuda:99"]),
+        (["run", "--out", "new", "--device", "tpu"], 2, ["--device", "tpu", "auto, cpu, cuda, cuda:N or mps"]),
+        (["run", "--out", "new", "--device", "cuda:99"], 4, ["--device", "cuda:99"]),
         (["torn.safetensors", "--out", "new"], 4, ["torn.safetensors", "damaged"]),
         (["missing.safetensors", "--out", "new"], 4, ["missing.safetensors", "no such model file"]),
         (["run", "--out", "done", "--tta", "flips"], 2, ["another model or other settings", "--overwrite"]),
-        (["run", "--out", "new", "--tta", "flop"], 2, ["--tta flop", "none, flips, turns"]),
+        (["run", "--out", "new", "--tta", "flop"], 2, ["--tta", "flop", "none, flips, turns"]),
         (["torn.safetensors,", "--out", "new"], 4, ["torn.safetensors,", "one comma between"]),
     ],
     ids=[

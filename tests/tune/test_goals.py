@@ -54,11 +54,11 @@ def test_a_plateau_wins_over_a_spike() -> None:
     assert smooth_scores(totals)[0, 0, 0] == pytest.approx([0.75, 0.5875, 0.7125, 0.85])
 
 
-def test_pairs_with_a_defect_weigh_as_much_in_a_rare_class_as_in_a_common_one() -> None:
-    # Two classes with 1 and 4 such pairs: each counts 2 / 5.
+def test_pairs_with_a_defect_weigh_as_much_in_a_rare_class_which_leans_on_all() -> None:
+    # Two classes with 1 and 4 such pairs: each counts 2 / 5. Alone they score 1.2 and 1.8; to each, 1.5 is added twice.
     totals = _totals([1, 4], positive_dice=[[1.0] * 4, [3.0] * 4], dice=[[8.0] * 4, [6.0] * 4])
 
-    assert smooth_scores(totals)[:, 0, 0, 0] == pytest.approx([0.8 + 0.4, 0.6 + 1.2])
+    assert smooth_scores(totals)[:, 0, 0, 0] == pytest.approx([(1.2 + 2 * 1.5) / 3, (4 * 1.8 + 2 * 1.5) / 6])
 
 
 def test_a_pair_weighs_as_much_in_a_class_that_is_known_of_fewer_images() -> None:

@@ -125,9 +125,15 @@ def _slow_choice(images: list[_Image], search: ThresholdSearch, areas: list[int]
         weight = len(with_class) / sum(with_class) if sum(with_class) else 0.0
         return sum(pair.dice for pair in pairs if not pair.unknown) * len(classes) / max(known, 1) + positive * weight
 
+    seen = [c for c in classes if with_class[c]]
+
+    def leaning(index: int, place: tuple[int, ...]) -> float:
+        of_all = sum(score(c, place) for c in seen) / len(seen)
+        return float((with_class[index] * score(index, place) + 2 * of_all) / (with_class[index] + 2))
+
     choices = []
     for c in classes:
-        scores = {place: score(c, place) if with_class[c] else 0.0 for place in places}
+        scores = {place: leaning(c, place) if c in seen else 0.0 for place in places}
         for axis in range(3):
 
             def beside(place: tuple[int, ...], step: int, axis: int = axis) -> tuple[int, ...]:
