@@ -161,8 +161,8 @@ def smooth_scores(totals: Totals) -> _Scores:
 
     Pairs are weighted so that the mean of the classes' scores is the Kaggle Dice plus the positive Dice of the data
     set: a miss weighs the same in a rare class as in a common one. A class leans on all. Then each score is averaged
-    with its neighbours along each axis of the grid, itself counting twice; at a border it takes the place of the missing
-    neighbour.
+    with its neighbours along each axis of the grid, itself counting twice; at a border it takes the place of the
+    missing neighbour.
     """
     classes = len(totals.images)
     known, positives = max(int(totals.images.sum()), 1), max(int(totals.positives.sum()), 1)
