@@ -21,7 +21,9 @@ from filelock import FileLock, Timeout
 
 from defectseg.errors import LabelError, OutputExistsError, ResourceError
 
-_UNFIT = re.compile(r"^/|^[A-Za-z]:|[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Backslashes, control characters, and (the last range) bytes that are not UTF-8: no ImageId has them.
+UNFIT_CHARACTERS = r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]"
+_UNFIT = re.compile(f"^/|^[A-Za-z]:|{UNFIT_CHARACTERS}")
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
 _LITTER = ("Thumbs.db", "desktop.ini")  # of Windows; that of other systems is hidden

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 
 from defectseg.errors import DataError
+from defectseg.files import UNFIT_CHARACTERS
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".
     if cv2.haveImageWriter(f"x{suffix}")
 )
 
-
-_UNFIT_FOR_AN_IMAGE_ID = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # the last range: bytes that are not UTF-8
-
-
+_UNFIT_FOR_AN_IMAGE_ID = re.compile(UNFIT_CHARACTERS)
 _MOST_SUFFIXES_TOLD = 8
 
 

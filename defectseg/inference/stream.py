@@ -6,9 +6,8 @@ caller wants. While a thread waits for the network, others read and post-process
 calling thread.
 """
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage
 from defectseg.inference.segment import Segmentation, segment, segment_image
 from defectseg.inference.settings import Settings
-from defectseg.inference.tiles import ImageAnswer, predict_image
+from defectseg.inference.tiles import ImageAnswer, in_order, predict_image
 from defectseg.machine import cores
 from defectseg.runtime.base import Answer, Runtime
 
@@ -120,17 +119,9 @@ def stream(
     ):
         network = _Network(runtime, network_threads)
         work = _Work(network, settings, then, keep_answers)
-        waiting: deque[Future[_Out | Unreadable]] = deque()
         try:
-            for found in images:
-                waiting.append(pool.submit(work, found))
-                if len(waiting) >= threads + _LOOK_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield from in_order(pool, work, images, most=threads + _LOOK_AHEAD)
         finally:
-            for future in waiting:
-                future.cancel()
             network.stopped.set()
 
 

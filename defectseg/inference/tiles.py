@@ -1,7 +1,7 @@
 """Overlapping windows, for sheets larger than the model's field."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +20,8 @@ from defectseg.runtime.base import Answer, Runtime
 GRID_PX = 64
 
 _Kind = TypeVar("_Kind", bound=np.generic)
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 @dataclass(frozen=True)
@@ -172,17 +174,27 @@ def _answers(runtime: Runtime, tiles: Iterable[NDArray[np.uint8]], tta: str) -> 
         yield from (answer_tile(runtime, tile, tta) for tile in tiles)
         return
     with ThreadPoolExecutor(runtime.parallel) as pool:
-        waiting: deque[Future[Answer]] = deque()
-        try:
-            for tile in tiles:
-                waiting.append(pool.submit(answer_tile, runtime, tile, tta))
-                if len(waiting) > runtime.parallel:
-                    yield waiting.popleft().result()
-            while waiting:
+        yield from in_order(pool, lambda tile: answer_tile(runtime, tile, tta), tiles, most=runtime.parallel + 1)
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], *, most: int
+) -> Iterator[_Out]:
+    """What `function` makes of each item, in their order; up to `most` items are taken ahead of the reader.
+
+    Where the reader has had enough or an item failed, those that have not begun are given up.
+    """
+    waiting: deque[Future[_Out]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= most:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def answer_tile(runtime: Runtime, tile: NDArray[np.uint8], tta: str) -> Answer:
