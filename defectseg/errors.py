@@ -30,6 +30,14 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+def _as_keyword(name: str, value: object) -> str:
+    return name if value is None else f"{name}={value!r}"
+
+
+spelling: Callable[[str, object], str] = _as_keyword
+"""How messages spell an argument with its value, or alone if the value is None. The command line spells flags."""
+
+
 class DefectsegError(Exception):
     """A mistake that a user can mend: the message names the thing, what was expected, and what to do.
 
@@ -47,19 +55,11 @@ class DefectsegError(Exception):
         self.go_on = dict(go_on or {})
 
     def __str__(self) -> str:
-        return self.worded(lambda name, value: name if value is None else f"{name}={value!r}")
-
-    def worded(self, spell: Callable[[str, object], str]) -> str:
-        """The message for people who know arguments by other names.
-
-        Args:
-            spell: gives an argument with its value, or, where the value is None, its name alone.
-        """
         text = str(self.args[0])
         if self.argument is not None:
-            text = f"{spell(self.argument, None)}: {text}"
+            text = f"{spelling(self.argument, None)}: {text}"
         if self.go_on:
-            text += f" Or go on with {' '.join(spell(name, value) for name, value in self.go_on.items())}."
+            text += f" Or go on with {' '.join(spelling(name, value) for name, value in self.go_on.items())}."
         return text
 
 

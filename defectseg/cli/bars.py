@@ -11,16 +11,16 @@ from defectseg.progress import Progress
 
 LINE_EVERY_S = 15.0
 
-_log = logging.getLogger("defectseg")
+log = logging.getLogger("defectseg")
 
 
 def set_up_logging() -> None:
     """Send the library's messages to stderr, warnings marked as such."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
-    _log.handlers = [handler]
-    _log.setLevel(logging.INFO if is_main_process() else logging.ERROR)
-    _log.propagate = False
+    log.handlers = [handler]
+    log.setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    log.propagate = False
 
 
 class _Formatter(logging.Formatter):
@@ -44,7 +44,7 @@ def progress_bar(what: str, *, after_interrupt: str = "") -> Iterator[Progress]:
         else:
             yield _lines(what)
     except KeyboardInterrupt:
-        _log.warning("%s was interrupted. %s", what, after_interrupt)
+        log.warning("%s was interrupted. %s", what, after_interrupt)
         raise
 
 
@@ -58,8 +58,8 @@ def _drawn(what: str) -> Iterator[Progress]:
     console = Console(stderr=True)
     name, text_column = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
     columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text_column)
-    before = _log.handlers
-    _log.handlers = [RichHandler(console=console, show_time=False, show_path=False, markup=False)]
+    before = log.handlers
+    log.handlers = [RichHandler(console=console, show_time=False, show_path=False, markup=False)]
     try:
         with Display(*columns, console=console, transient=True) as display:
             task = display.add_task(what, total=None, text="")
@@ -69,7 +69,7 @@ def _drawn(what: str) -> Iterator[Progress]:
 
             yield move
     finally:
-        _log.handlers = before
+        log.handlers = before
 
 
 def _lines(what: str) -> Progress:
@@ -80,6 +80,6 @@ def _lines(what: str) -> Progress:
         if time.monotonic() - spoke >= LINE_EVERY_S:
             spoke = time.monotonic()
             of = f" of {total}" if total else ""
-            _log.info("%s", f"{what}: {done}{of} {text}".rstrip())
+            log.info("%s", f"{what}: {done}{of} {text}".rstrip())
 
     return say

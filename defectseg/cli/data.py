@@ -1,6 +1,7 @@
-"""`defectseg data`: sheets, downloads, checks, splits; imports and exports are in `data_formats.py`."""
+"""`defectseg data`: synthesize, download, check and split; import and export are in `data_formats.py`."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,9 +9,9 @@ import typer
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.data_formats import export_app, import_app
-from defectseg.cli.options import BitDepth, Json, MaxPixels, Overwrite, Verbose, parse_size
+from defectseg.cli.options import BitDepth, DataFolder, Json, MaxPixels, NewFolder, Overwrite, Seed, Verbose, parse_size
 from defectseg.cli.show import bit_depth_hint, finish, print_json, print_rows, shown
-from defectseg.errors import ExitCode, OutputExistsError
+from defectseg.errors import OutputExistsError
 
 if TYPE_CHECKING:
     from defectseg.check.pairs import CopyPair
@@ -18,21 +19,19 @@ if TYPE_CHECKING:
 
 _MOST_PAIRS_PRINTED = 100
 
-app = typer.Typer(help="Make, fetch, import, export, check and split data folders.", no_args_is_help=True)
-download_app = typer.Typer(help="Fetch public data.", no_args_is_help=True)
+app = typer.Typer(help="Make, download, import, export, check and split data folders.", no_args_is_help=True)
+download_app = typer.Typer(help="Download public data.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 app.add_typer(download_app, name="download")
 
-DataFolderArgument = Annotated[Path, typer.Argument(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
 
-
-@app.command("synthesize")
+@app.command()
 def synthesize(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; absent or empty.", metavar="DIR")],
-    images: Annotated[int, typer.Option("--images", help="Number of sheets.", min=1, metavar="N")] = 100,
-    seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal sheets.", min=0, metavar="S")] = 0,
-    size: Annotated[str, typer.Option("--size", help="Rows x columns in px.", metavar="HxW")] = "256x1600",
+    out: NewFolder,
+    images: Annotated[int, typer.Option(help="Number of sheets.", min=1, metavar="N")] = 100,
+    seed: Seed = 0,
+    size: Annotated[str, typer.Option(help="Height x width in px.", metavar="HxW")] = "256x1600",
     verbose: Verbose = False,
 ) -> None:
     """Make synthetic steel sheets in the Severstal layout."""
@@ -46,14 +45,15 @@ def synthesize(
 @download_app.command("severstal")
 def download_severstal(
     out: Annotated[
-        Path, typer.Option("--out", help="Data folder to write; an interrupted run goes on.", metavar="DIR")
+        Path, typer.Option(help="Data folder to write; an interrupted download is continued.", metavar="DIR")
     ],
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fetch the Severstal data (1.7 GB) from Kaggle and check them; the competition's rules apply.
+    """Download the Severstal data (1.7 GB) from Kaggle and check them. The competition's rules apply.
 
-    Needs the extra kaggle, a token of a Kaggle account, and the rules accepted; says how, where one is missing.
+    This needs the extra kaggle, the token of a Kaggle account, and accepted rules. If one is missing, the command says
+    what to do.
 
     Example: defectseg data download severstal --out severstal/
     """
@@ -73,37 +73,30 @@ def download_severstal(
     print(f"{'Was complete already' if report.was_there else 'Complete'}: {shown(out)}")
 
 
-@app.command("check")
+@app.command()
 def check(
-    root: DataFolderArgument,
+    root: DataFolder,
     against: Annotated[
         Path | None,
-        typer.Option(
-            "--against",
-            help="Another data folder, or a folder of images, that must share no picture with DIR.",
-            metavar="OTHER_DIR",
-        ),
+        typer.Option(help="Other data folder, or folder of images, that must share no image.", metavar="OTHER_DIR"),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Write check.json, a contact sheet and a page of pairs here.", metavar="OUT"),
+        Path | None, typer.Option(help="Write check.json, contact_sheet.jpg and report.html here.", metavar="OUT")
     ] = None,
     overwrite: Overwrite = False,
     bit_depth: BitDepth = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Count warnings as problems, too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 for warnings, too.")] = False,
     max_pixels: MaxPixels = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """List what is wrong with a data folder, and pictures that are in it twice, even turned or encoded again.
+    """List faults in a data folder, including duplicate images (also rotated, mirrored or re-encoded).
 
-    Exits with 3 where there is an error, a duplicate or a leak (a copy across two folders, or across the folds of
-    split.csv). Warnings, which may be meant so, leave it at 0.
+    Exits with 3 if there is an error, a duplicate or a leak. A leak is a copy in the other folder (--against) or in
+    another fold of split.csv. Warnings alone exit with 0, because they may be intended.
 
     Example: defectseg data check test/ --against train/ --out check/
     """
-    from contextlib import nullcontext
-
     from defectseg.check.check import check_data_folder
     from defectseg.check.output import PAGE_NAME, output_folder, write_check
 
@@ -118,7 +111,7 @@ def check(
         _print_check(report, against)
         if out is not None:
             print(f"Report: {shown(out / PAGE_NAME)}")
-    finish(ExitCode.PARTIAL if report.has_problems or (strict and report.faults) else ExitCode.DONE)
+    finish(partial=report.has_problems or (strict and bool(report.faults)))
 
 
 def _print_check(report: "CheckReport", against: Path | None) -> None:
@@ -147,7 +140,7 @@ def _print_check(report: "CheckReport", against: Path | None) -> None:
     for fault in report.faults:
         remedy = fault.remedy
         if report.low_bit_depth is not None and fault.kind == "bit-depth":
-            remedy = bit_depth_hint(report.low_bit_depth.bit_depth)
+            remedy = bit_depth_hint(report.low_bit_depth)
         print(f"{fault.severity}: {fault.message} {remedy}")
     where = "across the folds of split.csv" if against is None else f"shared with {against}"
     _print_pairs(report.duplicates, "copies within the folder")
@@ -162,9 +155,8 @@ def _print_pairs(pairs: "Sequence[CopyPair]", title: str) -> None:
     if not pairs:
         return
     print(f"{title}:")
-    marks = {False: "masks differ", True: "", None: ""}
     rows = [
-        [pair.image, pair.other, pair.turn, f"{pair.score:.3f}", marks[pair.masks_agree]]
+        [pair.image, pair.other, pair.turn, f"{pair.score:.3f}", "masks differ" if pair.masks_agree is False else ""]
         for pair in pairs[:_MOST_PAIRS_PRINTED]
     ]
     print_rows([["image", "other", "turn", "score", ""], *rows], align_right=False)
@@ -172,19 +164,20 @@ def _print_pairs(pairs: "Sequence[CopyPair]", title: str) -> None:
         print(f"... and {len(pairs) - _MOST_PAIRS_PRINTED} more; --json and --out list all")
 
 
-@app.command("split")
+@app.command()
 def split(
-    root: DataFolderArgument,
-    folds: Annotated[int, typer.Option("--folds", help="Number of folds.", min=2, metavar="K")] = 5,
-    seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal splits.", min=0, metavar="S")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Default: split.csv in DIR.", metavar="FILE")] = None,
+    root: DataFolder,
+    folds: Annotated[int, typer.Option(help="Number of folds.", min=2, metavar="K")] = 5,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Default: split.csv in DIR.", metavar="FILE")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     bit_depth: BitDepth = None,
     verbose: Verbose = False,
 ) -> None:
-    """Divide the images into folds with the same mixture of defects, and nothing in two folds that belongs together.
+    """Divide the images into folds that have the same mix of defects and share no steel.
 
-    Copies, also turned ones, images that look like the same strip, and groups of groups.csv stay together.
+    Copies (also rotated or mirrored), images that look like the same strip, and the groups of groups.csv stay together
+    in one fold.
     """
     from defectseg.data.folder import open_data_folder
     from defectseg.data.split import SPLIT_NAME, divide, divide_each_alone, find_related, write_split

@@ -19,11 +19,11 @@ _PACKAGES = (
 
 
 def info(
-    model: Annotated[Path | None, typer.Argument(help="A model file, or the run folder of train.")] = None,
+    model: Annotated[Path | None, typer.Argument(help="Model file or run folder of train.", metavar="MODEL")] = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show versions, devices, runtimes and CPU features; or what is in a model file."""
+    """Show versions, runtimes, devices and CPU features; or, with MODEL, what a model file contains."""
     content = _system() if model is None else _model(model)
     if json_output:
         print_json(content)

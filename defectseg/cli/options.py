@@ -1,9 +1,9 @@
-"""Flags that several commands share."""
+"""Arguments and options that several commands share."""
 
 import logging
 import re
-from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,7 +14,6 @@ from defectseg.image.whole import MAX_PIXELS, allow_pixels
 def _set_verbose(value: bool) -> bool:
     if value:
         logging.getLogger("defectseg").setLevel(logging.DEBUG)
-        state.verbose = True
     return value
 
 
@@ -23,66 +22,60 @@ def _allow_pixels(count: int | None) -> int | None:
     return count
 
 
-@dataclass
-class _State:
-    verbose: bool = False
-
-
-state = _State()
-
-Verbose = Annotated[
-    bool, typer.Option("--verbose", help="Show details, and the traceback of an error.", callback=_set_verbose)
+MODEL = typer.Argument(
+    help="Model file or run folder of train. Several are averaged: comma-separated, or the folder of train --fold all.",
+    metavar="MODEL",
+)
+Model = Annotated[str, MODEL]
+DataFolder = Annotated[Path, typer.Argument(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
+Data = Annotated[Path, typer.Option(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
+NewFolder = Annotated[Path, typer.Option(help="Folder to write; absent or empty.", metavar="DIR")]
+Split = Annotated[
+    Path | None, typer.Option(help="split.csv that defines train and val. Default: beside MODEL.", metavar="FILE")
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
 RuntimeName = Annotated[
-    str,
-    typer.Option(
-        "--runtime",
-        help="Library that computes: auto takes torch on a GPU and openvino on a CPU.",
-        metavar="auto|torch|openvino|onnx",
-    ),
+    Literal["auto", "torch", "openvino", "onnx"],
+    typer.Option(help="Library that runs the network. auto: torch on a GPU, openvino on a CPU."),
 ]
 Tta = Annotated[
-    str | None,
-    typer.Option(
-        "--tta",
-        help="Average over 4 mirrored views of each image, or over 8 where it is square. Default: what MODEL says.",
-        metavar="none|flips|turns",
-    ),
+    Literal["none", "flips", "turns"] | None,
+    typer.Option(help="Average over 4 mirrored views, or over 8 views of square images. Default: as MODEL says."),
 ]
 BitDepth = Annotated[
     int | None,
     typer.Option(
-        "--bit-depth",
-        help="Bits that 16-bit files hold. Default: what their TIFF tag says, else what the model was trained with, "
-        "else 16.",
+        help="Bits used in 16-bit files. Default: from the TIFF tag, else as in training, else 16.",
+        metavar="BITS",
         min=9,
         max=16,
-        metavar="BITS",
     ),
 ]
 MaxPixels = Annotated[
     int | None,
     typer.Option(
-        "--max-pixels",
-        help=f"Images with more pixels than this are not decoded, to save memory. Default: {MAX_PIXELS}.",
-        callback=_allow_pixels,
+        help=f"Do not decode images with more pixels, to save memory. Default: {MAX_PIXELS}.",
+        metavar="N",
         min=1,
         max=2**30,  # OpenCV's own limit
-        metavar="N",
+        callback=_allow_pixels,
     ),
 ]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0, metavar="S")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left in --out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run in --out.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Show details, and the traceback of an error.", callback=_set_verbose)
+]
 
 
 def entries(listed: str | None) -> list[str] | None:
-    """The entries of a comma-separated list; None where there is no list."""
+    """The entries of a comma-separated list; None if there is no list."""
     return None if listed is None else [entry.strip() for entry in listed.split(",") if entry.strip()]
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width of `--size HxW`."""
+    """Height and width in px of `--size HxW`."""
     match = re.fullmatch(r"([1-9]\d{0,4})[xX×]([1-9]\d{0,4})", text)
     if match is None:
         raise UsageError(f"--size {text}: expected height x width in px, such as 256x1600.")

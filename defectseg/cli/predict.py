@@ -1,69 +1,63 @@
 """`defectseg predict`."""
 
 import glob
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Overwrite, RuntimeName, Tta, Verbose, entries
-from defectseg.cli.show import bit_depth_hint, finish, print_json, shown
+from defectseg.cli.options import (
+    BitDepth,
+    Device,
+    Json,
+    MaxPixels,
+    Model,
+    Overwrite,
+    RuntimeName,
+    Tta,
+    Verbose,
+    entries,
+)
+from defectseg.cli.show import print_json, shown, warn
 from defectseg.errors import UsageError
 
 
 def predict(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A model file, the run folder of train, or several, comma-separated, whose answers are averaged."
-        ),
-    ],
+    model: Model,
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Folders, images, glob patterns, or - for paths on standard input.", metavar="INPUT..."),
+        typer.Argument(help="Folders, images or glob patterns; - reads paths from standard input.", metavar="INPUT..."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", help="Folder to write; continued if the settings are the same.", metavar="DIR")
+        Path, typer.Option(help="Folder to write. Results with the same settings are continued.", metavar="DIR")
     ],
-    recursive: Annotated[bool, typer.Option("--recursive/--no-recursive", help="Look into subfolders.")] = True,
+    recursive: Annotated[bool, typer.Option("--recursive/--no-recursive", help="Search subfolders.")] = True,
     classes: Annotated[
-        str | None,
-        typer.Option("--classes", help="Report only these, by number or name, e.g. 1,scratch.", metavar="LIST"),
+        str | None, typer.Option(help="Report only these classes, by number or name, e.g. 1,scratch.", metavar="LIST")
     ] = None,
     overwrite: Overwrite = False,
     fail_on_defect: Annotated[
         bool, typer.Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect.")
     ] = False,
     fail_on_blank: Annotated[
-        bool, typer.Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank: it shows nothing.")
+        bool, typer.Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank (shows nothing).")
     ] = False,
     outputs: Annotated[
         str | None,
-        typer.Option(
-            "--outputs",
-            help="Write only these. rle is predictions.csv, regions is regions.csv. Default: all four.",
-            metavar="overlays,masks,rle,regions",
-        ),
+        typer.Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions"),
     ] = None,
     overlays: Annotated[
-        str | None,
-        typer.Option("--overlays", help="Images that get an overlay. Default: all.", metavar="all|defects|none"),
+        Literal["all", "defects", "none"] | None, typer.Option(help="Images that get an overlay. Default: all.")
     ] = None,
     device: Device = "auto",
     runtime: RuntimeName = "auto",
     workers: Annotated[
         int | None,
-        typer.Option(
-            "--workers",
-            help="Images that the network works on at once. Default: what suits the machine. Results are the same.",
-            min=1,
-            metavar="N",
-        ),
+        typer.Option(help="Images in the network at once; does not change results.", min=1, metavar="N"),
     ] = None,
     tta: Tta = None,
     bit_depth: BitDepth = None,
@@ -73,15 +67,16 @@ def predict(
 ) -> None:
     """Find defects in images and paint them red.
 
-    DIR receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv, run.json and journal.jsonl, or
-    less: see --outputs. Run again after an interruption, or with new images, and only what is missing is done.
+    The folder --out receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv, run.json and
+    journal.jsonl; --outputs leaves some out. Run the same command again after an interruption, or when there are new
+    images: it processes only what is missing.
 
-    Exit codes: 0 done, 10 see --fail-on-defect, 3 some images are unreadable (errors.csv) or see --fail-on-blank,
-    4 could not go on. Where both apply, 10 comes before 3.
+    Exit codes: 0 done; 10 a defect was found (--fail-on-defect); 3 some images are unreadable (see errors.csv) or blank
+    (--fail-on-blank); 4 could not continue. If both 10 and 3 apply, it is 10.
 
     Example: defectseg predict runs/1/model.safetensors night_shift/ --out results/
 
-    Quick, from an exported model: defectseg predict fast.xml night_shift/ --out results/ --overlays defects
+    Faster, with an exported model: defectseg predict fast.xml night_shift/ --out results/ --overlays defects
     """
     from defectseg.image.find import find_images
     from defectseg.image.read import LowBitDepth
@@ -107,6 +102,9 @@ def predict(
             bit_depth=bit_depth,
             progress=progress,
         )
+    if run["low_bit_depth"] is not None:
+        low = LowBitDepth(**run["low_bit_depth"])
+        warn([str(low)], low)
     if json_output:
         print_json(run)
     else:
@@ -117,14 +115,11 @@ def predict(
             f"{run['unreadable']} unreadable; {run['already_done']} were done before."
         )
         print(f"Results: {shown(out)}")
-    if run["low_bit_depth"] is not None:
-        low = LowBitDepth(**run["low_bit_depth"])
-        logging.getLogger("defectseg").warning("%s %s", low, bit_depth_hint(low.bit_depth))
-    finish(exit_code_of(run, fail_on_defect=fail_on_defect, fail_on_blank=fail_on_blank))
+    raise typer.Exit(exit_code_of(run, fail_on_defect=fail_on_defect, fail_on_blank=fail_on_blank))
 
 
 def expand(inputs: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """Paths that the arguments mean, patterns expanded; and those that `-` means, the lines of standard input."""
+    """The paths that the arguments name, with patterns expanded; and the paths that `-` reads from standard input."""
     paths: list[Path] = []
     listed: list[Path] = []
     for entry in inputs:

@@ -1,46 +1,57 @@
-"""What commands print on stdout: tables, JSON, paths; and how they end."""
+"""What commands print: tables, JSON and paths to stdout, warnings to stderr."""
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from defectseg.errors import ExitCode
 
+if TYPE_CHECKING:
+    from defectseg.image.read import LowBitDepth
 
-def bit_depth_hint(bit_depth: int) -> str:
-    """The flag that mends what a LowBitDepth tells, and the one that says that nothing is wrong."""
-    return f"If so, give --bit-depth {bit_depth}; if the range is full, --bit-depth 16."
+log = logging.getLogger("defectseg")
 
 
 def print_json(content: Any) -> None:
-    """Print one JSON value to stdout."""
+    """Print one JSON value."""
     print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def print_rows(rows: Sequence[Sequence[str]], *, align_right: bool = True) -> None:
-    """Print a table to stdout in aligned columns without a frame, the columns after the first to the right."""
+    """Print a table in aligned columns without a frame, all but the first column to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = [
-            cell.ljust(width) if column == 0 or not align_right else cell.rjust(width)
+            cell.rjust(width) if column and align_right else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
 
 
-def finish(code: ExitCode) -> None:
-    """End the command with an exit code."""
-    if code is not ExitCode.DONE:
-        raise typer.Exit(int(code))
-
-
 def shown(path: Path) -> str:
-    """A path as people type it: relative to the current folder where that is shorter."""
-    try:
-        relative = path.resolve().relative_to(Path.cwd())
-    except ValueError:
-        return str(path)
-    return str(relative)
+    """A path for people: relative to the current folder if it lies there."""
+    resolved = path.resolve()
+    return str(resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else path)
+
+
+def bit_depth_hint(low: "LowBitDepth") -> str:
+    """Which flag to give if 16-bit images seem to come from a camera with fewer bits."""
+    return f"If so, give --bit-depth {low.bit_depth}; if the range is full, --bit-depth 16."
+
+
+def warn(warnings: Iterable[str], low: "LowBitDepth | None") -> None:
+    """Log warnings of the library, and the flag to give if a camera with fewer bits is among them."""
+    for warning in warnings:
+        log.warning("%s", warning)
+    if low is not None:
+        log.warning("%s", bit_depth_hint(low))
+
+
+def finish(*, partial: bool) -> None:
+    """End the command, with exit code 3 if some of its inputs could not be processed."""
+    if partial:
+        raise typer.Exit(ExitCode.PARTIAL)

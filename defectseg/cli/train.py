@@ -1,7 +1,6 @@
 """`defectseg train`."""
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,197 +9,116 @@ import typer
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Verbose
-from defectseg.cli.show import bit_depth_hint, finish, print_json, print_rows, shown
-from defectseg.errors import ExitCode, UsageError, require_extra
+from defectseg.cli.show import finish, print_json, print_rows, shown, warn
+from defectseg.errors import UsageError, require_extra
 from defectseg.machine import is_main_process
 
 if TYPE_CHECKING:
-    from defectseg.config import Recipe
-
-log = logging.getLogger("defectseg")
+    from defectseg.train.train import TrainResult
 
 
 def train(
     config: Annotated[
-        str, typer.Argument(help="A shipped recipe (severstal, severstal-small, fast, neu900, demo) or a YAML file.")
+        str, typer.Argument(help="Shipped recipe (severstal, severstal-small, fast, neu900, demo) or YAML file.")
     ] = "severstal",
     data: Annotated[
-        Path | None, typer.Option("--data", help="Data folder: train.csv beside train_images/.", metavar="DIR")
+        Path | None, typer.Option(help="Data folder: train.csv beside train_images/.", metavar="DIR")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Run folder to write; absent or empty.", metavar="RUN")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write; absent or empty.", metavar="RUN")] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", help="Change a key of the recipe, e.g. training.epochs=5; repeatable.", metavar="KEY=VALUE"
-        ),
+        typer.Option("--set", help="Change a recipe key, e.g. training.epochs=5; repeatable.", metavar="KEY=VALUE"),
     ] = None,
     encoder_weights: Annotated[
         str | None,
-        typer.Option(
-            "--encoder-weights",
-            help="imagenet (downloads), none, or a timm-named .safetensors or .pth file. Default: as in the recipe.",
-            metavar="imagenet|none|FILE",
-        ),
+        typer.Option(help="FILE has timm's names. Default: as in the recipe.", metavar="imagenet|none|FILE"),
     ] = None,
     fold: Annotated[
         str | None,
-        typer.Option(
-            "--fold",
-            help="Fold to validate on; none: train on everything; all: a run for each fold. Default: as in the recipe.",
-            metavar="N|none|all",
-        ),
+        typer.Option(help="Fold to validate on; or train on everything, or once for each.", metavar="N|none|all"),
     ] = None,
     batch_size: Annotated[
-        str | None,
-        typer.Option(
-            "--batch-size",
-            help="Crops in a step; auto: as many as fit into memory, up to the recipe's.",
-            metavar="N|auto",
-        ),
+        str | None, typer.Option(help="Crops in a step. auto: as many as fit into memory.", metavar="N|auto")
     ] = None,
     bit_depth: BitDepth = None,
     max_minutes: Annotated[
-        float | None, typer.Option("--max-minutes", help="Plan as many epochs as fit, then stop.", metavar="MIN")
-    ] = None,
-    cache: Annotated[
-        bool | None, typer.Option("--cache/--no-cache", help="Keep decoded images in memory. Default: where they fit.")
+        float | None, typer.Option(help="Plan as many epochs as fit into this time.", metavar="MIN")
     ] = None,
     thresholds: Annotated[
-        Path | None,
-        typer.Option("--thresholds", help="Take the thresholds from this model, or file of tune.", metavar="FILE"),
+        Path | None, typer.Option(help="Take the thresholds of this model, or of a file of tune.", metavar="FILE")
     ] = None,
     init: Annotated[
-        Path | None, typer.Option("--init", help="Start from this model; its classes may differ.", metavar="MODEL")
+        Path | None, typer.Option(help="Start from this model. Its classes may differ.", metavar="MODEL")
     ] = None,
     device: Device = "auto",
     max_pixels: MaxPixels = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved recipe and stop.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and exit.")] = False,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Train a model on a data folder.
 
-    RUN receives model.safetensors (when training has ended), config.yaml, split.csv, metrics.jsonl, curves.png and
+    RUN receives model.safetensors (at the end of the training), config.yaml, split.csv, metrics.jsonl, curves.png and
     TensorBoard events. Folds come from split.csv in the data folder, or from the seed.
 
     Example: defectseg train severstal-small --data severstal --out runs/1
     """
     from defectseg.config import dump_recipe, load_recipe
 
-    changes = [*(overrides or ()), *_changes(encoder_weights, batch_size, bit_depth, max_minutes, cache)]
-    recipe = load_recipe(config, [*changes, *_fold_change(fold)])
+    keys = {
+        "model.encoder_weights": None if encoder_weights is None else json.dumps(encoder_weights),
+        "training.fit_memory": "true" if batch_size == "auto" else None,
+        "training.batch_size": None if batch_size == "auto" else batch_size,
+        "training.max_minutes": max_minutes,
+        "data.bit_depth": bit_depth,
+        "data.fold": {"all": None, "none": "null"}.get(fold or "all", fold),
+    }
+    changes = [*(overrides or ()), *(f"{key}={value}" for key, value in keys.items() if value is not None)]
+    if init is not None and any(change.startswith("model") for change in changes):
+        raise UsageError("--init gives the network and its weights; leave out what would change the recipe's model.")
+    recipe = load_recipe(config, changes)
     if print_config:
         print(dump_recipe(recipe), end="")
         return
     if out is None or (data is None and not resume):
         raise UsageError("train needs --data DIR and --out RUN; see defectseg train --help.")
-    if resume and (changes or init is not None or thresholds is not None):
+    if resume and (changes or fold or init or thresholds):
         raise UsageError("--resume continues with the recipe in the run folder; leave out what would change it.")
     require_extra("training", "train", "torch", "segmentation_models_pytorch", "accelerate", "albumentations")
+    from defectseg.data.folder import open_data_folder
+    from defectseg.model.locate import find_model
+    from defectseg.train.run_folder import read_request
     from defectseg.train.train import train as run_training
     from defectseg.train.train import train_folds
-
-    asked: dict[str, Any] = {"data": data, "out": out, "device": device, "resume": resume}
-    if resume:
-        fold = _fold_begun_with(out, fold)
-    else:
-        asked |= {"recipe": recipe, "init": None if init is None else _find_init(init, recipe, changes)}
-        asked["thresholds"] = None if thresholds is None or data is None else _read_thresholds(thresholds, data)
-    with progress_bar("training", after_interrupt="Continue it with --resume.") as progress:
-        asked["progress"] = progress
-        results = list(train_folds(**asked).values()) if fold == "all" else [run_training(**asked)]
-    if is_main_process():
-        _report(results, json_output)
-        if results[0].low_bit_depth is not None:
-            low = results[0].low_bit_depth
-            log.warning("%s %s", low, bit_depth_hint(low.bit_depth))
-    finish(ExitCode.PARTIAL if any(result.unreadable for result in results) else ExitCode.DONE)
-
-
-def _changes(
-    encoder_weights: str | None,
-    batch_size: str | None,
-    bit_depth: int | None,
-    max_minutes: float | None,
-    cache: bool | None,
-) -> list[str]:
-    """The flags that stand for keys of the recipe, as `key=value`."""
-    changes = []
-    if encoder_weights is not None:
-        changes.append(f"model.encoder_weights={json.dumps(encoder_weights)}")
-    if batch_size == "auto":
-        changes.append("training.fit_memory=true")
-    elif batch_size is not None:
-        if not batch_size.isdigit():
-            raise UsageError(f"--batch-size {batch_size}: expected a number from 1, or auto.")
-        changes.append(f"training.batch_size={batch_size}")
-    if bit_depth is not None:
-        changes.append(f"data.bit_depth={bit_depth}")
-    if max_minutes is not None:
-        changes.append(f"training.max_minutes={max_minutes}")
-    if cache is not None:
-        changes.append(f"data.cache={json.dumps(cache)}")
-    return changes
-
-
-def _fold_change(fold: str | None) -> list[str]:
-    if fold is None or fold == "all":
-        return []
-    if not (fold == "none" or fold.isdigit()):
-        raise UsageError(f"--fold {fold}: expected a number from 0, none or all.")
-    return [f"data.fold={'null' if fold == 'none' else fold}"]
-
-
-def _fold_begun_with(out: Path, fold: str | None) -> str:
-    """What --fold was when the training in a run folder began; another one now is passed over with a warning."""
-    from defectseg.train.run_folder import read_request
-
-    request = read_request(out)
-    number = request.recipe.data.fold
-    begun = "all" if request.every_fold else "none" if number is None else str(number)
-    if fold not in (None, begun):
-        log.warning("--fold %s is passed over: this training began with --fold %s", fold, begun)
-    return begun
-
-
-def _find_init(init: Path, recipe: "Recipe", changes: Sequence[str]) -> Path:
-    """The model file to start from. Raises UsageError where its network is not what changes of the recipe ask for."""
-    from defectseg.config import apply_override
-    from defectseg.model.info import read_model_info
-    from defectseg.model.locate import find_model
-
-    path = find_model(init)
-    asked: dict[str, Any] = {}
-    for change in changes:
-        apply_override(asked, change)
-    model = read_model_info(path).recipe.model
-    for key in asked.get("model") or ():
-        wanted, found = getattr(recipe.model, key), getattr(model, key)
-        if wanted != found:
-            raise UsageError(
-                f"--init {init}: its network has model.{key} {found!r}, but {wanted!r} is asked for. "
-                "The network and its weights are those of --init: leave out one of the two."
-            )
-    return path
-
-
-def _read_thresholds(path: Path, data: Path) -> Any:
-    from defectseg.data.folder import open_data_folder
     from defectseg.tune.file import read_thresholds
 
-    return read_thresholds(path, open_data_folder(data).class_names)
+    asked: dict[str, Any] = {"data": data, "out": out, "device": device, "resume": resume}
+    if not resume:
+        assert data is not None
+        asked["recipe"] = recipe
+        asked["init"] = None if init is None else find_model(init)
+        asked["thresholds"] = (
+            None if thresholds is None else read_thresholds(thresholds, open_data_folder(data).class_names)
+        )
+    every_fold = read_request(out).every_fold if resume else fold == "all"
+    with progress_bar("training", after_interrupt="Continue it with --resume.") as progress:
+        asked["progress"] = progress
+        results = list(train_folds(**asked).values()) if every_fold else [run_training(**asked)]
+    if is_main_process():
+        _report(results, json_output)
+    finish(partial=any(result.unreadable for result in results))
 
 
-def _report(results: Sequence[Any], json_output: bool) -> None:
+def _report(results: Sequence["TrainResult"], json_output: bool) -> None:
+    if low := results[0].low_bit_depth:
+        warn([str(low)], low)
     if json_output:
         entries = [
             {
                 "model": str(result.model),
                 "validation": None if result.metrics is None else result.metrics.to_json(),
-                "unreadable": [list(pair) for pair in result.unreadable],
+                "unreadable": result.unreadable,
             }
             for result in results
         ]

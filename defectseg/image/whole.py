@@ -92,8 +92,8 @@ def inspect(content: bytes, *, name: str) -> Container:
     if height * width > _allowed_pixels:
         raise ImageError(
             f"{name}: {width} x {height} px are {height * width:,}; to save memory, up to {_allowed_pixels:,} are "
-            f"decoded. Cut it into smaller images, or raise the limit: max_pixels={height * width} (predict, "
-            "evaluate, tune, train and data check)."
+            "decoded. Cut it into smaller images.",
+            go_on={"max_pixels": height * width},
         )
     return container
 

@@ -1,11 +1,12 @@
 """What is measured, on a runtime whose calls can be counted, and how several runtimes are reported."""
 
-import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -13,8 +14,16 @@ import numpy as np
 import pytest
 
 from defectseg.benchmark import benchmark as module
-from defectseg.benchmark.benchmark import STAGES, benchmark, measure, resolve_runtimes, run_network, run_pipeline
-from defectseg.errors import CannotContinueError, DataError, ExitCode, UsageError
+from defectseg.benchmark.benchmark import (
+    STAGES,
+    benchmark,
+    measure,
+    resolve_runtimes,
+    run_network,
+    run_pipeline,
+    run_stages,
+)
+from defectseg.errors import CannotContinueError, DataError, MissingExtraError, UsageError
 from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import decode
 from defectseg.inference.settings import Settings
@@ -87,10 +96,11 @@ def test_a_measurement_takes_pipeline_and_network_in_turn(
     grey_runtime: Callable[..., Any], images: list[FoundImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime, order = grey_runtime(), list[str]()
+    pipeline_s = iter([99.0, 1.0, 0.5, 4.0])
 
     def pipeline(runtime: Any, settings: Settings, images: Sequence[FoundImage], folder: Path) -> float:
         order.append(f"pipeline {len(images)}")
-        return {"warm-up": 99.0, "first": 1.0, "1": 0.5, "2": 4.0}[folder.name]
+        return next(pipeline_s)
 
     def network(runtime: Any, settings: Settings, pixels: Sequence[Any]) -> float:
         order.append(f"network {len(pixels)}")
@@ -102,7 +112,7 @@ def test_a_measurement_takes_pipeline_and_network_in_turn(
     monkeypatch.setattr(module, "run_stages", lambda *asked: stages_ms)
     monkeypatch.setattr(module, "peak_memory_mb", lambda: 123.4)
 
-    figures = measure(runtime, runtime.settings, images, tmp_path, rounds=3)
+    figures = measure(runtime, runtime.settings, images, tmp_path)
 
     assert order == ["pipeline 2", *["pipeline 3", "network 3"] * 3]
     assert figures == {
@@ -117,111 +127,96 @@ def test_a_measurement_takes_pipeline_and_network_in_turn(
     }
 
 
-def test_a_measurement_of_a_real_run_has_all_figures(
+def test_stages_are_timed_one_after_another_and_leave_nothing(
     grey_runtime: Callable[..., Any], images: list[FoundImage], tmp_path: Path
 ) -> None:
     runtime = grey_runtime()
-    figures = measure(runtime, runtime.settings, images, tmp_path / "work", rounds=2)
-    assert len(runtime.calls) == 2 + 2 * (3 + 3) + 3  # warm-up, two rounds of both, stages
-    assert figures["pipeline_share"] == pytest.approx(
-        figures["pipeline_images_per_s"] / figures["network_images_per_s"], abs=1e-4
-    )
-    assert all(figures["stages_ms"][stage] > 0 for stage in STAGES)
+    stages_ms = run_stages(runtime, runtime.settings, images, tmp_path / "work")
+    assert stages_ms.shape == (3, len(STAGES))
+    assert (stages_ms > 0).all()
+    assert len(runtime.calls) == 3
+    assert not (tmp_path / "work").exists()
 
 
-def test_images_that_cannot_be_read_are_left_out(
-    images: list[FoundImage], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    images[0].path.write_bytes(b"no picture")
-    with caplog.at_level(logging.WARNING):
-        chosen, sizes_hw = module._choose(images, 9)
-    assert ([found.image_id for found in chosen], sizes_hw) == (["1.png", "2.png"], [(8, 16)] * 2)
-    assert "0.png" in caplog.text
-    with pytest.raises(DataError, match="none of the 1 images can be read"):
-        module._choose(images[:1], 9)
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[list[FoundImage]]:
+    """The images that a fresh process is asked to measure on; none is started, and each answers FIGURES at once."""
+    asked: list[list[FoundImage]] = []
+
+    def submit(pool: object, function: object, *arguments: Any) -> Future[dict[str, Any]]:
+        asked.append(arguments[-2])
+        future: Future[dict[str, Any]] = Future()
+        future.set_result(FIGURES)
+        return future
+
+    answers = iter([1.0, 9.0, 3.0] * 9)
+    monkeypatch.setattr("time.time", lambda: 100.0)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(stdout=f"{100 + next(answers)}\n".encode()))
+    monkeypatch.setattr(module, "load_runtime", load_or_refuse)
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", submit)
+    return asked
 
 
-def test_no_more_images_are_taken_than_asked_for_or_may_be_held(
-    images: list[FoundImage], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert len(module._choose(images, 2)[0]) == 2
-    monkeypatch.setattr(module, "_MOST_PX", 8 * 16 * 2)
-    assert len(module._choose(images, 9)[0]) == 2
-    monkeypatch.setattr(module, "_MOST_PX", 1)
-    assert len(module._choose(images, 9)[0]) == 1  # one is needed, however large
+def load_or_refuse(models: Any, device: str, runtime: str, *, workers: int | None) -> None:
+    if runtime == "onnx":
+        raise MissingExtraError("ONNX Runtime", "onnx")
 
 
-def answer_with(monkeypatch: pytest.MonkeyPatch, **results: Any) -> list[Any]:
-    """Have each runtime measured as it is said here; returns the jobs as they come."""
-    jobs: list[Any] = []
-
-    def measure_apart(job: Any) -> Any:
-        jobs.append(job)
-        return results[job.runtime]
-
-    monkeypatch.setattr(module, "_measure_apart", measure_apart)
-    return jobs
-
-
-def test_what_cannot_be_measured_is_told_in_its_row(images: list[FoundImage], monkeypatch: pytest.MonkeyPatch) -> None:
-    refusal = module._Refusal("needs a package", ExitCode.CANNOT_CONTINUE)
-    jobs = answer_with(monkeypatch, torch=FIGURES, onnx=refusal)
+def test_what_cannot_be_measured_is_told_in_its_row(images: list[FoundImage], jobs: list[list[FoundImage]]) -> None:
     steps: list[tuple[int, int, str]] = []
-
     result = benchmark(
-        Path("m.safetensors"),
+        [Path("a.xml"), Path("b.xml")],
         images,
         runtimes=("torch", "onnx"),
         num_images=2,
         workers=3,
         progress=lambda done, total, text="": steps.append((done, total, text)),
     )
-
-    assert result["runtimes"] == [{"runtime": "torch", **FIGURES}, {"runtime": "onnx", "error": "needs a package"}]
+    measured, refused = result["runtimes"]
+    assert measured == {"runtime": "torch", **FIGURES, "cold_start_s": 3.0}, "the median of 1, 9 and 3 s"
+    assert (refused["runtime"], "defectseg[onnx]" in refused["error"]) == ("onnx", True)
     assert result["images"] == {"count": 2, "synthetic": False, "sizes": ["8x16"]}
-    assert (result["model"], steps) == ("m.safetensors", [(0, 2, "torch"), (1, 2, "onnx")])
-    assert [(job.runtime, job.workers, job.images) for job in jobs] == [
-        ("torch", 3, tuple(images[:2])),
-        ("onnx", 3, tuple(images[:2])),
-    ]
+    assert (result["model"], steps) == ("a.xml, b.xml", [(0, 2, "torch"), (1, 2, "onnx")])
+    assert jobs == [images[:2]]
 
 
-@pytest.mark.parametrize(
-    ("code", "error"), [(ExitCode.CANNOT_CONTINUE, CannotContinueError), (ExitCode.USAGE, UsageError)]
-)
-def test_where_nothing_can_be_measured_the_reasons_are_raised(
-    images: list[FoundImage], monkeypatch: pytest.MonkeyPatch, code: ExitCode, error: type[Exception]
-) -> None:
-    answer_with(monkeypatch, torch=module._Refusal("No.", code), onnx=module._Refusal("Neither.", code))
-    with pytest.raises(error, match=r"^No\. Neither\.$"):
-        benchmark(Path("m"), images, runtimes=("torch", "onnx"))
-
-
-def test_without_images_it_measures_on_synthetic_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
-    (job,) = [answer_with(monkeypatch, auto=FIGURES)]
-    result = benchmark(Path("m"), num_images=2)
-    assert result["images"] == {"count": 2, "synthetic": True, "sizes": ["256x1600"]}
-    assert not any(found.path.exists() for found in job[0].images)
-
-
-def test_less_than_one_image_is_refused() -> None:
-    with pytest.raises(UsageError, match="images: expected 1 or more"):
-        benchmark(Path("m"), num_images=0)
+def test_if_nothing_can_be_measured_the_reason_is_raised(images: list[FoundImage], jobs: list[Any]) -> None:
+    with pytest.raises(MissingExtraError, match=r"defectseg\[onnx\]"):
+        benchmark(Path("m"), images, runtimes=("onnx",))
 
 
 def test_a_process_that_dies_is_a_reason_not_a_crash(
-    images: list[FoundImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: list[FoundImage], jobs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class DyingPool:
-        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-        def __enter__(self) -> "DyingPool":
-            return self
+    def die(*arguments: object, **options: object) -> None:
+        raise BrokenProcessPool
 
-        def __exit__(self, *args: object) -> None: ...
-        def submit(self, *args: Any) -> None:
-            raise BrokenProcessPool
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", die)
+    with pytest.raises(CannotContinueError, match="the process that measured torch died"):
+        benchmark(Path("m"), images, runtimes=("torch",))
 
-    monkeypatch.setattr(module, "ProcessPoolExecutor", DyingPool)
-    result = module._measure_apart(module._Job((Path("m"),), tuple(images), "onnx", "cpu", None, tmp_path / "work"))
-    assert isinstance(result, module._Refusal)
-    assert "the process that measured onnx died" in result.message
+
+def test_without_images_it_measures_on_synthetic_sheets(jobs: list[list[FoundImage]]) -> None:
+    result = benchmark(Path("m"), num_images=2)
+    assert result["images"] == {"count": 2, "synthetic": True, "sizes": ["256x1600"]}
+    assert not any(found.path.exists() for found in jobs[0])
+
+
+def test_images_that_cannot_be_read_are_left_out(
+    images: list[FoundImage], jobs: list[list[FoundImage]], caplog: pytest.LogCaptureFixture
+) -> None:
+    images[0].path.write_bytes(b"no picture")
+    benchmark(Path("m"), images)
+    assert jobs == [images[1:]]
+    assert "0.png" in caplog.text
+    with pytest.raises(DataError, match="none of the 1 images can be read"):
+        benchmark(Path("m"), images[:1])
+
+
+def test_no_more_images_are_taken_than_may_be_held(
+    images: list[FoundImage], jobs: list[list[FoundImage]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most_px, taken in ((8 * 16 * 2, 2), (1, 1)):  # one is needed, however large
+        monkeypatch.setattr(module, "MOST_PX", most_px)
+        benchmark(Path("m"), images)
+        assert jobs[-1] == images[:taken]

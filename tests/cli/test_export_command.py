@@ -6,12 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from defectseg.cli.main import app
 from defectseg.config import Recipe
-from defectseg.errors import DefectsegError, MissingExtraError, UsageError
-from defectseg.export import export as export_module
 from defectseg.export.export import Exported
 from defectseg.export.int8 import Int8Cost
 from defectseg.export.parity import Comparison
@@ -36,7 +32,7 @@ COST = Int8Cost(
     ms_fp32=40.0,
     ms_int8=20.0,
 )
-Invoke = Callable[..., Result]
+Call = Callable[..., Any]
 
 
 @pytest.fixture
@@ -52,46 +48,26 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         cost = COST if options["int8"] else None
         return Exported(INFO, exact, shipped, "9 sheets", cost, "a.csv" if cost else "", 2_100_000, 12.3)
 
-    monkeypatch.setattr(export_module, "export", export)
+    monkeypatch.setattr("defectseg.export.export.export", export)
     return calls
 
 
-@pytest.fixture
-def invoke(tmp_path: Path) -> Invoke:
-    model = tmp_path / "model.safetensors"
-    model.touch()
-
-    def call(*arguments: str) -> Result:
-        return CliRunner().invoke(app, ["export", str(model), *arguments])
-
-    return call
-
-
-def _refused(done: Result) -> DefectsegError:
-    assert isinstance(done.exception, DefectsegError), done.output
-    return done.exception
-
-
-def test_flags_reach_the_library(invoke: Invoke, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_flags_reach_the_library(call: Call, asked: list[dict[str, Any]]) -> None:
     flags = ("--int8", "--data", "d", "--size", "256x1600", "--bit-depth", "12", "--overwrite", "--out", "m.xml")
-    assert invoke("--format", "openvino", *flags).exit_code == 0
-    assert invoke("--format", "onnx", "--out", "m.onnx").exit_code == 0
-    model, plain = (
-        (tmp_path / "model.safetensors",),
-        {"int8": False, "size_hw": None, "overwrite": False, "bit_depth": None},
-    )
+    assert call("export", "m.safetensors", "--format", "openvino", *flags).code == 0
+    assert call("export", "m.safetensors", "--format", "onnx", "--out", "m.onnx").code == 0
+    plain = {"int8": False, "data": None, "size_hw": None, "bit_depth": None, "overwrite": False}
+    given = {"int8": True, "data": Path("d"), "size_hw": (256, 1600), "bit_depth": 12, "overwrite": True}
+    model = (Path("m.safetensors"),)
     assert asked == [
-        {"model": model, "out": Path("m.xml"), "format": "openvino", "data": Path("d"), "int8": True}
-        | {"size_hw": (256, 1600), "bit_depth": 12, "overwrite": True},
-        {"model": model, "out": Path("m.onnx"), "format": "onnx", "data": None} | plain,
+        {"model": model, "out": Path("m.xml"), "format": "openvino", **given},
+        {"model": model, "out": Path("m.onnx"), "format": "onnx", **plain},
     ]
 
 
 @pytest.mark.parametrize("size", ["256", "256x", "0x1600", "-1x5", "256x1600x3", "axb", "256 1600"])
-def test_a_size_that_is_none_is_refused(invoke: Invoke, asked: list[dict[str, Any]], size: str) -> None:
-    error = _refused(invoke("--format", "onnx", "--out", "m.onnx", "--size", size))
-    assert isinstance(error, UsageError)
-    assert "256x1600" in str(error)
+def test_a_size_that_is_none_is_refused(refused: Call, asked: list[dict[str, Any]], size: str) -> None:
+    refused("export", "m", "--format", "onnx", "--out", "m.onnx", f"--size={size}", code=2, told="such as 256x1600")
     assert asked == []
 
 
@@ -104,17 +80,15 @@ def test_a_size_that_is_none_is_refused(invoke: Invoke, asked: list[dict[str, An
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(
-    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, flags: list[str], missing: str, extra: str
+    refused: Call, monkeypatch: pytest.MonkeyPatch, flags: list[str], missing: str, extra: str
 ) -> None:
     monkeypatch.setattr("defectseg.errors.find_spec", lambda package: None if package == missing else object())
-    error = _refused(invoke(*flags, "--out", "m.xml"))
-    assert isinstance(error, MissingExtraError)
-    assert f"defectseg[{extra}]" in str(error)
+    refused("export", "m", *flags, "--out", "m.xml", code=4, told=f"defectseg[{extra}]")
 
 
-def test_figures_are_printed(invoke: Invoke, asked: list[dict[str, Any]]) -> None:
-    done = invoke("--format", "openvino", "--int8", "--data", "d", "--out", "m.xml")
-    assert done.stdout.splitlines() == [
+def test_figures_are_printed(call: Call, asked: list[dict[str, Any]]) -> None:
+    flags = ("--format", "openvino", "--out", "m.xml")
+    assert call("export", "m", *flags, "--int8", "--data", "d").out.splitlines() == [
         "Compared with PyTorch on 9 sheets:",
         "  fp32: probabilities differ by at most 2.5e-06, gates by 3e-07 (limit 0.01)",
         "  final masks, in the precision of this processor: Dice 0.9900 (limit 0.98)",
@@ -125,20 +99,19 @@ def test_figures_are_printed(invoke: Invoke, asked: list[dict[str, Any]]) -> Non
         "  40 -> 20 ms an image: 2.00 times as quick on this machine",
         "Written: m.xml (2.1 MB) in 12 s",
     ]
+    assert call("export", "m", *flags).out.splitlines()[3:] == [
+        "  No defect was found on any of them, so that the masks say little. Give --data with defects.",
+        "Written: m.xml (2.1 MB) in 12 s",
+    ]
 
 
-def test_a_comparison_that_says_little_says_so(invoke: Invoke, asked: list[dict[str, Any]]) -> None:
-    assert "No defect was found" in invoke("--format", "openvino", "--out", "m.xml").stdout
-    assert "No defect was found" not in invoke("--format", "openvino", "--data", "d", "--out", "m.xml").stdout
-
-
-def test_json_is_one_object(invoke: Invoke, asked: list[dict[str, Any]]) -> None:
-    content = json.loads(invoke("--format", "openvino", "--int8", "--data", "d", "--out", "m.xml", "--json").stdout)
+def test_json_is_one_object(call: Call, asked: list[dict[str, Any]]) -> None:
+    content = json.loads(
+        call("export", "m", "--format", "openvino", "--int8", "--data", "d", "--out", "m.xml", "--json").out
+    )
     assert content["file"] == "m.xml"
     assert content["size_hw"] == [256, 1600]
     assert content["parity"] == {"mask_dice": 0.99}
     assert content["exact"]["probability"] == 2.5e-6
-    assert content["int8"]["layers_int8"] == 48
-    assert content["int8"]["loss"] == pytest.approx(0.003)
-    plain = json.loads(invoke("--format", "openvino", "--out", "m.xml", "--json").stdout)
-    assert plain["int8"] is None
+    assert content["cost"]["layers_int8"] == 48
+    assert content["seconds"] == 12.3

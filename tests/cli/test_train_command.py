@@ -7,20 +7,17 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
 
-from defectseg.cli.main import app
 from defectseg.config import DataConfig, Recipe, load_recipe, shipped_recipes
-from defectseg.errors import ConfigError, DataError, DefectsegError, ExitCode, ModelError, UsageError
 from defectseg.evaluate.metrics import PairCounts, summarise
-from defectseg.model.info import Thresholds
-from defectseg.train import train as run_module
+from defectseg.image.read import LowBitDepth
+from defectseg.model.info import Thresholds, read_model_info
 from defectseg.train.run_folder import Request
 from defectseg.train.train import TrainResult
 from defectseg.tune.file import write_thresholds
 
 METRICS = summarise({("a.jpg", 1): PairCounts(4, 4, 2), ("b.jpg", 1): PairCounts(0, 0, 0)}, ("pits",))
-Invoke = Callable[..., Result]
+Call = Callable[..., Any]
 Calls = list[tuple[str, dict[str, Any]]]
 
 
@@ -31,40 +28,29 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     def train(data: Path | None, out: Path, **arguments: Any) -> TrainResult:
         calls.append(("train", {"data": data, **arguments}))
-        return TrainResult(out / "model.safetensors", METRICS, ())
+        return TrainResult(out / "model.safetensors", METRICS, (), low_bit_depth=LowBitDepth(3, 4, 900, 10))
 
     def train_folds(data: Path | None, out: Path, **arguments: Any) -> dict[int, TrainResult]:
         calls.append(("folds", {"data": data, **arguments}))
         ended = TrainResult(out / "fold-0" / "model.safetensors", None, ())
         return {0: ended, 1: TrainResult(out / "fold-1" / "model.safetensors", METRICS, (("c.jpg", "torn"),))}
 
-    monkeypatch.setattr(run_module, "train", train)
-    monkeypatch.setattr(run_module, "train_folds", train_folds)
+    monkeypatch.setattr("defectseg.train.train.train", train)
+    monkeypatch.setattr("defectseg.train.train.train_folds", train_folds)
     return calls
 
 
 @pytest.fixture
-def invoke(data_folder: Path, tmp_path: Path, tiny_recipe: Path) -> Invoke:
-    def call(*arguments: str | Path) -> Result:
-        paths = ("--data", data_folder, "--out", tmp_path / "run")
-        return CliRunner().invoke(app, [str(argument) for argument in ("train", tiny_recipe, *paths, *arguments)])
-
-    return call
+def train(call: Call, data_folder: Path, tiny_recipe: Path) -> Call:
+    """`defectseg train` with the tiny recipe, into the folder `run`."""
+    return lambda *arguments: call("train", tiny_recipe, "--data", data_folder, "--out", "run", *arguments)
 
 
-def _recipe(invoke: Invoke, asked: Calls, *arguments: str | Path) -> Recipe:
-    done = invoke(*arguments)
-    assert done.exit_code == 0, done.output
-    ((kind, called),) = asked
-    assert kind == "train"
-    recipe: Recipe = called["recipe"]
-    return recipe
-
-
-def _refused(invoke: Invoke, *arguments: str | Path) -> DefectsegError:
-    done = invoke(*arguments)
-    assert isinstance(done.exception, DefectsegError), done.output
-    return done.exception
+@pytest.fixture
+def refuse(refused: Call, data_folder: Path, tiny_recipe: Path) -> Call:
+    return lambda *arguments, **expected: refused(
+        "train", tiny_recipe, "--data", data_folder, "--out", "run", *arguments, **expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,8 +61,6 @@ def _refused(invoke: Invoke, *arguments: str | Path) -> DefectsegError:
         (["--batch-size", "3"], ["training.batch_size=3"]),
         (["--max-minutes", "2.5"], ["training.max_minutes=2.5"]),
         (["--bit-depth", "12"], ["data.bit_depth=12"]),
-        (["--cache"], ["data.cache=true"]),
-        (["--no-cache"], ["data.cache=false"]),
         (["--fold", "2"], ["data.fold=2"]),
         (["--fold", "none"], ["data.fold=null"]),
         (["--encoder-weights", "no: thing.pth"], ['model.encoder_weights="no: thing.pth"']),
@@ -85,37 +69,44 @@ def _refused(invoke: Invoke, *arguments: str | Path) -> DefectsegError:
     ],
 )
 def test_flags_change_keys_of_the_recipe(
-    invoke: Invoke,
-    asked: Calls,
-    tiny_recipe: Path,
-    arguments: list[str],
-    overrides: list[str],
+    train: Call, asked: Calls, tiny_recipe: Path, arguments: list[str], overrides: list[str]
 ) -> None:
-    assert _recipe(invoke, asked, *arguments) == load_recipe(str(tiny_recipe), overrides)
+    assert train(*arguments).code == 0
+    ((kind, called),) = asked
+    assert kind == "train"
+    assert called["recipe"] == load_recipe(str(tiny_recipe), overrides)
 
 
-def test_the_recipe_with_its_flags_can_be_shown(invoke: Invoke, asked: Calls) -> None:
-    done = invoke("--batch-size", "auto", "--max-minutes", "7", "--no-cache", "--fold", "none", "--print-config")
-    shown = yaml.safe_load(done.stdout)
+def test_the_recipe_with_its_flags_can_be_shown(train: Call, asked: Calls) -> None:
+    shown = yaml.safe_load(train("--batch-size", "auto", "--max-minutes", "7", "--fold", "none", "--print-config").out)
     assert (shown["training"]["fit_memory"], shown["training"]["max_minutes"]) == (True, 7.0)
-    assert (shown["data"]["cache"], shown["data"]["fold"]) == (False, None)
+    assert shown["data"]["fold"] is None
     assert asked == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--batch-size", "many"], "--batch-size many: expected a number from 1, or auto"),
-        (["--batch-size", "-1"], "--batch-size -1: expected a number from 1, or auto"),
+        (["--batch-size", "many"], "training.batch_size: Input should be a valid integer"),
         (["--batch-size", "0"], "training.batch_size"),
-        (["--fold", "first"], "--fold first: expected a number from 0, none or all"),
+        (["--fold", "first"], "data.fold: Input should be a valid integer"),
         (["--max-minutes", "0"], "training.max_minutes"),
+        (["--set", "training.epoch=7", "--set", "seed=-1"], ["did you mean 'epochs'?", "seed"]),
+        (["--init", "m.safetensors", "--set", "model.encoder=resnet18"], "--init gives the network"),
+        (["--init", "m.safetensors", "--set", "model={in_channels: 3}"], "--init gives the network"),
+        (["--init", "m.safetensors", "--encoder-weights", "imagenet"], "--init gives the network"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(invoke: Invoke, arguments: list[str], told: str) -> None:
-    error = _refused(invoke, *arguments)
-    assert isinstance(error, UsageError)
-    assert told in str(error)
+def test_values_that_make_no_sense_are_refused(
+    refuse: Call, asked: Calls, arguments: list[str], told: str | list[str]
+) -> None:
+    refuse(*arguments, code=2, told=told)
+    assert asked == []
+
+
+@pytest.mark.parametrize("arguments", [["--out", "run"], ["--data", "d"]])
+def test_data_and_run_folder_are_needed(refused: Call, arguments: list[str]) -> None:
+    refused("train", "demo", *arguments, code=2, told="train needs --data DIR and --out RUN")
 
 
 @pytest.mark.parametrize(
@@ -123,126 +114,100 @@ def test_values_that_make_no_sense_are_refused(invoke: Invoke, arguments: list[s
     [
         ["--set", "training.epochs=3"],
         ["--batch-size", "auto"],
-        ["--max-minutes", "3"],
-        ["--no-cache"],
-        ["--encoder-weights", "none"],
+        ["--fold", "0"],
+        ["--fold", "all"],
         ["--init", "model.safetensors"],
         ["--thresholds", "thresholds.json"],
     ],
 )
-def test_resuming_takes_nothing_that_would_change_the_run(invoke: Invoke, asked: Calls, flag: list[str]) -> None:
-    assert "leave out what would change it" in str(_refused(invoke, "--resume", *flag))
+def test_resuming_takes_nothing_that_would_change_the_run(refuse: Call, asked: Calls, flag: list[str]) -> None:
+    refuse("--resume", *flag, code=2, told="leave out what would change it")
     assert asked == []
+
+
+@pytest.mark.parametrize(("fold", "every_fold"), [(0, False), (None, False), (0, True)])
+def test_resuming_needs_the_run_folder_alone(
+    call: Call, asked: Calls, tmp_path: Path, fold: int | None, every_fold: bool
+) -> None:
+    request = Request(recipe=Recipe(data=DataConfig(fold=fold)), data=tmp_path / "data", every_fold=every_fold)
+    (tmp_path / "request.json").write_text(request.model_dump_json())
+    assert call("train", "--resume", "--out", tmp_path).code == (3 if every_fold else 0)
+    ((called, arguments),) = asked
+    assert called == ("folds" if every_fold else "train")
+    del arguments["progress"]
+    assert arguments == {"data": None, "resume": True, "device": "auto"}
+
+
+def test_every_fold_is_reported(train: Call, asked: Calls, tmp_path: Path) -> None:
+    done = train("--fold", "all")
+    ((kind, called),) = asked
+    assert (kind, called["recipe"].data.fold) == ("folds", 0), "the library sets the fold of each"
+    assert done.code == 3, "an image was left out"
+    models = [line for line in done.out.splitlines() if line.startswith("Model: ")]
+    assert models == [f"Model: {Path('run') / f'fold-{fold}' / 'model.safetensors'}" for fold in (0, 1)]
+    assert done.out.count("Validation images") == 1, "what had ended before is not validated again"
+
+
+def test_json_has_an_entry_for_each_fold_and_for_one_run_is_that_entry(train: Call, asked: Calls) -> None:
+    several, alone = train("--fold", "all", "--json"), train("--json")
+    entries = json.loads(several.out)
+    assert [entry["model"] for entry in entries] == [f"run/fold-{fold}/model.safetensors" for fold in (0, 1)]
+    assert entries[0]["validation"] is None
+    assert entries[1]["unreadable"] == [["c.jpg", "torn"]]
+    assert json.loads(alone.out) == {
+        "model": "run/model.safetensors",
+        "validation": METRICS.to_json(),
+        "unreadable": [],
+    }
+    low, hint = alone.err.splitlines()
+    assert low.startswith("warning: 3 of 4 16-bit images")
+    assert "--bit-depth 10" in hint
+
+
+def test_thresholds_come_from_a_file_or_a_model(train: Call, asked: Calls, tmp_path: Path, trained_run: Path) -> None:
+    thresholds = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(3,) * 4)
+    write_thresholds(tmp_path / "thresholds.json", ("pits", "cracks", "scratches", "patches"), thresholds)
+    model = trained_run / "model.safetensors"
+    assert train("--thresholds", "thresholds.json").code == train("--thresholds", model).code == 0
+    assert [called["thresholds"] for _, called in asked] == [thresholds, read_model_info(model).thresholds]
 
 
 @pytest.mark.parametrize(
-    ("begun", "kind", "fold"), [("0", "train", "0"), ("none", "train", "none"), ("all", "folds", "all")]
+    ("name", "code", "told"),
+    [
+        ("pits.json", 2, "thresholds for the classes pits"),
+        ("absent.json", 4, "absent.json"),
+        ("absent.safetensors", 4, "absent.safetensors"),
+    ],
 )
-@pytest.mark.parametrize("given", [None, "same", "2"])
-def test_resuming_needs_the_run_folder_alone(
-    asked: Calls, tmp_path: Path, caplog: pytest.LogCaptureFixture, begun: str, kind: str, fold: str, given: str | None
+def test_thresholds_that_cannot_be_used_are_refused(
+    refuse: Call, asked: Calls, tmp_path: Path, name: str, code: int, told: str
 ) -> None:
-    recipe = Recipe(data=DataConfig(fold=int(begun) if begun.isdigit() else None))
-    request = Request(recipe=recipe, data=tmp_path / "data", every_fold=begun == "all")
-    (tmp_path / "request.json").write_text(request.model_dump_json())
-    flags = [] if given is None else ["--fold", fold if given == "same" else given]
-    done = CliRunner().invoke(app, ["train", "--resume", "--out", str(tmp_path), *flags])
-    assert done.exit_code == (3 if kind == "folds" else 0), done.output
-    ((called, arguments),) = asked
-    assert called == kind
-    assert {"data": None, "resume": True}.items() <= arguments.items()
-    assert not {"recipe", "init", "thresholds"} & arguments.keys()
-    assert ("passed over" in done.output + caplog.text) == (given == "2")
-
-
-def test_all_folds_are_told_one_by_one(invoke: Invoke, asked: Calls, tmp_path: Path) -> None:
-    done = invoke("--fold", "all")
-    assert [kind for kind, _ in asked] == ["folds"]
-    assert asked[0][1]["recipe"].data.fold == 0, "the library sets the fold of each"
-    assert done.exit_code == 3, "an image was left out"
-    models = [line for line in done.stdout.splitlines() if line.startswith("Model: ")]
-    assert models == [f"Model: {tmp_path / 'run' / f'fold-{fold}' / 'model.safetensors'}" for fold in (0, 1)]
-    assert done.stdout.count("Validation images") == 1, "what had ended before is not validated again"
-
-
-def test_json_has_an_entry_for_each_fold_and_for_one_run_is_that_entry(
-    invoke: Invoke, asked: Calls, tmp_path: Path
-) -> None:
-    several: list[dict[str, Any]] = json.loads(invoke("--fold", "all", "--json").stdout)
-    alone: dict[str, Any] = json.loads(invoke("--json").stdout)
-    out = tmp_path / "run"
-    assert [entry["model"] for entry in several] == [str(out / f"fold-{fold}/model.safetensors") for fold in (0, 1)]
-    assert several[0]["validation"] is None
-    assert several[1]["unreadable"] == [["c.jpg", "torn"]]
-    assert alone == {"model": str(out / "model.safetensors"), "validation": METRICS.to_json(), "unreadable": []}
-    assert alone["validation"]["kaggle_dice"] == 0.75
-
-
-@pytest.mark.parametrize("kind", ["file", "model"])
-def test_thresholds_come_from_a_file_or_a_model(
-    invoke: Invoke, asked: Calls, tmp_path: Path, trained_run: Path, kind: str
-) -> None:
-    names = ("pits", "cracks", "scratches", "patches")
-    thresholds = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(3,) * 4)
-    path = tmp_path / "thresholds.json"
-    if kind == "file":
-        write_thresholds(path, names, thresholds)
-    else:
-        from defectseg.model.info import read_model_info
-
-        path = trained_run / "model.safetensors"
-        thresholds = read_model_info(path).thresholds
-    assert invoke("--thresholds", path).exit_code == 0
-    assert asked[0][1]["thresholds"] == thresholds
-
-
-def test_thresholds_for_other_classes_are_refused(invoke: Invoke, asked: Calls, tmp_path: Path) -> None:
-    write_thresholds(tmp_path / "thresholds.json", ("pits",), Thresholds.default(1))
-    error = _refused(invoke, "--thresholds", tmp_path / "thresholds.json")
-    assert isinstance(error, ConfigError)
-    assert "thresholds for the classes pits" in str(error)
+    write_thresholds(tmp_path / "pits.json", ("pits",), Thresholds.default(1))
+    refuse("--thresholds", name, code=code, told=told)
     assert asked == []
 
 
-@pytest.mark.parametrize(("name", "kind"), [("absent.json", DataError), ("absent.safetensors", ModelError)])
-def test_thresholds_that_are_not_there_are_told_as_everything_missing(
-    invoke: Invoke, asked: Calls, tmp_path: Path, name: str, kind: type[DefectsegError]
-) -> None:
-    error = _refused(invoke, "--thresholds", tmp_path / name)
-    assert isinstance(error, kind)
-    assert error.exit_code == ExitCode.CANNOT_CONTINUE
-    assert str(tmp_path / name) in str(error)
-    assert asked == []
-
-
-def test_a_model_to_start_from_may_be_named_by_its_run_folder(invoke: Invoke, asked: Calls, trained_run: Path) -> None:
-    assert invoke("--init", trained_run).exit_code == 0
+def test_a_model_to_start_from_may_be_named_by_its_run_folder(train: Call, asked: Calls, trained_run: Path) -> None:
+    assert train("--init", trained_run, "--set", "training.epochs=1").code == 0
     assert asked[0][1]["init"] == trained_run / "model.safetensors"
 
 
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        (["--set", "model.encoder=resnet18"], ["model.encoder", "'tu-test_resnet'", "'resnet18'"]),
-        (["--set", "model={in_channels: 3}"], ["model.in_channels", "1", "3"]),
-        (["--encoder-weights", "imagenet"], ["model.encoder_weights", "'none'", "'imagenet'"]),
-        (["--set", "model.options.decoder_channels=[8,8,8,8,8]"], ["model.options", "32", "[8, 8, 8, 8, 8]"]),
-        (["--set", "model.encoder=tu-test_resnet", "--set", "training.epochs=1"], []),
-    ],
-)
-def test_a_network_that_the_model_to_start_from_does_not_have_is_refused(
-    invoke: Invoke, asked: Calls, trained_run: Path, flags: list[str], told: list[str]
-) -> None:
-    if told:
-        error = _refused(invoke, "--init", trained_run, *flags)
-        assert isinstance(error, UsageError)
-        assert all(part in str(error) for part in ["--init", *told])
-    else:
-        assert invoke("--init", trained_run, *flags).exit_code == 0
-    assert bool(asked) != bool(told)
-
-
-def test_the_help_names_each_shipped_recipe() -> None:
-    told = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output
+def test_the_help_names_each_shipped_recipe(call: Call) -> None:
+    told = call("train", "--help").out
     missing = [name for name in shipped_recipes() if f"{name}," not in told and f"{name})" not in told]
     assert not missing
+
+
+@pytest.mark.slow
+def test_a_training_writes_exactly_its_run_folder_and_refuses_it_the_second_time(
+    train: Call, refuse: Call, tmp_path: Path
+) -> None:
+    done = train("--set", "training.epochs=1", "--json", "--device", "cpu")
+
+    assert done.code == 0, done.err
+    expected = {"request.json", "model.safetensors", "last.ckpt", "config.yaml", "split.csv", "metrics.jsonl"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == expected | {"curves.png"}
+    assert json.loads(done.out)["validation"]["images"] == 6
+    assert "epoch 1/1" in done.err
+    refuse(code=2, told=["run: not empty", "--resume"])

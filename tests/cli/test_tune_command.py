@@ -1,70 +1,34 @@
 """`defectseg tune` through the command line."""
 
 import json
-import logging
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from defectseg.cli import options
-from defectseg.cli.main import main
 from defectseg.errors import UsageError
 from defectseg.model.info import read_model_info
+from defectseg.tune.goals import BEST_DICE, LeastCost, MaxFalseAlarms, TargetRecall
 
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def _own_process() -> Iterator[None]:
-    """Puts back what the command line sets for the whole process."""
-    logger = logging.getLogger("defectseg")
-    before = logger.handlers, logger.level, logger.propagate
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    logger.handlers, logger.level, logger.propagate = before
-    options.state.verbose = False
-    signal.signal(signal.SIGTERM, handler)
+Call = Callable[..., Any]
 
 
 @pytest.fixture
-def call(
-    _own_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    """Exit code, stdout and stderr of `defectseg tune` in the test's folder."""
-
-    def call_main(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("GOMP_SPINCOUNT", "1")
-        monkeypatch.setattr(sys, "argv", ["defectseg", "tune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call_main
-
-
-@pytest.fixture
-def run_folder(trained_run: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run that may be tuned."""
-    return Path(shutil.copytree(trained_run, tmp_path / "run"))
+def model(trained_run: Path, tmp_path: Path) -> Path:
+    """The model in a run folder that may be tuned."""
+    return Path(shutil.copytree(trained_run, tmp_path / "run")) / "model.safetensors"
 
 
 @pytest.mark.slow
 def test_tuning_shows_a_row_for_each_class_and_stores_the_choice(
-    call: Call, run_folder: Path, data_folder: Path, tmp_path: Path
+    call: Call, model: Path, data_folder: Path, tmp_path: Path
 ) -> None:
-    model = run_folder / "model.safetensors"
+    done = call("tune", "run", "--data", data_folder, "--device", "cpu", "--out", "t.json", "--folds", "3")
 
-    code, out, err = call(run_folder, "--data", data_folder, "--device", "cpu", "--out", "t.json", "--folds", "3")
-
-    assert code == 0, err
-    lines = out.splitlines()
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
     info = read_model_info(model)
     assert lines[0].startswith("Chosen by search on the 6 validation images of fold 0, best Dice.")
     assert lines[1].split()[:3] == ["class", "images", "gate"]
@@ -76,73 +40,74 @@ def test_tuning_shows_a_row_for_each_class_and_stores_the_choice(
     assert lines[8:] == ["Stored in: run/model.safetensors", "Stored in: t.json"]
     assert info.thresholds.chosen_by == "search on the 6 validation images of fold 0, best Dice"
     assert json.loads((tmp_path / "t.json").read_text())["thresholds"] == info.thresholds.model_dump(mode="json")
-    assert "warning: " in err
+    assert "warning: " in done.err
 
 
 @pytest.mark.slow
-def test_a_dry_run_leaves_the_model_and_json_holds_all_figures(call: Call, run_folder: Path, data_folder: Path) -> None:
-    before = (run_folder / "model.safetensors").read_bytes()
+def test_a_dry_run_leaves_the_model_and_json_holds_all_figures_and_3_tells_of_a_torn_image(
+    call: Call, model: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(data_folder, tmp_path / "data"))
+    split = (model.parent / "split.csv").read_text().splitlines()
+    torn = data / "train_images" / next(line for line in split if line.endswith(",0")).split(",")[0]
+    torn.write_bytes(b"torn")
+    before = model.read_bytes()
 
-    code, out, err = call(
-        run_folder, "--data", data_folder, "--device", "cpu", "--json", "--dry-run", "--target-recall", "0.9"
-    )
+    done = call("tune", "run", "--data", data, "--device", "cpu", "--json", "--dry-run", "--target-recall", "0.9")
 
-    assert code == 0, err
-    assert (run_folder / "model.safetensors").read_bytes() == before
-    content: dict[str, Any] = json.loads(out)
+    assert done.code == 3, done.err
+    assert model.read_bytes() == before
+    content: dict[str, Any] = json.loads(done.out)
     assert content["goal"] == "fewest false alarms at a recall of 0.9"
-    assert (content["images"], content["stored"], content["unreadable"]) == (6, [], [])
+    assert (content["images"], content["stored"]) == (5, [])
+    assert [name for name, _ in content["unreadable"]] == [torn.name]
     assert len(content["classes"]) == len(content["thresholds"]["gate"]) == 4
     assert set(content["metrics"]) == {"kaggle_dice", "all_empty", "positive_dice", "miou"}
-    assert all(f"warning: {warning}" in err for warning in content["warnings"])
+    assert f"left out, unreadable: {torn}" in done.err
+    assert all(f"warning: {warning}" in done.err for warning in content["warnings"])
 
 
 def test_flags_reach_the_library(call: Call, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
     def refuse(models: object, data: Path, **options: Any) -> Any:
+        del options["progress"]
         asked.append({"models": models, **options})
         raise UsageError("asked enough")
 
     monkeypatch.setattr("defectseg.tune.tune.tune", refuse)
-    call("m.xml", "--data", data_folder)
-    call("m.xml", "--data", data_folder, "--runtime", "onnx", "--device", "mps", "--tta", "flips", "--dry-run")
+    call("tune", "m.xml", "--data", data_folder)
+    flags = ("--runtime", "onnx", "--device", "mps", "--tta", "flips", "--dry-run", "--bit-depth", 12, "--folds", 2)
+    call("tune", "m.xml,n.xml", "--data", data_folder, *flags, "--split", "s.csv", "--out", "t.json")
+    for goal in (
+        ("--target-recall", 0.9),
+        ("--max-false-alarms", 0),
+        ("--cost-miss", 2, "--cost-false-alarm", 1),
+    ):
+        call("tune", "m.xml", "--data", data_folder, "--subset", "all", *goal)
 
-    assert [tuple(one[name] for name in ("runtime", "device", "tta", "dry_run")) for one in asked] == [
-        ("auto", "auto", None, False),
-        ("onnx", "mps", "flips", True),
-    ]
-    assert asked[0]["models"] == (Path("m.xml"),)
-
-
-@pytest.mark.slow
-def test_an_image_that_cannot_be_read_gives_three(
-    call: Call, run_folder: Path, data_folder: Path, tmp_path: Path
-) -> None:
-    data = Path(shutil.copytree(data_folder, tmp_path / "data"))
-    held_out = next(line for line in (run_folder / "split.csv").read_text().splitlines() if line.endswith(",0"))
-    (data / "train_images" / held_out.split(",")[0]).write_bytes(b"torn")
-
-    code, out, err = call(run_folder, "--data", data, "--device", "cpu", "--dry-run")
-
-    assert code == 3
-    assert out.startswith("Chosen by search on the 5 validation images")
-    assert f"left out, unreadable: {data / 'train_images' / held_out.split(',')[0]}" in err
+    plain = dict.fromkeys(("split", "out", "tta", "bit_depth")) | {"runtime": "auto", "device": "auto"}
+    plain |= {"dry_run": False, "folds": 5, "subset": "val", "goal": BEST_DICE}
+    assert asked[0] == {"models": (Path("m.xml"),), **plain}
+    given = {"models": (Path("m.xml"), Path("n.xml")), "split": Path("s.csv"), "out": Path("t.json")}
+    given |= {"runtime": "onnx", "device": "mps", "tta": "flips", "dry_run": True, "bit_depth": 12, "folds": 2}
+    assert asked[1] == plain | given
+    assert {one["subset"] for one in asked[2:]} == {"all"}
+    assert [one["goal"] for one in asked[2:]] == [TargetRecall(0.9), MaxFalseAlarms(0), LeastCost(2, 1)]
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
         (["--target-recall", "0.9", "--max-false-alarms", "0.1"], 2, "give one of --target-recall"),
-        (["--target-recall", "0.9", "--cost-miss", "1"], 2, "give one of"),
+        (["--target-recall", "0.9", "--cost-miss", "1", "--cost-false-alarm", "1"], 2, "give one of"),
         (["--cost-miss", "1"], 2, "go together"),
-        (["--cost-miss", "0", "--cost-false-alarm", "0"], 2, "one of them above 0"),
-        (["--cost-miss", "inf", "--cost-false-alarm", "1"], 2, "expected costs from 0"),
-        (["--cost-miss", "2", "--cost-false-alarm", "-1"], 2, "expected costs from 0"),
-        (["--target-recall", "0"], 2, "--target-recall 0: expected a share"),
-        (["--target-recall", "nan"], 2, "--target-recall nan: expected a share"),
-        (["--max-false-alarms", "1.5"], 2, "--max-false-alarms 1.5: expected a share"),
-        (["--subset", "train"], 2, "--subset train: expected val or all"),
+        (["--cost-false-alarm", "1"], 2, "go together"),
+        (["--cost-miss", "inf", "--cost-false-alarm", "1"], 2, "--cost-miss"),
+        (["--cost-miss", "2", "--cost-false-alarm", "-1"], 2, "--cost-false-alarm"),
+        (["--target-recall", "nan"], 2, "--target-recall"),
+        (["--max-false-alarms", "1.5"], 2, "--max-false-alarms"),
+        (["--subset", "train"], 2, "'val', 'all'"),
         (["--subset", "all", "--split", "split.csv"], 2, "leave --subset at val"),
         (["--folds", "1"], 2, "--folds"),
         (["--out", "there.json"], 2, "--out: there.json: exists. Choose another"),
@@ -150,14 +115,8 @@ def test_an_image_that_cannot_be_read_gives_three(
         ([], 4, "missing.safetensors: no such model file"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(
-    call: Call, data_folder: Path, tmp_path: Path, arguments: list[str], code: int, told: str
+def test_what_makes_no_sense_is_refused(
+    refused: Call, data_folder: Path, tmp_path: Path, arguments: list[str], code: int, told: str
 ) -> None:
     (tmp_path / "there.json").write_text("{}")
-
-    ended, out, err = call("missing.safetensors", "--data", data_folder, *arguments)
-
-    assert (ended, out) == (code, "")
-    (line,) = err.splitlines()
-    assert line.startswith("error: ")
-    assert told in line
+    refused("tune", "missing.safetensors", "--data", data_folder, *arguments, code=code, told=told)

@@ -1,0 +1,43 @@
+"""`defectseg info`: what is in a model, what is on this machine."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import defectseg
+
+Call = Callable[..., Any]
+
+
+def test_a_model_is_described(call: Call, trained_run: Path) -> None:
+    done, shown = call("info", trained_run, "--json"), call("info", trained_run)
+
+    assert (done.code, done.err) == (0, "")
+    content = json.loads(done.out)
+    assert content["classes"] == {"1": "pits", "2": "cracks", "3": "scratches", "4": "patches"}
+    assert (content["trained_on_images"], content["fold_held_out"], content["export"]) == (18, 0, None)
+    lines = dict(line.split("  ", 1) for line in shown.out.splitlines())
+    assert lines["network"].strip() == "Unet, tu-test_resnet, 1 input channel(s)"
+    assert lines["classes"].strip() == "1 pits, 2 cracks, 3 scratches, 4 patches"
+    assert lines["export"].strip() == "none"
+    kaggle_dice = f"kaggle dice {content['metrics']['tuned']['kaggle_dice']:.4g}, all empty "
+    assert lines["metrics, tuned"].strip().startswith(kaggle_dice)
+
+
+@pytest.mark.slow
+def test_the_machine_is_described_with_a_runtime_that_is_broken(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = json.loads(call("info", "--json").out)
+    monkeypatch.setitem(sys.modules, "defectseg.runtime.onnx", None)
+    broken = call("info")
+
+    assert whole["defectseg"] == defectseg.__version__
+    assert set(whole["runtimes"]) == {"torch", "openvino", "onnxruntime"}
+    for runtime in whole["runtimes"].values():
+        assert runtime["version"]
+        assert runtime["devices"][0].startswith("cpu")
+    (line,) = (line for line in broken.out.splitlines() if line.startswith("runtimes, onnxruntime"))
+    assert "cannot be imported: ModuleNotFoundError" in line
