@@ -52,33 +52,34 @@ def run(script: str, *arguments: str | Path, stubs: Path, **variables: str) -> s
 # predict_folder.sh
 
 
-def predict_folder(
-    tmp_path: Path, stubs: Path, *flags: str, exit_code: int = 0, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    put_stub(stubs, "defectseg", f"echo from defectseg; exit {exit_code}")
+@pytest.fixture
+def out(tmp_path: Path, stubs: Path) -> Path:
+    """The output folder of predict_folder.sh, which calls a hook for notices."""
     put_stub(stubs, "hook", "")
-    arguments = (tmp_path / "model.safetensors", tmp_path / "night shift", f"{tmp_path / 'all results' / 'line 1'}/")
-    return run("predict_folder.sh", *arguments, *flags, stubs=stubs, NOTICE_HOOK=str(stubs / "hook"), **variables)
+    return tmp_path / "all results" / "line 1"
 
 
-def read_log(tmp_path: Path) -> str:
-    return (tmp_path / "all results" / "line 1.log").read_text()
+def predict_folder(
+    out: Path, stubs: Path, *flags: str, predict: str = "exit 0", **variables: str
+) -> tuple[int, list[str]]:
+    """Run the job; `predict` is what happens in the place of defectseg. The exit code and the lines of the log."""
+    put_stub(stubs, "defectseg", f"echo from defectseg; {predict}")
+    variables = {"NOTICE_HOOK": str(stubs / "hook")} | variables
+    done = run("predict_folder.sh", "a model.xml", "night shift", f"{out}/", *flags, stubs=stubs, **variables)
+    assert (done.stdout, done.stderr) == ("", "")
+    return done.returncode, Path(f"{out}.log").read_text().splitlines()
 
 
-def test_predict_folder_passes_paths_with_spaces_and_further_flags_on(tmp_path: Path, stubs: Path) -> None:
-    predict_folder(tmp_path, stubs, "--classes", "1,long scratch")
-    out = tmp_path / "all results" / "line 1"
-    expected = ["predict", f"{tmp_path}/model.safetensors", f"{tmp_path}/night shift", "--out", str(out)]
-    assert calls(stubs, "defectseg") == [[*expected, "--classes", "1,long scratch"]]
-
-
-def test_predict_folder_logs_what_defectseg_says_and_dates_its_own_lines(tmp_path: Path, stubs: Path) -> None:
-    result = predict_folder(tmp_path, stubs)
-    start, said, end = read_log(tmp_path).splitlines()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d start: .*/night shift", start)
+def test_predict_folder_passes_its_arguments_on_and_dates_its_lines_in_the_log(out: Path, stubs: Path) -> None:
+    for _ in range(2):
+        code, lines = predict_folder(out, stubs, "--classes", "1,long scratch")
+        assert code == 0
+    expected = ["predict", "a model.xml", "night shift", "--out", str(out), "--classes", "1,long scratch"]
+    assert calls(stubs, "defectseg") == [expected, expected], "the lock of an ended run is free"
+    start, said, end = lines[3:]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d start: night shift", start)
     assert said == "from defectseg"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d done", end)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -95,110 +96,87 @@ def test_predict_folder_logs_what_defectseg_says_and_dates_its_own_lines(tmp_pat
     ],
 )
 def test_predict_folder_tells_what_each_exit_code_means_and_ends_with_it(
-    tmp_path: Path, stubs: Path, exit_code: int, line: str, somebody_has_to_look: bool
+    out: Path, stubs: Path, exit_code: int, line: str, somebody_has_to_look: bool
 ) -> None:
-    result = predict_folder(tmp_path, stubs, exit_code=exit_code)
-    expected = line.format(out=tmp_path / "all results" / "line 1")
-    assert result.returncode == exit_code
-    assert read_log(tmp_path).splitlines()[-1][20:].startswith(expected)
-    notices = calls(stubs, "hook")
-    assert [notice[0].startswith(expected) for notice in notices] == [True] * somebody_has_to_look
+    code, lines = predict_folder(out, stubs, predict=f"exit {exit_code}")
+    expected = line.format(out=out)
+    assert code == exit_code
+    assert lines[-1][20:].startswith(expected)
+    assert [notice[0].startswith(expected) for notice in calls(stubs, "hook")] == [True] * somebody_has_to_look
 
 
 @pytest.mark.parametrize("code", [3, 10])
-@pytest.mark.parametrize("image_id", ["a.png", '"a, ""b"",.png"'])
-@pytest.mark.parametrize("unreadable", [False, True])
-@pytest.mark.parametrize("status", ["blank", "clean"])
+@pytest.mark.parametrize(
+    ("image_id", "status", "unreadable"),
+    [("a.png", "clean", True), ("a.png", "blank", False), ('"a, ""b"",.png"', "blank", True)],
+)
 def test_predict_folder_tells_of_unreadable_and_blank_images_beside_defects(
-    tmp_path: Path, stubs: Path, code: int, image_id: str, unreadable: bool, status: str
+    out: Path, stubs: Path, code: int, image_id: str, status: str, unreadable: bool
 ) -> None:
-    out = tmp_path / "all results" / "line 1"
     out.mkdir(parents=True)
     rows = [f"{image_id},{status},8,8,,0,0,0.0", "b.png,defect,8,8,blank,1,4,6.25"]
     (out / "images.csv").write_text("\n".join(["ImageId,status,height,width,classes,regions", *rows, ""]))
     (out / "errors.csv").write_text("ImageId,path,error\n" + "torn.png,in/torn.png,cut short\n" * unreadable)
-    predict_folder(tmp_path, stubs, exit_code=code)
+    predict_folder(out, stubs, predict=f"exit {code}")
     (notice,) = (words[0] for words in calls(stubs, "hook"))
     assert ("defects found" in notice) == (code == 10)
     assert (f"are unreadable: see {out}/errors.csv" in notice) == unreadable
     assert (f"blank: see {out}/images.csv" in notice) == (status == "blank")
 
 
-def test_predict_folder_without_a_hook_logs_only(tmp_path: Path, stubs: Path) -> None:
-    put_stub(stubs, "defectseg", "exit 4")
-    result = run("predict_folder.sh", "m", tmp_path, tmp_path / "out", stubs=stubs)
-    assert result.returncode == 4
-    assert "could not go on" in (tmp_path / "out.log").read_text()
+def test_predict_folder_without_a_hook_or_with_one_that_fails_logs_the_notice(out: Path, stubs: Path) -> None:
+    code, lines = predict_folder(out, stubs, predict="exit 4", NOTICE_HOOK="")
+    assert (code, "could not go on" in lines[-1]) == (4, True)
+    put_stub(stubs, "broken", "echo no mail server; exit 75")
+    code, lines = predict_folder(out, stubs, predict="exit 3", NOTICE_HOOK="broken")
+    assert (code, lines[-2]) == (3, "no mail server")
+    assert lines[-1].endswith("the notice could not be sent by broken")
 
 
-def test_predict_folder_logs_a_hook_that_fails_and_keeps_the_exit_code(tmp_path: Path, stubs: Path) -> None:
-    put_stub(stubs, "defectseg", "exit 3")
-    put_stub(stubs, "hook", "echo no mail server; exit 75")
-    result = run("predict_folder.sh", "m", tmp_path, tmp_path / "out", stubs=stubs, NOTICE_HOOK="hook")
-    assert result.returncode == 3
-    assert (tmp_path / "out.log").read_text().splitlines()[-2] == "no mail server"
-    assert "the notice could not be sent by hook" in (tmp_path / "out.log").read_text()
+def test_predict_folder_says_that_the_program_is_missing(out: Path, stubs: Path) -> None:
+    code, lines = predict_folder(out, stubs, DEFECTSEG=str(stubs / "absent"))
+    assert (code, "failed with exit code 127" in lines[-1]) == (127, True)
 
 
-def test_predict_folder_says_that_the_program_is_missing(tmp_path: Path, stubs: Path) -> None:
-    result = run("predict_folder.sh", "m", tmp_path, tmp_path / "out", stubs=stubs, DEFECTSEG=str(stubs / "absent"))
-    assert result.returncode == 127
-    assert "failed with exit code 127" in (tmp_path / "out.log").read_text()
-
-
-def test_predict_folder_skips_while_the_previous_run_still_goes(tmp_path: Path, stubs: Path) -> None:
-    lock = tmp_path / "all results" / "line 1.lock"
-    lock.parent.mkdir()
-    holder = subprocess.Popen(["flock", str(lock), "sleep", "60"], start_new_session=True)
-    try:
-        while subprocess.run(["flock", "--nonblock", str(lock), "true"], check=False).returncode == 0:
+def test_predict_folder_skips_while_the_previous_run_still_goes(out: Path, stubs: Path) -> None:
+    out.parent.mkdir()
+    with subprocess.Popen(["flock", f"{out}.lock", "sleep", "60"], start_new_session=True) as holder:
+        while subprocess.run(["flock", "--nonblock", f"{out}.lock", "true"], check=False).returncode == 0:
             time.sleep(0.02)
-        result = predict_folder(tmp_path, stubs)
-    finally:
+        code, lines = predict_folder(out, stubs)
         os.killpg(holder.pid, signal.SIGKILL)
-        holder.wait()
-    assert result.returncode == 0
-    assert read_log(tmp_path)[20:] == "skipped: the previous run still goes\n"
+    assert (code, [line[20:] for line in lines]) == (0, ["skipped: the previous run still goes"])
     assert calls(stubs, "defectseg") == []
 
 
-def test_predict_folder_runs_again_when_the_previous_run_has_ended(tmp_path: Path, stubs: Path) -> None:
-    predict_folder(tmp_path, stubs)
-    predict_folder(tmp_path, stubs)
-    assert len(calls(stubs, "defectseg")) == 2
-
-
-def test_predict_folder_keeps_no_lock_for_what_outlives_it(tmp_path: Path, stubs: Path) -> None:
-    put_stub(stubs, "defectseg", "sleep 60 >/dev/null 2>&1 & echo $!")
-    run("predict_folder.sh", "m", tmp_path, tmp_path / "out", stubs=stubs)
-    straggler = int((tmp_path / "out.log").read_text().splitlines()[1])
+def test_predict_folder_keeps_no_lock_for_what_outlives_it(out: Path, stubs: Path) -> None:
+    _, lines = predict_folder(out, stubs, predict="sleep 60 >/dev/null 2>&1 & echo $!")
     try:
-        assert subprocess.run(["flock", "--nonblock", tmp_path / "out.lock", "true"], check=False).returncode == 0
+        assert subprocess.run(["flock", "--nonblock", f"{out}.lock", "true"], check=False).returncode == 0
     finally:
-        os.kill(straggler, signal.SIGKILL)
+        os.kill(int(lines[2]), signal.SIGKILL)
 
 
-def test_predict_folder_logs_an_interruption_after_defectseg_has_stopped(tmp_path: Path, stubs: Path) -> None:
+def test_predict_folder_logs_an_interruption_after_defectseg_has_stopped(out: Path, stubs: Path) -> None:
     put_stub(stubs, "defectseg", "trap 'echo cleaned up; exit 130' TERM; echo ready; while :; do sleep 0.05; done")
-    log = tmp_path / "out.log"
-    command = [str(SCRIPTS / "predict_folder.sh"), "m", str(tmp_path), str(tmp_path / "out")]
+    log = Path(f"{out}.log")
     environment = {"PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}"}
+    command = [SCRIPTS / "predict_folder.sh", "m", "in", out]
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         deadline = time.monotonic() + 30
         while not (log.exists() and "ready" in log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(timeout=30) == 130
-    lines = log.read_text().splitlines()
-    assert lines[-2] == "cleaned up"
-    assert lines[-1].endswith("interrupted; the next run goes on from here")
+    stopped, told = log.read_text().splitlines()[-2:]
+    assert (stopped, told[20:]) == ("cleaned up", "interrupted; the next run goes on from here")
 
 
 @pytest.mark.parametrize("script", ["predict_folder.sh", "train_severstal.sh", "train_slurm.sh"])
 def test_a_job_without_arguments_shows_its_usage(script: str, stubs: Path) -> None:
     result = run(script, stubs=stubs)
     assert result.returncode == 2
-    assert result.stderr.startswith(("usage: " if script != "train_slurm.sh" else "usage: sbatch ") + script)
+    assert re.match(rf"usage: (sbatch )?{script}", result.stderr)
 
 
 # train_severstal.sh
@@ -223,25 +201,35 @@ def job(tmp_path: Path, stubs: Path) -> tuple[Path, Path]:
     return data, tmp_path / "run 1"
 
 
-def train_severstal(job: tuple[Path, Path], stubs: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return run("train_severstal.sh", *job, stubs=stubs, RUN=str(job[1]), **variables)
+def train_severstal(job: tuple[Path, Path], stubs: Path, **variables: str) -> tuple[int, list[list[str]]]:
+    """Run the job. The exit code and the calls of defectseg, also of earlier runs."""
+    done = run("train_severstal.sh", *job, stubs=stubs, RUN=str(job[1]), **variables)
+    return done.returncode, calls(stubs, "defectseg")
 
 
-def test_train_severstal_checks_splits_trains_and_evaluates(job: tuple[Path, Path], stubs: Path) -> None:
+def test_train_severstal_checks_splits_trains_and_evaluates_what_is_not_done(
+    job: tuple[Path, Path], stubs: Path
+) -> None:
     data, out = map(str, job)
-    assert train_severstal(job, stubs).returncode == 0
     common = ["--data", data, "--device", "auto"]
-    assert calls(stubs, "defectseg") == [
-        ["data", "check", data, "--out", f"{out}.check", "--overwrite"],
+    check = ["data", "check", data, "--out", f"{out}.check", "--overwrite"]
+    evaluate = ["evaluate", out, *common, "--subset", "val", "--out", f"{out}/evaluation"]
+    done = [
+        check,
         ["data", "split", data],
         ["train", "severstal", *common, "--out", out, "--fold", "0"],
-        ["evaluate", out, *common, "--subset", "val", "--out", f"{out}/evaluation"],
+        evaluate,
     ]
+    assert train_severstal(job, stubs) == (0, done)
+    assert train_severstal(job, stubs) == (0, [*done, check])
+    (job[1] / "evaluation" / "report.html").rename(job[1] / "evaluation" / "a.jpg")
+    assert train_severstal(job, stubs) == (0, [*done, check, check, evaluate])
+    assert not (job[1] / "evaluation" / "a.jpg").exists(), "an interrupted evaluation starts over"
 
 
 def test_train_severstal_takes_its_settings_from_the_environment(job: tuple[Path, Path], stubs: Path) -> None:
-    train_severstal(job, stubs, RECIPE="severstal-small", ENCODER_WEIGHTS="my weights.pth", FOLD="3", DEVICE="cpu")
-    train = calls(stubs, "defectseg")[2]
+    settings = {"RECIPE": "severstal-small", "ENCODER_WEIGHTS": "my weights.pth", "FOLD": "3", "DEVICE": "cpu"}
+    train = train_severstal(job, stubs, **settings)[1][2]
     assert train[1] == "severstal-small"
     assert train[4:6] == ["--device", "cpu"]
     assert train[-4:] == ["--fold", "3", "--encoder-weights", "my weights.pth"]
@@ -254,61 +242,38 @@ def test_train_severstal_stops_where_the_data_are_wrong_but_not_for_mere_duplica
     job: tuple[Path, Path], stubs: Path, errors: int, leaks: int, goes_on: bool
 ) -> None:
     counts = {"counts": {"errors": errors, "warnings": 0, "duplicates": 3, "leaks": leaks}, "leaks": []}
-    result = train_severstal(job, stubs, FAIL_AT="data check", FOUND=json.dumps(counts, indent=2))
-    assert result.returncode == (0 if goes_on else 3)
-    assert [call[0] for call in calls(stubs, "defectseg")][1:] == (["data", "train", "evaluate"] if goes_on else [])
+    code, called = train_severstal(job, stubs, FAIL_AT="data check", FOUND=json.dumps(counts, indent=2))
+    assert code == (0 if goes_on else 3)
+    assert [call[0] for call in called][1:] == (["data", "train", "evaluate"] if goes_on else [])
 
 
-def test_train_severstal_stops_where_the_check_cannot_say_what_is_wrong(job: tuple[Path, Path], stubs: Path) -> None:
-    assert train_severstal(job, stubs, FAIL_AT="data check").returncode == 3
+def test_train_severstal_stops_if_the_check_cannot_say_what_is_wrong(job: tuple[Path, Path], stubs: Path) -> None:
+    assert train_severstal(job, stubs, FAIL_AT="data check")[0] == 3
 
 
 def test_train_severstal_scores_a_model_that_could_not_read_some_images(job: tuple[Path, Path], stubs: Path) -> None:
-    assert train_severstal(job, stubs, FAIL_AT="train severstal").returncode == 0
-    assert calls(stubs, "defectseg")[-1][0] == "evaluate"
-
-
-def test_train_severstal_keeps_an_existing_split(job: tuple[Path, Path], stubs: Path) -> None:
-    (job[0] / "split.csv").touch()
-    train_severstal(job, stubs)
-    assert [call[0] for call in calls(stubs, "defectseg")] == ["data", "train", "evaluate"]
+    code, called = train_severstal(job, stubs, FAIL_AT="train severstal")
+    assert (code, called[-1][0]) == (0, "evaluate")
 
 
 def test_train_severstal_goes_on_with_what_was_begun(job: tuple[Path, Path], stubs: Path) -> None:
     data, out = job
     out.mkdir()
     (out / "request.json").touch()
-    train_severstal(job, stubs, FOLD="2", ENCODER_WEIGHTS="weights.pth")
-    expected = ["train", "--data", str(data), "--device", "auto", "--out", str(out), "--resume"]
-    assert calls(stubs, "defectseg")[2] == expected
-
-
-def test_train_severstal_does_not_train_or_score_again_what_is_finished(job: tuple[Path, Path], stubs: Path) -> None:
-    train_severstal(job, stubs)
-    train_severstal(job, stubs)
-    assert [call[0] for call in calls(stubs, "defectseg")] == ["data", "data", "train", "evaluate", "data"]
-
-
-def test_train_severstal_starts_an_interrupted_evaluation_over(job: tuple[Path, Path], stubs: Path) -> None:
-    leftover = job[1] / "evaluation" / "overlays" / "a.jpg"
-    leftover.parent.mkdir(parents=True)
-    leftover.touch()
-    (job[1] / "model.safetensors").touch()
-    train_severstal(job, stubs)
-    assert [call[0] for call in calls(stubs, "defectseg")] == ["data", "data", "evaluate"]
-    assert not leftover.exists()
+    train = train_severstal(job, stubs, FOLD="2", ENCODER_WEIGHTS="weights.pth")[1][2]
+    assert train == ["train", "--data", str(data), "--device", "auto", "--out", str(out), "--resume"]
 
 
 # train_slurm.sh
 
 
-def train_slurm(tmp_path: Path, stubs: Path, trainer: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def train_slurm(tmp_path: Path, stubs: Path, trainer: str, **variables: str) -> int:
     """Run the job; `trainer` is what happens in the place of the training."""
     put_stub(stubs, "scontrol", '[ "$1" != show ] || echo node1')
     put_stub(stubs, "srun", trainer)
     variables = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7"} | variables
     arguments = (tmp_path / "data", tmp_path / "run", "severstal", "--fold", "1")
-    return run("train_slurm.sh", *arguments, stubs=stubs, RUN=str(tmp_path / "run"), **variables)
+    return run("train_slurm.sh", *arguments, stubs=stubs, RUN=str(tmp_path / "run"), **variables).returncode
 
 
 INTERRUPTED = 'mkdir -p "$RUN"; touch "$RUN/request.json" "$RUN/last.ckpt"; exit 1'
@@ -316,10 +281,10 @@ ENDED = 'mkdir -p "$RUN"; touch "$RUN/request.json" "$RUN/last.ckpt" "$RUN/model
 
 
 def test_train_slurm_starts_and_goes_on_when_it_is_queued_again(tmp_path: Path, stubs: Path) -> None:
-    assert train_slurm(tmp_path, stubs, INTERRUPTED).returncode == 1
+    assert train_slurm(tmp_path, stubs, INTERRUPTED) == 1
     assert calls(stubs, "scontrol")[-1] == ["requeue", "7"]
-    assert train_slurm(tmp_path, stubs, ENDED).returncode == 0, "some images could not be read"
-    assert train_slurm(tmp_path, stubs, "exit 1").returncode == 0, "it has ended"
+    assert train_slurm(tmp_path, stubs, ENDED) == 0, "some images could not be read"
+    assert train_slurm(tmp_path, stubs, "exit 1") == 0, "it has ended"
     first, second = calls(stubs, "srun")
     common = ["train", "--data", f"{tmp_path}/data", "--out", f"{tmp_path}/run"]
     assert first[-8:] == [*common, "severstal", "--fold", "1"]
@@ -330,7 +295,7 @@ def test_train_slurm_starts_and_goes_on_when_it_is_queued_again(tmp_path: Path, 
 @pytest.mark.parametrize(("trainer", "restarts"), [("exit 1", "0"), (INTERRUPTED, "20")], ids=["failed", "too often"])
 def test_train_slurm_is_not_queued_again_for_ever(tmp_path: Path, stubs: Path, trainer: str, restarts: str) -> None:
     (tmp_path / "run").mkdir()
-    assert train_slurm(tmp_path, stubs, trainer, SLURM_RESTART_COUNT=restarts).returncode == 1
+    assert train_slurm(tmp_path, stubs, trainer, SLURM_RESTART_COUNT=restarts) == 1
     assert ["requeue", "7"] not in calls(stubs, "scontrol")
 
 
@@ -347,22 +312,19 @@ UV = """
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """A clone that holds only the script and a pyproject.toml; its path has a space."""
+def clone(tmp_path: Path, stubs: Path) -> Path:
+    """A clone that holds only the script and a pyproject.toml; its path has a space. A few tools are on PATH."""
     root = tmp_path / "my clone"
     (root / "scripts").mkdir(parents=True)
     shutil.copy(SCRIPTS / "_environment.sh", root / "scripts")
     (root / "pyproject.toml").write_text("[project]\n")
+    for name in ("bash", "cmp", "cp", "dirname", "mkdir", "rm"):
+        (stubs / name).symlink_to(shutil.which(name) or "")
     return root
 
 
 def make_environment(clone: Path, stubs: Path, extra: str) -> subprocess.CompletedProcess[str]:
     """Run `make_environment EXTRA` and show the first folder of PATH; no programs but the stubs and a few tools."""
-    for name in ("bash", "cmp", "cp", "dirname", "mkdir", "rm"):
-        program = shutil.which(name)
-        assert program is not None
-        if not (stubs / name).exists():
-            (stubs / name).symlink_to(program)
     command = f'set -euo pipefail; source "$0/scripts/_environment.sh"; make_environment {extra}; echo "${{PATH%%:*}}"'
     return subprocess.run(
         [stubs / "bash", "-c", command, clone],
@@ -376,56 +338,38 @@ def make_environment(clone: Path, stubs: Path, extra: str) -> subprocess.Complet
 
 def test_environment_is_made_with_the_first_python_that_is_new_enough(clone: Path, stubs: Path) -> None:
     put_stub(stubs, "python3", "exit 1")
+    refused = make_environment(clone, stubs, "train")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: no Python 3.11 or newer on PATH.")
+    assert not (clone / ".venv").exists()
     put_stub(stubs, "python3.12", INTERPRETER)
     result = make_environment(clone, stubs, "train")
-    venv = clone / ".venv"
-    assert (result.returncode, result.stdout) == (0, f"{venv}/bin\n")
+    assert (result.returncode, result.stdout) == (0, f"{clone}/.venv/bin\n")
     made = [call for call in calls(stubs, "python3.12") if call[0] == "-m"]
-    assert made[0] == ["-m", "venv", "--clear", str(venv)]
+    assert made[0] == ["-m", "venv", "--clear", f"{clone}/.venv"]
     assert made[-1] == ["-m", "pip", "install", "--disable-pip-version-check", "--editable", ".[train]"]
 
 
-def test_environment_needs_python_3_11(clone: Path, stubs: Path) -> None:
-    put_stub(stubs, "python3", "exit 1")
-    result = make_environment(clone, stubs, "dev")
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("error: no Python 3.11 or newer on PATH.")
-    assert not (clone / ".venv").exists()
-
-
-def test_environment_uses_uv_where_it_is_installed(clone: Path, stubs: Path) -> None:
-    put_stub(stubs, "uv", UV)
+def test_environment_uses_uv_and_is_left_alone_until_something_is_missing(clone: Path, stubs: Path) -> None:
+    put_stub(stubs, "uv", UV + '[ "$1" != pip ] || exit 1')
     put_stub(stubs, "python3", INTERPRETER)
-    assert make_environment(clone, stubs, "dev").returncode == 0
-    venv, install = calls(stubs, "uv")
-    assert venv == ["venv", "--python", ">=3.11", str(clone / ".venv")]
-    assert install == ["pip", "install", "--python", f"{clone}/.venv/bin/python", "--editable", ".[dev]"]
-    assert calls(stubs, "python3") == []
-
-
-def test_environment_is_left_alone_until_pyproject_changes(clone: Path, stubs: Path) -> None:
+    assert make_environment(clone, stubs, "train").returncode == 1
     put_stub(stubs, "uv", UV)
-    make_environment(clone, stubs, "dev")
-    make_environment(clone, stubs, "dev")
-    assert make_environment(clone, stubs, "train").stdout == f"{clone}/.venv/bin\n"  # dev includes train
-    assert len(calls(stubs, "uv")) == 2
+    install = ["pip", "install", "--python", f"{clone}/.venv/bin/python", "--editable"]
+    expected = [["venv", "--python", ">=3.11", f"{clone}/.venv"], [*install, ".[train]"]]
+    for extra, added in [
+        ("train", [[*install, ".[train]"]]),  # the first installation did not end well
+        ("train", []),
+        ("dev", [[*install, ".[dev]"]]),
+        ("train", []),  # dev includes train
+    ]:
+        assert make_environment(clone, stubs, extra).stdout == f"{clone}/.venv/bin\n"
+        expected += added
+        assert calls(stubs, "uv") == expected
     (clone / "pyproject.toml").write_text("[project]\nname = 'other'\n")
     make_environment(clone, stubs, "dev")
-    assert [call[:2] for call in calls(stubs, "uv")[2:]] == [["pip", "install"]]
-
-
-def test_environment_for_the_demo_is_not_enough_for_the_tests(clone: Path, stubs: Path) -> None:
-    put_stub(stubs, "uv", UV)
-    make_environment(clone, stubs, "train")
-    make_environment(clone, stubs, "dev")
-    assert [call[0] for call in calls(stubs, "uv")] == ["venv", "pip", "pip"]
-
-
-def test_environment_counts_as_made_only_when_the_installation_ended_well(clone: Path, stubs: Path) -> None:
-    put_stub(stubs, "uv", UV + '[ "$1" != pip ] || exit 1')
-    assert make_environment(clone, stubs, "dev").returncode == 1
-    assert make_environment(clone, stubs, "dev").returncode == 1
-    assert [call[0] for call in calls(stubs, "uv")] == ["venv", "pip", "pip"]
+    assert calls(stubs, "uv") == [*expected, [*install, ".[dev]"]]
+    assert calls(stubs, "python3") == []
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.rglob("*.py")), ids=lambda path: path.name)

@@ -39,23 +39,12 @@ def images(tmp_path: Path) -> list[FoundImage]:
     return find_images([tmp_path])
 
 
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("auto", ("auto",)),
-        ("all", ("torch", "openvino", "onnx")),
-        ("onnx, torch", ("onnx", "torch")),
-        ("openvino,all,auto", ("openvino", "torch", "onnx", "auto")),
-    ],
-)
-def test_a_list_of_runtimes_keeps_its_order_and_names_each_once(text: str, names: tuple[str, ...]) -> None:
-    assert resolve_runtimes(text) == names
-
-
-@pytest.mark.parametrize("text", ["tensorrt", "torch,", ""])
-def test_an_unknown_runtime_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="expected all, auto, torch, openvino, onnx"):
-        resolve_runtimes(text)
+def test_a_list_of_runtimes_keeps_its_order_and_names_each_once() -> None:
+    assert resolve_runtimes("onnx, torch") == ("onnx", "torch")
+    assert resolve_runtimes("openvino,all,auto") == ("openvino", "torch", "onnx", "auto")
+    for text in ("tensorrt", "torch,", ""):
+        with pytest.raises(UsageError, match="expected all, auto, torch, openvino, onnx"):
+            resolve_runtimes(text)
 
 
 def test_the_network_alone_is_called_as_the_pipeline_calls_it(
@@ -71,25 +60,19 @@ def test_the_network_alone_is_called_as_the_pipeline_calls_it(
     assert by_pipeline == {(1, 1, 8, 8): 3 * 3 * 4}  # tiles begin in columns 0, 4 and 8; each is seen in 4 views
 
 
-def test_the_pipeline_writes_everything_and_leaves_nothing(
-    grey_runtime: Callable[..., Any],
-    images: list[FoundImage],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_pipeline_writes_what_predict_writes_and_leaves_nothing(
+    grey_runtime: Callable[..., Any], images: list[FoundImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[str] = []
-    remove = shutil.rmtree
+    runtime, written, remove = grey_runtime(), list[str](), shutil.rmtree
 
     def look_and_remove(folder: Path) -> None:
-        written.extend(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
+        written.extend(str(path.relative_to(folder)) for path in folder.rglob("*"))
         remove(folder)
 
     monkeypatch.setattr("shutil.rmtree", look_and_remove)
-    runtime = grey_runtime()
-    seconds = run_pipeline(runtime, runtime.settings, images, tmp_path / "out")
+    assert run_pipeline(runtime, runtime.settings, images, tmp_path / "out") > 0
     assert {"overlays/0.jpg", "masks/2.png", "predictions.csv", "images.csv", "regions.csv"} <= set(written)
     assert not (tmp_path / "out").exists()
-    assert seconds > 0
 
 
 def test_a_measurement_takes_pipeline_and_network_in_turn(
@@ -152,6 +135,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[list[FoundImage]]:
     answers = iter([1.0, 9.0, 3.0] * 9)
     monkeypatch.setattr("time.time", lambda: 100.0)
     monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(stdout=f"{100 + next(answers)}\n".encode()))
+    monkeypatch.setattr(module, "machine_facts", dict)
     monkeypatch.setattr(module, "load_runtime", load_or_refuse)
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", submit)
     return asked

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 from defectseg import errors
@@ -48,11 +46,6 @@ def _call_in(folder: Path, *arguments: object, stdin: str = "") -> Ended:
     return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
-@pytest.fixture(scope="session")
-def call_in() -> Callable[..., Ended]:
-    return _call_in
-
-
 @pytest.fixture
 def call(tmp_path: Path) -> Callable[..., Ended]:
     """`defectseg` in the test's own folder."""
@@ -72,21 +65,3 @@ def refused(tmp_path: Path) -> Callable[..., None]:
             assert words in line
 
     return check
-
-
-@pytest.fixture(scope="session")
-def run_folder(trained_run: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder whose model reports the most suspect twentieth of the pixels: defects of each class, everywhere."""
-    from defectseg.image.read import decode
-    from defectseg.model.info import Thresholds, read_model_info, write_model_info
-    from defectseg.runtime.torch import load_torch_runtime
-
-    folder = tmp_path_factory.mktemp("run") / "run"
-    shutil.copytree(trained_run, folder)
-    model = folder / "model.safetensors"
-    images = [decode(path).pixels for path in sorted((data_folder / "train_images").iterdir())]
-    answer = load_torch_runtime(model, "cpu")(np.stack(images)[:, None])
-    pixel = np.quantile(answer.probabilities, 0.95, axis=(0, 2, 3)).clip(0, 1)
-    thresholds = Thresholds(gate=(0.0,) * 4, pixel=tuple(map(float, pixel)), min_area_px=(3,) * 4)
-    write_model_info(model, read_model_info(model).model_copy(update={"thresholds": thresholds}))
-    return folder

@@ -12,42 +12,25 @@ from defectseg.data.folder import images_folder
 
 Call = Callable[..., Any]
 
+OPENVINO = {
+    "runtime": "openvino",
+    "name": "openvino cpu bf16",
+    "parallel": 2,
+    "network_images_per_s": 24.0,
+    "pipeline_images_per_s": 20.4,
+    "pipeline_share": 0.85,
+    "stages_ms": {"read": 1.04, "network": 83.2, "postprocess": 3.0, "render": 4.0, "write": 0.5},
+    "latency_ms": {"p50": 45.0, "p95": 51.25},
+    "peak_memory_mb": None,
+    "cold_start_s": 0.512,
+}
+TORCH = OPENVINO | {"runtime": "torch", "name": "torch cpu", "parallel": 1, "peak_memory_mb": 800.4}
+VERSIONS = {"defectseg": "1.0", "openvino": "2.0"}
 RESULT = {
     "model": "m.safetensors",
-    "machine": {
-        "cpu": "Xeon",
-        "cores": 2,
-        "cpu_flags": ["avx2", "amx_bf16"],
-        "versions": {"defectseg": "1.0", "openvino": "2.0"},
-    },
+    "machine": {"cpu": "Xeon", "cores": 2, "cpu_flags": ["avx2", "amx_bf16"], "versions": VERSIONS},
     "images": {"count": 32, "synthetic": True, "sizes": ["256x1600"]},
-    "runtimes": [
-        {
-            "runtime": "openvino",
-            "name": "openvino cpu bf16",
-            "parallel": 2,
-            "network_images_per_s": 24.0,
-            "pipeline_images_per_s": 20.4,
-            "pipeline_share": 0.85,
-            "stages_ms": {"read": 1.04, "network": 83.2, "postprocess": 3.0, "render": 4.0, "write": 0.5},
-            "latency_ms": {"p50": 45.0, "p95": 51.25},
-            "peak_memory_mb": None,
-            "cold_start_s": 0.512,
-        },
-        {
-            "runtime": "torch",
-            "name": "torch cpu",
-            "parallel": 1,
-            "network_images_per_s": 2.0,
-            "pipeline_images_per_s": 1.0,
-            "pipeline_share": 0.5,
-            "stages_ms": {"read": 1.0, "network": 1.0, "postprocess": 1.0, "render": 1.0, "write": 1.0},
-            "latency_ms": {"p50": 9.0, "p95": 11.0},
-            "peak_memory_mb": 800.0,
-            "cold_start_s": 3.5,
-        },
-        {"runtime": "onnx", "error": "running an .onnx needs packages that are not installed."},
-    ],
+    "runtimes": [OPENVINO, TORCH, {"runtime": "onnx", "error": "needs packages that are not installed."}],
 }
 
 
@@ -87,14 +70,14 @@ def test_it_shows_machine_figures_stages_and_what_failed(call: Call, requests: l
         "",
         "                              network/s  pipeline/s  share  p50 ms  p95 ms  memory MB  first answer s",
         "openvino cpu bf16, 2 at once      24.00       20.40    85%    45.0    51.2    unknown            0.51",
-        "torch cpu                          2.00        1.00    50%     9.0    11.0        800            3.50",
+        "torch cpu                         24.00       20.40    85%    45.0    51.2        800            0.51",
         "",
         "One image in each stage, ms; stages of different images overlap:",
         "                              read  network  postprocess  render  write",
         "openvino cpu bf16, 2 at once   1.0     83.2          3.0     4.0    0.5",
-        "torch cpu                      1.0      1.0          1.0     1.0    1.0",
+        "torch cpu                      1.0     83.2          3.0     4.0    0.5",
         "",
-        "onnx: running an .onnx needs packages that are not installed.",
+        "onnx: needs packages that are not installed.",
     ]
     assert json.loads(call("benchmark", "m.safetensors", "--json").out) == RESULT
 

@@ -106,10 +106,10 @@ def test_what_cannot_be_imported_or_exported_is_refused(
 
 @pytest.mark.slow
 def test_predictions_become_labels_to_correct(
-    succeed: Callable[..., str], call: Call, run_folder: Path, data_folder: Path
+    succeed: Callable[..., str], call: Call, trained_run: Path, data_folder: Path
 ) -> None:
     images = data_folder / "train_images"
-    assert call("predict", run_folder, images / "sheet_00000.jpg", "--out", "results").code == 0
+    assert call("predict", trained_run, images / "sheet_00000.jpg", "--out", "results").code == 0
     summary, hint = succeed("export", "predictions", "results", "--out", "fix.json").splitlines()[-2:]
     assert summary.startswith("1 images with ")
     assert summary.endswith(" regions: fix.json")

@@ -120,7 +120,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_plain_results(tmp_path: Path) -> 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_prediction_exits_with_130_and_can_be_continued(
-    stop: signal.Signals, call_in: Call, trained_run: Path, tmp_path: Path
+    stop: signal.Signals, call: Call, trained_run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     picture = np.random.default_rng(0).integers(0, 256, (64, 128), np.uint8)
@@ -148,7 +148,7 @@ def test_an_interrupted_prediction_exits_with_130_and_can_be_continued(
     assert "Traceback" not in stderr
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "interrupted"
 
-    done = call_in(tmp_path, "predict", trained_run, "in", "--out", "out", "--json")
+    done = call("predict", trained_run, "in", "--out", "out", "--json")
 
     assert done.code == 0, done.err
     summary = json.loads(done.out)

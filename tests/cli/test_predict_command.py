@@ -1,179 +1,50 @@
-"""`defectseg predict`: exact files, exit codes, what goes to which stream, and what its flags ask the library for."""
+"""`defectseg predict`: its files, exit codes and streams, and what its flags ask the library for."""
 
 import csv
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 Call = Callable[..., Any]
 
-SIZE_HW = (64, 128)
 FILES = {"predictions.csv", "images.csv", "regions.csv", "errors.csv", "run.json", "journal.jsonl"}
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
-def decode(encoded: str) -> NDArray[np.bool_]:
-    """Severstal's rule word for word: pixels are numbered from 1, down the columns."""
-    mask = np.zeros(SIZE_HW, np.bool_)
-    numbers = [int(word) for word in encoded.split()]
-    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
-        for pixel in range(start - 1, start - 1 + length):
-            mask[pixel % SIZE_HW[0], pixel // SIZE_HW[0]] = True
-    return mask
-
-
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    picture: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    assert picture.dtype == np.uint8
-    return np.asarray(picture, np.uint8)
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to call commands in."""
-    return tmp_path_factory.mktemp("work")
-
-
-@pytest.fixture(scope="module")
-def inputs(data_folder: Path, work: Path) -> Path:
-    """Five sheets, one of them in a subfolder, and one that is cut short."""
-    folder = work / "night shift"
+@pytest.mark.slow
+def test_good_images_are_done_and_a_bad_one_is_listed_and_exits_with_3(
+    call: Call, refused: Call, trained_run: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    folder, results = tmp_path / "night shift", tmp_path / "results"
     images = sorted((data_folder / "train_images").iterdir())
     (folder / "line 2").mkdir(parents=True)
-    for image in images[:4]:
-        shutil.copy(image, folder)
-    shutil.copy(images[4], folder / "line 2")
-    (folder / "torn.jpg").write_bytes(images[5].read_bytes()[:900])
-    return folder
+    shutil.copy(images[0], folder / "line 2")
+    shutil.copy(images[1], folder)
+    (folder / "torn.jpg").write_bytes(images[2].read_bytes()[:900])
+    command = ("predict", trained_run, folder, "--out", "results", "--device", "cpu")
 
+    done = call(*command)
 
-@pytest.fixture(scope="module")
-def predicted(call_in: Call, run_folder: Path, inputs: Path, work: Path) -> Any:
-    """The first prediction of `inputs`, into `results`."""
-    return call_in(work, "predict", run_folder, inputs.name, "--out", "results", "--device", "cpu")
-
-
-@pytest.mark.slow
-def test_the_good_images_are_done_and_the_bad_one_is_listed_and_exits_with_3(predicted: Any, work: Path) -> None:
-    results = work / "results"
-
-    assert predicted.code == 3
-    stems = ["line 2/sheet_00004", *(f"sheet_{number:05}" for number in range(4))]
-    assert {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()} == {
-        *(f"overlays/{stem}.jpg" for stem in stems),
-        *(f"masks/{stem}.png" for stem in stems),
-        *FILES,
-    }
-    (error,) = rows(results / "errors.csv")
-    assert error["ImageId"] == "torn.jpg"
-    assert "cut short" in error["error"]
-    assert [(row["ImageId"], row["status"]) for row in rows(results / "images.csv")] == [
-        *((f"{stem}.jpg", "defect") for stem in stems),
-        ("torn.jpg", "unreadable"),
-    ]
-    summary, where = predicted.out.splitlines()
-    assert summary.startswith("5 images processed, ")
-    assert summary.endswith("images/s: 5 with a defect, 1 unreadable; 0 were done before.")
+    assert done.code == 3
+    stems = ["line 2/sheet_00000", "sheet_00001"]
+    pictures = {f"{kind}/{stem}.{suffix}" for stem in stems for kind, suffix in (("overlays", "jpg"), ("masks", "png"))}
+    assert {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()} == FILES | pictures
+    with (results / "images.csv").open(newline="") as handle:
+        status = {row["ImageId"]: row["status"] for row in csv.DictReader(handle)}
+    assert [*status] == ["line 2/sheet_00000.jpg", "sheet_00001.jpg", "torn.jpg"]
+    assert status["torn.jpg"] == "unreadable"
+    summary, where = done.out.splitlines()
+    defects = [*status.values()].count("defect")
+    assert summary.startswith("2 images processed, ")
+    assert summary.endswith(f"images/s: {defects} with a defect, 1 unreadable; 0 were done before.")
     assert where == "Results: results"
-    (warning,) = (line for line in predicted.err.splitlines() if line.startswith("warning"))
+    (warning,) = (line for line in done.err.splitlines() if line.startswith("warning"))
     assert "torn.jpg" in warning
-
-
-@pytest.mark.slow
-def test_table_class_maps_and_overlays_agree(predicted: Any, work: Path) -> None:
-    results = work / "results"
-    table = rows(results / "predictions.csv")
-
-    assert len(table) == 5 * 4
-    for row in rows(results / "images.csv")[:5]:
-        stem = row["ImageId"].removesuffix(".jpg")
-        class_map = read_picture(results / "masks" / f"{stem}.png")
-        mine = [one for one in table if one["ImageId"] == row["ImageId"]]
-        assert [one["ClassId"] for one in mine] == ["1", "2", "3", "4"]
-        masks = np.stack([decode(one["EncodedPixels"]) for one in mine])
-        np.testing.assert_array_equal(masks.any(axis=0), class_map > 0)
-        for class_id in np.unique(class_map[class_map > 0]).tolist():
-            assert masks[class_id - 1][class_map == class_id].all()
-        assert int(row["defect_area_px"]) == np.count_nonzero(class_map)
-
-        overlay = read_picture(results / "overlays" / f"{stem}.jpg").astype(int)
-        assert overlay.shape[0] > SIZE_HW[0]  # a legend below, as there are several classes
-        picture = overlay[: SIZE_HW[0]]
-        red = picture[..., 2] - picture[..., :2].max(axis=-1)
-        np.testing.assert_array_equal(red > 45, class_map > 0)
-
-
-@pytest.mark.slow
-def test_a_second_call_does_what_is_missing_and_can_fail_for_a_defect(
-    predicted: Any, call_in: Call, run_folder: Path, inputs: Path, work: Path
-) -> None:
-    results = shutil.copytree(work / "results", work / "again")
-    (results / "overlays" / "sheet_00001.jpg").unlink()
-    mended = shutil.copytree(inputs, work / "mended")
-    shutil.copy(mended / "sheet_00000.jpg", mended / "torn.jpg")
-    for path in inputs.rglob("*.*"):
-        if path.name != "torn.jpg":
-            os.utime(mended / path.relative_to(inputs), ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
-
-    done = call_in(work, "predict", run_folder, mended, "--out", results, "--json", "--fail-on-defect")
-
-    assert (done.code, done.err) == (10, "")
-    summary = json.loads(done.out)
-    assert (summary["processed"], summary["already_done"], summary["unreadable"]) == (2, 4, 0)
-    assert summary["images_in_folder"] == {"defect": 6, "clean": 0, "blank": 0, "unreadable": 0}
-    assert rows(results / "errors.csv") == []
-    assert (results / "overlays" / "sheet_00001.jpg").exists()
-    encoded = {"torn.jpg": [], "sheet_00000.jpg": []}  # type: dict[str, list[str]]
-    for row in rows(results / "predictions.csv"):
-        encoded.get(row["ImageId"], []).append(row["EncodedPixels"])
-    assert encoded["torn.jpg"] == encoded["sheet_00000.jpg"] != []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "code", "told"),
-    [
-        (["run", "--out", "done", "--classes", "1"], 2, ["another model or other settings", "--overwrite"]),
-        (["run", "--out", "done", "--tta", "flips"], 2, ["another model or other settings", "--overwrite"]),
-        (["run", "--out", "new", "--classes", "1,rust"], 2, ["--classes: found rust", "2 (cracks)"]),
-        (["run", "--out", "new", "--device", "tpu"], 2, ["--device: ", "tpu", "auto, cpu, cuda, cuda:N or mps"]),
-        (["torn.safetensors", "--out", "new"], 4, ["torn.safetensors", "damaged"]),
-        (["missing.safetensors", "--out", "new"], 4, ["missing.safetensors", "no such model file"]),
-    ],
-    ids=["other classes", "other views", "unknown class", "unknown device", "torn model", "missing model"],
-)
-def test_a_refusal_leaves_the_folder_alone(
-    arguments: list[str],
-    code: int,
-    told: list[str],
-    predicted: Any,
-    refused: Call,
-    run_folder: Path,
-    inputs: Path,
-    work: Path,
-    tmp_path: Path,
-) -> None:
-    shutil.copytree(work / "results", tmp_path / "done")
-    (tmp_path / "torn.safetensors").write_bytes((run_folder / "model.safetensors").read_bytes()[:5000])
-    model = run_folder if arguments[0] == "run" else arguments[0]
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "done").rglob("*.*")}
-
-    refused("predict", model, inputs, *arguments[1:], code=code, told=told)
-
-    assert not (tmp_path / "new").exists()
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "done").rglob("*.*")} == before
+    assert call(*command).out.startswith("0 images processed: 0 with a defect, 1 unreadable; 2 were done before.\n")
+    refused(*command, "--classes", "1", code=2, told=["another model or other settings", "--overwrite"])
 
 
 @pytest.mark.parametrize(
@@ -210,7 +81,7 @@ RESULT: dict[str, Any] = {
     "unreadable": 0,
     "already_done": 0,
     "low_bit_depth": {"images": 1, "of": 1, "brightest": 4000, "bit_depth": 12},
-    "images_in_folder": {"defect": 0, "blank": 1},
+    "images_in_folder": {"defect": 1, "blank": 1},
 }
 
 
@@ -285,6 +156,13 @@ def test_inputs_are_paths_on_stdin_patterns_files_and_folders(
     assert requests[0]["images"] == ["0.jpg", "1.jpg", "2.jpg", "a.png", "b.png", "gone.png", "single.JPG"]
 
 
+@pytest.mark.parametrize(("flag", "code"), [("--fail-on-blank", 3), ("--fail-on-defect", 10)])
+def test_blank_images_and_defects_fail_the_command_if_that_is_asked_for(
+    call: Call, sheets: Path, requests: list[dict[str, Any]], flag: str, code: int
+) -> None:
+    assert call("predict", "m.safetensors", "in", "--out", "out", flag).code == code
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -304,7 +182,11 @@ def test_what_makes_no_sense_is_told_before_the_model_is_read(
     refused("predict", "m.safetensors", sheets, "--out", "out", *flags, code=2, told=told)
 
 
-def test_blank_images_fail_the_command_if_that_is_asked_for(
-    call: Call, sheets: Path, requests: list[dict[str, Any]]
-) -> None:
-    assert call("predict", "m.safetensors", "in", "--out", "out", "--fail-on-blank").code == 3
+def test_models_and_devices_that_cannot_be_used_are_refused(refused: Call, write_model: Call, sheets: Path) -> None:
+    good, torn = (write_model(sheets.parent / f"{name}.safetensors") for name in ("good", "torn"))
+    torn.write_bytes(torn.read_bytes()[:-1])
+    flags = (sheets, "--out", "out")
+    refused("predict", good, *flags, "--device", "tpu", code=2, told=["--device: ", "auto, cpu, cuda, cuda:N or mps"])
+    refused("predict", torn, *flags, code=4, told=["torn.safetensors", "damaged"])
+    refused("predict", "gone.xml", *flags, code=4, told=["gone.xml", "no such model file"])
+    assert not (sheets.parent / "out").exists()

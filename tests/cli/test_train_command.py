@@ -164,28 +164,17 @@ def test_json_has_an_entry_for_each_fold_and_for_one_run_is_that_entry(train: Ca
     assert "--bit-depth 10" in hint
 
 
-def test_thresholds_come_from_a_file_or_a_model(train: Call, asked: Calls, tmp_path: Path, trained_run: Path) -> None:
-    thresholds = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(3,) * 4)
-    write_thresholds(tmp_path / "thresholds.json", ("pits", "cracks", "scratches", "patches"), thresholds)
-    model = trained_run / "model.safetensors"
-    assert train("--thresholds", "thresholds.json").code == train("--thresholds", model).code == 0
-    assert [called["thresholds"] for _, called in asked] == [thresholds, read_model_info(model).thresholds]
-
-
-@pytest.mark.parametrize(
-    ("name", "code", "told"),
-    [
-        ("pits.json", 2, "thresholds for the classes pits"),
-        ("absent.json", 4, "absent.json"),
-        ("absent.safetensors", 4, "absent.safetensors"),
-    ],
-)
-def test_thresholds_that_cannot_be_used_are_refused(
-    refuse: Call, asked: Calls, tmp_path: Path, name: str, code: int, told: str
+def test_thresholds_come_from_a_file_or_a_model_for_the_same_classes(
+    train: Call, refuse: Call, asked: Calls, tmp_path: Path, trained_run: Path
 ) -> None:
+    thresholds = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(3,) * 4)
+    write_thresholds(tmp_path / "all.json", ("pits", "cracks", "scratches", "patches"), thresholds)
     write_thresholds(tmp_path / "pits.json", ("pits",), Thresholds.default(1))
-    refuse("--thresholds", name, code=code, told=told)
-    assert asked == []
+    refuse("--thresholds", "pits.json", code=2, told="thresholds for the classes pits")
+    refuse("--thresholds", "absent.json", code=4, told="absent.json")
+    model = trained_run / "model.safetensors"
+    assert train("--thresholds", "all.json").code == train("--thresholds", model).code == 0
+    assert [called["thresholds"] for _, called in asked] == [thresholds, read_model_info(model).thresholds]
 
 
 def test_a_model_to_start_from_may_be_named_by_its_run_folder(train: Call, asked: Calls, trained_run: Path) -> None:
