@@ -161,7 +161,7 @@ def test_predict_folder_logs_an_interruption_after_defectseg_has_stopped(out: Pa
     put_stub(stubs, "defectseg", "trap 'echo cleaned up; exit 130' TERM; echo ready; while :; do sleep 0.05; done")
     log = Path(f"{out}.log")
     environment = {"PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}"}
-    command = [SCRIPTS / "predict_folder.sh", "m", "in", out]
+    command = [str(SCRIPTS / "predict_folder.sh"), "m", "in", str(out)]
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         deadline = time.monotonic() + 30
         while not (log.exists() and "ready" in log.read_text()) and time.monotonic() < deadline:

@@ -90,10 +90,11 @@ def check(
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """List faults in a data folder, including duplicate images (also rotated, mirrored or re-encoded).
+    """List faults in a data folder, and duplicate images.
 
-    Exits with 3 if there is an error, a duplicate or a leak. A leak is a copy in the other folder (--against) or in
-    another fold of split.csv. Warnings alone exit with 0, because they may be intended.
+    Duplicates are found even if they are rotated, mirrored or re-encoded. Exits with 3 if there is an error, a duplicate
+    or a leak. A leak is a copy in the other folder (--against) or in another fold of split.csv. Warnings alone exit
+    with 0, because they may be intended.
 
     Example: defectseg data check test/ --against train/ --out check/
     """
@@ -174,10 +175,10 @@ def split(
     bit_depth: BitDepth = None,
     verbose: Verbose = False,
 ) -> None:
-    """Divide the images into folds that have the same mix of defects and share no steel.
+    """Divide the images into folds, and write split.csv.
 
-    Copies (also rotated or mirrored), images that look like the same strip, and the groups of groups.csv stay together
-    in one fold.
+    All folds get the same mix of defects. Copies (also rotated or mirrored), images that look like the same strip, and
+    the groups of groups.csv stay together in one fold.
     """
     from defectseg.data.folder import open_data_folder
     from defectseg.data.split import SPLIT_NAME, divide, divide_each_alone, find_related, write_split

@@ -184,7 +184,7 @@ def export_predictions(
     output: Annotated[Path, typer.Argument(help="Output folder of predict.", metavar="OUT")],
     out: Annotated[Path, typer.Option(help="COCO JSON to write; it must not exist.", metavar="FILE")],
     run_lengths: Annotated[
-        bool, typer.Option("--rle", help="Write exact run-lengths instead of polygons, which are easier to correct.")
+        bool, typer.Option("--rle", help="Write exact run-lengths; the default, polygons, is easier to correct.")
     ] = False,
     json_output: Json = False,
     verbose: Verbose = False,

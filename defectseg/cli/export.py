@@ -38,11 +38,11 @@ def export(
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a model as an OpenVINO or ONNX file, which predicts faster and without PyTorch.
+    """Convert a model to run faster and without PyTorch.
 
-    The file is compared with PyTorch before it is kept. Probabilities in fp32 may differ by 0.01; masks in the
-    precision that this processor uses must agree at Dice 0.98; --int8 may lose 0.005 of the Dice of pairs with a
-    defect. If a limit is exceeded, the command exits with 4 and writes no file.
+    The result is compared with PyTorch. Probabilities in fp32 may differ by 0.01; masks in the precision that this
+    processor uses must agree at Dice 0.98; --int8 may lose 0.005 of positive Dice on labelled images. If a limit is
+    exceeded, the command exits with 4 and writes no file.
 
     Example: defectseg export runs/1 --format openvino --data severstal --out model.xml
 

@@ -23,7 +23,10 @@ def info(
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show versions, runtimes, devices and CPU features; or, with MODEL, what a model file contains."""
+    """Describe this machine, or a model file.
+
+    Shows versions, runtimes, devices and CPU features; with MODEL, its network, classes, thresholds, scores and recipe.
+    """
     content = _system() if model is None else _model(model)
     if json_output:
         print_json(content)

@@ -28,6 +28,7 @@ app = typer.Typer(
     help="Find surface defects on steel, pixel by pixel, and paint them red.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")

@@ -57,7 +57,7 @@ def predict(
     runtime: RuntimeName = "auto",
     workers: Annotated[
         int | None,
-        typer.Option(help="Images in the network at once; does not change results.", min=1, metavar="N"),
+        typer.Option(help="Images in the network at once; results stay the same.", min=1, metavar="N"),
     ] = None,
     tta: Tta = None,
     bit_depth: BitDepth = None,

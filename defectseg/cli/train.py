@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 def train(
     config: Annotated[
-        str, typer.Argument(help="Shipped recipe (severstal, severstal-small, fast, neu900, demo) or YAML file.")
+        str,
+        typer.Argument(
+            help="YAML file or shipped recipe (severstal, severstal-small, fast, neu900, demo).", metavar="CONFIG"
+        ),
     ] = "severstal",
     data: Annotated[
         Path | None, typer.Option(help="Data folder: train.csv beside train_images/.", metavar="DIR")
@@ -31,24 +34,24 @@ def train(
     ] = None,
     encoder_weights: Annotated[
         str | None,
-        typer.Option(help="FILE has timm's names. Default: as in the recipe.", metavar="imagenet|none|FILE"),
+        typer.Option(help="Initial weights; FILE has timm's names. Default: see recipe.", metavar="imagenet|none|FILE"),
     ] = None,
     fold: Annotated[
         str | None,
-        typer.Option(help="Fold to validate on; or train on everything, or once for each.", metavar="N|none|all"),
+        typer.Option(help="Fold to validate on, none (train on all images), or all in turn.", metavar="N|none|all"),
     ] = None,
     batch_size: Annotated[
-        str | None, typer.Option(help="Crops in a step. auto: as many as fit into memory.", metavar="N|auto")
+        str | None, typer.Option(help="Crops per step. auto: as many as fit into memory.", metavar="N|auto")
     ] = None,
     bit_depth: BitDepth = None,
     max_minutes: Annotated[
-        float | None, typer.Option(help="Plan as many epochs as fit into this time.", metavar="MIN")
+        float | None, typer.Option(help="Train as many epochs as fit into this time.", metavar="MIN")
     ] = None,
     thresholds: Annotated[
-        Path | None, typer.Option(help="Take the thresholds of this model, or of a file of tune.", metavar="FILE")
+        Path | None, typer.Option(help="Model, or file of tune --out, to take the thresholds from.", metavar="FILE")
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Start from this model. Its classes may differ.", metavar="MODEL")
+        Path | None, typer.Option(help="Model to start from; its classes may differ.", metavar="MODEL")
     ] = None,
     device: Device = "auto",
     max_pixels: MaxPixels = None,
@@ -60,7 +63,7 @@ def train(
     """Train a model on a data folder.
 
     RUN receives model.safetensors (at the end of the training), config.yaml, split.csv, metrics.jsonl, curves.png and
-    TensorBoard events. Folds come from split.csv in the data folder, or from the seed.
+    TensorBoard events. Folds come from split.csv in the data folder; without it, they are drawn by the seed.
 
     Example: defectseg train severstal-small --data severstal --out runs/1
     """

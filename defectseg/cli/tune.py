@@ -24,16 +24,18 @@ def tune(
     ] = "val",
     split: Split = None,
     target_recall: Annotated[
-        float | None, typer.Option(help="Goal: find each class in this share of its images.", min=0, max=1)
+        float | None,
+        typer.Option(help="Goal: find each class in this share of its images.", metavar="SHARE", min=0, max=1),
     ] = None,
     max_false_alarms: Annotated[
-        float | None, typer.Option(help="Goal: false alarms in at most this share of images.", min=0, max=1)
+        float | None,
+        typer.Option(help="Goal: false alarms in at most this share of images.", metavar="SHARE", min=0, max=1),
     ] = None,
     cost_miss: Annotated[
-        float | None, typer.Option(help="Goal: least cost; of a missed image.", min=0, max=1e9)
+        float | None, typer.Option(help="Cost of a missed image. Goal: least cost.", metavar="COST", min=0, max=10**9)
     ] = None,
     cost_false_alarm: Annotated[
-        float | None, typer.Option(help="Goal: least cost; of a false alarm.", min=0, max=1e9)
+        float | None, typer.Option(help="Cost of a false alarm. Goal: least cost.", metavar="COST", min=0, max=10**9)
     ] = None,
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation.", min=2, metavar="K")] = 5,
     out: Annotated[
@@ -48,12 +50,14 @@ def tune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do not change the model.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Choose gate, pixel threshold and minimum area of each class, and store them in the model.
+    """Choose the thresholds of a model on labelled images.
 
-    Without a goal, the settings with the best Dice are chosen. --target-recall raises as few false alarms as possible,
-    --max-false-alarms finds as many defects as possible, and the two costs are for one image each. Cross-validation
-    estimates the gain on other images. Scores are Kaggle Dice plus positive Dice, from 0 to 2. If some of several
-    models were trained on the images, each model answers for the images that it held out.
+    Each class gets a gate, a pixel threshold and a minimum area, which are stored in the model. Without a goal, the
+    settings with the best Dice are chosen. --target-recall raises as few false alarms as possible, --max-false-alarms
+    finds as many defects as possible; --cost-miss and --cost-false-alarm go together. Cross-validation estimates the
+    gain on other images. Scores are Kaggle Dice plus positive Dice, from 0 to 2.
+
+    Several models are tuned together. If some were trained on the images, each answers for the images it held out.
 
     Example: defectseg tune runs/1 --data severstal --target-recall 0.95
     """
