@@ -92,9 +92,9 @@ def check(
 ) -> None:
     """List faults in a data folder, and duplicate images.
 
-    Duplicates are found even if they are rotated, mirrored or re-encoded. Exits with 3 if there is an error, a duplicate
-    or a leak. A leak is a copy in the other folder (--against) or in another fold of split.csv. Warnings alone exit
-    with 0, because they may be intended.
+    Duplicates are found even if they are rotated, mirrored or re-encoded. The command exits with 3 if there is an
+    error, a duplicate or a leak. A leak is a copy in the other folder (--against) or in another fold of split.csv.
+    Warnings alone exit with 0, because they may be intended.
 
     Example: defectseg data check test/ --against train/ --out check/
     """

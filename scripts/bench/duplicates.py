@@ -1,13 +1,11 @@
 #!/usr/bin/env python
 """Measure the search for copies: recall by kind of change, false alarms, and time.
 
-Changes every image of a folder in each way, looks the changed ones up among the originals, and prints a markdown table.
-Pairs among the originals themselves are printed to be looked at: whatever is no true copy there is a false alarm.
-With --speed N it times the reading and the searches on N images (those of the folder rolled, turned and in another
-light, written as JPEG). With --memory N it fills the arrays for N images with noise, searches a part, and says how much
-memory that took and how long the rest would take.
-
-With --peaks it prints the figures that the thresholds stand between.
+Changes every image of a folder in each way, searches the changed images among the originals, and prints a markdown
+table. Pairs among the originals are printed for inspection: each one that is not a true copy is a false alarm.
+--speed N times reading and searching on N images, made from the folder by rolling, turning and relighting. --memory N
+fills the arrays for N images with noise, searches for half a minute, and prints the memory and the estimated time.
+--peaks prints the measurements between which the thresholds of the search were set.
 
 Usage: python scripts/bench/duplicates.py IMAGES [--most 600] [--seed 0] [--peaks] [--speed N] [--memory N]
 """
@@ -136,7 +134,7 @@ def measure(paths: list[Path], seed: int) -> None:
 
 
 def measure_peaks(paths: list[Path]) -> None:
-    """Print how far copies' peaks stand out at the least, and those of unlike images at the most."""
+    """Print the lowest peaks of true copies and the highest peaks of unlike images."""
     originals = [read.decode(path).pixels for path in paths]
     descriptors = descriptors_of(originals)
     pictures = [whitened(detail) for detail in descriptors.detail]
@@ -170,7 +168,7 @@ def percent(part: int, whole: int) -> str:
 
 
 def time_it(paths: list[Path], count: int, seed: int) -> None:
-    """Time the reading and the searches on `count` images, few of which are copies (rolled the same way by chance)."""
+    """Time the reading and the searches on `count` images, almost none of which are copies."""
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
         written = []
@@ -203,7 +201,7 @@ class EnoughError(Exception):
 
 
 def fill_memory(count: int, seed: int, least_s: float = 30.0) -> None:
-    """Search among `count` pictures of noise, lying ones, for half a minute."""
+    """Search among `count` wide pictures of noise for half a minute."""
     rng = np.random.default_rng(seed)
     descriptors = Descriptors(count)
     descriptors.log_aspect[:] = np.log(256 / 1600)
@@ -228,7 +226,7 @@ def fill_memory(count: int, seed: int, least_s: float = 30.0) -> None:
 
 
 def new_picture(image: Image, rng: Generator) -> Image:
-    """Another picture with the statistics of this one: rolled by a random way, turned within its shape, lit anew."""
+    """A different picture with the same statistics: rolled by a random distance, turned, and relit."""
     shape = image.shape
     turns = TURNS if shape[0] == shape[1] else TURNS[::2]
     rolled = np.roll(image, [int(rng.integers(side // 4, 3 * side // 4)) for side in shape], (0, 1))

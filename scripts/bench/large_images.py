@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Time and memory of pictures larger than the model's tile, with a cheap stand-in for the network.
+"""Measure time and memory for pictures larger than the model's tile, with a cheap function instead of a network.
 
-Each picture goes, in a process of its own, through reading, `segment_image`, run-lengths, overlay and class map. Prints
-a markdown table: seconds, and the largest memory so far above that of a picture of one tile, in bytes for each pixel.
-With --model it also measures, with that network, how far the result depends on the size of the tiles.
+Each picture is processed in its own process: read, `segment_image`, run-lengths, overlay, class map. Prints a markdown
+table with seconds and bytes per pixel: the peak memory up to each stage, less that of a picture of one tile. With
+--model it also measures how much the result of that network depends on the tile size.
 Usage: python scripts/bench/large_images.py [--pictures 256x100000.png 256x100000.tif 16384x4096.png]
        [--model MODEL --image IMAGE --tiles 256x1600 256x800]
 """

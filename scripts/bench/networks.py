@@ -1,9 +1,9 @@
-"""Networks side by side: how long one takes for an image, and how well it does on the images that it held out.
+"""Compare networks: time for an image, and scores on the images that each held out.
 
     python scripts/bench/networks.py DATA LABEL=RUN [LABEL=RUN ...] [--metric positive_dice|miou] [--plot FILE.png]
 
-DATA is a data folder, RUN a run folder of `defectseg train --fold N`. The networks are timed in turns, round by round,
-so that what else the machine does falls on all alike. Each sees an image once, whatever its recipe says of views.
+DATA is a data folder, RUN a run folder of `defectseg train --fold N`. The networks take turns in each round, so that
+other load on the machine affects all of them equally. Each sees one view of an image, whatever its recipe says.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""What the gate, its softness, the mirrored views and the choice of thresholds bring, on images that models held out.
+"""Measure what the gate, mirrored views and the choice of thresholds gain on images that models held out.
 
-No training: each model answers once per set of views, and the answer is scored as a network with a hard gate, a soft
-one and none would be. Thresholds are 0.5, and chosen as `tune` does, cross-validated. Each model is scored by itself,
-be it of another fold or of another seed; then their mean is told.
+Nothing is trained. Each model answers once for each set of views, and the answer is scored with a hard gate, with a
+soft gate and without one; with thresholds of 0.5, and with thresholds chosen and cross-validated as in `tune`. Models
+(folds or seeds) are scored one by one; the mean comes last.
 Usage: python scripts/bench/parts.py DATA MODEL [MODEL ...] [--views none flips]
 """
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Time `predict` in each runtime beside a textbook script, on the same images and the same network.
+"""Compare `predict` in each runtime with a textbook script, on the same images and the same network.
 
-Prints a markdown table of images per second, start-up not counted: files in, overlays, masks and tables out. Rounds
-of all contenders alternate, so that they meet the same noise of the machine; figures are medians. Without --model the
-network has random weights, and thresholds that let 2 % of the pixels pass: its masks are more ragged than those of a
-trained one. With --memory: the peak memory of predict on few and on many images, by a very small network.
+Prints a markdown table of images per second from image files to overlays, masks and tables, without the start-up time.
+The contenders take turns, so that they meet the same load on the machine; figures are medians. Without --model the
+network has random weights, and thresholds that let 2 % of the pixels pass; its masks are more ragged than those of a
+trained network. --memory prints the peak memory of predict on few and on many images, with a very small network.
 Usage: python scripts/bench/predict.py IMAGES [--model FILE | --encoder resnet18] [--int8 FILE] [--images 20]
            [--rounds 5] [--runtimes torch,openvino,onnx] [--no-textbook]
        python scripts/bench/predict.py IMAGES --memory [--counts 500,5000]

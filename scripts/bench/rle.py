@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Time the run-length codec beside a plain Python loop and pycocotools (where installed), on synthetic masks.
+"""Compare the run-length codec with a plain Python loop and pycocotools on synthetic masks.
 
-Prints a markdown table: median microseconds for one mask, and how many times longer the others take.
+Prints a markdown table: median microseconds for one mask, and the ratio to the codec.
 Usage: python scripts/bench/rle.py [--size 256x1600] [--masks 20] [--repeats 5]
 """
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Predict as the textbooks do: PIL, albumentations, eager float32 torch, run-lengths in a Python loop, PNG from PIL.
+"""Predict as textbooks do it: PIL, albumentations, eager float32 torch, run-lengths in a Python loop, PNG from PIL.
 
-It does the work of `defectseg predict` on the answers of the same network: overlays, class maps and a table of
-run-lengths. It only leaves out the minimum area. `scripts/bench/predict.py` measures the two side by side.
+Like `defectseg predict` with the same network, it writes overlays, class maps and a table of run-lengths; it only
+leaves out the minimum area. `scripts/bench/predict.py` compares the two.
 Usage: python scripts/bench/textbook.py MODEL.safetensors IMAGES OUT [--images N]
 """
 
@@ -28,7 +28,7 @@ RED = np.array([255, 0, 0])
 
 
 class Textbook:
-    """The network of a bundle, its encoder and decoder as segmentation-models-pytorch makes them."""
+    """The plain segmentation-models-pytorch network of a bundle."""
 
     def __init__(self, model: Path) -> None:
         network, self.info = load_bundle(model)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Time a training step as defectseg takes it beside the plain one: float32, default memory layout, default AdamW.
+"""Compare a training step of defectseg with a plain one (float32, default memory layout, default AdamW).
 
-Both train the same U-Net on the same crops, without data loading. Steps of the two alternate, so that both meet the
-same noise of the machine. Prints a markdown table of medians in milliseconds and of the ratio.
+Both train the same U-Net on the same crops, without data loading, and take turns, so that they meet the same load on
+the machine. Prints a markdown table of medians in milliseconds and their ratio.
 Usage: python scripts/bench/training.py [--encoders resnet18,...] [--size 256x256] [--batch 8] [--steps 7]
 """
 

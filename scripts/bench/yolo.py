@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Time `predict` beside `yolo11n-seg` of ultralytics, exported to OpenVINO, on the same images.
+"""Compare `predict` with `yolo11n-seg` of ultralytics, exported to OpenVINO, on the same images.
 
-YOLO has random weights, built from its YAML, and writes nothing: it is timed from files to results in memory. `predict`
-is timed from files to overlays, masks and tables. Rounds alternate; figures are medians. ultralytics (AGPL-3.0) is not
-among this project's dependencies: `pip install --no-deps ultralytics ultralytics-thop` in an environment with `train`.
+YOLO is built from its YAML with random weights and timed from files to results in memory. `predict` is timed from files
+to overlays, masks and tables. The two take turns; figures are medians. ultralytics (AGPL-3.0) is not a dependency of
+this project: `pip install --no-deps ultralytics ultralytics-thop` in an environment with `train`.
 Usage: python scripts/bench/yolo.py IMAGES MODEL [MODEL ...] [--rounds 5]
 """
 
