@@ -1,4 +1,4 @@
-"""What goes to stderr: messages of the library, and how far long work has come."""
+"""What the command line writes to stderr: log messages and progress."""
 
 import logging
 import sys
@@ -15,7 +15,7 @@ log = logging.getLogger("defectseg")
 
 
 def set_up_logging() -> None:
-    """Send the library's messages to stderr, warnings marked as such."""
+    """Send the log messages of the library to stderr; warnings and errors are marked."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     log.handlers = [handler]
@@ -31,11 +31,11 @@ class _Formatter(logging.Formatter):
 
 @contextmanager
 def progress_bar(what: str, *, after_interrupt: str = "") -> Iterator[Progress]:
-    """Draw progress as a bar on a terminal, elsewhere as a plain line every 15 seconds.
+    """Show progress: a bar on a terminal, otherwise a plain line every 15 seconds.
 
     Args:
         what: the work, such as "predicting".
-        after_interrupt: what to do after Ctrl-C, which is told then.
+        after_interrupt: advice that is logged after Ctrl-C.
     """
     try:
         if sys.stderr.isatty() and is_main_process():

@@ -1,7 +1,6 @@
 """`defectseg info`."""
 
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,38 +38,29 @@ def _system() -> dict[str, Any]:
     return {
         "defectseg": __version__,
         **{key: facts[key] for key in ("python", "system", "cpu", "cores", "cpu_flags")},
-        "runtimes": {name: _runtime(name, devices) for name, devices in _RUNTIMES.items() if find_spec(name)},
+        "runtimes": {name: _runtime(name) for name in ("torch", "openvino", "onnxruntime") if find_spec(name)},
         "packages": package_versions(_PACKAGES),
     }
 
 
-def _runtime(name: str, devices: Callable[[], list[str]]) -> dict[str, Any]:
+def _runtime(name: str) -> dict[str, Any]:
     """Version and devices of an installed runtime, or why it cannot be used here."""
     try:
-        return {"devices": devices(), "version": sys.modules[name].__version__}
+        return {"devices": _devices(name), "version": sys.modules[name].__version__}
     except Exception as error:  # whatever a broken installation raises when it is imported
         return {"error": f"installed, but cannot be imported: {type(error).__name__}: {error}"}
 
 
-def _torch_devices() -> list[str]:
-    from defectseg.model.devices import available_devices
+def _devices(runtime: str) -> list[str]:
+    if runtime == "openvino":
+        from defectseg.model.openvino_io import core
 
+        return [f"cpu {core().get_property('CPU', 'FULL_DEVICE_NAME')}"]
+    if runtime == "torch":
+        from defectseg.model.devices import available_devices
+    else:
+        from defectseg.runtime.onnx import available_devices
     return available_devices()
-
-
-def _openvino_devices() -> list[str]:
-    from defectseg.model.openvino_io import core
-
-    return [f"cpu {core().get_property('CPU', 'FULL_DEVICE_NAME')}"]
-
-
-def _onnx_devices() -> list[str]:
-    from defectseg.runtime.onnx import available_devices
-
-    return available_devices()
-
-
-_RUNTIMES = {"torch": _torch_devices, "openvino": _openvino_devices, "onnxruntime": _onnx_devices}
 
 
 def _model(path: Path) -> dict[str, Any]:

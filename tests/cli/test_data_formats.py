@@ -41,7 +41,7 @@ def test_every_export_can_be_imported_and_both_say_what_was_lost(
     assert holes or after.table.rles == before.table.rles
 
 
-def test_text_names_classes_losses_and_folder(succeed: Callable[..., str], data_folder: Path) -> None:
+def test_text_names_classes_losses_and_folder(succeed: Callable[..., str], data_folder: Path, tmp_path: Path) -> None:
     rles = open_data_folder(data_folder).table.rles
     masks = sum(map(len, rles.values()))
     note, *_, last = succeed("export", "yolo", data_folder, "--out", "out").splitlines()
@@ -54,6 +54,8 @@ def test_text_names_classes_losses_and_folder(succeed: Callable[..., str], data_
         ["class", "images"],
         *([name, str(count)] for name, count in zip(("pits", "cracks", "scratches", "patches"), counts, strict=True)),
     ]
+    copied = [*(tmp_path / "out" / "images").rglob("*.jpg"), *(tmp_path / "b" / "train_images").iterdir()]
+    assert [path.is_symlink() for path in copied] == [False] * 48
     assert lines[-1] == f"24 images, {24 - sum(map(bool, rles.values()))} of them clean: b"
 
 
