@@ -91,7 +91,7 @@ def _fail_usage(error: Any) -> NoReturn:
         error.show()
         sys.exit(ExitCode.USAGE)
     command = "defectseg" if error.ctx is None else error.ctx.command_path
-    message = error.format_message()
+    message = error.format_message().replace("Value error, ", "")  # pydantic's words
     stop = "" if message.endswith((".", "?")) else "."
     _fail(f"{message}{stop} See: {command} --help", ExitCode.USAGE)
 
