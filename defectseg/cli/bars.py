@@ -1,15 +1,18 @@
 """What the command line writes to stderr: log messages and progress."""
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import FrameType
 
 from defectseg.machine import is_main_process
 from defectseg.progress import Progress
 
 LINE_EVERY_S = 15.0
+PATIENCE_S = 1.0
 
 log = logging.getLogger("defectseg")
 
@@ -37,15 +40,45 @@ def progress_bar(what: str, *, after_interrupt: str = "") -> Iterator[Progress]:
         what: the work, such as "predicting".
         after_interrupt: advice that is logged after Ctrl-C.
     """
+    on_screen = sys.stderr.isatty() and is_main_process()
     try:
-        if sys.stderr.isatty() and is_main_process():
-            with _drawn(what) as progress:
-                yield progress
-        else:
-            yield _lines(what)
+        with _drawn(what) if on_screen else nullcontext(_lines(what)) as progress, _interrupted_at(progress) as step:
+            yield step
     except KeyboardInterrupt:
         log.warning("%s was interrupted. %s", what, after_interrupt)
         raise
+
+
+@contextmanager
+def _interrupted_at(progress: Progress) -> Iterator[Progress]:
+    """Raise KeyboardInterrupt for Ctrl-C and SIGTERM at the next step, or after PATIENCE_S if there is none.
+
+    Raised anywhere, it could leave a lock inside a thread pool taken, and the command would never end.
+    """
+    if not hasattr(signal, "setitimer"):  # Windows
+        yield progress
+        return
+    came = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+
+    def step(done: int, total: int, text: str = "") -> None:
+        progress(done, total, text)
+        if came:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise KeyboardInterrupt
+
+    handlers = {signal.SIGINT: remember, signal.SIGTERM: remember, signal.SIGALRM: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield step
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -93,6 +93,29 @@ def test_progress_goes_to_stderr_in_plain_lines(
     ]
 
 
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_interrupts_at_the_next_step_or_soon_if_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, stop: signal.Signals
+) -> None:
+    before = signal.getsignal(stop)
+    told: list[str] = []
+
+    def work(step: Callable[[], None]) -> None:
+        signal.raise_signal(stop)
+        told.append("goes on")
+        step()
+        told.append("not reached")
+
+    with pytest.raises(KeyboardInterrupt), bars.progress_bar("predicting") as progress:
+        work(lambda: progress(1, 2))
+    monkeypatch.setattr(bars, "PATIENCE_S", 0.05)
+    with pytest.raises(KeyboardInterrupt), bars.progress_bar("predicting"):
+        work(lambda: time.sleep(60))
+    assert told == ["goes on", "goes on"]
+    assert signal.getsignal(stop) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 def test_a_terminal_gets_a_bar_and_a_pipe_gets_plain_results(tmp_path: Path) -> None:
     import pty
@@ -141,7 +164,10 @@ def test_an_interrupted_prediction_exits_with_130_and_can_be_continued(
         while not (journal.exists() and journal.stat().st_size) and time.monotonic() < patience:
             time.sleep(0.005)
         process.send_signal(stop)
-        stdout, stderr = process.communicate(timeout=120)
+        try:
+            stdout, stderr = process.communicate(timeout=120)
+        finally:
+            process.kill()
 
     assert (process.returncode, stdout) == (130, ""), stderr
     assert "interrupted" in stderr
