@@ -2,8 +2,8 @@
 """How many small faults do the tests catch? Draws one-token mutations over all modules and runs each module's tests.
 
 Mutations (an operator, a comparison, a constant, a condition) are drawn by a seed, in proportion to the size of the
-modules. Each is applied to a copy of the repository; the tests of its module run there with -x. A mutation is caught if a
-test fails. If the tests exceed the time limit, the mutation may have caused an endless loop, or the machine is slow:
+modules. Each is applied to a copy of the repository; the tests of its module run there with -x. A mutation is caught
+if a test fails. If the tests exceed the time limit, the mutation may have caused an endless loop, or the machine is slow:
 these are counted apart. Prints a line for each mutation, then the counts.
 Usage: python scripts/mutants.py [--count 60] [--seed 0] [--timeout 60] [--repo .]
 """
