@@ -3,8 +3,8 @@
 
 Mutations (an operator, a comparison, a constant, a condition) are drawn by a seed, in proportion to the size of the
 modules. Each is applied to a copy of the repository; the tests of its module run there with -x. A mutation is caught
-if a test fails. If the tests exceed the time limit, the mutation may have caused an endless loop, or the machine is slow:
-these are counted apart. Prints a line for each mutation, then the counts.
+if a test fails. Where the tests exceed the time limit, the mutation may have caused an endless loop, or the machine is
+slow: these are counted apart. Prints a line for each mutation, then the counts.
 Usage: python scripts/mutants.py [--count 60] [--seed 0] [--timeout 60] [--repo .]
 """
 
