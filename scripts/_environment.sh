@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # Sourced by demo, test and check: `make_environment EXTRA` puts a Python with defectseg[EXTRA] first on PATH.
-# The environment is .venv in the clone. It is made if it is missing, and updated when pyproject.toml has changed.
+# The environment is .venv in the clone. It is created once, and updated when pyproject.toml changes.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 
-# Prints the first Python on PATH that is new enough. Version managers may leave names on PATH that do not run.
+# The first Python on PATH that is new enough. Each is tried, since version managers put names on PATH that do not run.
 find_python() {
     local name
     for name in python3 python3.14 python3.13 python3.12 python3.11 python; do
@@ -22,7 +22,7 @@ is_current() { cmp -s "$root/pyproject.toml" "$venv/.installed-$1"; }
 
 make_environment() {
     local extra=$1 python
-    # A complete installation leaves a copy of pyproject.toml as its stamp. The extra dev includes train.
+    # A stamp is a copy of pyproject.toml, written after a complete installation. The extra dev includes train.
     if ! is_current "$extra" && ! is_current dev; then
         echo "setting up $venv with defectseg[$extra]; the first time this takes minutes and several GB" >&2
         if command -v uv >/dev/null; then

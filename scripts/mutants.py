@@ -2,8 +2,9 @@
 """How many small faults do the tests catch? Draws one-token mutations over all modules and runs each module's tests.
 
 Mutations (an operator, a comparison, a constant, a condition) are drawn by a seed, in proportion to the size of the
-modules. Each is applied to a copy of the repository; the tests of its module run there with -x. A mutation counts as
-caught where they fail or exceed the time limit. Prints a line for each and the share caught.
+modules. Each is applied to a copy of the repository; the tests of its module run there with -x. A mutation is caught
+if a test fails. Where the tests exceed the time limit, the mutation may have caused an endless loop, or the machine is
+slow: these are counted apart. Prints a line for each mutation, then the counts.
 Usage: python scripts/mutants.py [--count 60] [--seed 0] [--timeout 60] [--repo .]
 """
 
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,17 +87,17 @@ def tests_of(module: Path, repo: Path) -> list[str]:
     return [str(path) for path in own] or [str(folder)]
 
 
-def is_caught(mutant: Mutant, repo: Path, timeout_s: float) -> bool:
-    """Apply a mutation in `repo`, run the tests of its module, and take it back; tests that never end catch it too."""
+def verdict_on(mutant: Mutant, repo: Path, timeout_s: float) -> str:
+    """Apply a mutation in `repo`, run the tests of its module, and take it back: caught, SURVIVED or timed out."""
     before = mutant.path.read_text(encoding="utf-8")
     mutant.path.write_text(before[: mutant.start] + mutant.new + before[mutant.stop :], encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(repo), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests_of(mutant.path, repo)]
     try:
         done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, timeout=timeout_s, check=False)
-        return done.returncode != 0
+        return "caught" if done.returncode else "SURVIVED"
     except subprocess.TimeoutExpired:
-        return True
+        return "timed out"
     finally:
         mutant.path.write_text(before, encoding="utf-8")
 
@@ -112,15 +114,15 @@ def main() -> None:
         repo = Path(folder) / "repo"
         shutil.copytree(arguments.repo, repo, ignore=shutil.ignore_patterns(".git", ".venv", "*_cache", "__pycache__"))
         everything = [mutant for path in sorted((repo / "defectseg").rglob("*.py")) for mutant in mutants_of(path)]
-        caught = 0
+        verdicts: Counter[str] = Counter()
         drawn = random.Random(arguments.seed).sample(everything, arguments.count)
         for mutant in drawn:
-            verdict = is_caught(mutant, repo, arguments.timeout)
-            caught += verdict
+            verdict = verdict_on(mutant, repo, arguments.timeout)
+            verdicts[verdict] += 1
             old = mutant.path.read_text(encoding="utf-8")[mutant.start : mutant.stop]
             where = f"{mutant.path.relative_to(repo)}:{mutant.line}"
-            print(f"{'caught  ' if verdict else 'SURVIVED'} {where}: {old!r} -> {mutant.new!r}", flush=True)
-        print(f"{caught} of {arguments.count} caught")
+            print(f"{verdict:9} {where}: {old!r} -> {mutant.new!r}", flush=True)
+        print(", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common()))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A nightly batch job to copy and change: looks for defects in the new images of a folder.
+# A nightly batch job to copy and adapt: finds defects in the new images of a folder.
 #
 # usage: predict_folder.sh MODEL IMAGES OUT [FLAGS OF defectseg predict]
 # cron:  30 2 * * *  /opt/mill/predict_folder.sh /opt/mill/model.safetensors "/data/line 1" "/data/results 1"
 #
-# OUT receives the results, OUT.log a dated log; OUT.lock is the lock. Images that are done are skipped, so the next
-# night continues an interrupted one. Settings from the environment:
-#   DEFECTSEG    the program, if cron does not find it on PATH                    (default: defectseg)
-#   NOTICE_HOOK  a program, called as `NOTICE_HOOK "one line of text"` when somebody has to look. A hook that sends
-#                mail: echo "$1" | mail -s "$1" quality@mill.example              (default: none; OUT.log has the same)
+# OUT receives the results, OUT.log a dated log, OUT.lock the lock. Finished images are not processed again, so the next
+# night continues an interrupted one. Environment variables:
+#   DEFECTSEG    the program, if cron does not find it on PATH             (default: defectseg)
+#   NOTICE_HOOK  a program that is called as `NOTICE_HOOK "one line of text"` when somebody has to look. To send mail:
+#                echo "$1" | mail -s "$1" quality@mill.example             (default: none; OUT.log has the same text)
 #
-# Ends with the exit code of defectseg predict, or 0 if the previous run is still going.
+# The exit code is that of defectseg predict, or 0 if the previous run has not ended.
 set -u
 
 if [ $# -lt 3 ]; then
@@ -29,7 +29,7 @@ notice() {
     fi
 }
 
-# Other problems than defects. An errors.csv without entries still has a header.
+# Problems other than defects. errors.csv always has a header, so one line means no errors.
 troubles() {
     if [ "$(head -n 2 "$out/errors.csv" 2>/dev/null | wc -l)" -gt 1 ]; then
         printf '; some images are unreadable: see %s' "$out/errors.csv"
@@ -46,28 +46,28 @@ if ! flock --nonblock 9; then
     exit 0
 fi
 
-# A shutdown or Ctrl-C also signals defectseg, which stops cleanly. The traps make the shell wait for that and log it.
+# A shutdown or Ctrl-C also signals defectseg, which stops cleanly. The trap makes the shell wait for that and log it.
 trap : INT TERM
 
 log "start: $images"
-# 9>&- keeps the lock from processes that outlive this script.
+# 9>&- : defectseg does not inherit the lock, so no process that outlives this script can hold it.
 "${DEFECTSEG:-defectseg}" predict "$model" "$images" --out "$out" "$@" >>"$out.log" 2>&1 9>&-
 code=$?
 
 case $code in
     0) log "done" ;;
-    # The other images are done. The next run tries unreadable files again, since a file may still have been copied.
-    # Blank images (they show nothing) count only with --fail-on-blank.
+    # The other images are done. The next run retries unreadable ones, so a file that was still being copied succeeds
+    # then. Blank images count only with the flag --fail-on-blank.
     3) notice "done, but not all is well$(troubles)" ;;
-    # Somebody has to act: no model, no input, disk full, out of memory. The last line of the log says which.
+    # Needs action: no model, no input, disk full, or out of memory. The last line of the log says which.
     4) notice "could not go on: see the end of $out.log; run again once it is mended, nothing is lost" ;;
-    # Only with --fail-on-defect. Earlier nights in the same OUT count too: use a new OUT for each night.
+    # Only with the flag --fail-on-defect. Earlier nights in OUT count too, so use a new OUT for each night.
     10) notice "defects found: see $out/images.csv and $out/overlays$(troubles)" ;;
     130) log "interrupted; the next run goes on from here" ;;
-    # A wrong flag, or OUT holds results of another model, runtime or settings (the log says which): choose a new OUT,
-    # or give --overwrite once. A new version of a library is only logged.
+    # A wrong flag, or OUT holds results of another model, runtime or settings (the log says which): use a new OUT, or
+    # --overwrite once. A new version of a library does not cause this: the log only mentions it.
     2) notice "wrong settings: see the end of $out.log" ;;
-    # 1 is a bug in defectseg; 127: it is not on PATH; 137: the system killed it, perhaps because memory ran out.
+    # 1: a bug in defectseg; 127: it is not on PATH; 137: the system killed it, possibly for using too much memory.
     *) notice "failed with exit code $code: see the end of $out.log" ;;
 esac
 exit "$code"

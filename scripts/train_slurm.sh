@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains on one or several GPU nodes of a SLURM cluster, with one process for each GPU. To copy and change.
+# Train on one or several GPU nodes of a SLURM cluster, with one process per GPU. To copy and adapt.
 #
 # usage: sbatch scripts/train_slurm.sh DATA RUN [arguments of defectseg train]
 #        sbatch --nodes=2 scripts/train_slurm.sh /data/severstal runs/1 severstal --batch-size 12
-# DATA and RUN must be on storage that all nodes share. batch_size is per GPU: N GPUs see N times as many crops in a step
-# and take N times fewer steps; to train as on one GPU, divide it by N. Shortly before the time limit SLURM sends SIGTERM:
-# the run saves its state, and the job is queued again and continues.
+# DATA and RUN must be on storage that all nodes share. batch_size is per GPU: with N GPUs, a step has N times as many
+# crops, and there are N times fewer steps. To train as on one GPU, divide it by N. Shortly before the time limit, SLURM
+# sends SIGTERM: the run saves its state, and the job is queued again and continues from there.
 #SBATCH --job-name=defectseg
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -31,7 +31,7 @@ train=(-m defectseg train --data "$data" --out "$run")
 if [ -e "$run/model.safetensors" ]; then
     echo "$run: has ended; its model is model.safetensors"
     exit 0
-elif [ -e "$run/request.json" ]; then # begun by this job before it was queued again, or by another
+elif [ -e "$run/request.json" ]; then # started by this job before it was queued again, or by another job
     train+=(--resume)
 else
     train+=("$@")
@@ -39,8 +39,8 @@ fi
 begun=$(mktemp)
 status=0
 srun "${launch[@]}" "${train[@]}" || status=$?
-# torchrun ends with 1 whatever the exit codes of its processes, also for 3 (model written, some images unreadable). An
-# interrupted run has saved a checkpoint since the job began.
+# torchrun ends with 1 whatever the exit codes of its processes, even for 3: the model exists, but some images were
+# unreadable. If the run was interrupted, it has saved last.ckpt since the job began.
 if [ -e "$run/model.safetensors" ]; then
     status=0
 elif [ "$status" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ] &&
