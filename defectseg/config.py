@@ -4,7 +4,7 @@ A recipe is YAML, named by a path or, for the shipped ones, by its bare name. `k
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -47,7 +47,7 @@ class DataConfig(Frozen):
     crop_hw: SizeHW | None = Field((256, 512), description="px; at most the largest image; null: the whole image")
     defect_crops: Share = Field(0.5, description="share of the crops that are placed on a defect")
     class_balance: Share = Field(0.0, description="share of the defect crops that goes to the classes in equal parts")
-    balance_until: Share = Field(
+    balance_until: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="share of the training at which class_balance has fallen to 0; 1: never"
     )
     black_limit: Share = Field(0.7, description="a crop with a larger share of black is drawn again; 1: never")
@@ -193,16 +193,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     source, content = _read_recipe(name_or_path)
     for override in overrides:
         apply_override(content, override)
-    return parse_recipe(content, source=" with ".join([source, *overrides]))
-
-
-def parse_recipe(content: Mapping[str, Any], *, source: str) -> Recipe:
-    """Validate the content of a recipe; `source` names it in errors. Raises ConfigError listing every problem."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
-        raise ConfigError(f"{source}: {problems}") from None
+        raise ConfigError(f"{' with '.join([source, *overrides])}: {problems}") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -101,17 +101,16 @@ def train(
         raise UsageError("--resume continues with the recipe in the run folder; leave out what would change it.")
     require_extra("training", "train", "torch", "segmentation_models_pytorch", "accelerate", "albumentations")
     from defectseg.train.train import train as run_training
-    from defectseg.train.train import train_folds
 
     asked: dict[str, Any] = {"data": data, "out": out, "device": device, "resume": resume}
     if resume:
-        fold = _fold_begun_with(out, fold)
+        _warn_of_another_fold(out, fold)
     else:
-        asked |= {"recipe": recipe, "init": None if init is None else _find_init(init, recipe, changes)}
+        asked |= {"recipe": recipe, "every_fold": fold == "all"}
+        asked["init"] = None if init is None else _find_init(init, recipe, changes)
         asked["thresholds"] = None if thresholds is None or data is None else _read_thresholds(thresholds, data)
     with progress_bar("training", after_interrupt="Continue it with --resume.") as progress:
-        asked["progress"] = progress
-        results = list(train_folds(**asked).values()) if fold == "all" else [run_training(**asked)]
+        results = run_training(**asked, progress=progress)
     if is_main_process():
         _report(results, json_output)
         if results[0].low_bit_depth is not None:
@@ -154,8 +153,8 @@ def _fold_change(fold: str | None) -> list[str]:
     return [f"data.fold={'null' if fold == 'none' else fold}"]
 
 
-def _fold_begun_with(out: Path, fold: str | None) -> str:
-    """What --fold was when the training in a run folder began; another one now is passed over with a warning."""
+def _warn_of_another_fold(out: Path, fold: str | None) -> None:
+    """Say that a --fold other than that which the training in a run folder began with is passed over."""
     from defectseg.train.run_folder import read_request
 
     request = read_request(out)
@@ -163,7 +162,6 @@ def _fold_begun_with(out: Path, fold: str | None) -> str:
     begun = "all" if request.every_fold else "none" if number is None else str(number)
     if fold not in (None, begun):
         log.warning("--fold %s is passed over: this training began with --fold %s", fold, begun)
-    return begun
 
 
 def _find_init(init: Path, recipe: "Recipe", changes: Sequence[str]) -> Path:

@@ -1,8 +1,8 @@
 """Crops to train on, each a function of (seed, epoch, position): no worker, process or order changes them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,9 +30,8 @@ class CropKey:
     class_id: int | None = None
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Tensors of N crops.
+class Batch(NamedTuple):
+    """Tensors of N crops, as a tuple, which torch and Accelerate know how to pin and to move.
 
     Attributes:
         images: uint8 (N, 1, H, W).
@@ -46,19 +45,7 @@ class Batch:
     masks: Tensor
     ignore: Tensor
     unknown: Tensor
-    image_ids: tuple[str, ...]
-
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
-        """The same batch on another device; Accelerate calls this."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Self:
-        """The same batch in memory that a GPU can read by itself; the data loader calls this."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
-        images, masks, ignore, unknown = map(change, (self.images, self.masks, self.ignore, self.unknown))
-        return replace(self, images=images, masks=masks, ignore=ignore, unknown=unknown)
+    image_ids: Sequence[str]
 
 
 class CropSampler(Sampler[CropKey]):
@@ -86,21 +73,17 @@ class CropSampler(Sampler[CropKey]):
         }
         self.by_class = {class_id: members for class_id, members in by_class.items() if members}
         self.seed = seed
-        self.epoch = 0
-        self.share_done = 0.0
-        self.start = 0
+        self.begin(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, that the next iteration gives."""
-        self.epoch = epoch
+    def begin(self, epoch: int, *, share_done: float = 0.0, start: int = 0) -> None:
+        """Choose what the next iterations give.
 
-    def set_share_done(self, share_done: float) -> None:
-        """Say which share of the training, 0..1, lies before the next iteration: it lowers the class balance."""
-        self.share_done = share_done
-
-    def start_at(self, position: int) -> None:
-        """Leave out the crops before this position, from the next iteration on: an interrupted epoch had them."""
-        self.start = position
+        Args:
+            epoch: from 0.
+            share_done: which share of the training, 0..1, lies before it: it lowers the class balance.
+            start: position of the first crop: an interrupted epoch had those before.
+        """
+        self.epoch, self.share_done, self.start = epoch, share_done, start
 
     def __len__(self) -> int:
         return self.length
@@ -108,7 +91,9 @@ class CropSampler(Sampler[CropKey]):
     def __iter__(self) -> Iterator[CropKey]:
         rng = np.random.default_rng([self.seed, self.epoch])
         num_defect = round(self.config.defect_crops * self.length) if self.defective else 0
-        num_each = round(self._balance() * num_defect) // max(1, len(self.by_class))
+        until = self.config.balance_until
+        left = 1.0 if until == 1 else max(0.0, 1 - self.share_done / until)
+        num_each = round(left * self.config.class_balance * num_defect) // max(1, len(self.by_class))
         chosen: list[tuple[str, Place, int | None]] = []
         for class_id, members in self.by_class.items():
             chosen += [(image_id, "defect", class_id) for image_id in _cycle(members, num_each, rng)]
@@ -118,13 +103,6 @@ class CropSampler(Sampler[CropKey]):
         order = rng.permutation(len(chosen))
         for position in range(self.start, len(chosen)):
             yield CropKey(self.epoch, position, *chosen[order[position]])
-
-    def _balance(self) -> float:
-        """The class balance now: it falls to 0 in a straight line, or stays."""
-        until = self.config.balance_until
-        if until >= 1:
-            return self.config.class_balance
-        return self.config.class_balance * max(0.0, 1 - self.share_done / until) if until else 0.0
 
 
 class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]):
@@ -163,7 +141,9 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
         image, and HIDING for ignored ones that may hide a defect (see `hiding_pixels`).
         """
         rng = np.random.default_rng([self.seed, key.epoch, key.position, 1])
-        pixels = self._pixels(key.image_id)
+        pixels = self.cache.get(key.image_id)
+        if pixels is None:
+            pixels = self.folder.decode(key.image_id).pixels
         masks, ignore = self.folder.masks_of(key.image_id, (pixels.shape[0], pixels.shape[1]))
         layers = np.concatenate([masks, ignore[None]]).view(np.uint8)
         if ignore.any():
@@ -185,10 +165,6 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
             pixels.copy(), np.ascontiguousarray(layers.transpose(1, 2, 0)), int(rng.integers(2**31))
         )
         return key, image, changed
-
-    def _pixels(self, image_id: str) -> NDArray[np.uint8]:
-        cached = self.cache.get(image_id)
-        return self.folder.decode(image_id).pixels if cached is None else cached
 
 
 def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:

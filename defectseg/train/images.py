@@ -2,13 +2,12 @@
 
 import logging
 import os
-import threading
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from defectseg.data.folder import DataFolder
 from defectseg.data.split import SPLIT_NAME, make_folds, read_split
 from defectseg.errors import DataError, ImageError
-from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.image.read import DecodedImage, LowBitDepth, find_low_bit_depth
+from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
 from defectseg.model.info import ModelInfo
 
@@ -54,10 +54,10 @@ class Images:
     data: DataFolder
     folds: Mapping[str, int]
     sizes: Mapping[str, tuple[int, int]]
-    unreadable: tuple[tuple[str, str], ...] = ()
-    cache: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
-    bit_depth: int | None = None
-    low_bit_depth: LowBitDepth | None = None
+    unreadable: tuple[tuple[str, str], ...]
+    cache: Mapping[str, NDArray[np.uint8]]
+    bit_depth: int | None
+    low_bit_depth: LowBitDepth | None
 
     def part(self, fold: int | None) -> Part:
         """The images of the run that holds back `fold`; None: of one on everything.
@@ -128,67 +128,53 @@ def read_images(
     Raises:
         LabelError: a run-length that does not fit its image: training on a part of the labels would hide it.
     """
-    cache = _Cache(_budget_bytes(keep))
 
-    def read(image_id: str) -> _Read | str:
+    def read(image_id: str) -> DecodedImage | str:
         try:
             decoded = data.decode(image_id)
         except ImageError as error:
             return str(error)
-        size_hw = (decoded.pixels.shape[0], decoded.pixels.shape[1])
-        data.masks_of(image_id, size_hw)
-        if folds[image_id] != left_out:
-            cache.offer(image_id, decoded.pixels)
-        return _Read(size_hw, decoded.bit_depth, decoded.brightest16)
+        data.masks_of(image_id, (decoded.pixels.shape[0], decoded.pixels.shape[1]))
+        return decoded
 
-    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
-        results = dict(zip(data.image_ids, pool.map(read, data.image_ids), strict=True))
-    found = {image_id: one for image_id, one in results.items() if not isinstance(one, str)}
-    unreadable = [(image_id, reason) for image_id, reason in results.items() if isinstance(reason, str)]
-    for image_id, reason in unreadable:
-        log.warning("left out: %s (%s)", image_id, reason)
-    if cache.pixels:
-        log.info("%d decoded images in memory (%.0f MB)", len(cache.pixels), cache.used_bytes / 1e6)
-    low = find_low_bit_depth(Counter(one.brightest16 for one in found.values()))
+    threads, budget_bytes, used_bytes = min(8, cores()), _budget_bytes(keep), 0
+    cache: dict[str, NDArray[np.uint8]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    unreadable = [(image.image_id, image.fault) for image in data.faulty]
+    bit_depths: set[int | None] = set()
+    brightest: Counter[int | None] = Counter()
+    with ThreadPoolExecutor(threads) as pool:
+        results = in_order(pool, read, data.image_ids, most=2 * threads)
+        for image_id, one in zip(data.image_ids, results, strict=True):
+            if isinstance(one, str):
+                log.warning("left out: %s (%s)", image_id, one)
+                unreadable.append((image_id, one))
+                continue
+            pixels = one.pixels
+            sizes[image_id] = (pixels.shape[0], pixels.shape[1])
+            brightest[one.brightest16] += 1
+            if (one.bit_depth, one.brightest16) != (None, None):
+                bit_depths.add(one.bit_depth)
+            if folds[image_id] != left_out:
+                pixels.setflags(write=False)
+                cache[image_id] = pixels
+                used_bytes += pixels.nbytes
+                if used_bytes > budget_bytes:
+                    cache.clear()
+    if cache:
+        log.info("%d decoded images in memory (%.0f MB)", len(cache), used_bytes / 1e6)
+    low = find_low_bit_depth(brightest)
     if low is not None:
         log.warning("%s Set data.bit_depth to %d, or to 16 if that is right.", low, low.bit_depth)
-    bit_depths = {one.bit_depth for one in found.values() if (one.bit_depth, one.brightest16) != (None, None)}
     return Images(
         data,
         folds,
-        sizes={image_id: one.size_hw for image_id, one in found.items()},
-        unreadable=(*((image.image_id, image.fault) for image in data.faulty), *unreadable),
-        cache=cache.pixels,
+        sizes,
+        tuple(unreadable),
+        cache,
         bit_depth=bit_depths.pop() if len(bit_depths) == 1 else None,
         low_bit_depth=low,
     )
-
-
-class _Read(NamedTuple):
-    """The size (H, W) of an image that can be read; the others as in DecodedImage."""
-
-    size_hw: tuple[int, int]
-    bit_depth: int | None
-    brightest16: int | None
-
-
-class _Cache:
-    """Decoded images up to a budget, or, where they take more, none."""
-
-    def __init__(self, budget_bytes: float) -> None:
-        self.pixels: dict[str, NDArray[np.uint8]] = {}
-        self.used_bytes = 0
-        self._budget_bytes = budget_bytes
-        self._lock = threading.Lock()
-
-    def offer(self, image_id: str, pixels: NDArray[np.uint8]) -> None:
-        pixels.setflags(write=False)
-        with self._lock:
-            self.used_bytes += pixels.nbytes
-            if self.used_bytes <= self._budget_bytes:
-                self.pixels[image_id] = pixels
-            else:
-                self.pixels.clear()
 
 
 def _budget_bytes(keep: bool | Literal["auto"]) -> float:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from defectseg.config import Recipe
+from defectseg.config import Recipe, changed
 from defectseg.errors import ConfigError, ResourceError
 from defectseg.machine import cores
 from defectseg.model.devices import is_out_of_memory
@@ -48,7 +48,7 @@ class StageLoader:
 
 def make_loader(stage: Stage, accelerator: Accelerator, images: Images, part: Part, recipe: Recipe) -> StageLoader:
     """The loader of one stage of a run."""
-    settings = recipe.data.model_copy(update={"samples_per_epoch": stage.samples, "crop_hw": stage.crop_hw})
+    settings = recipe.data.model_copy(update={"samples_per_epoch": stage.samples})
     sampler = CropSampler(images.data, part.train, settings, recipe.seed)
     size_hw = crop_size(stage, part.train_sizes, recipe)
     dataset = CropDataset(
@@ -59,7 +59,11 @@ def make_loader(stage: Stage, accelerator: Accelerator, images: Images, part: Pa
         cache=images.cache,
         black_limit=recipe.data.black_limit,
     )
-    workers = _workers(recipe, accelerator.device)
+    on_gpu = accelerator.device.type == "cuda"
+    can_fork = sys.platform == "linux"  # macOS has fork, but its libraries do not bear it
+    # On a CPU workers would take the cores from the network.
+    automatic = min(8, cores()) if on_gpu and can_fork else 0
+    workers = automatic if recipe.data.workers == "auto" else recipe.data.workers
     stage = replace(stage, batch_size=min(stage.batch_size, max(1, len(sampler) // accelerator.num_processes)))
     loader = DataLoader(
         dataset,
@@ -68,11 +72,11 @@ def make_loader(stage: Stage, accelerator: Accelerator, images: Images, part: Pa
         num_workers=workers,
         collate_fn=collate,
         drop_last=True,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=on_gpu,
         persistent_workers=workers > 0,
         worker_init_fn=leave_signals_to_main,
         # Forked workers share the cache; others would get a copy of it each.
-        multiprocessing_context="fork" if workers and _can_fork() else None,
+        multiprocessing_context="fork" if workers and can_fork else None,
         # One of its own, since each start of the loader draws from it: a resumed epoch starts it once more.
         generator=torch.Generator().manual_seed(recipe.seed),
     )
@@ -94,16 +98,14 @@ def crop_size(stage: Stage, sizes: Set[tuple[int, int]], recipe: Recipe) -> tupl
         return min(stage.crop_hw[0], height), min(stage.crop_hw[1], width)
     (height, width), *others = sorted(sizes)
     if others:
-        raise ConfigError(
-            f"{stage.crop_key} is null, but the images differ in size (for example {height}x{width} and "
-            f"{others[0][0]}x{others[0][1]}). Set a crop size, for example {stage.crop_key}=[256,256]"
-        )
-    if recipe.augment.quarter_turns and height != width:
-        raise ConfigError(
-            f"augment.quarter_turns needs square crops, but {stage.crop_key} is null and the images are "
-            f"{height}x{width}. Set a crop size, for example {stage.crop_key}=[256,256]"
-        )
-    return height, width
+        problem = f"the images differ in size (for example {height}x{width} and {others[0][0]}x{others[0][1]})"
+    elif recipe.augment.quarter_turns and height != width:
+        problem = f"augment.quarter_turns needs square crops and the images are {height}x{width}"
+    else:
+        return height, width
+    raise ConfigError(
+        f"{stage.crop_key} is null, but {problem}. Set a crop size, for example {stage.crop_key}=[256,256]"
+    )
 
 
 def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator, part: Part) -> Recipe:
@@ -116,7 +118,17 @@ def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator,
     """
     batch_size = recipe.training.batch_size
     for parts in (number for number in range(1, batch_size + 1) if batch_size % number == 0):
-        smaller = _in_parts(recipe, parts)
+        second = recipe.training.second_stage
+        if second.batch_size is not None:
+            second = second.model_copy(update={"batch_size": math.ceil(second.batch_size / parts)})
+        smaller = changed(
+            recipe,
+            "training",
+            batch_size=batch_size // parts,
+            accumulation=recipe.training.accumulation * parts,
+            second_stage=second,
+            fit_memory=False,
+        )
         sizes = [(stage.batch_size, crop_size(stage, part.train_sizes, recipe)) for stage in stages_of(smaller)]
         fits = all(_fits(network, accelerator, recipe, *size) for size in sizes)
         if all(gather_object([fits])):  # processes must agree, even if their devices do not
@@ -125,20 +137,6 @@ def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator,
     raise ResourceError(
         f"{accelerator.device}: out of memory on one crop. Lower data.crop_hw, or choose a smaller model.encoder."
     )
-
-
-def _in_parts(recipe: Recipe, parts: int) -> Recipe:
-    training = recipe.training
-    second = training.second_stage
-    if second.batch_size is not None:
-        second = second.model_copy(update={"batch_size": math.ceil(second.batch_size / parts)})
-    changed = {
-        "batch_size": training.batch_size // parts,
-        "accumulation": training.accumulation * parts,
-        "second_stage": second,
-        "fit_memory": False,
-    }
-    return recipe.model_copy(update={"training": training.model_copy(update=changed)})
 
 
 def _fits(
@@ -166,16 +164,3 @@ def _fits(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     return True
-
-
-def _workers(recipe: Recipe, device: torch.device) -> int:
-    """Worker processes of the loader. On a CPU they would take the cores from the network, so there are none; nor where
-    they cannot be forked.
-    """
-    if recipe.data.workers != "auto":
-        return recipe.data.workers
-    return min(8, cores()) if device.type == "cuda" and _can_fork() else 0
-
-
-def _can_fork() -> bool:
-    return sys.platform == "linux"  # macOS has fork, but its libraries do not bear it

@@ -1,5 +1,6 @@
 """What a run folder holds: `request.json`, which says what was asked for, and what a run leaves beside it."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,14 +10,7 @@ from pydantic import ValidationError
 from defectseg.config import Frozen, Recipe, dump_recipe
 from defectseg.data.split import SPLIT_NAME, write_split
 from defectseg.errors import DefectsegError, OutputExistsError, UsageError
-from defectseg.files import (
-    LOCK_NAME,
-    TEMPORARY_PREFIX,
-    atomic_csv,
-    folder_lock,
-    remove_stale_temporaries,
-    write_text,
-)
+from defectseg.files import atomic_csv, folder_lock, is_empty_folder, remove_stale_temporaries, write_text
 from defectseg.machine import is_main_process
 from defectseg.model.info import Thresholds
 from defectseg.model.locate import CHECKPOINT_NAME, FOLD_PREFIX, MODEL_NAME
@@ -82,7 +76,7 @@ def run_folder(out: Path, request: Request, *, resume: bool) -> Iterator[None]:
     if not is_main_process():
         yield
         return
-    if not resume and not _is_free(out):
+    if not resume and not is_empty_folder(out):
         raise OutputExistsError(f"{out}: not empty. Choose another run folder.", go_on={"resume": True})
     if resume and (out / MODEL_NAME).exists():
         raise UsageError(f"{out}: this run has ended; its model is {MODEL_NAME}. There is nothing to resume.")
@@ -96,15 +90,13 @@ def run_folder(out: Path, request: Request, *, resume: bool) -> Iterator[None]:
             yield
         except DefectsegError:
             if not resume and not any(out.rglob(CHECKPOINT_NAME)):
-                for name in (REQUEST_NAME, SPLIT_NAME, CONFIG_NAME, ERRORS_NAME):
-                    for path in out.rglob(name):
-                        path.unlink()
+                _clear(out)
             raise
 
 
 def has_begun(folder: Path) -> bool:
     """Whether a run got as far as its first checkpoint. One that was killed before starts from the beginning."""
-    return any((folder / name).is_file() for name in (CHECKPOINT_NAME, METRICS_NAME))
+    return (folder / CHECKPOINT_NAME).is_file()
 
 
 def write_start(folder: Path, recipe: Recipe, images: Images) -> None:
@@ -116,13 +108,9 @@ def write_start(folder: Path, recipe: Recipe, images: Images) -> None:
             write_rows(images.unreadable)
 
 
-def _is_free(folder: Path) -> bool:
-    """Whether a folder is empty, but for what trainings leave that could not begin."""
-    return not folder.exists() or (folder.is_dir() and all(map(_is_trace, folder.iterdir())))
-
-
-def _is_trace(entry: Path) -> bool:
-    if entry.is_dir():
-        is_run = entry.name.startswith((FOLDS_NAME, FOLD_PREFIX))
-        return entry.name == TENSORBOARD_NAME or (is_run and _is_free(entry))
-    return entry.name == LOCK_NAME or entry.name.startswith(TEMPORARY_PREFIX)
+def _clear(out: Path) -> None:
+    """Delete what a training writes before its first checkpoint."""
+    for name in (REQUEST_NAME, SPLIT_NAME, CONFIG_NAME, ERRORS_NAME):
+        (out / name).unlink(missing_ok=True)
+    for folder in (out / TENSORBOARD_NAME, out / FOLDS_NAME, *out.glob(f"{FOLD_PREFIX}*")):
+        shutil.rmtree(folder, ignore_errors=True)

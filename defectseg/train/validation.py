@@ -1,7 +1,7 @@
 """How good a network is while it learns: through the same code as `predict`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from accelerate import Accelerator
@@ -14,9 +14,10 @@ from defectseg.evaluate.score import Scored, Visitor, score_images
 from defectseg.image.overlay import paint_comparison
 from defectseg.inference.settings import Settings
 from defectseg.model.devices import half_precision
-from defectseg.model.info import ModelInfo, Thresholds
+from defectseg.model.info import Thresholds
 from defectseg.model.network import DefectNetwork
 from defectseg.runtime.torch import TorchRuntime
+from defectseg.train.checkpoint import Run
 
 PICTURES = 4
 
@@ -43,69 +44,63 @@ class Validation:
 
 
 def validate(
-    accelerator: Accelerator,
+    run: Run,
     network: DefectNetwork,
-    info: ModelInfo,
-    data: DataFolder,
-    image_ids: Sequence[str],
-    settings: Settings,
     *,
+    thresholds: Thresholds | None = None,
     visitors: Sequence[Visitor] = (),
+    views: bool = True,
 ) -> Validation:
-    """Score labelled images as `predict` would, and in its precision, so that the figures are those of the bundle;
-    each process takes its share of the images.
+    """Score the validation images of a run as `predict` would, and in its precision, so that the figures are those of
+    the bundle; each process takes its share of the images.
+
+    Args:
+        thresholds: None for those that the run began with.
+        visitors: called with each image.
+        views: whether to look at all views of an image that the recipe's `inference.tta` asks for; else at one, since
+            they would make each validation several times as long.
     """
+    accelerator = run.accelerator
     for buffer in network.buffers():
         broadcast(buffer)  # processes gather batch-norm statistics of their own; the main one's go into the bundle
-    own = list(image_ids)[accelerator.process_index :: accelerator.num_processes]
-    runtime = TorchRuntime(network, info, dtype=half_precision(accelerator.device))
-    defects = _OpenGates(settings.thresholds)
-    score = score_images(runtime, data, own, settings, visitors=(defects, *visitors), keep_answers=True)
-    metrics = summarise(merge(*gather_object([score.counts])), info.class_names)
-    opened = merge(*gather_object([defects.counts]))
-    dices = [opened[key].dice for key in sorted(opened)]
+    own = run.val_ids[accelerator.process_index :: accelerator.num_processes]
+    settings = Settings.of(run.info, tta=None if views else "none", thresholds=thresholds)
+    pixel = np.asarray(settings.thresholds.pixel, np.float32)[:, None, None]
+    opened: Counts = {}
+
+    def open_gates(scored: Scored) -> None:
+        assert scored.answer is not None
+        pairs = count_pairs(scored.image_id, scored.answer.probabilities >= pixel, scored.truth, scored.ignore)
+        opened.update({key: pair for key, pair in pairs.items() if pair.true_px})
+
+    runtime = TorchRuntime(network, run.info, dtype=half_precision(accelerator.device))
+    score = score_images(runtime, run.data, own, settings, visitors=(open_gates, *visitors), keep_answers=True)
+    metrics = summarise(merge(*gather_object([score.counts])), run.info.class_names)
+    defective = merge(*gather_object([opened]))
+    dices = [defective[key].dice for key in sorted(defective)]
     return Validation(metrics, float(np.mean(dices)) if dices else None)
 
 
-@dataclass
 class Pictures:
-    """A visitor that keeps comparisons (label blue, prediction red, both magenta) of a few images."""
+    """A visitor that paints comparisons (label blue, prediction red, both magenta) of a few images, BGR, uint8 (H, W,
+    3); those with most classes are taken first.
+    """
 
-    of: frozenset[str]
-    bgr: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    def __init__(self, data: DataFolder, image_ids: Sequence[str]) -> None:
+        by_interest = sorted(image_ids, key=lambda image_id: (-len(data.classes_of(image_id)), image_id))
+        self.shown = frozenset(by_interest[:PICTURES])
+        self.bgr: dict[str, NDArray[np.uint8]] = {}
 
     def __call__(self, scored: Scored) -> None:
-        """Keep the picture, if it is one of those."""
-        if scored.image_id in self.of:
+        """Paint the image, if it is one of those."""
+        if scored.image_id in self.shown:
             counted = ~scored.ignore
             predicted, truth = (np.asarray(masks.any(axis=0)) & counted for masks in (scored.masks, scored.truth))
             self.bgr[scored.image_id] = paint_comparison(scored.pixels, predicted, truth)
 
-
-def images_to_show(data: DataFolder, image_ids: Sequence[str]) -> frozenset[str]:
-    """A few validation images, those with a defect first."""
-    by_interest = sorted(image_ids, key=lambda image_id: (-len(data.classes_of(image_id)), image_id))
-    return frozenset(by_interest[:PICTURES])
-
-
-def log_pictures(accelerator: Accelerator, pictures: Mapping[str, NDArray[np.uint8]], epoch: int) -> None:
-    """Send comparisons (BGR) to TensorBoard, where that is on."""
-    for tracker in accelerator.trackers:
-        if tracker.name == "tensorboard":
-            for image_id, bgr in pictures.items():
+    def log(self, accelerator: Accelerator, epoch: int) -> None:
+        """Send them to TensorBoard, where that is on."""
+        for tracker in accelerator.trackers:
+            for image_id, bgr in self.bgr.items():
                 rgb = np.ascontiguousarray(bgr[None, ..., ::-1])
                 tracker.log_images({f"validation/{image_id}": rgb}, step=epoch, dataformats="NHWC")
-
-
-class _OpenGates:
-    """Counts pairs with a defect as if every gate were open."""
-
-    def __init__(self, thresholds: Thresholds) -> None:
-        self.pixel = np.asarray(thresholds.pixel, np.float32)[:, None, None]
-        self.counts: Counts = {}
-
-    def __call__(self, scored: Scored) -> None:
-        assert scored.answer is not None
-        predicted = scored.answer.probabilities >= self.pixel
-        pairs = count_pairs(scored.image_id, predicted, scored.truth, scored.ignore)
-        self.counts.update({key: pair for key, pair in pairs.items() if pair.true_px})

@@ -1,7 +1,6 @@
 """The weights that validated best, on disk while a run goes on."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,81 +9,64 @@ from torch.optim.swa_utils import AveragedModel
 
 from defectseg.evaluate.metrics import headline
 from defectseg.model.bundle import read_bundle, save_bundle
-from defectseg.model.info import ModelInfo
 from defectseg.model.network import DefectNetwork
-from defectseg.train.checkpoint import TrainingState
+from defectseg.train.checkpoint import Run
 from defectseg.train.validation import Validation
 
 BEST_NAME = "best.safetensors"
 
 
-class Candidates:
-    """Keeps the best weights of a run, and those of the best few epochs where they are to be averaged.
+def offer(run: Run, scored: Mapping[str, tuple[Validation, DefectNetwork]]) -> str:
+    """Take in what the validation of an epoch found, and keep the weights if they are among the best.
+
+    Of equals the later is best: while a gate still stops every image, each epoch may score as all-empty does.
 
     Args:
-        folder: run folder.
-        average_best: how many epochs; 1 for none.
-        writes: whether this process writes.
-    """
+        scored: of `epoch` the weights as they are, of `ema` their moving average, if there is one.
 
-    def __init__(self, folder: Path, average_best: int, *, writes: bool) -> None:
-        self.folder = folder
-        self.average_best = average_best
-        self.writes = writes
-
-    def offer(
-        self, state: TrainingState, scored: Mapping[str, tuple[Validation, DefectNetwork]], info: ModelInfo
-    ) -> str:
-        """Take in what one validation found: of 'epoch' the weights as they are, of 'ema' their moving average; returns
+    Returns:
         the better of the two.
+    """
+    state, most = run.state, run.recipe.training.average_best
+    kind = max(scored, key=lambda name: scored[name][0].score)
+    score = scored[kind][0].score
+    if state.best_score is None or score >= state.best_score:
+        state.best_score, state.best_epoch = score, state.epoch
+        _save(run, BEST_NAME, kind, *scored[kind])
+    if most > 1:
+        state.kept = sorted([*state.kept, (scored["epoch"][0].score, state.epoch)], reverse=True)[:most]
+        if any(epoch == state.epoch for _, epoch in state.kept):
+            _save(run, _name(state.epoch), "epoch", *scored["epoch"])
+    return kind
 
-        Of equals the later is best: while a gate still stops every image, each epoch may score as all-empty does.
-        """
-        kind = max(scored, key=lambda name: scored[name][0].score)
-        validation, network = scored[kind]
-        if state.best_score is None or validation.score >= state.best_score:
-            state.best_score, state.best_epoch = validation.score, state.epoch
-            self._save(BEST_NAME, network, info, {"weights": kind, "best_epoch": state.epoch}, validation)
-        if self.average_best > 1:
-            self._rank(state, *scored["epoch"], info)
-        return kind
 
-    def averaged(self, state: TrainingState) -> dict[str, Tensor] | None:
-        """Mean weights of the best epochs, on the CPU; None where fewer than two were kept."""
-        if len(state.kept) < 2:
-            return None
-        return average([read_bundle(self.folder / _name(epoch))[1] for _, epoch in state.kept])
+def average_of_best(run: Run) -> dict[str, Tensor] | None:
+    """Mean weights of the best epochs, on the CPU; None where fewer than two were kept.
 
-    def tidy(self, state: TrainingState) -> None:
-        """Delete epochs that are no longer among the best, once the checkpoint no longer speaks of them."""
-        wanted = {_name(epoch) for _, epoch in state.kept}
-        for path in self.folder.glob(_name("*")):
-            if path.name not in wanted:
-                path.unlink(missing_ok=True)
+    Counters are those of the best. Batch statistics are averaged too, which is close enough for epochs of one run.
+    """
+    if len(run.state.kept) < 2:
+        return None
+    parts = [read_bundle(run.folder / _name(epoch))[1] for _, epoch in run.state.kept]
+    return {
+        key: torch.stack([part[key] for part in parts]).mean(dim=0) if value.is_floating_point() else value
+        for key, value in parts[0].items()
+    }
 
-    def clear(self) -> None:
-        """Delete all of them, when the run has its model."""
-        for path in (self.folder / BEST_NAME, *self.folder.glob(_name("*"))):
+
+def tidy(run: Run) -> None:
+    """Delete epochs that are no longer among the best, once the checkpoint no longer speaks of them."""
+    wanted = {_name(epoch) for _, epoch in run.state.kept}
+    for path in run.folder.glob(_name("*")):
+        if path.name not in wanted:
             path.unlink(missing_ok=True)
 
-    def _rank(self, state: TrainingState, validation: Validation, network: DefectNetwork, info: ModelInfo) -> None:
-        ranked = sorted([*state.kept, (validation.score, state.epoch)], reverse=True)
-        state.kept = ranked[: self.average_best]
-        if any(epoch == state.epoch for _, epoch in state.kept):
-            origin: dict[str, str | int] = {"weights": "epoch", "best_epoch": state.epoch}
-            self._save(_name(state.epoch), network, info, origin, validation)
 
-    def _save(
-        self,
-        name: str,
-        network: DefectNetwork,
-        info: ModelInfo,
-        origin: Mapping[str, str | int],
-        validation: Validation,
-    ) -> None:
-        if self.writes:
-            metrics = {**origin, **headline(validation.metrics), "ungated_dice": validation.ungated_dice}
-            save_bundle(self.folder / name, network.state_dict(), info.model_copy(update={"metrics": metrics}))
+def _save(run: Run, name: str, kind: str, validation: Validation, network: DefectNetwork) -> None:
+    if run.accelerator.is_main_process:
+        origin = {"weights": kind, "best_epoch": run.state.epoch}
+        metrics = {**origin, **headline(validation.metrics), "ungated_dice": validation.ungated_dice}
+        save_bundle(run.folder / name, network.state_dict(), run.info.model_copy(update={"metrics": metrics}))
 
 
 def _name(epoch: int | str) -> str:
@@ -107,14 +89,3 @@ def make_ema(network: DefectNetwork, decay: float) -> AveragedModel:
             torch._foreach_copy_(averaged, current)
 
     return AveragedModel(network, multi_avg_fn=move, use_buffers=True)
-
-
-def average(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of several state dicts of one network; counters are those of the first. Batch statistics are averaged too,
-    which is close enough for epochs of one run.
-    """
-    first = parts[0]
-    return {
-        key: torch.stack([part[key] for part in parts]).mean(dim=0) if value.is_floating_point() else value
-        for key, value in first.items()
-    }

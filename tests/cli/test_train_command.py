@@ -15,8 +15,8 @@ from defectseg.errors import ConfigError, DataError, DefectsegError, ExitCode, M
 from defectseg.evaluate.metrics import PairCounts, summarise
 from defectseg.model.info import Thresholds
 from defectseg.train import train as run_module
-from defectseg.train.run_folder import Request
-from defectseg.train.train import TrainResult
+from defectseg.train.run import TrainResult
+from defectseg.train.run_folder import Request, read_request
 from defectseg.tune.file import write_thresholds
 
 METRICS = summarise({("a.jpg", 1): PairCounts(4, 4, 2), ("b.jpg", 1): PairCounts(0, 0, 0)}, ("pits",))
@@ -29,17 +29,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What the library is asked for: a run, or a run for each fold. Nothing is trained."""
     calls: Calls = []
 
-    def train(data: Path | None, out: Path, **arguments: Any) -> TrainResult:
-        calls.append(("train", {"data": data, **arguments}))
-        return TrainResult(out / "model.safetensors", METRICS, ())
-
-    def train_folds(data: Path | None, out: Path, **arguments: Any) -> dict[int, TrainResult]:
-        calls.append(("folds", {"data": data, **arguments}))
+    def train(data: Path | None, out: Path, **arguments: Any) -> list[TrainResult]:
+        every_fold = read_request(out).every_fold if arguments["resume"] else arguments["every_fold"]
+        calls.append(("folds" if every_fold else "train", {"data": data, **arguments}))
+        if not every_fold:
+            return [TrainResult(out / "model.safetensors", METRICS, ())]
         ended = TrainResult(out / "fold-0" / "model.safetensors", None, ())
-        return {0: ended, 1: TrainResult(out / "fold-1" / "model.safetensors", METRICS, (("c.jpg", "torn"),))}
+        return [ended, TrainResult(out / "fold-1" / "model.safetensors", METRICS, (("c.jpg", "torn"),))]
 
     monkeypatch.setattr(run_module, "train", train)
-    monkeypatch.setattr(run_module, "train_folds", train_folds)
     return calls
 
 
@@ -151,7 +149,7 @@ def test_resuming_needs_the_run_folder_alone(
     ((called, arguments),) = asked
     assert called == kind
     assert {"data": None, "resume": True}.items() <= arguments.items()
-    assert not {"recipe", "init", "thresholds"} & arguments.keys()
+    assert not {"recipe", "init", "thresholds", "every_fold"} & arguments.keys()
     assert ("passed over" in done.output + caplog.text) == (given == "2")
 
 

@@ -1,7 +1,6 @@
 """How large crops are, how many make a step, and steps that fit into memory."""
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 
 from defectseg.config import load_recipe
 from defectseg.data.folder import open_data_folder
@@ -20,10 +18,10 @@ from defectseg.model.bundle import weights_digest
 from defectseg.model.network import DefectNetwork, build_network
 from defectseg.train.images import Part
 from defectseg.train.loaders import crop_size, fit_memory
+from defectseg.train.run import TrainResult
 from defectseg.train.schedule import stages_of
-from defectseg.train.train import train
 
-Asked = Callable[..., dict[str, Any]]
+Start = Callable[..., TrainResult]
 
 
 @pytest.mark.parametrize(
@@ -46,8 +44,8 @@ def test_crops_are_no_larger_than_the_images(
 
 
 @pytest.mark.parametrize("settings", [("data.crop_hw=null",), ("data.crop_hw=[96,96]", "augment.quarter_turns=1")])
-def test_crops_as_large_as_the_images_can_be_trained_on(asked: Asked, settings: tuple[str, ...]) -> None:
-    assert train(**asked(*settings, "training.epochs=1")).model.is_file()
+def test_crops_as_large_as_the_images_can_be_trained_on(start: Start, settings: tuple[str, ...]) -> None:
+    assert start(*settings, "training.epochs=1", "data.samples_per_epoch=4").model.is_file()
 
 
 WHOLE = ("data.fold=null", "data.crop_hw=null")
@@ -59,28 +57,31 @@ LATER = ("data.fold=null", "training.second_stage.epochs=1")
     [
         (WHOLE, True, r"data.crop_hw is null, but the images differ in size \(for example 64x128 and 96x96"),
         (LATER, True, r"second_stage.crop_hw is null, but the images differ .* training.second_stage.crop_hw=\["),
-        ((*WHOLE, "augment.quarter_turns=0.5"), False, r"needs square crops, but data.crop_hw is null .* 64x128"),
-        ((*LATER, "augment.quarter_turns=0.5"), False, r"square crops, but training.second_stage.crop_hw is null"),
+        (
+            (*WHOLE, "augment.quarter_turns=0.5"),
+            False,
+            r"data.crop_hw is null, but .*square crops .* 64x128",
+        ),
+        ((*LATER, "augment.quarter_turns=0.5"), False, r"training.second_stage.crop_hw is null, but .*square"),
     ],
     ids=["sizes", "sizes of the second stage", "turns", "turns of the second stage"],
 )
 def test_whole_images_that_make_no_batch_are_told_before_any_step(
-    asked: Asked, out: Path, tmp_path: Path, settings: tuple[str, ...], one_differs: bool, message: str
+    start: Start, out: Path, data: Path, settings: tuple[str, ...], one_differs: bool, message: str
 ) -> None:
-    data = Path(shutil.copytree(asked()["data"], tmp_path / "data"))
     if one_differs:
         folder = open_data_folder(data)
         clean = next(image_id for image_id in folder.image_ids if not folder.classes_of(image_id))
         cv2.imwrite(str(data / "train_images" / clean), np.zeros((96, 96), np.uint8))
     with pytest.raises(ConfigError, match=message):
-        train(**asked(*settings, data=data))
+        start(*settings, data=data)
     assert is_empty_folder(out)
 
 
-def test_a_batch_larger_than_the_epoch_is_made_to_fit(asked: Asked) -> None:
+def test_a_batch_larger_than_the_epoch_is_made_to_fit(start: Start) -> None:
     steps: list[tuple[int, int]] = []
     settings = ("training.batch_size=64", "data.samples_per_epoch=5")
-    train(**asked(*settings, progress=lambda done, total, text: steps.append((done, total))))
+    start(*settings, progress=lambda done, total, text: steps.append((done, total)))
     assert steps == [(1, 2), (2, 2)]
 
 
@@ -102,13 +103,6 @@ class Full:
             return forward(network, grey)
 
         monkeypatch.setattr(DefectNetwork, "forward", limited)
-
-
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 PART = Part(train=("a.png",), val=(), train_sizes=frozenset({(64, 128)}))
@@ -166,26 +160,23 @@ def test_another_failure_of_the_trial_is_not_taken_for_memory(
         fit_memory(recipe, build_network(recipe.model, 4, "none"), accelerator, PART)
 
 
-def test_a_run_made_to_fit_equals_one_with_those_steps_from_the_start(
-    asked: Asked, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_made_to_fit_equals_one_with_those_steps_from_the_start_and_goes_on_with_them(
+    start: Start,
+    interrupt: Callable[..., None],
+    out: Path,
+    go_on: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    Full(monkeypatch, most=2)
-    train(**asked("training.fit_memory=true"))
-    train(**asked("training.batch_size=2", "training.accumulation=2", out=tmp_path / "explicit"))
+    full = Full(monkeypatch, most=2)
+    interrupt(9, "training.fit_memory=true")
+    full.tried.clear()
+    go_on()
+    assert max(full.tried) == 2, "it is not tried again"
+    start("training.batch_size=2", "training.accumulation=2", out=tmp_path / "explicit")
     for name in ("config.yaml", "split.csv"):
         assert (out / name).read_bytes() == (tmp_path / "explicit" / name).read_bytes()
     assert load_recipe(str(out / "config.yaml")).training.accumulation == 2
     one, other = (torch.load(run / "last.ckpt", weights_only=True) for run in (out, tmp_path / "explicit"))
     assert weights_digest(one["network"]) == weights_digest(other["network"])
     assert one["state"]["step"] == 2 * 8
-
-
-def test_a_run_made_to_fit_goes_on_with_the_steps_that_fitted(
-    asked: Asked, out: Path, go_on: Callable[..., Any], stop_at: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = Full(monkeypatch, most=2)
-    with pytest.raises(KeyboardInterrupt):
-        train(**asked("training.fit_memory=true", progress=stop_at(3)))
-    full.tried.clear()
-    go_on()
-    assert max(full.tried) == 2, "it is not tried again"
