@@ -255,10 +255,7 @@ def _describe(problem: Any) -> str:
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:
-    section: type[BaseModel] = Recipe
+    section: Any = Recipe
     for part in location:
-        annotation = section.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        section = annotation
+        section = section.model_fields[part].annotation
     return list(section.model_fields)

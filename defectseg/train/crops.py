@@ -60,14 +60,11 @@ def cut(
     part, part_layers = pixels[inside], layers[:, *inside]
     if part.shape == crop_hw:
         return part, part_layers
-    rows = slice(inside[0].start - top, inside[0].stop - top)
-    columns = slice(inside[1].start - left, inside[1].stop - left)
-    image = np.zeros(crop_hw, np.uint8)
-    image[rows, columns] = part
-    padded = np.zeros((len(layers), *crop_hw), np.uint8)
-    padded[-1] = 1
-    padded[:, rows, columns] = part_layers
-    return image, padded
+    rows, columns = inside
+    beyond = (rows.start - top, top + crop_hw[0] - rows.stop), (columns.start - left, left + crop_hw[1] - columns.stop)
+    padded = np.pad(part_layers, ((0, 0), *beyond))
+    padded[-1] = np.pad(part_layers[-1], beyond, constant_values=1)
+    return np.pad(part, beyond), padded
 
 
 def _targets(masks: NDArray[np.bool_], class_id: int | None, rng: np.random.Generator) -> NDArray[np.intp]:

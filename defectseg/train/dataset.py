@@ -1,7 +1,7 @@
 """Crops to train on, each a function of (seed, epoch, position): no worker, process or order changes them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -105,10 +105,11 @@ class CropSampler(Sampler[CropKey]):
             yield CropKey(self.epoch, position, *chosen[order[position]])
 
 
+@dataclass(frozen=True)
 class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]):
     """Cuts and augments what the sampler chooses.
 
-    Args:
+    Attributes:
         folder: images and labels.
         crop_hw: size of a crop, or None for whole images.
         augment: random changes.
@@ -117,22 +118,12 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
         black_limit: a crop with a larger share of black is drawn again, see `place_crop`.
     """
 
-    def __init__(
-        self,
-        folder: DataFolder,
-        crop_hw: tuple[int, int] | None,
-        augment: Augment,
-        seed: int,
-        *,
-        cache: Mapping[str, NDArray[np.uint8]] | None = None,
-        black_limit: float = 1.0,
-    ) -> None:
-        self.folder = folder
-        self.crop_hw = crop_hw
-        self.augment = augment
-        self.seed = seed
-        self.cache = cache or {}
-        self.black_limit = black_limit
+    folder: DataFolder
+    crop_hw: tuple[int, int] | None
+    augment: Augment
+    seed: int
+    cache: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    black_limit: float = 1.0
 
     def __getitem__(self, key: CropKey) -> tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]:
         """Image uint8 (h, w) and layers uint8 (h, w, C + 1): a mask of 0 and 1 for each class, then what to ignore.

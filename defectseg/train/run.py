@@ -1,6 +1,5 @@
 """One training run, from its images to a bundle."""
 
-import importlib.metadata
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from defectseg.errors import ConfigError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.files import resource_errors
 from defectseg.image.read import LowBitDepth
-from defectseg.machine import __version__
+from defectseg.machine import __version__, package_versions
 from defectseg.model.bundle import read_bundle, save_bundle
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.model.locate import MODEL_NAME
@@ -174,7 +173,7 @@ def _start_network(recipe: Recipe, data: DataFolder, part: Part, init: Path | No
         fold=recipe.data.fold,
         data_fingerprint=data.fingerprint(),
         trained_on=tuple(sorted(image_digest(data.image_path(image_id)) for image_id in part.train)),
-        versions={"defectseg": __version__, **{name: importlib.metadata.version(name) for name in packages}},
+        versions={"defectseg": __version__, **package_versions(packages)},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return network, info

@@ -34,14 +34,12 @@ class Stage:
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """The one or two stages of a recipe."""
-    training, second = recipe.training, recipe.training.second_stage
-    data = recipe.data
-    stages = [Stage("data.crop_hw", data.crop_hw, training.batch_size, data.samples_per_epoch, 1.0, warms_up=True)]
-    if second.epochs:
-        batch_size = second.batch_size or training.batch_size
-        key, share = "training.second_stage.crop_hw", second.rate_share
-        stages.append(Stage(key, second.crop_hw, batch_size, second.samples_per_epoch, share, warms_up=False))
-    return tuple(stages)
+    data, later, batch_size = recipe.data, recipe.training.second_stage, recipe.training.batch_size
+    first = Stage("data.crop_hw", data.crop_hw, batch_size, data.samples_per_epoch, 1.0, warms_up=True)
+    if not later.epochs:
+        return (first,)
+    key, batch_size = "training.second_stage.crop_hw", later.batch_size or batch_size
+    return first, Stage(key, later.crop_hw, batch_size, later.samples_per_epoch, later.rate_share, warms_up=False)
 
 
 def rate_factor(step: int, total_steps: int, rates: OptimizerConfig, *, warms_up: bool = True) -> float:

@@ -49,22 +49,6 @@ def test_the_split_of_the_data_folder_is_used(start: Start, out: Path, data: Pat
     assert (info.fold, len(info.trained_on)) == (7, 24 - 5)
 
 
-def test_images_that_the_split_does_not_name_are_refused(start: Start, out: Path, data: Path) -> None:
-    image_ids = open_data_folder(data).image_ids
-    write_split(data / "split.csv", dict.fromkeys(image_ids[2:], 0))
-    with pytest.raises(DataError, match=rf"split.csv: gives no fold for 2 images \(first: {image_ids[0]}\)"):
-        start(data=data)
-    assert is_empty_folder(out)
-
-
-def test_a_run_length_beyond_its_image_stops_the_run(start: Start, out: Path, data: Path) -> None:
-    header, first, *others = _rows(data)
-    _write_rows(data, [header, [*first[:2], f"{64 * 128} 5"], *others])
-    with pytest.raises(LabelError, match=first[0]):
-        start(data=data)
-    assert is_empty_folder(out)
-
-
 def test_labels_of_images_that_are_not_there_are_told(
     start: Start, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -74,18 +58,40 @@ def test_labels_of_images_that_are_not_there_are_told(
     assert f"1 images of the label table are not in the folder (first: {first})" in caplog.text
 
 
-def test_a_folder_without_any_mask_is_refused(start: Start, data: Path) -> None:
+def _split_names_too_few(data: Path) -> None:
+    write_split(data / "split.csv", dict.fromkeys(open_data_folder(data).image_ids[2:], 0))
+
+
+def _run_beyond_its_image(data: Path) -> None:
+    header, first, *others = _rows(data)
+    _write_rows(data, [header, [*first[:2], f"{64 * 128} 5"], *others])
+
+
+def _nothing_labelled(data: Path) -> None:
     _write_rows(data, _rows(data)[:1])
-    with pytest.raises(DataError, match=r"none of the 18 images to train on has a mask"):
-        start(data=data)
 
 
-def test_a_fold_without_a_readable_image_is_told_before_any_is_trained_on(start: Start, out: Path, data: Path) -> None:
+def _torn_fold(data: Path) -> None:
     first, *others = open_data_folder(data).image_ids
     (data / "train_images" / first).write_bytes(b"torn")
-    write_split(data / "split.csv", {**dict.fromkeys(others, 0), first: 1})
-    with pytest.raises(DataError, match="0 to validate on"):
-        start("data.fold=1", data=data)
+    write_split(data / "split.csv", {**dict.fromkeys(others, 1), first: 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (_split_names_too_few, DataError, r"split.csv: gives no fold for 2 images \(first: sheet_00000.jpg\)"),
+        (_run_beyond_its_image, LabelError, r"sheet_0000\d.jpg, ClassId"),
+        (_nothing_labelled, DataError, r"none of the 18 images to train on has a mask"),
+        (_torn_fold, DataError, "0 to validate on"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_are_told_before_any_step(
+    start: Start, out: Path, data: Path, change: Callable[[Path], None], error: type[DataError], message: str
+) -> None:
+    change(data)
+    with pytest.raises(error, match=message):
+        start(data=data)
     assert is_empty_folder(out)
 
 

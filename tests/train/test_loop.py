@@ -34,18 +34,14 @@ GoOn = Callable[..., list[TrainResult]]
 
 
 def test_a_line_tells_losses_scores_and_the_best() -> None:
-    val = {"kaggle_dice": 0.91234, "all_empty": 0.85, "positive_dice": 0.5, "miou": 0.4}
-    figures = {"epoch": 3, "loss": 0.12345, "val": val, "data_s": 1.0, "step_s": 20.0}
+    figures: dict[str, Any] = {"epoch": 3, "loss": 0.12345, "data_s": 1.0, "step_s": 20.0}
+    assert describe(figures, 9, None) == "epoch 3/9: loss 0.123, data 1.0 s, steps 20.0 s"
+    figures["val"] = {"kaggle_dice": 0.91234, "all_empty": 0.85, "positive_dice": 0.5, "miou": 0.4}
     assert describe(figures, 9, 3) == (
         "epoch 3/9: loss 0.123, positive Dice 0.500, Kaggle Dice 0.9123 (all empty 0.8500) *, data 1.0 s, steps 20.0 s"
     )
-
-
-def test_a_line_without_validation_or_defects() -> None:
-    figures: dict[str, Any] = {"epoch": 1, "loss": 1.0, "data_s": 0.0, "step_s": 1.0}
-    assert describe(figures, 2, None) == "epoch 1/2: loss 1.000, data 0.0 s, steps 1.0 s"
-    figures["val"] = {"kaggle_dice": 1.0, "all_empty": 1.0, "positive_dice": None, "miou": None}
-    assert "positive Dice none, " in describe(figures, 2, 2)
+    figures["val"] |= {"positive_dice": None}
+    assert "positive Dice none, Kaggle Dice 0.9123 (all empty 0.8500), data" in describe(figures, 9, 2)
 
 
 # The time budget: a clock that goes on by 10 s a step, 4 steps an epoch
@@ -87,11 +83,26 @@ def _elapsed_s(out: Path) -> list[float]:
     return [entry["elapsed_s"] for entry in read_history(out / "metrics.jsonl")]
 
 
-def test_epochs_are_cut_to_the_time_that_is_left(timed: Start, out: Path, clock: Clock) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_epochs_are_cut_to_the_time_that_is_left_also_after_an_interruption(
+    timed: Start, out: Path, clock: Clock, go_on: GoOn, interrupted: bool
+) -> None:
+    def interrupt(done: int, total: int, text: str) -> None:
+        clock.tick(done, total, text)
+        if done == 6:
+            raise KeyboardInterrupt
+
     # 130 s: after the first epoch of 40 s there is time for 2.25 more.
-    timed("training.epochs=9", f"training.max_minutes={130 / 60}")
+    settings = ("training.epochs=9", f"training.max_minutes={130 / 60}")
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            timed(*settings, progress=interrupt)
+        clock.now_s = 5.0  # another session, another clock
+        go_on(progress=clock.tick)
+    else:
+        timed(*settings)
+        assert clock.epochs_planned == [9] * 4 + [3] * 8
     assert _elapsed_s(out) == [40.0, 80.0, 120.0]
-    assert clock.epochs_planned == [9] * 4 + [3] * 8
     # Step 11 of 12: the cosine ends where it would have with 3 epochs planned from the start.
     rates = load_recipe(str(out / "config.yaml")).optimizer
     last = read_history(out / "metrics.jsonl")[-1]
@@ -110,19 +121,6 @@ def test_training_stops_within_an_epoch_when_time_is_up(timed: Start, out: Path,
 def test_a_budget_that_is_large_enough_changes_nothing(timed: Start, clock: Clock) -> None:
     timed("training.max_minutes=60")
     assert clock.epochs_planned == [2] * 8
-
-
-def test_time_before_an_interruption_counts_after_it(timed: Start, out: Path, clock: Clock, go_on: GoOn) -> None:
-    def interrupt(done: int, total: int, text: str) -> None:
-        clock.tick(done, total, text)
-        if done == 6:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        timed("training.epochs=9", f"training.max_minutes={130 / 60}", progress=interrupt)
-    clock.now_s = 5.0  # another session, another clock
-    go_on(progress=clock.tick)
-    assert _elapsed_s(out) == [40.0, 80.0, 120.0]
 
 
 def test_epochs_between_validations_are_not_validated_but_the_last_is(timed: Start, out: Path) -> None:
@@ -196,30 +194,33 @@ def _checkpoint(run: Path) -> dict[str, Any]:
     return content
 
 
-SECOND = ("training.second_stage.epochs=2", "training.second_stage.crop_hw=[64,96]", "optimizer.warmup=0.5")
+@dataclass(frozen=True)
+class Step:
+    size: tuple[int, ...]  # (N, H, W)
+    share_done: float
 
 
 @pytest.fixture
-def sizes_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """(N, H, W) of each training step."""
-    seen: list[tuple[int, ...]] = []
-    loss = segmentation_loss
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """What the loss is called with in each step of training."""
+    seen: list[Step] = []
 
-    def spy(mask_logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append((len(mask_logits), *mask_logits.shape[2:]))
-        return loss(mask_logits, *args, **kwargs)
+    def spy(*args: Any, share_done: float, unknown: torch.Tensor) -> Any:
+        assert unknown.shape == args[1].shape
+        seen.append(Step((len(args[0]), *args[0].shape[2:]), share_done))
+        return segmentation_loss(*args, share_done=share_done, unknown=unknown)
 
     monkeypatch.setattr(loop, "segmentation_loss", spy)
     return seen
 
 
 def test_the_second_stage_takes_its_own_crops_at_a_tenth_of_the_rate(
-    timed: Start, out: Path, sizes_seen: list[tuple[int, ...]]
+    timed: Start, out: Path, steps: list[Step]
 ) -> None:
-    settings = (*SECOND, "training.second_stage.batch_size=3", "training.second_stage.samples_per_epoch=9")
-    timed(*settings)
+    second = ("epochs=2", "crop_hw=[64,96]", "batch_size=3", "samples_per_epoch=9")
+    timed("optimizer.warmup=0.5", *(f"training.second_stage.{one}" for one in second))
     # Two epochs of 16 crops in steps of 4, then two of 9 in steps of 3.
-    assert sizes_seen == [(4, 64, 64)] * 8 + [(3, 64, 96)] * 6
+    assert [step.size for step in steps] == [(4, 64, 64)] * 8 + [(3, 64, 96)] * 6
     history = read_history(out / "metrics.jsonl")
     assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
     rates = load_recipe(str(out / "config.yaml")).optimizer
@@ -229,61 +230,48 @@ def test_the_second_stage_takes_its_own_crops_at_a_tenth_of_the_rate(
     assert [entry["lr_decoder"] for entry in history] == pytest.approx([rates.decoder_lr * one for one in factors])
 
 
-def test_whole_images_are_the_second_stage_unless_it_says_otherwise(
-    timed: Start, sizes_seen: list[tuple[int, ...]]
+def test_whole_images_are_the_second_stage_and_losses_and_sampler_learn_how_much_is_done(
+    timed: Start, out: Path, steps: list[Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed("training.epochs=1", "training.second_stage.epochs=1")
-    # 18 images to train on, each once; two do not fill a step.
-    assert sizes_seen == [(4, 64, 64)] * 4 + [(4, 64, 128)] * 4
-
-
-def test_the_second_stage_counts_in_the_time_budget(timed: Start, out: Path, clock: Clock) -> None:
-    # Crops of twice the size, as many: by their pixels the second stage takes as long as two epochs of the first.
-    second = ("training.second_stage.epochs=1", "training.second_stage.samples_per_epoch=16")
-    timed("training.epochs=9", *second, f"training.max_minutes={200 / 60}")
-    # 200 s, less 80 s for the second stage, are three epochs of 40 s.
-    assert _elapsed_s(out) == [40.0, 80.0, 120.0, 160.0]
-    assert clock.epochs_planned == [10] * 4 + [4] * 12
-    rates = load_recipe(str(out / "config.yaml")).optimizer
-    third = read_history(out / "metrics.jsonl")[2]
-    assert third["lr_decoder"] == pytest.approx(rates.decoder_lr * rate_factor(11, 12, rates))
-
-
-def test_a_batch_that_had_to_shrink_does_not_distort_the_time_budget(timed: Start, out: Path) -> None:
-    # One step of 4 crops: a hundredth of what its batch size would say, and as long as a step of the first stage.
-    second = ("training.second_stage.samples_per_epoch=4", "training.second_stage.batch_size=400")
-    timed("training.epochs=9", "training.second_stage.epochs=1", *second, f"training.max_minutes={130 / 60}")
-    assert _elapsed_s(out) == [40.0, 80.0, 90.0]
-
-
-# The losses and the sampler are told how far the training is
-
-
-def test_losses_and_sampler_learn_how_much_is_done(timed: Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shares: list[float] = []
     told: list[tuple[int, float, int]] = []
-    loss, begin = segmentation_loss, CropSampler.begin
-
-    def spy(*args: Any, share_done: float, unknown: torch.Tensor) -> Any:
-        shares.append(share_done)
-        assert unknown.shape == args[1].shape
-        return loss(*args, share_done=share_done, unknown=unknown)
+    begin = CropSampler.begin
 
     def listen(sampler: CropSampler, epoch: int, *, share_done: float = 0.0, start: int = 0) -> None:
         told.append((epoch, share_done, start))
         begin(sampler, epoch, share_done=share_done, start=start)
 
-    monkeypatch.setattr(loop, "segmentation_loss", spy)
     monkeypatch.setattr(CropSampler, "begin", listen)
-    second = ("training.second_stage.epochs=1", "training.second_stage.crop_hw=[64,64]")
-    timed(*second, "loss.lovasz_from=0.5")
-    assert shares == [step / 8 for step in range(8)] + [1.0] * 4
+    timed("training.second_stage.epochs=1", "loss.lovasz_from=0.5")
+    # Two epochs of four steps, then 18 images to train on, each once; two do not fill a step.
+    assert steps == [Step((4, 64, 64), step / 8) for step in range(8)] + [Step((4, 64, 128), 1.0)] * 4
     assert told[-3:] == [(0, 0.0, 0), (1, 0.5, 0), (2, 1.0, 0)]
     history = read_history(out / "metrics.jsonl")
     parts = [(entry["dice"] > 0, entry["lovasz"] > 0) for entry in history]
     assert parts == [(True, False), (False, True), (False, True)]
     # A mean over all steps of the epoch, whichever of the two a step had.
     assert history[1]["loss"] == pytest.approx(history[1]["bce"] + history[1]["lovasz"] + 0.2 * history[1]["gate"])
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "budget_s", "elapsed_s"),
+    [
+        # Crops of twice the size, as many: by their pixels the second stage takes as long as two epochs of the first.
+        # 200 s, less 80 s for the second stage, are three epochs of 40 s.
+        (16, 4, 200, [40.0, 80.0, 120.0, 160.0]),
+        # One step of 4 crops: a hundredth of what its batch size would say, and as long as a step of the first stage.
+        (4, 400, 130, [40.0, 80.0, 90.0]),
+    ],
+)
+def test_the_second_stage_counts_in_the_time_budget(
+    timed: Start, out: Path, samples: int, batch_size: int, budget_s: int, elapsed_s: list[float]
+) -> None:
+    second = ("epochs=1", f"samples_per_epoch={samples}", f"batch_size={batch_size}")
+    minutes = f"training.max_minutes={budget_s / 60}"
+    timed("training.epochs=9", minutes, *(f"training.second_stage.{one}" for one in second))
+    assert _elapsed_s(out) == elapsed_s
+    rates = load_recipe(str(out / "config.yaml")).optimizer
+    first, last = len(elapsed_s) - 1, read_history(out / "metrics.jsonl")[-2]
+    assert last["lr_decoder"] == pytest.approx(rates.decoder_lr * rate_factor(4 * first - 1, 4 * first, rates))
 
 
 # Averages

@@ -19,12 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 from defectseg.config import load_recipe
 from defectseg.data.folder import image_digest, open_data_folder
 from defectseg.data.split import read_split
-from defectseg.errors import DataError, ModelError, OutputExistsError, ResourceError, UsageError
+from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.evaluate.score import score_images
 from defectseg.files import is_empty_folder
 from defectseg.inference.settings import Settings
-from defectseg.model.bundle import load_bundle, read_bundle, weights_digest
+from defectseg.model.bundle import read_bundle, weights_digest
 from defectseg.model.info import Thresholds
 from defectseg.runtime.load import load_runtime
 from defectseg.train.curves import read_history
@@ -71,8 +71,7 @@ def _timeless(run: Path) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_what_is_documented(finished: Finished) -> None:
     arguments, result = finished
-    out = arguments["out"]
-    data = open_data_folder(arguments["data"])
+    out, data = arguments["out"], open_data_folder(arguments["data"])
     assert (_names(out), result.model, result.unreadable) == (RUN_FILES, out / "model.safetensors", ())
     request = json.loads((out / "request.json").read_text())
     assert request["recipe"] == arguments["recipe"].model_dump(mode="json")
@@ -86,12 +85,14 @@ def test_a_run_leaves_what_is_documented(finished: Finished) -> None:
     assert picture is not None
     assert picture.std() > 1
 
+    entries = read_history(out / "metrics.jsonl")
+    assert [entry["epoch"] for entry in entries] == [1, 2, 3]
+    expected = {*("epoch", "loss", "bce", "dice", "lovasz", "gate", "lr_encoder", "lr_decoder"), "data_s", "step_s"}
+    for entry in entries:
+        assert set(entry) == expected | {"val", "elapsed_s"}
+        assert set(entry["val"]) == {"kaggle_dice", "all_empty", "positive_dice", "miou", "ungated_dice", "weights"}
 
-def test_the_bundle_describes_its_training(finished: Finished) -> None:
-    arguments, result = finished
-    data = open_data_folder(arguments["data"])
-    _, info = load_bundle(result.model)
-    folds = read_split(arguments["out"] / "split.csv")
+    info = read_bundle(result.model)[0]
     assert info.class_names == data.class_names
     assert (info.recipe, info.fold, info.data_fingerprint) == (arguments["recipe"], 0, data.fingerprint())
     trained = {image_digest(data.image_path(image_id)) for image_id in data.image_ids if folds[image_id] != 0}
@@ -99,16 +100,6 @@ def test_the_bundle_describes_its_training(finished: Finished) -> None:
     assert info.thresholds.chosen_by == "search on the 6 validation images of fold 0"
     assert info.versions["torch"] == importlib.metadata.version("torch")
     assert info.created.endswith("+00:00")
-
-
-def test_each_epoch_has_an_entry(finished: Finished) -> None:
-    entries = read_history(finished[0]["out"] / "metrics.jsonl")
-    assert [entry["epoch"] for entry in entries] == [1, 2, 3]
-    expected = {*("epoch", "loss", "bce", "dice", "lovasz", "gate", "lr_encoder", "lr_decoder"), "data_s", "step_s"}
-    figures = {"kaggle_dice", "all_empty", "positive_dice", "miou", "ungated_dice", "weights"}
-    for entry in entries:
-        assert set(entry) == expected | {"val", "elapsed_s"}
-        assert set(entry["val"]) == figures
 
 
 def _score(arguments: dict[str, Any], thresholds: Thresholds | None) -> Metrics:
@@ -219,31 +210,7 @@ def test_a_setting_that_does_not_fit_leaves_nothing_that_stands_in_the_way(
         train(None, out, resume=True)
 
 
-def test_a_tracker_that_cannot_start_leaves_nothing(start: Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        out.joinpath("tensorboard").mkdir()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("accelerate.Accelerator.init_trackers", fail)
-    with pytest.raises(ResourceError, match="no space left"):
-        start()
-    assert is_empty_folder(out)
-
-
 # Interruptions that no signal announces; test_processes.py has the others
-
-
-def test_a_run_that_fails_within_an_epoch_goes_on_from_the_last_one(
-    finished: Finished, out: Path, interrupt: Interrupt, go_on: GoOn
-) -> None:
-    interrupt(6, **finished[0] | {"out": out})
-    assert len(read_history(out / "metrics.jsonl")) == 1
-    torch.manual_seed(1)
-    (out / "config.yaml").unlink()  # it is for people
-    go_on()
-    assert _digest(out) == _digest(finished[0]["out"])
-    assert _timeless(out) == _timeless(finished[0]["out"])
-    assert _names(out) == RUN_FILES
 
 
 @pytest.fixture

@@ -36,31 +36,22 @@ def test_rates_warm_up_and_then_follow_a_cosine(step: int, expected: float) -> N
     assert rate_factor(step, 20, _rates()) == pytest.approx(expected)
 
 
-def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
-    assert rate_factor(0, 20, _rates(warmup=0.0)) == 1.0
-
-
-def test_a_stage_that_does_not_warm_up_begins_with_the_whole_rate_and_ends_alike() -> None:
-    assert rate_factor(0, 20, _rates(), warms_up=False) == 1.0
-    # Half-way through all 20 steps: the middle between 1 and 0.01.
-    assert rate_factor(10, 20, _rates(), warms_up=False) == pytest.approx(0.505)
-    assert rate_factor(20, 20, _rates(), warms_up=False) == pytest.approx(0.01)
-
-
-def test_rates_only_rise_and_then_only_fall() -> None:
-    factors = [rate_factor(step, 57, _rates(warmup=0.1)) for step in range(57)]
-    top = factors.index(max(factors))
-    assert factors[: top + 1] == sorted(factors[: top + 1])
-    assert factors[top:] == sorted(factors[top:], reverse=True)
-    assert all(0 < factor <= 1 for factor in factors)
-
-
-def test_the_last_step_comes_close_to_the_final_rate() -> None:
-    assert rate_factor(999, 1000, _rates()) == pytest.approx(0.01, abs=1e-4)
-
-
-def test_a_run_of_nothing_but_warm_up_has_no_fall() -> None:
-    assert rate_factor(9, 10, _rates(warmup=1.0)) == pytest.approx(10 / 11)
+@pytest.mark.parametrize(
+    ("step", "warmup", "warms_up", "expected"),
+    [
+        (0, 0.0, True, 1.0),
+        # A stage that does not warm up: half-way through all 20 steps the middle between 1 and 0.01.
+        (0, 0.2, False, 1.0),
+        (10, 0.2, False, 0.505),
+        (20, 0.2, False, 0.01),
+        # Nothing but warm-up.
+        (19, 1.0, True, 20 / 21),
+    ],
+)
+def test_without_warm_up_rates_begin_whole_and_end_alike(
+    step: int, warmup: float, warms_up: bool, expected: float
+) -> None:
+    assert rate_factor(step, 20, _rates(warmup=warmup), warms_up=warms_up) == pytest.approx(expected)
 
 
 # Parameter groups
