@@ -1,4 +1,4 @@
-"""A run: its parts, where it stands, and the checkpoint that it goes on from."""
+"""A training run: its parts, its state, and saving and restoring that state."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -26,18 +26,18 @@ from defectseg.train.loaders import StageLoader
 
 @dataclass
 class TrainingState:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
-        epoch: epochs done.
-        batch: steps done of the present epoch.
-        step: steps done in all.
-        sums: of the losses over those of the present epoch, and the last learning-rate factor.
-        total_epochs: epochs planned for the first stage; a time budget can lower it.
-        elapsed_s: seconds of training done, over all sessions.
-        best_score: the highest selection score so far; None before the first validation.
+        epoch: completed epochs.
+        batch: completed steps of the current epoch.
+        step: completed steps in total.
+        sums: sum of each loss over the current epoch, and the latest learning-rate factor.
+        total_epochs: planned epochs of the first stage; a time budget can lower it.
+        elapsed_s: training time in seconds, over all sessions.
+        best_score: highest validation score so far; None before the first validation.
         best_epoch: the epoch (from 1) that reached it.
-        kept: (score, epoch) of the epochs whose weights are kept to be averaged, the best first.
+        kept: (score, epoch) of the epochs whose weights are kept for averaging, best first.
     """
 
     epoch: int = 0
@@ -53,22 +53,22 @@ class TrainingState:
 
 @dataclass
 class Run:
-    """The parts of a run, which the functions of training share; `state` and `history` change as it goes on.
+    """The objects that a run consists of. `state` and `history` change during training.
 
     Attributes:
-        folder: where the run's files go.
+        folder: the run folder.
         accelerator: device, precision, processes.
-        network: the network itself, not as wrapped by Accelerate.
-        prepared: the same network as wrapped.
-        optimizer: as wrapped.
-        ema: the averaged network, or None.
-        loaders: one for each stage.
+        network: the network, not wrapped by Accelerate.
+        prepared: the same network, wrapped by Accelerate.
+        optimizer: wrapped by Accelerate.
+        ema: moving average of the network, or None.
+        loaders: one per stage.
         data: images and labels.
-        val_ids: ImageIds to validate on; empty for none.
-        info: description of the model to be.
+        val_ids: ImageIds of the validation images; may be empty.
+        info: description of the model, without its final thresholds and metrics.
         progress: called after each step, in the main process.
-        state: where the run stands.
-        interrupts: SIGTERM and Ctrl-C, kept until the end of a step.
+        state: progress of the run.
+        interrupts: handles SIGTERM and Ctrl-C.
         history: one entry per epoch, as in metrics.jsonl.
     """
 
@@ -94,20 +94,21 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        """Epochs planned, of all stages."""
+        """Planned epochs of all stages."""
         return self.state.total_epochs + self.recipe.training.second_stage.epochs
 
     @property
     def steps(self) -> int:
-        """Steps planned, of all stages."""
+        """Planned steps of all stages."""
         later = self.recipe.training.second_stage.epochs
         return self.state.total_epochs * len(self.loaders[0]) + later * len(self.loaders[-1])
 
 
 def save_checkpoint(run: Run) -> None:
-    """Write the state of a run, whole or not at all. All processes call it together, the main one writes.
+    """Write last.ckpt atomically. All processes must call this together; the main process writes.
 
-    Raises ResourceError if it cannot be written.
+    Raises:
+        ResourceError: it cannot be written.
     """
     scaler = run.accelerator.scaler
     random_states = gather_object([_random_state()])
@@ -123,21 +124,21 @@ def save_checkpoint(run: Run) -> None:
         "random": random_states,
     }
     content = io.BytesIO()
-    torch.save(saved, content)  # not to the file: torch does not tell a full disk from other failures
+    torch.save(saved, content)  # not to the file: torch does not report a full disk as OSError
     write_bytes(run.folder / CHECKPOINT_NAME, content.getbuffer())
 
 
 def read_checkpoint(folder: Path) -> tuple[ModelInfo, dict[str, Any]]:
-    """What the run in a folder began with, and its saved state for `restore`. Raises ModelError."""
+    """Read last.ckpt: the model's description and the state for `restore`. Raises ModelError if it is damaged."""
     path = folder / CHECKPOINT_NAME
-    with _unusable_where_it_fails(path):
+    with _failure_as_model_error(path):
         saved = torch.load(path, map_location="cpu", weights_only=True)
         return ModelInfo.model_validate_json(saved["info"]), saved
 
 
 def restore(run: Run, saved: dict[str, Any]) -> None:
-    """Put a run back to where its checkpoint was written. Raises ModelError where that does not fit the run."""
-    with _unusable_where_it_fails(run.folder / CHECKPOINT_NAME):
+    """Load a saved state into a run. Raises ModelError if it does not fit, for example another network."""
+    with _failure_as_model_error(run.folder / CHECKPOINT_NAME):
         run.network.load_state_dict(saved["network"])
         if run.ema is not None:
             run.ema.load_state_dict(saved["ema"])
@@ -152,7 +153,7 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _unusable_where_it_fails(path: Path) -> Iterator[None]:
+def _failure_as_model_error(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -164,6 +165,6 @@ def _unusable_where_it_fails(path: Path) -> Iterator[None]:
 
 
 def _random_state() -> dict[str, Any]:
-    """Of torch alone: crops are seeded one by one, and nothing else in a step is random."""
+    """Torch's generators only: each crop has its own seed, and a step uses no other source of randomness."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"torch": torch.get_rng_state(), "cuda": cuda}

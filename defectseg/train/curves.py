@@ -1,4 +1,4 @@
-"""Curves of a training run."""
+"""The history of a run, and its plot."""
 
 import json
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from defectseg.files import atomic_path
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The entries of metrics.jsonl; none where the file is absent."""
+    """The entries of metrics.jsonl; empty if there is no file."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
-    """Draw losses, learning rates and, where there are any, validation scores over the epochs into a PNG."""
+    """Plot losses, learning rates and, if any, validation scores over the epochs as a PNG."""
     from matplotlib.figure import Figure
 
     validated = [entry for entry in history if "val" in entry]

@@ -1,4 +1,4 @@
-"""Crops to train on, each a function of (seed, epoch, position): no worker, process or order changes them."""
+"""Training crops. Each depends only on (seed, epoch, position), not on workers, processes or order."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,20 @@ from defectseg.train.augment import Augment
 from defectseg.train.crops import Place, cut, place_crop
 
 HIDING = 2
-"""In the layer of what to ignore: a defect may be there."""
+"""Value in the ignore layer for ignored pixels that may hide a defect."""
 
 
 @dataclass(frozen=True)
 class CropKey:
-    """Which crop: the epoch, the position in it, the image, where in it, and on a defect of which class (None: any)."""
+    """Identifies a crop.
+
+    Attributes:
+        epoch: from 0.
+        position: index within the epoch.
+        image_id: the image to crop.
+        place: `defect`: the crop contains a defect.
+        class_id: class of that defect; None: any.
+    """
 
     epoch: int
     position: int
@@ -31,13 +39,13 @@ class CropKey:
 
 
 class Batch(NamedTuple):
-    """Tensors of N crops, as a tuple, which torch and Accelerate know how to pin and to move.
+    """N crops. Being a tuple, torch and Accelerate can pin it and move it to a device.
 
     Attributes:
         images: uint8 (N, 1, H, W).
         masks: bool (N, C, H, W).
         ignore: bool (N, H, W).
-        unknown: bool (N, C), pairs in which ignored pixels may hide the class.
+        unknown: bool (N, C), True if ignored pixels may hide the class in the crop.
         image_ids: N ImageIds.
     """
 
@@ -49,17 +57,17 @@ class Batch(NamedTuple):
 
 
 class CropSampler(Sampler[CropKey]):
-    """Chooses the images of each epoch.
+    """Chooses the crops of each epoch.
 
-    A share of the positions goes to defects (a part of it to each class alike, so that a rare one is seen as often as
-    a common one), the others anywhere; each group of images is gone through in a new random order before any image
-    comes again.
+    A share of the crops contains a defect. Part of that share is split equally among the classes, so that rare classes
+    are seen as often as common ones. The other crops lie anywhere. Within each group, no image repeats until all
+    images have been used.
 
     Args:
-        folder: labels, to know which images have a defect.
+        folder: labels.
         image_ids: images to train on.
-        config: shares of the crops, crops in an epoch.
-        seed: of the run.
+        config: shares of the crops, crops per epoch.
+        seed: seed of the run.
     """
 
     def __init__(self, folder: DataFolder, image_ids: Sequence[str], config: DataConfig, seed: int) -> None:
@@ -76,12 +84,12 @@ class CropSampler(Sampler[CropKey]):
         self.begin(0)
 
     def begin(self, epoch: int, *, share_done: float = 0.0, start: int = 0) -> None:
-        """Choose what the next iterations give.
+        """Set the epoch that the next iterations yield.
 
         Args:
             epoch: from 0.
-            share_done: which share of the training, 0..1, lies before it: it lowers the class balance.
-            start: position of the first crop: an interrupted epoch had those before.
+            share_done: share of the training done so far, 0..1; lowers the class balance.
+            start: position of the first crop, to continue an interrupted epoch.
         """
         self.epoch, self.share_done, self.start = epoch, share_done, start
 
@@ -107,15 +115,15 @@ class CropSampler(Sampler[CropKey]):
 
 @dataclass(frozen=True)
 class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]):
-    """Cuts and augments what the sampler chooses.
+    """Cuts and augments the crops that the sampler chooses.
 
     Attributes:
         folder: images and labels.
-        crop_hw: size of a crop, or None for whole images.
-        augment: random changes.
-        seed: of the run.
-        cache: ImageId -> decoded image, uint8 (H, W); images that are not in it are read at each access.
-        black_limit: a crop with a larger share of black is drawn again, see `place_crop`.
+        crop_hw: size of a crop in px; None: whole images.
+        augment: from `build_augment`.
+        seed: seed of the run.
+        cache: ImageId -> decoded image, uint8 (H, W). Other images are decoded for each crop.
+        black_limit: largest share of black pixels in a crop, see `place_crop`.
     """
 
     folder: DataFolder
@@ -126,10 +134,10 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
     black_limit: float = 1.0
 
     def __getitem__(self, key: CropKey) -> tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]:
-        """Image uint8 (h, w) and layers uint8 (h, w, C + 1): a mask of 0 and 1 for each class, then what to ignore.
+        """Key, image uint8 (h, w), and layers uint8 (h, w, C + 1): a 0/1 mask per class, then the ignore layer.
 
-        The last layer is 0 for pixels that count, 1 for ignored ones that hide nothing, as borders and all beyond the
-        image, and HIDING for ignored ones that may hide a defect (see `hiding_pixels`).
+        The ignore layer is 0 for pixels that count, 1 for ignored pixels that hide nothing (borders, padding), and
+        HIDING for ignored pixels that may hide a defect (see `hiding_pixels`).
         """
         rng = np.random.default_rng([self.seed, key.epoch, key.position, 1])
         pixels = self.cache.get(key.image_id)
@@ -139,7 +147,7 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
         layers = np.concatenate([masks, ignore[None]]).view(np.uint8)
         if ignore.any():
             layers[-1, hiding_pixels(masks, ignore)] = HIDING
-            masks &= ~ignore  # a defect is looked for where it is seen
+            masks &= ~ignore  # place crops on visible defect pixels
         if self.crop_hw is not None:
             corner = place_crop(
                 pixels,
@@ -151,7 +159,7 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
                 black_limit=self.black_limit,
             )
             pixels, layers = cut(pixels, layers, corner, self.crop_hw)
-        # A copy, since the cache is read-only and a crop of it must not keep the whole image alive.
+        # A copy: the cache is read-only, and a view would keep the whole image in memory.
         image, changed = self.augment(
             pixels.copy(), np.ascontiguousarray(layers.transpose(1, 2, 0)), int(rng.integers(2**31))
         )
@@ -159,7 +167,7 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
 
 
 def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:
-    """Stack crops of one size into tensors."""
+    """Stack crops of equal size into a batch."""
     keys, images, layers = zip(*items, strict=True)
     stacked = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2)
     masks, last = stacked.bool()[:, :-1].contiguous(), stacked[:, -1].contiguous()
@@ -175,7 +183,7 @@ def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def _cycle(items: Sequence[str], count: int, rng: np.random.Generator) -> Iterator[str]:
-    """`count` items: all of them in a random order, then all in another, and so on."""
+    """`count` items: repeated passes over all items, each in a new random order."""
     while count > 0:
         for index in rng.permutation(len(items))[:count]:
             yield items[index]

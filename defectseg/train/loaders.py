@@ -1,4 +1,4 @@
-"""The crops of each stage: how large, how many at a time, and the loader that cuts them."""
+"""Data loaders of the stages: crop sizes, batch sizes, and fitting them into memory."""
 
 import copy
 import logging
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageLoader:
-    """The crops of one stage, of `crop_hw` px: the loader as prepared by Accelerate, and the sampler inside it."""
+    """The data loader of one stage, prepared by Accelerate, and its sampler. Crops have `crop_hw` px."""
 
     stage: Stage
     crop_hw: tuple[int, int]
@@ -37,12 +37,12 @@ class StageLoader:
     sampler: CropSampler
 
     def __len__(self) -> int:
-        """Steps in an epoch, on each process."""
+        """Steps per epoch and process."""
         return len(self.loader)
 
     @property
     def pixels(self) -> int:
-        """Of an epoch, on each process."""
+        """Pixels per epoch and process."""
         return len(self) * self.stage.batch_size * math.prod(self.crop_hw)
 
 
@@ -60,8 +60,8 @@ def make_loader(stage: Stage, accelerator: Accelerator, images: Images, part: Pa
         black_limit=recipe.data.black_limit,
     )
     on_gpu = accelerator.device.type == "cuda"
-    can_fork = sys.platform == "linux"  # macOS has fork, but its libraries do not bear it
-    # On a CPU workers would take the cores from the network.
+    can_fork = sys.platform == "linux"  # macOS has fork, but its libraries are not fork-safe
+    # On a CPU, workers would compete with the network for cores.
     automatic = min(8, cores()) if on_gpu and can_fork else 0
     workers = automatic if recipe.data.workers == "auto" else recipe.data.workers
     stage = replace(stage, batch_size=min(stage.batch_size, max(1, len(sampler) // accelerator.num_processes)))
@@ -75,20 +75,23 @@ def make_loader(stage: Stage, accelerator: Accelerator, images: Images, part: Pa
         pin_memory=on_gpu,
         persistent_workers=workers > 0,
         worker_init_fn=leave_signals_to_main,
-        # Forked workers share the cache; others would get a copy of it each.
+        # Forked workers share the cache; spawned ones would each get a copy.
         multiprocessing_context="fork" if workers and can_fork else None,
-        # One of its own, since each start of the loader draws from it: a resumed epoch starts it once more.
+        # Each iteration of the loader draws a seed, from here and not from torch's global generator: a resumed epoch
+        # iterates once more than an uninterrupted one.
         generator=torch.Generator().manual_seed(recipe.seed),
     )
     return StageLoader(stage, size_hw, accelerator.prepare(loader), sampler)
 
 
 def crop_size(stage: Stage, sizes: Set[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
-    """The size (H, W) of a stage's crops: no larger than the images, since prediction has no black around them. Square
-    crops that are turned are as large as fits into one of the images.
+    """The crop size (H, W) of a stage, in px.
+
+    Crops are no larger than the largest image, because prediction adds no black margins either. With quarter turns they
+    are squares that fit into at least one image.
 
     Raises:
-        ConfigError: whole images cannot make a batch.
+        ConfigError: whole images are wanted, but their sizes differ, or they are not square and would be turned.
     """
     if stage.crop_hw is not None:
         if recipe.augment.quarter_turns:
@@ -109,9 +112,9 @@ def crop_size(stage: Stage, sizes: Set[tuple[int, int]], recipe: Recipe) -> tupl
 
 
 def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator, part: Part) -> Recipe:
-    """The recipe with steps small enough for the memory of the device, and as many more of them added up.
+    """The recipe with a batch size that fits into the device's memory, and more accumulation in return.
 
-    Tried out on a copy of the network; neither weights nor random states change.
+    It runs training steps on a copy of the network; weights and random states stay the same.
 
     Raises:
         ResourceError: not even one crop fits.
@@ -131,7 +134,7 @@ def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator,
         )
         sizes = [(stage.batch_size, crop_size(stage, part.train_sizes, recipe)) for stage in stages_of(smaller)]
         fits = all(_fits(network, accelerator, recipe, *size) for size in sizes)
-        if all(gather_object([fits])):  # processes must agree, even if their devices do not
+        if all(gather_object([fits])):  # all processes must use the same batch size
             log.info("steps of %d crops, gradients of %d added up", batch_size // parts, smaller.training.accumulation)
             return smaller
     raise ResourceError(
@@ -142,7 +145,7 @@ def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator,
 def _fits(
     network: DefectNetwork, accelerator: Accelerator, recipe: Recipe, batch_size: int, crop_hw: tuple[int, int]
 ) -> bool:
-    """Whether one step of training fits, optimizer included."""
+    """Whether one training step, including the optimizer's, fits into memory."""
     device = accelerator.device
     with torch.random.fork_rng():
         try:
@@ -152,7 +155,7 @@ def _fits(
                 masks, gate = trial(torch.zeros((batch_size, 1, *crop_hw), dtype=torch.uint8, device=device))
             truth = torch.zeros(masks.shape, dtype=torch.bool, device=device)
             gate = None if gate is None else gate.float()
-            # Lovasz, where the recipe has it: of the two losses the one that takes more memory.
+            # share_done=1: the Lovasz loss, if the recipe uses it, since it takes more memory than Dice.
             loss = segmentation_loss(masks.float(), gate, truth, truth[:, 0], recipe.loss, share_done=1.0).total
             accelerator.backward(loss)
             optimizer.step()
@@ -161,6 +164,5 @@ def _fits(
                 raise
             return False
         finally:
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
     return True

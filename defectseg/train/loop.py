@@ -1,4 +1,4 @@
-"""Training as plain functions on Accelerate: one step, one epoch, and the fit that joins them with validation."""
+"""The training loop: steps, epochs, validation and checkpoints, on Accelerate."""
 
 import json
 import logging
@@ -32,11 +32,11 @@ _PARTS = ("bce", "dice", "lovasz", "gate")
 
 
 def fit(run: Run) -> None:
-    """Train until the planned epochs or the time budget end; a checkpoint, and the best weights, after each epoch.
+    """Train until the planned epochs are done or the time is up. Saves a checkpoint after each epoch.
 
     Raises:
-        KeyboardInterrupt: SIGTERM or Ctrl-C came; the checkpoint holds the last whole step.
-        ResourceError: the loss is no longer finite, or memory or disk space ran out.
+        KeyboardInterrupt: after SIGTERM or Ctrl-C; the checkpoint contains the last completed step.
+        ResourceError: the loss is not finite, or memory or disk space ran out.
     """
     started = time.monotonic() - run.state.elapsed_s
     minutes = run.recipe.training.max_minutes
@@ -49,7 +49,7 @@ def fit(run: Run) -> None:
             last = out_of_time or epoch >= run.epochs
             validates = bool(run.val_ids) and (last or epoch % run.recipe.training.validate_every == 0)
             if validates and not out_of_time:
-                # Validation can take minutes; torchrun kills 30 s after it was asked to stop.
+                # Validation can take minutes, but torchrun kills its processes 30 s after SIGTERM.
                 run.state.elapsed_s = _agreed(time.monotonic() - started)
                 save_checkpoint(run)
             run.state.epoch, run.state.batch, run.state.sums = epoch, 0, {}
@@ -62,18 +62,20 @@ def fit(run: Run) -> None:
             _record(run, figures)
             if run.interrupts.came(run.accelerator):
                 raise KeyboardInterrupt
-        if run.val_ids and run.state.best_score is None:  # the time ended between an epoch and its validation
+        if run.val_ids and run.state.best_score is None:  # time was up before the first validation
             _validate_candidates(run)
 
 
 def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, float]:
-    """One pass over the crops of the present stage, or what an interruption left of it.
+    """Train one epoch of the current stage, or the rest of an interrupted one.
 
     Args:
-        started, deadline: seconds of time.monotonic; at the deadline the pass stops early.
+        run: the run.
+        started: time.monotonic at the start of the run, in s, less the time of earlier sessions.
+        deadline: time.monotonic at which the epoch stops early, in s.
 
     Returns:
-        mean losses, learning rates, and the seconds spent waiting for data and computing.
+        mean losses, learning rates, and seconds spent waiting for data (`data_s`) and computing (`step_s`).
 
     Raises:
         KeyboardInterrupt, ResourceError: as `fit`.
@@ -108,7 +110,7 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
             save_checkpoint(run)
             raise KeyboardInterrupt
         if fetched >= deadline and run.accelerator.num_processes == 1:
-            break  # several processes end together, after the epoch
+            break  # with several processes, the epoch is completed
     means = {name: state.sums.get(name, 0.0) / max(state.batch, 1) for name in ("total", *_PARTS)}
     factor = state.sums.get("factor", 0.0)
     return {
@@ -128,7 +130,7 @@ def averaged_network(ema: AveragedModel) -> DefectNetwork:
 
 
 def describe(figures: dict[str, Any], epochs: int, best_epoch: int | None) -> str:
-    """One line for people about an epoch."""
+    """The log line of an epoch; `*` marks the best epoch so far."""
     line = f"epoch {figures['epoch']}/{epochs}: loss {figures['loss']:.3f}"
     val = figures.get("val")
     if val:
@@ -139,7 +141,7 @@ def describe(figures: dict[str, Any], epochs: int, best_epoch: int | None) -> st
 
 
 def _stage_of(run: Run) -> tuple[StageLoader, int, int]:
-    """The loader of the present epoch, the epochs that its stage has done, and those that it is to have."""
+    """The loader of the current stage, its completed epochs, and its planned epochs."""
     first = run.state.total_epochs
     if run.state.epoch < first:
         return run.loaders[0], run.state.epoch, first
@@ -177,8 +179,8 @@ def _step(run: Run, batch: Batch) -> LossParts:
 
 
 def _validate_candidates(run: Run) -> dict[str, Any]:
-    """Validate the weights of the epoch, and their moving average; returns the better figures, and remembers them."""
-    pictures = Pictures(run.data, run.val_ids[:: run.accelerator.num_processes])  # those of the main process
+    """Validate the weights and their moving average; returns the metrics of the better one."""
+    pictures = Pictures(run.data, run.val_ids[:: run.accelerator.num_processes])  # the main process's share
     networks = {"epoch": run.network} | ({} if run.ema is None else {"ema": averaged_network(run.ema)})
     scored = {
         kind: (validate(run, network, visitors=(pictures,), views=False), network) for kind, network in networks.items()
@@ -191,7 +193,7 @@ def _validate_candidates(run: Run) -> dict[str, Any]:
 
 @contextmanager
 def _explained(run: Run) -> Iterator[None]:
-    """Turn what torch says of missing memory into a ResourceError that says what to do."""
+    """Turn torch's errors about memory into a ResourceError that says what to do."""
     try:
         yield
     except RuntimeError as error:
@@ -213,7 +215,7 @@ def _is_past(deadline: float) -> bool:
 
 
 def _agreed(value: float) -> float:
-    """The main process's value, on every process: clocks differ, and a decision must not."""
+    """The main process's value, on every process: clocks differ, but decisions must be the same."""
     return float(broadcast_object_list([value])[0])
 
 
@@ -226,7 +228,7 @@ def _fit_into_budget(run: Run) -> None:
         elapsed_s=run.state.elapsed_s,
         epochs_done=epoch,
         epochs_wanted=training.epochs,
-        # The time of the second stage is taken to go by the pixels of its crops.
+        # Assumes that time is proportional to the pixels of an epoch.
         later_share=training.second_stage.epochs * run.loaders[-1].pixels / run.loaders[0].pixels,
     )
     if planned != run.state.total_epochs:

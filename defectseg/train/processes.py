@@ -1,4 +1,4 @@
-"""The device and the processes of a training, as Accelerate knows them."""
+"""Accelerate: processes, device, precision and trackers of a training."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -23,8 +23,9 @@ _Answer = TypeVar("_Answer")
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[None]:
-    """Bring the processes of torchrun together for the block. They meet once, since a second meeting would hang on what
-    is left of the first: the accelerators of several runs find them so.
+    """Connect the processes that torchrun started, for the duration of the block.
+
+    The accelerators of all runs share this connection: connecting a second time would hang.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -38,7 +39,7 @@ def processes(device: torch.device) -> Iterator[None]:
 
 
 def from_main(work: Callable[[], _Answer]) -> _Answer:
-    """What the main process makes of a piece of work, on every process; an error of ours is raised on every process."""
+    """Call `work` in the main process; every process gets its result, or its DefectsegError."""
     answer: _Answer | DefectsegError | None = None
     if PartialState().is_main_process:
         try:
@@ -53,7 +54,7 @@ def from_main(work: Callable[[], _Answer]) -> _Answer:
 
 @contextmanager
 def accelerated(settings: TrainingConfig, device: torch.device, out: Path) -> Iterator[Accelerator]:
-    """Device, precision and trackers of one run in `out`. Raises ConfigError, MissingExtraError."""
+    """The accelerator of one run in `out`: device, precision, trackers. Raises ConfigError, MissingExtraError."""
     precision: str = settings.precision
     if precision == "auto":
         precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[half_precision(device)]
@@ -74,6 +75,6 @@ def accelerated(settings: TrainingConfig, device: torch.device, out: Path) -> It
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
-        # Accelerate keeps these for the whole process, and would refuse a later training in another precision.
+        # Accelerate keeps this state globally and would refuse a later training with another precision.
         AcceleratorState._reset_state()
         GradientState._reset_state()

@@ -1,4 +1,4 @@
-"""One training run, from its images to a bundle."""
+"""One training run, from images to the finished bundle."""
 
 import logging
 from dataclasses import dataclass
@@ -38,14 +38,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        model: the bundle.
-        metrics: with its thresholds, on images held out; None where there are none.
-        unreadable: (ImageId, reason) of the images left out.
-        held_out: for people: which images the metrics are of.
-        low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits.
+        model: path of the bundle.
+        metrics: metrics of the held-out images, with the bundle's thresholds; None if no images were held out.
+        unreadable: (ImageId, reason) of images that were left out.
+        held_out: a phrase that says which images the metrics are about.
+        low_bit_depth: set if most 16-bit images seem to use fewer bits.
     """
 
     model: Path
@@ -66,16 +66,19 @@ def train_one(
     progress: Progress,
     out_of_fold: dict[str, Any] | None = None,
 ) -> TrainResult:
-    """Train one model into its run folder, or go on where a checkpoint there says; the caller holds the folder. A run
-    that has ended before is left as it is.
+    """Train one model, or continue from the checkpoint in `out`. A completed run is returned without training.
+
+    The caller must hold the lock of the run folder.
 
     Args:
-        images: of the data folder.
-        recipe: the fold among it. Of a run that goes on, that of the checkpoint counts.
+        images: the images of the data folder.
+        out: the folder of this run.
+        recipe: the recipe, including the fold. A checkpoint's recipe takes precedence.
+        device: where to train.
         init: a bundle to start from, or None.
-        thresholds: of the model to be; None to choose them on the validation images, or for the defaults.
+        thresholds: thresholds of the bundle; None: choose them on the validation images, or use the defaults.
         progress: called after each step.
-        out_of_fold: scores of the thresholds on images that other models held out, for the bundle to keep.
+        out_of_fold: scores of `thresholds` on images that fold models held out, to store in the bundle.
 
     Raises:
         ConfigError, DataError, ModelError, ResourceError, KeyboardInterrupt: as `train.train`.
@@ -89,7 +92,7 @@ def train_one(
     if begun is not None:
         check_data(images.data, begun)
         recipe = begun.recipe
-    elif images.bit_depth is not None:  # also where the files state it: those that the model will meet may not
+    elif images.bit_depth is not None:  # also if files state it: images to predict may not
         recipe = changed(recipe, "data", bit_depth=images.bit_depth)
     part = images.part(recipe.data.fold)
     with accelerated(recipe.training, device, out) as accelerator:
@@ -109,7 +112,7 @@ def train_one(
         decay = recipe.training.ema_decay
         ema = make_ema(network, decay**accelerator.num_processes) if decay else None
         prepared, prepared_optimizer = accelerator.prepare(network, optimizer)
-        # Accelerate has put autocast into the network itself, but validation computes in the precision of `predict`.
+        # Remove the autocast that Accelerate put into the network: validation uses the precision of `predict`.
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
         loaders = [make_loader(stage, accelerator, images, part, recipe) for stage in stages_of(recipe)]
         with resource_errors(out):
@@ -134,7 +137,7 @@ def train_one(
         with run.interrupts.held():
             if accelerator.is_main_process:
                 write_start(out, recipe, images)
-            if begun is None:  # last, since what is resumed from it needs the files above
+            if begun is None:  # last: resuming needs the files above
                 save_checkpoint(run)
         fit(run)
         metrics = _finish(run, thresholds)
@@ -142,10 +145,10 @@ def train_one(
 
 
 def _start_network(recipe: Recipe, data: DataFolder, part: Part, init: Path | None) -> tuple[DefectNetwork, ModelInfo]:
-    """The network with its first weights, of the bundle `init` if there is one, and the description of the model to be.
+    """A network with initial weights, those of the bundle `init` if given, and the description of the model.
 
     Raises:
-        ConfigError, ModelError: the recipe or the bundle do not fit the data.
+        ConfigError, ModelError: the recipe or the bundle does not fit the data.
     """
     if init is None:
         network = build_network(recipe.model, data.num_classes, recipe.model.encoder_weights)
@@ -180,8 +183,10 @@ def _start_network(recipe: Recipe, data: DataFolder, part: Part, init: Path | No
 
 
 def _finish(run: Run, thresholds: Thresholds | None) -> Metrics | None:
-    """Choose weights and thresholds, and give the bundle its final name; returns the figures of the validation images,
-    None where there are none.
+    """Choose weights and thresholds and write the bundle.
+
+    Returns:
+        metrics of the validation images; None if there are none.
     """
     run.accelerator.wait_for_everyone()
     figures = {**_choose_weights(run), **run.info.metrics}
@@ -199,7 +204,7 @@ def _finish(run: Run, thresholds: Thresholds | None) -> Metrics | None:
     if run.accelerator.is_main_process:
         draw_curves(run.folder / CURVES_NAME, run.history)
         info = run.info.model_copy(update={"thresholds": thresholds, "metrics": figures})
-        save_bundle(run.folder / MODEL_NAME, run.network.state_dict(), info)  # says that the run has ended
+        save_bundle(run.folder / MODEL_NAME, run.network.state_dict(), info)  # its presence marks the run as completed
         run.state.kept = []
         tidy(run)
         (run.folder / BEST_NAME).unlink(missing_ok=True)
@@ -208,10 +213,13 @@ def _finish(run: Run, thresholds: Thresholds | None) -> Metrics | None:
 
 
 def _choose_weights(run: Run) -> dict[str, Any]:
-    """Give the network the weights that the recipe keeps; returns which they are, for the bundle.
+    """Load the weights that the recipe keeps into the network.
 
-    They are those of the best epoch, or the average of the best few where that validates better; or the moving average
-    of the last ones.
+    These are the weights of the best epoch, or the average of the best epochs if that scores better; with `keep: last`
+    or without validation, the final weights or their moving average.
+
+    Returns:
+        the origin of the weights, for the bundle's metrics.
     """
     if not run.val_ids or run.recipe.training.keep == "last":
         if run.ema is not None:
@@ -232,13 +240,14 @@ def _choose_weights(run: Run) -> dict[str, Any]:
 
 
 def _search_thresholds(run: Run) -> tuple[Thresholds, Metrics]:
-    """Thresholds for the current weights, chosen on all validation images (by each process, to the same result), and
-    what they score there.
+    """Thresholds chosen on all validation images for the current weights, and their metrics there.
+
+    Every process computes the same result.
     """
     search = ThresholdSearch(run.info.class_names)
     validate(run, run.network, visitors=(search.visit,))
     for images in gather_object([search.images]):
-        search.merge(images)
+        search.images.update(images)
     choice = search.best(groups=run.data.groups)
     for warning in choice.warnings:
         log.warning("%s", warning)

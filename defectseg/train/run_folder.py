@@ -1,4 +1,4 @@
-"""What a run folder holds: `request.json`, which says what was asked for, and what a run leaves beside it."""
+"""The run folder: its files, its lock, and the request that resuming continues."""
 
 import shutil
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ FOLDS_NAME = "folds"
 
 
 class Request(Frozen):
-    """What a training was asked for: all that resuming it needs besides its checkpoints.
+    """The arguments of a training, stored in request.json. Resuming needs these and the checkpoints.
 
     Attributes:
-        recipe: as resolved from the recipe and its changes, before it is fitted to the memory.
+        recipe: the resolved recipe, before it is fitted into memory.
         data: data folder.
         init: a bundle to start from, or None.
-        thresholds: of the model to be; None to choose them.
-        every_fold: a run for each fold instead of a single one.
+        thresholds: thresholds of the bundle; None: choose them.
+        every_fold: train one model per fold.
     """
 
     recipe: Recipe
@@ -44,13 +44,13 @@ class Request(Frozen):
 
     @property
     def threshold_folds(self) -> int:
-        """How many runs on folds come first, to choose the thresholds of a model of everything on."""
+        """Number of fold models to train first, to choose the thresholds of a model trained on all images."""
         chooses = self.recipe.data.fold is None and self.thresholds is None and not self.every_fold
         return self.recipe.training.threshold_folds if chooses else 0
 
 
 def read_request(out: Path) -> Request:
-    """What the training in a run folder was asked for. Raises UsageError where there is none, or it cannot be read."""
+    """Read request.json of a run folder. Raises UsageError if it is missing or damaged."""
     path = out / REQUEST_NAME
     if not path.is_file():
         whole = out.parent if (out.parent / REQUEST_NAME).is_file() else out.parent.parent
@@ -65,13 +65,14 @@ def read_request(out: Path) -> Request:
 
 @contextmanager
 def run_folder(out: Path, request: Request, *, resume: bool) -> Iterator[None]:
-    """Hold a run folder for the block and keep the request in it. A training that fails before its first checkpoint
-    leaves nothing, so that it can be started again with other settings.
+    """Lock a run folder for the block and store the request in it.
+
+    If training fails before its first checkpoint, the folder is emptied, so that the same command can be given again.
 
     Raises:
-        OutputExistsError: the folder holds something, and the training is not to be resumed.
-        UsageError: there is nothing to resume.
-        ResourceError: another process holds it, or it cannot be written.
+        OutputExistsError: the folder is not empty, and `resume` is False.
+        UsageError: the training has ended; there is nothing to resume.
+        ResourceError: another process has the lock, or the folder cannot be written.
     """
     if not is_main_process():
         yield
@@ -95,12 +96,12 @@ def run_folder(out: Path, request: Request, *, resume: bool) -> Iterator[None]:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a run got as far as its first checkpoint. One that was killed before starts from the beginning."""
+    """Whether a run has a checkpoint. A run that was killed before its first one starts from the beginning."""
     return (folder / CHECKPOINT_NAME).is_file()
 
 
 def write_start(folder: Path, recipe: Recipe, images: Images) -> None:
-    """Write what people and other commands want to know of a run: its recipe, its split, the images left out."""
+    """Write config.yaml, split.csv and, if images are unreadable, errors.csv."""
     write_text(folder / CONFIG_NAME, dump_recipe(recipe))
     write_split(folder / SPLIT_NAME, images.folds)
     if images.unreadable:
@@ -109,7 +110,7 @@ def write_start(folder: Path, recipe: Recipe, images: Images) -> None:
 
 
 def _clear(out: Path) -> None:
-    """Delete what a training writes before its first checkpoint."""
+    """Delete everything that a training writes before its first checkpoint."""
     for name in (REQUEST_NAME, SPLIT_NAME, CONFIG_NAME, ERRORS_NAME):
         (out / name).unlink(missing_ok=True)
     for folder in (out / TENSORBOARD_NAME, out / FOLDS_NAME, *out.glob(f"{FOLD_PREFIX}*")):

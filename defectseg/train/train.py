@@ -1,4 +1,4 @@
-"""What `defectseg train` calls: one run, a run on each fold, or one on everything with thresholds from folds."""
+"""The entry of `defectseg train`: a single run, one per fold, or one on all images with thresholds from folds."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -22,6 +22,8 @@ from defectseg.train.run import TrainResult, train_one
 from defectseg.train.run_folder import FOLDS_NAME, Request, has_begun, read_request, run_folder
 from defectseg.tune.tune import tune_out_of_fold
 
+__all__ = ["TrainResult", "train"]
+
 log = logging.getLogger(__name__)
 
 
@@ -37,31 +39,31 @@ def train(
     resume: bool = False,
     progress: Progress = silent,
 ) -> list[TrainResult]:
-    """Train a model and write its run folder; or, with `every_fold`, one for each fold, in `out`/fold-N.
+    """Train a model into a run folder; with `every_fold`, one model per fold, in `out`/fold-N.
 
-    Where the recipe trains on everything and asks for `training.threshold_folds`, that many models are trained on
-    folds before, in `out`/folds, and the thresholds are those that fit their answers for the images they held out.
+    If the recipe has no validation fold and sets `training.threshold_folds`, that many fold models are trained first,
+    in `out`/folds. The thresholds of the final model are chosen on the images that these held out.
 
     Args:
-        data: data folder; on resuming, None for the one that the training began with.
+        data: data folder; None on resuming: the one that the training began with.
         out: run folder.
-        recipe: the resolved recipe, the fold among it.
+        recipe: the resolved recipe, including the fold.
         device: auto, cpu, cuda, cuda:N or mps.
         init: a bundle to start from, or None.
-        thresholds: of the model to be; None to choose them on the validation images, or for the defaults.
-        every_fold: a run for each fold that split.csv of the data folder has, or that the recipe wants.
-        resume: continue the training in `out` as its request.json says: recipe, init, thresholds and every_fold are
-            left out. Runs on folds that have ended are left as they are.
-        progress: called after each step of a run with the steps done and planned.
+        thresholds: thresholds of the bundle; None: choose them on the validation images, or use the defaults.
+        every_fold: train one model for each fold of split.csv in the data folder, or else of the recipe.
+        resume: continue the training in `out`. It uses the stored request, so recipe, init, thresholds and every_fold
+            must not be given. Completed fold models are not trained again.
+        progress: called after each step with the completed and planned steps of the run.
 
     Returns:
-        what the run came to, or each of the runs on folds.
+        one result, or one per fold with `every_fold`.
 
     Raises:
-        OutputExistsError: the run folder is not empty, and `resume` was not given.
-        UsageError, ConfigError: what is asked for makes no sense for this data.
-        DataError, ModelError, ResourceError: something needed is missing, unreadable or exhausted.
-        KeyboardInterrupt: SIGTERM or Ctrl-C; the training can be resumed.
+        OutputExistsError: the run folder is not empty, and `resume` is False.
+        UsageError, ConfigError: the settings are invalid or do not fit the data.
+        DataError, ModelError, ResourceError: something is missing, unreadable or exhausted.
+        KeyboardInterrupt: after SIGTERM or Ctrl-C; the training can be resumed.
     """
     if resume:
         if recipe is not None or init is not None or thresholds is not None or every_fold:
@@ -85,7 +87,7 @@ def train(
 
 
 def _read(request: Request, out: Path) -> tuple[Images, list[int | None]]:
-    """The images, which all runs share, and the fold that each run holds back (None: none)."""
+    """The images, shared by all runs, and the validation fold of each run (None: no validation)."""
     settings = request.recipe.data
     data = open_data_folder(request.data, bit_depth=settings.bit_depth)
     if data.missing_images:
@@ -95,16 +97,16 @@ def _read(request: Request, out: Path) -> tuple[Images, list[int | None]]:
     folds = from_main(lambda: find_folds(data, own, folds=settings.folds, seed=request.recipe.seed))
     held_out = _held_out(request, sorted(set(folds.values())))
     if is_main_process():
-        write_split(own, folds)  # so that copies are not searched for again
+        write_split(own, folds)  # resuming then skips the search for copies
     unwanted = held_out[0] if len(held_out) == 1 else None
     images = read_images(data, folds, keep=settings.cache, left_out=unwanted)
-    for fold in held_out:  # a fault of the last run is told before the first
+    for fold in held_out:  # raises before the first run if any run lacks images
         images.part(fold)
     return images, held_out
 
 
 def _held_out(request: Request, numbers: list[int]) -> list[int | None]:
-    """The fold that each run of a training holds back, of those of the split. Raises UsageError for one it lacks."""
+    """The validation fold of each run. Raises UsageError if the split lacks it."""
     fold, wanted = request.recipe.data.fold, request.threshold_folds
     if request.every_fold:
         return [*numbers]
@@ -131,7 +133,7 @@ def _train_each(
 def _train_on_everything(
     out: Path, request: Request, device: str, held_out: list[int | None], run: Callable[..., TrainResult]
 ) -> TrainResult:
-    """Runs on folds for the thresholds, then one on all images; the time budget is shared out equally."""
+    """Train fold models, choose thresholds, then train on all images. All runs get the same share of the time."""
     minutes, count = request.recipe.training.max_minutes, len(held_out) - 1
     if minutes is not None:
         recipe = changed(request.recipe, "training", max_minutes=minutes / len(held_out))

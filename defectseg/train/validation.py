@@ -1,5 +1,6 @@
-"""How good a network is while it learns: through the same code as `predict`."""
+"""Validation during training, with the same code as `predict`."""
 
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder
-from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, merge, summarise
+from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, summarise
 from defectseg.evaluate.score import Scored, Visitor, score_images
 from defectseg.image.overlay import paint_comparison
 from defectseg.inference.settings import Settings
@@ -24,11 +25,12 @@ PICTURES = 4
 
 @dataclass(frozen=True)
 class Validation:
-    """Figures of one network on the validation images.
+    """Metrics of a network on the validation images.
 
     Attributes:
-        metrics: with the thresholds given.
-        ungated_dice: Dice over pairs with a defect as if every gate were open; None where no image has a defect.
+        metrics: with gate, pixel threshold and minimum area.
+        ungated_dice: mean Dice of the (image, class) pairs with a defect, with the pixel threshold only; None if no
+            image has a defect.
     """
 
     metrics: Metrics
@@ -36,9 +38,10 @@ class Validation:
 
     @property
     def score(self) -> float:
-        """What the best epoch is chosen by: Kaggle Dice plus the Dice of the defects, whatever the gate.
+        """The score that selects the best epoch: Kaggle Dice plus ungated Dice.
 
-        A gate that has not learnt to open yet makes every epoch look like empty masks; the masks differ all the same.
+        Early in training the gate rejects everything, so that Kaggle Dice is the same for all epochs; ungated Dice
+        still tells them apart.
         """
         return self.metrics.kaggle_dice + (self.ungated_dice or 0.0)
 
@@ -51,18 +54,20 @@ def validate(
     visitors: Sequence[Visitor] = (),
     views: bool = True,
 ) -> Validation:
-    """Score the validation images of a run as `predict` would, and in its precision, so that the figures are those of
-    the bundle; each process takes its share of the images.
+    """Score a network on the validation images of a run, as `evaluate` will score the bundle.
+
+    The images are divided among the processes.
 
     Args:
-        thresholds: None for those that the run began with.
+        run: the run.
+        network: the network to score, with the run's weights or their average.
+        thresholds: None: those of `run.info`.
         visitors: called with each image.
-        views: whether to look at all views of an image that the recipe's `inference.tta` asks for; else at one, since
-            they would make each validation several times as long.
+        views: whether to use the recipe's `inference.tta`, which takes several times as long.
     """
     accelerator = run.accelerator
     for buffer in network.buffers():
-        broadcast(buffer)  # processes gather batch-norm statistics of their own; the main one's go into the bundle
+        broadcast(buffer)  # each process has its own batch-norm statistics; the bundle gets the main one's
     own = run.val_ids[accelerator.process_index :: accelerator.num_processes]
     settings = Settings.of(run.info, tta=None if views else "none", thresholds=thresholds)
     pixel = np.asarray(settings.thresholds.pixel, np.float32)[:, None, None]
@@ -75,15 +80,18 @@ def validate(
 
     runtime = TorchRuntime(network, run.info, dtype=half_precision(accelerator.device))
     score = score_images(runtime, run.data, own, settings, visitors=(open_gates, *visitors), keep_answers=True)
-    metrics = summarise(merge(*gather_object([score.counts])), run.info.class_names)
-    defective = merge(*gather_object([opened]))
+    metrics = summarise(dict(ChainMap(*gather_object([score.counts]))), run.info.class_names)
+    defective = ChainMap(*gather_object([opened]))
     dices = [defective[key].dice for key in sorted(defective)]
     return Validation(metrics, float(np.mean(dices)) if dices else None)
 
 
 class Pictures:
-    """A visitor that paints comparisons (label blue, prediction red, both magenta) of a few images, BGR, uint8 (H, W,
-    3); those with most classes are taken first.
+    """A visitor that paints label (blue) and prediction (red) of a few images, those with the most classes.
+
+    Attributes:
+        shown: ImageIds of these images.
+        bgr: ImageId -> picture, uint8 (H, W, 3).
     """
 
     def __init__(self, data: DataFolder, image_ids: Sequence[str]) -> None:
@@ -92,14 +100,14 @@ class Pictures:
         self.bgr: dict[str, NDArray[np.uint8]] = {}
 
     def __call__(self, scored: Scored) -> None:
-        """Paint the image, if it is one of those."""
+        """Paint the image if it is among those shown."""
         if scored.image_id in self.shown:
             counted = ~scored.ignore
             predicted, truth = (np.asarray(masks.any(axis=0)) & counted for masks in (scored.masks, scored.truth))
             self.bgr[scored.image_id] = paint_comparison(scored.pixels, predicted, truth)
 
     def log(self, accelerator: Accelerator, epoch: int) -> None:
-        """Send them to TensorBoard, where that is on."""
+        """Send the pictures to TensorBoard, if it is on."""
         for tracker in accelerator.trackers:
             for image_id, bgr in self.bgr.items():
                 rgb = np.ascontiguousarray(bgr[None, ..., ::-1])

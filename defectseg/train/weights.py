@@ -1,4 +1,4 @@
-"""The weights that validated best, on disk while a run goes on."""
+"""The best weights of a run, kept on disk, and the moving average."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,15 +17,16 @@ BEST_NAME = "best.safetensors"
 
 
 def offer(run: Run, scored: Mapping[str, tuple[Validation, DefectNetwork]]) -> str:
-    """Take in what the validation of an epoch found, and keep the weights if they are among the best.
+    """Save an epoch's weights if they are among the best so far.
 
-    Of equals the later is best: while a gate still stops every image, each epoch may score as all-empty does.
+    Of equal scores the later epoch wins: as long as the gate rejects everything, all epochs may score the same.
 
     Args:
-        scored: of `epoch` the weights as they are, of `ema` their moving average, if there is one.
+        run: the run; its state is updated.
+        scored: validation and network of the weights (`epoch`) and, if there is one, their moving average (`ema`).
 
     Returns:
-        the better of the two.
+        the key of the better one.
     """
     state, most = run.state, run.recipe.training.average_best
     kind = max(scored, key=lambda name: scored[name][0].score)
@@ -41,9 +42,10 @@ def offer(run: Run, scored: Mapping[str, tuple[Validation, DefectNetwork]]) -> s
 
 
 def average_of_best(run: Run) -> dict[str, Tensor] | None:
-    """Mean weights of the best epochs, on the CPU; None where fewer than two were kept.
+    """Mean weights of the kept epochs, on the CPU; None if there are fewer than two.
 
-    Counters are those of the best. Batch statistics are averaged too, which is close enough for epochs of one run.
+    Batch-norm statistics are averaged too, which is accurate enough for epochs of one run. Integer counters are those
+    of the best epoch.
     """
     if len(run.state.kept) < 2:
         return None
@@ -55,7 +57,7 @@ def average_of_best(run: Run) -> dict[str, Tensor] | None:
 
 
 def tidy(run: Run) -> None:
-    """Delete epochs that are no longer among the best, once the checkpoint no longer speaks of them."""
+    """Delete weights of epochs no longer kept. Call it after saving the checkpoint, which refers to the kept ones."""
     wanted = {_name(epoch) for _, epoch in run.state.kept}
     for path in run.folder.glob(_name("*")):
         if path.name not in wanted:
@@ -74,9 +76,9 @@ def _name(epoch: int | str) -> str:
 
 
 def make_ema(network: DefectNetwork, decay: float) -> AveragedModel:
-    """An exponential moving average of weights and batch statistics; call its `update_parameters` after each step.
+    """An exponential moving average of weights and batch-norm statistics. Call `update_parameters` after each step.
 
-    The first steps count for more: the decay is at most (1 + n) / (10 + n) after n steps, as in TensorFlow.
+    After n updates the decay is at most (1 + n) / (10 + n), as in TensorFlow, so early weights are forgotten quickly.
     """
 
     @torch.no_grad()

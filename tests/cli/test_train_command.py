@@ -15,8 +15,8 @@ from defectseg.errors import ConfigError, DataError, DefectsegError, ExitCode, M
 from defectseg.evaluate.metrics import PairCounts, summarise
 from defectseg.model.info import Thresholds
 from defectseg.train import train as run_module
-from defectseg.train.run import TrainResult
 from defectseg.train.run_folder import Request, read_request
+from defectseg.train.train import TrainResult
 from defectseg.tune.file import write_thresholds
 
 METRICS = summarise({("a.jpg", 1): PairCounts(4, 4, 2), ("b.jpg", 1): PairCounts(0, 0, 0)}, ("pits",))

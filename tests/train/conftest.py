@@ -10,8 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from defectseg.config import load_recipe
-from defectseg.train.run import TrainResult
-from defectseg.train.train import train
+from defectseg.train.train import TrainResult, train
 
 
 @pytest.fixture(autouse=True)

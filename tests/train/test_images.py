@@ -20,7 +20,7 @@ from defectseg.files import is_empty_folder
 from defectseg.image.read import decode
 from defectseg.model.bundle import read_bundle, weights_digest
 from defectseg.train.images import Images, read_images
-from defectseg.train.run import TrainResult
+from defectseg.train.train import TrainResult
 
 Start = Callable[..., TrainResult]
 QUICK = ("training.epochs=1", "data.samples_per_epoch=4")

@@ -18,8 +18,8 @@ from defectseg.model.bundle import weights_digest
 from defectseg.model.network import DefectNetwork, build_network
 from defectseg.train.images import Part
 from defectseg.train.loaders import crop_size, fit_memory
-from defectseg.train.run import TrainResult
 from defectseg.train.schedule import stages_of
+from defectseg.train.train import TrainResult
 
 Start = Callable[..., TrainResult]
 
@@ -139,24 +139,31 @@ def test_what_fits_is_left_as_it_is(tiny_recipe: Path, accelerator: Accelerator)
     assert resolved == load_recipe(str(tiny_recipe))
 
 
-def test_where_not_even_one_crop_fits_that_is_told(
-    tiny_recipe: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Full(monkeypatch, most=0)
-    recipe = load_recipe(str(tiny_recipe))
-    with pytest.raises(ResourceError, match=r"cpu: out of memory on one crop. Lower data.crop_hw, or choose a smaller"):
-        fit_memory(recipe, build_network(recipe.model, 4, "none"), accelerator, PART)
-
-
-def test_another_failure_of_the_trial_is_not_taken_for_memory(
-    tiny_recipe: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("failure", "told", "message"),
+    [
+        (
+            torch.OutOfMemoryError("full"),
+            ResourceError,
+            r"cpu: out of memory on one crop. Lower data.crop_hw, or",
+        ),
+        (RuntimeError("a bug"), RuntimeError, r"a bug"),
+    ],
+)
+def test_what_the_trial_fails_of_is_told(
+    tiny_recipe: Path,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+    told: type[Exception],
+    message: str,
 ) -> None:
     def fail(network: DefectNetwork, grey: torch.Tensor) -> Any:
-        raise RuntimeError("a bug")
+        raise failure
 
     monkeypatch.setattr(DefectNetwork, "forward", fail)
     recipe = load_recipe(str(tiny_recipe))
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(told, match=message):
         fit_memory(recipe, build_network(recipe.model, 4, "none"), accelerator, PART)
 
 

@@ -20,9 +20,8 @@ from defectseg.train.checkpoint import Run
 from defectseg.train.curves import read_history
 from defectseg.train.dataset import CropSampler
 from defectseg.train.loop import describe
-from defectseg.train.run import TrainResult
 from defectseg.train.schedule import rate_factor
-from defectseg.train.train import train
+from defectseg.train.train import TrainResult, train
 from defectseg.train.validation import Validation
 from defectseg.train.weights import offer, tidy
 

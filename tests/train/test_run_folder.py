@@ -24,12 +24,11 @@ from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.evaluate.score import score_images
 from defectseg.files import is_empty_folder
 from defectseg.inference.settings import Settings
-from defectseg.model.bundle import read_bundle, weights_digest
+from defectseg.model.bundle import read_bundle
 from defectseg.model.info import Thresholds
 from defectseg.runtime.load import load_runtime
 from defectseg.train.curves import read_history
-from defectseg.train.run import TrainResult
-from defectseg.train.train import train
+from defectseg.train.train import TrainResult, train
 
 Start = Callable[..., TrainResult]
 GoOn = Callable[..., list[TrainResult]]
@@ -50,20 +49,8 @@ QUICK = ("training.epochs=1", "data.samples_per_epoch=4")
 GIVEN = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(3,) * 4, chosen_by="hand")
 
 
-def _digest(run: Path) -> str:
-    return weights_digest(read_bundle(run / "model.safetensors")[1])
-
-
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-def _timeless(run: Path) -> list[dict[str, Any]]:
-    """The entries of metrics.jsonl without what a clock measured."""
-    return [
-        {key: value for key, value in entry.items() if not key.endswith("_s")}
-        for entry in read_history(run / "metrics.jsonl")
-    ]
 
 
 # What a run leaves
@@ -210,38 +197,7 @@ def test_a_setting_that_does_not_fit_leaves_nothing_that_stands_in_the_way(
         train(None, out, resume=True)
 
 
-# Interruptions that no signal announces; test_processes.py has the others
-
-
-@pytest.fixture
-def kill(out: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Stops a training where it would call a function, and leaves what `kill -9` leaves."""
-
-    def start(arguments: dict[str, Any], at: str) -> None:
-        def interrupt(*args: Any, **kwargs: Any) -> None:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(f"defectseg.train.{at}", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                train(**arguments)
-        (out / ".lock").touch()
-        (out / ".tmp-1234-last.ckpt").write_bytes(b"torn")
-
-    return start
-
-
-@pytest.mark.parametrize("at", ["train.read_images", "run.write_start", "run.draw_curves"])
-def test_a_run_killed_before_its_first_checkpoint_or_after_its_last_ends_as_if_it_had_not_been(
-    finished: Finished, out: Path, start: Start, go_on: GoOn, kill: Callable[..., None], at: str
-) -> None:
-    kill(finished[0] | {"out": out}, at)
-    with pytest.raises(OutputExistsError):
-        start()
-    go_on()
-    assert _digest(out) == _digest(finished[0]["out"])
-    assert _timeless(out) == _timeless(finished[0]["out"])
-    assert _names(out) == RUN_FILES
+# Resuming; test_processes.py has runs that are killed or signalled
 
 
 @pytest.mark.parametrize("step", [None, 1], ids=["before the first checkpoint", "in the last epoch"])
@@ -251,17 +207,19 @@ def test_a_run_goes_on_with_all_that_it_was_asked_for(
     out: Path,
     interrupt: Interrupt,
     go_on: GoOn,
-    kill: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     step: int | None,
 ) -> None:
+    def stop(run: Any) -> None:
+        raise KeyboardInterrupt
+
     monkeypatch.chdir(finished[1].model.parent)
     settings = (*STILL, "data.fold=2", "model.encoder=resnet18")  # the network is the bundle's all the same
     given: dict[str, Any] = {"init": Path("model.safetensors"), "thresholds": GIVEN}
-    if step is None:
-        kill(asked(*settings, **given), "run.save_checkpoint")
-    else:
-        interrupt(step, *settings, **given)
+    with monkeypatch.context() as patch:
+        if step is None:
+            patch.setattr("defectseg.train.run.save_checkpoint", stop)
+        interrupt(step or 0, *settings, **given)
     monkeypatch.chdir(out)
     for name in ("recipe", "thresholds"):
         with pytest.raises(UsageError, match="goes on as it began"):

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from defectseg.model.bundle import read_bundle, weights_digest
 from defectseg.model.info import Thresholds
 from defectseg.train import train as train_module
 from defectseg.train.curves import read_history
-from defectseg.train.run import TrainResult
-from defectseg.train.train import train
+from defectseg.train.train import TrainResult, train
 from defectseg.tune.tune import tune, tune_out_of_fold
 
 Asked = Callable[..., dict[str, Any]]
@@ -44,15 +43,6 @@ def _digest(model: Path) -> str:
 # Chance
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("two_threads")
 def test_a_seed_repeats_a_run_and_another_does_not_whatever_was_trained_before(start: Start, tmp_path: Path) -> None:
     first = start(*QUICK)
     start(*QUICK, "training.precision=bf16", "training.accumulation=2", out=tmp_path / "between")

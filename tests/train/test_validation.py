@@ -24,7 +24,7 @@ from defectseg.model.network import DefectNetwork
 from defectseg.runtime.base import Answer
 from defectseg.runtime.torch import TorchRuntime
 from defectseg.train import validation as validation_module
-from defectseg.train.run import TrainResult
+from defectseg.train.train import TrainResult
 from defectseg.train.validation import Pictures, Validation, validate
 
 # What the best epoch is chosen by
