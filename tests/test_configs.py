@@ -20,25 +20,12 @@ def test_every_file_in_the_folder_is_shipped() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_holds_what_its_file_says_and_survives_dumping(name: str, tmp_path: Path) -> None:
+def test_recipe_says_what_it_is_for_and_survives_dumping(name: str, tmp_path: Path) -> None:
     path, recipe = shipped_recipes()[name], load_recipe(name)
-    text = path.read_text(encoding="utf-8")
-    assert text.startswith("# "), "a comment that says what it is for"
-    read = recipe.model_dump(mode="json")
-    assert _overlaid(read, yaml.safe_load(text)) == read
+    assert path.read_text(encoding="utf-8").startswith("# ")
     copy = tmp_path / "config.yaml"
     copy.write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(str(path)) == load_recipe(str(copy)) == recipe
-
-
-def _overlaid(read: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
-    """What was read, with everything that was written in its place."""
-    return {
-        key: _overlaid(value, written[key] or {})
-        if isinstance(value, dict) and key in written
-        else written.get(key, value)
-        for key, value in read.items()
-    }
 
 
 @pytest.mark.parametrize("section", SECTIONS)
