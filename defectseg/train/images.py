@@ -187,11 +187,11 @@ def _budget_bytes(keep: bool | Literal["auto"]) -> float:
 def _free_memory_bytes() -> int:
     """Free memory of the machine, or of its container if that has less; 0 if unknown."""
     try:
-        free = max(0, os.sysconf("SC_AVPHYS_PAGES")) * max(0, os.sysconf("SC_PAGE_SIZE"))
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 0
     try:
         limit, used = (int((_CGROUP / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return free
-    return min(free, max(0, limit - used))
+    return min(free, limit - used)
