@@ -87,7 +87,7 @@ def test_an_override_with_a_mistake_is_named(tmp_path: Path, override: str, mess
     assert override in str(caught.value)
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     path = _write(tmp_path, "{seed: -1, training: {epochs: 0, epoch: 3}, loss: {bce: -2}, optimizr: {clip_norm: 1}}")
     with pytest.raises(ConfigError) as caught:
         load_recipe(path)
@@ -139,7 +139,7 @@ def test_quarter_turns_go_with_square_crops_and_whole_images(tmp_path: Path) -> 
         assert recipe.augment.quarter_turns == 0.5
 
 
-def test_a_recipe_that_is_not_there_is_told_with_the_shipped_ones() -> None:
+def test_a_missing_recipe_is_an_error_that_lists_the_shipped_ones() -> None:
     with pytest.raises(ConfigError, match=r"severstl: no such file, nor a shipped recipe .*Did you mean 'severstal'"):
         load_recipe("severstl")
 

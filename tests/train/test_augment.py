@@ -37,7 +37,7 @@ def test_image_and_layers_move_together(seed: int, layers: int) -> None:
         np.testing.assert_array_equal(moved_bits[..., bit], (moved >> bit) & 1)
 
 
-def test_every_flip_and_turn_comes_about() -> None:
+def test_every_flip_and_turn_occurs() -> None:
     image, bits = _crop()
     augment = build_augment(GEOMETRY)
     seen = {augment(image, bits, seed)[0].tobytes() for seed in range(100)}
@@ -46,7 +46,7 @@ def test_every_flip_and_turn_comes_about() -> None:
     assert seen == expected
 
 
-def test_flips_come_independently_of_each_other() -> None:
+def test_flips_are_independent() -> None:
     image, bits = _crop()
     augment = build_augment(GEOMETRY.model_copy(update={"quarter_turns": 0.0}))
     ways = [augment(image, bits, seed)[0].tobytes() for seed in range(400)]
@@ -54,7 +54,7 @@ def test_flips_come_independently_of_each_other() -> None:
         assert 70 < ways.count(np.ascontiguousarray(flipped).tobytes()) < 130
 
 
-def test_a_seed_repeats_its_change_whatever_came_before_and_others_make_others() -> None:
+def test_the_result_depends_on_the_seed_alone() -> None:
     image, bits = _crop()
     first, second = build_augment(EVERYTHING), build_augment(EVERYTHING)
     np.random.seed(1)
@@ -67,7 +67,7 @@ def test_a_seed_repeats_its_change_whatever_came_before_and_others_make_others()
 
 
 @pytest.mark.parametrize(("config", "changes"), [(STILL, False), (GREYS, True)], ids=["nothing", "grey levels"])
-def test_without_flips_layers_stay_and_grey_levels_change_alone(config: AugmentConfig, changes: bool) -> None:
+def test_without_flips_only_grey_levels_change(config: AugmentConfig, changes: bool) -> None:
     image, bits = _crop(size_hw=(10, 30), layers=3)
     for seed in range(5):
         changed, layers = build_augment(config)(image, bits, seed)
@@ -77,7 +77,7 @@ def test_without_flips_layers_stay_and_grey_levels_change_alone(config: AugmentC
         np.testing.assert_array_equal(layers, bits)
 
 
-def test_what_a_step_does_does_not_depend_on_the_others() -> None:
+def test_a_step_does_not_depend_on_the_others() -> None:
     image, bits = _crop(size_hw=(64, 64))
     alone = build_augment(STILL.model_copy(update={"brightness_contrast": 0.5}))
     flipped = build_augment(STILL.model_copy(update={"horizontal_flip": 1.0, "brightness_contrast": 0.5}))
@@ -86,7 +86,7 @@ def test_what_a_step_does_does_not_depend_on_the_others() -> None:
         np.testing.assert_array_equal(flipped(image, bits, seed)[0], expected)
 
 
-def test_it_can_be_sent_to_a_worker_that_is_not_forked() -> None:
+def test_an_augment_can_be_pickled() -> None:
     augment = build_augment(EVERYTHING)
     sent = pickle.loads(pickle.dumps(augment))
     image, layers = _crop()

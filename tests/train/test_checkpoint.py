@@ -70,7 +70,7 @@ def _train(run: Any, steps: int) -> None:
         run.ema.update_parameters(run.network)
 
 
-def test_a_run_goes_on_from_its_checkpoint_as_if_there_had_been_no_break(tmp_path: Path) -> None:
+def test_a_restored_run_continues_bit_for_bit(tmp_path: Path) -> None:
     run, other = _run(tmp_path, 0), _run(tmp_path, 99)
     _train(run, 3)
     save_checkpoint(run)
@@ -91,7 +91,7 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_there_had_been_no_break(tmp_pat
     assert torch.rand(1).item() == after
 
 
-def test_planned_epochs_and_steps_are_of_both_stages() -> None:
+def test_planned_epochs_and_steps_include_both_stages() -> None:
     training = TrainingConfig(second_stage=SecondStageConfig(epochs=2))
     parts: dict[str, Any] = {
         **{part.name: None for part in fields(Run)},
@@ -128,7 +128,7 @@ def test_other_processes_write_nothing_and_each_takes_its_own_random_state(
         assert torch.rand(1).item() == expected[seed]
 
 
-def test_the_scaler_of_half_precision_is_kept(tmp_path: Path) -> None:
+def test_the_scaler_of_half_precision_is_restored(tmp_path: Path) -> None:
     first, second = (torch.amp.GradScaler("cpu", init_scale=scale) for scale in (512.0, 4.0))
     save_checkpoint(_run(tmp_path, 0, scaler=first))
     restore(_run(tmp_path, 0, scaler=second), read_checkpoint(tmp_path)[1])
@@ -136,7 +136,7 @@ def test_the_scaler_of_half_precision_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "foreign"])
-def test_a_checkpoint_that_cannot_be_used_is_told(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_checkpoint_is_an_error(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "last.ckpt"
     save_checkpoint(_run(tmp_path, 0))
     if kind == "foreign":
@@ -156,7 +156,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(_run(tmp_path, 0))
     before = (tmp_path / "last.ckpt").read_bytes()
 

@@ -52,7 +52,7 @@ def _check_place(start: int, length: int, crop: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(height=sizes, width=sizes, crop_h=sizes, crop_w=sizes, seed=st.integers(0, 2**32))
-def test_a_random_crop_lies_as_far_inside_as_it_can(
+def test_a_random_crop_lies_inside_the_image_or_around_it(
     height: int, width: int, crop_h: int, crop_w: int, seed: int
 ) -> None:
     masks = np.ones((1, height, width), np.bool_)
@@ -134,7 +134,7 @@ def test_black_beyond_the_image_does_not_count() -> None:
     assert lefts == set(range(24))
 
 
-def test_a_class_is_not_given_up_for_lying_in_the_black() -> None:
+def test_classes_on_black_ground_are_drawn_as_often() -> None:
     masks = np.zeros((2, 10, 100), np.bool_)
     masks[0, :, :40] = True
     masks[1, :, 60:] = True

@@ -59,7 +59,7 @@ def _epoch(sampler: CropSampler, epoch: int = 0) -> list[CropKey]:
 @pytest.mark.parametrize(
     ("share", "samples", "defects"), [(0.0, 40, 0), (0.25, 40, 10), (1.0, 40, 40), (0.5, 64, 32), (0.5, None, 5)]
 )
-def test_an_epoch_has_the_crops_and_the_share_of_defects_that_are_wanted(
+def test_an_epoch_has_the_wanted_number_of_crops_and_share_of_defects(
     share: float, samples: int | None, defects: int
 ) -> None:
     sampler = CropSampler(TEN, TEN.image_ids[:9], DataConfig(defect_crops=share, samples_per_epoch=samples), 0)
@@ -76,7 +76,7 @@ def test_an_epoch_has_the_crops_and_the_share_of_defects_that_are_wanted(
         assert 8 < sum(on_defects[:32]) < 24, "they are mixed with the others"
 
 
-def test_no_image_comes_again_before_all_others_of_its_group() -> None:
+def test_no_image_repeats_before_all_others_of_its_group() -> None:
     sampler = CropSampler(TEN, TEN.image_ids, DataConfig(defect_crops=0.5, samples_per_epoch=50), 3)
     keys = _epoch(sampler)
     # 25 defect crops over 4 images: each 6 times, one 7 times. 25 others over 10 images: 2 or 3 times.
@@ -101,13 +101,13 @@ def _balanced(config: DataConfig, share_done: float) -> dict[int | None, int]:
     ("until", "share_done", "each"),
     [(0.5, 0.0, 20), (0.5, 0.25, 10), (0.5, 0.5, 0), (0.5, 0.9, 0), (1.0, 0.9, 20)],
 )
-def test_the_balance_falls_to_natural_frequencies(until: float, share_done: float, each: int) -> None:
+def test_the_class_balance_falls_to_natural_frequencies(until: float, share_done: float, each: int) -> None:
     config = DataConfig(defect_crops=0.5, class_balance=1.0, balance_until=until, samples_per_epoch=80)
     expected = {1: each, 2: each, None: 40 - 2 * each}
     assert _balanced(config, share_done) == {class_id: count for class_id, count in expected.items() if count}
 
 
-def test_an_interrupted_epoch_goes_on_with_the_crops_that_it_had_not_given() -> None:
+def test_an_epoch_can_start_at_a_position() -> None:
     sampler = CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=30), 0)
     whole = _epoch(sampler, 1)
     sampler.begin(1, start=12)
@@ -205,7 +205,7 @@ def _labelled(folder: DataFolder, masks: Mapping[int, NDArray[np.bool_]]) -> Dat
     return DataFolder(folder.root, (image_id,), table, folder.class_names, {})
 
 
-def test_without_a_crop_size_the_whole_image_comes_and_a_kept_one_is_not_read(folder: DataFolder) -> None:
+def test_without_a_crop_size_items_are_whole_images_from_the_cache(folder: DataFolder) -> None:
     ignore = np.zeros((64, 128), np.bool_)
     ignore[10:20, 30:50] = True
     data = replace(_labelled(folder, {IGNORE_CLASS_ID: ignore}), root=Path("nowhere"))
@@ -217,7 +217,7 @@ def test_without_a_crop_size_the_whole_image_comes_and_a_kept_one_is_not_read(fo
     assert not batch.masks.any()
 
 
-def test_what_may_hide_a_defect_makes_classes_unknown_that_the_crop_does_not_show(folder: DataFolder) -> None:
+def test_classes_are_unknown_where_ignored_pixels_may_hide_them(folder: DataFolder) -> None:
     # A defect with a border of 4 px at columns 10 to 19, something to ignore at 100 to 109, and padding below.
     defect, ignore = np.zeros((2, 64, 128), np.bool_)
     defect[20:30, 10:20] = ignore[16:34, 6:24] = ignore[50:, 100:110] = True
@@ -235,7 +235,7 @@ def test_what_may_hide_a_defect_makes_classes_unknown_that_the_crop_does_not_sho
     assert len(cases) > 3
 
 
-def test_crops_go_where_a_defect_is_seen(folder: DataFolder) -> None:
+def test_crops_are_placed_on_visible_defects(folder: DataFolder) -> None:
     defect, ignore = np.zeros((2, 64, 128), np.bool_)
     defect[:, 5:25] = defect[:, 100:104] = ignore[:, :30] = True
     data = _labelled(folder, {1: defect, IGNORE_CLASS_ID: ignore})
@@ -245,7 +245,7 @@ def test_crops_go_where_a_defect_is_seen(folder: DataFolder) -> None:
         assert (layers[..., 0] > layers[..., -1]).any()
 
 
-def test_an_image_whose_defect_is_hidden_is_not_chosen_for_it(tmp_path: Path) -> None:
+def test_an_image_with_a_hidden_defect_is_not_sampled_as_defective(tmp_path: Path) -> None:
     (tmp_path / "train_images").mkdir()
     for name in "abcd":
         cv2.imwrite(str(tmp_path / f"train_images/{name}.png"), np.zeros((20, 30), np.uint8))
@@ -256,7 +256,7 @@ def test_an_image_whose_defect_is_hidden_is_not_chosen_for_it(tmp_path: Path) ->
     assert (sampler.defective, sampler.by_class) == (["a.png"], {1: ["a.png"]})
 
 
-def test_a_batch_stacks_images_masks_and_what_to_ignore(folder: DataFolder) -> None:
+def test_a_batch_stacks_images_masks_and_ignored_pixels(folder: DataFolder) -> None:
     dataset = _dataset(folder)
     items = [dataset[CropKey(0, position, folder.image_ids[position])] for position in range(3)]
     batch = collate(items)

@@ -49,9 +49,7 @@ def test_the_split_of_the_data_folder_is_used(start: Start, out: Path, data: Pat
     assert (info.fold, len(info.trained_on)) == (7, 24 - 5)
 
 
-def test_labels_of_images_that_are_not_there_are_told(
-    start: Start, data: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_labels_of_missing_images_are_logged(start: Start, data: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = _rows(data)[1][0]
     (data / "train_images" / first).unlink()
     start(*QUICK, data=data)
@@ -86,7 +84,7 @@ def _torn_fold(data: Path) -> None:
         (_torn_fold, DataError, "0 to validate on"),
     ],
 )
-def test_data_that_cannot_be_trained_on_are_told_before_any_step(
+def test_unusable_data_are_an_error_before_training(
     start: Start, out: Path, data: Path, change: Callable[[Path], None], error: type[DataError], message: str
 ) -> None:
     change(data)
@@ -130,7 +128,7 @@ def test_images_of_12_bits_train_as_those_of_8_and_the_bundle_knows_it(
     assert read_split(wide.with_name("split.csv")) == read_split(narrow.with_name("split.csv"))
 
 
-def test_images_that_look_like_12_bits_are_told_before_the_training(
+def test_images_that_look_like_12_bits_are_logged(
     start: Start, data_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     result = start(*QUICK, data=_in_12_bits(data_folder, tmp_path, ".png", 4095))
@@ -152,7 +150,7 @@ def _read(folder: Path, keep: Any, **options: Any) -> Images:
     )
 
 
-def test_kept_images_are_as_decoded_and_cannot_be_written_to(data_folder: Path) -> None:
+def test_cached_images_are_as_decoded_and_read_only(data_folder: Path) -> None:
     images = _read(data_folder, True)
     assert set(images.cache) == set(images.data.image_ids)
     assert set(images.sizes.values()) == {(64, 128)}
@@ -161,7 +159,7 @@ def test_kept_images_are_as_decoded_and_cannot_be_written_to(data_folder: Path) 
         assert not pixels.flags.writeable
 
 
-def test_images_of_a_fold_that_no_run_trains_on_are_not_kept(data_folder: Path) -> None:
+def test_images_of_a_fold_that_no_run_trains_on_are_not_cached(data_folder: Path) -> None:
     images = _read(data_folder, True, left_out=1)
     assert set(images.cache) == set(images.part(1).train)
     assert len(images.part(1).val) == 6
@@ -182,7 +180,7 @@ def test_images_of_a_fold_that_no_run_trains_on_are_not_kept(data_folder: Path) 
         ("auto", AttributeError, None, False),
     ],
 )
-def test_the_setting_and_the_free_memory_decide_on_the_cache(
+def test_images_are_cached_as_set_or_if_they_fit_in_memory(
     data_folder: Path, keep: Any, free_bytes: Any, processes: str | None, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tell(name: str) -> int:
@@ -203,7 +201,7 @@ def test_the_setting_and_the_free_memory_decide_on_the_cache(
     ("limit", "kept"),
     [(4 * FREE_BYTES + 400, True), (4 * FREE_BYTES + 399, False), (300, False), ("max", True)],
 )
-def test_the_memory_of_a_container_counts(
+def test_the_memory_limit_of_a_container_counts(
     data_folder: Path, limit: int | str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sysconf", {"SC_AVPHYS_PAGES": 4 * FREE_BYTES, "SC_PAGE_SIZE": 1}.__getitem__)

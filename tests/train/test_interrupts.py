@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_kept_until_it_is_asked_for(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_signal_is_recorded(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
     before = signal.getsignal(number)
     interrupts = Interrupts()
     with interrupts.held():
@@ -59,7 +59,7 @@ def test_handlers_are_put_back_after_an_error() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_outside_the_main_thread_nothing_is_caught() -> None:
+def test_signals_are_not_caught_outside_the_main_thread() -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen = []
 
@@ -83,7 +83,7 @@ class _Workers(Dataset[int]):
         return os.getpid()
 
 
-def test_a_worker_goes_on_when_its_whole_group_is_signalled_and_ends_when_main_says_so() -> None:
+def test_a_worker_obeys_only_signals_of_its_parent() -> None:
     loader = DataLoader(_Workers(), num_workers=1, worker_init_fn=leave_signals_to_main, multiprocessing_context="fork")
     told = iter(loader)
     worker = int(next(told))

@@ -66,7 +66,7 @@ LATER = ("data.fold=null", "training.second_stage.epochs=1")
     ],
     ids=["sizes", "sizes of the second stage", "turns", "turns of the second stage"],
 )
-def test_whole_images_that_make_no_batch_are_told_before_any_step(
+def test_whole_images_that_make_no_batch_are_an_error_before_training(
     start: Start, out: Path, data: Path, settings: tuple[str, ...], one_differs: bool, message: str
 ) -> None:
     if one_differs:
@@ -78,7 +78,7 @@ def test_whole_images_that_make_no_batch_are_told_before_any_step(
     assert is_empty_folder(out)
 
 
-def test_a_batch_larger_than_the_epoch_is_made_to_fit(start: Start) -> None:
+def test_a_batch_is_no_larger_than_the_epoch(start: Start) -> None:
     steps: list[tuple[int, int]] = []
     settings = ("training.batch_size=64", "data.samples_per_epoch=5")
     start(*settings, progress=lambda done, total, text: steps.append((done, total)))
@@ -108,7 +108,7 @@ class Full:
 PART = Part(train=("a.png",), val=(), train_sizes=frozenset({(64, 128)}))
 
 
-def test_steps_are_halved_until_they_fit_and_their_gradients_added_up(
+def test_the_batch_size_is_divided_until_it_fits_and_accumulation_multiplied(
     tiny_recipe: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = Full(monkeypatch, most=3)
@@ -124,7 +124,9 @@ def test_steps_are_halved_until_they_fit_and_their_gradients_added_up(
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_both_stages_must_fit(tiny_recipe: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_stages_must_fit_in_memory(
+    tiny_recipe: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = Full(monkeypatch, most=4)
     second = ("training.second_stage.epochs=1", "training.second_stage.batch_size=6")
     recipe = load_recipe(str(tiny_recipe), second)
@@ -139,7 +141,7 @@ def test_what_fits_is_left_as_it_is(tiny_recipe: Path, accelerator: Accelerator)
     assert resolved == load_recipe(str(tiny_recipe))
 
 
-def test_what_the_trial_fails_of_is_told(
+def test_a_failed_trial_is_an_error(
     tiny_recipe: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(str(tiny_recipe))
@@ -152,7 +154,7 @@ def test_what_the_trial_fails_of_is_told(
         fit_memory(recipe, network, accelerator, PART)
 
 
-def test_a_run_made_to_fit_equals_one_with_those_steps_from_the_start_and_goes_on_with_them(
+def test_a_run_made_to_fit_equals_one_with_that_batch_size_also_when_resumed(
     start: Start,
     interrupt: Callable[..., None],
     out: Path,

@@ -32,7 +32,7 @@ GoOn = Callable[..., list[TrainResult]]
 # What people read
 
 
-def test_a_line_tells_losses_scores_and_the_best() -> None:
+def test_the_log_line_has_losses_scores_and_a_mark_for_the_best() -> None:
     figures: dict[str, Any] = {"epoch": 3, "loss": 0.12345, "data_s": 1.0, "step_s": 20.0}
     assert describe(figures, 9, None) == "epoch 3/9: loss 0.123, data 1.0 s, steps 20.0 s"
     figures["val"] = {"kaggle_dice": 0.91234, "all_empty": 0.85, "positive_dice": 0.5, "miou": 0.4}
@@ -83,7 +83,7 @@ def _elapsed_s(out: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_epochs_are_cut_to_the_time_that_is_left_also_after_an_interruption(
+def test_epochs_are_reduced_to_fit_the_time_also_when_resumed(
     timed: Start, out: Path, clock: Clock, go_on: GoOn, interrupted: bool
 ) -> None:
     def interrupt(done: int, total: int, text: str) -> None:
@@ -127,7 +127,7 @@ def test_epochs_between_validations_are_not_validated_but_the_last_is(timed: Sta
     assert ["val" in entry for entry in read_history(out / "metrics.jsonl")] == [False, True, True]
 
 
-def test_time_that_ends_before_any_validation_leaves_a_model_all_the_same(
+def test_a_run_without_time_for_a_validation_still_ends_with_a_model(
     timed: Start, out: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slowly(run: Run) -> None:
@@ -159,7 +159,7 @@ def test_a_loss_that_is_not_finite_names_the_images(timed: Start) -> None:
     ],
     ids=["memory", "worker", "bug"],
 )
-def test_what_fails_in_a_step_is_explained_where_it_can_be(
+def test_memory_errors_are_explained_and_bugs_are_not_hidden(
     timed: Start, monkeypatch: pytest.MonkeyPatch, failure: Exception, told: type[Exception], message: str
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -225,7 +225,7 @@ def test_the_second_stage_takes_its_own_crops_at_a_tenth_of_the_rate(
     assert [entry["lr_decoder"] for entry in history] == pytest.approx([rates.decoder_lr * one for one in factors])
 
 
-def test_whole_images_are_the_second_stage_and_losses_and_sampler_learn_how_much_is_done(
+def test_the_second_stage_has_whole_images_and_losses_and_sampler_follow_the_progress(
     timed: Start, out: Path, steps: list[Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[int, float, int]] = []
@@ -349,7 +349,7 @@ def test_the_last_weights_are_kept_where_the_recipe_says_so_or_nothing_validates
     assert not list(out.glob("best*"))
 
 
-def test_gradients_of_several_steps_are_added_up_before_the_weights_move(timed: Start, out: Path) -> None:
+def test_gradients_are_accumulated_over_several_steps(timed: Start, out: Path) -> None:
     timed("training.batch_size=2", "training.accumulation=4", "training.ema_decay=0.9", "data.fold=null")
     checkpoint = _checkpoint(out)
     assert checkpoint["state"]["step"] == 2 * 8

@@ -19,9 +19,8 @@ from defectseg.train.curves import read_history
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs fork and signals")]
 
-# Imports all that a training needs, once. Then, for each task that it reads, it forks the processes of one training and
-# prints their exit codes. A task may say at which step the group of a process gets SIGTERM, and which file, the n-th of
-# that name, it is writing when it is killed.
+# Imports torch once. For each task on stdin it forks the processes of one training and prints their exit codes. A task
+# can say after which step the process group gets SIGTERM, and during which write (file name, n-th time) it is killed.
 SERVER = """
 import json, os, signal, socket, subprocess, sys
 from pathlib import Path
@@ -104,7 +103,7 @@ RICH = (
     "data.class_balance=0.5",
     "data.balance_until=0.5",
 )
-# Slow enough for a network that finds something to go on finding it.
+# Learning rates so low that a trained network stays good.
 GENTLE = ("training.batch_size=2", "optimizer.encoder_lr=1e-5", "optimizer.decoder_lr=1e-5")
 
 Train = Callable[..., list[int]]
@@ -173,7 +172,7 @@ def uninterrupted(train_in_fork: Train, tmp_path_factory: pytest.TempPathFactory
         ("model.safetensors", 1),
     ],
 )
-def test_a_run_killed_in_the_middle_of_a_save_ends_as_if_it_had_not_been(
+def test_a_run_killed_while_saving_resumes_bit_for_bit(
     train_in_fork: Train, uninterrupted: dict[str, Any], tmp_path: Path, file: str, number: int
 ) -> None:
     out = tmp_path / "run"
@@ -192,7 +191,7 @@ def test_a_run_killed_in_the_middle_of_a_save_ends_as_if_it_had_not_been(
     ],
     ids=["between two steps", "at the end of an epoch", "second stage with a worker"],
 )
-def test_a_terminated_run_stops_after_a_whole_step_and_ends_as_if_it_had_not_been(
+def test_a_terminated_run_stops_after_a_step_and_resumes_bit_for_bit(
     train_in_fork: Train,
     uninterrupted: dict[str, Any],
     tmp_path: Path,
@@ -235,7 +234,7 @@ def test_two_processes_train_one_model_and_count_every_image_once(
         assert info.metrics["tuned"][name] == pytest.approx(getattr(score, name), abs=1e-6), name
 
 
-def test_two_processes_of_which_one_is_terminated_go_on_as_if_they_had_not_been(
+def test_two_processes_stop_when_one_is_terminated_and_resume_bit_for_bit(
     by_two: Path, train_in_fork: Train, trained_run: Path, tmp_path: Path
 ) -> None:
     out, init = tmp_path / "run", str(trained_run / "model.safetensors")
@@ -246,5 +245,5 @@ def test_two_processes_of_which_one_is_terminated_go_on_as_if_they_had_not_been(
     assert _left(out) == _left(by_two)
 
 
-def test_a_fault_that_the_main_process_finds_ends_both(train_in_fork: Train, tmp_path: Path) -> None:
+def test_an_error_of_the_main_process_ends_both(train_in_fork: Train, tmp_path: Path) -> None:
     assert train_in_fork(tmp_path / "run", "data.folds=99", processes=2) == [2, 2]

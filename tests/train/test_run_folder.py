@@ -187,7 +187,7 @@ def test_an_output_that_is_not_empty_is_left_alone(start: Start, out: Path, kind
         ),
     ],
 )
-def test_a_setting_that_does_not_fit_leaves_nothing_that_stands_in_the_way(
+def test_an_invalid_setting_is_an_error_and_leaves_an_empty_folder(
     start: Start, out: Path, settings: tuple[str, ...], every_fold: bool, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -201,7 +201,7 @@ def test_a_setting_that_does_not_fit_leaves_nothing_that_stands_in_the_way(
 
 
 @pytest.mark.parametrize("step", [None, 1], ids=["before the first checkpoint", "in the last epoch"])
-def test_a_run_goes_on_with_all_that_it_was_asked_for(
+def test_a_resumed_run_uses_its_first_recipe_model_and_thresholds(
     finished: Finished,
     asked: Callable[..., dict[str, Any]],
     out: Path,
@@ -232,7 +232,7 @@ def test_a_run_goes_on_with_all_that_it_was_asked_for(
     assert _names(out) == RUN_FILES
 
 
-def test_data_that_have_moved_are_named_anew_and_others_refused(
+def test_moved_data_can_be_named_anew_and_changed_data_are_refused(
     interrupt: Interrupt, go_on: GoOn, data: Path, tmp_path: Path
 ) -> None:
     interrupt(5, data=data)
@@ -252,7 +252,7 @@ def test_data_that_have_moved_are_named_anew_and_others_refused(
     assert go_on(data=moved)[0].model.is_file()
 
 
-def test_where_there_is_nothing_to_resume_that_is_told(
+def test_resuming_without_a_usable_run_is_an_error(
     finished: Finished, out: Path, interrupt: Interrupt, go_on: GoOn
 ) -> None:
     with pytest.raises(UsageError, match=r"no request.json, so there is no training to resume"):

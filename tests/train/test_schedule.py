@@ -49,9 +49,7 @@ def test_rates_warm_up_and_then_follow_a_cosine(step: int, expected: float) -> N
         (19, 1.0, True, 20 / 21),
     ],
 )
-def test_without_warm_up_rates_begin_whole_and_end_alike(
-    step: int, warmup: float, warms_up: bool, expected: float
-) -> None:
+def test_without_warm_up_rates_begin_at_one(step: int, warmup: float, warms_up: bool, expected: float) -> None:
     assert rate_factor(step, 20, _rates(warmup=warmup), warms_up=warms_up) == pytest.approx(expected)
 
 

@@ -66,13 +66,13 @@ def test_with_fold_none_every_image_is_trained_on(start: Start, out: Path) -> No
     assert _digest(result.model) == weights_digest(torch.load(out / "last.ckpt", weights_only=True)["network"])
 
 
-def test_thresholds_that_are_given_are_those_of_the_model(start: Start, out: Path) -> None:
+def test_given_thresholds_are_stored_in_the_model(start: Start, out: Path) -> None:
     result = start(*QUICK, "data.fold=null", "training.threshold_folds=2", thresholds=GIVEN)
     assert read_bundle(result.model)[0].thresholds == GIVEN
     assert not (out / "folds").exists()
 
 
-def test_a_run_ends_with_what_tune_says_of_its_model(
+def test_a_run_chooses_the_thresholds_that_tune_chooses(
     start: Start, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     image_ids = open_data_folder(data).image_ids
@@ -186,7 +186,7 @@ def test_the_folds_are_those_of_the_data_folder(asked: Asked, data: Path) -> Non
 
 
 @pytest.mark.parametrize("run", [1, 2], ids=["first fold", "second fold"])
-def test_interrupted_folds_go_on_as_they_began(
+def test_interrupted_folds_resume_bit_for_bit(
     folds_run: Several, out: Path, interrupt: Interrupt, go_on: GoOn, work: Counter[str], run: int
 ) -> None:
     whole, expected = folds_run
@@ -245,7 +245,7 @@ def test_a_model_of_everything_has_thresholds_from_images_that_its_folds_held_ou
 
 
 @pytest.mark.parametrize(("run", "step"), [(2, 1), (3, 6)], ids=["second fold", "on all images"])
-def test_a_run_on_everything_goes_on_where_it_was_interrupted(
+def test_an_interrupted_run_on_everything_resumes_bit_for_bit(
     on_everything: Finished, interrupt: Interrupt, out: Path, go_on: GoOn, run: int, step: int
 ) -> None:
     whole, expected = on_everything
@@ -256,7 +256,7 @@ def test_a_run_on_everything_goes_on_where_it_was_interrupted(
     assert (info.thresholds, info.metrics) == (known.thresholds, known.metrics)
 
 
-def test_runs_share_the_time_and_the_warnings_of_the_choice_are_told(
+def test_runs_share_the_time_and_warnings_about_thresholds_are_logged(
     start: Start, out: Path, work: Counter[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     start(*QUICK, "data.fold=null", "training.threshold_folds=1", "training.max_minutes=60", "data.cache=true")

@@ -77,7 +77,7 @@ def test_closed_gates_leave_the_dice_with_open_gates_as_it_is(trained: Any) -> N
 
 
 @pytest.mark.parametrize(("precision", "predicts_in"), [("fp32", torch.bfloat16), ("bf16", None)])
-def test_validation_computes_as_prediction_will_whatever_training_does(
+def test_validation_uses_the_precision_of_predict_whatever_training_uses(
     start: Callable[..., TrainResult],
     precision: str,
     predicts_in: torch.dtype | None,
