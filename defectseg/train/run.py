@@ -133,6 +133,7 @@ def train_one(
         )
         if begun is not None:
             restore(run, saved)
+            saved.clear()  # its tensors would stay in memory
             run.history = read_history(out / METRICS_NAME)[: run.state.epoch]
         with run.interrupts.held():
             if accelerator.is_main_process:
