@@ -1,10 +1,10 @@
-"""The recipe of a training run, and the description that travels inside a model file. All models are frozen.
+"""The recipe: every setting of a training run and of the model that it makes.
 
-A recipe is YAML, named by a path or, for the shipped ones, by its bare name. `key=value` changes single keys.
+A recipe is a YAML file. It is given as a path or, for a shipped recipe, as its bare name. `key=value` changes one key.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,54 +22,54 @@ SizeHW = tuple[PositiveInt, PositiveInt]
 
 
 class Frozen(BaseModel):
-    """The base of every part of a recipe or description: frozen, and unknown keys are refused."""
+    """Base of every part of a recipe and of a model's description: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(Frozen):
-    """The network. Names of architectures and encoders are those of segmentation-models-pytorch."""
+    """The network. Architecture and encoder are names of segmentation-models-pytorch."""
 
     architecture: str = "Unet"
     encoder: str = "resnet34"
     encoder_weights: str = Field("imagenet", description="imagenet, none, or a timm-named .safetensors or .pth file")
     in_channels: Literal[1, 3] = Field(1, description="1: grey; 3: the same grey three times")
-    classification_head: bool = Field(True, description="an image-level head, whose answer is the gate")
-    input_scale: PositiveFloat = Field(1.0, description="the network sees the image enlarged or reduced by this")
-    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the architecture")
+    classification_head: bool = Field(True, description="add an image-level head that predicts the gate")
+    input_scale: PositiveFloat = Field(1.0, description="scale of the network's input: 0.5 halves each side")
+    options: dict[str, Any] = Field(default_factory=dict, description="more arguments for the architecture")
 
 
 class DataConfig(Frozen):
-    """Which images are trained on, and what is cut out of them."""
+    """Which images to train on, and which crops to take from them."""
 
     folds: Annotated[int, Field(ge=2)] = 5
     fold: Annotated[int, Field(ge=0)] | None = Field(0, description="fold to validate on; null: train on everything")
     crop_hw: SizeHW | None = Field((256, 512), description="px; at most the largest image; null: the whole image")
-    defect_crops: Share = Field(0.5, description="share of the crops that are placed on a defect")
-    class_balance: Share = Field(0.0, description="share of the defect crops that goes to the classes in equal parts")
-    balance_until: Share = Field(
-        1.0, description="share of the training at which class_balance has fallen to 0; 1: never"
+    defect_crops: Share = Field(0.5, description="share of crops that contain a defect")
+    class_balance: Share = Field(0.0, description="share of defect crops that is split equally among classes")
+    balance_until: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="share of the training after which class_balance is 0; it falls linearly; 1: constant"
     )
-    black_limit: Share = Field(0.7, description="a crop with a larger share of black is drawn again; 1: never")
-    samples_per_epoch: PositiveInt | None = Field(None, description="crops in an epoch; null: one for each image")
+    black_limit: Share = Field(0.7, description="redraw crops with a larger share of black pixels; 1: never")
+    samples_per_epoch: PositiveInt | None = Field(None, description="crops per epoch; null: one per image")
     bit_depth: BitDepth | None = Field(
-        None, description="bits that the values of 16-bit files have, 9 to 16; null: as their TIFF tag says, else 16"
+        None, description="bits used in 16-bit files, 9 to 16; null: from the TIFF tag, else 16"
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    cache: bool | Literal["auto"] = Field("auto", description="keep decoded images in memory; auto: where they fit")
+    cache: bool | Literal["auto"] = Field("auto", description="keep decoded images in memory; auto: if they fit")
 
 
 class AugmentConfig(Frozen):
-    """Random changes of a training crop; each value is a probability."""
+    """Augmentation of training crops; each value is a probability."""
 
     horizontal_flip: Share = 0.5
     vertical_flip: Share = 0.5
-    quarter_turns: Share = Field(0.0, description="turns by 90 degrees; only where crops are square")
+    quarter_turns: Share = Field(0.0, description="rotation by multiples of 90 degrees; needs square crops")
     brightness_contrast: Share = 0.3
 
 
 class LossConfig(Frozen):
-    """Weights of the parts of the loss; see defectseg.model.losses."""
+    """Weights of the loss terms; see defectseg.model.losses."""
 
     bce: NonNegativeFloat = 1.0
     dice: NonNegativeFloat = 1.0
@@ -78,67 +78,67 @@ class LossConfig(Frozen):
         description="pair: mean of per-image Dice, so small defects weigh as much as large ones; batch: Dice over all "
         "pixels of a step",
     )
-    positive_weights: tuple[PositiveFloat, ...] | None = Field(None, description="one for each class; null: 1")
-    empty_weight: NonNegativeFloat = Field(0.2, description="weight of the Dice term where a class is absent")
-    smooth_px: PositiveFloat = Field(100.0, description="pixels added to both sides of the Dice fraction")
-    lovasz: NonNegativeFloat = Field(1.0, description="weight of the Lovasz term that takes the place of Dice")
-    lovasz_from: Share = Field(1.0, description="share of the training at which it does; 1: never")
-    lovasz_empty_weight: NonNegativeFloat = Field(0.2, description="weight of the Lovasz term where a class is absent")
+    positive_weights: tuple[PositiveFloat, ...] | None = Field(None, description="one per class; null: 1")
+    empty_weight: NonNegativeFloat = Field(0.2, description="weight of the Dice term for absent classes")
+    smooth_px: PositiveFloat = Field(100.0, description="pixels added to numerator and denominator of Dice")
+    lovasz: NonNegativeFloat = Field(1.0, description="weight of the Lovasz term, which replaces Dice")
+    lovasz_from: Share = Field(1.0, description="share of the training after which Lovasz replaces Dice; 1: never")
+    lovasz_empty_weight: NonNegativeFloat = Field(0.2, description="weight of the Lovasz term for absent classes")
     gate: NonNegativeFloat = Field(0.2, description="weight of the image-level head")
 
 
 class OptimizerConfig(Frozen):
-    """AdamW with a linear warm-up and a cosine down to a hundredth of the rates."""
+    """AdamW with linear warm-up, then cosine decay to 1 % of the learning rates."""
 
     encoder_lr: PositiveFloat = 3e-4
     decoder_lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.01
-    warmup: Share = Field(0.05, description="share of the steps")
+    warmup: Share = Field(0.05, description="share of all steps")
     clip_norm: PositiveFloat = 1.0
 
 
 class SecondStageConfig(Frozen):
-    """More epochs after the first ones, on larger crops and at a lower rate."""
+    """Extra epochs at the end, on larger crops and with a lower learning rate."""
 
     epochs: Annotated[int, Field(ge=0)] = Field(0, description="0: no second stage")
     crop_hw: SizeHW | None = Field(None, description="px; at most the largest image; null: the whole image")
     batch_size: PositiveInt | None = Field(None, description="null: as in the first stage")
-    samples_per_epoch: PositiveInt | None = Field(None, description="null: one for each image")
-    rate_share: Share = Field(0.1, description="of the learning rates of the first stage")
+    samples_per_epoch: PositiveInt | None = Field(None, description="null: one per image")
+    rate_share: Share = Field(0.1, description="learning rates, relative to the first stage")
 
 
 class TrainingConfig(Frozen):
-    """How long, in what portions and in what precision."""
+    """Duration, batches, precision, and which weights to keep."""
 
     epochs: PositiveInt = 30
-    batch_size: PositiveInt = Field(16, description="crops in a step, on each process")
-    accumulation: PositiveInt = Field(1, description="steps whose gradients are added up")
-    fit_memory: bool = Field(False, description="halve the steps, and add up more of them, until they fit into memory")
-    max_minutes: PositiveFloat | None = Field(None, description="epochs are cut down to fit; training then stops")
+    batch_size: PositiveInt = Field(16, description="crops per step and process")
+    accumulation: PositiveInt = Field(1, description="steps per weight update")
+    fit_memory: bool = Field(False, description="reduce the batch size, and accumulate more, until it fits in memory")
+    max_minutes: PositiveFloat | None = Field(None, description="time budget: as many epochs as fit")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    validate_every: PositiveInt = Field(1, description="epochs between validations; the last is always validated")
+    validate_every: PositiveInt = Field(1, description="validate every n epochs, and after the last")
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="of averaged weights, for each step and process; 0: none are kept"
+        0.0, description="decay of the moving average of the weights, per step and process; 0: off"
     )
     keep: Literal["best", "last"] = Field(
         "best",
-        description="of a run that validates: the weights that did best, or the last ones (their moving average)",
+        description="best: weights with the best validation score; last: the final weights (averaged if ema_decay > 0)",
     )
-    average_best: PositiveInt = Field(1, description="how many of the best epochs' weights are averaged, of keep: best")
+    average_best: PositiveInt = Field(1, description="with keep: best, also try the average of this many best epochs")
     threshold_folds: Annotated[int, Field(ge=0)] = Field(
-        0, description="without a validation fold: folds that are trained first, to choose the thresholds on"
+        0, description="with fold: null, first train this many folds to choose the thresholds"
     )
     second_stage: SecondStageConfig = SecondStageConfig()
     trackers: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
 
 
 class InferenceConfig(Frozen):
-    """How a trained model meets an image."""
+    """How the trained model is applied to an image."""
 
-    tile_hw: SizeHW = Field((1024, 2048), description="larger images are cut into overlapping tiles of this size")
+    tile_hw: SizeHW = Field((1024, 2048), description="larger images are split into overlapping tiles of this size")
     tile_overlap_px: Annotated[int, Field(ge=0)] = 128
     tta: Literal["none", "flips", "turns"] = Field(
-        "none", description="average over 4 mirrored views (flips), over 8 where the image is square (turns)"
+        "none", description="average 4 mirrored views (flips), or 8 with rotations if the image is square (turns)"
     )
 
     @model_validator(mode="after")
@@ -149,7 +149,7 @@ class InferenceConfig(Frozen):
 
 
 class Recipe(Frozen):
-    """Everything that `train` needs to know besides the data folder and the device."""
+    """All settings of `train` except the data folder and the device."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     model: ModelConfig = ModelConfig()
@@ -173,40 +173,35 @@ class Recipe(Frozen):
 
 
 def changed(recipe: Recipe, section: str, **values: object) -> Recipe:
-    """The recipe with other values, taken as they are, in one of its sections."""
+    """A copy of the recipe with new values in one section. The values are not validated."""
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name -> file of each recipe that comes with the package, sorted by name."""
+    """The recipes that come with the package: name -> file, sorted by name."""
     package = Path(__file__).parent
     folder = next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
     return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `key=value` overrides, values being YAML.
+    """Read a recipe and apply `key=value` overrides, whose values are YAML.
 
     Raises:
-        ConfigError: no such recipe, not YAML, or keys or values that are not valid; all of them are listed at once.
+        ConfigError: no such recipe, not YAML, or invalid keys or values. The message lists all invalid ones.
     """
     source, content = _read_recipe(name_or_path)
     for override in overrides:
         apply_override(content, override)
-    return parse_recipe(content, source=" with ".join([source, *overrides]))
-
-
-def parse_recipe(content: Mapping[str, Any], *, source: str) -> Recipe:
-    """Validate the content of a recipe; `source` names it in errors. Raises ConfigError listing every problem."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
-        raise ConfigError(f"{source}: {problems}") from None
+        raise ConfigError(f"{' with '.join([source, *overrides])}: {problems}") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every key with its value."""
+    """The recipe as YAML, with every key."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -231,7 +226,7 @@ def _read_recipe(name_or_path: str) -> tuple[str, dict[str, Any]]:
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
-    """Set one key of a recipe's content to the value of a `key=value`. Raises ConfigError."""
+    """Set one key of a parsed recipe from `key=value`. Raises ConfigError."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"{override}: expected key=value, for example training.epochs=5")
@@ -242,7 +237,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     *parents, leaf = key.strip().split(".")
     section = content
     for parent in parents:
-        if section.get(parent) is None:  # absent, or named without any key below it
+        if section.get(parent) is None:  # absent, or present without keys
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
@@ -260,10 +255,7 @@ def _describe(problem: Any) -> str:
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:
-    section: type[BaseModel] = Recipe
+    section: Any = Recipe
     for part in location:
-        annotation = section.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        section = annotation
+        section = section.model_fields[part].annotation
     return list(section.model_fields)

@@ -46,7 +46,7 @@ def demo(
 
     print("2/4 training a small U-Net, at most 3.5 minutes", flush=True)
     with progress_bar("training") as progress:
-        trained = train(out / "train", out / "run", recipe=load_recipe("demo"), device=device, progress=progress)
+        (trained,) = train(out / "train", out / "run", recipe=load_recipe("demo"), device=device, progress=progress)
 
     print("3/4 evaluating on the sheets that it was not trained on", flush=True)
     with progress_bar("evaluating") as progress:

@@ -91,23 +91,19 @@ def train(
     require_extra("training", "train", "torch", "segmentation_models_pytorch", "accelerate", "albumentations")
     from defectseg.data.folder import open_data_folder
     from defectseg.model.locate import find_model
-    from defectseg.train.run_folder import read_request
     from defectseg.train.train import train as run_training
-    from defectseg.train.train import train_folds
     from defectseg.tune.file import read_thresholds
 
     asked: dict[str, Any] = {"data": data, "out": out, "device": device, "resume": resume}
     if not resume:
         assert data is not None
-        asked["recipe"] = recipe
+        asked |= {"recipe": recipe, "every_fold": fold == "all"}
         asked["init"] = None if init is None else find_model(init)
         asked["thresholds"] = (
             None if thresholds is None else read_thresholds(thresholds, open_data_folder(data).class_names)
         )
-    every_fold = read_request(out).every_fold if resume else fold == "all"
     with progress_bar("training", after_interrupt="Continue it with --resume.") as progress:
-        asked["progress"] = progress
-        results = list(train_folds(**asked).values()) if every_fold else [run_training(**asked)]
+        results = run_training(**asked, progress=progress)
     if is_main_process():
         _report(results, json_output)
     finish(partial=any(result.unreadable for result in results))

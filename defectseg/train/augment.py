@@ -1,4 +1,4 @@
-"""Random changes of a training crop. The only user of albumentations."""
+"""Augmentation of training crops. Only this module imports albumentations."""
 
 import os
 import warnings
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for a newer version on import
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it checks for updates online on import
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it warns of its own deprecations on import
+    warnings.simplefilter("ignore")  # it emits deprecation warnings on import
     import albumentations
 
 from defectseg.config import AugmentConfig
@@ -21,10 +21,10 @@ Augment = Callable[[NDArray[np.uint8], NDArray[np.uint8], int], Crop]
 
 
 def build_augment(config: AugmentConfig) -> Augment:
-    """A function (image uint8 (H, W), layers uint8 (H, W, L), seed) -> changed image and layers.
+    """A function (image uint8 (H, W), layers uint8 (H, W, L), seed) -> augmented image and layers.
 
-    Geometry changes both, brightness and contrast the image alone. Equal seeds give equal results, and what a step does
-    does not depend on which others there are.
+    Flips and turns apply to both, brightness and contrast to the image only. The result depends only on the input and
+    the seed, and each transform is independent of which others are enabled.
     """
     light = albumentations.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=1)
     return partial(
@@ -38,14 +38,14 @@ def build_augment(config: AugmentConfig) -> Augment:
     )
 
 
-# A partial of a function of the module, not a closure: where workers are not forked it is pickled.
+# A module-level function, not a closure: data-loader workers that are not forked receive it pickled.
 def _apply(
     steps: Sequence[tuple[float, int, Any]], image: NDArray[np.uint8], layers: NDArray[np.uint8], seed: int
 ) -> Crop:
-    """Take each step (its probability, the number of its random stream, an albumentations transform) in turn.
+    """Apply each step in turn. A step is (probability, number of its random stream, albumentations transform).
 
-    One seed for all, as in Compose, would give every step the same chance: both flips or none. The numbers never
-    change, so that a seed gives the same crops whatever steps come and go.
+    With one common seed, as in albumentations' Compose, both flips would always occur together. The stream numbers are
+    fixed, so the same seed gives the same crops even if steps are added or removed.
     """
     for probability, stream, transform in steps:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))

@@ -1,37 +1,43 @@
-"""Everything needed to go on after an interruption as if there had been none."""
+"""A training run: its parts, its state, and saving and restoring that state."""
 
 import io
-import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from defectseg.config import Recipe
+from defectseg.data.folder import DataFolder
 from defectseg.errors import ModelError
 from defectseg.files import write_bytes
 from defectseg.model.info import ModelInfo
+from defectseg.model.locate import CHECKPOINT_NAME
+from defectseg.model.network import DefectNetwork
+from defectseg.progress import Progress
+from defectseg.train.interrupts import Interrupts
+from defectseg.train.loaders import StageLoader
 
 
 @dataclass
 class TrainingState:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
-        epoch: epochs done.
-        batch: steps done of the present epoch.
-        step: steps done in all.
-        sums: of the losses over those of the present epoch, and the last learning-rate factor.
-        total_epochs: epochs planned for the first stage; a time budget can lower it.
-        elapsed_s: seconds of training done, over all sessions.
-        best_score: the highest selection score so far; None before the first validation.
+        epoch: completed epochs.
+        batch: completed steps of the current epoch.
+        step: completed steps in total.
+        sums: sum of each loss over the current epoch, and the latest learning-rate factor.
+        total_epochs: planned epochs of the first stage; a time budget can lower it.
+        elapsed_s: training time in seconds, over all sessions.
+        best_score: highest validation score so far; None before the first validation.
         best_epoch: the epoch (from 1) that reached it.
-        kept: (score, epoch) of the epochs whose weights are kept to be averaged, the best first.
+        kept: (score, epoch) of the epochs whose weights are kept for averaging, best first.
     """
 
     epoch: int = 0
@@ -45,108 +51,120 @@ class TrainingState:
     kept: list[tuple[float, int]] = field(default_factory=list)
 
 
-def save_checkpoint(
-    path: Path,
-    network: nn.Module,
-    ema: AveragedModel | None,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    run_state: TrainingState,
-    info: ModelInfo,
-) -> None:
-    """Write the state of a run, whole or not at all; `info` describes the model to be. All processes call it together,
-    the main one writes.
+@dataclass
+class Run:
+    """The objects that a run consists of. `state` and `history` change during training.
 
-    Raises ResourceError if it cannot be written.
+    Attributes:
+        folder: the run folder.
+        accelerator: device, precision, processes.
+        network: the network, not wrapped by Accelerate.
+        prepared: the same network, wrapped by Accelerate.
+        optimizer: wrapped by Accelerate.
+        ema: moving average of the network, or None.
+        loaders: one per stage.
+        data: images and labels.
+        val_ids: ImageIds of the validation images; may be empty.
+        info: description of the model, without its final thresholds and metrics.
+        progress: called after each step, in the main process.
+        state: progress of the run.
+        interrupts: handles SIGTERM and Ctrl-C.
+        history: one entry per epoch, as in metrics.jsonl.
     """
-    scaler = accelerator.scaler
+
+    folder: Path
+    accelerator: Accelerator
+    network: DefectNetwork
+    prepared: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: AveragedModel | None
+    loaders: Sequence[StageLoader]
+    data: DataFolder
+    val_ids: Sequence[str]
+    info: ModelInfo
+    progress: Progress
+    state: TrainingState
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return self.info.recipe
+
+    @property
+    def epochs(self) -> int:
+        """Planned epochs of all stages."""
+        return self.state.total_epochs + self.recipe.training.second_stage.epochs
+
+    @property
+    def steps(self) -> int:
+        """Planned steps of all stages."""
+        later = self.recipe.training.second_stage.epochs
+        return self.state.total_epochs * len(self.loaders[0]) + later * len(self.loaders[-1])
+
+
+def save_checkpoint(run: Run) -> None:
+    """Write last.ckpt atomically. All processes must call this together; the main process writes.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    scaler = run.accelerator.scaler
     random_states = gather_object([_random_state()])
-    if not accelerator.is_main_process:
+    if not run.accelerator.is_main_process:
         return
-    state = {
-        "network": network.state_dict(),
-        "ema": None if ema is None else ema.state_dict(),
-        "optimizer": optimizer.state_dict(),
+    saved = {
+        "network": run.network.state_dict(),
+        "ema": None if run.ema is None else run.ema.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
-        "state": vars(run_state),
-        "info": info.model_dump_json(),
+        "state": vars(run.state),
+        "info": run.info.model_dump_json(),
         "random": random_states,
     }
     content = io.BytesIO()
-    torch.save(state, content)  # not to the file: torch does not tell a full disk from other failures
-    write_bytes(path, content.getbuffer())
+    torch.save(saved, content)  # not to the file: torch does not report a full disk as OSError
+    write_bytes(run.folder / CHECKPOINT_NAME, content.getbuffer())
 
 
-def read_description(path: Path) -> ModelInfo:
-    """What the run of a checkpoint began with. Raises ModelError as `load_checkpoint` does."""
-    state = _read(path, mmap=True)
+def read_checkpoint(folder: Path) -> tuple[ModelInfo, dict[str, Any]]:
+    """Read last.ckpt: the model's description and the state for `restore`. Raises ModelError if it is damaged."""
+    path = folder / CHECKPOINT_NAME
+    with _failure_as_model_error(path):
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return ModelInfo.model_validate_json(saved["info"]), saved
+
+
+def restore(run: Run, saved: dict[str, Any]) -> None:
+    """Load a saved state into a run. Raises ModelError if it does not fit, for example another network."""
+    with _failure_as_model_error(run.folder / CHECKPOINT_NAME):
+        run.network.load_state_dict(saved["network"])
+        if run.ema is not None:
+            run.ema.load_state_dict(saved["ema"])
+        run.optimizer.load_state_dict(saved["optimizer"])
+        if run.accelerator.scaler is not None and saved["scaler"] is not None:
+            run.accelerator.scaler.load_state_dict(saved["scaler"])
+        own = saved["random"][run.accelerator.process_index % len(saved["random"])]
+        torch.set_rng_state(own["torch"])
+        if own["cuda"] and len(own["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(own["cuda"])
+        run.state = TrainingState(**saved["state"])
+
+
+@contextmanager
+def _failure_as_model_error(path: Path) -> Iterator[None]:
     try:
-        return ModelInfo.model_validate_json(state["info"])
-    except (KeyError, ValueError) as error:
-        raise _unusable(path, error) from error
-
-
-def load_checkpoint(
-    path: Path,
-    network: nn.Module,
-    ema: AveragedModel | None,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-) -> TrainingState:
-    """Put a run back to where its checkpoint was written.
-
-    Raises:
-        ModelError: no checkpoint there, or it does not fit the network.
-    """
-    state = _read(path)
-    try:
-        network.load_state_dict(state["network"])
-        if ema is not None:
-            ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        if accelerator.scaler is not None and state["scaler"] is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
-        _set_random_state(state["random"][accelerator.process_index % len(state["random"])])
-        return TrainingState(**state["state"])
+        yield
     except Exception as error:
-        raise _unusable(path, error) from error
-
-
-def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint; with `mmap`, its tensors are left on the disk."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no checkpoint to resume from. Start again in a new folder.") from None
-    except Exception as error:
-        raise _unusable(path, error) from error
-    return state
-
-
-def _unusable(path: Path, error: Exception) -> ModelError:
-    reason = str(error).strip().splitlines()
-    return ModelError(
-        f"{path}: the run cannot be resumed from it ({reason[0] if reason else type(error).__name__}). "
-        "Start again in a new folder."
-    )
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"{path}: the run cannot be resumed from it ({reason[0] if reason else type(error).__name__}). "
+            "Start again in a new folder."
+        ) from error
 
 
 def _random_state() -> dict[str, Any]:
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, gauss_next = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
-        "python": [version, list(internal), gauss_next],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
+    """Torch's generators only: each crop has its own seed, and a step uses no other source of randomness."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}

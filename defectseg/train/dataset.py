@@ -1,8 +1,8 @@
-"""Crops to train on, each a function of (seed, epoch, position): no worker, process or order changes them."""
+"""Training crops. Each depends only on (seed, epoch, position), not on workers, processes or order."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +16,20 @@ from defectseg.train.augment import Augment
 from defectseg.train.crops import Place, cut, place_crop
 
 HIDING = 2
-"""In the layer of what to ignore: a defect may be there."""
+"""Value in the ignore layer for ignored pixels that may hide a defect."""
 
 
 @dataclass(frozen=True)
 class CropKey:
-    """Which crop: the epoch, the position in it, the image, where in it, and on a defect of which class (None: any)."""
+    """Identifies a crop.
+
+    Attributes:
+        epoch: from 0.
+        position: index within the epoch.
+        image_id: the image to crop.
+        place: `defect`: the crop contains a defect.
+        class_id: class of that defect; None: any.
+    """
 
     epoch: int
     position: int
@@ -30,15 +38,14 @@ class CropKey:
     class_id: int | None = None
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Tensors of N crops.
+class Batch(NamedTuple):
+    """N crops. Being a tuple, torch and Accelerate can pin it and move it to a device.
 
     Attributes:
         images: uint8 (N, 1, H, W).
         masks: bool (N, C, H, W).
         ignore: bool (N, H, W).
-        unknown: bool (N, C), pairs in which ignored pixels may hide the class.
+        unknown: bool (N, C), True if ignored pixels may hide the class in the crop.
         image_ids: N ImageIds.
     """
 
@@ -46,33 +53,21 @@ class Batch:
     masks: Tensor
     ignore: Tensor
     unknown: Tensor
-    image_ids: tuple[str, ...]
-
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
-        """The same batch on another device; Accelerate calls this."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Self:
-        """The same batch in memory that a GPU can read by itself; the data loader calls this."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
-        images, masks, ignore, unknown = map(change, (self.images, self.masks, self.ignore, self.unknown))
-        return replace(self, images=images, masks=masks, ignore=ignore, unknown=unknown)
+    image_ids: Sequence[str]
 
 
 class CropSampler(Sampler[CropKey]):
-    """Chooses the images of each epoch.
+    """Chooses the crops of each epoch.
 
-    A share of the positions goes to defects (a part of it to each class alike, so that a rare one is seen as often as
-    a common one), the others anywhere; each group of images is gone through in a new random order before any image
-    comes again.
+    A share of the crops contains a defect. Part of that share is split equally among the classes, so that rare classes
+    are seen as often as common ones. The other crops lie anywhere. Within each group, no image repeats until all
+    images have been used.
 
     Args:
-        folder: labels, to know which images have a defect.
+        folder: labels.
         image_ids: images to train on.
-        config: shares of the crops, crops in an epoch.
-        seed: of the run.
+        config: shares of the crops, crops per epoch.
+        seed: seed of the run.
     """
 
     def __init__(self, folder: DataFolder, image_ids: Sequence[str], config: DataConfig, seed: int) -> None:
@@ -86,21 +81,17 @@ class CropSampler(Sampler[CropKey]):
         }
         self.by_class = {class_id: members for class_id, members in by_class.items() if members}
         self.seed = seed
-        self.epoch = 0
-        self.share_done = 0.0
-        self.start = 0
+        self.begin(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, that the next iteration gives."""
-        self.epoch = epoch
+    def begin(self, epoch: int, *, share_done: float = 0.0, start: int = 0) -> None:
+        """Set the epoch that the next iterations yield.
 
-    def set_share_done(self, share_done: float) -> None:
-        """Say which share of the training, 0..1, lies before the next iteration: it lowers the class balance."""
-        self.share_done = share_done
-
-    def start_at(self, position: int) -> None:
-        """Leave out the crops before this position, from the next iteration on: an interrupted epoch had them."""
-        self.start = position
+        Args:
+            epoch: from 0.
+            share_done: share of the training done so far, 0..1; lowers the class balance.
+            start: position of the first crop, to continue an interrupted epoch.
+        """
+        self.epoch, self.share_done, self.start = epoch, share_done, start
 
     def __len__(self) -> int:
         return self.length
@@ -108,7 +99,9 @@ class CropSampler(Sampler[CropKey]):
     def __iter__(self) -> Iterator[CropKey]:
         rng = np.random.default_rng([self.seed, self.epoch])
         num_defect = round(self.config.defect_crops * self.length) if self.defective else 0
-        num_each = round(self._balance() * num_defect) // max(1, len(self.by_class))
+        until = self.config.balance_until
+        left = 1.0 if until == 1 else max(0.0, 1 - self.share_done / until)
+        num_each = round(left * self.config.class_balance * num_defect) // max(1, len(self.by_class))
         chosen: list[tuple[str, Place, int | None]] = []
         for class_id, members in self.by_class.items():
             chosen += [(image_id, "defect", class_id) for image_id in _cycle(members, num_each, rng)]
@@ -119,56 +112,42 @@ class CropSampler(Sampler[CropKey]):
         for position in range(self.start, len(chosen)):
             yield CropKey(self.epoch, position, *chosen[order[position]])
 
-    def _balance(self) -> float:
-        """The class balance now: it falls to 0 in a straight line, or stays."""
-        until = self.config.balance_until
-        if until >= 1:
-            return self.config.class_balance
-        return self.config.class_balance * max(0.0, 1 - self.share_done / until) if until else 0.0
 
-
+@dataclass(frozen=True)
 class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]):
-    """Cuts and augments what the sampler chooses.
+    """Cuts and augments the crops that the sampler chooses.
 
-    Args:
+    Attributes:
         folder: images and labels.
-        crop_hw: size of a crop, or None for whole images.
-        augment: random changes.
-        seed: of the run.
-        cache: ImageId -> decoded image, uint8 (H, W); images that are not in it are read at each access.
-        black_limit: a crop with a larger share of black is drawn again, see `place_crop`.
+        crop_hw: size of a crop in px; None: whole images.
+        augment: from `build_augment`.
+        seed: seed of the run.
+        cache: ImageId -> decoded image, uint8 (H, W). Other images are decoded for each crop.
+        black_limit: largest share of black pixels in a crop, see `place_crop`.
     """
 
-    def __init__(
-        self,
-        folder: DataFolder,
-        crop_hw: tuple[int, int] | None,
-        augment: Augment,
-        seed: int,
-        *,
-        cache: Mapping[str, NDArray[np.uint8]] | None = None,
-        black_limit: float = 1.0,
-    ) -> None:
-        self.folder = folder
-        self.crop_hw = crop_hw
-        self.augment = augment
-        self.seed = seed
-        self.cache = cache or {}
-        self.black_limit = black_limit
+    folder: DataFolder
+    crop_hw: tuple[int, int] | None
+    augment: Augment
+    seed: int
+    cache: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    black_limit: float = 1.0
 
     def __getitem__(self, key: CropKey) -> tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]:
-        """Image uint8 (h, w) and layers uint8 (h, w, C + 1): a mask of 0 and 1 for each class, then what to ignore.
+        """Key, image uint8 (h, w), and layers uint8 (h, w, C + 1): a 0/1 mask per class, then the ignore layer.
 
-        The last layer is 0 for pixels that count, 1 for ignored ones that hide nothing, as borders and all beyond the
-        image, and HIDING for ignored ones that may hide a defect (see `hiding_pixels`).
+        The ignore layer is 0 for pixels that count, 1 for ignored pixels that hide nothing (borders, padding), and
+        HIDING for ignored pixels that may hide a defect (see `hiding_pixels`).
         """
         rng = np.random.default_rng([self.seed, key.epoch, key.position, 1])
-        pixels = self._pixels(key.image_id)
+        pixels = self.cache.get(key.image_id)
+        if pixels is None:
+            pixels = self.folder.decode(key.image_id).pixels
         masks, ignore = self.folder.masks_of(key.image_id, (pixels.shape[0], pixels.shape[1]))
         layers = np.concatenate([masks, ignore[None]]).view(np.uint8)
         if ignore.any():
             layers[-1, hiding_pixels(masks, ignore)] = HIDING
-            masks &= ~ignore  # a defect is looked for where it is seen
+            masks &= ~ignore  # place crops on visible defect pixels
         if self.crop_hw is not None:
             corner = place_crop(
                 pixels,
@@ -180,19 +159,15 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
                 black_limit=self.black_limit,
             )
             pixels, layers = cut(pixels, layers, corner, self.crop_hw)
-        # A copy, since the cache is read-only and a crop of it must not keep the whole image alive.
+        # A copy: the cache is read-only, and a view would keep the whole image in memory.
         image, changed = self.augment(
             pixels.copy(), np.ascontiguousarray(layers.transpose(1, 2, 0)), int(rng.integers(2**31))
         )
         return key, image, changed
 
-    def _pixels(self, image_id: str) -> NDArray[np.uint8]:
-        cached = self.cache.get(image_id)
-        return self.folder.decode(image_id).pixels if cached is None else cached
-
 
 def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:
-    """Stack crops of one size into tensors."""
+    """Stack crops of equal size into a batch."""
     keys, images, layers = zip(*items, strict=True)
     stacked = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2)
     masks, last = stacked.bool()[:, :-1].contiguous(), stacked[:, -1].contiguous()
@@ -208,7 +183,7 @@ def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def _cycle(items: Sequence[str], count: int, rng: np.random.Generator) -> Iterator[str]:
-    """`count` items: all of them in a random order, then all in another, and so on."""
+    """`count` items: repeated passes over all items, each in a new random order."""
     while count > 0:
         for index in rng.permutation(len(items))[:count]:
             yield items[index]

@@ -1,14 +1,13 @@
-"""What is trained on: folds, and the images of a data folder, each decoded once for all runs of a command."""
+"""Folds and images of a training. Each image is decoded once for all runs of a command."""
 
 import logging
 import os
-import threading
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +15,21 @@ from numpy.typing import NDArray
 from defectseg.data.folder import DataFolder
 from defectseg.data.split import SPLIT_NAME, make_folds, read_split
 from defectseg.errors import DataError, ImageError
-from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.image.read import DecodedImage, LowBitDepth, find_low_bit_depth
+from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
 from defectseg.model.info import ModelInfo
 
 log = logging.getLogger(__name__)
 
-# The rest is for the network, its activations and the loader's workers.
+# The network, its activations and the data loader's workers need the rest.
 _SHARE_OF_FREE_MEMORY = 0.25
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one run: ImageIds to train and to validate on, and the sizes (H, W) of the former in px."""
+    """ImageIds of one run, for training and validation, and the sizes (H, W) in px of its training images."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -38,32 +38,31 @@ class Part:
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a data folder, as all runs of a command share them.
+    """The images of a data folder, shared by all runs of a command.
 
     Attributes:
-        data: the labels.
-        folds: ImageId -> fold, of all images.
-        sizes: ImageId -> (H, W) in px, of the images that can be read.
-        unreadable: (ImageId, reason) of the others.
-        cache: ImageId -> pixels, uint8 (H, W), read-only; empty where the images are read anew for each crop.
-        bit_depth: what all 16-bit images were read with; None where there are none, where they differ, or where it is
-            not known.
-        low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits.
+        data: the data folder.
+        folds: ImageId -> fold, for all images.
+        sizes: ImageId -> (H, W) in px, for readable images.
+        unreadable: (ImageId, reason) of unreadable images.
+        cache: ImageId -> pixels, uint8 (H, W), read-only; empty if images are decoded again for each crop.
+        bit_depth: the bit depth of all 16-bit images; None if there are none, if they differ, or if it is unknown.
+        low_bit_depth: set if most 16-bit images seem to use fewer bits.
     """
 
     data: DataFolder
     folds: Mapping[str, int]
     sizes: Mapping[str, tuple[int, int]]
-    unreadable: tuple[tuple[str, str], ...] = ()
-    cache: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
-    bit_depth: int | None = None
-    low_bit_depth: LowBitDepth | None = None
+    unreadable: tuple[tuple[str, str], ...]
+    cache: Mapping[str, NDArray[np.uint8]]
+    bit_depth: int | None
+    low_bit_depth: LowBitDepth | None
 
     def part(self, fold: int | None) -> Part:
-        """The images of the run that holds back `fold`; None: of one on everything.
+        """The images of the run that validates on `fold`; None: all images are for training.
 
         Raises:
-            DataError: too few images, or none to train on with a defect.
+            DataError: too few images, or no training image has a defect.
         """
         readable = [image_id for image_id in self.data.image_ids if image_id in self.sizes]
         train = tuple(image_id for image_id in readable if self.folds[image_id] != fold)
@@ -79,7 +78,7 @@ class Images:
 
 
 def check_data(data: DataFolder, info: ModelInfo) -> None:
-    """Raise DataError where these are not the data that a model was trained on."""
+    """Raise DataError if a model was trained on other data."""
     if (info.class_names, info.data_fingerprint) != (data.class_names, data.fingerprint()):
         raise DataError(
             f"{data.root}: not the data that this training began with: images or labels differ. "
@@ -88,14 +87,14 @@ def check_data(data: DataFolder, info: ModelInfo) -> None:
 
 
 def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> dict[str, int]:
-    """ImageId -> fold of all images: of `split`, else of split.csv in the data folder, else new ones.
+    """ImageId -> fold: from `split` if it exists, else from split.csv in the data folder, else newly made.
 
     Args:
-        split: the split.csv of the training that is resumed; it need not exist.
-        folds, seed: of the recipe, for new folds.
+        split: the split.csv of the run folder, which exists on resuming.
+        folds, seed: the recipe's, for new folds.
 
     Raises:
-        DataError: a split.csv that does not name all images.
+        DataError: the split.csv lacks images.
         UsageError: more folds than images.
     """
     path = split if split.is_file() else data.root / SPLIT_NAME
@@ -116,96 +115,83 @@ def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> dict[
 def read_images(
     data: DataFolder, folds: Mapping[str, int], *, keep: bool | Literal["auto"], left_out: int | None = None
 ) -> Images:
-    """Decode every image once, with its masks, and keep the pixels where they take little of the free memory.
+    """Decode every image and its masks once to check them, and cache the pixels if they fit in memory.
 
-    To be called before the loader forks its workers, so that all of them share the one copy.
+    Call this before the data loader forks its workers, so that they share the cache.
 
     Args:
+        data: the data folder.
         folds: ImageId -> fold.
-        keep: `data.cache`: whether to keep the pixels; auto: in at most a quarter of the free memory.
-        left_out: the fold whose pixels nobody wants, since no run trains on them.
+        keep: the recipe's `data.cache`; auto: cache if all images fit in a quarter of the free memory.
+        left_out: a fold that is not cached because no run trains on it.
 
     Raises:
-        LabelError: a run-length that does not fit its image: training on a part of the labels would hide it.
+        LabelError: a run-length exceeds its image.
     """
-    cache = _Cache(_budget_bytes(keep))
 
-    def read(image_id: str) -> _Read | str:
+    def read(image_id: str) -> DecodedImage | str:
         try:
             decoded = data.decode(image_id)
         except ImageError as error:
             return str(error)
-        size_hw = (decoded.pixels.shape[0], decoded.pixels.shape[1])
-        data.masks_of(image_id, size_hw)
-        if folds[image_id] != left_out:
-            cache.offer(image_id, decoded.pixels)
-        return _Read(size_hw, decoded.bit_depth, decoded.brightest16)
+        data.masks_of(image_id, (decoded.pixels.shape[0], decoded.pixels.shape[1]))
+        return decoded
 
-    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
-        results = dict(zip(data.image_ids, pool.map(read, data.image_ids), strict=True))
-    found = {image_id: one for image_id, one in results.items() if not isinstance(one, str)}
-    unreadable = [(image_id, reason) for image_id, reason in results.items() if isinstance(reason, str)]
-    for image_id, reason in unreadable:
-        log.warning("left out: %s (%s)", image_id, reason)
-    if cache.pixels:
-        log.info("%d decoded images in memory (%.0f MB)", len(cache.pixels), cache.used_bytes / 1e6)
-    low = find_low_bit_depth(Counter(one.brightest16 for one in found.values()))
+    threads, budget_bytes, used_bytes = min(8, cores()), _budget_bytes(keep), 0
+    cache: dict[str, NDArray[np.uint8]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    unreadable = [(image.image_id, image.fault) for image in data.faulty]
+    bit_depths: set[int | None] = set()
+    brightest: Counter[int | None] = Counter()
+    with ThreadPoolExecutor(threads) as pool:
+        results = in_order(pool, read, data.image_ids, most=2 * threads)
+        for image_id, one in zip(data.image_ids, results, strict=True):
+            if isinstance(one, str):
+                log.warning("left out: %s (%s)", image_id, one)
+                unreadable.append((image_id, one))
+                continue
+            pixels = one.pixels
+            sizes[image_id] = (pixels.shape[0], pixels.shape[1])
+            brightest[one.brightest16] += 1
+            if (one.bit_depth, one.brightest16) != (None, None):
+                bit_depths.add(one.bit_depth)
+            if folds[image_id] != left_out:
+                pixels.setflags(write=False)
+                cache[image_id] = pixels
+                used_bytes += pixels.nbytes
+                if used_bytes > budget_bytes:
+                    cache.clear()
+    if cache:
+        log.info("%d decoded images in memory (%.0f MB)", len(cache), used_bytes / 1e6)
+    low = find_low_bit_depth(brightest)
     if low is not None:
         log.warning("%s Set data.bit_depth to %d, or to 16 if that is right.", low, low.bit_depth)
-    bit_depths = {one.bit_depth for one in found.values() if (one.bit_depth, one.brightest16) != (None, None)}
     return Images(
         data,
         folds,
-        sizes={image_id: one.size_hw for image_id, one in found.items()},
-        unreadable=(*((image.image_id, image.fault) for image in data.faulty), *unreadable),
-        cache=cache.pixels,
+        sizes,
+        tuple(unreadable),
+        cache,
         bit_depth=bit_depths.pop() if len(bit_depths) == 1 else None,
         low_bit_depth=low,
     )
 
 
-class _Read(NamedTuple):
-    """The size (H, W) of an image that can be read; the others as in DecodedImage."""
-
-    size_hw: tuple[int, int]
-    bit_depth: int | None
-    brightest16: int | None
-
-
-class _Cache:
-    """Decoded images up to a budget, or, where they take more, none."""
-
-    def __init__(self, budget_bytes: float) -> None:
-        self.pixels: dict[str, NDArray[np.uint8]] = {}
-        self.used_bytes = 0
-        self._budget_bytes = budget_bytes
-        self._lock = threading.Lock()
-
-    def offer(self, image_id: str, pixels: NDArray[np.uint8]) -> None:
-        pixels.setflags(write=False)
-        with self._lock:
-            self.used_bytes += pixels.nbytes
-            if self.used_bytes <= self._budget_bytes:
-                self.pixels[image_id] = pixels
-            else:
-                self.pixels.clear()
-
-
 def _budget_bytes(keep: bool | Literal["auto"]) -> float:
     if keep != "auto":
         return float("inf") if keep else 0.0
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each of them keeps its own
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each process has its own cache
     return _SHARE_OF_FREE_MEMORY * _free_memory_bytes() / processes
 
 
 def _free_memory_bytes() -> int:
-    """Free memory, of the container where it has less than the machine; 0 where the system does not tell."""
+    """Free memory of the machine, or of its container if that has less; 0 if unknown."""
     try:
-        free = max(0, os.sysconf("SC_AVPHYS_PAGES")) * max(0, os.sysconf("SC_PAGE_SIZE"))
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 0
     try:
         limit, used = (int((_CGROUP / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return free
-    return min(free, max(0, limit - used))
+    return min(free, limit - used)

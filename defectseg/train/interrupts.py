@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, kept until the end of a training step, when the state of the run is whole."""
+"""Delays SIGTERM and Ctrl-C until the end of a training step, when the state of the run is consistent."""
 
 import logging
 import os
@@ -14,14 +14,15 @@ from accelerate import Accelerator
 log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# One request may come twice: SLURM signals torchrun and its processes alike, and torchrun passes it on to them.
+# One request can arrive twice: SLURM signals torchrun and its processes, and torchrun forwards the signal to them.
 _ONE_REQUEST_S = 1.0
 
 
 def leave_signals_to_main(worker_id: int) -> None:
-    """To be called in each worker of a data loader: whoever stops a whole group of processes (torchrun, SLURM, Ctrl-C)
-    signals the workers too, and without them the main process could not end its step and save it. What the main
-    process itself sends, as it does when it ends, still ends them.
+    """Make a data-loader worker ignore SIGTERM and Ctrl-C unless its parent sends them.
+
+    torchrun, SLURM and Ctrl-C signal whole process groups. The main process needs its workers to finish the step and
+    save. The parent itself still ends its workers with SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -32,18 +33,18 @@ def leave_signals_to_main(worker_id: int) -> None:
 def _end_when_main_says_so() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
-    os._exit(0)  # as PyTorch's own handler, which tells the two kinds apart likewise; another code would be an error
+    os._exit(0)  # like PyTorch's own handler; any other code counts as a crash
 
 
 class Interrupts:
-    """Remembers a first signal; another one, a second or more later, interrupts at once."""
+    """Records the first signal; a second one, at least a second later, interrupts at once."""
 
     def __init__(self) -> None:
         self._came_s: float | None = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Catch the signals inside the block; elsewhere, and outside the main thread, they do what they did."""
+        """Catch signals within the block. It has no effect outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -55,7 +56,7 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def came(self, accelerator: Accelerator) -> bool:
-        """Whether any process has been asked to stop; all processes must ask together."""
+        """Whether any process was signalled. All processes must call this together."""
         if accelerator.num_processes == 1:
             return self._came_s is not None
         if self._came_s is not None:

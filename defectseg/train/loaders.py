@@ -1,4 +1,4 @@
-"""The crops of each stage: how large, how many at a time, and the loader that cuts them."""
+"""Data loaders of the stages: crop sizes, batch sizes, and fitting them into memory."""
 
 import copy
 import logging
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from defectseg.config import Recipe
+from defectseg.config import Recipe, changed
 from defectseg.errors import ConfigError, ResourceError
 from defectseg.machine import cores
 from defectseg.model.devices import is_out_of_memory
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageLoader:
-    """The crops of one stage, of `crop_hw` px: the loader as prepared by Accelerate, and the sampler inside it."""
+    """The data loader of one stage, prepared by Accelerate, and its sampler. Crops have `crop_hw` px."""
 
     stage: Stage
     crop_hw: tuple[int, int]
@@ -37,18 +37,18 @@ class StageLoader:
     sampler: CropSampler
 
     def __len__(self) -> int:
-        """Steps in an epoch, on each process."""
+        """Steps per epoch and process."""
         return len(self.loader)
 
     @property
     def pixels(self) -> int:
-        """Of an epoch, on each process."""
+        """Pixels per epoch and process."""
         return len(self) * self.stage.batch_size * math.prod(self.crop_hw)
 
 
 def make_loader(stage: Stage, accelerator: Accelerator, images: Images, part: Part, recipe: Recipe) -> StageLoader:
     """The loader of one stage of a run."""
-    settings = recipe.data.model_copy(update={"samples_per_epoch": stage.samples, "crop_hw": stage.crop_hw})
+    settings = recipe.data.model_copy(update={"samples_per_epoch": stage.samples})
     sampler = CropSampler(images.data, part.train, settings, recipe.seed)
     size_hw = crop_size(stage, part.train_sizes, recipe)
     dataset = CropDataset(
@@ -59,7 +59,11 @@ def make_loader(stage: Stage, accelerator: Accelerator, images: Images, part: Pa
         cache=images.cache,
         black_limit=recipe.data.black_limit,
     )
-    workers = _workers(recipe, accelerator.device)
+    on_gpu = accelerator.device.type == "cuda"
+    can_fork = sys.platform == "linux"  # macOS has fork, but its libraries are not fork-safe
+    # On a CPU, workers would compete with the network for cores.
+    automatic = min(8, cores()) if on_gpu and can_fork else 0
+    workers = automatic if recipe.data.workers == "auto" else recipe.data.workers
     stage = replace(stage, batch_size=min(stage.batch_size, max(1, len(sampler) // accelerator.num_processes)))
     loader = DataLoader(
         dataset,
@@ -68,23 +72,26 @@ def make_loader(stage: Stage, accelerator: Accelerator, images: Images, part: Pa
         num_workers=workers,
         collate_fn=collate,
         drop_last=True,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=on_gpu,
         persistent_workers=workers > 0,
         worker_init_fn=leave_signals_to_main,
-        # Forked workers share the cache; others would get a copy of it each.
-        multiprocessing_context="fork" if workers and _can_fork() else None,
-        # One of its own, since each start of the loader draws from it: a resumed epoch starts it once more.
+        # Forked workers share the cache; spawned ones would each get a copy.
+        multiprocessing_context="fork" if workers and can_fork else None,
+        # Each iteration of the loader draws a seed, from here and not from torch's global generator: a resumed epoch
+        # iterates once more than an uninterrupted one.
         generator=torch.Generator().manual_seed(recipe.seed),
     )
     return StageLoader(stage, size_hw, accelerator.prepare(loader), sampler)
 
 
 def crop_size(stage: Stage, sizes: Set[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
-    """The size (H, W) of a stage's crops: no larger than the images, since prediction has no black around them. Square
-    crops that are turned are as large as fits into one of the images.
+    """The crop size (H, W) of a stage, in px.
+
+    Crops are no larger than the largest image, because prediction adds no black margins either. With quarter turns they
+    are squares that fit into at least one image.
 
     Raises:
-        ConfigError: whole images cannot make a batch.
+        ConfigError: whole images are wanted, but their sizes differ, or they are not square and would be turned.
     """
     if stage.crop_hw is not None:
         if recipe.augment.quarter_turns:
@@ -94,32 +101,40 @@ def crop_size(stage: Stage, sizes: Set[tuple[int, int]], recipe: Recipe) -> tupl
         return min(stage.crop_hw[0], height), min(stage.crop_hw[1], width)
     (height, width), *others = sorted(sizes)
     if others:
-        raise ConfigError(
-            f"{stage.crop_key} is null, but the images differ in size (for example {height}x{width} and "
-            f"{others[0][0]}x{others[0][1]}). Set a crop size, for example {stage.crop_key}=[256,256]"
-        )
-    if recipe.augment.quarter_turns and height != width:
-        raise ConfigError(
-            f"augment.quarter_turns needs square crops, but {stage.crop_key} is null and the images are "
-            f"{height}x{width}. Set a crop size, for example {stage.crop_key}=[256,256]"
-        )
-    return height, width
+        problem = f"the images differ in size (for example {height}x{width} and {others[0][0]}x{others[0][1]})"
+    elif recipe.augment.quarter_turns and height != width:
+        problem = f"augment.quarter_turns needs square crops and the images are {height}x{width}"
+    else:
+        return height, width
+    raise ConfigError(
+        f"{stage.crop_key} is null, but {problem}. Set a crop size, for example {stage.crop_key}=[256,256]"
+    )
 
 
 def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator, part: Part) -> Recipe:
-    """The recipe with steps small enough for the memory of the device, and as many more of them added up.
+    """The recipe with a batch size that fits into the device's memory, and more accumulation in return.
 
-    Tried out on a copy of the network; neither weights nor random states change.
+    It runs training steps on a copy of the network; weights and random states stay the same.
 
     Raises:
         ResourceError: not even one crop fits.
     """
     batch_size = recipe.training.batch_size
     for parts in (number for number in range(1, batch_size + 1) if batch_size % number == 0):
-        smaller = _in_parts(recipe, parts)
+        second = recipe.training.second_stage
+        if second.batch_size is not None:
+            second = second.model_copy(update={"batch_size": math.ceil(second.batch_size / parts)})
+        smaller = changed(
+            recipe,
+            "training",
+            batch_size=batch_size // parts,
+            accumulation=recipe.training.accumulation * parts,
+            second_stage=second,
+            fit_memory=False,
+        )
         sizes = [(stage.batch_size, crop_size(stage, part.train_sizes, recipe)) for stage in stages_of(smaller)]
         fits = all(_fits(network, accelerator, recipe, *size) for size in sizes)
-        if all(gather_object([fits])):  # processes must agree, even if their devices do not
+        if all(gather_object([fits])):  # all processes must use the same batch size
             log.info("steps of %d crops, gradients of %d added up", batch_size // parts, smaller.training.accumulation)
             return smaller
     raise ResourceError(
@@ -127,24 +142,10 @@ def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator,
     )
 
 
-def _in_parts(recipe: Recipe, parts: int) -> Recipe:
-    training = recipe.training
-    second = training.second_stage
-    if second.batch_size is not None:
-        second = second.model_copy(update={"batch_size": math.ceil(second.batch_size / parts)})
-    changed = {
-        "batch_size": training.batch_size // parts,
-        "accumulation": training.accumulation * parts,
-        "second_stage": second,
-        "fit_memory": False,
-    }
-    return recipe.model_copy(update={"training": training.model_copy(update=changed)})
-
-
 def _fits(
     network: DefectNetwork, accelerator: Accelerator, recipe: Recipe, batch_size: int, crop_hw: tuple[int, int]
 ) -> bool:
-    """Whether one step of training fits, optimizer included."""
+    """Whether one training step, including the optimizer's, fits into memory."""
     device = accelerator.device
     with torch.random.fork_rng():
         try:
@@ -154,7 +155,7 @@ def _fits(
                 masks, gate = trial(torch.zeros((batch_size, 1, *crop_hw), dtype=torch.uint8, device=device))
             truth = torch.zeros(masks.shape, dtype=torch.bool, device=device)
             gate = None if gate is None else gate.float()
-            # Lovasz, where the recipe has it: of the two losses the one that takes more memory.
+            # share_done=1: the Lovasz loss, if the recipe uses it, since it takes more memory than Dice.
             loss = segmentation_loss(masks.float(), gate, truth, truth[:, 0], recipe.loss, share_done=1.0).total
             accelerator.backward(loss)
             optimizer.step()
@@ -163,19 +164,5 @@ def _fits(
                 raise
             return False
         finally:
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
     return True
-
-
-def _workers(recipe: Recipe, device: torch.device) -> int:
-    """Worker processes of the loader. On a CPU they would take the cores from the network, so there are none; nor where
-    they cannot be forked.
-    """
-    if recipe.data.workers != "auto":
-        return recipe.data.workers
-    return min(8, cores()) if device.type == "cuda" and _can_fork() else 0
-
-
-def _can_fork() -> bool:
-    return sys.platform == "linux"  # macOS has fork, but its libraries do not bear it

@@ -1,5 +1,6 @@
-"""What a run folder holds: `request.json`, which says what was asked for, and what a run leaves beside it."""
+"""The run folder: its files, its lock, and the request that resuming continues."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,14 +10,7 @@ from pydantic import ValidationError
 from defectseg.config import Frozen, Recipe, dump_recipe
 from defectseg.data.split import SPLIT_NAME, write_split
 from defectseg.errors import DefectsegError, OutputExistsError, UsageError
-from defectseg.files import (
-    LOCK_NAME,
-    TEMPORARY_PREFIX,
-    atomic_csv,
-    folder_lock,
-    remove_stale_temporaries,
-    write_text,
-)
+from defectseg.files import atomic_csv, folder_lock, is_empty_folder, remove_stale_temporaries, write_text
 from defectseg.machine import is_main_process
 from defectseg.model.info import Thresholds
 from defectseg.model.locate import CHECKPOINT_NAME, FOLD_PREFIX, MODEL_NAME
@@ -32,14 +26,14 @@ FOLDS_NAME = "folds"
 
 
 class Request(Frozen):
-    """What a training was asked for: all that resuming it needs besides its checkpoints.
+    """The arguments of a training, stored in request.json. Resuming needs these and the checkpoints.
 
     Attributes:
-        recipe: as resolved from the recipe and its changes, before it is fitted to the memory.
+        recipe: the resolved recipe, before it is fitted into memory.
         data: data folder.
         init: a bundle to start from, or None.
-        thresholds: of the model to be; None to choose them.
-        every_fold: a run for each fold instead of a single one.
+        thresholds: thresholds of the bundle; None: choose them.
+        every_fold: train one model per fold.
     """
 
     recipe: Recipe
@@ -50,13 +44,13 @@ class Request(Frozen):
 
     @property
     def threshold_folds(self) -> int:
-        """How many runs on folds come first, to choose the thresholds of a model of everything on."""
+        """Number of fold models to train first, to choose the thresholds of a model trained on all images."""
         chooses = self.recipe.data.fold is None and self.thresholds is None and not self.every_fold
         return self.recipe.training.threshold_folds if chooses else 0
 
 
 def read_request(out: Path) -> Request:
-    """What the training in a run folder was asked for. Raises UsageError where there is none, or it cannot be read."""
+    """Read request.json of a run folder. Raises UsageError if it is missing or damaged."""
     path = out / REQUEST_NAME
     if not path.is_file():
         whole = out.parent if (out.parent / REQUEST_NAME).is_file() else out.parent.parent
@@ -71,18 +65,19 @@ def read_request(out: Path) -> Request:
 
 @contextmanager
 def run_folder(out: Path, request: Request, *, resume: bool) -> Iterator[None]:
-    """Hold a run folder for the block and keep the request in it. A training that fails before its first checkpoint
-    leaves nothing, so that it can be started again with other settings.
+    """Lock a run folder for the block and store the request in it.
+
+    If training fails before its first checkpoint, the folder is emptied, so that the same command can be given again.
 
     Raises:
-        OutputExistsError: the folder holds something, and the training is not to be resumed.
-        UsageError: there is nothing to resume.
-        ResourceError: another process holds it, or it cannot be written.
+        OutputExistsError: the folder is not empty, and `resume` is False.
+        UsageError: the training has ended; there is nothing to resume.
+        ResourceError: another process has the lock, or the folder cannot be written.
     """
     if not is_main_process():
         yield
         return
-    if not resume and not _is_free(out):
+    if not resume and not is_empty_folder(out):
         raise OutputExistsError(f"{out}: not empty. Choose another run folder.", go_on={"resume": True})
     if resume and (out / MODEL_NAME).exists():
         raise UsageError(f"{out}: this run has ended; its model is {MODEL_NAME}. There is nothing to resume.")
@@ -96,19 +91,17 @@ def run_folder(out: Path, request: Request, *, resume: bool) -> Iterator[None]:
             yield
         except DefectsegError:
             if not resume and not any(out.rglob(CHECKPOINT_NAME)):
-                for name in (REQUEST_NAME, SPLIT_NAME, CONFIG_NAME, ERRORS_NAME):
-                    for path in out.rglob(name):
-                        path.unlink()
+                _clear(out)
             raise
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a run got as far as its first checkpoint. One that was killed before starts from the beginning."""
-    return any((folder / name).is_file() for name in (CHECKPOINT_NAME, METRICS_NAME))
+    """Whether a run has a checkpoint. A run that was killed before its first one starts from the beginning."""
+    return (folder / CHECKPOINT_NAME).is_file()
 
 
 def write_start(folder: Path, recipe: Recipe, images: Images) -> None:
-    """Write what people and other commands want to know of a run: its recipe, its split, the images left out."""
+    """Write config.yaml, split.csv and, if images are unreadable, errors.csv."""
     write_text(folder / CONFIG_NAME, dump_recipe(recipe))
     write_split(folder / SPLIT_NAME, images.folds)
     if images.unreadable:
@@ -116,13 +109,9 @@ def write_start(folder: Path, recipe: Recipe, images: Images) -> None:
             write_rows(images.unreadable)
 
 
-def _is_free(folder: Path) -> bool:
-    """Whether a folder is empty, but for what trainings leave that could not begin."""
-    return not folder.exists() or (folder.is_dir() and all(map(_is_trace, folder.iterdir())))
-
-
-def _is_trace(entry: Path) -> bool:
-    if entry.is_dir():
-        is_run = entry.name.startswith((FOLDS_NAME, FOLD_PREFIX))
-        return entry.name == TENSORBOARD_NAME or (is_run and _is_free(entry))
-    return entry.name == LOCK_NAME or entry.name.startswith(TEMPORARY_PREFIX)
+def _clear(out: Path) -> None:
+    """Delete everything that a training writes before its first checkpoint."""
+    for name in (REQUEST_NAME, SPLIT_NAME, CONFIG_NAME, ERRORS_NAME):
+        (out / name).unlink(missing_ok=True)
+    for folder in (out / TENSORBOARD_NAME, out / FOLDS_NAME, *out.glob(f"{FOLD_PREFIX}*")):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What changes as a training goes on: learning rates, stages, and how many epochs fit into the time."""
+"""Stages, learning rates, and the number of epochs that fit into a time budget."""
 
 import math
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ FINAL_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of epochs on crops of one kind.
+    """Epochs with the same crop size, batch size and learning-rate schedule.
 
     Attributes:
-        crop_key: what sets `crop_hw` in the recipe.
-        crop_hw: size of a crop in px; None for the whole image.
-        batch_size: crops in a step, on each process.
-        samples: crops in an epoch; None for one for each image.
-        rate_share: of the learning rates.
-        warms_up: whether the rate first rises.
+        crop_key: the recipe key that sets `crop_hw`.
+        crop_hw: size of a crop in px; None: whole images.
+        batch_size: crops per step and process.
+        samples: crops per epoch; None: one per image.
+        rate_share: factor on the learning rates.
+        warms_up: whether the learning rate starts with a warm-up.
     """
 
     crop_key: str
@@ -34,18 +34,16 @@ class Stage:
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """The one or two stages of a recipe."""
-    training, second = recipe.training, recipe.training.second_stage
-    data = recipe.data
-    stages = [Stage("data.crop_hw", data.crop_hw, training.batch_size, data.samples_per_epoch, 1.0, warms_up=True)]
-    if second.epochs:
-        batch_size = second.batch_size or training.batch_size
-        key, share = "training.second_stage.crop_hw", second.rate_share
-        stages.append(Stage(key, second.crop_hw, batch_size, second.samples_per_epoch, share, warms_up=False))
-    return tuple(stages)
+    data, later, batch_size = recipe.data, recipe.training.second_stage, recipe.training.batch_size
+    first = Stage("data.crop_hw", data.crop_hw, batch_size, data.samples_per_epoch, 1.0, warms_up=True)
+    if not later.epochs:
+        return (first,)
+    key, batch_size = "training.second_stage.crop_hw", later.batch_size or batch_size
+    return first, Stage(key, later.crop_hw, batch_size, later.samples_per_epoch, later.rate_share, warms_up=False)
 
 
 def rate_factor(step: int, total_steps: int, rates: OptimizerConfig, *, warms_up: bool = True) -> float:
-    """Share of the full learning rate at a step: linear warm-up, then a cosine down to a hundredth."""
+    """Factor on the learning rate at a step: linear warm-up, then cosine decay to 0.01."""
     warmup_steps = rates.warmup * total_steps if warms_up else 0.0
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -54,7 +52,7 @@ def rate_factor(step: int, total_steps: int, rates: OptimizerConfig, *, warms_up
 
 
 def make_optimizer(network: DefectNetwork, rates: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with two learning rates; norms and biases are not decayed."""
+    """AdamW with two learning rates, and no weight decay for norms and biases."""
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         rate = rates.encoder_lr if name.startswith("net.encoder.") else rates.decoder_lr
@@ -73,12 +71,16 @@ def make_optimizer(network: DefectNetwork, rates: OptimizerConfig) -> torch.opti
 def planned_epochs(
     *, budget_s: float, elapsed_s: float, epochs_done: int, epochs_wanted: int, later_share: float
 ) -> int:
-    """As many epochs of the first stage as the time budget allows, so that the cosine still reaches its end.
+    """Number of first-stage epochs that fit into the time budget, so that the cosine decay is completed.
 
-    A slow epoch (the first often is) lowers the plan and a quick one raises it again, up to the epochs wanted.
+    It is computed after every epoch from the mean duration so far, so a slow first epoch lowers it only for a while.
 
     Args:
-        later_share: how many epochs of the first stage the second one takes the time of.
+        budget_s: time budget in s.
+        elapsed_s: training time so far in s.
+        epochs_done: completed epochs, at least 1.
+        epochs_wanted: upper limit, from the recipe.
+        later_share: duration of the second stage, in first-stage epochs.
     """
     epoch_s = elapsed_s / epochs_done
     possible = math.floor(budget_s / epoch_s - later_share)

@@ -1,7 +1,8 @@
-"""How good a network is while it learns: through the same code as `predict`."""
+"""Validation during training, with the same code as `predict`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import ChainMap
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from accelerate import Accelerator
@@ -9,25 +10,27 @@ from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder
-from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, merge, summarise
+from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, summarise
 from defectseg.evaluate.score import Scored, Visitor, score_images
 from defectseg.image.overlay import paint_comparison
 from defectseg.inference.settings import Settings
 from defectseg.model.devices import half_precision
-from defectseg.model.info import ModelInfo, Thresholds
+from defectseg.model.info import Thresholds
 from defectseg.model.network import DefectNetwork
 from defectseg.runtime.torch import TorchRuntime
+from defectseg.train.checkpoint import Run
 
 PICTURES = 4
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Figures of one network on the validation images.
+    """Metrics of a network on the validation images.
 
     Attributes:
-        metrics: with the thresholds given.
-        ungated_dice: Dice over pairs with a defect as if every gate were open; None where no image has a defect.
+        metrics: with gate, pixel threshold and minimum area.
+        ungated_dice: mean Dice of the (image, class) pairs with a defect, with the pixel threshold only; None if no
+            image has a defect.
     """
 
     metrics: Metrics
@@ -35,77 +38,77 @@ class Validation:
 
     @property
     def score(self) -> float:
-        """What the best epoch is chosen by: Kaggle Dice plus the Dice of the defects, whatever the gate.
+        """The score that selects the best epoch: Kaggle Dice plus ungated Dice.
 
-        A gate that has not learnt to open yet makes every epoch look like empty masks; the masks differ all the same.
+        Early in training the gate rejects everything, so that Kaggle Dice is the same for all epochs; ungated Dice
+        still tells them apart.
         """
         return self.metrics.kaggle_dice + (self.ungated_dice or 0.0)
 
 
 def validate(
-    accelerator: Accelerator,
+    run: Run,
     network: DefectNetwork,
-    info: ModelInfo,
-    data: DataFolder,
-    image_ids: Sequence[str],
-    settings: Settings,
     *,
+    thresholds: Thresholds | None = None,
     visitors: Sequence[Visitor] = (),
+    views: bool = True,
 ) -> Validation:
-    """Score labelled images as `predict` would, and in its precision, so that the figures are those of the bundle;
-    each process takes its share of the images.
+    """Score a network on the validation images of a run, as `evaluate` will score the bundle.
+
+    The images are divided among the processes.
+
+    Args:
+        run: the run.
+        network: the network to score, with the run's weights or their average.
+        thresholds: None: those of `run.info`.
+        visitors: called with each image.
+        views: whether to use the recipe's `inference.tta`, which takes several times as long.
     """
+    accelerator = run.accelerator
     for buffer in network.buffers():
-        broadcast(buffer)  # processes gather batch-norm statistics of their own; the main one's go into the bundle
-    own = list(image_ids)[accelerator.process_index :: accelerator.num_processes]
-    runtime = TorchRuntime(network, info, dtype=half_precision(accelerator.device))
-    defects = _OpenGates(settings.thresholds)
-    score = score_images(runtime, data, own, settings, visitors=(defects, *visitors), keep_answers=True)
-    metrics = summarise(merge(*gather_object([score.counts])), info.class_names)
-    opened = merge(*gather_object([defects.counts]))
-    dices = [opened[key].dice for key in sorted(opened)]
+        broadcast(buffer)  # each process has its own batch-norm statistics; the bundle gets the main one's
+    own = run.val_ids[accelerator.process_index :: accelerator.num_processes]
+    settings = Settings.of(run.info, tta=None if views else "none", thresholds=thresholds)
+    pixel = np.asarray(settings.thresholds.pixel, np.float32)[:, None, None]
+    opened: Counts = {}
+
+    def open_gates(scored: Scored) -> None:
+        assert scored.answer is not None
+        pairs = count_pairs(scored.image_id, scored.answer.probabilities >= pixel, scored.truth, scored.ignore)
+        opened.update({key: pair for key, pair in pairs.items() if pair.true_px})
+
+    runtime = TorchRuntime(network, run.info, dtype=half_precision(accelerator.device))
+    score = score_images(runtime, run.data, own, settings, visitors=(open_gates, *visitors), keep_answers=True)
+    metrics = summarise(dict(ChainMap(*gather_object([score.counts]))), run.info.class_names)
+    defective = ChainMap(*gather_object([opened]))
+    dices = [defective[key].dice for key in sorted(defective)]
     return Validation(metrics, float(np.mean(dices)) if dices else None)
 
 
-@dataclass
 class Pictures:
-    """A visitor that keeps comparisons (label blue, prediction red, both magenta) of a few images."""
+    """A visitor that paints label (blue) and prediction (red) of a few images, those with the most classes.
 
-    of: frozenset[str]
-    bgr: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    Attributes:
+        shown: ImageIds of these images.
+        bgr: ImageId -> picture, uint8 (H, W, 3).
+    """
+
+    def __init__(self, data: DataFolder, image_ids: Sequence[str]) -> None:
+        by_interest = sorted(image_ids, key=lambda image_id: (-len(data.classes_of(image_id)), image_id))
+        self.shown = frozenset(by_interest[:PICTURES])
+        self.bgr: dict[str, NDArray[np.uint8]] = {}
 
     def __call__(self, scored: Scored) -> None:
-        """Keep the picture, if it is one of those."""
-        if scored.image_id in self.of:
+        """Paint the image if it is among those shown."""
+        if scored.image_id in self.shown:
             counted = ~scored.ignore
             predicted, truth = (np.asarray(masks.any(axis=0)) & counted for masks in (scored.masks, scored.truth))
             self.bgr[scored.image_id] = paint_comparison(scored.pixels, predicted, truth)
 
-
-def images_to_show(data: DataFolder, image_ids: Sequence[str]) -> frozenset[str]:
-    """A few validation images, those with a defect first."""
-    by_interest = sorted(image_ids, key=lambda image_id: (-len(data.classes_of(image_id)), image_id))
-    return frozenset(by_interest[:PICTURES])
-
-
-def log_pictures(accelerator: Accelerator, pictures: Mapping[str, NDArray[np.uint8]], epoch: int) -> None:
-    """Send comparisons (BGR) to TensorBoard, where that is on."""
-    for tracker in accelerator.trackers:
-        if tracker.name == "tensorboard":
-            for image_id, bgr in pictures.items():
+    def log(self, accelerator: Accelerator, epoch: int) -> None:
+        """Send the pictures to TensorBoard, if it is on."""
+        for tracker in accelerator.trackers:
+            for image_id, bgr in self.bgr.items():
                 rgb = np.ascontiguousarray(bgr[None, ..., ::-1])
                 tracker.log_images({f"validation/{image_id}": rgb}, step=epoch, dataformats="NHWC")
-
-
-class _OpenGates:
-    """Counts pairs with a defect as if every gate were open."""
-
-    def __init__(self, thresholds: Thresholds) -> None:
-        self.pixel = np.asarray(thresholds.pixel, np.float32)[:, None, None]
-        self.counts: Counts = {}
-
-    def __call__(self, scored: Scored) -> None:
-        assert scored.answer is not None
-        predicted = scored.answer.probabilities >= self.pixel
-        pairs = count_pairs(scored.image_id, predicted, scored.truth, scored.ignore)
-        self.counts.update({key: pair for key, pair in pairs.items() if pair.true_px})

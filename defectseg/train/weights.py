@@ -1,7 +1,6 @@
-"""The weights that validated best, on disk while a run goes on."""
+"""The best weights of a run, kept on disk, and the moving average."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,81 +9,66 @@ from torch.optim.swa_utils import AveragedModel
 
 from defectseg.evaluate.metrics import headline
 from defectseg.model.bundle import read_bundle, save_bundle
-from defectseg.model.info import ModelInfo
 from defectseg.model.network import DefectNetwork
-from defectseg.train.checkpoint import TrainingState
+from defectseg.train.checkpoint import Run
 from defectseg.train.validation import Validation
 
 BEST_NAME = "best.safetensors"
 
 
-class Candidates:
-    """Keeps the best weights of a run, and those of the best few epochs where they are to be averaged.
+def offer(run: Run, scored: Mapping[str, tuple[Validation, DefectNetwork]]) -> str:
+    """Save an epoch's weights if they are among the best so far.
+
+    Of equal scores the later epoch wins: as long as the gate rejects everything, all epochs may score the same.
 
     Args:
-        folder: run folder.
-        average_best: how many epochs; 1 for none.
-        writes: whether this process writes.
+        run: the run; its state is updated.
+        scored: validation and network of the weights (`epoch`) and, if there is one, their moving average (`ema`).
+
+    Returns:
+        the key of the better one.
     """
+    state, most = run.state, run.recipe.training.average_best
+    kind = max(scored, key=lambda name: scored[name][0].score)
+    score = scored[kind][0].score
+    if state.best_score is None or score >= state.best_score:
+        state.best_score, state.best_epoch = score, state.epoch
+        _save(run, BEST_NAME, kind, *scored[kind])
+    if most > 1:
+        state.kept = sorted([*state.kept, (scored["epoch"][0].score, state.epoch)], reverse=True)[:most]
+        if any(epoch == state.epoch for _, epoch in state.kept):
+            _save(run, _name(state.epoch), "epoch", *scored["epoch"])
+    return kind
 
-    def __init__(self, folder: Path, average_best: int, *, writes: bool) -> None:
-        self.folder = folder
-        self.average_best = average_best
-        self.writes = writes
 
-    def offer(
-        self, state: TrainingState, scored: Mapping[str, tuple[Validation, DefectNetwork]], info: ModelInfo
-    ) -> str:
-        """Take in what one validation found: of 'epoch' the weights as they are, of 'ema' their moving average; returns
-        the better of the two.
+def average_of_best(run: Run) -> dict[str, Tensor] | None:
+    """Mean weights of the kept epochs, on the CPU; None if there are fewer than two.
 
-        Of equals the later is best: while a gate still stops every image, each epoch may score as all-empty does.
-        """
-        kind = max(scored, key=lambda name: scored[name][0].score)
-        validation, network = scored[kind]
-        if state.best_score is None or validation.score >= state.best_score:
-            state.best_score, state.best_epoch = validation.score, state.epoch
-            self._save(BEST_NAME, network, info, {"weights": kind, "best_epoch": state.epoch}, validation)
-        if self.average_best > 1:
-            self._rank(state, *scored["epoch"], info)
-        return kind
+    Batch-norm statistics are averaged too, which is accurate enough for epochs of one run. Integer counters are those
+    of the best epoch.
+    """
+    if len(run.state.kept) < 2:
+        return None
+    parts = [read_bundle(run.folder / _name(epoch))[1] for _, epoch in run.state.kept]
+    return {
+        key: torch.stack([part[key] for part in parts]).mean(dim=0) if value.is_floating_point() else value
+        for key, value in parts[0].items()
+    }
 
-    def averaged(self, state: TrainingState) -> dict[str, Tensor] | None:
-        """Mean weights of the best epochs, on the CPU; None where fewer than two were kept."""
-        if len(state.kept) < 2:
-            return None
-        return average([read_bundle(self.folder / _name(epoch))[1] for _, epoch in state.kept])
 
-    def tidy(self, state: TrainingState) -> None:
-        """Delete epochs that are no longer among the best, once the checkpoint no longer speaks of them."""
-        wanted = {_name(epoch) for _, epoch in state.kept}
-        for path in self.folder.glob(_name("*")):
-            if path.name not in wanted:
-                path.unlink(missing_ok=True)
-
-    def clear(self) -> None:
-        """Delete all of them, when the run has its model."""
-        for path in (self.folder / BEST_NAME, *self.folder.glob(_name("*"))):
+def tidy(run: Run) -> None:
+    """Delete weights of epochs no longer kept. Call it after saving the checkpoint, which refers to the kept ones."""
+    wanted = {_name(epoch) for _, epoch in run.state.kept}
+    for path in run.folder.glob(_name("*")):
+        if path.name not in wanted:
             path.unlink(missing_ok=True)
 
-    def _rank(self, state: TrainingState, validation: Validation, network: DefectNetwork, info: ModelInfo) -> None:
-        ranked = sorted([*state.kept, (validation.score, state.epoch)], reverse=True)
-        state.kept = ranked[: self.average_best]
-        if any(epoch == state.epoch for _, epoch in state.kept):
-            origin: dict[str, str | int] = {"weights": "epoch", "best_epoch": state.epoch}
-            self._save(_name(state.epoch), network, info, origin, validation)
 
-    def _save(
-        self,
-        name: str,
-        network: DefectNetwork,
-        info: ModelInfo,
-        origin: Mapping[str, str | int],
-        validation: Validation,
-    ) -> None:
-        if self.writes:
-            metrics = {**origin, **headline(validation.metrics), "ungated_dice": validation.ungated_dice}
-            save_bundle(self.folder / name, network.state_dict(), info.model_copy(update={"metrics": metrics}))
+def _save(run: Run, name: str, kind: str, validation: Validation, network: DefectNetwork) -> None:
+    if run.accelerator.is_main_process:
+        origin = {"weights": kind, "best_epoch": run.state.epoch}
+        metrics = {**origin, **headline(validation.metrics), "ungated_dice": validation.ungated_dice}
+        save_bundle(run.folder / name, network.state_dict(), run.info.model_copy(update={"metrics": metrics}))
 
 
 def _name(epoch: int | str) -> str:
@@ -92,9 +76,9 @@ def _name(epoch: int | str) -> str:
 
 
 def make_ema(network: DefectNetwork, decay: float) -> AveragedModel:
-    """An exponential moving average of weights and batch statistics; call its `update_parameters` after each step.
+    """An exponential moving average of weights and batch-norm statistics. Call `update_parameters` after each step.
 
-    The first steps count for more: the decay is at most (1 + n) / (10 + n) after n steps, as in TensorFlow.
+    After n updates the decay is at most (1 + n) / (10 + n), as in TensorFlow, so early weights are forgotten quickly.
     """
 
     @torch.no_grad()
@@ -107,14 +91,3 @@ def make_ema(network: DefectNetwork, decay: float) -> AveragedModel:
             torch._foreach_copy_(averaged, current)
 
     return AveragedModel(network, multi_avg_fn=move, use_buffers=True)
-
-
-def average(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of several state dicts of one network; counters are those of the first. Batch statistics are averaged too,
-    which is close enough for epochs of one run.
-    """
-    first = parts[0]
-    return {
-        key: torch.stack([part[key] for part in parts]).mean(dim=0) if value.is_floating_point() else value
-        for key, value in first.items()
-    }

@@ -12,7 +12,7 @@ from defectseg.config import DataConfig, Recipe, load_recipe, shipped_recipes
 from defectseg.evaluate.metrics import PairCounts, summarise
 from defectseg.image.read import LowBitDepth
 from defectseg.model.info import Thresholds, read_model_info
-from defectseg.train.run_folder import Request
+from defectseg.train.run_folder import Request, read_request
 from defectseg.train.train import TrainResult
 from defectseg.tune.file import write_thresholds
 
@@ -26,17 +26,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What the library is asked for: a run, or a run for each fold. Nothing is trained."""
     calls: Calls = []
 
-    def train(data: Path | None, out: Path, **arguments: Any) -> TrainResult:
-        calls.append(("train", {"data": data, **arguments}))
-        return TrainResult(out / "model.safetensors", METRICS, (), low_bit_depth=LowBitDepth(3, 4, 900, 10))
-
-    def train_folds(data: Path | None, out: Path, **arguments: Any) -> dict[int, TrainResult]:
-        calls.append(("folds", {"data": data, **arguments}))
+    def train(data: Path | None, out: Path, **arguments: Any) -> list[TrainResult]:
+        every_fold = read_request(out).every_fold if arguments["resume"] else arguments["every_fold"]
+        calls.append(("folds" if every_fold else "train", {"data": data, **arguments}))
+        if not every_fold:
+            return [TrainResult(out / "model.safetensors", METRICS, (), low_bit_depth=LowBitDepth(3, 4, 900, 10))]
         ended = TrainResult(out / "fold-0" / "model.safetensors", None, ())
-        return {0: ended, 1: TrainResult(out / "fold-1" / "model.safetensors", METRICS, (("c.jpg", "torn"),))}
+        return [ended, TrainResult(out / "fold-1" / "model.safetensors", METRICS, (("c.jpg", "torn"),))]
 
     monkeypatch.setattr("defectseg.train.train.train", train)
-    monkeypatch.setattr("defectseg.train.train.train_folds", train_folds)
     return calls
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -47,28 +49,34 @@ def _decoded(folder: DataFolder, image_ids: Sequence[str]) -> dict[str, NDArray[
 
 
 def _epoch(sampler: CropSampler, epoch: int = 0) -> list[CropKey]:
-    sampler.set_epoch(epoch)
+    sampler.begin(epoch)
     return list(sampler)
 
 
 # The sampler
 
 
-def test_an_epoch_has_one_crop_for_each_image_unless_told_otherwise() -> None:
-    assert len(CropSampler(TEN, TEN.image_ids, DataConfig(), 0)) == 10
-    sampler = CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=7), 0)
-    assert len(sampler) == len(_epoch(sampler)) == 7
-
-
-@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 10), (0.5, 20), (1.0, 40)])
-def test_the_share_of_defect_crops_is_exact(share: float, expected: int) -> None:
-    sampler = CropSampler(TEN, TEN.image_ids, DataConfig(defect_crops=share, samples_per_epoch=40), 0)
-    keys = _epoch(sampler)
-    assert sum(key.place == "defect" for key in keys) == expected
+@pytest.mark.parametrize(
+    ("share", "samples", "defects"), [(0.0, 40, 0), (0.25, 40, 10), (1.0, 40, 40), (0.5, 64, 32), (0.5, None, 5)]
+)
+def test_an_epoch_has_the_wanted_number_of_crops_and_share_of_defects(
+    share: float, samples: int | None, defects: int
+) -> None:
+    sampler = CropSampler(TEN, TEN.image_ids[:9], DataConfig(defect_crops=share, samples_per_epoch=samples), 0)
+    keys = _epoch(sampler, 4)
+    if samples is None:  # one for each image
+        samples, defects = 9, 4
+    assert len(sampler) == samples
+    assert [(key.epoch, key.position) for key in keys] == [(4, position) for position in range(samples)]
+    assert {key.image_id for key in keys} <= {*TEN.image_ids[:9]}
+    on_defects = [key.place == "defect" for key in keys]
+    assert sum(on_defects) == defects
     assert all(TEN.classes_of(key.image_id) for key in keys if key.place == "defect")
+    if samples == 64:
+        assert 8 < sum(on_defects[:32]) < 24, "they are mixed with the others"
 
 
-def test_no_image_comes_again_before_all_others_of_its_group() -> None:
+def test_no_image_repeats_before_all_others_of_its_group() -> None:
     sampler = CropSampler(TEN, TEN.image_ids, DataConfig(defect_crops=0.5, samples_per_epoch=50), 3)
     keys = _epoch(sampler)
     # 25 defect crops over 4 images: each 6 times, one 7 times. 25 others over 10 images: 2 or 3 times.
@@ -85,36 +93,26 @@ def test_balanced_crops_go_to_the_classes_in_equal_parts() -> None:
 
 def _balanced(config: DataConfig, share_done: float) -> dict[int | None, int]:
     sampler = CropSampler(TEN, TEN.image_ids, config, 0)
-    sampler.set_share_done(share_done)
-    return Counter(key.class_id for key in _epoch(sampler) if key.place == "defect")
+    sampler.begin(0, share_done=share_done)
+    return Counter(key.class_id for key in sampler if key.place == "defect")
 
 
 @pytest.mark.parametrize(
     ("until", "share_done", "each"),
-    [(0.5, 0.0, 20), (0.5, 0.25, 10), (0.5, 0.5, 0), (0.5, 0.9, 0), (1.0, 0.9, 20), (0.0, 0.0, 0)],
+    [(0.5, 0.0, 20), (0.5, 0.25, 10), (0.5, 0.5, 0), (0.5, 0.9, 0), (1.0, 0.9, 20)],
 )
-def test_the_balance_falls_to_natural_frequencies(until: float, share_done: float, each: int) -> None:
+def test_the_class_balance_falls_to_natural_frequencies(until: float, share_done: float, each: int) -> None:
     config = DataConfig(defect_crops=0.5, class_balance=1.0, balance_until=until, samples_per_epoch=80)
     expected = {1: each, 2: each, None: 40 - 2 * each}
     assert _balanced(config, share_done) == {class_id: count for class_id, count in expected.items() if count}
 
 
-def test_equal_progress_gives_equal_crops() -> None:
-    config = DataConfig(class_balance=0.8, balance_until=0.7, samples_per_epoch=40)
-    one, other = (CropSampler(TEN, TEN.image_ids, config, 0) for _ in range(2))
-    for share_done in (0.9, 0.1, 0.3):
-        other.set_share_done(share_done)
-    one.set_share_done(0.3)
-    assert _epoch(one, 2) == _epoch(other, 2)
-
-
-def test_an_interrupted_epoch_goes_on_with_the_crops_that_it_had_not_given() -> None:
+def test_an_epoch_can_start_at_a_position() -> None:
     sampler = CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=30), 0)
     whole = _epoch(sampler, 1)
-    sampler.start_at(12)
-    assert _epoch(sampler, 1) == whole[12:]
+    sampler.begin(1, start=12)
+    assert list(sampler) == whole[12:]
     assert len(sampler) == 30
-    sampler.start_at(0)
     assert _epoch(sampler, 1) == whole
 
 
@@ -124,11 +122,6 @@ def test_without_any_defect_all_crops_are_random() -> None:
     assert [key.place for key in keys] == ["anywhere", "anywhere"]
 
 
-def test_only_the_images_given_are_chosen() -> None:
-    sampler = CropSampler(TEN, ["1.jpg", "9.jpg"], DataConfig(samples_per_epoch=20), 0)
-    assert {key.image_id for key in _epoch(sampler)} == {"1.jpg", "9.jpg"}
-
-
 def test_epochs_and_seeds_differ_and_repeat() -> None:
     config = DataConfig(samples_per_epoch=30)
     one, again, other = (CropSampler(TEN, TEN.image_ids, config, seed) for seed in (1, 1, 2))
@@ -136,16 +129,6 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert _epoch(one, 5) == _epoch(again, 5)
     assert [key.image_id for key in _epoch(one, 0)] != [key.image_id for key in _epoch(one, 1)]
     assert [key.image_id for key in _epoch(one, 0)] != [key.image_id for key in _epoch(other, 0)]
-
-
-def test_positions_count_up_and_the_epoch_is_named() -> None:
-    keys = _epoch(CropSampler(TEN, TEN.image_ids, DataConfig(), 0), 4)
-    assert [(key.epoch, key.position) for key in keys] == [(4, position) for position in range(10)]
-
-
-def test_defect_crops_and_others_are_mixed() -> None:
-    keys = _epoch(CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=64), 0))
-    assert 8 < sum(key.place == "defect" for key in keys[:32]) < 24
 
 
 class _Keys(torch.utils.data.Dataset[CropKey]):
@@ -158,7 +141,7 @@ def test_processes_share_an_epoch_between_them() -> None:
         sampler = CropSampler(TEN, TEN.image_ids, DataConfig(samples_per_epoch=24), 0)
         loader = DataLoader(_Keys(), batch_size=4, sampler=sampler, collate_fn=list, drop_last=True)
         prepared = prepare_data_loader(loader, num_processes=2, process_index=index, put_on_device=False)
-        prepared.set_epoch(epoch)
+        sampler.begin(epoch)
         return [key for batch in prepared for key in batch]
 
     for epoch in (0, 3):
@@ -171,10 +154,6 @@ def test_processes_share_an_epoch_between_them() -> None:
 # Crops
 
 
-def _item(dataset: CropDataset, key: CropKey) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    return dataset[key][1:]
-
-
 def _dataset(folder: DataFolder, seed: int = 0, crop_hw: tuple[int, int] | None = (32, 48)) -> CropDataset:
     return CropDataset(folder, crop_hw, build_augment(LIVELY), seed)
 
@@ -182,34 +161,21 @@ def _dataset(folder: DataFolder, seed: int = 0, crop_hw: tuple[int, int] | None 
 def test_a_crop_depends_on_seed_epoch_and_position_alone(folder: DataFolder) -> None:
     keys = [CropKey(2, position, image_id) for position, image_id in enumerate(folder.image_ids[:6])]
     first, second = _dataset(folder), _dataset(folder)
-    expected = {key.position: _item(first, key) for key in keys}
+    expected = {key.position: first[key][1:] for key in keys}
     np.random.seed(9)
     torch.manual_seed(9)
     for key in reversed(keys):
-        for ours, theirs in zip(_item(second, key), expected[key.position], strict=True):
+        for ours, theirs in zip(second[key][1:], expected[key.position], strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
 def test_another_seed_epoch_or_position_makes_another_crop(folder: DataFolder) -> None:
     image_id = folder.image_ids[0]
     crops = [
-        _item(_dataset(folder, seed), CropKey(epoch, position, image_id))[0].tobytes()
+        _dataset(folder, seed)[CropKey(epoch, position, image_id)][1].tobytes()
         for seed, epoch, position in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     ]
     assert len(set(crops)) == 4
-
-
-def test_workers_that_outlive_an_epoch_give_the_same_crops(folder: DataFolder) -> None:
-    sampler = CropSampler(folder, folder.image_ids, DataConfig(samples_per_epoch=8), 0)
-    cache = _decoded(folder, folder.image_ids)
-    dataset = CropDataset(folder, (32, 48), build_augment(LIVELY), 0, cache=cache)
-    loader = DataLoader(
-        dataset, batch_size=4, sampler=sampler, collate_fn=collate, num_workers=1, persistent_workers=True
-    )
-    for epoch in range(2):
-        keys = _epoch(sampler, epoch)
-        for batch, own in zip(loader, (keys[:4], keys[4:]), strict=True):
-            assert torch.equal(batch.images, collate([dataset[key] for key in own]).images)
 
 
 def test_a_crop_shows_its_image_and_the_masks_there(folder: DataFolder) -> None:
@@ -232,13 +198,6 @@ def test_a_crop_shows_its_image_and_the_masks_there(folder: DataFolder) -> None:
     assert layers[..., :4].any()
 
 
-def test_without_a_crop_size_the_whole_image_comes(folder: DataFolder) -> None:
-    image_id = folder.image_ids[0]
-    dataset = CropDataset(folder, None, build_augment(STILL), 0)
-    image, _ = _item(dataset, CropKey(0, 0, image_id, "defect"))
-    np.testing.assert_array_equal(image, decode(folder.image_path(image_id)).pixels)
-
-
 def _labelled(folder: DataFolder, masks: Mapping[int, NDArray[np.bool_]]) -> DataFolder:
     """The first image of a folder with these masks instead of its own."""
     image_id = folder.image_ids[0]
@@ -246,17 +205,19 @@ def _labelled(folder: DataFolder, masks: Mapping[int, NDArray[np.bool_]]) -> Dat
     return DataFolder(folder.root, (image_id,), table, folder.class_names, {})
 
 
-def test_pixels_labelled_255_are_ignored(folder: DataFolder) -> None:
+def test_without_a_crop_size_items_are_whole_images_from_the_cache(folder: DataFolder) -> None:
     ignore = np.zeros((64, 128), np.bool_)
     ignore[10:20, 30:50] = True
-    data = _labelled(folder, {IGNORE_CLASS_ID: ignore})
-    item = CropDataset(data, None, build_augment(STILL), 0)[CropKey(0, 0, data.image_ids[0])]
+    data = replace(_labelled(folder, {IGNORE_CLASS_ID: ignore}), root=Path("nowhere"))
+    cache = _decoded(folder, data.image_ids)
+    item = CropDataset(data, None, build_augment(STILL), 0, cache)[CropKey(0, 0, data.image_ids[0], "defect")]
+    np.testing.assert_array_equal(item[1], cache[data.image_ids[0]])
     batch = collate([item])
     np.testing.assert_array_equal(batch.ignore[0].numpy(), ignore)
     assert not batch.masks.any()
 
 
-def test_what_may_hide_a_defect_makes_classes_unknown_that_the_crop_does_not_show(folder: DataFolder) -> None:
+def test_classes_are_unknown_where_ignored_pixels_may_hide_them(folder: DataFolder) -> None:
     # A defect with a border of 4 px at columns 10 to 19, something to ignore at 100 to 109, and padding below.
     defect, ignore = np.zeros((2, 64, 128), np.bool_)
     defect[20:30, 10:20] = ignore[16:34, 6:24] = ignore[50:, 100:110] = True
@@ -274,7 +235,7 @@ def test_what_may_hide_a_defect_makes_classes_unknown_that_the_crop_does_not_sho
     assert len(cases) > 3
 
 
-def test_crops_go_where_a_defect_is_seen(folder: DataFolder) -> None:
+def test_crops_are_placed_on_visible_defects(folder: DataFolder) -> None:
     defect, ignore = np.zeros((2, 64, 128), np.bool_)
     defect[:, 5:25] = defect[:, 100:104] = ignore[:, :30] = True
     data = _labelled(folder, {1: defect, IGNORE_CLASS_ID: ignore})
@@ -284,7 +245,7 @@ def test_crops_go_where_a_defect_is_seen(folder: DataFolder) -> None:
         assert (layers[..., 0] > layers[..., -1]).any()
 
 
-def test_an_image_whose_defect_is_hidden_is_not_chosen_for_it(tmp_path: Path) -> None:
+def test_an_image_with_a_hidden_defect_is_not_sampled_as_defective(tmp_path: Path) -> None:
     (tmp_path / "train_images").mkdir()
     for name in "abcd":
         cv2.imwrite(str(tmp_path / f"train_images/{name}.png"), np.zeros((20, 30), np.uint8))
@@ -295,7 +256,7 @@ def test_an_image_whose_defect_is_hidden_is_not_chosen_for_it(tmp_path: Path) ->
     assert (sampler.defective, sampler.by_class) == (["a.png"], {1: ["a.png"]})
 
 
-def test_a_batch_stacks_images_masks_and_what_to_ignore(folder: DataFolder) -> None:
+def test_a_batch_stacks_images_masks_and_ignored_pixels(folder: DataFolder) -> None:
     dataset = _dataset(folder)
     items = [dataset[CropKey(0, position, folder.image_ids[position])] for position in range(3)]
     batch = collate(items)
@@ -309,9 +270,10 @@ def test_a_batch_stacks_images_masks_and_what_to_ignore(folder: DataFolder) -> N
 
 
 def test_a_batch_moves_with_all_its_tensors() -> None:
-    batch = Batch(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1), ("a",)).to(torch.device("meta"))
-    tensors = (batch.images, batch.masks, batch.ignore, batch.unknown)
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    zero = torch.zeros(1)
+    batch = send_to_device(Batch(zero, zero, zero, zero, ("a",)), torch.device("meta"))
+    assert isinstance(batch, Batch)
+    assert {tensor.device.type for tensor in batch[:4]} == {"meta"}
     assert batch.image_ids == ("a",)
 
 
@@ -319,52 +281,25 @@ def test_black_crops_are_drawn_again(folder: DataFolder) -> None:
     pixels = np.full((40, 400), 120, np.uint8)
     pixels[:, 200:] = 7
     image_id = folder.image_ids[0]
-    unlabelled = DataFolder(folder.root, folder.image_ids, LabelTable({}, frozenset()), folder.class_names, {})
+    unlabelled = _labelled(folder, {})
 
-    def shares(black_limit: float) -> list[float]:
-        dataset = CropDataset(
-            unlabelled, (40, 80), build_augment(STILL), 0, cache={image_id: pixels}, black_limit=black_limit
-        )
-        return [float((dataset[CropKey(0, position, image_id)][1] == 7).mean()) for position in range(60)]
+    def most(black_limit: float) -> float:
+        dataset = CropDataset(unlabelled, (40, 80), build_augment(STILL), 0, {image_id: pixels}, black_limit)
+        return max(float((dataset[CropKey(0, position, image_id)][1] == 7).mean()) for position in range(60))
 
-    assert max(shares(0.3)) <= 0.3
-    assert max(shares(1.0)) == 1.0
-
-
-# Images in memory
+    assert most(0.3) <= 0.3
+    assert most(1.0) == 1.0
 
 
 @pytest.mark.parametrize("crop_hw", [(32, 48), None])
 def test_cached_images_give_the_same_batches(folder: DataFolder, crop_hw: tuple[int, int] | None) -> None:
     augment = build_augment(LIVELY)
     cache = _decoded(folder, folder.image_ids)
-    read, kept = (CropDataset(folder, crop_hw, augment, 3, cache=images, black_limit=0.7) for images in (None, cache))
-    sampler = CropSampler(folder, folder.image_ids, DataConfig(samples_per_epoch=24), 0)
-    keys = _epoch(sampler)
+    read, kept = (CropDataset(folder, crop_hw, augment, 3, images, 0.7) for images in ({}, cache))
+    keys = _epoch(CropSampler(folder, folder.image_ids, DataConfig(samples_per_epoch=24), 0))
     for _ in range(2):  # a second time: the first must not have changed what is kept
         ours, theirs = (collate([dataset[key] for key in keys]) for dataset in (read, kept))
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.masks, theirs.masks)
         assert torch.equal(ours.ignore, theirs.ignore)
         assert ours.image_ids == theirs.image_ids
-
-
-def test_a_kept_image_is_not_read_again(folder: DataFolder) -> None:
-    image_id = folder.image_ids[0]
-    cache = _decoded(folder, [image_id])
-    gone = DataFolder(Path("nowhere"), folder.image_ids, folder.table, folder.class_names, {})
-    image, _ = _item(CropDataset(gone, None, build_augment(STILL), 0, cache=cache), CropKey(0, 0, image_id))
-    np.testing.assert_array_equal(image, cache[image_id])
-
-
-def test_all_of_a_batch_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    pinned: list[int] = []
-
-    def pin(tensor: torch.Tensor) -> torch.Tensor:
-        pinned.append(id(tensor))
-        return tensor
-
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    batch = Batch(torch.zeros(1), torch.ones(1), torch.zeros(2), torch.ones(2), ("a",))
-    assert batch.pin_memory().image_ids == ("a",)
-    assert pinned == [id(batch.images), id(batch.masks), id(batch.ignore), id(batch.unknown)]

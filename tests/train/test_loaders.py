@@ -1,7 +1,6 @@
 """How large crops are, how many make a step, and steps that fit into memory."""
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 
 from defectseg.config import load_recipe
 from defectseg.data.folder import open_data_folder
@@ -21,9 +19,9 @@ from defectseg.model.network import DefectNetwork, build_network
 from defectseg.train.images import Part
 from defectseg.train.loaders import crop_size, fit_memory
 from defectseg.train.schedule import stages_of
-from defectseg.train.train import train
+from defectseg.train.train import TrainResult
 
-Asked = Callable[..., dict[str, Any]]
+Start = Callable[..., TrainResult]
 
 
 @pytest.mark.parametrize(
@@ -46,8 +44,8 @@ def test_crops_are_no_larger_than_the_images(
 
 
 @pytest.mark.parametrize("settings", [("data.crop_hw=null",), ("data.crop_hw=[96,96]", "augment.quarter_turns=1")])
-def test_crops_as_large_as_the_images_can_be_trained_on(asked: Asked, settings: tuple[str, ...]) -> None:
-    assert train(**asked(*settings, "training.epochs=1")).model.is_file()
+def test_crops_as_large_as_the_images_can_be_trained_on(start: Start, settings: tuple[str, ...]) -> None:
+    assert start(*settings, "training.epochs=1", "data.samples_per_epoch=4").model.is_file()
 
 
 WHOLE = ("data.fold=null", "data.crop_hw=null")
@@ -59,28 +57,31 @@ LATER = ("data.fold=null", "training.second_stage.epochs=1")
     [
         (WHOLE, True, r"data.crop_hw is null, but the images differ in size \(for example 64x128 and 96x96"),
         (LATER, True, r"second_stage.crop_hw is null, but the images differ .* training.second_stage.crop_hw=\["),
-        ((*WHOLE, "augment.quarter_turns=0.5"), False, r"needs square crops, but data.crop_hw is null .* 64x128"),
-        ((*LATER, "augment.quarter_turns=0.5"), False, r"square crops, but training.second_stage.crop_hw is null"),
+        (
+            (*WHOLE, "augment.quarter_turns=0.5"),
+            False,
+            r"data.crop_hw is null, but .*square crops .* 64x128",
+        ),
+        ((*LATER, "augment.quarter_turns=0.5"), False, r"training.second_stage.crop_hw is null, but .*square"),
     ],
     ids=["sizes", "sizes of the second stage", "turns", "turns of the second stage"],
 )
-def test_whole_images_that_make_no_batch_are_told_before_any_step(
-    asked: Asked, out: Path, tmp_path: Path, settings: tuple[str, ...], one_differs: bool, message: str
+def test_whole_images_that_make_no_batch_are_an_error_before_training(
+    start: Start, out: Path, data: Path, settings: tuple[str, ...], one_differs: bool, message: str
 ) -> None:
-    data = Path(shutil.copytree(asked()["data"], tmp_path / "data"))
     if one_differs:
         folder = open_data_folder(data)
         clean = next(image_id for image_id in folder.image_ids if not folder.classes_of(image_id))
         cv2.imwrite(str(data / "train_images" / clean), np.zeros((96, 96), np.uint8))
     with pytest.raises(ConfigError, match=message):
-        train(**asked(*settings, data=data))
+        start(*settings, data=data)
     assert is_empty_folder(out)
 
 
-def test_a_batch_larger_than_the_epoch_is_made_to_fit(asked: Asked) -> None:
+def test_a_batch_is_no_larger_than_the_epoch(start: Start) -> None:
     steps: list[tuple[int, int]] = []
     settings = ("training.batch_size=64", "data.samples_per_epoch=5")
-    train(**asked(*settings, progress=lambda done, total, text: steps.append((done, total))))
+    start(*settings, progress=lambda done, total, text: steps.append((done, total)))
     assert steps == [(1, 2), (2, 2)]
 
 
@@ -104,17 +105,10 @@ class Full:
         monkeypatch.setattr(DefectNetwork, "forward", limited)
 
 
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 PART = Part(train=("a.png",), val=(), train_sizes=frozenset({(64, 128)}))
 
 
-def test_steps_are_halved_until_they_fit_and_their_gradients_added_up(
+def test_the_batch_size_is_divided_until_it_fits_and_accumulation_multiplied(
     tiny_recipe: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = Full(monkeypatch, most=3)
@@ -130,7 +124,9 @@ def test_steps_are_halved_until_they_fit_and_their_gradients_added_up(
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_both_stages_must_fit(tiny_recipe: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_stages_must_fit_in_memory(
+    tiny_recipe: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = Full(monkeypatch, most=4)
     second = ("training.second_stage.epochs=1", "training.second_stage.batch_size=6")
     recipe = load_recipe(str(tiny_recipe), second)
@@ -145,47 +141,36 @@ def test_what_fits_is_left_as_it_is(tiny_recipe: Path, accelerator: Accelerator)
     assert resolved == load_recipe(str(tiny_recipe))
 
 
-def test_where_not_even_one_crop_fits_that_is_told(
+def test_a_failed_trial_is_an_error(
     tiny_recipe: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recipe = load_recipe(str(tiny_recipe))
+    network = build_network(recipe.model, 4, "none")
     Full(monkeypatch, most=0)
-    recipe = load_recipe(str(tiny_recipe))
     with pytest.raises(ResourceError, match=r"cpu: out of memory on one crop. Lower data.crop_hw, or choose a smaller"):
-        fit_memory(recipe, build_network(recipe.model, 4, "none"), accelerator, PART)
+        fit_memory(recipe, network, accelerator, PART)
+    monkeypatch.delattr(DefectNetwork, "forward")
+    with pytest.raises(NotImplementedError):
+        fit_memory(recipe, network, accelerator, PART)
 
 
-def test_another_failure_of_the_trial_is_not_taken_for_memory(
-    tiny_recipe: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+def test_a_run_made_to_fit_equals_one_with_that_batch_size_also_when_resumed(
+    start: Start,
+    interrupt: Callable[..., None],
+    out: Path,
+    go_on: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(network: DefectNetwork, grey: torch.Tensor) -> Any:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(DefectNetwork, "forward", fail)
-    recipe = load_recipe(str(tiny_recipe))
-    with pytest.raises(RuntimeError, match="a bug"):
-        fit_memory(recipe, build_network(recipe.model, 4, "none"), accelerator, PART)
-
-
-def test_a_run_made_to_fit_equals_one_with_those_steps_from_the_start(
-    asked: Asked, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Full(monkeypatch, most=2)
-    train(**asked("training.fit_memory=true"))
-    train(**asked("training.batch_size=2", "training.accumulation=2", out=tmp_path / "explicit"))
+    full = Full(monkeypatch, most=2)
+    interrupt(9, "training.fit_memory=true")
+    full.tried.clear()
+    go_on()
+    assert max(full.tried) == 2, "it is not tried again"
+    start("training.batch_size=2", "training.accumulation=2", out=tmp_path / "explicit")
     for name in ("config.yaml", "split.csv"):
         assert (out / name).read_bytes() == (tmp_path / "explicit" / name).read_bytes()
     assert load_recipe(str(out / "config.yaml")).training.accumulation == 2
     one, other = (torch.load(run / "last.ckpt", weights_only=True) for run in (out, tmp_path / "explicit"))
     assert weights_digest(one["network"]) == weights_digest(other["network"])
     assert one["state"]["step"] == 2 * 8
-
-
-def test_a_run_made_to_fit_goes_on_with_the_steps_that_fitted(
-    asked: Asked, out: Path, go_on: Callable[..., Any], stop_at: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = Full(monkeypatch, most=2)
-    with pytest.raises(KeyboardInterrupt):
-        train(**asked("training.fit_memory=true", progress=stop_at(3)))
-    full.tried.clear()
-    go_on()
-    assert max(full.tried) == 2, "it is not tried again"

@@ -8,40 +8,39 @@ from typing import Any
 import pytest
 import torch
 
+from defectseg.config import load_recipe
 from defectseg.errors import ResourceError
 from defectseg.evaluate.metrics import PairCounts, summarise
 from defectseg.model.bundle import read_bundle, weights_digest
 from defectseg.model.info import Thresholds
 from defectseg.model.losses import segmentation_loss
 from defectseg.train import loop
+from defectseg.train import run as run_module
+from defectseg.train.checkpoint import Run
 from defectseg.train.curves import read_history
 from defectseg.train.dataset import CropSampler
 from defectseg.train.loop import describe
 from defectseg.train.schedule import rate_factor
 from defectseg.train.train import TrainResult, train
 from defectseg.train.validation import Validation
-from defectseg.train.weights import Candidates
+from defectseg.train.weights import offer, tidy
 
 Asked = Callable[..., dict[str, Any]]
-GoOn = Callable[..., TrainResult]
-StopAt = Callable[..., Callable[[int, int, str], None]]
+Start = Callable[..., TrainResult]
+GoOn = Callable[..., list[TrainResult]]
 
 # What people read
 
 
-def test_a_line_tells_losses_scores_and_the_best() -> None:
-    val = {"kaggle_dice": 0.91234, "all_empty": 0.85, "positive_dice": 0.5, "miou": 0.4}
-    figures = {"epoch": 3, "loss": 0.12345, "val": val, "data_s": 1.0, "step_s": 20.0}
+def test_the_log_line_has_losses_scores_and_a_mark_for_the_best() -> None:
+    figures: dict[str, Any] = {"epoch": 3, "loss": 0.12345, "data_s": 1.0, "step_s": 20.0}
+    assert describe(figures, 9, None) == "epoch 3/9: loss 0.123, data 1.0 s, steps 20.0 s"
+    figures["val"] = {"kaggle_dice": 0.91234, "all_empty": 0.85, "positive_dice": 0.5, "miou": 0.4}
     assert describe(figures, 9, 3) == (
         "epoch 3/9: loss 0.123, positive Dice 0.500, Kaggle Dice 0.9123 (all empty 0.8500) *, data 1.0 s, steps 20.0 s"
     )
-
-
-def test_a_line_without_validation_or_defects() -> None:
-    figures: dict[str, Any] = {"epoch": 1, "loss": 1.0, "data_s": 0.0, "step_s": 1.0}
-    assert describe(figures, 2, None) == "epoch 1/2: loss 1.000, data 0.0 s, steps 1.0 s"
-    figures["val"] = {"kaggle_dice": 1.0, "all_empty": 1.0, "positive_dice": None, "miou": None}
-    assert "positive Dice none, " in describe(figures, 2, 2)
+    figures["val"] |= {"positive_dice": None}
+    assert "positive Dice none, Kaggle Dice 0.9123 (all empty 0.8500), data" in describe(figures, 9, 2)
 
 
 # The time budget: a clock that goes on by 10 s a step, 4 steps an epoch
@@ -68,29 +67,49 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def timed(asked: Asked, clock: Clock) -> Asked:
-    """`asked`, on that clock."""
-    return lambda *overrides, **changes: asked(*overrides, **{"progress": clock.tick, **changes})
+def timed(asked: Asked, clock: Clock) -> Start:
+    """Trains in a single run on that clock, with thresholds given, so that none need be searched."""
+
+    def run(*overrides: str, **changes: Any) -> TrainResult:
+        given = {"thresholds": Thresholds.default(4), "progress": clock.tick}
+        (result,) = train(**asked(*overrides, **{**given, **changes}))
+        return result
+
+    return run
 
 
 def _elapsed_s(out: Path) -> list[float]:
     return [entry["elapsed_s"] for entry in read_history(out / "metrics.jsonl")]
 
 
-def test_epochs_are_cut_to_the_time_that_is_left(timed: Asked, out: Path, clock: Clock) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_epochs_are_reduced_to_fit_the_time_also_when_resumed(
+    timed: Start, out: Path, clock: Clock, go_on: GoOn, interrupted: bool
+) -> None:
+    def interrupt(done: int, total: int, text: str) -> None:
+        clock.tick(done, total, text)
+        if done == 6:
+            raise KeyboardInterrupt
+
     # 130 s: after the first epoch of 40 s there is time for 2.25 more.
-    arguments = timed("training.epochs=9", f"training.max_minutes={130 / 60}")
-    train(**arguments)
+    settings = ("training.epochs=9", f"training.max_minutes={130 / 60}")
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            timed(*settings, progress=interrupt)
+        clock.now_s = 5.0  # another session, another clock
+        go_on(progress=clock.tick)
+    else:
+        timed(*settings)
+        assert clock.epochs_planned == [9] * 4 + [3] * 8
     assert _elapsed_s(out) == [40.0, 80.0, 120.0]
-    assert clock.epochs_planned == [9] * 4 + [3] * 8
     # Step 11 of 12: the cosine ends where it would have with 3 epochs planned from the start.
-    rates = arguments["recipe"].optimizer
+    rates = load_recipe(str(out / "config.yaml")).optimizer
     last = read_history(out / "metrics.jsonl")[-1]
     assert last["lr_decoder"] == pytest.approx(rates.decoder_lr * rate_factor(11, 12, rates))
 
 
-def test_training_stops_within_an_epoch_when_time_is_up(timed: Asked, out: Path, clock: Clock) -> None:
-    result = train(**timed("training.epochs=9", "training.max_minutes=0.4"))
+def test_training_stops_within_an_epoch_when_time_is_up(timed: Start, out: Path, clock: Clock) -> None:
+    result = timed("training.epochs=9", "training.max_minutes=0.4")
     (only,) = read_history(out / "metrics.jsonl")
     assert len(clock.epochs_planned) == 3, "24 s end after the third step of 10 s"
     assert only["epoch"] == 1
@@ -98,40 +117,25 @@ def test_training_stops_within_an_epoch_when_time_is_up(timed: Asked, out: Path,
     assert result.model.is_file()
 
 
-def test_a_budget_that_is_large_enough_changes_nothing(timed: Asked, clock: Clock) -> None:
-    train(**timed("training.max_minutes=60"))
+def test_a_budget_that_is_large_enough_changes_nothing(timed: Start, clock: Clock) -> None:
+    timed("training.max_minutes=60")
     assert clock.epochs_planned == [2] * 8
 
 
-def test_time_before_an_interruption_counts_after_it(timed: Asked, out: Path, clock: Clock, go_on: GoOn) -> None:
-    def interrupt(done: int, total: int, text: str) -> None:
-        clock.tick(done, total, text)
-        if done == 6:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(**timed("training.epochs=9", f"training.max_minutes={130 / 60}", progress=interrupt))
-    clock.now_s = 5.0  # another session, another clock
-    go_on(progress=clock.tick)
-    assert _elapsed_s(out) == [40.0, 80.0, 120.0]
-
-
-def test_epochs_between_validations_are_not_validated_but_the_last_is(timed: Asked, out: Path) -> None:
-    train(**timed("training.epochs=3", "training.validate_every=2"))
+def test_epochs_between_validations_are_not_validated_but_the_last_is(timed: Start, out: Path) -> None:
+    timed("training.epochs=3", "training.validate_every=2")
     assert ["val" in entry for entry in read_history(out / "metrics.jsonl")] == [False, True, True]
 
 
-def test_time_that_ends_before_any_validation_leaves_a_model_all_the_same(
-    timed: Asked, out: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+def test_a_run_without_time_for_a_validation_still_ends_with_a_model(
+    timed: Start, out: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tidy = Candidates.tidy
-
-    def slowly(candidates: Candidates, state: Any) -> None:
-        tidy(candidates, state)
+    def slowly(run: Run) -> None:
+        tidy(run)
         clock.now_s += 1000.0  # the disk is slow, and the next validation was to come an epoch later
 
-    monkeypatch.setattr(Candidates, "tidy", slowly)
-    result = train(**timed("training.epochs=4", "training.validate_every=2", "training.max_minutes=10"))
+    monkeypatch.setattr(loop, "tidy", slowly)
+    result = timed("training.epochs=4", "training.validate_every=2", "training.max_minutes=10")
     assert len(read_history(out / "metrics.jsonl")) == 1
     assert read_bundle(result.model)[0].metrics["best_epoch"] == 1
 
@@ -139,44 +143,40 @@ def test_time_that_ends_before_any_validation_leaves_a_model_all_the_same(
 # What goes wrong in a step
 
 
-def test_a_loss_that_is_not_finite_names_the_images(timed: Asked) -> None:
+def test_a_loss_that_is_not_finite_names_the_images(timed: Start) -> None:
     with pytest.raises(
         ResourceError, match=r"the loss became (nan|inf) at step \d+, on (sheet_\d+\.jpg(, )?){4}\. Low"
     ):
-        train(**timed("optimizer.encoder_lr=1e30", "optimizer.decoder_lr=1e30"))
+        timed("optimizer.encoder_lr=1e30", "optimizer.decoder_lr=1e30")
 
 
 @pytest.mark.parametrize(
     ("failure", "told", "message"),
     [
-        (
-            torch.OutOfMemoryError("CUDA out of memory"),
-            ResourceError,
-            r"cpu: out of memory on 4 crops of 64x64\. .*lower",
-        ),
+        (torch.OutOfMemoryError("CUDA out of memory"), ResourceError, r"cpu: out of memory\. .*lower"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), ResourceError, r"pid 7.*shm-size"),
         (RuntimeError("a bug"), RuntimeError, "a bug"),
     ],
     ids=["memory", "worker", "bug"],
 )
-def test_what_fails_in_a_step_is_explained_where_it_can_be(
-    timed: Asked, monkeypatch: pytest.MonkeyPatch, failure: Exception, told: type[Exception], message: str
+def test_memory_errors_are_explained_and_bugs_are_not_hidden(
+    timed: Start, monkeypatch: pytest.MonkeyPatch, failure: Exception, told: type[Exception], message: str
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise failure
 
     monkeypatch.setattr(loop, "segmentation_loss", fail)
     with pytest.raises(told, match=message):
-        train(**timed())
+        timed()
 
 
-def test_an_epoch_is_saved_before_it_is_validated(timed: Asked, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_is_saved_before_it_is_validated(timed: Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("killed while validating")
 
     monkeypatch.setattr(loop, "validate", killed)
     with pytest.raises(ConnectionError):
-        train(**timed())
+        timed()
     state = _checkpoint(out)["state"]
     assert (state["epoch"], state["batch"], state["step"]) == (0, 4, 4)
 
@@ -189,110 +189,84 @@ def _checkpoint(run: Path) -> dict[str, Any]:
     return content
 
 
-SECOND = ("training.second_stage.epochs=2", "training.second_stage.crop_hw=[64,96]", "optimizer.warmup=0.5")
+@dataclass(frozen=True)
+class Step:
+    size: tuple[int, ...]  # (N, H, W)
+    share_done: float
 
 
 @pytest.fixture
-def sizes_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """(N, H, W) of each training step."""
-    seen: list[tuple[int, ...]] = []
-    loss = segmentation_loss
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """What the loss is called with in each step of training."""
+    seen: list[Step] = []
 
-    def spy(mask_logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append((len(mask_logits), *mask_logits.shape[2:]))
-        return loss(mask_logits, *args, **kwargs)
+    def spy(*args: Any, share_done: float, unknown: torch.Tensor) -> Any:
+        assert unknown.shape == args[1].shape
+        seen.append(Step((len(args[0]), *args[0].shape[2:]), share_done))
+        return segmentation_loss(*args, share_done=share_done, unknown=unknown)
 
     monkeypatch.setattr(loop, "segmentation_loss", spy)
     return seen
 
 
 def test_the_second_stage_takes_its_own_crops_at_a_tenth_of_the_rate(
-    timed: Asked, out: Path, sizes_seen: list[tuple[int, ...]]
+    timed: Start, out: Path, steps: list[Step]
 ) -> None:
-    settings = (*SECOND, "training.second_stage.batch_size=3", "training.second_stage.samples_per_epoch=9")
-    arguments = timed(*settings)
-    train(**arguments)
+    second = ("epochs=2", "crop_hw=[64,96]", "batch_size=3", "samples_per_epoch=9")
+    timed("optimizer.warmup=0.5", *(f"training.second_stage.{one}" for one in second))
     # Two epochs of 16 crops in steps of 4, then two of 9 in steps of 3.
-    assert sizes_seen == [(4, 64, 64)] * 8 + [(3, 64, 96)] * 6
+    assert [step.size for step in steps] == [(4, 64, 64)] * 8 + [(3, 64, 96)] * 6
     history = read_history(out / "metrics.jsonl")
     assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
-    rates = arguments["recipe"].optimizer
+    rates = load_recipe(str(out / "config.yaml")).optimizer
     # The last step of each epoch: 3 and 7 of 8 with the warm-up, then 2 and 5 of 6 without one.
     factors = [rate_factor(step, 8, rates) for step in (3, 7)]
     factors += [0.1 * rate_factor(step, 6, rates, warms_up=False) for step in (2, 5)]
     assert [entry["lr_decoder"] for entry in history] == pytest.approx([rates.decoder_lr * one for one in factors])
 
 
-def test_whole_images_are_the_second_stage_unless_it_says_otherwise(
-    timed: Asked, sizes_seen: list[tuple[int, ...]]
+def test_the_second_stage_has_whole_images_and_losses_and_sampler_follow_the_progress(
+    timed: Start, out: Path, steps: list[Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(**timed("training.epochs=1", "training.second_stage.epochs=1"))
-    # 18 images to train on, each once; two do not fill a step.
-    assert sizes_seen == [(4, 64, 64)] * 4 + [(4, 64, 128)] * 4
+    told: list[tuple[int, float, int]] = []
+    begin = CropSampler.begin
 
+    def listen(sampler: CropSampler, epoch: int, *, share_done: float = 0.0, start: int = 0) -> None:
+        told.append((epoch, share_done, start))
+        begin(sampler, epoch, share_done=share_done, start=start)
 
-@pytest.mark.parametrize("step", [9, 12, 13], ids=["within", "at the end", "in the last epoch"])
-def test_an_interrupted_second_stage_ends_as_if_it_had_not_been(
-    timed: Asked, out: Path, tmp_path: Path, go_on: GoOn, stop_at: StopAt, step: int
-) -> None:
-    settings = (*SECOND, "training.second_stage.batch_size=3")
-    train(**timed(*settings, out=tmp_path / "whole"))
-    with pytest.raises(KeyboardInterrupt):
-        train(**timed(*settings, progress=stop_at(step)))
-    go_on()
-    digests = [weights_digest(_checkpoint(run)["network"]) for run in (tmp_path / "whole", out)]
-    assert digests[0] == digests[1]
-    assert _checkpoint(out)["state"]["step"] == 2 * 4 + 2 * 6
-
-
-def test_the_second_stage_counts_in_the_time_budget(timed: Asked, out: Path, clock: Clock) -> None:
-    # Crops of twice the size, as many: by their pixels the second stage takes as long as two epochs of the first.
-    second = ("training.second_stage.epochs=1", "training.second_stage.samples_per_epoch=16")
-    arguments = timed("training.epochs=9", *second, f"training.max_minutes={200 / 60}")
-    train(**arguments)
-    # 200 s, less 80 s for the second stage, are three epochs of 40 s.
-    assert _elapsed_s(out) == [40.0, 80.0, 120.0, 160.0]
-    assert clock.epochs_planned == [10] * 4 + [4] * 12
-    rates = arguments["recipe"].optimizer
-    third = read_history(out / "metrics.jsonl")[2]
-    assert third["lr_decoder"] == pytest.approx(rates.decoder_lr * rate_factor(11, 12, rates))
-
-
-def test_a_batch_that_had_to_shrink_does_not_distort_the_time_budget(timed: Asked, out: Path) -> None:
-    # One step of 4 crops: a hundredth of what its batch size would say, and as long as a step of the first stage.
-    second = ("training.second_stage.samples_per_epoch=4", "training.second_stage.batch_size=400")
-    train(**timed("training.epochs=9", "training.second_stage.epochs=1", *second, f"training.max_minutes={130 / 60}"))
-    assert _elapsed_s(out) == [40.0, 80.0, 90.0]
-
-
-# The losses and the sampler are told how far the training is
-
-
-def test_losses_and_sampler_learn_how_much_is_done(timed: Asked, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shares: list[float] = []
-    told: list[float] = []
-    loss, start = segmentation_loss, CropSampler.set_share_done
-
-    def spy(*args: Any, share_done: float, unknown: torch.Tensor) -> Any:
-        shares.append(share_done)
-        assert unknown.shape == args[1].shape
-        return loss(*args, share_done=share_done, unknown=unknown)
-
-    def listen(sampler: CropSampler, share_done: float) -> None:
-        told.append(share_done)
-        start(sampler, share_done)
-
-    monkeypatch.setattr(loop, "segmentation_loss", spy)
-    monkeypatch.setattr(CropSampler, "set_share_done", listen)
-    second = ("training.second_stage.epochs=1", "training.second_stage.crop_hw=[64,64]")
-    train(**timed(*second, "loss.lovasz_from=0.5"))
-    assert shares == [step / 8 for step in range(8)] + [1.0] * 4
-    assert told == [0.0, 0.5, 1.0]
+    monkeypatch.setattr(CropSampler, "begin", listen)
+    timed("training.second_stage.epochs=1", "loss.lovasz_from=0.5")
+    # Two epochs of four steps, then 18 images to train on, each once; two do not fill a step.
+    assert steps == [Step((4, 64, 64), step / 8) for step in range(8)] + [Step((4, 64, 128), 1.0)] * 4
+    assert told[-3:] == [(0, 0.0, 0), (1, 0.5, 0), (2, 1.0, 0)]
     history = read_history(out / "metrics.jsonl")
     parts = [(entry["dice"] > 0, entry["lovasz"] > 0) for entry in history]
     assert parts == [(True, False), (False, True), (False, True)]
     # A mean over all steps of the epoch, whichever of the two a step had.
     assert history[1]["loss"] == pytest.approx(history[1]["bce"] + history[1]["lovasz"] + 0.2 * history[1]["gate"])
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "budget_s", "elapsed_s"),
+    [
+        # Crops of twice the size, as many: by their pixels the second stage takes as long as two epochs of the first.
+        # 200 s, less 80 s for the second stage, are three epochs of 40 s.
+        (16, 4, 200, [40.0, 80.0, 120.0, 160.0]),
+        # One step of 4 crops: a hundredth of what its batch size would say, and as long as a step of the first stage.
+        (4, 400, 130, [40.0, 80.0, 90.0]),
+    ],
+)
+def test_the_second_stage_counts_in_the_time_budget(
+    timed: Start, out: Path, samples: int, batch_size: int, budget_s: int, elapsed_s: list[float]
+) -> None:
+    second = ("epochs=1", f"samples_per_epoch={samples}", f"batch_size={batch_size}")
+    minutes = f"training.max_minutes={budget_s / 60}"
+    timed("training.epochs=9", minutes, *(f"training.second_stage.{one}" for one in second))
+    assert _elapsed_s(out) == elapsed_s
+    rates = load_recipe(str(out / "config.yaml")).optimizer
+    first, last = len(elapsed_s) - 1, read_history(out / "metrics.jsonl")[-2]
+    assert last["lr_decoder"] == pytest.approx(rates.decoder_lr * rate_factor(4 * first - 1, 4 * first, rates))
 
 
 # Averages
@@ -310,21 +284,19 @@ def score_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], None]
             counts = {("a", 1): PairCounts(true_px=100, predicted_px=100, both_px=both_px)}
             return Validation(summarise(counts, ("pits",)), None)
 
-        monkeypatch.setattr(loop, "validate", validate)
+        for module in (loop, run_module):
+            monkeypatch.setattr(module, "validate", validate)
 
     return patch
 
 
-@pytest.fixture
-def few(asked: Asked) -> Asked:
-    """Three epochs of one step, with thresholds given, so that none need be searched."""
-    settings = ("training.epochs=3", "data.samples_per_epoch=4", "training.average_best=2")
-    return lambda *overrides: asked(*settings, *overrides, thresholds=Thresholds.default(4))
+FEW = ("training.epochs=3", "data.samples_per_epoch=4", "training.average_best=2")
+"""Three epochs of one step."""
 
 
 @pytest.mark.parametrize(("mean", "weights"), [(60, "epoch"), (61, "average"), (10, "epoch")])
 def test_the_mean_of_the_best_epochs_is_taken_where_it_validates_better(
-    few: Asked,
+    timed: Start,
     out: Path,
     score_as: Callable[[Sequence[int]], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -332,15 +304,14 @@ def test_the_mean_of_the_best_epochs_is_taken_where_it_validates_better(
     weights: str,
 ) -> None:
     kept: list[dict[str, torch.Tensor]] = []
-    offer = Candidates.offer
 
-    def keep(candidates: Candidates, state: Any, scored: Any, info: Any) -> str:
-        kept.append({key: value.clone() for key, value in scored["epoch"][1].state_dict().items()})
-        return offer(candidates, state, scored, info)
+    def keep(run: Run, scored: Any) -> str:
+        kept.append({key: value.clone() for key, value in run.network.state_dict().items()})
+        return offer(run, scored)
 
-    monkeypatch.setattr(Candidates, "offer", keep)
+    monkeypatch.setattr(loop, "offer", keep)
     score_as([50, 60, 40, mean])
-    info, saved = read_bundle(train(**few()).model)
+    info, saved = read_bundle(timed(*FEW).model)
     assert info.metrics["weights"] == weights
     key = "net.segmentation_head.0.weight"
     expected = (kept[0][key] + kept[1][key]) / 2 if weights == "average" else kept[1][key]
@@ -349,11 +320,11 @@ def test_the_mean_of_the_best_epochs_is_taken_where_it_validates_better(
 
 
 def test_moving_averages_compete_with_the_weights_themselves(
-    few: Asked, out: Path, score_as: Callable[[Sequence[int]], None]
+    timed: Start, out: Path, score_as: Callable[[Sequence[int]], None]
 ) -> None:
     # In turn: the weights of an epoch, and their moving average.
     score_as([50, 40, 30, 70, 60, 65, 20])
-    info = read_bundle(train(**few("training.ema_decay=0.9")).model)[0]
+    info = read_bundle(timed(*FEW, "training.ema_decay=0.9").model)[0]
     assert (info.metrics["weights"], info.metrics["best_epoch"]) == ("ema", 2)
     figures = [(entry["val"]["weights"], entry["val"]["kaggle_dice"]) for entry in read_history(out / "metrics.jsonl")]
     assert figures == [("epoch", 0.5), ("ema", 0.7), ("ema", 0.65)]
@@ -362,11 +333,11 @@ def test_moving_averages_compete_with_the_weights_themselves(
 @pytest.mark.parametrize("settings", [("training.keep=last",), ("data.fold=null",)], ids=["keep last", "no validation"])
 @pytest.mark.parametrize("weights", ["ema", "epoch"])
 def test_the_last_weights_are_kept_where_the_recipe_says_so_or_nothing_validates(
-    few: Asked, out: Path, score_as: Callable[[Sequence[int]], None], settings: tuple[str, ...], weights: str
+    timed: Start, out: Path, score_as: Callable[[Sequence[int]], None], settings: tuple[str, ...], weights: str
 ) -> None:
     score_as([70, 60, 50, 40, 30, 20, 10])  # the first did best
     averages = ("training.ema_decay=0.9",) if weights == "ema" else ()
-    info, saved = read_bundle(train(**few(*settings, *averages)).model)
+    info, saved = read_bundle(timed(*FEW, *settings, *averages).model)
     assert (info.metrics["weights"], info.metrics["epoch"]) == (weights, 3)
     last = _checkpoint(out)["network"]
     if weights == "ema":
@@ -378,8 +349,8 @@ def test_the_last_weights_are_kept_where_the_recipe_says_so_or_nothing_validates
     assert not list(out.glob("best*"))
 
 
-def test_gradients_of_several_steps_are_added_up_before_the_weights_move(timed: Asked, out: Path) -> None:
-    train(**timed("training.batch_size=2", "training.accumulation=4", "training.ema_decay=0.9", "data.fold=null"))
+def test_gradients_are_accumulated_over_several_steps(timed: Start, out: Path) -> None:
+    timed("training.batch_size=2", "training.accumulation=4", "training.ema_decay=0.9", "data.fold=null")
     checkpoint = _checkpoint(out)
     assert checkpoint["state"]["step"] == 2 * 8
     assert {int(state["step"]) for state in checkpoint["optimizer"]["state"].values()} == {2 * 2}

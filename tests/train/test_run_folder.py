@@ -4,7 +4,6 @@ import csv
 import importlib.metadata
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,20 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 from defectseg.config import load_recipe
 from defectseg.data.folder import image_digest, open_data_folder
 from defectseg.data.split import read_split
-from defectseg.errors import ConfigError, DataError, ModelError, OutputExistsError, UsageError
+from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.evaluate.score import score_images
+from defectseg.files import is_empty_folder
 from defectseg.inference.settings import Settings
-from defectseg.model.bundle import load_bundle, read_bundle, weights_digest
+from defectseg.model.bundle import read_bundle
 from defectseg.model.info import Thresholds
 from defectseg.runtime.load import load_runtime
 from defectseg.train.curves import read_history
-from defectseg.train.train import TrainResult, train, train_folds
+from defectseg.train.train import TrainResult, train
 
-Asked = Callable[..., dict[str, Any]]
-GoOn = Callable[..., TrainResult]
-StopAt = Callable[..., Callable[[int, int, str], None]]
+Start = Callable[..., TrainResult]
+GoOn = Callable[..., list[TrainResult]]
+Interrupt = Callable[..., None]
 Finished = tuple[dict[str, Any], TrainResult]
 
 RUN_FILES = {
@@ -44,30 +44,13 @@ RUN_FILES = {
     "metrics.jsonl",
     "curves.png",
 }
-STEPS_PER_EPOCH = 4
 STILL = ("training.epochs=1", "optimizer.encoder_lr=1e-12", "optimizer.decoder_lr=1e-12")
 QUICK = ("training.epochs=1", "data.samples_per_epoch=4")
 GIVEN = Thresholds(gate=(0.1,) * 4, pixel=(0.2,) * 4, min_area_px=(3,) * 4, chosen_by="hand")
 
 
-def _digest(run: Path) -> str:
-    return weights_digest(read_bundle(run / "model.safetensors")[1])
-
-
-def _last_digest(run: Path) -> str:
-    return weights_digest(torch.load(run / "last.ckpt", weights_only=True)["network"])
-
-
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-def _timeless(run: Path) -> list[dict[str, Any]]:
-    """The entries of metrics.jsonl without what a clock measured."""
-    return [
-        {key: value for key, value in entry.items() if not key.endswith("_s")}
-        for entry in read_history(run / "metrics.jsonl")
-    ]
 
 
 # What a run leaves
@@ -75,8 +58,7 @@ def _timeless(run: Path) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_what_is_documented(finished: Finished) -> None:
     arguments, result = finished
-    out = arguments["out"]
-    data = open_data_folder(arguments["data"])
+    out, data = arguments["out"], open_data_folder(arguments["data"])
     assert (_names(out), result.model, result.unreadable) == (RUN_FILES, out / "model.safetensors", ())
     request = json.loads((out / "request.json").read_text())
     assert request["recipe"] == arguments["recipe"].model_dump(mode="json")
@@ -90,12 +72,14 @@ def test_a_run_leaves_what_is_documented(finished: Finished) -> None:
     assert picture is not None
     assert picture.std() > 1
 
+    entries = read_history(out / "metrics.jsonl")
+    assert [entry["epoch"] for entry in entries] == [1, 2, 3]
+    expected = {*("epoch", "loss", "bce", "dice", "lovasz", "gate", "lr_encoder", "lr_decoder"), "data_s", "step_s"}
+    for entry in entries:
+        assert set(entry) == expected | {"val", "elapsed_s"}
+        assert set(entry["val"]) == {"kaggle_dice", "all_empty", "positive_dice", "miou", "ungated_dice", "weights"}
 
-def test_the_bundle_describes_its_training(finished: Finished) -> None:
-    arguments, result = finished
-    data = open_data_folder(arguments["data"])
-    _, info = load_bundle(result.model)
-    folds = read_split(arguments["out"] / "split.csv")
+    info = read_bundle(result.model)[0]
     assert info.class_names == data.class_names
     assert (info.recipe, info.fold, info.data_fingerprint) == (arguments["recipe"], 0, data.fingerprint())
     trained = {image_digest(data.image_path(image_id)) for image_id in data.image_ids if folds[image_id] != 0}
@@ -103,16 +87,6 @@ def test_the_bundle_describes_its_training(finished: Finished) -> None:
     assert info.thresholds.chosen_by == "search on the 6 validation images of fold 0"
     assert info.versions["torch"] == importlib.metadata.version("torch")
     assert info.created.endswith("+00:00")
-
-
-def test_each_epoch_has_an_entry(finished: Finished) -> None:
-    entries = read_history(finished[0]["out"] / "metrics.jsonl")
-    assert [entry["epoch"] for entry in entries] == [1, 2, 3]
-    expected = {*("epoch", "loss", "bce", "dice", "lovasz", "gate", "lr_encoder", "lr_decoder"), "data_s", "step_s"}
-    figures = {"kaggle_dice", "all_empty", "positive_dice", "miou", "ungated_dice", "weights"}
-    for entry in entries:
-        assert set(entry) == expected | {"val", "elapsed_s"}
-        assert set(entry["val"]) == figures
 
 
 def _score(arguments: dict[str, Any], thresholds: Thresholds | None) -> Metrics:
@@ -138,15 +112,15 @@ def test_evaluating_the_bundle_gives_the_figures_of_the_training(finished: Finis
     assert untuned == {key: best["val"][key] for key in untuned} == {key: info.metrics[key] for key in untuned}
 
 
-def test_tensorboard_gets_figures_and_pictures_of_validation_images(asked: Asked, out: Path) -> None:
-    train(**asked("training.trackers=[tensorboard]", "training.ema_decay=0.9"))
+def test_tensorboard_gets_figures_and_pictures_of_validation_images(start: Start, out: Path, data_folder: Path) -> None:
+    start("training.trackers=[tensorboard]", "training.ema_decay=0.9")
     assert _names(out) - RUN_FILES == {"tensorboard"}
     (events,) = (out / "tensorboard" / "defectseg").glob("events.out.tfevents.*")
     told = EventAccumulator(str(events), size_guidance={"images": 0, "scalars": 0}).Reload()
     assert {"train/loss", "train/lovasz", "train/lr_decoder", "val/kaggle_dice"} <= set(told.Tags()["scalars"])
     assert [event.step for event in told.Scalars("val/kaggle_dice")] == [1, 2]
 
-    data, folds = open_data_folder(asked()["data"]), read_split(out / "split.csv")
+    data, folds = open_data_folder(data_folder), read_split(out / "split.csv")
     shown = [tag.removeprefix("validation/") for tag in told.Tags()["images"]]
     assert len(shown) == 4
     assert all(folds[image_id] == 0 for image_id in shown)
@@ -161,14 +135,13 @@ def test_tensorboard_gets_figures_and_pictures_of_validation_images(asked: Asked
             assert np.count_nonzero((blue > red + 50) & (blue > green + 50)) > 20
 
 
-def test_an_image_that_cannot_be_read_is_left_out_and_listed(asked: Asked, out: Path, tmp_path: Path) -> None:
-    data = Path(shutil.copytree(asked()["data"], tmp_path / "data"))
+def test_an_image_that_cannot_be_read_is_left_out_and_listed(start: Start, out: Path, data: Path) -> None:
     broken = data / "train_images" / "sheet_00004.jpg"
     broken.write_bytes(broken.read_bytes()[:-40])
     (broken.parent / "gone.jpg").symlink_to("nowhere.jpg")
     (broken.parent / "a\\b.jpg").touch()
     os.mkfifo(broken.parent / "pipe.jpg")
-    result = train(**asked(data=data))
+    result = start(*QUICK, data=data)
     assert [image_id for image_id, _ in result.unreadable] == ["a%5Cb.jpg", "gone.jpg", "pipe.jpg", "sheet_00004.jpg"]
     assert _names(out) == RUN_FILES | {"errors.csv"}
     with (out / "errors.csv").open(newline="") as handle:
@@ -184,169 +157,85 @@ def test_an_image_that_cannot_be_read_is_left_out_and_listed(asked: Asked, out: 
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "folder of folds"])
-def test_an_output_that_is_not_empty_is_left_alone(asked: Asked, out: Path, kind: str) -> None:
+def test_an_output_that_is_not_empty_is_left_alone(start: Start, out: Path, kind: str) -> None:
     kept = out
     if kind != "file":
         kept = out / ("notes.txt" if kind == "folder" else "fold-0/notes.txt")
         kept.parent.mkdir(parents=True)
     kept.write_text("mine")
-    for start in (train, train_folds):
-        with pytest.raises(OutputExistsError, match=r"run: not empty\. Choose another run folder") as caught:
-            start(**asked())
-        assert caught.value.go_on == {"resume": True}
+    with pytest.raises(OutputExistsError, match=r"run: not empty\. Choose another run folder") as caught:
+        start()
+    assert caught.value.go_on == {"resume": True}
     assert kept.read_text() == "mine"
 
 
-def test_the_events_of_a_run_that_was_killed_at_once_do_not_stand_in_the_way(asked: Asked, out: Path) -> None:
-    events = out / "tensorboard" / "defectseg" / "events.out.tfevents.1"
-    events.parent.mkdir(parents=True)
-    events.write_bytes(b"")
-    assert train(**asked(*QUICK)).model.is_file()
-
-
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "every_fold", "message"),
     [
-        (("loss.positive_weights=[1,2]",), r"loss.positive_weights: 2 values for 4 classes"),
-        (("training.precision=fp16",), r"training.precision: fp16 needs a GPU"),
-        (("model.encoder=tu-test_resnett",), r"Did you mean 'tu-test_resnet'"),
-        (("data.folds=99",), r"99 folds of 24 images"),
-        (("data.fold=9",), r"data.fold: 9, but the split has the folds \[0, 1, 2, 3\]"),
-        (("data.fold=null", "training.threshold_folds=5"), r"threshold_folds: 5, but the split has only 4 folds"),
-        (("data.fold=null", "training.threshold_folds=1", "loss.positive_weights=[1]"), r"1 values for 4 classes"),
+        (("loss.positive_weights=[1,2]",), False, r"loss.positive_weights: 2 values for 4 classes"),
+        (("training.precision=fp16",), False, r"training.precision: fp16 needs a GPU"),
+        (("model.encoder=tu-test_resnett",), False, r"Did you mean 'tu-test_resnet'"),
+        (("data.folds=99",), False, r"99 folds of 24 images"),
+        (("data.fold=9",), False, r"data.fold: 9, but the split has the folds \[0, 1, 2, 3\]"),
+        (("data.fold=null", "training.threshold_folds=5"), False, r"threshold_folds: 5, but the split has only 4 f"),
+        (("data.fold=null", "training.threshold_folds=1", "loss.positive_weights=[1]"), False, r"1 values for 4 cl"),
+        (("data.folds=2", "loss.positive_weights=[1]"), True, r"1 values for 4 classes"),
         (
             ("model.architecture=DPT", "model.encoder=tu-test_vit", 'model.options={"dynamic_img_size": false}'),
+            False,
             r"cannot take images of 64x64 px",
         ),
     ],
 )
-def test_a_setting_that_does_not_fit_leaves_nothing_that_stands_in_the_way(
-    asked: Asked, out: Path, settings: tuple[str, ...], message: str
+def test_an_invalid_setting_is_an_error_and_leaves_an_empty_folder(
+    start: Start, out: Path, settings: tuple[str, ...], every_fold: bool, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        train(**asked("training.trackers=[tensorboard]", *settings))
-    assert not [path for path in out.rglob("*") if path.is_file()]
-    assert train(**asked(*QUICK)).model.is_file()
+        start("training.trackers=[tensorboard]", *settings, every_fold=every_fold)
+    assert is_empty_folder(out)
+    with pytest.raises(UsageError, match=r"no request\.json"):
+        train(None, out, resume=True)
 
 
-def test_folds_that_could_not_begin_do_not_stand_in_the_way(asked: Asked) -> None:
-    quick = (*QUICK, "data.folds=2")
-    with pytest.raises(ConfigError, match="positive_weights"):
-        train_folds(**asked(*quick, "loss.positive_weights=[1]"))
-    assert len(train_folds(**asked(*quick))) == 2
+# Resuming; test_processes.py has runs that are killed or signalled
 
 
-# Interruptions
-
-
-@pytest.mark.parametrize("step", [2, STEPS_PER_EPOCH + 2, 2 * STEPS_PER_EPOCH + 1])
-def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(
-    finished: Finished, out: Path, go_on: GoOn, stop_at: StopAt, step: int
+@pytest.mark.parametrize("step", [None, 1], ids=["before the first checkpoint", "in the last epoch"])
+def test_a_resumed_run_uses_its_first_recipe_model_and_thresholds(
+    finished: Finished,
+    asked: Callable[..., dict[str, Any]],
+    out: Path,
+    interrupt: Interrupt,
+    go_on: GoOn,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int | None,
 ) -> None:
-    whole = finished[0]
-    with pytest.raises(KeyboardInterrupt):
-        train(**whole | {"out": out, "progress": stop_at(step)})
-    assert not (out / "model.safetensors").exists()
-    assert len(read_history(out / "metrics.jsonl")) == step // STEPS_PER_EPOCH
-    torch.manual_seed(1)
-    (out / "config.yaml").unlink()  # it is for people
-    go_on()
-    assert _digest(out) == _digest(whole["out"])
-    assert _last_digest(out) == _last_digest(whole["out"])
-    assert _timeless(out) == _timeless(whole["out"])
-    assert _names(out) == RUN_FILES
-
-
-def test_an_interruption_between_training_and_the_bundle_is_mended(
-    finished: Finished, out: Path, go_on: GoOn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*args: Any) -> None:
+    def stop(run: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr("defectseg.train.run.draw_curves", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(**finished[0] | {"out": out})
-    assert (out / "best.safetensors").is_file()
-    go_on()
-    assert _digest(out) == _digest(finished[0]["out"])
-    assert _names(out) == RUN_FILES
-
-
-@pytest.fixture
-def kill(out: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Stops a training where it would call a function, and leaves what `kill -9` leaves."""
-
-    def start(arguments: dict[str, Any], at: str) -> None:
-        def interrupt(*args: Any, **kwargs: Any) -> None:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(f"defectseg.train.{at}", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                train(**arguments)
-        (out / ".lock").touch()
-        (out / ".tmp-1234-last.ckpt").write_bytes(b"torn")
-
-    return start
-
-
-@pytest.mark.parametrize("at", ["train.read_images", "run.build_network", "run.write_start", "run.save_checkpoint"])
-def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(
-    finished: Finished, out: Path, go_on: GoOn, kill: Callable[..., None], at: str
-) -> None:
-    kill(finished[0] | {"out": out}, at)
-    with pytest.raises(OutputExistsError):
-        train(**finished[0] | {"out": out})
-    go_on()
-    assert _digest(out) == _digest(finished[0]["out"])
-    assert _timeless(out) == _timeless(finished[0]["out"])
-    assert _names(out) == RUN_FILES
-
-
-def test_a_run_that_starts_from_the_beginning_keeps_its_first_weights_and_its_thresholds(
-    finished: Finished, asked: Asked, out: Path, go_on: GoOn, kill: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.chdir(finished[1].model.parent)
-    kill(asked(*STILL, init=Path("model.safetensors"), thresholds=GIVEN), "run.save_checkpoint")
+    settings = (*STILL, "data.fold=2", "model.encoder=resnet18")  # the network is the bundle's all the same
+    given: dict[str, Any] = {"init": Path("model.safetensors"), "thresholds": GIVEN}
+    with monkeypatch.context() as patch:
+        if step is None:
+            patch.setattr("defectseg.train.run.save_checkpoint", stop)
+        interrupt(step or 0, *settings, **given)
     monkeypatch.chdir(out)
-    go_on()
-    info, weights = read_bundle(out / "model.safetensors")
+    for name in ("recipe", "thresholds"):
+        with pytest.raises(UsageError, match="goes on as it began"):
+            go_on(**{name: asked(*settings, **given)[name]})
+    info, weights = read_bundle(go_on()[0].model)
     key = "net.encoder.model.layer1.0.conv1.weight"
     torch.testing.assert_close(weights[key], read_bundle(finished[1].model)[1][key], atol=1e-6, rtol=0)
-    assert info.thresholds == GIVEN
+    assert (info.recipe.model, info.recipe.training.epochs) == (finished[0]["recipe"].model, 1)
+    assert (info.fold, info.thresholds) == (2, GIVEN)
     assert _names(out) == RUN_FILES
 
 
-@pytest.mark.parametrize("step", [1, 6], ids=["first epoch", "second epoch"])
-def test_a_run_goes_on_with_the_recipe_fold_and_thresholds_that_it_began_with(
-    asked: Asked, out: Path, go_on: GoOn, stop_at: StopAt, step: int
+def test_moved_data_can_be_named_anew_and_changed_data_are_refused(
+    interrupt: Interrupt, go_on: GoOn, data: Path, tmp_path: Path
 ) -> None:
-    arguments = asked("data.fold=2", thresholds=GIVEN, progress=stop_at(step))
-    with pytest.raises(KeyboardInterrupt):
-        train(**arguments)
-    for name in ("recipe", "thresholds"):
-        with pytest.raises(UsageError, match="leave them out"):
-            go_on(**{name: arguments[name]})
-    info = read_bundle(go_on().model)[0]
-    assert (info.recipe, info.fold, info.thresholds) == (arguments["recipe"], 2, GIVEN)
-    assert len(read_history(out / "metrics.jsonl")) == 2
-
-
-def test_a_run_from_another_model_can_be_resumed(
-    finished: Finished, asked: Asked, go_on: GoOn, stop_at: StopAt
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(**asked("model.encoder=resnet18", init=finished[1].model, progress=stop_at(5)))
-    assert read_bundle(go_on().model)[0].recipe.model == finished[0]["recipe"].model
-
-
-def test_data_that_have_moved_are_named_anew_and_others_refused(
-    asked: Asked, go_on: GoOn, stop_at: StopAt, tmp_path: Path
-) -> None:
-    data = Path(shutil.copytree(asked()["data"], tmp_path / "data"))
-    with pytest.raises(KeyboardInterrupt):
-        train(**asked(data=data, progress=stop_at(5)))
+    interrupt(5, data=data)
     moved = data.rename(tmp_path / "moved")
     with pytest.raises(DataError, match=r"data: no such folder"):
         go_on()
@@ -356,25 +245,24 @@ def test_data_that_have_moved_are_named_anew_and_others_refused(
         go_on(data=moved)
     (moved / "train.csv").write_text(table)
     first = next((moved / "train_images").iterdir())
-    shutil.copy(first, first.with_name("new.jpg"))
+    new = first.rename(first.with_name("new.jpg"))
     with pytest.raises(DataError, match=r"not the data that .*training began with: new.jpg is new"):
         go_on(data=moved)
-    first.with_name("new.jpg").unlink()
-    assert go_on(data=moved).model.is_file()
+    new.rename(first)
+    assert go_on(data=moved)[0].model.is_file()
 
 
-def test_where_there_is_nothing_to_resume_that_is_told(
-    finished: Finished, asked: Asked, out: Path, go_on: GoOn, stop_at: StopAt
+def test_resuming_without_a_usable_run_is_an_error(
+    finished: Finished, out: Path, interrupt: Interrupt, go_on: GoOn
 ) -> None:
     with pytest.raises(UsageError, match=r"no request.json, so there is no training to resume"):
         go_on()
     assert not out.exists()
     with pytest.raises(UsageError, match=r"this run has ended; its model is model.safetensors"):
         go_on(out=finished[0]["out"])
-    with pytest.raises(KeyboardInterrupt):
-        train(**asked(progress=stop_at(5)))
-    (out / "last.ckpt").unlink()
-    with pytest.raises(ModelError, match=r"last.ckpt: no checkpoint to resume from"):
+    interrupt(1)
+    (out / "last.ckpt").write_bytes(b"torn")
+    with pytest.raises(ModelError, match=r"last.ckpt: the run cannot be resumed from it"):
         go_on()
     (out / "request.json").write_text("{")
     with pytest.raises(UsageError, match=r"request.json: cannot be read"):

@@ -1,6 +1,7 @@
 """What changes as a training goes on: learning rates, parameter groups, stages, the epochs that fit into the time."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -36,31 +37,20 @@ def test_rates_warm_up_and_then_follow_a_cosine(step: int, expected: float) -> N
     assert rate_factor(step, 20, _rates()) == pytest.approx(expected)
 
 
-def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
-    assert rate_factor(0, 20, _rates(warmup=0.0)) == 1.0
-
-
-def test_a_stage_that_does_not_warm_up_begins_with_the_whole_rate_and_ends_alike() -> None:
-    assert rate_factor(0, 20, _rates(), warms_up=False) == 1.0
-    # Half-way through all 20 steps: the middle between 1 and 0.01.
-    assert rate_factor(10, 20, _rates(), warms_up=False) == pytest.approx(0.505)
-    assert rate_factor(20, 20, _rates(), warms_up=False) == pytest.approx(0.01)
-
-
-def test_rates_only_rise_and_then_only_fall() -> None:
-    factors = [rate_factor(step, 57, _rates(warmup=0.1)) for step in range(57)]
-    top = factors.index(max(factors))
-    assert factors[: top + 1] == sorted(factors[: top + 1])
-    assert factors[top:] == sorted(factors[top:], reverse=True)
-    assert all(0 < factor <= 1 for factor in factors)
-
-
-def test_the_last_step_comes_close_to_the_final_rate() -> None:
-    assert rate_factor(999, 1000, _rates()) == pytest.approx(0.01, abs=1e-4)
-
-
-def test_a_run_of_nothing_but_warm_up_has_no_fall() -> None:
-    assert rate_factor(9, 10, _rates(warmup=1.0)) == pytest.approx(10 / 11)
+@pytest.mark.parametrize(
+    ("step", "warmup", "warms_up", "expected"),
+    [
+        (0, 0.0, True, 1.0),
+        # A stage that does not warm up: half-way through all 20 steps the middle between 1 and 0.01.
+        (0, 0.2, False, 1.0),
+        (10, 0.2, False, 0.505),
+        (20, 0.2, False, 0.01),
+        # Nothing but warm-up.
+        (19, 1.0, True, 20 / 21),
+    ],
+)
+def test_without_warm_up_rates_begin_at_one(step: int, warmup: float, warms_up: bool, expected: float) -> None:
+    assert rate_factor(step, 20, _rates(warmup=warmup), warms_up=warms_up) == pytest.approx(expected)
 
 
 # Parameter groups
@@ -83,31 +73,29 @@ def test_every_parameter_is_in_one_group_with_the_rate_of_its_part() -> None:
     assert len(optimizer.param_groups) == 4
 
 
-def test_equal_rates_share_their_groups() -> None:
-    network = DefectNetwork(ModelConfig(encoder="tu-test_resnet"), 2, Normalization(mean=0.5, std=0.5))
-    optimizer = make_optimizer(network, OptimizerConfig(encoder_lr=0.1, decoder_lr=0.1))
-    assert len(optimizer.param_groups) == 2
-
-
 # Stages
 
 
-def test_without_a_second_stage_there_is_one() -> None:
-    recipe = Recipe(data=DataConfig(crop_hw=(64, 96), samples_per_epoch=40), training=TrainingConfig(batch_size=4))
-    assert stages_of(recipe) == (Stage("data.crop_hw", (64, 96), 4, 40, 1.0, warms_up=True),)
-
-
-def test_the_second_stage_has_its_own_crops_and_rate_and_does_not_warm_up() -> None:
-    second = SecondStageConfig(epochs=2, crop_hw=(128, 256), batch_size=3, samples_per_epoch=12)
-    stages = stages_of(Recipe(training=TrainingConfig(second_stage=second)))
-    assert stages[1:] == (Stage("training.second_stage.crop_hw", (128, 256), 3, 12, 0.1, warms_up=False),)
-
-
-def test_by_default_the_second_stage_takes_whole_images_each_once_in_steps_as_before() -> None:
-    second = SecondStageConfig(epochs=1)
-    data = DataConfig(crop_hw=(64, 64), samples_per_epoch=40)
-    (_, later) = stages_of(Recipe(data=data, training=TrainingConfig(batch_size=6, second_stage=second)))
-    assert (later.crop_hw, later.samples, later.batch_size) == (None, None, 6)
+@pytest.mark.parametrize(
+    ("second", "later"),
+    [
+        (SecondStageConfig(), ()),
+        # By default whole images, each once, in steps as before.
+        (SecondStageConfig(epochs=1), ((None, 4, None, 0.1),)),
+        (
+            SecondStageConfig(epochs=2, crop_hw=(128, 256), batch_size=3, samples_per_epoch=12, rate_share=0.2),
+            (((128, 256), 3, 12, 0.2),),
+        ),
+    ],
+)
+def test_the_second_stage_has_its_own_crops_and_rate_and_does_not_warm_up(
+    second: SecondStageConfig, later: tuple[tuple[Any, Any, Any, Any], ...]
+) -> None:
+    data, training = DataConfig(crop_hw=(64, 96), samples_per_epoch=40), TrainingConfig(batch_size=4)
+    recipe = Recipe(data=data, training=training.model_copy(update={"second_stage": second}))
+    first = Stage("data.crop_hw", (64, 96), 4, 40, 1.0, warms_up=True)
+    expected = [Stage("training.second_stage.crop_hw", *values, warms_up=False) for values in later]
+    assert stages_of(recipe) == (first, *expected)
 
 
 # Epochs that fit into the time

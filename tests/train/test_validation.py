@@ -1,6 +1,6 @@
 """How good a network is while it learns."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from numpy.typing import NDArray
 
-from defectseg.data.folder import DataFolder, open_data_folder
+from defectseg.data.folder import open_data_folder
 from defectseg.data.split import read_split
 from defectseg.evaluate.metrics import PairCounts, headline, summarise
 from defectseg.evaluate.score import Score, Scored, score_images
@@ -25,10 +24,8 @@ from defectseg.model.network import DefectNetwork
 from defectseg.runtime.base import Answer
 from defectseg.runtime.torch import TorchRuntime
 from defectseg.train import validation as validation_module
-from defectseg.train.train import train
-from defectseg.train.validation import Pictures, Validation, images_to_show, log_pictures, validate
-
-Trained = tuple[DefectNetwork, ModelInfo, DataFolder, tuple[str, ...]]
+from defectseg.train.train import TrainResult
+from defectseg.train.validation import Pictures, Validation, validate
 
 # What the best epoch is chosen by
 
@@ -46,50 +43,42 @@ def test_without_a_defect_the_score_is_the_kaggle_dice() -> None:
 
 
 @pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-@pytest.fixture(scope="module")
-def trained(trained_run: Path, data_folder: Path) -> Trained:
-    """A network that finds some defects, and its validation images."""
+def trained(trained_run: Path, data_folder: Path, accelerator: Accelerator) -> Any:
+    """The parts of a Run that validation is about: a network that finds some defects, and its validation images."""
     network, info = load_bundle(trained_run / "model.safetensors")
     folds = read_split(trained_run / "split.csv")
     val_ids = tuple(image_id for image_id, fold in folds.items() if fold == 0)
-    return network, info, open_data_folder(data_folder), val_ids
+    data = open_data_folder(data_folder)
+    return SimpleNamespace(accelerator=accelerator, network=network, info=info, data=data, val_ids=val_ids)
 
 
-def test_validation_counts_what_evaluate_counts(trained: Trained, accelerator: Accelerator) -> None:
-    network, info, data, image_ids = trained
-    found = validate(accelerator, network, info, data, image_ids, Settings.of(info))
-    runtime = TorchRuntime(network, info, dtype=half_precision(accelerator.device))
-    score = score_images(runtime, data, image_ids, Settings.of(info))
-    assert headline(found.metrics) == headline(summarise(score.counts, data.class_names))
+def test_validation_counts_what_evaluate_counts_and_leaves_the_network_as_it_was(trained: Any) -> None:
+    trained.network.train()
+    before = {key: value.clone() for key, value in trained.network.state_dict().items()}
+    found = validate(trained, trained.network)
+    assert trained.network.training
+    assert all(torch.equal(value, before[key]) for key, value in trained.network.state_dict().items())
+    runtime = TorchRuntime(trained.network, trained.info, dtype=half_precision(torch.device("cpu")))
+    score = score_images(runtime, trained.data, trained.val_ids, Settings.of(trained.info))
+    assert headline(found.metrics) == headline(summarise(score.counts, trained.data.class_names))
     assert found.metrics.positive_dice is not None
     assert found.metrics.positive_dice > 0.05, "figures of empty masks would compare nothing"
 
 
-def test_closed_gates_leave_the_dice_with_open_gates_as_it_is(trained: Trained, accelerator: Accelerator) -> None:
-    network, info, data, image_ids = trained
+def test_closed_gates_leave_the_dice_with_open_gates_as_it_is(trained: Any) -> None:
     opened, shut = (
         Thresholds(gate=(gate,) * 4, pixel=(0.4, 0.5, 0.6, 0.5), min_area_px=(0,) * 4) for gate in (0.0, 1.0)
     )
-    free, stopped = (
-        validate(accelerator, network, info, data, image_ids, Settings.of(info, thresholds=thresholds))
-        for thresholds in (opened, shut)
-    )
+    free, stopped = (validate(trained, trained.network, thresholds=thresholds) for thresholds in (opened, shut))
     assert stopped.metrics.positive_dice == 0.0
     assert stopped.ungated_dice == free.ungated_dice == pytest.approx(free.metrics.positive_dice)
     assert free.ungated_dice is not None
     assert free.ungated_dice > 0.05
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("predicts_in", [None, torch.bfloat16])
-def test_validation_computes_as_prediction_will_whatever_training_does(
-    asked: Callable[..., dict[str, Any]],
+@pytest.mark.parametrize(("precision", "predicts_in"), [("fp32", torch.bfloat16), ("bf16", None)])
+def test_validation_uses_the_precision_of_predict_whatever_training_uses(
+    start: Callable[..., TrainResult],
     precision: str,
     predicts_in: torch.dtype | None,
     monkeypatch: pytest.MonkeyPatch,
@@ -111,45 +100,18 @@ def test_validation_computes_as_prediction_will_whatever_training_does(
 
     monkeypatch.setattr(validation_module, "TorchRuntime", Spy)
     monkeypatch.setattr(validation_module, "half_precision", lambda device: predicts_in)
-    overrides = [f"training.precision={precision}", "training.epochs=1", "data.samples_per_epoch=4"]
-    train(**asked(*overrides))
+    start(f"training.precision={precision}", "training.epochs=1", "data.samples_per_epoch=4")
     assert answers
     assert all(answers)
 
 
-def test_validation_computes_in_the_precision_of_the_device(
-    trained: Trained,
-    accelerator: Accelerator,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    network, info, data, image_ids = trained
-    seen: list[torch.dtype | None] = []
-
-    class Spy(TorchRuntime):
-        def __call__(self, images: NDArray[np.uint8]) -> Answer:
-            seen.append(self.dtype)
-            return super().__call__(images)
-
-    monkeypatch.setattr(validation_module, "TorchRuntime", Spy)
-    validate(accelerator, network, info, data, image_ids, Settings.of(info))
-    assert seen == [half_precision(torch.device("cpu"))] * len(image_ids)
-
-
-def test_validation_leaves_the_network_as_it_was(trained: Trained, trained_run: Path, accelerator: Accelerator) -> None:
-    network, info = load_bundle(trained_run / "model.safetensors")
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    network.train()
-    validate(accelerator, network, info, *trained[2:], Settings.of(info))
-    assert network.training
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-
-
-def test_a_run_validates_with_one_view_and_ends_with_all(asked: Callable[..., dict[str, Any]]) -> None:
+def test_a_run_validates_with_one_view_and_ends_with_all(start: Callable[..., TrainResult]) -> None:
     calls: list[int] = []
 
     class Spy(TorchRuntime):
         def __call__(self, images: NDArray[np.uint8]) -> Answer:
             calls[-1] += 1
+            assert self.dtype == half_precision(torch.device("cpu"))
             return super().__call__(images)
 
     def watched(*arguments: Any, **options: Any) -> Score:
@@ -159,21 +121,12 @@ def test_a_run_validates_with_one_view_and_ends_with_all(asked: Callable[..., di
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation_module, "TorchRuntime", Spy)
         patch.setattr(validation_module, "score_images", watched)
-        result = train(**asked("inference.tta=flips"))
-    images = 6
+        start("inference.tta=flips", "data.samples_per_epoch=4")
     # Two epochs with one view; then the search for thresholds, which gives the last figures too, with four.
-    assert calls == [images, images, 4 * images]
-    assert load_bundle(result.model)[1].recipe.inference.tta == "flips"
+    assert calls == [6, 6, 4 * 6]
 
 
 # Pictures
-
-
-def test_images_with_most_classes_are_shown_first() -> None:
-    classes = {"a": (), "b": (1,), "c": (1, 2), "d": (), "e": (3,), "f": ()}
-    data: Any = SimpleNamespace(classes_of=lambda image_id: classes[image_id])
-    assert images_to_show(data, list("abcdef")) == {"c", "b", "e", "a"}
-    assert images_to_show(data, ["d"]) == {"d"}
 
 
 def _scored(image_id: str) -> Scored:
@@ -192,29 +145,24 @@ def _scored(image_id: str) -> Scored:
     )
 
 
-def test_pictures_paint_found_missed_and_false_pixels_of_the_images_chosen() -> None:
-    pictures = Pictures(frozenset({"a"}))
-    for image_id in ("a", "b"):
+def test_pictures_show_images_with_most_classes_and_paint_found_missed_and_false_pixels() -> None:
+    classes = {"a": (), "b": (1,), "c": (1, 2), "d": (), "e": (3,), "f": ()}
+    data: Any = SimpleNamespace(classes_of=lambda image_id: classes[image_id])
+    pictures = Pictures(data, list("abcdef"))
+    for image_id in "cebdaf":
         pictures(_scored(image_id))
-    assert set(pictures.bgr) == {"a"}
+    assert set(pictures.bgr) == {"c", "b", "e", "a"}
     blue, green, red = pictures.bgr["a"][8, 8::16].astype(int).T
     assert (blue > green).tolist() == [True, True, False, False]  # labelled
     assert (red > green).tolist() == [True, False, True, False]  # predicted
+    sent: list[tuple[str, int]] = []
 
+    def log_images(images: dict[str, NDArray[np.uint8]], step: int, dataformats: str) -> None:
+        ((name, picture),) = images.items()
+        sent.append((name, step))
+        np.testing.assert_array_equal(picture[0, ..., ::-1], pictures.bgr[name.removeprefix("validation/")])
+        assert dataformats == "NHWC"
 
-def test_pictures_go_to_tensorboard_alone_and_in_its_order_of_colours() -> None:
-    sent: list[tuple[dict[str, NDArray[np.uint8]], int]] = []
-
-    class Tracker:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def log_images(self, images: dict[str, NDArray[np.uint8]], step: int, dataformats: str) -> None:
-            assert (self.name, dataformats) == ("tensorboard", "NHWC")
-            sent.append((images, step))
-
-    accelerator: Any = SimpleNamespace(trackers=[Tracker("another"), Tracker("tensorboard")])
-    log_pictures(accelerator, {"a.png": np.array([[[1, 2, 3]]], np.uint8)}, 7)
-    ((images, step),) = sent
-    assert step == 7
-    assert {name: picture.tolist() for name, picture in images.items()} == {"validation/a.png": [[[[3, 2, 1]]]]}
+    accelerator: Any = SimpleNamespace(trackers=[SimpleNamespace(log_images=log_images)])
+    pictures.log(accelerator, 7)
+    assert sent == [(f"validation/{image_id}", 7) for image_id in "ceba"]
