@@ -62,10 +62,10 @@ def import_coco(
 
     Example: defectseg data import coco instances.json --images images/ --out data/mill
     """
-    from defectseg.formats.coco import importing
+    from defectseg.formats import coco
 
     with progress_bar("importing") as progress:
-        report = importing.import_coco(file, images, out, classes=entries(classes), link=link, progress=progress)
+        report = coco.import_coco(file, images, out, classes=entries(classes), link=link, progress=progress)
     _finish_import(report, out, json_output)
 
 
@@ -88,12 +88,12 @@ def import_yolo(
 
     Example: defectseg data import yolo exported/ --out data/mill
     """
-    from defectseg.formats.yolo import importing
+    from defectseg.formats import yolo
 
     if part not in (None, "train", "val", "test"):
         raise UsageError(f"--part {part}: expected train, val or test.")
     with progress_bar("importing") as progress:
-        report = importing.import_yolo(src, out, classes=entries(classes), part=part, link=link, progress=progress)
+        report = yolo.import_yolo(src, out, classes=entries(classes), part=part, link=link, progress=progress)
     _finish_import(report, out, json_output)
 
 
@@ -112,10 +112,10 @@ def export_coco(
 
     Example: defectseg data export coco data/mill --out coco/ --polygons
     """
-    from defectseg.formats.coco import exporting
+    from defectseg.formats import coco
 
     with progress_bar("exporting") as progress:
-        report = exporting.export_coco(root, out, polygons=polygons, link=link, progress=progress)
+        report = coco.export_coco(root, out, polygons=polygons, link=link, progress=progress)
     _finish_export(report, out, json_output)
 
 
@@ -154,10 +154,10 @@ def export_yolo(
 
     Example: defectseg data export yolo data/mill --out yolo/
     """
-    from defectseg.formats.yolo import exporting
+    from defectseg.formats import yolo
 
     with progress_bar("exporting") as progress:
-        report = exporting.export_yolo(root, out, fold=fold, link=link, progress=progress)
+        report = yolo.export_yolo(root, out, fold=fold, link=link, progress=progress)
     _finish_export(report, out, json_output)
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as pycocotools_mask
 
 from defectseg.errors import LabelError
-from defectseg.formats.coco import masks
+from defectseg.formats import coco_rle
+from defectseg.formats.polygons import paint_outlines
 
 MASKS = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda size_hw: arrays(np.bool_, size_hw))
 # Pixels run down the columns: 0 1 1 / 0 0 1 -> counts 2, 1, 1, 2.
@@ -18,23 +19,23 @@ MASK = np.array([[False, True, True], [False, False, True]])
 
 @given(MASKS)
 def test_run_lengths_give_the_mask_again(mask: NDArray[np.bool_]) -> None:
-    decoded = masks.decode(masks.encode(mask), mask.shape, where="")
+    decoded = coco_rle.decode(coco_rle.encode(mask), mask.shape, where="")
     np.testing.assert_array_equal(decoded, mask)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools 2.0.11 with numpy 2
 @given(arrays(np.bool_, (150, 130), elements=st.booleans(), fill=st.just(False)))
 def test_compressed_run_lengths_are_read_as_pycocotools_reads_them(mask: NDArray[np.bool_]) -> None:
-    encoded = masks.encode(mask)
+    encoded = coco_rle.encode(mask)
     theirs = pycocotools_mask.decode({"size": encoded["size"], "counts": encoded["counts"].encode()})
-    np.testing.assert_array_equal(masks.decode(encoded, mask.shape, where=""), theirs)
+    np.testing.assert_array_equal(coco_rle.decode(encoded, mask.shape, where=""), theirs)
 
 
 def test_uncompressed_run_lengths_count_down_the_columns() -> None:
     run_lengths = {"size": [2, 3], "counts": [2, 1, 1, 2]}
-    np.testing.assert_array_equal(masks.decode(run_lengths, (2, 3), where=""), MASK)
+    np.testing.assert_array_equal(coco_rle.decode(run_lengths, (2, 3), where=""), MASK)
     inverted = {"size": [2, 3], "counts": [0, 2, 1, 1, 2]}
-    np.testing.assert_array_equal(masks.decode(inverted, (2, 3), where=""), ~MASK)
+    np.testing.assert_array_equal(coco_rle.decode(inverted, (2, 3), where=""), ~MASK)
 
 
 @pytest.mark.parametrize(
@@ -57,26 +58,26 @@ def test_uncompressed_run_lengths_count_down_the_columns() -> None:
 )
 def test_faulty_run_lengths_are_refused_and_never_reach_pycocotools(run_lengths: dict[str, Any], message: str) -> None:
     with pytest.raises(LabelError, match=r"file: annotation 7: .*" + message):
-        masks.decode(run_lengths, (2, 3), where="file: annotation 7")
+        coco_rle.decode(run_lengths, (2, 3), where="file: annotation 7")
 
 
 def test_polygon_holds_the_pixels_whose_centre_lies_inside() -> None:
     square = [1, 1, 3, 1, 3, 2, 1, 2]  # columns 1 to 3, row 1 to 2: two pixels
     expected = np.zeros((4, 5), np.bool_)
     expected[1, 1:3] = True
-    np.testing.assert_array_equal(masks.paint([square], (4, 5), where=""), expected)
+    np.testing.assert_array_equal(paint_outlines([square], (4, 5), where=""), expected)
 
 
 def test_polygons_of_one_annotation_are_united_and_cut_at_the_border() -> None:
     corner, beyond = [0, 0, 1, 0, 1, 1, 0, 1], [4, 3, 9, 3, 9, 8, 4, 8]
     expected = np.zeros((4, 5), np.bool_)
     expected[0, 0] = expected[3, 4] = True
-    np.testing.assert_array_equal(masks.paint([corner, beyond], (4, 5), where=""), expected)
+    np.testing.assert_array_equal(paint_outlines([corner, beyond], (4, 5), where=""), expected)
 
 
 @pytest.mark.parametrize("polygon", [[], [1, 1], [0, 0, 4, 4]])
 def test_polygon_of_fewer_than_three_points_is_empty_and_not_taken_for_a_box(polygon: list[int]) -> None:
-    assert not masks.paint([polygon], (5, 5), where="").any()
+    assert not paint_outlines([polygon], (5, 5), where="").any()
 
 
 @pytest.mark.parametrize(
@@ -94,4 +95,4 @@ def test_polygon_of_fewer_than_three_points_is_empty_and_not_taken_for_a_box(pol
 )
 def test_faulty_polygons_are_refused_and_never_reach_pycocotools(polygon: Any, message: str) -> None:
     with pytest.raises(LabelError, match=r"annotation 7: .*" + message):
-        masks.paint([polygon], (4, 5), where="annotation 7")
+        paint_outlines([polygon], (4, 5), where="annotation 7")

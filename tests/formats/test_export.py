@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 
 from defectseg.data.folder import open_data_folder
 from defectseg.errors import DataError, DefectsegError, ImageError, LabelError, OutputExistsError, UsageError
-from defectseg.formats.coco.exporting import export_coco
-from defectseg.formats.coco.importing import import_coco
+from defectseg.formats.coco import export_coco, import_coco
 from defectseg.formats.masks import export_masks, import_masks
-from defectseg.formats.yolo.exporting import export_yolo
-from defectseg.formats.yolo.importing import import_yolo
+from defectseg.formats.yolo import export_yolo, import_yolo
 from defectseg.image import rle
 from defectseg.image.read import read_class_map
 

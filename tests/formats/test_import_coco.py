@@ -8,7 +8,7 @@ import pytest
 
 from defectseg.data.folder import open_data_folder
 from defectseg.errors import DataError, LabelError
-from defectseg.formats.coco.importing import import_coco
+from defectseg.formats.coco import import_coco
 
 GREY = np.full((4, 6), 90, np.uint8)
 CRACK, DENT = {"id": 7, "name": "crack"}, {"id": 3, "name": "dent"}
@@ -138,7 +138,7 @@ def test_annotations_become_masks_and_what_is_lost_is_counted(
 def test_given_names_set_the_order_and_must_include_the_annotated_ones(tmp_path: Path) -> None:
     run(tmp_path, coco(tmp_path), classes=["crack", "rust"])
     assert rows(tmp_path) == [f"a.png,1,{UPPER_ROWS}"]
-    with pytest.raises(DataError, match=r"classes: .*annotations of crack, but only dent"):
+    with pytest.raises(DataError, match=r"classes: .*crack, but the given list of classes has only dent"):
         import_coco(coco(tmp_path), tmp_path / "images", tmp_path / "other", classes=["dent"])
 
 

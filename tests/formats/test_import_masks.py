@@ -105,7 +105,7 @@ def test_empty_folder_is_filled_and_progress_told(tmp_path: Path) -> None:
         ({"rust/a.png": [[0, 1, 2], [0, 0, 0]]}, None, r"rust/a\.png: holds 1, 2 beside 0"),
         ({"rust/c.png": CLEAN}, None, r"1 masks have no image: rust/c\.png"),
         ({"rust/a.png": CLEAN, "loose.png": CLEAN}, None, r"1 masks have no image: loose\.png"),
-        ({"rust/a.png": CLEAN}, ["dent"], r"has rust, which the given list of classes \(dent\)"),
+        ({"rust/a.png": CLEAN}, ["dent"], r"has rust, but the given list of classes has only dent"),
         ({"rust/a.png": [[0, 1], [0, 0]]}, None, r"rust/a\.png: 2x2 px"),
         ({}, None, "has no masks/"),
     ],

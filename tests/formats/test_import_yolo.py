@@ -7,8 +7,7 @@ import pytest
 
 from defectseg.data.split import read_split
 from defectseg.errors import DataError, LabelError, UsageError
-from defectseg.formats.yolo.importing import import_yolo
-from defectseg.formats.yolo.labels import label_path
+from defectseg.formats.yolo import import_yolo, label_path
 
 GREY = np.full((4, 5), 90, np.uint8)
 YAML = "train: images/train\nval: images/val\nnames: [crack, dent]\n"

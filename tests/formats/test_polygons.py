@@ -5,9 +5,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from defectseg.formats.coco import masks
-from defectseg.formats.polygons import count_hole_px, cut_pieces, outline, paint_pixel_outlines, pixel_outline
-from defectseg.formats.yolo.labels import format_line, parse_line
+from defectseg.formats.polygons import (
+    count_hole_px,
+    cut_pieces,
+    outline,
+    paint_outlines,
+    paint_pixel_outline,
+    pixel_outline,
+)
+from defectseg.formats.yolo import format_line, parse_line
 
 MASKS = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda size_hw: arrays(np.bool_, size_hw))
 
@@ -63,15 +69,17 @@ def test_pixel_outline_runs_through_the_border_pixels() -> None:
 @given(MASKS)
 def test_coco_outlines_give_the_mask_again_but_for_holes(mask: NDArray[np.bool_]) -> None:
     polygons = [outline(piece).ravel().tolist() for piece in cut_pieces(mask)]
-    np.testing.assert_array_equal(masks.paint(polygons, mask.shape, where=""), without_holes(mask))
+    np.testing.assert_array_equal(paint_outlines(polygons, mask.shape, where=""), without_holes(mask))
 
 
 @given(MASKS)
 def test_yolo_lines_give_the_mask_again_but_for_holes(mask: NDArray[np.bool_]) -> None:
     lines = [format_line(0, pixel_outline(piece), mask.shape) for piece in cut_pieces(mask)]
-    shapes = [parse_line(line, num_classes=1, where="") for line in lines]
-    assert not any(shape.is_box for shape in shapes)
-    painted = paint_pixel_outlines([shape.pixels(mask.shape) for shape in shapes], mask.shape)
+    painted = np.zeros_like(mask)
+    for line in lines:
+        _, points = parse_line(line, num_classes=1, where="")
+        assert len(points) > 2
+        painted |= paint_pixel_outline(np.floor(points * mask.shape[::-1] + 0.01).astype(np.intp), mask.shape)
     np.testing.assert_array_equal(painted, without_holes(mask))
 
 
@@ -91,7 +99,7 @@ def test_simplified_outline_has_fewer_points_and_stays_close() -> None:
     (piece,) = cut_pieces(disc)
     exact, simpler = outline(piece), outline(piece, tolerance_px=1.0)
     assert 6 <= len(simpler) < len(exact) / 4
-    painted = masks.paint([simpler.ravel().tolist()], disc.shape, where="")
+    painted = paint_outlines([simpler.ravel().tolist()], disc.shape, where="")
     assert (painted & disc).sum() / (painted | disc).sum() > 0.97
 
 
@@ -101,4 +109,4 @@ def test_simplified_outline_of_a_tiny_region_does_not_vanish(rows: tuple[str, ..
     (piece,) = cut_pieces(mask)
     polygon = outline(piece, tolerance_px=1.0)
     assert len(polygon) >= 3
-    assert masks.paint([polygon.ravel().tolist()], mask.shape, where="").any()
+    assert paint_outlines([polygon.ravel().tolist()], mask.shape, where="").any()

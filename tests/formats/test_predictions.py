@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from defectseg.data.folder import open_data_folder
 from defectseg.errors import DataError, OutputExistsError
-from defectseg.formats.coco.importing import import_coco
+from defectseg.formats.coco import import_coco
 from defectseg.formats.predictions import predictions_to_coco
 from defectseg.image import rle
 from defectseg.image.find import FoundImage

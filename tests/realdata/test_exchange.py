@@ -5,11 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from defectseg.data.folder import DataFolder, open_data_folder
-from defectseg.formats.coco.exporting import export_coco
-from defectseg.formats.coco.importing import import_coco
+from defectseg.formats.coco import export_coco, import_coco
 from defectseg.formats.masks import export_masks, import_masks
-from defectseg.formats.yolo.exporting import export_yolo
-from defectseg.formats.yolo.importing import import_yolo
+from defectseg.formats.yolo import export_yolo, import_yolo
 
 
 def added_px(before: DataFolder, after: DataFolder, size_hw: tuple[int, int]) -> int:
