@@ -105,7 +105,7 @@ def check(
     from contextlib import nullcontext
 
     from defectseg.check.check import check_data_folder
-    from defectseg.check.output import PAGE_NAME, output_folder, write_check
+    from defectseg.check.report import PAGE_NAME, output_folder, write_check
 
     with nullcontext() if out is None else output_folder(out, overwrite=overwrite):
         with progress_bar("checking") as progress:

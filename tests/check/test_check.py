@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from defectseg.check.check import check_data_folder
-from defectseg.check.output import write_check
-from defectseg.check.report import CheckReport
+from defectseg.check.report import CheckReport, write_check
 from defectseg.copies.descriptors import turned
 from defectseg.data.synthetic import make_sheet
 from defectseg.data.table import Fault
