@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, product
+from itertools import product
 from typing import Generic, TypeVar
 
 import cv2
@@ -82,13 +82,11 @@ def find_copies(
         for one in _Search(descriptors, others, sorted(firsts), sorted(seconds)).run(progress)
         for pair in _pairs_between(firsts[one.first], seconds[one.second])
     }
+    for key in groups.keys() & other_groups.keys():
+        copies |= {pair: Copy(*pair, "0", 1.0) for pair in _pairs_between(groups[key], other_groups[key])}
     if others is None:
-        copies = {(one.first, one.second): one for one in map(_ordered, copies.values())}
-        for members in groups.values():
-            copies |= {pair: Copy(*pair, "0", 1.0) for pair in _pairs_within(members)}
-    else:
-        for key in groups.keys() & other_groups.keys():
-            copies |= {pair: Copy(*pair, "0", 1.0) for pair in _pairs_between(groups[key], other_groups[key])}
+        ordered = map(_ordered, (one for one in copies.values() if one.first != one.second))
+        copies = {(one.first, one.second): one for one in ordered}
     return sorted(copies.values())
 
 
@@ -122,13 +120,6 @@ def _identical(descriptors: Descriptors) -> dict[bytes, list[int]]:
         )
         groups.setdefault(key, []).append(index)
     return groups
-
-
-def _pairs_within(members: Sequence[int]) -> Iterator[Pair]:
-    if len(members) <= _MOST_MEMBERS:
-        yield from combinations(members, 2)
-    else:
-        yield from ((members[0], member) for member in members[1:])
 
 
 def _pairs_between(members: Sequence[int], others: Sequence[int]) -> Iterator[Pair]:
@@ -183,15 +174,15 @@ class _Search:
         other_thumbs = self.others.thumb[columns].astype(np.float32)
         candidates = []
         for number, turn in enumerate(TURNS):
-            sign = -1 if number % 2 else 1  # a quarter turn makes a lying image a standing one
-            if not _may_fit(aspects, sign * other_aspects):
+            fitting = -other_aspects if number % 2 else other_aspects  # a quarter turn makes a lying image stand
+            if max(aspects.min() - fitting.max(), fitting.min() - aspects.max()) > _ASPECT_TOLERANCE:
                 continue
             alike = thumbs @ turned(other_thumbs, turn).reshape(len(columns), -1).T
             hits = np.flatnonzero(alike >= _LEAST_THUMB_CORRELATION)
             if len(hits) > _MOST_CANDIDATES:
                 hits = hits[np.argpartition(-alike.ravel()[hits], _MOST_CANDIDATES)[:_MOST_CANDIDATES]]
             i, j = np.unravel_index(hits, alike.shape)
-            wanted = np.abs(aspects[i] - sign * other_aspects[j]) <= _ASPECT_TOLERANCE
+            wanted = np.abs(aspects[i] - fitting[j]) <= _ASPECT_TOLERANCE
             if self.within:
                 wanted &= column + j > row + i
             candidates += [
@@ -217,13 +208,6 @@ def _comparable(descriptors: Descriptors, indices: Sequence[int]) -> NDArray[np.
     """The indices of images that have structure, by aspect."""
     chosen = np.array([index for index in indices if descriptors.thumb[index].any()], np.intp)
     return chosen[np.argsort(descriptors.log_aspect[chosen], kind="stable")]
-
-
-def _may_fit(aspects: Floats, other_aspects: Floats) -> bool:
-    return bool(
-        aspects.min() <= other_aspects.max() + _ASPECT_TOLERANCE
-        and other_aspects.min() <= aspects.max() + _ASPECT_TOLERANCE
-    )
 
 
 @dataclass(frozen=True)
@@ -284,43 +268,32 @@ Thing = TypeVar("Thing", bound=Hashable)
 
 
 class DisjointSets(Generic[Thing]):
-    """Disjoint groups of things. Whatever has not been joined is a group of its own."""
+    """Disjoint groups of things. A thing that has not been joined is a group of its own."""
 
     def __init__(self) -> None:
-        self._parent: dict[Thing, Thing] = {}
-        self._size: dict[Thing, int] = {}
+        self._members: dict[Thing, list[Thing]] = {}  # the things of one group share one list
+
+    def _group(self, thing: Thing) -> list[Thing]:
+        return self._members.setdefault(thing, [thing])
 
     def join(self, one: Thing, other: Thing) -> None:
-        """Make one group of the groups of both."""
-        large, small = self.root(one), self.root(other)
-        if large == small:
-            return
-        if self.size(large) < self.size(small):
-            large, small = small, large
-        self._size[large] = self.size(large) + self.size(small)
-        self._parent[small] = large
+        """Unite the groups of both."""
+        small, large = sorted((self._group(one), self._group(other)), key=len)
+        if small is not large:
+            large += small
+            self._members.update(dict.fromkeys(small, large))
 
     def joined(self, one: Thing, other: Thing) -> bool:
         """Whether both are in one group."""
-        return self.root(one) == self.root(other)
+        return self._group(one) is self._group(other)
 
     def size(self, thing: Thing) -> int:
-        """How many things its group has."""
-        return self._size.get(self.root(thing), 1)
-
-    def root(self, thing: Thing) -> Thing:
-        """The member that stands for the group; which one it is depends on the order of joining."""
-        path = []
-        while (parent := self._parent.get(thing, thing)) != thing:
-            path.append(thing)
-            thing = parent
-        for passed in path:
-            self._parent[passed] = thing
-        return thing
+        """Number of things in its group."""
+        return len(self._group(thing))
 
     def groups(self, things: Iterable[Thing]) -> list[list[Thing]]:
         """The things sorted into their groups, both in the order of `things`."""
-        groups: dict[Thing, list[Thing]] = {}
+        groups: dict[int, list[Thing]] = {}
         for thing in things:
-            groups.setdefault(self.root(thing), []).append(thing)
+            groups.setdefault(id(self._group(thing)), []).append(thing)
         return list(groups.values())
