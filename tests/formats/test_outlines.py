@@ -13,7 +13,7 @@ from defectseg.formats.polygons import count_hole_px, cut_pieces, outline, paint
 
 
 def mask_of(*rows: str) -> NDArray[np.bool_]:
-    return np.array([list(row) for row in rows]) == "#"
+    return np.array([[letter == "#" for letter in row] for row in rows])
 
 
 def test_pieces_are_8_connected_and_know_where_they_were() -> None:

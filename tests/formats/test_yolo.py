@@ -181,35 +181,27 @@ def test_source_without_data_yaml_is_told_and_the_file_itself_may_be_given(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("labels", "options", "error", "message"),
+    ("labels", "message"),
     [
-        (
-            {"train/a.png": None},
-            {},
-            DataError,
-            r"none of the 2 images has labels; expected those of .*(train/a|val/b)\.txt",
-        ),
-        ({"train/a.png": "", "train/a.jpg": ""}, {}, DataError, "two images of one name"),
-        ({"train/a.png": ""}, {"part": "test"}, UsageError, "part: .* has train, val, but no test"),
+        ({"train/a.png": None}, r"none of the 2 images has labels; expected those of .*labels/(train/a|val/b)\.txt"),
+        ({"train/a.png": "", "train/a.jpg": ""}, "two images of one name"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(
-    tmp_path: Path,
-    yolo: Make,
-    labels: dict[str, str | None],
-    options: dict[str, Any],
-    error: type[DefectsegError],
-    message: str,
+def test_images_and_labels_that_do_not_pair_are_refused(
+    tmp_path: Path, yolo: Make, labels: dict[str, str | None], message: str
 ) -> None:
-    with pytest.raises(error, match=message):
-        import_yolo(yolo({**labels, "val/b.png": None}), tmp_path / "out", **options)
+    with pytest.raises(DataError, match=message):
+        import_yolo(yolo({**labels, "val/b.png": None}), tmp_path / "out")
 
 
-def test_a_test_part_alone_is_imported_only_where_it_is_asked_for(tmp_path: Path, yolo: Make) -> None:
+def test_part_that_is_not_there_is_told_and_a_test_part_alone_has_to_be_asked_for(tmp_path: Path, yolo: Make) -> None:
     src = yolo({"test/a.png": UPPER_ROWS}, "test: images/test\nnames: [crack]\n")
+    with pytest.raises(UsageError, match="part: .* has test, but no val"):
+        import_yolo(src, tmp_path / "out", part="val")
     with pytest.raises(UsageError, match="a test part alone") as refused:
         import_yolo(src, tmp_path / "out")
-    assert import_yolo(src, tmp_path / "out", **refused.value.go_on).images == 1
+    assert refused.value.go_on == {"part": "test"}
+    assert import_yolo(src, tmp_path / "out", part="test").images == 1
 
 
 @pytest.mark.parametrize(
