@@ -196,7 +196,7 @@ def test_images_and_labels_that_do_not_pair_are_refused(
 
 def test_part_that_is_not_there_is_told_and_a_test_part_alone_has_to_be_asked_for(tmp_path: Path, yolo: Make) -> None:
     src = yolo({"test/a.png": UPPER_ROWS}, "test: images/test\nnames: [crack]\n")
-    with pytest.raises(UsageError, match="part: .* has test, but no val"):
+    with pytest.raises(UsageError, match=r"part: .* has test, but no val"):
         import_yolo(src, tmp_path / "out", part="val")
     with pytest.raises(UsageError, match="a test part alone") as refused:
         import_yolo(src, tmp_path / "out")
