@@ -3,8 +3,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from defectseg.copies.descriptors import TURNS, Descriptors, describe, describe_all, turned, turned_back, whitened
@@ -12,7 +10,7 @@ from defectseg.data.synthetic import make_sheet
 from defectseg.image import read
 
 
-def test_turns_are_what_their_names_say() -> None:
+def test_turns_are_what_their_names_say_and_are_undone_by_their_counterparts() -> None:
     picture = np.array([[1, 2, 3], [4, 5, 6]])
     assert {turn: turned(picture, turn).tolist() for turn in TURNS} == {
         "0": [[1, 2, 3], [4, 5, 6]],
@@ -24,12 +22,7 @@ def test_turns_are_what_their_names_say() -> None:
         "mirror+180": [[4, 5, 6], [1, 2, 3]],
         "mirror+270": [[6, 3], [5, 2], [4, 1]],
     }
-
-
-@given(st.sampled_from(TURNS), st.integers(1, 4), st.integers(1, 4))
-def test_a_turn_is_undone_by_its_counterpart(turn: str, height: int, width: int) -> None:
-    picture = np.arange(2 * height * width).reshape(2, height, width)
-    assert np.array_equal(turned(turned(picture, turn), turned_back(turn)), picture)
+    assert all(np.array_equal(turned(turned(picture, turn), turned_back(turn)), picture) for turn in TURNS)
 
 
 @pytest.mark.parametrize("turn", TURNS)

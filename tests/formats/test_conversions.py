@@ -174,16 +174,3 @@ def test_failures_of_every_conversion_leave_nothing_behind(tmp_path: Path, make_
                 convert(tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["coco", "data", "full", "masks", "yolo"]  # noqa: PTH208
     assert os.listdir(tmp_path / "full") == ["precious"]  # noqa: PTH208
-
-
-def test_failure_while_copying_leaves_nothing(
-    tmp_path: Path, make_folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(source: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    root = make_folder(tmp_path / "data", SIMPLE)
-    monkeypatch.setattr("shutil.copyfile", full)
-    with pytest.raises(Exception, match="no space left"):
-        export_coco(root, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -72,12 +72,6 @@ def test_masks_in_class_folders_may_overlap_and_a_missing_file_means_clean(tmp_p
     assert (tmp_path / "out/train.csv").read_text().splitlines()[1:] == ["a.png,1,1 1", "a.png,2,1 1 3 1"]
 
 
-def test_subfolders_of_images_are_paired_and_kept(tmp_path: Path, source: Make) -> None:
-    src = source({"n/a.png": [[1, 0, 0], [0, 0, 0]], "s/a.png": CLEAN}, images=("n/a.png", "s/a.png"))
-    import_masks(src, tmp_path / "out")
-    assert open_data_folder(tmp_path / "out").image_ids == ("n/a.png", "s/a.png")
-
-
 @pytest.mark.parametrize(
     ("masks", "class_names", "message"),
     [

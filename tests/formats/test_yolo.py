@@ -81,15 +81,15 @@ def test_path_of_another_machine_does_not_matter(tmp_path: Path, yolo: Make, roo
     assert import_yolo(src, tmp_path / "out").images == 1
 
 
-def test_images_of_one_name_in_both_parts_stay_apart(tmp_path: Path, yolo: Make) -> None:
-    import_yolo(yolo({"train/a.png": UPPER_ROWS, "val/a.png": ""}), tmp_path / "out")
+def test_images_of_one_name_in_both_parts_stay_apart_and_one_folder_for_both_makes_no_split(
+    tmp_path: Path, yolo: Make
+) -> None:
+    src = yolo({"train/a.png": UPPER_ROWS, "val/a.png": ""})
+    import_yolo(src, tmp_path / "out")
     assert read_split(tmp_path / "out/split.csv") == {"train/a.png": 1, "val/a.png": 0}
     assert rows(tmp_path) == [f"train/a.png,1,{UPPER_ROWS_RLE}"]
-
-
-def test_one_folder_for_both_parts_makes_no_split(tmp_path: Path, yolo: Make) -> None:
-    src = yolo({"train/a.png": UPPER_ROWS}, "train: images/train\nval: images/train\nnames: [crack]\n")
-    assert import_yolo(src, tmp_path / "out").images_per_fold == ()
+    (src / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [crack]\n")
+    assert import_yolo(src, tmp_path / "one").images_per_fold == ()
 
 
 TWO_OF_ONE_CLASS = f"{UPPER_ROWS}\n0 0 0 0 .75 0 .75\n1 0 0 0 .75 0 .75\n"

@@ -29,7 +29,7 @@ def neu(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 @pytest.fixture(scope="session")
 def few(realdata: Path, neu: tuple[Path, ImportReport], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Data folders of about a dozen images: every twelfth of Severstal's, every fiftieth of NEU's and one with holes."""
+    """Data folders of about a dozen images: every 12th of Severstal's, every 50th of NEU's and one with holes."""
     folders = {}
     for name, root, step, holes in (("severstal", realdata / "severstal", 12, []), ("neu", neu[0], 50, ["Sc_292.png"])):
         image_ids = [*sorted(path.name for path in (root / "train_images").iterdir())[::step], *holes]

@@ -1,17 +1,14 @@
 """Shipped recipes on real images: that the line holds together, not how good it gets in seconds."""
 
-import csv
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from defectseg.config import load_recipe
 from defectseg.data.folder import open_data_folder
-from defectseg.evaluate.evaluate import evaluate, evaluate_predictions
-from defectseg.image import rle
+from defectseg.evaluate.evaluate import evaluate
 from defectseg.image.overlay import encode_jpeg, paint_prediction
 from defectseg.train.train import train
 
@@ -36,46 +33,6 @@ def test_shipped_recipes_train_from_pretrained_weights_and_score_what_they_held_
     out = tmp_path / "evaluation"
     evaluation = evaluate(result.model, few[name], out, subset="val", device="cpu", runtime="torch")
     assert evaluation.metrics == result.metrics
-
-
-def kaggle_dice(predictions: Path, truth: Path, image_ids: list[str]) -> float:
-    """The metric by the letter of its definition, with a decoder of its own, sharing no line with the package."""
-
-    def pixels(text: str) -> NDArray[np.bool_]:
-        flat = np.zeros(256 * 1600, np.bool_)
-        numbers = [int(word) for word in text.split()]
-        for start, length in zip(numbers[::2], numbers[1::2], strict=True):
-            flat[start - 1 : start - 1 + length] = True
-        return flat
-
-    def table(path: Path) -> dict[tuple[str, int], str]:
-        with path.open(encoding="utf-8", newline="") as handle:
-            return {(row["ImageId"], int(row["ClassId"])): row["EncodedPixels"] for row in csv.DictReader(handle)}
-
-    predicted, labelled = table(predictions), table(truth)
-    scores = []
-    for image_id in image_ids:
-        for class_id in range(1, 5):
-            a, b = pixels(predicted[image_id, class_id]), pixels(labelled.get((image_id, class_id), ""))
-            scores.append(2 * (a & b).sum() / (a.sum() + b.sum()) if a.any() or b.any() else 1.0)
-    return float(np.mean(scores))
-
-
-def test_an_independent_scorer_agrees_on_severstal(realdata: Path, tmp_path: Path) -> None:
-    """The predictions are the labels moved by some pixels; of every fifth image, those of the image before."""
-    folder = open_data_folder(realdata / "severstal")
-    rows = [("ImageId", "ClassId", "EncodedPixels")]
-    for index, image_id in enumerate(folder.image_ids):
-        masks, _ = folder.masks_of(folder.image_ids[index - (index % 5 == 0)], (256, 1600))
-        moved = np.roll(masks, (index % 7, -2 * index), axis=(1, 2))
-        rows += [(image_id, str(number), rle.encode(mask)) for number, mask in enumerate(moved, start=1)]
-    with (tmp_path / "predictions.csv").open("w", newline="") as handle:
-        csv.writer(handle).writerows(rows)
-    scored = evaluate_predictions(tmp_path / "predictions.csv", folder.root, None).metrics
-    independent = kaggle_dice(tmp_path / "predictions.csv", folder.root / "train.csv", list(folder.image_ids))
-    assert scored.images == 87
-    assert 0.7 < independent < 0.95
-    assert scored.kaggle_dice == pytest.approx(independent, abs=1e-6)
 
 
 def test_overlays_of_real_steel_are_red_where_the_mask_says_so(few: dict[str, Path]) -> None:
