@@ -142,6 +142,14 @@ def test_lying_images_are_copies_of_standing_ones_in_either_direction(search: Se
     assert [(copy.second, copy.first, copy.turn) for copy in back] == [(n, n + 2, "270") for n in range(4)]
 
 
+def test_saturated_cells_do_not_count_in_the_score(search: Search) -> None:
+    image = sheets(1)[0] // 2
+    burnt = image.copy()
+    burnt[:, :80] = 255
+    (copy,) = search([image, burnt])
+    assert copy.score > 0.75
+
+
 def test_black_and_blank_images_are_copies_of_none(search: Search) -> None:
     blank = [np.zeros((160, 160), np.uint8)] * 3 + [np.full((160, 160), 200, np.uint8)] * 3
     assert search([*blank, *sheets(2)]) == []

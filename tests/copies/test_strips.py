@@ -46,5 +46,7 @@ def test_streaks_along_both_images_tell_one_strip(neighbours: Neighbours) -> Non
 def test_unlike_sheets_dark_ones_and_short_ones_are_no_neighbours(neighbours: Neighbours) -> None:
     unlike = [make_sheet(12, index, (128, 800)).image for index in range(20)]
     assert neighbours(unlike) == []
+    light = 80 * np.sin(np.linspace(0, np.pi, 800))
+    assert neighbours([np.clip(image * 0.5 + light, 0, 255).astype(np.uint8) for image in unlike[:6]]) == []
     assert neighbours([frame // 16 for frame in frames(0, 2)]) == []
     assert neighbours([frame[:, :300] for frame in frames(0, 2)]) == []
