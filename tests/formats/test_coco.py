@@ -233,8 +233,11 @@ def test_pycocotools_reads_the_exported_file(
 ) -> None:
     from pycocotools.coco import COCO
 
-    root = make_folder(tmp_path / "data", {"a.png": {1: "##../....", 2: "...#/...#"}, "b.png": {}})
-    export_coco(root, tmp_path / "coco", polygons=True)
+    root = make_folder(tmp_path / "data", {"a.png": {1: "###/#.#/###", 2: "..#/..#/..."}, "b.png": {}})
+    assert export_coco(root, tmp_path / "exact").lost == ()
+    (loss,) = export_coco(root, tmp_path / "coco", polygons=True).lost
+    assert (loss.kind, loss.count) == ("hole_px", 1)
+    assert "a.png" in loss.message
     theirs = COCO(str(tmp_path / "coco/annotations.json"))
     assert (len(theirs.imgs), len(theirs.anns), len(theirs.cats)) == (2, 2, 2)
     assert theirs.loadImgs(theirs.getImgIds(catIds=[1]))[0]["file_name"] == "a.png"
