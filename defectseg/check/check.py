@@ -1,4 +1,4 @@
-"""What is wrong with a data folder: everything at once, where `open_data_folder` stops at the first fault."""
+"""Find everything that is wrong with a data folder; `open_data_folder` stops at the first fault."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -117,7 +117,7 @@ def inspect_image(
 def _decode(
     row: LabelRow, size_hw: tuple[int, int], class_names: Sequence[str], table_path: Path
 ) -> NDArray[np.bool_] | Fault:
-    """The mask of a row, bool (H, W), or why it fits the image or the classes not."""
+    """The mask of a row, bool (H, W); the fault of a row that does not fit the image or the classes."""
     where = f"{table_path}, line {row.line}: {row.image_id}, ClassId {row.class_id}"
     if len(class_names) < row.class_id != IGNORE_CLASS_ID:
         message = f"{where}: there are {len(class_names)} classes ({', '.join(class_names)})."

@@ -77,6 +77,7 @@ class Tally:
 
     def add(self, kind: str, count: int = 1, *, example: str = "") -> None:
         """Count losses of a kind; `example` names a place where one occurred."""
+        assert kind in LOSSES
         if count:
             self._counts[kind] += count
             examples = self._examples.setdefault(kind, [])
