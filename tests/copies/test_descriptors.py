@@ -83,6 +83,22 @@ def test_strip_profile_takes_the_longer_side_for_the_one_across() -> None:
     assert describe(image % 2 + 12).strip.any(axis=1).tolist() == [True, True, True]
 
 
+def test_descriptor_keeps_its_figures() -> None:
+    """Whatever changes them makes copies out of other images: measure with scripts/bench/duplicates.py first."""
+    y, x = np.mgrid[:96, :480]
+    noise = np.random.default_rng(5).integers(0, 60, y.shape)
+    image = (60 + noise + x // 6 + 20 * (x % 50 < 5)).astype(np.uint8)
+    image[:24, :60], image[:, 450:] = 255, 3
+    one = describe(image)
+    detail, thumb, strip = one.detail.astype(float), one.thumb, one.strip
+    assert one.log_aspect == pytest.approx(np.log(96 / 480))
+    assert [np.abs(detail).mean(), detail.std()] == pytest.approx([24.285, 30.374], rel=1e-3)
+    assert np.count_nonzero(detail == 0) == 512
+    assert [np.abs(thumb).sum(), thumb.max()] == pytest.approx([22.344, 0.15419], rel=1e-3)
+    assert np.abs(strip).sum(axis=1) == pytest.approx([15.105, 15.986, 13.557], rel=1e-3)
+    assert strip.max(axis=1) == pytest.approx([0.15137, 0.16669, 0.21974], rel=1e-3)
+
+
 def test_files_are_looked_at_in_order_and_faulty_ones_are_told(tmp_path: Path) -> None:
     sheets = [make_sheet(4, index, (128, 400)).image for index in range(3)]
     paths = [tmp_path / f"{index}.png" for index in range(4)]
