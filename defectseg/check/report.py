@@ -223,7 +223,7 @@ def _class_summary(class_id: int, name: str, masks: Sequence[MaskFigures], image
         class_id=class_id,
         name=name,
         images=len(masks),
-        image_share=len(masks) / max(images, 1),
+        image_share=len(masks) / images,
         px_share=sum(areas_px) / total_px,
         smallest_px=min(areas_px, default=0),
         median_px=float(median(areas_px or [0])),

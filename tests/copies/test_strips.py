@@ -50,3 +50,18 @@ def test_unlike_sheets_dark_ones_and_short_ones_are_no_neighbours(neighbours: Ne
     assert neighbours([np.clip(image * 0.5 + light, 0, 255).astype(np.uint8) for image in unlike[:6]]) == []
     assert neighbours([frame // 16 for frame in frames(0, 2)]) == []
     assert neighbours([frame[:, :300] for frame in frames(0, 2)]) == []
+
+
+def test_score_is_the_larger_correlation_of_seam_and_profile() -> None:
+    descriptors, one, other = Descriptors(4), np.eye(400)[0], np.eye(400)[1]
+    for image, part, profile in (
+        *((0, 1, one), (1, 0, 0.5 * one)),  # the bottom of 0 and the top of 1
+        *(
+            (3, 1, other),
+            (2, 0, 0.39 * one + 0.41 * other),
+        ),  # the bottom of 3 and the top of 2, which is too little like 0
+        *((0, 2, other), (1, 2, 0.75 * other), (3, 2, 0.44 * other)),  # the whole of 0, 1 and 3
+    ):
+        descriptors.strip[image, part] = profile
+    found = [(pair.first, pair.second, round(pair.score, 2)) for pair in find_neighbours(descriptors)]
+    assert found == [(0, 1, 0.75), (2, 3, 0.41)]

@@ -165,6 +165,8 @@ def test_image_that_the_tool_turned_by_its_exif_orientation_is_explained(tmp_pat
             {"images": [image(), image(2, "north/a.png")]},
             r"image 2 \(north/a\.png\) and a\.png both stand for .*a\.png",
         ),
+        ({"annotations": [{"image_id": 9}]}, "annotation number 1: belongs to image 9"),
+        ({"categories": [{}]}, "category number 1: expected an id"),
         (annotated(image_id=9), "annotation 4: belongs to image 9, which the list"),
         (annotated(category_id=9), r"annotation 4: has category 9; .* has 3 \(dent\), 7 \(crack\)"),
         (annotated(category_id=[7]), r"annotation 4: 'category_id' is \[7\]"),

@@ -60,8 +60,8 @@ def test_simple_masks_names_and_images_survive_every_format(
     assert labels_of(tmp_path / "back") == labels_of(root)
     assert (back.class_names, back.image_ids) == (("crack", "dent"), ("a.png", "c.png", "line 1/b.JPG"))
     assert (report.images, report.masks, report.class_names) == (3, 3, ("crack", "dent"))
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
     for image_id in back.image_ids:
-        assert not back.image_path(image_id).is_symlink()
         assert back.image_path(image_id).read_bytes() == (root / "train_images" / image_id).read_bytes()
     assert lost(report) == ({"folds": 1} if kind == "yolo" else {})
 

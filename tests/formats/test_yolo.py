@@ -68,7 +68,7 @@ def test_names_may_be_a_mapping_in_any_order_and_classes_may_be_put_in_another(t
 
 
 def test_layout_of_roboflow_is_found(tmp_path: Path, yolo: Make) -> None:
-    yaml = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 1\nnames: ['crack']\n"
+    yaml = "train: ../train/images\nvalid: ../valid/images\ntest: ../test/images\nnc: 1\nnames: ['crack']\n"
     labels = {"train/images/a.png": UPPER_ROWS, "valid/images/b.png": UPPER_ROWS, "test/images/c.png": UPPER_ROWS}
     src = yolo(labels, yaml, between=".")
     report = import_yolo(src, tmp_path / "out")
