@@ -164,7 +164,7 @@ def test_no_remedy_would_make_a_defect_count_as_clean_or_lose_a_mask(tmp_path: P
     assert remedies["duplicate"].startswith("Unite the two masks")
 
 
-def test_notes_of_decoding_are_one_warning_a_kind(tmp_path: Path) -> None:
+def test_notes_of_decoding_give_one_warning_for_each_kind(tmp_path: Path) -> None:
     levels = {"a": 4000, "b": 3000, "c": 65535}
     root = data_folder(tmp_path, images={stem: np.full((2, 3), level, np.uint16) for stem, level in levels.items()})
     low, fault = (one for one in check_data_folder(root).faults if one.kind != "dark")
@@ -172,7 +172,7 @@ def test_notes_of_decoding_are_one_warning_a_kind(tmp_path: Path) -> None:
     assert (low.kind, low.message[:28]) == ("bit-depth", "2 of 3 16-bit images hold no")
 
 
-def test_a_bit_depth_is_what_the_images_are_measured_with_and_what_they_are_held_to(tmp_path: Path) -> None:
+def test_images_are_scaled_and_checked_by_the_bit_depth_given(tmp_path: Path) -> None:
     pictures = {stem: [[0, level, level], [level] * 3] for stem, level in (("a", 2000), ("b", 4095))}
     root = data_folder(tmp_path, images={stem: np.array(levels, np.uint16) for stem, levels in pictures.items()})
     report = check_data_folder(root, bit_depth=12)
@@ -183,7 +183,7 @@ def test_a_bit_depth_is_what_the_images_are_measured_with_and_what_they_are_held
     assert [fault.kind for fault in check_data_folder(root, bit_depth=11).faults] == ["image", "image-note"]
 
 
-def test_what_is_no_data_folder_cannot_be_checked(tmp_path: Path) -> None:
+def test_folder_without_images_or_a_known_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no train_images/"):
         check_data_folder(tmp_path)
     root = data_folder(tmp_path)

@@ -76,7 +76,7 @@ def test_copies_whose_masks_differ_once_turned_back_are_errors(tmp_path: Path) -
     )
 
 
-def test_masks_of_copies_are_compared_where_they_lie_once_moved_and_resized(tmp_path: Path) -> None:
+def test_masks_of_shifted_copies_are_compared_after_undoing_the_shift(tmp_path: Path) -> None:
     root = sheets_folder(tmp_path, "a=0 b=1")
     large = make_sheet(22, 0, (200, 200)).image
     masks = np.zeros((2, 200, 200), np.bool_)

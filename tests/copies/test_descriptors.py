@@ -26,14 +26,14 @@ def test_turns_are_what_their_names_say_and_are_undone_by_their_counterparts() -
 
 
 @pytest.mark.parametrize("turn", TURNS)
-def test_look_of_a_turned_image_is_the_turned_look(turn: str) -> None:
+def test_descriptor_of_a_turned_image_is_the_turned_descriptor(turn: str) -> None:
     image = make_sheet(1, 0, (192, 128)).image
     look, other = describe(image), describe(turned(image, turn))
     assert np.abs(turned(look.thumb, turn) - other.thumb).max() < 1e-5
     assert np.abs(turned(look.detail, turn).astype(int) - other.detail).max() <= 1
 
 
-def test_look_hardly_depends_on_light_and_contrast() -> None:
+def test_descriptor_hardly_depends_on_light_and_contrast() -> None:
     image = make_sheet(1, 1, (128, 128)).image
     ramp = np.linspace(0, 40, 128)
     lit = np.clip(image * 0.7 + 20 + ramp, 0, 255).astype(np.uint8)
@@ -74,7 +74,7 @@ def test_whitened_picture_has_an_even_spectrum() -> None:
     assert spans[1] == pytest.approx(0.3 * spans[0], rel=0.1)
 
 
-def test_strip_profile_takes_the_longer_side_for_the_one_across() -> None:
+def test_strip_profiles_run_along_the_longer_side() -> None:
     image = make_sheet(2, 0, (96, 480)).image
     assert describe(image).strip.any(axis=1).tolist() == [True, True, True]
     assert np.allclose(describe(np.ascontiguousarray(image.T)).strip, describe(image).strip, atol=1e-5)
@@ -99,7 +99,7 @@ def test_descriptor_keeps_its_figures() -> None:
     assert strip.max(axis=1) == pytest.approx([0.15137, 0.16669, 0.21974], rel=1e-3)
 
 
-def test_files_are_looked_at_in_order_and_faulty_ones_are_told(tmp_path: Path) -> None:
+def test_files_are_described_in_order_and_faulty_ones_reported(tmp_path: Path) -> None:
     sheets = [make_sheet(4, index, (128, 400)).image for index in range(3)]
     paths = [tmp_path / f"{index}.png" for index in range(4)]
     for path, sheet in zip(paths, sheets, strict=False):
@@ -115,7 +115,7 @@ def test_files_are_looked_at_in_order_and_faulty_ones_are_told(tmp_path: Path) -
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_large_jpeg_is_decoded_at_a_reduced_size_and_looks_alike(tmp_path: Path) -> None:
+def test_large_jpeg_is_decoded_at_a_reduced_size_and_gets_a_like_descriptor(tmp_path: Path) -> None:
     sheet = make_sheet(5, 0, (512, 1600)).image
     path = tmp_path / "a.jpg"
     cv2.imwrite(str(path), sheet)

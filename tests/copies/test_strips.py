@@ -32,7 +32,7 @@ def test_frames_that_follow_one_another_are_neighbours_in_any_order(neighbours: 
     assert neighbours([np.ascontiguousarray(frame.T) for frame in pictures]) == [(0, 2), (1, 2), (3, 4), (4, 5)]
 
 
-def test_streaks_along_both_images_tell_one_strip(neighbours: Neighbours) -> None:
+def test_streaks_along_both_images_identify_one_strip(neighbours: Neighbours) -> None:
     rng = np.random.default_rng(5)
     streaks = rng.normal(110, 12, 800)
 

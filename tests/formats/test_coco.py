@@ -105,7 +105,7 @@ def test_given_names_set_the_order_and_must_include_the_annotated_ones(tmp_path:
         import_coco(coco(), tmp_path / "images", tmp_path / "other", classes=["dent"])
 
 
-def test_images_that_only_one_side_has_are_told(tmp_path: Path, coco: Make, write_image: Make) -> None:
+def test_unlisted_and_missing_images_are_reported(tmp_path: Path, coco: Make, write_image: Make) -> None:
     write_image(tmp_path / "images/b.png")
     write_image(tmp_path / "secret.png")  # nothing outside the folder of images is ever taken
     gone = ("gone.png", "../secret.png", "..\\secret.png", str(tmp_path / "secret.png"))
@@ -141,7 +141,7 @@ def test_file_names_of_labelling_tools_find_their_image(
     assert rows(tmp_path) == [f"line 1/a.PNG,2,{UPPER_ROWS}"]
 
 
-def test_image_that_the_tool_turned_by_its_exif_orientation_is_explained(tmp_path: Path, coco: Make) -> None:
+def test_error_explains_an_image_that_the_tool_turned_by_its_exif_orientation(tmp_path: Path, coco: Make) -> None:
     file = coco(images=[image(1, "t.jpg", width=4, height=6)])
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -201,14 +201,14 @@ def test_faulty_files_name_the_entry_and_leave_nothing(
         (b'{"images": ' + b"9" * 5000 + b"}", "not valid JSON"),
     ],
 )
-def test_what_is_not_coco_is_told(coco: Make, content: bytes, message: str) -> None:
+def test_files_that_are_not_coco_are_refused(coco: Make, content: bytes, message: str) -> None:
     file = coco()
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"labels\.json: .*" + message):
         run(file)
 
 
-def test_wrong_folder_of_images_is_told_by_example(tmp_path: Path, coco: Make, write_image: Make) -> None:
+def test_error_shows_names_where_the_folder_of_images_is_wrong(tmp_path: Path, coco: Make, write_image: Make) -> None:
     write_image(tmp_path / "other/x.png")
     with pytest.raises(DataError, match=r"none of its 1 images is in .*other: it names 'a\.png', .* holds 'x\.png'"):
         import_coco(coco(), tmp_path / "other", tmp_path / "out")

@@ -67,7 +67,7 @@ def test_simple_masks_names_and_images_survive_every_format(
 
 
 @pytest.mark.parametrize(("kind", "options"), WAYS)
-def test_random_masks_come_back_as_the_format_can_hold_them(
+def test_random_masks_come_back_except_for_the_losses_reported(
     tmp_path: Path, make_folder: Folder, kind: str, options: dict[str, Any]
 ) -> None:
     rng = np.random.default_rng(7)
@@ -99,7 +99,7 @@ def test_random_masks_come_back_as_the_format_can_hold_them(
     assert "overlap_px" not in told
 
 
-def test_what_the_format_has_no_place_for_is_told(tmp_path: Path, make_folder: Folder) -> None:
+def test_files_and_rows_that_cannot_be_exported_are_reported(tmp_path: Path, make_folder: Folder) -> None:
     root = make_folder(tmp_path / "data", SIMPLE)
     (root / "groups.csv").write_text("ImageId,Group\na.png,coil 7\n")
     (root / "train_images/c.png").unlink()
@@ -111,7 +111,7 @@ def test_what_the_format_has_no_place_for_is_told(tmp_path: Path, make_folder: F
     assert any("groups.csv" in loss.message for loss in report.lost)
 
 
-def test_images_of_one_stem_are_refused_where_labels_could_not_tell_them_apart(
+def test_images_that_share_a_stem_are_refused_where_labels_are_paired_by_stem(
     tmp_path: Path, make_folder: Folder, write_image: Folder
 ) -> None:
     root = make_folder(tmp_path / "data", {"a.png": {1: DOT}, "a.jpg": {}})
@@ -139,7 +139,7 @@ def conversions(root: Path) -> list[tuple[Path, Callable[..., Any]]]:
     return [(root, partial(export, root)) for export in EXPORTS.values()] + imports
 
 
-def test_every_conversion_fills_an_empty_folder_links_on_request_and_tells_its_progress(
+def test_every_conversion_fills_an_empty_folder_links_on_request_and_reports_progress(
     tmp_path: Path, make_folder: Folder
 ) -> None:
     for number, (_, convert) in enumerate(conversions(make_folder(tmp_path / "data", SIMPLE))):

@@ -167,13 +167,13 @@ TRAIN = "train: images/train\n"
         (TRAIN + "names: [a, b]\nkpt_shape: [4, 2]\n", "key points"),
     ],
 )
-def test_faulty_data_yaml_is_told(tmp_path: Path, yolo: Make, write_image: Make, yaml: str, message: str) -> None:
+def test_faulty_data_yaml_is_refused(tmp_path: Path, yolo: Make, write_image: Make, yaml: str, message: str) -> None:
     write_image(tmp_path / "secret/s.png")
     with pytest.raises(DataError, match=r"data\.yaml: .*" + message):
         import_yolo(yolo({"train/a.png": UPPER_ROWS}, yaml), tmp_path / "out")
 
 
-def test_source_without_data_yaml_is_told_and_the_file_itself_may_be_given(tmp_path: Path, yolo: Make) -> None:
+def test_source_without_data_yaml_is_refused_and_the_file_itself_may_be_given(tmp_path: Path, yolo: Make) -> None:
     src = yolo({"train/a.png": UPPER_ROWS, "val/b.png": ""})
     (src / "data.yaml").rename(src / "mill.yaml")
     with pytest.raises(DataError, match=r"has no data\.yaml.*give the file itself"):
@@ -197,7 +197,7 @@ def test_images_and_labels_that_do_not_pair_are_refused(
         import_yolo(yolo({**labels, "val/b.png": None}), tmp_path / "out")
 
 
-def test_part_that_is_not_there_is_told_and_a_test_part_alone_has_to_be_asked_for(tmp_path: Path, yolo: Make) -> None:
+def test_missing_part_is_refused_and_a_test_part_alone_has_to_be_asked_for(tmp_path: Path, yolo: Make) -> None:
     src = yolo({"test/a.png": UPPER_ROWS}, "test: images/test\nnames: [crack]\n")
     with pytest.raises(UsageError, match=r"part: .* has test, but no val"):
         import_yolo(src, tmp_path / "out", part="val")
@@ -254,7 +254,7 @@ def test_split_becomes_train_and_val(tmp_path: Path, make_folder: Make) -> None:
         ("a.png,0\nc.png,0\nline 1/b.JPG,0\n", 0, DataError, "leaves nothing to train on"),
     ],
 )
-def test_split_that_does_not_fit_is_told(
+def test_split_that_does_not_fit_is_refused(
     tmp_path: Path, make_folder: Make, split: str, fold: int, kind: type[DefectsegError], message: str
 ) -> None:
     root = make_folder(tmp_path / "data", THREE)

@@ -87,7 +87,7 @@ def test_severstal_frames_that_follow_one_another_share_a_fold_and_classes_are_s
         assert np.ptp(counts) <= 3
 
 
-def test_halves_of_severstal_frames_are_told_to_be_of_one_strip(realdata: Path) -> None:
+def test_halves_of_severstal_frames_are_found_to_be_of_one_strip(realdata: Path) -> None:
     """Halves of a frame are like frames that follow one another without a common row."""
     paths = sorted((realdata / "severstal" / "train_images").iterdir())
     pictures = [read.decode(path).pixels for path in paths]

@@ -10,7 +10,7 @@ from defectseg.formats.masks import export_masks, import_masks
 from defectseg.formats.yolo import export_yolo, import_yolo
 
 
-def test_severstal_masks_survive_every_format_exactly_and_neu_masks_but_for_the_holes_that_are_told(
+def test_severstal_masks_survive_every_format_exactly_and_neu_masks_except_for_holes(
     few: dict[str, Path], tmp_path: Path
 ) -> None:
     export_masks(few["severstal"], tmp_path / "masks", link=True)
