@@ -1,13 +1,12 @@
 """Find everything that is wrong with a data folder; `open_data_folder` stops at the first fault."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from defectseg.check.image import MOSTLY_DARK, Inspection, inspect_image
 from defectseg.check.pairs import (
-    CopyPair,
     LabelledImages,
     RowsByImage,
     disagreements,
@@ -68,14 +67,18 @@ def check_data_folder(
     duplicates = name_pairs(find_copies(descriptors), labelled, labelled)
     split_faults, leaks = check_groups_and_split(root, found, duplicates, find_neighbours(descriptors))
     faults = [*scan.faults, *name_faults, *missing, *split_faults, *disagreements(duplicates)]
-    if against is not None and others is not None:
-        leaks, unread = _compare(
-            descriptors, labelled, others, bit_depth, lambda done: progress(len(found) + done, total)
+    if others is not None:
+        other_descriptors, unread = describe_all(
+            [image.path for image in others.found],
+            reduced=False,
+            bit_depth=bit_depth,
+            progress=lambda done, _total, text="": progress(len(found) + done, total),
         )
+        leaks = name_pairs(find_copies(descriptors, other_descriptors), labelled, others)
         faults += disagreements(leaks, f"{against}: ")
         faults += [
             warning("against", f"Not compared: {message}", "Replace the file, or take it out.")
-            for message in [*other_faults, *unread]
+            for message in [*other_faults, *unread.values()]
         ]
     faults += [fault for one in inspections for fault in one.faults]
     faults += [*_notes(inspections), *_odd_sizes(inspections), *_dark_images(inspections)]
@@ -110,21 +113,6 @@ def _find_others(root: Path, against: Path) -> tuple[LabelledImages, list[str]]:
     ]
     sound = [image for image in found if not image.fault]
     return LabelledImages(sound, rows_of), [image.fault for image in found if image.fault]
-
-
-def _compare(
-    descriptors: Descriptors,
-    labelled: LabelledImages,
-    others: LabelledImages,
-    bit_depth: int | None,
-    advance: Callable[[int], None],
-) -> tuple[list[CopyPair], list[str]]:
-    """Copies of the other images, and what is wrong with other images that cannot be read."""
-    paths = [image.path for image in others.found]
-    other_descriptors, unread = describe_all(
-        paths, reduced=False, bit_depth=bit_depth, progress=lambda done, total, text="": advance(done)
-    )
-    return name_pairs(find_copies(descriptors, other_descriptors), labelled, others), list(unread.values())
 
 
 def _class_names(root: Path, rows: Sequence[LabelRow]) -> tuple[tuple[str, ...], list[Fault]]:

@@ -301,7 +301,7 @@ class _Pictures:
         return sorted(ids_of.values(), key=lambda ids: (-len(ids), ids))
 
     def paint(self, image_id: str, turn: str = "0") -> tuple[NDArray[np.uint8], str] | None:
-        """An image, uint8 (H, W, 3), with its labelled pixels blue, turned, and a line that names it and its classes.
+        """An image with its labelled pixels blue, turned, BGR uint8 (H, W, 3), and a line with its name and classes.
 
         None where it cannot be read.
         """
@@ -323,7 +323,7 @@ class _Pictures:
 
 def _worst(report: CheckReport) -> list[tuple[CopyPair, bool]]:
     """Pairs, each once, and whether they are leaks: leaks first, then pairs whose masks differ, then the most alike."""
-    leaks = {(pair.image, pair.other): pair for pair in report.leaks}
+    leaks = {(pair.image, pair.other) for pair in report.leaks}
     within = [pair for pair in report.duplicates if (pair.image, pair.other) not in leaks]
     pairs = [(pair, True) for pair in report.leaks] + [(pair, False) for pair in within]
     return sorted(
