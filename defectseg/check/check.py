@@ -1,37 +1,34 @@
-"""What is wrong with a data folder: everything at once, where `open_data_folder` stops at the first fault."""
+"""Find everything that is wrong with a data folder; `open_data_folder` stops at the first fault."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from defectseg.check.image import MOSTLY_DARK, Inspection, inspect_image, unreadable
-from defectseg.check.pairs import CopyPair, LabelledImages, disagreements, name_pairs
+from defectseg.check.image import MOSTLY_DARK, Inspection, inspect_image
+from defectseg.check.pairs import (
+    LabelledImages,
+    RowsByImage,
+    disagreements,
+    find_labels,
+    name_pairs,
+    rows_by_image,
+)
 from defectseg.check.report import CheckReport, by_count, summarise
 from defectseg.check.split import check_groups_and_split
 from defectseg.copies.descriptors import Descriptors, describe_all
 from defectseg.copies.find import find_copies
 from defectseg.copies.strips import find_neighbours
 from defectseg.data.classes import CLASSES_NAME, check_class_names, read_class_names
-from defectseg.data.folder import (
-    IMAGES_NAME,
-    find_table,
-    images_folder,
-)
-from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, Fault, LabelRow, error, scan_label_rows, warning
-from defectseg.errors import DataError, ImageError, UsageError
-from defectseg.image import read
-from defectseg.image.find import IMAGE_SUFFIXES, FoundImage, find_images
-from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.data.folder import IMAGES_NAME, find_table
+from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelRow, error, scan_label_rows, warning
+from defectseg.errors import DataError, UsageError
+from defectseg.image.find import IMAGE_SUFFIXES, find_images
+from defectseg.image.read import find_low_bit_depth
 from defectseg.machine import cores
 from defectseg.progress import Progress, silent
 
-_MOST_SINGLE_WARNINGS = 20  # beyond this a kind of warning is the rule in this folder, and one line says so
+_MOST_SINGLE_WARNINGS = 20  # beyond this, one line says that such images are usual in this folder
 
 
 def check_data_folder(
@@ -42,7 +39,7 @@ def check_data_folder(
     Args:
         root: the folder that holds train_images/ and train.csv or train.csv.gz.
         against: another data folder, or a folder of images, none of which should be a copy of one in `root`.
-        bit_depth: of the 16-bit files of both, 9 to 16; None: as they say themselves.
+        bit_depth: of the 16-bit files of both, 9 to 16; None takes what the files state.
         progress: counts the images.
 
     Raises:
@@ -50,38 +47,48 @@ def check_data_folder(
         UsageError: `against` is the same folder.
     """
     table_path = find_table(root)
-    found, faulty = _find(images_folder(root))
-    others = None if against is None else _find_others(root, against)
+    found = find_images([root / IMAGES_NAME], keep_faulty=True)
+    others, other_faults = (None, []) if against is None else _find_others(root, against)
     scan = scan_label_rows(table_path)
     names, name_faults = _class_names(root, scan.rows)
-    rows_of = _by_image(scan.rows)
-    missing = _missing_images(rows_of, found)
-    own = len(found)
-    total = own + (0 if others is None else len(others.found))
-
-    def inspect(image: FoundImage) -> Inspection:
-        return inspect_image(image, rows_of.get(image.image_id, ()), names, table_path, bit_depth)
-
-    inspections, descriptors, levels = _inspect_all(found, inspect, lambda done: progress(done, total))
-    inspections += [Inspection(image.image_id, faults=(unreadable(image, image.fault),)) for image in faulty]
-    size_of = {one.image_id: one.size_hw for one in inspections if one.size_hw is not None}
-    labelled = LabelledImages([image.image_id for image in found], size_of, rows_of)
+    rows_of = rows_by_image(scan.rows)
+    missing = _missing_images(rows_of, {image.image_id for image in found})
+    total = len(found) + (0 if others is None else len(others.found))
+    inspections: list[Inspection] = []
+    descriptors = Descriptors(len(found))
+    with ThreadPoolExecutor(max_workers=cores()) as pool:
+        arguments = ((image, rows_of.get(image.image_id, ()), names, table_path, bit_depth) for image in found)
+        for index, (one, descriptor) in enumerate(pool.map(lambda given: inspect_image(*given), arguments)):
+            inspections.append(one)
+            if descriptor is not None:
+                descriptors[index] = descriptor
+            progress(index + 1, total)
+    labelled = LabelledImages(found, rows_of)
     duplicates = name_pairs(find_copies(descriptors), labelled, labelled)
-    split_faults, leaks = check_groups_and_split(root, labelled.ids, duplicates, find_neighbours(descriptors))
-    faults = [*scan.faults, *name_faults, *missing.values(), *split_faults, *disagreements(duplicates)]
+    split_faults, leaks = check_groups_and_split(root, found, duplicates, find_neighbours(descriptors))
+    faults = [*scan.faults, *name_faults, *missing, *split_faults, *disagreements(duplicates)]
     if others is not None:
-        leaks, other_faults = _compare(
-            descriptors, labelled, others, bit_depth, lambda done: progress(own + done, total)
+        other_descriptors, unread = describe_all(
+            [image.path for image in others.found],
+            reduced=False,
+            bit_depth=bit_depth,
+            progress=lambda done, _total, text="": progress(len(found) + done, total),
         )
-        faults += other_faults
+        leaks = name_pairs(find_copies(descriptors, other_descriptors), labelled, others)
+        faults += disagreements(leaks, f"{against}: ")
+        faults += [
+            warning("against", f"Not compared: {message}", "Replace the file, or take it out.")
+            for message in [*other_faults, *unread.values()]
+        ]
     faults += [fault for one in inspections for fault in one.faults]
+    faults += [*_notes(inspections), *_odd_sizes(inspections), *_dark_images(inspections)]
     low = find_low_bit_depth(Counter(one.brightest16 for one in inspections))
-    faults += [*_notes(inspections), *_odd_sizes(size_of), *_dark_images(inspections), *_low_bit_depth(low)]
+    if low is not None:
+        faults.append(warning("bit-depth", str(low), f"Say that they have {low.bit_depth} bits, or all 16."))
     return summarise(
         inspections,
         names,
         scan,
-        levels,
         missing_images=len(missing),
         faults=faults,
         duplicates=duplicates,
@@ -90,93 +97,22 @@ def check_data_folder(
     )
 
 
-@dataclass(frozen=True)
-class _Others:
-    """The images to compare with, and the faulty ones; `rows_of` is None where they have no labels."""
-
-    root: Path
-    found: Sequence[FoundImage]
-    faulty: Sequence[FoundImage]
-    rows_of: Mapping[str, Sequence[LabelRow]] | None
-
-
-def _find_others(root: Path, against: Path) -> _Others:
-    """The images of another data folder, or of a plain folder."""
+def _find_others(root: Path, against: Path) -> tuple[LabelledImages, list[str]]:
+    """The images of another data folder or of a plain folder, and what is wrong with the faulty ones."""
     if not against.is_dir():
         raise DataError(f"{against}: no such folder; expected a data folder or a folder of images.", argument="against")
     own = (root / IMAGES_NAME).resolve()
     if against.resolve() == root.resolve() or against.resolve().is_relative_to(own):
         raise UsageError(f"{against} is the folder itself, whose own copies are listed anyway.", argument="against")
-    folder = against / IMAGES_NAME if (against / IMAGES_NAME).is_dir() else against
-    tables = [against / name for name in TABLE_NAMES if (against / name).is_file()]
-    rows_of = None
-    if folder != against and tables:
-        rows_of = _by_image(scan_label_rows(tables[0]).rows)
+    folder, rows_of = find_labels(against)
     # A folder around `root` holds its images too; a link to one elsewhere is a copy like any other.
-    found, faulty = (
-        [image for image in images if not image.path.parent.resolve().is_relative_to(own)] for images in _find(folder)
-    )
-    return _Others(against, found, faulty, rows_of)
-
-
-def _find(folder: Path) -> tuple[list[FoundImage], list[FoundImage]]:
-    """The images below a folder, and the faulty ones."""
-    found = find_images([folder], keep_faulty=True)
-    return [image for image in found if not image.fault], [image for image in found if image.fault]
-
-
-def _compare(
-    descriptors: Descriptors,
-    labelled: LabelledImages,
-    others: _Others,
-    bit_depth: int | None,
-    advance: Callable[[int], None],
-) -> tuple[list[CopyPair], list[Fault]]:
-    """Leaks into or from the other images, and what is wrong with those or with the masks of copies."""
-    paths = [image.path for image in others.found]
-    other_descriptors, unread = describe_all(
-        paths, reduced=False, bit_depth=bit_depth, progress=lambda done, total, text="": advance(done)
-    )
-    copies = find_copies(descriptors, other_descriptors)
-    ids = [image.image_id for image in others.found]
-    sizes = {}
-    if others.rows_of is not None:  # the size is needed for their masks only
-        for index in {copy.second for copy in copies}:
-            with suppress(ImageError):
-                sizes[ids[index]] = read.decode(paths[index], bit_depth=bit_depth).pixels.shape
-    leaks = name_pairs(copies, labelled, LabelledImages(ids, sizes, others.rows_of))
-    faults = [
-        warning("against", f"Not compared: {message}", "Replace the file, or take it out.")
-        for message in [*(image.fault for image in others.faulty), *unread.values()]
+    found = [
+        image
+        for image in find_images([folder], keep_faulty=True)
+        if not image.path.parent.resolve().is_relative_to(own)
     ]
-    return leaks, faults + disagreements(leaks, f"{others.root}: ")
-
-
-def _by_image(rows: Sequence[LabelRow]) -> dict[str, list[LabelRow]]:
-    rows_of: dict[str, list[LabelRow]] = defaultdict(list)
-    for row in rows:
-        rows_of[row.image_id].append(row)
-    return dict(rows_of)
-
-
-def _inspect_all(
-    found: Sequence[FoundImage], inspect: Callable[[FoundImage], Inspection], advance: Callable[[int], None]
-) -> tuple[list[Inspection], Descriptors, NDArray[np.int64]]:
-    """Inspect the images on all cores; their inspections, descriptors, and the sum of their grey levels, int64 (256,).
-
-    The large arrays of an inspection are taken out of it.
-    """
-    inspections: list[Inspection] = []
-    descriptors = Descriptors(len(found))
-    levels = np.zeros(256, np.int64)
-    with ThreadPoolExecutor(max_workers=cores()) as pool:
-        for index, one in enumerate(pool.map(inspect, found)):
-            if one.descriptor is not None and one.levels is not None:
-                descriptors[index] = one.descriptor
-                levels += one.levels
-            inspections.append(replace(one, descriptor=None, levels=None))
-            advance(index + 1)
-    return inspections, descriptors, levels
+    sound = [image for image in found if not image.fault]
+    return LabelledImages(sound, rows_of), [image.fault for image in found if image.fault]
 
 
 def _class_names(root: Path, rows: Sequence[LabelRow]) -> tuple[tuple[str, ...], list[Fault]]:
@@ -190,16 +126,15 @@ def _class_names(root: Path, rows: Sequence[LabelRow]) -> tuple[tuple[str, ...],
     return names, []
 
 
-def _missing_images(rows_of: Mapping[str, Sequence[LabelRow]], found: Sequence[FoundImage]) -> dict[str, Fault]:
-    """ImageId -> fault, of the images that have a row and no file."""
-    present = {image.image_id for image in found}
+def _missing_images(rows_of: RowsByImage, present: set[str]) -> list[Fault]:
+    """A fault for each image that has a row and no file."""
     alike = {_loose(image_id): image_id for image_id in present}
-    missing = {}
+    missing = []
     for image_id in rows_of.keys() - present:
         other = alike.get(_loose(image_id))
         remedy = f"The folder has {other!r}: write it so." if other else "Add the image, or take its rows out."
         message = f"{image_id!r} is not below train_images/."
-        missing[image_id] = error("missing-image", message, remedy, image=image_id, row=rows_of[image_id][0].line)
+        missing.append(error("missing-image", message, remedy, image=image_id, row=rows_of[image_id][0].line))
     return missing
 
 
@@ -225,34 +160,34 @@ def _notes(inspections: Sequence[Inspection]) -> Iterator[Fault]:
         )
 
 
-def _low_bit_depth(low: LowBitDepth | None) -> Iterator[Fault]:
-    if low is not None:
-        yield warning("bit-depth", str(low), f"Say that they have {low.bit_depth} bits, or all 16.")
-
-
-def _odd_sizes(size_of: Mapping[str, tuple[int, int]]) -> Iterator[Fault]:
-    counts = Counter(size_of.values())
-    if len(counts) < 2:
-        return
-    usual, _ = by_count(counts)[0]
-    usual_text = f"{usual[0]}x{usual[1]}"
-    odd = [image_id for image_id, size_hw in size_of.items() if size_hw != usual]
+def _odd_sizes(inspections: Sequence[Inspection]) -> list[Fault]:
+    readable = [one for one in inspections if one.size_hw is not None]
+    counts = by_count(Counter((one.size_hw, one.size_text) for one in readable))
+    usual = counts[0][0][1] if counts else ""
+    odd = {
+        one.image_id: f"{one.size_text} px, where most images have {usual}."
+        for one in readable
+        if one.size_text != usual
+    }
     remedy = "Leave it if the line makes several sizes; else look for a stray picture."
-    if len(odd) > _MOST_SINGLE_WARNINGS:
-        yield warning("size", f"Images have {len(counts)} sizes: {len(odd)} are not {usual_text}.", remedy)
-        return
-    for image_id in odd:
-        height, width = size_of[image_id]
-        message = f"{image_id}: {height}x{width} px, where most images have {usual_text}."
-        yield warning("size", message, remedy, image=image_id)
+    summary = f"Images have {len(counts)} sizes: {len(odd)} are not {usual}."
+    return _one_or_each("size", odd, summary, remedy)
 
 
-def _dark_images(inspections: Sequence[Inspection]) -> Iterator[Fault]:
-    dark = [one for one in inspections if one.dark_share > MOSTLY_DARK]
+def _dark_images(inspections: Sequence[Inspection]) -> list[Fault]:
+    dark = {
+        one.image_id: f"{100 * one.dark_share:.0f} % of it is black."
+        for one in inspections
+        if one.dark_share > MOSTLY_DARK
+    }
     remedy = "Leave it if it shows an end of the sheet; else take it out, for there is nothing to learn from it."
-    if len(dark) > _MOST_SINGLE_WARNINGS:
-        yield warning("dark", f"{len(dark)} images are mostly black, the first {dark[0].image_id}.", remedy)
-        return
-    for one in dark:
-        message = f"{one.image_id}: {100 * one.dark_share:.0f} % of it is black."
-        yield warning("dark", message, remedy, image=one.image_id)
+    return _one_or_each(
+        "dark", dark, f"{len(dark)} images are mostly black, the first {min(dark, default='')}.", remedy
+    )
+
+
+def _one_or_each(kind: str, messages: Mapping[str, str], summary: str, remedy: str) -> list[Fault]:
+    """A warning for each image, or one in all where the images are many."""
+    if len(messages) > _MOST_SINGLE_WARNINGS:
+        return [warning(kind, summary, remedy)]
+    return [warning(kind, f"{image_id}: {message}", remedy, image=image_id) for image_id, message in messages.items()]

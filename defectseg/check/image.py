@@ -1,4 +1,4 @@
-"""One image of a data folder and its masks, decoded and measured: what `check` gathers from each."""
+"""One image of a data folder and its masks, decoded and measured."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from defectseg.image.find import FoundImage
 from defectseg.image.regions import find_regions
 
 MOSTLY_DARK = 0.5  # share of the pixels
-_WHOLE_IMAGE = 0.95  # of Severstal's masks, the largest covers 0.90
-_FEW_PX = 16  # of Severstal's masks, the smallest has 115
+_WHOLE_IMAGE = 0.95  # the largest of Severstal's masks covers 0.90
+_FEW_PX = 16  # the smallest of Severstal's masks has 115
 _FEW_SHARE = 0.005  # of the image, so that tiny pictures may have tiny masks
-_SHEET_END = 0.02  # of the side that it takes away
+_SHEET_END = 0.02  # share of the image's width or height
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,33 @@ class Inspection:
 
     Attributes:
         image_id: ImageId.
-        size_hw: height and width in px; None where the image cannot be read, and then nothing else is known.
-        notes: what decoding changed or left aside.
-        brightest16: see DecodedImage.
+        size_hw: height and width in px; None where the image cannot be read, and then only `faults` is known.
+        notes: what decoding changed or left out.
         faults: of the image and its masks.
         masks: figures of the sound masks, pixels to ignore (class 255) included.
-        dark_share: share of the pixels that are darker than steel is, 0 to 1.
         sheet_end: whether the dark beyond an end of the sheet reaches in from a side.
-        levels: how many pixels have each grey level, int64 (256,).
-        descriptor: for the search for copies.
+        levels: number of pixels of each grey level, int64 (256,).
+        brightest16: see `DecodedImage`.
     """
 
     image_id: str
     size_hw: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
-    faults: tuple[Fault, ...] = ()
-    masks: tuple[MaskFigures, ...] = ()
-    dark_share: float = 0.0
+    faults: Sequence[Fault] = ()
+    masks: Sequence[MaskFigures] = ()
     sheet_end: bool = False
     levels: NDArray[np.int64] | None = None
-    descriptor: Descriptor | None = None
     brightest16: int | None = None
+
+    @property
+    def size_text(self) -> str:
+        """Height and width as "HxW"; "" where the image cannot be read."""
+        return "" if self.size_hw is None else f"{self.size_hw[0]}x{self.size_hw[1]}"
+
+    @property
+    def dark_share(self) -> float:
+        """Share of the pixels that are darker than steel, 0 to 1."""
+        return 0.0 if self.levels is None else float(self.levels[:DARK_LEVEL].sum() / self.levels.sum())
 
 
 def inspect_image(
@@ -66,90 +72,80 @@ def inspect_image(
     class_names: Sequence[str],
     table_path: Path,
     bit_depth: int | None = None,
-) -> Inspection:
-    """Decode an image and its masks, and measure them.
+) -> tuple[Inspection, Descriptor | None]:
+    """Decode an image and its masks, measure them, and describe the image for the search for copies.
 
     Args:
         image: the file and its ImageId.
         rows: the sound rows of the label table about this image.
         class_names: of ClassId 1 and so on.
-        table_path: how messages name the table.
+        table_path: names the table in messages.
         bit_depth: of 16-bit files, see `decode_bytes`.
+
+    Returns:
+        what was found, and the descriptor; None where the image cannot be read.
     """
     try:
+        if image.fault:
+            raise ImageError(image.fault)
         decoded = read.decode(image.path, bit_depth=bit_depth)
     except ImageError as problem:
-        return Inspection(image.image_id, faults=(unreadable(image, str(problem)),))
+        remedy = "Until then it is left out." if image.fault else "Replace the file, or take it out, and its rows too."
+        return Inspection(image.image_id, faults=[error("image", str(problem), remedy, image=image.image_id)]), None
     pixels = decoded.pixels
     faults: list[Fault] = []
     masks: list[MaskFigures] = []
     taken = np.zeros(pixels.shape, np.bool_)
-    for row, mask in _sound_masks(rows, pixels.shape, class_names, table_path, faults):
-        _, regions = find_regions(mask, class_id=row.class_id)
-        masks.append(MaskFigures(row.class_id, sum(region.area_px for region in regions), len(regions)))
-        if row.class_id == IGNORE_CLASS_ID:
-            continue
-        name = class_names[row.class_id - 1]
-        if shared_px := int(np.count_nonzero(mask & taken)):
-            message = f"{image.image_id}: {shared_px} px of '{name}' belong to another class too."
-            remedy = "Leave it if one spot can be of two classes; else mend the masks."
-            faults.append(warning("overlap", message, remedy, image=image.image_id, row=row.line))
-        faults += _odd_area(row, masks[-1].area_px, mask.size, name)
-        taken |= mask
+    for row in (row for row in rows if row.encoded):
+        mask = _decode(row, pixels.shape, class_names, table_path)
+        if isinstance(mask, Fault):
+            faults.append(mask)
+        else:
+            _, regions = find_regions(mask, class_id=row.class_id)
+            masks.append(MaskFigures(row.class_id, sum(region.area_px for region in regions), len(regions)))
+            if row.class_id != IGNORE_CLASS_ID:
+                faults += _odd_mask(row, mask, masks[-1].area_px, class_names[row.class_id - 1], taken)
+                taken |= mask
     levels = cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
-    return Inspection(
-        image.image_id,
-        pixels.shape,
-        decoded.notes,
-        tuple(faults),
-        tuple(masks),
-        float(levels[:DARK_LEVEL].sum() / pixels.size),
-        _has_sheet_end(pixels),
-        levels,
-        describe(pixels),
-        decoded.brightest16,
+    sheet_end = _has_sheet_end(pixels)
+    inspection = Inspection(
+        image.image_id, pixels.shape, decoded.notes, faults, masks, sheet_end, levels, decoded.brightest16
     )
+    return inspection, describe(pixels)
 
 
-def unreadable(image: FoundImage, message: str) -> Fault:
-    """The fault of an image that cannot be read."""
-    remedy = "Until then it is left out." if image.fault else "Replace the file, or take it out, and its rows too."
-    return error("image", message, remedy, image=image.image_id)
+def _decode(
+    row: LabelRow, size_hw: tuple[int, int], class_names: Sequence[str], table_path: Path
+) -> NDArray[np.bool_] | Fault:
+    """The mask of a row, bool (H, W); the fault of a row that does not fit the image or the classes."""
+    where = f"{table_path}, line {row.line}: {row.image_id}, ClassId {row.class_id}"
+    if len(class_names) < row.class_id != IGNORE_CLASS_ID:
+        message = f"{where}: there are {len(class_names)} classes ({', '.join(class_names)})."
+        remedy = "Mend the ClassId, or add its name to classes.txt."
+        return error("class", message, remedy, image=row.image_id, row=row.line)
+    try:
+        return rle.decode(row.encoded, size_hw, where=where)
+    except LabelError as problem:
+        remedy = f"Export this mask again, or {NOT_CLEAN}."
+        return error("rle", str(problem), remedy, image=row.image_id, row=row.line)
 
 
-def _sound_masks(
-    rows: Sequence[LabelRow],
-    size_hw: tuple[int, int],
-    class_names: Sequence[str],
-    table_path: Path,
-    faults: list[Fault],
-) -> Iterator[tuple[LabelRow, NDArray[np.bool_]]]:
-    """The rows whose masks fit the image and the classes; faults of the others are added to `faults`."""
-    for row in rows:
-        where = f"{table_path}, line {row.line}: {row.image_id}, ClassId {row.class_id}"
-        if not row.encoded:
-            continue
-        if len(class_names) < row.class_id != IGNORE_CLASS_ID:
-            message = f"{where}: there are {len(class_names)} classes ({', '.join(class_names)})."
-            remedy = "Mend the ClassId, or add its name to classes.txt."
-            faults.append(error("class", message, remedy, image=row.image_id, row=row.line))
-            continue
-        try:
-            yield row, rle.decode(row.encoded, size_hw, where=where)
-        except LabelError as problem:
-            remedy = f"Export this mask again, or {NOT_CLEAN}."
-            faults.append(error("rle", str(problem), remedy, image=row.image_id, row=row.line))
-
-
-def _odd_area(row: LabelRow, area_px: int, image_px: int, name: str) -> Iterator[Fault]:
-    what = f"{row.image_id}: the mask of '{name}'"
-    if area_px >= _WHOLE_IMAGE * image_px:
-        message = f"{what} covers {100 * area_px / image_px:.0f} % of the image."
+def _odd_mask(
+    row: LabelRow, mask: NDArray[np.bool_], area_px: int, name: str, taken: NDArray[np.bool_]
+) -> Iterator[Fault]:
+    """Warnings about a mask that shares pixels with the masks before it, `taken`, or has an unusual area."""
+    faults = []
+    if shared_px := int(np.count_nonzero(mask & taken)):
+        remedy = "Leave it if one spot can be of two classes; else mend the masks."
+        faults.append(("overlap", f"{shared_px} px of '{name}' belong to another class too.", remedy))
+    if area_px >= _WHOLE_IMAGE * mask.size:
+        message = f"the mask of '{name}' covers {100 * area_px / mask.size:.0f} % of the image."
         remedy = "Make sure that it is not inverted, or drawn around the image instead of the defect."
-        yield warning("mask-size", message, remedy, image=row.image_id, row=row.line)
-    elif area_px < min(_FEW_PX, _FEW_SHARE * image_px):
-        message = f"{what} has only {area_px} px."
-        yield warning("mask-size", message, "Look for a stray click.", image=row.image_id, row=row.line)
+        faults.append(("mask-size", message, remedy))
+    elif area_px < min(_FEW_PX, _FEW_SHARE * mask.size):
+        faults.append(("mask-size", f"the mask of '{name}' has only {area_px} px.", "Look for a stray click."))
+    for kind, message, remedy in faults:
+        yield warning(kind, f"{row.image_id}: {message}", remedy, image=row.image_id, row=row.line)
 
 
 def _has_sheet_end(pixels: NDArray[np.uint8]) -> bool:

@@ -1,23 +1,39 @@
-"""What a check found, as figures: images, classes, areas, grey levels, faults, copies."""
+"""What a check found: its figures, and what `data check --out` leaves on disk."""
 
-from collections import Counter
+import json
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.check.image import MOSTLY_DARK, Inspection
-from defectseg.check.pairs import CopyPair
+from defectseg import files
+from defectseg.check.image import MOSTLY_DARK, Inspection, MaskFigures
+from defectseg.check.pairs import CopyPair, find_labels
+from defectseg.copies.descriptors import turned
 from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelScan
+from defectseg.errors import ImageError, LabelError
+from defectseg.image import read, rle
+from defectseg.image.overlay import encode_jpeg, paint_truth
 from defectseg.image.read import LowBitDepth
+from defectseg.pages.contact_sheet import choose_evenly, make_contact_sheet
+from defectseg.pages.page import render_page
+from defectseg.pages.pictures import data_uri
 
 Key = TypeVar("Key", bound=Hashable)
 
 AREA_BINS_PX = (1, 64, 256, 1024, 4096, 16384, 65536)
 REGION_BINS = (1, 2, 3, 5, 9, 17)
+JSON_NAME, SHEET_NAME, PAGE_NAME = "check.json", "contact_sheet.jpg", "report.html"
+SHEET_IMAGES = 60
+PAGE_PAIRS = 40
+PAGE_FAULTS = 300
+_PAIR_PX = 800
 
 
 @dataclass(frozen=True)
@@ -26,13 +42,13 @@ class ClassSummary:
 
     Attributes:
         class_id, name: the class.
-        images: in how many images it occurs.
+        images: number of images that show it.
         image_share: the same as a share of all images, 0 to 1.
         px_share: share of the pixels of all images that it covers, 0 to 1.
-        smallest_px, median_px, largest_px: areas of its masks; 0 where there is none.
+        smallest_px, median_px, largest_px: areas of its masks; 0 without masks.
         regions: number of 8-connected regions in all its masks.
         area_histogram_px: "from-to" in px -> number of masks.
-        region_histogram: "from-to" -> number of masks that consist of so many regions.
+        region_histogram: "from-to" regions -> number of masks.
     """
 
     class_id: int
@@ -53,23 +69,23 @@ class CheckReport:
     """The outcome of `check_data_folder`.
 
     Attributes:
-        image_ids: of all files below train_images/, whether they can be read or not, sorted.
+        image_ids: of all files below train_images/, readable or not, sorted.
         images: their number.
-        clean_images: those that have no mask, no pixels to ignore, and no faulty row that may have been one.
-        images_without_rows: those that no row names; they are taken as clean.
-        unreadable_images: those that are no whole images.
+        clean_images: images without a mask, without pixels to ignore, and without a faulty row that may be a mask.
+        images_without_rows: images that no row names; they are taken as clean.
+        unreadable_images: images that cannot be read whole.
         missing_images: ImageIds with a row and no file.
-        dark_images: those that are mostly black.
-        sheet_end_images: those in which an end of the sheet can be seen.
+        dark_images: images that are mostly black.
+        sheet_end_images: images that show an end of the sheet.
         ignored_px: pixels marked to be ignored, over all images.
-        sizes: "HxW" in pixels -> number of images, the commonest first.
-        class_sets: names of the classes in an image, joined by " + ", or "clean" -> number of images, the commonest
-            first.
+        sizes: "HxW" in pixels -> number of images, the most frequent first.
+        class_sets: names of the classes in an image, joined by " + ", or "clean" -> number of images, the most
+            frequent first.
         classes: one summary for each class.
-        grey_mean, grey_std: of all pixels, as shares of the full range; a model normalises by them.
+        grey_mean, grey_std: of all pixels, as shares of the full range; models normalise by them.
         faults: errors first; then by image and row.
         duplicates: pairs of copies within the folder.
-        leaks: pairs of copies across the two folders, or, where none was compared with, across the folds of split.csv.
+        leaks: pairs of copies across the two folders, or, without a second folder, across the folds of split.csv.
         low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits; a fault says so, too.
     """
 
@@ -104,11 +120,14 @@ class CheckReport:
 
     @property
     def has_problems(self) -> bool:
-        """Whether there is an error, a duplicate or a leak. Warnings may be meant so, and do not count."""
+        """Whether there is an error, a duplicate or a leak. Warnings may be intended, and do not count."""
         return bool(self.errors or self.duplicates or self.leaks)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON."""
+        """The report as plain values, for JSON."""
+        leaks = [asdict(pair) for pair in self.leaks]
+        for leak in leaks:
+            del leak["masks_agree"]
         return {
             "counts": {
                 "images": self.images,
@@ -129,8 +148,8 @@ class CheckReport:
             "class_balance": dict(self.class_sets),
             "classes": [asdict(one) for one in self.classes],
             "faults": [asdict(fault) for fault in self.faults],
-            "duplicates": [{**pair.to_dict(), "masks_agree": pair.masks_agree} for pair in self.duplicates],
-            "leaks": [pair.to_dict() for pair in self.leaks],
+            "duplicates": [asdict(pair) for pair in self.duplicates],
+            "leaks": leaks,
         }
 
 
@@ -138,13 +157,12 @@ def summarise(
     inspections: Sequence[Inspection],
     class_names: Sequence[str],
     scan: LabelScan,
-    levels: NDArray[np.int64],
     *,
     missing_images: int,
     faults: Sequence[Fault],
     duplicates: Sequence[CopyPair],
     leaks: Sequence[CopyPair],
-    low_bit_depth: LowBitDepth | None = None,
+    low_bit_depth: LowBitDepth | None,
 ) -> CheckReport:
     """Put together what a check found.
 
@@ -152,42 +170,41 @@ def summarise(
         inspections: of all images.
         class_names: of ClassId 1 and so on.
         scan: the rows of the label table, sound and faulty.
-        levels: how many pixels of all images have each grey level, int64 (256,).
-        missing_images: how many images have a row and no file.
-        faults, duplicates, leaks, low_bit_depth: what was found wrong.
+        missing_images: number of images that have a row and no file.
+        faults, duplicates, leaks, low_bit_depth: what is wrong.
     """
     ids = {one.image_id for one in inspections}
-    perhaps_defective = {row.image_id for row in scan.rows if row.encoded}
-    perhaps_defective |= {fault.image for fault in scan.faults}
-    listed = {row.image_id for row in scan.rows} | {fault.image for fault in scan.faults}
+    faulty = {fault.image for fault in scan.faults}
+    perhaps_defective = faulty | {row.image_id for row in scan.rows if row.encoded}
     masks = [mask for one in inspections for mask in one.masks]
-    sizes = Counter(f"{one.size_hw[0]}x{one.size_hw[1]}" for one in inspections if one.size_hw is not None)
-    mean, std = _mean_std(levels)
+    levels = sum((one.levels for one in inspections if one.levels is not None), start=np.zeros(256, np.int64))
+    shares, total_px = np.arange(256) / 255, max(int(levels.sum()), 1)
+    mean = float(levels @ shares) / total_px
+    class_sets: Counter[str] = Counter()
+    for one in inspections:
+        classes = sorted({mask.class_id for mask in one.masks} - {IGNORE_CLASS_ID})
+        if classes:
+            class_sets[" + ".join(class_names[class_id - 1] for class_id in classes)] += 1
+        elif one.image_id not in perhaps_defective:
+            class_sets["clean"] += 1
     return CheckReport(
         image_ids=tuple(sorted(ids)),
         images=len(inspections),
         clean_images=len(ids - perhaps_defective),
-        images_without_rows=len(ids - listed),
+        images_without_rows=len(ids - faulty - {row.image_id for row in scan.rows}),
         unreadable_images=sum(one.size_hw is None for one in inspections),
         missing_images=missing_images,
         dark_images=sum(one.dark_share > MOSTLY_DARK for one in inspections),
         sheet_end_images=sum(one.sheet_end for one in inspections),
         ignored_px=sum(mask.area_px for mask in masks if mask.class_id == IGNORE_CLASS_ID),
-        sizes=dict(by_count(sizes)),
-        class_sets=_class_sets(inspections, class_names, perhaps_defective),
+        sizes=dict(by_count(Counter(one.size_text for one in inspections if one.size_hw is not None))),
+        class_sets=dict(by_count(class_sets)),
         classes=tuple(
-            _class_summary(
-                class_id,
-                name,
-                [mask.area_px for mask in masks if mask.class_id == class_id],
-                [mask.regions for mask in masks if mask.class_id == class_id],
-                len(inspections),
-                int(levels.sum()),
-            )
-            for class_id, name in enumerate(class_names, start=1)
+            _class_summary(number, name, [one for one in masks if one.class_id == number], len(inspections), total_px)
+            for number, name in enumerate(class_names, start=1)
         ),
         grey_mean=mean,
-        grey_std=std,
+        grey_std=float(np.sqrt(max(float(levels @ shares**2) / total_px - mean**2, 0.0))),
         faults=tuple(sorted(faults, key=lambda fault: (fault.severity, fault.image, fault.row or 0, fault.kind))),
         duplicates=tuple(duplicates),
         leaks=tuple(leaks),
@@ -200,33 +217,17 @@ def by_count(counts: Mapping[Key, int]) -> list[tuple[Key, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _class_sets(
-    inspections: Sequence[Inspection], class_names: Sequence[str], perhaps_defective: set[str]
-) -> dict[str, int]:
-    """Images per set of classes; an image that has no mask, but pixels to ignore or a faulty row, is in none."""
-    counts: Counter[str] = Counter()
-    for one in inspections:
-        found = sorted({mask.class_id for mask in one.masks} - {IGNORE_CLASS_ID})
-        if found:
-            counts[" + ".join(class_names[class_id - 1] for class_id in found)] += 1
-        elif one.image_id not in perhaps_defective:
-            counts["clean"] += 1
-    return dict(by_count(counts))
-
-
-def _class_summary(
-    class_id: int, name: str, areas_px: Sequence[int], regions: Sequence[int], images: int, all_px: int
-) -> ClassSummary:
-    areas = areas_px or [0]
+def _class_summary(class_id: int, name: str, masks: Sequence[MaskFigures], images: int, total_px: int) -> ClassSummary:
+    areas_px, regions = [mask.area_px for mask in masks], [mask.regions for mask in masks]
     return ClassSummary(
         class_id=class_id,
         name=name,
-        images=len(areas_px),
-        image_share=len(areas_px) / max(images, 1),
-        px_share=sum(areas_px) / max(all_px, 1),
-        smallest_px=min(areas),
-        median_px=float(median(areas)),
-        largest_px=max(areas),
+        images=len(masks),
+        image_share=len(masks) / images,
+        px_share=sum(areas_px) / total_px,
+        smallest_px=min(areas_px, default=0),
+        median_px=float(median(areas_px or [0])),
+        largest_px=max(areas_px, default=0),
         regions=sum(regions),
         area_histogram_px=_histogram(areas_px, AREA_BINS_PX),
         region_histogram=_histogram(regions, REGION_BINS),
@@ -241,9 +242,105 @@ def _histogram(values: Sequence[int], starts: Sequence[int]) -> dict[str, int]:
     return dict(zip([*names, f"{starts[-1]}+"], found[1:].tolist(), strict=True))
 
 
-def _mean_std(levels: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean and standard deviation of the grey levels, as shares of the full range; 0 where there is no pixel."""
-    total = max(int(levels.sum()), 1)
-    shares = np.arange(256) / 255
-    mean = float(levels @ shares) / total
-    return mean, float(np.sqrt(max(float(levels @ shares**2) / total - mean**2, 0.0)))
+def output_folder(out: Path, *, overwrite: bool = False) -> AbstractContextManager[None]:
+    """Hold the folder for the results of a check. Raises as `files.result_folder` does."""
+    own = (JSON_NAME, SHEET_NAME, PAGE_NAME)
+    return files.result_folder(out, own, writer="data check", overwrite=overwrite)
+
+
+def write_check(
+    out: Path, root: Path, report: CheckReport, *, against: Path | None = None, bit_depth: int | None = None
+) -> None:
+    """Write check.json, contact_sheet.jpg and report.html, each whole or not at all.
+
+    Args:
+        out: the folder, held by `output_folder`.
+        root: the data folder that was checked.
+        report: what was found.
+        against: the folder that it was compared with, if any.
+        bit_depth: that it was checked with.
+
+    Raises:
+        ResourceError: the disk is full or the folder cannot be written.
+    """
+    own = _Pictures(root, bit_depth)
+    other = own if against is None else _Pictures(against, bit_depth)
+    files.write_text(out / JSON_NAME, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    shown = choose_evenly(own.strata(report.image_ids), SHEET_IMAGES)
+    files.write_bytes(out / SHEET_NAME, encode_jpeg(make_contact_sheet(list(filter(None, map(own.paint, shown))))))
+    pairs = _worst(report)
+    page = render_page(
+        "defectseg.check",
+        {"bars": _bars},
+        title=f"Check of {root.name or root.resolve().name}",
+        report=report,
+        against=None if against is None else str(against),
+        faults=report.faults[:PAGE_FAULTS],
+        pairs=[_show(pair, leak, own, other if leak else own) for pair, leak in pairs[:PAGE_PAIRS]],
+        all_pairs=len(pairs),
+    )
+    files.write_text(out / PAGE_NAME, page)
+
+
+class _Pictures:
+    """The images of a data folder, or of a plain folder, with their labelled pixels."""
+
+    def __init__(self, root: Path, bit_depth: int | None) -> None:
+        self.bit_depth = bit_depth
+        self.folder, rows_of = find_labels(root)
+        self.rows_of = {
+            image_id: [row for row in rows if row.encoded and row.class_id != IGNORE_CLASS_ID]
+            for image_id, rows in (rows_of or {}).items()
+        }
+
+    def strata(self, image_ids: Sequence[str]) -> list[list[str]]:
+        """ImageIds by set of classes, the largest sets first."""
+        ids_of: dict[frozenset[int], list[str]] = defaultdict(list)
+        for image_id in image_ids:
+            ids_of[frozenset(row.class_id for row in self.rows_of.get(image_id, ()))].append(image_id)
+        return sorted(ids_of.values(), key=lambda ids: (-len(ids), ids))
+
+    def paint(self, image_id: str, turn: str = "0") -> tuple[NDArray[np.uint8], str] | None:
+        """An image with its labelled pixels blue, turned, BGR uint8 (H, W, 3), and a line with its name and classes.
+
+        None where it cannot be read.
+        """
+        try:
+            pixels = read.decode(self.folder / image_id, bit_depth=self.bit_depth).pixels
+        except ImageError:
+            return None
+        truth = np.zeros(pixels.shape, np.bool_)
+        found = []
+        for row in self.rows_of.get(image_id, ()):
+            try:
+                truth |= rle.decode(row.encoded, pixels.shape)
+            except LabelError:
+                continue
+            found.append(row.class_id)
+        classes = f"class {', '.join(map(str, sorted(found)))}" if found else "clean"
+        return paint_truth(turned(pixels, turn), turned(truth, turn)), f"{image_id}  {classes}"
+
+
+def _worst(report: CheckReport) -> list[tuple[CopyPair, bool]]:
+    """Pairs, each once, and whether they are leaks: leaks first, then pairs whose masks differ, then the most alike."""
+    leaks = {(pair.image, pair.other) for pair in report.leaks}
+    within = [pair for pair in report.duplicates if (pair.image, pair.other) not in leaks]
+    pairs = [(pair, True) for pair in report.leaks] + [(pair, False) for pair in within]
+    return sorted(
+        pairs, key=lambda one: (not one[1], one[0].masks_agree is not False, -one[0].score, one[0].image, one[0].other)
+    )
+
+
+def _show(pair: CopyPair, leak: bool, own: _Pictures, other: _Pictures) -> dict[str, Any]:
+    """Both pictures with their labels, the other one turned as the image is."""
+    pictures = [own.paint(pair.image), other.paint(pair.other, pair.turn)]
+    uris = [None if one is None else data_uri(one[0], largest_px=_PAIR_PX) for one in pictures]
+    first = pictures[0]
+    wide = first is not None and first[0].shape[1] > 2 * first[0].shape[0]
+    return {"pair": pair, "leak": leak, "uris": uris, "wide": wide}
+
+
+def _bars(histogram: Mapping[str, int]) -> Sequence[tuple[str, int, float]]:
+    """Label, count and height in % of the tallest bar."""
+    tallest = max(histogram.values(), default=0) or 1
+    return [(label, count, 100 * count / tallest) for label, count in histogram.items()]

@@ -1,7 +1,7 @@
 """Whether groups.csv and split.csv fit the images, and whether the folds leak."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from defectseg.check.pairs import CopyPair
@@ -10,31 +10,33 @@ from defectseg.data.folder import read_groups
 from defectseg.data.split import SPLIT_NAME, read_split
 from defectseg.data.table import Fault, error, warning
 from defectseg.errors import LabelError
+from defectseg.image.find import FoundImage
 
 _AGAIN = "Make it again with `defectseg data split`"
 
 
 def check_groups_and_split(
-    root: Path, image_ids: Sequence[str], duplicates: Sequence[CopyPair], neighbours: Sequence[Neighbours]
+    root: Path, found: Sequence[FoundImage], duplicates: Sequence[CopyPair], neighbours: Sequence[Neighbours]
 ) -> tuple[list[Fault], list[CopyPair]]:
     """Check the two optional files of a data folder against its images and against each other.
 
     Args:
         root: the data folder.
-        image_ids: of all images, sorted.
+        found: all images; those with a fault need no fold.
         duplicates: the copies among them.
-        neighbours: those that look like one strip, by their indices in `image_ids`.
+        neighbours: pairs that look like one strip, by their indices in `found`.
 
     Returns:
         faults, and the duplicates whose images lie in different folds.
     """
+    ids = [image.image_id for image in found]
     faults: list[Fault] = []
     groups: dict[str, str] = {}
     try:
         groups = read_groups(root)
-        faults += _unknown_images("groups", groups, image_ids)
     except LabelError as problem:
         faults.append(error("groups", str(problem), "Write groups.csv as 'ImageId,Group', one row for each image."))
+    faults += _unknown_images("groups", groups, ids)
     path = root / SPLIT_NAME
     if not path.exists():
         return faults, []
@@ -42,18 +44,30 @@ def check_groups_and_split(
         fold_of = read_split(path)
     except LabelError as problem:
         return [*faults, error("split", str(problem), f"{_AGAIN}.")], []
-    faults += _unknown_images("split", fold_of, image_ids)
-    if left_out := [image_id for image_id in image_ids if image_id not in fold_of]:
+    faults += _unknown_images("split", fold_of, ids)
+    if left_out := [image.image_id for image in found if not image.fault and image.image_id not in fold_of]:
         message = f"{path}: has no fold for {len(left_out)} images, the first {left_out[0]}."
         faults.append(error("split", message, f"{_AGAIN}.", image=left_out[0]))
-    faults += _divided_groups(path, groups, fold_of)
-    leaks = [pair for pair in duplicates if _are_apart(pair.image, pair.other, fold_of)]
+
+    def are_apart(one: str, other: str) -> bool:
+        return one in fold_of and other in fold_of and fold_of[one] != fold_of[other]
+
+    folds_of_group: dict[str, set[int]] = defaultdict(set)
+    for image_id in groups.keys() & fold_of.keys():
+        folds_of_group[groups[image_id]].add(fold_of[image_id])
+    for group, folds in sorted(folds_of_group.items()):
+        if len(folds) > 1:
+            message = (
+                f"{path}: group '{group}' lies in folds {', '.join(map(str, sorted(folds)))}; scores would flatter."
+            )
+            faults.append(error("split", message, f"{_AGAIN}, which keeps groups together."))
+    leaks = [pair for pair in duplicates if are_apart(pair.image, pair.other)]
     if leaks:
         example = f"the first {leaks[0].image} and {leaks[0].other}"
         message = f"{path}: {len(leaks)} pairs of copies lie in different folds, {example}; scores would flatter."
         faults.append(error("split", message, f"{_AGAIN}, which keeps copies together."))
-    strips = [(image_ids[one.first], image_ids[one.second]) for one in neighbours]
-    if apart := [pair for pair in strips if _are_apart(*pair, fold_of)]:
+    strips = [(ids[one.first], ids[one.second]) for one in neighbours]
+    if apart := [pair for pair in strips if are_apart(*pair)]:
         message = (
             f"{path}: {len(apart)} pairs of images that look like the same strip lie in different folds, "
             f"the first {apart[0][0]} and {apart[0][1]}; scores may flatter."
@@ -62,23 +76,9 @@ def check_groups_and_split(
     return faults, leaks
 
 
-def _are_apart(one: str, other: str, fold_of: Mapping[str, int]) -> bool:
-    return one in fold_of and other in fold_of and fold_of[one] != fold_of[other]
-
-
-def _divided_groups(path: Path, groups: Mapping[str, str], fold_of: Mapping[str, int]) -> Iterator[Fault]:
-    folds_of_group: dict[str, set[int]] = defaultdict(set)
-    for image_id, group in groups.items():
-        if image_id in fold_of:
-            folds_of_group[group].add(fold_of[image_id])
-    for group, folds in sorted(folds_of_group.items()):
-        if len(folds) > 1:
-            numbers = ", ".join(map(str, sorted(folds)))
-            message = f"{path}: group '{group}' lies in folds {numbers}; scores would flatter."
-            yield error("split", message, f"{_AGAIN}, which keeps groups together.")
-
-
-def _unknown_images(kind: str, listed: Mapping[str, object], image_ids: Sequence[str]) -> Iterator[Fault]:
-    if unknown := sorted(set(listed) - set(image_ids)):
-        message = f"{kind}.csv names {len(unknown)} images that are not there, the first {unknown[0]!r}."
-        yield warning(kind, message, "Leave it if you took them out on purpose.", image=unknown[0])
+def _unknown_images(kind: str, listed: Mapping[str, object], image_ids: Iterable[str]) -> list[Fault]:
+    unknown = sorted(listed.keys() - set(image_ids))
+    if not unknown:
+        return []
+    message = f"{kind}.csv names {len(unknown)} images that are not there, the first {unknown[0]!r}."
+    return [warning(kind, message, "Leave it if you took them out on purpose.", image=unknown[0])]

@@ -99,7 +99,7 @@ def check(
     Example: defectseg data check test/ --against train/ --out check/
     """
     from defectseg.check.check import check_data_folder
-    from defectseg.check.output import PAGE_NAME, output_folder, write_check
+    from defectseg.check.report import PAGE_NAME, output_folder, write_check
 
     with nullcontext() if out is None else output_folder(out, overwrite=overwrite):
         with progress_bar("checking") as progress:

@@ -58,9 +58,9 @@ def import_coco(
 
     Example: defectseg data import coco instances.json --images images/ --out data/mill
     """
-    from defectseg.formats.coco import importing
+    from defectseg.formats import coco
 
-    _import(partial(importing.import_coco, file, images, out, classes=entries(classes), link=link), out, json_output)
+    _import(partial(coco.import_coco, file, images, out, classes=entries(classes), link=link), out, json_output)
 
 
 @import_app.command("yolo")
@@ -80,9 +80,9 @@ def import_yolo(
 
     Example: defectseg data import yolo exported/ --out data/mill
     """
-    from defectseg.formats.yolo import importing
+    from defectseg.formats import yolo
 
-    read = partial(importing.import_yolo, src, out, classes=entries(classes), part=part, link=link)
+    read = partial(yolo.import_yolo, src, out, classes=entries(classes), part=part, link=link)
     _import(read, out, json_output)
 
 
@@ -123,9 +123,9 @@ def export_coco(
 
     Example: defectseg data export coco data/mill --out coco/ --polygons
     """
-    from defectseg.formats.coco import exporting
+    from defectseg.formats import coco
 
-    _export(partial(exporting.export_coco, root, out, polygons=polygons, link=link), out, json_output)
+    _export(partial(coco.export_coco, root, out, polygons=polygons, link=link), out, json_output)
 
 
 @export_app.command("masks")
@@ -161,9 +161,9 @@ def export_yolo(
 
     Example: defectseg data export yolo data/mill --out yolo/
     """
-    from defectseg.formats.yolo import exporting
+    from defectseg.formats import yolo
 
-    _export(partial(exporting.export_yolo, root, out, fold=fold, link=link), out, json_output)
+    _export(partial(yolo.export_yolo, root, out, fold=fold, link=link), out, json_output)
 
 
 def _export(write: "Callable[..., ExportReport]", out: Path, json_output: bool) -> None:

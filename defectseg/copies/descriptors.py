@@ -1,10 +1,10 @@
-"""What an image looks like, in some 20 KiB: enough to know a copy again, however it was turned, encoded or lit.
+"""Descriptors of images: some 20 KiB that identify a copy, whether turned, re-encoded or under other light.
 
-Pixels cannot be compared as they are, since flat steel resembles flat steel. Each image is averaged down to 128 x 128
-cells whatever its shape, freed of its light (minus the mean of its surroundings) and of its contrast (divided by their
-deviation). What is left is the grain, which no two pieces of steel share. For quick search, a thumbnail of 32 x 32
-cells is whitened too: its spectrum is evened out, so that edges and streaks that many images have do not drown the
-rest.
+Raw pixels cannot be compared, since flat steel resembles flat steel. Each image is averaged to 128 x 128 cells whatever
+its shape. The local mean is subtracted, which removes the light, and the result is divided by the local deviation,
+which removes the contrast. The grain remains, and no two pieces of steel share it. For a quick search there is also a
+whitened thumbnail of 32 x 32 cells: its spectrum is flattened, so that edges and streaks common to many images do not
+dominate.
 """
 
 import math
@@ -26,39 +26,39 @@ from defectseg.progress import Progress, silent
 Floats = NDArray[np.float32]
 _Array = TypeVar("_Array", bound=NDArray[Any])
 
-# "mirror" swaps left and right; a number then turns counter-clockwise by so many degrees, as np.rot90 does.
+# "mirror" swaps left and right; a number then turns counter-clockwise by that many degrees, as np.rot90 does.
 TURNS = ("0", "90", "180", "270", "mirror", "mirror+90", "mirror+180", "mirror+270")
 
 DETAIL_CELLS = 128
 THUMB_CELLS = 32
 STRIP_CELLS = 400
-WHITENING = 0.7  # exponent; 0 leaves a spectrum alone, 1 makes it flat
+WHITENING = 0.7  # exponent; 0 leaves a spectrum unchanged, 1 makes it flat
 
 _SURROUNDINGS_CELLS = 3.0
-_NOISE_LEVELS = 2.0  # structure fainter than this many grey levels counts for little: JPEG makes and destroys it
-_STEPS_PER_DEVIATION = 32  # of the int8 that `detail` is kept in
+_NOISE_LEVELS = 2.0  # fainter structure, in grey levels, counts for little: JPEG creates and destroys it
+_STEPS_PER_DEVIATION = 32  # int8 steps of `Descriptor.detail`
 _SATURATED_LEVEL = 250
-_LEAST_ENERGY = 0.02  # an image with less structure (black, blank) is compared with nothing
+_LEAST_ENERGY = 0.02  # images with less structure (black, blank) are not compared
 _SHORTEST_SIDE_PX = 32
 
 _STRIP_SURROUNDINGS_CELLS = 8.0
 _STRIP_NOISE_LEVELS = 0.5
 _STRIP_WHITENING = 0.5
-_STRIP_LEAST_LIT = 0.5  # share of the columns that show steel and not the dark beyond its end
+_STRIP_LEAST_LIT = 0.5  # share of the columns that show steel, not the dark beyond its end
 DARK_LEVEL = 12
-EDGE_SHARE = 1 / 16  # of the height: the rows that a seam with the next image is judged by
+EDGE_SHARE = 1 / 16  # of the height: the rows that are compared across a seam
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """What is kept of one image.
+    """The descriptor of one image.
 
     Attributes:
         log_aspect: natural logarithm of height / width.
-        detail: int8 (128, 128), 32 for one local standard deviation; 0 where the picture is saturated, and only there.
-        thumb: float32 (32, 32) with norm 1, or all 0 where there is too little to compare.
-        strip: float32 (3, 400): profiles across the strip of the top edge, the bottom edge and the whole image, with
-            norm 1 each, or all 0 where they say nothing.
+        detail: int8 (128, 128), 32 for one local standard deviation; 0 exactly where the picture is saturated.
+        thumb: float32 (32, 32) with norm 1; all 0 if the image has too little structure.
+        strip: float32 (3, 400): profiles across the strip of the top edge, the bottom edge and the whole image, each
+            with norm 1, or all 0 if it is short or dark.
     """
 
     log_aspect: float
@@ -68,7 +68,7 @@ class Descriptor:
 
 
 class Descriptors:
-    """The descriptors of n images in a few large arrays; an image that could not be read has zeros.
+    """The descriptors of n images in a few large arrays, with zeros for images that could not be read.
 
     Attributes:
         log_aspect: float32 (n,).
@@ -94,14 +94,14 @@ class Descriptors:
 
 
 def turned(picture: _Array, turn: str) -> _Array:
-    """Turn the last two axes of an array as a name of `TURNS` says."""
+    """Turn the last two axes of an array by one of `TURNS`."""
     number = TURNS.index(turn)
     mirrored = picture[..., ::-1] if number >= 4 else picture
     return np.ascontiguousarray(np.rot90(mirrored, number % 4, axes=(-2, -1)))  # type: ignore[return-value]
 
 
 def turned_back(turn: str) -> str:
-    """The turn that undoes a turn. Mirroring, with any rotation after it, undoes itself."""
+    """The inverse of a turn. Mirroring, with any rotation after it, is its own inverse."""
     return {"90": "270", "270": "90"}.get(turn, turn)
 
 
@@ -129,17 +129,17 @@ def describe_all(
     bit_depth: int | None = None,
     progress: Progress = silent,
 ) -> tuple[Descriptors, dict[int, str]]:
-    """Read images and describe them, on all cores.
+    """Read and describe images, on all cores.
 
     Args:
         paths: the files.
-        reduced: decode JPEGs at a reduced size: quicker, but an exact copy that was decoded whole then gets a score
-            a little below 1.
+        reduced: decode JPEGs at a reduced size. This is quicker, but an exact copy that was decoded at full size then
+            scores slightly below 1.
         bit_depth: of 16-bit files, see `decode_bytes`.
         progress: counts the images.
 
     Returns:
-        the descriptors in the order of `paths`, and index -> message of those that cannot be read.
+        the descriptors in the order of `paths`, and index -> message for files that cannot be read.
     """
     descriptors, unreadable = Descriptors(len(paths)), {}
 
@@ -163,23 +163,23 @@ def describe_all(
 
 
 def whitened(detail: NDArray[np.int8]) -> Floats:
-    """A detail picture, int8 (128, 128), with an evened spectrum, norm 1."""
+    """A detail picture, int8 (128, 128), with a flattened spectrum and norm 1."""
     return _unit(_whiten(detail.astype(np.float32), WHITENING))
 
 
 def _structure(means: Floats) -> Floats:
-    """Grey means, float32 (h, w), minus those around, in units of the standard deviation around; within -4..4."""
+    """Grey means, float32 (h, w), minus the local mean, in local standard deviations; clipped to -4..4."""
     above = means - cv2.GaussianBlur(means, (0, 0), _SURROUNDINGS_CELLS)
     variance = cv2.GaussianBlur(above * above, (0, 0), 2 * _SURROUNDINGS_CELLS)
     return np.asarray(np.clip(above / np.sqrt(variance + _NOISE_LEVELS**2), -4, 4), np.float32)
 
 
 def _whiten(picture: Floats, exponent: float) -> Floats:
-    """Divide each wave of a picture, float32 (h, w), by a power of its own strength; the mean is dropped."""
+    """Divide each frequency of a picture, float32 (h, w), by a power of its magnitude; the mean is dropped."""
     spectrum = cv2.dft(picture, flags=cv2.DFT_COMPLEX_OUTPUT)
     spectrum[0, 0] = 0
     strength = spectrum[..., 0] ** 2 + spectrum[..., 1] ** 2
-    # A wave that is all but absent must not become as strong as the others: it is rounding, not steel.
+    # A frequency that is nearly absent must not be amplified: it is rounding, not steel.
     spectrum *= np.power(strength + (1e-6 * float(strength.mean()) + 1e-20), -exponent / 2)[..., None]
     return np.asarray(cv2.idft(spectrum, flags=cv2.DFT_SCALE | cv2.DFT_REAL_OUTPUT), np.float32)
 
@@ -190,7 +190,7 @@ def _unit(picture: Floats) -> Floats:
 
 
 def _strip_profiles(pixels: NDArray[np.uint8]) -> Floats:
-    """Profiles along the longer side of the two edges and of the whole, float32 (3, 400), whitened, norm 1 each."""
+    """Whitened profiles along the longer side, float32 (3, 400): top edge, bottom edge, whole image; norm 1 each."""
     lying = pixels if pixels.shape[1] >= pixels.shape[0] else np.ascontiguousarray(pixels.T)
     profiles = np.zeros((3, STRIP_CELLS), np.float32)
     height, width = lying.shape

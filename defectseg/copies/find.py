@@ -1,9 +1,9 @@
-"""Copies among images: also turned, mirrored, encoded again, resized a little, in another light, or blended.
+"""Find copies among images, even if they are turned, mirrored, re-encoded, slightly resized, relit or blended.
 
-Candidates come from thumbnails: all pairs in all eight turns, as products of matrices. Each is then verified on the
-128 x 128 grain of `descriptors`: the two pictures are slid over each other, and they are copies where their correlation
-(whitened, by FFT) has one peak, at no shift or a few cells, that stands far out of all other shifts. Unlike images have
-no such peak; chequer plates and streaks repeat themselves, so that theirs has rivals. The figures are in
+Candidates come from thumbnails: matrix products compare all pairs in all eight turns. Each candidate is then verified
+on the 128 x 128 grain of `descriptors`. The whitened correlation of the two pictures is computed at every shift by FFT.
+They are copies if it has a single peak, at a shift of a few cells at most, far above all other shifts. Unlike images
+have no such peak. The patterns of chequer plates and streaks repeat, so that their peak has rivals. Figures:
 docs/benchmarks.md.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, product
+from itertools import product
 from typing import Generic, TypeVar
 
 import cv2
@@ -23,15 +23,15 @@ from defectseg.copies.descriptors import DETAIL_CELLS, TURNS, Descriptors, Float
 from defectseg.machine import cores
 from defectseg.progress import Progress, silent
 
-_LEAST_THUMB_CORRELATION = 0.3  # one pair of unlike steel in some ten thousand reaches it, and nearly every copy
+_LEAST_THUMB_CORRELATION = 0.3  # nearly every copy reaches it, and one in some ten thousand pairs of unlike steel
 _LEAST_PEAK_DEVIATIONS = 12.0  # unlike images stay below 9; copies in JPEG quality 30 have 17, others above 25
 _LEAST_PEAK_TO_RIVAL = 1.8  # unlike images stay below 1.5, chequer plates in phase too; copies have 2.3 and more
 _LARGEST_SHIFT_CELLS = 3
-_PEAK_FOOT_CELLS = 5  # the slopes of the peak are no rivals
+_PEAK_FOOT_CELLS = 5  # the slopes of the peak do not count as rivals
 _ASPECT_TOLERANCE = 0.12  # of the logarithm of height / width
 _ROWS, _COLUMNS = 1024, 4096  # of the correlation matrix at a time: 16 MiB
-_MOST_CANDIDATES = 16_384  # of such a block, in one turn; the most alike are kept
-_MOST_MEMBERS = 64  # of a group of copies; in larger ones, pairs that are connected already are left out
+_MOST_CANDIDATES = 16_384  # in one block and turn; the most alike are kept
+_MOST_MEMBERS = 64  # of a group of copies; in larger groups, pairs that are connected already are left out
 _LEAST_UNSATURATED = 0.25
 _CACHED_PICTURES = 2048  # 128 MiB
 
@@ -43,11 +43,11 @@ class Copy:
     """Two images that show the same piece of steel.
 
     Attributes:
-        first, second: indices of the images; where two sets were compared, `second` counts in the other one.
-        turn: what made the first from the second, one of `descriptors.TURNS`.
-        score: correlation of the grain: 1 for an exact copy; less, the less of the one is to be seen in the other.
-        shift: how far the second, once turned, has to be moved (down, right) to lie on the first, in 128ths of the
-            height and width.
+        first, second: indices of the images; `second` refers to the other set if two sets were compared.
+        turn: the turn that makes the first from the second, one of `descriptors.TURNS`.
+        score: correlation of the grain: 1 for an exact copy, less where only part of one image shows in the other.
+        shift: how far the turned second image has to move (down, right) to lie on the first, in 128ths of the height
+            and width.
     """
 
     first: int
@@ -62,8 +62,8 @@ def find_copies(
 ) -> list[Copy]:
     """Find the copies within one set of images (`first` < `second`), or between two sets.
 
-    All pairs are listed, but for groups of more than 64 copies, of which enough are listed to connect them. Images
-    without structure (black, blank) are copies of none.
+    All pairs are listed, except in groups of more than 64 copies, where enough pairs are listed to connect the group.
+    Images without structure (black, blank) have no copies.
 
     Args:
         descriptors: the images.
@@ -82,13 +82,11 @@ def find_copies(
         for one in _Search(descriptors, others, sorted(firsts), sorted(seconds)).run(progress)
         for pair in _pairs_between(firsts[one.first], seconds[one.second])
     }
+    for key in groups.keys() & other_groups.keys():
+        copies |= {pair: Copy(*pair, "0", 1.0) for pair in _pairs_between(groups[key], other_groups[key])}
     if others is None:
-        copies = {(one.first, one.second): one for one in map(_ordered, copies.values())}
-        for members in groups.values():
-            copies |= {pair: Copy(*pair, "0", 1.0) for pair in _pairs_within(members)}
-    else:
-        for key in groups.keys() & other_groups.keys():
-            copies |= {pair: Copy(*pair, "0", 1.0) for pair in _pairs_between(groups[key], other_groups[key])}
+        ordered = map(_ordered, (one for one in copies.values() if one.first != one.second))
+        copies = {(one.first, one.second): one for one in ordered}
     return sorted(copies.values())
 
 
@@ -100,7 +98,7 @@ def _ordered(copy: Copy) -> Copy:
 
 
 def _shift_back(shift: tuple[int, int], turn: str) -> tuple[int, int]:
-    """The opposite of a shift, in the picture that `turn` makes."""
+    """The inverse of a shift, in the coordinates of the picture that `turn` makes."""
     down, right = -shift[0], -shift[1]
     number = TURNS.index(turn)
     if number >= 4:
@@ -111,7 +109,7 @@ def _shift_back(shift: tuple[int, int], turn: str) -> tuple[int, int]:
 
 
 def _identical(descriptors: Descriptors) -> dict[bytes, list[int]]:
-    """Images with the same grain to the last digit, by that grain's digest; those without any stand alone."""
+    """Digest of the grain -> images with exactly this grain. Images without grain are groups of one."""
     groups: dict[bytes, list[int]] = {}
     for index, detail in enumerate(descriptors.detail):
         structured = detail.min() < 0 < detail.max()
@@ -124,13 +122,6 @@ def _identical(descriptors: Descriptors) -> dict[bytes, list[int]]:
     return groups
 
 
-def _pairs_within(members: Sequence[int]) -> Iterator[Pair]:
-    if len(members) <= _MOST_MEMBERS:
-        yield from combinations(members, 2)
-    else:
-        yield from ((members[0], member) for member in members[1:])
-
-
 def _pairs_between(members: Sequence[int], others: Sequence[int]) -> Iterator[Pair]:
     if len(members) * len(others) <= _MOST_MEMBERS**2:
         yield from product(members, others)
@@ -140,7 +131,7 @@ def _pairs_between(members: Sequence[int], others: Sequence[int]) -> Iterator[Pa
 
 
 class _Search:
-    """One comparison of chosen images of one set with one another or with those of another set."""
+    """A comparison of chosen images of a set with one another, or with chosen images of another set."""
 
     def __init__(
         self, descriptors: Descriptors, others: Descriptors | None, firsts: Sequence[int], seconds: Sequence[int]
@@ -148,7 +139,7 @@ class _Search:
         self.within = others is None
         self.descriptors = descriptors
         self.others = descriptors if others is None else others
-        # By their shape, so that a block holds images of few shapes and whole turns of it can be passed over.
+        # Sorted by aspect, so that a block has few aspects and turns that cannot fit are skipped for the whole block.
         self.rows = _comparable(self.descriptors, firsts)
         self.columns = self.rows if self.within else _comparable(self.others, seconds)
         self.groups: DisjointSets[Pair] = DisjointSets()
@@ -156,7 +147,7 @@ class _Search:
         self.column_picture = lru_cache(_CACHED_PICTURES)(lambda index: whitened(self.others.detail[index]))
 
     def run(self, progress: Progress) -> list[Copy]:
-        """The copies, each pair once, in no particular order of its two images."""
+        """The copies, each pair once; within one set, either image may come first."""
         blocks = [
             (row, column)
             for row in range(0, len(self.rows), _ROWS)
@@ -176,22 +167,22 @@ class _Search:
         return list(found.values())
 
     def _candidates(self, row: int, column: int) -> list[tuple[int, int, str]]:
-        """Pairs in a block of the correlation matrix whose thumbnails are alike, and in which turn."""
+        """Pairs in a block of the correlation matrix whose thumbnails are alike, and the turn that makes them so."""
         rows, columns = self.rows[row : row + _ROWS], self.columns[column : column + _COLUMNS]
         aspects, other_aspects = self.descriptors.log_aspect[rows], self.others.log_aspect[columns]
         thumbs = self.descriptors.thumb[rows].astype(np.float32).reshape(len(rows), -1)
         other_thumbs = self.others.thumb[columns].astype(np.float32)
         candidates = []
         for number, turn in enumerate(TURNS):
-            sign = -1 if number % 2 else 1  # a quarter turn makes a lying image a standing one
-            if not _may_fit(aspects, sign * other_aspects):
+            fitting = -other_aspects if number % 2 else other_aspects  # a quarter turn makes a lying image stand
+            if max(aspects.min() - fitting.max(), fitting.min() - aspects.max()) > _ASPECT_TOLERANCE:
                 continue
             alike = thumbs @ turned(other_thumbs, turn).reshape(len(columns), -1).T
             hits = np.flatnonzero(alike >= _LEAST_THUMB_CORRELATION)
             if len(hits) > _MOST_CANDIDATES:
                 hits = hits[np.argpartition(-alike.ravel()[hits], _MOST_CANDIDATES)[:_MOST_CANDIDATES]]
             i, j = np.unravel_index(hits, alike.shape)
-            wanted = np.abs(aspects[i] - sign * other_aspects[j]) <= _ASPECT_TOLERANCE
+            wanted = np.abs(aspects[i] - fitting[j]) <= _ASPECT_TOLERANCE
             if self.within:
                 wanted &= column + j > row + i
             candidates += [
@@ -200,7 +191,7 @@ class _Search:
         return candidates
 
     def _is_connected(self, candidate: tuple[int, int, str]) -> bool:
-        """Whether both images are in one group that is so large that no further pair of it is needed."""
+        """Whether both images are in one group that is large enough to need no further pair."""
         one, other = (0, candidate[0]), (0 if self.within else 1, candidate[1])
         return self.groups.size(one) > _MOST_MEMBERS and self.groups.joined(one, other)
 
@@ -214,26 +205,19 @@ class _Search:
 
 
 def _comparable(descriptors: Descriptors, indices: Sequence[int]) -> NDArray[np.intp]:
-    """The indices of images that have structure, by aspect."""
+    """The indices of images that have structure, sorted by aspect."""
     chosen = np.array([index for index in indices if descriptors.thumb[index].any()], np.intp)
     return chosen[np.argsort(descriptors.log_aspect[chosen], kind="stable")]
 
 
-def _may_fit(aspects: Floats, other_aspects: Floats) -> bool:
-    return bool(
-        aspects.min() <= other_aspects.max() + _ASPECT_TOLERANCE
-        and other_aspects.min() <= aspects.max() + _ASPECT_TOLERANCE
-    )
-
-
 @dataclass(frozen=True)
 class Peak:
-    """How the correlation of two pictures stands out where they lie on each other, among all other places.
+    """The highest correlation of two pictures near no shift.
 
     Attributes:
-        deviations: its height, in standard deviations of the correlation at all other shifts.
-        to_rival: its height, divided by the highest of those.
-        shift: where it is, in cells (down, right), from -3 to 3.
+        deviations: its height in standard deviations of the correlation at all other shifts.
+        to_rival: its height divided by the highest correlation at other shifts.
+        shift: its place in cells (down, right), each from -3 to 3.
     """
 
     deviations: float
@@ -242,12 +226,12 @@ class Peak:
 
     @property
     def tells_copies(self) -> bool:
-        """Whether only copies have such a peak."""
+        """Whether the peak is one that only copies have."""
         return self.deviations >= _LEAST_PEAK_DEVIATIONS and self.to_rival >= _LEAST_PEAK_TO_RIVAL
 
 
 def find_peak(one: Floats, other: Floats) -> Peak:
-    """Slide one whitened picture, float32 (128, 128), over another, and find the peak near no shift."""
+    """Correlate two whitened pictures, float32 (128, 128), at every shift, and find the peak near no shift."""
     spectrum = cv2.mulSpectrums(cv2.dft(one), cv2.dft(other), 0, conjB=True)
     surface = np.roll(cv2.idft(spectrum), (_PEAK_FOOT_CELLS, _PEAK_FOOT_CELLS), axis=(0, 1))
     foot = 2 * _PEAK_FOOT_CELLS + 1
@@ -263,7 +247,7 @@ def find_peak(one: Floats, other: Floats) -> Peak:
 
 
 def _correlation(one: NDArray[np.int8], other: NDArray[np.int8], shift: tuple[int, int]) -> float:
-    """Correlation of two detail pictures laid over each other, in blocks of 2 x 2 cells, saturated cells left out."""
+    """Correlation of two detail pictures at a shift, in blocks of 2 x 2 cells, without saturated cells."""
     (down, right), last = shift, DETAIL_CELLS
     one = one[max(down, 0) : last + min(down, 0), max(right, 0) : last + min(right, 0)]
     other = other[max(-down, 0) : last + min(-down, 0), max(-right, 0) : last + min(-right, 0)]
@@ -284,43 +268,32 @@ Thing = TypeVar("Thing", bound=Hashable)
 
 
 class DisjointSets(Generic[Thing]):
-    """Disjoint groups of things. Whatever has not been joined is a group of its own."""
+    """Disjoint groups of things. A thing that has not been joined is a group of its own."""
 
     def __init__(self) -> None:
-        self._parent: dict[Thing, Thing] = {}
-        self._size: dict[Thing, int] = {}
+        self._members: dict[Thing, list[Thing]] = {}  # the things of one group share one list
+
+    def _group(self, thing: Thing) -> list[Thing]:
+        return self._members.setdefault(thing, [thing])
 
     def join(self, one: Thing, other: Thing) -> None:
-        """Make one group of the groups of both."""
-        large, small = self.root(one), self.root(other)
-        if large == small:
-            return
-        if self.size(large) < self.size(small):
-            large, small = small, large
-        self._size[large] = self.size(large) + self.size(small)
-        self._parent[small] = large
+        """Unite the groups of both."""
+        small, large = sorted((self._group(one), self._group(other)), key=len)
+        if small is not large:
+            large += small
+            self._members.update(dict.fromkeys(small, large))
 
     def joined(self, one: Thing, other: Thing) -> bool:
         """Whether both are in one group."""
-        return self.root(one) == self.root(other)
+        return self._group(one) is self._group(other)
 
     def size(self, thing: Thing) -> int:
-        """How many things its group has."""
-        return self._size.get(self.root(thing), 1)
-
-    def root(self, thing: Thing) -> Thing:
-        """The member that stands for the group; which one it is depends on the order of joining."""
-        path = []
-        while (parent := self._parent.get(thing, thing)) != thing:
-            path.append(thing)
-            thing = parent
-        for passed in path:
-            self._parent[passed] = thing
-        return thing
+        """Number of things in its group."""
+        return len(self._group(thing))
 
     def groups(self, things: Iterable[Thing]) -> list[list[Thing]]:
         """The things sorted into their groups, both in the order of `things`."""
-        groups: dict[Thing, list[Thing]] = {}
+        groups: dict[int, list[Thing]] = {}
         for thing in things:
-            groups.setdefault(self.root(thing), []).append(thing)
+            groups.setdefault(id(self._group(thing)), []).append(thing)
         return list(groups.values())

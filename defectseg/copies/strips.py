@@ -1,14 +1,14 @@
-"""Images that look like the same strip, by what runs along it and by what crosses the seam from one image to the next.
+"""Find images that look like parts of the same strip.
 
-A line camera cuts an endless strip into frames. Two signs are measured across the strip, along the longer side of the
-image, in 400 cells, with the light and all that many strips have in common evened out (`descriptors`):
+A line camera cuts an endless strip into frames. Two profiles across the strip are compared. They run along the longer
+side of the image in 400 cells, without the light and whatever many strips have in common (see `descriptors`):
 
-- seam: the bottom rows of one image (1/16 of the height) and the top rows of the other. Frames that follow one another
-  show the same streaks there, or even the same rows where the frames overlap.
-- profile: the means of all rows. Streaks that run along the whole of both images agree.
+- seam: the bottom rows of one image (1/16 of the height) against the top rows of the other. Consecutive frames show the
+  same streaks there, or even the same rows if the frames overlap.
+- profile: the mean of all rows. Streaks that run along both images agree.
 
-The sign is conservative: it joins what agrees far beyond chance, and misses frames further along a strip whose streaks
-have changed. Images less than 400 px long, or mostly dark, are joined with none.
+The test is conservative: it accepts only agreement far beyond chance, and misses frames further along a strip whose
+streaks have changed. Images that are shorter than 400 px or mostly dark match no other.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from defectseg.copies.descriptors import STRIP_CELLS, Descriptors
 
-# Correlations of unlike strips deviate by 0.055 from 0; of twelve thousand images, chance brings some pair to 0.33.
+# Correlations of unlike strips have a standard deviation of 0.055; among 12,000 images, chance brings a pair to 0.33.
 _LEAST_SEAM_CORRELATION = 0.40
 _LEAST_PROFILE_CORRELATION = 0.45
 _ROWS = 2048
@@ -28,7 +28,7 @@ _ROWS = 2048
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Two images that look like the same strip: their indices, `first` < `second`, and the correlation that says so."""
+    """Two images that look like the same strip: their indices, `first` < `second`, and their correlation."""
 
     first: int
     second: int

@@ -1,8 +1,8 @@
-"""What imports and exports share: the images and labels of both sides, and the account of what was lost."""
+"""What imports and exports share: class numbers, painting masks, the data folder on either side, and what was lost."""
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,25 +10,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.classes import check_class_names, write_class_names
-from defectseg.data.folder import GROUPS_NAME, IMAGES_NAME, DataFolder, open_data_folder
+from defectseg.data.folder import GROUPS_NAME, IMAGES_NAME, open_data_folder
 from defectseg.data.split import SPLIT_NAME, write_split
 from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_label_table
-from defectseg.errors import DataError
+from defectseg.errors import DataError, LabelError
 from defectseg.files import new_folder
 from defectseg.image import read, rle
 from defectseg.image.find import FoundImage
-from defectseg.progress import EXAMPLES_SHOWN, Progress
+from defectseg.progress import EXAMPLES_SHOWN, Progress, some
 
-IGNORE_NAME = "ignore"  # what ClassId 255 is called in formats that know classes by name
+IGNORE_NAME = "ignore"  # the name of ClassId 255 in formats that know classes by name
+GIVEN_CLASSES = "the given list of classes"
+
+LOSSES = {
+    "missing_images": "{count} images have rows in the label table and no file; they were left out (for example "
+    "{examples}).",
+    "unreadable_images": "{count} images are unreadable and not in the file (for example {examples}).",
+    "side_files": "{examples} stayed behind: the format has no place for what it says.",
+    "folds": "{examples}",
+    "boxes": "{count} annotations have a box and no outline; the pixels in these boxes are marked to be ignored, "
+    "where no mask explains them (for example {examples}).",
+    "no_shape": "{count} annotations have neither an outline nor a box and were left out (for example {examples}).",
+    "no_pixel": "{count} annotations are too thin to hold the centre of a pixel, or lie outside their image "
+    "(for example {examples}).",
+    "united": "{count} annotations were united with others of their class in their image, since a label table has "
+    "one mask for each class.",
+    "unlisted_images": "{count} images in the folder are not listed in the file and were left out "
+    "(for example {examples}).",
+    "no_label_file": "{count} images have no label file and count as clean (for example {examples}).",
+    "no_image": "{count} label files have no image and were left out (for example {examples}).",
+    "test_images": "{count} images of the test part were left out; import them into a folder of their own, "
+    "as the part test.",
+    "overlap_px": "{count} px belong to several classes; a class map holds one, here that of the smaller mask (for "
+    "example {examples}). A picture for each class keeps them all.",
+    "under_ignore_px": "{count} px belong to a class and are marked to be ignored; a class map holds the mark alone "
+    "(for example {examples}). A picture for each class keeps both.",
+    "hole_px": "{count} px of holes were filled, since an outline cannot have holes (for example {examples}).",
+    "simplified": "Outlines are simplified; they deviate by up to {count} px.",
+    "ignore_px": "{count} px marked to be ignored became plain background; YOLO has no such mark (for example "
+    "{examples}).",
+}
+"""Every kind of loss -> a message with {count} and {examples}. Reports list losses in this order."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Something that the other format could not hold, or that could not be taken over.
+    """Something that the target format cannot hold, or that could not be imported.
 
     Attributes:
-        kind: a short name, the same for ever, for programs.
-        count: how many; of what, the message says.
+        kind: a key of `LOSSES`; programs can rely on it.
+        count: how many; the message says of what.
         message: a sentence or two for people.
     """
 
@@ -38,36 +69,60 @@ class Loss:
 
 
 class Tally:
-    """Counts what gets lost while it gets lost."""
+    """Counts losses by kind, with a few examples of each."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
 
     def add(self, kind: str, count: int = 1, *, example: str = "") -> None:
-        """Count something lost; `example` names where."""
+        """Count losses of a kind; `example` names a place where one occurred."""
+        assert kind in LOSSES
         if count:
             self._counts[kind] += count
             examples = self._examples.setdefault(kind, [])
             if example and example not in examples and len(examples) < EXAMPLES_SHOWN:
                 examples.append(example)
 
-    def losses(self, messages: Mapping[str, str]) -> tuple[Loss, ...]:
-        """The account, in the order of `messages`: kind -> sentence with {count} and {examples}."""
-        assert self._counts.keys() <= messages.keys()
+    def losses(self) -> tuple[Loss, ...]:
+        """What was counted, in the order of `LOSSES`."""
         return tuple(
-            Loss(
-                kind,
-                self._counts[kind],
-                message.format(count=self._counts[kind], examples=", ".join(self._examples[kind])),
-            )
-            for kind, message in messages.items()
-            if self._counts[kind]
+            Loss(kind, count, message.format(count=count, examples=", ".join(self._examples[kind])))
+            for kind, message in LOSSES.items()
+            if (count := self._counts[kind])
         )
 
 
+def stem_of(image_id: str) -> str:
+    """An ImageId without its suffix, the name by which masks and label files are paired with images."""
+    return image_id.rpartition(".")[0]
+
+
+def index_unique(files: Iterable[tuple[str, Path]], kind: str) -> dict[str, Path]:
+    """Name -> file. Raises DataError where two files, called `kind` in the message, have one name."""
+    file_of: dict[str, Path] = {}
+    for name, path in files:
+        other = file_of.setdefault(name, path)
+        if other != path:
+            raise DataError(
+                f"{other} and {path.name}: two {kind} of one name; labels cannot tell them apart. Rename one of them, "
+                "and its labels."
+            )
+    return file_of
+
+
+def read_text(path: Path, expected: str) -> str:
+    """UTF-8 text, with or without a byte-order mark. Raises LabelError, which says what was expected."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise LabelError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{path}: not UTF-8 text; {expected}. Unpack it first if it is an archive.") from error
+
+
 def place_image(source: Path, target: Path, *, link: bool) -> None:
-    """Copy an image, or make a link to it. Raises OSError."""
+    """Copy or link an image. Raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if link:
         target.symlink_to(source.resolve())
@@ -81,13 +136,13 @@ class ImportReport:
 
     Attributes:
         images: number of images.
-        clean_images: how many of them have neither a mask nor pixels to ignore.
+        clean_images: images with neither a mask nor pixels to ignore.
         class_names: name n-1 belongs to ClassId n.
-        masks_per_class: images that have the class, in the order of `class_names`.
+        masks_per_class: number of images with each class, in the order of `class_names`.
         ignored_px: pixels marked to be ignored, over all images.
-        images_per_fold: images in fold 0, 1 and so on of split.csv; empty where there is none.
-        missing_images: images that the labels name and that are not there, as they are named.
-        lost: what else could not be taken over.
+        images_per_fold: number of images in each fold of split.csv; empty without one.
+        missing_images: images that the labels name but that are not there, under the names that the labels use.
+        lost: everything else that could not be imported.
     """
 
     images: int
@@ -100,54 +155,90 @@ class ImportReport:
     lost: tuple[Loss, ...] = ()
 
 
+def number_classes(
+    own: Sequence[str], given: Sequence[str] | None, used: Collection[str], *, where: str, given_by: str = GIVEN_CLASSES
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Choose the classes of a data folder and number them.
+
+    Line ends and repeated blanks become single blanks. The name "ignore" stands for ClassId 255.
+
+    Args:
+        own: the names in the source, in its order.
+        given: the names of ClassId 1, 2 and so on; None takes those of the source.
+        used: the names that must be among the given ones.
+        where: names the source in messages.
+        given_by: names the origin of `given` in messages.
+
+    Returns:
+        the names of ClassId 1, 2 and so on, and each name of `own` that has a ClassId -> that ClassId.
+
+    Raises:
+        DataError: the names do not tell classes apart, or a used name is not among the given ones.
+    """
+    tidy = {name: " ".join(name.split()) for name in (*own, *(given or ()))}
+    names = tuple(tidy[name] for name in (own if given is None else given))
+    if given is None:
+        names = tuple(name for name in names if name != IGNORE_NAME)
+    check_class_names(names, where=where if given is None else given_by)
+    class_ids = {IGNORE_NAME: IGNORE_CLASS_ID} | {name: number for number, name in enumerate(names, start=1)}
+    if unknown := {tidy[name] for name in used} - class_ids.keys():
+        message = f"{where}: has {some(unknown)}, but {given_by} has only {', '.join(names)}."
+        raise DataError(message, argument="classes" if given_by == GIVEN_CLASSES else None)
+    return names, {name: class_ids[tidy[name]] for name in own if tidy[name] in class_ids}
+
+
 class Canvas:
     """The masks of one image, painted annotation by annotation.
 
     Args:
         size_hw: height and width of the image in pixels.
+        tally: receives what is lost.
     """
 
-    def __init__(self, size_hw: tuple[int, int]) -> None:
+    def __init__(self, size_hw: tuple[int, int], tally: Tally) -> None:
         self.size_hw = size_hw
+        self._tally = tally
         self._masks: dict[int, NDArray[np.bool_]] = {}
         self._boxes = np.zeros(size_hw, np.bool_)
 
-    def add(self, class_id: int, mask: NDArray[np.bool_]) -> bool:
-        """Unite a mask, bool (H, W), with what its class has already; False where there was something."""
-        if class_id in self._masks:
+    def add_mask(self, class_id: int, mask: NDArray[np.bool_], *, example: str) -> None:
+        """Unite a mask, bool (H, W), with the earlier ones of its class. The canvas keeps the array."""
+        if not mask.any():
+            self._tally.add("no_pixel", example=example)
+        elif class_id in self._masks:
             self._masks[class_id] |= mask
-            return False
-        self._masks[class_id] = mask.copy()
-        return True
+            self._tally.add("united")
+        else:
+            self._masks[class_id] = mask
 
-    def add_box(self, left: float, top: float, right: float, bottom: float) -> None:
-        """Note that a defect of unknown shape lies in a box, in pixels."""
-        rows = slice(max(0, int(np.floor(top))), max(0, int(np.ceil(bottom))))
-        columns = slice(max(0, int(np.floor(left))), max(0, int(np.ceil(right))))
+    def add_box(self, left: float, top: float, width: float, height: float, *, example: str) -> None:
+        """Mark a box, in pixels, that holds a defect of unknown shape."""
+        self._tally.add("boxes", example=example)
+        rows = slice(max(0, int(np.floor(top))), max(0, int(np.ceil(top + height))))
+        columns = slice(max(0, int(np.floor(left))), max(0, int(np.ceil(left + width))))
         self._boxes[rows, columns] = True
 
     def labels(self) -> dict[int, str]:
-        """ClassId -> run-lengths. Boxes become pixels to ignore, but for those that a mask explains."""
-        explained = np.zeros(self.size_hw, np.bool_)
-        for mask in self._masks.values():
-            explained |= mask
+        """ClassId -> run-lengths. Pixels in boxes are ignored unless a mask covers them."""
         masks = dict(self._masks)
-        if (unexplained := self._boxes & ~explained).any():
-            masks[IGNORE_CLASS_ID] = unexplained | masks.get(IGNORE_CLASS_ID, False)
-        return {class_id: rle.encode(mask) for class_id, mask in sorted(masks.items()) if mask.any()}
+        for mask in self._masks.values():
+            self._boxes &= ~mask
+        if self._boxes.any():
+            masks[IGNORE_CLASS_ID] = self._boxes | masks.get(IGNORE_CLASS_ID, False)
+        return {class_id: rle.encode(mask) for class_id, mask in sorted(masks.items())}
 
 
 def read_size(image: FoundImage, expected_hw: tuple[int, int] | None = None, *, where: str = "") -> tuple[int, int]:
-    """Height and width of an image, which is decoded to see that it is whole.
+    """Height and width of an image, which is decoded to make sure that it is whole.
 
     Args:
         image: the image.
-        expected_hw: what its labels say.
-        where: how a message names the labels.
+        expected_hw: the size that its labels state.
+        where: names the labels in messages.
 
     Raises:
-        ImageError: it is not whole.
-        DataError: it has another size than its labels say.
+        ImageError: the image is not whole.
+        DataError: it has another size than its labels state.
     """
     decoded = read.decode(image.path)
     height, width = decoded.pixels.shape
@@ -164,13 +255,6 @@ def read_size(image: FoundImage, expected_hw: tuple[int, int] | None = None, *, 
     return height, width
 
 
-def tidy_names(names: Sequence[str], *, where: str) -> tuple[str, ...]:
-    """Class names fit for the lines of classes.txt: single blanks, no line ends. Raises DataError."""
-    tidy = tuple(" ".join(name.split()) for name in names)
-    check_class_names(tidy, where=where)
-    return tidy
-
-
 def write_data_folder(
     out: Path,
     found: Sequence[FoundImage],
@@ -182,7 +266,7 @@ def write_data_folder(
     missing_images: Sequence[str] = (),
     lost: tuple[Loss, ...] = (),
 ) -> ImportReport:
-    """Write a data folder, whole or not at all, and count what it holds.
+    """Write a data folder, whole or not at all, and report what it holds.
 
     Args:
         out: the folder, absent or empty.
@@ -190,11 +274,11 @@ def write_data_folder(
         names: of the classes.
         labels: an entry for every image.
         link: make links to the images instead of copies.
-        folds: of split.csv; None writes no such file.
+        folds: the content of split.csv; None writes none.
         missing_images, lost: see `ImportReport`.
 
     Raises:
-        OutputExistsError: `out` is there and not empty.
+        OutputExistsError: `out` exists and is not empty.
         ResourceError: it cannot be written.
     """
     with new_folder(out, last="train.csv") as building:
@@ -205,7 +289,7 @@ def write_data_folder(
         if folds is not None:
             write_split(building / SPLIT_NAME, folds)
     images_of_class = Counter(class_id for by_class in labels.values() for class_id in by_class)
-    ignored = [by_class[IGNORE_CLASS_ID] for by_class in labels.values() if IGNORE_CLASS_ID in by_class]
+    ignored = [by_class.get(IGNORE_CLASS_ID, "") for by_class in labels.values()]
     per_fold = Counter((folds or {}).values())
     return ImportReport(
         images=len(labels),
@@ -213,25 +297,10 @@ def write_data_folder(
         class_names=tuple(names),
         masks_per_class=tuple(images_of_class[class_id] for class_id in range(1, len(names) + 1)),
         ignored_px=sum(int(rle.parse_pairs(encoded)[:, 1].sum()) for encoded in ignored),
-        images_per_fold=tuple(per_fold[fold] for fold in range(max(per_fold, default=-1) + 1)),
+        images_per_fold=tuple(per_fold[fold] for fold in sorted(per_fold)),
         missing_images=tuple(missing_images),
         lost=lost,
     )
-
-
-LOSSES = {
-    "missing_images": "{count} images have rows in the label table and no file; they were left out (for example "
-    "{examples}).",
-    "side_files": "{examples} stayed behind: the format has no place for what it says.",
-    "folds": "{examples}",
-    "overlap_px": "{count} px belong to several classes; a class map holds one, here that of the smaller mask (for "
-    "example {examples}). A picture for each class keeps them all.",
-    "under_ignore_px": "{count} px belong to a class and are marked to be ignored; a class map holds the mark alone "
-    "(for example {examples}). A picture for each class keeps both.",
-    "hole_px": "{count} px of holes were filled, since an outline cannot have holes (for example {examples}).",
-    "ignore_px": "{count} px marked to be ignored became plain background; YOLO has no such mark (for example "
-    "{examples}).",
-}
 
 
 @dataclass(frozen=True)
@@ -240,7 +309,7 @@ class ExportReport:
 
     Attributes:
         images: number of images.
-        masks: pairs of image and class that were written.
+        masks: number of pairs of image and class.
         class_names: name n-1 belongs to ClassId n.
         lost: what the format could not hold.
     """
@@ -267,50 +336,37 @@ class LabelledImage:
     masks: NDArray[np.bool_]
     ignore: NDArray[np.bool_]
 
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.ignore.shape[0], self.ignore.shape[1]
-
 
 class Source:
-    """A data folder on its way into another format, with the account of what is lost.
+    """A data folder to be exported, and the tally of what the target format loses.
 
     Args:
         root: the data folder.
-        kept: side files that the format has a place for, such as split.csv.
+        kept: side files that the format can hold, such as split.csv.
+        by_stem: the format pairs images and labels by their names without the suffix.
 
     Raises:
-        DataError: the folder cannot be used, or a class has the name that other formats need for pixels to ignore.
+        DataError: the folder cannot be used, a class is called "ignore", or names cannot be told apart.
     """
 
-    def __init__(self, root: Path, *, kept: tuple[str, ...] = ()) -> None:
-        self.folder: DataFolder = open_data_folder(root)
+    def __init__(self, root: Path, *, kept: tuple[str, ...] = (), by_stem: bool = False) -> None:
+        self.folder = open_data_folder(root)
         self.tally = Tally()
-        self.masks = 0
+        self._masks = 0
         if IGNORE_NAME in self.folder.class_names:
             raise DataError(
                 f"{root}: a class is called '{IGNORE_NAME}', which marks pixels to ignore. Rename it first."
             )
+        if by_stem:
+            index_unique(((stem_of(one), self.folder.image_path(one)) for one in self.folder.image_ids), "images")
         for image_id in self.folder.missing_images:
             self.tally.add("missing_images", example=image_id)
         for name in (GROUPS_NAME, SPLIT_NAME):
             if name not in kept and (root / name).is_file():
                 self.tally.add("side_files", example=name)
 
-    def check_stems(self, what: str) -> None:
-        """Raise DataError where two images differ by their suffix alone and `what` could not tell them apart."""
-        image_of: dict[str, str] = {}
-        for image_id in self.folder.image_ids:
-            other = image_of.setdefault(image_id.rpartition(".")[0], image_id)
-            if other != image_id:
-                raise DataError(
-                    f"{self.folder.root}: {other} and {image_id}: two images of one name; {what} cannot tell them "
-                    "apart. Rename one, in the label table too."
-                )
-
-    def labelled_images(self, progress: Progress) -> Iterator[LabelledImage]:
-        """Every image, decoded to see that it is whole, with its labels.
+    def images(self, progress: Progress) -> Iterator[LabelledImage]:
+        """Every image, decoded to make sure that it is whole, with its labels.
 
         Raises:
             ImageError: an image is not whole.
@@ -319,13 +375,12 @@ class Source:
         image_ids = self.folder.image_ids
         for done, image_id in enumerate(image_ids, start=1):
             path = self.folder.image_path(image_id)
-            height, width = read.decode(path).pixels.shape
-            masks, ignore = self.folder.masks_of(image_id, (height, width))
-            self.masks += int(masks.any(axis=(1, 2)).sum())
+            masks, ignore = self.folder.masks_of(image_id, read.decode(path).pixels.shape)
+            self._masks += int(masks.any(axis=(1, 2)).sum())
             yield LabelledImage(image_id, path, masks, ignore)
             progress(done, len(image_ids))
 
     def report(self) -> ExportReport:
-        """The account, once all images have gone through."""
+        """The report, once every image has been exported."""
         folder = self.folder
-        return ExportReport(len(folder.image_ids), self.masks, folder.class_names, self.tally.losses(LOSSES))
+        return ExportReport(len(folder.image_ids), self._masks, folder.class_names, self.tally.losses())

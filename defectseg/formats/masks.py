@@ -1,9 +1,8 @@
-"""Masks as images: class maps, or one binary picture for each class."""
+"""Masks as images, in both directions: class maps, or one binary picture for each class."""
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -11,26 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.classes import CLASSES_NAME, check_class_names, read_class_names, write_class_names
+from defectseg.data.folder import DataFolder
 from defectseg.data.table import IGNORE_CLASS_ID, Labels
 from defectseg.errors import DataError
 from defectseg.files import check_is_free, new_folder
 from defectseg.formats.common import (
+    GIVEN_CLASSES,
     IGNORE_NAME,
     ExportReport,
     ImportReport,
     LabelledImage,
     Source,
     Tally,
+    index_unique,
+    number_classes,
     place_image,
     read_size,
+    stem_of,
     write_data_folder,
 )
 from defectseg.image import rle
-from defectseg.image.find import FoundImage, find_images
+from defectseg.image.find import find_images
 from defectseg.image.read import MASK_SUFFIXES, read_class_map
 from defectseg.progress import Progress, silent, some
-
-_GIVEN = "the given list of classes"
 
 
 def import_masks(
@@ -43,10 +45,10 @@ def import_masks(
 ) -> ImportReport:
     """Make a data folder from SRC/images and SRC/masks, paired by the path without its suffix.
 
-    Masks are class maps (0 sound, n for ClassId n; 0 and 255 alone over all masks mean one class, else 255 means
-    ignore), one for every image, or masks/<class name>/<stem>.png with 0 and one other value, where a missing file
-    means that the class does not occur; masks/ignore/ holds pixels to ignore. Names of classes come from
-    SRC/classes.txt where they are not given. File names stay; nothing is left at `out` unless all of it succeeds.
+    Masks are class maps, one for every image: 0 sound, n for ClassId n. If all masks together hold only 0 and 255, 255
+    is the one class; otherwise 255 means ignore. Or masks are masks/<class name>/<stem>.png with 0 and one other value;
+    a missing file means that the class does not occur, and masks/ignore/ marks pixels to ignore. Class names come from
+    SRC/classes.txt unless they are given.
 
     Args:
         src: the folder with images/ and masks/.
@@ -57,179 +59,100 @@ def import_masks(
 
     Raises:
         DataError: images and masks do not pair, differ in size, or hold numbers that are no class.
-        ImageError: an image or a mask that is not whole.
-        OutputExistsError: `out` is there and not empty.
+        ImageError: an image or a mask is not whole.
+        OutputExistsError: `out` exists and is not empty.
         ResourceError: `out` cannot be written.
     """
     check_is_free(out)
-    found = find_images([_subfolder(src, "images")])
-    masks = _find_masks(_subfolder(src, "masks"))
-    stems = _by_stem(found)
-    given = _given_names(src, classes)
-    if _are_class_maps(masks, stems):
-        _check_pairs(stems, masks, src)
-        numbers = _read_all(found, lambda image: {0: masks[_stem(image.image_id)]}, _split_class_map, progress)
-        names, labels = _classes_of_maps(numbers, given, masks)
-    else:
-        folders, names = _class_folders(masks, stems, given, src)
-        numbers = _read_all(found, lambda image: folders.get(_stem(image.image_id), {}), _split_binary, progress)
-        labels = numbers
-    return write_data_folder(out, found, names, labels, link=link)
-
-
-@dataclass(frozen=True)
-class _GivenNames:
-    """Class names in order, and what gave them."""
-
-    names: tuple[str, ...]
-    where: str
-
-
-def _given_names(src: Path, classes: Sequence[str] | None) -> _GivenNames | None:
-    if classes is not None:
-        given = _GivenNames(tuple(classes), _GIVEN)
-    elif (src / CLASSES_NAME).is_file():
-        given = _GivenNames(read_class_names(src, 0), str(src / CLASSES_NAME))
-    else:
-        return None
-    check_class_names(given.names, where=given.where)
-    return given
-
-
-def _subfolder(src: Path, name: str) -> Path:
-    if not (src / name).is_dir():
-        raise DataError(f"{src}: has no {name}/; expected the images in images/ and the masks in masks/.")
-    return src / name
-
-
-def _find_masks(folder: Path) -> dict[str, Path]:
-    """Path below masks/ without its suffix -> mask."""
-    masks: dict[str, Path] = {}
-    for image in find_images([folder]):
-        if image.path.suffix.lower() not in MASK_SUFFIXES:
-            raise DataError(f"{image.path}: a mask in a format that may smear numbers. Save masks as PNG.")
-        other = masks.setdefault(_stem(image.image_id), image.path)
-        if other != image.path:
-            raise DataError(f"{other} and {image.path.name}: two masks of one name. Keep the one that is right.")
-    return masks
-
-
-def _stem(image_id: str) -> str:
-    return image_id.rpartition(".")[0]
-
-
-def _by_stem(found: Iterable[FoundImage]) -> dict[str, FoundImage]:
-    stems: dict[str, FoundImage] = {}
-    for image in found:
-        other = stems.setdefault(_stem(image.image_id), image)
-        if other != image:
-            raise DataError(
-                f"{other.path} and {image.path.name}: two images of one name; masks cannot tell them apart."
-            )
-    return stems
-
-
-def _are_class_maps(masks: Mapping[str, Path], stems: Mapping[str, FoundImage]) -> bool:
-    """Masks lie as the images do, or else one folder deeper, in a folder for each class."""
-    return not masks.keys().isdisjoint(stems) or not any("/" in stem for stem in masks)
-
-
-def _check_pairs(stems: Mapping[str, FoundImage], masks: Mapping[str, Path], src: Path) -> None:
-    if without := stems.keys() - masks.keys():
+    for name in ("images", "masks"):
+        if not (src / name).is_dir():
+            raise DataError(f"{src}: has no {name}/; expected the images in images/ and the masks in masks/.")
+    found = find_images([src / "images"])
+    images = index_unique(((stem_of(image.image_id), image.path) for image in found), "images")
+    masks, are_class_maps = _find_masks(src / "masks", images.keys())
+    given, given_by = classes, GIVEN_CLASSES
+    if given is None and (src / CLASSES_NAME).is_file():
+        given, given_by = read_class_names(src, 0), str(src / CLASSES_NAME)
+    if given is not None:
+        check_class_names(given, where=given_by)
+    names: Sequence[str] = ()
+    class_ids: Mapping[str, int] = {}
+    if not are_class_maps:
+        present = sorted({name for by_class in masks.values() for name in by_class})
+        names, class_ids = number_classes(present, given, present, where=str(src / "masks"), given_by=given_by)
+    elif without := [image.image_id for image in found if stem_of(image.image_id) not in masks]:
         raise DataError(
-            f"{src}: {len(without)} images have no mask: {some(stems[stem].image_id for stem in without)}. "
+            f"{src}: {len(without)} images have no mask: {some(without)}. "
             "Add masks/<stem>.png for each (all zero where the image is clean), or take the images out."
         )
-    _check_that_masks_have_images(masks.keys() - stems.keys(), masks, src)
-
-
-def _check_that_masks_have_images(without: Iterable[str], masks: Mapping[str, Path], src: Path) -> None:
-    if lonely := [masks[stem].relative_to(src / "masks").as_posix() for stem in without]:
-        raise DataError(
-            f"{src}: {len(lonely)} masks have no image: {some(lonely)}. Add the images, or take the masks out."
-        )
-
-
-def _class_folders(
-    masks: Mapping[str, Path], stems: Mapping[str, FoundImage], given: _GivenNames | None, src: Path
-) -> tuple[dict[str, dict[int, Path]], tuple[str, ...]]:
-    """Stem -> ClassId -> mask, and the names of the classes, of masks/<class name>/<stem>.png."""
-    if loose := [stem for stem in masks if "/" not in stem]:
-        _check_that_masks_have_images(loose, masks, src)
-    present = {stem.partition("/")[0] for stem in masks}
-    names = tuple(sorted(present - {IGNORE_NAME})) if given is None else given.names
-    where = str(src / "masks") if given is None else given.where
-    check_class_names(names, where=where)
-    if unknown := present - {*names, IGNORE_NAME}:
-        raise DataError(f"{src / 'masks'}: has {some(unknown)}, which {where} ({', '.join(names)}) does not name.")
-    class_ids = {IGNORE_NAME: IGNORE_CLASS_ID} | {name: number for number, name in enumerate(names, start=1)}
-    folders: dict[str, dict[int, Path]] = defaultdict(dict)
-    for stem, path in masks.items():
-        name, _, image_stem = stem.partition("/")
-        folders[image_stem][class_ids[name]] = path
-    lonely = folders.keys() - stems.keys()
-    _check_that_masks_have_images([stem for stem in masks if stem.partition("/")[2] in lonely], masks, src)
-    return folders, names
-
-
-def _read_all(
-    found: Sequence[FoundImage],
-    masks_of: Callable[[FoundImage], Mapping[int, Path]],
-    split: Callable[[NDArray[np.uint8], int, Path], dict[int, str]],
-    progress: Progress,
-) -> Labels:
-    """The masks of every image, as run-lengths by number; images are decoded for their size and soundness."""
-    numbers: Labels = {}
+    labels: Labels = {}
     for done, image in enumerate(found, start=1):
         size_hw = read_size(image)
-        numbers[image.image_id] = {}
-        for class_id, path in masks_of(image).items():
+        by_class = labels[image.image_id] = {}
+        for name, path in masks[stem_of(image.image_id)].items():
             mask = read_class_map(path)
             if mask.shape != size_hw:
                 raise DataError(
                     f"{path}: {mask.shape[1]}x{mask.shape[0]} px, but its image {image.path.name} has "
                     f"{size_hw[1]}x{size_hw[0]}. A mask must have the size of its image."
                 )
-            numbers[image.image_id].update(split(mask, class_id, path))
+            numbers = (np.flatnonzero(np.bincount(mask.ravel(), minlength=1)[1:]) + 1).tolist()
+            if not are_class_maps and len(numbers) > 1:
+                raise DataError(f"{path}: holds {some(map(str, numbers))} beside 0; expected 0 and one other value.")
+            by_class |= {class_ids.get(name, number): rle.encode(mask == number) for number in numbers}
         progress(done, len(found))
-    return numbers
+    if are_class_maps:
+        names, labels = _name_numbers(labels, given, given_by, {stem: one[""] for stem, one in masks.items()})
+    return write_data_folder(out, found, names, labels, link=link)
 
 
-def _split_class_map(mask: NDArray[np.uint8], _class_id: int, _path: Path) -> dict[int, str]:
-    present = np.flatnonzero(np.bincount(mask.ravel(), minlength=1)[1:]) + 1
-    return {number: rle.encode(mask == number) for number in present.tolist()}
+def _find_masks(folder: Path, stems: Collection[str]) -> tuple[dict[str, dict[str, Path]], bool]:
+    """Stem of an image -> class name -> mask, with "" for the class name of a class map; whether masks are class maps.
 
-
-def _split_binary(mask: NDArray[np.uint8], class_id: int, path: Path) -> dict[int, str]:
-    present = [number for number in np.unique(mask).tolist() if number]
-    if len(present) > 1:
-        raise DataError(f"{path}: holds {some(map(str, present))} beside 0; expected 0 and one other value.")
-    return {class_id: rle.encode(mask != 0)} if present else {}
-
-
-def _classes_of_maps(
-    numbers: Labels, given: _GivenNames | None, masks: Mapping[str, Path]
-) -> tuple[tuple[str, ...], Labels]:
-    """Names of the classes, and labels by ClassId, of class maps whose numbers have been read."""
-    present = {number for by_number in numbers.values() for number in by_number}
-    if present == {IGNORE_CLASS_ID} and (given is None or len(given.names) == 1):
-        numbers = {image_id: {1: by[IGNORE_CLASS_ID]} if by else {} for image_id, by in numbers.items()}
-        present = {1}
-    elif present == {IGNORE_CLASS_ID} and given is not None and given.where == _GIVEN:
+    Class maps lie as the images do, other masks one folder deeper, in a folder for each class.
+    """
+    found = find_images([folder])
+    if unfit := [image.path for image in found if image.path.suffix.lower() not in MASK_SUFFIXES]:
+        raise DataError(f"{unfit[0]}: a mask in a format that may smear numbers. Save masks as PNG.")
+    files = index_unique(((stem_of(image.image_id), image.path) for image in found), "masks")
+    are_class_maps = not files.keys().isdisjoint(stems) or not any("/" in stem for stem in files)
+    masks: dict[str, dict[str, Path]] = defaultdict(dict)
+    lonely = []
+    for stem, path in files.items():
+        name, _, image_stem = ("", "", stem) if are_class_maps or "/" not in stem else stem.partition("/")
+        masks[image_stem][name] = path
+        if image_stem not in stems:
+            lonely.append(path.relative_to(folder).as_posix())
+    if lonely:
         raise DataError(
-            f"{len(given.names)} names, but the masks hold 0 and 255 alone, which is one class.", argument="classes"
+            f"{folder.parent}: {len(lonely)} masks have no image: {some(lonely)}. Add the images, or take the masks "
+            "out."
         )
-    largest = max(present - {IGNORE_CLASS_ID}, default=1)
+    return masks, are_class_maps
+
+
+def _name_numbers(
+    labels: Labels, given: Sequence[str] | None, given_by: str, masks: Mapping[str, Path]
+) -> tuple[Sequence[str], Labels]:
+    """Names of the classes, and labels by ClassId, of class maps whose numbers have been read."""
+    present = {number for by_number in labels.values() for number in by_number}
+    if present == {IGNORE_CLASS_ID} and (given is None or len(given) == 1):
+        labels = {image_id: {1: by[IGNORE_CLASS_ID]} if by else {} for image_id, by in labels.items()}
+        present = {1}
+    elif present == {IGNORE_CLASS_ID} and given is not None and given_by == GIVEN_CLASSES:
+        raise DataError(
+            f"{len(given)} names, but the masks hold only 0 and 255, which is one class.", argument="classes"
+        )
     if given is None:
-        given = _GivenNames(tuple(f"class {n}" for n in range(1, largest + 1)), "")
-    names = given.names
-    for image_id, by_number in numbers.items():
-        if unknown := [number for number in by_number if len(names) < number != IGNORE_CLASS_ID]:
+        largest = max(present - {IGNORE_CLASS_ID}, default=1)
+        return tuple(f"class {n}" for n in range(1, largest + 1)), labels
+    for image_id, by_number in labels.items():
+        if unknown := [number for number in by_number if len(given) < number != IGNORE_CLASS_ID]:
             raise DataError(
-                f"{masks[_stem(image_id)]}: holds {unknown[0]}, but {given.where} names {len(names)} "
-                f"({', '.join(names)}). Expected 0 (sound), 1 to {len(names)}, or {IGNORE_CLASS_ID} (ignore)."
+                f"{masks[stem_of(image_id)]}: holds {unknown[0]}, but {given_by} names {len(given)} "
+                f"({', '.join(given)}). Expected 0 (sound), 1 to {len(given)}, or {IGNORE_CLASS_ID} (ignore)."
             )
-    return names, numbers
+    return given, labels
 
 
 _UNFIT_FOR_A_FOLDER = re.compile(r'^\.|[<>:"/\\|?*\x00-\x1f]|[. ]$')
@@ -243,45 +166,43 @@ def export_masks(
     Args:
         root: the data folder.
         out: the folder to make; it must be absent or empty.
-        per_class: `masks/<class name>/<stem>.png` with 0 and 255, and `masks/ignore/`; else `masks/<stem>.png` with
-            the ClassId of each pixel, 0 for sound and 255 for pixels to ignore.
+        per_class: write `masks/<class name>/<stem>.png` with 0 and 255, and `masks/ignore/`, instead of
+            `masks/<stem>.png` with the ClassId of each pixel, 0 for sound and 255 for pixels to ignore.
         link: make links to the images instead of copies.
         progress: counts the images.
 
     Raises:
-        DataError, LabelError: the data folder cannot be used, two images differ by their suffix alone, or a class
+        DataError, LabelError: the data folder cannot be used, two images differ only by their suffix, or a class
             cannot give a folder its name.
         ImageError: an image is not whole.
-        OutputExistsError: `out` is there and not empty.
+        OutputExistsError: `out` exists and is not empty.
         ResourceError: `out` cannot be written.
     """
-    check_is_free(out)
-    source = Source(root)
-    source.check_stems("masks")
+    source = Source(root, by_stem=True)
+    class_names = source.folder.class_names
     if per_class:
-        _check_folder_names(source)
+        _check_folder_names(source.folder)
     with new_folder(out, last=CLASSES_NAME) as building:
-        for image in source.labelled_images(progress):
+        for image in source.images(progress):
             place_image(image.path, building / "images" / image.image_id, link=link)
-            pictures = (
-                _binary_masks(image, source.folder.class_names)
-                if per_class
-                else {"": make_class_map(image, source.tally)}
-            )
-            for folder, pixels in pictures.items():
-                _write_png(building / "masks" / folder / f"{image.image_id.rpartition('.')[0]}.png", pixels)
-        if not (building / "masks").exists():  # per class, and nothing anywhere: import wants to see a mask
-            first = source.folder.image_ids[0].rpartition(".")[0]
-            _write_png(building / "masks" / source.folder.class_names[0] / f"{first}.png", np.zeros_like(image.ignore))
-        write_class_names(building, source.folder.class_names)
+            if per_class:
+                layers = zip((*class_names, IGNORE_NAME), (*image.masks, image.ignore), strict=True)
+                pictures = {name: mask.view(np.uint8) * np.uint8(255) for name, mask in layers if mask.any()}
+            else:
+                pictures = {"": _class_map(image, source.tally)}
+            for name, pixels in pictures.items():
+                _write_png(building / "masks" / name / f"{stem_of(image.image_id)}.png", pixels)
+        if not (building / "masks").exists():  # nothing is labelled, but the import expects a mask
+            path = building / "masks" / class_names[0] / f"{stem_of(image.image_id)}.png"
+            _write_png(path, np.zeros(image.ignore.shape, np.uint8))
+        write_class_names(building, class_names)
     return source.report()
 
 
-def make_class_map(image: LabelledImage, tally: Tally) -> NDArray[np.uint8]:
-    """The ClassId of each pixel, uint8 (H, W); where masks overlap, that of the smaller one. Counts what that loses."""
-    areas_px = image.masks.sum(axis=(1, 2))
-    class_map = np.zeros(image.size_hw, np.uint8)
-    for index in np.argsort(-areas_px, kind="stable"):
+def _class_map(image: LabelledImage, tally: Tally) -> NDArray[np.uint8]:
+    """The ClassId of each pixel, uint8 (H, W). Where masks overlap, the smaller one wins; counts what that loses."""
+    class_map = np.zeros(image.ignore.shape, np.uint8)
+    for index in np.argsort(-image.masks.sum(axis=(1, 2)), kind="stable"):
         class_map[image.masks[index]] = index + 1
     class_map[image.ignore] = IGNORE_CLASS_ID
     layers = image.masks.sum(axis=0)
@@ -290,13 +211,7 @@ def make_class_map(image: LabelledImage, tally: Tally) -> NDArray[np.uint8]:
     return class_map
 
 
-def _binary_masks(image: LabelledImage, class_names: tuple[str, ...]) -> Mapping[str, NDArray[np.uint8]]:
-    layers = zip((*class_names, IGNORE_NAME), (*image.masks, image.ignore), strict=True)
-    return {name: mask.view(np.uint8) * np.uint8(255) for name, mask in layers if mask.any()}
-
-
-def _check_folder_names(source: Source) -> None:
-    folder = source.folder
+def _check_folder_names(folder: DataFolder) -> None:
     taken = {IGNORE_NAME: IGNORE_NAME}
     for name in folder.class_names:
         other = taken.setdefault(name.casefold(), name)
@@ -306,7 +221,7 @@ def _check_folder_names(source: Source) -> None:
                 f"{folder.root}: the class '{name}' {why} the name of a folder on every system. Rename it in "
                 "classes.txt, or export class maps."
             )
-    stems = {image_id.rpartition(".")[0] for image_id in folder.image_ids}
+    stems = set(map(stem_of, folder.image_ids))
     for stem in stems:
         first, _, rest = stem.partition("/")
         if first in folder.class_names and rest in stems:
@@ -316,8 +231,8 @@ def _check_folder_names(source: Source) -> None:
             )
 
 
-def _write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.bool_]) -> None:
+def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoded, content = cv2.imencode(".png", pixels.astype(np.uint8))
+    encoded, content = cv2.imencode(".png", pixels)
     assert encoded
     path.write_bytes(content.tobytes())

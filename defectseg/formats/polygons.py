@@ -1,17 +1,21 @@
 """Polygons around masks, and masks from polygons.
 
-Two conventions are in use, and half a pixel lies between them. In COCO, the pixel in column x covers x to x + 1, and
-belongs to a polygon that holds its centre. In YOLO's world, outlines run through the pixels at the border, as
-`cv2.findContours` gives them, and these pixels belong to the shape. Each is drawn here so that reading it by the rule
-of its own world gives the mask again, pixel by pixel, but for holes, which a polygon cannot have.
+Two conventions exist, half a pixel apart. In COCO, the pixel in column x covers x to x + 1, and it belongs to a polygon
+that contains its centre. In YOLO data sets, outlines run through the border pixels, as `cv2.findContours` gives them,
+and these pixels belong to the shape. An outline that is drawn here and read by the rule of its own convention gives the
+mask again, pixel by pixel, except for holes, which a polygon cannot have.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from defectseg.errors import LabelError
+from defectseg.formats import coco_rle
 
 
 @dataclass(frozen=True)
@@ -50,41 +54,71 @@ def cut_pieces(mask: NDArray[np.bool_]) -> Iterator[Piece]:
 def outline(piece: Piece, *, tolerance_px: float = 0.0) -> NDArray[np.float64]:
     """The outer border of a region in COCO's convention, float64 (N, 2): x and y in the image, at least three points.
 
-    It runs a quarter of a pixel inside the region's edge, so that every centre of its pixels lies within and none of
-    others', whatever the rounding of the reader. Holes are not seen.
+    It runs a quarter of a pixel inside the region's edge. So it contains the centres of the region's pixels and of no
+    others, however a reader rounds. Holes are ignored.
 
     Args:
         piece: the region.
         tolerance_px: leave out points as long as the line moves by no more than this. 0 keeps the region exact.
     """
     doubled = np.repeat(np.repeat(piece.mask.view(np.uint8), 2, axis=0), 2, axis=1)
-    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    (contour,) = contours
+    (contour,), _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     if tolerance_px:
         simpler = cv2.approxPolyDP(contour, 2 * tolerance_px, closed=True)
         contour = simpler if len(simpler) >= 3 else contour
     return (np.asarray(contour).reshape(-1, 2) + 0.5) / 2 + piece.box_xywh[:2]
 
 
+def paint_outlines(polygons: Sequence[Any], size_hw: tuple[int, int], *, where: str) -> NDArray[np.bool_]:
+    """The union of polygons in COCO's convention, bool (H, W), filled by pycocotools.
+
+    Args:
+        polygons: each a list x1, y1, x2, y2 and so on, in pixels. Polygons of fewer than three points are skipped.
+        size_hw: height and width of the image in pixels.
+        where: names the annotation in messages.
+
+    Raises:
+        LabelError: a polygon is not a list of pairs of numbers, or lies far outside the image.
+    """
+    from pycocotools import mask as coco
+
+    for polygon in polygons:
+        _check_polygon(polygon, size_hw, where)
+    filled = [polygon for polygon in polygons if len(polygon) >= 6]
+    if not filled:
+        return np.zeros(size_hw, np.bool_)
+    counts = coco.merge(coco.frPyObjects(filled, *size_hw))["counts"].decode("ascii")
+    return coco_rle.decode({"size": list(size_hw), "counts": counts}, size_hw, where=where)
+
+
+def _check_polygon(polygon: Any, size_hw: tuple[int, int], where: str) -> None:
+    """Refuse what pycocotools does not check: it crashes on nan and on huge numbers."""
+    height, width = size_hw
+    if not isinstance(polygon, list) or len(polygon) % 2 or not all(isinstance(n, int | float) for n in polygon):
+        raise LabelError(f"{where}: a polygon that is not a list of numbers x1, y1, x2, y2 and so on. Draw it again.")
+    for index, number in enumerate(polygon):
+        length = height if index % 2 else width
+        if not -length <= number <= 2 * length:  # nan too
+            raise LabelError(
+                f"{where}: a polygon with a point at {str(number)[:20]}, far outside its image of {width} x {height}. "
+                "Export the labels again at the images' own size."
+            )
+
+
 def pixel_outline(piece: Piece) -> NDArray[np.intp]:
-    """The border pixels of a region in order, int (N, 2): x and y in the image. Holes are not seen."""
-    contours, _ = cv2.findContours(piece.mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    (contour,) = contours
+    """The border pixels of a region in order, int (N, 2): x and y in the image. Holes are ignored."""
+    (contour,), _ = cv2.findContours(piece.mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return np.asarray(contour, np.intp).reshape(-1, 2) + piece.box_xywh[:2]
 
 
-def paint_pixel_outlines(outlines: Sequence[NDArray[np.intp]], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Fill shapes given by the pixels on their border, which belong to them; bool (H, W)."""
-    canvas = np.zeros(size_hw, np.uint8)
-    for points in outlines:
-        cv2.fillPoly(canvas, [points.astype(np.int32)], 1)
-    return canvas.view(np.bool_)
+def paint_pixel_outline(points: NDArray[np.intp], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Fill a shape given by its border pixels, int (N, 2), x and y, which belong to it; bool (H, W)."""
+    return np.asarray(cv2.fillPoly(np.zeros(size_hw, np.uint8), [points.astype(np.int32)], 1)).view(np.bool_)
 
 
 def count_hole_px(mask: NDArray[np.bool_]) -> int:
-    """Number of pixels that the outlines of a mask's regions, bool (H, W), enclose without their being part of it."""
-    contours, _ = cv2.findContours(
-        np.ascontiguousarray(mask).view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
-    )
-    filled = paint_pixel_outlines([np.asarray(contour, np.intp).reshape(-1, 2) for contour in contours], mask.shape)
+    """Number of pixels outside a mask, bool (H, W), that the outlines of its regions enclose."""
+    pixels = np.ascontiguousarray(mask).view(np.uint8)
+    contours, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    filled = cv2.drawContours(np.zeros_like(pixels), contours, -1, 1, cv2.FILLED)
     return int(np.count_nonzero(filled)) - int(np.count_nonzero(mask))

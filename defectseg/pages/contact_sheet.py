@@ -1,13 +1,12 @@
-"""Many labelled images on one picture, small, the labelled pixels blue."""
+"""Many pictures on one sheet, small, each with a line of text."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from itertools import zip_longest
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from defectseg.image.overlay import paint_truth
 
 Image = NDArray[np.uint8]
 
@@ -19,76 +18,54 @@ _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
 _PAPER_BGR, _TEXT_BGR = (28, 28, 28), (225, 225, 225)
 
 
-def make_contact_sheet(
-    names: Sequence[str], load: Callable[[str], tuple[Image, NDArray[np.bool_], str] | None]
-) -> Image:
-    """Lay out images in rows, each with a line of text below it.
+def make_contact_sheet(shown: Sequence[tuple[Image, str]]) -> Image:
+    """Lay out pictures in rows, each with a line of text below it.
 
     Args:
-        names: ImageIds, in the order to show.
-        load: gives an image, grey uint8 (H, W), its labelled pixels, bool (H, W), and its text; None where it cannot be
-            read, and then it is left out.
+        shown: pictures, BGR uint8 (H, W, 3), and their texts, in the order to show.
 
     Returns:
         uint8 (h, 1640, 3), BGR.
     """
-    shown = [(paint_truth(image, truth), text) for image, truth, text in filter(None, map(load, names))]
     aspects = [picture.shape[1] / picture.shape[0] for picture, _ in shown]
-    wide = bool(aspects) and float(np.median(aspects)) >= _WIDE
-    columns = 2 if wide else 6
+    columns = 2 if aspects and float(np.median(aspects)) >= _WIDE else 6
     tile_px = (SHEET_WIDTH_PX - (columns + 1) * _GAP_PX) // columns
-    rows = [
-        _row([(_fit(picture, tile_px), text) for picture, text in shown[start : start + columns]], tile_px)
-        for start in range(0, len(shown), columns)
-    ]
+    rows = [_row(shown[start : start + columns], tile_px) for start in range(0, len(shown), columns)]
     return np.vstack([*rows, _paper(_GAP_PX)])
 
 
 def choose_evenly(strata: Sequence[Sequence[str]], most: int) -> list[str]:
     """Take names from each stratum in turn until there are `most`; short strata are used up, long ones spread out."""
-    waiting = [_spread(names, most) for names in strata if names]
-    chosen: list[str] = []
-    while waiting and len(chosen) < most:
-        for names in list(waiting):
-            name = next(names, None)
-            if name is None:
-                waiting.remove(names)
-            elif len(chosen) < most:
-                chosen.append(name)
-    return chosen
-
-
-def _spread(names: Sequence[str], most: int) -> Iterator[str]:
-    step = max(1, len(names) // most)
-    return iter(names[::step])
+    spread = [names[:: max(1, len(names) // most)] for names in strata]
+    return [name for names in zip_longest(*spread) for name in names if name is not None][:most]
 
 
 def _paper(height_px: int) -> Image:
     return np.full((height_px, SHEET_WIDTH_PX, 3), _PAPER_BGR, np.uint8)
 
 
+def _row(shown: Sequence[tuple[Image, str]], tile_px: int) -> Image:
+    tiles = [_fit(picture, tile_px) for picture, _ in shown]
+    row = _paper(_GAP_PX + max(len(tile) for tile in tiles) + _TEXT_PX)
+    for number, (tile, (_, text)) in enumerate(zip(tiles, shown, strict=True)):
+        left = _GAP_PX + number * (tile_px + _GAP_PX)
+        row[_GAP_PX : _GAP_PX + len(tile), left : left + tile.shape[1]] = tile
+        baseline = (left, _GAP_PX + len(tile) + _TEXT_PX - 5)
+        cv2.putText(row, _shorten(text, tile_px), baseline, _FONT, _FONT_SCALE, _TEXT_BGR, 1, cv2.LINE_AA)
+    return row
+
+
 def _fit(picture: Image, width_px: int) -> Image:
-    """Shrink to a width, and to that height at most."""
+    """Scale to a width, and to that height at most."""
     height, width = picture.shape[:2]
-    scale = min(width_px / width, width_px / height)
+    scale = width_px / max(width, height)
     size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(picture, size_wh, interpolation=way), np.uint8)
 
 
-def _row(tiles: Sequence[tuple[Image, str]], tile_px: int) -> Image:
-    height = max(picture.shape[0] for picture, _ in tiles)
-    row = _paper(_GAP_PX + height + _TEXT_PX)
-    for number, (picture, text) in enumerate(tiles):
-        left = _GAP_PX + number * (tile_px + _GAP_PX)
-        row[_GAP_PX : _GAP_PX + picture.shape[0], left : left + picture.shape[1]] = picture
-        baseline = (left, _GAP_PX + picture.shape[0] + _TEXT_PX - 5)
-        cv2.putText(row, _shorten(text, tile_px), baseline, _FONT, _FONT_SCALE, _TEXT_BGR, 1, cv2.LINE_AA)
-    return row
-
-
 def _shorten(text: str, width_px: int) -> str:
-    """ASCII text that fits; of what is too long, the start is cut, since names differ at their ends."""
+    """ASCII text that fits. The start of a longer text is cut, since names differ at their ends."""
     plain = text.encode("ascii", "replace").decode()
     needed_px = cv2.getTextSize(plain, _FONT, _FONT_SCALE, 1)[0][0]
     if needed_px <= width_px:

@@ -1,4 +1,4 @@
-"""A page for people: the template of a room, which extends base.html.j2."""
+"""HTML reports: each package that writes one has a template, which extends base.html.j2."""
 
 from collections.abc import Callable
 from importlib import resources
@@ -8,12 +8,12 @@ import jinja2
 
 
 def render_page(room: str, filters: dict[str, Callable[..., Any]], **content: Any) -> str:
-    """Fill in `report.html.j2` of a room.
+    """Render `report.html.j2` of a package.
 
     Args:
-        room: its package, such as "defectseg.check".
-        filters: of the template, beside "number", which groups digits.
-        content: what the template names.
+        room: the package, such as "defectseg.check".
+        filters: for the template, besides "number", which groups digits.
+        content: the variables of the template.
     """
     places = {"base.html.j2": "defectseg.pages", "report.html.j2": room}
     templates = {name: resources.files(at).joinpath(name).read_text(encoding="utf-8") for name, at in places.items()}

@@ -1,4 +1,4 @@
-"""Pictures inside a page, so that the page needs no other file."""
+"""Pictures embedded in a page, which then needs no other file."""
 
 import base64
 
@@ -10,7 +10,7 @@ _JPEG_QUALITY = 85  # with 4:4:4 sampling: a third of an overlay's own size, and
 
 
 def data_uri(bgr: NDArray[np.uint8], *, largest_px: int) -> str:
-    """A picture, uint8 (H, W, 3), as a JPEG at most `largest_px` wide and high, in the form that an <img> holds."""
+    """A picture, uint8 (H, W, 3), BGR, as a JPEG of at most `largest_px` width and height, for the src of an <img>."""
     scale = largest_px / max(bgr.shape[:2])
     if scale < 1:
         bgr = np.asarray(cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)

@@ -1,11 +1,15 @@
+from collections.abc import Callable, Sequence
+
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from defectseg.copies.descriptors import Descriptors, describe
+from defectseg.copies.descriptors import Descriptors
 from defectseg.copies.strips import find_neighbours
 from defectseg.data.synthetic import make_sheet
 
 Image = NDArray[np.uint8]
+Neighbours = Callable[[Sequence[Image]], list[tuple[int, int]]]
 
 
 def frames(index: int, count: int, overlap_px: int = 8) -> list[Image]:
@@ -15,28 +19,20 @@ def frames(index: int, count: int, overlap_px: int = 8) -> list[Image]:
     return [strip[start : start + 128] for start in range(0, step * count, step)]
 
 
-def neighbours(pictures: list[Image]) -> list[tuple[int, int]]:
-    descriptors = Descriptors(len(pictures))
-    for index, picture in enumerate(pictures):
-        descriptors[index] = describe(picture)
-    return [(one.first, one.second) for one in find_neighbours(descriptors)]
+@pytest.fixture
+def neighbours(describe_pictures: Callable[..., Descriptors]) -> Neighbours:
+    """Finds the pairs of pictures that look like one strip."""
+    return lambda pictures: [(one.first, one.second) for one in find_neighbours(describe_pictures(pictures))]
 
 
-def test_frames_that_follow_one_another_are_neighbours() -> None:
-    pictures = [*frames(0, 3), *frames(1, 3)]
-    assert neighbours(pictures) == [(0, 1), (1, 2), (3, 4), (4, 5)]
-
-
-def test_order_of_the_frames_does_not_matter() -> None:
+def test_frames_that_follow_one_another_are_neighbours_in_any_order(neighbours: Neighbours) -> None:
     first, second, third = frames(0, 3)
-    assert neighbours([third, first, second]) == [(0, 2), (1, 2)]
+    pictures = [third, first, second, *frames(1, 3)]
+    assert neighbours(pictures) == [(0, 2), (1, 2), (3, 4), (4, 5)]
+    assert neighbours([np.ascontiguousarray(frame.T) for frame in pictures]) == [(0, 2), (1, 2), (3, 4), (4, 5)]
 
 
-def test_standing_frames_are_compared_along_their_longer_side() -> None:
-    assert neighbours([np.ascontiguousarray(frame.T) for frame in frames(0, 3)]) == [(0, 1), (1, 2)]
-
-
-def test_streaks_along_both_images_tell_one_strip() -> None:
+def test_streaks_along_both_images_identify_one_strip(neighbours: Neighbours) -> None:
     rng = np.random.default_rng(5)
     streaks = rng.normal(110, 12, 800)
 
@@ -47,8 +43,25 @@ def test_streaks_along_both_images_tell_one_strip() -> None:
     assert neighbours([frame(True), frame(False), frame(True), frame(False)]) == [(0, 2)]
 
 
-def test_unlike_sheets_dark_ones_and_short_ones_are_no_neighbours() -> None:
-    unlike = [make_sheet(12, index, (128, 800)).image for index in range(40)]
+def test_unlike_sheets_dark_ones_and_short_ones_are_no_neighbours(neighbours: Neighbours) -> None:
+    unlike = [make_sheet(12, index, (128, 800)).image for index in range(20)]
     assert neighbours(unlike) == []
+    light = 80 * np.sin(np.linspace(0, np.pi, 800))
+    assert neighbours([np.clip(image * 0.5 + light, 0, 255).astype(np.uint8) for image in unlike[:6]]) == []
     assert neighbours([frame // 16 for frame in frames(0, 2)]) == []
     assert neighbours([frame[:, :300] for frame in frames(0, 2)]) == []
+
+
+def test_score_is_the_larger_correlation_of_seam_and_profile() -> None:
+    descriptors, one, other = Descriptors(4), np.eye(400)[0], np.eye(400)[1]
+    for image, part, profile in (
+        *((0, 1, one), (1, 0, 0.5 * one)),  # the bottom of 0 and the top of 1
+        *(
+            (3, 1, other),
+            (2, 0, 0.39 * one + 0.41 * other),
+        ),  # the bottom of 3 and the top of 2, which is too little like 0
+        *((0, 2, other), (1, 2, 0.75 * other), (3, 2, 0.44 * other)),  # the whole of 0, 1 and 3
+    ):
+        descriptors.strip[image, part] = profile
+    found = [(pair.first, pair.second, round(pair.score, 2)) for pair in find_neighbours(descriptors)]
+    assert found == [(0, 1, 0.75), (2, 3, 0.41)]

@@ -1,9 +1,14 @@
-"""Where the real images are: DEFECTSEG_REALDATA, or `shared/data` beside the clone."""
+"""The real images, in DEFECTSEG_REALDATA or in `shared/data` beside the clone; tests skip without them."""
 
 import os
 from pathlib import Path
 
 import pytest
+
+from defectseg.formats.common import ImportReport
+from defectseg.formats.masks import import_masks
+
+NEU_CLASSES = ("inclusion", "patches", "scratches")
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +18,26 @@ def realdata() -> Path:
         if not (path / name).is_dir():
             pytest.skip(f"no real data at {path / name}")
     return path
+
+
+@pytest.fixture(scope="session")
+def neu(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImportReport]:
+    """The data folder that neu900 becomes, and the report of the import."""
+    out = tmp_path_factory.mktemp("neu") / "neu"
+    return out, import_masks(realdata / "neu900", out, classes=NEU_CLASSES, link=True)
+
+
+@pytest.fixture(scope="session")
+def few(realdata: Path, neu: tuple[Path, ImportReport], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Data folders of about a dozen images: every 12th of Severstal's, every 50th of NEU's and one with holes."""
+    folders = {}
+    for name, root, step, holes in (("severstal", realdata / "severstal", 12, []), ("neu", neu[0], 50, ["Sc_292.png"])):
+        image_ids = [*sorted(path.name for path in (root / "train_images").iterdir())[::step], *holes]
+        out = folders[name] = tmp_path_factory.mktemp("few") / name
+        (out / "train_images").mkdir(parents=True)
+        for image_id in image_ids:
+            (out / "train_images" / image_id).symlink_to(root / "train_images" / image_id)
+        header, *rows = (root / "train.csv").read_text().splitlines()
+        kept = [row for row in rows if row.startswith(tuple(image_ids))]
+        (out / "train.csv").write_text("\n".join([header, *kept, ""]))
+    return folders

@@ -1,0 +1,129 @@
+"""Polygons, and COCO's run-lengths."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pycocotools import mask as pycocotools_mask
+
+from defectseg.errors import LabelError
+from defectseg.formats import coco_rle
+from defectseg.formats.polygons import count_hole_px, cut_pieces, outline, paint_outlines, pixel_outline
+
+
+def mask_of(*rows: str) -> NDArray[np.bool_]:
+    return np.array([[letter == "#" for letter in row] for row in rows])
+
+
+def test_pieces_are_8_connected_and_know_where_they_were() -> None:
+    mask = mask_of("##..", "..#.", "....", "#..#")
+    pieces = list(cut_pieces(mask))
+    assert [(piece.box_xywh, piece.area_px) for piece in pieces] == [
+        ((0, 0, 3, 2), 3),
+        ((0, 3, 1, 1), 1),
+        ((3, 3, 1, 1), 1),
+    ]
+    np.testing.assert_array_equal(sum(piece.place((4, 4)).astype(int) for piece in pieces), mask)
+
+
+def test_outlines_run_a_quarter_pixel_inside_the_edge_or_through_the_border_pixels() -> None:
+    (piece,) = cut_pieces(mask_of(".....", ".###.", ".###.", ".###."))
+    inside = [(1.25, 1.25), (1.25, 3.75), (3.75, 1.25), (3.75, 3.75)]
+    assert sorted(map(tuple, outline(piece).tolist())) == inside
+    assert sorted(map(tuple, pixel_outline(piece).tolist())) == [(1, 1), (1, 3), (3, 1), (3, 3)]
+
+
+def test_island_in_a_hole_is_no_hole() -> None:
+    assert count_hole_px(mask_of("#####", "#...#", "#.#.#", "#...#", "#####")) == 8
+
+
+def test_simplified_outline_has_fewer_points_and_stays_close() -> None:
+    y, x = np.mgrid[:80, :80]
+    disc = (y - 40) ** 2 + (x - 40) ** 2 < 30**2
+    (piece,) = cut_pieces(disc)
+    exact, simpler = outline(piece), outline(piece, tolerance_px=1.0)
+    assert 6 <= len(simpler) < len(exact) / 4
+    painted = paint_outlines([simpler.ravel().tolist()], disc.shape, where="")
+    assert (painted & disc).sum() / (painted | disc).sum() > 0.97
+
+
+@pytest.mark.parametrize("rows", [("#",), ("##",), ("#.", ".#"), ("###",)])
+def test_simplified_outline_of_a_tiny_region_does_not_vanish(rows: tuple[str, ...]) -> None:
+    mask = mask_of(*rows)
+    (piece,) = cut_pieces(mask)
+    polygon = outline(piece, tolerance_px=1.0)
+    assert len(polygon) >= 3
+    assert paint_outlines([polygon.ravel().tolist()], mask.shape, where="").any()
+
+
+def test_polygons_hold_the_pixels_whose_centre_lies_inside_and_are_united_and_cut_at_the_border() -> None:
+    square, corner, beyond = [1, 1, 3, 1, 3, 2, 1, 2], [0, 0, 1, 0, 1, 1, 0, 1], [4, 3, 9, 3, 9, 8, 4, 8]
+    expected = mask_of("#....", ".##..", ".....", "....#")
+    np.testing.assert_array_equal(paint_outlines([square, corner, beyond], (4, 5), where=""), expected)
+
+
+@pytest.mark.parametrize("polygon", [[], [1, 1], [0, 0, 4, 4]])
+def test_polygon_of_fewer_than_three_points_is_empty_and_not_taken_for_a_box(polygon: list[int]) -> None:
+    assert not paint_outlines([polygon], (5, 5), where="").any()
+
+
+@pytest.mark.parametrize(
+    ("polygon", "message"),
+    [
+        ([0, 0, 1], "not a list of numbers"),
+        ([0, 0, 1, "2", 3, 3], "not a list of numbers"),
+        ([0, 0, 1, None, 3, 3], "not a list of numbers"),
+        ("0 0 1 1 2 2", "not a list of numbers"),
+        ([0, 0, 1e9, 0, 1, 1], r"a point at 1000000000\.0, far outside its image of 5 x 4"),
+        ([0, 0, float("nan"), 0, 1, 1], "a point at nan"),
+        ([0, 0, 10**400, 0, 1, 1], "far outside"),
+        ([0, 0, -6, 0, 1, 1], "a point at -6"),
+        ([0, 0, 10, 9, 1, 1], "a point at 9"),
+    ],
+)
+def test_faulty_polygons_are_refused_and_never_reach_pycocotools(polygon: Any, message: str) -> None:
+    with pytest.raises(LabelError, match=r"annotation 7: .*" + message):
+        paint_outlines([polygon], (4, 5), where="annotation 7")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools 2.0.11 with numpy 2
+def test_run_lengths_give_the_mask_again_and_are_read_as_pycocotools_reads_them() -> None:
+    rng = np.random.default_rng(4)
+    for size_hw in ((1, 1), (3, 40), (150, 130), (150, 130)):
+        for density in (0.0, 0.001, 0.5, 1.0):
+            mask = rng.random(size_hw) < density
+            encoded = coco_rle.encode(mask)
+            np.testing.assert_array_equal(coco_rle.decode(encoded, size_hw, where=""), mask)
+            theirs = pycocotools_mask.decode({"size": encoded["size"], "counts": encoded["counts"].encode()})
+            np.testing.assert_array_equal(theirs, mask)
+
+
+def test_uncompressed_run_lengths_count_down_the_columns() -> None:
+    mask = mask_of(".##", "..#")
+    for counts, expected in (([2, 1, 1, 2], mask), ([0, 2, 1, 1, 2], ~mask)):
+        decoded = coco_rle.decode({"size": [2, 3], "counts": counts}, (2, 3), where="")
+        np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize(
+    ("run_lengths", "message"),
+    [
+        ({"size": [3, 2], "counts": [6]}, r"size \[3, 2\]; its image has \[2, 3\]"),
+        ({"counts": [6]}, r"size None"),
+        ({"size": [2, 3], "counts": [2, 1]}, r"add up to 3 px; an image of 2 x 3 has 6"),
+        ({"size": [2, 3], "counts": [7]}, r"add up to 7 px"),
+        ({"size": [2, 3], "counts": [8, -2]}, r"neither a text nor a list of whole numbers"),
+        ({"size": [2, 3], "counts": [2.5, 3.5]}, r"neither a text nor a list"),
+        ({"size": [2, 3], "counts": ["6"]}, r"neither a text nor a list"),
+        ({"size": [2, 3]}, r"neither a text nor a list"),
+        ({"size": [2, 3], "counts": "04"}, r"add up to 4 px"),
+        ({"size": [2, 3], "counts": "o"}, r"cut short"),
+        ({"size": [2, 3], "counts": "ooooooooooooooo"}, r"'o' in compressed run-lengths"),
+        ({"size": [2, 3], "counts": "6 é"}, r"' ' in compressed run-lengths"),
+        ({"size": [2, 3], "counts": "O"}, r"neither a text"),  # -1
+    ],
+)
+def test_faulty_run_lengths_are_refused_and_never_reach_pycocotools(run_lengths: dict[str, Any], message: str) -> None:
+    with pytest.raises(LabelError, match=r"annotation 7: .*" + message):
+        coco_rle.decode(run_lengths, (2, 3), where="annotation 7")
