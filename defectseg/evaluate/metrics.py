@@ -3,22 +3,16 @@
 Counts are keyed by pair and merged by union, so no figure depends on batch size, order or number of processes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from defectseg.data.folder import IGNORE_CLASS_ID, unknown_classes
+from defectseg.data.folder import unknown_classes
+from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import DataError
 from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-PairKey = tuple[str, int]
-"""(ImageId, ClassId)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +38,8 @@ class PairCounts:
         return 2 * self.both_px / total_px if total_px else 1.0
 
 
-Counts = dict[PairKey, PairCounts]
+Counts = dict[tuple[str, int], PairCounts]
+"""By (ImageId, ClassId)."""
 
 
 def count_pairs(
@@ -57,13 +52,7 @@ def count_pairs(
         predicted: bool (C, H, W), final masks.
         truth: bool (C, H, W), labelled masks.
         ignore: bool (H, W), pixels taken out of both before counting; None for no such pixel.
-
-    Raises:
-        ValueError: the shapes do not agree.
     """
-    if predicted.shape != truth.shape or (ignore is not None and ignore.shape != truth.shape[1:]):
-        shapes = f"{predicted.shape}, {truth.shape}, {None if ignore is None else ignore.shape}"
-        raise ValueError(f"{image_id}: predicted, truth and ignore differ in shape: {shapes}")
     unknown = np.zeros(len(truth), np.bool_)
     if ignore is not None and ignore.any():
         unknown = unknown_classes(truth, ignore)
@@ -74,20 +63,6 @@ def count_pairs(
         )
         for class_id, (found, true, hidden) in enumerate(zip(predicted, truth, unknown, strict=True), start=1)
     }
-
-
-def merge(*parts: Mapping[PairKey, PairCounts]) -> Counts:
-    """The union of counts made apart, for instance by several processes. A pair counted twice alike counts once.
-
-    Raises:
-        ValueError: a pair was counted twice with different results.
-    """
-    merged: Counts = {}
-    for part in parts:
-        for key, counts in part.items():
-            if merged.setdefault(key, counts) != counts:
-                raise ValueError(f"{key[0]}, class {key[1]}: counted as {merged[key]} and as {counts}")
-    return merged
 
 
 def dice_of(
@@ -102,23 +77,17 @@ def dice_of(
 class Detection:
     """Images told apart as having a defect or not, by whether any pixel is labelled or predicted.
 
-    An image that shows no defect is left out where ignored pixels may hide one.
+    An image that shows no defect is left out where ignored pixels may hide one. `precision` is the share of the
+    reported images that have the defect, `recall` the share of the images with the defect that were reported; None
+    where there is no such image.
     """
 
     true_positives: int
     false_positives: int
     false_negatives: int
     true_negatives: int
-
-    @property
-    def precision(self) -> float | None:
-        """Share of the reported images that have the defect; None where none was reported."""
-        return _ratio(self.true_positives, self.true_positives + self.false_positives)
-
-    @property
-    def recall(self) -> float | None:
-        """Share of the images with the defect that were reported; None where there is no such image."""
-        return _ratio(self.true_positives, self.true_positives + self.false_negatives)
+    precision: float | None
+    recall: float | None
 
 
 @dataclass(frozen=True)
@@ -171,12 +140,11 @@ class Metrics:
     classes: tuple[ClassMetrics, ...]
 
     def to_json(self) -> dict[str, object]:
-        """Plain dicts, lists, numbers and None, ready for `json.dumps(..., allow_nan=False)`."""
-        classes = [{**asdict(one), "detection": _detection_json(one.detection)} for one in self.classes]
-        return {**asdict(self), "detection": _detection_json(self.detection), "classes": classes}
+        """Plain containers, numbers and None, ready for `json.dumps(..., allow_nan=False)`."""
+        return asdict(self)
 
 
-def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str]) -> Metrics:
+def summarise(counts: Counts, class_names: Sequence[str]) -> Metrics:
     """Make the figures of a data set from its counts.
 
     Args:
@@ -185,7 +153,6 @@ def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str]) 
 
     Raises:
         DataError: there is no image, or every pair is unknown.
-        ValueError: a pair is missing or names another class.
     """
     tally = _tabulate(counts, len(class_names))
     dice, positive, known = tally.dice, tally.positive, tally.known
@@ -234,15 +201,12 @@ def signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
-def _tabulate(counts: Mapping[PairKey, PairCounts], num_classes: int) -> Tally:
+def _tabulate(counts: Counts, num_classes: int) -> Tally:
     """Counts as arrays (N, C), images in the order of their names, so that sums come out alike to the last bit."""
     image_ids = sorted({image_id for image_id, _ in counts})
     if not image_ids:
         raise DataError("There is no image to score. Choose a folder or subset that holds at least one.")
-    keys = [(image_id, class_id) for image_id in image_ids for class_id in range(1, num_classes + 1)]
-    if len(keys) != len(counts) or not all(key in counts for key in keys):
-        raise ValueError(f"{len(counts)} pairs counted, but {len(image_ids)} images x {num_classes} classes expected")
-    pairs = [counts[key] for key in keys]
+    pairs = [counts[image_id, class_id] for image_id in image_ids for class_id in range(1, num_classes + 1)]
     table = np.array([(one.true_px, one.predicted_px, one.both_px, one.unknown) for one in pairs], np.int64)
     true_px, predicted_px, both_px, unknown = table.T.reshape(4, len(image_ids), num_classes)
     if unknown.all():
@@ -277,16 +241,17 @@ def _class_metrics(tally: Tally, index: int, name: str) -> ClassMetrics:
 
 def _detect(positive: NDArray[np.bool_], predicted: NDArray[np.bool_], known: NDArray[np.bool_]) -> Detection:
     positive, predicted = positive[known], predicted[known]
-    return Detection(
-        true_positives=int((positive & predicted).sum()),
-        false_positives=int((~positive & predicted).sum()),
-        false_negatives=int((positive & ~predicted).sum()),
-        true_negatives=int((~positive & ~predicted).sum()),
+    found, false, missed = (
+        int(np.count_nonzero(images)) for images in (positive & predicted, ~positive & predicted, positive & ~predicted)
     )
-
-
-def _detection_json(detection: Detection) -> dict[str, object]:
-    return {**asdict(detection), "precision": detection.precision, "recall": detection.recall}
+    return Detection(
+        true_positives=found,
+        false_positives=false,
+        false_negatives=missed,
+        true_negatives=len(positive) - found - false - missed,
+        precision=_ratio(found, found + false),
+        recall=_ratio(found, found + missed),
+    )
 
 
 def _ratio(part: int, whole: int) -> float | None:
@@ -296,20 +261,3 @@ def _ratio(part: int, whole: int) -> float | None:
 def _mean_or_none(values: ArrayLike) -> float | None:
     array = np.asarray(values, np.float64)
     return float(array.mean()) if array.size else None
-
-
-PAIR_COLUMNS = ("ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dice")
-
-
-def pairs_frame(counts: Counts) -> "pd.DataFrame":
-    """A row for each (image, class) pair, sorted by ImageId, then ClassId; columns `PAIR_COLUMNS`, areas in px.
-
-    The Dice of an unknown pair is NaN, which pandas leaves out of a mean.
-    """
-    import pandas as pd
-
-    rows = [
-        (image_id, class_id, pair.true_px, pair.predicted_px, pair.both_px, pair.dice)
-        for (image_id, class_id), pair in sorted(counts.items())
-    ]
-    return pd.DataFrame(rows, columns=list(PAIR_COLUMNS))

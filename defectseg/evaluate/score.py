@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder
 from defectseg.errors import DataError
-from defectseg.evaluate.metrics import Counts, count_pairs, merge
+from defectseg.evaluate.metrics import Counts, count_pairs
 from defectseg.image.find import FoundImage
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
@@ -99,7 +99,7 @@ def score_images(
         return count_pairs(image_id, masks, truth, ignore), one.decoded.brightest16
 
     images = [FoundImage(image_id, folder.image_path(image_id)) for image_id in image_ids]
-    parts: list[Counts] = []
+    counts: Counts = {}
     unreadable: list[Unreadable] = []
     brightest: Counter[int | None] = Counter()
     progress(0, len(images))
@@ -109,14 +109,16 @@ def score_images(
             if isinstance(result, Unreadable):
                 unreadable.append(result)
             else:
-                parts.append(result[0])
+                counts |= result[0]
                 brightest[result[1]] += 1
             progress(done, len(images))
-    return Score(merge(*parts), tuple(unreadable), brightest)
+    return Score(counts, tuple(unreadable), brightest)
 
 
-def all_unreadable(folder: DataFolder, unreadable: Sequence[Unreadable], *, scored: int) -> tuple[Unreadable, ...]:
-    """The unreadable images, with those that were faulty from the start.
+def all_unreadable(
+    folder: DataFolder, unreadable: Sequence[Unreadable], *, scored: int
+) -> tuple[tuple[Unreadable, ...], list[str]]:
+    """The unreadable images together with the faulty ones of the folder, and a warning for each.
 
     Raises:
         DataError: none was `scored`, since none could be read.
@@ -125,4 +127,6 @@ def all_unreadable(folder: DataFolder, unreadable: Sequence[Unreadable], *, scor
         raise DataError(
             f"{folder.root}: none of the {len(unreadable)} images can be read. The first: {unreadable[0].message}"
         )
-    return (*(Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty), *unreadable)
+    faulty = (Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty)
+    left_out = (*faulty, *unreadable)
+    return left_out, [f"left out, unreadable: {one.message}" for one in left_out]

@@ -1,5 +1,6 @@
 """How good a network is while it learns: through the same code as `predict`."""
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder
-from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, merge, summarise
+from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, summarise
 from defectseg.evaluate.score import Scored, Visitor, score_images
 from defectseg.image.overlay import paint_comparison
 from defectseg.inference.settings import Settings
@@ -61,8 +62,8 @@ def validate(
     runtime = TorchRuntime(network, info, dtype=half_precision(accelerator.device))
     defects = _OpenGates(settings.thresholds)
     score = score_images(runtime, data, own, settings, visitors=(defects, *visitors), keep_answers=True)
-    metrics = summarise(merge(*gather_object([score.counts])), info.class_names)
-    opened = merge(*gather_object([defects.counts]))
+    metrics = summarise(dict(ChainMap(*gather_object([score.counts]))), info.class_names)
+    opened = ChainMap(*gather_object([defects.counts]))
     dices = [opened[key].dice for key in sorted(opened)]
     return Validation(metrics, float(np.mean(dices)) if dices else None)
 
