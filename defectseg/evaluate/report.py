@@ -64,7 +64,7 @@ def write_evaluation(
     write_text(out / "pairs.csv", pairs.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
     faulty = _faulty_pairs(pairs)
     shown = _pairs_to_show(faulty[faulty["ImageId"].isin(overlays.keys())])
-    pictures = [(pair, _embedded(out / overlays[pair.ImageId])) for pair in shown.itertuples()]
+    pictures = [(pair, _embedded(out / overlays[str(pair.ImageId)])) for pair in shown.itertuples()]
     page = render_page(
         "defectseg.evaluate",
         {"score": score, "signed": signed},

@@ -231,7 +231,7 @@ def _search_thresholds(run: Run) -> tuple[Thresholds, Metrics]:
     search = ThresholdSearch(run.info.class_names)
     validate_on(run, run.network, visitors=(search.visit,))
     for images in gather_object([search.images]):
-        search.merge(images)
+        search.images.update(images)
     choice = search.best(groups=run.data.groups)
     for warning in choice.warnings:
         log.warning("%s", warning)

@@ -2,8 +2,6 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +49,14 @@ def cross_validate(table: Table, goal: Goal, groups: Sequence[Hashable], *, fold
         fold_of = divide(table.positive, groups, folds, generator)
         parts = [np.flatnonzero(fold_of == fold) for fold in range(folds)]
         sums = [table.totals(rows) for rows in parts]
-        everything = reduce(add, sums)
+        everything = [sum(values) for values in zip(*sums, strict=True)]
         for rows, held_out in zip(parts, sums, strict=True):
-            chosen = choose(goal, everything - held_out, table.grid)
+            rest = Totals(*map(np.subtract, everything, held_out))
+            chosen = choose(goal, rest, table.grid)
             dice[rows] += table.dice(chosen)[rows] / REPEATS
             totals.append(held_out.at(chosen))
-    return CrossValidation(dice, _mean(totals), folds)
+    mean = Totals(*(sum(values) / REPEATS for values in zip(*totals, strict=True)))
+    return CrossValidation(dice, mean, folds)
 
 
 def divide(
@@ -80,10 +80,3 @@ def divide(
     fold_of_group = np.empty(len(held), np.int64)
     fold_of_group[order] = np.arange(len(held)) % folds
     return np.asarray(fold_of_group[member_of])
-
-
-def _mean(totals: Sequence[Totals]) -> Totals:
-    """The mean over the repetitions of totals that together hold each image once for each of them."""
-    summed = reduce(add, totals)
-    sums = (summed.dice, summed.positive_dice, summed.hits, summed.alarms)
-    return Totals(summed.images // REPEATS, summed.positives // REPEATS, *(values / REPEATS for values in sums))

@@ -6,7 +6,7 @@ A setting is a pixel threshold, a minimum area and a gate. The sums over parts o
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,7 @@ GRID = Grid(
 )
 
 
-@dataclass(frozen=True)
-class Totals:
+class Totals(NamedTuple):
     """What N images score in all, by class.
 
     Attributes:
@@ -72,19 +71,10 @@ class Totals:
     hits: NDArray[np.float64]
     alarms: NDArray[np.float64]
 
-    def __add__(self, other: Self) -> "Totals":
-        """The totals of both sets of images together."""
-        return Totals(*(getattr(self, name) + getattr(other, name) for name in Totals.__dataclass_fields__))
-
-    def __sub__(self, other: Self) -> "Totals":
-        """The totals without the images of the other."""
-        return Totals(*(getattr(self, name) - getattr(other, name) for name in Totals.__dataclass_fields__))
-
     def at(self, places: Sequence[Places]) -> "Totals":
         """The totals under one setting for each class: arrays (C,)."""
         index = (np.arange(len(places)), *np.array(places).T)
-        sums = (self.dice, self.positive_dice, self.hits, self.alarms)
-        return Totals(self.images, self.positives, *(array[index] for array in sums))
+        return Totals(self.images, self.positives, *(array[index] for array in self[2:]))
 
 
 class Table:
@@ -140,15 +130,11 @@ class Table:
             alarms=total(kept[:, :, 0] & absent[:, :, None, None]),
         )
 
-    def counts(self, places: Sequence[Places]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Predicted pixels and true ones among them, int (N, C), under one setting for each class."""
+    def dice(self, places: Sequence[Places]) -> NDArray[np.float64]:
+        """Dice (N, C) under one setting for each class, NaN where the class is unknown."""
         kept = [
             np.where(self.passes[index, :, None, gate], self._kept_px[index, :, :, pixel, area], 0)
             for index, (pixel, area, gate) in enumerate(places)
         ]
         predicted_px, both_px = np.stack(kept, axis=1, dtype=np.int64).transpose(2, 0, 1)
-        return predicted_px, both_px
-
-    def dice(self, places: Sequence[Places]) -> NDArray[np.float64]:
-        """Dice (N, C) under one setting for each class, NaN where the class is unknown."""
-        return np.where(self.known, dice_of(self.true_px, *self.counts(places)), np.nan)
+        return np.where(self.known, dice_of(self.true_px, predicted_px, both_px), np.nan)

@@ -10,7 +10,7 @@ from typing import Any
 from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.errors import OutputExistsError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
-from defectseg.evaluate.score import all_unreadable, score_images
+from defectseg.evaluate.score import Score, all_unreadable, score_images
 from defectseg.evaluate.subset import choose_subset, count_seen, held_out, missing_warnings, seen_warnings
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.inference.settings import Settings
@@ -98,9 +98,10 @@ def tune(
     joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
     folder = open_data_folder(data, class_names=joined.class_names, bit_depth=bit_depth)
     parts, warnings = _choose_images(folder, paths, infos, joined, subset, split)
-    search, unreadable, low = _gather(folder, parts, device, runtime, tta, progress)
-    warnings += [f"left out, unreadable: {one.message}" for one in unreadable]
-    warnings += [] if low is None else [str(low)]
+    search, score = _gather(folder, parts, device, runtime, tta, progress)
+    unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(search.images))
+    low = find_low_bit_depth(score.brightest)
+    warnings += [*left_out, *([] if low is None else [str(low)])]
     own = joined.recipe.inference.tta
     if not dry_run and tta not in (None, own):
         warnings.append(f"chosen with views that are not stored: predict with {tta}, too (the model has {own})")
@@ -108,8 +109,8 @@ def tune(
     chosen_by = f"search on {_images_text(parts, joined, folder, subset, choice.images)}, {choice.goal}"
     thresholds = choice.thresholds.model_copy(update={"chosen_by": chosen_by})
     metrics = summarise(search.counts(thresholds), folder.class_names)
-    if left_out := [name for name in joined.class_names if name not in folder.class_names]:
-        warnings.append(f"thresholds of {', '.join(left_out)}: left as they are, since nothing shows what suits them")
+    if others := [name for name in joined.class_names if name not in folder.class_names]:
+        warnings.append(f"thresholds of {', '.join(others)}: left as they are, since nothing shows what suits them")
     if out is not None:
         write_thresholds(out, folder.class_names, thresholds)
     for model in () if dry_run else paths:
@@ -182,11 +183,9 @@ def _images_text(parts: Sequence[_Part], joined: ModelInfo, folder: DataFolder, 
 
 def _gather(
     folder: DataFolder, parts: Sequence[_Part], device: str, runtime: str, tta: str | None, progress: Progress
-) -> tuple[ThresholdSearch, tuple[Unreadable, ...], LowBitDepth | None]:
-    """The models' answers for their images, the unreadable images, and whether 16-bit images seem to come
-    from a camera of fewer bits.
-    """
-    search, scores = ThresholdSearch(folder.class_names), []
+) -> tuple[ThresholdSearch, Score]:
+    """Take in the models' answers for their images; the score is that of all parts together."""
+    search, whole = ThresholdSearch(folder.class_names), Score({}, (), Counter())
     before, of_all = 0, sum(len(image_ids) for _, image_ids in parts)
 
     def advance(done: int, total: int, text: str = "") -> None:
@@ -196,45 +195,32 @@ def _gather(
         if image_ids:
             network, info = load_runtime(models, device, runtime)
             settings, visitors = Settings.of(info, tta=tta), (search.visit,)
-            scores.append(
-                score_images(
-                    network, folder, image_ids, settings, visitors=visitors, keep_answers=True, progress=advance
-                )
+            score = score_images(
+                network, folder, image_ids, settings, visitors=visitors, keep_answers=True, progress=advance
             )
+            whole = Score({}, (*whole.unreadable, *score.unreadable), whole.brightest + score.brightest)
             before += len(image_ids)
-    unread = [one for score in scores for one in score.unreadable]
-    unreadable = all_unreadable(folder, unread, scored=len(search.images))
-    return search, unreadable, find_low_bit_depth(sum((score.brightest for score in scores), Counter()))
+    return search, whole
 
 
 def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics) -> None:
-    """Replace the thresholds in a model file, whole or not at all."""
+    """Replace the thresholds in a model file, whole or not at all; classes that were not chosen for keep theirs."""
     info = read_model_info(model)
     figures = {**info.metrics, "tuned": headline(metrics)}
     figures.pop("cross_validated", None)
     if choice.validated is not None:
-        validated = choice.validated
         figures["cross_validated"] = {
-            "kaggle_dice": validated.kaggle_dice,
-            "positive_dice": validated.positive_dice,
+            "kaggle_dice": choice.validated.kaggle_dice,
+            "positive_dice": choice.validated.positive_dice,
         }
-    thresholds = _completed(thresholds, [one.name for one in choice.classes], info)
+    class_names = [one.name for one in choice.classes]
+    if len(class_names) < info.num_classes:
+        text = f"{thresholds.chosen_by}, for {', '.join(class_names)}; of the others as before"
+        columns: dict[str, Any] = {"chosen_by": text}
+        for name in ("gate", "pixel", "min_area_px"):
+            values = list(getattr(info.thresholds, name))
+            for index, value in zip(info.indices_of(class_names), getattr(thresholds, name), strict=True):
+                values[index] = value
+            columns[name] = tuple(values)
+        thresholds = Thresholds(**columns)
     write_model_info(model, info.model_copy(update={"thresholds": thresholds, "metrics": figures}))
-
-
-def _completed(thresholds: Thresholds, class_names: Sequence[str], info: ModelInfo) -> Thresholds:
-    """Thresholds chosen for some of a model's classes, with its own for the others."""
-    if len(class_names) == info.num_classes:
-        return thresholds
-    places = info.indices_of(class_names)
-
-    def fill(own: Sequence[Any], chosen: Sequence[Any]) -> tuple[Any, ...]:
-        values = dict(enumerate(own)) | dict(zip(places, chosen, strict=True))
-        return tuple(values.values())
-
-    return Thresholds(
-        gate=fill(info.thresholds.gate, thresholds.gate),
-        pixel=fill(info.thresholds.pixel, thresholds.pixel),
-        min_area_px=fill(info.thresholds.min_area_px, thresholds.min_area_px),
-        chosen_by=f"{thresholds.chosen_by}, for {', '.join(class_names)}; of the others as before",
-    )

@@ -192,7 +192,7 @@ def test_table_has_headings_a_row_for_each_class_and_one_for_all() -> None:
 def test_verdict_says_whether_predicting_nothing_is_beaten(
     gain: float, low: float, high: float, told: str, unproven: bool
 ) -> None:
-    figures = {"kaggle_dice": 0.8 + gain, "all_empty": 0.8, "gain_over_empty": gain}
+    figures: dict[str, Any] = {"kaggle_dice": 0.8 + gain, "all_empty": 0.8, "gain_over_empty": gain}
     metrics = summarise(COUNTS, ["pits", "cracks"])
 
     sentence = verdict(replace(metrics, gain_over_empty_interval=Interval(low, high), **figures))
