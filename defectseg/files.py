@@ -28,14 +28,6 @@ TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
 _LITTER = ("Thumbs.db", "desktop.ini")  # of Windows; that of other systems is hidden
 
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
 
 def size_and_time(path: Path) -> tuple[int, int]:
     """Size in bytes and time of the last change in ns; (0, 0) where there is no such file."""
@@ -68,7 +60,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 def _check_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'of an unusual kind')}, not a file")
+        raise OSError(errno.EINVAL, "a folder, a named pipe, a socket or a device, not a file")
 
 
 def temporary_beside(path: Path) -> Path:
@@ -209,11 +201,6 @@ def folder_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def is_empty_folder(folder: Path) -> bool:
-    """True where `folder` is absent or holds nothing but hidden entries, such as a lock."""
-    return not folder.exists() or (folder.is_dir() and not _entries(folder))
-
-
 def _entries(folder: Path) -> list[str]:
     """What a folder holds, sorted, without hidden entries and what Windows and Excel leave; nothing if it is absent."""
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -338,20 +325,24 @@ def read_csv(path: Path) -> CsvTable:
     return CsvTable(path, header, rows, ragged)
 
 
-def read_pairs(path: Path, first: str, second: str) -> list[tuple[int, str, str]]:
-    """Line number and two named columns of a small table, such as groups.csv.
+def read_by_image(path: Path, column: str) -> Iterator[tuple[str, str, str]]:
+    """The place of each row (file and line), its ImageId, and its value in a named column of, say, groups.csv.
 
     Raises:
-        LabelError: as `read_csv`; also where a column is missing or a row has too few or too many fields.
+        LabelError: as `read_csv` and `check_image_id`; also where a column is missing or a row has too few or too many
+            fields.
     """
     table = read_csv(path)
-    places = table.columns(first, second)
+    places = table.columns("ImageId", column)
     if places is None:
-        raise LabelError(f"{path}: has the columns {', '.join(table.header)}; expected {first},{second}.")
+        raise LabelError(f"{path}: has the columns {', '.join(table.header)}; expected ImageId,{column}.")
     if table.ragged:
         line, count = table.ragged[0]
         raise LabelError(f"{path}, line {line}: has {count} fields; expected {len(table.header)} as in the header.")
-    return [(line, fields[places[0]], fields[places[1]].strip()) for line, fields in table.rows]
+    for line, fields in table.rows:
+        where, image_id = f"{path}, line {line}", fields[places[0]]
+        check_image_id(image_id, where=where)
+        yield where, image_id, fields[places[1]].strip()
 
 
 def _read_text(path: Path) -> str:

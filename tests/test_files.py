@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from defectseg.errors import ResourceError
+from defectseg.errors import OutputExistsError, ResourceError
 from defectseg.files import (
     LOCK_NAME,
     TEMPORARY_PREFIX,
     atomic_path,
+    check_is_free,
     folder_lock,
-    is_empty_folder,
     open_regular,
     remove_stale_temporaries,
     write_bytes,
@@ -172,7 +172,7 @@ def test_the_lock_makes_its_folder_and_goes_away(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     with folder_lock(folder):
         assert _names(folder) == [LOCK_NAME]
-        assert is_empty_folder(folder)
+        check_is_free(folder)
     assert _names(folder) == []
 
 
@@ -210,15 +210,20 @@ def test_a_lock_where_a_file_stands_is_told(tmp_path: Path) -> None:
         pass
 
 
-def test_what_counts_as_an_empty_folder(tmp_path: Path) -> None:
-    assert is_empty_folder(tmp_path / "absent")
-    assert is_empty_folder(tmp_path)
-    (tmp_path / LOCK_NAME).touch()
-    (tmp_path / f"{TEMPORARY_PREFIX}00-a").touch()
-    assert is_empty_folder(tmp_path)
-    (tmp_path / "a").touch()
-    assert not is_empty_folder(tmp_path)
-    assert not is_empty_folder(tmp_path / "a")
+def test_a_folder_is_free_while_it_holds_nothing_but_hidden_entries(tmp_path: Path) -> None:
+    check_is_free(tmp_path / "absent")
+    for name in (LOCK_NAME, f"{TEMPORARY_PREFIX}00-a", "~$table.xlsx", "Thumbs.db"):
+        (tmp_path / name).touch()
+    check_is_free(tmp_path)
+    for name in "edcba":
+        (tmp_path / name).touch()
+    check_is_free(tmp_path, "abcde")
+    with pytest.raises(OutputExistsError, match="holds a, b, c and 2 more"):
+        check_is_free(tmp_path)
+    with pytest.raises(OutputExistsError, match="holds d, e, not written by predict"):
+        check_is_free(tmp_path, "abc", writer="predict")
+    with pytest.raises(OutputExistsError, match="is a file"):
+        check_is_free(tmp_path / "a")
 
 
 def test_a_file_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

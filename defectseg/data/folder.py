@@ -7,34 +7,21 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.classes import CLASSES_NAME, check_class_names, match_classes, read_class_names
-from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, LabelRow, Labels, scan_label_rows
+from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, Labels, scan_label_rows
 from defectseg.errors import DataError, ImageError, LabelError
-from defectseg.files import check_image_id, open_regular, read_pairs, size_and_time
+from defectseg.files import open_regular, read_by_image, size_and_time
 from defectseg.image import rle
 from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import DecodedImage, decode, read_size
-
-__all__ = [
-    "IGNORE_CLASS_ID",
-    "DataFolder",
-    "LabelTable",
-    "check_image_id",
-    "hiding_pixels",
-    "open_data_folder",
-    "read_label_table",
-    "table_of_rows",
-    "unknown_classes",
-]
 
 log = logging.getLogger(__name__)
 
@@ -55,19 +42,6 @@ class LabelTable:
 
     rles: Mapping[str, Mapping[int, str]]
     listed: frozenset[str]
-
-    @property
-    def largest_class_id(self) -> int:
-        """The largest ClassId that has a mask, 255 left aside; 0 where there is none."""
-        return max((c for by_class in self.rles.values() for c in by_class if c != IGNORE_CLASS_ID), default=0)
-
-    def renumbered(self, new_ids: Mapping[int, int]) -> Self:
-        """The same with new ClassIds; those that are not named stay, as 255 does."""
-        rles = {
-            image_id: {new_ids.get(class_id, class_id): encoded for class_id, encoded in by_class.items()}
-            for image_id, by_class in self.rles.items()
-        }
-        return replace(self, rles=rles)
 
 
 @dataclass(frozen=True)
@@ -211,16 +185,11 @@ def read_label_table(path: Path) -> LabelTable:
         more = len(scan.faults) - 1
         others = f" ({more} more faulty row{'s' * (more > 1)}.)" if more else ""
         raise LabelError(scan.faults[0].message + others)
-    return table_of_rows(scan.rows)
-
-
-def table_of_rows(rows: Sequence[LabelRow]) -> LabelTable:
-    """Gather sound rows into a table."""
     rles: Labels = {}
-    for row in rows:
+    for row in scan.rows:
         if row.encoded:
             rles.setdefault(row.image_id, {})[row.class_id] = row.encoded
-    return LabelTable(rles, frozenset(row.image_id for row in rows))
+    return LabelTable(rles, frozenset(row.image_id for row in scan.rows))
 
 
 def open_data_folder(
@@ -256,7 +225,8 @@ def open_data_folder(
         )
     table = read_label_table(table_path)
     unnamed = class_names is not None and not (root / CLASSES_NAME).exists()
-    names = tuple(class_names or ()) if unnamed else read_class_names(root, table.largest_class_id)
+    largest = max((c for by_class in table.rles.values() for c in by_class if c != IGNORE_CLASS_ID), default=0)
+    names = tuple(class_names or ()) if unnamed else read_class_names(root, largest)
     check_class_names(names, where=str(root if unnamed else root / CLASSES_NAME))
     _check_class_ids(table, names, table_path)
     if table.listed and table.listed.isdisjoint(image_ids):
@@ -268,7 +238,12 @@ def open_data_folder(
         log.info("%s: without %s, ClassId n counts as class n of the model", root, CLASSES_NAME)
     elif class_names is not None:
         ids = match_classes(root / CLASSES_NAME, names, class_names)
-        names, table = tuple(ids), table.renumbered({old: new for new, old in enumerate(ids.values(), start=1)})
+        new_ids = {old: new for new, old in enumerate(ids.values(), start=1)} | {IGNORE_CLASS_ID: IGNORE_CLASS_ID}
+        rles = {
+            image_id: {new_ids[class_id]: encoded for class_id, encoded in by_class.items()}
+            for image_id, by_class in table.rles.items()
+        }
+        names, table = tuple(ids), LabelTable(rles, table.listed)
     return DataFolder(root, image_ids, table, names, read_groups(root), bit_depth, faulty)
 
 
@@ -312,9 +287,7 @@ def read_groups(root: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     groups: dict[str, str] = {}
-    for line, image_id, group in read_pairs(path, "ImageId", "Group"):
-        where = f"{path}, line {line}"
-        check_image_id(image_id, where=where)
+    for where, image_id, group in read_by_image(path, "Group"):
         if not group:
             raise LabelError(f"{where}: {image_id} has a blank group. Name one, or leave the row out.")
         if groups.setdefault(image_id, group) != group:

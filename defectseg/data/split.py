@@ -9,9 +9,10 @@ from pathlib import Path
 from defectseg.copies.descriptors import describe_all
 from defectseg.copies.find import DisjointSets, find_copies
 from defectseg.copies.strips import find_neighbours
-from defectseg.data.folder import IGNORE_CLASS_ID, DataFolder
+from defectseg.data.folder import DataFolder
+from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import LabelError, UsageError
-from defectseg.files import atomic_csv, check_image_id, read_pairs
+from defectseg.files import atomic_csv, read_by_image
 from defectseg.progress import Progress, silent
 
 SPLIT_NAME = "split.csv"
@@ -33,12 +34,9 @@ class RelatedImages:
 
     def across_folds(self, fold_of: Mapping[str, int]) -> "RelatedImages":
         """The pairs whose images lie in different folds."""
-
-        def apart(pair: Pair) -> bool:
-            return fold_of[pair[0]] != fold_of[pair[1]]
-
-        neighbours = {pair: score for pair, score in self.neighbours.items() if apart(pair)}
-        return RelatedImages(frozenset(filter(apart, self.copies)), neighbours)
+        apart = {(one, other) for one, other in self.copies | self.neighbours.keys() if fold_of[one] != fold_of[other]}
+        neighbours = {pair: score for pair, score in self.neighbours.items() if pair in apart}
+        return RelatedImages(self.copies & apart, neighbours)
 
     @property
     def images(self) -> int:
@@ -128,9 +126,7 @@ def read_split(path: Path) -> dict[str, int]:
             the file and the line.
     """
     folds: dict[str, int] = {}
-    for line, image_id, text in read_pairs(path, "ImageId", "fold"):
-        where = f"{path}, line {line}"
-        check_image_id(image_id, where=where)
+    for where, image_id, text in read_by_image(path, "fold"):
         if not (text.isascii() and text.isdigit()):
             raise LabelError(f"{where}: fold {text!r} of {image_id}; expected a whole number from 0.")
         if image_id in folds:

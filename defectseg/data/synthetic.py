@@ -6,7 +6,6 @@ chalk that are no defects. A defect is a small window of relative brightness wit
 steel where it fits.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +85,11 @@ def make_sheet(seed: int, index: int, size_hw: tuple[int, int] = (256, 1600)) ->
     masks = np.zeros((len(CLASS_NAMES), *size_hw), dtype=np.bool_)
     if rng.random() >= CLEAN_SHARE:
         free = steel.copy()
-        for index_of_class in _choose_classes(rng):
-            make, most = _MAKERS[index_of_class]
+        kinds = 2 if rng.random() < TWO_CLASSES_SHARE else 1
+        for kind in rng.choice(len(CLASS_NAMES), size=kinds, replace=False, p=CLASS_SHARES):
+            make, most = _MAKERS[kind]
             for _ in range(rng.integers(1, most + 1)):
-                _stamp(rng, make(rng, size_hw), brightness, masks[index_of_class], free)
+                _stamp(rng, make(rng, size_hw), brightness, masks[kind], free)
     return Sheet(np.clip(brightness, 0, 255).astype(np.uint8), masks)
 
 
@@ -132,12 +132,6 @@ def write_data_folder(
             progress(index + 1, images)
         write_class_names(building, CLASS_NAMES)
         write_label_table(building, labels)
-
-
-def _choose_classes(rng: Generator) -> list[int]:
-    """Indices of the one or two kinds of defect of a sheet that is not clean."""
-    count = 2 if rng.random() < TWO_CLASSES_SHARE else 1
-    return [int(index) for index in rng.choice(len(CLASS_NAMES), size=count, replace=False, p=CLASS_SHARES)]
 
 
 def _unit(size_hw: tuple[int, int]) -> float:
@@ -317,12 +311,7 @@ def _patches(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
     return _Mark(_soften(relief, 0.8), mask.astype(np.bool_))
 
 
-_MAKERS: tuple[tuple[Callable[[Generator, tuple[int, int]], _Mark], int], ...] = (
-    (_pits, 2),
-    (_cracks, 3),
-    (_scratches, 4),
-    (_patches, 3),
-)
+_MAKERS = ((_pits, 2), (_cracks, 3), (_scratches, 4), (_patches, 3))
 
 
 def _draw_line(canvas: NDArray[Any], path_xy: NDArray[np.float64], value: float, thickness_px: float) -> None:

@@ -5,7 +5,8 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -50,9 +51,6 @@ class LabelRow:
     encoded: str
 
 
-Severity = Literal["error", "warning"]
-
-
 @dataclass(frozen=True)
 class Fault:
     """One thing that is wrong.
@@ -67,22 +65,16 @@ class Fault:
         remedy: what to do.
     """
 
-    severity: Severity
+    severity: Literal["error", "warning"]
     kind: str
-    image: str
-    row: int | None
+    image: str = field(default="", kw_only=True)
+    row: int | None = field(default=None, kw_only=True)
     message: str
     remedy: str
 
 
-def error(kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> Fault:
-    """A fault that has to be mended."""
-    return Fault("error", kind, image, row, message, remedy)
-
-
-def warning(kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> Fault:
-    """A fault that may be meant so."""
-    return Fault("warning", kind, image, row, message, remedy)
+error = partial(Fault, "error")
+warning = partial(Fault, "warning")
 
 
 @dataclass(frozen=True)
@@ -94,9 +86,7 @@ class LabelScan:
 
 
 class _FaultyRowError(Exception):
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    """Its arguments are the kind of the fault and the message."""
 
 
 def scan_label_rows(path: Path) -> LabelScan:
@@ -107,27 +97,27 @@ def scan_label_rows(path: Path) -> LabelScan:
     """
     table = read_csv(path)
     rows: list[LabelRow] = []
-    faults = [
-        _row_fault("fields", path, line, f"has {count} fields; expected {len(table.header)}.")
-        for line, count in table.ragged
-    ]
+    faults: list[Fault] = []
+
+    def add_fault(kind: str, line: int, message: str, image_id: str = "") -> None:
+        faults.append(error(kind, f"{path}, line {line}: {message}", _REMEDIES[kind], image=image_id, row=line))
+
+    for line, count in table.ragged:
+        add_fault("fields", line, f"has {count} fields; expected {len(table.header)}.")
     line_of: dict[tuple[str, int], int] = {}
     for line, image_id, class_text, encoded in _cells(table):
         try:
-            row = _parse_row(path, line, image_id, class_text, encoded.strip())
+            row = _parse_row(line, image_id, class_text, encoded.strip())
             first = line_of.setdefault((row.image_id, row.class_id), line)
             if first != line:
                 what = f"{image_id}, ClassId {row.class_id}"
                 raise _FaultyRowError("duplicate", f"{what} stands in line {first} already. {_REMEDIES['duplicate']}")
         except _FaultyRowError as fault:
-            faults.append(_row_fault(fault.kind, path, line, str(fault), image_id))
+            kind, message = fault.args
+            add_fault(kind, line, message, image_id)
         else:
             rows.append(row)
     return LabelScan(rows, sorted(faults, key=lambda fault: fault.row or 0))
-
-
-def _row_fault(kind: str, path: Path, line: int, message: str, image_id: str = "") -> Fault:
-    return error(kind, f"{path}, line {line}: {message}", _REMEDIES[kind], image=image_id, row=line)
 
 
 def _cells(table: CsvTable) -> Iterator[tuple[int, str, str, str]]:
@@ -168,7 +158,7 @@ def _wide_columns(table: CsvTable) -> tuple[int, list[tuple[int, str]]]:
     return others[0], classes
 
 
-def _parse_row(path: Path, line: int, image_id: str, class_text: str, encoded: str) -> LabelRow:
+def _parse_row(line: int, image_id: str, class_text: str, encoded: str) -> LabelRow:
     try:
         check_image_id(image_id, where="")
     except LabelError as error:

@@ -65,10 +65,9 @@ def test_table_of_a_header_alone_lists_nothing(tmp_path: Path) -> None:
     assert table(tmp_path, "ImageId,ClassId,EncodedPixels\n") == LabelTable({}, frozenset())
 
 
-def test_class_255_is_kept_and_does_not_count_as_a_class(tmp_path: Path) -> None:
+def test_class_255_is_kept(tmp_path: Path) -> None:
     read = table(tmp_path, "ImageId,ClassId,EncodedPixels\na.jpg,255,1 3\na.jpg,2,5 1\n")
     assert read.rles == {"a.jpg": {255: "1 3", 2: "5 1"}}
-    assert read.largest_class_id == 2
 
 
 def test_run_lengths_longer_than_the_csv_modules_limit_are_read(tmp_path: Path) -> None:
