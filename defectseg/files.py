@@ -181,23 +181,20 @@ def folder_lock(folder: Path) -> Iterator[None]:
     Raises:
         ResourceError: another process holds it, or the folder cannot be made.
     """
+    lock = FileLock(folder / LOCK_NAME)
     with resource_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK_NAME
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ResourceError(
-            f"{folder}: another defectseg is writing there. Wait for it or choose another output folder."
-        ) from None
-    except OSError as error:
-        raise _as_resource_error(error, folder) from error
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ResourceError(
+                f"{folder}: another defectseg is writing there. Wait for it or choose another output folder."
+            ) from None
     try:
         yield
     finally:
         with suppress(OSError):  # Windows does not delete an open file
-            path.unlink()
+            (folder / LOCK_NAME).unlink()
         lock.release()
 
 
@@ -242,15 +239,12 @@ def resource_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _as_resource_error(error, path) from error
-
-
-def _as_resource_error(error: OSError, path: Path) -> ResourceError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"{path}: no space left on the disk. Free some and run the same command again.")
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return ResourceError(f"{path}: there is a file where a folder is needed. Choose another path.")
-    return ResourceError(f"{path}: cannot be written ({error.strerror or error}). Check the path and its permissions.")
+        told = f"cannot be written ({error.strerror or error}). Check the path and its permissions."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = "no space left on the disk. Free some and run the same command again."
+        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+            told = "there is a file where a folder is needed. Choose another path."
+        raise ResourceError(f"{path}: {told}") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -183,12 +183,7 @@ def summarise(counts: Counts, class_names: Sequence[str]) -> Metrics:
 
 def headline(metrics: Metrics) -> dict[str, float | None]:
     """The few figures that a log line and a model file carry."""
-    return {
-        "kaggle_dice": metrics.kaggle_dice,
-        "all_empty": metrics.all_empty,
-        "positive_dice": metrics.positive_dice,
-        "miou": metrics.miou,
-    }
+    return {name: getattr(metrics, name) for name in ("kaggle_dice", "all_empty", "positive_dice", "miou")}
 
 
 def score(value: float | None) -> str:

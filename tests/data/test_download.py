@@ -202,17 +202,21 @@ class HttpError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("status", "message"),
+    ("error", "message"),
     [
-        (401, r"does not accept the token.*kaggle\.com/settings/api.*KAGGLE_API_TOKEN.*~/\.kaggle/access_token"),
-        (403, rf"rules are not accepted.*competitions/{COMPETITION}/rules, accept the rules"),
-        (404, r"no competition"),
-        (500, r"status 500.*run the same command again"),
+        (
+            HttpError(401),
+            r"does not accept the token.*kaggle\.com/settings/api.*KAGGLE_API_TOKEN.*~/\.kaggle/access_token",
+        ),
+        (HttpError(403), rf"rules are not accepted.*competitions/{COMPETITION}/rules, accept the rules"),
+        (HttpError(404), r"no competition"),
+        (HttpError(500), r"status 500.*run the same command again"),
+        (SystemExit(1), "failed"),
     ],
 )
-def test_refusals_of_the_service_say_what_to_do(tmp_path: Path, status: int, message: str) -> None:
+def test_refusals_of_the_service_say_what_to_do(tmp_path: Path, error: BaseException, message: str) -> None:
     with pytest.raises(CannotContinueError, match=message):
-        fetch(tmp_path / "out", Kaggle(b"", error=HttpError(status)))
+        fetch(tmp_path / "out", Kaggle(b"", error=error))
 
 
 def test_403_in_the_middle_of_the_file_is_an_expired_link_and_no_matter_of_rules(tmp_path: Path) -> None:
@@ -220,11 +224,6 @@ def test_403_in_the_middle_of_the_file_is_an_expired_link_and_no_matter_of_rules
         fetch(tmp_path / "out", Kaggle(archive(), stop_after=100))
     with pytest.raises(CannotContinueError, match=r"failed .*run the same command again to go on"):
         fetch(tmp_path / "out", Kaggle(b"", error=HttpError(403)))
-
-
-def test_client_that_gives_up_by_leaving_the_program_is_caught(tmp_path: Path) -> None:
-    with pytest.raises(CannotContinueError, match="failed"):
-        fetch(tmp_path / "out", Kaggle(b"", error=SystemExit(1)))
 
 
 def test_client_that_leaves_another_file_is_told(tmp_path: Path) -> None:
@@ -287,10 +286,6 @@ def test_client_that_does_not_start_is_told_with_what_to_do_and_leaves_nothing(
 
 
 def test_client_that_is_logged_in_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module(
-        tmp_path,
-        monkeypatch,
-        "class api:\n    logged_in = False\n    def authenticate():\n        api.logged_in = True",
-    )
-    client: Any = download.log_in()
-    assert client.logged_in
+    source = "class api:\n    logged_in = False\n    def authenticate():\n        api.logged_in = True"
+    module(tmp_path, monkeypatch, source)
+    assert download.log_in().logged_in
