@@ -56,12 +56,8 @@ class Sheet:
     masks: Bools
 
 
-@dataclass(frozen=True)
-class _Mark:
-    """A defect before it has a place: relative change of brightness, float32 (h, w), and its outline, bool (h, w)."""
-
-    relief: Floats
-    mask: Bools
+_Mark = tuple[Floats, Bools]
+"""A defect before it is placed: relative change of brightness, float32 (h, w), and its mask, bool (h, w)."""
 
 
 def make_sheet(seed: int, index: int, size_hw: tuple[int, int] = (256, 1600)) -> Sheet:
@@ -244,7 +240,7 @@ def _pits(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
         corners = np.stack([x + 1.2 * half_w * np.cos(turns), y + 1.15 * half_h * np.sin(turns)], axis=1)
         cv2.fillPoly(mask, [np.rint(corners + rng.normal(0, 0.6 * unit, corners.shape)).astype(np.int32)], (1,))
     crumbly = 1 + 0.35 * rng.standard_normal(relief.shape, dtype=np.float32)
-    return _Mark(_soften(relief * crumbly, 0.9), mask.astype(np.bool_))
+    return _soften(relief * crumbly, 0.9), mask.astype(np.bool_)
 
 
 def _cracks(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
@@ -259,7 +255,7 @@ def _cracks(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
     _draw_line(relief, path + np.array([2 * unit, 0]), rng.uniform(0.3, 0.6), 2 * unit)
     _draw_line(relief, path, rng.uniform(-0.75, -0.6), rng.uniform(2, 3.4) * unit)
     _draw_line(mask, path, 1, max(5, 12 * unit))
-    return _Mark(_soften(relief, 0.6), mask.astype(np.bool_))
+    return _soften(relief, 0.6), mask.astype(np.bool_)
 
 
 def _scratches(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
@@ -289,7 +285,7 @@ def _scratches(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
         _draw_line(relief, line - corner, strength, rng.uniform(1, 3.5) * unit)
     worn = np.clip(0.8 + 0.4 * _noise(rng, size, (14 * unit, 14 * unit)), 0.25, 1.4)
     tint = _soften(mask * (0.1 if bright else -0.12), 3 * unit)
-    return _Mark(_soften(relief, 0.7) * worn + tint, mask.astype(np.bool_))
+    return _soften(relief, 0.7) * worn + tint, mask.astype(np.bool_)
 
 
 def _patches(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
@@ -308,7 +304,7 @@ def _patches(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
     edge = mask - cv2.erode(mask, np.ones((5, 5), np.uint8), borderValue=(0,))
     tone = rng.uniform(-0.5, -0.3) if rng.random() < 0.75 else rng.uniform(0.2, 0.4)
     relief = mask * (tone + np.where(lit > 0, 0.5, 0.25) * lit) - 0.15 * edge
-    return _Mark(_soften(relief, 0.8), mask.astype(np.bool_))
+    return _soften(relief, 0.8), mask.astype(np.bool_)
 
 
 _MAKERS = ((_pits, 2), (_cracks, 3), (_scratches, 4), (_patches, 3))
@@ -324,16 +320,17 @@ def _stamp(rng: Generator, mark: _Mark, brightness: Floats, mask: Bools, free: B
 
     Changes brightness float32, mask bool and free bool, all (H, W), in place.
     """
-    height, width = mark.mask.shape
+    relief, outline = mark
+    height, width = outline.shape
     reach_y, reach_x = height // 4, width // 4
     for _ in range(_PLACING_ATTEMPTS):
         top = int(rng.integers(-reach_y, max(mask.shape[0] - height + reach_y, 1 - reach_y)))
         left = int(rng.integers(-reach_x, max(mask.shape[1] - width + reach_x, 1 - reach_x)))
         inner = (slice(max(0, -top), mask.shape[0] - top), slice(max(0, -left), mask.shape[1] - left))
         outer = (slice(max(0, top), top + height), slice(max(0, left), left + width))
-        part = mark.mask[inner]
-        if part.sum() * 3 >= mark.mask.sum() * 2 and free[outer][part].all():
-            brightness[outer] *= 1 + mark.relief[inner]
+        part = outline[inner]
+        if part.sum() * 3 >= outline.sum() * 2 and free[outer][part].all():
+            brightness[outer] *= 1 + relief[inner]
             mask[outer] |= part
             grown = cv2.dilate(mask.view(np.uint8), np.ones((2 * _GAP_PX + 1, 2 * _GAP_PX + 1), np.uint8))
             free &= grown == 0

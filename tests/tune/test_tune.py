@@ -184,9 +184,8 @@ def test_several_models_that_saw_none_of_the_images_are_tuned_by_their_mean(
     assert (tuning.choice.images, tuning.stored) == (number, tuple(paths))
     assert tuning.metrics.positive_dice == 1
     assert tuning.thresholds.chosen_by.endswith(", by the mean of 2 models, best Dice")
-    joined = _joined(paths).thresholds
-    for name in ("gate", "pixel", "min_area_px"):
-        assert getattr(joined, name) == getattr(tuning.thresholds, name)
+    chosen_by = _joined(paths).thresholds.chosen_by
+    assert _joined(paths).thresholds == tuning.thresholds.model_copy(update={"chosen_by": chosen_by})
 
 
 def test_several_models_that_were_trained_on_some_of_the_images_answer_for_what_each_held_out(
@@ -194,7 +193,6 @@ def test_several_models_that_were_trained_on_some_of_the_images_answer_for_what_
 ) -> None:
     digest = image_digest(data / "train_images" / "a.png")
     paths = [models.add("m0", fold=0), models.add("m1", fold=1, trained_on=(digest,))]
-
     steps: list[tuple[int, int]] = []
 
     with caplog.at_level("INFO", logger="defectseg"):
@@ -203,8 +201,7 @@ def test_several_models_that_were_trained_on_some_of_the_images_answer_for_what_
     assert [_answered(models, path) for path in paths] == [2, 2]
     assert tuning.thresholds.chosen_by == "search on 4 out-of-fold images of 2 models, best Dice"
     assert "each model answers for the images that it held out" in caplog.text
-    assert [done for done, _ in steps] == [0, 1, 2, 2, 3, 4]
-    assert {total for _, total in steps} == {4}
+    assert steps == [(done, 4) for done in (0, 1, 2, 2, 3, 4)]
 
 
 def test_a_fold_without_an_image_in_the_folder_needs_no_answers(data: Path, models: _Models) -> None:
@@ -279,13 +276,10 @@ def test_a_folder_without_a_readable_image_is_an_error(data: Path, models: _Mode
         _tune([models.add("run", fold=0)], data)
 
 
-def test_the_images_of_a_group_are_left_out_together(data: Path, models: _Models) -> None:
+def test_images_of_a_group_are_left_out_together(data: Path, models: _Models) -> None:
     (data / "groups.csv").write_text("ImageId,Group\n" + "".join(f"{name},strip\n" for name in NAMES))
 
-    tuning = _tune([models.add("run", fold=0)], data)
-
-    assert tuning.choice.folds == 0  # all are of one group
-    assert _tune([models.add("other", fold=1)], data).choice.folds == 0
+    assert _tune([models.add("run", fold=0)], data).choice.folds == 0  # all are of one group
 
 
 def test_thresholds_go_into_a_file_that_can_be_read_and_is_not_overwritten(
