@@ -10,7 +10,7 @@ from defectseg.evaluate.metrics import Counts, Metrics, summarise
 from defectseg.evaluate.prediction_file import score_predictions
 from defectseg.evaluate.report import ERRORS, write_evaluation
 from defectseg.evaluate.score import Scored, all_unreadable, score_images
-from defectseg.evaluate.subset import choose_subset, missing_warnings, seen_warnings
+from defectseg.evaluate.subset import choose_subset
 from defectseg.files import result_folder, write_result
 from defectseg.image.overlay import encode_jpeg, paint_comparison
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
@@ -78,7 +78,6 @@ def evaluate(
         settings = Settings.of(info, tta=tta, bit_depth=bit_depth)
         folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
         image_ids, warnings = choose_subset(folder, info, paths, subset, split)
-        warnings += [*missing_warnings(folder), *seen_warnings(folder, info, image_ids, subset)]
         _clear(out)
         overlays = {image_id: Path(OVERLAYS) / f"{name}.jpg" for image_id, name in output_names(image_ids).items()}
 

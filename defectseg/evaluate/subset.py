@@ -13,7 +13,7 @@ from defectseg.model.info import ModelInfo
 def choose_subset(
     folder: DataFolder, info: ModelInfo, models: Sequence[Path], subset: str, split: Path | None
 ) -> tuple[tuple[str, ...], list[str]]:
-    """The ImageIds to score, and warnings.
+    """The ImageIds to score, and warnings, also of images that the model was trained on.
 
     Args:
         folder: the data folder.
@@ -26,7 +26,7 @@ def choose_subset(
         UsageError: train or val was asked for, and no split tells them apart, or not for all models alike.
     """
     if subset == "all":
-        return folder.image_ids, []
+        return folder.image_ids, [*_missing(folder), *_seen_warnings(folder, info, folder.image_ids, subset)]
     if info.fold is None and len(models) == 1:
         raise _no_subset(subset, f"{models[0]} was trained on all folds.")
     paths, folds, agree = ([], {}, False) if info.fold is None else _read_splits(models, split)
@@ -40,13 +40,14 @@ def choose_subset(
     )
     if not chosen:
         raise _no_subset(subset, f"{paths[0]} puts none of the images of {folder.root} there.")
-    return chosen, _unlisted_warnings(folder, folds, paths[0])
+    warnings = [*_unlisted(folder, folds, paths[0]), *_missing(folder), *_seen_warnings(folder, info, chosen, subset)]
+    return chosen, warnings
 
 
 def held_out(
     folder: DataFolder, infos: Sequence[ModelInfo], models: Sequence[Path], split: Path | None
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """For each of several models the ImageIds that it alone held out of its training, and warnings.
+    """For each of several models the ImageIds that it alone held out of its training, and warnings as above.
 
     Raises:
         UsageError: the models were not trained on different folds of one split.
@@ -68,10 +69,13 @@ def held_out(
             f"{paths[0]}: none of the images of {folder.root} is in a fold that one of the models held out.",
             go_on={"subset": "all"},
         )
-    return parts, _unlisted_warnings(folder, folds, paths[0])
+    warnings = [*_unlisted(folder, folds, paths[0]), *_missing(folder)]
+    for info, part in zip(infos, parts, strict=True):
+        warnings += _seen_warnings(folder, info, part, "val")
+    return parts, warnings
 
 
-def missing_warnings(folder: DataFolder) -> list[str]:
+def _missing(folder: DataFolder) -> list[str]:
     """A warning where the label table names images that are not in the folder."""
     if not folder.missing_images:
         return []
@@ -88,7 +92,7 @@ def count_seen(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str]) ->
     return seen
 
 
-def seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str], subset: str) -> list[str]:
+def _seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str], subset: str) -> list[str]:
     """A warning where the model was trained on some of the images: scores on those do not hold for new ones."""
     if subset == "train":
         return ["these are the images that the model was trained on; scores on new images will be lower"]
@@ -119,6 +123,6 @@ def _read_splits(models: Sequence[Path], split: Path | None) -> tuple[list[Path]
     return paths, folds, all(other == folds for other in others)
 
 
-def _unlisted_warnings(folder: DataFolder, folds: Mapping[str, int], path: Path) -> list[str]:
+def _unlisted(folder: DataFolder, folds: Mapping[str, int], path: Path) -> list[str]:
     unlisted = sum(image_id not in folds for image_id in folder.image_ids)
     return [f"{unlisted} images of {folder.root} are not in {path}; they are not scored"] if unlisted else []

@@ -118,19 +118,8 @@ class ThresholdSearch:
         self.images: dict[str, ImageSums] = {}
 
     def visit(self, scored: Scored) -> None:
-        """Take in one image that `score_images` has just answered, from any thread; replaces an earlier one.
-
-        Ignored pixels do not count, but they do belong to the area of a region.
-        """
-        assert scored.answer is not None
-        self.images[scored.image_id] = sum_image(
-            scored.answer.probabilities,
-            scored.answer.gate,
-            scored.truth,
-            scored.ignore,
-            self.grid.pixel,
-            self.grid.area_px,
-        )
+        """Take in one image that `score_images` has just answered, from any thread; replaces an earlier one."""
+        self.images[scored.image_id] = sum_image(scored, self.grid.pixel, self.grid.area_px)
 
     def counts(self, thresholds: Thresholds) -> Counts:
         """The pixels of every (image, class) pair. Raises ValueError for thresholds that are not in the grid."""

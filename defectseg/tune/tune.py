@@ -11,7 +11,7 @@ from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.errors import OutputExistsError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.evaluate.score import Score, all_unreadable, score_images
-from defectseg.evaluate.subset import choose_subset, count_seen, held_out, missing_warnings, seen_warnings
+from defectseg.evaluate.subset import choose_subset, count_seen, held_out
 from defectseg.image.read import LowBitDepth, find_low_bit_depth
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Unreadable
@@ -159,15 +159,10 @@ def _choose_images(
         together = not count_seen(folder, joined, folder.image_ids)
     if together:
         chosen, warnings = choose_subset(folder, joined, paths, subset, split)
-        parts: list[_Part] = [(paths, chosen)]
-        warnings += seen_warnings(folder, joined, chosen, subset)
-    else:
-        own, warnings = held_out(folder, infos, paths, split)
-        log.info("each model answers for the images that it held out, since the others were trained on them")
-        parts = [((path,), image_ids) for path, image_ids in zip(paths, own, strict=True)]
-        for info, image_ids in zip(infos, own, strict=True):
-            warnings += seen_warnings(folder, info, image_ids, subset)
-    return parts, [*warnings, *missing_warnings(folder)]
+        return [(paths, chosen)], warnings
+    log.info("each model answers for the images that it held out, since the others were trained on them")
+    own, warnings = held_out(folder, infos, paths, split)
+    return [((path,), image_ids) for path, image_ids in zip(paths, own, strict=True)], warnings
 
 
 def _images_text(parts: Sequence[_Part], joined: ModelInfo, folder: DataFolder, subset: str, images: int) -> str:
