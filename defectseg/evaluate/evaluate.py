@@ -1,4 +1,4 @@
-"""A data folder and a model, or predictions -> figures and a report: what `defectseg evaluate` calls."""
+"""Score a model, or a file of predictions, on a data folder and write a report: `defectseg evaluate`."""
 
 import shutil
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _CONVENTION = "Dice of each (image, class) pair, 1 where both masks are empty, a
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, warnings, and the unreadable images; `low_bit_depth` is among the warnings, too."""
+    """Figures, warnings and unreadable images; `low_bit_depth` is also among the warnings."""
 
     metrics: Metrics
     warnings: tuple[str, ...]
@@ -59,17 +59,17 @@ def evaluate(
         data: data folder.
         out: output folder.
         subset: all, train or val.
-        split: split.csv that tells train from val; None for the one beside the model.
+        split: split.csv with the folds; None for the one beside the model.
         overwrite: replace an earlier evaluation in `out`.
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: the library that computes: auto, torch, openvino or onnx.
         tta: test-time augmentation: none, flips or turns; None for the model's own.
-        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
-        progress: told after each image.
+        bit_depth: of 16-bit files, 9 to 16; None for that of the file's tag, else of the model.
+        progress: called after each image.
 
     Raises:
         OutputExistsError: see `files.result_folder`.
-        UsageError: the subset cannot be told.
+        UsageError: it is not known which images belong to the subset.
         DataError, ModelError, ResourceError: data, model or device cannot be used.
     """
     paths = as_paths(models)
@@ -142,7 +142,7 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
 
 
 def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Metrics, Counts]:
-    """The same with the model's ClassIds, which are others where the data folder does not name all of its classes."""
+    """The same with the model's ClassIds; they differ if the data folder does not name all classes of the model."""
     ids = [index + 1 for index in info.indices_of([one.name for one in metrics.classes])]
     classes = tuple(replace(one, class_id=ids[one.class_id - 1]) for one in metrics.classes)
     counts = {(image_id, ids[class_id - 1]): pair for (image_id, class_id), pair in counts.items()}
@@ -150,7 +150,7 @@ def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Met
 
 
 def _clear(root: Path) -> None:
-    """Delete an earlier evaluation, once it is sure that a new one can begin."""
+    """Delete an earlier evaluation. Called once nothing prevents the new one from starting."""
     shutil.rmtree(root / OVERLAYS, ignore_errors=True)
     for name in _OWN_ENTRIES - {OVERLAYS}:
         (root / name).unlink(missing_ok=True)

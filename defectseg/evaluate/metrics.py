@@ -1,6 +1,6 @@
-"""How good masks are: pixel counts of each (image, class) pair, and the figures made from them.
+"""Pixel counts of each (image, class) pair, and the metrics computed from them.
 
-Counts are keyed by pair and merged by union, so no figure depends on batch size, order or number of processes.
+Counts are keyed by pair, so no figure depends on batch size, order or number of processes.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of
 
 @dataclass(frozen=True, slots=True)
 class PairCounts:
-    """Pixels of one class in one image: labelled, predicted, and both at once. Ignored pixels are in none of them.
+    """Pixels of one class in one image: labelled, predicted, and both. Ignored pixels are not counted.
 
-    `unknown`: ignored pixels may hide the class, see `unknown_classes`; the pair counts in sums of pixels alone.
+    `unknown`: ignored pixels may hide the class, see `unknown_classes`; the pair only counts in sums of pixels.
     """
 
     true_px: int
@@ -45,13 +45,13 @@ Counts = dict[tuple[str, int], PairCounts]
 def count_pairs(
     image_id: str, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None
 ) -> Counts:
-    """Count the pixels of one image, a pair for every class.
+    """Count the pixels of one image, for each class.
 
     Args:
         image_id: the image's ImageId.
         predicted: bool (C, H, W), final masks.
         truth: bool (C, H, W), labelled masks.
-        ignore: bool (H, W), pixels taken out of both before counting; None for no such pixel.
+        ignore: bool (H, W), pixels to leave out; None for none.
     """
     unknown = np.zeros(len(truth), np.bool_)
     if ignore is not None and ignore.any():
@@ -75,11 +75,11 @@ def dice_of(
 
 @dataclass(frozen=True)
 class Detection:
-    """Images told apart as having a defect or not, by whether any pixel is labelled or predicted.
+    """Detection of defective images: an image has a defect, or is reported, if any pixel is labelled, or predicted.
 
-    An image that shows no defect is left out where ignored pixels may hide one. `precision` is the share of the
+    Images without a visible defect are left out if ignored pixels may hide one. `precision` is the share of the
     reported images that have the defect, `recall` the share of the images with the defect that were reported; None
-    where there is no such image.
+    where it would be 0 / 0.
     """
 
     true_positives: int
@@ -92,11 +92,11 @@ class Detection:
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """The figures of one class, all in [0, 1]; None where a figure would be nought by nought.
+    """The figures of one class, all in [0, 1]; None where a figure would be 0 / 0.
 
-    `kaggle_dice` is the mean over all images but the `unknown_pairs`, in which ignored pixels may hide the class;
-    `all_empty` what an empty answer would score there, `positive_dice` the mean over the images that have the class;
-    `iou`, `precision` and `recall` are of pixels summed over the data set.
+    `kaggle_dice` is the mean Dice over all images except the `unknown_pairs`, in which ignored pixels may hide the
+    class; `all_empty` is the `kaggle_dice` of empty predictions; `positive_dice` is the mean over the images that have
+    the class. `iou`, `precision` and `recall` are computed from pixels summed over the data set.
     """
 
     class_id: int
@@ -114,13 +114,12 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The figures of a data set, all in [0, 1]; None where a figure would be nought by nought.
+    """The figures of a data set, all in [0, 1]; None where a figure would be 0 / 0.
 
-    `kaggle_dice` is the mean Dice of all `pairs` but the `unknown_pairs`, in which ignored pixels may hide the class;
-    `all_empty` is what predicting nothing scores on the same pairs;
-    `gain_over_empty` is their difference, in [-1, 1], with the interval of the difference itself.
-    `positive_dice` is the mean over pairs with a defect; `miou` the mean data-set IoU of the classes that occur in
-    the truth. `detection` asks of each image whether it has a defect of any class.
+    `kaggle_dice` is the mean Dice of all `pairs` except the `unknown_pairs`, in which ignored pixels may hide the
+    class; `all_empty` is the `kaggle_dice` of empty predictions; `gain_over_empty` is their difference, in [-1, 1],
+    with an interval of its own. `positive_dice` is the mean over pairs with a defect; `miou` is the mean data-set IoU
+    of the classes that occur in the labels. `detection` is about a defect of any class.
     """
 
     images: int
@@ -145,7 +144,7 @@ class Metrics:
 
 
 def summarise(counts: Counts, class_names: Sequence[str]) -> Metrics:
-    """Make the figures of a data set from its counts.
+    """Compute the figures of a data set from its counts.
 
     Args:
         counts: a pair for each image and each of ClassId 1..len(class_names).
@@ -182,22 +181,22 @@ def summarise(counts: Counts, class_names: Sequence[str]) -> Metrics:
 
 
 def headline(metrics: Metrics) -> dict[str, float | None]:
-    """The few figures that a log line and a model file carry."""
+    """The few figures for log lines and model files."""
     return {name: getattr(metrics, name) for name in ("kaggle_dice", "all_empty", "positive_dice", "miou")}
 
 
 def score(value: float | None) -> str:
-    """A figure in [0, 1] with four places, or a dash where it does not exist."""
+    """A figure in [0, 1] with four decimals; a dash for None."""
     return "–" if value is None else f"{value:.4f}"
 
 
 def signed(value: float) -> str:
-    """A difference with its sign and four places."""
+    """A difference with its sign and four decimals."""
     return f"{value:+.4f}".replace("-", "−")
 
 
 def _tabulate(counts: Counts, num_classes: int) -> Tally:
-    """Counts as arrays (N, C), images in the order of their names, so that sums come out alike to the last bit."""
+    """Counts as arrays (N, C). Images are sorted by name, so that sums are reproducible to the last bit."""
     image_ids = sorted({image_id for image_id, _ in counts})
     if not image_ids:
         raise DataError("There is no image to score. Choose a folder or subset that holds at least one.")

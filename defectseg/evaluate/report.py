@@ -52,7 +52,7 @@ def write_evaluation(
         title: heading of the page.
         facts: what was evaluated and how (data, split, seed, thresholds), in the order to show.
         overlays: ImageId -> overlay file relative to `out`. The page shows at most 24 of the worst.
-        warnings: sentences that a reader needs before the figures.
+        warnings: sentences to show before the figures.
         unreadable: images that could not be processed.
 
     Raises:
@@ -86,9 +86,9 @@ def write_evaluation(
 
 
 def metrics_table(metrics: Metrics) -> list[tuple[str, ...]]:
-    """Rows of text: headings, a row for each class, and one for all, whose IoU is the mean over classes.
+    """Rows of text: headings, a row for each class, and a row for all classes, whose IoU is the mean over classes.
 
-    The column of unknown pairs is there where there are any.
+    The column of unknown pairs is left out if there are none.
     """
     rows = [
         (one.name, str(one.positive_pairs), str(one.unknown_pairs), *map(score, (
@@ -105,7 +105,7 @@ def metrics_table(metrics: Metrics) -> list[tuple[str, ...]]:
 
 
 def verdict(metrics: Metrics) -> str:
-    """One sentence that says whether the predictions beat predicting nothing, the baseline of the Kaggle metric."""
+    """A sentence that compares the predictions with empty ones, the baseline of the Kaggle metric."""
     gain, interval = metrics.gain_over_empty, metrics.gain_over_empty_interval
     against = f"Kaggle Dice {score(metrics.kaggle_dice)} against {score(metrics.all_empty)} for an empty answer"
     gained = f"{signed(gain)}, 95 % interval {signed(interval.low)} to {signed(interval.high)}"
@@ -157,9 +157,9 @@ def _embedded(path: Path) -> str:
 
 
 def _histogram(pairs: "pd.DataFrame") -> list[tuple[str, int, float]]:
-    """Label, number of pairs and height in % of the tallest, of bars over the Dice of the pairs with a defect.
+    """Bars over the Dice of the pairs with a defect: label, number of pairs, and height in % of the tallest bar.
 
-    The first bar holds exactly 0; then come tenths, each with its upper end.
+    The first bar is for exactly 0; the others are for tenths, including their upper end.
     """
     tenths = np.ceil(pairs["dice"][pairs["true_px"] > 0].to_numpy() * 10).astype(int)
     bars = np.bincount(tenths, minlength=11).tolist()

@@ -17,13 +17,13 @@ def choose_subset(
 
     Args:
         folder: the data folder.
-        info: the model's description; of several models whose answers are averaged, what they share.
+        info: the description of the model, or of several models together.
         models: the model file or files.
         subset: all, train or val.
-        split: the split.csv that tells train from val; None for the one beside each model.
+        split: the split.csv with the folds; None for the one beside each model.
 
     Raises:
-        UsageError: train or val was asked for, and no split tells them apart, or not for all models alike.
+        UsageError: it is not known which images are train and val, or the models differ in it.
     """
     if subset == "all":
         return folder.image_ids, [*_missing(folder), *_seen_warnings(folder, info, folder.image_ids, subset)]
@@ -47,7 +47,7 @@ def choose_subset(
 def held_out(
     folder: DataFolder, infos: Sequence[ModelInfo], models: Sequence[Path], split: Path | None
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """For each of several models the ImageIds that it alone held out of its training, and warnings as above.
+    """For each of several models the ImageIds that it held out of its training, and warnings as above.
 
     Raises:
         UsageError: the models were not trained on different folds of one split.

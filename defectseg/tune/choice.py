@@ -1,6 +1,6 @@
-"""Validation images in, thresholds out, with what they score and how far that can be trusted.
+"""Choose thresholds on validation images, with their figures and a cross-validated estimate for other images.
 
-The search costs little arithmetic, because each image leaves behind only the pixel sums that every setting would keep.
+The search is fast, because each image is reduced to the pixel sums of every setting.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,18 +22,17 @@ from defectseg.tune.sums import ImageSums, sum_image
 
 FOLDS = 5
 FEW_IMAGES = 10
-"""People are warned of a class that fewer images have."""
+"""A class in fewer images gets a warning."""
 LARGEST_AREA_SHARE = 0.05
-"""No minimum area exceeds this share of an image: it would discard what the images are taken for."""
+"""No minimum area exceeds this share of the largest image, or it would discard real defects."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one class or all together score, in [0, 1]; None where no image has the class, or all have it.
+    """Figures of one class or of all together, in [0, 1]; None where there is no image to compute a figure on.
 
-    Images in which ignored pixels may hide the class are left out; `kaggle_dice` is None where these are all.
-    `recall` is the share of the images with the class in which some predicted pixel is true, `false_alarms` that of the
-    images without it in which some pixel is predicted.
+    Images in which ignored pixels may hide the class are left out. `recall` is the share of the images with the class
+    in which a predicted pixel is true, `false_alarms` the share of the images without it in which a pixel is predicted.
     """
 
     kaggle_dice: float | None
@@ -43,21 +42,21 @@ class Figures:
 
     @property
     def objective(self) -> float:
-        """Kaggle Dice plus positive Dice, in [0, 2]; the former alone where no image has the class."""
+        """Kaggle Dice plus positive Dice, in [0, 2]; Kaggle Dice alone if no image has the class."""
         return (self.kaggle_dice or 0.0) + (self.positive_dice or 0.0)
 
 
 @dataclass(frozen=True)
 class ClassChoice:
-    """The setting of one class.
+    """The thresholds of one class.
 
     Attributes:
         class_id: from 1.
         name: of the class.
         images_with: number of images that have it.
-        gate, pixel, min_area_px: the setting.
-        default, chosen: figures of the defaults and of the setting, on the images it was chosen on.
-        validated: what such a choice scores on images left out; None where there were too few to leave any out.
+        gate, pixel, min_area_px: the thresholds.
+        default, chosen: figures with the default and with these thresholds, on the images they were chosen on.
+        validated: cross-validated figures; None where there were too few images.
     """
 
     class_id: int
@@ -78,11 +77,11 @@ class Choice:
     Attributes:
         thresholds: one value for each class.
         images: number of images.
-        goal: what was sought, for people.
-        folds: of the cross-validation; 0 where there was none.
-        gain: objective in cross-validation less that of the defaults, in [-2, 2].
+        goal: the goal in words.
+        folds: of the cross-validation; 0 if there was none.
+        gain: cross-validated objective minus that of the defaults, in [-2, 2].
         gain_interval: 95 % interval of it.
-        warnings: for people.
+        warnings: sentences for the user.
     """
 
     thresholds: Thresholds
@@ -103,9 +102,9 @@ class Choice:
 
 
 class ThresholdSearch:
-    """Gathers validation images one by one, then chooses the thresholds.
+    """Collects validation images one by one, then chooses the thresholds.
 
-    Images are kept by ImageId, so the choice depends neither on their order nor on which thread or process saw which.
+    Images are stored by ImageId, so the choice does not depend on their order or on the thread or process of each.
 
     Args:
         class_names: item c names ClassId c + 1.
@@ -118,14 +117,14 @@ class ThresholdSearch:
         self.images: dict[str, ImageSums] = {}
 
     def visit(self, scored: Scored) -> None:
-        """Take in one image that `score_images` has just answered, from any thread; replaces an earlier one."""
+        """Add an image; a visitor of `score_images`, called from any thread."""
         self.images[scored.image_id] = sum_image(scored, self.grid.pixel, self.grid.area_px)
 
     def counts(self, thresholds: Thresholds) -> Counts:
         """The pixels of every (image, class) pair. Raises ValueError for thresholds that are not in the grid."""
         settings = list(zip(thresholds.pixel, thresholds.min_area_px, thresholds.gate, strict=True))
         counts: Counts = {}
-        for image_id, image in sorted(self.images.items()):  # threads took them in in any order
+        for image_id, image in sorted(self.images.items()):  # threads added them in any order
             for index, (pixel, area_px, gate) in enumerate(settings):
                 place = self.grid.pixel.index(pixel), self.grid.area_px.index(area_px)
                 passes = image.gate[index] >= np.float32(gate)
@@ -135,15 +134,15 @@ class ThresholdSearch:
         return counts
 
     def best(self, goal: Goal = BEST_DICE, *, groups: Mapping[str, str] | None = None, folds: int = FOLDS) -> Choice:
-        """Choose for each class on all images, and tell by cross-validation what the choice is worth.
+        """Choose thresholds for each class on all images, and estimate by cross-validation how they do on others.
 
         Args:
-            goal: what to choose for.
-            groups: ImageId -> group, whose images stay together in cross-validation; others stand for themselves.
+            goal: what to optimise.
+            groups: ImageId -> group; images of one group stay in one fold. Other images are independent.
             folds: of the cross-validation, at least 2.
 
         Raises:
-            DataError: no image was taken in, or ignored pixels may hide every class in all of them.
+            DataError: there is no image, or ignored pixels may hide every class in all of them.
         """
         if not any(image.known.any() for image in self.images.values()):
             why = f", since ignored pixels may hide every class in all {len(self.images)}" if self.images else ""
@@ -152,7 +151,7 @@ class ThresholdSearch:
         images = [self.images[image_id] for image_id in image_ids]
         most_px = LARGEST_AREA_SHARE * max(image.image_px for image in images)
         areas_px = tuple(area_px for area_px in self.grid.area_px if area_px <= most_px) or self.grid.area_px[:1]
-        members = [(groups or {}).get(image_id, (image_id,)) for image_id in image_ids]  # a name and a 1-tuple differ
+        members = [(groups or {}).get(image_id, (image_id,)) for image_id in image_ids]  # a tuple cannot equal the name of a group
         grid = Grid(self.grid.pixel, areas_px, self.grid.gate)
         table = Table(images, grid)
         totals = table.totals(np.arange(len(images)))

@@ -1,6 +1,6 @@
-"""The settings that a search tries, and what images score under each of them.
+"""The settings that a search tries, and the scores of images under each of them.
 
-A setting is a pixel threshold, a minimum area and a gate. The sums over parts of the images add up to those over all.
+A setting is a pixel threshold, a minimum area and a gate. The totals of disjoint sets of images can be added.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Grid:
 
     @cached_property
     def steps(self) -> NDArray[np.int64]:
-        """How many steps each setting lies from the default one: int (P, A, G)."""
+        """The number of grid steps between each setting and the default one: int (P, A, G)."""
         sizes = (len(self.pixel), len(self.area_px), len(self.gate))
         return np.asarray(
             sum(np.ix_(*(np.abs(np.arange(size) - place) for size, place in zip(sizes, self.default, strict=True))))
@@ -53,15 +53,15 @@ GRID = Grid(
 
 
 class Totals(NamedTuple):
-    """What N images score in all, by class.
+    """The summed scores of some images, by class.
 
     Attributes:
-        images: int (C,), images where it is known whether they have the class; no others count.
-        positives: int (C,), images that have the class.
-        dice: float (C, P, A, G) over all settings, or (C,) under one; sum of the Dice over these images.
-        positive_dice: the same over the images that have the class.
-        hits: of those, the images in which some predicted pixel is true.
-        alarms: images without the class in which some pixel is predicted.
+        images: int (C,), number of images where it is known whether they have the class; only these count.
+        positives: int (C,), number of images that have the class.
+        dice: float (C, P, A, G) over all settings, or (C,) under one setting; sum of the Dice.
+        positive_dice: sum of the Dice of the images that have the class.
+        hits: number of images that have the class and in which a predicted pixel is true.
+        alarms: number of images without the class in which a pixel is predicted.
     """
 
     images: NDArray[np.int64]
@@ -111,7 +111,7 @@ class Table:
         return dice
 
     def totals(self, rows: NDArray[np.int64]) -> Totals:
-        """What some of the images add up to under every setting; arrays (C, P, A, G)."""
+        """The totals of some of the images under every setting; arrays (C, P, A, G)."""
         passes, positive, dice = self.passes[:, rows], self.positive[rows].T, self._dice[:, rows]
         absent = self.known[rows].T & ~positive
         kept = self._kept_px[:, rows] > 0

@@ -1,4 +1,4 @@
-"""Thresholds from labelled images into model files: what `defectseg tune` calls."""
+"""Choose thresholds on labelled images and store them in model files: `defectseg tune`."""
 
 import logging
 from collections import Counter
@@ -33,12 +33,12 @@ class Tuning:
 
     Attributes:
         thresholds: of the classes of the data folder.
-        choice: with figures of each of these classes.
-        metrics: with the thresholds, on the images they were chosen on.
-        warnings: of the choice, too.
+        choice: figures of each of these classes.
+        metrics: of the thresholds, on the images they were chosen on.
+        warnings: including those of the choice.
         unreadable: images that could not be processed.
         stored: the model files that were changed.
-        low_bit_depth: set where 16-bit images seem to come from a camera of fewer bits; it is among the warnings, too.
+        low_bit_depth: set if 16-bit images seem to come from a camera with fewer bits; also among the warnings.
     """
 
     thresholds: Thresholds
@@ -68,27 +68,27 @@ def tune(
 ) -> Tuning:
     """Choose thresholds on labelled images, and store them in every model and in `out`.
 
-    Several models are tuned by the mean of their answers, as predict uses them, if none was trained on the images.
+    Several models are tuned on the mean of their answers, as predict uses them, if none was trained on the images.
     Otherwise each model answers for the images that it held out.
 
     Args:
         models: the model file, or several.
         data: data folder.
         subset: val or all.
-        split: split.csv that tells what was held out; None for the one beside each model.
-        goal: what to choose for.
+        split: split.csv with the folds; None for the one beside each model.
+        goal: what to optimise.
         folds: of the cross-validation.
         out: JSON file to write the thresholds to, or None.
-        dry_run: leave the models as they are.
+        dry_run: do not change the models.
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: the library that computes: auto, torch, openvino or onnx.
         tta: test-time augmentation: none, flips or turns; None for the models' own. It is not stored.
-        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the models were trained.
-        progress: told after each image.
+        bit_depth: of 16-bit files, 9 to 16; None for that of the file's tag, else of the models.
+        progress: called after each image.
 
     Raises:
         OutputExistsError: `out` exists.
-        UsageError: it cannot be told which images to choose on.
+        UsageError: it is not known which images to choose on.
         DataError, ModelError, ResourceError: data, model or device cannot be used.
     """
     if out is not None and out.exists():
@@ -131,12 +131,12 @@ def tune(
 def tune_out_of_fold(
     models: Sequence[Path], data: Path, *, device: str = "auto", bit_depth: int | None = None
 ) -> Tuning:
-    """Choose thresholds on the images that each of several models held out; nothing is written. Raises as `tune`."""
+    """Choose thresholds on the images that each model held out, without writing anything. Raises as `tune`."""
     return tune(models, data, device=device, bit_depth=bit_depth, dry_run=True)
 
 
 _Part = tuple[tuple[Path, ...], tuple[str, ...]]
-"""Models, and the ImageIds for which the mean of their answers counts."""
+"""Models, and the ImageIds that the mean of their answers is used for."""
 
 
 def _choose_images(
@@ -149,7 +149,7 @@ def _choose_images(
 ) -> tuple[list[_Part], list[str]]:
     """Which models answer for which images, and warnings; `joined` describes all models together.
 
-    Either all models answer for all images, or each for those that it held out.
+    Either all models answer for all images, or each for the images that it held out.
     """
     if len(paths) == 1:
         together = True
@@ -166,7 +166,7 @@ def _choose_images(
 
 
 def _images_text(parts: Sequence[_Part], joined: ModelInfo, folder: DataFolder, subset: str, images: int) -> str:
-    """For people, in the model file: on which images the thresholds were chosen."""
+    """The images that the thresholds were chosen on, in words for the model file."""
     if len(parts) > 1:
         return f"{images} out-of-fold images of {len(parts)} models"
     text = f"all {images} images of {folder.root.name}"
@@ -179,7 +179,7 @@ def _images_text(parts: Sequence[_Part], joined: ModelInfo, folder: DataFolder, 
 def _gather(
     folder: DataFolder, parts: Sequence[_Part], device: str, runtime: str, tta: str | None, progress: Progress
 ) -> tuple[ThresholdSearch, Score]:
-    """Take in the models' answers for their images; the score is that of all parts together."""
+    """Run the models on their images. The score is that of all parts together, without counts."""
     search, whole = ThresholdSearch(folder.class_names), Score({}, (), Counter())
     before, of_all = 0, sum(len(image_ids) for _, image_ids in parts)
 
@@ -199,7 +199,7 @@ def _gather(
 
 
 def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics) -> None:
-    """Replace the thresholds in a model file, whole or not at all; classes that were not chosen for keep theirs."""
+    """Store the thresholds in a model file atomically; classes that the data folder lacks keep their own."""
     info = read_model_info(model)
     figures = {**info.metrics, "tuned": headline(metrics)}
     figures.pop("cross_validated", None)

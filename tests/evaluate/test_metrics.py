@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from defectseg.errors import DataError
-from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs, dice_of, summarise
+from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs, dice_of, score, signed, summarise
 
 CLEAN = PairCounts(0, 0, 0)
 
@@ -159,3 +159,7 @@ def test_figures_that_do_not_exist_are_null() -> None:
         summarise({("a.jpg", 1): hidden}, ["x"])
     with pytest.raises(DataError, match="no image to score"):
         summarise({}, ["x"])
+
+
+def test_figures_have_four_decimals_and_a_sign_where_they_are_differences() -> None:
+    assert (score(None), score(0.12345), signed(0.5), signed(-0.5)) == ("–", "0.1235", "+0.5000", "−0.5000")
