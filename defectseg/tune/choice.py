@@ -151,7 +151,8 @@ class ThresholdSearch:
         images = [self.images[image_id] for image_id in image_ids]
         most_px = LARGEST_AREA_SHARE * max(image.image_px for image in images)
         areas_px = tuple(area_px for area_px in self.grid.area_px if area_px <= most_px) or self.grid.area_px[:1]
-        members = [(groups or {}).get(image_id, (image_id,)) for image_id in image_ids]  # a tuple cannot equal the name of a group
+        # An image without a group is one of its own: a tuple, which cannot equal the name of a group.
+        members = [(groups or {}).get(image_id, (image_id,)) for image_id in image_ids]
         grid = Grid(self.grid.pixel, areas_px, self.grid.gate)
         table = Table(images, grid)
         totals = table.totals(np.arange(len(images)))

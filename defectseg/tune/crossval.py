@@ -74,7 +74,7 @@ def divide(
     member_of = np.array([number_of[group] for group in groups])
     held = np.zeros((len(number_of), positive.shape[1]), np.bool_)
     np.logical_or.at(held, member_of, positive)
-    rarity = np.where(held, held.sum(axis=0), len(held) + 1).min(axis=1)  # images of the rarest class; clean groups come last
+    rarity = np.where(held, held.sum(axis=0), len(held) + 1).min(axis=1)  # of the rarest class; clean groups last
     order = generator.permutation(len(held))
     order = order[np.argsort(rarity[order], kind="stable")]
     fold_of_group = np.empty(len(held), np.int64)
