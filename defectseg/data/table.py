@@ -1,6 +1,6 @@
-"""The rows of a label table: read from every layout met in the wild, with all that is wrong with them; and written.
+"""Read the rows of a label table in every common layout, with all their faults, and write them.
 
-`read_label_table` stops at the first fault; `data check` lists them all.
+`read_label_table` stops at the first fault; `data check` lists all of them.
 """
 
 import re
@@ -20,7 +20,7 @@ MAX_CLASSES = IGNORE_CLASS_ID - 1
 
 Labels = dict[str, dict[int, str]]  # ImageId -> ClassId -> run-lengths
 
-# Without any row, an image counts as clean.
+# An image without any row counts as clean.
 NOT_CLEAN = "take the image and all its rows out: with this row alone gone, the defect would count as sound steel"
 _REMEDIES = {
     "fields": "Give the row as many fields as the header has.",
@@ -36,13 +36,13 @@ _CLASS_ID = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 3.0 once a col
 
 @dataclass(frozen=True)
 class LabelRow:
-    """One statement of a label table about an image and a class.
+    """A label of one image and one class.
 
     Attributes:
-        line: number of the line in the file, the header being 1.
+        line: line number in the file; the header is line 1.
         image_id: ImageId.
-        class_id: 1..255; 0 where the row only lists the image.
-        encoded: run-lengths; "" where the row says that the class does not occur.
+        class_id: 1..255; 0 if the row only lists the image.
+        encoded: run-lengths; "" if the class does not occur.
     """
 
     line: int
@@ -53,16 +53,16 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong.
+    """A fault of a data folder.
 
     Attributes:
-        severity: "error" where training or scoring would stop or be wrong, "warning" where it may be meant so.
+        severity: "error" if training or scoring would stop or be wrong, "warning" if it may be intended.
         kind: "image", "image-note", "size", "dark", "missing-image", "fields", "image-id", "class", "rle", "duplicate",
             "overlap", "mask-size", "mask-disagreement", "classes", "groups", "split" or "against".
-        image: ImageId, "" where none is concerned.
-        row: line in the label table, groups.csv or split.csv, the header being 1; None where none is concerned.
-        message: what is wrong, with its place.
-        remedy: what to do.
+        image: ImageId, or "".
+        row: line in the label table, groups.csv or split.csv (the header is line 1), or None.
+        message: the fault and its place.
+        remedy: how to correct it.
     """
 
     severity: Literal["error", "warning"]
@@ -79,7 +79,7 @@ warning = partial(Fault, "warning")
 
 @dataclass(frozen=True)
 class LabelScan:
-    """All sound rows of a label table, and all faults, by line."""
+    """All valid rows of a label table, and all faults, by line."""
 
     rows: list[LabelRow]
     faults: list[Fault]
@@ -90,10 +90,10 @@ class _FaultyRowError(Exception):
 
 
 def scan_label_rows(path: Path) -> LabelScan:
-    """Read a label table, sorting its rows into sound and faulty ones.
+    """Read a label table and separate its valid rows from its faults.
 
     Raises:
-        LabelError: the file cannot be read, or its header is none of the known layouts.
+        LabelError: the file cannot be read, or its header is not one of the known layouts.
     """
     table = read_csv(path)
     rows: list[LabelRow] = []
@@ -121,10 +121,10 @@ def scan_label_rows(path: Path) -> LabelScan:
 
 
 def _cells(table: CsvTable) -> Iterator[tuple[int, str, str, str]]:
-    """Line, ImageId, ClassId as text, and EncodedPixels of each statement in the table.
+    """Line, ImageId, ClassId as text, and EncodedPixels of each label in the table.
 
     Raises:
-        LabelError: the header is none of the known layouts.
+        LabelError: the header is not one of the known layouts.
     """
     if places := table.columns("ImageId", "ClassId", "EncodedPixels"):
         image, class_, encoded = places
@@ -143,7 +143,7 @@ def _cells(table: CsvTable) -> Iterator[tuple[int, str, str, str]]:
 
 
 def _wide_columns(table: CsvTable) -> tuple[int, list[tuple[int, str]]]:
-    """The column of the image and those of the classes, in a table with one column for each class."""
+    """The column of the ImageId and the columns of the classes, in a table with one column for each class."""
     classes = [(place, name) for place, name in enumerate(table.header) if name.isdecimal()]
     # pandas writes its row numbers into a first column without a name.
     others = [
@@ -177,7 +177,7 @@ def _parse_row(line: int, image_id: str, class_text: str, encoded: str) -> Label
 
 
 def _parse_class_id(text: str, encoded: str) -> int:
-    """ClassId 1..255, or 0 where the row only lists its image."""
+    """ClassId 1..255, or 0 if the row only lists its image."""
     if not encoded and text.lower() in _BLANKS:
         return 0
     number = _CLASS_ID.fullmatch(text)
