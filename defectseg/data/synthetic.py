@@ -258,7 +258,7 @@ def _cracks(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
 
 
 def _scratches(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
-    """A bundle of straight parallel lines, vertical or (one in three) slanted; the mask is a quadrilateral around it."""
+    """A bundle of straight parallel lines, vertical or (one in three) slanted; the mask is a quadrilateral."""
     unit = _unit(size_hw)
     slanting = rng.random() < 1 / 3
     length = rng.uniform(0.6, 1.8) * size_hw[0] if slanting else rng.uniform(0.4, 1.3) * size_hw[0]
