@@ -49,13 +49,9 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         OSError: it is not a regular file, or cannot be opened.
     """
     _check_regular(path.stat())
-    with open(path, "rb", opener=_open_without_waiting) as handle:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as handle:
         _check_regular(os.fstat(handle.fileno()))
         yield handle
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check_regular(status: os.stat_result) -> None:
@@ -253,11 +249,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def is_plain_path(text: str) -> bool:
-    """Whether a text is a relative POSIX path that is valid on every system and stays below its folder."""
-    return not _UNFIT.search(text) and not any(part in ("", ".", "..") for part in text.split("/"))
-
-
 def check_image_id(image_id: str, *, where: str) -> None:
     """Refuse an ImageId that is not a plain relative POSIX path below its folder.
 
@@ -265,7 +256,7 @@ def check_image_id(image_id: str, *, where: str) -> None:
         LabelError: it is empty or absolute, or has a drive, a backslash, a control character, or a part that is empty,
             "." or ".."; the message begins with `where`.
     """
-    if not is_plain_path(image_id):
+    if _UNFIT.search(image_id) or any(part in ("", ".", "..") for part in image_id.split("/")):
         raise LabelError(
             f"{where}: ImageId {image_id!r} is not a path below train_images/; expected a name such as 'a.jpg' or "
             "'line1/a.jpg' (no drive, no leading '/', no '..', no backslash)."

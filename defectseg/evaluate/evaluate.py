@@ -2,20 +2,19 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from defectseg.data.folder import DataFolder, open_data_folder
+from defectseg.data.folder import open_data_folder
 from defectseg.evaluate.metrics import Counts, Metrics, summarise
 from defectseg.evaluate.prediction_file import score_predictions
 from defectseg.evaluate.report import ERRORS, write_evaluation
-from defectseg.evaluate.score import Scored, all_unreadable, score_images
+from defectseg.evaluate.score import Evaluation, Scored, all_unreadable, score_images
 from defectseg.evaluate.subset import choose_subset
 from defectseg.files import result_folder, write_result
 from defectseg.image.overlay import encode_jpeg, paint_comparison
-from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.image.read import find_low_bit_depth
 from defectseg.inference.settings import Settings
-from defectseg.inference.stream import Unreadable
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.model.locate import as_paths
 from defectseg.predict.output import output_names
@@ -26,16 +25,6 @@ from defectseg.runtime.load import load_runtime
 OVERLAYS = "overlays"
 _OWN_ENTRIES = frozenset({"metrics.json", "pairs.csv", "report.html", ERRORS, OVERLAYS})
 _CONVENTION = "Dice of each (image, class) pair, 1 where both masks are empty, averaged over all pairs (Kaggle 2019)"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures, warnings and unreadable images; `low_bit_depth` is also among the warnings."""
-
-    metrics: Metrics
-    warnings: tuple[str, ...]
-    unreadable: tuple[Unreadable, ...] = ()
-    low_bit_depth: LowBitDepth | None = None
 
 
 def evaluate(
@@ -90,6 +79,7 @@ def evaluate(
         unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
         low = find_low_bit_depth(score.brightest)
         warnings += [*left_out, *([] if low is None else [str(low)])]
+        absent = [name for name in info.class_names if name not in folder.class_names]
         metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names), score.counts)
         write_evaluation(
             out,
@@ -97,10 +87,11 @@ def evaluate(
             counts,
             title=f"{paths[0].name if len(paths) == 1 else f'{len(paths)} models'} on {data.name}",
             facts={
-                **_facts_of_models(paths),
+                **_facts_of_models(paths, [read_model_info(path) for path in paths]),
                 "data": str(data),
                 "images": f"{len(image_ids)}, subset {subset}",
-                "classes": _describe_classes(info, folder),
+                "classes": ", ".join(folder.class_names)
+                + (f"; not in the data: {', '.join(absent)}" if absent else ""),
                 "thresholds": _describe(info.thresholds),
                 "test-time augmentation": settings.tta,
                 "runtime": network.name,
@@ -156,8 +147,7 @@ def _clear(root: Path) -> None:
         (root / name).unlink(missing_ok=True)
 
 
-def _facts_of_models(models: Sequence[Path]) -> dict[str, str]:
-    infos = [read_model_info(path) for path in models]
+def _facts_of_models(models: Sequence[Path], infos: Sequence[ModelInfo]) -> dict[str, str]:
     networks = [f"{info.recipe.model.architecture}, {info.recipe.model.encoder}" for info in infos]
     return {
         "model": ", ".join(map(str, models)),
@@ -165,11 +155,6 @@ def _facts_of_models(models: Sequence[Path]) -> dict[str, str]:
         "seed of the training": ", ".join(str(info.recipe.seed) for info in infos),
         "fold held out": ", ".join("none" if info.fold is None else str(info.fold) for info in infos),
     }
-
-
-def _describe_classes(info: ModelInfo, folder: DataFolder) -> str:
-    left_out = [name for name in info.class_names if name not in folder.class_names]
-    return ", ".join(folder.class_names) + (f"; not in the data: {', '.join(left_out)}" if left_out else "")
 
 
 def _describe(thresholds: Thresholds) -> str:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder
 from defectseg.errors import DataError
-from defectseg.evaluate.metrics import Counts, count_pairs
+from defectseg.evaluate.metrics import Counts, Metrics, count_pairs
 from defectseg.image.find import FoundImage
+from defectseg.image.read import LowBitDepth
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.inference.tiles import ImageAnswer
@@ -55,6 +56,16 @@ class Score:
     counts: Counts
     unreadable: tuple[Unreadable, ...]
     brightest: Counter[int | None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures, warnings and unreadable images; `low_bit_depth` is also among the warnings."""
+
+    metrics: Metrics
+    warnings: tuple[str, ...]
+    unreadable: tuple[Unreadable, ...] = ()
+    low_bit_depth: LowBitDepth | None = None
 
 
 def score_images(

@@ -10,11 +10,10 @@ from typing import Any
 from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.errors import OutputExistsError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
-from defectseg.evaluate.score import Score, all_unreadable, score_images
+from defectseg.evaluate.score import Evaluation, Score, all_unreadable, score_images
 from defectseg.evaluate.subset import choose_subset, count_seen, held_out
-from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.image.read import find_low_bit_depth
 from defectseg.inference.settings import Settings
-from defectseg.inference.stream import Unreadable
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info, write_model_info
 from defectseg.model.locate import as_paths
 from defectseg.progress import Progress, silent
@@ -27,27 +26,19 @@ from defectseg.tune.goals import BEST_DICE, Goal
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """Chosen thresholds.
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Evaluation):
+    """Chosen thresholds, and their metrics on the images they were chosen on; warnings include those of the choice.
 
     Attributes:
         thresholds: of the classes of the data folder.
         choice: figures of each of these classes.
-        metrics: of the thresholds, on the images they were chosen on.
-        warnings: including those of the choice.
-        unreadable: images that could not be processed.
         stored: the model files that were changed.
-        low_bit_depth: set if 16-bit images seem to come from a camera with fewer bits; also among the warnings.
     """
 
     thresholds: Thresholds
     choice: Choice
-    metrics: Metrics
-    warnings: tuple[str, ...]
-    unreadable: tuple[Unreadable, ...]
     stored: tuple[Path, ...] = ()
-    low_bit_depth: LowBitDepth | None = None
 
 
 def tune(

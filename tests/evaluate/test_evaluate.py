@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from defectseg.config import DataConfig
 from defectseg.data.folder import image_digest
 from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
-from defectseg.evaluate.evaluate import Evaluation, evaluate, evaluate_predictions
+from defectseg.evaluate.evaluate import evaluate, evaluate_predictions
+from defectseg.evaluate.score import Evaluation
 from defectseg.image.find import find_images
 from defectseg.predict.predict import predict
 from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
