@@ -81,7 +81,7 @@ def test_images_of_a_group_stay_together_and_folds_stay_even() -> None:
     assert max(class_3.values()) - min(class_3.values()) <= 4
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.sets(st.integers(1, 4)), st.one_of(st.none(), st.integers(0, 5))), min_size=8, max_size=40),
     st.integers(2, 4),

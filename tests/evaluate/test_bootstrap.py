@@ -82,7 +82,7 @@ def test_resamples_without_a_defect_are_left_out() -> None:
     assert interval_of(np.full(10, math.nan), 0.25) == Interval(0.25, 0.25)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10_000), images=st.integers(1, 40))
 def test_intervals_hold_the_figure_and_stay_in_range(seed: int, images: int) -> None:
     tally = _tally(seed, images)

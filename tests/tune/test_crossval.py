@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -70,6 +70,7 @@ def test_one_group_alone_cannot_be_validated() -> None:
     assert cross_validate(table, BEST_DICE, ["strip", "strip"], folds=5) is None
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
 def test_groups_stay_together_and_classes_are_spread(seed: int, folds: int) -> None:
     generator = np.random.default_rng(seed)
