@@ -81,7 +81,7 @@ def _special(kind: str, folder: Path) -> Path:
 @pytest.mark.skipif(os.name == "nt", reason="has no such files")
 @pytest.mark.parametrize("kind", ["folder", "named pipe", "link to a named pipe", "link to a device", "socket"])
 @pytest.mark.parametrize("replaced", [False, True])
-def test_what_is_no_regular_file_is_not_read(
+def test_only_regular_files_are_read(
     tmp_path: Path, kind: str, replaced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = _special(kind, tmp_path)
@@ -120,7 +120,7 @@ def test_two_writers_of_one_file_do_not_share_a_temporary(tmp_path: Path) -> Non
     ("number", "message"),
     [(errno.ENOSPC, "no space left on the disk"), (errno.EDQUOT, "no space left"), (errno.EIO, "cannot be written")],
 )
-def test_a_disk_that_takes_no_more_is_told_and_nothing_is_left(
+def test_a_failed_write_is_reported_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     def fail(self: Path, content: bytes) -> int:
@@ -133,7 +133,7 @@ def test_a_disk_that_takes_no_more_is_told_and_nothing_is_left(
     assert _names(tmp_path) == []
 
 
-def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(ResourceError, match="a file where a folder is needed"):
         write_bytes(tmp_path / "out" / "a.bin", b"1")

@@ -63,7 +63,7 @@ def tree(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
 
 
-def test_data_come_in_the_layout_that_every_command_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_arrive_as_a_data_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps: list[tuple[int, int]] = []
     report = fetch(
         tmp_path / "out", Kaggle(archive()), progress=lambda done, total, text="": steps.append((done, total))
@@ -83,7 +83,7 @@ def test_known_figures_are_those_of_the_competition() -> None:
     assert Figures(12_568, 6_666, (897, 247, 5_150, 801)) == SEVERSTAL
 
 
-def test_interrupted_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_interrupted_download_continues(tmp_path: Path) -> None:
     content = archive()
     broken = Kaggle(content, stop_after=100)
     with pytest.raises(CannotContinueError, match=r"the line went dead.*run the same command again to go on"):
@@ -145,9 +145,7 @@ def test_interruption_while_moving_is_finished_by_the_next_run_and_a_complete_fo
         (archive(ROWS + ROWS[:1]), "a.jpg, ClassId 1 stands in line 2 already.*Delete"),
     ],
 )
-def test_data_that_are_not_what_they_should_be_never_become_a_data_folder(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_data_with_wrong_figures_never_become_a_data_folder(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as refused:
         fetch(tmp_path / "out", Kaggle(content))
     assert f" Delete {tmp_path}/out/.download and run the same command again" in str(refused.value)
@@ -207,14 +205,14 @@ def test_refusals_of_the_service_say_what_to_do(tmp_path: Path, error: BaseExcep
         fetch(tmp_path / "out", Kaggle(b"", error=error))
 
 
-def test_403_in_the_middle_of_the_file_is_an_expired_link_and_no_matter_of_rules(tmp_path: Path) -> None:
+def test_403_in_the_middle_of_the_file_means_an_expired_link(tmp_path: Path) -> None:
     with pytest.raises(CannotContinueError):
         fetch(tmp_path / "out", Kaggle(archive(), stop_after=100))
     with pytest.raises(CannotContinueError, match=r"failed .*run the same command again to go on"):
         fetch(tmp_path / "out", Kaggle(b"", error=HttpError(403)))
 
 
-def test_client_that_leaves_another_file_is_told(tmp_path: Path) -> None:
+def test_client_that_leaves_another_file_is_reported(tmp_path: Path) -> None:
     class Other(Kaggle):
         def competition_download_files(self, competition: str, path: str, *_: Any, **__: Any) -> None:
             (Path(path) / "other.tar").write_bytes(b"x")
@@ -233,7 +231,7 @@ def test_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
         fetch(tmp_path / "file", Kaggle(archive()))
 
 
-def test_full_disk_is_told_before_anything_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_before_anything_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ResourceError, match=r"0\.0 GiB free, 0\.1 GiB needed"):
         fetch(tmp_path / "out", Kaggle(archive()))
@@ -263,7 +261,7 @@ NO_TOKEN = r"settings/api.*KAGGLE_API_TOKEN.*/rules, accept the rules"
         ("import a_package_that_nobody_has", r"defectseg\[kaggle\]"),
     ],
 )
-def test_client_that_does_not_start_is_told_with_what_to_do_and_leaves_nothing(
+def test_client_that_does_not_start_gives_advice_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], source: str, message: str
 ) -> None:
     module(tmp_path, monkeypatch, source)

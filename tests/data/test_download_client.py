@@ -115,7 +115,7 @@ def run(service: Service, tmp_path: Path, **environment: str) -> subprocess.Comp
 ACCOUNT = {"KAGGLE_USERNAME": "somebody", "KAGGLE_KEY": "0123456789abcdef"}
 
 
-def test_real_client_goes_on_where_an_earlier_run_stopped(service: Service, tmp_path: Path) -> None:
+def test_real_client_continues_an_interrupted_download(service: Service, tmp_path: Path) -> None:
     service.bytes_before_failure = 2_000_000
     broken = run(service, tmp_path, **ACCOUNT)
     assert broken.returncode == 1
@@ -129,14 +129,14 @@ def test_real_client_goes_on_where_an_earlier_run_stopped(service: Service, tmp_
     assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["train.csv", "train_images"]
 
 
-def test_rules_that_are_not_accepted_are_told(service: Service, tmp_path: Path) -> None:
+def test_rules_that_are_not_accepted_are_reported(service: Service, tmp_path: Path) -> None:
     service.api_status = 403
     refused = run(service, tmp_path, **ACCOUNT)
     assert "rules are not accepted yet" in refused.stderr
     assert refused.stdout == ""
 
 
-def test_missing_token_is_told(service: Service, tmp_path: Path) -> None:
+def test_missing_token_is_reported(service: Service, tmp_path: Path) -> None:
     unknown = run(service, tmp_path)
     assert "KAGGLE_API_TOKEN" in unknown.stderr
     assert unknown.stdout == ""

@@ -41,7 +41,7 @@ def test_clean_and_missing_images_are_known_from_the_folder(tmp_path: Path) -> N
     assert (folder.missing_images, folder.classes_of("b.jpg")) == (("b.jpg",), (2,))
 
 
-def test_masks_have_a_plane_for_each_class_and_ignored_pixels_stand_apart(tmp_path: Path) -> None:
+def test_masks_have_a_plane_for_each_class_and_ignored_pixels_are_separate(tmp_path: Path) -> None:
     folder = open_data_folder(data_folder(tmp_path))
     masks, ignore = folder.masks_of("a.jpg", (2, 3))
     assert masks.astype(int).tolist() == [
@@ -97,7 +97,7 @@ def test_a_class_that_is_labelled_under_the_border_of_another_alone_is_unknown()
     assert unknown_classes(masks, _boxes((20, 30, 10, 4))).tolist() == [False, False, True]
 
 
-def test_the_classes_of_an_image_are_those_that_are_seen_and_others_may_be_unknown(tmp_path: Path) -> None:
+def test_classes_of_an_image_are_the_visible_ones_and_others_may_be_unknown(tmp_path: Path) -> None:
     # 20 rows: pixels 1 to 20 are the first column, 401 to 600 the last ten of thirty.
     rows = {
         "a.png": {1: "1 5", 255: "401 200"},  # far from the defect
@@ -114,7 +114,7 @@ def test_the_classes_of_an_image_are_those_that_are_seen_and_others_may_be_unkno
     assert [folder.classes_of(image_id) for image_id in folder.image_ids] == [(1,), (), (1,), (), (1,)]
 
 
-def test_classes_are_those_of_classes_txt_then_four_or_more(tmp_path: Path) -> None:
+def test_classes_come_from_classes_txt_else_there_are_four_or_more(tmp_path: Path) -> None:
     root = data_folder(tmp_path)
     assert open_data_folder(root).class_names == ("class 1", "class 2", "class 3", "class 4")
     with pytest.raises(DataError, match="ClassId 3, but there are 2 classes"):
@@ -141,7 +141,7 @@ def test_classes_are_those_of_classes_txt_then_four_or_more(tmp_path: Path) -> N
         (None, "1,2,3,4", "1,2,3,4", (1, 3), (2,), "without classes.txt"),
     ],
 )
-def test_classes_are_matched_with_a_model_by_name_else_by_number_and_that_is_said(
+def test_classes_are_matched_with_a_model_by_name_else_by_number_with_a_message(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     lines: str | None,

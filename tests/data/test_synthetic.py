@@ -38,7 +38,7 @@ def sheets() -> list[synthetic.Sheet]:
     return [synthetic.make_sheet(11, index, SIZE_HW) for index in range(40)]
 
 
-def test_sheets_are_the_same_for_ever(sheets: list[synthetic.Sheet]) -> None:
+def test_sheets_never_change(sheets: list[synthetic.Sheet]) -> None:
     assert [float(sheet.image.mean()) for sheet in sheets] == pytest.approx(MEANS, abs=0.007)
     assert [float(sheet.image.std()) for sheet in sheets] == pytest.approx(DEVIATIONS, abs=0.007)
     areas_px = {

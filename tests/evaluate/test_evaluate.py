@@ -184,7 +184,7 @@ def test_a_folder_with_the_models_names_in_another_order_scores_the_same(bench: 
     assert (after.metrics, _pairs(bench.root / "after")) == (before.metrics, _pairs(bench.root / "before"))
 
 
-def test_a_folder_that_names_fewer_classes_is_scored_on_those_alone_under_the_models_numbers(
+def test_a_folder_with_fewer_classes_is_scored_on_them_with_the_models_class_ids(
     bench: _Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.label([_row("d.png", 1, *LABELS["d.png"][2])], classes="cracks\n")
@@ -202,9 +202,7 @@ def test_a_folder_that_names_fewer_classes_is_scored_on_those_alone_under_the_mo
 
 
 @pytest.mark.parametrize("learnt", [False, True])
-def test_images_of_fewer_bits_are_told_and_scored_right_once_that_is_said_or_learnt(
-    bench: _Bench, learnt: bool
-) -> None:
+def test_low_bit_depth_is_warned_of_and_scored_correctly_once_it_is_known(bench: _Bench, learnt: bool) -> None:
     for path in (bench.data / "train_images").iterdir():
         grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         assert grey is not None
@@ -256,7 +254,7 @@ def test_a_split_that_is_named_goes_before_the_one_beside_the_model(bench: _Benc
     assert any("1 images of" in warning and "mine.csv" in warning for warning in evaluation.warnings)
 
 
-def test_a_subset_that_cannot_be_told_is_refused_before_anything_is_written(bench: _Bench) -> None:
+def test_an_unknown_subset_is_refused_before_anything_is_written(bench: _Bench) -> None:
     (bench.root / "others.csv").write_text("ImageId,fold\nother.png,0\n")
     with pytest.raises(UsageError, match="none of the images"):
         bench.evaluate(subset="val", split=bench.root / "others.csv")
@@ -309,7 +307,7 @@ def test_an_ensemble_of_folds_warns_of_every_image_that_any_of_them_was_trained_
     assert warning == "the model was trained on 3 of these 4 images; scores on new images will be lower"
 
 
-def test_augmentation_at_test_time_is_as_told_and_shown_in_the_report(bench: _Bench) -> None:
+def test_requested_augmentation_is_used_and_shown_in_the_report(bench: _Bench) -> None:
     bench.evaluate("plain")
     assert len(bench.runtime.calls) == 4
     evaluation = bench.evaluate("flips", tta="flips")
@@ -323,7 +321,7 @@ def test_augmentation_at_test_time_is_as_told_and_shown_in_the_report(bench: _Be
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such files cannot exist there")
-def test_files_that_cannot_be_read_are_left_out_and_listed_whoever_predicted(bench: _Bench) -> None:
+def test_unreadable_files_are_left_out_and_listed_for_models_and_for_predictions(bench: _Bench) -> None:
     (bench.root / "all.csv").write_text("ImageId,ClassId,EncodedPixels\na.png,1,\nb.png,1,\nc.png,1,\nd.png,1,\n")
     images = bench.data / "train_images"
     (images / os.fsdecode(b"\xff.png")).write_bytes(b"")
@@ -357,7 +355,7 @@ def test_a_folder_of_unreadable_images_is_an_error_that_names_the_first(bench: _
         bench.evaluate()
 
 
-def test_labels_of_images_that_are_not_there_are_told(bench: _Bench) -> None:
+def test_labels_of_missing_images_are_warned_of(bench: _Bench) -> None:
     (bench.data / "train_images" / "d.png").unlink()
 
     missing, _ = bench.evaluate().warnings
@@ -365,7 +363,7 @@ def test_labels_of_images_that_are_not_there_are_told(bench: _Bench) -> None:
     assert "1 images of the label table are not in the folder (first: d.png)" in missing
 
 
-def test_an_earlier_evaluation_is_kept_unless_told_to_overwrite(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_evaluation_is_kept_without_overwrite(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     (bench.data / "train_images" / "b.png").write_bytes(b"not an image")
     bench.evaluate()
     out = bench.root / "out"

@@ -106,7 +106,7 @@ def test_a_class_that_is_unknown_in_all_images_has_dashes(tmp_path: Path) -> Non
     assert metrics_table(metrics)[2][:5] == ("cracks", "0", "1", "–", "–")
 
 
-def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_page_is_self_contained(tmp_path: Path) -> None:
     overlays = _write_overlays(tmp_path, ["a.jpg", "b.jpg"])
 
     _, page = _write(tmp_path, overlays=overlays)  # a.jpg has two faults and is shown once
@@ -160,7 +160,7 @@ def test_at_most_24_overlays_are_embedded_and_the_kinds_of_fault_take_turns(tmp_
 
 
 @pytest.mark.parametrize("pair", [PairCounts(5, 5, 5), PairCounts(0, 0, 0)], ids=["found", "without defects"])
-def test_a_perfect_answer_has_no_worst_pairs_and_what_does_not_exist_a_dash(tmp_path: Path, pair: PairCounts) -> None:
+def test_a_perfect_answer_has_no_worst_pairs_and_dashes_for_missing_figures(tmp_path: Path, pair: PairCounts) -> None:
     _, page = _write(tmp_path, {("a.jpg", 1): pair}, class_names=("pits",))
 
     assert "Every pair scores 1." in page.text
@@ -189,7 +189,7 @@ def test_table_has_headings_a_row_for_each_class_and_one_for_all() -> None:
         (0.0, 0.0, 0.0, "No better and no worse than predicting nothing: .*", False),
     ],
 )
-def test_verdict_says_whether_predicting_nothing_is_beaten(
+def test_verdict_compares_with_empty_predictions(
     gain: float, low: float, high: float, told: str, unproven: bool
 ) -> None:
     figures: dict[str, Any] = {"kaggle_dice": 0.8 + gain, "all_empty": 0.8, "gain_over_empty": gain}

@@ -107,7 +107,7 @@ def test_as_many_images_are_answered_at_once_as_the_runtime_takes(
 
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=hnp.arrays(np.uint8, SIZE_HW), ignored=hnp.arrays(np.bool_, SIZE_HW))
-def test_whatever_is_predicted_on_ignored_pixels_leaves_the_counts_alone(
+def test_predictions_on_ignored_pixels_do_not_change_the_counts(
     content: NDArray[np.uint8],
     ignored: NDArray[np.bool_],
     tmp_path: Path,

@@ -42,7 +42,7 @@ def _separable() -> _Sheets:
     return sheets
 
 
-def test_a_clear_gain_is_taken_and_shown() -> None:
+def test_a_clear_gain_is_chosen_with_its_figures() -> None:
     choice = _separable().search.best()
 
     (one,) = choice.classes
@@ -61,7 +61,7 @@ def test_a_clear_gain_is_taken_and_shown() -> None:
     assert content["thresholds"]["gate"] == [one.gate]
 
 
-def test_few_images_of_a_class_are_told() -> None:
+def test_few_images_of_a_class_give_a_warning() -> None:
     sheets = _Sheets(("pits", "cracks"))
     sheets.add(4, gate=0.93, labelled=True)
     sheets.add(12, gate=0.55, labelled=False)
@@ -86,7 +86,7 @@ def test_a_class_without_an_image_keeps_the_defaults(goal: Goal) -> None:
     assert cracks.chosen.false_alarms == 1
 
 
-def test_images_that_may_hide_the_class_change_nothing_but_are_told() -> None:
+def test_images_that_may_hide_the_class_only_give_a_warning() -> None:
     sheets = _separable()
     sheets.add(6, gate=0.93, labelled=False, hidden=True)  # they would be false alarms that no gate stops
 
@@ -100,7 +100,7 @@ def test_images_that_may_hide_the_class_change_nothing_but_are_told() -> None:
     assert (quiet.recall, quiet.false_alarms) == (1, 0)
 
 
-def test_a_loss_in_cross_validation_is_told_where_dice_was_sought() -> None:
+def test_a_loss_in_cross_validation_gives_a_warning_for_best_dice() -> None:
     # The one defect speaks for a gate of 0.5, the alarms for a higher one: each choice misses what it has not seen.
     sheets = _Sheets()
     sheets.add(1, gate=0.6, labelled=True)
@@ -115,7 +115,7 @@ def test_a_loss_in_cross_validation_is_told_where_dice_was_sought() -> None:
     assert not any("less than the defaults" in warning for warning in other.warnings)
 
 
-def test_a_recall_out_of_reach_is_told() -> None:
+def test_an_unreachable_recall_gives_a_warning() -> None:
     sheets = _Sheets()
     sheets.add(9, gate=0.9, labelled=True)
     sheets.add(3, gate=0.9, labelled=True, predicted_px=0)
@@ -123,7 +123,7 @@ def test_a_recall_out_of_reach_is_told() -> None:
     assert any("pits: no setting finds it" in warning for warning in sheets.search.best(TargetRecall(0.9)).warnings)
 
 
-def test_a_minimum_area_that_removes_true_defects_is_told() -> None:
+def test_a_minimum_area_that_removes_true_regions_gives_a_warning() -> None:
     # Predicted regions of 80 px are false alarms in 12 images, and in 2 all that is found of the defect of 400 px.
     sheets = _Sheets()
     sheets.add(12, gate=1.0, labelled=True)

@@ -19,7 +19,7 @@ def _write(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_a_written_file_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "thresholds.json"
 
     write_thresholds(path, NAMES, THRESHOLDS)
@@ -62,7 +62,7 @@ def test_a_model_gives_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"thresholds": 5}, "thresholds: "),
     ],
 )
-def test_what_does_not_fit_is_told_with_the_file(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_invalid_content_is_refused_with_the_file(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
     path = _write(tmp_path / "t.json", **changes)
 
     with pytest.raises(ConfigError, match=f"t.json: .*{told}"):
@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_told_with_the_file(tmp_path: Path, changes: dict[s
         ("absent.safetensors", None, ModelError, "no such model file"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_the_file(
+def test_unreadable_files_are_refused_by_name(
     tmp_path: Path, name: str, content: bytes | None, kind: type[Exception], told: str
 ) -> None:
     if content is not None:

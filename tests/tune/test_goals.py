@@ -84,7 +84,7 @@ def test_target_recall_takes_the_fewest_false_alarms_that_reach_it() -> None:
     assert TargetRecall(0.75).shortfalls(totals.at([(0, 0, 2)]), ["pits"]) == []
 
 
-def test_a_recall_that_nothing_reaches_gives_the_highest_and_a_warning() -> None:
+def test_an_unreachable_recall_gives_the_highest_and_a_warning() -> None:
     totals = _totals([4], hits=[[2, 3, 3, 1]], alarms=[[5, 4, 3, 0]])
     goal = TargetRecall(0.9)
 
@@ -94,7 +94,7 @@ def test_a_recall_that_nothing_reaches_gives_the_highest_and_a_warning() -> None
     ]
 
 
-def test_equal_false_alarms_are_told_apart_by_dice() -> None:
+def test_dice_decides_between_equal_false_alarms() -> None:
     totals = _totals([4], hits=[[4, 4, 4, 4]], alarms=[[1, 1, 1, 1]], dice=[[2, 2, 9, 9]])
 
     assert _gates(TargetRecall(1.0), totals) == [0.9]
@@ -108,7 +108,7 @@ def test_max_false_alarms_takes_the_highest_recall_within_them() -> None:
     assert _gates(MaxFalseAlarms(0), totals) == [0.9]
 
 
-def test_false_alarms_that_nothing_avoids_give_the_quietest_and_a_warning() -> None:
+def test_unavoidable_false_alarms_give_the_fewest_and_a_warning() -> None:
     totals = _totals([4], hits=[[4, 4, 3, 3]], alarms=[[3, 2, 2, 3]])
     goal = MaxFalseAlarms(0.1)
 

@@ -176,7 +176,7 @@ def test_real_thresholds_are_found() -> None:
     assert choice.chosen.objective == 2.0
 
 
-def test_where_nothing_matters_the_defaults_are_chosen() -> None:
+def test_equal_settings_give_the_defaults() -> None:
     thresholds = _search(_one_class([[0.1, 0.1]])).best().thresholds
 
     assert (thresholds.pixel, thresholds.min_area_px, thresholds.gate) == ((0.5,), (0,), (0.5,))
@@ -215,7 +215,7 @@ def test_choice_does_not_depend_on_order_or_on_the_process_that_saw_an_image() -
     assert second.best() == together.best()
 
 
-def test_no_image_or_none_that_tells_anything_is_an_error_that_says_so() -> None:
+def test_no_image_or_only_unknown_ones_is_an_error() -> None:
     with pytest.raises(DataError, match="no validation image"):
         ThresholdSearch(["a"]).best()
     image = _one_class([[0.9, 0.9]])

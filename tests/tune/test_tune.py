@@ -126,7 +126,7 @@ def test_a_pit_that_ignored_pixels_may_hide_is_neither_found_nor_a_false_alarm(d
     assert any("2 of 4 pairs of image and class are left out" in warning for warning in tuning.warnings)
 
 
-def test_images_of_fewer_bits_are_told_and_tuned_on_once_that_is_said(data: Path, models: _Models) -> None:
+def test_low_bit_depth_is_warned_of_and_can_be_given(data: Path, models: _Models) -> None:
     for path in (data / "train_images").iterdir():
         grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         assert grey is not None
@@ -142,7 +142,7 @@ def test_images_of_fewer_bits_are_told_and_tuned_on_once_that_is_said(data: Path
     assert (right.metrics.positive_dice, right.low_bit_depth) == (1, None)
 
 
-def test_all_images_can_be_asked_for_with_a_warning_of_those_it_was_trained_on(data: Path, models: _Models) -> None:
+def test_tuning_on_all_images_warns_of_training_images(data: Path, models: _Models) -> None:
     digests = tuple(image_digest(data / "train_images" / name) for name in NAMES[2:])
     model = models.add("run", fold=0, split=None, trained_on=digests)
 
@@ -153,7 +153,7 @@ def test_all_images_can_be_asked_for_with_a_warning_of_those_it_was_trained_on(d
     assert tuning.thresholds.chosen_by.startswith("search on all 6 images of data, ")
 
 
-def test_of_several_models_each_answers_for_what_it_held_out(data: Path, models: _Models) -> None:
+def test_each_of_several_models_answers_for_its_held_out_images(data: Path, models: _Models) -> None:
     paths = [models.add(f"fold-{fold}", fold=fold) for fold in (2, 0)]
     for path, levels in zip(paths, ((124, 125), (120, 121)), strict=True):
         runtime = models.runtimes[path]
@@ -169,7 +169,7 @@ def test_of_several_models_each_answers_for_what_it_held_out(data: Path, models:
 
 
 @pytest.mark.parametrize(("subset", "trained_on"), [("val", ()), ("all", ()), ("all", ("elsewhere",))])
-def test_several_models_that_saw_none_of_the_images_are_tuned_by_their_mean(
+def test_models_that_saw_none_of_the_images_are_tuned_on_their_mean(
     data: Path, models: _Models, subset: str, trained_on: tuple[str, ...]
 ) -> None:
     # One model finds the pits at 0.9, the other at 0.1: none of either's thresholds suits their mean of 0.5.
@@ -188,7 +188,7 @@ def test_several_models_that_saw_none_of_the_images_are_tuned_by_their_mean(
     assert _joined(paths).thresholds == tuning.thresholds.model_copy(update={"chosen_by": chosen_by})
 
 
-def test_several_models_that_were_trained_on_some_of_the_images_answer_for_what_each_held_out(
+def test_models_trained_on_some_of_the_images_answer_for_their_held_out_ones(
     data: Path, models: _Models, caplog: pytest.LogCaptureFixture
 ) -> None:
     digest = image_digest(data / "train_images" / "a.png")
@@ -239,7 +239,7 @@ def test_one_split_may_be_given_for_all(data: Path, models: _Models, tmp_path: P
         ((0,), (None,), {}, "no split.csv beside"),
     ],
 )
-def test_models_whose_images_cannot_be_told_apart_are_refused(
+def test_models_without_a_known_set_of_images_are_refused(
     data: Path,
     models: _Models,
     folds: tuple[int | None, ...],
@@ -257,7 +257,7 @@ def test_models_whose_images_cannot_be_told_apart_are_refused(
         _tune(paths, data, **options)
 
 
-def test_images_that_cannot_be_read_are_left_out_and_told(data: Path, models: _Models) -> None:
+def test_unreadable_images_are_left_out_with_a_warning(data: Path, models: _Models) -> None:
     (data / "train_images" / "a.png").write_bytes(b"torn")
     (data / "train_images" / "\t.png").touch()
 
