@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from defectseg.errors import OutputExistsError, ResourceError
+from defectseg.errors import LabelError, OutputExistsError, ResourceError
 from defectseg.files import (
     LOCK_NAME,
     TEMPORARY_PREFIX,
     atomic_path,
+    check_image_id,
     check_is_free,
     folder_lock,
     open_regular,
@@ -205,3 +206,22 @@ def test_a_file_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Path, "replace", name)
     write_bytes(tmp_path / "a", b"1")
     assert events == ["flushed", "named"]
+
+
+@pytest.mark.parametrize(
+    "image_id",
+    [
+        *("", "/etc/passwd", "../a.jpg", "sub/../../a.jpg", "sub/..", "..", ".", "./a.jpg", "sub//a.jpg", "sub/"),
+        *("sub\\a.jpg", "..\\a.jpg", "C:/a.jpg", "c:a.jpg", "\\\\server\\share\\a.jpg", "a\0.jpg", "a\n.jpg"),
+    ],
+)
+def test_image_id_that_could_leave_its_folder_is_refused(image_id: str) -> None:
+    with pytest.raises(LabelError, match=r"^pairs\.csv, line 7: ImageId"):
+        check_image_id(image_id, where="pairs.csv, line 7")
+
+
+@pytest.mark.parametrize(
+    "image_id", ["a.jpg", "line 1/a.jpg", "..a.jpg", "a..jpg", "Blech_Ü/ä.png", "-a.jpg", "a,b.jpg"]
+)
+def test_plain_relative_paths_are_image_ids(image_id: str) -> None:
+    check_image_id(image_id, where="")
