@@ -194,6 +194,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_empty_folder(folder: Path) -> bool:
+    """Whether `folder` is absent or has only hidden entries, such as a lock, and litter of file managers."""
+    return not folder.exists() or (folder.is_dir() and not _entries(folder))
+
+
 def _entries(folder: Path) -> list[str]:
     """The sorted names in a folder, without hidden files and the litter of Windows and Excel; empty if it is absent."""
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []

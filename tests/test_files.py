@@ -18,6 +18,7 @@ from defectseg.files import (
     check_image_id,
     check_is_free,
     folder_lock,
+    is_empty_folder,
     open_regular,
     remove_stale_temporaries,
     write_bytes,
@@ -180,12 +181,16 @@ def test_a_lock_file_left_by_a_dead_process_does_not_count(tmp_path: Path) -> No
 
 def test_a_folder_is_free_while_it_holds_nothing_but_hidden_entries(tmp_path: Path) -> None:
     check_is_free(tmp_path / "absent")
+    assert is_empty_folder(tmp_path / "absent")
     for name in (LOCK_NAME, f"{TEMPORARY_PREFIX}00-a", "~$table.xlsx", "Thumbs.db"):
         (tmp_path / name).touch()
     check_is_free(tmp_path)
+    assert is_empty_folder(tmp_path)
     for name in "edcba":
         (tmp_path / name).touch()
     check_is_free(tmp_path, "abcde")
+    assert not is_empty_folder(tmp_path)
+    assert not is_empty_folder(tmp_path / "a")
     with pytest.raises(OutputExistsError, match="holds a, b, c and 2 more"):
         check_is_free(tmp_path)
     with pytest.raises(OutputExistsError, match="holds d, e, not written by predict"):

@@ -30,14 +30,16 @@ def demo(
     from defectseg.config import load_recipe
     from defectseg.data.folder import images_folder
     from defectseg.data.synthetic import write_data_folder
+    from defectseg.errors import OutputExistsError
     from defectseg.evaluate.evaluate import evaluate
     from defectseg.evaluate.report import metrics_table
-    from defectseg.files import check_is_free
+    from defectseg.files import is_empty_folder
     from defectseg.image.find import find_images
     from defectseg.predict.predict import predict
     from defectseg.train.train import train
 
-    check_is_free(out)
+    if not is_empty_folder(out):
+        raise OutputExistsError(f"{out}: not empty. Choose another --out.")
     print(f"1/4 making {TRAINING_SHEETS} synthetic sheets to train on, and {UNSEEN_SHEETS} others", flush=True)
     write_data_folder(out / "train", images=TRAINING_SHEETS, seed=_TRAINING_SEED)
     write_data_folder(out / "unseen", images=UNSEEN_SHEETS, seed=_UNSEEN_SEED)

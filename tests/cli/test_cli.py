@@ -604,7 +604,7 @@ def test_data_synthesize_and_split_write_exactly_their_files(call: Call, tmp_pat
     images = {f"train_images/sheet_{number:05}.jpg" for number in range(6)}
     assert files(tmp_path / "sheets") == {"train.csv", "classes.txt", "split.csv", *images}
     assert_refused(again, 2, "sheets", "not empty")
-    assert_refused(call("demo", "--out", "sheets"), 2, "sheets: not empty")
+    assert_refused(call("demo", "--out", "sheets"), 2, "sheets: not empty. Choose another --out.")
     assert split.returncode == 0, split.stderr
     folds = {row["ImageId"]: row["fold"] for row in rows(tmp_path / "sheets" / "split.csv")}
     assert set(folds) == {Path(image).name for image in images}
