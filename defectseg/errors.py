@@ -50,10 +50,10 @@ class DefectsegError(Exception):
         return self.worded(lambda name, value: name if value is None else f"{name}={value!r}")
 
     def worded(self, spell: Callable[[str, object], str]) -> str:
-        """The message with arguments in another notation, such as command-line flags.
+        """The message for people who know arguments by other names.
 
         Args:
-            spell: formats an argument and its value; if the value is None, the name alone.
+            spell: gives an argument with its value, or, where the value is None, its name alone.
         """
         text = str(self.args[0])
         if self.argument is not None:
