@@ -37,7 +37,7 @@ def test_a_missing_extra_says_what_to_install() -> None:
         raise MissingExtraError("training", "train")
 
 
-def test_an_error_names_arguments_in_the_notation_of_its_reader() -> None:
+def test_an_error_names_arguments_as_its_reader_knows_them() -> None:
     error = UsageError("expected 1 or more, found 0.", argument="workers", go_on={"overwrite": True})
     assert str(error) == "workers: expected 1 or more, found 0. Or go on with overwrite=True."
     shown = error.worded(lambda name, value: f"--{name}")

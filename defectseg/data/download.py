@@ -54,15 +54,18 @@ SEVERSTAL = Figures(images=12_568, defect_images=6_666, masks_per_class=(897, 24
 
 
 @dataclass(frozen=True)
-class DownloadReport(Figures):
-    """The content of the folder after a download.
+class DownloadReport:
+    """The content of the folder after a download: its figures and two facts more.
 
     Attributes:
         test_images: number of test images, which have no labels.
         was_there: True where an earlier run had finished.
     """
 
+    images: int
     test_images: int
+    defect_images: int
+    masks_per_class: tuple[int, ...]
     was_there: bool
 
 

@@ -100,7 +100,7 @@ def test_classes_are_given_in_order(tmp_path: Path) -> None:
 def test_download_reports_a_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from defectseg.data import download
 
-    report = download.DownloadReport(12_568, 6_666, (897, 247, 5_150, 801), 5_506, was_there=True)
+    report = download.DownloadReport(12_568, 5_506, 6_666, (897, 247, 5_150, 801), was_there=True)
     monkeypatch.setattr(download, "download_severstal", lambda *_, **__: report)
     text = succeed("download", "severstal", "--out", tmp_path)
     assert "12568 images, 6666 with a defect; masks per class 897 / 247 / 5150 / 801" in text
