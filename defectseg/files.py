@@ -240,12 +240,12 @@ def resource_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        told = f"cannot be written ({error.strerror or error}). Check the path and its permissions."
+        reason = f"cannot be written ({error.strerror or error}). Check the path and its permissions."
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            told = "no space left on the disk. Free some and run the same command again."
+            reason = "no space left on the disk. Free some and run the same command again."
         elif error.errno in (errno.EEXIST, errno.ENOTDIR):
-            told = "there is a file where a folder is needed. Choose another path."
-        raise ResourceError(f"{path}: {told}") from error
+            reason = "there is a file where a folder is needed. Choose another path."
+        raise ResourceError(f"{path}: {reason}") from error
 
 
 def file_sha256(path: Path) -> str:

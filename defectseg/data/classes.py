@@ -80,8 +80,8 @@ def match_classes(path: Path, names: Sequence[str], model_names: Sequence[str]) 
         )
     ids = {name: keys.index(key) + 1 for name, key in zip(model_names, model_keys, strict=True) if key in keys}
     if left_out := [name for name in model_names if name not in ids]:
-        told = ", ".join(left_out), ", ".join(ids)
-        log.warning("%s: does not name %s; of the model's classes only %s count", path, *told)
+        others, named = ", ".join(left_out), ", ".join(ids)
+        log.warning("%s: does not name %s; of the model's classes only %s count", path, others, named)
     return ids
 
 

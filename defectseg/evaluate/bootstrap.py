@@ -23,7 +23,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Tally:
-    """What each image adds to the figures: arrays (N, C) over images and classes.
+    """The contribution of each image to the figures: arrays (N, C) over images and classes.
 
     `dice` float64 in [0, 1], NaN for pairs in which ignored pixels may hide the class; `true_px`, `predicted_px`
     and `both_px` int64.

@@ -1,4 +1,4 @@
-"""Score predictions from a table in the Kaggle format, whoever made them."""
+"""Score predictions from a table in the Kaggle format, made by any program."""
 
 from pathlib import Path
 

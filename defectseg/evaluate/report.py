@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: metrics.json, pairs.csv, errors.csv and a self-contained report.html."""
+"""Write the files of an evaluation: metrics.json, pairs.csv, errors.csv and a self-contained report.html."""
 
 import json
 from collections.abc import Mapping, Sequence

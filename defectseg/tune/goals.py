@@ -1,4 +1,4 @@
-"""What thresholds are chosen for: the best masks, or a limit on misses or false alarms.
+"""The goals of a choice of thresholds: the best masks, or a limit on misses or false alarms.
 
 With a few dozen validation images, of which two or ten have a class, the score of a setting varies much from one image
 to the next, and the highest score is often due to chance. Each score is therefore averaged with its neighbours in the

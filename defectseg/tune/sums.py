@@ -1,4 +1,4 @@
-"""What the search for thresholds keeps of an image: pixel sums under every pixel threshold and minimum area.
+"""Pixel sums of an image under every pixel threshold and minimum area, for the search for thresholds.
 
 They equal the results of the real post-processing, and take a few hundred bytes a class.
 """
