@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from defectseg.evaluate.metrics import PairCounts
 from defectseg.evaluate.score import Scored
 from defectseg.inference.tiles import ImageAnswer
+from defectseg.model.info import Thresholds
 from defectseg.tune.choice import ThresholdSearch
 from defectseg.tune.goals import BEST_DICE, Goal, LeastCost, MaxFalseAlarms, TargetRecall
 from defectseg.tune.grid import GRID, Grid
@@ -143,6 +145,8 @@ def test_a_single_image_is_not_cross_validated() -> None:
     choice = sheets.search.best()
 
     assert (choice.validated, choice.gain, choice.folds, choice.classes[0].validated) == (None, None, 0, None)
+    at_the_gate = Thresholds(gate=(0.9,), pixel=(0.5,), min_area_px=(100,))
+    assert sheets.search.counts(at_the_gate) == {("000.jpg", 1): PairCounts(400, 400, 400)}
     assert any("too few images to cross-validate" in warning for warning in choice.warnings)
 
 
