@@ -1,13 +1,13 @@
-"""What can go wrong, and the exit code of each.
+"""The exception tree, with the exit code of each error.
 
 DefectsegError                    1   never raised itself
-├── UsageError                    2   a flag, argument or combination that makes no sense
-│   ├── ConfigError               2   a recipe, or a change of one, that is not valid
+├── UsageError                    2   an invalid flag, argument or combination
+│   ├── ConfigError               2   an invalid recipe or change of one
 │   └── OutputExistsError         2   a folder or file that would be overwritten
 └── CannotContinueError           4   something needed is missing, unreadable or exhausted
     ├── DataError                 4   a data folder or one of its files
     │   ├── LabelError            4   a label table, its rows and run-lengths
-    │   └── ImageError            4   one image; in a batch it is recorded and the batch goes on
+    │   └── ImageError            4   one image; a batch records it and continues
     ├── ModelError                4   a model file, or weights that do not fit
     ├── MissingExtraError         4   a package that is not installed
     └── ResourceError             4   disk space, memory, device, a folder in use
@@ -39,12 +39,12 @@ spelling: Callable[[str, object], str] = _as_keyword
 
 
 class DefectsegError(Exception):
-    """A mistake that a user can mend: the message names the thing, what was expected, and what to do.
+    """A mistake that a user can correct: the message says what is wrong, what was expected, and what to do.
 
     Args:
-        message: for people. It speaks of no command-line flag, since Python code may have called.
+        message: text without command-line flags, because the caller may be Python code.
         argument: the keyword argument that the message is about.
-        go_on: keyword arguments with which the same call would go on all the same.
+        go_on: keyword arguments with which the same call would succeed.
     """
 
     exit_code: ExitCode = ExitCode.BUG
@@ -64,17 +64,17 @@ class DefectsegError(Exception):
 
 
 class UsageError(DefectsegError):
-    """A flag, an argument or a combination of them that makes no sense."""
+    """An invalid flag, argument or combination of them."""
 
     exit_code = ExitCode.USAGE
 
 
 class ConfigError(UsageError):
-    """A recipe, or a change of one of its keys, that is not valid."""
+    """An invalid recipe, or an invalid change of one of its keys."""
 
 
 class OutputExistsError(UsageError):
-    """A folder or file that is already there and would be overwritten."""
+    """A folder or file that exists and would be overwritten."""
 
 
 class CannotContinueError(DefectsegError):
@@ -88,11 +88,11 @@ class DataError(CannotContinueError):
 
 
 class LabelError(DataError):
-    """A label table, one of its rows, or a run-length that is not valid."""
+    """An invalid label table, row or run-length."""
 
 
 class ImageError(DataError):
-    """One image that cannot be read whole. In a batch it is recorded and the batch goes on."""
+    """One image that cannot be read completely. A batch records it and continues."""
 
 
 class ModelError(CannotContinueError):
@@ -100,11 +100,11 @@ class ModelError(CannotContinueError):
 
 
 class MissingExtraError(CannotContinueError):
-    """A package that this installation lacks.
+    """A package that is not installed.
 
     Args:
-        what: what needs the package, as the subject of a sentence ("training").
-        extra: the name of the extra of `defectseg` that brings the package.
+        what: the feature that needs the package, as the subject of a sentence ("training").
+        extra: the extra of `defectseg` that installs the package.
     """
 
     def __init__(self, what: str, extra: str) -> None:
@@ -112,10 +112,10 @@ class MissingExtraError(CannotContinueError):
 
 
 class ResourceError(CannotContinueError):
-    """Disk space, memory or a device ran out or is not there, or a folder is in use by another job."""
+    """Disk space or memory ran out, a device is missing, or another process uses a folder."""
 
 
 def require_extra(what: str, extra: str, *packages: str) -> None:
-    """Raise MissingExtraError where one of the packages is not installed; nothing is imported."""
+    """Raise MissingExtraError if one of the packages is not installed, without importing any."""
     if any(find_spec(package) is None for package in packages):
         raise MissingExtraError(what, extra)

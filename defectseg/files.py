@@ -1,4 +1,4 @@
-"""Files: atomic writes, one guard for result folders, CSV; reading what is really a file."""
+"""Files: atomic writes, locks, the guard for result folders, CSV tables, and safe reading."""
 
 import csv
 import errno
@@ -21,20 +21,12 @@ from filelock import FileLock, Timeout
 
 from defectseg.errors import LabelError, OutputExistsError, ResourceError
 
-# Backslashes, control characters, and (the last range) bytes that are not UTF-8: no ImageId has them.
+# No ImageId has backslashes, control characters, or (the last range) bytes that are not UTF-8.
 UNFIT_CHARACTERS = r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 _UNFIT = re.compile(f"^/|^[A-Za-z]:|{UNFIT_CHARACTERS}")
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
-_LITTER = ("Thumbs.db", "desktop.ini")  # of Windows; that of other systems is hidden
-
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+_LITTER = ("Thumbs.db", "desktop.ini")  # written by Windows; other systems hide theirs
 
 
 def size_and_time(path: Path) -> tuple[int, int]:
@@ -50,41 +42,37 @@ def size_and_time(path: Path) -> tuple[int, int]:
 def open_regular(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading. Links are followed, but only to a regular file.
 
-    Opening or reading a named pipe, a socket or a device may hang for ever or have effects, so they are told apart
-    before, and once more after opening, since a file may be replaced in between.
+    Opening or reading a named pipe, a socket or a device may hang for ever or have side effects. The kind of file is
+    therefore checked before opening, and again afterwards, because the file may be replaced in between.
 
     Raises:
         OSError: it is not a regular file, or cannot be opened.
     """
     _check_regular(path.stat())
-    with open(path, "rb", opener=_open_without_waiting) as handle:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as handle:
         _check_regular(os.fstat(handle.fileno()))
         yield handle
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 def _check_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'of an unusual kind')}, not a file")
+        raise OSError(errno.EINVAL, "a folder, a named pipe, a socket or a device, not a file")
 
 
 def temporary_beside(path: Path) -> Path:
-    """A fresh name in the folder of `path`, with its suffix, and short however long its name is."""
+    """An unused, short name in the folder of `path`, with the suffix of `path`."""
     return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}{path.suffix[-16:]}")
 
 
 @contextmanager
 def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
-    """Give a temporary path in the folder of `path`; on leaving without an error, move it to `path`.
+    """Yield a temporary path in the folder of `path`, and move it to `path` if the block ends without an error.
 
-    The temporary keeps the suffix of `path`, since writers choose their format by it.
+    The temporary file keeps the suffix of `path`, because writers choose their format by it.
 
     Args:
         path: the file; its folder is made if absent.
-        flush: wait until the disk has the content, so that a power cut cannot leave an empty file.
+        flush: wait until the content is on the disk, so that a power cut cannot leave an empty file.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
@@ -99,7 +87,7 @@ def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
                     os.fsync(handle.fileno())
             temporary.replace(path)
     except BaseException:
-        with suppress(OSError):  # a failure to remove it must not hide the error that led here
+        with suppress(OSError):  # a failure to remove it must not hide the first error
             temporary.unlink()
         raise
 
@@ -121,29 +109,29 @@ def write_text(path: Path, content: str) -> None:
 def write_result(path: Path, content: bytes) -> None:
     """Like `write_bytes`, without waiting for the disk: for the many small results of a batch.
 
-    A power cut can lose the last of them; they are made again, since the journal of the batch is flushed after them.
+    A power cut can lose the last results. They are made again, because the journal of the batch is flushed after them.
     """
     with atomic_path(path, flush=False) as temporary:
         temporary.write_bytes(content)
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Delete what interrupted writes left below `folder`. Call it only while holding the folder's lock."""
+    """Delete the temporary files of interrupted writes below `folder`. The caller must hold the folder's lock."""
     for leftover in folder.rglob(f"{TEMPORARY_PREFIX}*"):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
 
 
 def check_is_free(folder: Path, own: Collection[str] = (), *, writer: str = "") -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that is not empty.
 
     Args:
-        folder: may be absent. Hidden entries do not count, such as our own lock or what file managers leave.
+        folder: may be absent. Hidden entries and the litter of file managers do not count.
         own: names of entries that it may hold.
-        writer: the command that writes those, for the message.
+        writer: the command that writes `own`, for the message.
 
     Raises:
-        OutputExistsError: it holds something else, which the message names; or it is a file.
+        OutputExistsError: it holds anything else, which the message names; or it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputExistsError(f"{folder}: is a file. Choose another output folder.")
@@ -157,17 +145,17 @@ def check_is_free(folder: Path, own: Collection[str] = (), *, writer: str = "") 
 def result_folder(
     folder: Path, own: Collection[str], *, writer: str, overwrite: bool | None = False, mark: str = ""
 ) -> Iterator[None]:
-    """Hold a folder for the results of a command, which may be absent, empty, or hold earlier results of the command.
+    """Lock a folder for the results of a command. It may be absent, empty, or hold earlier results of the command.
 
     Args:
         folder: made if absent.
-        own: names of what the command writes. Nothing else may be there.
+        own: names of the entries that the command writes. Any other entry is refused.
         writer: name of the command, for messages.
-        overwrite: whether earlier results may be replaced, which the caller does; None: it knows how to go on.
-        mark: a file by which the command knows its folder. Whatever people put beside it since is left alone.
+        overwrite: whether the caller replaces earlier results; None if it continues them.
+        mark: a file that only the command writes. Where it exists, other entries are left alone instead of refused.
 
     Raises:
-        OutputExistsError: the folder holds something else, or earlier results that may not be replaced.
+        OutputExistsError: the folder holds other files, or earlier results that must not be replaced.
         ResourceError: another process writes there, or the folder cannot be made.
     """
     with folder_lock(folder):
@@ -184,49 +172,46 @@ def result_folder(
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` (made if absent) for this process alone; a lock left by a dead process does not count.
+    """Lock `folder` (made if absent) for this process; the lock file of a dead process does not count.
 
     Raises:
-        ResourceError: another process holds it, or the folder cannot be made.
+        ResourceError: another process holds the lock, or the folder cannot be made.
     """
+    lock = FileLock(folder / LOCK_NAME)
     with resource_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK_NAME
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ResourceError(
-            f"{folder}: another defectseg is writing there. Wait for it or choose another output folder."
-        ) from None
-    except OSError as error:
-        raise _as_resource_error(error, folder) from error
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ResourceError(
+                f"{folder}: another defectseg is writing there. Wait for it or choose another output folder."
+            ) from None
     try:
         yield
     finally:
         with suppress(OSError):  # Windows does not delete an open file
-            path.unlink()
+            (folder / LOCK_NAME).unlink()
         lock.release()
 
 
 def is_empty_folder(folder: Path) -> bool:
-    """True where `folder` is absent or holds nothing but hidden entries, such as a lock."""
+    """Whether `folder` is absent or has only hidden entries, such as a lock, and litter of file managers."""
     return not folder.exists() or (folder.is_dir() and not _entries(folder))
 
 
 def _entries(folder: Path) -> list[str]:
-    """What a folder holds, sorted, without hidden entries and what Windows and Excel leave; nothing if it is absent."""
+    """The sorted names in a folder, without hidden files and the litter of Windows and Excel; empty if it is absent."""
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     return [name for name in names if not name.startswith((".", "~$")) and name not in _LITTER]
 
 
 @contextmanager
 def new_folder(out: Path, *, last: str) -> Iterator[Path]:
-    """Give an empty folder to fill; on leaving without an error it becomes `out`, else nothing is left.
+    """Yield an empty folder to fill; it becomes `out` if the block ends without an error, else it is removed.
 
     Args:
         out: a folder that is absent or empty.
-        last: the entry that makes the folder complete: where `out` is there already, it is moved in after the others.
+        last: the entry that makes the folder complete. If `out` exists, this entry is moved into it last.
 
     Raises:
         OutputExistsError: `out` is not empty.
@@ -234,7 +219,7 @@ def new_folder(out: Path, *, last: str) -> Iterator[Path]:
     """
     check_is_free(out)
     out = out.absolute()
-    # A folder that is there may be a mount, whose parent is another disk, or somebody's working folder: it is filled.
+    # An existing folder may be a mount point or somebody's working directory, so it is filled instead of replaced.
     building = temporary_beside(out / "folder" if out.exists() else out)
     try:
         with resource_errors(out):
@@ -251,19 +236,16 @@ def new_folder(out: Path, *, last: str) -> Iterator[Path]:
 
 @contextmanager
 def resource_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says of writing `path` into a ResourceError that says what to do."""
+    """Turn an OSError from writing `path` into a ResourceError that says what to do."""
     try:
         yield
     except OSError as error:
-        raise _as_resource_error(error, path) from error
-
-
-def _as_resource_error(error: OSError, path: Path) -> ResourceError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"{path}: no space left on the disk. Free some and run the same command again.")
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return ResourceError(f"{path}: there is a file where a folder is needed. Choose another path.")
-    return ResourceError(f"{path}: cannot be written ({error.strerror or error}). Check the path and its permissions.")
+        reason = f"cannot be written ({error.strerror or error}). Check the path and its permissions."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "no space left on the disk. Free some and run the same command again."
+        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+            reason = "there is a file where a folder is needed. Choose another path."
+        raise ResourceError(f"{path}: {reason}") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -272,19 +254,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def is_plain_path(text: str) -> bool:
-    """Whether a text is a relative POSIX path that every system knows, and that stays below its folder."""
-    return not _UNFIT.search(text) and not any(part in ("", ".", "..") for part in text.split("/"))
-
-
 def check_image_id(image_id: str, *, where: str) -> None:
     """Refuse an ImageId that is not a plain relative POSIX path below its folder.
 
     Raises:
-        LabelError: it is empty or absolute, names a drive, has a backslash, a control sign or a part that is empty, "."
-            or ".."; names `where`.
+        LabelError: it is empty or absolute, or has a drive, a backslash, a control character, or a part that is empty,
+            "." or ".."; the message begins with `where`.
     """
-    if not is_plain_path(image_id):
+    if _UNFIT.search(image_id) or any(part in ("", ".", "..") for part in image_id.split("/")):
         raise LabelError(
             f"{where}: ImageId {image_id!r} is not a path below train_images/; expected a name such as 'a.jpg' or "
             "'line1/a.jpg' (no drive, no leading '/', no '..', no backslash)."
@@ -297,9 +274,9 @@ class CsvTable:
 
     Attributes:
         path: the file, for messages.
-        header: the names of the columns, without blanks around them.
-        rows: number of the line in the file (the header is line 1), fields.
-        ragged: number of the line and count of fields of the rows left out because they have another count.
+        header: the names of the columns, stripped.
+        rows: line number in the file (the header is line 1) and fields.
+        ragged: line number and field count of the rows left out because their count differs from the header's.
     """
 
     path: Path
@@ -308,19 +285,19 @@ class CsvTable:
     ragged: list[tuple[int, int]]
 
     def columns(self, *names: str) -> tuple[int, ...] | None:
-        """The places of the named columns, whatever their case; None where one is missing."""
+        """Indices of the named columns, ignoring case; None if one is missing."""
         lower = [name.lower() for name in self.header]
         wanted = [name.lower() for name in names]
         return tuple(lower.index(name) for name in wanted) if all(name in lower for name in wanted) else None
 
 
 def read_csv(path: Path) -> CsvTable:
-    """Read a CSV file (UTF-8, comma-separated, gzip recognised by its content). Empty lines are passed over.
+    """Read a CSV file (UTF-8, comma-separated, gzip recognised by its content). Empty lines are skipped.
 
     Raises:
-        LabelError: it is missing, empty, not whole, or not UTF-8 text with commas.
+        LabelError: it is missing, empty, truncated, or not UTF-8 CSV.
     """
-    csv.field_size_limit(2**31 - 1)  # the run-lengths of one large mask pass the default of 128 KiB
+    csv.field_size_limit(2**31 - 1)  # the run-lengths of a large mask exceed the default of 128 KiB
     reader = csv.reader(io.StringIO(_read_text(path), newline=""))
     rows: list[tuple[int, list[str]]] = []
     ragged: list[tuple[int, int]] = []
@@ -338,20 +315,23 @@ def read_csv(path: Path) -> CsvTable:
     return CsvTable(path, header, rows, ragged)
 
 
-def read_pairs(path: Path, first: str, second: str) -> list[tuple[int, str, str]]:
-    """Line number and two named columns of a small table, such as groups.csv.
+def read_by_image(path: Path, column: str) -> Iterator[tuple[str, str, str]]:
+    """File and line, ImageId, and the value of another column, for each row of a table such as groups.csv.
 
     Raises:
-        LabelError: as `read_csv`; also where a column is missing or a row has too few or too many fields.
+        LabelError: as `read_csv` and `check_image_id`; a column is missing; or a row has too few or too many fields.
     """
     table = read_csv(path)
-    places = table.columns(first, second)
+    places = table.columns("ImageId", column)
     if places is None:
-        raise LabelError(f"{path}: has the columns {', '.join(table.header)}; expected {first},{second}.")
+        raise LabelError(f"{path}: has the columns {', '.join(table.header)}; expected ImageId,{column}.")
     if table.ragged:
         line, count = table.ragged[0]
         raise LabelError(f"{path}, line {line}: has {count} fields; expected {len(table.header)} as in the header.")
-    return [(line, fields[places[0]], fields[places[1]].strip()) for line, fields in table.rows]
+    for line, fields in table.rows:
+        where, image_id = f"{path}, line {line}", fields[places[0]]
+        check_image_id(image_id, where=where)
+        yield where, image_id, fields[places[1]].strip()
 
 
 def _read_text(path: Path) -> str:
@@ -371,7 +351,7 @@ def _read_text(path: Path) -> str:
 
 @contextmanager
 def atomic_csv(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Iterable[Iterable[Any]]], Any]]:
-    """Give a function that writes rows to a table with these columns; the file is whole or absent.
+    """Yield a function that writes rows to a table with these columns; the file is written whole or not at all.
 
     Bytes of a file name that are not valid UTF-8 are written as escapes.
 

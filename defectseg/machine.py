@@ -1,4 +1,4 @@
-"""What a measurement depends on besides the program: the processor, versions, memory."""
+"""The machine that a measurement was made on: processor, cores, memory, versions of packages."""
 
 import os
 import platform
@@ -11,13 +11,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 _CPU_INFO, _STATUS = Path("/proc/cpuinfo"), Path("/proc/self/status")
-# Instructions that decide how fast a network is; names are Linux's.
+# Instruction sets that decide how fast a network runs, as Linux names them.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "torch")
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, cores that this process may use, instructions, load, system, versions; without what is unknown."""
+    """Processor, usable cores, instruction sets, load, system and versions; unknown facts are left out."""
     facts = {
         "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
         "cores": cores(),
@@ -33,19 +33,19 @@ def machine_facts() -> dict[str, Any]:
 
 def cores() -> int:
     """Number of logical cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def is_main_process() -> bool:
-    """False in all but the first of the processes that torchrun starts: one of them speaks for all."""
+    """True for the process that logs and writes: the only one, or the first that torchrun starts."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def peak_memory_mb() -> float | None:
-    """Largest resident size of this process so far, in MB (10^6 bytes); None where the system does not tell.
+    """Largest resident size of this process so far, in MB (10^6 bytes); None where the system does not report it.
 
-    Linux's own counter begins anew with each program; getrusage's is inherited from the parent.
+    On Linux, /proc is read because the counter of getrusage is inherited from the parent process.
     """
     if _STATUS.exists():
         for line in _STATUS.read_text(encoding="utf-8").splitlines():
@@ -68,7 +68,7 @@ def _cpu_info(*keys: str) -> str:
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:
-    """Versions of those packages that are installed."""
+    """Versions of the packages that are installed."""
     found = {}
     for name in names:
         with suppress(PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""How far long work has come, and lists of names that stay short."""
+"""The progress callback, and short lists of names for messages."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -7,18 +7,18 @@ EXAMPLES_SHOWN = 5
 
 
 class Progress(Protocol):
-    """Is told how far a long piece of work has come; the command line draws it as a bar."""
+    """A callback for the progress of a long task; the command line draws it as a bar."""
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
-        """Take `done` of `total` steps, 0 where the total is not known, and a line on the present step."""
+        """Report `done` of `total` steps (0 if the total is unknown) and a line about the current step."""
 
 
 def silent(done: int, total: int, text: str = "") -> None:
-    """The Progress of a caller who does not want to know."""
+    """A Progress that does nothing."""
 
 
 def some(names: Iterator[str] | list[str] | set[str]) -> str:
-    """The first few of some names in order, and how many more there are."""
+    """The first few names in order, and how many more there are."""
     ordered = sorted(names)
     more = len(ordered) - EXAMPLES_SHOWN
     return ", ".join(ordered[:EXAMPLES_SHOWN]) + (f" and {more} more" if more > 0 else "")

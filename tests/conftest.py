@@ -5,11 +5,12 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck
@@ -180,5 +181,24 @@ def write_model() -> Callable[..., Path]:
         else:
             save_file({"weight": weights}, path, metadata={METADATA_KEY: text})
         return path
+
+    return write
+
+
+@pytest.fixture
+def write_data() -> Callable[..., Path]:
+    """Writes a data folder from pictures by ImageId and the rows of train.csv."""
+
+    def write(
+        root: Path, images: Mapping[str, NDArray[Any]], rows: Iterable[str] = (), classes: Iterable[str] = ()
+    ) -> Path:
+        for name, image in images.items():
+            path = root / "train_images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+        (root / "train.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows, ""]))
+        if names := list(classes):
+            (root / "classes.txt").write_text("\n".join(names))
+        return root
 
     return write

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from defectseg.errors import ResourceError
+from defectseg.errors import LabelError, OutputExistsError, ResourceError
 from defectseg.files import (
     LOCK_NAME,
     TEMPORARY_PREFIX,
     atomic_path,
+    check_image_id,
+    check_is_free,
     folder_lock,
     is_empty_folder,
     open_regular,
@@ -35,15 +37,10 @@ def _write_half(path: Path) -> None:
         raise ZeroDivisionError
 
 
-def test_a_written_file_has_its_content_and_leaves_no_temporary(tmp_path: Path) -> None:
-    write_bytes(tmp_path / "new" / "a.bin", b"\x00\xff")
-    assert (tmp_path / "new" / "a.bin").read_bytes() == b"\x00\xff"
-    assert _names(tmp_path / "new") == ["a.bin"]
-
-
-def test_text_is_utf8_with_unix_line_ends(tmp_path: Path) -> None:
-    write_text(tmp_path / "a.txt", "ä\nb\n")
-    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4\nb\n"
+def test_text_is_utf8_with_unix_line_ends_and_escapes_for_what_is_not_text(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "a.txt", "ä\nb\udcff\n")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == b"\xc3\xa4\nb\\udcff\n"
+    assert _names(tmp_path / "new") == ["a.txt"]
 
 
 def test_a_temporary_lies_beside_its_target_and_keeps_the_suffix(tmp_path: Path) -> None:
@@ -59,14 +56,14 @@ def test_a_temporary_lies_beside_its_target_and_keeps_the_suffix(tmp_path: Path)
 def test_a_name_may_be_as_long_as_the_file_system_allows(
     tmp_path: Path, write: Callable[[Path, bytes], None], length: int
 ) -> None:
-    path = tmp_path / ("x" * (length - 4) + ".jpg")
+    path = tmp_path / "masks" / ("x" * (length - 4) + ".jpg")
     write(path, b"jpeg")
     assert path.read_bytes() == b"jpeg"
-    assert _names(tmp_path) == [path.name]
+    assert _names(path.parent) == [path.name]
 
 
-def special(kind: str, folder: Path) -> Path:
-    """What looks like an image by its name and is none of the files that may be read whole."""
+def _special(kind: str, folder: Path) -> Path:
+    """Something that has the name of an image and is no regular file."""
     path = folder / f"{kind.replace(' ', '-')}.jpg"
     if kind == "folder":
         path.mkdir()
@@ -86,10 +83,10 @@ def special(kind: str, folder: Path) -> Path:
 @pytest.mark.skipif(os.name == "nt", reason="has no such files")
 @pytest.mark.parametrize("kind", ["folder", "named pipe", "link to a named pipe", "link to a device", "socket"])
 @pytest.mark.parametrize("replaced", [False, True])
-def test_what_is_no_regular_file_is_not_read(
+def test_only_regular_files_are_read(
     tmp_path: Path, kind: str, replaced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = special(kind, tmp_path)
+    path = _special(kind, tmp_path)
     if replaced:  # between the first look at it and its opening
         regular = Path(__file__).stat()
         monkeypatch.setattr(Path, "stat", lambda self, **_: regular)
@@ -121,38 +118,29 @@ def test_two_writers_of_one_file_do_not_share_a_temporary(tmp_path: Path) -> Non
     assert (tmp_path / "a").read_text() == "1"
 
 
-@pytest.mark.parametrize("write", [write_bytes, write_result])
 @pytest.mark.parametrize(
     ("number", "message"),
     [(errno.ENOSPC, "no space left on the disk"), (errno.EDQUOT, "no space left"), (errno.EIO, "cannot be written")],
 )
-def test_a_disk_that_takes_no_more_is_told_and_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: object, number: int, message: str
+def test_a_failed_write_is_reported_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     def fail(self: Path, content: bytes) -> int:
         self.touch()
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    assert callable(write)
-    with pytest.raises(ResourceError, match=message) as caught:
-        write(tmp_path / "a.bin", b"1")
-    assert str(caught.value).startswith(str(tmp_path / "a.bin"))
+    with pytest.raises(ResourceError, match=rf"a\.bin: {message}"):
+        write_bytes(tmp_path / "a.bin", b"1")
     assert _names(tmp_path) == []
 
 
-@pytest.mark.parametrize("write", [write_bytes, write_result])
-def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path, write: object) -> None:
+def test_a_file_in_the_place_of_a_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    assert callable(write)
     with pytest.raises(ResourceError, match="a file where a folder is needed"):
-        write(tmp_path / "out" / "a.bin", b"1")
-
-
-def test_results_are_written_whole(tmp_path: Path) -> None:
-    write_result(tmp_path / "masks" / "a.png", b"png")
-    assert (tmp_path / "masks" / "a.png").read_bytes() == b"png"
-    assert _names(tmp_path / "masks") == ["a.png"]
+        write_bytes(tmp_path / "out" / "a.bin", b"1")
+    with pytest.raises(ResourceError, match="a file where a folder is needed"), folder_lock(tmp_path / "out"):
+        pass
 
 
 def test_leftovers_of_interrupted_writes_are_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -160,35 +148,22 @@ def test_leftovers_of_interrupted_writes_are_removed_and_nothing_else(tmp_path: 
     for name in (f"{TEMPORARY_PREFIX}00-a", f"sub/{TEMPORARY_PREFIX}11-b.png", "a", "sub/b.png", "tmp-c"):
         (tmp_path / name).touch()
     remove_stale_temporaries(tmp_path)
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
-        "a",
-        "sub",
-        "sub/b.png",
-        "tmp-c",
-    ]
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == ["a", "sub", "sub/b.png", "tmp-c"]
 
 
-def test_the_lock_makes_its_folder_and_goes_away(tmp_path: Path) -> None:
+def test_a_folder_is_held_once_and_the_lock_goes_away_even_after_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     with folder_lock(folder):
         assert _names(folder) == [LOCK_NAME]
-        assert is_empty_folder(folder)
-    assert _names(folder) == []
-
-
-def test_the_lock_goes_away_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), folder_lock(tmp_path):
-        raise ZeroDivisionError
-    with folder_lock(tmp_path):
-        pass
-    assert _names(tmp_path) == []
-
-
-def test_a_folder_is_held_once(tmp_path: Path) -> None:
-    with folder_lock(tmp_path):
-        with pytest.raises(ResourceError, match="another defectseg is writing there"), folder_lock(tmp_path):
+        check_is_free(folder)
+        with pytest.raises(ResourceError, match="another defectseg is writing there"), folder_lock(folder):
             pass
-        assert (tmp_path / LOCK_NAME).exists()
+        assert (folder / LOCK_NAME).exists()
+    assert _names(folder) == []
+    with pytest.raises(ZeroDivisionError), folder_lock(folder):
+        raise ZeroDivisionError
+    assert _names(folder) == []
 
 
 def test_a_lock_file_left_by_a_dead_process_does_not_count(tmp_path: Path) -> None:
@@ -204,21 +179,24 @@ def test_a_lock_file_left_by_a_dead_process_does_not_count(tmp_path: Path) -> No
         pass
 
 
-def test_a_lock_where_a_file_stands_is_told(tmp_path: Path) -> None:
-    (tmp_path / "run").touch()
-    with pytest.raises(ResourceError, match="a file where a folder is needed"), folder_lock(tmp_path / "run"):
-        pass
-
-
-def test_what_counts_as_an_empty_folder(tmp_path: Path) -> None:
+def test_a_folder_is_free_while_it_holds_nothing_but_hidden_entries(tmp_path: Path) -> None:
+    check_is_free(tmp_path / "absent")
     assert is_empty_folder(tmp_path / "absent")
+    for name in (LOCK_NAME, f"{TEMPORARY_PREFIX}00-a", "~$table.xlsx", "Thumbs.db"):
+        (tmp_path / name).touch()
+    check_is_free(tmp_path)
     assert is_empty_folder(tmp_path)
-    (tmp_path / LOCK_NAME).touch()
-    (tmp_path / f"{TEMPORARY_PREFIX}00-a").touch()
-    assert is_empty_folder(tmp_path)
-    (tmp_path / "a").touch()
+    for name in "edcba":
+        (tmp_path / name).touch()
+    check_is_free(tmp_path, "abcde")
     assert not is_empty_folder(tmp_path)
     assert not is_empty_folder(tmp_path / "a")
+    with pytest.raises(OutputExistsError, match="holds a, b, c and 2 more"):
+        check_is_free(tmp_path)
+    with pytest.raises(OutputExistsError, match="holds d, e, not written by predict"):
+        check_is_free(tmp_path, "abc", writer="predict")
+    with pytest.raises(OutputExistsError, match="is a file"):
+        check_is_free(tmp_path / "a")
 
 
 def test_a_file_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,3 +211,22 @@ def test_a_file_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Path, "replace", name)
     write_bytes(tmp_path / "a", b"1")
     assert events == ["flushed", "named"]
+
+
+@pytest.mark.parametrize(
+    "image_id",
+    [
+        *("", "/etc/passwd", "../a.jpg", "sub/../../a.jpg", "sub/..", "..", ".", "./a.jpg", "sub//a.jpg", "sub/"),
+        *("sub\\a.jpg", "..\\a.jpg", "C:/a.jpg", "c:a.jpg", "\\\\server\\share\\a.jpg", "a\0.jpg", "a\n.jpg"),
+    ],
+)
+def test_image_id_that_could_leave_its_folder_is_refused(image_id: str) -> None:
+    with pytest.raises(LabelError, match=r"^pairs\.csv, line 7: ImageId"):
+        check_image_id(image_id, where="pairs.csv, line 7")
+
+
+@pytest.mark.parametrize(
+    "image_id", ["a.jpg", "line 1/a.jpg", "..a.jpg", "a..jpg", "Blech_Ü/ä.png", "-a.jpg", "a,b.jpg"]
+)
+def test_plain_relative_paths_are_image_ids(image_id: str) -> None:
+    check_image_id(image_id, where="")

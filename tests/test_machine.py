@@ -30,7 +30,7 @@ def test_without_linux_there_are_no_flags_but_still_a_processor(cpu_info: Path) 
     assert facts["cpu_flags"] == []
 
 
-def test_versions_are_told_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_are_those_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_PACKAGES", ("numpy", "no-such-package"))
     assert list(machine.machine_facts()["versions"]) == ["defectseg", "numpy"]
     assert machine.machine_facts()["versions"]["defectseg"] == __version__
@@ -43,7 +43,7 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert machine.cores() == os.cpu_count()
 
 
-def test_peak_memory_is_told_in_millions_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_in_millions_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status = tmp_path / "status"
     status.write_text("Name:\tpython\nVmPeak:\t 9999 kB\nVmHWM:\t   2000 kB\nVmRSS:\t  1000 kB\n")
     monkeypatch.setattr(machine, "_STATUS", status)

@@ -1,4 +1,4 @@
-"""The names of the classes: classes.txt, and how they are matched with those of a model."""
+"""The names of the classes: classes.txt, and matching them with the classes of a model."""
 
 import logging
 import re
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 CLASSES_NAME = "classes.txt"
 _PLACEHOLDER = re.compile(r"class ([1-9][0-9]*)")
-_FEWEST_UNNAMED_CLASSES = 4  # Severstal has four; a table of its clean half must not make fewer
+_FEWEST_UNNAMED_CLASSES = 4  # as Severstal has, so that a part of its table without rare classes has four, too
 
 
 def write_class_names(root: Path, class_names: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ def check_class_names(names: Sequence[str], *, where: str) -> None:
     """Refuse names that cannot tell classes apart.
 
     Raises:
-        DataError: none at all, more than 254, a blank one, or one that stands there twice; names `where` and the line.
+        DataError: there are none, more than 254, a blank name or a duplicate; the message begins with `where`.
     """
     if not 1 <= len(names) <= MAX_CLASSES:
         raise DataError(f"{where}: {len(names)} class names; expected 1 to {MAX_CLASSES}.")
@@ -59,8 +59,8 @@ def match_classes(path: Path, names: Sequence[str], model_names: Sequence[str]) 
 
     Args:
         path: classes.txt.
-        names: what it holds.
-        model_names: the model's.
+        names: its lines.
+        model_names: the classes of the model.
 
     Raises:
         DataError: the folder names a class that the model does not know.
@@ -80,12 +80,12 @@ def match_classes(path: Path, names: Sequence[str], model_names: Sequence[str]) 
         )
     ids = {name: keys.index(key) + 1 for name, key in zip(model_names, model_keys, strict=True) if key in keys}
     if left_out := [name for name in model_names if name not in ids]:
-        told = ", ".join(left_out), ", ".join(ids)
-        log.warning("%s: does not name %s; of the model's classes only %s count", path, *told)
+        others, named = ", ".join(left_out), ", ".join(ids)
+        log.warning("%s: does not name %s; of the model's classes only %s count", path, others, named)
     return ids
 
 
 def _placeholder_numbers(names: Sequence[str]) -> tuple[int, ...]:
-    """N of each name "class N"; none at all where one of them is another name."""
+    """N of each name "class N"; empty if any name is not of this form."""
     found = [match for name in names if (match := _PLACEHOLDER.fullmatch(name))]
     return tuple(int(match[1]) for match in found) if len(found) == len(names) else ()

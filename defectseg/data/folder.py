@@ -1,4 +1,4 @@
-"""The data folder: `train_images/` beside the label table `train.csv`, Severstal's own layout."""
+"""The data folder in Severstal's layout: `train_images/` beside the label table `train.csv`."""
 
 import hashlib
 import json
@@ -7,80 +7,54 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.classes import CLASSES_NAME, check_class_names, match_classes, read_class_names
-from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, LabelRow, Labels, scan_label_rows
+from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, Labels, scan_label_rows
 from defectseg.errors import DataError, ImageError, LabelError
-from defectseg.files import check_image_id, open_regular, read_pairs, size_and_time
+from defectseg.files import open_regular, read_by_image, size_and_time
 from defectseg.image import rle
 from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import DecodedImage, decode, read_size
-
-__all__ = [
-    "IGNORE_CLASS_ID",
-    "DataFolder",
-    "LabelTable",
-    "check_image_id",
-    "hiding_pixels",
-    "open_data_folder",
-    "read_label_table",
-    "table_of_rows",
-    "unknown_classes",
-]
 
 log = logging.getLogger(__name__)
 
 IMAGES_NAME = "train_images"
 GROUPS_NAME = "groups.csv"
 BORDER_PX = 8
-"""Ignored pixels this close to a defect are its border, as VOC draws one round each object."""
+"""Ignored pixels this close to a defect are its border, such as VOC draws around each object."""
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """What a label table says.
+    """The content of a label table.
 
     Attributes:
         rles: ImageId -> ClassId (1..254, or 255 for pixels to ignore) -> run-lengths, never blank.
-        listed: every ImageId that has a row, blank rows too.
+        listed: every ImageId that has a row, including blank rows.
     """
 
     rles: Mapping[str, Mapping[int, str]]
     listed: frozenset[str]
 
-    @property
-    def largest_class_id(self) -> int:
-        """The largest ClassId that has a mask, 255 left aside; 0 where there is none."""
-        return max((c for by_class in self.rles.values() for c in by_class if c != IGNORE_CLASS_ID), default=0)
-
-    def renumbered(self, new_ids: Mapping[int, int]) -> Self:
-        """The same with new ClassIds; those that are not named stay, as 255 does."""
-        rles = {
-            image_id: {new_ids.get(class_id, class_id): encoded for class_id, encoded in by_class.items()}
-            for image_id, by_class in self.rles.items()
-        }
-        return replace(self, rles=rles)
-
 
 @dataclass(frozen=True)
 class DataFolder:
-    """A data folder whose table has been read and found sound.
+    """A data folder whose label table has been read and validated.
 
     Attributes:
         root: the folder.
-        image_ids: every image below train_images/, sorted; clean ones too.
-        table: the labels, also of images that are missing.
+        image_ids: every image below train_images/, sorted, including clean ones.
+        table: the labels, including those of missing images.
         class_names: name n-1 belongs to ClassId n.
-        groups: ImageId -> group (the strip, say) whose images must stay together; images of no group are not in it.
-        bit_depth: of its 16-bit files; None: as they say themselves, or as the model was trained.
+        groups: ImageId -> group, such as the strip, whose images must stay together; images without one are not in it.
+        bit_depth: of its 16-bit files; None for that of the file's tag, else of the model.
         faulty: files and subfolders below train_images/ that are left out, see `find_images`.
     """
 
@@ -99,11 +73,11 @@ class DataFolder:
 
     @cached_property
     def missing_images(self) -> tuple[str, ...]:
-        """ImageIds that have a row and no file, sorted."""
+        """ImageIds that have a row but no file, sorted."""
         return tuple(sorted(self.table.listed.difference(self.image_ids)))
 
     def image_path(self, image_id: str) -> Path:
-        """Where the image lies."""
+        """The path of the image."""
         return self.root / IMAGES_NAME / image_id
 
     def decode(self, image_id: str, *, model_bit_depth: int | None = None) -> DecodedImage:
@@ -111,15 +85,15 @@ class DataFolder:
         return decode(self.image_path(image_id), bit_depth=self.bit_depth, model_bit_depth=model_bit_depth)
 
     def classes_of(self, image_id: str) -> tuple[int, ...]:
-        """ClassIds 1..C that this image shows for certain, sorted: they have a mask that is not ignored altogether."""
+        """ClassIds 1..C that this image certainly shows, sorted: their mask is not completely ignored."""
         hidden = self.unknown.get(image_id, frozenset()) | {IGNORE_CLASS_ID}
         return tuple(sorted(self.table.rles.get(image_id, {}).keys() - hidden))
 
     @cached_property
     def unknown(self) -> Mapping[str, frozenset[int]]:
-        """ImageId -> ClassIds that the image may or may not show (see `unknown_classes`), where there is such a class.
+        """ImageId -> ClassIds that the image may or may not show (see `unknown_classes`), if any.
 
-        Masks are decoded only where pixels are ignored. Images that cannot be read count as if nothing were ignored.
+        Only masks of images with ignored pixels are decoded. In unreadable images nothing counts as ignored.
 
         Raises:
             LabelError: as `masks_of`.
@@ -136,7 +110,7 @@ class DataFolder:
         """The image's masks, bool (C, H, W), and the pixels to ignore, bool (H, W).
 
         Raises:
-            LabelError: a run lies beyond the image; names the image, the class and the pair.
+            LabelError: a run lies beyond the image; the message names the image, the class and the pair.
         """
         masks = np.zeros((self.num_classes, *size_hw), np.bool_)
         ignore = np.zeros(size_hw, np.bool_)
@@ -149,7 +123,7 @@ class DataFolder:
         return masks, ignore
 
     def fingerprint(self) -> str:
-        """A sha256 in hex over every image's ImageId, file size and labels: equal where training would see the same."""
+        """SHA-256 in hexadecimal of every ImageId, file size and label: equal if the training data are the same."""
         digest = hashlib.sha256()
         for image_id in self.image_ids:
             size_bytes, _ = size_and_time(self.image_path(image_id))
@@ -159,10 +133,10 @@ class DataFolder:
 
 
 def hiding_pixels(masks: NDArray[np.bool_], ignore: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The ignored pixels under which there may be a defect, bool (H, W).
+    """The ignored pixels that may hide a defect, bool (H, W).
 
-    They are those of each 8-connected part of the ignored area that is not a border: a border lies wholly within 8 px,
-    along rows and columns, of defects that are seen.
+    An 8-connected part of the ignored area hides nothing if it is a border, that is, if all its pixels lie within 8 px
+    (along rows and columns) of visible defects.
 
     Args:
         masks: bool (C, H, W), labelled masks.
@@ -181,14 +155,14 @@ def hiding_pixels(masks: NDArray[np.bool_], ignore: NDArray[np.bool_]) -> NDArra
 def unknown_classes(
     masks: NDArray[np.bool_], ignore: NDArray[np.bool_], hiding: NDArray[np.bool_] | None = None
 ) -> NDArray[np.bool_]:
-    """The classes that an image may or may not show, bool (C,): not seen, but ignored pixels may hide a defect.
+    """The classes that an image may or may not show, bool (C,): not visible, but ignored pixels may hide a defect.
 
-    A class whose labelled pixels are all ignored is unknown wherever they lie.
+    A class whose labelled pixels are all ignored is always unknown.
 
     Args:
         masks: bool (C, H, W), labelled masks.
         ignore: bool (H, W), pixels to ignore.
-        hiding: of a crop, the part of `hiding_pixels` of its image; None for a whole image.
+        hiding: for a crop, its part of the `hiding_pixels` of the image; None for a whole image.
     """
     if not ignore.any():
         return np.zeros(len(masks), np.bool_)
@@ -203,45 +177,39 @@ def read_label_table(path: Path) -> LabelTable:
 
     Raises:
         LabelError: the file cannot be read, its header is unknown, or a row is faulty (an ImageId that leaves its
-            folder, a ClassId that is no class, run-lengths that break the rules, a pair of ImageId and ClassId that
-            stands there twice); names the first such row.
+            folder, an invalid ClassId, invalid run-lengths, a duplicate pair of ImageId and ClassId); the message names
+            the first such row.
     """
     scan = scan_label_rows(path)
     if scan.faults:
         more = len(scan.faults) - 1
         others = f" ({more} more faulty row{'s' * (more > 1)}.)" if more else ""
         raise LabelError(scan.faults[0].message + others)
-    return table_of_rows(scan.rows)
-
-
-def table_of_rows(rows: Sequence[LabelRow]) -> LabelTable:
-    """Gather sound rows into a table."""
     rles: Labels = {}
-    for row in rows:
+    for row in scan.rows:
         if row.encoded:
             rles.setdefault(row.image_id, {})[row.class_id] = row.encoded
-    return LabelTable(rles, frozenset(row.image_id for row in rows))
+    return LabelTable(rles, frozenset(row.image_id for row in scan.rows))
 
 
 def open_data_folder(
     root: Path, *, class_names: Sequence[str] | None = None, bit_depth: int | None = None
 ) -> DataFolder:
-    """Open a data folder. No image is decoded, so that a run-length beyond its image shows only in `masks_of`.
+    """Open a data folder. No image is decoded, so only `masks_of` detects a run-length beyond its image.
 
     Files with a faulty name and subfolders that cannot be listed are left out with a warning.
 
     Args:
         root: the folder that holds train_images/ and train.csv or train.csv.gz; classes.txt and groups.csv are
             optional.
-        class_names: those of the model that is to answer for the images. The folder's classes are then matched with
-            them by name, and the DataFolder has those that both know, named, ordered and numbered as in the model.
-            Without a model its classes are the lines of classes.txt; else "class 1" and so on, as many as the larger
-            of 4 and the largest ClassId.
-        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
+        class_names: the classes of a model. The folder's classes are matched with them by name, and the DataFolder has
+            the classes of the folder, named, ordered and numbered as in the model. Without a model, the classes are the
+            lines of classes.txt; without that file, "class 1" and so on, up to the larger of 4 and the largest ClassId.
+        bit_depth: of 16-bit files, 9 to 16; None for that of the file's tag, else of the model.
 
     Raises:
-        DataError: something is missing, the classes do not fit the rows, no row's image is there, or the folder names
-            a class that the model does not know.
+        DataError: something is missing, the classes do not fit the rows, no image of the rows exists, or the folder
+            names a class that the model does not know.
         LabelError: the label table or groups.csv is faulty.
     """
     table_path = find_table(root)
@@ -256,7 +224,8 @@ def open_data_folder(
         )
     table = read_label_table(table_path)
     unnamed = class_names is not None and not (root / CLASSES_NAME).exists()
-    names = tuple(class_names or ()) if unnamed else read_class_names(root, table.largest_class_id)
+    largest = max((c for by_class in table.rles.values() for c in by_class if c != IGNORE_CLASS_ID), default=0)
+    names = tuple(class_names or ()) if unnamed else read_class_names(root, largest)
     check_class_names(names, where=str(root if unnamed else root / CLASSES_NAME))
     _check_class_ids(table, names, table_path)
     if table.listed and table.listed.isdisjoint(image_ids):
@@ -268,7 +237,12 @@ def open_data_folder(
         log.info("%s: without %s, ClassId n counts as class n of the model", root, CLASSES_NAME)
     elif class_names is not None:
         ids = match_classes(root / CLASSES_NAME, names, class_names)
-        names, table = tuple(ids), table.renumbered({old: new for new, old in enumerate(ids.values(), start=1)})
+        new_ids = {old: new for new, old in enumerate(ids.values(), start=1)} | {IGNORE_CLASS_ID: IGNORE_CLASS_ID}
+        rles = {
+            image_id: {new_ids[class_id]: encoded for class_id, encoded in by_class.items()}
+            for image_id, by_class in table.rles.items()
+        }
+        names, table = tuple(ids), LabelTable(rles, table.listed)
     return DataFolder(root, image_ids, table, names, read_groups(root), bit_depth, faulty)
 
 
@@ -300,7 +274,7 @@ def find_table(root: Path) -> Path:
 
 
 def _how_to_import(root: Path) -> str:
-    """How a folder in another layout becomes a data folder."""
+    """Advice on how to import a folder with another layout."""
     if (root / "images").is_dir() and (root / "masks").is_dir():
         return f"Import its images/ and masks/: defectseg data import masks {shlex.quote(str(root))}"
     return "Labels of other kinds are imported: `defectseg data import` lists the kinds."
@@ -312,9 +286,7 @@ def read_groups(root: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     groups: dict[str, str] = {}
-    for line, image_id, group in read_pairs(path, "ImageId", "Group"):
-        where = f"{path}, line {line}"
-        check_image_id(image_id, where=where)
+    for where, image_id, group in read_by_image(path, "Group"):
         if not group:
             raise LabelError(f"{where}: {image_id} has a blank group. Name one, or leave the row out.")
         if groups.setdefault(image_id, group) != group:
@@ -336,9 +308,9 @@ _HEAD_BYTES = 65_536
 
 
 def image_digest(path: Path) -> str:
-    """12 hexadecimal digits from the size and the first 64 KiB of a file: enough to know an image again.
+    """12 hexadecimal digits from the size and the first 64 KiB of a file: enough to recognise an image.
 
-    Raises OSError where the file cannot be read.
+    Raises OSError if the file cannot be read.
     """
     with open_regular(path) as handle:
         head, size_bytes = handle.read(_HEAD_BYTES), os.fstat(handle.fileno()).st_size

@@ -1,4 +1,4 @@
-"""Folds of a data folder: alike in their class sets, with copies, strips and groups kept together."""
+"""Divide a data folder into folds with similar class sets, keeping copies, strips and groups together."""
 
 import hashlib
 from collections import Counter
@@ -9,9 +9,10 @@ from pathlib import Path
 from defectseg.copies.descriptors import describe_all
 from defectseg.copies.find import DisjointSets, find_copies
 from defectseg.copies.strips import find_neighbours
-from defectseg.data.folder import IGNORE_CLASS_ID, DataFolder
+from defectseg.data.folder import DataFolder
+from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import LabelError, UsageError
-from defectseg.files import atomic_csv, check_image_id, read_pairs
+from defectseg.files import atomic_csv, read_by_image
 from defectseg.progress import Progress, silent
 
 SPLIT_NAME = "split.csv"
@@ -25,7 +26,7 @@ class RelatedImages:
 
     Attributes:
         copies: pairs of ImageIds that show the same piece of steel, see `copies.find`.
-        neighbours: pairs that look like the same strip, see `copies.strips`, with the correlation that says so.
+        neighbours: pairs that look like the same strip, see `copies.strips`, with their correlation.
     """
 
     copies: frozenset[Pair] = frozenset()
@@ -33,23 +34,20 @@ class RelatedImages:
 
     def across_folds(self, fold_of: Mapping[str, int]) -> "RelatedImages":
         """The pairs whose images lie in different folds."""
-
-        def apart(pair: Pair) -> bool:
-            return fold_of[pair[0]] != fold_of[pair[1]]
-
-        neighbours = {pair: score for pair, score in self.neighbours.items() if apart(pair)}
-        return RelatedImages(frozenset(filter(apart, self.copies)), neighbours)
+        apart = {(one, other) for one, other in self.copies | self.neighbours.keys() if fold_of[one] != fold_of[other]}
+        neighbours = {pair: score for pair, score in self.neighbours.items() if pair in apart}
+        return RelatedImages(self.copies & apart, neighbours)
 
     @property
     def images(self) -> int:
-        """How many images are in some pair."""
+        """Number of images in any pair."""
         return len({image_id for pair in self.copies | self.neighbours.keys() for image_id in pair})
 
 
 def make_folds(folder: DataFolder, *, folds: int = 5, seed: int = 0, progress: Progress = silent) -> dict[str, int]:
-    """Look at the images and divide them into folds 0..folds-1, with copies, strips and groups kept together.
+    """Divide the images into folds 0..folds-1, keeping copies, strips and groups together.
 
-    See `find_related` and `divide`. Images that cannot be read are divided by their labels alone.
+    See `find_related` and `divide`. Unreadable images are divided by their labels alone.
 
     Returns:
         ImageId -> fold, for every image of the folder, sorted by ImageId.
@@ -61,11 +59,11 @@ def make_folds(folder: DataFolder, *, folds: int = 5, seed: int = 0, progress: P
 
 
 def find_related(folder: DataFolder, *, progress: Progress = silent) -> RelatedImages:
-    """Find the copies and the neighbours on one strip among the images of a data folder, by looking at them.
+    """Find copies and images of the same strip among the images of a data folder, by their pixels.
 
     Args:
         folder: the data folder.
-        progress: counts the images that have been looked at.
+        progress: counts the images.
     """
     ids = folder.image_ids
     paths = [folder.image_path(image_id) for image_id in ids]
@@ -77,12 +75,12 @@ def find_related(folder: DataFolder, *, progress: Progress = silent) -> RelatedI
 def divide(folder: DataFolder, related: RelatedImages, *, folds: int, seed: int) -> dict[str, int]:
     """Divide the images of a data folder into folds 0..folds-1.
 
-    Copies and the images of one group in groups.csv get one fold. So do images that look like the same strip, the most
-    alike first, as long as what they form stays below half a fold; otherwise a chain of resemblances could make one
-    unit of everything. Each set of classes (clean is one) is spread evenly; a set with fewer images than folds counts
-    with the images of its rarest class. Images in which ignored pixels may hide further classes make sets of their own.
-    Large units are placed first, each in the fold that most lacks what it holds. The answer depends on names,
-    labels, pairs and the seed, not on the order of files.
+    Copies and the images of one group in groups.csv get the same fold. So do images that look like the same strip, the
+    most similar first, as long as the unit that they form stays below half a fold; otherwise a chain of similar images
+    could join everything. Each set of classes (clean is one) is spread evenly; a set with fewer images than folds is
+    counted with the images of its rarest class. Images in which ignored pixels may hide further classes form sets of
+    their own. Large units are placed first, each in the fold that has the least of its sets. The result depends on
+    names, labels, pairs and the seed, not on the order of files.
 
     Returns:
         ImageId -> fold, for every image of the folder, sorted by ImageId.
@@ -111,7 +109,7 @@ def divide(folder: DataFolder, related: RelatedImages, *, folds: int, seed: int)
 
 
 def write_split(path: Path, folds: Mapping[str, int]) -> None:
-    """Write folds as CSV with the header `ImageId,fold`, sorted by ImageId; whole or not at all.
+    """Write folds atomically as CSV with the header `ImageId,fold`, sorted by ImageId.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
@@ -124,13 +122,11 @@ def read_split(path: Path) -> dict[str, int]:
     """Read folds from CSV with the header `ImageId,fold`.
 
     Raises:
-        LabelError: it cannot be read, or a row has no whole number from 0 for a fold, or names an image again; names
-            the file and the line.
+        LabelError: it cannot be read, a fold is not a whole number from 0, or an image is named twice; the message
+            names the file and the line.
     """
     folds: dict[str, int] = {}
-    for line, image_id, text in read_pairs(path, "ImageId", "fold"):
-        where = f"{path}, line {line}"
-        check_image_id(image_id, where=where)
+    for where, image_id, text in read_by_image(path, "fold"):
         if not (text.isascii() and text.isdigit()):
             raise LabelError(f"{where}: fold {text!r} of {image_id}; expected a whole number from 0.")
         if image_id in folds:
@@ -140,12 +136,12 @@ def read_split(path: Path) -> dict[str, int]:
 
 
 def divide_each_alone(folder: DataFolder, *, folds: int, seed: int) -> dict[str, int]:
-    """The usual split, for comparison: class sets are spread evenly, and nothing is kept together."""
+    """The usual split, for comparison: class sets are spread evenly, but nothing is kept together."""
     return divide(replace(folder, groups={}), RelatedImages(), folds=folds, seed=seed)
 
 
 def _units(folder: DataFolder, related: RelatedImages, folds: int) -> list[tuple[str, ...]]:
-    """What must not be divided: groups, copies, strips; and single images."""
+    """The units that must not be divided: groups, copies, strips, and single images."""
     sets: DisjointSets[str] = DisjointSets()
     first_of: dict[str, str] = {}
     for image_id in folder.image_ids:
@@ -161,9 +157,9 @@ def _units(folder: DataFolder, related: RelatedImages, folds: int) -> list[tuple
 
 
 def _strata(folder: DataFolder, folds: int) -> dict[str, Stratum]:
-    """The class set that each image counts with; sets too rare to reach every fold join their rarest class.
+    """The class set that each image is counted with; a set too rare for every fold is counted as its rarest class.
 
-    255 in a set says that ignored pixels may hide more classes, so that such an image never counts as clean.
+    255 in a set means that ignored pixels may hide more classes, so such an image never counts as clean.
     """
     set_of = {
         image_id: frozenset(folder.classes_of(image_id)) | ({IGNORE_CLASS_ID} if image_id in folder.unknown else set())
@@ -184,9 +180,9 @@ def _strata(folder: DataFolder, folds: int) -> dict[str, Stratum]:
 def _placing_order(
     unit: tuple[str, ...], stratum_of: Mapping[str, Stratum], sizes: Counter[Stratum], seed: int
 ) -> tuple[int, int, list[int], str]:
-    """Large units first, as they fit worst; then rare strata; within one, by chance.
+    """Sort key: large units first, then rare strata, then random.
 
-    The chance is a hash of the name rather than a generator's next number: it does not depend on what else is there.
+    The random part is a hash of the name, so it does not depend on the other images.
     """
     rarest = min((stratum_of[image_id] for image_id in unit), key=lambda stratum: (sizes[stratum], sorted(stratum)))
     chance = hashlib.sha256(f"{seed}:{unit[0]}".encode()).hexdigest()
@@ -194,5 +190,5 @@ def _placing_order(
 
 
 def _share_held(held: Counter[Stratum], content: Counter[Stratum], sizes: Counter[Stratum]) -> float:
-    """How much of the strata in `content` a fold has already, each image weighing as its stratum is rare."""
+    """How much of the strata in `content` a fold already has; images of rare strata weigh more."""
     return sum(count * held[stratum] / sizes[stratum] for stratum, count in content.items())

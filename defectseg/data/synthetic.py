@@ -1,12 +1,10 @@
 """Seeded steel sheets with four kinds of defect, for the demo and the tests.
 
-They follow what one sees in Severstal's pictures: steel that rolled downwards under a line camera, so that its texture
-runs in vertical streaks; light that drifts across it; black where the sheet ends; stains, shadows, roller marks and
-chalk that are no defects. A defect is a small window of relative brightness with its own outline, stamped onto the
-steel where it fits.
+They imitate Severstal's pictures: steel that moves downwards under a line-scan camera, so that its texture runs in
+vertical streaks; uneven light; black beyond the end of the sheet; and stains, shadows, roller marks and chalk, which
+are not defects. A defect is a small window of relative brightness with a mask, placed on the steel where it fits.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +29,8 @@ CLASS_NAMES = ("pits", "cracks", "scratches", "patches")
 SMALLEST_SIDE_PX = 64
 JPEG_QUALITY = 95
 
-# Severstal has 47 % clean images, and classes 1 to 4 in the ratio 13/3/73/11 (897/247/5,150/801 masks). The rare
-# ones are more frequent here, or a demo of a hundred sheets could not learn them.
+# Severstal has 47 % clean images, and classes 1 to 4 in the ratio 13/3/73/11 (897/247/5,150/801 masks). Rare classes
+# are more frequent here, because a demo of a hundred sheets could not learn them otherwise.
 CLEAN_SHARE = 0.45
 CLASS_SHARES = (0.22, 0.16, 0.42, 0.20)
 TWO_CLASSES_SHARE = 0.12
@@ -40,7 +38,7 @@ SHEET_END_SHARE = 0.3
 CONFUSING_SHARE = 0.5
 
 _REFERENCE_HEIGHT_PX = 256
-_GAP_PX = 8  # between defects, so that two outlines never meet
+_GAP_PX = 8  # between defects, so that two masks never touch
 _PLACING_ATTEMPTS = 20
 
 
@@ -57,16 +55,12 @@ class Sheet:
     masks: Bools
 
 
-@dataclass(frozen=True)
-class _Mark:
-    """A defect before it has a place: relative change of brightness, float32 (h, w), and its outline, bool (h, w)."""
-
-    relief: Floats
-    mask: Bools
+_Mark = tuple[Floats, Bools]
+"""A defect before it is placed: relative change of brightness, float32 (h, w), and its mask, bool (h, w)."""
 
 
 def make_sheet(seed: int, index: int, size_hw: tuple[int, int] = (256, 1600)) -> Sheet:
-    """Sheet number `index` of the series `seed`: the same pixels each time, whatever other sheets were made.
+    """Sheet number `index` of the series `seed`. Its pixels depend on nothing else.
 
     Raises:
         UsageError: a side is shorter than 64 px, or the seed is negative.
@@ -86,10 +80,11 @@ def make_sheet(seed: int, index: int, size_hw: tuple[int, int] = (256, 1600)) ->
     masks = np.zeros((len(CLASS_NAMES), *size_hw), dtype=np.bool_)
     if rng.random() >= CLEAN_SHARE:
         free = steel.copy()
-        for index_of_class in _choose_classes(rng):
-            make, most = _MAKERS[index_of_class]
+        kinds = 2 if rng.random() < TWO_CLASSES_SHARE else 1
+        for kind in rng.choice(len(CLASS_NAMES), size=kinds, replace=False, p=CLASS_SHARES):
+            make, most = _MAKERS[kind]
             for _ in range(rng.integers(1, most + 1)):
-                _stamp(rng, make(rng, size_hw), brightness, masks[index_of_class], free)
+                _stamp(rng, make(rng, size_hw), brightness, masks[kind], free)
     return Sheet(np.clip(brightness, 0, 255).astype(np.uint8), masks)
 
 
@@ -103,7 +98,7 @@ def write_data_folder(
 ) -> None:
     """Write sheets 0 to `images` - 1 as a data folder: `train_images/*.jpg`, `train.csv`, `classes.txt`.
 
-    The folder is whole or absent, see `files.new_folder`.
+    The folder is written completely or not at all, see `files.new_folder`.
 
     Args:
         out: the folder to make; it may exist if it is empty.
@@ -113,8 +108,8 @@ def write_data_folder(
         progress: counts the sheets.
 
     Raises:
-        OutputExistsError: `out` holds something.
-        UsageError: no image is asked for, or too small ones.
+        OutputExistsError: `out` is not empty.
+        UsageError: fewer than one image, or too small images.
         ResourceError: the disk is full or the folder cannot be written.
     """
     if images < 1:
@@ -134,19 +129,13 @@ def write_data_folder(
         write_label_table(building, labels)
 
 
-def _choose_classes(rng: Generator) -> list[int]:
-    """Indices of the one or two kinds of defect of a sheet that is not clean."""
-    count = 2 if rng.random() < TWO_CLASSES_SHARE else 1
-    return [int(index) for index in rng.choice(len(CLASS_NAMES), size=count, replace=False, p=CLASS_SHARES)]
-
-
 def _unit(size_hw: tuple[int, int]) -> float:
-    """How much larger than on a sheet 256 px high things are drawn."""
+    """The scale of the features, 1 for a sheet 256 px high."""
     return float(np.clip(min(size_hw) / _REFERENCE_HEIGHT_PX, 0.35, 1.5))
 
 
 def _noise(rng: Generator, size_hw: tuple[int, int], cell_hw: tuple[float, float]) -> Floats:
-    """Smooth noise, float32 (H, W), standard deviation about 1, varying over cells of that height and width in px."""
+    """Smooth noise, float32 (H, W), standard deviation about 1; `cell_hw` is the size of its features in px."""
     grid = [max(2, round(side / cell)) for side, cell in zip(size_hw, cell_hw, strict=True)]
     coarse = rng.standard_normal(grid, dtype=np.float32)
     return np.asarray(cv2.resize(coarse, size_hw[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.float32)
@@ -157,7 +146,7 @@ def _soften(relief: NDArray[Any], sigma_px: float) -> Floats:
 
 
 def _rolled_steel(rng: Generator, size_hw: tuple[int, int]) -> Floats:
-    """Brightness 0 to 255 of sound steel: drifting light, vertical streaks that come and go, ripples, grain, glints."""
+    """Brightness 0 to 255 of sound steel: uneven light, vertical streaks, ripples, grain and glints."""
     height, width = size_hw
     drift = 0.2 * _noise(rng, size_hw, (height, width / 3)) + 0.07 * _noise(rng, size_hw, (height / 2, width / 8))
     zones = np.clip(0.5 + 0.5 * _noise(rng, size_hw, (height, width / 12)), 0.1, 1.5)
@@ -174,7 +163,7 @@ def _rolled_steel(rng: Generator, size_hw: tuple[int, int]) -> Floats:
 
 
 def _sheet_end(rng: Generator, brightness: Floats) -> Bools:
-    """Blacken what lies beyond a nearly vertical end of the sheet, in place; True in the result where steel remains."""
+    """Blacken one side of a nearly vertical end of the sheet, in place. Returns True where there is steel."""
     height, width = brightness.shape
     end = rng.uniform(0.05, 0.5) * width + rng.uniform(-0.06, 0.06) * np.arange(height)[:, None]
     inwards = (np.arange(width)[None, :] - end).astype(np.float32)
@@ -191,7 +180,7 @@ def _sheet_end(rng: Generator, brightness: Floats) -> Bools:
 
 
 def _stains(rng: Generator, size_hw: tuple[int, int]) -> Floats:
-    """Water stains: flat, darker drops and runs with sharp edges, gathered in a part of the sheet."""
+    """Water stains: dark drops and runs with sharp edges, in one part of the sheet."""
     height, width = size_hw
     gathered = _noise(rng, size_hw, (height, width / 6))
     wetness = _noise(rng, size_hw, (rng.uniform(25, 80), rng.uniform(7, 16))) + 0.4 * _noise(rng, size_hw, (9, 4))
@@ -200,7 +189,7 @@ def _stains(rng: Generator, size_hw: tuple[int, int]) -> Floats:
 
 
 def _shadow(rng: Generator, size_hw: tuple[int, int]) -> Floats:
-    """A soft, broad, slanted band of shade."""
+    """A soft, broad, slanted shadow."""
     height, width = size_hw
     across = np.arange(width)[None, :] - rng.uniform(0, width) + rng.uniform(-1, 1) * np.arange(height)[:, None]
     return np.asarray(
@@ -210,7 +199,7 @@ def _shadow(rng: Generator, size_hw: tuple[int, int]) -> Floats:
 
 
 def _roller_marks(rng: Generator, size_hw: tuple[int, int]) -> Floats:
-    """Faint soft ovals, all alike, at the regular pitch of a roller."""
+    """Equal faint ovals at the regular pitch of a roller."""
     unit = _unit(size_hw)
     relief = np.zeros(size_hw, dtype=np.float32)
     pitch_px, y = rng.uniform(70, 160) * unit, int(rng.integers(size_hw[0]))
@@ -221,7 +210,7 @@ def _roller_marks(rng: Generator, size_hw: tuple[int, int]) -> Floats:
 
 
 def _chalk(rng: Generator, size_hw: tuple[int, int]) -> Floats:
-    """A number that somebody wrote on the steel."""
+    """A number written on the steel."""
     unit = _unit(size_hw)
     written = np.zeros(size_hw, dtype=np.uint8)
     place = (int(rng.uniform(0, 0.7) * size_hw[1]), int(rng.uniform(0.3, 0.95) * size_hw[0]))
@@ -233,7 +222,7 @@ def _chalk(rng: Generator, size_hw: tuple[int, int]) -> Floats:
 
 
 def _pits(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
-    """A cluster of small dark, crumbled pits with bright flecks; a small polygon around every one."""
+    """A cluster of small dark pits with bright flecks. The mask is a small polygon around each."""
     unit = _unit(size_hw)
     height, width = round(rng.uniform(110, 220) * unit), round(rng.uniform(120, 320) * unit)
     relief = np.zeros((height, width), dtype=np.float32)
@@ -250,11 +239,11 @@ def _pits(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
         corners = np.stack([x + 1.2 * half_w * np.cos(turns), y + 1.15 * half_h * np.sin(turns)], axis=1)
         cv2.fillPoly(mask, [np.rint(corners + rng.normal(0, 0.6 * unit, corners.shape)).astype(np.int32)], (1,))
     crumbly = 1 + 0.35 * rng.standard_normal(relief.shape, dtype=np.float32)
-    return _Mark(_soften(relief * crumbly, 0.9), mask.astype(np.bool_))
+    return _soften(relief * crumbly, 0.9), mask.astype(np.bool_)
 
 
 def _cracks(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
-    """One thin, dark, jagged line that runs roughly downwards, bright along one lip; a narrow band around it."""
+    """A thin, dark, jagged line that runs roughly downwards, bright on one side; the mask is a band around it."""
     unit = _unit(size_hw)
     height = round(rng.uniform(0.3, 0.95) * size_hw[0])
     y = np.arange(0, height, max(2, round(5 * unit)))
@@ -265,11 +254,11 @@ def _cracks(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
     _draw_line(relief, path + np.array([2 * unit, 0]), rng.uniform(0.3, 0.6), 2 * unit)
     _draw_line(relief, path, rng.uniform(-0.75, -0.6), rng.uniform(2, 3.4) * unit)
     _draw_line(mask, path, 1, max(5, 12 * unit))
-    return _Mark(_soften(relief, 0.6), mask.astype(np.bool_))
+    return _soften(relief, 0.6), mask.astype(np.bool_)
 
 
 def _scratches(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
-    """A bundle of straight parallel lines, upright or (one in three) slanting; a quadrilateral around it."""
+    """A bundle of straight parallel lines, vertical or (one in three) slanted; the mask is a quadrilateral."""
     unit = _unit(size_hw)
     slanting = rng.random() < 1 / 3
     length = rng.uniform(0.6, 1.8) * size_hw[0] if slanting else rng.uniform(0.4, 1.3) * size_hw[0]
@@ -286,7 +275,7 @@ def _scratches(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
     bright = rng.random() < (0.7 if slanting else 0.35)
     places = np.linspace(0.18, 0.82, max(2, round(across_px / unit / rng.uniform(5, 9))))
     for index, share in enumerate(places + rng.normal(0, 0.03, len(places))):
-        # The outer lines run the whole length, so that they show where the outline has to be.
+        # The outer lines run the whole length, so that they show where the mask ends.
         first, last = (0.02, 0.98) if index in (0, len(places) - 1) else (rng.uniform(0.0, 0.3), rng.uniform(0.7, 1.0))
         line = np.array(
             [t * length * along + share * (1 + (taper - 1) * t) * across_px * beside for t in (first, last)]
@@ -295,11 +284,11 @@ def _scratches(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
         _draw_line(relief, line - corner, strength, rng.uniform(1, 3.5) * unit)
     worn = np.clip(0.8 + 0.4 * _noise(rng, size, (14 * unit, 14 * unit)), 0.25, 1.4)
     tint = _soften(mask * (0.1 if bright else -0.12), 3 * unit)
-    return _Mark(_soften(relief, 0.7) * worn + tint, mask.astype(np.bool_))
+    return _soften(relief, 0.7) * worn + tint, mask.astype(np.bool_)
 
 
 def _patches(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
-    """A large, ragged blob of torn steel whose folds are lit from one side, with a dark edge; its outline."""
+    """A large, ragged patch of torn steel with a dark edge, lit from one side. The mask is its outline."""
     unit = _unit(size_hw)
     half_h, half_w = rng.uniform(28, 75) * unit, rng.uniform(35, 130) * unit
     turns = np.linspace(0, 2 * np.pi, 60, endpoint=False)
@@ -314,15 +303,10 @@ def _patches(rng: Generator, size_hw: tuple[int, int]) -> _Mark:
     edge = mask - cv2.erode(mask, np.ones((5, 5), np.uint8), borderValue=(0,))
     tone = rng.uniform(-0.5, -0.3) if rng.random() < 0.75 else rng.uniform(0.2, 0.4)
     relief = mask * (tone + np.where(lit > 0, 0.5, 0.25) * lit) - 0.15 * edge
-    return _Mark(_soften(relief, 0.8), mask.astype(np.bool_))
+    return _soften(relief, 0.8), mask.astype(np.bool_)
 
 
-_MAKERS: tuple[tuple[Callable[[Generator, tuple[int, int]], _Mark], int], ...] = (
-    (_pits, 2),
-    (_cracks, 3),
-    (_scratches, 4),
-    (_patches, 3),
-)
+_MAKERS = ((_pits, 2), (_cracks, 3), (_scratches, 4), (_patches, 3))
 
 
 def _draw_line(canvas: NDArray[Any], path_xy: NDArray[np.float64], value: float, thickness_px: float) -> None:
@@ -331,20 +315,21 @@ def _draw_line(canvas: NDArray[Any], path_xy: NDArray[np.float64], value: float,
 
 
 def _stamp(rng: Generator, mark: _Mark, brightness: Floats, mask: Bools, free: Bools) -> None:
-    """Put a mark where it fits wholly on free steel, at most a third of it cut off by the border, or nowhere.
+    """Place a mark on free steel, with at most a third of it beyond the border; give up after some attempts.
 
     Changes brightness float32, mask bool and free bool, all (H, W), in place.
     """
-    height, width = mark.mask.shape
+    relief, outline = mark
+    height, width = outline.shape
     reach_y, reach_x = height // 4, width // 4
     for _ in range(_PLACING_ATTEMPTS):
         top = int(rng.integers(-reach_y, max(mask.shape[0] - height + reach_y, 1 - reach_y)))
         left = int(rng.integers(-reach_x, max(mask.shape[1] - width + reach_x, 1 - reach_x)))
         inner = (slice(max(0, -top), mask.shape[0] - top), slice(max(0, -left), mask.shape[1] - left))
         outer = (slice(max(0, top), top + height), slice(max(0, left), left + width))
-        part = mark.mask[inner]
-        if part.sum() * 3 >= mark.mask.sum() * 2 and free[outer][part].all():
-            brightness[outer] *= 1 + mark.relief[inner]
+        part = outline[inner]
+        if part.sum() * 3 >= outline.sum() * 2 and free[outer][part].all():
+            brightness[outer] *= 1 + relief[inner]
             mask[outer] |= part
             grown = cv2.dilate(mask.view(np.uint8), np.ones((2 * _GAP_PX + 1, 2 * _GAP_PX + 1), np.uint8))
             free &= grown == 0

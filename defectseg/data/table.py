@@ -1,11 +1,12 @@
-"""The rows of a label table: read from every layout met in the wild, with all that is wrong with them; and written.
+"""Read the rows of a label table in every common layout, with all their faults, and write them.
 
-`read_label_table` stops at the first fault; `data check` lists them all.
+`read_label_table` stops at the first fault; `data check` lists all of them.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ MAX_CLASSES = IGNORE_CLASS_ID - 1
 
 Labels = dict[str, dict[int, str]]  # ImageId -> ClassId -> run-lengths
 
-# Without any row, an image counts as clean.
+# An image without any row counts as clean.
 NOT_CLEAN = "take the image and all its rows out: with this row alone gone, the defect would count as sound steel"
 _REMEDIES = {
     "fields": "Give the row as many fields as the header has.",
@@ -35,13 +36,13 @@ _CLASS_ID = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 3.0 once a col
 
 @dataclass(frozen=True)
 class LabelRow:
-    """One statement of a label table about an image and a class.
+    """A label of one image and one class.
 
     Attributes:
-        line: number of the line in the file, the header being 1.
+        line: line number in the file; the header is line 1.
         image_id: ImageId.
-        class_id: 1..255; 0 where the row only lists the image.
-        encoded: run-lengths; "" where the row says that the class does not occur.
+        class_id: 1..255; 0 if the row only lists the image.
+        encoded: run-lengths; "" if the class does not occur.
     """
 
     line: int
@@ -50,91 +51,80 @@ class LabelRow:
     encoded: str
 
 
-Severity = Literal["error", "warning"]
-
-
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong.
+    """A fault of a data folder.
 
     Attributes:
-        severity: "error" where training or scoring would stop or be wrong, "warning" where it may be meant so.
+        severity: "error" if training or scoring would stop or be wrong, "warning" if it may be intended.
         kind: "image", "image-note", "size", "dark", "missing-image", "fields", "image-id", "class", "rle", "duplicate",
             "overlap", "mask-size", "mask-disagreement", "classes", "groups", "split" or "against".
-        image: ImageId, "" where none is concerned.
-        row: line in the label table, groups.csv or split.csv, the header being 1; None where none is concerned.
-        message: what is wrong, with its place.
-        remedy: what to do.
+        image: ImageId, or "".
+        row: line in the label table, groups.csv or split.csv (the header is line 1), or None.
+        message: the fault and its place.
+        remedy: how to correct it.
     """
 
-    severity: Severity
+    severity: Literal["error", "warning"]
     kind: str
-    image: str
-    row: int | None
+    image: str = field(default="", kw_only=True)
+    row: int | None = field(default=None, kw_only=True)
     message: str
     remedy: str
 
 
-def error(kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> Fault:
-    """A fault that has to be mended."""
-    return Fault("error", kind, image, row, message, remedy)
-
-
-def warning(kind: str, message: str, remedy: str, *, image: str = "", row: int | None = None) -> Fault:
-    """A fault that may be meant so."""
-    return Fault("warning", kind, image, row, message, remedy)
+error = partial(Fault, "error")
+warning = partial(Fault, "warning")
 
 
 @dataclass(frozen=True)
 class LabelScan:
-    """All sound rows of a label table, and all faults, by line."""
+    """All valid rows of a label table, and all faults, by line."""
 
     rows: list[LabelRow]
     faults: list[Fault]
 
 
 class _FaultyRowError(Exception):
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    """Its arguments are the kind of the fault and the message."""
 
 
 def scan_label_rows(path: Path) -> LabelScan:
-    """Read a label table, sorting its rows into sound and faulty ones.
+    """Read a label table and separate its valid rows from its faults.
 
     Raises:
-        LabelError: the file cannot be read, or its header is none of the known layouts.
+        LabelError: the file cannot be read, or its header is not one of the known layouts.
     """
     table = read_csv(path)
     rows: list[LabelRow] = []
-    faults = [
-        _row_fault("fields", path, line, f"has {count} fields; expected {len(table.header)}.")
-        for line, count in table.ragged
-    ]
+    faults: list[Fault] = []
+
+    def add_fault(kind: str, line: int, message: str, image_id: str = "") -> None:
+        faults.append(error(kind, f"{path}, line {line}: {message}", _REMEDIES[kind], image=image_id, row=line))
+
+    for line, count in table.ragged:
+        add_fault("fields", line, f"has {count} fields; expected {len(table.header)}.")
     line_of: dict[tuple[str, int], int] = {}
     for line, image_id, class_text, encoded in _cells(table):
         try:
-            row = _parse_row(path, line, image_id, class_text, encoded.strip())
+            row = _parse_row(line, image_id, class_text, encoded.strip())
             first = line_of.setdefault((row.image_id, row.class_id), line)
             if first != line:
                 what = f"{image_id}, ClassId {row.class_id}"
                 raise _FaultyRowError("duplicate", f"{what} stands in line {first} already. {_REMEDIES['duplicate']}")
         except _FaultyRowError as fault:
-            faults.append(_row_fault(fault.kind, path, line, str(fault), image_id))
+            kind, message = fault.args
+            add_fault(kind, line, message, image_id)
         else:
             rows.append(row)
     return LabelScan(rows, sorted(faults, key=lambda fault: fault.row or 0))
 
 
-def _row_fault(kind: str, path: Path, line: int, message: str, image_id: str = "") -> Fault:
-    return error(kind, f"{path}, line {line}: {message}", _REMEDIES[kind], image=image_id, row=line)
-
-
 def _cells(table: CsvTable) -> Iterator[tuple[int, str, str, str]]:
-    """Line, ImageId, ClassId as text, and EncodedPixels of each statement in the table.
+    """Line, ImageId, ClassId as text, and EncodedPixels of each label in the table.
 
     Raises:
-        LabelError: the header is none of the known layouts.
+        LabelError: the header is not one of the known layouts.
     """
     if places := table.columns("ImageId", "ClassId", "EncodedPixels"):
         image, class_, encoded = places
@@ -153,7 +143,7 @@ def _cells(table: CsvTable) -> Iterator[tuple[int, str, str, str]]:
 
 
 def _wide_columns(table: CsvTable) -> tuple[int, list[tuple[int, str]]]:
-    """The column of the image and those of the classes, in a table with one column for each class."""
+    """The column of the ImageId and the columns of the classes, in a table with one column for each class."""
     classes = [(place, name) for place, name in enumerate(table.header) if name.isdecimal()]
     # pandas writes its row numbers into a first column without a name.
     others = [
@@ -168,7 +158,7 @@ def _wide_columns(table: CsvTable) -> tuple[int, list[tuple[int, str]]]:
     return others[0], classes
 
 
-def _parse_row(path: Path, line: int, image_id: str, class_text: str, encoded: str) -> LabelRow:
+def _parse_row(line: int, image_id: str, class_text: str, encoded: str) -> LabelRow:
     try:
         check_image_id(image_id, where="")
     except LabelError as error:
@@ -187,7 +177,7 @@ def _parse_row(path: Path, line: int, image_id: str, class_text: str, encoded: s
 
 
 def _parse_class_id(text: str, encoded: str) -> int:
-    """ClassId 1..255, or 0 where the row only lists its image."""
+    """ClassId 1..255, or 0 if the row only lists its image."""
     if not encoded and text.lower() in _BLANKS:
         return 0
     number = _CLASS_ID.fullmatch(text)

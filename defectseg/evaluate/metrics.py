@@ -1,31 +1,25 @@
-"""How good masks are: pixel counts of each (image, class) pair, and the figures made from them.
+"""Pixel counts of each (image, class) pair, and the metrics computed from them.
 
-Counts are keyed by pair and merged by union, so no figure depends on batch size, order or number of processes.
+Counts are keyed by pair, so no figure depends on batch size, order or number of processes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from defectseg.data.folder import IGNORE_CLASS_ID, unknown_classes
+from defectseg.data.folder import unknown_classes
+from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import DataError
 from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-PairKey = tuple[str, int]
-"""(ImageId, ClassId)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairCounts:
-    """Pixels of one class in one image: labelled, predicted, and both at once. Ignored pixels are in none of them.
+    """Pixels of one class in one image: labelled, predicted, and both. Ignored pixels are not counted.
 
-    `unknown`: ignored pixels may hide the class, see `unknown_classes`; the pair counts in sums of pixels alone.
+    `unknown`: ignored pixels may hide the class, see `unknown_classes`; the pair only counts in sums of pixels.
     """
 
     true_px: int
@@ -44,26 +38,21 @@ class PairCounts:
         return 2 * self.both_px / total_px if total_px else 1.0
 
 
-Counts = dict[PairKey, PairCounts]
+Counts = dict[tuple[str, int], PairCounts]
+"""By (ImageId, ClassId)."""
 
 
 def count_pairs(
     image_id: str, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None
 ) -> Counts:
-    """Count the pixels of one image, a pair for every class.
+    """Count the pixels of one image, for each class.
 
     Args:
         image_id: the image's ImageId.
         predicted: bool (C, H, W), final masks.
         truth: bool (C, H, W), labelled masks.
-        ignore: bool (H, W), pixels taken out of both before counting; None for no such pixel.
-
-    Raises:
-        ValueError: the shapes do not agree.
+        ignore: bool (H, W), pixels to leave out; None for none.
     """
-    if predicted.shape != truth.shape or (ignore is not None and ignore.shape != truth.shape[1:]):
-        shapes = f"{predicted.shape}, {truth.shape}, {None if ignore is None else ignore.shape}"
-        raise ValueError(f"{image_id}: predicted, truth and ignore differ in shape: {shapes}")
     unknown = np.zeros(len(truth), np.bool_)
     if ignore is not None and ignore.any():
         unknown = unknown_classes(truth, ignore)
@@ -76,20 +65,6 @@ def count_pairs(
     }
 
 
-def merge(*parts: Mapping[PairKey, PairCounts]) -> Counts:
-    """The union of counts made apart, for instance by several processes. A pair counted twice alike counts once.
-
-    Raises:
-        ValueError: a pair was counted twice with different results.
-    """
-    merged: Counts = {}
-    for part in parts:
-        for key, counts in part.items():
-            if merged.setdefault(key, counts) != counts:
-                raise ValueError(f"{key[0]}, class {key[1]}: counted as {merged[key]} and as {counts}")
-    return merged
-
-
 def dice_of(
     true_px: NDArray[np.int64], predicted_px: NDArray[np.int64], both_px: NDArray[np.int64]
 ) -> NDArray[np.float64]:
@@ -100,34 +75,28 @@ def dice_of(
 
 @dataclass(frozen=True)
 class Detection:
-    """Images told apart as having a defect or not, by whether any pixel is labelled or predicted.
+    """Detection of defective images: an image has a defect, or is reported, if any pixel is labelled, or predicted.
 
-    An image that shows no defect is left out where ignored pixels may hide one.
+    Images without a visible defect are left out if ignored pixels may hide one. `precision` is the share of the
+    reported images that have the defect, `recall` the share of the images with the defect that were reported; None
+    where it would be 0 / 0.
     """
 
     true_positives: int
     false_positives: int
     false_negatives: int
     true_negatives: int
-
-    @property
-    def precision(self) -> float | None:
-        """Share of the reported images that have the defect; None where none was reported."""
-        return _ratio(self.true_positives, self.true_positives + self.false_positives)
-
-    @property
-    def recall(self) -> float | None:
-        """Share of the images with the defect that were reported; None where there is no such image."""
-        return _ratio(self.true_positives, self.true_positives + self.false_negatives)
+    precision: float | None
+    recall: float | None
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """The figures of one class, all in [0, 1]; None where a figure would be nought by nought.
+    """The figures of one class, all in [0, 1]; None where a figure would be 0 / 0.
 
-    `kaggle_dice` is the mean over all images but the `unknown_pairs`, in which ignored pixels may hide the class;
-    `all_empty` what an empty answer would score there, `positive_dice` the mean over the images that have the class;
-    `iou`, `precision` and `recall` are of pixels summed over the data set.
+    `kaggle_dice` is the mean Dice over all images except the `unknown_pairs`, in which ignored pixels may hide the
+    class; `all_empty` is the `kaggle_dice` of empty predictions; `positive_dice` is the mean over the images that have
+    the class. `iou`, `precision` and `recall` are computed from pixels summed over the data set.
     """
 
     class_id: int
@@ -145,13 +114,12 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The figures of a data set, all in [0, 1]; None where a figure would be nought by nought.
+    """The figures of a data set, all in [0, 1]; None where a figure would be 0 / 0.
 
-    `kaggle_dice` is the mean Dice of all `pairs` but the `unknown_pairs`, in which ignored pixels may hide the class;
-    `all_empty` is what predicting nothing scores on the same pairs;
-    `gain_over_empty` is their difference, in [-1, 1], with the interval of the difference itself.
-    `positive_dice` is the mean over pairs with a defect; `miou` the mean data-set IoU of the classes that occur in
-    the truth. `detection` asks of each image whether it has a defect of any class.
+    `kaggle_dice` is the mean Dice of all `pairs` except the `unknown_pairs`, in which ignored pixels may hide the
+    class; `all_empty` is the `kaggle_dice` of empty predictions; `gain_over_empty` is their difference, in [-1, 1],
+    with an interval of its own. `positive_dice` is the mean over pairs with a defect; `miou` is the mean data-set IoU
+    of the classes that occur in the labels. `detection` is about a defect of any class.
     """
 
     images: int
@@ -171,13 +139,12 @@ class Metrics:
     classes: tuple[ClassMetrics, ...]
 
     def to_json(self) -> dict[str, object]:
-        """Plain dicts, lists, numbers and None, ready for `json.dumps(..., allow_nan=False)`."""
-        classes = [{**asdict(one), "detection": _detection_json(one.detection)} for one in self.classes]
-        return {**asdict(self), "detection": _detection_json(self.detection), "classes": classes}
+        """Plain containers, numbers and None, ready for `json.dumps(..., allow_nan=False)`."""
+        return asdict(self)
 
 
-def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str]) -> Metrics:
-    """Make the figures of a data set from its counts.
+def summarise(counts: Counts, class_names: Sequence[str]) -> Metrics:
+    """Compute the figures of a data set from its counts.
 
     Args:
         counts: a pair for each image and each of ClassId 1..len(class_names).
@@ -185,7 +152,6 @@ def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str]) 
 
     Raises:
         DataError: there is no image, or every pair is unknown.
-        ValueError: a pair is missing or names another class.
     """
     tally = _tabulate(counts, len(class_names))
     dice, positive, known = tally.dice, tally.positive, tally.known
@@ -215,34 +181,26 @@ def summarise(counts: Mapping[PairKey, PairCounts], class_names: Sequence[str]) 
 
 
 def headline(metrics: Metrics) -> dict[str, float | None]:
-    """The few figures that a log line and a model file carry."""
-    return {
-        "kaggle_dice": metrics.kaggle_dice,
-        "all_empty": metrics.all_empty,
-        "positive_dice": metrics.positive_dice,
-        "miou": metrics.miou,
-    }
+    """The few figures for log lines and model files."""
+    return {name: getattr(metrics, name) for name in ("kaggle_dice", "all_empty", "positive_dice", "miou")}
 
 
 def score(value: float | None) -> str:
-    """A figure in [0, 1] with four places, or a dash where it does not exist."""
+    """A figure in [0, 1] with four decimals; a dash for None."""
     return "–" if value is None else f"{value:.4f}"
 
 
 def signed(value: float) -> str:
-    """A difference with its sign and four places."""
+    """A difference with its sign and four decimals."""
     return f"{value:+.4f}".replace("-", "−")
 
 
-def _tabulate(counts: Mapping[PairKey, PairCounts], num_classes: int) -> Tally:
-    """Counts as arrays (N, C), images in the order of their names, so that sums come out alike to the last bit."""
+def _tabulate(counts: Counts, num_classes: int) -> Tally:
+    """Counts as arrays (N, C). Images are sorted by name, so that sums are reproducible to the last bit."""
     image_ids = sorted({image_id for image_id, _ in counts})
     if not image_ids:
         raise DataError("There is no image to score. Choose a folder or subset that holds at least one.")
-    keys = [(image_id, class_id) for image_id in image_ids for class_id in range(1, num_classes + 1)]
-    if len(keys) != len(counts) or not all(key in counts for key in keys):
-        raise ValueError(f"{len(counts)} pairs counted, but {len(image_ids)} images x {num_classes} classes expected")
-    pairs = [counts[key] for key in keys]
+    pairs = [counts[image_id, class_id] for image_id in image_ids for class_id in range(1, num_classes + 1)]
     table = np.array([(one.true_px, one.predicted_px, one.both_px, one.unknown) for one in pairs], np.int64)
     true_px, predicted_px, both_px, unknown = table.T.reshape(4, len(image_ids), num_classes)
     if unknown.all():
@@ -277,16 +235,17 @@ def _class_metrics(tally: Tally, index: int, name: str) -> ClassMetrics:
 
 def _detect(positive: NDArray[np.bool_], predicted: NDArray[np.bool_], known: NDArray[np.bool_]) -> Detection:
     positive, predicted = positive[known], predicted[known]
-    return Detection(
-        true_positives=int((positive & predicted).sum()),
-        false_positives=int((~positive & predicted).sum()),
-        false_negatives=int((positive & ~predicted).sum()),
-        true_negatives=int((~positive & ~predicted).sum()),
+    found, false, missed = (
+        int(np.count_nonzero(images)) for images in (positive & predicted, ~positive & predicted, positive & ~predicted)
     )
-
-
-def _detection_json(detection: Detection) -> dict[str, object]:
-    return {**asdict(detection), "precision": detection.precision, "recall": detection.recall}
+    return Detection(
+        true_positives=found,
+        false_positives=false,
+        false_negatives=missed,
+        true_negatives=len(positive) - found - false - missed,
+        precision=_ratio(found, found + false),
+        recall=_ratio(found, found + missed),
+    )
 
 
 def _ratio(part: int, whole: int) -> float | None:
@@ -296,20 +255,3 @@ def _ratio(part: int, whole: int) -> float | None:
 def _mean_or_none(values: ArrayLike) -> float | None:
     array = np.asarray(values, np.float64)
     return float(array.mean()) if array.size else None
-
-
-PAIR_COLUMNS = ("ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dice")
-
-
-def pairs_frame(counts: Counts) -> "pd.DataFrame":
-    """A row for each (image, class) pair, sorted by ImageId, then ClassId; columns `PAIR_COLUMNS`, areas in px.
-
-    The Dice of an unknown pair is NaN, which pandas leaves out of a mean.
-    """
-    import pandas as pd
-
-    rows = [
-        (image_id, class_id, pair.true_px, pair.predicted_px, pair.both_px, pair.dice)
-        for (image_id, class_id), pair in sorted(counts.items())
-    ]
-    return pd.DataFrame(rows, columns=list(PAIR_COLUMNS))

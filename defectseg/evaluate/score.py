@@ -1,4 +1,4 @@
-"""A data folder through the stream -> counts: what `evaluate`, threshold search and validation share."""
+"""Run a data folder through the stream and count pixels, for `evaluate`, threshold search and validation."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder
 from defectseg.errors import DataError
-from defectseg.evaluate.metrics import Counts, count_pairs, merge
+from defectseg.evaluate.metrics import Counts, Metrics, count_pairs
 from defectseg.image.find import FoundImage
+from defectseg.image.read import LowBitDepth
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.inference.tiles import ImageAnswer
@@ -21,17 +22,17 @@ from defectseg.runtime.base import Runtime
 
 @dataclass(frozen=True)
 class Scored:
-    """One labelled image after the pipeline: its pixels, the answer, the result and the truth.
+    """One labelled image with its answer, its predicted masks and its labels.
 
-    C counts the classes of the data folder, which may name fewer than the model knows.
+    C is the number of classes of the data folder, which may be fewer than the model's.
 
     Attributes:
         image_id: ImageId.
         pixels: uint8 (H, W).
-        answer: what the network says; None where nobody asked for it.
-        masks: bool (C, H, W), what is reported.
+        answer: the output of the network; None unless it was asked for.
+        masks: bool (C, H, W), predicted masks.
         truth: bool (C, H, W), labelled masks.
-        ignore: bool (H, W), pixels that count for nothing.
+        ignore: bool (H, W), pixels that do not count.
     """
 
     image_id: str
@@ -43,18 +44,28 @@ class Scored:
 
 
 Visitor = Callable[[Scored], object]
-"""Sees an image while it is in memory (an overlay writer, a threshold search) and must not keep the arrays.
+"""Receives each image while it is in memory, for instance to write an overlay; it must not keep the arrays.
 
 It is called from several threads at once, in any order."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of the images that could be read, those that could not, and how many have each `brightest16`."""
+    """Counts of the readable images, the unreadable ones, and the number of images by `brightest16`."""
 
     counts: Counts
     unreadable: tuple[Unreadable, ...]
     brightest: Counter[int | None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures, warnings and unreadable images; `low_bit_depth` is also among the warnings."""
+
+    metrics: Metrics
+    warnings: tuple[str, ...]
+    unreadable: tuple[Unreadable, ...] = ()
+    low_bit_depth: LowBitDepth | None = None
 
 
 def score_images(
@@ -69,23 +80,23 @@ def score_images(
 ) -> Score:
     """Predict labelled images as `predict` does and count the pixels of each (image, class) pair.
 
-    16-bit files are read by the bit depth of the folder, of the file itself, or of the model, whichever is known first.
+    The bit depth of a 16-bit file is that of the folder if set, else of the file's tag, else of the model.
 
     Args:
         runtime: the model.
-        folder: where images and labels are; of the model's answer, only its classes count.
-        image_ids: which of its images.
-        settings: of the inference; the bit depth is that of the folder.
+        folder: images and labels; only its classes are scored.
+        image_ids: the images to score.
+        settings: of the inference; the bit depth of the folder replaces its own.
         visitors: called with each image.
-        keep_answers: give the visitors the probabilities, too; of a large image these take much memory.
-        progress: told after each image.
+        keep_answers: also pass the probabilities to the visitors; those of a large image take much memory.
+        progress: called after each image.
 
     Raises:
         LabelError: a run-length that does not fit its image.
         ResourceError: memory ran out.
     """
     own = runtime.class_names
-    # All classes in order as a slice, which copies nothing.
+    # A slice for all classes copies nothing.
     classes = slice(None) if folder.class_names == own else [own.index(name) for name in folder.class_names]
 
     def count(one: Segmented) -> tuple[Counts, int | None]:
@@ -99,7 +110,7 @@ def score_images(
         return count_pairs(image_id, masks, truth, ignore), one.decoded.brightest16
 
     images = [FoundImage(image_id, folder.image_path(image_id)) for image_id in image_ids]
-    parts: list[Counts] = []
+    counts: Counts = {}
     unreadable: list[Unreadable] = []
     brightest: Counter[int | None] = Counter()
     progress(0, len(images))
@@ -109,20 +120,24 @@ def score_images(
             if isinstance(result, Unreadable):
                 unreadable.append(result)
             else:
-                parts.append(result[0])
+                counts |= result[0]
                 brightest[result[1]] += 1
             progress(done, len(images))
-    return Score(merge(*parts), tuple(unreadable), brightest)
+    return Score(counts, tuple(unreadable), brightest)
 
 
-def all_unreadable(folder: DataFolder, unreadable: Sequence[Unreadable], *, scored: int) -> tuple[Unreadable, ...]:
-    """The unreadable images, with those that were faulty from the start.
+def all_unreadable(
+    folder: DataFolder, unreadable: Sequence[Unreadable], *, scored: int
+) -> tuple[tuple[Unreadable, ...], list[str]]:
+    """The unreadable images together with the faulty files of the folder, and a warning for each.
 
     Raises:
-        DataError: none was `scored`, since none could be read.
+        DataError: none was `scored`, because none could be read.
     """
     if unreadable and not scored:
         raise DataError(
             f"{folder.root}: none of the {len(unreadable)} images can be read. The first: {unreadable[0].message}"
         )
-    return (*(Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty), *unreadable)
+    faulty = (Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty)
+    left_out = (*faulty, *unreadable)
+    return left_out, [f"left out, unreadable: {one.message}" for one in left_out]

@@ -1,6 +1,7 @@
-"""Which images of a data folder a model is scored on, and what to tell of them."""
+"""Which images of a data folder a model is scored on, and the warnings about them."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from defectseg.data.folder import DataFolder, image_digest
@@ -12,39 +13,41 @@ from defectseg.model.info import ModelInfo
 def choose_subset(
     folder: DataFolder, info: ModelInfo, models: Sequence[Path], subset: str, split: Path | None
 ) -> tuple[tuple[str, ...], list[str]]:
-    """The ImageIds to score, and warnings.
+    """The ImageIds to score, and warnings, also of images that the model was trained on.
 
     Args:
         folder: the data folder.
-        info: the model's description; of several models whose answers are averaged, what they share.
+        info: the description of the model, or of several models together.
         models: the model file or files.
         subset: all, train or val.
-        split: the split.csv that tells train from val; None for the one beside each model.
+        split: the split.csv with the folds; None for the one beside each model.
 
     Raises:
-        UsageError: train or val was asked for, and no split tells them apart, or not for all models alike.
+        UsageError: it is not known which images are train and val, or the models differ in it.
     """
     if subset == "all":
-        return folder.image_ids, []
+        return folder.image_ids, [*_missing(folder), *_seen_warnings(folder, info, folder.image_ids, subset)]
     if info.fold is None and len(models) == 1:
         raise _no_subset(subset, f"{models[0]} was trained on all folds.")
-    other_images = f"the {len(models)} models did not all hold back the same images. Give the model of a single fold."
-    if info.fold is None:
-        raise _no_subset(subset, other_images)
-    paths, folds, is_common = _read_splits(models, split)
-    if not is_common:
-        raise _no_subset(subset, other_images)
-    wanted = [image_id for image_id in folder.image_ids if image_id in folds]
-    chosen = tuple(image_id for image_id in wanted if (folds[image_id] == info.fold) == (subset == "val"))
+    paths, folds, agree = ([], {}, False) if info.fold is None else _read_splits(models, split)
+    if not agree:
+        why = f"the {len(models)} models did not all hold back the same images. Give the model of a single fold."
+        raise _no_subset(subset, why)
+    chosen = tuple(
+        image_id
+        for image_id in folder.image_ids
+        if image_id in folds and (folds[image_id] == info.fold) == (subset == "val")
+    )
     if not chosen:
         raise _no_subset(subset, f"{paths[0]} puts none of the images of {folder.root} there.")
-    return chosen, _unlisted_warnings(folder, folds, paths[0])
+    warnings = [*_unlisted(folder, folds, paths[0]), *_missing(folder), *_seen_warnings(folder, info, chosen, subset)]
+    return chosen, warnings
 
 
 def held_out(
     folder: DataFolder, infos: Sequence[ModelInfo], models: Sequence[Path], split: Path | None
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """For each of several models the ImageIds that it alone held out of its training, and warnings.
+    """For each of several models the ImageIds that it held out of its training, and warnings as above.
 
     Raises:
         UsageError: the models were not trained on different folds of one split.
@@ -55,8 +58,8 @@ def held_out(
             raise UsageError(f"{model}: was trained on all folds, so there is no image that it has not seen.")
         if (earlier := model_of.setdefault(info.fold, model)) is not model:
             raise UsageError(f"{model}: held out fold {info.fold}, and so did {earlier}. Give one model for each fold.")
-    paths, folds, is_common = _read_splits(models, split)
-    if not is_common:
+    paths, folds, agree = _read_splits(models, split)
+    if not agree:
         raise UsageError(
             f"{', '.join(map(str, dict.fromkeys(paths)))}: not the same split. Give models of the folds of one split."
         )
@@ -66,11 +69,14 @@ def held_out(
             f"{paths[0]}: none of the images of {folder.root} is in a fold that one of the models held out.",
             go_on={"subset": "all"},
         )
-    return parts, _unlisted_warnings(folder, folds, paths[0])
+    warnings = [*_unlisted(folder, folds, paths[0]), *_missing(folder)]
+    for info, part in zip(infos, parts, strict=True):
+        warnings += _seen_warnings(folder, info, part, "val")
+    return parts, warnings
 
 
-def missing_warnings(folder: DataFolder) -> list[str]:
-    """Tell of images that have labels and are not there."""
+def _missing(folder: DataFolder) -> list[str]:
+    """A warning where the label table names images that are not in the folder."""
     if not folder.missing_images:
         return []
     count, first = len(folder.missing_images), folder.missing_images[0]
@@ -79,12 +85,15 @@ def missing_warnings(folder: DataFolder) -> list[str]:
 
 def count_seen(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str]) -> int:
     """How many of the images the model was trained on; an image that cannot be read counts as new."""
-    trained_on = set(info.trained_on)
-    return sum(_digest_or_blank(folder.image_path(image_id)) in trained_on for image_id in image_ids)
+    trained_on, seen = set(info.trained_on), 0
+    for image_id in image_ids:
+        with suppress(OSError):
+            seen += image_digest(folder.image_path(image_id)) in trained_on
+    return seen
 
 
-def seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str], subset: str) -> list[str]:
-    """Tell how many of the images the model was trained on: scores on those say nothing of new ones."""
+def _seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str], subset: str) -> list[str]:
+    """A warning where the model was trained on some of the images: scores on those do not hold for new ones."""
     if subset == "train":
         return ["these are the images that the model was trained on; scores on new images will be lower"]
     seen = count_seen(folder, info, image_ids)
@@ -99,7 +108,7 @@ def _no_subset(subset: str, message: str) -> UsageError:
 
 
 def _read_splits(models: Sequence[Path], split: Path | None) -> tuple[list[Path], Mapping[str, int], bool]:
-    """The split that is given, or those beside the models: their files, the first one's folds, and whether all agree.
+    """The given split, or those beside the models: their files, the folds of the first, and whether all are equal.
 
     Raises:
         UsageError: there is none beside a model.
@@ -114,14 +123,6 @@ def _read_splits(models: Sequence[Path], split: Path | None) -> tuple[list[Path]
     return paths, folds, all(other == folds for other in others)
 
 
-def _unlisted_warnings(folder: DataFolder, folds: Mapping[str, int], path: Path) -> list[str]:
+def _unlisted(folder: DataFolder, folds: Mapping[str, int], path: Path) -> list[str]:
     unlisted = sum(image_id not in folds for image_id in folder.image_ids)
     return [f"{unlisted} images of {folder.root} are not in {path}; they are not scored"] if unlisted else []
-
-
-def _digest_or_blank(path: Path) -> str:
-    """The digest of an image, or "" where it cannot be read: that is told when it comes to be scored."""
-    try:
-        return image_digest(path)
-    except OSError:
-        return ""

@@ -1,6 +1,6 @@
-"""Validation images in, thresholds out, with what they score and how far that can be trusted.
+"""Choose thresholds on validation images, with their figures and a cross-validated estimate for other images.
 
-The search costs little arithmetic, because each image leaves behind only the pixel sums that every setting would keep.
+The search is fast, because each image is reduced to the pixel sums of every setting.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,23 +17,22 @@ from defectseg.evaluate.score import Scored
 from defectseg.model.info import Thresholds
 from defectseg.tune.crossval import CrossValidation, cross_validate
 from defectseg.tune.goals import BEST_DICE, Goal, choose
-from defectseg.tune.grid import GRID, Grid, Places, Table, Totals
+from defectseg.tune.grid import GRID, Grid, Table, Totals
 from defectseg.tune.sums import ImageSums, sum_image
 
 FOLDS = 5
 FEW_IMAGES = 10
-"""People are warned of a class that fewer images have."""
+"""A class in fewer images gets a warning."""
 LARGEST_AREA_SHARE = 0.05
-"""No minimum area exceeds this share of an image: it would discard what the images are taken for."""
+"""No minimum area exceeds this share of the largest image, or it would discard real defects."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one class or all together score, in [0, 1]; None where no image has the class, or all have it.
+    """Figures of one class or of all together, in [0, 1]; None where there is no image to compute a figure on.
 
-    Images in which ignored pixels may hide the class are left out; `kaggle_dice` is None where these are all.
-    `recall` is the share of the images with the class in which some predicted pixel is true, `false_alarms` that of the
-    images without it in which some pixel is predicted.
+    Images in which ignored pixels may hide the class are left out. `recall` is the share of the images with the class
+    in which a predicted pixel is true, `false_alarms` the share of the images without it in which a pixel is predicted.
     """
 
     kaggle_dice: float | None
@@ -43,21 +42,21 @@ class Figures:
 
     @property
     def objective(self) -> float:
-        """Kaggle Dice plus positive Dice, in [0, 2]; the former alone where no image has the class."""
+        """Kaggle Dice plus positive Dice, in [0, 2]; Kaggle Dice alone if no image has the class."""
         return (self.kaggle_dice or 0.0) + (self.positive_dice or 0.0)
 
 
 @dataclass(frozen=True)
 class ClassChoice:
-    """The setting of one class.
+    """The thresholds of one class.
 
     Attributes:
         class_id: from 1.
         name: of the class.
         images_with: number of images that have it.
-        gate, pixel, min_area_px: the setting.
-        default, chosen: figures of the defaults and of the setting, on the images it was chosen on.
-        validated: what such a choice scores on images left out; None where there were too few to leave any out.
+        gate, pixel, min_area_px: the thresholds.
+        default, chosen: figures with the default and with these thresholds, on the images they were chosen on.
+        validated: cross-validated figures; None where there were too few images.
     """
 
     class_id: int
@@ -78,11 +77,11 @@ class Choice:
     Attributes:
         thresholds: one value for each class.
         images: number of images.
-        goal: what was sought, for people.
-        folds: of the cross-validation; 0 where there was none.
-        gain: objective in cross-validation less that of the defaults, in [-2, 2].
+        goal: the goal in words.
+        folds: of the cross-validation; 0 if there was none.
+        gain: cross-validated objective minus that of the defaults, in [-2, 2].
         gain_interval: 95 % interval of it.
-        warnings: for people.
+        warnings: sentences for the user.
     """
 
     thresholds: Thresholds
@@ -103,9 +102,9 @@ class Choice:
 
 
 class ThresholdSearch:
-    """Gathers validation images one by one, then chooses the thresholds.
+    """Collects validation images one by one, then chooses the thresholds.
 
-    Images are kept by ImageId, so the choice depends neither on their order nor on which thread or process saw which.
+    Images are stored by ImageId, so the choice does not depend on their order or on the thread or process of each.
 
     Args:
         class_names: item c names ClassId c + 1.
@@ -117,49 +116,15 @@ class ThresholdSearch:
         self.grid = grid
         self.images: dict[str, ImageSums] = {}
 
-    def add(
-        self,
-        image_id: str,
-        probabilities: NDArray[np.float32],
-        gate: NDArray[np.float32],
-        truth: NDArray[np.bool_],
-        ignore: NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Take in one image.
-
-        Args:
-            image_id: its ImageId; an image taken in before is replaced.
-            probabilities: float32 (C, H, W) in [0, 1].
-            gate: float32 (C,) in [0, 1].
-            truth: bool (C, H, W), labelled masks.
-            ignore: bool (H, W), pixels that do not count, though they do belong to a component's area.
-
-        Raises:
-            ValueError: the shapes do not agree.
-        """
-        num_classes, size_hw = len(self.class_names), probabilities.shape[1:]
-        if not (truth.shape == (num_classes, *size_hw) == probabilities.shape and gate.shape == (num_classes,)):
-            raise ValueError(f"{image_id}: {probabilities.shape}, {gate.shape} and {truth.shape} do not fit together")
-        if ignore is not None and ignore.shape != size_hw:
-            raise ValueError(f"{image_id}: ignore has shape {ignore.shape}, the image {size_hw}")
-        if ignore is None:
-            ignore = np.zeros(size_hw, np.bool_)
-        self.images[image_id] = sum_image(probabilities, gate, truth, ignore, self.grid.pixel, self.grid.area_px)
-
     def visit(self, scored: Scored) -> None:
-        """Take in one image that `score_images` has just answered, from any thread; raises as `add` does."""
-        assert scored.answer is not None
-        self.add(scored.image_id, scored.answer.probabilities, scored.answer.gate, scored.truth, scored.ignore)
-
-    def merge(self, images: Mapping[str, ImageSums]) -> None:
-        """Take in the `images` of another search over the same classes and grid, for instance another process's."""
-        self.images.update(images)
+        """Add an image; a visitor of `score_images`, called from any thread."""
+        self.images[scored.image_id] = sum_image(scored, self.grid.pixel, self.grid.area_px)
 
     def counts(self, thresholds: Thresholds) -> Counts:
         """The pixels of every (image, class) pair. Raises ValueError for thresholds that are not in the grid."""
         settings = list(zip(thresholds.pixel, thresholds.min_area_px, thresholds.gate, strict=True))
         counts: Counts = {}
-        for image_id, image in sorted(self.images.items()):  # threads took them in in any order
+        for image_id, image in sorted(self.images.items()):  # threads added them in any order
             for index, (pixel, area_px, gate) in enumerate(settings):
                 place = self.grid.pixel.index(pixel), self.grid.area_px.index(area_px)
                 passes = image.gate[index] >= np.float32(gate)
@@ -169,15 +134,15 @@ class ThresholdSearch:
         return counts
 
     def best(self, goal: Goal = BEST_DICE, *, groups: Mapping[str, str] | None = None, folds: int = FOLDS) -> Choice:
-        """Choose for each class on all images, and tell by cross-validation what the choice is worth.
+        """Choose thresholds for each class on all images, and estimate by cross-validation how they do on others.
 
         Args:
-            goal: what to choose for.
-            groups: ImageId -> group, whose images stay together in cross-validation; others stand for themselves.
+            goal: what to optimise.
+            groups: ImageId -> group; images of one group stay in one fold. Other images are independent.
             folds: of the cross-validation, at least 2.
 
         Raises:
-            DataError: no image was taken in, or ignored pixels may hide every class in all of them.
+            DataError: there is no image, or ignored pixels may hide every class in all of them.
         """
         if not any(image.known.any() for image in self.images.values()):
             why = f", since ignored pixels may hide every class in all {len(self.images)}" if self.images else ""
@@ -186,63 +151,47 @@ class ThresholdSearch:
         images = [self.images[image_id] for image_id in image_ids]
         most_px = LARGEST_AREA_SHARE * max(image.image_px for image in images)
         areas_px = tuple(area_px for area_px in self.grid.area_px if area_px <= most_px) or self.grid.area_px[:1]
-        members = [(groups or {}).get(image_id, (image_id,)) for image_id in image_ids]  # a name and a 1-tuple differ
-        table = Table(images, Grid(self.grid.pixel, areas_px, self.grid.gate))
+        # An image without a group is one of its own: a tuple, which cannot equal the name of a group.
+        members = [(groups or {}).get(image_id, (image_id,)) for image_id in image_ids]
+        grid = Grid(self.grid.pixel, areas_px, self.grid.gate)
+        table = Table(images, grid)
         totals = table.totals(np.arange(len(images)))
-        places = choose(goal, totals, table.grid)
+        places = choose(goal, totals, grid)
+        default, chosen = totals.at([grid.default] * len(places)), totals.at(places)
         validation = cross_validate(table, goal, members, folds=folds)
-        return _describe(self.class_names, table, places, totals, validation, goal)
-
-
-def _describe(
-    class_names: Sequence[str],
-    table: Table,
-    places: Sequence[Places],
-    totals: Totals,
-    validation: CrossValidation | None,
-    goal: Goal,
-) -> Choice:
-    """The settings at `places`, what they score, and what people should know; `totals` is over all settings."""
-    grid, images = table.grid, len(table.images)
-    default, chosen = totals.at([grid.default] * len(places)), totals.at(places)
-    classes = tuple(
-        ClassChoice(
-            class_id=index + 1,
-            name=class_names[index],
-            images_with=int(totals.positives[index]),
-            gate=grid.gate[gate],
-            pixel=grid.pixel[pixel],
-            min_area_px=grid.area_px[area],
-            default=figures_of(default, index),
-            chosen=figures_of(chosen, index),
-            validated=None if validation is None else figures_of(validation.totals, index),
+        classes = tuple(
+            ClassChoice(
+                class_id=index + 1,
+                name=self.class_names[index],
+                images_with=int(totals.positives[index]),
+                gate=grid.gate[gate],
+                pixel=grid.pixel[pixel],
+                min_area_px=grid.area_px[area],
+                default=figures_of(default, index),
+                chosen=figures_of(chosen, index),
+                validated=None if validation is None else figures_of(validation.totals, index),
+            )
+            for index, (pixel, area, gate) in enumerate(places)
         )
-        for index, (pixel, area, gate) in enumerate(places)
-    )
-    gain, gain_interval = (None, None) if validation is None else _gain(table, validation)
-    return Choice(
-        thresholds=Thresholds(
-            gate=tuple(one.gate for one in classes),
-            pixel=tuple(one.pixel for one in classes),
-            min_area_px=tuple(one.min_area_px for one in classes),
-            chosen_by=f"search on {images} validation images, {goal.text}",
-        ),
-        images=images,
-        goal=goal.text,
-        folds=0 if validation is None else validation.folds,
-        classes=classes,
-        default=figures_of(default),
-        chosen=figures_of(chosen),
-        validated=None if validation is None else figures_of(validation.totals),
-        gain=gain,
-        gain_interval=gain_interval,
-        warnings=(
-            *goal.shortfalls(chosen, class_names),
-            *_warnings(classes, gain if goal == BEST_DICE else None, cross_validated=validation is not None),
-            *_dropped_regions(table, places, class_names),
-            *_unknown_pairs(table.known),
-        ),
-    )
+        gain, gain_interval = (None, None) if validation is None else _gain(table, validation)
+        return Choice(
+            thresholds=Thresholds(
+                gate=tuple(one.gate for one in classes),
+                pixel=tuple(one.pixel for one in classes),
+                min_area_px=tuple(one.min_area_px for one in classes),
+                chosen_by=f"search on {len(images)} validation images, {goal.text}",
+            ),
+            images=len(images),
+            goal=goal.text,
+            folds=0 if validation is None else validation.folds,
+            classes=classes,
+            default=figures_of(default),
+            chosen=figures_of(chosen),
+            validated=None if validation is None else figures_of(validation.totals),
+            gain=gain,
+            gain_interval=gain_interval,
+            warnings=(*goal.shortfalls(chosen, self.class_names), *_warnings(table, classes, gain, goal)),
+        )
 
 
 def figures_of(totals: Totals, index: int | None = None) -> Figures:
@@ -263,53 +212,48 @@ def figures_of(totals: Totals, index: int | None = None) -> Figures:
 
 
 def _gain(table: Table, validation: CrossValidation) -> tuple[float, Interval]:
-    """What is gained over the defaults in cross-validation, and its 95 % interval over resamples of the images."""
+    """The gain over the defaults in cross-validation, and its 95 % interval over resamples of the images."""
     dice, default_dice = validation.dice, table.dice([table.grid.default] * table.known.shape[1])
-    # The same seed gives the same resamples, so that the difference of each is that of one set of images.
-    gains = _resampled(table, dice) - _resampled(table, default_dice)
+
+    def resampled(dice: NDArray[np.float64]) -> NDArray[np.float64]:
+        nothing = np.zeros_like(table.true_px)  # only the Dice figures are used
+        figures = bootstrap(Tally(dice, table.true_px, nothing, nothing), seed=0)
+        return figures.kaggle_dice + np.nan_to_num(figures.positive_dice)
+
     gain = sum(float((dice - default_dice)[pairs].mean()) for pairs in (table.known, table.positive) if pairs.any())
-    return gain, interval_of(gains, gain)
+    # The same seed gives the same resamples, so each difference belongs to one set of images.
+    return gain, interval_of(resampled(dice) - resampled(default_dice), gain)
 
 
-def _resampled(table: Table, dice: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Kaggle plus positive Dice of resamples of the images, from Dice (N, C)."""
-    nothing = np.zeros_like(table.true_px)  # only the Dice figures are asked for
-    figures = bootstrap(Tally(dice, table.true_px, nothing, nothing), seed=0)
-    return figures.kaggle_dice + np.nan_to_num(figures.positive_dice)
-
-
-def _warnings(classes: Sequence[ClassChoice], gain: float | None, *, cross_validated: bool) -> Iterator[str]:
-    """Warnings of what the choice rests on; `gain` in Dice, None where something else was sought."""
-    if not cross_validated:
+def _warnings(table: Table, classes: Sequence[ClassChoice], gain: float | None, goal: Goal) -> Iterator[str]:
+    """Warnings about the images that the choice rests on; `gain` in Dice, None without cross-validation."""
+    if gain is None:
         yield "there are too few images to cross-validate: how well the thresholds do on others is not known"
     for one in classes:
         if not one.images_with:
             yield f"none of the images shows {one.name}, so it gets the default thresholds"
         elif one.images_with < FEW_IMAGES:
             yield f"only {one.images_with} of the images show {one.name}: its thresholds may not hold on others"
-    if gain is not None and round(gain, 4) < 0:
+    if goal == BEST_DICE and gain is not None and round(gain, 4) < 0:
         yield f"in cross-validation, thresholds chosen like this score {-gain:.4f} less than the defaults"
-
-
-def _unknown_pairs(known: NDArray[np.bool_]) -> Iterator[str]:
-    """A warning of the pairs that were left out, where `known`, bool (N, C) over images and classes, is False."""
-    if left_out := int((~known).sum()):
+    yield from _dropped_regions(table, classes)
+    if left_out := int((~table.known).sum()):
         why = "ignored pixels may hide the class there"
-        yield f"{left_out} of {known.size} pairs of image and class are left out: {why}"
+        yield f"{left_out} of {table.known.size} pairs of image and class are left out: {why}"
 
 
-def _dropped_regions(table: Table, places: Sequence[Places], class_names: Sequence[str]) -> Iterator[str]:
+def _dropped_regions(table: Table, classes: Sequence[ClassChoice]) -> Iterator[str]:
     """Warnings of labelled regions that the network does find, but only in regions below the minimum area."""
-    for index, (pixel, area, gate) in enumerate(places):
-        least_px = table.grid.area_px[area]
-        of_class = [image.regions_px[image.regions_px[:, 0] == index] for image in table.images]
-        # The gate stops whole images.
-        passes = np.repeat(table.passes[index, :, gate], [len(regions) for regions in of_class])
-        passed = np.concatenate(of_class)[passes]
-        largest_px = passed[:, 2 + pixel]
-        dropped_px = passed[(largest_px > 0) & (largest_px < least_px), 1]
-        if dropped_px.size:
+    for index, one in enumerate(classes):
+        regions, dropped_px, column = 0, [], 2 + table.grid.pixel.index(one.pixel)
+        for image in table.images:
+            of_class = image.regions_px[image.regions_px[:, 0] == index]
+            regions += len(of_class)
+            if image.gate[index] >= np.float32(one.gate):
+                largest_px = of_class[:, column]
+                dropped_px += of_class[(largest_px > 0) & (largest_px < one.min_area_px), 1].tolist()
+        if dropped_px:
             yield (
-                f"minimum area {least_px} px of {class_names[index]} drops {len(dropped_px)} of "
-                f"{sum(map(len, of_class))} true regions, the largest of {dropped_px.max()} px"
+                f"minimum area {one.min_area_px} px of {one.name} drops {len(dropped_px)} of {regions} true regions, "
+                f"the largest of {max(dropped_px)} px"
             )

@@ -1,9 +1,7 @@
-"""How well a goal's choice does on images that it has not seen: repeated K-fold cross-validation."""
+"""How well thresholds chosen for a goal do on other images: repeated K-fold cross-validation."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +10,12 @@ from defectseg.tune.goals import Goal, choose
 from defectseg.tune.grid import Table, Totals
 
 REPEATS = 5
-"""Divisions into folds; the figures are means over them, since with few images they depend on the division."""
+"""Number of divisions into folds. The figures are means over them, because with few images the division matters."""
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What images scored under settings that were chosen without them.
+    """The scores of images with thresholds that were chosen without them.
 
     Attributes:
         dice: float (N, C), mean over the repetitions.
@@ -31,16 +29,16 @@ class CrossValidation:
 
 
 def cross_validate(table: Table, goal: Goal, groups: Sequence[Hashable], *, folds: int) -> CrossValidation | None:
-    """Choose on all folds but one and score on that one, for each fold of five divisions of the images.
+    """For each fold of five divisions of the images, choose on the other folds and score on this one.
 
     Args:
         table: the images under all settings.
-        goal: what to choose for.
-        groups: for each image, what it shares with those that must stay in its fold.
-        folds: number of folds; fewer where there are fewer groups.
+        goal: what to optimise.
+        groups: the group of each image; images of one group stay in one fold.
+        folds: number of folds; fewer if there are fewer groups.
 
     Returns:
-        None where all images are of one group.
+        None if all images are of one group.
     """
     folds = min(folds, len(set(groups)))
     if folds < 2:
@@ -51,12 +49,14 @@ def cross_validate(table: Table, goal: Goal, groups: Sequence[Hashable], *, fold
         fold_of = divide(table.positive, groups, folds, generator)
         parts = [np.flatnonzero(fold_of == fold) for fold in range(folds)]
         sums = [table.totals(rows) for rows in parts]
-        everything = reduce(add, sums)
+        everything = [sum(values) for values in zip(*sums, strict=True)]
         for rows, held_out in zip(parts, sums, strict=True):
-            chosen = choose(goal, everything - held_out, table.grid)
+            rest = Totals(*map(np.subtract, everything, held_out))
+            chosen = choose(goal, rest, table.grid)
             dice[rows] += table.dice(chosen)[rows] / REPEATS
             totals.append(held_out.at(chosen))
-    return CrossValidation(dice, _mean(totals), folds)
+    mean = Totals(*(sum(values) / REPEATS for values in zip(*totals, strict=True)))
+    return CrossValidation(dice, mean, folds)
 
 
 def divide(
@@ -66,7 +66,7 @@ def divide(
 
     Args:
         positive: bool (N, C), which image has which class.
-        groups: for each image, what it shares with those that must stay in its fold.
+        groups: the group of each image; images of one group stay in one fold.
         folds: number of folds.
         generator: of the random order.
     """
@@ -74,16 +74,9 @@ def divide(
     member_of = np.array([number_of[group] for group in groups])
     held = np.zeros((len(number_of), positive.shape[1]), np.bool_)
     np.logical_or.at(held, member_of, positive)
-    rarity = np.where(held, held.sum(axis=0), len(held) + 1).min(axis=1)  # of the rarest class; clean groups come last
+    rarity = np.where(held, held.sum(axis=0), len(held) + 1).min(axis=1)  # of the rarest class; clean groups last
     order = generator.permutation(len(held))
     order = order[np.argsort(rarity[order], kind="stable")]
     fold_of_group = np.empty(len(held), np.int64)
     fold_of_group[order] = np.arange(len(held)) % folds
     return np.asarray(fold_of_group[member_of])
-
-
-def _mean(totals: Sequence[Totals]) -> Totals:
-    """The mean over the repetitions of totals that together hold each image once for each of them."""
-    summed = reduce(add, totals)
-    sums = (summed.dice, summed.positive_dice, summed.hits, summed.alarms)
-    return Totals(summed.images // REPEATS, summed.positives // REPEATS, *(values / REPEATS for values in sums))

@@ -1,12 +1,12 @@
-"""The settings that a search tries, and what images score under each of them.
+"""The settings that a search tries, and the scores of images under each of them.
 
-A setting is a pixel threshold, a minimum area and a gate. The sums over parts of the images add up to those over all.
+A setting is a pixel threshold, a minimum area and a gate. The totals of disjoint sets of images can be added.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Grid:
 
     @cached_property
     def steps(self) -> NDArray[np.int64]:
-        """How many steps each setting lies from the default one: int (P, A, G)."""
+        """The number of grid steps between each setting and the default one: int (P, A, G)."""
         sizes = (len(self.pixel), len(self.area_px), len(self.gate))
         return np.asarray(
             sum(np.ix_(*(np.abs(np.arange(size) - place) for size, place in zip(sizes, self.default, strict=True))))
@@ -52,17 +52,16 @@ GRID = Grid(
 )
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What N images score in all, by class.
+class Totals(NamedTuple):
+    """The summed scores of some images, by class.
 
     Attributes:
-        images: int (C,), images where it is known whether they have the class; no others count.
-        positives: int (C,), images that have the class.
-        dice: float (C, P, A, G) over all settings, or (C,) under one; sum of the Dice over these images.
-        positive_dice: the same over the images that have the class.
-        hits: of those, the images in which some predicted pixel is true.
-        alarms: images without the class in which some pixel is predicted.
+        images: int (C,), number of images where it is known whether they have the class; only these count.
+        positives: int (C,), number of images that have the class.
+        dice: float (C, P, A, G) over all settings, or (C,) under one setting; sum of the Dice.
+        positive_dice: sum of the Dice of the images that have the class.
+        hits: number of images that have the class and in which a predicted pixel is true.
+        alarms: number of images without the class in which a pixel is predicted.
     """
 
     images: NDArray[np.int64]
@@ -72,19 +71,10 @@ class Totals:
     hits: NDArray[np.float64]
     alarms: NDArray[np.float64]
 
-    def __add__(self, other: Self) -> "Totals":
-        """The totals of both sets of images together."""
-        return Totals(*(getattr(self, name) + getattr(other, name) for name in Totals.__dataclass_fields__))
-
-    def __sub__(self, other: Self) -> "Totals":
-        """The totals without the images of the other."""
-        return Totals(*(getattr(self, name) - getattr(other, name) for name in Totals.__dataclass_fields__))
-
     def at(self, places: Sequence[Places]) -> "Totals":
         """The totals under one setting for each class: arrays (C,)."""
         index = (np.arange(len(places)), *np.array(places).T)
-        sums = (self.dice, self.positive_dice, self.hits, self.alarms)
-        return Totals(self.images, self.positives, *(array[index] for array in sums))
+        return Totals(self.images, self.positives, *(array[index] for array in self[2:]))
 
 
 class Table:
@@ -121,7 +111,7 @@ class Table:
         return dice
 
     def totals(self, rows: NDArray[np.int64]) -> Totals:
-        """What some of the images add up to under every setting; arrays (C, P, A, G)."""
+        """The totals of some of the images under every setting; arrays (C, P, A, G)."""
         passes, positive, dice = self.passes[:, rows], self.positive[rows].T, self._dice[:, rows]
         absent = self.known[rows].T & ~positive
         kept = self._kept_px[:, rows] > 0
@@ -140,15 +130,11 @@ class Table:
             alarms=total(kept[:, :, 0] & absent[:, :, None, None]),
         )
 
-    def counts(self, places: Sequence[Places]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Predicted pixels and true ones among them, int (N, C), under one setting for each class."""
+    def dice(self, places: Sequence[Places]) -> NDArray[np.float64]:
+        """Dice (N, C) under one setting for each class, NaN where the class is unknown."""
         kept = [
             np.where(self.passes[index, :, None, gate], self._kept_px[index, :, :, pixel, area], 0)
             for index, (pixel, area, gate) in enumerate(places)
         ]
         predicted_px, both_px = np.stack(kept, axis=1, dtype=np.int64).transpose(2, 0, 1)
-        return predicted_px, both_px
-
-    def dice(self, places: Sequence[Places]) -> NDArray[np.float64]:
-        """Dice (N, C) under one setting for each class, NaN where the class is unknown."""
-        return np.where(self.known, dice_of(self.true_px, *self.counts(places)), np.nan)
+        return np.where(self.known, dice_of(self.true_px, predicted_px, both_px), np.nan)

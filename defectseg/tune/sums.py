@@ -1,6 +1,6 @@
-"""What the search for thresholds keeps of an image: pixel sums under every pixel threshold and minimum area.
+"""Pixel sums of an image under every pixel threshold and minimum area, for the search for thresholds.
 
-They are exactly what the real post-processing would give, in a few hundred bytes a class.
+They equal the results of the real post-processing, and take a few hundred bytes a class.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.folder import unknown_classes
+from defectseg.evaluate.score import Scored
 
 
 @dataclass(frozen=True)
 class ImageSums:
-    """What one image adds to the search; only pixels outside the ignored area count.
+    """The sums of one image over the pixels outside its ignored area.
 
     `gate` float32 (C,); `true_px` int64 (C,); `known` bool (C,), False where ignored pixels may hide the class;
-    `kept_px` int32 (C, 2, P, A): predicted pixels, and those of them that are true, which P pixel thresholds and A
+    `kept_px` int32 (C, 2, P, A): predicted pixels, and the true ones among them, which P pixel thresholds and A
     minimum areas keep where the gate lets the class pass; `image_px` all pixels of the image. `regions_px` int32
     (R, 2 + P) holds for each labelled region its class index, its area and, for each pixel threshold, the area of the
     largest predicted region that touches it, or 0.
@@ -32,35 +33,31 @@ class ImageSums:
     regions_px: NDArray[np.int32]
 
 
-def sum_image(
-    probabilities: NDArray[np.float32],
-    gate: NDArray[np.float32],
-    truth: NDArray[np.bool_],
-    ignore: NDArray[np.bool_],
-    pixel_grid: Sequence[float],
-    area_grid_px: Sequence[int],
-) -> ImageSums:
-    """Sum up one image.
+def sum_image(scored: Scored, pixel_grid: Sequence[float], area_grid_px: Sequence[int]) -> ImageSums:
+    """Sum up one image with its answer. Ignored pixels do not count, but belong to the area of a predicted region.
 
     Args:
-        probabilities: float32 (C, H, W) in [0, 1].
-        gate: float32 (C,) in [0, 1].
-        truth: bool (C, H, W), labelled masks.
-        ignore: bool (H, W), pixels that do not count, though they do belong to a predicted region's area.
+        scored: the image.
         pixel_grid: pixel thresholds, rising.
         area_grid_px: minimum areas, rising.
     """
+    assert scored.answer is not None
+    truth, ignore = scored.truth, scored.ignore
     known = ~unknown_classes(truth, ignore)
     if ignore.any():
         truth = truth & ~ignore
     kept_px, regions_px = [], []
-    for index, (probability, mask) in enumerate(zip(probabilities, truth, strict=True)):
+    for index, (probability, mask) in enumerate(zip(scored.answer.probabilities, truth, strict=True)):
         kept, regions = _sum_class(probability, mask, ignore, pixel_grid, area_grid_px)
         kept_px.append(kept)
         regions_px.append(np.insert(regions, 0, index, axis=1))
-    true_px = np.array([np.count_nonzero(mask) for mask in truth], np.int64)
     return ImageSums(
-        gate.astype(np.float32), true_px, known, np.stack(kept_px), ignore.size, np.concatenate(regions_px)
+        gate=scored.answer.gate.astype(np.float32),
+        true_px=np.array([np.count_nonzero(mask) for mask in truth], np.int64),
+        known=known,
+        kept_px=np.stack(kept_px),
+        image_px=ignore.size,
+        regions_px=np.concatenate(regions_px),
     )
 
 
@@ -90,25 +87,14 @@ def _sum_class(
             break
         labels = _label(mask)
         areas_px = np.bincount(labels[mask])
-        kept_px[:, row] = _kept_px(labels, areas_px, truth, ignore, area_grid_px)
         np.maximum.at(regions_px[:, 1 + row], region_of_pixel, areas_px[labels[truth]].astype(np.int32))
+        ignored_px, both_px = (np.bincount(labels[pixels], minlength=len(areas_px)) for pixels in (ignore, truth))
+        # How many of the minimum areas each region reaches; label 0 is the background.
+        met = np.searchsorted(area_grid_px, areas_px[1:], side="right")
+        for kind, px in enumerate((areas_px - ignored_px, both_px)):
+            by_met = np.bincount(met, px[1:], minlength=len(area_grid_px) + 1)
+            kept_px[kind, row] = by_met[:0:-1].cumsum()[::-1]
     return kept_px, regions_px
-
-
-def _kept_px(
-    labels: NDArray[np.int32],
-    areas_px: NDArray[np.int64],
-    truth: NDArray[np.bool_],
-    ignore: NDArray[np.bool_],
-    area_grid_px: Sequence[int],
-) -> NDArray[np.float64]:
-    """Pixels that do not count as ignored, and true ones, in the components that reach each minimum area: (2, A)."""
-    ignored_px, both_px = (np.bincount(labels[pixels], minlength=len(areas_px)) for pixels in (ignore, truth))
-    counted_px = areas_px - ignored_px
-    # How many of the minimum areas each component reaches; label 0 is the background.
-    met = np.searchsorted(area_grid_px, areas_px[1:], side="right")
-    by_met = [np.bincount(met, px[1:], minlength=len(area_grid_px) + 1) for px in (counted_px, both_px)]
-    return np.stack([px[:0:-1].cumsum()[::-1] for px in by_met])
 
 
 def _label(mask: NDArray[np.bool_]) -> NDArray[np.int32]:

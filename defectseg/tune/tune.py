@@ -1,4 +1,4 @@
-"""Thresholds from labelled images into model files: what `defectseg tune` calls."""
+"""Choose thresholds on labelled images and store them in model files: `defectseg tune`."""
 
 import logging
 from collections import Counter
@@ -10,11 +10,10 @@ from typing import Any
 from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.errors import OutputExistsError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
-from defectseg.evaluate.score import all_unreadable, score_images
-from defectseg.evaluate.subset import choose_subset, count_seen, held_out, missing_warnings, seen_warnings
-from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.evaluate.score import Evaluation, Score, all_unreadable, score_images
+from defectseg.evaluate.subset import choose_subset, count_seen, held_out
+from defectseg.image.read import find_low_bit_depth
 from defectseg.inference.settings import Settings
-from defectseg.inference.stream import Unreadable
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info, write_model_info
 from defectseg.model.locate import as_paths
 from defectseg.progress import Progress, silent
@@ -27,27 +26,19 @@ from defectseg.tune.goals import BEST_DICE, Goal
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """Chosen thresholds.
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Evaluation):
+    """Chosen thresholds, and their metrics on the images they were chosen on; warnings include those of the choice.
 
     Attributes:
         thresholds: of the classes of the data folder.
-        choice: with figures of each of these classes.
-        metrics: with the thresholds, on the images they were chosen on.
-        warnings: of the choice, too.
-        unreadable: images that could not be processed.
+        choice: figures of each of these classes.
         stored: the model files that were changed.
-        low_bit_depth: set where 16-bit images seem to come from a camera of fewer bits; it is among the warnings, too.
     """
 
     thresholds: Thresholds
     choice: Choice
-    metrics: Metrics
-    warnings: tuple[str, ...]
-    unreadable: tuple[Unreadable, ...]
     stored: tuple[Path, ...] = ()
-    low_bit_depth: LowBitDepth | None = None
 
 
 def tune(
@@ -68,27 +59,27 @@ def tune(
 ) -> Tuning:
     """Choose thresholds on labelled images, and store them in every model and in `out`.
 
-    Several models are tuned by the mean of their answers, as predict uses them, if none was trained on the images.
+    Several models are tuned on the mean of their answers, as predict uses them, if none was trained on the images.
     Otherwise each model answers for the images that it held out.
 
     Args:
         models: the model file, or several.
         data: data folder.
         subset: val or all.
-        split: split.csv that tells what was held out; None for the one beside each model.
-        goal: what to choose for.
+        split: split.csv with the folds; None for the one beside each model.
+        goal: what to optimise.
         folds: of the cross-validation.
         out: JSON file to write the thresholds to, or None.
-        dry_run: leave the models as they are.
+        dry_run: do not change the models.
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: the library that computes: auto, torch, openvino or onnx.
         tta: test-time augmentation: none, flips or turns; None for the models' own. It is not stored.
-        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the models were trained.
-        progress: told after each image.
+        bit_depth: of 16-bit files, 9 to 16; None for that of the file's tag, else of the models.
+        progress: called after each image.
 
     Raises:
         OutputExistsError: `out` exists.
-        UsageError: it cannot be told which images to choose on.
+        UsageError: it is not known which images to choose on.
         DataError, ModelError, ResourceError: data, model or device cannot be used.
     """
     if out is not None and out.exists():
@@ -98,9 +89,10 @@ def tune(
     joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
     folder = open_data_folder(data, class_names=joined.class_names, bit_depth=bit_depth)
     parts, warnings = _choose_images(folder, paths, infos, joined, subset, split)
-    search, unreadable, low = _gather(folder, parts, device, runtime, tta, progress)
-    warnings += [f"left out, unreadable: {one.message}" for one in unreadable]
-    warnings += [] if low is None else [str(low)]
+    search, score = _gather(folder, parts, device, runtime, tta, progress)
+    unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(search.images))
+    low = find_low_bit_depth(score.brightest)
+    warnings += [*left_out, *([] if low is None else [str(low)])]
     own = joined.recipe.inference.tta
     if not dry_run and tta not in (None, own):
         warnings.append(f"chosen with views that are not stored: predict with {tta}, too (the model has {own})")
@@ -108,8 +100,8 @@ def tune(
     chosen_by = f"search on {_images_text(parts, joined, folder, subset, choice.images)}, {choice.goal}"
     thresholds = choice.thresholds.model_copy(update={"chosen_by": chosen_by})
     metrics = summarise(search.counts(thresholds), folder.class_names)
-    if left_out := [name for name in joined.class_names if name not in folder.class_names]:
-        warnings.append(f"thresholds of {', '.join(left_out)}: left as they are, since nothing shows what suits them")
+    if others := [name for name in joined.class_names if name not in folder.class_names]:
+        warnings.append(f"thresholds of {', '.join(others)}: left as they are, since nothing shows what suits them")
     if out is not None:
         write_thresholds(out, folder.class_names, thresholds)
     for model in () if dry_run else paths:
@@ -130,12 +122,12 @@ def tune(
 def tune_out_of_fold(
     models: Sequence[Path], data: Path, *, device: str = "auto", bit_depth: int | None = None
 ) -> Tuning:
-    """Choose thresholds on the images that each of several models held out; nothing is written. Raises as `tune`."""
+    """Choose thresholds on the images that each model held out, without writing anything. Raises as `tune`."""
     return tune(models, data, device=device, bit_depth=bit_depth, dry_run=True)
 
 
 _Part = tuple[tuple[Path, ...], tuple[str, ...]]
-"""Models, and the ImageIds for which the mean of their answers counts."""
+"""Models, and the ImageIds that the mean of their answers is used for."""
 
 
 def _choose_images(
@@ -148,7 +140,7 @@ def _choose_images(
 ) -> tuple[list[_Part], list[str]]:
     """Which models answer for which images, and warnings; `joined` describes all models together.
 
-    Either all models answer for all images, or each for those that it held out.
+    Either all models answer for all images, or each for the images that it held out.
     """
     if len(paths) == 1:
         together = True
@@ -158,19 +150,14 @@ def _choose_images(
         together = not count_seen(folder, joined, folder.image_ids)
     if together:
         chosen, warnings = choose_subset(folder, joined, paths, subset, split)
-        parts: list[_Part] = [(paths, chosen)]
-        warnings += seen_warnings(folder, joined, chosen, subset)
-    else:
-        own, warnings = held_out(folder, infos, paths, split)
-        log.info("each model answers for the images that it held out, since the others were trained on them")
-        parts = [((path,), image_ids) for path, image_ids in zip(paths, own, strict=True)]
-        for info, image_ids in zip(infos, own, strict=True):
-            warnings += seen_warnings(folder, info, image_ids, subset)
-    return parts, [*warnings, *missing_warnings(folder)]
+        return [(paths, chosen)], warnings
+    log.info("each model answers for the images that it held out, since the others were trained on them")
+    own, warnings = held_out(folder, infos, paths, split)
+    return [((path,), image_ids) for path, image_ids in zip(paths, own, strict=True)], warnings
 
 
 def _images_text(parts: Sequence[_Part], joined: ModelInfo, folder: DataFolder, subset: str, images: int) -> str:
-    """For people, in the model file: on which images the thresholds were chosen."""
+    """The images that the thresholds were chosen on, in words for the model file."""
     if len(parts) > 1:
         return f"{images} out-of-fold images of {len(parts)} models"
     text = f"all {images} images of {folder.root.name}"
@@ -182,11 +169,9 @@ def _images_text(parts: Sequence[_Part], joined: ModelInfo, folder: DataFolder, 
 
 def _gather(
     folder: DataFolder, parts: Sequence[_Part], device: str, runtime: str, tta: str | None, progress: Progress
-) -> tuple[ThresholdSearch, tuple[Unreadable, ...], LowBitDepth | None]:
-    """The models' answers for their images, the unreadable images, and whether 16-bit images seem to come
-    from a camera of fewer bits.
-    """
-    search, scores = ThresholdSearch(folder.class_names), []
+) -> tuple[ThresholdSearch, Score]:
+    """Run the models on their images. The score is that of all parts together, without counts."""
+    search, whole = ThresholdSearch(folder.class_names), Score({}, (), Counter())
     before, of_all = 0, sum(len(image_ids) for _, image_ids in parts)
 
     def advance(done: int, total: int, text: str = "") -> None:
@@ -196,45 +181,32 @@ def _gather(
         if image_ids:
             network, info = load_runtime(models, device, runtime)
             settings, visitors = Settings.of(info, tta=tta), (search.visit,)
-            scores.append(
-                score_images(
-                    network, folder, image_ids, settings, visitors=visitors, keep_answers=True, progress=advance
-                )
+            score = score_images(
+                network, folder, image_ids, settings, visitors=visitors, keep_answers=True, progress=advance
             )
+            whole = Score({}, (*whole.unreadable, *score.unreadable), whole.brightest + score.brightest)
             before += len(image_ids)
-    unread = [one for score in scores for one in score.unreadable]
-    unreadable = all_unreadable(folder, unread, scored=len(search.images))
-    return search, unreadable, find_low_bit_depth(sum((score.brightest for score in scores), Counter()))
+    return search, whole
 
 
 def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics) -> None:
-    """Replace the thresholds in a model file, whole or not at all."""
+    """Store the thresholds in a model file atomically; classes that the data folder lacks keep their own."""
     info = read_model_info(model)
     figures = {**info.metrics, "tuned": headline(metrics)}
     figures.pop("cross_validated", None)
     if choice.validated is not None:
-        validated = choice.validated
         figures["cross_validated"] = {
-            "kaggle_dice": validated.kaggle_dice,
-            "positive_dice": validated.positive_dice,
+            "kaggle_dice": choice.validated.kaggle_dice,
+            "positive_dice": choice.validated.positive_dice,
         }
-    thresholds = _completed(thresholds, [one.name for one in choice.classes], info)
+    class_names = [one.name for one in choice.classes]
+    if len(class_names) < info.num_classes:
+        text = f"{thresholds.chosen_by}, for {', '.join(class_names)}; of the others as before"
+        columns: dict[str, Any] = {"chosen_by": text}
+        for name in ("gate", "pixel", "min_area_px"):
+            values = list(getattr(info.thresholds, name))
+            for index, value in zip(info.indices_of(class_names), getattr(thresholds, name), strict=True):
+                values[index] = value
+            columns[name] = tuple(values)
+        thresholds = Thresholds(**columns)
     write_model_info(model, info.model_copy(update={"thresholds": thresholds, "metrics": figures}))
-
-
-def _completed(thresholds: Thresholds, class_names: Sequence[str], info: ModelInfo) -> Thresholds:
-    """Thresholds chosen for some of a model's classes, with its own for the others."""
-    if len(class_names) == info.num_classes:
-        return thresholds
-    places = info.indices_of(class_names)
-
-    def fill(own: Sequence[Any], chosen: Sequence[Any]) -> tuple[Any, ...]:
-        values = dict(enumerate(own)) | dict(zip(places, chosen, strict=True))
-        return tuple(values.values())
-
-    return Thresholds(
-        gate=fill(info.thresholds.gate, thresholds.gate),
-        pixel=fill(info.thresholds.pixel, thresholds.pixel),
-        min_area_px=fill(info.thresholds.min_area_px, thresholds.min_area_px),
-        chosen_by=f"{thresholds.chosen_by}, for {', '.join(class_names)}; of the others as before",
-    )

@@ -1,6 +1,5 @@
 """Kaggle's real client, where it is installed, against a stand-in for its service on this machine."""
 
-import csv
 import io
 import json
 import os
@@ -36,12 +35,9 @@ except DefectsegError as error:
 
 
 def archive() -> bytes:
-    table = io.StringIO()
-    rows = [("a.jpg", 1, "1 2"), ("a.jpg", 3, "5 1"), ("b.jpg", 3, "2 2")]
-    csv.writer(table).writerows([("ImageId", "ClassId", "EncodedPixels"), *rows])
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as packed:
-        packed.writestr("train.csv", table.getvalue())
+        packed.writestr("train.csv", "ImageId,ClassId,EncodedPixels\na.jpg,1,1 2\na.jpg,3,5 1\nb.jpg,3,2 2\n")
         for image in "abc":
             packed.writestr(f"train_images/{image}.jpg", os.urandom(1_000_000))
     return content.getvalue()
@@ -119,14 +115,7 @@ def run(service: Service, tmp_path: Path, **environment: str) -> subprocess.Comp
 ACCOUNT = {"KAGGLE_USERNAME": "somebody", "KAGGLE_KEY": "0123456789abcdef"}
 
 
-def test_data_arrive_through_the_real_client(service: Service, tmp_path: Path) -> None:
-    done = run(service, tmp_path, **ACCOUNT)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["masks_per_class"] == [1, 0, 2]  # and nothing else on stdout
-    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["train.csv", "train_images"]
-
-
-def test_real_client_goes_on_where_an_earlier_run_stopped(service: Service, tmp_path: Path) -> None:
+def test_real_client_continues_an_interrupted_download(service: Service, tmp_path: Path) -> None:
     service.bytes_before_failure = 2_000_000
     broken = run(service, tmp_path, **ACCOUNT)
     assert broken.returncode == 1
@@ -136,17 +125,18 @@ def test_real_client_goes_on_where_an_earlier_run_stopped(service: Service, tmp_
     whole = run(service, tmp_path, **ACCOUNT)
     assert whole.returncode == 0, whole.stderr
     assert service.ranges[-1] == "bytes=1048576-"  # the client writes pieces of 1 MiB
-    assert (tmp_path / "out/train.csv").exists()
+    assert json.loads(whole.stdout)["masks_per_class"] == [1, 0, 2]  # and nothing else on stdout
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["train.csv", "train_images"]
 
 
-def test_rules_that_are_not_accepted_are_told(service: Service, tmp_path: Path) -> None:
+def test_rules_that_are_not_accepted_are_reported(service: Service, tmp_path: Path) -> None:
     service.api_status = 403
     refused = run(service, tmp_path, **ACCOUNT)
     assert "rules are not accepted yet" in refused.stderr
     assert refused.stdout == ""
 
 
-def test_missing_token_is_told(service: Service, tmp_path: Path) -> None:
+def test_missing_token_is_reported(service: Service, tmp_path: Path) -> None:
     unknown = run(service, tmp_path)
     assert "KAGGLE_API_TOKEN" in unknown.stderr
     assert unknown.stdout == ""

@@ -1,4 +1,4 @@
-"""Synthetic sheets: repeatable, plainly marked, and written as a data folder whose labels are the masks."""
+"""Synthetic sheets: always the same, plainly marked, and written as a data folder whose labels are the masks."""
 
 from pathlib import Path
 from typing import Any
@@ -11,36 +11,56 @@ from defectseg.data import synthetic
 from defectseg.data.folder import open_data_folder
 from defectseg.errors import OutputExistsError, ResourceError, UsageError
 
-SIZE_HW = (128, 400)
+SIZE_HW = (96, 240)
 RIGHT: dict[str, Any] = {"images": 1, "seed": 0, "size_hw": SIZE_HW}
+
+# Of the first 40 sheets of seed 11: figures of the demo and of the documents rest on pictures that never change.
+MEANS = [
+    89.21, 125.16, 72.87, 39.96, 61.08, 87.55, 107.41, 60.08, 105.58, 56.21, 122.64, 72.60, 102.94, 82.16, 68.99,
+    100.08, 128.82, 89.09, 81.29, 42.83, 105.48, 103.85, 67.48, 74.95, 101.29, 79.13, 68.57, 84.32, 82.54, 80.78,
+    96.45, 57.64, 60.78, 96.41, 42.63, 90.54, 79.37, 121.92, 75.23, 94.20,
+]  # fmt: skip
+DEVIATIONS = [
+    16.60, 28.24, 15.23, 34.75, 47.60, 21.16, 22.59, 11.32, 33.96, 48.47, 15.55, 19.36, 21.55, 18.84, 37.30,
+    21.39, 19.67, 40.20, 19.69, 30.79, 19.34, 27.50, 11.93, 35.22, 14.16, 14.28, 19.68, 72.32, 18.23, 13.18,
+    15.84, 42.45, 11.65, 24.64, 32.87, 44.53, 16.32, 39.73, 37.57, 31.30,
+]  # fmt: skip
+AREAS_PX = {  # by number of the sheet and ClassId
+    (0, 2): 599, (3, 3): 950, (5, 3): 2003, (6, 1): 463, (7, 3): 1064, (8, 3): 1080, (8, 4): 4882, (9, 4): 3791,
+    (10, 1): 713, (11, 3): 345, (14, 2): 1254, (14, 4): 1434, (15, 2): 1238, (18, 1): 283, (20, 3): 1799, (22, 1):
+    177, (23, 1): 480, (23, 3): 2777, (25, 3): 396, (26, 4): 5644, (28, 1): 566, (29, 1): 213, (32, 3): 1529, (33,
+    4): 894, (35, 3): 1457, (36, 1): 589, (37, 4): 4089, (38, 3): 3147, (39, 3): 2038,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def sheets() -> list[synthetic.Sheet]:
-    return [synthetic.make_sheet(11, index, SIZE_HW) for index in range(300)]
+    return [synthetic.make_sheet(11, index, SIZE_HW) for index in range(40)]
 
 
-def test_seed_and_index_decide_and_are_all_that_decides() -> None:
-    first = synthetic.make_sheet(5, 3, SIZE_HW)
-    others = [synthetic.make_sheet(seed, index, SIZE_HW) for seed, index in ((5, 4), (6, 3))]
-    again = synthetic.make_sheet(5, 3, SIZE_HW)
-    assert np.array_equal(first.image, again.image)
-    assert np.array_equal(first.masks, again.masks)
-    assert not any(np.array_equal(first.image, other.image) for other in others)
+def test_sheets_never_change(sheets: list[synthetic.Sheet]) -> None:
+    assert [float(sheet.image.mean()) for sheet in sheets] == pytest.approx(MEANS, abs=0.007)
+    assert [float(sheet.image.std()) for sheet in sheets] == pytest.approx(DEVIATIONS, abs=0.007)
+    areas_px = {
+        (number, class_id): int(mask.sum())
+        for number, sheet in enumerate(sheets)
+        for class_id, mask in enumerate(sheet.masks, start=1)
+    }
+    assert {place: area_px for place, area_px in areas_px.items() if area_px} == AREAS_PX
+
+
+def test_seed_and_index_decide_and_are_all_that_decides(sheets: list[synthetic.Sheet]) -> None:
+    again, *others = (synthetic.make_sheet(seed, index, SIZE_HW) for seed, index in ((11, 3), (12, 3), (11, 4)))
+    assert np.array_equal(again.image, sheets[3].image)
+    assert not any(np.array_equal(again.image, other.image) for other in others)
 
 
 @pytest.mark.parametrize("size_hw", [(64, 64), (64, 1600), (300, 70), (512, 512)])
 def test_any_size_from_64_px_up_can_be_made(size_hw: tuple[int, int]) -> None:
-    for index in range(20):
+    for index in range(6):
         sheet = synthetic.make_sheet(1, index, size_hw)
-        assert sheet.image.shape == size_hw
-        assert sheet.image.dtype == np.uint8
-        assert sheet.masks.shape == (4, *size_hw)
-        assert sheet.masks.dtype == np.bool_
-
-
-def test_default_size_is_that_of_severstal() -> None:
-    assert synthetic.make_sheet(0, 0).image.shape == (256, 1600)
+        assert f"{sheet.image.shape} {sheet.image.dtype}" == f"{size_hw} uint8"
+        assert f"{sheet.masks.shape} {sheet.masks.dtype}" == f"{(4, *size_hw)} bool"
 
 
 @pytest.mark.parametrize(
@@ -61,28 +81,6 @@ def test_no_pixel_is_in_two_classes(sheets: list[synthetic.Sheet]) -> None:
     assert max(int(sheet.masks.sum(axis=0).max()) for sheet in sheets) == 1
 
 
-def test_share_of_clean_sheets_is_about_45_percent(sheets: list[synthetic.Sheet]) -> None:
-    clean = sum(not sheet.masks.any() for sheet in sheets) / len(sheets)
-    assert clean == pytest.approx(0.45, abs=0.09)  # three standard deviations of 300 draws
-
-
-def test_every_class_occurs_scratches_most_often_and_two_on_some_sheets(sheets: list[synthetic.Sheet]) -> None:
-    present = np.array([sheet.masks.any(axis=(1, 2)) for sheet in sheets])
-    counts = dict(zip(synthetic.CLASS_NAMES, present.sum(axis=0).tolist(), strict=True))
-    assert min(counts.values()) >= 12
-    assert max(counts, key=lambda name: counts[name]) == "scratches"
-    assert 3 <= np.count_nonzero(present.sum(axis=1) == 2) <= 40
-    assert present.sum(axis=1).max() == 2
-
-
-def test_some_sheets_end_in_black_and_no_defect_lies_there(sheets: list[synthetic.Sheet]) -> None:
-    ended = [sheet for sheet in sheets if (sheet.image <= 9).all(axis=0).any()]
-    assert 0.15 < len(ended) / len(sheets) < 0.45
-    for sheet in ended:
-        black = cv2.erode((sheet.image <= 9).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
-        assert not (sheet.masks.any(axis=0) & black).any()
-
-
 def test_every_defect_stands_out_from_the_steel_around_it(sheets: list[synthetic.Sheet]) -> None:
     """Inside the mask pixels differ from the median of a ring around it by a tenth of its brightness, on average."""
     for sheet in sheets:
@@ -93,26 +91,20 @@ def test_every_defect_stands_out_from_the_steel_around_it(sheets: list[synthetic
             assert np.abs(sheet.image[mask] - level).mean() > 0.1 * level
 
 
-def test_masks_are_regions_and_not_specks(sheets: list[synthetic.Sheet]) -> None:
-    areas_px = [int(mask.sum()) for sheet in sheets for mask in sheet.masks if mask.any()]
-    assert min(areas_px) > 100
-    assert max(areas_px) < 0.5 * SIZE_HW[0] * SIZE_HW[1]
-
-
-def test_data_folder_holds_the_sheets_and_their_masks(tmp_path: Path) -> None:
+def test_data_folder_holds_the_sheets_and_their_masks(tmp_path: Path, sheets: list[synthetic.Sheet]) -> None:
     calls: list[tuple[int, int]] = []
     out = tmp_path / "new" / "sheets"
     synthetic.write_data_folder(
-        out, images=12, seed=2, size_hw=SIZE_HW, progress=lambda done, total, text="": calls.append((done, total))
+        out, images=4, seed=11, size_hw=SIZE_HW, progress=lambda done, total, text="": calls.append((done, total))
     )
-    assert calls == [(done, 12) for done in range(1, 13)]
+    assert calls == [(done, 4) for done in range(1, 5)]
     assert sorted(path.name for path in out.iterdir()) == ["classes.txt", "train.csv", "train_images"]
     assert [path.name for path in out.parent.iterdir()] == ["sheets"]
     folder = open_data_folder(out)
     assert folder.class_names == synthetic.CLASS_NAMES
-    assert len(folder.image_ids) == 12
+    assert len(folder.image_ids) == 4
     for index, image_id in enumerate(folder.image_ids):
-        sheet = synthetic.make_sheet(2, index, SIZE_HW)
+        sheet = sheets[index]
         assert folder.classes_of(image_id) == tuple(np.flatnonzero(sheet.masks.any(axis=(1, 2))) + 1)
         masks, ignore = folder.masks_of(image_id, SIZE_HW)
         assert np.array_equal(masks, sheet.masks)
@@ -129,29 +121,17 @@ def test_existing_empty_folder_is_filled(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "train_images" / "sheet_00000.jpg").is_file()
 
 
-@pytest.mark.parametrize("as_file", [True, False])
-def test_out_that_holds_something_is_refused_and_left_alone(tmp_path: Path, as_file: bool) -> None:
-    out = tmp_path / "out"
-    kept = out if as_file else out / "notes.txt"
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"not empty|is a file"):
-        synthetic.write_data_folder(out, images=1, seed=0, size_hw=(64, 64))
-    assert kept.read_text() == "mine"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
 def test_interrupted_writing_leaves_nothing_behind(tmp_path: Path) -> None:
     def interrupt(done: int, total: int, text: str = "") -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthetic.write_data_folder(tmp_path / "out", images=5, seed=0, size_hw=(64, 64), progress=interrupt)
+        synthetic.write_data_folder(tmp_path / "out", **RIGHT | {"images": 5, "progress": interrupt})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_somebody_fills_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+def test_folder_that_holds_something_or_is_filled_meanwhile_is_refused_and_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
     def write_there(done: int, total: int, text: str = "") -> None:
@@ -159,5 +139,7 @@ def test_folder_that_somebody_fills_meanwhile_is_not_overwritten(tmp_path: Path)
         (out / "notes.txt").write_text("mine")
 
     with pytest.raises(ResourceError, match="out"):
-        synthetic.write_data_folder(out, images=1, seed=0, size_hw=(64, 64), progress=write_there)
+        synthetic.write_data_folder(out, **RIGHT, progress=write_there)
+    with pytest.raises(OutputExistsError, match="not empty"):
+        synthetic.write_data_folder(out, **RIGHT)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "notes.txt"]

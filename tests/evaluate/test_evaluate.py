@@ -3,6 +3,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from defectseg.config import DataConfig
 from defectseg.data.folder import image_digest
 from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
 from defectseg.evaluate.evaluate import evaluate, evaluate_predictions
+from defectseg.evaluate.score import Evaluation
 from defectseg.image.find import find_images
 from defectseg.predict.predict import predict
 from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
@@ -27,20 +29,14 @@ FILES = {"metrics.json", "pairs.csv", "report.html"}
 SEEN = {"a.png": [(2, 4, 6, 8, PIT)], "b.png": [(10, 0, 4, 4, CRACK)], "c.png": [], "d.png": [(0, 0, 8, 8, PIT)]}
 LABELS = {"a.png": {1: (5, 4, 6, 8)}, "d.png": {1: (0, 0, 8, 8), 2: (20, 10, 5, 5)}}
 
+# Dice of a.png is 2 x 24 / 96 = 0.5, of the false and of the missed crack 0, of the other five pairs 1.
+KAGGLE_DICE = (0.5 + 0 + 0 + 5) / 8
+
 
 def _encode_literally(mask: NDArray[np.bool_]) -> str:
     """Severstal's rule word for word: a run of one pixel each, numbered from 1 down the columns."""
     height = mask.shape[0]
     return " ".join(f"{x * height + y + 1} 1" for x in range(mask.shape[1]) for y in range(height) if mask[y, x])
-
-
-def _decode_literally(encoded: str, size_hw: tuple[int, int]) -> set[int]:
-    """The numbers of the pixels, from 1."""
-    numbers = [int(word) for word in encoded.split()]
-    pairs = zip(numbers[::2], numbers[1::2], strict=True)
-    pixels = {pixel for start, length in pairs for pixel in range(start, start + length)}
-    assert max(pixels, default=0) <= size_hw[0] * size_hw[1]
-    return pixels
 
 
 def _box(left: int, top: int, width: int, height: int) -> NDArray[np.bool_]:
@@ -49,46 +45,81 @@ def _box(left: int, top: int, width: int, height: int) -> NDArray[np.bool_]:
     return mask
 
 
+def _row(name: str, number: int, *box: int) -> str:
+    return f"{name},{number},{_encode_literally(_box(*box))}"
+
+
+@dataclass
+class _Bench:
+    """A data folder and a model that was trained on c.png and d.png; a.png and b.png are its fold 0."""
+
+    root: Path
+    data: Path
+    model: Path
+    runtime: Any
+    models: tuple[Path, ...] = ()
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def evaluate(self, out: str = "out", **options: Any) -> Evaluation:
+        return evaluate(self.models or self.model, self.data, self.root / out, **options)
+
+    def label(self, rows: Sequence[str], classes: str | None = None) -> None:
+        (self.data / "train.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows, ""]))
+        if classes is not None:
+            (self.data / "classes.txt").write_text(classes)
+
+    def describe(self, **changes: Any) -> None:
+        self.runtime.info = self.runtime.info.model_copy(update=changes)
+
+    def load(self, paths: Sequence[Path], *asked: Any, **options: Any) -> Any:
+        self.asked.append(asked)
+        return self.runtime, self.runtime.info
+
+    def digests(self, *names: str) -> tuple[str, ...]:
+        return tuple(image_digest(self.data / "train_images" / name) for name in names)
+
+
+ROWS = [_row(name, number, *box) for name, boxes in LABELS.items() for number, box in boxes.items()]
+
+
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def bench(
+    tmp_path: Path,
+    write_data: Callable[..., Path],
+    write_model: Callable[..., Path],
+    grey_runtime: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> _Bench:
     """Four images: a pit labelled 3 columns aside, a false crack, a clean one, a right pit with a missed crack."""
-    root = tmp_path / "data"
-    (root / "train_images").mkdir(parents=True)
+    images = {name: np.full(SIZE_HW, STEEL, np.uint8) for name in SEEN}
     for name, defects in SEEN.items():
-        image = np.full(SIZE_HW, STEEL, np.uint8)
         for *box, level in defects:
-            image[_box(*box)] = level
-        (root / "train_images" / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
-    rows = [
-        f"{name},{number},{_encode_literally(_box(*box))}" for name in LABELS for number, box in LABELS[name].items()
-    ]
-    (root / "train.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows]) + "\n")
-    (root / "classes.txt").write_text("pits\ncracks\n")
-    return root
-
-
-@pytest.fixture
-def model(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
-    """A model file with the split.csv of its run: a.png and b.png are held back."""
+            images[name][_box(*box)] = level
+    data = write_data(tmp_path / "data", images, ROWS, ["pits", "cracks"])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "split.csv").write_text("ImageId,fold\na.png,0\nb.png,0\nc.png,1\nd.png,2\n")
-    return write_model(tmp_path / "run" / "model.safetensors")
+    bench = _Bench(tmp_path, data, write_model(tmp_path / "run" / "model.safetensors"), grey_runtime())
+    bench.describe(fold=0, trained_on=bench.digests("c.png", "d.png"))
+    for module in ("evaluate.evaluate", "predict.predict"):
+        monkeypatch.setattr(f"defectseg.{module}.load_runtime", bench.load)
+    monkeypatch.setattr("defectseg.evaluate.evaluate.read_model_info", lambda path: bench.runtime.info)
+    return bench
 
 
 @pytest.fixture
-def runtime(grey_runtime: Callable[..., Any], data: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The runtime that any model file loads as; it was trained on c.png and d.png."""
-    made = grey_runtime()
-    digests = tuple(image_digest(data / "train_images" / name) for name in ("c.png", "d.png"))
-    made.info = made.info.model_copy(update={"fold": 0, "trained_on": digests})
-    for module in ("evaluate.evaluate", "predict.predict"):
-        monkeypatch.setattr(f"defectseg.{module}.load_runtime", lambda *asked, **options: (made, made.info))
-    monkeypatch.setattr("defectseg.evaluate.evaluate.read_model_info", lambda path: made.info)
-    return made
+def ensemble(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> _Bench:
+    """Two models with equal splits beside them and equal answers; the runtime of `bench` is that of the first."""
+    other = bench.root / "other" / bench.model.name
+    other.parent.mkdir()
+    for name in ("split.csv", "model.safetensors"):
+        (other.parent / name).write_bytes((bench.model.parent / name).read_bytes())
+    bench.models, twin = (bench.model, other), copy.copy(bench.runtime)
 
+    def load(paths: Sequence[Path], *asked: Any) -> Any:
+        return EnsembleRuntime([bench.runtime, twin]), join_infos([bench.runtime.info, twin.info], paths)
 
-def _evaluate(model: Path | Sequence[Path], data: Path, out: Path, **options: Any) -> Any:
-    return evaluate(model, data, out, **options)
+    monkeypatch.setattr("defectseg.evaluate.evaluate.load_runtime", load)
+    return bench
 
 
 def _names(folder: Path) -> set[str]:
@@ -104,27 +135,35 @@ def _scored_ids(out: Path) -> set[str]:
     return {row[0] for row in _pairs(out)[1:]}
 
 
-# Dice of a.png is 2 x 24 / 96 = 0.5, of the false and of the missed crack 0, of the other five pairs 1.
-KAGGLE_DICE = (0.5 + 0 + 0 + 5) / 8
+def _facts(out: Path) -> Any:
+    return json.loads((out / "metrics.json").read_text())["facts"]
 
 
-def test_an_evaluation_has_exactly_its_files_and_the_figures_worked_by_hand(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
+def _painted(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where an overlay is red, and where it is blue, above its legend."""
+    overlay = cv2.imread(str(path))
+    assert overlay is not None
+    blue, green, red = (overlay[: SIZE_HW[0], :, channel].astype(int) for channel in range(3))
+    return red - green > 45, blue - green > 45
+
+
+def test_an_evaluation_has_exactly_its_files_and_the_figures_worked_by_hand(bench: _Bench) -> None:
     steps: list[tuple[int, int]] = []
 
-    evaluation = _evaluate(
-        model, data, tmp_path / "out", progress=lambda done, total, text="": steps.append((done, total))
-    )
+    evaluation = bench.evaluate(progress=lambda done, total, text="": steps.append((done, total)))
+    bench.evaluate("other", device="cuda:1", runtime="onnx")
 
-    assert _names(tmp_path / "out") == FILES | {"overlays"}
-    assert _names(tmp_path / "out" / "overlays") == {"a.jpg", "b.jpg", "c.jpg", "d.jpg"}
+    out = bench.root / "out"
+    assert _names(out) == FILES | {"overlays"}
+    assert _names(out / "overlays") == {"a.jpg", "b.jpg", "c.jpg", "d.jpg"}
     assert evaluation.metrics.kaggle_dice == pytest.approx(KAGGLE_DICE, abs=1e-12)
     assert evaluation.metrics.all_empty == 5 / 8
     assert evaluation.metrics.positive_dice == 0.5  # of 0.5, 1 and 0
-    stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    stored = json.loads((out / "metrics.json").read_text())
     assert stored["kaggle_dice"] == evaluation.metrics.kaggle_dice
-    assert _pairs(tmp_path / "out") == [
+    warning = "the model was trained on 2 of these 4 images; the subset val gives an honest score"
+    assert evaluation.warnings == tuple(stored["warnings"]) == (warning,)
+    assert _pairs(out) == [
         ["ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dice"],
         ["a.png", "1", "48", "48", "24", "0.5"], ["a.png", "2", "0", "0", "0", "1"],
         ["b.png", "1", "0", "0", "0", "1"], ["b.png", "2", "0", "16", "0", "0"],
@@ -132,447 +171,270 @@ def test_an_evaluation_has_exactly_its_files_and_the_figures_worked_by_hand(
         ["d.png", "1", "64", "64", "64", "1"], ["d.png", "2", "25", "0", "0", "0"],
     ]  # fmt: skip
     assert steps == [(done, 4) for done in range(5)]
+    assert bench.asked == [("auto", "auto"), ("cuda:1", "onnx")]
 
 
-def test_a_folder_with_the_models_names_in_another_order_scores_the_same(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
+def test_a_folder_with_the_models_names_in_another_order_scores_the_same(bench: _Bench) -> None:
+    before = bench.evaluate("before")
+    renumbered = [_row(name, 3 - number, *box) for name, boxes in LABELS.items() for number, box in boxes.items()]
+    bench.label(renumbered, classes="cracks\npits\n")
+
+    after = bench.evaluate("after")
+
+    assert (after.metrics, _pairs(bench.root / "after")) == (before.metrics, _pairs(bench.root / "before"))
+
+
+def test_a_folder_with_fewer_classes_is_scored_on_them_with_the_models_class_ids(
+    bench: _Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = _evaluate(model, data, tmp_path / "before")
-    (data / "classes.txt").write_text("cracks\npits\n")
-    table = (data / "train.csv").read_text()
-    (data / "train.csv").write_text(
-        table.replace("png,1,", "png,9,").replace("png,2,", "png,1,").replace("g,9,", "g,2,")
-    )
+    bench.label([_row("d.png", 1, *LABELS["d.png"][2])], classes="cracks\n")
 
-    after = _evaluate(model, data, tmp_path / "after")
-
-    assert (after.metrics, _pairs(tmp_path / "after")) == (before.metrics, _pairs(tmp_path / "before"))
-
-
-def test_a_folder_that_names_fewer_classes_is_scored_on_those_alone_under_the_models_numbers(
-    data: Path, model: Path, runtime: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (data / "classes.txt").write_text("cracks\n")
-    (data / "train.csv").write_text(
-        f"ImageId,ClassId,EncodedPixels\nd.png,1,{_encode_literally(_box(*LABELS['d.png'][2]))}\n"
-    )
-
-    metrics = _evaluate(model, data, tmp_path / "out").metrics
+    metrics = bench.evaluate().metrics
 
     assert (metrics.kaggle_dice, metrics.pairs) == (2 / 4, 4)  # the false and the missed crack
     assert [(one.class_id, one.name) for one in metrics.classes] == [(2, "cracks")]
-    assert [row[:4] for row in _pairs(tmp_path / "out")[1:]] == [
+    assert [row[:4] for row in _pairs(bench.root / "out")[1:]] == [
         ["a.png", "2", "0", "0"], ["b.png", "2", "0", "16"], ["c.png", "2", "0", "0"], ["d.png", "2", "25", "0"],
     ]  # fmt: skip
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["facts"]["classes"].endswith(
-        "not in the data: pits"
-    )
-    overlay = cv2.imread(str(tmp_path / "out" / "overlays" / "a.jpg"))
-    assert overlay is not None
-    assert np.ptp(overlay[: SIZE_HW[0]].astype(int), axis=2).max() < 20, "no pit is painted"
+    assert _facts(bench.root / "out")["classes"] == "cracks; not in the data: pits"
+    assert not np.any(_painted(bench.root / "out" / "overlays" / "a.jpg")), "no pit is painted"
     assert caplog.text.count("does not name pits") == 1
 
 
-def _widen(data: Path, largest: int) -> None:
-    """Turn 8-bit images into 16-bit ones that reach from 0 to `largest`."""
-    for path in (data / "train_images").iterdir():
+@pytest.mark.parametrize("learnt", [False, True])
+def test_low_bit_depth_is_warned_of_and_scored_correctly_once_it_is_known(bench: _Bench, learnt: bool) -> None:
+    for path in (bench.data / "train_images").iterdir():
         grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         assert grey is not None
-        cv2.imwrite(str(path), np.rint(grey / 255.0 * largest).astype(np.uint16))
-
-
-@pytest.mark.parametrize("learnt", [False, True])
-def test_images_of_fewer_bits_are_told_and_scored_right_once_that_is_said_or_learnt(
-    data: Path, model: Path, runtime: Any, tmp_path: Path, learnt: bool
-) -> None:
-    _widen(data, 4095)
-    black = _evaluate(model, data, tmp_path / "black")
+        cv2.imwrite(str(path), np.rint(grey / 255.0 * 4095).astype(np.uint16))
+    black = bench.evaluate("black")
+    assert black.low_bit_depth is not None
     assert (black.low_bit_depth.images, black.low_bit_depth.bit_depth) == (4, 12)
     assert any("4 of 4 16-bit images" in warning for warning in black.warnings)
     if learnt:
-        recipe = runtime.info.recipe.model_copy(update={"data": DataConfig(bit_depth=12)})
-        runtime.info = runtime.info.model_copy(update={"recipe": recipe})
-    right = _evaluate(model, data, tmp_path / "right", bit_depth=None if learnt else 12)
+        bench.describe(recipe=bench.runtime.info.recipe.model_copy(update={"data": DataConfig(bit_depth=12)}))
+    right = bench.evaluate("right", bit_depth=None if learnt else 12)
     assert right.metrics.kaggle_dice == pytest.approx(KAGGLE_DICE, abs=1e-12)
     assert right.low_bit_depth is None
 
 
-def test_the_model_is_loaded_for_the_device_and_the_runtime_asked_for(
-    data: Path, model: Path, runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[Any, ...]] = []
+def test_overlays_show_truth_blue_and_prediction_red_outside_the_ignored_pixels(bench: _Bench) -> None:
+    ignored = _box(8, 0, 8, 6)
+    bench.label([*ROWS, _row("b.png", 255, 8, 0, 8, 6)])
 
-    def load_runtime(*args: Any) -> Any:
-        asked.append(args)
-        return runtime, runtime.info
+    metrics = bench.evaluate().metrics
 
-    monkeypatch.setattr("defectseg.evaluate.evaluate.load_runtime", load_runtime)
-    _evaluate(model, data, tmp_path / "default")
-    _evaluate(model, data, tmp_path / "other", device="cuda:1", runtime="onnx")
-
-    assert asked == [((model,), "auto", "auto"), ((model,), "cuda:1", "onnx")]
-
-
-def test_overlays_show_truth_blue_prediction_red_and_both_magenta(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    _evaluate(model, data, tmp_path / "out")
-
-    overlay = cv2.imread(str(tmp_path / "out" / "overlays" / "a.jpg"))
-    assert overlay is not None
-    blue, green, red = (overlay[: SIZE_HW[0], :, channel].astype(int) for channel in range(3))
-    np.testing.assert_array_equal(red - green > 45, _box(2, 4, 6, 8))  # predicted
-    np.testing.assert_array_equal(blue - green > 45, _box(5, 4, 6, 8))  # labelled
-
-
-def test_ignored_pixels_are_neither_scored_nor_painted(data: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    with (data / "train.csv").open("a") as handle:
-        handle.write(f"b.png,255,{_encode_literally(_box(8, 0, 8, 6))}\n")
-
-    evaluation = _evaluate(model, data, tmp_path / "out")
-
+    predicted, labelled = _painted(bench.root / "out" / "overlays" / "a.jpg")
+    np.testing.assert_array_equal(predicted, _box(2, 4, 6, 8))
+    np.testing.assert_array_equal(labelled, _box(5, 4, 6, 8))
+    assert not (np.any(_painted(bench.root / "out" / "overlays" / "b.jpg"), axis=0) & ignored).any()
     # Both pairs of b.png, which has no label, are unknown; of the others one has Dice 0.5, and one 0.
-    assert (evaluation.metrics.kaggle_dice, evaluation.metrics.unknown_pairs) == (4.5 / 6, 2)
-    overlay = cv2.imread(str(tmp_path / "out" / "overlays" / "b.jpg"))
-    assert overlay is not None
-    assert np.ptp(overlay[: SIZE_HW[0]].astype(int), axis=2).max() < 20
+    assert (metrics.kaggle_dice, metrics.unknown_pairs) == (4.5 / 6, 2)
 
 
-def test_subset_all_warns_with_the_number_of_images_that_the_model_was_trained_on(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    evaluation = _evaluate(model, data, tmp_path / "out")
+def test_train_and_val_divide_the_images(bench: _Bench) -> None:
+    train, val = bench.evaluate("train", subset="train"), bench.evaluate("val", subset="val")
 
-    assert evaluation.warnings == (
-        "the model was trained on 2 of these 4 images; the subset val gives an honest score",
-    )
-    assert evaluation.warnings[0] in json.loads((tmp_path / "out" / "metrics.json").read_text())["warnings"]
-
-
-def test_train_and_val_divide_the_images(data: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    train = _evaluate(model, data, tmp_path / "train", subset="train")
-    val = _evaluate(model, data, tmp_path / "val", subset="val")
-
-    assert _scored_ids(tmp_path / "val") == {"a.png", "b.png"}
-    assert _scored_ids(tmp_path / "train") == {"c.png", "d.png"}
+    assert _scored_ids(bench.root / "val") == {"a.png", "b.png"}
+    assert _scored_ids(bench.root / "train") == {"c.png", "d.png"}
     assert val.warnings == ()
     assert any("trained on" in warning for warning in train.warnings)
 
-
-def test_validation_images_that_are_copies_of_training_images_are_told(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    images = data / "train_images"
+    images = bench.data / "train_images"
     (images / "b.png").write_bytes((images / "c.png").read_bytes())
-
-    val = _evaluate(model, data, tmp_path / "val", subset="val")
-
-    assert any("trained on 1 of these 2 images" in warning for warning in val.warnings)
+    assert "trained on 1 of these 2 images" in bench.evaluate("copies", subset="val").warnings[0]
 
 
-def test_a_split_that_is_named_goes_before_the_one_beside_the_model(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "mine.csv").write_text("ImageId,fold\na.png,1\nb.png,1\nc.png,0\n")
+def test_a_split_that_is_named_goes_before_the_one_beside_the_model(bench: _Bench) -> None:
+    (bench.root / "mine.csv").write_text("ImageId,fold\na.png,1\nb.png,1\nc.png,0\n")
 
-    evaluation = _evaluate(model, data, tmp_path / "out", subset="val", split=tmp_path / "mine.csv")
+    evaluation = bench.evaluate(subset="val", split=bench.root / "mine.csv")
 
-    assert _scored_ids(tmp_path / "out") == {"c.png"}
+    assert _scored_ids(bench.root / "out") == {"c.png"}
     assert any("1 images of" in warning and "mine.csv" in warning for warning in evaluation.warnings)
 
 
-def test_a_subset_without_a_split_is_refused_before_anything_is_written(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    (model.parent / "split.csv").unlink()
-
-    with pytest.raises(UsageError, match=r"split: no split\.csv beside .*model\.safetensors"):
-        _evaluate(model, data, tmp_path / "out", subset="val")
+def test_an_unknown_subset_is_refused_before_anything_is_written(bench: _Bench) -> None:
+    (bench.root / "others.csv").write_text("ImageId,fold\nother.png,0\n")
+    with pytest.raises(UsageError, match="none of the images"):
+        bench.evaluate(subset="val", split=bench.root / "others.csv")
     with pytest.raises(DataError, match=r"missing\.csv"):
-        _evaluate(model, data, tmp_path / "out", subset="val", split=tmp_path / "missing.csv")
-
-    assert not _names(tmp_path / "out")
-
-
-def test_a_model_trained_on_everything_has_no_validation_images(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    runtime.info = runtime.info.model_copy(update={"fold": None})
-
+        bench.evaluate(subset="val", split=bench.root / "missing.csv")
+    (bench.model.parent / "split.csv").unlink()
+    with pytest.raises(UsageError, match=r"split: no split\.csv beside .*model\.safetensors"):
+        bench.evaluate(subset="val")
+    bench.describe(fold=None)
     with pytest.raises(UsageError, match="trained on all folds"):
-        _evaluate(model, data, tmp_path / "out", subset="val")
+        bench.evaluate(subset="val")
+
+    assert not _names(bench.root / "out")
 
 
-@pytest.fixture
-def ensemble(model: Path, runtime: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Two models with equal splits beside them, and answers as those of `runtime`; `runtime` is the first of both."""
-    other = model.parent.with_name("other") / model.name
-    other.parent.mkdir()
-    for name in ("split.csv", "model.safetensors"):
-        (other.parent / name).write_bytes((model.parent / name).read_bytes())
-    twin = copy.copy(runtime)
-
-    def load(paths: Sequence[Path], device: str, name: str) -> Any:
-        return EnsembleRuntime([runtime, twin]), join_infos([runtime.info, twin.info], paths)
-
-    monkeypatch.setattr("defectseg.evaluate.evaluate.load_runtime", load)
-    return model, other
-
-
-def test_an_ensemble_is_evaluated_as_one_model_and_the_report_lists_its_models(
-    data: Path, runtime: Any, ensemble: tuple[Path, Path], tmp_path: Path
-) -> None:
-    evaluation = _evaluate(ensemble, data, tmp_path / "out")
+def test_an_ensemble_is_evaluated_as_one_model_and_the_report_lists_its_models(ensemble: _Bench) -> None:
+    evaluation, val = ensemble.evaluate(), ensemble.evaluate("val", subset="val")
 
     assert evaluation.metrics.kaggle_dice == pytest.approx(KAGGLE_DICE, abs=1e-12)
-    facts = json.loads((tmp_path / "out" / "metrics.json").read_text())["facts"]
-    assert facts["model"] == f"{ensemble[0]}, {ensemble[1]}"
+    facts = _facts(ensemble.root / "out")
+    assert facts["model"] == ", ".join(map(str, ensemble.models))
     assert facts["runtime"] == "ensemble of 2: grey levels"
     assert (facts["seed of the training"], facts["fold held out"]) == ("0, 0", "0, 0")
-    assert "2 models on data" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_models_that_held_back_the_same_images_are_evaluated_on_those(
-    data: Path, ensemble: tuple[Path, Path], tmp_path: Path
-) -> None:
-    evaluation = _evaluate(ensemble, data, tmp_path / "out", subset="val")
-
-    assert _scored_ids(tmp_path / "out") == {"a.png", "b.png"}
-    assert evaluation.warnings == ()
+    assert "2 models on data" in (ensemble.root / "out" / "report.html").read_text()
+    assert (_scored_ids(ensemble.root / "val"), val.warnings) == ({"a.png", "b.png"}, ())
 
 
 @pytest.mark.parametrize("subset", ["train", "val"])
-def test_models_that_held_back_other_images_have_no_common_validation_images(
-    data: Path, runtime: Any, ensemble: tuple[Path, Path], tmp_path: Path, subset: str
-) -> None:
-    models, split = ensemble, ensemble[0].parent / "split.csv"
-    (models[1].parent / "split.csv").write_text("ImageId,fold\na.png,1\nb.png,0\nc.png,1\nd.png,2\n")
+def test_models_that_held_back_other_images_have_no_common_validation_images(ensemble: _Bench, subset: str) -> None:
+    split, other = (model.parent / "split.csv" for model in ensemble.models)
+    other.write_text("ImageId,fold\na.png,1\nb.png,0\nc.png,1\nd.png,2\n")
     with pytest.raises(UsageError, match=r"2 models did not all hold back the same images.*subset='all'"):
-        _evaluate(models, data, tmp_path / "out", subset=subset)
-    _evaluate(models, data, tmp_path / "by-split", subset=subset, split=split)  # the user says which it was
+        ensemble.evaluate(subset=subset)
+    ensemble.evaluate("by-split", subset=subset, split=split)  # the user says which it was
 
-    (models[1].parent / "split.csv").unlink()
+    other.unlink()
     with pytest.raises(UsageError, match=r"no split\.csv beside .*other"):
-        _evaluate(models, data, tmp_path / "out", subset=subset)
+        ensemble.evaluate(subset=subset)
 
-    runtime.info = runtime.info.model_copy(update={"fold": 1})  # the other one is still of fold 0
+    ensemble.describe(fold=1)  # the other one is still of fold 0
     with pytest.raises(UsageError, match="2 models did not all hold back the same images"):
-        _evaluate(models, data, tmp_path / "out", subset=subset, split=split)
+        ensemble.evaluate(subset=subset, split=split)
 
 
-def test_an_ensemble_of_folds_warns_of_every_image_that_any_of_them_was_trained_on(
-    data: Path, runtime: Any, ensemble: tuple[Path, Path], tmp_path: Path
-) -> None:
-    digests = tuple(image_digest(data / "train_images" / name) for name in ("a.png", "d.png"))
-    runtime.info = runtime.info.model_copy(update={"fold": 1, "trained_on": digests})
+def test_an_ensemble_of_folds_warns_of_every_image_that_any_of_them_was_trained_on(ensemble: _Bench) -> None:
+    ensemble.describe(fold=1, trained_on=ensemble.digests("a.png", "d.png"))
 
-    evaluation = _evaluate(ensemble, data, tmp_path / "out")
+    (warning,) = ensemble.evaluate().warnings
 
-    assert evaluation.warnings == ("the model was trained on 3 of these 4 images; scores on new images will be lower",)
+    assert warning == "the model was trained on 3 of these 4 images; scores on new images will be lower"
 
 
-def test_augmentation_at_test_time_is_as_told_and_shown_in_the_report(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    def facts(name: str) -> Any:
-        return json.loads((tmp_path / name / "metrics.json").read_text())["facts"]
+def test_requested_augmentation_is_used_and_shown_in_the_report(bench: _Bench) -> None:
+    bench.evaluate("plain")
+    assert len(bench.runtime.calls) == 4
+    evaluation = bench.evaluate("flips", tta="flips")
 
-    _evaluate(model, data, tmp_path / "plain")
-    assert len(runtime.calls) == 4
-    evaluation = _evaluate(model, data, tmp_path / "flips", tta="flips")
-
-    assert len(runtime.calls) == 4 + 16
+    assert len(bench.runtime.calls) == 4 + 16
     assert evaluation.metrics.kaggle_dice == pytest.approx(KAGGLE_DICE)
-    assert facts("plain")["test-time augmentation"] == "none"
-    assert facts("flips")["test-time augmentation"] == "flips"
+    assert _facts(bench.root / "plain")["test-time augmentation"] == "none"
+    assert _facts(bench.root / "flips")["test-time augmentation"] == "flips"
     with pytest.raises(UsageError, match="tta: expected none, flips, turns, found flop"):
-        _evaluate(model, data, tmp_path / "flop", tta="flop")
+        bench.evaluate("flop", tta="flop")
 
 
-def test_a_split_of_other_images_is_refused(data: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    (model.parent / "split.csv").write_text("ImageId,fold\nother.png,0\n")
+@pytest.mark.skipif(os.name == "nt", reason="such files cannot exist there")
+def test_unreadable_files_are_left_out_and_listed_for_models_and_for_predictions(bench: _Bench) -> None:
+    (bench.root / "all.csv").write_text("ImageId,ClassId,EncodedPixels\na.png,1,\nb.png,1,\nc.png,1,\nd.png,1,\n")
+    images = bench.data / "train_images"
+    (images / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    (images / "b.png").write_bytes(b"not an image")
+    (images / "e.png").symlink_to(bench.root / "nowhere.png")
+    (images / "d.png").unlink()
+    os.mkfifo(images / "d.png")
 
-    with pytest.raises(UsageError, match="none of the images"):
-        _evaluate(model, data, tmp_path / "out", subset="val")
+    by_model = bench.evaluate()
+    by_file = evaluate_predictions(bench.root / "all.csv", bench.data, bench.root / "by-file")
 
-
-def test_unreadable_images_are_left_out_and_listed(data: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    (data / "train_images" / "b.png").write_bytes(b"not an image")
-
-    evaluation = _evaluate(model, data, tmp_path / "out")
-
-    assert _names(tmp_path / "out") == FILES | {"overlays", "errors.csv"}
-    assert _scored_ids(tmp_path / "out") == {"a.png", "c.png", "d.png"}
-    with (tmp_path / "out" / "errors.csv").open(newline="") as handle:
-        (row,) = csv.DictReader(handle)
-    assert (row["ImageId"], row["path"]) == ("b.png", str(data / "train_images" / "b.png"))
-    assert [one.image_id for one in evaluation.unreadable] == ["b.png"]
-
-
-def test_a_link_that_leads_nowhere_is_an_unreadable_image(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    (data / "train_images" / "z.png").symlink_to(tmp_path / "nowhere.png")
-
-    evaluation = _evaluate(model, data, tmp_path / "out")
-
-    assert [one.image_id for one in evaluation.unreadable] == ["z.png"]
+    # Nothing is labelled or predicted in b.png and e.png, so that their size is not needed to score a file.
+    for evaluation, out, unreadable, scored in (
+        (by_model, bench.root / "out", ["%FF.png", "b.png", "d.png", "e.png"], {"a.png", "c.png"}),
+        (by_file, bench.root / "by-file", ["%FF.png", "d.png"], {"a.png", "b.png", "c.png", "e.png"}),
+    ):
+        assert [one.image_id for one in evaluation.unreadable] == unreadable
+        with (out / "errors.csv").open(newline="") as handle:
+            rows = {row["ImageId"]: row["path"] for row in csv.DictReader(handle)}
+        assert list(rows) == unreadable
+        assert rows["d.png"] == str(images / "d.png")
+        assert _scored_ids(out) == scored
+        assert sum(warning.startswith("left out") for warning in evaluation.warnings) == len(unreadable)
 
 
-def test_a_folder_of_unreadable_images_is_an_error_that_names_the_first(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    for path in (data / "train_images").iterdir():
+def test_a_folder_of_unreadable_images_is_an_error_that_names_the_first(bench: _Bench) -> None:
+    for path in (bench.data / "train_images").iterdir():
         path.write_bytes(b"not an image")
 
     with pytest.raises(DataError, match=r"none of the 4 images can be read.*a\.png"):
-        _evaluate(model, data, tmp_path / "out")
+        bench.evaluate()
 
 
-def test_labels_of_images_that_are_not_there_are_told(data: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    (data / "train_images" / "d.png").unlink()
+def test_labels_of_missing_images_are_warned_of(bench: _Bench) -> None:
+    (bench.data / "train_images" / "d.png").unlink()
 
-    evaluation = _evaluate(model, data, tmp_path / "out")
+    missing, _ = bench.evaluate().warnings
 
-    assert any("1 images of the label table are not in the folder (first: d.png)" in one for one in evaluation.warnings)
+    assert "1 images of the label table are not in the folder (first: d.png)" in missing
 
 
-def test_an_earlier_evaluation_is_kept_unless_told_to_overwrite(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    (data / "train_images" / "b.png").write_bytes(b"not an image")
-    _evaluate(model, data, tmp_path / "out")
-    before = (tmp_path / "out" / "metrics.json").read_bytes()
+def test_an_earlier_evaluation_is_kept_without_overwrite(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bench.data / "train_images" / "b.png").write_bytes(b"not an image")
+    bench.evaluate()
+    out = bench.root / "out"
+    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
     with pytest.raises(OutputExistsError, match=r"errors\.csv, metrics\.json, overlays, .*overwrite=True"):
-        _evaluate(model, data, tmp_path / "out")
-    assert (tmp_path / "out" / "metrics.json").read_bytes() == before
+        bench.evaluate()
+    with monkeypatch.context() as patch:
 
-    _evaluate(model, data, tmp_path / "out", overwrite=True, subset="train")
+        def refuse(*asked: Any) -> Any:
+            raise ModelError("damaged")
 
-    assert _names(tmp_path / "out") == FILES | {"overlays"}  # errors.csv is gone, as nothing failed
-    assert _names(tmp_path / "out" / "overlays") == {"c.jpg", "d.jpg"}
+        patch.setattr("defectseg.evaluate.evaluate.load_runtime", refuse)
+        with pytest.raises(ModelError):
+            bench.evaluate(overwrite=True)
+    assert {path: path.read_bytes() for path in out.rglob("*.*") if path.is_file()} == before
 
+    bench.evaluate(overwrite=True, subset="train")
 
-def test_an_evaluation_that_cannot_begin_leaves_the_earlier_one(
-    data: Path, model: Path, runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _evaluate(model, data, tmp_path / "out")
-    before = _names(tmp_path / "out")
-
-    def refuse(path: Path, device: str, runtime: str) -> Any:
-        raise ModelError("damaged")
-
-    monkeypatch.setattr("defectseg.evaluate.evaluate.load_runtime", refuse)
-    with pytest.raises(ModelError):
-        _evaluate(model, data, tmp_path / "out", overwrite=True)
-
-    assert _names(tmp_path / "out") == before
+    assert _names(out) == FILES | {"overlays"}  # errors.csv is gone, as nothing failed
+    assert _names(out / "overlays") == {"c.jpg", "d.jpg"}
 
 
-def test_an_interrupted_evaluation_can_be_done_again_in_its_folder(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
+def test_an_interrupted_evaluation_can_be_done_again_in_its_folder(bench: _Bench) -> None:
     def interrupt(call: int) -> None:
         if call == 3:
             raise KeyboardInterrupt
 
-    runtime.before = interrupt
+    bench.runtime.before = interrupt
     with pytest.raises(KeyboardInterrupt):
-        _evaluate(model, data, tmp_path / "out")
-    assert _names(tmp_path / "out") == {"overlays"}
-    runtime.before = lambda call: None
+        bench.evaluate()
+    assert _names(bench.root / "out") == {"overlays"}
+    bench.runtime.before = lambda call: None
 
-    _evaluate(model, data, tmp_path / "out", overwrite=True)
+    bench.evaluate(overwrite=True)
 
-    assert _names(tmp_path / "out") == FILES | {"overlays"}
+    assert _names(bench.root / "out") == FILES | {"overlays"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_something_else_is_refused_and_untouched(
-    data: Path, model: Path, runtime: Any, tmp_path: Path, overwrite: bool
-) -> None:
-    out = tmp_path / "out"
+def test_a_folder_of_something_else_is_refused_and_untouched(bench: _Bench, overwrite: bool) -> None:
+    out = bench.root / "out"
     (out / "overlays").mkdir(parents=True)
-    (out / "overlays" / "holiday.jpg").write_bytes(b"dear to somebody")
-    (out / "metrics.json").write_text("of another program")
-    (out / "notes.txt").write_text("dear to somebody")
+    kept = [out / name for name in ("metrics.json", "notes.txt", "overlays/holiday.jpg")]
+    for path in kept:
+        path.write_text("dear to somebody")
 
     with pytest.raises(OutputExistsError, match=r"notes\.txt, not written by evaluate"):
-        _evaluate(model, data, out, overwrite=overwrite)
+        bench.evaluate(overwrite=overwrite)
     with pytest.raises(OutputExistsError, match=r"notes\.txt, not written by evaluate"):
-        evaluate_predictions(data / "train.csv", data, out, overwrite=overwrite)
+        evaluate_predictions(bench.data / "train.csv", bench.data, out, overwrite=overwrite)
 
-    assert sorted(path.name for path in out.rglob("*.*")) == ["holiday.jpg", "metrics.json", "notes.txt"]
-
-
-def test_an_overlay_too_long_for_a_jpeg_does_not_stop_the_evaluation(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    long = np.full((2, 66_000), STEEL, np.uint8)
-    (data / "train_images" / "long.png").write_bytes(cv2.imencode(".png", long)[1].tobytes())
-
-    _evaluate(model, data, tmp_path / "out")
-
-    assert _scored_ids(tmp_path / "out") == {*SEEN, "long.png"}
+    assert sorted(path for path in out.rglob("*.*")) == kept
 
 
-def test_predictions_in_a_file_score_as_the_model_that_made_them(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    with (data / "train.csv").open("a") as handle:
-        handle.write(f"a.png,255,{_encode_literally(_box(3, 2, 4, 5))}\n")
-        handle.write(f"c.png,255,{_encode_literally(_box(0, 0, 9, 9))}\n")
-    predict(model, find_images([data / "train_images"]), tmp_path / "predicted")
-    by_model = _evaluate(model, data, tmp_path / "by-model")
+def test_an_overlay_too_long_for_a_jpeg_does_not_stop_the_evaluation(bench: _Bench) -> None:
+    cv2.imwrite(str(bench.data / "train_images" / "long.png"), np.full((2, 66_000), STEEL, np.uint8))
 
-    by_file = evaluate_predictions(tmp_path / "predicted" / "predictions.csv", data, tmp_path / "by-file")
+    bench.evaluate()
 
-    assert by_file.metrics == by_model.metrics
-    assert by_file.metrics.unknown_pairs == 2
-    assert by_file.warnings == ()
-    assert _names(tmp_path / "by-file") == FILES
-    assert _pairs(tmp_path / "by-file") == _pairs(tmp_path / "by-model")
-    assert evaluate_predictions(tmp_path / "predicted" / "predictions.csv", data, None).metrics == by_model.metrics
+    assert _scored_ids(bench.root / "out") == {*SEEN, "long.png"}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="such files cannot exist there")
-def test_files_that_cannot_be_read_are_left_out_whoever_predicted(
-    data: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "all.csv").write_text("ImageId,ClassId,EncodedPixels\na.png,1,\nb.png,1,\nc.png,1,\nd.png,1,\n")
-    images = data / "train_images"
-    (images / os.fsdecode(b"\xff.png")).write_bytes(b"")
-    (images / "d.png").unlink()
-    os.mkfifo(images / "d.png")
+def test_predictions_in_a_file_score_as_the_model_that_made_them(bench: _Bench) -> None:
+    bench.label([*ROWS, _row("a.png", 255, 3, 2, 4, 5), _row("c.png", 255, 0, 0, 9, 9)])
+    predict(bench.model, find_images([bench.data / "train_images"]), bench.root / "predicted")
+    table, by_file = bench.root / "predicted" / "predictions.csv", bench.root / "by-file"
+    by_model = bench.evaluate().metrics
 
-    by_model = _evaluate(model, data, tmp_path / "by-model")
-    by_file = evaluate_predictions(tmp_path / "all.csv", data, tmp_path / "by-file")
+    evaluation = evaluate_predictions(table, bench.data, by_file)
 
-    for evaluation, out in ((by_model, "by-model"), (by_file, "by-file")):
-        assert [one.image_id for one in evaluation.unreadable] == ["%FF.png", "d.png"]
-        with (tmp_path / out / "errors.csv").open(newline="") as handle:
-            assert [row["ImageId"] for row in csv.DictReader(handle)] == ["%FF.png", "d.png"]
-        assert _scored_ids(tmp_path / out) == {"a.png", "b.png", "c.png"}
-        assert sum("left out" in warning for warning in evaluation.warnings) == 2
-
-
-def test_an_independent_scorer_gets_the_same_kaggle_dice(data: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    predict(model, find_images([data / "train_images"]), tmp_path / "predicted")
-
-    def read(path: Path) -> dict[tuple[str, int], set[int]]:
-        with path.open(newline="") as handle:
-            return {
-                (row["ImageId"], int(row["ClassId"])): _decode_literally(row["EncodedPixels"], SIZE_HW)
-                for row in csv.DictReader(handle)
-            }
-
-    predicted, truth = read(tmp_path / "predicted" / "predictions.csv"), read(data / "train.csv")
-    dice = []
-    for key in predicted:
-        one, other = predicted[key], truth.get(key, set())
-        dice.append(2 * len(one & other) / (len(one) + len(other)) if one or other else 1.0)
-
-    assert sorted(predicted) == [(name, number) for name in SEEN for number in (1, 2)]
-    score = sum(dice) / len(dice)
-    assert score == pytest.approx(KAGGLE_DICE)
-    assert abs(score - _evaluate(model, data, tmp_path / "out").metrics.kaggle_dice) < 1e-6
+    assert (evaluation.metrics, evaluation.metrics.unknown_pairs, evaluation.warnings) == (by_model, 2, ())
+    assert _names(by_file) == FILES
+    assert _pairs(by_file) == _pairs(bench.root / "out")
+    assert evaluate_predictions(table, bench.data, None).metrics == by_model

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from defectseg.config import AugmentConfig, DataConfig
-from defectseg.data.folder import IGNORE_CLASS_ID, DataFolder, LabelTable, open_data_folder
+from defectseg.data.folder import DataFolder, LabelTable, open_data_folder
+from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.image import rle
 from defectseg.image.read import decode
 from defectseg.train.augment import build_augment

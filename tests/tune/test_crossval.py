@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from defectseg.tune.crossval import REPEATS, cross_validate, divide
-from defectseg.tune.goals import BEST_DICE, choose
+from defectseg.tune.goals import BEST_DICE, Goal, choose
 from defectseg.tune.grid import Grid, Table, Totals
 from defectseg.tune.sums import ImageSums
 
@@ -25,10 +25,8 @@ def _image(gate: float, *, defect: bool) -> ImageSums:
     )
 
 
-class _Recording:
+class _Recording(Goal):
     """Allows the first gate only, and notes how many images it was shown."""
-
-    text = "the first gate"
 
     def __init__(self) -> None:
         self.shown: list[tuple[int, int]] = []
@@ -36,9 +34,6 @@ class _Recording:
     def allowed(self, totals: Totals, index: int) -> NDArray[np.bool_]:
         self.shown.append((int(totals.images[index]), int(totals.positives[index])))
         return np.array([[[True, False]]])
-
-    def shortfalls(self, totals: Totals, class_names: object) -> list[str]:
-        return []
 
 
 def test_each_choice_is_made_without_the_images_it_is_scored_on() -> None:
@@ -75,6 +70,7 @@ def test_one_group_alone_cannot_be_validated() -> None:
     assert cross_validate(table, BEST_DICE, ["strip", "strip"], folds=5) is None
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
 def test_groups_stay_together_and_classes_are_spread(seed: int, folds: int) -> None:
     generator = np.random.default_rng(seed)

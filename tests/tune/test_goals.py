@@ -1,7 +1,5 @@
 """Ways to choose a setting, on totals written by hand: 10 images, one class unless said otherwise."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -63,10 +61,10 @@ def test_pairs_with_a_defect_weigh_as_much_in_a_rare_class_which_leans_on_all() 
 
 def test_a_pair_weighs_as_much_in_a_class_that_is_known_of_fewer_images() -> None:
     # 10 and 6 pairs, 4 and 4 with a defect: a pair counts 2 / 16, one with a defect 2 / 8 more.
-    totals = replace(_totals([4, 4], dice=[[8.0] * 4, [3.0] * 4]), images=np.array([10, 6]))
+    totals = _totals([4, 4], dice=[[8.0] * 4, [3.0] * 4])._replace(images=np.array([10, 6]))
 
     assert smooth_scores(totals).mean() == pytest.approx(11 / 16)
-    assert MaxFalseAlarms(0.5).shortfalls(replace(totals.at([(0, 0, 0)] * 2), alarms=np.array([3.0, 2.0])), "xy") == [
+    assert MaxFalseAlarms(0.5).shortfalls(totals.at([(0, 0, 0)] * 2)._replace(alarms=np.array([3.0, 2.0])), "xy") == [
         "y: no setting raises an alarm in at most 0.5 of the 2 images without it; the quietest does in 2"
     ]
 
@@ -86,7 +84,7 @@ def test_target_recall_takes_the_fewest_false_alarms_that_reach_it() -> None:
     assert TargetRecall(0.75).shortfalls(totals.at([(0, 0, 2)]), ["pits"]) == []
 
 
-def test_a_recall_that_nothing_reaches_gives_the_highest_and_a_warning() -> None:
+def test_an_unreachable_recall_gives_the_highest_and_a_warning() -> None:
     totals = _totals([4], hits=[[2, 3, 3, 1]], alarms=[[5, 4, 3, 0]])
     goal = TargetRecall(0.9)
 
@@ -96,7 +94,7 @@ def test_a_recall_that_nothing_reaches_gives_the_highest_and_a_warning() -> None
     ]
 
 
-def test_equal_false_alarms_are_told_apart_by_dice() -> None:
+def test_dice_decides_between_equal_false_alarms() -> None:
     totals = _totals([4], hits=[[4, 4, 4, 4]], alarms=[[1, 1, 1, 1]], dice=[[2, 2, 9, 9]])
 
     assert _gates(TargetRecall(1.0), totals) == [0.9]
@@ -110,7 +108,7 @@ def test_max_false_alarms_takes_the_highest_recall_within_them() -> None:
     assert _gates(MaxFalseAlarms(0), totals) == [0.9]
 
 
-def test_false_alarms_that_nothing_avoids_give_the_quietest_and_a_warning() -> None:
+def test_unavoidable_false_alarms_give_the_fewest_and_a_warning() -> None:
     totals = _totals([4], hits=[[4, 4, 3, 3]], alarms=[[3, 2, 2, 3]])
     goal = MaxFalseAlarms(0.1)
 
