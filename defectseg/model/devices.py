@@ -33,13 +33,9 @@ def resolve_device(name: str) -> "torch.device":
     import torch
 
     if kind == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    missing = (kind == "cuda" and not torch.cuda.is_available()) or (
-        kind == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
+        has_mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    if kind != "cpu" and not (torch.cuda if kind == "cuda" else torch.backends.mps).is_available():
         raise ResourceError(f"this machine has no {name}. Use auto or cpu.", argument="device")
     if index is not None and index >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
@@ -64,10 +60,9 @@ def half_precision(device: "torch.device") -> "torch.dtype | None":
 
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    if device.type == "cpu" and any(probe is not None and probe() for probe in probes):
-        return torch.bfloat16
-    return None
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private names, which may go
+    quick = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in probes)
+    return torch.bfloat16 if quick else None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

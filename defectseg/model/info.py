@@ -3,21 +3,19 @@
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, Self
-from xml.parsers import expat
-from xml.sax.saxutils import escape
+from xml.etree import ElementTree
 
 from pydantic import Field, ValidationError, model_validator
 
 from defectseg.config import Frozen, PositiveFloat, Recipe, Share
 from defectseg.errors import ModelError
-from defectseg.files import atomic_path
+from defectseg.files import atomic_path, file_sha256
 
 FORMAT_VERSION = 1
 
@@ -110,23 +108,21 @@ class ModelInfo(Frozen):
 
 METADATA_KEY = "defectseg"
 OPENVINO_SUFFIX, ONNX_SUFFIX = ".xml", ".onnx"
-_LONGEST_HEADER_BYTES = 100_000_000  # as safetensors allows
 _CHUNK_BYTES = 1 << 20
-_XML_VALUE = re.compile(rb"""\svalue\s*=\s*("[^"]*"|'[^']*')""")
-_ONNX_GRAPH, _ONNX_METADATA = 7, 14  # numbers of fields of ONNX's ModelProto
+_ONNX_GRAPH, _ONNX_METADATA = 7, 14  # field numbers of ONNX's ModelProto
 _ONNX_KEY, _ONNX_VALUE = 1, 2  # and of its StringStringEntryProto
 
 
 @dataclass(frozen=True)
 class Description:
-    """The JSON of a ModelInfo in a model file, and where it lies.
+    """The JSON of a ModelInfo in a model file, and the rest of the file.
 
     Attributes:
-        file: the open file. Reading on from it, nobody mixes it with one that takes its place meanwhile.
+        file: the open file. Readers go on from this handle, so a file that replaces it meanwhile is not mixed in.
         text: the JSON.
-        begin, end: the bytes of the file that hold it.
-        encode: gives the bytes that hold another text in their place.
-        beside: what else these bytes hold: the table of tensors of a bundle.
+        begin, end: the bytes of the file that `encode` replaces.
+        encode: gives the bytes that hold another JSON in their place.
+        beside: gives what the weights and the network are known by, besides the bytes outside begin..end.
     """
 
     file: BinaryIO
@@ -134,7 +130,7 @@ class Description:
     begin: int
     end: int
     encode: Callable[[str], bytes]
-    beside: bytes = b""
+    beside: Callable[[], bytes] = bytes
 
     def before(self) -> Iterator[bytes]:
         """The bytes of the file before the description, in chunks. Raises OSError."""
@@ -207,7 +203,7 @@ def open_description(path: Path) -> Iterator[Description]:
             found = find(path, stack.enter_context(path.open("rb")))
         except OSError as error:
             raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
-        except (ValueError, TypeError, AttributeError, LookupError, RecursionError, expat.ExpatError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError, ElementTree.ParseError) as error:
             raise ModelError(f"{path}: not {kind}, or damaged ({error}).") from error
         if found is None:
             raise ModelError(
@@ -221,7 +217,7 @@ def _find_in_bundle(path: Path, file: BinaryIO) -> Description | None:
     size_bytes = _size_bytes(file)
     length = int.from_bytes(file.read(8), "little")
     weights_bytes = size_bytes - 8 - length
-    if weights_bytes < 0 or length > _LONGEST_HEADER_BYTES:
+    if weights_bytes < 0:
         raise ValueError("its header is cut short")
     tensors: dict[str, dict[str, Any]] = json.loads(file.read(length))
     metadata: dict[str, str] = tensors.pop("__metadata__", {})
@@ -234,80 +230,42 @@ def _find_in_bundle(path: Path, file: BinaryIO) -> Description | None:
         padded = header.encode() + b" " * (-len(header) % 8)
         return len(padded).to_bytes(8, "little") + padded
 
-    if METADATA_KEY not in metadata:
-        return None
-    table = json.dumps(tensors, sort_keys=True).encode()
-    return Description(file, metadata[METADATA_KEY], 0, 8 + length, encode, beside=table)
+    def table() -> bytes:
+        return json.dumps(tensors, sort_keys=True).encode()
+
+    return Description(file, metadata[METADATA_KEY], 0, 8 + length, encode, table) if METADATA_KEY in metadata else None
 
 
 def _find_in_openvino(path: Path, file: BinaryIO) -> Description | None:
-    reader = _NetReader(file)
+    """The attribute of net/rt_info/defectseg; a few MB of XML are parsed in some hundredths of a second."""
+    content = file.read()
+    if b"<!DOCTYPE" in content:  # the only place that can define entities; OpenVINO writes none
+        raise ValueError("it has a document type")
+    net = ElementTree.fromstring(content.decode())  # noqa: S314  # without a document type
+    if net.tag != "net":
+        raise ValueError(f"it begins with <{net.tag}>, not with <net>")
+    needed_bytes = max((int(data.get("offset", 0)) + int(data.get("size", 0)) for data in net.iter("data")), default=0)
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ModelError(f"{path}: its weights, {weights.name}, are not beside it. Copy both files.")
     size_bytes = weights.stat().st_size
-    if size_bytes < reader.weights_bytes:
+    if size_bytes < needed_bytes:
         raise ModelError(
-            f"{weights}: {size_bytes} bytes instead of {reader.weights_bytes}; damaged, or of another {path.name}. "
+            f"{weights}: {size_bytes} bytes instead of {needed_bytes}; damaged, or of another {path.name}. "
             "Copy both files again."
         )
-    if reader.text is None:
+    element = net.find(f"rt_info/{METADATA_KEY}")
+    text = None if element is None else element.get("value")
+
+    def encode(new: str) -> bytes:
+        assert element is not None
+        element.set("value", new)
+        written: bytes = ElementTree.tostring(net, encoding="utf-8", xml_declaration=True)
+        return written
+
+    if text is None:
         return None
-    file.seek(reader.begin)
-    value = _XML_VALUE.search(file.read(reader.end - reader.begin))
-    if value is None:
-        raise ValueError("its text is not UTF-8")
-
-    def encode(text: str) -> bytes:
-        return f'"{escape(text, {chr(34): "&quot;"})}"'.encode()
-
-    return Description(file, reader.text, reader.begin + value.start(1), reader.begin + value.end(1), encode)
-
-
-class _NetReader:
-    """Reads what is wanted of an `.xml` of OpenVINO: a few MB in some hundredths of a second.
-
-    OpenVINO writes no document type, the only place that can define entities; a file with one is refused.
-
-    Attributes:
-        text: the attribute of net/rt_info/defectseg, or None.
-        begin, end: the bytes of the file that this element begins and ends within.
-        weights_bytes: how long the `.bin` has to be at least.
-
-    Raises:
-        ExpatError, ValueError: not a whole `.xml` of OpenVINO.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.text: str | None = None
-        self.begin = self.end = 0
-        self.weights_bytes = 0
-        self._open: list[str] = []
-        self._parser = expat.ParserCreate()
-        self._parser.StartDoctypeDeclHandler = self._refuse
-        self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self._end
-        self._parser.ParseFile(file)
-
-    def _refuse(self, *declaration: object) -> None:
-        raise ValueError("it has a document type")
-
-    def _start(self, name: str, attributes: dict[str, str]) -> None:
-        if not self._open and name != "net":
-            raise ValueError(f"it begins with <{name}>, not with <net>")
-        self._open.append(name)
-        if self._is_description():
-            self.text, self.begin = attributes.get("value"), self._parser.CurrentByteIndex
-        elif name == "data" and "offset" in attributes and "size" in attributes:
-            self.weights_bytes = max(self.weights_bytes, int(attributes["offset"]) + int(attributes["size"]))
-
-    def _end(self, name: str) -> None:
-        if self._is_description():
-            self.end = self._parser.CurrentByteIndex
-        self._open.pop()
-
-    def _is_description(self) -> bool:
-        return self._open == ["net", "rt_info", METADATA_KEY]
+    return Description(file, text, 0, len(content), encode, lambda: encode("") + file_sha256(weights).encode())
 
 
 def _find_in_onnx(path: Path, file: BinaryIO) -> Description | None:

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from defectseg.errors import ModelError
-from defectseg.files import file_sha256
-from defectseg.model.info import OPENVINO_SUFFIX, open_description, parse_model_info
+from defectseg.model.info import open_description, parse_model_info
 
 MODEL_NAME = "model.safetensors"
 CHECKPOINT_NAME = "last.ckpt"  # where there is no model beside it, the training has not ended
@@ -37,7 +37,8 @@ def model_paths(argument: str | Path) -> tuple[Path, ...]:
         ModelError: see find_model; or there is nothing before, after or between commas.
     """
     text = str(argument)
-    if "," not in text or _exists(Path(text)):
+    # os.path.exists, since Path.exists raises where a list is longer than the name of a file may be.
+    if "," not in text or os.path.exists(text):  # noqa: PTH110
         return _models_at(Path(text))
     entries = [entry.strip() for entry in text.split(",")]
     if not all(entries):
@@ -47,23 +48,16 @@ def model_paths(argument: str | Path) -> tuple[Path, ...]:
     return tuple(model for entry in entries for model in _models_at(Path(entry)))
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a list may be too long for the name of a file
-        return False
-
-
 def _models_at(path: Path) -> tuple[Path, ...]:
     """The model of a run folder, or those of all its folds, by their number."""
-    if (path / MODEL_NAME).is_file() or (path / CHECKPOINT_NAME).exists():
-        return (find_model(path),)
-    numbered = {
-        int(number): folder
+    folds = [
+        (int(number), folder)
         for folder in path.glob(f"{FOLD_PREFIX}*")
         if (number := folder.name.removeprefix(FOLD_PREFIX)).isdecimal()
-    }
-    return tuple(find_model(numbered[number]) for number in sorted(numbered)) or (find_model(path),)
+    ]
+    if not folds or (path / MODEL_NAME).is_file() or (path / CHECKPOINT_NAME).exists():
+        return (find_model(path),)
+    return tuple(find_model(folder) for _, folder in sorted(folds))
 
 
 def find_model(path: Path) -> Path:
@@ -101,12 +95,10 @@ def model_identity(models: Path | Sequence[Path]) -> str:
         info = parse_model_info(description.text, source=path)
         # Without defaults, so that a later version that knows more keys says the same.
         network = info.model_dump(mode="json", include=_IDENTIFYING, exclude_defaults=True)
-        digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode() + description.beside)
+        digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode())
         try:
-            for chunk in chain(description.before(), description.after()):
+            for chunk in chain([description.beside()], description.before(), description.after()):
                 digest.update(chunk)
-            if path.suffix.lower() == OPENVINO_SUFFIX:
-                digest.update(file_sha256(path.with_suffix(".bin")).encode())
         except OSError as error:
             raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
     return digest.hexdigest()

@@ -12,7 +12,6 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -113,24 +112,22 @@ def build_network(config: ModelConfig, num_classes: int, weights: str) -> Defect
 
 
 def check_size(network: DefectNetwork, size_hw: tuple[int, int]) -> None:
-    """Try the network, where it is, on one black image.
+    """Try a network that is to be trained, on the CPU, on one black image.
 
     Raises:
         ConfigError: the architecture cannot take that size; a DPT, for example, needs options.dynamic_img_size.
     """
-    was_training = network.training
-    device = next(network.parameters()).device
     network.eval()
     try:
         with torch.no_grad():
-            network(torch.zeros((1, 1, *size_hw), dtype=torch.uint8, device=device))
+            network(torch.zeros((1, 1, *size_hw), dtype=torch.uint8))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"model: the network cannot take images of {size_hw[0]}x{size_hw[1]} px: {_first_line(error)}. Change "
             "data.crop_hw, or model.encoder; a ViT may need model.options.dynamic_img_size=true."
         ) from error
     finally:
-        network.train(was_training)
+        network.train()
 
 
 def load_encoder_weights(network: DefectNetwork, path: Path) -> None:
@@ -142,7 +139,7 @@ def load_encoder_weights(network: DefectNetwork, path: Path) -> None:
         ModelError: the file cannot be read, or lacks weights of this encoder.
     """
     encoder = network.net.get_submodule("encoder")
-    found = _strip_common_prefix(_read_weights(path))
+    found = _read_weights(path)
     wanted = encoder.state_dict()
     chosen, missing, misfits = {}, [], []
     for key, current in wanted.items():
@@ -151,7 +148,8 @@ def load_encoder_weights(network: DefectNetwork, path: Path) -> None:
             if not key.endswith("num_batches_tracked"):
                 missing.append(key)
             continue
-        tensor = adapt_stem(tensor, current.shape)
+        if tensor.dim() == current.dim() == 4 and (tensor.shape[1], current.shape[1]) == (3, 1):
+            tensor = tensor.sum(dim=1, keepdim=True)
         if tensor.shape != current.shape:
             misfits.append(f"{key} {tuple(tensor.shape)} instead of {tuple(current.shape)}")
         chosen[key] = tensor
@@ -159,13 +157,6 @@ def load_encoder_weights(network: DefectNetwork, path: Path) -> None:
         problem = f"lacks {len(missing)} of {len(wanted)} weights (first: {missing[0]})" if missing else misfits[0]
         raise ModelError(f"{path}: not weights of this encoder: {problem}. Check model.encoder against the file.")
     encoder.load_state_dict(wanted | chosen)
-
-
-def adapt_stem(weight: Tensor, wanted: Sequence[int]) -> Tensor:
-    """Sum a convolution over three colours (O, 3, h, w) into one over grey (O, 1, h, w), where that is wanted."""
-    if weight.dim() == 4 and weight.shape[1] == 3 and len(wanted) == 4 and wanted[1] == 1:
-        return weight.sum(dim=1, keepdim=True)
-    return weight
 
 
 def transfer_weights(
@@ -200,7 +191,13 @@ def transfer_weights(
 
 
 def _create(config: ModelConfig, num_classes: int, *, pretrained: bool) -> nn.Module:
-    _check_names(config)
+    architectures = [kind.__name__ for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()]
+    if config.architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
+        raise _unknown("architecture", config.architecture, architectures, ", ".join(architectures))
+    encoders = [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
+    if config.encoder.split(".")[0] not in encoders:  # what follows a dot names pretrained weights of timm
+        expected = "segmentation-models-pytorch's encoders or timm's (with 'tu-' before the name)"
+        raise _unknown("encoder", config.encoder, encoders, expected)
     head: dict[str, Any] = {}
     if config.classification_head:
         head = {"aux_params": {"pooling": "max", "dropout": _HEAD_DROPOUT, "classes": num_classes}}
@@ -229,23 +226,10 @@ def _create(config: ModelConfig, num_classes: int, *, pretrained: bool) -> nn.Mo
     return network
 
 
-def _check_names(config: ModelConfig) -> None:
-    architectures = [kind.__name__ for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()]
-    if config.architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
-        raise ConfigError(
-            f"model.architecture: {config.architecture!r} is not one of {', '.join(architectures)}."
-            + _suggestion(config.architecture, architectures)
-        )
-    own = smp.encoders.get_encoder_names()
-    if config.encoder.startswith("tu-"):
-        if not timm.is_model(config.encoder.removeprefix("tu-").split(".")[0]):
-            timms = [f"tu-{name}" for name in timm.list_models()]
-            raise ConfigError(f"model.encoder: timm has no {config.encoder!r}.{_suggestion(config.encoder, timms)}")
-    elif config.encoder not in own and not config.encoder.startswith("timm-"):
-        raise ConfigError(
-            f"model.encoder: {config.encoder!r} is not an encoder of segmentation-models-pytorch, nor does it start "
-            f"with 'tu-' for one of timm.{_suggestion(config.encoder, own)}"
-        )
+def _unknown(key: str, name: str, known: Sequence[str], expected: str) -> ConfigError:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return ConfigError(f"model.{key}: {name!r} is not one of {expected}.{hint}")
 
 
 # The exporters follow what is computed from H and W only in whole numbers, by +, -, *, // and the operations of torch:
@@ -254,15 +238,13 @@ def _check_names(config: ModelConfig) -> None:
 
 def _pad_to_stride(x: Tensor, least_px: int) -> Tensor:
     """Repeat the last row and column until height and width are multiples of the stride, and at least `least_px`."""
-    height, width = x.shape[-2:]
-    rows, columns = (_padded_positions(length, least_px, x.device) for length in (height, width))
+    rows, columns = (
+        torch.arange(_at_least((length + STRIDE_PX - 1) // STRIDE_PX * STRIDE_PX, least_px), device=x.device).clamp(
+            max=length - 1
+        )
+        for length in x.shape[-2:]
+    )
     return x[..., rows, :][..., columns]
-
-
-def _padded_positions(length: int, least_px: int, device: torch.device) -> Tensor:
-    """int64 (padded length,): which row or column of the image each one of the padded image shows."""
-    padded = _at_least((length + STRIDE_PX - 1) // STRIDE_PX * STRIDE_PX, least_px)
-    return torch.arange(padded, device=device).clamp(max=length - 1)
 
 
 def _scale_length(length: int, scale: float) -> Any:
@@ -302,41 +284,30 @@ def _averaging(length: Any, wanted: Any, device: torch.device) -> Tensor:
     return shares / shares.sum(dim=1, keepdim=True)
 
 
-def _suggestion(name: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, choices, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
 def _first_line(error: Exception) -> str:
     text = str(error.args[0]) if error.args else type(error).__name__
     return text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without the prefix that all their names have. Nothing else in it is loaded or run."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        is_safetensors = path.suffix == ".safetensors"
+        content: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(
             f"{path}: no such file. Expected imagenet, none, or a file of weights.", argument="encoder_weights"
         ) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: cannot be read as weights ({_first_line(error)}).") from error
-    except Exception as error:  # torch.load raises pickle.UnpicklingError, whose module we do not want to import
-        raise ModelError(f"{path}: holds more than weights, so it was not opened ({_first_line(error)}).") from error
+    except Exception as error:  # of many kinds, whatever a damaged file leads to
+        raise ModelError(f"{path}: not a file of weights alone, or damaged ({_first_line(error)}).") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ModelError(f"{path}: holds no weights. Expected a state dict with the names of timm.")
-    return tensors
-
-
-def _strip_common_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for prefix in ("module.", "encoder.", "model."):
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return dict(tensors)
+    return tensors
 
 
 def _names_in_file(key: str) -> tuple[str, str]:

@@ -69,7 +69,7 @@ def save_model(model: openvino.Model, path: Path) -> None:
         raise ResourceError(f"{path}: cannot be written ({str(error).splitlines()[0]}). Check the disk.") from error
 
 
-# OpenVINO's own attribute of a layer, and how it names the attribute when asked. Versions that do not know it round as
+# OpenVINO's own attribute of a layer, and the key under which it reports it. Versions that do not know it round as
 # before.
 _ATTRIBUTE = {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16"}
 _KEY = "DisablePrecisionConversion_0"
@@ -81,19 +81,31 @@ def keep_sensitive_in_float32(model: openvino.Model) -> openvino.Model:
 
     A model without depthwise convolutions is returned as it is.
     """
-    names = _sensitive(model)
-    if not names:
+    convolutions: list[Any] = [
+        operation for operation in model.get_ordered_ops() if operation.get_type_name() in _CONVOLUTIONS
+    ]
+    # Depthwise: one input channel for each group; the weights are (groups, outputs, inputs, height, width).
+    depthwise = [
+        operation
+        for operation in convolutions
+        if operation.get_type_name() == "GroupConvolution" and operation.input(1).get_partial_shape()[2] == 1
+    ]
+    if not depthwise:
         return model
+    names = {operation.get_friendly_name() for operation in (convolutions[0], *depthwise)}
     # The attribute has no binding in Python; in the text of a model it can be written.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         save_model(model, path)
-        document = ET.parse(path)  # noqa: S314  # written by OpenVINO a moment ago
-        for layer in document.iterfind("./layers/layer"):
+        net = ET.parse(path).getroot()  # noqa: S314  # written by OpenVINO a moment ago
+        for layer in net.iterfind("./layers/layer"):
             if layer.get("type") in _CONVOLUTIONS and layer.get("name") in names:
-                _mark(layer)
+                attributes = layer.find("rt_info")
+                if attributes is None:
+                    attributes = ET.SubElement(layer, "rt_info")
+                ET.SubElement(attributes, "attribute", _ATTRIBUTE)
         weights = openvino.Tensor(np.fromfile(path.with_suffix(".bin"), np.uint8))
-        return core().read_model(ET.tostring(document.getroot(), encoding="utf-8"), weights)
+        return core().read_model(ET.tostring(net, encoding="utf-8"), weights)
 
 
 def unmark(model: openvino.Model) -> bool:
@@ -102,23 +114,3 @@ def unmark(model: openvino.Model) -> bool:
     for attributes in marked:
         del attributes[_KEY]
     return bool(marked)
-
-
-def _sensitive(model: openvino.Model) -> set[str]:
-    convolutions: list[Any] = [
-        operation for operation in model.get_ordered_ops() if operation.get_type_name() in _CONVOLUTIONS
-    ]
-    depthwise = {operation.get_friendly_name() for operation in convolutions if _is_depthwise(operation)}
-    return depthwise | {convolutions[0].get_friendly_name()} if depthwise else set()
-
-
-def _is_depthwise(operation: Any) -> bool:
-    """One input channel for each group; the weights are (groups, outputs, inputs, height, width)."""
-    return operation.get_type_name() == "GroupConvolution" and bool(operation.input(1).get_partial_shape()[2] == 1)
-
-
-def _mark(layer: ET.Element) -> None:
-    attributes = layer.find("rt_info")
-    if attributes is None:
-        attributes = ET.SubElement(layer, "rt_info")
-    ET.SubElement(attributes, "attribute", _ATTRIBUTE)

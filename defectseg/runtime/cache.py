@@ -89,20 +89,19 @@ def _write_openvino(bundle: Path, size_hw: tuple[int, int] | None, folder: Path)
         save_model(model, folder / _XML)
 
 
-def onnx_model(bundle: Path) -> bytes:
-    """The bundle as the content of an ONNX file. Raises as openvino_model does."""
-    return (_converted(bundle, "onnx", functools.partial(_write_onnx, bundle)) / _ONNX).read_bytes()
+def onnx_model(bundle: Path) -> Path:
+    """The bundle as an ONNX file. Raises as openvino_model does."""
+    return _converted(bundle, "onnx", functools.partial(_write_onnx, bundle)) / _ONNX
 
 
 def _write_onnx(bundle: Path, folder: Path) -> None:
     with _train_extra(bundle):
         from defectseg.model.bundle import load_bundle
-        from defectseg.model.graph import to_onnx_bytes
+        from defectseg.model.graph import to_onnx
     try:
-        content = to_onnx_bytes(*load_bundle(bundle))
+        to_onnx(*load_bundle(bundle), folder / _ONNX)
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"{bundle}: conversion to ONNX", "onnx") from error
-    (folder / _ONNX).write_bytes(content)
 
 
 @contextmanager
