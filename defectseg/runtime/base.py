@@ -1,15 +1,21 @@
 """What every runtime offers, whatever library computes behind it."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from defectseg.errors import ModelError, ResourceError
+
+_SIGNS_OF_NO_MEMORY = ("allocat", "bad_alloc", "out of memory")
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What the network says of N images of one size.
+    """The network's answer for N images of one size.
 
     Attributes:
         probabilities: float32 (N, C, H, W), 0..1, classes independent.
@@ -39,5 +45,32 @@ class Runtime(Protocol):
         """Answer for images (N, 1, H, W), grey levels 0..255; H and W of any size.
 
         Raises:
+            ModelError: the model was exported for another size.
             ResourceError: memory ran out.
         """
+
+
+@contextmanager
+def memory_errors(shape: Sequence[int]) -> Iterator[None]:
+    """Turn the errors that numpy and the libraries raise when memory runs out into a ResourceError.
+
+    Args:
+        shape: of the images (N, 1, H, W), for the message.
+    """
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+        if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY):
+            raise
+        raise ResourceError(
+            f"Out of memory on {shape[0]} image(s) of {shape[2]}x{shape[3]}. Use fewer workers, compute on the CPU, or "
+            "train with a smaller inference.tile_hw."
+        ) from error
+
+
+def wrong_size(takes_hw: Sequence[object], shape: Sequence[int]) -> ModelError:
+    """The error of a model that was exported for one size, `takes_hw`, and is given images of another `shape`."""
+    return ModelError(
+        f"This model was exported for images of {'x'.join(map(str, takes_hw))} px, but was given "
+        f"{shape[2]}x{shape[3]}. Export it without a size."
+    )

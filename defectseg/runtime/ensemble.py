@@ -21,17 +21,9 @@ class EnsembleRuntime:
     def __init__(self, runtimes: Sequence[Runtime]) -> None:
         self.runtimes = tuple(runtimes)
         self.class_names = self.runtimes[0].class_names
-
-    @property
-    def name(self) -> str:
-        """For example 'ensemble of 3: torch cpu bfloat16'."""
         names = dict.fromkeys(runtime.name for runtime in self.runtimes)
-        return f"ensemble of {len(self.runtimes)}: {', '.join(names)}"
-
-    @property
-    def parallel(self) -> int:
-        """See Runtime: what suits the model that gains least from several calls at once."""
-        return min(runtime.parallel for runtime in self.runtimes)
+        self.name = f"ensemble of {len(self.runtimes)}: {', '.join(names)}"
+        self.parallel = min(runtime.parallel for runtime in self.runtimes)
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""

@@ -8,12 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defectseg.errors import ResourceError
 from defectseg.model.bundle import load_bundle
-from defectseg.model.devices import half_precision, is_out_of_memory, resolve_device
+from defectseg.model.devices import half_precision, resolve_device
 from defectseg.model.info import ModelInfo
 from defectseg.model.network import DefectNetwork
-from defectseg.runtime.base import Answer
+from defectseg.runtime.base import Answer, memory_errors
 
 
 class TorchRuntime:
@@ -33,12 +32,8 @@ class TorchRuntime:
         self.class_names = info.class_names
         self.device = next(network.parameters()).device
         self.dtype = dtype
+        self.name = f"torch {self.device} {str(dtype or torch.float32).removeprefix('torch.')}"
         self.parallel = workers or 1
-
-    @property
-    def name(self) -> str:
-        """For example 'torch cpu bfloat16'."""
-        return f"torch {self.device} {str(self.dtype or torch.float32).removeprefix('torch.')}"
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""
@@ -47,20 +42,13 @@ class TorchRuntime:
             self.network.eval()
         try:
             with (
+                memory_errors(images.shape),
                 # A thread starts out on the first card, whichever one another thread has chosen.
                 torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext(),
                 torch.inference_mode(),
                 torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
             ):
                 return Answer(*self._fetch(*self.network.answer(self._send(images))))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            height, width = images.shape[-2:]
-            raise ResourceError(
-                f"{self.device}: out of memory on {len(images)} image(s) of {height}x{width}. "
-                "Train with a smaller inference.tile_hw, or compute on the CPU."
-            ) from error
         finally:
             if was_training:
                 self.network.train()

@@ -113,7 +113,7 @@ def test_a_bundle_is_converted_once_and_answers_as_torch(
 
     assert isinstance(first, OpenVinoRuntime)
     assert len(conversions) == 1
-    assert _files(cache_folder) == ["checksums", "model.bin", "model.xml"]
+    assert _files(cache_folder) == ["model.bin", "model.xml"]
     np.testing.assert_allclose(first(IMAGES).probabilities, _expected(bundle), atol=0.02)
     np.testing.assert_array_equal(first(IMAGES).probabilities, second(IMAGES).probabilities)
     assert info == load_bundle(bundle)[1]
@@ -168,7 +168,7 @@ def test_a_damaged_entry_is_rebuilt(
 
     assert len(conversions) == 1
     np.testing.assert_allclose(answer.probabilities, _expected(bundle), atol=0.02)
-    assert _files(warm_copy) == ["checksums", "model.bin", "model.xml"]
+    assert _files(warm_copy) == ["model.bin", "model.xml"]
 
 
 def test_a_newer_version_does_not_take_what_an_older_one_converted(
@@ -285,7 +285,7 @@ def test_a_network_that_can_only_be_converted_for_one_size_is_converted_for_each
         np.testing.assert_allclose(runtime(other).probabilities, _expected(bundle, other.copy()), atol=0.02)
 
     # One entry for each size, and one that says that there has to be one for each size.
-    assert _files(cache_folder) == sorted(["checksums"] * 3 + ["model.bin", "model.xml"] * 2 + ["one-size-only"])
+    assert _files(cache_folder) == sorted(["model.bin", "model.xml"] * 2 + ["one-size-only"])
 
 
 @pytest.mark.slow
@@ -295,7 +295,7 @@ def test_a_bundle_runs_in_onnx_runtime_and_is_converted_once(bundle: Path, cache
     second, _ = load_runtime(bundle, "cpu", "onnx")
 
     assert first.name == "onnxruntime cpu f32"
-    assert _files(cache_folder) == ["checksums", "model.onnx"]
+    assert _files(cache_folder) == ["model.onnx"]
     np.testing.assert_allclose(second(IMAGES).probabilities, _expected(bundle), atol=1e-4)
     assert [path.stat().st_mtime_ns for path in cache_folder.glob("models/*/*")] == written
 
