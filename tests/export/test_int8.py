@@ -170,11 +170,13 @@ def test_int8_may_lose_as_much_as_is_allowed_and_no_more() -> None:
 def test_time_is_the_median_without_the_first_call(
     grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Begin and end of each call, in s: of the first and the second runtime in turn.
-    clock = iter([0, 9, 0, 9, 0, 1, 0, 4, 0, 5, 0, 4, 0, 2, 0, 4])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(int8, "TIMED_RUNS", 3)
-    assert median_ms([grey_runtime(), grey_runtime()], np.zeros((2, 3), np.uint8)) == [2000.0, 4000.0]
+    runtimes, seconds = (grey_runtime(), grey_runtime()), ([0, 9, 1, 5, 2], [0, 9, 4, 4, 4])
+    for runtime, taken in zip(runtimes, seconds, strict=True):
+        runtime.before = lambda call, taken=taken: clock.__setitem__(0, clock[0] + taken[call])
+    assert median_ms(runtimes, np.zeros((2, 3), np.uint8)) == [2000.0, 4000.0]
 
 
 def _brightness_model() -> Any:
