@@ -1,4 +1,4 @@
-"""A bundle as an OpenVINO or ONNX file, which is written only where it says what the network in PyTorch says."""
+"""Export of a bundle to an OpenVINO or ONNX file, which is written only if it agrees with PyTorch."""
 
 import io
 import logging
@@ -49,16 +49,16 @@ SUFFIXES = {"openvino": OPENVINO_SUFFIX, "onnx": ONNX_SUFFIX}
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how it compares.
+    """The result of an export.
 
     Attributes:
         info: the description in the file.
-        exact, shipped: comparison with PyTorch in fp32, and in the precision that this processor uses.
-        compared_on: the images, for people.
-        cost: of int8.
-        chosen_by: how the images for int8 were chosen.
-        size_bytes: of all that was written.
-        seconds: that it took.
+        exact, shipped: the comparison with PyTorch in fp32, and in the precision that this processor uses.
+        compared_on: the number and kind of images, for people.
+        cost: what int8 costs and gains; None for fp32.
+        chosen_by: how the images for int8 were chosen; "" for fp32.
+        size_bytes: the size of all written files.
+        seconds: the duration of the export.
     """
 
     info: ModelInfo
@@ -82,21 +82,21 @@ def export(
     bit_depth: int | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Convert a bundle, compare, quantise if that was asked for, compare again, and write.
+    """Convert a bundle, compare it with PyTorch, quantise it if `int8`, measure again, and write it.
 
     Args:
         model: the bundle.
-        out: the file to write; OpenVINO's weights go into a .bin beside it.
+        out: the file to write; OpenVINO puts the weights into a .bin beside it.
         format: a key of SUFFIXES.
-        int8: quantise; needs `data`, labelled.
+        int8: quantise; `data` must be a labelled data folder.
         data: a data folder, or for fp32 any folder of images; None compares on synthetic sheets.
-        size_hw: the only size of image that the export will take; None for any.
-        bit_depth: of 16-bit files in `data`, 9 to 16; None: as they say themselves, or as the model was trained.
+        size_hw: the only image size that the export will take; None for any.
+        bit_depth: of 16-bit files in `data`, 9 to 16; None: as their tag says, or as the model was trained.
         overwrite: replace `out`.
 
     Raises:
-        UsageError: arguments that do not go together, several models, a model that is an export already.
-        OutputExistsError: the file is there.
+        UsageError: the arguments do not fit together, there are several models, or the model is an export already.
+        OutputExistsError: the file exists.
         ModelError: the model cannot be used; the export differs too much; int8 loses too much.
         DataError: the images or their labels cannot be used.
     """
@@ -109,7 +109,7 @@ def export(
     precision = "int8" if int8 else "fp32"
     made = ExportInfo(format=format, precision=precision, size_hw=size_hw, source_sha256=model_identity(bundle))
     recipe = info.recipe
-    if size_hw is not None:  # smaller tiles would cut what the file takes as a whole
+    if size_hw is not None:  # smaller tiles would cut the images that the file takes
         recipe = changed(recipe, "inference", tile_hw=tuple(map(max, recipe.inference.tile_hw, size_hw)))
     info = info.model_copy(update={"export": made, "recipe": recipe})
     labelled = quantize.choose_images(data, info, bundle, bit_depth=bit_depth) if int8 and data is not None else None
@@ -168,7 +168,7 @@ def _read_bundle(models: Sequence[Path]) -> tuple[Path, ModelInfo]:
 
 
 def _images(info: ModelInfo, data: Path | None, bit_depth: int | None) -> tuple[list[NDArray[np.uint8]], str]:
-    """Images to compare on, and what they are, for people."""
+    """Images to compare on, and their kind, for people."""
     limit_hw = info.recipe.inference.tile_hw
     if data is None:
         return synthetic_images(limit_hw), "synthetic sheets"
@@ -183,9 +183,9 @@ def _convert(
     images: Sequence[NDArray[np.uint8]],
     odd: Sequence[NDArray[np.uint8]],
 ) -> "tuple[Comparison, Comparison, Precision]":
-    """Write the model in fp32, read it back and compare: in fp32, and in the precision that it is to compute in.
+    """Write the model in fp32, read it back and compare: in fp32, and in the precision that it will compute in.
 
-    That is the processor's own, unless its masks differ too much from those in fp32; then it is fp32 anywhere.
+    This is the processor's own precision. If its masks differ too much, it is fp32 on any processor.
     """
     from defectseg.model.bundle import load_bundle
     from defectseg.model.graph import takes_any_size, to_onnx, to_openvino
@@ -196,7 +196,7 @@ def _convert(
     assert info.export is not None
     size_hw = info.export.size_hw
     try:
-        with redirect_stdout(io.StringIO()):  # converters write to it, but it belongs to the result
+        with redirect_stdout(io.StringIO()):  # converters print, but stdout belongs to the result
             if staged.suffix == ONNX_SUFFIX:
                 to_onnx(network, info, staged, size_hw=size_hw)
             else:
@@ -211,7 +211,7 @@ def _convert(
         found = compare(TorchRuntime(network, info), runtimes, images, odd, info.thresholds)
     except (DefectsegError, ImportError, MemoryError, OSError):
         raise
-    except Exception as error:  # converters have no exception of their own for a network that they do not know
+    except Exception as error:  # converters have no exception class for an unsupported network
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelError(
             f"{bundle}: this network cannot be converted ({why}). Try one size of image only, or the other format."
@@ -224,7 +224,7 @@ def _convert(
 
 
 def _runtimes(path: Path, info: ModelInfo) -> dict[str, Runtime]:
-    """The written file in fp32, and in the precision that the processor uses where that may be another."""
+    """The written file in fp32 and, for OpenVINO, in the processor's own precision."""
     if path.suffix == ONNX_SUFFIX:
         from defectseg.runtime.onnx import OnnxRuntime
 
@@ -242,17 +242,17 @@ def _runtimes(path: Path, info: ModelInfo) -> dict[str, Runtime]:
 def _quantise(
     info: ModelInfo, fp32: Path, out: Path, labelled: quantize.LabelledImages, typical: NDArray[np.uint8]
 ) -> "tuple[quantize.Int8Cost, Precision]":
-    """Write the model `fp32` in int8, and measure both; also what its other layers are to compute in.
+    """Quantise the model in the file `fp32` and measure both; also choose the precision of the other layers.
 
-    NNCF judges with these in fp32. The processor may prefer bf16, which can cost as much again as the integers did;
-    then they stay in fp32, which is slower, but still within the limit.
+    NNCF judges with the other layers in fp32. The processor may prefer bf16, which can cost as much again as the
+    integers. If that exceeds the limit, these layers stay in fp32, which is slower.
     """
     from defectseg.model.openvino_io import read_model, save_model, unmark
     from defectseg.runtime.openvino import OpenVinoRuntime
 
     exact, quick = _runtimes(fp32, info).values()
     model = read_model(fp32)
-    unmark(model)  # what NNCF does not quantise, it chooses itself
+    unmark(model)  # NNCF chooses itself which layers it quantises
     int8 = quantize.quantize(model, info, labelled)
     out.parent.mkdir()
     save_model(int8, out)
@@ -268,7 +268,7 @@ def _quantise(
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A folder beside the file to write, gone afterwards whatever happens."""
+    """A temporary folder beside the file to write."""
     with resource_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = tempfile.TemporaryDirectory(dir=out.parent, prefix=TEMPORARY_PREFIX, ignore_cleanup_errors=True)
@@ -277,7 +277,7 @@ def _staging(out: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, out: Path) -> None:
-    """Move what was written to its place, the file that names the others last."""
+    """Move the files in a folder beside `out`, `out` itself last."""
     with resource_errors(out):
         for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):
             with path.open("rb+") as handle:

@@ -1,4 +1,4 @@
-"""An OpenVINO model in 8-bit integers: chosen by NNCF, judged on labelled images by what `predict` makes of them."""
+"""Quantisation of an OpenVINO model to 8-bit integers by NNCF, judged on labelled images with predict's settings."""
 
 import io
 import logging
@@ -32,27 +32,27 @@ log = logging.getLogger(__name__)
 MAX_LOSS = 0.005  # of positive-pair Dice
 CALIBRATION_IMAGES = 300  # NNCF's own default; more change nothing
 VALIDATION_IMAGES = 300
-RANKING_IMAGES = 8  # of those, to find the layer that costs most, once for each layer
+RANKING_IMAGES = 8  # of the validation images; NNCF uses them once per layer to rank the layers
 TIMED_RUNS = 9
 _TELL_EVERY_S = 15.0
-# NNCF judges with all that is not int8 in fp32. In bf16, as processors prefer it, a layer in int8 costs a little more:
-# 0.003 of Dice on the one network where it was seen.
+# NNCF judges with the other layers in fp32. In bf16, which processors prefer, int8 costs a little more: 0.003 of Dice
+# on the one network where it was measured.
 _SHARE_FOR_NNCF = 0.5
 
-# Normalisation and resizing in DefectNetwork itself, around the network that has weights.
+# Normalisation and resizing in DefectNetwork itself, outside the network with weights.
 _OWN_OPERATIONS = r"__module\.network/.*"
 _LAYERS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """What int8 is made and judged with.
+    """Images to quantise with.
 
     Attributes:
         folder: the data folder.
-        calibration: ImageIds that show the range of the values inside the network.
-        validation: ImageIds that the loss is measured on, clean ones too.
-        chosen_by: how they were told apart, for people.
+        calibration: ImageIds that show the range of values inside the network.
+        validation: ImageIds to measure the loss on, including clean ones.
+        chosen_by: how the two were chosen, for people.
     """
 
     folder: DataFolder
@@ -66,12 +66,12 @@ class Int8Cost:
     """What int8 costs in quality and gains in speed.
 
     Attributes:
-        labelled_images: how many it was measured on.
+        labelled_images: the number of images that it was measured on.
         positive_dice_fp32, positive_dice_int8: mean Dice of the pairs with a defect.
         kaggle_dice_fp32, kaggle_dice_int8: mean Dice of all pairs.
-        mask_dice_int8: agreement of the two models' masks, pooled.
-        layers, layers_int8: layers with weights, and those of them that compute in integers.
-        ms_fp32, ms_int8: median time of one image on this machine, in the precision that it chooses for each.
+        mask_dice_int8: agreement of both models' masks, pooled.
+        layers, layers_int8: the number of layers with weights, and of those in int8.
+        ms_fp32, ms_int8: median time for one image on this machine, in the precision that it prefers.
     """
 
     labelled_images: int
@@ -87,11 +87,11 @@ class Int8Cost:
 
     @property
     def loss(self) -> float:
-        """Of positive-pair Dice; below 0 where int8 does better."""
+        """Loss of positive-pair Dice; below 0 if int8 is better."""
         return self.positive_dice_fp32 - self.positive_dice_int8
 
     def check(self, *, what: str) -> None:
-        """Raise ModelError where int8 loses more than MAX_LOSS; `what` is the file, for the error."""
+        """Raise ModelError if int8 loses more than MAX_LOSS; `what` is the file, for the error."""
         if not self.loss <= MAX_LOSS:
             raise ModelError(
                 f"{what}: not written, since int8 loses {self.loss:.4f} of positive-pair Dice "
@@ -101,13 +101,13 @@ class Int8Cost:
 
 
 def choose_images(data: Path, info: ModelInfo, model: Path, *, bit_depth: int | None = None) -> LabelledImages:
-    """Tell images for calibration from those for validation.
+    """Choose images for calibration and for validation.
 
-    By the split.csv beside the model, or else the one in the data folder: the training images and the fold that the
-    model held out. Without one, or for a model that held nothing out, two halves with as many defects each.
+    They are the training images and the fold that the model held out, according to the split.csv beside the model or in
+    the data folder. Without a split or a held-out fold, they are two halves with as many defects each.
 
     Raises:
-        DataError, LabelError: the data folder or the split cannot be used, or has no defect to judge by.
+        DataError, LabelError: the data folder or the split cannot be used, or there is no defect to judge by.
     """
     folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
     rng = random.Random(SEED)  # noqa: S311  # chooses images, guards nothing
@@ -120,7 +120,7 @@ def choose_images(data: Path, info: ModelInfo, model: Path, *, bit_depth: int | 
     if not training or not held_out:
         if len(folder.image_ids) < 2:
             raise DataError(f"{data}: int8 needs at least two images, one to calibrate on and one to judge by.")
-        # By their sets of classes, so that each half gets half of every set.
+        # Sorted by their classes, so that each half gets half of the images of every combination.
         ordered = sorted(rng.sample(folder.image_ids, len(folder.image_ids)), key=folder.classes_of, reverse=True)
         training, held_out = ordered[1::2], ordered[::2]
         chosen_by = (
@@ -141,20 +141,20 @@ def _sample(image_ids: Sequence[str], count: int, rng: random.Random) -> tuple[s
 
 
 def quantize(model: Any, info: ModelInfo, images: LabelledImages) -> Any:
-    """Quantise an openvino.Model; layers that cost too much go back to floating point.
+    """Quantise an openvino.Model. NNCF returns layers that cost too much to floating point.
 
-    NNCF works towards half of MAX_LOSS and may miss that, so measure what it returns.
+    NNCF aims at half of MAX_LOSS and may miss that, so measure the result.
 
     Args:
         model: in fp32; it is not changed.
         info: its description.
-        images: to calibrate and to validate with.
+        images: for calibration and validation.
 
     Raises:
-        DataError: no image can be read, or one has another size than the only one that the model takes.
+        DataError: no image can be read, or the model takes one size only and an image has another.
     """
     calibration = _usable(images.folder, images.calibration, info)
-    # Only images with a defect count for the loss, and only they can tell which layer causes it.
+    # Only images with a defect count for the loss.
     wanted = [image_id for image_id in images.validation if images.folder.classes_of(image_id)]
     labelled = _usable(images.folder, wanted, info)
     if not calibration or not labelled:
@@ -171,11 +171,11 @@ def quantize(model: Any, info: ModelInfo, images: LabelledImages) -> Any:
         pixels = images.folder.decode(image_id, model_bit_depth=info.recipe.data.bit_depth).pixels
         return cut(pixels, info.recipe.inference.tile_hw, rng)[None, None]
 
-    with redirect_stdout(io.StringIO()):  # NNCF draws bars on it, but it belongs to the result
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # NNCF imports it; it tells of no GPU
+    with redirect_stdout(io.StringIO()):  # NNCF draws bars, but stdout belongs to the result
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports a missing GPU
         import nncf
 
-        logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function changes handlers that are not its own
+        logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level changes other handlers
         work = partial(
             nncf.quantize_with_accuracy_control,
             model,
@@ -194,7 +194,7 @@ def quantize(model: Any, info: ModelInfo, images: LabelledImages) -> Any:
 
 
 def _usable(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> list[str]:
-    """Those that can be read. Raises DataError for one of another size than the only one that the export takes."""
+    """The images that can be read. Raises DataError if one does not have the only size that the export takes."""
     size_hw = None if info.export is None else info.export.size_hw
     usable = []
     for image_id in image_ids:
@@ -213,10 +213,10 @@ def _usable(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> li
 
 
 class Judge:
-    """Gives NNCF the positive-pair Dice of each model that it tries, and logs now and then how far it is.
+    """Tells NNCF the positive-pair Dice of each model that it tries, and logs the progress now and then.
 
-    All images are judged in the views of `predict`. With a part of them NNCF only ranks its many layers: a single view
-    is enough for that, in a quarter of the time or less.
+    All images are judged in the views of `predict`. NNCF only ranks its layers with a part of them, for which a single
+    view is enough and takes a quarter of the time or less.
     """
 
     def __init__(self, info: ModelInfo, folder: DataFolder, labelled: Sequence[str], stopped: threading.Event) -> None:
@@ -228,7 +228,7 @@ class Judge:
         self.spoke = time.monotonic()
 
     def __call__(self, compiled: Any, image_ids: Iterable[str]) -> tuple[float, list[float]]:
-        """The Dice over all these images, and of each, with an openvino.CompiledModel."""
+        """The Dice of an openvino.CompiledModel over these images, and for each of them."""
         image_ids = list(image_ids)
         settings = Settings.of(self.info, tta=None if len(image_ids) == len(self.labelled) else "none")
         runtime = _CompiledRuntime(compiled, self.info.class_names)
@@ -243,13 +243,13 @@ class Judge:
 
 
 def _positive_dice(counts: Counts, image_id: str | None = None) -> float:
-    """Mean Dice of the pairs with a defect, in all images or one; 1 where there is no such pair."""
+    """Mean Dice of the pairs with a defect, in all images or in one; 1 if there is no such pair."""
     values = [pair.dice for key, pair in counts.items() if pair.true_px and image_id in (None, key[0])]
     return fmean(values) if values else 1.0
 
 
 def _stop_if(stopped: threading.Event) -> None:
-    """Leave NNCF, which runs in a thread of its own, when the user has stopped the export."""
+    """Leave NNCF, which runs in another thread, after Ctrl-C."""
     if stopped.is_set():
         raise KeyboardInterrupt
 
@@ -277,14 +277,14 @@ def measure(
     typical: NDArray[np.uint8],
     layers: tuple[int, int],
 ) -> Int8Cost:
-    """What int8 costs against the network in fp32, and how fast it is against `quick`, the processor's own choice.
+    """Measure the quality of int8 against fp32, and its speed against `quick`.
 
     Args:
-        fp32, quick, int8: the runtimes.
+        fp32, quick, int8: the runtimes; quick has the weights of fp32, but computes in the processor's precision.
         info: their description.
         images: labelled images to judge by.
         typical: an image (H, W) to measure the time on.
-        layers: see count_layers.
+        layers: see `count_layers`.
 
     Raises:
         DataError: none of the images can be read.
@@ -319,25 +319,25 @@ def measure(
 
 
 def median_ms(runtimes: Sequence[Runtime], image: NDArray[np.uint8]) -> list[float]:
-    """Median time of each runtime for one image (H, W), in turn, so that other work on the machine meets them alike."""
+    """Median time of each runtime for one image (H, W). They take turns, so that other work affects all of them."""
     taken_ms: list[list[float]] = [[] for _ in runtimes]
     for run in range(TIMED_RUNS + 1):
         for runtime, times in zip(runtimes, taken_ms, strict=True):
             start = time.perf_counter()
             runtime(image[None, None])
-            if run:  # the first call also prepares
+            if run:  # the first call compiles
                 times.append(1000 * (time.perf_counter() - start))
     return [median(times) for times in taken_ms]
 
 
 def count_layers(model: Any) -> tuple[int, int]:
-    """Layers with weights of an openvino.Model, and those of them whose weights are 8-bit integers."""
+    """The number of layers with weights in an openvino.Model, and of those with 8-bit weights."""
     types = [_type_of_weights(operation) for operation in model.get_ops() if operation.get_type_name() in _LAYERS]
     return sum(kind != "" for kind in types), sum(kind in ("i8", "u8") for kind in types)
 
 
 def _type_of_weights(operation: Any) -> str:
-    """The element type in which a layer's weights are stored; "" where its second operand is no constant."""
+    """The stored element type of a layer's weights; "" if its second operand is computed."""
     node = operation.input_value(1).get_node()
     while node.get_input_size():
         node = node.input_value(0).get_node()

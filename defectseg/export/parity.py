@@ -1,4 +1,4 @@
-"""Does an exported model answer as the network in PyTorch does?"""
+"""Comparison of an exported model with the network in PyTorch."""
 
 import logging
 import random
@@ -31,20 +31,20 @@ MIN_DICE = 0.98
 IMAGES = 16  # of a data folder
 SHEETS = 8  # synthetic ones
 SHEET_HW = (256, 1600)  # as Severstal's
-ODD_HW = (200, 330)  # no multiple of any network's stride, and of another shape than the images
+ODD_HW = (200, 330)  # no multiple of any stride, and another aspect ratio than the images
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the answers of one runtime differ from another's, over some images.
+    """How the answers of a runtime differ from those of another.
 
     Attributes:
-        images: how many.
-        probability: largest |difference| of a probability.
-        gate: largest |difference| of a gate.
+        images: the number of images.
+        probability: the largest |difference| of a probability.
+        gate: the largest |difference| of a gate.
         dice: of the final masks, pooled over all images.
-        anything_found: whether either found a defect; without, `dice` is 1 and says little.
+        anything_found: whether either found a defect. If not, `dice` is 1 and says little.
     """
 
     images: int
@@ -63,11 +63,12 @@ def compare(
 ) -> dict[str, Comparison]:
     """Give all runtimes the same images, grey uint8 (H, W), each as a whole and in a single view.
 
-    Images of an `odd` size prove that what is computed from height and width was converted. Their masks do not count:
-    a network has not learnt to judge a snippet, so rounding may move its gate across the threshold.
+    The images of an `odd` size show whether values that depend on height and width were converted correctly. Their
+    masks do not count: on a snippet, which the network was not trained for, rounding may move the gate across the
+    threshold.
 
     Returns:
-        the comparison with the reference of each candidate, by its name.
+        the comparison of each candidate with the reference, by the candidate's name.
     """
     probability, gate = dict.fromkeys(candidates, 0.0), dict.fromkeys(candidates, 0.0)
     counts: dict[str, Counts] = {name: {} for name in candidates}
@@ -75,7 +76,7 @@ def compare(
         expected = reference(image[None, None])
         for name, runtime in candidates.items():
             answer = runtime(image[None, None])
-            # np.maximum keeps what is not a number, where max() would depend on the order.
+            # np.maximum keeps NaN; with max(), the result would depend on the order.
             difference = np.abs(answer.probabilities - expected.probabilities).max()
             probability[name] = float(np.maximum(probability[name], difference))
             gate[name] = float(np.maximum(gate[name], np.abs(answer.gate - expected.gate).max()))
@@ -102,14 +103,14 @@ def check(exact: Comparison, shipped: Comparison, *, what: str) -> None:
 
     Args:
         exact: the comparison in fp32.
-        shipped: the comparison in the precision that the processor will use.
+        shipped: the comparison in the precision that the processor uses.
         what: the file, for the error.
 
     Raises:
         ModelError: it differs by more than MAX_DIFFERENCE, or its masks agree less than MIN_DICE.
     """
     difference = float(np.maximum(exact.probability, exact.gate))
-    # Written so that a difference that is not a number fails.
+    # Not `>`, so that NaN is refused.
     if not difference <= MAX_DIFFERENCE:
         raise ModelError(
             f"{what}: not written, since the export differs from the network in PyTorch: by up to {difference:.3g} in "
@@ -124,7 +125,7 @@ def check(exact: Comparison, shipped: Comparison, *, what: str) -> None:
 
 
 def pooled_dice(counts: Counts) -> float:
-    """Dice of the pixels of all images and classes together; 1 where there is none on either side."""
+    """Dice over the pixels of all images and classes together; 1 if there are none."""
     figures = [(pair.true_px, pair.predicted_px, pair.both_px) for pair in counts.values()]
     true_px, predicted_px, both_px = map(sum, zip(*figures, strict=True))
     return PairCounts(true_px, predicted_px, both_px).dice
@@ -133,15 +134,15 @@ def pooled_dice(counts: Counts) -> float:
 def real_images(
     data: Path, limit_hw: SizeHW, *, bit_depth: int | None = None, model_bit_depth: int | None = None
 ) -> list[NDArray[np.uint8]]:
-    """Some images, grey uint8 (H, W), of a data folder or of any folder of images; of large ones, a window.
+    """Draw up to IMAGES images, grey uint8 (H, W), from a data folder or any folder of images.
 
     Args:
         data: the folder.
-        limit_hw: the largest size.
+        limit_hw: the largest size; of a larger image, a random window is taken.
         bit_depth, model_bit_depth: of 16-bit files, see `decode_bytes`.
 
     Raises:
-        DataError: no image is there, or none of them can be read.
+        DataError: there is no image, or none can be read.
     """
     folder = data / IMAGES_NAME
     found = find_images([folder if folder.is_dir() else data], keep_faulty=True)
@@ -162,21 +163,21 @@ def real_images(
 
 
 def synthetic_images(limit_hw: SizeHW) -> list[NDArray[np.uint8]]:
-    """Some synthetic sheets, grey uint8 (H, W), of Severstal's size or, where that is larger, of `limit_hw`."""
+    """SHEETS synthetic sheets, grey uint8 (H, W), of Severstal's size cut down to `limit_hw`."""
     height, width = (min(side, limit) for side, limit in zip(SHEET_HW, limit_hw, strict=True))
     drawn_hw = (max(height, SMALLEST_SIDE_PX), max(width, SMALLEST_SIDE_PX))
     return [fit(make_sheet(SEED, index, drawn_hw).image, (height, width)) for index in range(SHEETS)]
 
 
 def cut(image: NDArray[np.uint8], limit_hw: SizeHW, rng: random.Random) -> NDArray[np.uint8]:
-    """A window anywhere in an image (H, W), at most of size `limit_hw`; smaller images are returned whole."""
+    """A random window of an image (H, W), at most of size `limit_hw`. Smaller images are returned whole."""
     height, width = (min(side, limit) for side, limit in zip(image.shape, limit_hw, strict=True))
     top, left = rng.randint(0, image.shape[0] - height), rng.randint(0, image.shape[1] - width)
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
 def fit(image: NDArray[np.uint8], size_hw: SizeHW) -> NDArray[np.uint8]:
-    """The upper left of an image (H, W) in exactly this size; where it is smaller, its last row and column repeat."""
+    """The upper left part of an image (H, W) in exactly this size. A smaller image is padded with its last pixels."""
     height, width = size_hw
     part = image[:height, :width]
     missing = ((0, height - part.shape[0]), (0, width - part.shape[1]))

@@ -1,4 +1,4 @@
-"""Which device and which precision to compute in. torch is imported only where a device is looked for."""
+"""Choice of device and precision. torch is imported only when a device is looked up."""
 
 import re
 from typing import TYPE_CHECKING
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def parse_device(name: str) -> tuple[str, int | None]:
-    """Kind of device (auto, cpu, cuda or mps) and the number of the graphics card, if one is named.
+    """The kind of device (auto, cpu, cuda or mps) and the number of the graphics card, or None.
 
     Raises:
-        UsageError: not a name of a device.
+        UsageError: not the name of a device.
     """
     parts = re.fullmatch(r"(auto|cpu|mps|cuda)|cuda:([0-9]+)", name)
     if parts is None:
@@ -22,11 +22,11 @@ def parse_device(name: str) -> tuple[str, int | None]:
 
 
 def resolve_device(name: str) -> "torch.device":
-    """Turn auto, cpu, cuda, cuda:N or mps into a device that is there; auto prefers CUDA, then MPS.
+    """The torch device for auto, cpu, cuda, cuda:N or mps; auto prefers CUDA, then MPS.
 
     Raises:
-        UsageError: not a name of a device.
-        ResourceError: the device is not on this machine.
+        UsageError: not the name of a device.
+        ResourceError: this machine has no such device.
     """
     kind, index = parse_device(name)
 
@@ -44,7 +44,7 @@ def resolve_device(name: str) -> "torch.device":
 
 
 def available_devices() -> list[str]:
-    """Names of torch's devices on this machine, graphics cards with their make."""
+    """Names of torch's devices on this machine; graphics cards with their model."""
     import torch
 
     cards = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
@@ -52,7 +52,7 @@ def available_devices() -> list[str]:
 
 
 def half_precision(device: "torch.device") -> "torch.dtype | None":
-    """The 16-bit type that is quicker than float32 on the device, or None.
+    """The 16-bit type that is faster than float32 on the device, or None.
 
     On a CPU, bfloat16 pays only with AMX or AVX512-BF16; elsewhere it is emulated and much slower.
     """
@@ -60,13 +60,13 @@ def half_precision(device: "torch.device") -> "torch.dtype | None":
 
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private names, which may go
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private names, which torch may remove
     quick = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in probes)
     return torch.bfloat16 if quick else None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """True where torch says that memory ran out; on a CPU it has no exception of its own for that."""
+    """Whether torch ran out of memory. On a CPU, it raises a plain RuntimeError for that."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

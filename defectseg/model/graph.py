@@ -1,4 +1,4 @@
-"""The network of a bundle as a model of OpenVINO or ONNX: uint8 images in, probabilities and gate out."""
+"""Conversion of a network to OpenVINO or ONNX: uint8 images in, probabilities and gate out."""
 
 import copy
 import logging
@@ -37,12 +37,12 @@ class _Graph(nn.Module):
 
 
 def to_openvino(network: DefectNetwork, info: ModelInfo, *, size_hw: tuple[int, int] | None = None) -> openvino.Model:
-    """The network as a model of OpenVINO, in float32; a few layers are marked to stay so on any processor.
+    """Convert the network to an OpenVINO model in float32. A few layers are marked to stay in float32 on any CPU.
 
     Args:
         network: on the CPU, in float32; it is not changed.
-        info: the description to put into the model.
-        size_hw: the only size of image that the model will take; None for any. The number of images is always free.
+        info: the description to store in the model.
+        size_hw: the only image size that the model will take; None for any. The batch size is always free.
     """
     height, width = size_hw or (-1, -1)
     with _quiet(), torch.no_grad():
@@ -59,7 +59,7 @@ def to_openvino(network: DefectNetwork, info: ModelInfo, *, size_hw: tuple[int, 
 
 
 def to_onnx(network: DefectNetwork, info: ModelInfo, path: Path, *, size_hw: tuple[int, int] | None = None) -> None:
-    """Write the network as an ONNX file, weights included. Arguments as for to_openvino.
+    """Write the network with its weights as an ONNX file. Arguments as for `to_openvino`.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript is not installed.
@@ -78,16 +78,16 @@ def to_onnx(network: DefectNetwork, info: ModelInfo, path: Path, *, size_hw: tup
         )
         assert program is not None
         for node in program.model.graph:
-            node.metadata_props.clear()  # traces of the stack, with paths of this machine
+            node.metadata_props.clear()  # stack traces with paths of this machine
         program.model.metadata_props[METADATA_KEY] = info.model_dump_json()
         write_bytes(path, program.model_proto.SerializeToString())
 
 
 def takes_any_size(model: openvino.Model, network: DefectNetwork) -> bool:
-    """Whether a model of to_openvino computes what the network does at a size other than that of the example.
+    """Whether a model from `to_openvino` agrees with the network at a size other than the example's.
 
-    A network may compute something from H and W that the converter records as a constant, such as the positions of a
-    vision transformer; then the model is right for one size only.
+    The converter may record a value that depends on H and W as a constant, such as the positions in a vision
+    transformer. Such a model is right for one size only.
     """
     images = np.random.default_rng(0).integers(0, 256, (1, 1, *_OTHER_HW), dtype=np.uint8)
     own = model.clone()
@@ -110,7 +110,7 @@ def _example(size_hw: tuple[int, int] | None) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the converters' warnings on their own future, which a user can do nothing about."""
+    """Suppress the converters' warnings about their own future, which do not concern users."""
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -119,10 +119,10 @@ def _quiet() -> Iterator[None]:
 
 
 def fix_padding(module: nn.Module) -> None:
-    """Replace TensorFlow's padding, which depends on the size of the image, by what it comes to here, in place.
+    """Replace TensorFlow's padding, which depends on the image size, by constant padding, in place.
 
-    The network sees multiples of its stride, where every strided convolution divides the size without a remainder.
-    Traced as a formula of H and W, it makes the export to ONNX ten times as long.
+    The network only sees multiples of its stride, and at those sizes the padding is constant. Traced as a formula of H
+    and W, it makes the export to ONNX take ten times as long.
     """
     for name, child in module.named_children():
         if isinstance(child, Conv2dSame):

@@ -1,4 +1,4 @@
-"""From a MODEL argument to model files, and the one identity of a model."""
+"""Model files that a MODEL argument names, and the identity of a model."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ from defectseg.errors import ModelError
 from defectseg.model.info import open_description, parse_model_info
 
 MODEL_NAME = "model.safetensors"
-CHECKPOINT_NAME = "last.ckpt"  # where there is no model beside it, the training has not ended
+CHECKPOINT_NAME = "last.ckpt"  # without a model beside it, the training has not ended
 FOLD_PREFIX = "fold-"  # of the run folders of the single folds, inside the folder of `train --fold all`
-# What decides the network's answers, besides the weights, and what they are called.
+# The parts of ModelInfo that decide what the network computes, besides the weights, and the names of its classes.
 _IDENTIFYING: dict[str, Any] = {
     "class_names": True,
     "normalization": True,
@@ -24,20 +24,20 @@ _IDENTIFYING: dict[str, Any] = {
 
 
 def as_paths(model: Path | Sequence[Path]) -> tuple[Path, ...]:
-    """One model file or several, as several."""
+    """One model file or several, as a tuple."""
     return (model,) if isinstance(model, Path) else tuple(model)
 
 
 def model_paths(argument: str | Path) -> tuple[Path, ...]:
-    """The model files that MODEL means: the one of find_model, or several whose answers are averaged.
+    """The model files that a MODEL argument names: one, or several whose answers are averaged.
 
-    Several are written with commas between them, or are a folder of run folders `fold-0`, `fold-1` and so on.
+    Several are separated by commas, or given as a folder of run folders `fold-0`, `fold-1` and so on.
 
     Raises:
-        ModelError: see find_model; or there is nothing before, after or between commas.
+        ModelError: as `find_model`; or an entry between commas is empty.
     """
     text = str(argument)
-    # os.path.exists, since Path.exists raises where a list is longer than the name of a file may be.
+    # Unlike Path.exists, os.path.exists does not raise if a list is longer than a file name may be.
     if "," not in text or os.path.exists(text):  # noqa: PTH110
         return _models_at(Path(text))
     entries = [entry.strip() for entry in text.split(",")]
@@ -49,7 +49,7 @@ def model_paths(argument: str | Path) -> tuple[Path, ...]:
 
 
 def _models_at(path: Path) -> tuple[Path, ...]:
-    """The model of a run folder, or those of all its folds, by their number."""
+    """The model of a run folder, or the models of its folds, ordered by number."""
     folds = [
         (int(number), folder)
         for folder in path.glob(f"{FOLD_PREFIX}*")
@@ -61,10 +61,10 @@ def _models_at(path: Path) -> tuple[Path, ...]:
 
 
 def find_model(path: Path) -> Path:
-    """The model file that a path means: itself, or the one in a run folder of `train`.
+    """The model file at a path: the path itself, or the model in a run folder of `train`.
 
     Raises:
-        ModelError: a run folder whose training has not ended, or a folder without a model.
+        ModelError: the training of the run folder has not ended, or the folder holds no model.
     """
     if not path.is_dir():
         return path
@@ -79,10 +79,10 @@ def find_model(path: Path) -> Path:
 
 
 def model_identity(models: Path | Sequence[Path]) -> str:
-    """SHA-256, in hexadecimal, over what a model answers with: weights, network, class names; of several, over theirs.
+    """SHA-256, in hexadecimal, over a model's weights, network and class names; for several models, over their hashes.
 
-    Settings that `predict` applies afterwards (thresholds, tiles, views) are left out, so that it stays the same where
-    `write_model_info` changes these. An OpenVINO model counts with its `.bin`.
+    Settings that `predict` applies afterwards (thresholds, tiles, views) are left out, so the identity survives
+    `write_model_info`. The identity of an OpenVINO model covers its `.bin`.
 
     Raises:
         ModelError: as `read_model_info`.
@@ -93,7 +93,7 @@ def model_identity(models: Path | Sequence[Path]) -> str:
     (path,) = paths
     with open_description(path) as description:
         info = parse_model_info(description.text, source=path)
-        # Without defaults, so that a later version that knows more keys says the same.
+        # Defaults are left out, so that the identity survives when a later version adds keys.
         network = info.model_dump(mode="json", include=_IDENTIFYING, exclude_defaults=True)
         digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode())
         try:

@@ -1,4 +1,4 @@
-"""The network: an architecture of segmentation-models-pytorch between grey levels and logits."""
+"""The network: grey levels in, logits out, with an architecture of segmentation-models-pytorch."""
 
 import difflib
 import re
@@ -28,17 +28,17 @@ _HEADS = ("segmentation_head", "classification_head")
 
 
 class DefectNetwork(nn.Module):
-    """Grey levels in, logits out; normalisation and padding to the stride belong to it.
+    """Grey levels in, logits out, including normalisation and padding to the stride.
 
     Args:
         config: architecture and encoder.
-        num_classes: number of kinds of defect, C.
+        num_classes: number of classes, C.
         normalization: what the encoder expects.
-        pretrained: download ImageNet weights for the encoder; never for loading a bundle.
+        pretrained: download ImageNet weights for the encoder; False when a bundle is loaded.
 
     Raises:
-        ConfigError: segmentation-models-pytorch knows no such architecture, encoder or option.
-        ModelError: the ImageNet weights cannot be had.
+        ConfigError: segmentation-models-pytorch has no such architecture, encoder or option.
+        ModelError: the ImageNet weights cannot be downloaded.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DefectNetwork(nn.Module):
         self.normalization = normalization
 
     def forward(self, grey: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits of masks and of the gate.
+        """Compute the logits of masks and gate.
 
         Args:
             grey: (N, 1, H, W), grey levels 0..255 of any type; H and W of any size.
@@ -86,9 +86,9 @@ class DefectNetwork(nn.Module):
 
 
 def normalization_of(encoder: str) -> Normalization:
-    """Mean and standard deviation that timm gives for the encoder, averaged over the three channels.
+    """Mean and standard deviation of the encoder according to timm, averaged over the three channels.
 
-    segmentation-models-pytorch would ask its hub; timm carries the values along, so nothing is downloaded.
+    segmentation-models-pytorch would download the values; timm ships them.
     """
     name = encoder.removeprefix("tu-").replace("-", "_")
     config = timm.models.get_pretrained_cfg(name) if timm.models.is_model(name.split(".")[0]) else None
@@ -98,7 +98,7 @@ def normalization_of(encoder: str) -> Normalization:
 
 
 def build_network(config: ModelConfig, num_classes: int, weights: str) -> DefectNetwork:
-    """A network to train.
+    """Build a network to train.
 
     Args:
         weights: 'none', 'imagenet' (downloads), or the path of a file with timm-named encoder weights.
@@ -112,10 +112,10 @@ def build_network(config: ModelConfig, num_classes: int, weights: str) -> Defect
 
 
 def check_size(network: DefectNetwork, size_hw: tuple[int, int]) -> None:
-    """Try a network that is to be trained, on the CPU, on one black image.
+    """Run a network that is to be trained on one black image, on the CPU.
 
     Raises:
-        ConfigError: the architecture cannot take that size; a DPT, for example, needs options.dynamic_img_size.
+        ConfigError: the architecture cannot take this size; a DPT, for example, needs options.dynamic_img_size.
     """
     network.eval()
     try:
@@ -131,9 +131,9 @@ def check_size(network: DefectNetwork, size_hw: tuple[int, int]) -> None:
 
 
 def load_encoder_weights(network: DefectNetwork, path: Path) -> None:
-    """Load the encoder from a .safetensors or .pth file with the names of timm or torchvision.
+    """Load the encoder from a .safetensors or .pth file with the weight names of timm or torchvision.
 
-    A stem for three channels is summed into one where the network takes grey: the same output on grey input.
+    If the network takes grey, a stem for three channels is summed into one, with the same output on grey input.
 
     Raises:
         ModelError: the file cannot be read, or lacks weights of this encoder.
@@ -162,12 +162,12 @@ def load_encoder_weights(network: DefectNetwork, path: Path) -> None:
 def transfer_weights(
     source: Mapping[str, Tensor], source_classes: Sequence[str], target: DefectNetwork, target_classes: Sequence[str]
 ) -> list[str]:
-    """Copy the weights of one network into another that may have other classes.
+    """Copy the weights of a network into another that may have other classes.
 
-    In the heads, the rows of classes that both have by name are copied; those of new classes stay as they are.
+    In the heads, only the rows of classes that both networks have (by name) are copied.
 
     Returns:
-        the names of the classes that were carried over.
+        the names of the classes whose rows were copied.
 
     Raises:
         ModelError: the networks differ in more than their classes.
@@ -232,8 +232,8 @@ def _unknown(key: str, name: str, known: Sequence[str], expected: str) -> Config
     return ConfigError(f"model.{key}: {name!r} is not one of {expected}.{hint}")
 
 
-# The exporters follow what is computed from H and W only in whole numbers, by +, -, *, // and the operations of torch:
-# hence no max(), no round() and no branch in what follows.
+# The exporters trace what is computed from H and W only through integers, +, -, *, // and torch operations. Hence there
+# is no max(), no round() and no branch below.
 
 
 def _pad_to_stride(x: Tensor, least_px: int) -> Tensor:
@@ -248,27 +248,27 @@ def _pad_to_stride(x: Tensor, least_px: int) -> Tensor:
 
 
 def _scale_length(length: int, scale: float) -> Any:
-    """Length times scale, to the nearest whole number, halves up; 1 or more."""
+    """Length times scale, rounded to the nearest integer, halves up; at least 1."""
     ratio = Fraction(scale).limit_denominator(10_000)
     return _at_least((2 * length * ratio.numerator + ratio.denominator) // (2 * ratio.denominator), 1)
 
 
 def _at_least(length: Any, least: int) -> Any:
-    if isinstance(length, Tensor):  # to torch.jit.trace, a length is a tensor
+    if isinstance(length, Tensor):  # under torch.jit.trace, a length is a tensor
         return length.clamp(min=least)
     return torch.sym_max(length, least)
 
 
 def _resize(x: Tensor, size_hw: Sequence[Any], *, smooth: bool) -> Tensor:
-    """Bilinear, in float32; where `smooth`, each pixel is the mean of those that it stands for, as with `antialias`.
+    """Bilinear resize in float32. With `smooth`, each pixel is a weighted mean of the old ones, as with `antialias`.
 
-    The means are two products of matrices, which is what `F.interpolate` comes to. Processors multiply matrices ten
-    times as fast as OpenVINO interpolates with `antialias`, which took more time than the network behind it.
+    The means are computed as two matrix products. That is ten times as fast as interpolation with `antialias` in
+    OpenVINO, which took more time than the network itself.
     """
     if not smooth:
         return F.interpolate(x.float(), size=list(size_hw), mode="bilinear", align_corners=False)
     rows, columns = (_averaging(length, wanted, x.device) for length, wanted in zip(x.shape[-2:], size_hw, strict=True))
-    # Only where it is on: an export would otherwise have to follow the switch.
+    # Only if autocast is on, since an export could not trace the switch.
     switch = torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext()
     with switch:
         resized: Tensor = rows @ x.float() @ columns.T
@@ -276,7 +276,7 @@ def _resize(x: Tensor, size_hw: Sequence[Any], *, smooth: bool) -> Tensor:
 
 
 def _averaging(length: Any, wanted: Any, device: torch.device) -> Tensor:
-    """float32 (wanted, length): the share of each old pixel in each new one, a triangle around its centre."""
+    """float32 (wanted, length): the weight of each old pixel in each new one, a triangle around its centre."""
     old = torch.arange(length, device=device) + 0.5
     new = torch.arange(wanted, device=device) + 0.5
     scale = torch.ones_like(new[:1]) * length / wanted
@@ -290,7 +290,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, without the prefix that all their names have. Nothing else in it is loaded or run."""
+    """The tensors in a file, without a prefix that all their names share. No code in the file is run."""
     try:
         is_safetensors = path.suffix == ".safetensors"
         content: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
@@ -298,7 +298,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"{path}: no such file. Expected imagenet, none, or a file of weights.", argument="encoder_weights"
         ) from None
-    except Exception as error:  # of many kinds, whatever a damaged file leads to
+    except Exception as error:  # of many kinds, depending on the damage
         raise ModelError(f"{path}: not a file of weights alone, or damaged ({_first_line(error)}).") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
@@ -311,6 +311,6 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _names_in_file(key: str) -> tuple[str, str]:
-    """Names under which a weight of the encoder may stand: SMP puts timm's under 'model.', and timm joins stages."""
+    """Names that a file may use for a weight: SMP puts timm's under 'model.', and timm joins stage names by '_'."""
     name = key.removeprefix("model.")
     return name, re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name)

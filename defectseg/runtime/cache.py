@@ -1,7 +1,7 @@
-"""Bundles converted for a runtime, kept in the user's cache folder, so that only the first start needs torch.
+"""The cache of converted bundles in the user's cache folder, so that only the first start needs torch.
 
-A converted model is kept under the identity of its bundle, so bundles with the same weights and network share it. Its
-own description is that of the first of them: thresholds are read from the bundle.
+A converted model is stored under the identity of its bundle, so bundles with the same weights and network share it.
+Thresholds are read from the bundle, since the converted model has those of the bundle that was converted first.
 """
 
 import atexit
@@ -32,24 +32,28 @@ log = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "DEFECTSEG_CACHE_DIR"
 KEPT_ENTRIES = 20
-_CONVERSION = 4  # to be raised when model/graph.py computes something else from the same bundle
-PATIENCE_S = 600.0  # for another process that converts
+_CONVERSION = 4  # raise it when model/graph.py computes something else from the same bundle
+PATIENCE_S = 600.0  # how long to wait for another process that is converting
 _XML, _ONNX, _ONE_SIZE_ONLY = "model.xml", "model.onnx", "one-size-only"
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: DEFECTSEG_CACHE_DIR, or the system's place for caches of the user."""
+    """The folder of converted models: in DEFECTSEG_CACHE_DIR, or else in the system's cache folder for this user."""
     chosen = os.environ.get(FOLDER_VARIABLE)
     root = Path(chosen) if chosen else platformdirs.user_cache_path("defectseg", appauthor=False)
     return root / "models"
 
 
 def openvino_model(bundle: Path) -> "openvino.Model | Models":
-    """The bundle as a model of OpenVINO that takes any size, or, of a network that cannot, a maker of models for one.
+    """The bundle as an OpenVINO model.
+
+    Returns:
+        a model that takes any image size; or, if the network cannot be converted to one, a function that gives the
+        model for one size.
 
     Raises:
         ModelError: the bundle cannot be used.
-        MissingExtraError: it has to be converted, and torch is not installed.
+        MissingExtraError: the bundle is not in the cache, and torch is not installed.
     """
     folder = _openvino_folder(bundle, None)
     if (folder / _ONE_SIZE_ONLY).exists():
@@ -70,7 +74,7 @@ def _read(folder: Path) -> "openvino.Model":
 
 
 def _openvino_folder(bundle: Path, size_hw: tuple[int, int] | None) -> Path:
-    """The folder of the converted model; it holds only a mark where the network cannot take any size at once."""
+    """The folder of the converted model. It only holds a mark if no model can take any size."""
     import openvino
 
     def write(folder: Path) -> None:
@@ -90,7 +94,7 @@ def _openvino_folder(bundle: Path, size_hw: tuple[int, int] | None) -> Path:
 
 
 def onnx_model(bundle: Path) -> Path:
-    """The bundle as an ONNX file. Raises as openvino_model does."""
+    """The bundle as an ONNX file. Raises as `openvino_model`."""
 
     def write(folder: Path) -> None:
         _require_torch(bundle)
@@ -109,25 +113,25 @@ def _require_torch(bundle: Path) -> None:
 
 
 def _converted(bundle: Path, form: str, write: Callable[[Path], None]) -> Path:
-    """The folder of a converted bundle: in the cache, or, where that cannot be written to, for this process alone.
+    """The folder of a converted bundle: in the cache or, if that is not writable, a folder for this process alone.
 
     Args:
         bundle: the bundle.
-        form: what it is converted to, with the version of whatever else decides the content.
-        write: converts it into an empty folder.
+        form: the kind of model, with the versions that decide its content.
+        write: converts the bundle into an empty folder.
     """
     root = cache_folder()
     identity = model_identity(bundle)
     parts = (identity, __version__, str(_CONVERSION), form)
     entry = root / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    with suppress(OSError):  # it is not there, or the folder may be readable only
-        os.utime(entry)  # used now
+    with suppress(OSError):  # there is no such entry, or the cache is read-only
+        os.utime(entry)  # marks it as used
     if entry.exists():
         return entry
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock").acquire(timeout=PATIENCE_S):
-            if not entry.exists():  # or another process made it meanwhile
+            if not entry.exists():  # another process may have made it meanwhile
                 log.info("converting %s for this runtime; it is kept, so that later starts are quick", bundle)
                 with new_folder(entry, last="") as folder:
                     write(folder)
@@ -149,7 +153,7 @@ def _converted(bundle: Path, form: str, write: Callable[[Path], None]) -> Path:
 
 
 def _prune(root: Path) -> None:
-    """Remove all but the newest entries, and what interrupted processes left; only under the lock."""
+    """Remove all but the newest entries, and leftovers of interrupted processes. Call it only under the lock."""
     with suppress(OSError):
         folders = [path for path in root.iterdir() if path.is_dir()]
         entries = [path for path in folders if not path.name.startswith(TEMPORARY_PREFIX)]

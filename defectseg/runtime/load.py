@@ -1,4 +1,4 @@
-"""A model file -> a Runtime and its description. No library is imported before it is sure to be the right one."""
+"""Loading of model files. A library is imported only once it is certain to be the right one."""
 
 import ctypes.util
 import os
@@ -19,17 +19,17 @@ AUTO, TORCH, OPENVINO, ONNX = "auto", "torch", "openvino", "onnx"
 RUNTIMES = (AUTO, TORCH, OPENVINO, ONNX)
 _OF_SUFFIX = {OPENVINO_SUFFIX: OPENVINO, ONNX_SUFFIX: ONNX}
 _DEVICES = {TORCH: ("auto", "cpu", "cuda", "mps"), OPENVINO: ("auto", "cpu"), ONNX: ("auto", "cpu", "cuda")}
-_DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")  # Linux; Linux under Windows
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")  # on Linux; in WSL
 
 
 def choose_runtime(path: Path, device: str, runtime: str) -> str:
     """The library for a model file: torch, openvino or onnx.
 
-    An export is computed by the library that it was made for; a bundle by torch on a graphics card, and by OpenVINO
-    on a processor.
+    An export runs in the library that it was made for; a bundle runs in torch on a graphics card and in OpenVINO on a
+    CPU.
 
     Raises:
-        UsageError: no such runtime or device, or the file, the runtime and the device do not go together.
+        UsageError: no such runtime or device, or file, runtime and device do not fit together.
     """
     kind, _ = parse_device(device)
     if runtime not in RUNTIMES:
@@ -52,7 +52,7 @@ def choose_runtime(path: Path, device: str, runtime: str) -> str:
 
 
 def _for_bundle(kind: str) -> str:
-    """PyTorch on a graphics card. Where none is named, torch is imported only if there seems to be one."""
+    """PyTorch on a graphics card, else OpenVINO. For auto, torch is imported only if there seems to be a card."""
     if kind == AUTO and find_spec("torch") and may_have_graphics_card():
         from defectseg.model.devices import resolve_device
 
@@ -61,9 +61,9 @@ def _for_bundle(kind: str) -> str:
 
 
 def may_have_graphics_card() -> bool:
-    """True where a driver of NVIDIA is installed, or the machine is a Mac with Apple's processor.
+    """Whether an NVIDIA driver is installed, or the machine is a Mac with Apple's processor.
 
-    It asks for files and libraries only, which takes a millisecond; torch, which takes seconds, knows for sure.
+    Looking for driver files takes a millisecond. Only torch knows for sure, but importing it takes seconds.
     """
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
@@ -71,30 +71,30 @@ def may_have_graphics_card() -> bool:
         return False
     if sys.platform == "win32":
         return ctypes.util.find_library("nvcuda") is not None
-    return any(Path(path).exists() for path in _DRIVER_FILES)
+    return any(Path(path).exists() for path in DRIVER_FILES)
 
 
 def load_runtime(
     model: Path | Sequence[Path], device: str = AUTO, runtime: str = AUTO, *, workers: int | None = None
 ) -> tuple[Runtime, ModelInfo]:
-    """Load a model for prediction, or several whose answers are averaged, and the description of it or of all.
+    """Load a model for prediction, or several whose answers are averaged, with one description.
 
     Args:
         model: a bundle or an export, or several.
         device: auto, cpu, cuda, cuda:N or mps.
-        runtime: one of RUNTIMES; auto takes torch on a graphics card and OpenVINO on a processor.
-        workers: calls at once to prepare for; None for what suits the runtime and the machine. With OpenVINO, one call
-            is answered by the cores divided by `workers`: for a single image, 1 is quickest.
+        runtime: one of RUNTIMES; auto takes torch on a graphics card and OpenVINO on a CPU.
+        workers: the number of parallel calls to prepare for; None for what suits the runtime and the machine. OpenVINO
+            shares the cores among them, so that 1 is fastest for a single image.
 
     Raises:
-        ModelError: a file cannot be used, or the models know other classes.
-        MissingExtraError: a package that is needed is not installed.
-        UsageError, ResourceError: no such runtime or device, or it is not there, or cannot run this file.
+        ModelError: a file cannot be used, or the models have different classes.
+        MissingExtraError: a required package is not installed.
+        UsageError, ResourceError: the runtime or device is unknown, missing, or cannot run this file.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"expected 1 or more, found {workers}.", argument="workers")
     paths = as_paths(model)
-    infos = [read_model_info(path) for path in paths]  # a wrong path is told before anything heavy is imported
+    infos = [read_model_info(path) for path in paths]  # so that a wrong path is reported before a heavy import
     joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
     choices = [choose_runtime(path, device, runtime) for path in paths]
     runtimes = [

@@ -1,4 +1,4 @@
-"""The network in ONNX Runtime."""
+"""Networks in ONNX Runtime."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,21 +14,21 @@ from defectseg.model.info import ModelInfo
 from defectseg.runtime.base import Answer, memory_errors, wrong_size
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-_ERRORS_ONLY = 3  # of ONNX Runtime's levels of logging
+_ERRORS_ONLY = 3  # a log level of ONNX Runtime
 
 
 class OnnxRuntime:
-    """A Runtime around a session of ONNX Runtime, which any number of threads may call at once.
+    """A Runtime around a session of ONNX Runtime. Threads may call it in parallel.
 
     Args:
-        path: an ONNX file as export.to_onnx writes it.
-        info: its description, for the names of the classes.
-        device: auto, cpu, cuda or cuda:N; auto takes a graphics card where this build of ONNX Runtime can use one.
-        workers: the number of parallel calls to announce; a single one uses all cores.
+        path: an ONNX file written by `to_onnx`.
+        info: its description, for the class names.
+        device: auto, cpu, cuda or cuda:N; auto takes a graphics card if this build of ONNX Runtime can use one.
+        workers: the value of `parallel`; 1 by default, since one call uses all cores.
 
     Raises:
         ModelError: the file cannot be used.
-        UsageError, ResourceError: the device has no such name, or ONNX Runtime cannot use it.
+        UsageError, ResourceError: the device is unknown, or ONNX Runtime cannot use it.
     """
 
     def __init__(self, path: Path, info: ModelInfo, *, device: str = "auto", workers: int | None = None) -> None:
@@ -57,7 +57,7 @@ class OnnxRuntime:
 
 
 def available_devices() -> list[str]:
-    """Kinds of device that this build of ONNX Runtime can use."""
+    """The kinds of device that this build of ONNX Runtime can use."""
     return ["cpu", *(["cuda"] if _CUDA in onnxruntime.get_available_providers() else [])]
 
 

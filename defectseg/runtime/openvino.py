@@ -1,4 +1,4 @@
-"""The network in OpenVINO, on a processor."""
+"""Networks in OpenVINO, on a CPU."""
 
 import functools
 import logging
@@ -21,23 +21,23 @@ log = logging.getLogger(__name__)
 Precision = Literal["auto", "f32"]
 Models = Callable[[tuple[int, int]], openvino.Model]  # the model for images of (H, W)
 
-MOST_STREAMS = 16  # beyond that, a stream gets several cores: each holds activations of its own, 50 to 600 MB
-_KEPT_SIZES = 3  # compiled models; each holds the weights once more
+MOST_STREAMS = 16  # with more cores, each stream gets several, since each holds 50 to 600 MB of activations
+_KEPT_SIZES = 3  # compiled models; each holds another copy of the weights
 
 
 class OpenVinoRuntime:
-    """A Runtime around a converted model; threads may call it at once.
+    """A Runtime around an OpenVINO model. Threads may call it in parallel.
 
-    The model is compiled for each size of image, since it is 5 % quicker and needs a third of the memory of one that
-    is compiled for all sizes. One stream for each core, each with one thread, is quicker than one stream with all
-    threads: by 8 % on two cores with AVX512-BF16, 12 % with AMX. Answers are the same to the last bit.
+    The model is compiled for each image size, which is 5 % faster and needs a third of the memory of one that is
+    compiled for all sizes. One stream per core, each with one thread, is faster than one stream with all threads: by
+    8 % on two cores with AVX512-BF16, by 12 % with AMX. The answers are the same bit for bit.
 
     Args:
-        model: see export.to_openvino; or, where it cannot take any size, a function that makes it for one.
-        info: its description: the names of the classes, and what the model is to be computed in.
-        precision: auto for what is quickest on this processor, which may be bf16, unless the description asks for
-            more; f32 for comparisons.
-        workers: number of streams, which share the cores; None for one for each core.
+        model: a model from `to_openvino`; or a function that gives the model for one size.
+        info: its description: the class names, and the precision that it asks for.
+        precision: auto is the fastest on this CPU, which may be bf16, unless the description asks for f32; f32 is for
+            comparisons.
+        workers: the number of streams, which share the cores; None for one per core.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class OpenVinoRuntime:
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""
         with memory_errors(images.shape):
-            with self._lock:  # compiling takes all cores in any case, so nothing is lost where others wait
+            with self._lock:  # compiling uses all cores, so other threads lose nothing by waiting
                 compiled = self._compiled(images.shape)
             return compiled(np.require(images, requirements=["C", "W"]))
 
@@ -84,7 +84,7 @@ def _compile(model: openvino.Model | Models, options: Mapping[str, Any], shape: 
 
 
 class _Compiled:
-    """A model compiled for one shape, with as many requests as were ever needed at once."""
+    """A model compiled for one shape, with a pool of requests that grows to the number of parallel calls."""
 
     def __init__(self, model: openvino.CompiledModel) -> None:
         self._model = model
@@ -92,7 +92,7 @@ class _Compiled:
         self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        # The request writes to arrays of the caller's own: its buffers are overwritten by the next call.
+        # The request writes into new arrays, since the next call overwrites its own buffers.
         probabilities, gate = (np.empty(shape, np.float32) for shape in self._shapes)
         try:
             request = self._idle.get_nowait()
@@ -110,9 +110,9 @@ class _Compiled:
 
 @functools.cache
 def _probe(options: tuple[tuple[str, str], ...]) -> tuple[int, str]:
-    """Cores that OpenVINO may use, hyper-threads not counted, and the precision that it computes in.
+    """The number of physical cores that OpenVINO may use, and the precision that it computes in.
 
-    It knows the cores of each system and the mask of the process; it tells of them when it has compiled something.
+    OpenVINO knows the system's cores and the affinity of the process, but reports them only for a compiled model.
     """
     x = opset8.parameter([1, 1, 8, 8], np.float32)
     model = openvino.Model([opset8.relu(x)], [x])

@@ -153,4 +153,4 @@ def test_synthetic_sheets_are_as_large_as_the_tile_allows(
     monkeypatch.setattr("defectseg.export.parity.SHEETS", 2)
     sheets = synthetic_images(limit_hw)
     assert [sheet.shape for sheet in sheets] == [expected] * 2
-    assert not np.array_equal(*sheets)
+    assert not np.array_equal(sheets[0], sheets[1])

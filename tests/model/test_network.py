@@ -73,6 +73,7 @@ def test_an_image_of_whole_strides_is_normalised_and_not_padded(architecture: st
     with torch.no_grad():
         expected = network.net((grey.float() / 255.0 - 0.5) / 0.25)
     for answer, other in zip(_forward(network, grey), expected, strict=True):
+        assert answer is not None
         assert torch.equal(answer, other)
 
 
@@ -207,7 +208,7 @@ def _encoder_for_three_channels(encoder: str) -> tuple[Any, dict[str, Tensor]]:
 @pytest.mark.parametrize(("encoder", "in_channels"), [("resnet18", 1), (TINY, 1), (TINY, 3)])
 def test_a_stem_for_colour_gives_the_same_on_grey(encoder: str, in_channels: int, save: Saver, tmp_path: Path) -> None:
     colour, weights = _encoder_for_three_channels(encoder)
-    config = ModelConfig(encoder=encoder, in_channels=in_channels)  # type: ignore[arg-type]
+    config = ModelConfig(encoder=encoder, in_channels=in_channels)
     network = build_network(config, 2, weights=str(save(weights, tmp_path))).eval()
     grey = torch.randn(2, 1, 64, 96)
     with torch.no_grad():

@@ -101,7 +101,7 @@ def test_a_card_is_told_from_files_and_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
     (tmp_path / "driver").touch()
-    monkeypatch.setattr(load, "_DRIVER_FILES", (str(tmp_path / ("driver" if driver else "none")),))
+    monkeypatch.setattr(load, "DRIVER_FILES", (str(tmp_path / ("driver" if driver else "none")),))
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: "nvcuda.dll" if driver else None)
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
