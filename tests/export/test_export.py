@@ -127,12 +127,6 @@ def test_the_file_says_how_it_was_made_and_answers_as_torch_does_in_other_sizes(
     _assert_alike(_runtime(path), bundle, np.resize(_image(data_folder), (75, 91)))
 
 
-def test_without_data_synthetic_sheets_are_compared(export_to: Export, converted: None) -> None:
-    told = export_to(data=None)
-    assert told.compared_on == "2 synthetic sheets"
-    assert told.exact.images == 3  # one more in an odd size
-
-
 def test_an_export_that_differs_from_the_network_leaves_no_file(
     export_to: Export, out: Path, converted: None, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,8 +160,8 @@ def test_a_network_that_the_processors_own_precision_changes_too_much_computes_i
         return {name: replace(one, dice=0.97 if name == "shipped" else 1.0) for name, one in found.items()}
 
     monkeypatch.setattr("defectseg.export.export.compare", compare)
-    told = export_to()
-    info = _export_info(out)
+    told, info = export_to(data=None), _export_info(out)
+    assert (told.compared_on, told.exact.images) == ("2 synthetic sheets", 3)  # one more in an odd size
     assert (info.precision, info.float_layers) == ("fp32", "f32")
     assert (told.shipped.dice, info.parity["mask_dice"]) == (1.0, 1.0)
     assert load_runtime(out)[0].name == "openvino cpu f32"
@@ -196,34 +190,42 @@ def test_an_existing_file_is_replaced_only_on_demand(
         ({"format": "onnx", "out": Path("m.onnx"), "int8": True}, "int8: goes with the format openvino only"),
         ({"int8": True, "data": None}, "data: int8 needs a data folder"),
         ({"model": (Path("a.safetensors"), Path("b.safetensors"))}, "an ensemble cannot be exported"),
+        ({"model": "exported"}, "is an export already"),
     ],
 )
-def test_arguments_that_do_not_go_together(export_to: Export, changes: dict[str, Any], words: str) -> None:
+def test_arguments_that_do_not_go_together(
+    export_to: Export, exported: tuple[Path, Exported], changes: dict[str, Any], words: str
+) -> None:
+    if changes.get("model") == "exported":
+        changes = {"model": exported[0]}
     with pytest.raises(UsageError, match=words):
         export_to(**changes)
 
 
-def test_an_export_is_not_exported_again(export_to: Export, exported: tuple[Path, Exported]) -> None:
-    with pytest.raises(UsageError, match="is an export already"):
-        export_to(model=exported[0])
+def _cannot_convert(*arguments: Any, **options: Any) -> Any:
+    raise RuntimeError("no rule for aten::odd\nand much more")
 
 
-def test_a_network_that_cannot_take_every_size_asks_for_one(
-    export_to: Export, out: Path, converted: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("function", "instead", "words"),
+    [
+        ("takes_any_size", lambda model, network: False, "for one size only"),
+        ("to_openvino", _cannot_convert, r"cannot be converted \(no rule for aten::odd\)"),
+    ],
+)
+def test_a_network_that_cannot_be_converted_is_told(
+    export_to: Export,
+    out: Path,
+    converted: None,
+    function: str,
+    instead: Any,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(graph, "takes_any_size", lambda model, network: False)
-    with pytest.raises(ModelError, match="for one size only"):
+    monkeypatch.setattr(graph, function, instead)
+    with pytest.raises(ModelError, match=words):
         export_to()
     assert _left(out) == []
-
-
-def test_what_a_converter_says_is_told(export_to: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any, **options: Any) -> None:
-        raise RuntimeError("no rule for aten::odd\nand much more")
-
-    monkeypatch.setattr(graph, "to_openvino", fail)
-    with pytest.raises(ModelError, match=r"cannot be converted \(no rule for aten::odd\)"):
-        export_to()
 
 
 @pytest.mark.parametrize("file_format", ["openvino", pytest.param("onnx", marks=pytest.mark.slow)])
@@ -250,11 +252,14 @@ def test_int8_is_judged_on_the_fold_that_was_held_out(
     out: Path,
     converted: None,
     trained_run: Path,
+    data_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("nncf")
     monkeypatch.setattr(quantize, "MAX_LOSS", 0.5)
+    with pytest.raises(DataError, match="train_images"):
+        export_to(int8=True, data=data_folder / "train_images")  # which has no labels
     told, info = export_to(int8=True), _export_info(out)
     assert told.cost is not None
     assert info.precision == "int8"
@@ -295,11 +300,6 @@ def test_layers_that_stay_floating_point_are_in_fp32_where_less_would_cost_too_m
     assert (info.precision, info.float_layers) == ("int8", "f32")
     # Whoever loads the file computes so, without being told.
     assert load_runtime(out)[0].name == "openvino cpu int8 and f32"
-
-
-def test_int8_needs_labels(export_to: Export, data_folder: Path) -> None:
-    with pytest.raises(DataError, match="train_images"):
-        export_to(int8=True, data=data_folder / "train_images")
 
 
 def test_tuned_thresholds_reach_an_export_and_the_weights_stay(

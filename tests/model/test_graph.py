@@ -90,8 +90,6 @@ def test_onnx_answers_as_torch_at_sizes_that_the_export_has_not_seen(tmp_path: P
     assert read_model_info(path) == info
     assert list(tmp_path.iterdir()) == [path]
     assert b"graph.py" not in path.read_bytes(), "no paths of the machine that exported it"
-    assert (runtime.name, runtime.parallel, runtime.class_names) == ("onnxruntime cpu f32", 1, info.class_names)
-    assert OnnxRuntime(path, info, workers=3).parallel == 3
 
 
 def test_an_openvino_file_carries_the_description_and_its_tensors_have_names(

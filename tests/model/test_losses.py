@@ -99,14 +99,6 @@ def test_dice_over_a_batch_adds_the_images_up_before_it_divides(
     assert parts.dice.item() == pytest.approx(expected)
 
 
-def test_a_perfect_answer_costs_nothing() -> None:
-    masks = torch.zeros(1, 2, 8, 8, dtype=torch.bool)
-    masks[0, 0, 2:5, 3:6] = True
-    gates = torch.tensor([[60.0, -60.0]])
-    parts = segmentation_loss((masks.float() * 2 - 1) * 60, gates, masks, torch.zeros(1, 8, 8).bool(), LossConfig())
-    assert parts.total.item() == pytest.approx(0.0, abs=1e-6)
-
-
 def test_false_alarms_on_clean_images_are_punished_where_the_usual_dice_loss_is_silent() -> None:
     logits = torch.full((2, 4, 16, 16), 0.3, requires_grad=True)
     truth = torch.zeros(2, 4, 16, 16)
