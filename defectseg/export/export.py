@@ -1,26 +1,26 @@
-"""A bundle as an OpenVINO or ONNX file, which is written only where it says what the network in PyTorch says."""
+"""Export of a bundle to an OpenVINO or ONNX file, which is written only if it agrees with PyTorch."""
 
+import io
 import logging
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.config import SizeHW
+from defectseg.config import SizeHW, changed
 from defectseg.errors import DefectsegError, ModelError, OutputExistsError, UsageError
 from defectseg.export import int8 as quantize
 from defectseg.export.parity import (
+    MIN_DICE,
     ODD_HW,
     Comparison,
-    Limits,
     check,
     compare,
     fit,
@@ -40,27 +40,25 @@ from defectseg.model.locate import as_paths, model_identity
 from defectseg.runtime.base import Runtime
 
 if TYPE_CHECKING:
-    from defectseg.model.network import DefectNetwork
     from defectseg.runtime.openvino import Precision
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = {"openvino": OPENVINO_SUFFIX, "onnx": ONNX_SUFFIX}
-LIMITS = Limits()
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how it compares.
+    """The result of an export.
 
     Attributes:
         info: the description in the file.
-        exact, shipped: comparison with PyTorch in fp32, and in the precision that this processor uses.
-        compared_on: the images, for people.
-        cost: of int8.
-        chosen_by: how the images for int8 were chosen.
-        size_bytes: of all that was written.
-        seconds: that it took.
+        exact, shipped: the comparison with PyTorch in fp32, and in the precision that this processor uses.
+        compared_on: the number and kind of images, for people.
+        cost: what int8 costs and gains; None for fp32.
+        chosen_by: how the images for int8 were chosen; "" for fp32.
+        size_bytes: the size of all written files.
+        seconds: the duration of the export.
     """
 
     info: ModelInfo
@@ -83,44 +81,48 @@ def export(
     size_hw: SizeHW | None = None,
     bit_depth: int | None = None,
     overwrite: bool = False,
-    limits: Limits = LIMITS,
-    max_loss: float = quantize.MAX_LOSS,
 ) -> Exported:
-    """Convert a bundle, compare, quantise if that was asked for, compare again, and write.
+    """Convert a bundle, compare it with PyTorch, quantise it if `int8`, measure again, and write it.
 
     Args:
         model: the bundle.
-        out: the file to write; OpenVINO's weights go into a .bin beside it.
+        out: the file to write; OpenVINO puts the weights into a .bin beside it.
         format: a key of SUFFIXES.
-        int8: quantise; needs `data`, labelled.
+        int8: quantise; `data` must be a labelled data folder.
         data: a data folder, or for fp32 any folder of images; None compares on synthetic sheets.
-        size_hw: the only size of image that the export will take; None for any.
-        bit_depth: of 16-bit files in `data`, 9 to 16; None: as they say themselves, or as the model was trained.
+        size_hw: the only image size that the export will take; None for any.
+        bit_depth: of 16-bit files in `data`, 9 to 16; None: as their tag says, or as the model was trained.
         overwrite: replace `out`.
-        limits: of the comparison with PyTorch.
-        max_loss: of positive-pair Dice, for int8.
 
     Raises:
-        UsageError: arguments that do not go together, several models, a model that is an export already.
-        OutputExistsError: the file is there.
+        UsageError: the arguments do not fit together, there are several models, or the model is an export already.
+        OutputExistsError: the file exists.
         ModelError: the model cannot be used; the export differs too much; int8 loses too much.
         DataError: the images or their labels cannot be used.
     """
     start = time.monotonic()
     _check_arguments(out, format, int8=int8, data=data)
     bundle, info = _read_bundle(as_paths(model))
-    if not overwrite:
-        _refuse_existing(out)
+    existing = [path for path in (out, out.with_suffix(".bin")) if path.exists()]
+    if existing and not overwrite and (format == "openvino" or out in existing):
+        raise OutputExistsError(f"{existing[0]}: is there already. Choose another file.", go_on={"overwrite": True})
     precision = "int8" if int8 else "fp32"
     made = ExportInfo(format=format, precision=precision, size_hw=size_hw, source_sha256=model_identity(bundle))
-    info = _for_export(info, made)
+    recipe = info.recipe
+    if size_hw is not None:  # smaller tiles would cut the images that the file takes
+        recipe = changed(recipe, "inference", tile_hw=tuple(map(max, recipe.inference.tile_hw, size_hw)))
+    info = info.model_copy(update={"export": made, "recipe": recipe})
     labelled = quantize.choose_images(data, info, bundle, bit_depth=bit_depth) if int8 and data is not None else None
-    sheets, odd, compared_on = _images(info, data, bit_depth)
+    images, kind = _images(info, data, bit_depth)
+    odd = [fit(images[0], ODD_HW)] if size_hw is None else []
+    if size_hw is not None:
+        images = [fit(image, size_hw) for image in images]
+    compared_on = f"{len(images)} {kind}"
     with _staging(out) as folder:
         staged = folder / out.name
         log.info("converting %s to %s, and comparing on %s", bundle, format, compared_on)
-        exact, shipped, float_layers = _convert(bundle, info, staged, sheets, odd, limits)
-        check(exact, shipped, limits, what=str(out))
+        exact, shipped, float_layers = _convert(bundle, info, staged, images, odd)
+        check(exact, shipped, what=str(out))
         figures = {
             "images": float(exact.images),
             "probability_difference": exact.probability,
@@ -131,14 +133,15 @@ def export(
         cost = None
         if labelled is not None:
             log.info("quantising: %d images to calibrate on; this takes a while", len(labelled.calibration))
-            cost, float_layers = _quantise(info, staged, labelled, sheets[0], max_loss)
-            cost.check(max_loss, what=str(out))
+            fp32, staged = staged, folder / "int8" / out.name
+            cost, float_layers = _quantise(info, fp32, staged, labelled, images[0])
+            cost.check(what=str(out))
             figures |= {name: float(value) for name, value in asdict(cost).items()}
         made = made.model_copy(update={"parity": figures, "float_layers": float_layers})
         info = info.model_copy(update={"export": made})
         write_model_info(staged, info)
-        size_bytes = sum(path.stat().st_size for path in folder.iterdir())
-        _publish(folder, out)
+        size_bytes = sum(path.stat().st_size for path in staged.parent.iterdir())
+        _publish(staged.parent, out)
     chosen_by = "" if labelled is None else labelled.chosen_by
     return Exported(info, exact, shipped, compared_on, cost, chosen_by, size_bytes, time.monotonic() - start)
 
@@ -164,170 +167,117 @@ def _read_bundle(models: Sequence[Path]) -> tuple[Path, ModelInfo]:
     return models[0], info
 
 
-def _refuse_existing(out: Path) -> None:
-    existing = next((path for path in (out, out.with_suffix(".bin")) if path.exists()), None)
-    if existing is not None and (existing == out or out.suffix == OPENVINO_SUFFIX):
-        raise OutputExistsError(f"{existing}: is there already. Choose another file.", go_on={"overwrite": True})
-
-
-def _for_export(info: ModelInfo, made: ExportInfo) -> ModelInfo:
-    """The description of an export; its tiles are no smaller than the only size that it takes."""
-    update: dict[str, Any] = {"export": made}
-    if made.size_hw is not None:
-        tile_h, tile_w = map(max, info.recipe.inference.tile_hw, made.size_hw)
-        inference = info.recipe.inference.model_copy(update={"tile_hw": (tile_h, tile_w)})
-        update["recipe"] = info.recipe.model_copy(update={"inference": inference})
-    return info.model_copy(update=update)
-
-
-def _images(
-    info: ModelInfo, data: Path | None, bit_depth: int | None
-) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]], str]:
-    """Sheets to compare on, one of an odd size where the export takes any, and how to call them."""
+def _images(info: ModelInfo, data: Path | None, bit_depth: int | None) -> tuple[list[NDArray[np.uint8]], str]:
+    """Images to compare on, and their kind, for people."""
     limit_hw = info.recipe.inference.tile_hw
     if data is None:
-        images, kind = synthetic_images(limit_hw), "synthetic sheets"
-    else:
-        model_bit_depth = info.recipe.data.bit_depth
-        images = real_images(data, limit_hw, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
-        kind = f"images of {data}"
-    if (size_hw := _size_hw(info)) is not None:
-        return [fit(image, size_hw) for image in images], [], f"{len(images)} {kind}"
-    return images, [fit(images[0], ODD_HW)], f"{len(images)} {kind}"
-
-
-def _size_hw(info: ModelInfo) -> SizeHW | None:
-    return None if info.export is None else info.export.size_hw
+        return synthetic_images(limit_hw), "synthetic sheets"
+    model_bit_depth = info.recipe.data.bit_depth
+    return real_images(data, limit_hw, bit_depth=bit_depth, model_bit_depth=model_bit_depth), f"images of {data}"
 
 
 def _convert(
     bundle: Path,
     info: ModelInfo,
     staged: Path,
-    sheets: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
     odd: Sequence[NDArray[np.uint8]],
-    limits: Limits,
 ) -> "tuple[Comparison, Comparison, Precision]":
-    """Write the model in fp32, read it back and compare.
+    """Write the model in fp32, read it back and compare: in fp32, and in the precision that it will compute in.
 
-    Where the processor's own precision is what differs too much, the export is to compute in fp32 anywhere.
-
-    An odd size proves that what is computed from height and width was converted, which fp32 shows to the last digits.
-    The masks in the processor's own precision are judged on sheets alone: a network has not learnt to judge a snippet,
-    and rounding then turns its gate this way or that.
+    This is the processor's own precision. If its masks differ too much, it is fp32 on any processor.
     """
     from defectseg.model.bundle import load_bundle
+    from defectseg.model.graph import takes_any_size, to_onnx, to_openvino
+    from defectseg.model.openvino_io import save_model
     from defectseg.runtime.torch import TorchRuntime
 
     network, _ = load_bundle(bundle)
-    with _conversion_errors(bundle), quantize.quiet():
-        if staged.suffix == OPENVINO_SUFFIX:
-            _write_openvino(network, info, staged)
-        else:
-            from defectseg.model.graph import to_onnx
-
-            to_onnx(network, info, staged, size_hw=_size_hw(info))
-        runtimes = _load(staged)
-        reference = TorchRuntime(network, info)
-        found = compare(reference, runtimes, sheets, info.thresholds)
-        also = compare(reference, {"exact": runtimes["exact"]}, odd, info.thresholds)
-    exact, shipped = found["exact"].with_differences_of(also["exact"]), found.get("shipped", found["exact"])
-    if shipped.dice < limits.dice <= exact.dice:
+    assert info.export is not None
+    size_hw = info.export.size_hw
+    try:
+        with redirect_stdout(io.StringIO()):  # converters print, but stdout belongs to the result
+            if staged.suffix == ONNX_SUFFIX:
+                to_onnx(network, info, staged, size_hw=size_hw)
+            else:
+                converted = to_openvino(network, info, size_hw=size_hw)
+                if size_hw is None and not takes_any_size(converted, network):
+                    raise ModelError(
+                        f"{staged.name}: not written, since OpenVINO cannot compute this network for all sizes of "
+                        "image at once. Export it for one size only."
+                    )
+                save_model(converted, staged)
+        runtimes = _runtimes(staged, info)
+        found = compare(TorchRuntime(network, info), runtimes, images, odd, info.thresholds)
+    except (DefectsegError, ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:  # converters have no exception class for an unsupported network
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ModelError(
+            f"{bundle}: this network cannot be converted ({why}). Try one size of image only, or the other format."
+        ) from error
+    exact, shipped = found["exact"], found.get("shipped", found["exact"])
+    if shipped.dice < MIN_DICE <= exact.dice:
         log.info("in %s the masks agree at Dice %.4f only", runtimes["shipped"].name, shipped.dice)
         return exact, exact, "f32"
     return exact, shipped, "auto"
 
 
-def _write_openvino(network: "DefectNetwork", info: ModelInfo, staged: Path) -> None:
-    from defectseg.model.graph import takes_any_size, to_openvino
-    from defectseg.model.openvino_io import save_model
+def _runtimes(path: Path, info: ModelInfo) -> dict[str, Runtime]:
+    """The written file in fp32 and, for OpenVINO, in the processor's own precision."""
+    if path.suffix == ONNX_SUFFIX:
+        from defectseg.runtime.onnx import OnnxRuntime
 
-    size_hw = _size_hw(info)
-    converted = to_openvino(network, info, size_hw=size_hw)
-    if size_hw is None and not takes_any_size(converted, network):
-        raise ModelError(
-            f"{staged.name}: not written, since OpenVINO cannot compute this network for all sizes of image at once. "
-            "Export it for one size only."
-        )
-    save_model(converted, staged)
+        return {"exact": OnnxRuntime(path, info)}  # always computes as written
+    from defectseg.model.openvino_io import read_model
+    from defectseg.runtime.openvino import OpenVinoRuntime
 
-
-@contextmanager
-def _conversion_errors(bundle: Path) -> Iterator[None]:
-    """Converters know some networks and not others, and have no exception of their own to say so."""
-    try:
-        yield
-    except (DefectsegError, ImportError, MemoryError, OSError):
-        raise
-    except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ModelError(
-            f"{bundle}: this network cannot be converted ({why}). Try one size of image only, or the other format."
-        ) from error
-
-
-def _load(staged: Path) -> dict[str, Runtime]:
-    """The written file in fp32, and in the precision that the processor uses where that may be another."""
-    if staged.suffix == ONNX_SUFFIX:
-        from defectseg.runtime.onnx import load_onnx_runtime
-
-        return {"exact": load_onnx_runtime(staged)}  # always computes as written
-    from defectseg.runtime.openvino import load_openvino_runtime
-
+    model = read_model(path)
     return {
-        "exact": load_openvino_runtime(staged, precision="f32", workers=1),
-        "shipped": load_openvino_runtime(staged, workers=1),
+        "exact": OpenVinoRuntime(model, info, precision="f32", workers=1),
+        "shipped": OpenVinoRuntime(model, info, workers=1),
     }
 
 
 def _quantise(
-    info: ModelInfo,
-    staged: Path,
-    labelled: quantize.LabelledImages,
-    typical: NDArray[np.uint8],
-    max_loss: float,
+    info: ModelInfo, fp32: Path, out: Path, labelled: quantize.LabelledImages, typical: NDArray[np.uint8]
 ) -> "tuple[quantize.Int8Cost, Precision]":
-    """Replace the written model by one in int8, and measure both; also what its other layers are to compute in.
+    """Quantise the model in the file `fp32` and measure both; also choose the precision of the other layers.
 
-    NNCF judges with these in fp32. The processor may prefer bf16, which can cost as much again as the integers did;
-    then they stay in fp32, which is slower, but still within the limit.
+    NNCF judges with the other layers in fp32. The processor may prefer bf16, which can cost as much again as the
+    integers. If that exceeds the limit, these layers stay in fp32, which is slower.
     """
     from defectseg.model.openvino_io import read_model, save_model, unmark
-    from defectseg.runtime.openvino import load_openvino_runtime
+    from defectseg.runtime.openvino import OpenVinoRuntime
 
-    exact, quick = _load(staged).values()
-    fp32 = read_model(staged)
-    unmark(fp32)  # what NNCF does not quantise, it chooses itself
-    int8 = quantize.quantize(fp32, info, labelled, info.recipe.inference.tile_hw, max_loss=max_loss)
-    layers = quantize.count_layers(int8)
+    exact, quick = _runtimes(fp32, info).values()
+    model = read_model(fp32)
+    unmark(model)  # NNCF chooses itself which layers it quantises
+    int8 = quantize.quantize(model, info, labelled)
+    out.parent.mkdir()
+    save_model(int8, out)
     choices: tuple[Precision, ...] = ("auto",) if quick.name == exact.name else ("auto", "f32")
-    with tempfile.TemporaryDirectory(dir=staged.parent, prefix=TEMPORARY_PREFIX) as beside:
-        path = Path(beside) / staged.name
-        save_model(int8, path)
-        for precision in choices:
-            shipped = load_openvino_runtime(path, precision=precision, workers=1)
-            log.info("measuring int8 on %d labelled images (%s)", len(labelled.validation), shipped.name)
-            cost = quantize.measure(exact, quick, shipped, info, labelled, typical, layers)
-            if cost.loss <= max_loss:
-                break
-        _publish(Path(beside), staged)
+    for precision in choices:
+        shipped = OpenVinoRuntime(read_model(out), info, precision=precision, workers=1)
+        log.info("measuring int8 on %d labelled images (%s)", len(labelled.validation), shipped.name)
+        cost = quantize.measure(exact, quick, shipped, info, labelled, typical, quantize.count_layers(int8))
+        if cost.loss <= quantize.MAX_LOSS:
+            break
     return cost, precision
 
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A folder beside the file to write, gone afterwards whatever happens."""
+    """A temporary folder beside the file to write."""
     with resource_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=TEMPORARY_PREFIX))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        staging = tempfile.TemporaryDirectory(dir=out.parent, prefix=TEMPORARY_PREFIX, ignore_cleanup_errors=True)
+    with staging as folder:
+        yield Path(folder)
 
 
 def _publish(folder: Path, out: Path) -> None:
-    """Move what was written to its place, the file that names the others last."""
+    """Move the files in a folder beside `out`, `out` itself last."""
     with resource_errors(out):
         for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):
             with path.open("rb+") as handle:

@@ -1,12 +1,12 @@
-"""An OpenVINO model in 8-bit integers: chosen by NNCF, judged on labelled images by what `predict` makes of them."""
+"""Quantisation of an OpenVINO model to 8-bit integers by NNCF, judged on labelled images with predict's settings."""
 
 import io
 import logging
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.config import SizeHW
 from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.data.split import SPLIT_NAME, read_split
 from defectseg.errors import DataError, ImageError, ModelError
-from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, summarise
+from defectseg.evaluate.metrics import Counts, count_pairs, summarise
 from defectseg.evaluate.score import Scored, score_images
 from defectseg.export.parity import SEED, cut, pooled_dice
 from defectseg.inference.segment import segment_image
@@ -33,28 +32,27 @@ log = logging.getLogger(__name__)
 MAX_LOSS = 0.005  # of positive-pair Dice
 CALIBRATION_IMAGES = 300  # NNCF's own default; more change nothing
 VALIDATION_IMAGES = 300
-RANKING_IMAGES = 8  # of those, to find the layer that costs most, once for each layer
+RANKING_IMAGES = 8  # of the validation images; NNCF uses them once per layer to rank the layers
 TIMED_RUNS = 9
 _TELL_EVERY_S = 15.0
-# NNCF judges with all that is not int8 in fp32. In bf16, as processors prefer it, a layer in int8 costs a little more:
-# 0.003 of Dice on the one network where it was seen.
+# NNCF judges with the other layers in fp32. In bf16, which processors prefer, int8 costs a little more: 0.003 of Dice
+# on the one network where it was measured.
 _SHARE_FOR_NNCF = 0.5
 
-# Normalisation and resizing in DefectNetwork itself, around the network that has weights.
+# Normalisation and resizing in DefectNetwork itself, outside the network with weights.
 _OWN_OPERATIONS = r"__module\.network/.*"
 _LAYERS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
-_INTEGERS = frozenset({"i8", "u8"})
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """What int8 is made and judged with.
+    """Images to quantise with.
 
     Attributes:
         folder: the data folder.
-        calibration: ImageIds that show the range of the values inside the network.
-        validation: ImageIds that the loss is measured on, clean ones too.
-        chosen_by: how they were told apart, for people.
+        calibration: ImageIds that show the range of values inside the network.
+        validation: ImageIds to measure the loss on, including clean ones.
+        chosen_by: how the two were chosen, for people.
     """
 
     folder: DataFolder
@@ -68,12 +66,12 @@ class Int8Cost:
     """What int8 costs in quality and gains in speed.
 
     Attributes:
-        labelled_images: how many it was measured on.
+        labelled_images: the number of images that it was measured on.
         positive_dice_fp32, positive_dice_int8: mean Dice of the pairs with a defect.
         kaggle_dice_fp32, kaggle_dice_int8: mean Dice of all pairs.
-        mask_dice_int8: agreement of the two models' masks, pooled.
-        layers, layers_int8: layers with weights, and those of them that compute in integers.
-        ms_fp32, ms_int8: median time of one image on this machine, in the precision that it chooses for each.
+        mask_dice_int8: agreement of both models' masks, pooled.
+        layers, layers_int8: the number of layers with weights, and of those in int8.
+        ms_fp32, ms_int8: median time for one image on this machine, in the precision that it prefers.
     """
 
     labelled_images: int
@@ -89,33 +87,46 @@ class Int8Cost:
 
     @property
     def loss(self) -> float:
-        """Of positive-pair Dice; below 0 where int8 does better."""
+        """Loss of positive-pair Dice; below 0 if int8 is better."""
         return self.positive_dice_fp32 - self.positive_dice_int8
 
-    def check(self, max_loss: float, *, what: str) -> None:
-        """Raise ModelError where int8 loses more than `max_loss`; `what` is the file, for the error."""
-        if not self.loss <= max_loss:
+    def check(self, *, what: str) -> None:
+        """Raise ModelError if int8 loses more than MAX_LOSS; `what` is the file, for the error."""
+        if not self.loss <= MAX_LOSS:
             raise ModelError(
                 f"{what}: not written, since int8 loses {self.loss:.4f} of positive-pair Dice "
                 f"({self.positive_dice_fp32:.4f} -> {self.positive_dice_int8:.4f} on {self.labelled_images} images), "
-                f"where {max_loss:g} is allowed. Give a data folder with more images, or export without int8."
+                f"where {MAX_LOSS:g} is allowed. Give a data folder with more images, or export without int8."
             )
 
 
-def choose_images(
-    data: Path, info: ModelInfo, model: Path, *, bit_depth: int | None = None, seed: int = SEED
-) -> LabelledImages:
-    """Tell images for calibration from those for validation.
+def choose_images(data: Path, info: ModelInfo, model: Path, *, bit_depth: int | None = None) -> LabelledImages:
+    """Choose images for calibration and for validation.
 
-    By the split.csv beside the model, or else the one in the data folder: the training images and the fold that the
-    model held out. Without one, or for a model that held nothing out, two halves with as many defects each.
+    They are the training images and the fold that the model held out, according to the split.csv beside the model or in
+    the data folder. Without a split or a held-out fold, they are two halves with as many defects each.
 
     Raises:
-        DataError, LabelError: the data folder or the split cannot be used, or has no defect to judge by.
+        DataError, LabelError: the data folder or the split cannot be used, or there is no defect to judge by.
     """
     folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
-    training, held_out, chosen_by = _by_split(folder, info, model) or _by_halves(folder, seed)
-    rng = random.Random(seed)  # noqa: S311  # chooses images, guards nothing
+    rng = random.Random(SEED)  # noqa: S311  # chooses images, guards nothing
+    split = next((path for place in (model.parent, data) if (path := place / SPLIT_NAME).is_file()), None)
+    folds = {} if split is None or info.fold is None else read_split(split)
+    listed = [image_id for image_id in folder.image_ids if image_id in folds]
+    training = [image_id for image_id in listed if folds[image_id] != info.fold]
+    held_out = [image_id for image_id in listed if folds[image_id] == info.fold]
+    chosen_by = f"{split}: calibrated on training images, judged on fold {info.fold}, which was held out"
+    if not training or not held_out:
+        if len(folder.image_ids) < 2:
+            raise DataError(f"{data}: int8 needs at least two images, one to calibrate on and one to judge by.")
+        # Sorted by their classes, so that each half gets half of the images of every combination.
+        ordered = sorted(rng.sample(folder.image_ids, len(folder.image_ids)), key=folder.classes_of, reverse=True)
+        training, held_out = ordered[1::2], ordered[::2]
+        chosen_by = (
+            "no split tells what the model held out: calibrated and judged on halves of the images, which it may have "
+            "been trained on"
+        )
     validation = _sample(held_out, VALIDATION_IMAGES, rng)
     if not any(folder.classes_of(image_id) for image_id in validation):
         raise DataError(
@@ -125,23 +136,25 @@ def choose_images(
     return LabelledImages(folder, _sample(training, CALIBRATION_IMAGES, rng), validation, chosen_by)
 
 
-def quantize(
-    model: Any, info: ModelInfo, images: LabelledImages, limit_hw: SizeHW, *, max_loss: float = MAX_LOSS
-) -> Any:
-    """Quantise an openvino.Model; layers that cost too much go back to floating point.
+def _sample(image_ids: Sequence[str], count: int, rng: random.Random) -> tuple[str, ...]:
+    return tuple(sorted(rng.sample(image_ids, min(count, len(image_ids)))))
+
+
+def quantize(model: Any, info: ModelInfo, images: LabelledImages) -> Any:
+    """Quantise an openvino.Model. NNCF returns layers that cost too much to floating point.
+
+    NNCF aims at half of MAX_LOSS and may miss that, so measure the result.
 
     Args:
         model: in fp32; it is not changed.
         info: its description.
-        images: to calibrate and to validate with.
-        limit_hw: the largest size of what is calibrated on: the recipe's tile.
-        max_loss: of positive-pair Dice. NNCF works towards half of it and may miss that, so measure what it returns.
+        images: for calibration and validation.
 
     Raises:
-        DataError: no image can be read, or one has another size than the only one that the model takes.
+        DataError: no image can be read, or the model takes one size only and an image has another.
     """
     calibration = _usable(images.folder, images.calibration, info)
-    # Only images with a defect count for the loss, and only they can tell which layer causes it.
+    # Only images with a defect count for the loss.
     wanted = [image_id for image_id in images.validation if images.folder.classes_of(image_id)]
     labelled = _usable(images.folder, wanted, info)
     if not calibration or not labelled:
@@ -150,26 +163,26 @@ def quantize(
     from defectseg.model.openvino_io import away_from_signals
 
     stopped = threading.Event()
-    judge = _Judge(info, images.folder, labelled, stopped)
+    judge = Judge(info, images.folder, labelled, stopped)
 
     def tile(image_id: str) -> NDArray[np.uint8]:
         _stop_if(stopped)
         rng = random.Random(f"{SEED} {image_id}")  # noqa: S311  # chooses a window, guards nothing
         pixels = images.folder.decode(image_id, model_bit_depth=info.recipe.data.bit_depth).pixels
-        return cut(pixels, limit_hw, rng)[None, None]
+        return cut(pixels, info.recipe.inference.tile_hw, rng)[None, None]
 
-    with quiet():
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # NNCF imports it; it tells of no GPU
+    with redirect_stdout(io.StringIO()):  # NNCF draws bars, but stdout belongs to the result
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports a missing GPU
         import nncf
 
-        logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function changes handlers that are not its own
+        logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level changes other handlers
         work = partial(
             nncf.quantize_with_accuracy_control,
             model,
             nncf.Dataset(calibration, tile),
             nncf.Dataset(labelled),
             judge,
-            max_drop=max_loss * _SHARE_FOR_NNCF,
+            max_drop=MAX_LOSS * _SHARE_FOR_NNCF,
             drop_type=nncf.DropType.ABSOLUTE,
             subset_size=len(calibration),
             ignored_scope=nncf.IgnoredScope(patterns=[_OWN_OPERATIONS], validate=False),
@@ -180,104 +193,30 @@ def quantize(
         return away_from_signals(work, stop=stopped.set)
 
 
-def measure(
-    fp32: Runtime,
-    quick: Runtime,
-    int8: Runtime,
-    info: ModelInfo,
-    images: LabelledImages,
-    typical: NDArray[np.uint8],
-    layers: tuple[int, int],
-) -> Int8Cost:
-    """What int8 costs against the network in fp32, and how fast it is against `quick`, the processor's own choice.
-
-    Args:
-        fp32, quick, int8: the runtimes.
-        info: their description.
-        images: labelled images to judge by.
-        typical: an image (H, W) to measure the time on.
-        layers: see count_layers.
-    """
-    before, after, mask_dice = score_masks(fp32, int8, info, images)
-    ms_fp32, ms_int8 = median_ms([quick, int8], typical)
-    return Int8Cost(
-        labelled_images=before.images,
-        positive_dice_fp32=before.positive_dice or 0.0,
-        positive_dice_int8=after.positive_dice or 0.0,
-        kaggle_dice_fp32=before.kaggle_dice,
-        kaggle_dice_int8=after.kaggle_dice,
-        mask_dice_int8=mask_dice,
-        layers=layers[0],
-        layers_int8=layers[1],
-        ms_fp32=ms_fp32,
-        ms_int8=ms_int8,
-    )
+def _usable(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> list[str]:
+    """The images that can be read. Raises DataError if one does not have the only size that the export takes."""
+    size_hw = None if info.export is None else info.export.size_hw
+    usable = []
+    for image_id in image_ids:
+        try:
+            pixels = folder.decode(image_id, model_bit_depth=info.recipe.data.bit_depth).pixels
+        except ImageError as error:
+            log.warning("left out: %s", error)
+            continue
+        if size_hw is not None and pixels.shape != size_hw:
+            raise DataError(
+                f"{folder.image_path(image_id)}: {pixels.shape[0]}x{pixels.shape[1]} px, but the export is to "
+                f"take {size_hw[0]}x{size_hw[1]} only. Choose another size, or none."
+            )
+        usable.append(image_id)
+    return usable
 
 
-def score_masks(
-    fp32: Runtime, int8: Runtime, info: ModelInfo, images: LabelledImages
-) -> tuple[Metrics, Metrics, float]:
-    """On the validation images: the metrics of fp32 and of int8, and the Dice of int8's masks against fp32's, pooled.
+class Judge:
+    """Tells NNCF the positive-pair Dice of each model that it tries, and logs the progress now and then.
 
-    Raises:
-        DataError: none of the images can be read.
-    """
-    folder, settings = images.folder, Settings.of(info)
-    places = info.indices_of(folder.class_names)
-    after: Counts = {}
-    agreement: Counts = {}
-
-    def compare(scored: Scored) -> None:
-        masks = segment_image(int8, scored.pixels, settings).masks[places]
-        after.update(count_pairs(scored.image_id, masks, scored.truth, scored.ignore))
-        agreement.update(count_pairs(scored.image_id, masks, scored.masks))
-
-    score = score_images(fp32, folder, images.validation, settings, visitors=(compare,))
-    for one in score.unreadable:
-        log.warning("left out: %s", one.message)
-    before, after = summarise(score.counts, folder.class_names), dict(sorted(after.items()))
-    return before, summarise(after, folder.class_names), pooled_dice(agreement)
-
-
-def median_ms(runtimes: Sequence[Runtime], image: NDArray[np.uint8], *, runs: int = TIMED_RUNS) -> list[float]:
-    """Median time of each runtime for one image (H, W), in turn, so that other work on the machine meets them alike."""
-    taken_ms: list[list[float]] = [[] for _ in runtimes]
-    for run in range(runs + 1):
-        for runtime, times in zip(runtimes, taken_ms, strict=True):
-            start = time.perf_counter()
-            runtime(image[None, None])
-            if run:  # the first call also prepares
-                times.append(1000 * (time.perf_counter() - start))
-    return [median(times) for times in taken_ms]
-
-
-def count_layers(model: Any) -> tuple[int, int]:
-    """Layers with weights of an openvino.Model, and those of them whose weights are 8-bit integers."""
-    in_int8 = [
-        quantised
-        for operation in model.get_ops()
-        if operation.get_type_name() in _LAYERS and (quantised := _has_int8_weights(operation)) is not None
-    ]
-    return len(in_int8), sum(in_int8)
-
-
-def _has_int8_weights(operation: Any) -> bool | None:
-    """Whether the weights of a layer are in int8; None where its second operand is no constant."""
-    node = operation.input_value(1).get_node()
-    quantised = False
-    while node.get_type_name() != "Constant":
-        if not node.get_input_size():
-            return None
-        quantised |= node.get_type_name() == "FakeQuantize"
-        node = node.input_value(0).get_node()
-    return quantised or node.get_element_type().get_type_name() in _INTEGERS
-
-
-class _Judge:
-    """Tells NNCF the positive-pair Dice of what it tries, and the user now and then that something happens.
-
-    All images are judged in the views of `predict`. With a part of them NNCF only ranks its many layers: a single view
-    is enough for that, in a quarter of the time or less.
+    All images are judged in the views of `predict`. NNCF only ranks its layers with a part of them, for which a single
+    view is enough and takes a quarter of the time or less.
     """
 
     def __init__(self, info: ModelInfo, folder: DataFolder, labelled: Sequence[str], stopped: threading.Event) -> None:
@@ -289,41 +228,35 @@ class _Judge:
         self.spoke = time.monotonic()
 
     def __call__(self, compiled: Any, image_ids: Iterable[str]) -> tuple[float, list[float]]:
-        """The Dice over all these images, and of each."""
+        """The Dice of an openvino.CompiledModel over these images, and for each of them."""
         image_ids = list(image_ids)
-        tta = None if len(image_ids) == len(self.labelled) else "none"
-        settings = Settings.of(self.info, tta=tta)
+        settings = Settings.of(self.info, tta=None if len(image_ids) == len(self.labelled) else "none")
         runtime = _CompiledRuntime(compiled, self.info.class_names)
         visitors = (lambda scored: _stop_if(self.stopped),)
-        found = score_images(runtime, self.folder, image_ids, settings, visitors=visitors).counts
-        counts = [{key: pair for key, pair in found.items() if key[0] == image_id} for image_id in image_ids]
-        dice = _positive_dice(found)
-        self._tell(len(counts), dice)
-        return dice, [_positive_dice(alone) for alone in counts]
-
-    def _tell(self, images: int, dice: float) -> None:
+        counts = score_images(runtime, self.folder, image_ids, settings, visitors=visitors).counts
+        dice = _positive_dice(counts)
         self.trials += 1
         if time.monotonic() - self.spoke >= _TELL_EVERY_S:
             self.spoke = time.monotonic()
-            log.info("quantising: trial %d, positive-pair Dice %.4f on %d images", self.trials, dice, images)
+            log.info("quantising: trial %d, positive-pair Dice %.4f on %d images", self.trials, dice, len(image_ids))
+        return dice, [_positive_dice(counts, image_id) for image_id in image_ids]
+
+
+def _positive_dice(counts: Counts, image_id: str | None = None) -> float:
+    """Mean Dice of the pairs with a defect, in all images or in one; 1 if there is no such pair."""
+    values = [pair.dice for key, pair in counts.items() if pair.true_px and image_id in (None, key[0])]
+    return fmean(values) if values else 1.0
 
 
 def _stop_if(stopped: threading.Event) -> None:
-    """Leave NNCF, which runs in a thread of its own, when the user has stopped the export."""
+    """Leave NNCF, which runs in another thread, after Ctrl-C."""
     if stopped.is_set():
         raise KeyboardInterrupt
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Drop what converters and NNCF say, and the bars they draw, on standard output: that belongs to the result."""
-    with redirect_stdout(io.StringIO()):
-        yield
-
-
 @dataclass(frozen=True)
 class _CompiledRuntime:
-    """A Runtime around what NNCF hands over to be judged: an openvino.CompiledModel."""
+    """A Runtime around an openvino.CompiledModel."""
 
     compiled: Any
     class_names: tuple[str, ...]
@@ -335,60 +268,78 @@ class _CompiledRuntime:
         return Answer(answer["probabilities"], answer["gate"])
 
 
-def _positive_dice(counts: Counts) -> float:
-    """Mean Dice of the pairs with a defect; 1 where there is no such pair."""
-    values = [pair.dice for pair in counts.values() if pair.true_px]
-    return fmean(values) if values else 1.0
+def measure(
+    fp32: Runtime,
+    quick: Runtime,
+    int8: Runtime,
+    info: ModelInfo,
+    images: LabelledImages,
+    typical: NDArray[np.uint8],
+    layers: tuple[int, int],
+) -> Int8Cost:
+    """Measure the quality of int8 against fp32, and its speed against `quick`.
 
+    Args:
+        fp32, quick, int8: the runtimes; quick has the weights of fp32, but computes in the processor's precision.
+        info: their description.
+        images: labelled images to judge by.
+        typical: an image (H, W) to measure the time on.
+        layers: see `count_layers`.
 
-def _decoded(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    for image_id in image_ids:
-        try:
-            yield image_id, folder.decode(image_id, model_bit_depth=info.recipe.data.bit_depth).pixels
-        except ImageError as error:
-            log.warning("left out: %s", error)
+    Raises:
+        DataError: none of the images can be read.
+    """
+    folder, settings = images.folder, Settings.of(info)
+    places = info.indices_of(folder.class_names)
+    counts: Counts = {}
+    agreement: Counts = {}
 
+    def compare(scored: Scored) -> None:
+        masks = segment_image(int8, scored.pixels, settings).masks[places]
+        counts.update(count_pairs(scored.image_id, masks, scored.truth, scored.ignore))
+        agreement.update(count_pairs(scored.image_id, masks, scored.masks))
 
-def _usable(folder: DataFolder, image_ids: Iterable[str], info: ModelInfo) -> list[str]:
-    """Those that can be read. Raises DataError for one of another size than the only one that the export takes."""
-    size_hw = None if info.export is None else info.export.size_hw
-    usable = []
-    for image_id, pixels in _decoded(folder, image_ids, info):
-        if size_hw is not None and pixels.shape != size_hw:
-            raise DataError(
-                f"{folder.image_path(image_id)}: {pixels.shape[0]}x{pixels.shape[1]} px, but the export is to "
-                f"take {size_hw[0]}x{size_hw[1]} only. Choose another size, or none."
-            )
-        usable.append(image_id)
-    return usable
-
-
-def _by_split(folder: DataFolder, info: ModelInfo, model: Path) -> tuple[list[str], list[str], str] | None:
-    path = next((place / SPLIT_NAME for place in (model.parent, folder.root) if (place / SPLIT_NAME).is_file()), None)
-    if path is None or info.fold is None:
-        return None
-    folds = read_split(path)
-    listed = [image_id for image_id in folder.image_ids if image_id in folds]
-    training = [image_id for image_id in listed if folds[image_id] != info.fold]
-    held_out = [image_id for image_id in listed if folds[image_id] == info.fold]
-    if not training or not held_out:
-        return None
-    return training, held_out, f"{path}: calibrated on training images, judged on fold {info.fold}, which was held out"
-
-
-def _by_halves(folder: DataFolder, seed: int) -> tuple[list[str], list[str], str]:
-    """Two halves, each with half of the images of every set of classes."""
-    rng = random.Random(seed)  # noqa: S311  # chooses images, guards nothing
-    shuffled = rng.sample(folder.image_ids, len(folder.image_ids))
-    shuffled.sort(key=folder.classes_of, reverse=True)
-    if len(shuffled) < 2:
-        raise DataError(f"{folder.root}: int8 needs at least two images, one to calibrate on and one to judge by.")
-    why = (
-        "no split tells what the model held out: calibrated and judged on halves of the images, which it may have been "
-        "trained on"
+    score = score_images(fp32, folder, images.validation, settings, visitors=(compare,))
+    for one in score.unreadable:
+        log.warning("left out: %s", one.message)
+    before, after = (summarise(dict(sorted(part.items())), folder.class_names) for part in (score.counts, counts))
+    ms_fp32, ms_int8 = median_ms([quick, int8], typical)
+    return Int8Cost(
+        labelled_images=before.images,
+        positive_dice_fp32=before.positive_dice or 0.0,
+        positive_dice_int8=after.positive_dice or 0.0,
+        kaggle_dice_fp32=before.kaggle_dice,
+        kaggle_dice_int8=after.kaggle_dice,
+        mask_dice_int8=pooled_dice(agreement),
+        layers=layers[0],
+        layers_int8=layers[1],
+        ms_fp32=ms_fp32,
+        ms_int8=ms_int8,
     )
-    return shuffled[1::2], shuffled[::2], why
 
 
-def _sample(image_ids: Sequence[str], count: int, rng: random.Random) -> tuple[str, ...]:
-    return tuple(sorted(rng.sample(image_ids, min(count, len(image_ids)))))
+def median_ms(runtimes: Sequence[Runtime], image: NDArray[np.uint8]) -> list[float]:
+    """Median time of each runtime for one image (H, W). They take turns, so that other work affects all of them."""
+    taken_ms: list[list[float]] = [[] for _ in runtimes]
+    for run in range(TIMED_RUNS + 1):
+        for runtime, times in zip(runtimes, taken_ms, strict=True):
+            start = time.perf_counter()
+            runtime(image[None, None])
+            if run:  # the first call compiles
+                times.append(1000 * (time.perf_counter() - start))
+    return [median(times) for times in taken_ms]
+
+
+def count_layers(model: Any) -> tuple[int, int]:
+    """The number of layers with weights in an openvino.Model, and of those with 8-bit weights."""
+    types = [_type_of_weights(operation) for operation in model.get_ops() if operation.get_type_name() in _LAYERS]
+    return sum(kind != "" for kind in types), sum(kind in ("i8", "u8") for kind in types)
+
+
+def _type_of_weights(operation: Any) -> str:
+    """The stored element type of a layer's weights; "" if its second operand is computed."""
+    node = operation.input_value(1).get_node()
+    while node.get_input_size():
+        node = node.input_value(0).get_node()
+    kind: str = node.get_element_type().get_type_name() if node.get_type_name() == "Constant" else ""
+    return kind

@@ -1,9 +1,9 @@
-"""Does an exported model answer as the network in PyTorch does?"""
+"""Comparison of an exported model with the network in PyTorch."""
 
 import logging
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,38 +19,32 @@ from defectseg.image.read import decode_found
 from defectseg.inference.segment import segment
 from defectseg.inference.tiles import ImageAnswer
 from defectseg.model.info import Thresholds
-from defectseg.runtime.base import Answer, Runtime
+from defectseg.runtime.base import Runtime
 
 log = logging.getLogger(__name__)
 
-REAL_IMAGES = 16
-SYNTHETIC_IMAGES = 8
-SYNTHETIC_HW = (256, 1600)  # as Severstal's
-ODD_HW = (200, 330)  # no multiple of any network's stride, and of another shape than the images
+# How far an export may differ: probabilities and gates in fp32; final masks in the precision that the processor will
+# use, where single probabilities may differ by more.
+MAX_DIFFERENCE = 0.01
+MIN_DICE = 0.98
+
+IMAGES = 16  # of a data folder
+SHEETS = 8  # synthetic ones
+SHEET_HW = (256, 1600)  # as Severstal's
+ODD_HW = (200, 330)  # no multiple of any stride, and another aspect ratio than the images
 SEED = 0
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What an export may differ by: probabilities and gates in fp32, and the least Dice of the final masks.
-
-    The Dice is measured in the precision that the processor will use, where single probabilities may differ by more.
-    """
-
-    difference: float = 0.01
-    dice: float = 0.98
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """How the answers of one runtime differ from another's, over some images.
+    """How the answers of a runtime differ from those of another.
 
     Attributes:
-        images: how many.
-        probability: largest |difference| of a probability.
-        gate: largest |difference| of a gate.
+        images: the number of images.
+        probability: the largest |difference| of a probability.
+        gate: the largest |difference| of a gate.
         dice: of the final masks, pooled over all images.
-        anything_found: whether either found a defect; without, `dice` is 1 and says little.
+        anything_found: whether either found a defect. If not, `dice` is 1 and says little.
     """
 
     images: int
@@ -59,96 +53,100 @@ class Comparison:
     dice: float
     anything_found: bool
 
-    def with_differences_of(self, other: "Comparison") -> "Comparison":
-        """The same with the images and the differences of another, too; Dice of the masks stays as it is."""
-        return replace(
-            self,
-            images=self.images + other.images,
-            probability=float(np.maximum(self.probability, other.probability)),
-            gate=float(np.maximum(self.gate, other.gate)),
-        )
-
 
 def compare(
     reference: Runtime,
     candidates: Mapping[str, Runtime],
-    images: Iterable[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
+    odd: Sequence[NDArray[np.uint8]],
     thresholds: Thresholds,
 ) -> dict[str, Comparison]:
-    """Ask all runtimes about the same images, grey uint8 (H, W), each as a whole and in a single view.
+    """Give all runtimes the same images, grey uint8 (H, W), each as a whole and in a single view.
+
+    The images of an `odd` size show whether values that depend on height and width were converted correctly. Their
+    masks do not count: on a snippet, which the network was not trained for, rounding may move the gate across the
+    threshold.
 
     Returns:
-        the comparison with the reference of each candidate, by its name.
+        the comparison of each candidate with the reference, by the candidate's name.
     """
-    tallies = {name: _Tally() for name in candidates}
-    for number, image in enumerate(images):
+    probability, gate = dict.fromkeys(candidates, 0.0), dict.fromkeys(candidates, 0.0)
+    counts: dict[str, Counts] = {name: {} for name in candidates}
+    for number, image in enumerate([*images, *odd]):
         expected = reference(image[None, None])
         for name, runtime in candidates.items():
-            tallies[name].add(str(number), runtime(image[None, None]), expected, thresholds)
-    return {name: tally.result() for name, tally in tallies.items()}
+            answer = runtime(image[None, None])
+            # np.maximum keeps NaN; with max(), the result would depend on the order.
+            difference = np.abs(answer.probabilities - expected.probabilities).max()
+            probability[name] = float(np.maximum(probability[name], difference))
+            gate[name] = float(np.maximum(gate[name], np.abs(answer.gate - expected.gate).max()))
+            if number < len(images):
+                masks, expected_masks = (
+                    segment(ImageAnswer(one.probabilities[0], one.gate[0]), thresholds).masks
+                    for one in (answer, expected)
+                )
+                counts[name] |= count_pairs(str(number), masks, expected_masks)
+    return {
+        name: Comparison(
+            images=len(images) + len(odd),
+            probability=probability[name],
+            gate=gate[name],
+            dice=pooled_dice(counts[name]),
+            anything_found=any(pair.true_px or pair.predicted_px for pair in counts[name].values()),
+        )
+        for name in candidates
+    }
 
 
-def check(exact: Comparison, shipped: Comparison, limits: Limits, *, what: str) -> None:
-    """Hold an export to the limits.
+def check(exact: Comparison, shipped: Comparison, *, what: str) -> None:
+    """Refuse an export that differs too much.
 
     Args:
         exact: the comparison in fp32.
-        shipped: the comparison in the precision that the processor will use.
-        limits: the limits.
+        shipped: the comparison in the precision that the processor uses.
         what: the file, for the error.
 
     Raises:
-        ModelError: it differs by more.
+        ModelError: it differs by more than MAX_DIFFERENCE, or its masks agree less than MIN_DICE.
     """
     difference = float(np.maximum(exact.probability, exact.gate))
-    # Written so that a difference that is not a number fails.
-    if not difference <= limits.difference:
+    # Not `>`, so that NaN is refused.
+    if not difference <= MAX_DIFFERENCE:
         raise ModelError(
             f"{what}: not written, since the export differs from the network in PyTorch: by up to {difference:.3g} in "
-            f"fp32, where {limits.difference:g} is allowed. Try the other format, and report this network."
+            f"fp32, where {MAX_DIFFERENCE:g} is allowed. Try the other format, and report this network."
         )
-    if not shipped.dice >= limits.dice:
+    if not shipped.dice >= MIN_DICE:
         raise ModelError(
             f"{what}: not written, since in the precision that this processor uses the export's masks agree with the "
-            f"network's in PyTorch at Dice {shipped.dice:.4f} only, where {limits.dice:g} is needed. "
+            f"network's in PyTorch at Dice {shipped.dice:.4f} only, where {MIN_DICE:g} is needed. "
             "Compare on a data folder with images like those that the model was trained on."
         )
 
 
 def pooled_dice(counts: Counts) -> float:
-    """Dice of the pixels of all images and classes together; 1 where there is none on either side."""
-    pairs = counts.values()
-    return PairCounts(
-        sum(pair.true_px for pair in pairs),
-        sum(pair.predicted_px for pair in pairs),
-        sum(pair.both_px for pair in pairs),
-    ).dice
+    """Dice over the pixels of all images and classes together; 1 if there are none."""
+    figures = [(pair.true_px, pair.predicted_px, pair.both_px) for pair in counts.values()]
+    true_px, predicted_px, both_px = map(sum, zip(*figures, strict=True))
+    return PairCounts(true_px, predicted_px, both_px).dice
 
 
 def real_images(
-    data: Path,
-    limit_hw: SizeHW,
-    *,
-    bit_depth: int | None = None,
-    model_bit_depth: int | None = None,
-    count: int = REAL_IMAGES,
-    seed: int = SEED,
+    data: Path, limit_hw: SizeHW, *, bit_depth: int | None = None, model_bit_depth: int | None = None
 ) -> list[NDArray[np.uint8]]:
-    """Some images, grey uint8 (H, W), of a data folder or of any folder of images; of large ones, a window.
+    """Draw up to IMAGES images, grey uint8 (H, W), from a data folder or any folder of images.
 
     Args:
         data: the folder.
-        limit_hw: the largest size.
+        limit_hw: the largest size; of a larger image, a random window is taken.
         bit_depth, model_bit_depth: of 16-bit files, see `decode_bytes`.
-        count: how many at most.
-        seed: of the choice.
 
     Raises:
-        DataError: no image is there, or none of them can be read.
+        DataError: there is no image, or none can be read.
     """
     folder = data / IMAGES_NAME
     found = find_images([folder if folder.is_dir() else data], keep_faulty=True)
-    rng = random.Random(seed)  # noqa: S311  # chooses images, guards nothing
+    rng = random.Random(SEED)  # noqa: S311  # chooses images, guards nothing
     images: list[NDArray[np.uint8]] = []
     for image in rng.sample(found, len(found)):
         try:
@@ -157,56 +155,30 @@ def real_images(
             log.warning("left out of the comparison: %s", error)
             continue
         images.append(cut(pixels, limit_hw, rng))
-        if len(images) == count:
+        if len(images) == IMAGES:
             break
     if not images:
         raise DataError(f"{data}: none of its {len(found)} images can be read, so there is nothing to compare on.")
     return images
 
 
-def synthetic_images(limit_hw: SizeHW, *, count: int = SYNTHETIC_IMAGES) -> list[NDArray[np.uint8]]:
-    """Some synthetic sheets, grey uint8 (H, W), of Severstal's size or, where that is larger, of `limit_hw`."""
-    height, width = (min(side, limit) for side, limit in zip(SYNTHETIC_HW, limit_hw, strict=True))
+def synthetic_images(limit_hw: SizeHW) -> list[NDArray[np.uint8]]:
+    """SHEETS synthetic sheets, grey uint8 (H, W), of Severstal's size cut down to `limit_hw`."""
+    height, width = (min(side, limit) for side, limit in zip(SHEET_HW, limit_hw, strict=True))
     drawn_hw = (max(height, SMALLEST_SIDE_PX), max(width, SMALLEST_SIDE_PX))
-    return [fit(make_sheet(SEED, index, drawn_hw).image, (height, width)) for index in range(count)]
+    return [fit(make_sheet(SEED, index, drawn_hw).image, (height, width)) for index in range(SHEETS)]
 
 
 def cut(image: NDArray[np.uint8], limit_hw: SizeHW, rng: random.Random) -> NDArray[np.uint8]:
-    """A window anywhere in an image (H, W), at most of size `limit_hw`; smaller images are returned whole."""
+    """A random window of an image (H, W), at most of size `limit_hw`. Smaller images are returned whole."""
     height, width = (min(side, limit) for side, limit in zip(image.shape, limit_hw, strict=True))
     top, left = rng.randint(0, image.shape[0] - height), rng.randint(0, image.shape[1] - width)
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
 def fit(image: NDArray[np.uint8], size_hw: SizeHW) -> NDArray[np.uint8]:
-    """The upper left of an image (H, W) in exactly this size; where it is smaller, its last row and column repeat."""
+    """The upper left part of an image (H, W) in exactly this size. A smaller image is padded with its last pixels."""
     height, width = size_hw
     part = image[:height, :width]
     missing = ((0, height - part.shape[0]), (0, width - part.shape[1]))
     return np.ascontiguousarray(np.pad(part, missing, mode="edge"))
-
-
-class _Tally:
-    """Adds up the differences of one candidate."""
-
-    def __init__(self) -> None:
-        self.counts: Counts = {}
-        self.images = 0
-        self.probability = self.gate = 0.0
-        self.anything_found = False
-
-    def add(self, image_id: str, answer: Answer, expected: Answer, thresholds: Thresholds) -> None:
-        self.images += 1
-        # np.maximum keeps what is not a number, where max() would depend on the order.
-        self.probability = float(
-            np.maximum(self.probability, np.abs(answer.probabilities - expected.probabilities).max())
-        )
-        self.gate = float(np.maximum(self.gate, np.abs(answer.gate - expected.gate).max()))
-        masks, expected_masks = (
-            segment(ImageAnswer(one.probabilities[0], one.gate[0]), thresholds).masks for one in (answer, expected)
-        )
-        self.counts |= count_pairs(image_id, masks, expected_masks)
-        self.anything_found |= bool(masks.any() or expected_masks.any())
-
-    def result(self) -> Comparison:
-        return Comparison(self.images, self.probability, self.gate, pooled_dice(self.counts), self.anything_found)

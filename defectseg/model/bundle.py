@@ -1,4 +1,4 @@
-"""One .safetensors file: the weights of a network, and in its header one JSON, ModelInfo."""
+"""Bundles: one .safetensors file with the weights of a network, and a ModelInfo as JSON in its header."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from defectseg.model.network import DefectNetwork
 
 
 def save_bundle(path: Path, weights: Mapping[str, Tensor], info: ModelInfo) -> None:
-    """Write weights and description as one file, whole or not at all. Raises ResourceError if it cannot be written."""
+    """Write weights and description to one file, atomically. Raises ResourceError if it cannot be written."""
     tensors = {key: value.detach().to("cpu").contiguous().clone() for key, value in weights.items()}
-    # safetensors has an error of its own for a full disk; writing its bytes ourselves gives the system's.
+    # safetensors raises its own error for a full disk; writing the bytes here gives the system's.
     write_bytes(path, save(tensors, metadata={METADATA_KEY: info.model_dump_json(), "format": "pt"}))
 
 
 def load_bundle(path: Path) -> tuple[DefectNetwork, ModelInfo]:
-    """Build the network that a bundle describes and load its weights, on the CPU; nothing is downloaded or unpickled.
+    """Build the network that a bundle describes and load its weights on the CPU. Nothing is downloaded or unpickled.
 
     Raises:
         ModelError: no such file, not a bundle, of a newer format, or its weights do not fit its description.
@@ -49,7 +49,7 @@ def read_bundle(path: Path) -> tuple[ModelInfo, dict[str, Tensor]]:
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and values, in hexadecimal: equal for equal weights."""
+    """SHA-256 over names and values, in hexadecimal."""
     digest = hashlib.sha256()
     for key in sorted(weights):
         digest.update(key.encode())

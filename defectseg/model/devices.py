@@ -1,4 +1,4 @@
-"""Which device and which precision to compute in. torch is imported only where a device is looked for."""
+"""Choice of device and precision. torch is imported only when a device is looked up."""
 
 import re
 from typing import TYPE_CHECKING
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def parse_device(name: str) -> tuple[str, int | None]:
-    """Kind of device (auto, cpu, cuda or mps) and the number of the graphics card, if one is named.
+    """The kind of device (auto, cpu, cuda or mps) and the number of the graphics card, or None.
 
     Raises:
-        UsageError: not a name of a device.
+        UsageError: not the name of a device.
     """
     parts = re.fullmatch(r"(auto|cpu|mps|cuda)|cuda:([0-9]+)", name)
     if parts is None:
@@ -22,24 +22,20 @@ def parse_device(name: str) -> tuple[str, int | None]:
 
 
 def resolve_device(name: str) -> "torch.device":
-    """Turn auto, cpu, cuda, cuda:N or mps into a device that is there; auto prefers CUDA, then MPS.
+    """The torch device for auto, cpu, cuda, cuda:N or mps; auto prefers CUDA, then MPS.
 
     Raises:
-        UsageError: not a name of a device.
-        ResourceError: the device is not on this machine.
+        UsageError: not the name of a device.
+        ResourceError: this machine has no such device.
     """
     kind, index = parse_device(name)
 
     import torch
 
     if kind == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    missing = (kind == "cuda" and not torch.cuda.is_available()) or (
-        kind == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
+        has_mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    if kind != "cpu" and not (torch.cuda if kind == "cuda" else torch.backends.mps).is_available():
         raise ResourceError(f"this machine has no {name}. Use auto or cpu.", argument="device")
     if index is not None and index >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
@@ -48,7 +44,7 @@ def resolve_device(name: str) -> "torch.device":
 
 
 def available_devices() -> list[str]:
-    """Names of torch's devices on this machine, graphics cards with their make."""
+    """Names of torch's devices on this machine; graphics cards with their model."""
     import torch
 
     cards = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
@@ -56,7 +52,7 @@ def available_devices() -> list[str]:
 
 
 def half_precision(device: "torch.device") -> "torch.dtype | None":
-    """The 16-bit type that is quicker than float32 on the device, or None.
+    """The 16-bit type that is faster than float32 on the device, or None.
 
     On a CPU, bfloat16 pays only with AMX or AVX512-BF16; elsewhere it is emulated and much slower.
     """
@@ -64,14 +60,13 @@ def half_precision(device: "torch.device") -> "torch.dtype | None":
 
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    if device.type == "cpu" and any(probe is not None and probe() for probe in probes):
-        return torch.bfloat16
-    return None
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private names, which torch may remove
+    quick = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in probes)
+    return torch.bfloat16 if quick else None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """True where torch says that memory ran out; on a CPU it has no exception of its own for that."""
+    """Whether torch ran out of memory. On a CPU, it raises a plain RuntimeError for that."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,29 +1,27 @@
-"""ModelInfo: the description inside every kind of model file, read and replaced without loading the weights."""
+"""ModelInfo: the description inside every kind of model file. It is read and replaced without loading the weights."""
 
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, Self
-from xml.parsers import expat
-from xml.sax.saxutils import escape
+from xml.etree import ElementTree
 
 from pydantic import Field, ValidationError, model_validator
 
 from defectseg.config import Frozen, PositiveFloat, Recipe, Share
 from defectseg.errors import ModelError
-from defectseg.files import atomic_path
+from defectseg.files import atomic_path, file_sha256
 
 FORMAT_VERSION = 1
 
 
 class Normalization(Frozen):
-    """Grey levels g of 0..255 enter the network as (g / 255 - mean) / std."""
+    """A grey level g, 0..255, enters the network as (g / 255 - mean) / std."""
 
     mean: float
     std: PositiveFloat
@@ -32,8 +30,8 @@ class Normalization(Frozen):
 class Thresholds(Frozen):
     """One value for each class, in the order of the classes.
 
-    A class counts in an image where its gate is at least `gate`; then a pixel where its probability is at least
-    `pixel`; then a region where its area is at least `min_area_px`.
+    A region of a class is reported if the image's gate is at least `gate`, the probability of each of its pixels at
+    least `pixel`, and its area at least `min_area_px`.
     """
 
     gate: tuple[Share, ...]
@@ -43,7 +41,7 @@ class Thresholds(Frozen):
 
     @classmethod
     def default(cls, num_classes: int) -> Self:
-        """Gate and pixel threshold one half, no minimum area."""
+        """Gate and pixel threshold 0.5, no minimum area."""
         return cls(gate=(0.5,) * num_classes, pixel=(0.5,) * num_classes, min_area_px=(0,) * num_classes)
 
     @model_validator(mode="after")
@@ -54,14 +52,14 @@ class Thresholds(Frozen):
 
 
 class ExportInfo(Frozen):
-    """How an exported model file was made, and how it compares with the network in PyTorch.
+    """How an export was made, and how it compares with the network in PyTorch.
 
     Attributes:
         format: openvino or onnx.
         precision: of the weights: fp32 or int8.
-        float_layers: precision of the layers that are not int8: auto for the quickest on the processor, f32 where less
-            costs too much.
-        size_hw: the only size of image that it takes, or None for any.
+        float_layers: precision of the layers that are not int8: auto is the fastest on the processor; f32 if a lower
+            precision costs too much.
+        size_hw: the only image size that it takes, or None for any.
         source_sha256: `model_identity` of the bundle that it was made from.
         parity: figures of the comparison, by name.
     """
@@ -92,11 +90,11 @@ class ModelInfo(Frozen):
 
     @property
     def num_classes(self) -> int:
-        """Number of kinds of defect."""
+        """Number of classes, C."""
         return len(self.class_names)
 
     def indices_of(self, class_names: Sequence[str]) -> list[int]:
-        """Index of each of these classes among the model's."""
+        """The index of each of the named classes in the model."""
         return [self.class_names.index(name) for name in class_names]
 
     @model_validator(mode="after")
@@ -110,23 +108,22 @@ class ModelInfo(Frozen):
 
 METADATA_KEY = "defectseg"
 OPENVINO_SUFFIX, ONNX_SUFFIX = ".xml", ".onnx"
-_LONGEST_HEADER_BYTES = 100_000_000  # as safetensors allows
 _CHUNK_BYTES = 1 << 20
-_XML_VALUE = re.compile(rb"""\svalue\s*=\s*("[^"]*"|'[^']*')""")
-_ONNX_GRAPH, _ONNX_METADATA = 7, 14  # numbers of fields of ONNX's ModelProto
+_ONNX_GRAPH, _ONNX_METADATA = 7, 14  # field numbers of ONNX's ModelProto
 _ONNX_KEY, _ONNX_VALUE = 1, 2  # and of its StringStringEntryProto
 
 
 @dataclass(frozen=True)
 class Description:
-    """The JSON of a ModelInfo in a model file, and where it lies.
+    """The JSON of a ModelInfo in a model file, and how to read and replace the rest of the file.
 
     Attributes:
-        file: the open file. Reading on from it, nobody mixes it with one that takes its place meanwhile.
+        file: the open file. All further reading uses this handle, so the content of a file that replaces it is never
+            mixed in.
         text: the JSON.
-        begin, end: the bytes of the file that hold it.
-        encode: gives the bytes that hold another text in their place.
-        beside: what else these bytes hold: the table of tensors of a bundle.
+        begin, end: the range of bytes that holds the description.
+        encode: makes the bytes that replace this range from another JSON.
+        beside: makes the bytes that identify the network besides those outside the range.
     """
 
     file: BinaryIO
@@ -134,29 +131,29 @@ class Description:
     begin: int
     end: int
     encode: Callable[[str], bytes]
-    beside: bytes = b""
+    beside: Callable[[], bytes] = bytes
 
     def before(self) -> Iterator[bytes]:
-        """The bytes of the file before the description, in chunks. Raises OSError."""
+        """The bytes before the description, in chunks. Raises OSError."""
         return _chunks(self.file, 0, self.begin)
 
     def after(self) -> Iterator[bytes]:
-        """The bytes of the file after the description, in chunks. Raises OSError."""
+        """The bytes after the description, in chunks. Raises OSError."""
         return _chunks(self.file, self.end, sys.maxsize)
 
 
 def read_model_info(path: Path) -> ModelInfo:
-    """The description in a model file: a bundle, an OpenVINO `.xml` with its `.bin`, or an `.onnx`.
+    """Read the description in a model file: a bundle, an OpenVINO `.xml` with its `.bin`, or an `.onnx`.
 
     Raises:
-        ModelError: no such file, not of defectseg, damaged, or written by a newer version.
+        ModelError: the file does not exist, is not from defectseg, is damaged, or was written by a newer version.
     """
     with open_description(path) as description:
         return parse_model_info(description.text, source=path)
 
 
 def write_model_info(path: Path, info: ModelInfo) -> None:
-    """Replace the description in a model file of any kind, whole or not at all; nothing else in it changes.
+    """Replace the description in a model file of any kind, atomically. Nothing else in it changes.
 
     Raises:
         ModelError: as `read_model_info`.
@@ -175,7 +172,7 @@ def _chunks(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
 
 
 def parse_model_info(text: str, *, source: Path) -> ModelInfo:
-    """Read the JSON of a description. Raises ModelError naming `source`."""
+    """Parse the JSON of a description. Raises ModelError naming `source`."""
     try:
         content = json.loads(text)
         version = content.get("format_version")
@@ -190,7 +187,7 @@ def parse_model_info(text: str, *, source: Path) -> ModelInfo:
 
 @contextmanager
 def open_description(path: Path) -> Iterator[Description]:
-    """The description in a model file, not yet parsed, and the file. Raises ModelError as `read_model_info` does."""
+    """Open a model file and find its description. Raises ModelError as `read_model_info` does."""
     if not path.is_file():
         raise ModelError(
             f"{path}: no such model file. Expected the model.safetensors that defectseg train writes, or an export."
@@ -207,7 +204,7 @@ def open_description(path: Path) -> Iterator[Description]:
             found = find(path, stack.enter_context(path.open("rb")))
         except OSError as error:
             raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
-        except (ValueError, TypeError, AttributeError, LookupError, RecursionError, expat.ExpatError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError, ElementTree.ParseError) as error:
             raise ModelError(f"{path}: not {kind}, or damaged ({error}).") from error
         if found is None:
             raise ModelError(
@@ -217,11 +214,11 @@ def open_description(path: Path) -> Iterator[Description]:
 
 
 def _find_in_bundle(path: Path, file: BinaryIO) -> Description | None:
-    """The header of a safetensors file: 8 bytes of length, then one JSON of metadata and the table of tensors."""
+    """Find it in the header of a safetensors file: 8 bytes of length, then a JSON with metadata and tensor table."""
     size_bytes = _size_bytes(file)
     length = int.from_bytes(file.read(8), "little")
     weights_bytes = size_bytes - 8 - length
-    if weights_bytes < 0 or length > _LONGEST_HEADER_BYTES:
+    if weights_bytes < 0:
         raise ValueError("its header is cut short")
     tensors: dict[str, dict[str, Any]] = json.loads(file.read(length))
     metadata: dict[str, str] = tensors.pop("__metadata__", {})
@@ -234,84 +231,46 @@ def _find_in_bundle(path: Path, file: BinaryIO) -> Description | None:
         padded = header.encode() + b" " * (-len(header) % 8)
         return len(padded).to_bytes(8, "little") + padded
 
-    if METADATA_KEY not in metadata:
-        return None
-    table = json.dumps(tensors, sort_keys=True).encode()
-    return Description(file, metadata[METADATA_KEY], 0, 8 + length, encode, beside=table)
+    def table() -> bytes:
+        return json.dumps(tensors, sort_keys=True).encode()
+
+    return Description(file, metadata[METADATA_KEY], 0, 8 + length, encode, table) if METADATA_KEY in metadata else None
 
 
 def _find_in_openvino(path: Path, file: BinaryIO) -> Description | None:
-    reader = _NetReader(file)
+    """Find it in net/rt_info/defectseg. Parsing a few MB of XML takes some hundredths of a second."""
+    content = file.read()
+    if b"<!DOCTYPE" in content:  # it could define entities; OpenVINO never writes one
+        raise ValueError("it has a document type")
+    net = ElementTree.fromstring(content.decode())  # noqa: S314  # without a document type
+    if net.tag != "net":
+        raise ValueError(f"it begins with <{net.tag}>, not with <net>")
+    needed_bytes = max((int(data.get("offset", 0)) + int(data.get("size", 0)) for data in net.iter("data")), default=0)
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ModelError(f"{path}: its weights, {weights.name}, are not beside it. Copy both files.")
     size_bytes = weights.stat().st_size
-    if size_bytes < reader.weights_bytes:
+    if size_bytes < needed_bytes:
         raise ModelError(
-            f"{weights}: {size_bytes} bytes instead of {reader.weights_bytes}; damaged, or of another {path.name}. "
+            f"{weights}: {size_bytes} bytes instead of {needed_bytes}; damaged, or of another {path.name}. "
             "Copy both files again."
         )
-    if reader.text is None:
+    element = net.find(f"rt_info/{METADATA_KEY}")
+    text = None if element is None else element.get("value")
+
+    def encode(new: str) -> bytes:
+        assert element is not None
+        element.set("value", new)
+        written: bytes = ElementTree.tostring(net, encoding="utf-8", xml_declaration=True)
+        return written
+
+    if text is None:
         return None
-    file.seek(reader.begin)
-    value = _XML_VALUE.search(file.read(reader.end - reader.begin))
-    if value is None:
-        raise ValueError("its text is not UTF-8")
-
-    def encode(text: str) -> bytes:
-        return f'"{escape(text, {chr(34): "&quot;"})}"'.encode()
-
-    return Description(file, reader.text, reader.begin + value.start(1), reader.begin + value.end(1), encode)
-
-
-class _NetReader:
-    """Reads what is wanted of an `.xml` of OpenVINO: a few MB in some hundredths of a second.
-
-    OpenVINO writes no document type, the only place that can define entities; a file with one is refused.
-
-    Attributes:
-        text: the attribute of net/rt_info/defectseg, or None.
-        begin, end: the bytes of the file that this element begins and ends within.
-        weights_bytes: how long the `.bin` has to be at least.
-
-    Raises:
-        ExpatError, ValueError: not a whole `.xml` of OpenVINO.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.text: str | None = None
-        self.begin = self.end = 0
-        self.weights_bytes = 0
-        self._open: list[str] = []
-        self._parser = expat.ParserCreate()
-        self._parser.StartDoctypeDeclHandler = self._refuse
-        self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self._end
-        self._parser.ParseFile(file)
-
-    def _refuse(self, *declaration: object) -> None:
-        raise ValueError("it has a document type")
-
-    def _start(self, name: str, attributes: dict[str, str]) -> None:
-        if not self._open and name != "net":
-            raise ValueError(f"it begins with <{name}>, not with <net>")
-        self._open.append(name)
-        if self._is_description():
-            self.text, self.begin = attributes.get("value"), self._parser.CurrentByteIndex
-        elif name == "data" and "offset" in attributes and "size" in attributes:
-            self.weights_bytes = max(self.weights_bytes, int(attributes["offset"]) + int(attributes["size"]))
-
-    def _end(self, name: str) -> None:
-        if self._is_description():
-            self.end = self._parser.CurrentByteIndex
-        self._open.pop()
-
-    def _is_description(self) -> bool:
-        return self._open == ["net", "rt_info", METADATA_KEY]
+    return Description(file, text, 0, len(content), encode, lambda: encode("") + file_sha256(weights).encode())
 
 
 def _find_in_onnx(path: Path, file: BinaryIO) -> Description | None:
-    """One entry of the metadata; the graph and its weights are passed over."""
+    """Find it among the metadata. The graph and its weights are skipped, not read."""
     found, has_graph = None, False
     for number, begin, content, end in _protobuf_fields(file):
         has_graph |= number == _ONNX_GRAPH
@@ -332,9 +291,9 @@ def _onnx_entry(text: str) -> bytes:
 
 
 def _protobuf_fields(file: BinaryIO) -> Iterator[tuple[int, int, int, int]]:
-    """Of each field of a message its number, and the bytes where it, its content and the next begin; none is read.
+    """For each field of a message: its number, and the positions of its begin, content and end. No content is read.
 
-    Source: https://protobuf.dev/programming-guides/encoding/. Raises ValueError where the message is not whole.
+    Source: https://protobuf.dev/programming-guides/encoding/. Raises ValueError if the message is cut short.
     """
     size, end = _size_bytes(file), 0
     while (begin := end) < size:
@@ -349,12 +308,12 @@ def _protobuf_fields(file: BinaryIO) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _protobuf_bytes(number: int, content: bytes) -> bytes:
-    """A field that holds bytes or a message."""
+    """Encode a field that holds bytes or a message."""
     return _varint(8 * number + 2) + _varint(len(content)) + content
 
 
 def _read_varint(file: BinaryIO) -> int:
-    """A number in groups of 7 bits, the lowest first; the eighth bit says that another follows."""
+    """Read a number in groups of 7 bits, lowest first. The eighth bit of a byte says that another group follows."""
     byte = file.read(1)[0]  # IndexError at the end of the file
     return byte if byte < 128 else byte - 128 + 128 * _read_varint(file)
 
@@ -364,7 +323,7 @@ def _varint(value: int) -> bytes:
 
 
 def _size_bytes(file: BinaryIO) -> int:
-    """Size of an open file, which is left at its beginning."""
+    """The size of an open file. The position is set to its beginning."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     return size

@@ -1,20 +1,20 @@
-"""From a MODEL argument to model files, and the one identity of a model."""
+"""Model files that a MODEL argument names, and the identity of a model."""
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from defectseg.errors import ModelError
-from defectseg.files import file_sha256
-from defectseg.model.info import OPENVINO_SUFFIX, open_description, parse_model_info
+from defectseg.model.info import open_description, parse_model_info
 
 MODEL_NAME = "model.safetensors"
-CHECKPOINT_NAME = "last.ckpt"  # where there is no model beside it, the training has not ended
+CHECKPOINT_NAME = "last.ckpt"  # without a model beside it, the training has not ended
 FOLD_PREFIX = "fold-"  # of the run folders of the single folds, inside the folder of `train --fold all`
-# What decides the network's answers, besides the weights, and what they are called.
+# The parts of ModelInfo that decide what the network computes, besides the weights, and the names of its classes.
 _IDENTIFYING: dict[str, Any] = {
     "class_names": True,
     "normalization": True,
@@ -24,20 +24,21 @@ _IDENTIFYING: dict[str, Any] = {
 
 
 def as_paths(model: Path | Sequence[Path]) -> tuple[Path, ...]:
-    """One model file or several, as several."""
+    """One model file or several, as a tuple."""
     return (model,) if isinstance(model, Path) else tuple(model)
 
 
 def model_paths(argument: str | Path) -> tuple[Path, ...]:
-    """The model files that MODEL means: the one of find_model, or several whose answers are averaged.
+    """The model files that a MODEL argument names: one, or several whose answers are averaged.
 
-    Several are written with commas between them, or are a folder of run folders `fold-0`, `fold-1` and so on.
+    Several are separated by commas, or given as a folder of run folders `fold-0`, `fold-1` and so on.
 
     Raises:
-        ModelError: see find_model; or there is nothing before, after or between commas.
+        ModelError: as `find_model`; or an entry between commas is empty.
     """
     text = str(argument)
-    if "," not in text or _exists(Path(text)):
+    # Unlike Path.exists, os.path.exists does not raise if a list is longer than a file name may be.
+    if "," not in text or os.path.exists(text):  # noqa: PTH110
         return _models_at(Path(text))
     entries = [entry.strip() for entry in text.split(",")]
     if not all(entries):
@@ -47,30 +48,23 @@ def model_paths(argument: str | Path) -> tuple[Path, ...]:
     return tuple(model for entry in entries for model in _models_at(Path(entry)))
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a list may be too long for the name of a file
-        return False
-
-
 def _models_at(path: Path) -> tuple[Path, ...]:
-    """The model of a run folder, or those of all its folds, by their number."""
-    if (path / MODEL_NAME).is_file() or (path / CHECKPOINT_NAME).exists():
-        return (find_model(path),)
-    numbered = {
-        int(number): folder
+    """The model of a run folder, or the models of its folds, ordered by number."""
+    folds = [
+        (int(number), folder)
         for folder in path.glob(f"{FOLD_PREFIX}*")
         if (number := folder.name.removeprefix(FOLD_PREFIX)).isdecimal()
-    }
-    return tuple(find_model(numbered[number]) for number in sorted(numbered)) or (find_model(path),)
+    ]
+    if not folds or (path / MODEL_NAME).is_file() or (path / CHECKPOINT_NAME).exists():
+        return (find_model(path),)
+    return tuple(find_model(folder) for _, folder in sorted(folds))
 
 
 def find_model(path: Path) -> Path:
-    """The model file that a path means: itself, or the one in a run folder of `train`.
+    """The model file at a path: the path itself, or the model in a run folder of `train`.
 
     Raises:
-        ModelError: a run folder whose training has not ended, or a folder without a model.
+        ModelError: the training of the run folder has not ended, or the folder holds no model.
     """
     if not path.is_dir():
         return path
@@ -85,10 +79,10 @@ def find_model(path: Path) -> Path:
 
 
 def model_identity(models: Path | Sequence[Path]) -> str:
-    """SHA-256, in hexadecimal, over what a model answers with: weights, network, class names; of several, over theirs.
+    """SHA-256, in hexadecimal, over a model's weights, network and class names; for several models, over their hashes.
 
-    Settings that `predict` applies afterwards (thresholds, tiles, views) are left out, so that it stays the same where
-    `write_model_info` changes these. An OpenVINO model counts with its `.bin`.
+    Settings that `predict` applies afterwards (thresholds, tiles, views) are left out, so the identity survives
+    `write_model_info`. The identity of an OpenVINO model covers its `.bin`.
 
     Raises:
         ModelError: as `read_model_info`.
@@ -99,14 +93,12 @@ def model_identity(models: Path | Sequence[Path]) -> str:
     (path,) = paths
     with open_description(path) as description:
         info = parse_model_info(description.text, source=path)
-        # Without defaults, so that a later version that knows more keys says the same.
+        # Defaults are left out, so that the identity survives when a later version adds keys.
         network = info.model_dump(mode="json", include=_IDENTIFYING, exclude_defaults=True)
-        digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode() + description.beside)
+        digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode())
         try:
-            for chunk in chain(description.before(), description.after()):
+            for chunk in chain([description.beside()], description.before(), description.after()):
                 digest.update(chunk)
-            if path.suffix.lower() == OPENVINO_SUFFIX:
-                digest.update(file_sha256(path.with_suffix(".bin")).encode())
         except OSError as error:
             raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
     return digest.hexdigest()

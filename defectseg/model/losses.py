@@ -1,4 +1,4 @@
-"""Losses that punish false alarms on clean steel."""
+"""Losses that penalise false alarms on clean steel."""
 
 from dataclasses import dataclass
 
@@ -30,17 +30,17 @@ def segmentation_loss(
     unknown: Tensor | None = None,
     share_done: float = 0.0,
 ) -> LossParts:
-    """BCE + Dice over the pixels, BCE over the image-level head; later in the training Lovasz in the place of Dice.
+    """BCE and Dice over the pixels, and BCE over the image-level head. Lovasz replaces Dice late in the training.
 
     Args:
         mask_logits: float (N, C, H, W).
         gate_logits: float (N, C), or None without a head.
         masks: bool (N, C, H, W), the truth.
-        ignore: bool (N, H, W), pixels that count for nothing.
+        ignore: bool (N, H, W), pixels that do not count.
         config: weights of the parts, and when Lovasz begins.
-        unknown: bool (N, C), pairs in which ignored pixels may hide the class: the gate has no target there. Their
-            other pixels are known to be sound, and count.
-        share_done: how much of the training is done, 0..1.
+        unknown: bool (N, C), pairs in which ignored pixels may hide the class. The gate has no target there; the other
+            pixels are known to be sound and count.
+        share_done: the share of the training that is done, 0..1.
     """
     valid = ~ignore[:, None]
     truth = (masks & valid).float()
@@ -59,7 +59,7 @@ def segmentation_loss(
         )
     if gate_logits is not None:
         known = torch.ones_like(gate_logits) if unknown is None else (~unknown).float()
-        weight = known * (known.numel() / known.sum().clamp(min=1))  # so that the mean is that of the known pairs
+        weight = known * (known.numel() / known.sum().clamp(min=1))  # makes the mean that of the known pairs
         gate = F.binary_cross_entropy_with_logits(gate_logits, truth.amax(dim=(2, 3)), weight=weight)
     total = config.bce * bce + config.dice * dice + config.lovasz * lovasz + config.gate * gate
     return LossParts(total, bce, dice, lovasz, gate)
@@ -78,14 +78,14 @@ def pair_dice(
 ) -> Tensor:
     """Dice loss of each (image, class) pair, averaged over pairs with a defect, plus that over clean pairs.
 
-    One pair costs 1 - (2 tp + s) / (p + t + s) with p, t the predicted and true areas in px. Where t is 0 that is
-    p / (p + s), which is not flat: `s` of the order of a small defect keeps a gradient on false alarms, which the
-    Dice loss usually taken lacks, because it leaves out classes that a batch does not show.
+    One pair costs 1 - (2 tp + s) / (p + t + s) with p and t the predicted and true areas in px. If t is 0, this is
+    p / (p + s): with `s` about as large as a small defect, false alarms have a gradient. The usual Dice loss gives them
+    none, because it leaves out classes that do not occur in the batch.
 
     Args:
         empty_weight: weight of the mean over clean pairs; 0.2 was the best of 0.01 to 0.4 in the winners' report
-            for the like term of the Lovasz loss.
-        over_batch: take all images of a class as one.
+            for the corresponding term of the Lovasz loss.
+        over_batch: treat all images of a class as one.
     """
     dim = (0, 2, 3) if over_batch else (2, 3)
     probabilities = logits.sigmoid() * valid
@@ -97,10 +97,10 @@ def pair_dice(
 
 
 def pair_lovasz(logits: Tensor, truth: Tensor, valid: Tensor, *, empty_weight: float) -> Tensor:
-    """Symmetric Lovasz hinge of each (image, class) pair: that of the defect and that of the sound steel, halved.
+    """Symmetric Lovasz hinge of each (image, class) pair: the mean of the hinge for the defect and for the sound steel.
 
-    The Lovasz extension of the Jaccard loss (Berman et al., CVPR 2018), a convex stand-in for 1 - IoU. Averaged over
-    pairs with a defect, plus `empty_weight` times the mean over clean pairs. Shapes as in `segmentation_loss`.
+    It is the Lovasz extension of the Jaccard loss (Berman et al., CVPR 2018), a convex surrogate for 1 - IoU. Averaged
+    over pairs with a defect, plus `empty_weight` times the mean over clean pairs. Shapes as in `segmentation_loss`.
     """
     counts = valid.expand_as(truth).flatten(2).flatten(0, 1)
     pairs = zip(logits.flatten(2).flatten(0, 1), truth.flatten(2).flatten(0, 1), counts, strict=True)
@@ -110,7 +110,7 @@ def pair_lovasz(logits: Tensor, truth: Tensor, valid: Tensor, *, empty_weight: f
 
 
 def _symmetric_hinge(logits: Tensor, truth: Tensor) -> Tensor:
-    """The loss of one pair, over P pixels. Those beyond the margin cost nothing, so only the others are sorted."""
+    """The loss of one pair, over P pixels. Pixels beyond the margin cost nothing, so only the others are sorted."""
     errors = 1.0 - logits * (2.0 * truth - 1.0)
     within = errors > 0
     errors, order = errors[within].sort(descending=True)
@@ -121,7 +121,7 @@ def _symmetric_hinge(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def _jaccard_steps(ranked: Tensor, total: Tensor) -> Tensor:
-    """What each pixel in turn, once wrong, adds to 1 - IoU; `total` is the true area in px."""
+    """How much each pixel in turn adds to 1 - IoU once it is wrong; `total` is the true area in px."""
     missed = ranked.cumsum(dim=0)
     union = total + (1.0 - ranked).cumsum(dim=0)
     return torch.diff(1.0 - (total - missed) / union, prepend=total.new_zeros(1))

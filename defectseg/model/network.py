@@ -1,4 +1,4 @@
-"""The network: an architecture of segmentation-models-pytorch between grey levels and logits."""
+"""The network: grey levels in, logits out, with an architecture of segmentation-models-pytorch."""
 
 import difflib
 import re
@@ -12,7 +12,6 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,17 +28,17 @@ _HEADS = ("segmentation_head", "classification_head")
 
 
 class DefectNetwork(nn.Module):
-    """Grey levels in, logits out; normalisation and padding to the stride belong to it.
+    """Grey levels in, logits out, including normalisation and padding to the stride.
 
     Args:
         config: architecture and encoder.
-        num_classes: number of kinds of defect, C.
+        num_classes: number of classes, C.
         normalization: what the encoder expects.
-        pretrained: download ImageNet weights for the encoder; never for loading a bundle.
+        pretrained: download ImageNet weights for the encoder; False when a bundle is loaded.
 
     Raises:
-        ConfigError: segmentation-models-pytorch knows no such architecture, encoder or option.
-        ModelError: the ImageNet weights cannot be had.
+        ConfigError: segmentation-models-pytorch has no such architecture, encoder or option.
+        ModelError: the ImageNet weights cannot be downloaded.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class DefectNetwork(nn.Module):
         self.normalization = normalization
 
     def forward(self, grey: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits of masks and of the gate.
+        """Compute the logits of masks and gate.
 
         Args:
             grey: (N, 1, H, W), grey levels 0..255 of any type; H and W of any size.
@@ -87,9 +86,9 @@ class DefectNetwork(nn.Module):
 
 
 def normalization_of(encoder: str) -> Normalization:
-    """Mean and standard deviation that timm gives for the encoder, averaged over the three channels.
+    """Mean and standard deviation of the encoder according to timm, averaged over the three channels.
 
-    segmentation-models-pytorch would ask its hub; timm carries the values along, so nothing is downloaded.
+    segmentation-models-pytorch would download the values; timm ships them.
     """
     name = encoder.removeprefix("tu-").replace("-", "_")
     config = timm.models.get_pretrained_cfg(name) if timm.models.is_model(name.split(".")[0]) else None
@@ -99,7 +98,7 @@ def normalization_of(encoder: str) -> Normalization:
 
 
 def build_network(config: ModelConfig, num_classes: int, weights: str) -> DefectNetwork:
-    """A network to train.
+    """Build a network to train.
 
     Args:
         weights: 'none', 'imagenet' (downloads), or the path of a file with timm-named encoder weights.
@@ -113,36 +112,34 @@ def build_network(config: ModelConfig, num_classes: int, weights: str) -> Defect
 
 
 def check_size(network: DefectNetwork, size_hw: tuple[int, int]) -> None:
-    """Try the network, where it is, on one black image.
+    """Run a network that is to be trained on one black image, on the CPU.
 
     Raises:
-        ConfigError: the architecture cannot take that size; a DPT, for example, needs options.dynamic_img_size.
+        ConfigError: the architecture cannot take this size; a DPT, for example, needs options.dynamic_img_size.
     """
-    was_training = network.training
-    device = next(network.parameters()).device
     network.eval()
     try:
         with torch.no_grad():
-            network(torch.zeros((1, 1, *size_hw), dtype=torch.uint8, device=device))
+            network(torch.zeros((1, 1, *size_hw), dtype=torch.uint8))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"model: the network cannot take images of {size_hw[0]}x{size_hw[1]} px: {_first_line(error)}. Change "
             "data.crop_hw, or model.encoder; a ViT may need model.options.dynamic_img_size=true."
         ) from error
     finally:
-        network.train(was_training)
+        network.train()
 
 
 def load_encoder_weights(network: DefectNetwork, path: Path) -> None:
-    """Load the encoder from a .safetensors or .pth file with the names of timm or torchvision.
+    """Load the encoder from a .safetensors or .pth file with the weight names of timm or torchvision.
 
-    A stem for three channels is summed into one where the network takes grey: the same output on grey input.
+    If the network takes grey, a stem for three channels is summed into one, with the same output on grey input.
 
     Raises:
         ModelError: the file cannot be read, or lacks weights of this encoder.
     """
     encoder = network.net.get_submodule("encoder")
-    found = _strip_common_prefix(_read_weights(path))
+    found = _read_weights(path)
     wanted = encoder.state_dict()
     chosen, missing, misfits = {}, [], []
     for key, current in wanted.items():
@@ -151,7 +148,8 @@ def load_encoder_weights(network: DefectNetwork, path: Path) -> None:
             if not key.endswith("num_batches_tracked"):
                 missing.append(key)
             continue
-        tensor = adapt_stem(tensor, current.shape)
+        if tensor.dim() == current.dim() == 4 and (tensor.shape[1], current.shape[1]) == (3, 1):
+            tensor = tensor.sum(dim=1, keepdim=True)
         if tensor.shape != current.shape:
             misfits.append(f"{key} {tuple(tensor.shape)} instead of {tuple(current.shape)}")
         chosen[key] = tensor
@@ -161,22 +159,15 @@ def load_encoder_weights(network: DefectNetwork, path: Path) -> None:
     encoder.load_state_dict(wanted | chosen)
 
 
-def adapt_stem(weight: Tensor, wanted: Sequence[int]) -> Tensor:
-    """Sum a convolution over three colours (O, 3, h, w) into one over grey (O, 1, h, w), where that is wanted."""
-    if weight.dim() == 4 and weight.shape[1] == 3 and len(wanted) == 4 and wanted[1] == 1:
-        return weight.sum(dim=1, keepdim=True)
-    return weight
-
-
 def transfer_weights(
     source: Mapping[str, Tensor], source_classes: Sequence[str], target: DefectNetwork, target_classes: Sequence[str]
 ) -> list[str]:
-    """Copy the weights of one network into another that may have other classes.
+    """Copy the weights of a network into another that may have other classes.
 
-    In the heads, the rows of classes that both have by name are copied; those of new classes stay as they are.
+    In the heads, only the rows of classes that both networks have (by name) are copied.
 
     Returns:
-        the names of the classes that were carried over.
+        the names of the classes whose rows were copied.
 
     Raises:
         ModelError: the networks differ in more than their classes.
@@ -200,7 +191,13 @@ def transfer_weights(
 
 
 def _create(config: ModelConfig, num_classes: int, *, pretrained: bool) -> nn.Module:
-    _check_names(config)
+    architectures = [kind.__name__ for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()]
+    if config.architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
+        raise _unknown("architecture", config.architecture, architectures, ", ".join(architectures))
+    encoders = [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
+    if config.encoder.split(".")[0] not in encoders:  # what follows a dot names pretrained weights of timm
+        expected = "segmentation-models-pytorch's encoders or timm's (with 'tu-' before the name)"
+        raise _unknown("encoder", config.encoder, encoders, expected)
     head: dict[str, Any] = {}
     if config.classification_head:
         head = {"aux_params": {"pooling": "max", "dropout": _HEAD_DROPOUT, "classes": num_classes}}
@@ -229,64 +226,49 @@ def _create(config: ModelConfig, num_classes: int, *, pretrained: bool) -> nn.Mo
     return network
 
 
-def _check_names(config: ModelConfig) -> None:
-    architectures = [kind.__name__ for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()]
-    if config.architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
-        raise ConfigError(
-            f"model.architecture: {config.architecture!r} is not one of {', '.join(architectures)}."
-            + _suggestion(config.architecture, architectures)
-        )
-    own = smp.encoders.get_encoder_names()
-    if config.encoder.startswith("tu-"):
-        if not timm.is_model(config.encoder.removeprefix("tu-").split(".")[0]):
-            timms = [f"tu-{name}" for name in timm.list_models()]
-            raise ConfigError(f"model.encoder: timm has no {config.encoder!r}.{_suggestion(config.encoder, timms)}")
-    elif config.encoder not in own and not config.encoder.startswith("timm-"):
-        raise ConfigError(
-            f"model.encoder: {config.encoder!r} is not an encoder of segmentation-models-pytorch, nor does it start "
-            f"with 'tu-' for one of timm.{_suggestion(config.encoder, own)}"
-        )
+def _unknown(key: str, name: str, known: Sequence[str], expected: str) -> ConfigError:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return ConfigError(f"model.{key}: {name!r} is not one of {expected}.{hint}")
 
 
-# The exporters follow what is computed from H and W only in whole numbers, by +, -, *, // and the operations of torch:
-# hence no max(), no round() and no branch in what follows.
+# The exporters trace what is computed from H and W only through integers, +, -, *, // and torch operations. Hence there
+# is no max(), no round() and no branch below.
 
 
 def _pad_to_stride(x: Tensor, least_px: int) -> Tensor:
     """Repeat the last row and column until height and width are multiples of the stride, and at least `least_px`."""
-    height, width = x.shape[-2:]
-    rows, columns = (_padded_positions(length, least_px, x.device) for length in (height, width))
+    rows, columns = (
+        torch.arange(_at_least((length + STRIDE_PX - 1) // STRIDE_PX * STRIDE_PX, least_px), device=x.device).clamp(
+            max=length - 1
+        )
+        for length in x.shape[-2:]
+    )
     return x[..., rows, :][..., columns]
 
 
-def _padded_positions(length: int, least_px: int, device: torch.device) -> Tensor:
-    """int64 (padded length,): which row or column of the image each one of the padded image shows."""
-    padded = _at_least((length + STRIDE_PX - 1) // STRIDE_PX * STRIDE_PX, least_px)
-    return torch.arange(padded, device=device).clamp(max=length - 1)
-
-
 def _scale_length(length: int, scale: float) -> Any:
-    """Length times scale, to the nearest whole number, halves up; 1 or more."""
+    """Length times scale, rounded to the nearest integer, halves up; at least 1."""
     ratio = Fraction(scale).limit_denominator(10_000)
     return _at_least((2 * length * ratio.numerator + ratio.denominator) // (2 * ratio.denominator), 1)
 
 
 def _at_least(length: Any, least: int) -> Any:
-    if isinstance(length, Tensor):  # to torch.jit.trace, a length is a tensor
+    if isinstance(length, Tensor):  # under torch.jit.trace, a length is a tensor
         return length.clamp(min=least)
     return torch.sym_max(length, least)
 
 
 def _resize(x: Tensor, size_hw: Sequence[Any], *, smooth: bool) -> Tensor:
-    """Bilinear, in float32; where `smooth`, each pixel is the mean of those that it stands for, as with `antialias`.
+    """Bilinear resize in float32. With `smooth`, each pixel is a weighted mean of the old ones, as with `antialias`.
 
-    The means are two products of matrices, which is what `F.interpolate` comes to. Processors multiply matrices ten
-    times as fast as OpenVINO interpolates with `antialias`, which took more time than the network behind it.
+    The means are computed as two matrix products. That is ten times as fast as interpolation with `antialias` in
+    OpenVINO, which took more time than the network itself.
     """
     if not smooth:
         return F.interpolate(x.float(), size=list(size_hw), mode="bilinear", align_corners=False)
     rows, columns = (_averaging(length, wanted, x.device) for length, wanted in zip(x.shape[-2:], size_hw, strict=True))
-    # Only where it is on: an export would otherwise have to follow the switch.
+    # Only if autocast is on, since an export could not trace the switch.
     switch = torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext()
     with switch:
         resized: Tensor = rows @ x.float() @ columns.T
@@ -294,17 +276,12 @@ def _resize(x: Tensor, size_hw: Sequence[Any], *, smooth: bool) -> Tensor:
 
 
 def _averaging(length: Any, wanted: Any, device: torch.device) -> Tensor:
-    """float32 (wanted, length): the share of each old pixel in each new one, a triangle around its centre."""
+    """float32 (wanted, length): the weight of each old pixel in each new one, a triangle around its centre."""
     old = torch.arange(length, device=device) + 0.5
     new = torch.arange(wanted, device=device) + 0.5
     scale = torch.ones_like(new[:1]) * length / wanted
     shares: Tensor = (1 - (old - (new * scale)[:, None]).abs() / scale.clamp(min=1.0)).clamp(min=0.0)
     return shares / shares.sum(dim=1, keepdim=True)
-
-
-def _suggestion(name: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, choices, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _first_line(error: Exception) -> str:
@@ -313,33 +290,27 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file, without a prefix that all their names share. No code in the file is run."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        is_safetensors = path.suffix == ".safetensors"
+        content: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(
             f"{path}: no such file. Expected imagenet, none, or a file of weights.", argument="encoder_weights"
         ) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: cannot be read as weights ({_first_line(error)}).") from error
-    except Exception as error:  # torch.load raises pickle.UnpicklingError, whose module we do not want to import
-        raise ModelError(f"{path}: holds more than weights, so it was not opened ({_first_line(error)}).") from error
+    except Exception as error:  # of many kinds, depending on the damage
+        raise ModelError(f"{path}: not a file of weights alone, or damaged ({_first_line(error)}).") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ModelError(f"{path}: holds no weights. Expected a state dict with the names of timm.")
-    return tensors
-
-
-def _strip_common_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for prefix in ("module.", "encoder.", "model."):
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return dict(tensors)
+    return tensors
 
 
 def _names_in_file(key: str) -> tuple[str, str]:
-    """Names under which a weight of the encoder may stand: SMP puts timm's under 'model.', and timm joins stages."""
+    """Names that a file may use for a weight: SMP puts timm's under 'model.', and timm joins stage names by '_'."""
     name = key.removeprefix("model.")
     return name, re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name)

@@ -1,9 +1,9 @@
-"""OpenVINO's entry: one Core for the process, files read and written, and signals that stay deliverable.
+"""Access to OpenVINO: one Core for the process, reading and writing of models, and working signals.
 
-OpenVINO's plugin for processors gives the thread that loads it another stack for signals, and takes it away again with
-no regard to who has set one since. Where several plugins come and go, as with a Core of each caller's own, the thread
-is left with a stack that is gone, and Ctrl-C ends in a segmentation fault. Signals reach the main thread; so whatever
-loads plugins does it in another one.
+OpenVINO's CPU plugin replaces the signal stack of the thread that loads it, and removes it later even if somebody else
+has set another one since. If plugins come and go, as with one Core for each caller, the thread is left with a freed
+stack, and Ctrl-C ends in a segmentation fault. Signals are handled in the main thread, so plugins are loaded in
+another.
 """
 
 import functools
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @functools.cache
 def core() -> openvino.Core:
-    """The Core of this process, with the plugin for processors loaded."""
+    """The Core of this process, with the CPU plugin loaded."""
 
     def load() -> openvino.Core:
         new = openvino.Core()
@@ -35,11 +35,11 @@ def core() -> openvino.Core:
 
 
 def away_from_signals(work: Callable[[], Result], *, stop: Callable[[], object] | None = None) -> Result:
-    """Call `work` in a thread of its own and return what it returns, or raise what it raises.
+    """Call `work` in another thread, return its result and raise its errors.
 
     Args:
-        work: what may load OpenVINO's plugins.
-        stop: called on Ctrl-C, to make `work` end soon; it is waited for in any case.
+        work: may load OpenVINO's plugins.
+        stop: called on Ctrl-C to make `work` end soon; the call waits for it in any case.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="openvino") as pool:
         future = pool.submit(work)
@@ -52,7 +52,7 @@ def away_from_signals(work: Callable[[], Result], *, stop: Callable[[], object] 
 
 
 def read_model(path: Path) -> openvino.Model:
-    """Read an `.xml` with its `.bin`. Raises ModelError where OpenVINO cannot."""
+    """Read an `.xml` with its `.bin`. Raises ModelError if OpenVINO cannot."""
     try:
         return core().read_model(path)
     except RuntimeError as error:
@@ -62,63 +62,56 @@ def read_model(path: Path) -> openvino.Model:
 
 
 def save_model(model: openvino.Model, path: Path) -> None:
-    """Write an `.xml` with its `.bin`, in the precision that the model has. Raises ResourceError, as on a full disk."""
+    """Write an `.xml` with its `.bin` in the model's own precision. Raises ResourceError, as on a full disk."""
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
-    except (OSError, RuntimeError) as error:  # OpenVINO tells of all failures alike
+    except (OSError, RuntimeError) as error:  # OpenVINO raises the same for all failures
         raise ResourceError(f"{path}: cannot be written ({str(error).splitlines()[0]}). Check the disk.") from error
 
 
-# OpenVINO's own attribute of a layer, and how it names the attribute when asked. Versions that do not know it round as
-# before.
+# OpenVINO's attribute of a layer that stays in float32, and the key under which it is reported. Versions without this
+# attribute round these layers like the others.
 _ATTRIBUTE = {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16"}
 _KEY = "DisablePrecisionConversion_0"
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 
 
 def keep_sensitive_in_float32(model: openvino.Model) -> openvino.Model:
-    """The same model, marked where float32 must stay: all depthwise convolutions, and with them the first layer.
+    """Mark the layers that must stay in float32: depthwise convolutions, and the first layer if there are any.
 
-    A model without depthwise convolutions is returned as it is.
+    Returns:
+        a marked copy, or the model itself if it has no depthwise convolution.
     """
-    names = _sensitive(model)
-    if not names:
+    convolutions: list[Any] = [
+        operation for operation in model.get_ordered_ops() if operation.get_type_name() in _CONVOLUTIONS
+    ]
+    # Depthwise means one input channel per group; the weights are (groups, outputs, inputs, height, width).
+    depthwise = [
+        operation
+        for operation in convolutions
+        if operation.get_type_name() == "GroupConvolution" and operation.input(1).get_partial_shape()[2] == 1
+    ]
+    if not depthwise:
         return model
-    # The attribute has no binding in Python; in the text of a model it can be written.
+    names = {operation.get_friendly_name() for operation in (convolutions[0], *depthwise)}
+    # The attribute has no Python binding, but it can be written into the XML.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         save_model(model, path)
-        document = ET.parse(path)  # noqa: S314  # written by OpenVINO a moment ago
-        for layer in document.iterfind("./layers/layer"):
+        net = ET.parse(path).getroot()  # noqa: S314  # written by OpenVINO a moment ago
+        for layer in net.iterfind("./layers/layer"):
             if layer.get("type") in _CONVOLUTIONS and layer.get("name") in names:
-                _mark(layer)
+                attributes = layer.find("rt_info")
+                if attributes is None:
+                    attributes = ET.SubElement(layer, "rt_info")
+                ET.SubElement(attributes, "attribute", _ATTRIBUTE)
         weights = openvino.Tensor(np.fromfile(path.with_suffix(".bin"), np.uint8))
-        return core().read_model(ET.tostring(document.getroot(), encoding="utf-8"), weights)
+        return core().read_model(ET.tostring(net, encoding="utf-8"), weights)
 
 
 def unmark(model: openvino.Model) -> bool:
-    """Take all marks off, in place; whether there were any."""
+    """Remove all marks, in place. Returns whether there were any."""
     marked = [operation.get_rt_info() for operation in model.get_ops() if _KEY in operation.get_rt_info()]
     for attributes in marked:
         del attributes[_KEY]
     return bool(marked)
-
-
-def _sensitive(model: openvino.Model) -> set[str]:
-    convolutions: list[Any] = [
-        operation for operation in model.get_ordered_ops() if operation.get_type_name() in _CONVOLUTIONS
-    ]
-    depthwise = {operation.get_friendly_name() for operation in convolutions if _is_depthwise(operation)}
-    return depthwise | {convolutions[0].get_friendly_name()} if depthwise else set()
-
-
-def _is_depthwise(operation: Any) -> bool:
-    """One input channel for each group; the weights are (groups, outputs, inputs, height, width)."""
-    return operation.get_type_name() == "GroupConvolution" and bool(operation.input(1).get_partial_shape()[2] == 1)
-
-
-def _mark(layer: ET.Element) -> None:
-    attributes = layer.find("rt_info")
-    if attributes is None:
-        attributes = ET.SubElement(layer, "rt_info")
-    ET.SubElement(attributes, "attribute", _ATTRIBUTE)

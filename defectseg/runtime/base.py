@@ -1,19 +1,25 @@
-"""What every runtime offers, whatever library computes behind it."""
+"""The interface of all runtimes, and the errors that they share."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from defectseg.errors import ModelError, ResourceError
+
+_SIGNS_OF_NO_MEMORY = ("allocat", "bad_alloc", "out of memory")
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What the network says of N images of one size.
+    """The network's answer for N images of one size.
 
     Attributes:
         probabilities: float32 (N, C, H, W), 0..1, classes independent.
-        gate: float32 (N, C), 0..1: does the class occur in the image at all.
+        gate: float32 (N, C), 0..1: whether the class occurs in the image at all.
     """
 
     probabilities: NDArray[np.float32]
@@ -21,7 +27,7 @@ class Answer:
 
 
 class Runtime(Protocol):
-    """A loaded network and nothing else. Normalisation, padding to the stride and sigmoid are inside."""
+    """A loaded network. Normalisation, padding to the stride and sigmoid are part of it."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -29,15 +35,42 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str:
-        """For people and run.json: the library, the device, the precision."""
+        """Library, device and precision, for people and run.json."""
 
     @property
     def parallel(self) -> int:
-        """How many calls at once, from as many threads, make the best of the machine; 1 or more."""
+        """The number of parallel calls, each from its own thread, that uses the machine best; 1 or more."""
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        """Answer for images (N, 1, H, W), grey levels 0..255; H and W of any size.
+        """Compute the answer for images (N, 1, H, W) of any size, grey levels 0..255.
 
         Raises:
+            ModelError: the model was exported for another size.
             ResourceError: memory ran out.
         """
+
+
+@contextmanager
+def memory_errors(shape: Sequence[int]) -> Iterator[None]:
+    """Raise ResourceError in place of the errors of numpy and the libraries when memory runs out.
+
+    Args:
+        shape: of the images (N, 1, H, W), for the message.
+    """
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+        if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY):
+            raise
+        raise ResourceError(
+            f"Out of memory on {shape[0]} image(s) of {shape[2]}x{shape[3]}. Use fewer workers, compute on the CPU, or "
+            "train with a smaller inference.tile_hw."
+        ) from error
+
+
+def wrong_size(takes_hw: Sequence[object], shape: Sequence[int]) -> ModelError:
+    """The error of a model that was exported for images of size `takes_hw` only, but got images of another `shape`."""
+    return ModelError(
+        f"This model was exported for images of {'x'.join(map(str, takes_hw))} px, but was given "
+        f"{shape[2]}x{shape[3]}. Export it without a size."
+    )

@@ -1,4 +1,4 @@
-"""Several models as one: the mean of their answers."""
+"""An ensemble: several models whose answers are averaged."""
 
 import logging
 from collections.abc import Sequence
@@ -16,29 +16,22 @@ log = logging.getLogger(__name__)
 
 
 class EnsembleRuntime:
-    """A Runtime that averages the probabilities and gates of others, which know the same classes."""
+    """A Runtime that averages the probabilities and gates of others, which must have the same classes."""
 
     def __init__(self, runtimes: Sequence[Runtime]) -> None:
         self.runtimes = tuple(runtimes)
         self.class_names = self.runtimes[0].class_names
-
-    @property
-    def name(self) -> str:
-        """For example 'ensemble of 3: torch cpu bfloat16'."""
         names = dict.fromkeys(runtime.name for runtime in self.runtimes)
-        return f"ensemble of {len(self.runtimes)}: {', '.join(names)}"
-
-    @property
-    def parallel(self) -> int:
-        """See Runtime: what suits the model that gains least from several calls at once."""
-        return min(runtime.parallel for runtime in self.runtimes)
+        self.name = f"ensemble of {len(self.runtimes)}: {', '.join(names)}"
+        self.parallel = min(runtime.parallel for runtime in self.runtimes)
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""
         first, *others = self.runtimes
         answer = first(images)
         probabilities, gate = answer.probabilities.copy(), answer.gate.copy()
-        # A running mean: what all models agree on to the last bit stays so, as it would not in a sum divided by three.
+        # A running mean, so that values on which all models agree stay the same bit for bit, unlike with a sum divided
+        # by their number.
         for number, runtime in enumerate(others, start=2):
             answer = runtime(images)
             probabilities += (answer.probabilities - probabilities) / number
@@ -47,14 +40,14 @@ class EnsembleRuntime:
 
 
 def join_infos(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo:
-    """One description of several models: the first's, with what differs averaged, united or left out.
+    """One description for several models: thresholds are averaged, training images united, scores left out.
 
     Args:
-        infos: at least one; tiles, test-time augmentation and bit depth are those of the first.
+        infos: at least one; tiles, test-time augmentation and bit depth are taken from the first.
         sources: the model file of each, for errors.
 
     Raises:
-        ModelError: the models know other classes.
+        ModelError: the models have different classes.
     """
     first = infos[0]
     for info, source in zip(infos, sources, strict=True):
@@ -82,13 +75,15 @@ def join_infos(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo
 
 
 def _average(thresholds: Sequence[Thresholds]) -> Thresholds:
-    """Mean of each value; areas are rounded to whole pixels."""
+    """The mean of each value; areas are rounded to whole pixels."""
     chosen_by = "; ".join(dict.fromkeys(one.chosen_by for one in thresholds))
+
+    def means(name: str) -> tuple[float, ...]:
+        return tuple(map(mean, zip(*(getattr(one, name) for one in thresholds), strict=True)))
+
     return Thresholds(
-        gate=tuple(map(mean, zip(*(one.gate for one in thresholds), strict=True))),
-        pixel=tuple(map(mean, zip(*(one.pixel for one in thresholds), strict=True))),
-        min_area_px=tuple(
-            round(mean(areas_px)) for areas_px in zip(*(one.min_area_px for one in thresholds), strict=True)
-        ),
+        gate=means("gate"),
+        pixel=means("pixel"),
+        min_area_px=tuple(map(round, means("min_area_px"))),
         chosen_by=f"mean of {len(thresholds)} models: {chosen_by}",
     )

@@ -1,4 +1,4 @@
-"""A model file -> a Runtime and its description. No library is imported before it is sure to be the right one."""
+"""Loading of model files. A library is imported only once it is certain to be the right one."""
 
 import ctypes.util
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from defectseg.errors import MissingExtraError, UsageError
+from defectseg.errors import UsageError, require_extra
 from defectseg.model.devices import parse_device
 from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ModelInfo, read_model_info
 from defectseg.model.locate import as_paths
@@ -19,17 +19,17 @@ AUTO, TORCH, OPENVINO, ONNX = "auto", "torch", "openvino", "onnx"
 RUNTIMES = (AUTO, TORCH, OPENVINO, ONNX)
 _OF_SUFFIX = {OPENVINO_SUFFIX: OPENVINO, ONNX_SUFFIX: ONNX}
 _DEVICES = {TORCH: ("auto", "cpu", "cuda", "mps"), OPENVINO: ("auto", "cpu"), ONNX: ("auto", "cpu", "cuda")}
-_DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")  # Linux; Linux under Windows
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")  # on Linux; in WSL
 
 
 def choose_runtime(path: Path, device: str, runtime: str) -> str:
     """The library for a model file: torch, openvino or onnx.
 
-    An export is computed by the library that it was made for; a bundle by torch on a graphics card, and by OpenVINO
-    on a processor.
+    An export runs in the library that it was made for; a bundle runs in torch on a graphics card and in OpenVINO on a
+    CPU.
 
     Raises:
-        UsageError: no such runtime or device, or the file, the runtime and the device do not go together.
+        UsageError: no such runtime or device, or file, runtime and device do not fit together.
     """
     kind, _ = parse_device(device)
     if runtime not in RUNTIMES:
@@ -42,31 +42,28 @@ def choose_runtime(path: Path, device: str, runtime: str) -> str:
         )
     chosen = exported_for or (_for_bundle(kind) if runtime == AUTO else runtime)
     if kind not in _DEVICES[chosen]:
-        message = f"{chosen} computes on {_devices_of(chosen)} only, not on {device}."
-        instead: dict[str, object] = {"device": AUTO} if exported_for else {"runtime": TORCH}
-        raise UsageError(message, argument="device", go_on=instead)
+        devices = " or ".join(name for name in _DEVICES[chosen] if name != AUTO)
+        raise UsageError(
+            f"{chosen} computes on {devices} only, not on {device}.",
+            argument="device",
+            go_on={"device": AUTO} if exported_for else {"runtime": TORCH},
+        )
     return chosen
 
 
 def _for_bundle(kind: str) -> str:
-    if kind in ("cuda", "mps") or (kind == "auto" and _is_worth_torch()):
-        return TORCH
-    return OPENVINO if find_spec("openvino") else TORCH
+    """PyTorch on a graphics card, else OpenVINO. For auto, torch is imported only if there seems to be a card."""
+    if kind == AUTO and find_spec("torch") and may_have_graphics_card():
+        from defectseg.model.devices import resolve_device
 
-
-def _is_worth_torch() -> bool:
-    """True where torch is installed and finds a graphics card. It is imported only if there seems to be one."""
-    if not find_spec("torch") or not may_have_graphics_card():
-        return False
-    from defectseg.model.devices import resolve_device
-
-    return resolve_device("auto").type != "cpu"
+        kind = resolve_device(AUTO).type
+    return TORCH if kind in ("cuda", "mps") else OPENVINO
 
 
 def may_have_graphics_card() -> bool:
-    """True where a driver of NVIDIA is installed, or the machine is a Mac with Apple's processor.
+    """Whether an NVIDIA driver is installed, or the machine is a Mac with Apple's processor.
 
-    It asks for files and libraries only, which takes a millisecond; torch, which takes seconds, knows for sure.
+    Looking for driver files takes a millisecond. Only torch knows for sure, but importing it takes seconds.
     """
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
@@ -74,65 +71,53 @@ def may_have_graphics_card() -> bool:
         return False
     if sys.platform == "win32":
         return ctypes.util.find_library("nvcuda") is not None
-    return any(Path(path).exists() for path in _DRIVER_FILES)
-
-
-def _devices_of(runtime: str) -> str:
-    return " or ".join(name for name in _DEVICES[runtime] if name != "auto")
+    return any(Path(path).exists() for path in DRIVER_FILES)
 
 
 def load_runtime(
     model: Path | Sequence[Path], device: str = AUTO, runtime: str = AUTO, *, workers: int | None = None
 ) -> tuple[Runtime, ModelInfo]:
-    """Load a model for prediction, or several whose answers are averaged, and the description of it or of all.
+    """Load a model for prediction, or several whose answers are averaged, with one description.
 
     Args:
         model: a bundle or an export, or several.
         device: auto, cpu, cuda, cuda:N or mps.
-        runtime: one of RUNTIMES; auto takes torch on a graphics card and OpenVINO on a processor.
-        workers: calls at once to prepare for; None for what suits the runtime and the machine. With OpenVINO, one call
-            is answered by the cores divided by `workers`: for a single image, 1 is quickest.
+        runtime: one of RUNTIMES; auto takes torch on a graphics card and OpenVINO on a CPU.
+        workers: the number of parallel calls to prepare for; None for what suits the runtime and the machine. OpenVINO
+            shares the cores among them, so that 1 is fastest for a single image.
 
     Raises:
-        ModelError: a file cannot be used, or the models know other classes.
-        MissingExtraError: a package that is needed is not installed.
-        UsageError, ResourceError: no such runtime or device, or it is not there, or cannot run this file.
+        ModelError: a file cannot be used, or the models have different classes.
+        MissingExtraError: a required package is not installed.
+        UsageError, ResourceError: the runtime or device is unknown, missing, or cannot run this file.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"expected 1 or more, found {workers}.", argument="workers")
     paths = as_paths(model)
-    infos = [read_model_info(path) for path in paths]  # a wrong path is told before anything heavy is imported
-    info = infos[0] if len(infos) == 1 else join_infos(infos, paths)
+    infos = [read_model_info(path) for path in paths]  # so that a wrong path is reported before a heavy import
+    joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
     choices = [choose_runtime(path, device, runtime) for path in paths]
-    loaders = {TORCH: _load_torch, OPENVINO: _load_openvino, ONNX: _load_onnx}
-    runtimes = [loaders[choice](path, device, workers) for path, choice in zip(paths, choices, strict=True)]
-    return (runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes)), info
+    runtimes = [
+        _load(path, info, choice, device, workers) for path, info, choice in zip(paths, infos, choices, strict=True)
+    ]
+    return (runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes)), joined
 
 
-def _load_torch(path: Path, device: str, workers: int | None) -> Runtime:
-    try:
+def _load(path: Path, info: ModelInfo, runtime: str, device: str, workers: int | None) -> Runtime:
+    if runtime == TORCH:
+        require_extra(f"{path}: running a bundle in torch", "train", "torch", "segmentation_models_pytorch")
         from defectseg.runtime.torch import load_torch_runtime
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"{path}: running a bundle in torch", "train") from error
-    return load_torch_runtime(path, device, workers=workers)
 
+        return load_torch_runtime(path, device, workers=workers)
+    from defectseg.runtime import cache
 
-def _load_openvino(path: Path, device: str, workers: int | None) -> Runtime:
-    from defectseg.runtime.cache import openvino_model
-    from defectseg.runtime.openvino import OpenVinoRuntime, load_openvino_runtime
+    is_bundle = path.suffix.lower() not in _OF_SUFFIX
+    if runtime == OPENVINO:
+        from defectseg.model.openvino_io import read_model
+        from defectseg.runtime.openvino import OpenVinoRuntime
 
-    if path.suffix.lower() == OPENVINO_SUFFIX:
-        return load_openvino_runtime(path, workers=workers)
-    return OpenVinoRuntime(openvino_model(path), read_model_info(path), workers=workers)
+        return OpenVinoRuntime(cache.openvino_model(path) if is_bundle else read_model(path), info, workers=workers)
+    require_extra(f"{path}: ONNX Runtime", "onnx", "onnxruntime")
+    from defectseg.runtime.onnx import OnnxRuntime
 
-
-def _load_onnx(path: Path, device: str, workers: int | None) -> Runtime:
-    from defectseg.runtime.cache import onnx_model
-
-    try:
-        from defectseg.runtime.onnx import load_onnx_runtime, open_session
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"{path}: ONNX Runtime", "onnx") from error
-    if path.suffix.lower() == ONNX_SUFFIX:
-        return load_onnx_runtime(path, device=device, workers=workers)
-    return open_session(onnx_model(path), read_model_info(path), source=path, device=device, workers=workers)
+    return OnnxRuntime(cache.onnx_model(path) if is_bundle else path, info, device=device, workers=workers)

@@ -1,4 +1,4 @@
-"""The network in PyTorch, on any device."""
+"""Networks in PyTorch, on any device."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,22 +8,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defectseg.errors import ResourceError
 from defectseg.model.bundle import load_bundle
-from defectseg.model.devices import half_precision, is_out_of_memory, resolve_device
+from defectseg.model.devices import half_precision, resolve_device
 from defectseg.model.info import ModelInfo
 from defectseg.model.network import DefectNetwork
-from defectseg.runtime.base import Answer
+from defectseg.runtime.base import Answer, memory_errors
 
 
 class TorchRuntime:
     """A Runtime around a network that is already on its device.
 
     Args:
-        network: put into evaluation mode at each call, and back into the mode it was in.
-        info: its description, for the names of the classes.
-        dtype: 16-bit type to compute in, or None for float32.
-        workers: calls at once to tell of; one makes use of all cores, or of the graphics card.
+        network: evaluated in evaluation mode; its own mode is restored after each call.
+        info: its description, for the class names.
+        dtype: the 16-bit type to compute in, or None for float32.
+        workers: the value of `parallel`; 1 by default, since one call uses all cores or the graphics card.
     """
 
     def __init__(
@@ -33,12 +32,8 @@ class TorchRuntime:
         self.class_names = info.class_names
         self.device = next(network.parameters()).device
         self.dtype = dtype
+        self.name = f"torch {self.device} {str(dtype or torch.float32).removeprefix('torch.')}"
         self.parallel = workers or 1
-
-    @property
-    def name(self) -> str:
-        """For example 'torch cpu bfloat16'."""
-        return f"torch {self.device} {str(self.dtype or torch.float32).removeprefix('torch.')}"
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""
@@ -47,33 +42,26 @@ class TorchRuntime:
             self.network.eval()
         try:
             with (
-                # A thread starts out on the first card, whichever one another thread has chosen.
+                memory_errors(images.shape),
+                # A new thread starts on the first card, whichever card other threads use.
                 torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext(),
                 torch.inference_mode(),
                 torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
             ):
                 return Answer(*self._fetch(*self.network.answer(self._send(images))))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            height, width = images.shape[-2:]
-            raise ResourceError(
-                f"{self.device}: out of memory on {len(images)} image(s) of {height}x{width}. "
-                "Train with a smaller inference.tile_hw, or compute on the CPU."
-            ) from error
         finally:
             if was_training:
                 self.network.train()
 
     def _send(self, images: NDArray[np.uint8]) -> Tensor:
-        """The images on the device. From pinned memory, the copy runs beside what the card computes for others."""
+        """Copy images to the device. Pinned memory lets the copy overlap with computation for other threads."""
         batch = torch.from_numpy(np.require(images, requirements=["C", "W"]))
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         return batch.to(self.device).contiguous(memory_format=torch.channels_last)
 
     def _fetch(self, probabilities: Tensor, gate: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Arrays float32, which nothing writes to later."""
+        """Copy answers to new float32 arrays."""
         answers = (probabilities.float(), gate.float())
         if self.device.type != "cuda":
             return answers[0].cpu().numpy(), answers[1].cpu().numpy()
@@ -85,11 +73,11 @@ class TorchRuntime:
 
 
 def load_torch_runtime(path: Path, device: str = "auto", *, workers: int | None = None) -> TorchRuntime:
-    """Load a bundle onto a device, in the precision that is quickest there.
+    """Load a bundle onto a device, in the precision that is fastest there.
 
     Raises:
         ModelError: the bundle cannot be used.
-        UsageError, ResourceError: the device has no such name, or is not there.
+        UsageError, ResourceError: the device is unknown or missing.
     """
     target = resolve_device(device)
     network, info = load_bundle(path)

@@ -33,6 +33,8 @@ def test_auto_takes_mps_before_the_processor(monkeypatch: pytest.MonkeyPatch) ->
 def test_auto_prefers_a_graphics_card() -> None:
     assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
     assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ResourceError, match="only cuda:0 to cuda:1"):
+        resolve_device("cuda:2")
     assert available_devices()[:3] == ["cpu", "cuda:0 card 0", "cuda:1 card 1"]
 
 
@@ -48,12 +50,6 @@ def test_other_names_are_refused(name: str) -> None:
 def test_a_device_that_is_not_there_is_told(name: str) -> None:
     with pytest.raises(ResourceError, match=f"device: this machine has no {name}. Use auto or cpu"):
         resolve_device(name)
-
-
-@pytest.mark.usefixtures("two_cards")
-def test_a_card_beyond_the_last_is_told() -> None:
-    with pytest.raises(ResourceError, match="only cuda:0 to cuda:1"):
-        resolve_device("cuda:2")
 
 
 @pytest.mark.parametrize(
@@ -76,14 +72,11 @@ def test_a_processor_computes_in_16_bit_only_where_it_does_so_in_hardware(
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_card_without_bfloat16_takes_float16(
+def test_a_card_without_bfloat16_takes_float16_and_mps_computes_in_32_bit(
     monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     assert half_precision(torch.device("cuda")) is expected
-
-
-def test_mps_computes_in_32_bit() -> None:
     assert half_precision(torch.device("mps")) is None
 
 

@@ -34,16 +34,20 @@ def _all_valid(logits: Tensor) -> Tensor:
     return torch.ones((logits.shape[0], 1, *logits.shape[2:]), dtype=torch.bool)
 
 
-def test_bce_of_undecided_pixels_is_log_2() -> None:
-    logits = torch.zeros(2, 3, 4, 5)
-    assert pixel_bce(logits, torch.zeros_like(logits), _all_valid(logits), None).item() == pytest.approx(LOG2)
-
-
-def test_bce_is_the_mean_over_pixels() -> None:
-    # -ln 0.8 for the defect found at 0.8, -ln 0.9 for the sound pixel at 0.1.
-    logits, truth = _pixels(_logit(0.8), _logit(0.1)), _pixels(1, 0)
-    expected = (-math.log(0.8) - math.log(0.9)) / 2
-    assert pixel_bce(logits, truth, _all_valid(logits), None).item() == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("probabilities", "truth", "valid", "expected"),
+    [
+        ((0.5, 0.5), (0, 0), (1, 1), LOG2),
+        ((0.8, 0.1), (1, 0), (1, 1), (-math.log(0.8) - math.log(0.9)) / 2),
+        ((0.5, 0.99, 0.99), (0, 0, 0), (1, 0, 0), LOG2),
+        ((0.9, 0.2), (0, 0), (0, 0), 0.0),
+    ],
+)
+def test_bce_is_the_mean_over_valid_pixels(
+    probabilities: tuple[float, ...], truth: tuple[int, ...], valid: tuple[int, ...], expected: float
+) -> None:
+    logits = _pixels(*map(_logit, probabilities))
+    assert pixel_bce(logits, _pixels(*truth), _pixels(*valid).bool(), None).item() == pytest.approx(expected)
 
 
 def test_bce_weighs_the_defect_pixels_of_each_class() -> None:
@@ -53,29 +57,19 @@ def test_bce_weighs_the_defect_pixels_of_each_class() -> None:
     assert pixel_bce(logits, truth, _all_valid(logits), (3.0, 1.0)).item() == pytest.approx(6 * LOG2 / 4)
 
 
-def test_bce_leaves_invalid_pixels_out_of_sum_and_count() -> None:
-    logits, truth = _pixels(0.0, 50.0, 50.0), _pixels(0, 0, 0)
-    valid = torch.tensor([True, False, False]).reshape(1, 1, 1, 3)
-    assert pixel_bce(logits, truth, valid, None).item() == pytest.approx(LOG2)
-
-
-def test_bce_of_no_valid_pixel_is_zero() -> None:
-    logits = _pixels(3.0, -2.0)
-    assert pixel_bce(logits, torch.zeros_like(logits), ~_all_valid(logits), None).item() == 0.0
-
-
-def test_dice_of_a_pair_with_a_defect() -> None:
-    # Overlap 0.8, areas 0.8 + 0.4 and 1; 1 - (1.6 + 2) / (1.2 + 1 + 2) = 1 - 3.6 / 4.2.
-    logits, truth = _pixels(_logit(0.8), _logit(0.4)), _pixels(1, 0)
-    loss = pair_dice(logits, truth, _all_valid(logits), smooth_px=2.0, empty_weight=0.5)
-    assert loss.item() == pytest.approx(1 - 3.6 / 4.2, abs=1e-6)
-
-
-def test_dice_of_a_clean_pair() -> None:
-    # Predicted area 0.2 + 0.1; 0.3 / (0.3 + 2), weighted by 0.5.
-    logits = _pixels(_logit(0.2), _logit(0.1))
-    loss = pair_dice(logits, torch.zeros_like(logits), _all_valid(logits), smooth_px=2.0, empty_weight=0.5)
-    assert loss.item() == pytest.approx(0.5 * 0.3 / 2.3, abs=1e-6)
+@pytest.mark.parametrize(
+    ("probabilities", "truth", "expected"),
+    [
+        ((0.8, 0.4), (1, 0), 1 - (1.6 + 2) / (1.2 + 1 + 2)),
+        ((0.2, 0.1), (0, 0), 0.5 * 0.3 / (0.3 + 2)),  # weighted by 0.5
+    ],
+)
+def test_dice_of_a_pair_with_a_defect_and_of_a_clean_one(
+    probabilities: tuple[float, ...], truth: tuple[int, ...], expected: float
+) -> None:
+    logits = _pixels(*map(_logit, probabilities))
+    loss = pair_dice(logits, _pixels(*truth), _all_valid(logits), smooth_px=2.0, empty_weight=0.5)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_dice_averages_defective_and_clean_pairs_apart() -> None:
@@ -88,39 +82,21 @@ def test_dice_averages_defective_and_clean_pairs_apart() -> None:
     assert loss.item() == pytest.approx(1 / 3 + 0.2 / 2, abs=1e-6)
 
 
-def test_dice_over_a_batch_adds_the_images_up_before_it_divides() -> None:
+@pytest.mark.parametrize(
+    ("dice_over", "expected"),
+    [
+        ("batch", 1 - (2 * 1.5 + 1) / (2 + 3 + 1)),
+        ("pair", ((1 - (2 * 0.5 + 1) / (1 + 1 + 1)) + (1 - (2 * 1 + 1) / (1 + 2 + 1))) / 2),
+    ],
+)
+def test_dice_over_a_batch_adds_the_images_up_before_it_divides(
+    dice_over: Literal["pair", "batch"], expected: float
+) -> None:
     # Two images of two pixels. Together: true 3, predicted 4 * 0.5, overlap 1.5; of the pairs: 1 and 2 true pixels.
-    logits = torch.zeros(2, 1, 1, 2)
-    truth = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).reshape(2, 1, 1, 2)
-    valid = _all_valid(logits)
-    together = pair_dice(logits, truth, valid, smooth_px=1.0, empty_weight=0.2, over_batch=True)
-    apart = pair_dice(logits, truth, valid, smooth_px=1.0, empty_weight=0.2)
-    assert together.item() == pytest.approx(1 - (2 * 1.5 + 1) / (2 + 3 + 1))
-    assert apart.item() == pytest.approx(((1 - (2 * 0.5 + 1) / (1 + 1 + 1)) + (1 - (2 * 1 + 1) / (1 + 2 + 1))) / 2)
-
-
-@pytest.mark.parametrize("dice_over", ["pair", "batch"])
-def test_the_recipe_says_what_dice_is_over(dice_over: Literal["pair", "batch"]) -> None:
     logits, masks = torch.zeros(2, 1, 1, 2), torch.tensor([[True, False], [True, True]]).reshape(2, 1, 1, 2)
-    config = LossConfig(dice_over=dice_over)
-    dice = segmentation_loss(logits, None, masks, torch.zeros(2, 1, 2, dtype=torch.bool), config).dice
-    expected = pair_dice(
-        logits,
-        masks.float(),
-        _all_valid(logits),
-        smooth_px=config.smooth_px,
-        empty_weight=config.empty_weight,
-        over_batch=dice_over == "batch",
-    )
-    assert dice.item() == expected.item()
-
-
-def test_a_perfect_answer_costs_nothing() -> None:
-    masks = torch.zeros(1, 2, 8, 8, dtype=torch.bool)
-    masks[0, 0, 2:5, 3:6] = True
-    gates = torch.tensor([[60.0, -60.0]])
-    parts = segmentation_loss((masks.float() * 2 - 1) * 60, gates, masks, torch.zeros(1, 8, 8).bool(), LossConfig())
-    assert parts.total.item() == pytest.approx(0.0, abs=1e-6)
+    config = LossConfig(dice_over=dice_over, smooth_px=1.0, empty_weight=0.2)
+    parts = segmentation_loss(logits, None, masks, torch.zeros(2, 1, 2, dtype=torch.bool), config)
+    assert parts.dice.item() == pytest.approx(expected)
 
 
 def test_false_alarms_on_clean_images_are_punished_where_the_usual_dice_loss_is_silent() -> None:
@@ -134,61 +110,45 @@ def test_false_alarms_on_clean_images_are_punished_where_the_usual_dice_loss_is_
     assert (_gradient(ours, logits) > 0).all(), "less probability must mean less loss at every pixel"
 
 
-def test_without_weight_for_clean_pairs_their_gradient_is_zero() -> None:
-    logits = torch.full((1, 1, 4, 4), 0.3, requires_grad=True)
-    loss = pair_dice(logits, torch.zeros(1, 1, 4, 4), _all_valid(logits), smooth_px=1.0, empty_weight=0.0)
-    assert _gradient(loss, logits).abs().max().item() == 0.0
-
-
 def _some_loss(
-    logits: Tensor, gate: Tensor | None, config: LossConfig | None = None, unknown: list[list[bool]] | None = None
+    logits: Tensor,
+    gate: Tensor | None,
+    config: LossConfig | None = None,
+    unknown: list[list[bool]] | None = None,
+    *,
+    hidden: bool = False,
 ) -> LossParts:
-    """Two images, two classes, 6 x 6 px; the second image's left half is ignored, a part of its defect with it."""
+    """Two images, two classes, 6 x 6 px; the second image's left half is ignored, a part of its defect with it.
+
+    Where `hidden`, all that is ignored is labelled as both classes.
+    """
     masks = torch.zeros(2, 2, 6, 6, dtype=torch.bool)
     masks[0, 0, 1:3, 1:3] = True
     masks[1, 1, 2:4, 1:5] = True
     ignore = torch.zeros(2, 6, 6, dtype=torch.bool)
     ignore[1, :, :3] = True
+    masks[1, :, :, :3] |= hidden
     pairs = None if unknown is None else torch.tensor(unknown)
     config = config or LossConfig(positive_weights=(2.0, 1.5))
     return segmentation_loss(logits, gate, masks, ignore, config, unknown=pairs)
 
 
 @pytest.mark.parametrize("lovasz_from", [0.0, 1.0], ids=["Lovasz", "Dice"])
-def test_ignored_pixels_have_no_influence(lovasz_from: float) -> None:
+def test_neither_answers_nor_labels_under_ignored_pixels_have_an_influence(lovasz_from: float) -> None:
     config = LossConfig(positive_weights=(2.0, 1.5), lovasz_from=lovasz_from)
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(2, 2, 6, 6, generator=generator)
-    gate = torch.randn(2, 2, generator=generator)
+    logits, gate = (torch.randn(*shape, generator=generator) for shape in ((2, 2, 6, 6), (2, 2)))
     changed = logits.clone()
     changed[1, :, :, :3] = torch.randn(2, 6, 3, generator=generator) * 30
     changed.requires_grad_()
-    before, after = _some_loss(logits, gate, config), _some_loss(changed, gate, config)
+    before, after = _some_loss(logits, gate, config), _some_loss(changed, gate, config, hidden=True)
     for name in ("total", "bce", "dice", "lovasz", "gate"):
-        assert getattr(before, name).item() == getattr(after, name).item()
+        assert getattr(before, name).item() == getattr(after, name).item(), name
 
     gradient = _gradient(after.total, changed)
     assert gradient[1, :, :, :3].abs().max().item() == 0.0
     assert (gradient[1, :, :, 3:] != 0).all()
     assert (gradient[0] != 0).all()
-
-
-@pytest.mark.parametrize("lovasz_from", [0.0, 1.0], ids=["Lovasz", "Dice"])
-def test_labels_under_ignored_pixels_have_no_influence(lovasz_from: float) -> None:
-    config = LossConfig(lovasz_from=lovasz_from)
-    generator = torch.Generator().manual_seed(1)
-    logits, gate = torch.randn(1, 2, 4, 4, generator=generator), torch.randn(1, 2, generator=generator)
-    ignore = torch.zeros(1, 4, 4, dtype=torch.bool)
-    ignore[0, :2] = True
-    sound = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
-    sound[0, 1, 3, 3] = True
-    hidden = sound.clone()
-    hidden[0, :, :2] = True
-    for name in ("total", "bce", "dice", "lovasz", "gate"):
-        without, with_hidden = (
-            getattr(segmentation_loss(logits, gate, masks, ignore, config), name) for masks in (sound, hidden)
-        )
-        assert without.item() == with_hidden.item(), name
 
 
 @pytest.mark.parametrize("lovasz_from", [0.0, 1.0], ids=["Lovasz", "Dice"])
@@ -223,16 +183,14 @@ def test_the_gate_learns_whether_a_class_is_in_the_image_but_nothing_where_that_
         assert getattr(parts, name).item() == getattr(_some_loss(logits, gate), name).item()
 
 
-def test_without_a_head_the_gate_costs_nothing() -> None:
-    assert _some_loss(torch.zeros(2, 2, 6, 6), None).gate.item() == 0.0
-
-
-def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
-    config = LossConfig(bce=2.0, dice=0.5, gate=3.0)
-    parts = _some_loss(torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(3)), torch.ones(2, 2), config)
+def test_the_total_is_the_weighted_sum_of_its_parts_and_without_a_head_the_gate_is_none() -> None:
+    config, logits = LossConfig(bce=2.0, dice=0.5, gate=3.0), torch.zeros(2, 2, 6, 6)
+    parts, headless = _some_loss(logits, torch.ones(2, 2), config), _some_loss(logits, None, config)
     expected = 2.0 * parts.bce + 0.5 * parts.dice + 3.0 * parts.gate
     assert parts.total.item() == pytest.approx(expected.item())
     assert min(parts.bce.item(), parts.dice.item(), parts.gate.item()) > 0
+    assert headless.gate.item() == 0.0
+    assert headless.total.item() == pytest.approx((2.0 * parts.bce + 0.5 * parts.dice).item())
 
 
 # Lovasz
@@ -274,36 +232,6 @@ def test_lovasz_is_what_a_slow_loop_gives(pairs: list[list[tuple[float, int, boo
     means = {defective: sum(values) / max(1, len(values)) for defective, values in costs.items()}
     loss = pair_lovasz(logits.float(), (truth * valid).float(), valid.bool(), empty_weight=empty_weight)
     assert loss.item() == pytest.approx(means[True] + empty_weight * means[False], abs=1e-4)
-
-
-def test_lovasz_of_a_pair_by_hand() -> None:
-    # Errors: 1 - 0.5 for the defect, 1 + 0.2 and 1 - 2 for the sound pixels; the last is beyond the margin.
-    # From the worst down, seen from the defect (area 1): a false alarm makes 1 - 1/2, the miss then 1 - 0/2.
-    # Seen from the sound steel (area 2): one lost makes 1 - 1/2, then one too many 1 - 1/3.
-    logits, truth = _pixels(0.5, 0.2, -2.0), _pixels(1, 0, 0)
-    defect = 1.2 * 0.5 + 0.5 * 0.5
-    sound = 1.2 * 0.5 + 0.5 * (2 / 3 - 1 / 2)
-    loss = pair_lovasz(logits, truth, _all_valid(logits), empty_weight=0.3)
-    assert loss.item() == pytest.approx((defect + sound) / 2)
-
-
-def test_lovasz_weighs_clean_pairs() -> None:
-    # Nothing to find: the first false alarm makes 1 - 0/1 at once; of the sound steel a half is lost.
-    logits = _pixels(0.2, -2.0)
-    expected = (1.2 * 1.0 + 1.2 * 0.5) / 2
-    for weight in (0.0, 0.3, 1.0):
-        loss = pair_lovasz(logits, torch.zeros_like(logits), _all_valid(logits), empty_weight=weight)
-        assert loss.item() == pytest.approx(weight * expected)
-
-
-def test_lovasz_averages_defective_and_clean_pairs_apart() -> None:
-    logits = torch.cat([_pixels(0.2, -2.0), _pixels(0.2, -2.0), _pixels(0.2, -2.0)])
-    truth = torch.cat([_pixels(0, 0), _pixels(1, 0), _pixels(0, 0)])
-    parts = [
-        pair_lovasz(logits[chosen], truth[chosen], _all_valid(logits[chosen]), empty_weight=0.4).item()
-        for chosen in ([1], [0], [0, 1, 2])
-    ]
-    assert parts[2] == pytest.approx(parts[0] + parts[1])
 
 
 @pytest.mark.parametrize("values", [(1, 0, 0), (0, 0, 0), (1, 1, 1)])

@@ -1,18 +1,30 @@
-"""OpenVINO leaves the main thread able to take signals."""
+"""OpenVINO: signals stay deliverable, files keep their precision, and some layers stay in float32."""
 
 import ctypes
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openvino
 import pytest
+from numpy.typing import NDArray
+from openvino import opset8
 
 from defectseg.errors import ModelError
-from defectseg.model.openvino_io import away_from_signals, core, read_model, save_model
+from defectseg.model.openvino_io import (
+    away_from_signals,
+    core,
+    keep_sensitive_in_float32,
+    read_model,
+    save_model,
+    unmark,
+)
 
-openvino = pytest.importorskip("openvino")
+MARKED = ["Convolution", "GroupConvolution"]
+IMAGES: Any = np.random.default_rng(1).normal(size=(1, 1, 16, 32)).astype(np.float32)
 
 
 class _Stack(ctypes.Structure):
@@ -53,17 +65,58 @@ def test_what_is_done_away_from_signals_returns_and_raises() -> None:
         away_from_signals(lambda: 1 // 0)
 
 
-def test_models_are_written_in_the_precision_that_they_have(tmp_path: Path) -> None:
-    from openvino import opset8 as op
-
-    x = op.parameter([4], np.float32)
-    weights = np.full(4, 1 / 3, np.float32)
-    save_model(openvino.Model([op.multiply(x, weights)], [x]), tmp_path / "m.xml")
-    constants = [node for node in read_model(tmp_path / "m.xml").get_ops() if node.get_type_name() == "Constant"]
-    assert np.array_equal(constants[0].data, weights)
-
-
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.xml").write_text("<net", encoding="utf-8")
     with pytest.raises(ModelError, match=r"m\.xml: OpenVINO cannot read it"):
         read_model(tmp_path / "m.xml")
+
+
+def _model(*, groups: int = 8, inputs_of_each: int = 1) -> openvino.Model:
+    """Two convolutions, then one in groups, with random weights; a description with characters that XML escapes."""
+    rng = np.random.default_rng(0)
+    x = opset8.parameter([1, 1, 16, 32], np.float32, name="image")
+    node: Any = x
+    for inputs in (1, 8):
+        weights = rng.normal(size=(8, inputs, 3, 3)).astype(np.float32)
+        node = opset8.convolution(node, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+    weights = rng.normal(size=(groups, 8 // groups, inputs_of_each, 3, 3)).astype(np.float32)
+    node = opset8.group_convolution(node, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+    model = openvino.Model([node], [x])
+    model.set_rt_info('{"name": "<a> & b\\n"}', ["defectseg"])
+    return model
+
+
+def _marked(model: openvino.Model) -> list[str]:
+    keys = ((node.get_type_name(), node.get_rt_info()) for node in model.get_ordered_ops())
+    return [name for name, info in keys if "DisablePrecisionConversion_0" in info]
+
+
+def _answer(model: openvino.Model) -> NDArray[np.float32]:
+    answer: NDArray[np.float32] = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(IMAGES)[0]
+    return answer
+
+
+def test_depthwise_convolutions_and_the_first_layer_stay_in_float32_until_the_marks_are_taken_off(
+    tmp_path: Path,
+) -> None:
+    model = _model()
+    kept = keep_sensitive_in_float32(model)
+
+    assert _marked(kept) == MARKED
+    assert kept.get_rt_info(["defectseg"]).astype(str) == '{"name": "<a> & b\\n"}'
+    assert np.array_equal(_answer(model), _answer(kept))
+    # Marks and weights are in the file as they are.
+    save_model(kept, tmp_path / "m.xml")
+    read = read_model(tmp_path / "m.xml")
+    assert _marked(read) == MARKED
+    assert np.array_equal(_answer(model), _answer(read))
+    assert unmark(kept)
+    assert _marked(kept) == []
+    assert np.array_equal(_answer(model), _answer(kept))
+
+
+def test_a_model_without_depthwise_convolutions_is_left_alone() -> None:
+    model = _model(groups=2, inputs_of_each=4)
+    assert keep_sensitive_in_float32(model) is model
+    assert _marked(model) == []
+    assert not unmark(model)
