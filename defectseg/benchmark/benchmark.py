@@ -215,7 +215,7 @@ def _choose(images: Sequence[FoundImage], count: int) -> tuple[tuple[FoundImage,
     sizes_hw: list[tuple[int, int]] = []
     for found in images:
         try:
-            height, width = image_files.decode_found(found).pixels.shape
+            height, width = image_files.decode(found).pixels.shape
         except ImageError as error:
             log.warning("%s It is left out.", error)
             continue

@@ -3,10 +3,10 @@
 import logging
 import os
 import re
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import cv2
 
@@ -118,7 +118,7 @@ class _Search:
 
     def add(self, given: Path, *, may_fail: bool = False) -> None:
         """Take in a folder, with what is below it, or a file. Raises DataError for a fault, unless it may fail."""
-        whole = _absolute(given)
+        whole = Path(os.path.abspath(given))  # noqa: PTH100  # links stay: their names are what the user chose
         if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises an error for what may not be looked at
             self._add_folder(given, whole, may_fail=may_fail)
             return
@@ -134,34 +134,36 @@ class _Search:
             self.found[whole.parent].append(FoundImage(whole.name, given, fault))
 
     def _add_folder(self, base: Path, whole: Path, *, may_fail: bool) -> None:
-        """Take in the images of a folder and, if wanted, of those below it, each once. Links to folders come last."""
-        waiting = deque([(base, "")])
-        while waiting:
-            folder, prefix = waiting.popleft()
-            real = _real(folder)
-            if real in self._folders or self._is_skipped(real):
-                continue
-            self._folders.add(real)
-            try:
-                entries = _visible_entries(folder)
-            except OSError as error:
-                why = f"the folder cannot be listed ({error.strerror or error}). Check its permissions."
-                fault = f"{escaped(folder)}: {why}"
-                if folder == base and not may_fail:
-                    raise DataError(fault) from error
-                owner = whole if prefix else whole.parent
-                self.found[owner].append(FoundImage(prefix.rstrip("/") or whole.name, folder, fault))
-                continue
-            for entry in entries:
-                if _is_folder(entry):
-                    add = waiting.append if entry.is_symlink() else waiting.appendleft
-                    if self._recursive:
-                        add((folder / entry.name, f"{prefix}{entry.name}/"))
-                elif _suffix(entry.name) not in IMAGE_SUFFIXES:
-                    self._passed_over[_suffix(entry.name)] += 1
-                # Broken links and what is no regular file are kept: they must be reported rather than passed over.
-                elif self._is_new(real, entry.name):
-                    self.found[whole].append(FoundImage(prefix + entry.name, folder / entry.name))
+        """Add the images of a folder and, if wanted, of those below it, each once. Links to folders come last."""
+
+        def fail(error: OSError) -> None:
+            folder = Path(error.filename)
+            fault = f"{escaped(folder)}: the folder cannot be listed ({error.strerror}). Check its permissions."
+            if folder == base and not may_fail:
+                raise DataError(fault) from error
+            if self._is_new_folder(_real(folder)):
+                owner = whole.parent if folder == base else whole
+                name = whole.name if folder == base else folder.relative_to(base).as_posix()
+                self.found[owner].append(FoundImage(name, folder, fault))
+
+        waiting = [base]
+        for start in waiting:
+            for name, subfolders, files in os.walk(start, onerror=fail):
+                folder = Path(name)
+                real = _real(folder)
+                is_new = self._is_new_folder(real)
+                visible = is_new and self._recursive
+                subfolders[:] = sorted(name for name in subfolders if visible and not name.startswith("."))
+                waiting += [folder / name for name in subfolders if (folder / name).is_symlink()]
+                prefix = "" if folder == base else f"{folder.relative_to(base).as_posix()}/"
+                for file in files if is_new else ():
+                    if file.startswith("."):
+                        continue
+                    if _suffix(file) not in IMAGE_SUFFIXES:
+                        self._passed_over[_suffix(file)] += 1
+                    # Broken links and what is no regular file are kept: they must be reported rather than passed over.
+                    elif self._is_new(real, file):
+                        self.found[whole].append(FoundImage(prefix + file, folder / file))
 
     def log_passed_over(self) -> None:
         """Say how many files have a suffix of another kind."""
@@ -175,27 +177,15 @@ class _Search:
     def _is_skipped(self, real_folder: Path) -> bool:
         return self._skip is not None and real_folder.is_relative_to(self._skip)
 
+    def _is_new_folder(self, real_folder: Path) -> bool:
+        is_new = real_folder not in self._folders and not self._is_skipped(real_folder)
+        self._folders.add(real_folder)
+        return is_new
+
     def _is_new(self, real_folder: Path, name: str) -> bool:
         new = (real_folder, name) not in self._files
         self._files.add((real_folder, name))
         return new
-
-
-def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-def _absolute(folder: Path) -> Path:
-    """Absolute without `..`; links stay, since their names are what the user chose."""
-    return Path(os.path.normpath(folder.absolute()))
 
 
 def _real(folder: Path) -> Path:
@@ -204,8 +194,7 @@ def _real(folder: Path) -> Path:
 
 
 def _suffix(name: str) -> str:
-    _, dot, end = name.rpartition(".")
-    return f"{dot}{end}".lower() if dot else ""
+    return PurePath(name).suffix.lower()
 
 
 def _suffixes() -> str:

@@ -44,7 +44,6 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _STRIP_BGR: Bgr = (28, 28, 28)
 _TEXT_BGR: Bgr = (235, 235, 235)
 _SWATCH_GREY = 110
-_WIDEST_CACHED_LEGEND_PX = 4096
 # Latin letters that Unicode does not decompose into a plain letter and an accent.
 _PLAIN_LETTERS = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
@@ -129,11 +128,7 @@ def paint_truth(image: NDArray[np.uint8], truth: NDArray[np.bool_]) -> NDArray[n
     Returns:
         uint8 (H, W, 3), BGR.
     """
-    picture = _as_bgr(image)
-    for box in _boxes(truth):
-        _blend(picture[box], truth[box], BLUE_BGR)
-        picture[box][_outline(truth[box])] = BLUE_OUTLINE_BGR
-    return picture
+    return paint_comparison(image, np.zeros_like(truth), truth)[: image.shape[0]]
 
 
 def encode_jpeg(bgr: NDArray[np.uint8]) -> bytes:
@@ -163,10 +158,6 @@ def legend_text(class_name: str, class_id: int) -> str:
     if not plain.isascii() or not plain.isprintable() or plain in ("", str(class_id), f"class {class_id}"):
         return f"class {class_id}"
     return f"{class_id} {plain}"
-
-
-def _as_bgr(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
 
 
 def _outline_bgr(index: int) -> Bgr:
@@ -199,29 +190,16 @@ def _blend(picture: NDArray[np.uint8], mask: NDArray[np.bool_], bgr: Bgr) -> Non
 
 def _with_legend(image: NDArray[np.uint8], entries: Sequence[_Entry]) -> NDArray[np.uint8]:
     """A grey image as BGR, uint8 (H + legend, W, 3); without entries there is no legend."""
-    if not entries:
-        return _as_bgr(image)
-    height, width = image.shape
-    draw = _cached_legend if width <= _WIDEST_CACHED_LEGEND_PX else _legend
-    strip = draw(tuple(entries), width)
-    whole = np.empty((height + len(strip), width, 3), np.uint8)
-    whole[:height] = _as_bgr(image)
-    whole[height:] = strip
-    return whole
+    bgr = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
+    return np.concatenate([bgr, _legend(tuple(entries), image.shape[1])]) if entries else bgr
 
 
-@lru_cache(maxsize=16)
-def _cached_legend(entries: tuple[_Entry, ...], width_px: int) -> NDArray[np.uint8]:
-    """As `_legend`, not to be written to: images of a run are mostly of one size, and have the same few classes."""
-    strip = _legend(entries, width_px)
-    strip.flags.writeable = False
-    return strip
-
-
-def _legend(entries: Sequence[_Entry], width_px: int) -> NDArray[np.uint8]:
+@lru_cache(maxsize=8)  # images of a run are mostly of one size, and have the same few classes
+def _legend(entries: tuple[_Entry, ...], width_px: int) -> NDArray[np.uint8]:
     """A strip, uint8 (h, width, 3): a swatch and a text for each entry, as many in a row as fit.
 
-    It has the size of small print on 1600 px and grows with wider images, which are shown smaller.
+    It has the size of small print on 1600 px and grows with wider images, which are shown smaller. It is shared:
+    callers copy it.
     """
     scale = 0.42 * min(max(width_px / 1600, 1.0), 3.0)
     row_px = round(scale * 46)
@@ -239,15 +217,12 @@ def _legend(entries: Sequence[_Entry], width_px: int) -> NDArray[np.uint8]:
     strip = np.full(((row + 1) * row_px, width_px, 3), _STRIP_BGR, dtype=np.uint8)
     for entry, text, x, row in placed:
         top = row * row_px + (row_px - swatch_px) // 2
-        _draw_swatch(strip[top : top + swatch_px, x : x + swatch_px], entry)
+        strip[top : top + swatch_px, x : x + swatch_px] = entry.outline_bgr
+        fill = [round((1 - FILL_ALPHA) * _SWATCH_GREY + FILL_ALPHA * level) for level in entry.fill_bgr]
+        strip[top + 2 : top + swatch_px - 2, x + 2 : x + swatch_px - 2] = fill
         baseline = (x + lead_px - gap_px // 3, row * row_px + round(row_px * 0.68))
         cv2.putText(strip, text, baseline, _FONT, scale, _TEXT_BGR, max(1, round(scale * 1.6)), cv2.LINE_AA)
     return strip
-
-
-def _draw_swatch(swatch: NDArray[np.uint8], entry: _Entry) -> None:
-    swatch[:] = entry.outline_bgr
-    swatch[2:-2, 2:-2] = [round((1 - FILL_ALPHA) * _SWATCH_GREY + FILL_ALPHA * level) for level in entry.fill_bgr]
 
 
 def _text_width_px(text: str, scale: float) -> int:

@@ -1,10 +1,8 @@
 """Decode images strictly to grey, and mask images to the numbers in them."""
 
+import io
 import os
-import struct
-import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,22 +87,20 @@ def find_low_bit_depth(brightest: Mapping[int | None, int]) -> LowBitDepth | Non
     return LowBitDepth(images, of, max(low), next(bits for bits in _CAMERA_BIT_DEPTHS if max(low) < 2**bits))
 
 
-def decode(path: Path, *, bit_depth: int | None = None, model_bit_depth: int | None = None) -> DecodedImage:
+def decode(
+    image: Path | FoundImage, *, bit_depth: int | None = None, model_bit_depth: int | None = None
+) -> DecodedImage:
     """Read an image file as grey uint8; see `decode_bytes`.
 
     Raises:
-        ImageError: the file cannot be read, is not an image, is not whole, or has too many pixels.
+        ImageError: the file was found with a fault, cannot be read, is not an image, is not whole, or has too many
+            pixels.
     """
-    return decode_bytes(read_file(path), name=str(path), bit_depth=bit_depth, model_bit_depth=model_bit_depth)
-
-
-def decode_found(
-    image: FoundImage, *, bit_depth: int | None = None, model_bit_depth: int | None = None
-) -> DecodedImage:
-    """Like `decode`. Raises ImageError, also for an image that was found with a fault."""
-    if image.fault:
-        raise ImageError(image.fault)
-    return decode(image.path, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+    if isinstance(image, FoundImage):
+        if image.fault:
+            raise ImageError(image.fault)
+        image = image.path
+    return decode_bytes(read_file(image), name=str(image), bit_depth=bit_depth, model_bit_depth=model_bit_depth)
 
 
 def read_file(path: Path) -> bytes:
@@ -212,10 +208,8 @@ def decode_small(path: Path, *, shorter_px: int, longer_px: int, bit_depth: int 
         shorter, longer = sorted(container.size_hw)
         for divisor, flag in _REDUCED_FLAGS.items():
             if shorter >= divisor * shorter_px and (longer >= divisor * longer_px or longer < longer_px):
-                with suppress(ImageError):
-                    pixels = decode_payload(container.payload, flag | cv2.IMREAD_IGNORE_ORIENTATION, name=str(path))
-                    return np.ascontiguousarray(pixels, np.uint8)
-                break
+                pixels = decode_payload(container.payload, flag | cv2.IMREAD_IGNORE_ORIENTATION, name=str(path))
+                return np.ascontiguousarray(pixels, np.uint8)
     return decode_bytes(content, name=str(path), bit_depth=bit_depth).pixels
 
 
@@ -248,14 +242,7 @@ def to_grey(pixels: NDArray[Any], name: str, *, bit_depth: int | None = None) ->
         pixels = (pixels if code is None else np.asarray(cv2.cvtColor(pixels, code))).reshape(height, width)
     if pixels.dtype == np.uint8:
         return DecodedImage(np.ascontiguousarray(pixels, np.uint8), notes)
-    return _scaled(pixels, int(colours.max()), bit_depth, notes, name)
-
-
-def _scaled(
-    grey: NDArray[np.uint16], brightest: int, bit_depth: int | None, notes: tuple[str, ...], name: str
-) -> DecodedImage:
-    """Grey uint16 (H, W) scaled by its bit depth; `brightest` is the largest value of any of its colours."""
-    bits = _FULL_BIT_DEPTH if bit_depth is None else bit_depth
+    bits, brightest = bit_depth or _FULL_BIT_DEPTH, int(colours.max())
     largest = 2**bits - 1
     if brightest > largest:
         raise ImageError(
@@ -265,7 +252,7 @@ def _scaled(
     note = "16-bit scaled by 1/257" if bits == _FULL_BIT_DEPTH else f"16-bit scaled from {bits} bits"
     if bit_depth is None and 255 < brightest < 2 ** _CAMERA_BIT_DEPTHS[-1]:
         note += f"; brightest value {brightest} of {largest}"
-    scaled = np.asarray(cv2.convertScaleAbs(grey, alpha=255 / largest), np.uint8).reshape(grey.shape)
+    scaled = np.asarray(cv2.convertScaleAbs(pixels, alpha=255 / largest), np.uint8).reshape(height, width)
     return DecodedImage(scaled, (*notes, note), bit_depth, brightest if bit_depth is None else None)
 
 
@@ -276,9 +263,8 @@ def is_blank(pixels: NDArray[np.uint8]) -> bool:
     return 200 * int(np.count_nonzero(pixels > _BLANK_LEVEL)) <= pixels.size
 
 
+_COLOUR_TYPE_AT, _PALETTE = 25, 3  # in the header of a PNG
 MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # JPEG smears the numbers
-
-_PALETTE_COLOUR_TYPE = 3
 
 
 def read_class_map(path: Path) -> NDArray[np.uint8]:
@@ -294,47 +280,25 @@ def read_class_map(path: Path) -> NDArray[np.uint8]:
     container = whole.inspect(content, name=str(path))
     if container.kind not in ("PNG", "BMP", "TIFF"):
         raise ImageError(f"{path}: a mask in {container.kind}, which may smear numbers. Save masks as PNG.")
-    payload, levels = container.payload, 1
-    if container.kind == "PNG":
-        payload, levels = _palette_as_grey(payload)
-    pixels = decode_payload(payload, cv2.IMREAD_UNCHANGED, name=str(path))
-    numbers = _one_channel(pixels, path)
+    numbers = decode_payload(container.payload, cv2.IMREAD_UNCHANGED, name=str(path))
+    if container.kind == "PNG" and container.payload[_COLOUR_TYPE_AT] == _PALETTE:
+        from PIL.PngImagePlugin import PngImageFile
+
+        with whole.as_image_errors(str(path)):
+            picture = PngImageFile(io.BytesIO(container.payload))
+            palette = picture.getpalette() or []
+            if not palette[::3] == palette[1::3] == palette[2::3]:
+                numbers = np.asarray(picture)  # OpenCV, which noticed missing data, knows only the colours
+    if numbers.ndim == 3:
+        if (numbers[:, :, :3] != numbers[:, :, :1]).any():
+            raise ImageError(
+                f"{path}: a coloured mask; expected one number for each pixel (0 sound, 1 the first class). "
+                "Save it as a grey or palette PNG."
+            )
+        numbers = np.ascontiguousarray(numbers[:, :, 0])
     if numbers.dtype != np.uint8 and (numbers.min() < 0 or numbers.max() > 255 or numbers.dtype.kind == "f"):
         raise ImageError(
             f"{path}: holds {numbers.dtype} values up to {numbers.max()}; expected class numbers, 0 to 255."
         )
-    numbers = numbers.astype(np.uint8) // np.uint8(levels)
+    numbers = numbers.astype(np.uint8)
     return ~numbers if container.inverted else numbers
-
-
-def _one_channel(pixels: NDArray[Any], path: Path) -> NDArray[Any]:
-    if pixels.ndim == 2:
-        return pixels
-    colours = pixels[:, :, :3]
-    if (colours != colours[:, :, :1]).any():
-        raise ImageError(
-            f"{path}: a coloured mask; expected one number for each pixel (0 sound, 1 the first class). "
-            "Save it as a grey or palette PNG."
-        )
-    return np.ascontiguousarray(pixels[:, :, 0])
-
-
-def _palette_as_grey(content: bytes) -> tuple[bytes, int]:
-    """A whole PNG whose palette indices decode as grey values, and what to divide these by.
-
-    OpenCV knows only the colours of a palette, so the header is rewritten to say "grey". Grey of fewer than 8 bits is
-    spread over 0..255 by the decoder (PNG specification, section 13.12), hence the divisor.
-    """
-    header = content[16:29]  # width, height, bit depth, colour type, compression, filter, interlace
-    bits, colour_type = header[8], header[9]
-    if colour_type != _PALETTE_COLOUR_TYPE:
-        return content, 1
-    chunks = [(kind, content[start : start + length]) for kind, start, length in whole.png_chunks(content)]
-    palette = next((body for kind, body in chunks if kind == b"PLTE"), b"")
-    if palette[::3] == palette[1::3] == palette[2::3]:
-        return content, 1
-    kept = [(b"IHDR", header[:9] + b"\0" + header[10:]), *(chunk for chunk in chunks if chunk[0] in (b"IDAT", b"IEND"))]
-    rewritten = b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in kept
-    )
-    return content[: whole.PNG_SIGNATURE_BYTES] + rewritten, 255 // (2**bits - 1)

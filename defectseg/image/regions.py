@@ -64,7 +64,10 @@ def find_regions(
     areas_px = np.asarray(stats[:, cv2.CC_STAT_AREA])
     kept = areas_px >= min_area_px
     kept[0] = False  # label 0 is the background
-    scores = _mean_probabilities(labels, found, areas_px, None if probabilities is None else probabilities[box])
+    scores = np.full(len(areas_px), np.nan)
+    if probabilities is not None:
+        sums = np.bincount(labels[found], weights=probabilities[box][found], minlength=len(areas_px))
+        scores = sums / np.maximum(areas_px, 1)
     regions = [
         Region(class_id, area_px, (x + left, y + top, w, h), (cx + left, cy + top), score)
         for (x, y, w, h, area_px), (cx, cy), score in zip(
@@ -88,16 +91,3 @@ def _most_regions(mask: NDArray[np.bool_]) -> int:
         return most
     in_first_column, after_a_gap = np.count_nonzero(mask[:, 0]), np.count_nonzero(mask[:, 1:] & ~mask[:, :-1])
     return int(in_first_column) + int(after_a_gap)
-
-
-def _mean_probabilities(
-    labels: NDArray[Any],
-    mask: NDArray[np.bool_],
-    areas_px: NDArray[Any],
-    probabilities: NDArray[np.float32] | None,
-) -> NDArray[np.float64]:
-    """Mean probability of each label, float64 (number of labels,); nan where there are no probabilities."""
-    if probabilities is None:
-        return np.full(len(areas_px), np.nan)
-    sums = np.bincount(labels[mask], weights=probabilities[mask], minlength=len(areas_px)).astype(np.float64)
-    return np.asarray(sums / np.maximum(areas_px, 1), np.float64)

@@ -71,9 +71,15 @@ def parse_pairs(
             overlap or are not sorted, or a run beyond the image; names `where` and the pair.
     """
     if not _PLAIN.fullmatch(encoded):
-        encoded = _normalised(encoded, where)
-        if not encoded:
+        words = encoded.split()
+        if not words:
             return np.empty((0, 2), np.int64)
+        for index, word in enumerate(words):
+            if not _NUMBER.fullmatch(word):
+                raise LabelError(
+                    f"{where}: pair {index // 2 + 1} has {word[:40]!r}; expected a whole number of pixels."
+                )
+        encoded = " ".join(words)
     numbers = np.fromstring(encoded, np.int64, sep=" ")
     if len(numbers) % 2:
         raise LabelError(
@@ -81,20 +87,6 @@ def parse_pairs(
             f"length, not an odd count of {len(numbers)} numbers."
         )
     pairs = numbers.reshape(-1, 2)
-    _check_pairs(pairs, size_hw, where)
-    return pairs
-
-
-def _normalised(encoded: str, where: str) -> str:
-    """Single blanks between numbers, or LabelError for the first thing that is not a whole number."""
-    words = encoded.split()
-    for index, word in enumerate(words):
-        if not _NUMBER.fullmatch(word):
-            raise LabelError(f"{where}: pair {index // 2 + 1} has {word[:40]!r}; expected a whole number of pixels.")
-    return " ".join(words)
-
-
-def _check_pairs(pairs: NDArray[np.int64], size_hw: tuple[int, int] | None, where: str) -> None:
     starts, lengths = pairs[:, 0], pairs[:, 1]
     stops = starts + lengths
     pixels = np.iinfo(np.int64).max if size_hw is None else size_hw[0] * size_hw[1]
@@ -102,6 +94,7 @@ def _check_pairs(pairs: NDArray[np.int64], size_hw: tuple[int, int] | None, wher
     if not sound:
         index, fault = _first_fault(pairs, pixels, size_hw)
         raise LabelError(f"{where}: pair {index + 1} ('{starts[index]} {lengths[index]}') {fault}.")
+    return pairs
 
 
 def _first_fault(pairs: NDArray[np.int64], pixels: int, size_hw: tuple[int, int] | None) -> tuple[int, str]:

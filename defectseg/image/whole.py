@@ -83,7 +83,7 @@ def inspect(content: bytes, *, name: str) -> Container:
             more pixels than are allowed.
     """
     kind = _kind_of(content, name)
-    with _as_image_errors(name):
+    with as_image_errors(name):
         if kind in _WALKS:
             container = _WALKS[kind](content, name)
         else:
@@ -106,7 +106,7 @@ def read_size(handle: BinaryIO, *, name: str) -> tuple[int, int]:
     """
     head = handle.read(_HEADER_BYTES)
     kind = _kind_of(head, name)
-    with _as_image_errors(name):
+    with as_image_errors(name):
         if kind in _SIZES:
             try:
                 return _SIZES[kind](head, name)
@@ -132,7 +132,8 @@ def _kind_of(content: bytes, name: str) -> str:
 
 
 @contextmanager
-def _as_image_errors(name: str) -> Iterator[None]:
+def as_image_errors(name: str) -> Iterator[None]:
+    """Turn whatever a reader of headers raises into an ImageError."""
     try:
         yield
     except ImageError:

@@ -78,7 +78,7 @@ def decode(found: FoundImage, settings: Settings) -> DecodedImage:
     """The image as the network sees it. Raises ImageError."""
     bit_depth, model_bit_depth = settings.bit_depth, settings.model_bit_depth
     if not isinstance(found, GivenImage):
-        return image_files.decode_found(found, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+        return image_files.decode(found, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
     array = found.array
     if array.ndim not in (2, 3) or array.size == 0:
         raise ImageError(

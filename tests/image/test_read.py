@@ -698,7 +698,7 @@ def test_a_file_name_that_cannot_be_an_image_id_is_a_fault_of_that_file(
     assert bad.fault == f"{tmp_path}/{image_id}: {bad.fault.partition(': ')[2]}"
     check_image_id(bad.image_id, where="")
     with pytest.raises(ImageError, match="Rename it"):
-        images.decode_found(bad)
+        images.decode(bad)
     with pytest.raises(DataError, match="Rename it"):
         find_images([tmp_path])
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from defectseg.image import regions
 from defectseg.image.regions import Region, find_regions
 
 
@@ -112,10 +111,3 @@ def test_more_regions_than_sixteen_bits_can_number() -> None:
     mask[::2, ::2] = True
     _, found = find_regions(mask, class_id=1)
     assert len(found) == 90_000
-
-
-@given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=10)), st.just(0))
-def test_bound_on_the_number_of_regions_holds(mask: NDArray[np.bool_], most_labels: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(regions, "_MOST_LABELS_16_BIT", most_labels)  # forces the count of runs
-        assert regions._most_regions(mask) >= len(slow_regions(mask))
