@@ -36,7 +36,7 @@ from defectseg.inference.tiles import answer_tile, cut_tiles, predict_image
 from defectseg.machine import machine_facts, peak_memory_mb
 from defectseg.model.info import ModelInfo
 from defectseg.model.locate import as_paths
-from defectseg.predict.output import OutputFolder, RunKey
+from defectseg.predict.output import output_folder
 from defectseg.predict.predict import run_batch
 from defectseg.predict.render import render
 from defectseg.progress import Progress, silent
@@ -295,7 +295,7 @@ def _cold_start_s(job: _Job) -> float:
 def run_pipeline(runtime: Runtime, settings: Settings, images: Sequence[FoundImage], folder: Path) -> float:
     """Seconds from image files to the results of `predict`; what it wrote is deleted."""
     begun = time.perf_counter()
-    with OutputFolder(folder, RunKey("", None, {})) as output:
+    with output_folder(folder, {}) as output:
         run_batch(output.pending(images), runtime, settings, output)
         output.finish({})
     seconds = time.perf_counter() - begun
@@ -316,7 +316,7 @@ def run_network(runtime: Runtime, settings: Settings, pixels: Sequence[NDArray[n
 def run_stages(runtime: Runtime, settings: Settings, images: Sequence[FoundImage], folder: Path) -> NDArray[np.float64]:
     """Milliseconds (images, STAGES) of one image after another through the functions that the pipeline overlaps."""
     rows = []
-    with OutputFolder(folder, RunKey("", None, {})) as output:
+    with output_folder(folder, {}) as output:
         output.pending(images)
         for found in images:
             times = [time.perf_counter()]
@@ -327,10 +327,10 @@ def run_stages(runtime: Runtime, settings: Settings, images: Sequence[FoundImage
             segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
             times.append(time.perf_counter())
             rendered = render(
-                found, size_and_time(found.path), decoded, segmentation, runtime.class_names, output.key.outputs
+                found, size_and_time(found.path), decoded, segmentation, runtime.class_names, output.choice
             )
             times.append(time.perf_counter())
-            output.write(rendered.record, overlay_jpeg=rendered.overlay_jpeg, class_map_png=rendered.class_map_png)
+            output.write(rendered.record, rendered.pictures)
             times.append(time.perf_counter())
             rows.append(1000 * np.diff(times))
     shutil.rmtree(folder)

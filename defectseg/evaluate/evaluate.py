@@ -20,8 +20,7 @@ from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Unreadable
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.model.locate import as_paths
-from defectseg.predict.output import output_names
-from defectseg.predict.render import fit_jpeg
+from defectseg.predict.names import output_names
 from defectseg.progress import Progress, silent
 from defectseg.runtime.load import load_runtime
 
@@ -151,7 +150,7 @@ def _overlay_writer(out: Path, image_ids: Sequence[str]) -> tuple[dict[str, Path
     def write(scored: Scored) -> None:
         truth = scored.truth.any(axis=0) & ~scored.ignore
         picture = paint_comparison(scored.pixels, scored.masks.any(axis=0) & ~scored.ignore, truth)
-        write_result(out / overlays[scored.image_id], encode_jpeg(fit_jpeg(picture)[0]))
+        write_result(out / overlays[scored.image_id], encode_jpeg(picture))
 
     return overlays, write
 

@@ -14,8 +14,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.errors import ImageError
-
 Bgr = tuple[int, int, int]
 
 FILL_ALPHA = 0.4
@@ -134,17 +132,15 @@ def paint_truth(image: NDArray[np.uint8], truth: NDArray[np.bool_]) -> NDArray[n
 def encode_jpeg(bgr: NDArray[np.uint8]) -> bytes:
     """Encode uint8 (H, W, 3) BGR as a JPEG of quality 95 with 4:4:4 sampling; 4:2:0 would smear red over the border.
 
-    Raises:
-        ImageError: a side is longer than a JPEG can hold.
+    A picture with a side above `JPEG_LONGEST_SIDE_PX` is shrunk to fit.
     """
-    if max(bgr.shape[:2]) > JPEG_LONGEST_SIDE_PX:
-        raise ImageError(
-            f"an overlay of {bgr.shape[1]} x {bgr.shape[0]} px does not fit a JPEG, whose sides end at "
-            f"{JPEG_LONGEST_SIDE_PX} px. Cut the image into shorter ones."
-        )
+    factor = JPEG_LONGEST_SIDE_PX / max(bgr.shape[:2])
+    if factor < 1:
+        size_wh = (max(1, int(bgr.shape[1] * factor)), max(1, int(bgr.shape[0] * factor)))
+        bgr = np.asarray(cv2.resize(bgr, size_wh, interpolation=cv2.INTER_AREA), np.uint8)
     sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
     done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, *sampling])
-    assert done, "cv2 encodes every uint8 picture within the size limit"
+    assert done, "cv2 encodes every uint8 picture that fits"
     return content.tobytes()
 
 

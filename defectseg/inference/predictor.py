@@ -17,10 +17,9 @@ from defectseg.image.find import FoundImage
 from defectseg.image.overlay import paint_prediction
 from defectseg.image.read import DecodedImage, is_blank
 from defectseg.image.regions import Region
-from defectseg.inference.segment import Segmentation, segment, segment_image
+from defectseg.inference.segment import Segmentation, segment_image
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import GivenImage, Segmented, Unreadable, decode, stream
-from defectseg.inference.tiles import ImageAnswer, predict_image
 from defectseg.model.info import ModelInfo
 from defectseg.model.locate import model_paths
 from defectseg.runtime.base import Runtime
@@ -168,10 +167,8 @@ class Predictor:
         """
         runtime, _, settings = self._model()
         decoded = decode(_found(image), settings)
-        if not self._keep_probabilities:
-            return self._prediction(decoded, segment_image(runtime, decoded.pixels, settings), None)
-        answer = predict_image(runtime, decoded.pixels, settings)
-        return self._prediction(decoded, segment(answer, settings.thresholds), answer)
+        found = segment_image(runtime, decoded.pixels, settings, keep_answer=self._keep_probabilities)
+        return self._prediction(decoded, found)
 
     def many(self, images: Iterable[Image]) -> Generator[Prediction | Unreadable, None, None]:
         """Find the defects in many images; reading, network and post-processing overlap.
@@ -189,7 +186,7 @@ class Predictor:
         found = (_found(image, f"image {number}") for number, image in enumerate(images))
 
         def predict(one: Segmented) -> Prediction:
-            return self._prediction(one.decoded, one.segmentation, one.answer)
+            return self._prediction(one.decoded, one.segmentation)
 
         with closing(stream(found, runtime, settings, predict, keep_answers=self._keep_probabilities)) as results:
             yield from results
@@ -211,15 +208,15 @@ class Predictor:
                 self._loaded = runtime, info, Settings.of(info, **self._settings)
             return self._loaded
 
-    def _prediction(self, decoded: DecodedImage, found: Segmentation, answer: ImageAnswer | None) -> Prediction:
+    def _prediction(self, decoded: DecodedImage, found: Segmentation) -> Prediction:
         return Prediction(
             class_names=self.class_names,
             image=decoded.pixels,
             masks=found.masks,
             regions=found.regions,
             class_map=found.class_map,
-            probabilities=None if answer is None else answer.probabilities,
-            gate=None if answer is None else answer.gate,
+            probabilities=None if found.answer is None else found.answer.probabilities,
+            gate=None if found.answer is None else found.answer.gate,
             notes=decoded.notes,
         )
 

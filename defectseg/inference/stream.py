@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Event, Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -23,9 +23,9 @@ from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage
-from defectseg.inference.segment import Segmentation, segment, segment_image
+from defectseg.inference.segment import Segmentation, segment_image
 from defectseg.inference.settings import Settings
-from defectseg.inference.tiles import ImageAnswer, in_order, predict_image
+from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
 from defectseg.runtime.base import Answer, Runtime
 
@@ -54,24 +54,21 @@ class Segmented:
         stamp: size and time of its file from before it was read, so that a later change shows; see `size_and_time`.
         decoded: its pixels.
         segmentation: what is reported.
-        answer: what the network says; None unless the stream was asked to keep it.
     """
 
     found: FoundImage
     stamp: tuple[int, int]
     decoded: DecodedImage
     segmentation: Segmentation
-    answer: ImageAnswer | None
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that could not be processed, and why; `stamp` as in Segmented."""
+    """An image that could not be processed, and why."""
 
     image_id: str
     path: Path
     message: str
-    stamp: tuple[int, int] = (0, 0)
 
 
 def decode(found: FoundImage, settings: Settings) -> DecodedImage:
@@ -104,7 +101,7 @@ def stream(
         runtime: called from `runtime.parallel` threads at once.
         settings: of the inference.
         then: called from several threads at once, in any order.
-        keep_answers: give `then` the probabilities, too; of a large image these take much memory.
+        keep_answers: keep the network's answers, see `segment_image`.
 
     Raises:
         ModelError: the network answers with something that is not a number.
@@ -118,45 +115,21 @@ def stream(
         ThreadPoolExecutor(threads, thread_name_prefix="image") as pool,
     ):
         network = _Network(runtime, network_threads)
-        work = _Work(network, settings, then, keep_answers)
+        pixels_in_work = _Budget(_PIXELS_IN_WORK)
+
+        def work(found: FoundImage) -> _Out | Unreadable:
+            try:
+                with pixels_in_work.held(_pixels_of(found)):
+                    stamp, decoded = _decode_unchanged(found, settings)
+                    segmentation = segment_image(network, decoded.pixels, settings, keep_answer=keep_answers)
+                    return then(Segmented(found, stamp, decoded, segmentation))
+            except ImageError as error:
+                return Unreadable(found.image_id, found.path, str(error))
+
         try:
             yield from in_order(pool, work, images, most=threads + _LOOK_AHEAD)
         finally:
             network.stopped.set()
-
-
-class _Work(Generic[_Out]):
-    """What one thread does with one image."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        settings: Settings,
-        then: Callable[[Segmented], _Out],
-        keep_answers: bool,
-    ) -> None:
-        self._runtime = runtime
-        self._settings = settings
-        self._then = then
-        self._keep_answers = keep_answers
-        self._pixels_in_work = _Budget(_PIXELS_IN_WORK)
-
-    def __call__(self, found: FoundImage) -> _Out | Unreadable:
-        stamp = size_and_time(found.path)
-        try:
-            with self._pixels_in_work.held(_pixels_of(found)):
-                stamp, decoded = _decode_unchanged(found, self._settings)
-                return self._then(self._segment(found, stamp, decoded))
-        except ImageError as error:
-            return Unreadable(found.image_id, found.path, str(error), stamp)
-
-    def _segment(self, found: FoundImage, stamp: tuple[int, int], decoded: DecodedImage) -> Segmented:
-        settings = self._settings
-        if not self._keep_answers:
-            return Segmented(found, stamp, decoded, segment_image(self._runtime, decoded.pixels, settings), None)
-        answer = predict_image(self._runtime, decoded.pixels, settings)
-        segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
-        return Segmented(found, stamp, decoded, segmentation, answer)
 
 
 def _pixels_of(found: FoundImage) -> int:
@@ -220,33 +193,23 @@ class _Budget:
                 self._changed.notify_all()
 
 
-class _OpenCvThreads:
-    """OpenCV's threads, which are the same for the whole process, while streams are open."""
-
-    def __init__(self) -> None:
-        self.lock = Lock()
-        self.streams = 0
-        self.before = 0
-
-
-_opencv = _OpenCvThreads()
+_opencv_lock = Lock()
+_opencv_threads_before: list[int] = []  # each open stream
 
 
 @contextmanager
 def _one_opencv_thread() -> Iterator[None]:
     """Keep OpenCV from spreading single calls over cores: here that gains nothing, and takes from the network.
 
-    The last of several streams that are open at once gives it its threads back.
+    Its threads are the same for the whole process; the last of several open streams gives them back.
     """
-    with _opencv.lock:
-        if not _opencv.streams:
-            _opencv.before = cv2.getNumThreads()
-            cv2.setNumThreads(1)
-        _opencv.streams += 1
+    with _opencv_lock:
+        _opencv_threads_before.append(cv2.getNumThreads())
+        cv2.setNumThreads(1)
     try:
         yield
     finally:
-        with _opencv.lock:
-            _opencv.streams -= 1
-            if not _opencv.streams:
-                cv2.setNumThreads(_opencv.before)
+        with _opencv_lock:
+            before = _opencv_threads_before.pop()
+            if not _opencv_threads_before:
+                cv2.setNumThreads(before)

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from defectseg.errors import ModelError
 from defectseg.inference.settings import Settings
 from defectseg.inference.views import answer_views
-from defectseg.runtime.base import Answer, Runtime
+from defectseg.runtime.base import Runtime
 
 # A network answers in steps of its stride: moved by 1 px, a trained one differed by more than 0.05 on a third of the
 # pixels, moved by a whole stride on hardly any. The stride is 32 px, or 64 where the image is seen at half its size.
@@ -32,21 +32,6 @@ class ImageAnswer:
     gate: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Band:
-    """A part of an image from edge to edge, and what the network says of it.
-
-    Attributes:
-        box: rows and columns of the part within the image.
-        probabilities: float32 (C, h, w), 0..1, contiguous.
-        gate: float32 (C,), 0..1, the largest over the tiles so far: that of the image once the last band has come.
-    """
-
-    box: tuple[slice, slice]
-    probabilities: NDArray[np.float32]
-    gate: NDArray[np.float32]
-
-
 def predict_image(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> ImageAnswer:
     """Answer for one grey image uint8 (H, W) of any size; all of it is held as float32, see `predict_bands`.
 
@@ -55,13 +40,12 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8], settings: Settings
         ResourceError: memory ran out.
     """
     if fits_one_tile(image, settings):
-        answer = answer_tile(runtime, image, settings.tta)
-        return ImageAnswer(answer.probabilities[0], answer.gate[0])
+        return answer_tile(runtime, image, settings.tta)
     num_classes = len(runtime.class_names)
     probabilities, gate = np.empty((num_classes, *image.shape), np.float32), np.zeros(num_classes, np.float32)
-    for band in predict_bands(runtime, image, settings):
-        probabilities[:, *band.box] = band.probabilities
-        gate = band.gate
+    for box, answer in predict_bands(runtime, image, settings):
+        probabilities[:, *box] = answer.probabilities
+        gate = answer.gate
     return ImageAnswer(probabilities, gate)
 
 
@@ -71,66 +55,73 @@ def fits_one_tile(image: NDArray[np.uint8], settings: Settings) -> bool:
     return bool(height <= tile_h and width <= tile_w)
 
 
-def predict_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> Iterator[Band]:
+def predict_bands(
+    runtime: Runtime, image: NDArray[np.uint8], settings: Settings
+) -> Iterator[tuple[tuple[slice, slice], ImageAnswer]]:
     """Answer for a large grey image uint8 (H, W), band after band along its longer side.
 
     Probabilities of overlapping tiles are blended with weights that fall off towards inner borders. Each tile is
-    answered in all views that the settings ask for; as many tiles are in work at once as the runtime has use for. At no
-    time is more held than one tile's length of the image and the answers in work.
+    answered in all views that the settings ask for, and `runtime.parallel` tiles at once. Memory holds one tile's
+    length of the image and the answers in work.
 
-    All tiles of an image have one shape, since a runtime may have to prepare itself for each: one that reaches beyond
-    the image repeats its last row and column, as the network itself does up to its stride.
+    All tiles of an image have one shape, since a runtime may have to prepare itself for each: a tile that reaches
+    beyond the image repeats its last row and column, as the network itself does up to its stride.
+
+    Yields:
+        rows and columns of the band, which goes from edge to edge; and its answer: probabilities are contiguous, the
+        gate is the largest over the tiles so far, that of the image once the last band has come.
 
     Raises:
         ModelError: the network answers with something that is not a number.
         ResourceError: memory ran out.
     """
     # Here the first axis is the longer one: a wide image is looked at transposed, and nothing is copied for that.
-    wide = image.shape[1] > image.shape[0]
+    wide, (tile_h, tile_w), tops, lefts = _tiling(image, settings)
     height, width = _turned(image, wide).shape
-    (tile_h, tile_w), tops, lefts = _tiling((height, width), settings, wide)
     overlap_px, num_classes = settings.tile_overlap_px, len(runtime.class_names)
     answers = _answers(runtime, cut_tiles(image, settings), settings.tta)
     gate = np.zeros(num_classes, np.float32)
-    blend = _Blend((num_classes, tile_h, width), wide=wide)
+    # Weighted probabilities and, last, the weights, over one tile's length; they lie in memory as the answers do.
+    sums = _turned(np.zeros((num_classes + 1, *((width, tile_h) if wide else (tile_h, width))), np.float32), wide)
     across = [_ramp(left, tile_w, width, overlap_px) for left in lefts]
     for top, following in pairwise((*tops, height)):
         down = _ramp(top, tile_h, height, overlap_px)
         for left, weights in zip(lefts, across, strict=True):
             answer = next(answers)
-            blend.add(_turned(answer.probabilities[0], wide), np.outer(down, weights), left)
-            gate = np.maximum(gate, answer.gate[0])
-        along, whole = slice(top, following), slice(None)
-        probabilities = np.ascontiguousarray(_turned(blend.take(following - top), wide))
-        yield Band((whole, along) if wide else (along, whole), probabilities, gate)
+            weight = np.outer(down, weights)
+            inside = np.s_[:, : len(down), : len(weights)]  # a tile may reach beyond the image
+            part = sums[:, : len(down), left : left + len(weights)]
+            part[:-1] += _turned(answer.probabilities, wide)[inside] * weight
+            part[-1] += weight
+            gate = np.maximum(gate, answer.gate)
+        rows, kept = following - top, tile_h - (following - top)
+        mean = sums[:-1, :rows] / sums[-1, :rows]  # no further tile will touch these
+        sums[:, :kept] = sums[:, rows:]
+        sums[:, kept:] = 0.0
+        along, edge_to_edge = slice(top, following), slice(None)
+        box = (edge_to_edge, along) if wide else (along, edge_to_edge)
+        yield box, ImageAnswer(np.ascontiguousarray(_turned(mean, wide)), gate)
 
 
 def cut_tiles(image: NDArray[np.uint8], settings: Settings) -> Iterator[NDArray[np.uint8]]:
     """The tiles (h, w) of an image (H, W), all of one shape, in the order of their answers in `predict_bands`."""
+    wide, (tile_h, tile_w), tops, lefts = _tiling(image, settings)
+    for top, left in product(tops, lefts):
+        tile = _turned(image, wide)[top : top + tile_h, left : left + tile_w]
+        missing = [(0, tile_h - tile.shape[0]), (0, tile_w - tile.shape[1])]
+        yield _turned(np.pad(tile, missing, mode="edge"), wide)
+
+
+def _tiling(image: NDArray[np.uint8], settings: Settings) -> tuple[bool, tuple[int, int], list[int], list[int]]:
+    """Whether an image is wide; and, transposed if so, the size of its tiles, and where these begin on either axis."""
     wide = image.shape[1] > image.shape[0]
-    source = _turned(image, wide)
-    (tile_h, tile_w), tops, lefts = _tiling(source.shape, settings, wide)
-    for top in tops:
-        for left in lefts:
-            tile = source[top : top + tile_h, left : left + tile_w]
-            yield _turned(_filled(tile, (tile_h, tile_w)), wide)
-
-
-def _tiling(size_hw: tuple[int, ...], settings: Settings, wide: bool) -> tuple[tuple[int, int], list[int], list[int]]:
-    """Size of the tiles of an image, and where they begin along either axis; all of it transposed where `wide`."""
-    sides = settings.tile_hw[::-1] if wide else settings.tile_hw
-    tile_h, tile_w = map(min, sides, size_hw)
+    step = -1 if wide else 1
+    tile_h, tile_w = map(min, settings.tile_hw[::step], image.shape[::step])
     tops, lefts = (
         tile_starts(length, tile, settings.tile_overlap_px)
-        for length, tile in zip(size_hw, (tile_h, tile_w), strict=True)
+        for length, tile in zip(image.shape[::step], (tile_h, tile_w), strict=True)
     )
-    return (tile_h, tile_w), tops, lefts
-
-
-def _filled(tile: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """A tile of exactly this size: where it is smaller, its last row and column repeat."""
-    missing = [(0, wanted - length) for wanted, length in zip(size_hw, tile.shape, strict=True)]
-    return np.pad(tile, missing, mode="edge") if any(after for _, after in missing) else tile
+    return wide, (tile_h, tile_w), tops, lefts
 
 
 def _turned(array: NDArray[_Kind], wide: bool) -> NDArray[_Kind]:
@@ -138,37 +129,7 @@ def _turned(array: NDArray[_Kind], wide: bool) -> NDArray[_Kind]:
     return array.swapaxes(-2, -1) if wide else array
 
 
-class _Blend:
-    """The weighted mean of overlapping tiles over one tile's length of the image, which moves on as parts are done."""
-
-    def __init__(self, shape: tuple[int, int, int], *, wide: bool) -> None:
-        num_classes, height, width = shape
-        # Sums lie in memory as the answers do.
-        stored_hw = (width, height) if wide else (height, width)
-        self.total = _turned(np.zeros((num_classes, *stored_hw), np.float32), wide)
-        self.weight_sum = _turned(np.zeros((1, *stored_hw), np.float32), wide)
-
-    def add(self, probabilities: NDArray[np.float32], weight: NDArray[np.float32], left: int) -> None:
-        """Add a tile's answer (C, h, w) with weights (h, w), or fewer where the tile reaches beyond the image.
-
-        Its first row is the first that is not done.
-        """
-        height, width = weight.shape
-        box = np.s_[:, :height, left : left + width]
-        self.total[box] += probabilities[:, :height, :width] * weight
-        self.weight_sum[box] += weight
-
-    def take(self, rows: int) -> NDArray[np.float32]:
-        """The mean of the first rows (C, rows, width), which no further tile will touch; the rest moves up."""
-        mean = self.total[:, :rows] / self.weight_sum[:, :rows]
-        for held in (self.total, self.weight_sum):
-            kept = held.shape[1] - rows
-            held[:, :kept] = held[:, rows:]
-            held[:, kept:] = 0.0
-        return mean
-
-
-def _answers(runtime: Runtime, tiles: Iterable[NDArray[np.uint8]], tta: str) -> Iterator[Answer]:
+def _answers(runtime: Runtime, tiles: Iterable[NDArray[np.uint8]], tta: str) -> Iterator[ImageAnswer]:
     """The answers for tiles (h, w), in their order; `runtime.parallel` of them are worked on at a time."""
     if runtime.parallel == 1:
         yield from (answer_tile(runtime, tile, tta) for tile in tiles)
@@ -197,8 +158,8 @@ def in_order(
             future.cancel()
 
 
-def answer_tile(runtime: Runtime, tile: NDArray[np.uint8], tta: str) -> Answer:
-    """The answer for a tile uint8 (h, w), in the views of `tta`: probabilities (1, C, h, w) and gate (1, C).
+def answer_tile(runtime: Runtime, tile: NDArray[np.uint8], tta: str) -> ImageAnswer:
+    """The answer for a tile uint8 (h, w), in the views of `tta`.
 
     Raises:
         ModelError: it holds something that is not a number. That would pass for clean steel, as it reaches no
@@ -212,7 +173,7 @@ def answer_tile(runtime: Runtime, tile: NDArray[np.uint8], tta: str) -> Answer:
             "the network's answer is not a number: its weights are damaged, or 16-bit numbers do not suffice for it. "
             "Train it again with training.precision=fp32."
         )
-    return answer
+    return ImageAnswer(answer.probabilities[0], answer.gate[0])
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

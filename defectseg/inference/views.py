@@ -14,29 +14,21 @@ from defectseg.runtime.base import Answer, Runtime
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image: rows and columns exchanged or not, then either order reversed or not."""
+    """One way to look at an image: rows and columns exchanged or not, then either order reversed (-1) or not (1)."""
 
     transposed: bool = False
-    upside_down: bool = False
-    left_to_right: bool = False
+    row_step: int = 1
+    column_step: int = 1
 
     def turn(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The view of images (..., H, W), contiguous, as a runtime wants it."""
         turned = images.swapaxes(-2, -1) if self.transposed else images
-        return np.ascontiguousarray(turned[..., :: self._row_step, :: self._column_step])
+        return np.ascontiguousarray(turned[..., :: self.row_step, :: self.column_step])
 
     def turn_back(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
         """What was answered for the view, as an answer for the image; it shares memory with its argument."""
-        upright = probabilities[..., :: self._row_step, :: self._column_step]
+        upright = probabilities[..., :: self.row_step, :: self.column_step]
         return upright.swapaxes(-2, -1) if self.transposed else upright
-
-    @property
-    def _row_step(self) -> int:
-        return -1 if self.upside_down else 1
-
-    @property
-    def _column_step(self) -> int:
-        return -1 if self.left_to_right else 1
 
 
 # Neighbours in this order are added up first, then neighbouring pairs, and so on. Each image and its half turn stand
@@ -44,9 +36,9 @@ class View:
 # in the same brackets, and is the same to the last bit.
 _FLIPS = (
     View(),
-    View(upside_down=True, left_to_right=True),
-    View(left_to_right=True),
-    View(upside_down=True),
+    View(row_step=-1, column_step=-1),
+    View(column_step=-1),
+    View(row_step=-1),
 )
 VIEWS: dict[str, tuple[View, ...]] = {
     "none": (View(),),

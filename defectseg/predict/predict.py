@@ -5,20 +5,19 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from defectseg.errors import DefectsegError, ExitCode, UsageError
 from defectseg.image.find import FoundImage
-from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.image.read import find_low_bit_depth
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.machine import __version__, package_versions
-from defectseg.model.info import ModelInfo
 from defectseg.model.locate import as_paths, model_identity
-from defectseg.predict.output import OutputFolder, RunKey
+from defectseg.predict.output import OutputFolder, output_folder
 from defectseg.predict.render import Rendered, render, render_unreadable
 from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
 from defectseg.progress import Progress, silent
@@ -27,25 +26,9 @@ from defectseg.runtime.load import ONNX, OPENVINO, TORCH, choose_runtime, load_r
 
 log = logging.getLogger(__name__)
 
+RESULTS_VERSION = 1  # raised only when class maps change for the same model and settings: no older folder is continued
 _PACKAGES = ("numpy", "opencv-python-headless")  # that results depend on, besides the one of the runtime:
 _PACKAGE_OF_RUNTIME = {TORCH: "torch", OPENVINO: "openvino", ONNX: "onnxruntime"}
-
-
-@dataclass(frozen=True)
-class BatchCounts:
-    """What a batch did.
-
-    Attributes:
-        processed, unreadable: number of images.
-        with_defect, blank: number of those processed.
-        low_bit_depth: set where most of its 16-bit images seem to come from a camera of fewer bits.
-    """
-
-    processed: int
-    with_defect: int
-    unreadable: int
-    blank: int = 0
-    low_bit_depth: LowBitDepth | None = None
 
 
 def run_batch(
@@ -55,7 +38,7 @@ def run_batch(
     output: OutputFolder,
     *,
     progress: Progress = silent,
-) -> BatchCounts:
+) -> dict[str, Any]:
     """Segment images and write what is found; an image that cannot be read is recorded and the batch goes on.
 
     Args:
@@ -65,6 +48,10 @@ def run_batch(
         output: where results go, and which of them.
         progress: told after each image, in the order of `images`.
 
+    Returns:
+        what run.json says of it: `processed` and `unreadable`, numbers of images; `with_defect` and `blank`, numbers
+        of those processed; `low_bit_depth`, a LowBitDepth as a dict, or None.
+
     Raises:
         ResourceError: memory or disk space ran out; what is done is kept.
         ModelError: the network answers with something that is not a number.
@@ -73,25 +60,26 @@ def run_batch(
     brightest: Counter[int | None] = Counter()
 
     def paint(one: Segmented) -> Rendered:
-        return render(one.found, one.stamp, one.decoded, one.segmentation, runtime.class_names, output.key.outputs)
+        return render(one.found, one.stamp, one.decoded, one.segmentation, runtime.class_names, output.choice)
 
     with closing(stream(images, runtime, settings, paint)) as results:
         for done, result in enumerate(results, start=1):
             if isinstance(result, Unreadable):
                 log.warning("%s", result.message)
                 result = render_unreadable(result)
-            output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
+            output.write(result.record, result.pictures)
             statuses[result.record.status] += 1
             brightest[result.brightest16] += 1
             progress(done, len(images))
     unreadable = statuses[STATUS_UNREADABLE]
-    return BatchCounts(
-        processed=statuses.total() - unreadable,
-        with_defect=statuses[STATUS_DEFECT],
-        unreadable=unreadable,
-        blank=statuses[STATUS_BLANK],
-        low_bit_depth=find_low_bit_depth(brightest),
-    )
+    low_bit_depth = find_low_bit_depth(brightest)
+    return {
+        "processed": statuses.total() - unreadable,
+        "with_defect": statuses[STATUS_DEFECT],
+        STATUS_BLANK: statuses[STATUS_BLANK],
+        STATUS_UNREADABLE: unreadable,
+        "low_bit_depth": None if low_bit_depth is None else asdict(low_bit_depth),
+    }
 
 
 def predict(
@@ -115,7 +103,7 @@ def predict(
     Args:
         models: model file, or several whose answers are averaged.
         images: see defectseg.image.find.find_images.
-        out: output folder; continued where its results have the same key, see defectseg.predict.output.RunKey.
+        out: output folder; continued where its results come from the same model and settings.
         classes: ClassIds or names to report; None reports all.
         overwrite: redo everything in a folder that predict wrote.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -144,19 +132,21 @@ def predict(
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
     only_classes = None if classes is None else resolve_classes(classes, info.class_names)
     settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
-    key = RunKey(
-        model_sha256=model_identity(models),
-        only_classes=only_classes,
-        thresholds=settings.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
-        tta=settings.tta,
-        outputs=choice,
-        bit_depth=settings.bit_depth,
-        model_bit_depth=settings.model_bit_depth,
-        runtime=", ".join(kinds),
-        precision=_requested_precision(info),
-        tile_hw=settings.tile_hw,
-        tile_overlap_px=settings.tile_overlap_px,
-    )
+    export = info.export
+    key = {
+        "model_sha256": model_identity(models),
+        "only_classes": only_classes,
+        "thresholds": settings.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+        "tta": settings.tta,
+        "bit_depth": settings.bit_depth,
+        "model_bit_depth": settings.model_bit_depth,
+        "runtime": ", ".join(kinds),
+        # What the model file asks for, not what this processor computes in; None: the runtime takes the quickest.
+        "precision": None if export is None else f"{export.precision}, other layers {export.float_layers}",
+        "tile_hw": settings.tile_hw,
+        "tile_overlap_px": settings.tile_overlap_px,
+        "results_version": RESULTS_VERSION,
+    }
     run: dict[str, Any] = {
         "defectseg": __version__,
         "model": ", ".join(map(str, as_paths(models))),
@@ -167,41 +157,32 @@ def predict(
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
     }
-    with OutputFolder(out, key, overwrite=overwrite) as output:
+    with output_folder(out, key, choice, overwrite=overwrite) as output:
         pending = output.pending(images)
         if pending:
-            _note_what_computes(output, network.name, kinds, started=run["started"])
+            packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)])
+            computed_by = {"runtime": network.name, "defectseg": __version__, **packages}
+            output.add_run(computed_by, started=run["started"])
         output.write_run({**run, "status": "running"})
         progress(0, len(pending))
-        begun = time.monotonic()
+        begun = time.perf_counter()
         try:
             counts = run_batch(pending, network, settings, output, progress=progress)
-            run |= _outcome(counts, skipped=len(images) - len(pending), seconds=time.monotonic() - begun)
+            seconds, processed = time.perf_counter() - begun, counts["processed"]
+            run |= {
+                "status": "finished",
+                "ended": _now(),
+                **counts,
+                "already_done": len(images) - len(pending),
+                "seconds": round(seconds, 3),
+                "images_per_second": round(processed / seconds, 2) if processed else None,
+            }
             return output.finish(run)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(DefectsegError):  # on a full disk, say; the first error is the one to report
                 output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
             raise
-
-
-def _requested_precision(info: ModelInfo) -> str | None:
-    """The one that a model file asks for; None where the runtime chooses what is quickest."""
-    export = info.export
-    return None if export is None else f"{export.precision}, other layers {export.float_layers}"
-
-
-def _note_what_computes(output: OutputFolder, name: str, kinds: Sequence[str], *, started: str) -> None:
-    """Keep the runtime and the versions of the libraries, and warn where they are not those of earlier results."""
-    packages = [*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)]
-    computed_by = {"runtime": name, "defectseg": __version__, **package_versions(packages)}
-    if changes := output.add_run(computed_by, started=started):
-        log.warning(
-            "%s: earlier results were computed by something else (%s), and may differ a little from new ones. Choose "
-            "another folder, or overwrite this one, to compute all alike.",
-            output.root,
-            "; ".join(changes),
-        )
 
 
 def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
@@ -232,21 +213,6 @@ def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool, fail_on_blank: bo
     if run[STATUS_UNREADABLE] or (fail_on_blank and in_folder[STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
-
-
-def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, Any]:
-    return {
-        "status": "finished",
-        "ended": _now(),
-        "processed": counts.processed,
-        "with_defect": counts.with_defect,
-        STATUS_BLANK: counts.blank,
-        STATUS_UNREADABLE: counts.unreadable,
-        "low_bit_depth": None if counts.low_bit_depth is None else asdict(counts.low_bit_depth),
-        "already_done": skipped,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(counts.processed / seconds, 2) if counts.processed and seconds > 0 else None,
-    }
 
 
 def _now() -> str:

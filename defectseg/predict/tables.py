@@ -9,6 +9,7 @@ from defectseg.errors import UsageError
 OVERLAYS, MASKS, RLE, REGIONS = "overlays", "masks", "rle", "regions"
 OUTPUTS = (OVERLAYS, MASKS, RLE, REGIONS)
 OVERLAYS_OF = ("all", "defects", "none")
+PICTURES = {OVERLAYS: ".jpg", MASKS: ".png"}
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class OutputChoice:
     names: tuple[str, ...] = OUTPUTS
     overlays: str = "all"
 
+    @property
+    def pictures(self) -> list[str]:
+        """The kinds of pictures, of PICTURES, that are written."""
+        return [kind for kind in PICTURES if kind in self.names]
+
     def has_overlay(self, *, with_defect: bool) -> bool:
         """Whether an image gets an overlay."""
         return OVERLAYS in self.names and (with_defect or self.overlays == "all")
-
-
-EVERYTHING = OutputChoice()
 
 
 def choose_outputs(outputs: Sequence[str] | None, overlays: str | None) -> OutputChoice:

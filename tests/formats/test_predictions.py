@@ -15,8 +15,8 @@ from defectseg.formats.predictions import predictions_to_coco
 from defectseg.image import rle
 from defectseg.image.find import FoundImage
 from defectseg.image.regions import find_regions
-from defectseg.predict.output import OutputFolder, RunKey
-from defectseg.predict.tables import EVERYTHING, OutputChoice, Record
+from defectseg.predict.output import output_folder
+from defectseg.predict.tables import OutputChoice, Record
 
 SIZE_HW = (40, 60)
 NAMES = ("pits", "cracks")
@@ -35,12 +35,12 @@ TWO_PITS = box(2, 2, 12, 8) | box(2, 20, 8, 30)
 def output_of_predict(
     tmp_path: Path,
     masks: dict[str, dict[int, NDArray[np.bool_]] | None],
-    outputs: OutputChoice = EVERYTHING,
+    outputs: OutputChoice | None = None,
     **run: Any,
 ) -> Path:
     """A finished output folder; None for an unreadable image. Scores are 0.9, 0.8 and so on, largest region first."""
     root = tmp_path / "out"
-    with OutputFolder(root, RunKey("ab" * 32, None, {}, outputs=outputs)) as output:
+    with output_folder(root, {}, outputs) as output:
         found = []
         for image_id in masks:
             path = tmp_path / "images" / image_id
@@ -50,8 +50,8 @@ def output_of_predict(
         output.pending(found)
         for image_id, by_class in masks.items():
             one = record(image_id, by_class)
-            one = one if "regions" in outputs.names else replace(one, regions=[])
-            output.write(one, overlay_jpeg=b"jpeg", class_map_png=b"png")
+            one = one if outputs is None or "regions" in outputs.names else replace(one, regions=[])
+            output.write(one, {"overlays": b"jpeg", "masks": b"png"})
         output.finish({"class_names": list(NAMES), "status": "finished", **run})
     return root
 

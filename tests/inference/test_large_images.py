@@ -146,11 +146,11 @@ def test_bands_cover_the_image_once_along_its_longer_side(size_hw: tuple[int, in
     runtime = FakeRuntime(contradicting, 3, tile_hw=(16, 16), overlap_px=4)
     covered = np.zeros(size_hw, np.int64)
 
-    for band in predict_bands(runtime, np.zeros(size_hw, np.uint8), runtime.settings):
-        covered[band.box] += 1
-        assert band.probabilities.shape[1:] == covered[band.box].shape
-        assert min(band.probabilities.shape[1:]) <= 16
-        assert band.probabilities.flags.c_contiguous
+    for box, answer in predict_bands(runtime, np.zeros(size_hw, np.uint8), runtime.settings):
+        covered[box] += 1
+        assert answer.probabilities.shape[1:] == covered[box].shape
+        assert min(answer.probabilities.shape[1:]) <= 16
+        assert answer.probabilities.flags.c_contiguous
 
     assert (covered == 1).all()
 

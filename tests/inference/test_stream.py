@@ -95,10 +95,10 @@ def test_the_answer_is_kept_for_who_asks_for_it(
 
     assert isinstance(one, Segmented)
     assert np.argwhere(one.segmentation.class_map).tolist() == [[0, 0], [0, 1]]
-    assert (one.answer is not None) == keep
-    if one.answer is not None:
+    assert (one.segmentation.answer is not None) == keep
+    if one.segmentation.answer is not None:
         expected = predict_image(runtime, one.decoded.pixels, runtime.settings)
-        np.testing.assert_array_equal(one.answer.probabilities, expected.probabilities)
+        np.testing.assert_array_equal(one.segmentation.answer.probabilities, expected.probabilities)
 
 
 def test_large_images_go_alone(grey_runtime: Callable[..., Any]) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 from defectseg.errors import ExitCode, OutputExistsError, ResourceError, UsageError
 from defectseg.image.find import find_images
 from defectseg.model.info import ExportInfo, ModelInfo, Thresholds
-from defectseg.predict.output import RunKey
 from defectseg.predict.predict import exit_code_of, predict, resolve_classes
 
 PIT, CRACK = 120, 160  # grey levels, as GreyRuntime reads them
@@ -301,7 +299,7 @@ def _changed(runtime: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> dict[s
         options: Any = {"precision": "int8"} if what == "int8" else {"float_layers": "f32"}
         runtime.info = info.model_copy(update={"export": ExportInfo(format="openvino", **options)})
     elif what == "results version":
-        monkeypatch.setattr("defectseg.predict.predict.RunKey", partial(RunKey, results_version=2))
+        monkeypatch.setattr("defectseg.predict.predict.RESULTS_VERSION", 2)
     return {"runtime": what} if what in ("torch", "onnx") else {"bit_depth": 12} if what == "bit depth" else {}
 
 
