@@ -1,7 +1,7 @@
 import contextlib
 import io
-import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -15,12 +15,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffTags import DOUBLE, SHORT
 
-from defectseg.errors import DataError, ImageError
-from defectseg.files import check_image_id
-from defectseg.image import read as images
-from defectseg.image.find import FoundImage, find_images
-from defectseg.image.read import decode_bytes, find_low_bit_depth, is_blank, read_class_map, to_grey
+from defectseg.errors import ImageError
+from defectseg.image.read import (
+    decode,
+    decode_bytes,
+    decode_small,
+    find_low_bit_depth,
+    is_blank,
+    read_class_map,
+    read_size,
+    to_grey,
+)
 from defectseg.image.whole import MAX_PIXELS, allow_pixels, png_chunks
 
 TEXTURE = np.random.default_rng(1).integers(0, 256, (64, 160)).astype(np.uint8)
@@ -43,37 +51,33 @@ def encoded_by_pillow(pixels: NDArray[Any], kind: str, mode: str | None = None, 
     return buffer.getvalue()
 
 
-def tiff(data: bytes, size_hw: tuple[int, int], bits: int, *more: tuple[int, int], photometric: int = 1) -> bytes:
-    """An uncompressed one-strip TIFF of short and long tags, as in section 2 of the TIFF 6.0 specification."""
-    height, width = size_hw
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data)}
-    entries = sorted({**tags, **dict(more)}.items())
-    padded = data + b"\0" * (len(data) % 2)
-    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
-    return (
-        b"II*\0" + struct.pack("<I", 8 + len(padded)) + padded + struct.pack("<H", len(entries)) + directory + bytes(4)
-    )
+def tiff(pixels: NDArray[Any], tags: dict[int, Any]) -> bytes:
+    """An uncompressed TIFF; tag 274 is the orientation, 262 where 0 means white."""
+    directory = ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        directory.tagtype[tag] = DOUBLE if isinstance(value, float) else SHORT
+        directory[tag] = value
+    return encoded_by_pillow(pixels, "TIFF", tiffinfo=directory)
 
 
-def with_exif_orientation(jpeg: bytes, orientation: int, order: str = "<") -> bytes:
-    mark = b"II" if order == "<" else b"MM"
-    block = mark + struct.pack(f"{order}HIHHHIHHI", 42, 8, 1, 274, 3, 1, orientation, 0, 0)
-    segment = b"Exif\0\0" + block
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+def with_segment(jpeg: bytes, body: bytes, marker: int = 0xE1) -> bytes:
+    """A JPEG with a segment ahead of its others."""
+    return jpeg[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
 
 
-@pytest.mark.parametrize("pixels", [GREY, cv2.merge([GREY] * 3)], ids=["grey", "three equal channels"])
-@pytest.mark.parametrize("suffix", LOSSLESS)
-def test_grey_values_come_through_every_lossless_format(suffix: str, pixels: NDArray[np.uint8]) -> None:
-    decoded = decode_bytes(encoded(suffix, pixels), name="a")
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(encoded(suffix, pixels) for suffix in LOSSLESS for pixels in (GREY, cv2.merge([GREY] * 3))),
+        *(encoded_by_pillow(GREY, kind) for kind in ("GIF", "JPEG2000")),
+    ],
+    ids=lambda content: repr(content[:12]),
+)
+def test_grey_values_come_through_every_lossless_format(content: bytes) -> None:
+    decoded = decode_bytes(content, name="a")
     np.testing.assert_array_equal(decoded.pixels, GREY)
     assert decoded.pixels.dtype == np.uint8
     assert (decoded.pixels.flags.c_contiguous, decoded.notes) == (True, ())
-
-
-@pytest.mark.parametrize("kind", ["GIF", "JPEG2000"])
-def test_grey_values_come_through_formats_that_only_pillow_writes_without_loss(kind: str) -> None:
-    np.testing.assert_array_equal(decode_bytes(encoded_by_pillow(GREY, kind), name="a").pixels, GREY)
 
 
 def test_jpeg_is_decoded_as_opencv_reads_grey() -> None:
@@ -134,8 +138,8 @@ def test_every_value_of_every_bit_depth_is_scaled_to_the_nearest_grey_level(bits
 LARGEST_12 = np.array([[0, 1023, 2048, 4095]], np.uint16)
 
 
-def tagged(*more: tuple[int, int], photometric: int = 1) -> bytes:
-    return tiff(LARGEST_12.tobytes(), (1, 4), 16, *more, photometric=photometric)
+def tagged(tags: dict[int, Any] = {}) -> bytes:  # noqa: B006
+    return tiff(LARGEST_12, tags)
 
 
 @pytest.mark.parametrize(
@@ -145,13 +149,13 @@ def tagged(*more: tuple[int, int], photometric: int = 1) -> bytes:
         (tagged(), 12, None, 255),
         (tagged(), None, 12, 255),
         (tagged(), 14, 12, 64),
-        (tagged((281, 4095)), None, None, 255),
-        (tagged((341, 4095)), None, None, 255),
-        (tagged((281, 4095)), 13, 14, 127),  # what is given goes before the tag,
-        (tagged((281, 4095)), None, 14, 255),  # and the tag before the model
-        (tagged((281, 65535)), None, 12, 16),
-        (tagged((281, 3000), (341, 4095)), None, None, 255),
-        (tagged((281, 3000)), None, None, 16),  # the brightest value of a picture is no bit depth
+        (tagged({281: 4095}), None, None, 255),
+        (tagged({341: 4095}), None, None, 255),
+        (tagged({281: 4095}), 13, 14, 127),  # what is given goes before the tag,
+        (tagged({281: 4095}), None, 14, 255),  # and the tag before the model
+        (tagged({281: 65535}), None, 12, 16),
+        (tagged({281: 3000, 341: 4095}), None, None, 255),
+        (tagged({281: 3000}), None, None, 16),  # the brightest value of a picture is no bit depth
         (encoded(".png", LARGEST_12), 12, None, 255),
         (encoded(".png", np.array([[0, 77, 255]], np.uint8)), 12, 12, 255),  # 8-bit files are left alone
     ],
@@ -164,19 +168,19 @@ def test_bits_are_those_given_or_of_the_files_tag_or_of_the_model(
 
 
 def test_bits_are_told_by_a_floating_point_tag_in_any_byte_order_and_scaled_before_zero_becomes_white() -> None:
-    values = LARGEST_12.astype(">u2").tobytes()
-    tags = {256: (4, 4), 257: (4, 1), 258: (3, 16), 262: (3, 0), 273: (4, 8), 277: (3, 1), 278: (4, 1), 279: (4, 8)}
-    entries = [struct.pack(">HHI", tag, kind, 1) + struct.pack(">I" if kind == 4 else ">H2x", value)
-               for tag, (kind, value) in tags.items()]  # fmt: skip
-    entries.append(struct.pack(">HHII", 341, 12, 1, 16 + 2 + 12 * 9 + 4))
-    directory = struct.pack(">H", len(entries)) + b"".join(entries) + bytes(4)
-    content = b"MM\0*" + struct.pack(">I", 16) + values + directory + struct.pack(">d", 4095.0)
+    content = tiff(LARGEST_12.astype(">u2"), {341: 4095.0, 262: 0})
+    assert content.startswith(b"MM")
     assert decode_bytes(content, name="a").pixels.tolist() == [[255, 191, 127, 0]]
 
 
 def test_values_of_a_tiff_that_packs_twelve_bits_fill_the_range_whatever_is_said() -> None:
-    packed = bytes.fromhex("000 3ff 800 fff".replace(" ", ""))
-    content = tiff(packed, (1, 4), 12, (281, 4095))
+    packed = np.frombuffer(bytes.fromhex("0003ff800fff"), np.uint8)[None]
+    content = tiff(packed, {281: 4095})
+    for tag, before, after in ((256, 6, 4), (258, 8, 12)):  # width, bits
+        pattern = re.compile(struct.pack("<H", tag) + b"..\1\0\0\0" + struct.pack("<H", before), re.DOTALL)
+        entry = pattern.search(content)
+        assert entry is not None
+        content = content.replace(entry[0], entry[0][:8] + struct.pack("<H", after))
     for bit_depth in (None, 12):
         decoded = decode_bytes(content, name="a", bit_depth=bit_depth, model_bit_depth=12)
         assert decoded.pixels.tolist() == [[0, 64, 128, 255]]
@@ -271,12 +275,13 @@ def test_cmyk_jpeg_decodes_to_about_its_grey() -> None:
 def test_exif_orientation_is_ignored_and_noted_where_it_says_something(orientation: int, order: str) -> None:
     notes = (f"EXIF orientation {orientation} ignored",) if 2 <= orientation <= 8 else ()
     plain = encoded(".jpg", GREY)
-    decoded = decode_bytes(with_exif_orientation(plain, orientation, order), name="a")
+    exif = struct.pack(f"{order}2sHIHHHIHHI", b"II" if order == "<" else b"MM", 42, 8, 1, 274, 3, 1, orientation, 0, 0)
+    decoded = decode_bytes(with_segment(plain, b"Exif\0\0" + exif), name="a")
     np.testing.assert_array_equal(decoded.pixels, decode_bytes(plain, name="a").pixels)
     assert decoded.notes == notes
-    tagged = decode_bytes(tiff(GREY.tobytes(), GREY.shape, 8, (274, orientation)), name="a")
-    np.testing.assert_array_equal(tagged.pixels, GREY)
-    assert tagged.notes == notes
+    oriented = decode_bytes(tiff(GREY, {274: orientation}), name="a")
+    np.testing.assert_array_equal(oriented.pixels, GREY)
+    assert oriented.notes == notes
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF"])
@@ -288,9 +293,10 @@ def test_orientation_of_other_formats_is_ignored_and_noted(kind: str) -> None:
 
 
 def test_tiff_whose_zero_is_white_is_turned_round_in_eight_and_sixteen_bits() -> None:
-    eight = tiff(bytes([0, 10, 255]), (1, 3), 8, photometric=0)
-    sixteen = tiff(np.array([0, 2570, 65535], "<u2").tobytes(), (1, 3), 16, photometric=0)
+    eight = tiff(np.array([[255, 245, 0]], np.uint8), {262: 0})  # Pillow stores 0, 10, 255
+    assert b"\x00\x0a\xff" in eight
     assert decode_bytes(eight, name="a").pixels.tolist() == [[255, 245, 0]]
+    sixteen = tiff(np.array([[0, 2570, 65535]], np.uint16), {262: 0})
     assert decode_bytes(sixteen, name="a").pixels.tolist() == [[255, 245, 0]]
 
 
@@ -364,14 +370,13 @@ WHOLE: dict[str, Callable[[], bytes]] = {
     "colour jpeg": lambda: encoded(".jpg", cv2.merge([GREY, TEXTURE, GREY])),
     "progressive jpeg": lambda: encoded(".jpg", GREY, cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
     "restart jpeg": lambda: encoded(".jpg", GREY, cv2.IMWRITE_JPEG_RST_INTERVAL, 4),
-    "thumbnail jpeg": lambda: with_thumbnail(encoded(".jpg", GREY)),
+    # The end marker of a small picture in the header must not pass for that of the picture.
+    "thumbnail jpeg": lambda: with_segment(encoded(".jpg", GREY), b"Exif\0\0" + encoded(".jpg", GREY[:16, :16])),
     "png": lambda: encoded(".png", GREY),
-    "interlaced-size png": lambda: encoded(".png", TEXTURE),
     "bmp": lambda: encoded(".bmp", GREY),
     "colour bmp": lambda: encoded(".bmp", cv2.merge([GREY] * 3)),
     "tiff lzw": lambda: encoded(".tif", GREY),
     "tiff raw": lambda: encoded_by_pillow(GREY, "TIFF"),
-    "tiff directory first": lambda: tiff_directory_first(GREY),
     "webp lossless": lambda: encoded(".webp", cv2.merge([GREY] * 3)),
     "webp": lambda: encoded_by_pillow(GREY, "WEBP", quality=80),
     "webp animation": lambda: encoded_by_pillow(
@@ -386,40 +391,12 @@ WHOLE: dict[str, Callable[[], bytes]] = {
 }
 
 
-def with_thumbnail(jpeg: bytes) -> bytes:
-    """The end marker of a small picture in the header must not pass for that of the picture."""
-    segment = b"Exif\0\0" + encoded(".jpg", GREY[:16, :16])
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
-
-
-def tiff_directory_first(pixels: NDArray[np.uint8]) -> bytes:
-    height, width = pixels.shape
-    tags = {
-        256: width,
-        257: height,
-        258: 8,
-        259: 1,
-        262: 1,
-        273: 8 + 2 + 9 * 12 + 4,
-        277: 1,
-        278: height,
-        279: width * height,
-    }
-    directory = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return b"MM\0*" + struct.pack(">IH", 8, len(tags)) + directory + bytes(4) + pixels.tobytes()
-
-
 @pytest.mark.parametrize("kind", WHOLE)
-@pytest.mark.parametrize("left", [0.05, 0.3, 0.5, 0.9, 0.99, "all but 10 bytes", "all but the last byte"])
-def test_files_cut_short_are_refused(kind: str, left: float | str) -> None:
+def test_files_cut_short_are_refused(kind: str) -> None:
     content = WHOLE[kind]()
-    kept = {"all but 10 bytes": len(content) - 10, "all but the last byte": len(content) - 1}.get(str(left))
-    if kept is None:
-        kept = int(len(content) * float(left))
-    if kind == "tiff raw" and kept == len(content) - 1 and content[-1:] == b"\0":
-        pytest.skip("the last byte is padding")
-    with pytest.raises(ImageError, match=r"^line1/a: "):
-        decode_bytes(content[:kept], name="line1/a")
+    for kept in (*(int(len(content) * share) for share in (0.05, 0.3, 0.5, 0.9, 0.99)), -10, -1):
+        with pytest.raises(ImageError, match=r"^line1/a: "):
+            decode_bytes(content[:kept], name="line1/a")
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "webp"])
@@ -507,7 +484,7 @@ def test_picture_too_long_for_opencv_is_an_error_of_that_file() -> None:
 def test_damaged_files_give_pixels_or_an_image_error_and_nothing_else(kind: str) -> None:
     whole = WHOLE[kind]()
     rng = random.Random(kind)
-    for _ in range(200):
+    for _ in range(150):
         content = bytearray(whole)
         for _ in range(rng.choice([1, 1, 2, 5])):
             at, width = rng.randrange(min(len(content), rng.choice([64, 400, 10**6]))), rng.choice([1, 1, 2, 4, 8])
@@ -543,7 +520,7 @@ def test_limit_of_pillow_neither_counts_nor_changes(kind: str, monkeypatch: pyte
 
 
 def test_tiff_tags_that_pillow_warns_of_do_not_matter() -> None:
-    content = tiff(GREY.tobytes(), GREY.shape, 8, (274, 1))
+    content = tiff(GREY, {274: 1})
     at = content.index(struct.pack("<HHI", 274, 3, 1))
     doubled = content[:at] + struct.pack("<HHIHH", 274, 3, 2, 1, 1) + content[at + 12 :]  # an orientation too many
     np.testing.assert_array_equal(decode_bytes(doubled, name="a").pixels, GREY)
@@ -552,250 +529,52 @@ def test_tiff_tags_that_pillow_warns_of_do_not_matter() -> None:
 @pytest.mark.parametrize("kind", WHOLE)
 def test_size_is_rows_then_columns_for_every_kind_of_image(tmp_path: Path, kind: str) -> None:
     (tmp_path / "a").write_bytes(WHOLE[kind]())
-    assert images.read_size(tmp_path / "a") == (64, 160)
+    assert read_size(tmp_path / "a") == (64, 160)
 
 
 @pytest.mark.parametrize("marker", [0xE2, 0xC4, 0xC8, 0xCC], ids=hex)
-@pytest.mark.parametrize("repeats", [1, 200])
+@pytest.mark.parametrize("repeats", [1, 100])
 def test_size_in_a_jpeg_header_is_its_own_and_not_that_of_something_ahead(
     tmp_path: Path, marker: int, repeats: int
 ) -> None:
     inner, outer = encoded(".jpg", TEXTURE[:40, :40]), encoded(".jpg", GREY)
-    segment = bytes([0xFF, marker]) + (len(inner) + 2).to_bytes(2) + inner
-    (tmp_path / "a").write_bytes(outer[:2] + segment * repeats + outer[2:])
-    assert images.read_size(tmp_path / "a") == (64, 160)
+    for _ in range(repeats):
+        outer = with_segment(outer, inner, marker)
+    (tmp_path / "a").write_bytes(outer)
+    assert read_size(tmp_path / "a") == (64, 160)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "gif", "jpeg 2000"])
 def test_size_needs_no_picture_data_but_a_whole_header(tmp_path: Path, kind: str) -> None:
     content = WHOLE[kind]()
     (tmp_path / "a").write_bytes(content[: len(content) // 2])
-    assert images.read_size(tmp_path / "a") == (64, 160)
+    assert read_size(tmp_path / "a") == (64, 160)
     for length in (0, 1, 7, 12, 20):
         (tmp_path / "a").write_bytes(content[:length])
         with pytest.raises(ImageError, match=f"^{tmp_path / 'a'}: "):
-            images.read_size(tmp_path / "a")
+            read_size(tmp_path / "a")
 
 
 def test_missing_file_and_folder_are_image_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jpg", tmp_path):
         with pytest.raises(ImageError, match="cannot be read"):
-            images.decode(path)
+            decode(path)
 
 
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"")
-
-
-def ids(found: list[FoundImage]) -> list[str]:
-    return [image.image_id for image in found]
+def test_a_jpeg_to_look_at_is_decoded_at_the_least_size_that_keeps_both_sides_long_enough(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(".jpg", GREY))
+    for sides, size_hw in {(8, 20): (8, 20), (8, 21): (16, 40), (9, 20): (16, 40), (33, 20): (64, 160)}.items():
+        assert decode_small(tmp_path / "a.jpg", shorter_px=sides[0], longer_px=sides[1]).shape == size_hw
+    assert decode_small(tmp_path / "a.jpg", shorter_px=8, longer_px=161).shape == (8, 20), "it never was that long"
 
 
 @pytest.mark.parametrize(
-    ("there", "inputs", "expected"),
-    [
-        ("a.jpg sub/b.jpg", ". sub", "a.jpg sub/b.jpg"),
-        ("in/a.jpg in/b.jpg", "in/b.jpg", "b.jpg"),
-        (
-            "north/a.jpg south/a.jpg south/b.jpg west/c.jpg",
-            "north south west",
-            "c.jpg north/a.jpg south/a.jpg south/b.jpg",
-        ),
-        ("mon/line1/a.jpg tue/line1/a.jpg", "mon/line1 tue/line1", "mon/line1/a.jpg tue/line1/a.jpg"),
-        ("north/a.jpg south/a.jpg", "north/a.jpg south/a.jpg", "north/a.jpg south/a.jpg"),
-        ("x/a.jpg x/north/a.jpg y/north/a.jpg", "y/north x", "north/a.jpg x/a.jpg x/north/a.jpg"),
-    ],
-    ids=["inside another", "a file", "clashing names", "clashing folders", "clashing files", "a real subfolder"],
+    ("palette", "numbers"), [([0, 0, 0, 255, 0, 0, 0, 9, 0], [[0, 1, 2]]), ([2, 2, 2, 0, 0, 0, 1, 1, 1], [[2, 0, 1]])]
 )
-def test_every_image_has_one_id_which_tells_inputs_apart_and_leads_to_its_file(
-    tmp_path: Path, there: str, inputs: str, expected: str
+def test_a_mask_holds_the_indices_of_a_coloured_palette_and_the_values_of_a_grey_one(
+    palette: list[int], numbers: list[list[int]], tmp_path: Path
 ) -> None:
-    touch(tmp_path, *there.split())
-    found = find_images([tmp_path / name for name in inputs.split()])
-    assert ids(found) == expected.split()
-    assert all(image.path.as_posix().endswith(f"/{image.image_id}") for image in found)
-
-
-def test_images_are_found_by_suffix_in_any_case_and_hidden_ones_passed_over(tmp_path: Path) -> None:
-    touch(
-        tmp_path,
-        *["b.JPG", "a.jpeg", "c.Tiff", "notes.txt", ".d.jpg", ".cache/e.jpg", "sub/f.webp", "jpg", "g.jpg.part"],
-    )
-    assert ids(find_images([tmp_path])) == ["a.jpeg", "b.JPG", "c.Tiff", "sub/f.webp"]
-    assert ids(find_images([tmp_path], recursive=False)) == ["a.jpeg", "b.JPG", "c.Tiff"]
-
-
-def test_same_file_given_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path, "in/a.jpg", "in/b.jpg")
-    monkeypatch.chdir(tmp_path)
-    inputs = [Path("in"), Path("in/a.jpg"), tmp_path / "in", Path("in/../in/b.jpg"), Path("./in/")]
-    assert ids(find_images(inputs)) == ["a.jpg", "b.jpg"]
-
-
-def test_output_folder_is_left_out(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "out/overlays/a.jpg", "output/b.jpg")
-    assert ids(find_images([tmp_path], skip=tmp_path / "out")) == ["a.jpg", "output/b.jpg"]
-    assert ids(find_images([tmp_path / "a.jpg", tmp_path / "out/overlays/a.jpg"], skip=tmp_path / "out")) == ["a.jpg"]
-
-
-def test_loops_of_links_end_and_each_folder_counts_once(tmp_path: Path) -> None:
-    touch(tmp_path, "in/z/a.jpg")
-    (tmp_path / "in/z/loop").symlink_to(tmp_path / "in")
-    (tmp_path / "in/self").symlink_to(tmp_path / "in/self")
-    (tmp_path / "in/also").symlink_to(tmp_path / "in/z")
-    assert ids(find_images([tmp_path / "in"])) == ["z/a.jpg"]
-
-
-def test_linked_folders_and_files_are_followed(tmp_path: Path) -> None:
-    touch(tmp_path, "store/a.jpg", "store/b.jpg", "in/c.jpg")
-    (tmp_path / "in/linked").symlink_to(tmp_path / "store")
-    (tmp_path / "in/d.jpg").symlink_to(tmp_path / "store/a.jpg")
-    assert ids(find_images([tmp_path / "in"])) == ["c.jpg", "d.jpg", "linked/a.jpg", "linked/b.jpg"]
-
-
-def test_broken_link_is_listed_so_that_it_gets_reported(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
-    (found,) = find_images([tmp_path])
-    with pytest.raises(ImageError):
-        images.decode(found.path)
-
-
-def test_inputs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "notes.txt")
-    with pytest.raises(DataError, match=r"none\.jpg: no such file or folder"):
-        find_images([tmp_path / "none.jpg"])
-    with pytest.raises(DataError, match=r"notes.txt: not an image by its name; expected .*\.jpeg"):
-        find_images([tmp_path / "notes.txt"])
-    with pytest.raises(DataError, match=r"No image in .*end in .*\.bmp, .*\.jpeg, \.jpg"):
-        find_images([tmp_path])
-
-
-@pytest.mark.skipif(os.name == "nt", reason="such names cannot exist there")
-@pytest.mark.parametrize(
-    ("name", "image_id"),
-    [
-        (b"a\xc2\x9bb\x7f.jpg", "a%C2%9Bb%7F.jpg"),  # the CSI of a terminal, and DEL
-        (b"a\\b.jpg", "a%5Cb.jpg"),
-        (b"a\nb.jpg", "a%0Ab.jpg"),
-        (b"\x8f\xe0.jpg", "%8F%E0.jpg"),
-        (b"\xff/b.jpg", "%FF/b.jpg"),
-        (b"\x80" * 251 + b".jpg", "%80" * 251 + ".jpg"),
-    ],
-)
-def test_a_file_name_that_cannot_be_an_image_id_is_a_fault_of_that_file(
-    tmp_path: Path, name: bytes, image_id: str
-) -> None:
-    touch(tmp_path, "z.jpg")
-    try:
-        touch(tmp_path, os.fsdecode(name))
-    except OSError:
-        pytest.skip("this file system refuses the name")
-    bad, good = find_images([tmp_path], keep_faulty=True)
-    assert (good.image_id, good.fault) == ("z.jpg", "")
-    assert bad.image_id == image_id
-    assert bad.fault == f"{tmp_path}/{image_id}: {bad.fault.partition(': ')[2]}"
-    check_image_id(bad.image_id, where="")
-    with pytest.raises(ImageError, match="Rename it"):
-        images.decode(bad)
-    with pytest.raises(DataError, match="Rename it"):
-        find_images([tmp_path])
-
-
-@pytest.mark.skipif(os.name == "nt", reason="such names cannot exist there")
-def test_the_image_id_of_a_faulty_name_is_that_of_no_other_file(tmp_path: Path) -> None:
-    touch(tmp_path, "a\\.jpg", "a%5C.jpg", "a%255C.jpg", "a\\%5C.jpg", "a%5C\\.jpg")
-    found = find_images([tmp_path], keep_faulty=True)
-    assert len(set(ids(found))) == 5
-    assert sorted(image.image_id for image in found if not image.fault) == ["a%255C.jpg", "a%5C.jpg"]
-
-
-def test_a_subfolder_that_cannot_be_listed_is_a_fault_and_an_input_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    touch(tmp_path, "a.jpg", "locked/b.jpg", "open/c.jpg")
-    scandir = os.scandir
-
-    def guarded(folder: Path) -> Any:
-        if Path(folder).name == "locked":
-            raise PermissionError(13, "Permission denied", str(folder))
-        return scandir(folder)
-
-    monkeypatch.setattr(os, "scandir", guarded)
-    found = find_images([tmp_path], keep_faulty=True)
-    assert [(image.image_id, bool(image.fault)) for image in found] == [
-        ("a.jpg", False), ("locked", True), ("open/c.jpg", False),
-    ]  # fmt: skip
-    assert "locked: the folder cannot be listed (Permission denied)" in found[1].fault
-    assert ids(find_images([], [tmp_path / "locked", tmp_path / "open"], keep_faulty=True)) == ["c.jpg", "locked"]
-    for inputs in ([tmp_path], [tmp_path / "locked", tmp_path / "open"]):
-        with pytest.raises(DataError, match="cannot be listed"):
-            find_images(inputs, keep_faulty=inputs != [tmp_path])
-
-
-def test_of_a_list_what_is_gone_or_no_image_is_a_fault(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "notes.txt", "sub/b.jpg")
-    (tmp_path / "loop").symlink_to("loop")
-    names = ("a.jpg", "sub", "gone.jpg", "gone/..", "loop/c.jpg", "notes.txt", "a\0.jpg", "y" * 5000)
-    found = find_images([], [tmp_path / name for name in names], keep_faulty=True)
-    assert {image.image_id for image in found if not image.fault} == {"a.jpg", "b.jpg"}
-    told = {image.image_id[:9]: image.fault.rpartition(": ")[2][:12] for image in found if image.fault}
-    assert told == {
-        **dict.fromkeys(("gone.jpg", tmp_path.name[:9], "c.jpg", "a%00.jpg", "yyyyyyyyy"), "no such file"),
-        "notes.txt": "not an image",
-    }
-
-
-def test_other_suffixes_are_counted_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    touch(tmp_path, "a.jpg", "a.txt", "sub/b.TXT", "sub/Thumbs.db", "README", ".hidden.txt", "sub/.git/x.txt")
-    with caplog.at_level("INFO", "defectseg"):
-        find_images([tmp_path])
-    assert caplog.messages == ["passed over for their suffix: 2 .txt, 1 without a suffix, 1 .db"]
-    caplog.clear()
-    touch(tmp_path, *(f"many/x.{number:03}" for number in range(20)))
-    with caplog.at_level("INFO", "defectseg"):
-        find_images([tmp_path])
-    assert caplog.messages[0].endswith("1 .005, 15 with others")
-
-
-def test_suffixes_that_the_decoder_knows_count(tmp_path: Path) -> None:
-    known = [".jfif", *(suffix for suffix in (".jp2", ".gif", ".avif") if cv2.haveImageWriter(f"x{suffix}"))]
-    touch(tmp_path, *(f"a{suffix}" for suffix in known))
-    assert {image.path.suffix for image in find_images([tmp_path])} == set(known)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="has no such files")
-@pytest.mark.parametrize(
-    ("kind", "told"),
-    [("pipe", "a named pipe"), ("device", "a device"), ("100 GB", "107,374,182,400 bytes|not a JPEG")],
-)
-@pytest.mark.parametrize(
-    "read",
-    [
-        images.decode,
-        images.read_size,
-        lambda path: images.decode_small(path, shorter_px=8, longer_px=8),
-        read_class_map,
-    ],
-)
-def test_a_pipe_a_device_and_a_huge_file_are_found_and_refused_unread(
-    tmp_path: Path, kind: str, told: str, read: Callable[[Path], Any]
-) -> None:
-    path = tmp_path / "a.png"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        with path.open("wb") as handle:
-            handle.truncate(100 * 2**30)
-    assert ids(find_images([tmp_path])) == ["a.png"]
-    with pytest.raises(ImageError, match=told):
-        read(path)
-
-
-def test_many_inputs_take_linear_time(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"{number % 50}/{number}.jpg" for number in range(3000)))
-    files = [tmp_path / f"{number % 50}/{number}.jpg" for number in range(3000)]
-    assert len(find_images([tmp_path, *files])) == 3000
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("L")
+    picture.putpalette(palette)
+    picture.save(tmp_path / "a.png")
+    assert read_class_map(tmp_path / "a.png").tolist() == numbers
