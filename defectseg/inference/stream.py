@@ -33,7 +33,7 @@ _LOOK_AHEAD = 4  # results that wait for their turn, besides the images in work
 _MOST_HELPERS = 8  # threads that read and post-process while the network computes
 # Images in work at once have no more pixels than this together; a larger one goes alone. About 25 bytes are held for
 # each pixel: four classes in float32 and as masks, the image, the overlay.
-_PIXELS_IN_WORK = 16_000_000
+PIXELS_IN_WORK = 16_000_000
 
 _Out = TypeVar("_Out")
 
@@ -115,7 +115,7 @@ def stream(
         ThreadPoolExecutor(threads, thread_name_prefix="image") as pool,
     ):
         network = _Network(runtime, network_threads)
-        pixels_in_work = _Budget(_PIXELS_IN_WORK)
+        pixels_in_work = _Budget(PIXELS_IN_WORK)
 
         def work(found: FoundImage) -> _Out | Unreadable:
             try:
