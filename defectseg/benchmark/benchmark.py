@@ -31,7 +31,7 @@ from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage, find_images
 from defectseg.inference.segment import segment
 from defectseg.inference.settings import Settings
-from defectseg.inference.stream import decode
+from defectseg.inference.stream import Segmented, decode
 from defectseg.inference.tiles import answer_tile, cut_tiles, predict_image
 from defectseg.machine import machine_facts, peak_memory_mb
 from defectseg.model.info import ModelInfo
@@ -326,9 +326,8 @@ def run_stages(runtime: Runtime, settings: Settings, images: Sequence[FoundImage
             times.append(time.perf_counter())
             segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
             times.append(time.perf_counter())
-            rendered = render(
-                found, size_and_time(found.path), decoded, segmentation, runtime.class_names, output.choice
-            )
+            one = Segmented(found, size_and_time(found.path), decoded, segmentation)
+            rendered = render(one, runtime.class_names, output.choice)
             times.append(time.perf_counter())
             output.write(rendered.record, rendered.pictures)
             times.append(time.perf_counter())

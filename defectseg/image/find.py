@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePath
 
 import cv2
@@ -71,21 +72,21 @@ def find_images(
         DataError: of `inputs`, something that does not exist, a file of an unknown kind or a folder that cannot be
             listed; without `keep_faulty`, anything faulty; no image at all.
     """
-    search = _Search(recursive, None if skip is None else _real(skip))
+    search = _Search(recursive, skip)
     for given in inputs:
         search.add(given)
+    for image in chain.from_iterable(search.found.values()):
+        if image.fault and image.path in inputs:
+            raise DataError(image.fault)
     for given in listed:
-        search.add(given, may_fail=True)
+        search.add(given)
     search.log_passed_over()
     images = _with_valid_ids(sorted(_name_apart(search.found)))
     if not images:
         names = ", ".join(map(str, [*inputs, *listed][:3])) or "an empty list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
-        hidden = skip is not None and any(_real(given).is_relative_to(_real(skip)) for given in inputs)
-        why = (
-            f" What lies in {skip} is left out, since results go there: choose another output folder." if hidden else ""
-        )
-        raise DataError(f"No image in {names}{where}. Files that count end in {_suffixes()}.{why}")
+        why = f" {skip} is left out, since results go there: choose another output folder for images in it."
+        raise DataError(f"No image in {names}{where}. Files that count end in {_suffixes()}.{why if skip else ''}")
     if not keep_faulty and (fault := next((image.fault for image in images if image.fault), "")):
         raise DataError(fault)
     return images
@@ -94,11 +95,7 @@ def find_images(
 def escaped(name: str | Path) -> str:
     """A name with control characters, backslashes and bytes that are not UTF-8 written as %XX."""
     text = name.as_posix() if isinstance(name, Path) else name
-
-    def escape(unfit: re.Match[str]) -> str:
-        return "".join(f"%{byte:02X}" for byte in os.fsencode(unfit[0]))
-
-    return _UNFIT_FOR_AN_IMAGE_ID.sub(escape, text)
+    return _UNFIT_FOR_AN_IMAGE_ID.sub(lambda unfit: "".join(f"%{byte:02X}" for byte in os.fsencode(unfit[0])), text)
 
 
 class _Search:
@@ -111,37 +108,33 @@ class _Search:
     def __init__(self, recursive: bool, skip: Path | None) -> None:
         self.found: dict[Path, list[FoundImage]] = defaultdict(list)
         self._recursive = recursive
-        self._skip = skip
-        self._folders: set[Path] = set()
-        self._files: set[tuple[Path, str]] = set()
+        self._skip = None if skip is None else f"{os.path.realpath(skip)}{os.sep}"
+        self._seen: set[str] = set()
         self._passed_over: Counter[str] = Counter()
 
-    def add(self, given: Path, *, may_fail: bool = False) -> None:
-        """Take in a folder, with what is below it, or a file. Raises DataError for a fault, unless it may fail."""
+    def add(self, given: Path) -> None:
+        """Take in a folder, with what is below it, or a file."""
         whole = Path(os.path.abspath(given))  # noqa: PTH100  # links stay: their names are what the user chose
         if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises an error for what may not be looked at
-            self._add_folder(given, whole, may_fail=may_fail)
+            self._add_folder(given, whole)
             return
-        fault = ""
+        folder, fault = str(whole.parent), ""
         if not os.path.lexists(given):
             fault = f"{escaped(given)}: no such file or folder, or no permission to see it."
         elif _suffix(given.name) not in IMAGE_SUFFIXES:
             fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_suffixes()}."
-        if fault and not may_fail:
-            raise DataError(fault)
-        folder = whole.parent if fault else _real(given.parent)
-        if not self._is_skipped(folder) and self._is_new(folder, whole.name):
+        else:
+            folder = os.path.realpath(given.parent)
+        if self._is_new(folder + os.sep + whole.name):
             self.found[whole.parent].append(FoundImage(whole.name, given, fault))
 
-    def _add_folder(self, base: Path, whole: Path, *, may_fail: bool) -> None:
-        """Add the images of a folder and, if wanted, of those below it, each once. Links to folders come last."""
+    def _add_folder(self, base: Path, whole: Path) -> None:
+        """Take in the images of a folder and, if wanted, of those below it, each once. Links to folders come last."""
 
         def fail(error: OSError) -> None:
             folder = Path(error.filename)
             fault = f"{escaped(folder)}: the folder cannot be listed ({error.strerror}). Check its permissions."
-            if folder == base and not may_fail:
-                raise DataError(fault) from error
-            if self._is_new_folder(_real(folder)):
+            if self._is_new(os.path.realpath(folder) + os.sep):
                 owner = whole.parent if folder == base else whole
                 name = whole.name if folder == base else folder.relative_to(base).as_posix()
                 self.found[owner].append(FoundImage(name, folder, fault))
@@ -149,20 +142,20 @@ class _Search:
         waiting = [base]
         for start in waiting:
             for name, subfolders, files in os.walk(start, onerror=fail):
-                folder = Path(name)
-                real = _real(folder)
-                is_new = self._is_new_folder(real)
-                visible = is_new and self._recursive
-                subfolders[:] = sorted(name for name in subfolders if visible and not name.startswith("."))
+                folder, real = Path(name), os.path.realpath(name)  # Path.resolve fails on links in a circle
+                if not self._is_new(real + os.sep):
+                    subfolders.clear()
+                    continue
+                subfolders[:] = sorted(name for name in subfolders if self._recursive and not name.startswith("."))
                 waiting += [folder / name for name in subfolders if (folder / name).is_symlink()]
                 prefix = "" if folder == base else f"{folder.relative_to(base).as_posix()}/"
-                for file in files if is_new else ():
+                for file in files:
                     if file.startswith("."):
                         continue
                     if _suffix(file) not in IMAGE_SUFFIXES:
                         self._passed_over[_suffix(file)] += 1
                     # Broken links and what is no regular file are kept: they must be reported rather than passed over.
-                    elif self._is_new(real, file):
+                    elif self._is_new(real + os.sep + file):
                         self.found[whole].append(FoundImage(prefix + file, folder / file))
 
     def log_passed_over(self) -> None:
@@ -174,23 +167,11 @@ class _Search:
                 told[_MOST_SUFFIXES_TOLD:] = [f"{more} with others"]
             log.info("passed over for their suffix: %s", ", ".join(told))
 
-    def _is_skipped(self, real_folder: Path) -> bool:
-        return self._skip is not None and real_folder.is_relative_to(self._skip)
-
-    def _is_new_folder(self, real_folder: Path) -> bool:
-        is_new = real_folder not in self._folders and not self._is_skipped(real_folder)
-        self._folders.add(real_folder)
+    def _is_new(self, real: str) -> bool:
+        """Whether this is the first time for a file or a folder (ends in a slash), and it is not to be left out."""
+        is_new = real not in self._seen and not (self._skip and real.startswith(self._skip))
+        self._seen.add(real)
         return is_new
-
-    def _is_new(self, real_folder: Path, name: str) -> bool:
-        new = (real_folder, name) not in self._files
-        self._files.add((real_folder, name))
-        return new
-
-
-def _real(folder: Path) -> Path:
-    """Absolute, with links followed; other than Path.resolve, without an error for links that lead in a circle."""
-    return Path(os.path.realpath(folder))
 
 
 def _suffix(name: str) -> str:

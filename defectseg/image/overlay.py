@@ -227,10 +227,8 @@ def _text_width_px(text: str, scale: float) -> int:
 
 def _shorten(text: str, width_px: int, scale: float) -> str:
     """The text, or as many of its letters as fit, followed by two dots."""
-    if _text_width_px(text, scale) <= width_px:
-        return text
-    for length in range(len(text) - 1, 0, -1):
-        short = f"{text[:length].rstrip()}.."
-        if _text_width_px(short, scale) <= width_px:
-            return short
-    return ""
+    short = text
+    while text and _text_width_px(short, scale) > width_px:
+        text = text[:-1].rstrip()
+        short = f"{text}.."
+    return short if text else ""

@@ -229,17 +229,17 @@ def to_grey(pixels: NDArray[Any], name: str, *, bit_depth: int | None = None) ->
             f"{name}: holds {pixels.dtype} values; expected 8 or 16 bit without sign. Save it as one of these."
         )
     notes: tuple[str, ...] = ()
-    height, width = pixels.shape[:2]
-    colours = pixels
-    if pixels.ndim == 3 and pixels.shape[2] == 4:
-        notes += ("alpha dropped",)
-        colours = pixels[..., :3]
+    colours, size_hw = pixels, pixels.shape[:2]
     if pixels.ndim == 3:
-        codes = {1: None, 3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}
-        if pixels.shape[2] not in codes:
-            raise ImageError(f"{name}: has {pixels.shape[2]} channels; expected 1, 3 or 4.")
-        code = codes[pixels.shape[2]]
-        pixels = (pixels if code is None else np.asarray(cv2.cvtColor(pixels, code))).reshape(height, width)
+        channels = pixels.shape[2]
+        if channels not in (1, 3, 4):
+            raise ImageError(f"{name}: has {channels} channels; expected 1, 3 or 4.")
+        if channels == 4:
+            notes += ("alpha dropped",)
+            colours = pixels[..., :3]
+        if channels > 1:
+            pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY if channels == 3 else cv2.COLOR_BGRA2GRAY))
+    pixels = pixels.reshape(size_hw)
     if pixels.dtype == np.uint8:
         return DecodedImage(np.ascontiguousarray(pixels, np.uint8), notes)
     bits, brightest = bit_depth or _FULL_BIT_DEPTH, int(colours.max())
@@ -252,7 +252,7 @@ def to_grey(pixels: NDArray[Any], name: str, *, bit_depth: int | None = None) ->
     note = "16-bit scaled by 1/257" if bits == _FULL_BIT_DEPTH else f"16-bit scaled from {bits} bits"
     if bit_depth is None and 255 < brightest < 2 ** _CAMERA_BIT_DEPTHS[-1]:
         note += f"; brightest value {brightest} of {largest}"
-    scaled = np.asarray(cv2.convertScaleAbs(pixels, alpha=255 / largest), np.uint8).reshape(height, width)
+    scaled = np.asarray(cv2.convertScaleAbs(pixels, alpha=255 / largest), np.uint8).reshape(size_hw)
     return DecodedImage(scaled, (*notes, note), bit_depth, brightest if bit_depth is None else None)
 
 

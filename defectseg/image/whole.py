@@ -156,22 +156,18 @@ def _damaged(name: str, why: str) -> ImageError:
 def _walk_jpeg(content: bytes, name: str) -> Container:
     """Follow the segments from SOI to EOI. What follows EOI (padding, a second picture) is not looked at."""
     notes: tuple[str, ...] = ()
-    size_hw: tuple[int, int] | None = None
     components, one_scan, end = 0, False, 0
     for marker, start, end in _jpeg_segments(content, name):
         if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
             notes = _orientation_notes(content[start:end])
         elif marker in _JPEG_FRAMES:
-            size_hw = struct.unpack_from(">HH", content, start + 1)
             components = content[start + 5] if marker in (0xC0, 0xC1) else 0  # others come in several scans
         elif marker == 0xDA:
             one_scan = content[start] == components
-    if size_hw is None:
-        raise _damaged(name, "it declares no picture")
     # Without its end marker, OpenCV's memory source refuses a picture whose data run out before its last block, instead
     # of filling the rest with grey; the zeros feed the bit reader's look-ahead. Several scans need the marker itself.
     payload = content[: end - 2] + (bytes(16) if one_scan else b"\xff\xd9")
-    return Container("JPEG", payload, size_hw, notes)
+    return Container("JPEG", payload, _jpeg_size(content, name), notes)
 
 
 def _jpeg_segments(content: bytes, name: str) -> Iterator[tuple[int, int, int]]:

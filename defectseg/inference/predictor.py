@@ -127,16 +127,6 @@ class Predictor:
         return predictor
 
     @property
-    def info(self) -> ModelInfo:
-        """The description in the model file; of several models, what is true of all."""
-        return self._model()[1]
-
-    @property
-    def settings(self) -> Settings:
-        """Thresholds, tiles and views that images are segmented with."""
-        return self._model()[2]
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """C names; name n - 1 belongs to ClassId n."""
         return self._model()[0].class_names

@@ -60,7 +60,7 @@ def run_batch(
     brightest: Counter[int | None] = Counter()
 
     def paint(one: Segmented) -> Rendered:
-        return render(one.found, one.stamp, one.decoded, one.segmentation, runtime.class_names, output.choice)
+        return render(one, runtime.class_names, output.choice)
 
     with closing(stream(images, runtime, settings, paint)) as results:
         for done, result in enumerate(results, start=1):

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from defectseg.files import size_and_time
 from defectseg.image import rle
-from defectseg.image.find import FoundImage, escaped
+from defectseg.image.find import escaped
 from defectseg.image.overlay import JPEG_LONGEST_SIDE_PX, encode_jpeg, paint_prediction
-from defectseg.image.read import DecodedImage, is_blank
-from defectseg.inference.segment import Segmentation
-from defectseg.inference.stream import Unreadable
+from defectseg.image.read import is_blank
+from defectseg.inference.stream import Segmented, Unreadable
 from defectseg.predict.tables import (
     IMAGE_COLUMNS,
     MASKS,
@@ -42,24 +41,14 @@ class Rendered:
     brightest16: int | None = None
 
 
-def render(
-    found: FoundImage,
-    stamp: tuple[int, int],
-    decoded: DecodedImage,
-    segmentation: Segmentation,
-    class_names: Sequence[str],
-    choice: OutputChoice,
-) -> Rendered:
-    """Make the pictures and rows that `choice` asks for.
-
-    `stamp` is the file's size and time from before it was read, see `files.size_and_time`.
-    """
-    regions, class_map = segmentation.regions, segmentation.class_map
-    notes = decoded.notes
+def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> Rendered:
+    """Make the pictures and rows of an image that `choice` asks for."""
+    image_id, regions, class_map = one.found.image_id, one.segmentation.regions, one.segmentation.class_map
+    notes = one.decoded.notes
     pictures = {}
     if choice.has_overlay(with_defect=bool(regions)):
-        masks = segmentation.masks if regions else segmentation.masks[:0]
-        picture = paint_prediction(decoded.pixels, masks, class_names)
+        masks = one.segmentation.masks if regions else one.segmentation.masks[:0]
+        picture = paint_prediction(one.decoded.pixels, masks, class_names)
         if max(picture.shape) > JPEG_LONGEST_SIDE_PX:
             notes = (*notes, "overlay shrunk to fit a JPEG")
         pictures[OVERLAYS] = encode_jpeg(picture)
@@ -67,50 +56,35 @@ def render(
         pictures[MASKS] = _encode_png(class_map) if regions else _blank_png(*class_map.shape)
     class_ids = sorted({region.class_id for region in regions})
     area_px = int(np.count_nonzero(class_map)) if regions else 0
-    status = STATUS_DEFECT if regions else STATUS_BLANK if is_blank(decoded.pixels) else STATUS_CLEAN
-    image = {
-        **_identity(found.image_id, status, notes, stamp),
-        "height": class_map.shape[0],
-        "width": class_map.shape[1],
-        "classes": "; ".join(class_names[class_id - 1] for class_id in class_ids),
-        "regions": len(regions),
-        "defect_area_px": area_px,
-        "defect_area_percent": f"{100.0 * area_px / class_map.size:.4f}",
-        "top_score": f"{max(region.score for region in regions):.4f}" if regions else "",
-    }
+    status = STATUS_DEFECT if regions else STATUS_BLANK if is_blank(one.decoded.pixels) else STATUS_CLEAN
+    found = "; ".join(class_names[class_id - 1] for class_id in class_ids), len(regions)
+    area_percent = f"{100.0 * area_px / class_map.size:.4f}"
+    top_score = f"{max(region.score for region in regions):.4f}" if regions else ""
+    image = (image_id, status, *class_map.shape, *found, area_px, area_percent, top_score, "; ".join(notes), *one.stamp)
     predictions = [
-        [found.image_id, class_id, rle.encode(mask) if class_id in class_ids else ""]
-        for class_id, mask in enumerate(segmentation.masks, start=1)
+        [image_id, class_id, rle.encode(mask) if class_id in class_ids else ""]
+        for class_id, mask in enumerate(one.segmentation.masks, start=1)
         if RLE in choice.names
     ]
     region_rows = [
         [
-            *(found.image_id, region.class_id, class_names[region.class_id - 1], region.area_px, *region.box_xywh),
+            *(image_id, region.class_id, class_names[region.class_id - 1], region.area_px, *region.box_xywh),
             *(f"{region.centroid_xy[0]:.1f}", f"{region.centroid_xy[1]:.1f}", f"{region.score:.4f}"),
         ]
         for region in regions
         if REGIONS in choice.names
     ]
-    return Rendered(Record(image, predictions, region_rows, []), pictures, decoded.brightest16)
+    record = Record(dict(zip(IMAGE_COLUMNS, image, strict=True)), predictions, region_rows, [])
+    return Rendered(record, pictures, one.decoded.brightest16)
 
 
 def render_unreadable(unreadable: Unreadable) -> Rendered:
     """The rows of an unreadable image."""
     image_id, path, message = unreadable.image_id, unreadable.path, unreadable.message
-    image = dict.fromkeys(IMAGE_COLUMNS, "") | _identity(image_id, STATUS_UNREADABLE, (message,), size_and_time(path))
+    known = {"ImageId": image_id, "status": STATUS_UNREADABLE, "notes": message}
+    known |= dict(zip(("size_bytes", "modified_ns"), size_and_time(path), strict=True))
+    image = {column: known.get(column, "") for column in IMAGE_COLUMNS}
     return Rendered(Record(image, [], [], [[image_id, escaped(path), message]]), {})
-
-
-def _identity(image_id: str, status: str, notes: Sequence[str], stamp: tuple[int, int]) -> dict[str, object]:
-    """The columns that every image has."""
-    size_bytes, modified_ns = stamp
-    return {
-        "ImageId": image_id,
-        "status": status,
-        "notes": "; ".join(notes),
-        "size_bytes": size_bytes,
-        "modified_ns": modified_ns,
-    }
 
 
 def _encode_png(class_map: NDArray[np.uint8]) -> bytes:

@@ -77,7 +77,7 @@ def test_output_folder_is_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "out/overlays/a.jpg", "output/b.jpg")
     assert ids(find_images([tmp_path], skip=tmp_path / "out")) == ["a.jpg", "output/b.jpg"]
     assert ids(find_images([tmp_path / "a.jpg", tmp_path / "out/overlays/a.jpg"], skip=tmp_path / "out")) == ["a.jpg"]
-    with pytest.raises(DataError, match=r"No image in .*What lies in .*out is left out"):
+    with pytest.raises(DataError, match=r"No image in .*/out is left out"):
         find_images([tmp_path / "out"], skip=tmp_path / "out")
 
 

@@ -187,18 +187,22 @@ def test_a_single_image_is_answered_by_one_call_on_all_cores_unless_workers_are_
     assert Predictor.load(tmp_path / "a.onnx", workers=3).parallel == 3
 
 
-def test_bits_that_were_said_hold_for_arrays_and_files_and_travel_along(
-    make_predictor: Callable[..., Predictor], bundle: Path, tmp_path: Path
+def test_bits_and_views_that_were_said_hold_for_arrays_and_files_and_travel_along(
+    bundle: Path, tmp_path: Path, images: list[NDArray[np.uint8]]
 ) -> None:
-    deep = np.rint(sheet() / 255 * 4095).astype(np.uint16)
+    deep = np.rint(images[0] / 255 * 4095).astype(np.uint16)
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
-    loaded = Predictor.load(bundle, device="cpu", runtime="torch", bit_depth=12)
-    assert pickle.loads(pickle.dumps(loaded)).settings.bit_depth == 12
-    for image in (deep, tmp_path / "deep.png"):
-        np.testing.assert_array_equal(make_predictor(bit_depth=12)(image).image, sheet())
-    assert make_predictor()(deep).is_blank
-    with pytest.raises(ImageError, match="holds the value"):
-        make_predictor(bit_depth=9)(deep)
+    plain, said = (
+        Predictor.load(bundle, device="cpu", runtime="torch", **options)
+        for options in ({}, {"bit_depth": 12, "tta": "flips"})
+    )
+    for predictor in (said, pickle.loads(pickle.dumps(said))):
+        for image in (deep, tmp_path / "deep.png"):
+            np.testing.assert_array_equal(predictor(image).image, images[0])
+        mirrored = predictor(images[0][:, ::-1]).probabilities
+        np.testing.assert_allclose(np.asarray(predictor(images[0]).probabilities)[..., ::-1], np.asarray(mirrored))
+    assert plain(deep).image.max() <= 16
+    assert not np.array_equal(np.asarray(plain(images[0]).gate), np.asarray(said(images[0]).gate))
 
 
 @pytest.mark.parametrize(
@@ -235,10 +239,6 @@ def test_without_probabilities_the_answer_is_the_same(
     assert [(r.class_id, r.area_px, r.box_xywh) for r in spare.regions] == [
         (r.class_id, r.area_px, r.box_xywh) for r in whole.regions
     ]
-
-
-def test_the_kind_of_augmentation_can_be_chosen(make_predictor: Callable[..., Predictor]) -> None:
-    assert make_predictor(tta="flips").settings.tta == "flips"
 
 
 def test_several_models_are_averaged(bundle: Path, tmp_path: Path, images: list[NDArray[np.uint8]]) -> None:
