@@ -81,10 +81,9 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
 def render_unreadable(unreadable: Unreadable) -> Rendered:
     """The rows of an unreadable image."""
     image_id, path, message = unreadable.image_id, unreadable.path, unreadable.message
-    known = {"ImageId": image_id, "status": STATUS_UNREADABLE, "notes": message}
-    known |= dict(zip(("size_bytes", "modified_ns"), size_and_time(path), strict=True))
-    image = {column: known.get(column, "") for column in IMAGE_COLUMNS}
-    return Rendered(Record(image, [], [], [[image_id, escaped(path), message]]), {})
+    image = (image_id, STATUS_UNREADABLE, *[""] * 7, message, *size_and_time(path))
+    record = Record(dict(zip(IMAGE_COLUMNS, image, strict=True)), [], [], [[image_id, escaped(path), message]])
+    return Rendered(record, {})
 
 
 def _encode_png(class_map: NDArray[np.uint8]) -> bytes:

@@ -192,10 +192,8 @@ def test_bits_and_views_that_were_said_hold_for_arrays_and_files_and_travel_alon
 ) -> None:
     deep = np.rint(images[0] / 255 * 4095).astype(np.uint16)
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
-    plain, said = (
-        Predictor.load(bundle, device="cpu", runtime="torch", **options)
-        for options in ({}, {"bit_depth": 12, "tta": "flips"})
-    )
+    plain = Predictor.load(bundle, device="cpu", runtime="torch")
+    said = Predictor.load(bundle, device="cpu", runtime="torch", bit_depth=12, tta="flips")
     for predictor in (said, pickle.loads(pickle.dumps(said))):
         for image in (deep, tmp_path / "deep.png"):
             np.testing.assert_array_equal(predictor(image).image, images[0])

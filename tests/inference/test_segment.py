@@ -34,7 +34,8 @@ def _assert_equal(result: Segmentation, expected: Segmentation) -> None:
     np.testing.assert_array_equal(result.masks, expected.masks)
     np.testing.assert_array_equal(result.class_map, expected.class_map)
     assert result.regions == expected.regions
-    assert (result.masks.dtype, result.class_map.dtype) == (np.bool_, np.uint8)
+    assert result.masks.dtype == np.bool_
+    assert result.class_map.dtype == np.uint8
 
 
 def test_a_pixel_at_the_threshold_counts() -> None:

@@ -103,7 +103,7 @@ def test_as_many_images_are_in_memory_at_once_as_have_few_pixels_together_and_a_
     for size_hw in ((5, 66), (10, 50), (10, 51), (50, 50)):
         array, lock, counts = np.full(size_hw, STEEL, np.uint8), threading.Lock(), [0]
         path = tmp_path / f"a{suffix}"
-        image = GivenImage("a", path, array=array)
+        image: FoundImage = GivenImage("a", path, array=array)
         if suffix != "in memory":
             cv2.imwrite(str(path), array)
             image = FoundImage("a", path)

@@ -140,11 +140,12 @@ def test_settings_are_those_of_the_model_unless_told_otherwise(grey_runtime: Cal
     chosen = Settings.of(flipping, tta="none", thresholds=other, classes=(2,), bit_depth=9)
     assert chosen == Settings(other, (64, 96), 16, "none", (2,), 9)
     assert Settings.of(info, bit_depth=16).bit_depth == 16
-    for told, options in {
+    refused: dict[str, dict[str, Any]] = {
         "tta: expected none, flips, turns, found FLIPS": {"tta": "FLIPS"},
         "tta: expected none, flips, turns": {"tta": ""},
         "bit_depth: expected 9 to 16, found 8": {"bit_depth": 8},
         "bit_depth: expected 9 to 16, found 17": {"bit_depth": 17},
-    }.items():
+    }
+    for told, options in refused.items():
         with pytest.raises(UsageError, match=told):
             Settings.of(info, **options)

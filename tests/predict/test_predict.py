@@ -3,7 +3,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from defectseg.predict.predict import exit_code_of, predict, resolve_classes
 
 STEEL, PIT, CRACK, BOTH = 60, 120, 160, 200  # grey levels, as GreyRuntime reads them
 TABLES = ("predictions.csv", "images.csv", "regions.csv", "errors.csv")
+Run = Callable[..., dict[str, Any]]
 REFUSED = "another model or other settings"
 
 
@@ -72,8 +73,19 @@ def runtime(grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
     return made
 
 
-def _predict(model: Path | Sequence[Path], out: Path, *inputs: Path, **options: Any) -> dict[str, Any]:
-    return predict(model, find_images(inputs, keep_faulty=True), out, **options)
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def process(model: Path, runtime: Any, out: Path) -> Run:
+    """Predicts on inputs into `out`, or into a folder of another name beside it."""
+
+    def predict_on(*inputs: Path, into: str = "out", models: Any = model, **options: Any) -> dict[str, Any]:
+        return predict(models, find_images(inputs, keep_faulty=True), out.with_name(into), **options)
+
+    return predict_on
 
 
 def _counts(run: dict[str, Any]) -> tuple[int, int, int, int]:
@@ -103,16 +115,14 @@ def _stop_at(call_to_stop: int, error: BaseException) -> Callable[[int], None]:
     return before
 
 
-def test_tables_and_pictures_hold_what_the_answer_implies_worked_by_hand(
-    model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
+def test_tables_and_pictures_worked_by_hand(process: Run, tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "in"
     _write(folder / "clean.png", _sheet())
     many_path = _write(folder / "many.png", _sheet((2, 3, 4, 2, PIT), (20, 0, 3, 16, PIT), (10, 10, 1, 3, CRACK)))
     _write(folder / "over.png", _sheet((0, 0, 2, 2, PIT), (2, 0, 2, 2, BOTH)))
     (folder / "broken.png").write_bytes((folder / "clean.png").read_bytes()[:-20])
 
-    assert _counts(_predict(model, out, folder)) == (3, 2, 1, 0)
+    assert _counts(process(folder)) == (3, 2, 1, 0)
 
     broken, clean, many, over = _rows(out / "images.csv")
     stat = many_path.stat()
@@ -155,13 +165,13 @@ def test_tables_and_pictures_hold_what_the_answer_implies_worked_by_hand(
         assert (len(overlay) > 16) == bool(class_map.any()), "the legend is a strip below"
 
 
-def test_a_run_says_what_it_did_and_running_again_changes_nothing(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+def test_a_run_says_what_it_did_and_the_next_does_what_is_left(
+    process: Run, runtime: Any, sheets: Path, out: Path
 ) -> None:
     (sheets / "zz.png").write_bytes(b"not an image")
     steps: list[tuple[int, int]] = []
 
-    run = _predict(model, tmp_path / "out", sheets, progress=lambda done, total, text="": steps.append((done, total)))
+    run = process(sheets, progress=lambda done, total, text="": steps.append((done, total)))
 
     # Odd or a multiple of three: 0, 1, 3, 5, 6, 7, 9, 11.
     assert _counts(run) == (12, 8, 1, 0)
@@ -169,89 +179,65 @@ def test_a_run_says_what_it_did_and_running_again_changes_nothing(
     assert (run["status"], run["class_names"], run["runtime"]) == ("finished", ["pits", "cracks"], "grey levels")
     assert run["started"] <= run["ended"]
     assert run["images_per_second"] == pytest.approx(12 / run["seconds"], rel=0.1)
-    assert run == json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run == json.loads((out / "run.json").read_text())
     assert steps == [(done, 13) for done in range(14)]
-    before = _files(tmp_path / "out")
-    (sheets / "zz.png").unlink()
+    _write(sheets / "zz.png", CRACK_SHEET)
+    assert _counts(process(sheets)) == (1, 1, 0, 12)
+    before = _files(out)
+    assert _rows(out / "errors.csv") == []
 
-    run = _predict(model, tmp_path / "out", sheets)
+    run = process(sheets)
 
-    assert _counts(run) == (0, 0, 0, 12)
+    assert _counts(run) == (0, 0, 0, 13)
     assert run["images_per_second"] is None
-    assert len(runtime.calls) == 12
-    assert _files(tmp_path / "out") == before
+    assert len(runtime.calls) == 13
+    assert _files(out) == before
 
 
 @pytest.mark.parametrize(("call", "options"), [(1, {}), (7, {}), (9, {"outputs": ["masks"]})])
 def test_an_interrupted_run_continues_to_the_same_files(
-    call: int, options: dict[str, Any], sheets: Path, model: Path, runtime: Any, tmp_path: Path
+    call: int, options: dict[str, Any], process: Run, runtime: Any, sheets: Path, out: Path
 ) -> None:
-    _predict(model, tmp_path / "whole", sheets, **options)
+    process(sheets, into="whole", **options)
     runtime.calls.clear()
     runtime.before = _stop_at(call, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        _predict(model, tmp_path / "out", sheets, **options)
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "interrupted"
-    assert not (tmp_path / "out" / "images.csv").exists()
+        process(sheets, **options)
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+    assert not (out / "images.csv").exists()
     runtime.before = lambda call: None
 
-    run = _predict(model, tmp_path / "out", sheets, **options)
+    run = process(sheets, **options)
 
     assert run["processed"] + run["already_done"] == 12
     assert run["already_done"] >= call - 6  # all but what was on its way through the pipeline
-    assert _files(tmp_path / "out") == _files(tmp_path / "whole")
+    assert _files(out) == _files(out.with_name("whole"))
 
 
-def test_a_finished_run_whose_continuation_is_interrupted_loses_nothing(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    _predict(model, tmp_path / "out", *sorted(sheets.iterdir())[:6])
-    before = (tmp_path / "out" / "images.csv").read_text()
+def test_interrupting_a_continuation_loses_nothing(process: Run, runtime: Any, sheets: Path, out: Path) -> None:
+    process(*sorted(sheets.iterdir())[:6])
+    before = (out / "images.csv").read_text()
     runtime.before = _stop_at(8, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        _predict(model, tmp_path / "out", sheets)
-    assert (tmp_path / "out" / "images.csv").read_text() == before
+        process(sheets)
+    assert (out / "images.csv").read_text() == before
 
     runtime.before = lambda call: None
-    run = _predict(model, tmp_path / "out", sheets)
+    run = process(sheets)
 
     assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "unreadable": 0}
     assert run["already_done"] >= 6
 
 
 @pytest.mark.parametrize("error", [ResourceError("no memory"), MemoryError()])
-def test_a_run_that_fails_says_so_in_run_json(
-    error: Exception, sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
+def test_a_run_that_fails_says_so(error: Exception, process: Run, runtime: Any, sheets: Path, out: Path) -> None:
     runtime.before = _stop_at(3, error)
 
     with pytest.raises(type(error)):
-        _predict(model, tmp_path / "out", sheets)
+        process(sheets)
 
-    stored = json.loads((tmp_path / "out" / "run.json").read_text())
+    stored = json.loads((out / "run.json").read_text())
     assert (stored["status"], stored["error"]) == ("failed", str(error))
-
-
-def test_new_changed_and_mended_images_are_done_and_others_are_not(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    (sheets / "zz.png").write_bytes(b"not an image")
-    assert _predict(model, tmp_path / "out", sheets)["unreadable"] == 1
-    runtime.calls.clear()
-    _write(sheets / "new.png", PIT_SHEET)
-    _write(sheets / "00.png", _sheet((0, 2, 2, 2, PIT), (6, 2, 2, 2, PIT)))  # was a crack
-    _write(sheets / "zz.png", CRACK_SHEET)
-
-    run = _predict(model, tmp_path / "out", sheets)
-
-    assert (*_counts(run), len(runtime.calls)) == (3, 3, 0, 11, 3)
-    classes = {row["ImageId"]: row["classes"] for row in _rows(tmp_path / "out" / "images.csv")}
-    assert len(classes) == 14
-    assert (classes["new.png"], classes["00.png"], classes["zz.png"]) == ("pits", "pits", "cracks")
-    assert _rows(tmp_path / "out" / "errors.csv") == []
-    regions = [row["class_name"] for row in _rows(tmp_path / "out" / "regions.csv") if row["ImageId"] == "00.png"]
-    assert regions == ["pits", "pits"]
-    assert np.unique(_read(tmp_path / "out" / "masks" / "00.png")).tolist() == [0, 1]
 
 
 def _with(info: ModelInfo, **sections: dict[str, Any]) -> ModelInfo:
@@ -290,21 +276,22 @@ def _other_info(info: ModelInfo, what: str) -> ModelInfo:
         ("overlays", {"overlays": "defects"}, "outputs.overlays all -> defects"),
     ],
 )
-def test_a_folder_is_continued_only_where_all_that_results_depend_on_is_as_it_was(
+def test_a_folder_of_another_model_or_other_settings_is_not_continued(
     what: str,
     options: dict[str, Any],
     told: str,
-    sheets: Path,
+    process: Run,
     runtime: Any,
-    tmp_path: Path,
+    sheets: Path,
+    out: Path,
     write_model: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The weights of an OpenVINO model lie beside it, in a .bin.
-    model = write_model(tmp_path / ("model.xml" if what == "weights" else "model.safetensors"))
+    model = write_model(out.with_name("model.xml" if what == "weights" else "model.safetensors"))
     images = sorted(sheets.iterdir())[:3]
-    _predict(model, tmp_path / "out", *images)
-    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    process(*images, models=model)
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
     runtime.info = _other_info(runtime.info, what)
     if what == "weights":
         write_model(model, weight=1.0)
@@ -312,81 +299,80 @@ def test_a_folder_is_continued_only_where_all_that_results_depend_on_is_as_it_wa
         monkeypatch.setattr("defectseg.predict.predict.RESULTS_VERSION", 2)
 
     with pytest.raises(OutputExistsError, match=rf"{REFUSED} \({told}\).*overwrite=True"):
-        _predict(model, tmp_path / "out", *images, **options)
+        process(*images, models=model, **options)
 
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
-    assert _predict(model, tmp_path / "out", *images, overwrite=True, **options)["processed"] == 3
-    assert _predict(model, tmp_path / "out", *images, **options)["already_done"] == 3
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    assert process(*images, models=model, overwrite=True, **options)["processed"] == 3
+    assert process(*images, models=model, **options)["already_done"] == 3
 
 
-def test_the_same_model_and_settings_in_other_words_continue_a_folder(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+def test_the_same_settings_in_other_words_continue_a_folder(
+    process: Run, runtime: Any, model: Path, sheets: Path, out: Path
 ) -> None:
     options: dict[str, Any] = {"classes": ["2"], "outputs": ["masks", "rle"]}
-    _predict(model, tmp_path / "out", sheets, **options)
-    rows = _rows(tmp_path / "out" / "predictions.csv")
+    process(sheets, **options)
+    rows = _rows(out / "predictions.csv")
     assert {row["EncodedPixels"] for row in rows if row["ClassId"] == "1"} == {""}
-    assert {row["classes"] for row in _rows(tmp_path / "out" / "images.csv")} == {"", "cracks"}
-    renamed = Path(shutil.copy(model, tmp_path / "renamed.safetensors"))
+    assert {row["classes"] for row in _rows(out / "images.csv")} == {"", "cracks"}
+    renamed = Path(shutil.copy(model, out.with_name("renamed.safetensors")))
     thresholds = runtime.info.thresholds.model_copy(update={"chosen_by": "hand"})
     runtime.info = runtime.info.model_copy(update={"thresholds": thresholds})
     options = {"classes": ["cracks", "2"], "outputs": ["rle", "masks"], "overlays": "none"}
 
-    run = _predict(renamed, tmp_path / "out", sheets, tta="none", workers=2, **options)
+    run = process(sheets, models=renamed, tta="none", workers=2, **options)
 
     assert (run["tta"], run["already_done"]) == ("none", 12)
 
 
-def test_augmentation_calls_the_network_for_each_view(sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    run = _predict(model, tmp_path / "out", sheets, tta="flips")
+def test_augmentation_calls_the_network_for_each_view(process: Run, runtime: Any, sheets: Path) -> None:
+    run = process(sheets, tta="flips")
 
     assert (run["tta"], run["processed"], len(runtime.calls)) == ("flips", 12, 48)
     with pytest.raises(UsageError, match=r"tta.*flop"):
-        _predict(model, tmp_path / "out", sheets, tta="flop")
+        process(sheets, tta="flop")
 
 
 def test_an_ensemble_is_known_by_the_content_and_order_of_its_models(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
+    process: Run, model: Path, sheets: Path, tmp_path: Path, write_model: Callable[..., Path]
 ) -> None:
     other = write_model(tmp_path / "other.safetensors", weight=1.0)
 
-    run = _predict([model, other], tmp_path / "out", sheets)
+    run = process(sheets, models=[model, other])
 
     assert run["model"] == f"{model}, {other}"
     others: list[Path | list[Path]] = [model, other, [other, model], [model, model], [model, other, other]]
     for models in others:
         with pytest.raises(OutputExistsError, match=REFUSED):
-            _predict(models, tmp_path / "out", sheets)
+            process(sheets, models=models)
 
 
 @pytest.mark.parametrize(
     ("change", "told"), [("version", "openvino 1.0 -> 2.0"), ("precision", "runtime grey.* -> bf16")]
 )
-def test_an_upgrade_or_another_processor_is_warned_of_and_does_not_stop_a_nightly_job(
+def test_an_upgrade_or_another_processor_is_warned_of(
     change: str,
     told: str,
-    sheets: Path,
-    model: Path,
+    process: Run,
     runtime: Any,
-    tmp_path: Path,
+    sheets: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     installed = {"openvino": "1.0", "numpy": "2.0"}
     monkeypatch.setattr("defectseg.predict.predict.package_versions", lambda names: dict(installed))
-    _predict(model, tmp_path / "out", sheets)
+    process(sheets)
     _write(sheets / "second night.png", PIT_SHEET)
-    _predict(model, tmp_path / "out", sheets)
+    process(sheets)
     assert caplog.text == ""
     if change == "version":
         installed["openvino"] = "2.0"
     else:
         runtime.name = "bf16"
 
-    idle = _predict(model, tmp_path / "out", sheets)
+    idle = process(sheets)
     assert caplog.text == "", "nothing is computed"
     _write(sheets / "third night.png", PIT_SHEET)
-    run = _predict(model, tmp_path / "out", sheets)
+    run = process(sheets)
 
     assert re.search(told, caplog.text)
     assert run["processed"] == 1
@@ -429,7 +415,7 @@ def test_classes_that_the_model_does_not_have_are_refused_with_those_it_has(want
         (1, 1, 1, {"fail_on_defect", "fail_on_blank"}, ExitCode.DEFECT_FOUND),
     ],
 )
-def test_a_defect_comes_before_unreadable_and_blank_images_in_the_exit_code(
+def test_the_exit_code_tells_defects_before_unreadable_and_blank_images(
     unreadable: int, defects: int, blank: int, flags: set[str], code: ExitCode
 ) -> None:
     run = {"unreadable": unreadable, "images_in_folder": {"defect": defects, "blank": blank}}
@@ -438,8 +424,8 @@ def test_a_defect_comes_before_unreadable_and_blank_images_in_the_exit_code(
     assert exit_code_of(run, **given) is code
 
 
-def test_a_picture_that_shows_nothing_is_blank_unless_a_defect_is_found_on_it(
-    model: Path, runtime: Any, tmp_path: Path
+def test_a_picture_that_shows_nothing_is_blank_unless_a_defect_is_found(
+    process: Run, tmp_path: Path, out: Path
 ) -> None:
     few, many = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
     few[0, :2], many[0, :3] = 60, 60  # 0.5 % of the pixels, and a little more
@@ -448,33 +434,31 @@ def test_a_picture_that_shows_nothing_is_blank_unless_a_defect_is_found_on_it(
         _write(tmp_path / "in" / f"{name}.png", image)
     (tmp_path / "in" / "torn.png").write_bytes(b"not an image")
 
-    run = _predict(model, tmp_path / "out", tmp_path / "in")
+    run = process(tmp_path / "in")
 
     assert (*_counts(run), run["blank"]) == (4, 1, 1, 0, 2)
     assert run["images_in_folder"] == {"defect": 1, "clean": 1, "blank": 2, "unreadable": 1}
-    status = {row["ImageId"]: row["status"] for row in _rows(tmp_path / "out" / "images.csv")}
+    status = {row["ImageId"]: row["status"] for row in _rows(out / "images.csv")}
     names = ("few.png", "flat.png", "many.png", "pit.png", "torn.png")
     assert status == dict(zip(names, ("blank", "blank", "clean", "defect", "unreadable"), strict=True))
-    assert (tmp_path / "out" / "masks" / "few.png").exists()
-    assert _predict(model, tmp_path / "out", tmp_path / "in")["already_done"] == 4
+    assert (out / "masks" / "few.png").exists()
+    assert process(tmp_path / "in")["already_done"] == 4
 
 
-def test_images_of_a_camera_with_fewer_bits_are_told_and_read_right_once_that_is_said(
-    model: Path, runtime: Any, tmp_path: Path
-) -> None:
+def test_images_of_a_camera_with_fewer_bits_are_told(process: Run, runtime: Any, tmp_path: Path, out: Path) -> None:
     for number in range(3):
         twelve = np.rint(PIT_SHEET / 255 * 4095).astype(np.uint16)
         twelve[0] = 4095
         _write(tmp_path / "in" / f"{number}.png", twelve)
 
-    black = _predict(model, tmp_path / "out", tmp_path / "in")
+    black = process(tmp_path / "in")
 
     assert black["with_defect"] == 0
     assert black["low_bit_depth"] == {"images": 3, "of": 3, "brightest": 4095, "bit_depth": 12}
-    told = _predict(model, tmp_path / "told", tmp_path / "in", bit_depth=12)
+    told = process(tmp_path / "in", into="told", bit_depth=12)
     runtime.info = _with(runtime.info, data={"bit_depth": 12})
-    learnt = _predict(model, tmp_path / "learnt", tmp_path / "in")
-    wrong = _predict(model, tmp_path / "wrong", tmp_path / "in", bit_depth=11)
+    learnt = process(tmp_path / "in", into="learnt")
+    wrong = process(tmp_path / "in", into="wrong", bit_depth=11)
     for run, out in ((told, "told"), (learnt, "learnt")):
         assert (run["with_defect"], run["low_bit_depth"]) == (3, None)
         assert {row["area_px"] for row in _rows(tmp_path / out / "regions.csv")} == {"4"}
@@ -483,39 +467,37 @@ def test_images_of_a_camera_with_fewer_bits_are_told_and_read_right_once_that_is
     assert "the value 4095" in _rows(tmp_path / "wrong" / "errors.csv")[0]["error"]
 
 
-def test_the_runtime_and_the_workers_asked_for_are_loaded_and_stored(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+def test_the_runtime_and_the_workers_asked_for_are_loaded(
+    process: Run, runtime: Any, model: Path, sheets: Path, out: Path
 ) -> None:
-    run = _predict(model, tmp_path / "out", sheets, device="cpu", runtime="onnx", workers=3)
+    run = process(sheets, device="cpu", runtime="onnx", workers=3)
     assert runtime.asked == (model, "cpu", "onnx", 3)
     assert (run["runtime"], run["workers"]) == ("grey levels", 3)
-    _predict(model, tmp_path / "other", sheets)
+    process(sheets, into="other")
     assert runtime.asked == (model, "auto", "auto", None)
-    assert _files(tmp_path / "out") == _files(tmp_path / "other")
-    _predict(model, tmp_path / "one", sheets / "00.png", workers=3)
+    assert _files(out) == _files(out.with_name("other"))
+    process(sheets / "00.png", into="one", workers=3)
     assert runtime.asked == (model, "auto", "auto", 1), "all cores work on the one image"
 
     with pytest.raises(UsageError, match="workers: expected 1 or more, found 0"):
-        _predict(model, tmp_path / "none", sheets, workers=0)
-    assert not (tmp_path / "none").exists()
+        process(sheets, into="none", workers=0)
+    assert not (out.with_name("none")).exists()
 
 
-def test_outputs_that_are_wanted_are_as_in_a_run_that_writes_everything(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    _predict(model, tmp_path / "all", sheets)
-    run = _predict(model, tmp_path / "some", sheets, outputs=["overlays", "rle"], overlays="defects")
+def test_some_outputs_are_as_in_a_run_that_writes_everything(process: Run, sheets: Path, out: Path) -> None:
+    process(sheets, into="all")
+    run = process(sheets, into="some", outputs=["overlays", "rle"], overlays="defects")
 
     assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "unreadable": 0}
     # Odd or a multiple of three.
     overlays = {f"overlays/{number:02}.jpg" for number in (0, 1, 3, 5, 6, 7, 9, 11)}
-    some, everything = _files(tmp_path / "some"), _files(tmp_path / "all")
+    some, everything = _files(out.with_name("some")), _files(out.with_name("all"))
     assert set(some) == overlays | {"predictions.csv", "images.csv", "errors.csv"}
     assert some.items() <= everything.items()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such files cannot exist there")
-def test_no_file_stops_a_folder(model: Path, runtime: Any, tmp_path: Path) -> None:
+def test_no_file_stops_a_folder(process: Run, tmp_path: Path, out: Path) -> None:
     folder = tmp_path / "in"
     pixels = _write(folder / "a.png", PIT_SHEET).read_bytes()
     for name in (b"\x8f\xe0.png", b"a\\b.png", b"a\nb.png", b"x" * 251 + b".png", b"x.png/inner.png"):
@@ -531,15 +513,15 @@ def test_no_file_stops_a_folder(model: Path, runtime: Any, tmp_path: Path) -> No
     unreadable = ["%8F%E0.png", "a%0Ab.png", "a%5Cb.png", "circle.png", "device.png"]
     unreadable += ["huge.png", "pipe.png", "to-pipe.png"]
 
-    assert _counts(_predict(model, tmp_path / "out", folder)) == (3, 3, 8, 0)
+    assert _counts(process(folder)) == (3, 3, 8, 0)
 
-    errors = _rows(tmp_path / "out" / "errors.csv")
+    errors = _rows(out / "errors.csv")
     assert [row["ImageId"] for row in errors] == unreadable
     assert errors[0]["path"] == f"{folder}/%8F%E0.png"
-    images = {row["ImageId"]: row["status"] for row in _rows(tmp_path / "out" / "images.csv")}
+    images = {row["ImageId"]: row["status"] for row in _rows(out / "images.csv")}
     assert sorted(image_id for image_id, status in images.items() if status == "unreadable") == unreadable
     assert images["x.png/inner.png"] == images["x" * 251 + ".png"] == "defect"
-    assert _counts(_predict(model, tmp_path / "out", folder)) == (0, 0, 8, 3)
+    assert _counts(process(folder)) == (0, 0, 8, 3)
 
 
 def _replace(path: Path, image: NDArray[np.uint8]) -> None:
@@ -550,25 +532,23 @@ def _replace(path: Path, image: NDArray[np.uint8]) -> None:
     new.replace(path)
 
 
-def test_an_image_replaced_while_the_network_works_on_it_is_done_again(
-    model: Path, runtime: Any, tmp_path: Path
-) -> None:
+def test_an_image_replaced_while_the_network_works_is_done_again(process: Run, runtime: Any, tmp_path: Path) -> None:
     path = _write(tmp_path / "in" / "a.bmp", _sheet())
     runtime.before = lambda call: _replace(path, PIT_SHEET)
-    assert _predict(model, tmp_path / "out", path.parent)["with_defect"] == 0
+    assert process(path.parent)["with_defect"] == 0
     runtime.before = lambda call: None
 
-    assert _predict(model, tmp_path / "out", path.parent)["with_defect"] == 1
-    assert _predict(model, tmp_path / "out", path.parent)["already_done"] == 1
+    assert process(path.parent)["with_defect"] == 1
+    assert process(path.parent)["already_done"] == 1
 
 
 @pytest.mark.parametrize(("times", "counts"), [(1, (1, 1, 0, 0)), (2, (0, 0, 1, 0))])
 def test_an_image_replaced_while_it_is_decoded_is_read_once_more(
     times: int,
     counts: tuple[int, ...],
-    model: Path,
-    runtime: Any,
+    process: Run,
     tmp_path: Path,
+    out: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, decode_bytes = _write(tmp_path / "in" / "a.bmp", _sheet()), image_files.decode_bytes
@@ -580,23 +560,21 @@ def test_an_image_replaced_while_it_is_decoded_is_read_once_more(
         return decode_bytes(content, name=name, **options)
 
     monkeypatch.setattr(image_files, "decode_bytes", replacing)
-    assert _counts(_predict(model, tmp_path / "out", path.parent)) == counts
-    errors = _rows(tmp_path / "out" / "errors.csv")
+    assert _counts(process(path.parent)) == counts
+    errors = _rows(out / "errors.csv")
     assert ["changed while it was read" in row["error"] for row in errors] == [True] * counts[2]
 
-    assert _predict(model, tmp_path / "out", path.parent)["processed"] == counts[2]
+    assert process(path.parent)["processed"] == counts[2]
 
 
-def test_images_of_any_size_pass_and_an_overlay_too_long_for_a_jpeg_is_shrunk_and_said_so(
-    model: Path, runtime: Any, tmp_path: Path
-) -> None:
+def test_images_of_any_size_pass_and_overlays_are_shrunk_to_fit(process: Run, tmp_path: Path, out: Path) -> None:
     for number, size_hw in enumerate([(1, 1), (1, 300), (300, 1), (2, 70_000)]):
         _write(tmp_path / "in" / f"{number}.png", np.full(size_hw, PIT, np.uint8))
 
-    assert _counts(_predict(model, tmp_path / "out", tmp_path / "in")) == (4, 4, 0, 0)
+    assert _counts(process(tmp_path / "in")) == (4, 4, 0, 0)
 
-    rows = _rows(tmp_path / "out" / "images.csv")
+    rows = _rows(out / "images.csv")
     assert [row["defect_area_percent"] for row in rows] == ["100.0000"] * 4
     assert [row["notes"] for row in rows] == ["", "", "", "overlay shrunk to fit a JPEG"]
-    assert _read(tmp_path / "out" / "overlays" / "3.jpg").shape[1] == 65_500
-    assert _read(tmp_path / "out" / "masks" / "3.png").shape == (2, 70_000)
+    assert _read(out / "overlays" / "3.jpg").shape[1] == 65_500
+    assert _read(out / "masks" / "3.png").shape == (2, 70_000)
