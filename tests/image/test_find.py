@@ -38,18 +38,14 @@ def ids(found: list[FoundImage]) -> list[str]:
     ],
     ids=["inside another", "a file", "clashing names", "clashing folders", "clashing files", "a real subfolder"],
 )
-def test_every_image_has_one_id_which_tells_inputs_apart_and_leads_to_its_file(
-    tmp_path: Path, there: str, inputs: str, expected: str
-) -> None:
+def test_every_image_has_one_id_that_leads_to_its_file(tmp_path: Path, there: str, inputs: str, expected: str) -> None:
     touch(tmp_path, *there.split())
     found = find_images([tmp_path / name for name in inputs.split()])
     assert ids(found) == expected.split()
     assert all(image.path.as_posix().endswith(f"/{image.image_id}") for image in found)
 
 
-def test_images_are_found_by_suffix_and_hidden_ones_passed_over_and_other_suffixes_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_images_are_found_by_suffix_and_others_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     optional = [f"z{suffix}" for suffix in (".avif", ".gif", ".jp2") if cv2.haveImageWriter(f"x{suffix}")]
     touch(tmp_path, "b.JPG", "a.jpeg", "c.Tiff", "h.jfif", *optional, "sub/f.webp", ".d.jpg", ".cache/e.jpg")
     touch(tmp_path, "a.txt", "sub/b.TXT", "sub/Thumbs.db", "jpg", ".hidden.txt", "sub/.git/x.txt")
@@ -117,9 +113,7 @@ def test_inputs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         (b"\x80" * 251 + b".jpg", "%80" * 251 + ".jpg"),
     ],
 )
-def test_a_file_name_that_cannot_be_an_image_id_is_a_fault_of_that_file(
-    tmp_path: Path, name: bytes, image_id: str
-) -> None:
+def test_a_name_that_cannot_be_an_image_id_is_a_fault_of_that_file(tmp_path: Path, name: bytes, image_id: str) -> None:
     touch(tmp_path, "z.jpg")
     try:
         touch(tmp_path, os.fsdecode(name))
@@ -144,9 +138,7 @@ def test_the_image_id_of_a_faulty_name_is_that_of_no_other_file(tmp_path: Path) 
     assert sorted(image.image_id for image in found if not image.fault) == ["a%255C.jpg", "a%5C.jpg"]
 
 
-def test_a_subfolder_that_cannot_be_listed_is_a_fault_and_an_input_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_subfolder_that_cannot_be_listed_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a.jpg", "locked/b.jpg", "open/c.jpg")
     scandir = os.scandir
 
@@ -189,7 +181,7 @@ def test_of_a_list_what_is_gone_or_no_image_is_a_fault(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "read", [decode, read_size, lambda path: decode_small(path, shorter_px=8, longer_px=8), read_class_map]
 )
-def test_a_pipe_a_device_and_a_huge_file_are_found_and_refused_unread(
+def test_pipes_devices_and_huge_files_are_refused(
     tmp_path: Path, kind: str, told: str, read: Callable[[Path], Any]
 ) -> None:
     path = tmp_path / "a.png"

@@ -212,9 +212,7 @@ def test_a_value_beyond_the_bit_depth_is_refused_and_alpha_does_not_count(said: 
         ({4095: 4, 65535: 3}, (4, 7, 12)),
     ],
 )
-def test_fewer_bits_are_seen_in_most_of_the_16_bit_images(
-    brightest: dict[int | None, int], expected: tuple[int, int, int] | None
-) -> None:
+def test_low_bit_depth_is_seen(brightest: dict[int | None, int], expected: tuple[int, int, int] | None) -> None:
     low = find_low_bit_depth(brightest)
     assert (low if low is None else (low.images, low.of, low.bit_depth)) == expected
 
@@ -332,9 +330,7 @@ WHOLE_FRAME = (160, 64, 0, 0)
     [(0, 0, 0, 0), (1, 1, 0, 0), (1600, 640, 0, 0), (160, 64, 1, 1), (160, 64, 2**31, 2**32 - 1), (2**31, 2**31, 0, 0)],
 )
 @pytest.mark.parametrize("count", [0, 1, 2**31 - 1])
-def test_picture_of_an_animated_png_is_read_whatever_its_frames_declare(
-    frame: tuple[int, int, int, int], count: int
-) -> None:
+def test_the_picture_of_an_animated_png_is_read(frame: tuple[int, int, int, int], count: int) -> None:
     for content in (animated_png(frame, frame, count=count), animated_png(WHOLE_FRAME, frame, frame, count=count)):
         np.testing.assert_array_equal(decode_bytes(content, name="a").pixels, GREY)
 
@@ -455,9 +451,7 @@ def limit() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_images_of_more_pixels_than_allowed_are_refused_by_their_header(
-    kind: str, limit: Callable[[int], None]
-) -> None:
+def test_more_pixels_than_allowed_are_refused_by_the_header(kind: str, limit: Callable[[int], None]) -> None:
     content = WHOLE[kind]()
     limit(64 * 160 - 1)
     with pytest.raises(ImageError, match=r"^line1/a: 160 x 64 px are 10,240; .* 10,239 .*max_pixels=10240"):
@@ -534,9 +528,7 @@ def test_size_is_rows_then_columns_for_every_kind_of_image(tmp_path: Path, kind:
 
 @pytest.mark.parametrize("marker", [0xE2, 0xC4, 0xC8, 0xCC], ids=hex)
 @pytest.mark.parametrize("repeats", [1, 100])
-def test_size_in_a_jpeg_header_is_its_own_and_not_that_of_something_ahead(
-    tmp_path: Path, marker: int, repeats: int
-) -> None:
+def test_the_size_of_a_jpeg_is_not_that_of_something_ahead(tmp_path: Path, marker: int, repeats: int) -> None:
     inner, outer = encoded(".jpg", TEXTURE[:40, :40]), encoded(".jpg", GREY)
     for _ in range(repeats):
         outer = with_segment(outer, inner, marker)

@@ -190,7 +190,7 @@ def test_a_gate_that_opens_in_the_last_tile_lets_the_first_pass(fake_runtime: An
 
 
 @pytest.mark.parametrize(("size_hw", "spotted"), [((128, 20_000), True), ((10_000, 256), False)])
-def test_a_large_image_of_four_classes_takes_less_memory_than_its_probabilities(
+def test_a_large_image_takes_less_memory_than_its_probabilities(
     fake_runtime: Any, size_hw: tuple[int, int], spotted: bool
 ) -> None:
     def answer(tile: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -39,9 +39,7 @@ def _ids(results: list[Any]) -> list[str]:
     return [result.image_id if isinstance(result, Unreadable) else result[0] for result in results]
 
 
-def test_results_come_in_order_and_do_not_depend_on_the_number_of_workers(
-    tmp_path: Path, grey_runtime: Callable[..., Any]
-) -> None:
+def test_results_come_in_order_for_any_number_of_workers(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
     images = _found(tmp_path, 40)
     images[5].path.write_bytes(b"not an image")
     images[7].path.unlink()
@@ -65,9 +63,7 @@ def test_results_come_in_order_and_do_not_depend_on_the_number_of_workers(
     assert 2 < at_once[2] <= 5
 
 
-def test_images_are_taken_a_bounded_number_ahead_of_the_caller(
-    tmp_path: Path, grey_runtime: Callable[..., Any]
-) -> None:
+def test_few_images_are_taken_ahead_of_the_caller(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
     asked: list[FoundImage] = []
 
     def watched() -> Iterator[FoundImage]:
@@ -95,7 +91,7 @@ def test_the_answer_is_kept_for_who_asks_for_it(keep: bool, tmp_path: Path, grey
 
 
 @pytest.mark.parametrize("suffix", [".png", "in memory"])
-def test_as_many_images_are_in_memory_at_once_as_have_few_pixels_together_and_a_larger_one_goes_alone(
+def test_images_in_work_have_few_pixels_together(
     suffix: str, tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("defectseg.inference.stream.PIXELS_IN_WORK", 1000)
@@ -157,9 +153,7 @@ def test_an_error_in_a_thread_ends_the_stream_after_what_came_before(
     assert threading.active_count() == threads
 
 
-def test_a_stream_that_is_closed_gives_up_a_large_image_at_its_next_tile(
-    tmp_path: Path, grey_runtime: Callable[..., Any]
-) -> None:
+def test_a_closed_stream_gives_up_a_large_image(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
     (tmp_path / "large").mkdir()
     images = [*_found(tmp_path, 1), *_found(tmp_path / "large", 1, size_hw=(800, 800))]
     runtime = grey_runtime(tile_hw=(16, 24), tile_overlap_px=0, longest_s=0.004)

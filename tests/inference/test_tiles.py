@@ -140,7 +140,7 @@ def test_an_image_of_the_size_of_a_tile_goes_through_whole(grey_runtime: Callabl
 @pytest.mark.parametrize("parallel", [1, 3])
 @pytest.mark.parametrize("tile_hw", [(8, 90), (8, 10)], ids=["whole", "in tiles"])
 @pytest.mark.parametrize("where", ["pixel", "gate"])
-def test_an_answer_that_is_not_a_number_never_passes_for_clean_steel(
+def test_not_a_number_never_passes_for_clean_steel(
     fake_runtime: Any, where: str, tile_hw: tuple[int, int], parallel: int
 ) -> None:
     def broken(tile: NDArray[np.uint8]) -> Answer:

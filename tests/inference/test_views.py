@@ -102,7 +102,7 @@ def test_a_mirrored_or_turned_image_has_the_answer_mirrored_or_turned_to_the_las
     [("none", (6, 6), 1), ("flips", (6, 6), 4), ("flips", (4, 6), 4), ("turns", (6, 6), 8), ("turns", (4, 6), 4)],
 )
 @pytest.mark.parametrize("tiles", [1, 2])
-def test_an_image_or_tile_is_answered_once_for_each_view_and_turned_only_if_square(
+def test_each_view_is_answered_once_and_turned_only_if_square(
     tta: str, size_hw: tuple[int, int], calls: int, tiles: int
 ) -> None:
     runtime = LopsidedRuntime()
@@ -118,9 +118,7 @@ def test_an_image_or_tile_is_answered_once_for_each_view_and_turned_only_if_squa
 
 
 @pytest.mark.parametrize("tta", list(VIEWS))
-def test_an_answer_that_is_the_same_in_every_view_stays_the_same_to_the_last_bit(
-    grey_runtime: Callable[..., Any], tta: str
-) -> None:
+def test_an_answer_that_is_equal_in_every_view_stays_equal(grey_runtime: Callable[..., Any], tta: str) -> None:
     images = _images(1, (9, 9), seed=2)
     runtime = grey_runtime()
 

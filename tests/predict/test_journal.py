@@ -30,9 +30,7 @@ NAMELESS = b'{"image": {"ImageId": "", "status": "clean"}, "predictions": [], "r
 
 
 @pytest.mark.parametrize("junk", [b"", b"\0\0\0", b"{}\n", b"[1]\n", b"7", NAMELESS])
-def test_whatever_a_crash_leaves_of_the_last_line_whole_records_are_kept_and_new_ones_added(
-    junk: bytes, tmp_path: Path
-) -> None:
+def test_whatever_a_crash_leaves_of_the_last_line_whole_records_are_kept(junk: bytes, tmp_path: Path) -> None:
     path, records = tmp_path / "journal.jsonl", [_record(f"{number}.jpg") for number in range(3)]
     _write(path, *records)
     content = path.read_bytes()

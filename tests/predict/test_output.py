@@ -139,9 +139,7 @@ def test_a_finished_folder_has_exactly_its_files_and_tables_sorted_by_image(tmp_
     assert (run["status"], run["images_in_folder"]) == ("finished", counts)
 
 
-def test_only_new_and_changed_images_are_done_and_rows_of_images_that_are_not_given_stay(
-    tmp_path: Path, images: list[FoundImage]
-) -> None:
+def test_only_new_and_changed_images_are_done_and_other_rows_stay(tmp_path: Path, images: list[FoundImage]) -> None:
     images.append(_image(tmp_path / "in", "d.jpg"))
     with output_folder(tmp_path / "out", KEY) as output:  # a run that is interrupted
         _write(output, *output.pending(images)[:2])
@@ -189,7 +187,7 @@ def test_only_the_folder_of_a_finished_run_is_read(tmp_path: Path, images: list[
         _records(root)
 
 
-def test_a_row_from_before_a_column_existed_has_an_empty_cell_and_is_counted(
+def test_a_row_older_than_a_column_has_an_empty_cell(
     tmp_path: Path, images: list[FoundImage], caplog: pytest.LogCaptureFixture
 ) -> None:
     _process(tmp_path / "out", images[:1])
@@ -208,7 +206,7 @@ def test_a_row_from_before_a_column_existed_has_an_empty_cell_and_is_counted(
 
 @pytest.mark.parametrize("picture", ["overlays/a.jpg", "masks/a.png"])
 @pytest.mark.parametrize("content", [None, b""], ids=["deleted", "emptied"])
-def test_an_image_whose_picture_is_gone_is_done_again(
+def test_a_picture_that_is_gone_is_made_again(
     tmp_path: Path, images: list[FoundImage], picture: str, content: bytes | None
 ) -> None:
     _process(tmp_path / "out", images)
@@ -221,9 +219,7 @@ def test_an_image_whose_picture_is_gone_is_done_again(
     assert path.stat().st_size
 
 
-def test_an_image_that_fails_after_it_was_replaced_keeps_no_pictures_of_the_old_one(
-    tmp_path: Path, images: list[FoundImage]
-) -> None:
+def test_an_image_that_has_become_unreadable_loses_its_pictures(tmp_path: Path, images: list[FoundImage]) -> None:
     _process(tmp_path / "out", images[:1])
     with output_folder(tmp_path / "out", KEY) as output:
         _image(tmp_path / "in", "a.jpg", b"broken")
@@ -251,9 +247,7 @@ def test_pictures_are_renamed_when_a_new_image_would_share_their_name(tmp_path: 
     assert _process(tmp_path / "out", [*old, new]) == []
 
 
-def test_overwriting_leaves_nothing_of_the_earlier_results_and_is_continued_without_the_flag(
-    tmp_path: Path, images: list[FoundImage]
-) -> None:
+def test_overwriting_leaves_nothing_and_can_be_continued(tmp_path: Path, images: list[FoundImage]) -> None:
     _process(tmp_path / "out", images)
     with output_folder(tmp_path / "out", OTHER_KEY, overwrite=True) as output:
         assert output.pending(images) == images
@@ -343,9 +337,7 @@ def test_a_folder_without_its_journal_is_not_continued_in_silence(tmp_path: Path
     assert _process(tmp_path / "out", images, overwrite=True) == ["a.jpg", "b.jpg"]
 
 
-def test_a_full_disk_is_told_and_what_is_done_is_kept(
-    tmp_path: Path, images: list[FoundImage], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_loses_nothing(tmp_path: Path, images: list[FoundImage], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, content: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -360,9 +352,7 @@ def test_a_full_disk_is_told_and_what_is_done_is_kept(
     assert _process(tmp_path / "out", images) == ["b.jpg"]
 
 
-def test_tables_that_somebody_changed_are_written_anew_by_the_next_run(
-    tmp_path: Path, images: list[FoundImage]
-) -> None:
+def test_tables_that_somebody_changed_are_written_anew(tmp_path: Path, images: list[FoundImage]) -> None:
     root = tmp_path / "out"
     _process(root, images)
     before = _tree(root)
@@ -413,9 +403,7 @@ def test_a_folder_holds_only_what_is_wanted_and_the_rest_is_not_missed(
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - not_written
 
 
-def test_overlays_of_defects_alone_are_missed_only_where_there_is_a_defect(
-    tmp_path: Path, images: list[FoundImage]
-) -> None:
+def test_overlays_of_defects_are_missed_only_with_a_defect(tmp_path: Path, images: list[FoundImage]) -> None:
     defect, clean = images
     with output_folder(tmp_path / "out", KEY, OutputChoice(("overlays",), "defects")) as output:
         output.pending(images)

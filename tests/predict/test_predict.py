@@ -165,9 +165,7 @@ def test_tables_and_pictures_worked_by_hand(process: Run, tmp_path: Path, out: P
         assert (len(overlay) > 16) == bool(class_map.any()), "the legend is a strip below"
 
 
-def test_a_run_says_what_it_did_and_the_next_does_what_is_left(
-    process: Run, runtime: Any, sheets: Path, out: Path
-) -> None:
+def test_a_run_says_what_it_did_and_the_next_does_the_rest(process: Run, runtime: Any, sheets: Path, out: Path) -> None:
     (sheets / "zz.png").write_bytes(b"not an image")
     steps: list[tuple[int, int]] = []
 
@@ -306,7 +304,7 @@ def test_a_folder_of_another_model_or_other_settings_is_not_continued(
     assert process(*images, models=model, **options)["already_done"] == 3
 
 
-def test_the_same_settings_in_other_words_continue_a_folder(
+def test_settings_in_other_words_continue_a_folder(
     process: Run, runtime: Any, model: Path, sheets: Path, out: Path
 ) -> None:
     options: dict[str, Any] = {"classes": ["2"], "outputs": ["masks", "rle"]}
@@ -424,9 +422,7 @@ def test_the_exit_code_tells_defects_before_unreadable_and_blank_images(
     assert exit_code_of(run, **given) is code
 
 
-def test_a_picture_that_shows_nothing_is_blank_unless_a_defect_is_found(
-    process: Run, tmp_path: Path, out: Path
-) -> None:
+def test_a_picture_that_shows_nothing_is_blank(process: Run, tmp_path: Path, out: Path) -> None:
     few, many = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
     few[0, :2], many[0, :3] = 60, 60  # 0.5 % of the pixels, and a little more
     flat, pit = np.full((20, 20), 60, np.uint8), np.full((20, 20), PIT, np.uint8)
@@ -467,9 +463,7 @@ def test_images_of_a_camera_with_fewer_bits_are_told(process: Run, runtime: Any,
     assert "the value 4095" in _rows(tmp_path / "wrong" / "errors.csv")[0]["error"]
 
 
-def test_the_runtime_and_the_workers_asked_for_are_loaded(
-    process: Run, runtime: Any, model: Path, sheets: Path, out: Path
-) -> None:
+def test_the_runtime_asked_for_is_loaded(process: Run, runtime: Any, model: Path, sheets: Path, out: Path) -> None:
     run = process(sheets, device="cpu", runtime="onnx", workers=3)
     assert runtime.asked == (model, "cpu", "onnx", 3)
     assert (run["runtime"], run["workers"]) == ("grey levels", 3)
