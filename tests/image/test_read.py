@@ -82,7 +82,7 @@ TWO_TONE = np.where(GREY > 127, 255, 0).astype(np.uint8)
 RED_GREEN_BLUE = np.array([[[0, 0, 255], [0, 255, 0], [255, 0, 0]]], np.uint8)
 SIXTEEN = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
 SCALED = "16-bit scaled by 1/257"
-ANIMATION = {"save_all": True, "append_images": [Image.fromarray(TEXTURE)], "lossless": True}
+ANIMATION: dict[str, Any] = {"save_all": True, "append_images": [Image.fromarray(TEXTURE)], "lossless": True}
 TURNED = Image.Exif()
 TURNED[274] = 6
 

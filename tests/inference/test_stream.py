@@ -79,17 +79,6 @@ def test_few_images_are_taken_ahead_of_the_caller(tmp_path: Path, grey_runtime: 
         assert len(asked) <= 1 + 8 + 4 + 2
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_the_answer_is_kept_for_who_asks_for_it(keep: bool, tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
-    runtime = grey_runtime()
-
-    (one,) = stream(_found(tmp_path, 3)[2:], runtime, runtime.settings, lambda one: one, keep_answers=keep)
-
-    assert isinstance(one, Segmented)
-    assert np.argwhere(one.segmentation.class_map).tolist() == [[0, 0], [0, 1]]
-    assert (one.segmentation.answer is not None) == keep
-
-
 @pytest.mark.parametrize("suffix", [".png", "in memory"])
 def test_images_in_work_have_few_pixels_together(
     suffix: str, tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
