@@ -17,7 +17,7 @@ from defectseg.files import UNFIT_CHARACTERS
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"}).union(
-    # Not in every build of OpenCV; each of these has a writer where it has a reader.
+    # Not in every build of OpenCV. It has a writer for each of these if it has a reader.
     suffix
     for suffix in (".jp2", ".gif", ".avif")
     if cv2.haveImageWriter(f"x{suffix}")
@@ -29,13 +29,13 @@ _MOST_SUFFIXES_TOLD = 8
 
 @dataclass(frozen=True, order=True)
 class FoundImage:
-    """An image file and its name within the run: the path relative to its input folder, POSIX, with its suffix.
+    """An image file and its name within the run.
 
     Attributes:
-        image_id: ImageId.
+        image_id: ImageId, the POSIX path relative to the input folder, with its suffix.
         path: the file.
-        fault: why it is unreadable, known before it is opened; "" where nothing is known against it. The path may then
-            be that of a folder which cannot be listed, or of nothing.
+        fault: "", or why the image is unreadable, known before it is opened; `path` may then be a folder that cannot be
+            listed, or nothing at all.
     """
 
     image_id: str
@@ -53,24 +53,23 @@ def find_images(
 ) -> list[FoundImage]:
     """List the images in folders and files, sorted by ImageId, each file once.
 
-    An ImageId is the path relative to the input folder; a file given directly counts as one of its parent folder. Where
-    ImageIds of several inputs are the same, those inputs get their folder's name in front, and more parents where that
-    is not enough. Links to folders are followed, once each. Names that begin with a dot are passed over, and so is what
-    has another suffix, which is logged by suffix.
+    An ImageId is the path relative to the input folder; the folder of a file is its parent. If two inputs have images
+    with the same ImageId, the name of the input folder is put in front, and more of its parents if that is not enough.
+    Links to folders are followed once. Hidden files are skipped. Files with another suffix are counted and logged.
 
-    Faulty are: a file whose name cannot be an ImageId (it gets one in which `escaped` writes what is unfit), a
-    subfolder that cannot be listed, and whatever of `listed` is gone or no image by its suffix.
+    An image is faulty if its name cannot be an ImageId (it gets one from `escaped`), or if it is a subfolder that
+    cannot be listed, or if it is in `listed` and does not exist or has another suffix.
 
     Args:
         inputs: folders and files.
-        listed: more of them, from a list that may be out of date.
-        recursive: look into subfolders.
-        skip: a folder to leave out, with all below it (the output folder).
-        keep_faulty: return what is faulty too, with the fault.
+        listed: more folders and files, from a list that may be out of date.
+        recursive: search subfolders.
+        skip: a folder to leave out, with everything below it (the output folder).
+        keep_faulty: also return faulty images.
 
     Raises:
-        DataError: of `inputs`, something that does not exist, a file of an unknown kind or a folder that cannot be
-            listed; without `keep_faulty`, anything faulty; no image at all.
+        DataError: an entry of `inputs` does not exist, has another suffix or cannot be listed; an image is faulty and
+            `keep_faulty` is off; there is no image.
     """
     search = _Search(recursive, skip)
     for given in inputs:
@@ -93,16 +92,16 @@ def find_images(
 
 
 def escaped(name: str | Path) -> str:
-    """A name with control characters, backslashes and bytes that are not UTF-8 written as %XX."""
+    """Write control characters, backslashes and bytes that are not UTF-8 in a name as %XX."""
     text = name.as_posix() if isinstance(name, Path) else name
     return _UNFIT_FOR_AN_IMAGE_ID.sub(lambda unfit: "".join(f"%{byte:02X}" for byte in os.fsencode(unfit[0])), text)
 
 
 class _Search:
-    """Walks inputs and remembers what it has seen, so that no file counts twice and no loop of links hangs.
+    """Walks the inputs and remembers every file and folder, so that none counts twice and loops of links end.
 
     Attributes:
-        found: absolute folder of an input -> its images, named relative to that folder.
+        found: absolute path of an input folder -> its images, named relative to that folder.
     """
 
     def __init__(self, recursive: bool, skip: Path | None) -> None:
@@ -113,9 +112,9 @@ class _Search:
         self._passed_over: Counter[str] = Counter()
 
     def add(self, given: Path) -> None:
-        """Take in a folder, with what is below it, or a file."""
-        whole = Path(os.path.abspath(given))  # noqa: PTH100  # links stay: their names are what the user chose
-        if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises an error for what may not be looked at
+        """Add a file, or the images below a folder."""
+        whole = Path(os.path.abspath(given))  # noqa: PTH100  # keeps links: the user chose their names
+        if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises PermissionError
             self._add_folder(given, whole)
             return
         folder, fault = str(whole.parent), ""
@@ -129,7 +128,7 @@ class _Search:
             self.found[whole.parent].append(FoundImage(whole.name, given, fault))
 
     def _add_folder(self, base: Path, whole: Path) -> None:
-        """Take in the images of a folder and, if wanted, of those below it, each once. Links to folders come last."""
+        """Add the images of a folder and, if recursive, its subfolders. Links to folders come last."""
 
         def fail(error: OSError) -> None:
             folder = Path(error.filename)
@@ -154,12 +153,12 @@ class _Search:
                         continue
                     if _suffix(file) not in IMAGE_SUFFIXES:
                         self._passed_over[_suffix(file)] += 1
-                    # Broken links and what is no regular file are kept: they must be reported rather than passed over.
+                    # Broken links and irregular files are kept, so that they are reported as unreadable.
                     elif self._is_new(real + os.sep + file):
                         self.found[whole].append(FoundImage(prefix + file, folder / file))
 
     def log_passed_over(self) -> None:
-        """Say how many files have a suffix of another kind."""
+        """Log how many files have another suffix."""
         if self._passed_over:
             counts = sorted(self._passed_over.items(), key=lambda item: (-item[1], item[0]))
             told = [f"{count} {escaped(suffix) or 'without a suffix'}" for suffix, count in counts]
@@ -168,7 +167,7 @@ class _Search:
             log.info("passed over for their suffix: %s", ", ".join(told))
 
     def _is_new(self, real: str) -> bool:
-        """Whether this is the first time for a file or a folder (ends in a slash), and it is not to be left out."""
+        """Whether a file, or a folder with a slash at its end, is seen for the first time and not in `skip`."""
         is_new = real not in self._seen and not (self._skip and real.startswith(self._skip))
         self._seen.add(real)
         return is_new
@@ -183,7 +182,7 @@ def _suffixes() -> str:
 
 
 def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
-    """The images, sorted by ImageId; one whose ImageId is not valid gets a valid and unique one, and a fault."""
+    """The images, sorted by ImageId; an image with an invalid ImageId gets a valid, unique one and a fault."""
     taken = {image.image_id for image in images}
     valid = []
     for image in images:
@@ -199,7 +198,7 @@ def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
 
 
 def _name_apart(found: Mapping[Path, Sequence[FoundImage]]) -> list[FoundImage]:
-    """Give every image its ImageId; inputs that share one get more and more of their own path in front."""
+    """Give every image its ImageId; while inputs clash, more of their own path is put in front."""
     parents = dict.fromkeys(found, 0)
     while True:
         owner_of: dict[str, Path] = {}

@@ -1,8 +1,8 @@
 """Pictures for people: red where the steel is defective; blue truth and magenta agreement in a comparison.
 
-Fill and outline stay inside the mask, and the legend is a strip below the picture, so that a pixel of the picture is
-coloured exactly where its mask says so. A grey pixel has R = G = B; blending it with red by `FILL_ALPHA` makes
-R - G = 0.4 x 255 = 102 whatever its brightness: the fill is as plain on dark steel as on bright.
+Fill and outline stay inside the mask, and the legend is a strip below the picture, so that exactly the masked pixels
+are coloured. A grey pixel has R = G = B. Blending it with red by `FILL_ALPHA` gives R - G = 0.4 x 255 = 102 at any
+brightness, so the fill is equally visible on dark and bright steel.
 """
 
 import unicodedata
@@ -24,8 +24,8 @@ RED_BGR: Bgr = (0, 0, 255)
 BLUE_BGR: Bgr = (255, 0, 0)
 MAGENTA_BGR: Bgr = (255, 0, 255)
 BLUE_OUTLINE_BGR: Bgr = (255, 110, 70)  # a pure blue line is lost on dark steel
-# All are of the red family, so that whoever looks for red pixels finds the outlines too. From the ninth class on they
-# come round again; the numbers in the legend still tell the classes apart.
+# All are shades of red, so that a search for red pixels finds the outlines too. The ninth class has the first colour
+# again; the numbers in the legend tell the classes apart.
 OUTLINE_BGR: tuple[Bgr, ...] = (
     (0, 0, 255),
     (0, 150, 255),
@@ -76,7 +76,7 @@ def paint_prediction(
         class_names: C names.
 
     Returns:
-        uint8 (H + legend, W, 3), BGR; where no mask holds the pixel, rows 0 to H - 1 are the image itself.
+        uint8 (H + legend, W, 3), BGR. In rows 0 to H - 1, pixels outside all masks are those of the image.
     """
     found = [index for index, mask in enumerate(masks) if mask.any()]
     entries = [_Entry(legend_text(class_names[index], index + 1), RED_BGR, _outline_bgr(index)) for index in found]
@@ -93,9 +93,9 @@ def paint_prediction(
 def paint_comparison(
     image: NDArray[np.uint8], predicted: NDArray[np.bool_], truth: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """Blend what is only labelled with blue, what is only predicted with red, what is both with magenta.
+    """Blend labelled pixels with blue, predicted pixels with red, and pixels that are both with magenta.
 
-    The 1-px outlines of label and prediction are solid, each pixel in the colour of the part that it lies in.
+    The 1-px outlines of label and prediction are solid, in the same three colours.
 
     Args:
         image: uint8 (H, W), grey.
@@ -103,7 +103,7 @@ def paint_comparison(
         truth: bool (H, W), the pixels labelled in any class.
 
     Returns:
-        uint8 (H + legend, W, 3), BGR; where neither mask holds the pixel, rows 0 to H - 1 are the image itself.
+        uint8 (H + legend, W, 3), BGR. In rows 0 to H - 1, pixels outside both masks are those of the image.
     """
     whole = _with_legend(image, _COMPARED)
     picture = whole[: image.shape[0]]
@@ -145,9 +145,9 @@ def encode_jpeg(bgr: NDArray[np.uint8]) -> bytes:
 
 
 def legend_text(class_name: str, class_id: int) -> str:
-    """What a legend calls a class: its ClassId and its name in ASCII, since cv2's fonts have nothing else.
+    """The text of a class in the legend: its ClassId and its name in ASCII, the only letters of cv2's fonts.
 
-    Accents are dropped ("Öl" -> "Ol"); a name in other letters becomes "class N" rather than a row of question marks.
+    Accents are dropped ("Öl" -> "Ol"). A name in another script becomes "class N", not a row of question marks.
     """
     decomposed = unicodedata.normalize("NFKD", class_name.translate(_PLAIN_LETTERS))
     plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter)).strip()
@@ -161,9 +161,9 @@ def _outline_bgr(index: int) -> Bgr:
 
 
 def _boxes(mask: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
-    """Boxes (rows, columns) around each run of columns that hold a pixel: cheaper to find than components.
+    """A box (rows, columns) around each run of columns that contain a pixel; cheaper than connected components.
 
-    No region is split, since 8-connected pixels lie in neighbouring columns.
+    No region is split, since 8-connected pixels are in neighbouring columns.
     """
     columns = np.flatnonzero(np.diff(mask.any(axis=0), prepend=False, append=False))
     for left, right in columns.reshape(-1, 2).tolist():
@@ -172,7 +172,7 @@ def _boxes(mask: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels of a mask with a neighbour (left, right, above, below) outside it or outside the picture."""
+    """The pixels of a mask that have a 4-neighbour outside the mask or outside the picture."""
     inner = cv2.erode(mask.view(np.uint8), _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
     return np.asarray(mask & (inner == 0), dtype=np.bool_)
 
@@ -181,21 +181,21 @@ def _blend(picture: NDArray[np.uint8], mask: NDArray[np.bool_], bgr: Bgr) -> Non
     """Mix `bgr` into the masked pixels of a BGR picture, in place."""
     levels = np.arange(256)[:, None] * (1 - FILL_ALPHA) + FILL_ALPHA * np.array(bgr)
     blended = cv2.LUT(picture, np.rint(levels).astype(np.uint8)[None])
-    cv2.copyTo(blended, mask.view(np.uint8), picture)  # 60 times as quick as numpy's masked copy
+    cv2.copyTo(blended, mask.view(np.uint8), picture)  # 60 times as fast as numpy's masked copy
 
 
 def _with_legend(image: NDArray[np.uint8], entries: Sequence[_Entry]) -> NDArray[np.uint8]:
-    """A grey image as BGR, uint8 (H + legend, W, 3); without entries there is no legend."""
+    """Convert a grey image to BGR and add a legend, if there are entries: uint8 (H + legend, W, 3)."""
     bgr = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
     return np.concatenate([bgr, _legend(tuple(entries), image.shape[1])]) if entries else bgr
 
 
-@lru_cache(maxsize=8)  # images of a run are mostly of one size, and have the same few classes
+@lru_cache(maxsize=8)  # most images of a run have one size and the same few classes
 def _legend(entries: tuple[_Entry, ...], width_px: int) -> NDArray[np.uint8]:
-    """A strip, uint8 (h, width, 3): a swatch and a text for each entry, as many in a row as fit.
+    """A strip, uint8 (h, width, 3), with a swatch and a text for each entry, as many in a row as fit.
 
-    It has the size of small print on 1600 px and grows with wider images, which are shown smaller. It is shared:
-    callers copy it.
+    The text is small on an image of 1600 px and grows with the width, since wide images are shown smaller. The result
+    is shared: callers must copy it.
     """
     scale = 0.42 * min(max(width_px / 1600, 1.0), 3.0)
     row_px = round(scale * 46)
@@ -226,7 +226,7 @@ def _text_width_px(text: str, scale: float) -> int:
 
 
 def _shorten(text: str, width_px: int, scale: float) -> str:
-    """The text, or as many of its letters as fit, followed by two dots."""
+    """The text if it fits, else its beginning and two dots."""
     short = text
     while text and _text_width_px(short, scale) > width_px:
         text = text[:-1].rstrip()

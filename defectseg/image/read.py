@@ -1,4 +1,4 @@
-"""Decode images strictly to grey, and mask images to the numbers in them."""
+"""Decode images to grey, strictly, and mask images to class numbers."""
 
 import io
 import os
@@ -22,8 +22,8 @@ _FULL_BIT_DEPTH = 16
 _CAMERA_BIT_DEPTHS = (10, 12, 14)
 _BLANK_SPAN, _BLANK_LEVEL = 2, 16
 _FLAGS = {
-    "JPEG": cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,  # takes the luma that JPEG stores as it is
-    "AVIF": cv2.IMREAD_COLOR,  # 8 bits, which 10 and 12 are scaled to; unchanged, they come unscaled
+    "JPEG": cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,  # the luma as JPEG stores it
+    "AVIF": cv2.IMREAD_COLOR,  # scales 10 and 12 bits to 8, which IMREAD_UNCHANGED does not
 }
 _REDUCED_FLAGS = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
@@ -38,9 +38,9 @@ class DecodedImage:
 
     Attributes:
         pixels: uint8 (H, W), grey, C-contiguous.
-        notes: what was changed or left aside on the way, in words for people.
-        bit_depth: how many bits the values of a 16-bit file were taken to have, where that is known.
-        brightest16: the largest value of a 16-bit file of which it is not known.
+        notes: what was changed or ignored, for people to read.
+        bit_depth: bits of the values of a 16-bit file, if known.
+        brightest16: the largest value of a 16-bit file whose bit depth is not known.
     """
 
     pixels: NDArray[np.uint8]
@@ -51,13 +51,13 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class LowBitDepth:
-    """16-bit images that seem to come from a camera of fewer bits.
+    """16-bit images that seem to come from a camera with fewer bits.
 
     Attributes:
-        images: how many do.
-        of: how many 16-bit images were judged.
-        brightest: the largest value in those that do.
-        bit_depth: 10, 12 or 14, the fewest bits that hold it.
+        images: their number.
+        of: the number of 16-bit images that were checked.
+        brightest: their largest value.
+        bit_depth: 10, 12 or 14, the fewest bits that hold this value.
     """
 
     images: int
@@ -73,16 +73,16 @@ class LowBitDepth:
 
 
 def find_low_bit_depth(brightest: Mapping[int | None, int]) -> LowBitDepth | None:
-    """Judge by all images of a run whether most of its 16-bit images come from a camera of fewer bits.
+    """Check whether most 16-bit images of a run come from a camera with fewer bits.
 
     Args:
         brightest: `DecodedImage.brightest16` -> number of images. Images whose largest value is at most 255 are black
-            with any camera, and do not count.
+            with any camera and do not count.
     """
     telling = {value: count for value, count in brightest.items() if value is not None and value > 255}
     low = {value: count for value, count in telling.items() if value < 2 ** _CAMERA_BIT_DEPTHS[-1]}
     images, of = sum(low.values()), sum(telling.values())
-    if 2 * images <= of:  # a dark picture or two among others that use the full range
+    if 2 * images <= of:  # a few dark images among others that use the full range
         return None
     return LowBitDepth(images, of, max(low), next(bits for bits in _CAMERA_BIT_DEPTHS if max(low) < 2**bits))
 
@@ -93,8 +93,7 @@ def decode(
     """Read an image file as grey uint8; see `decode_bytes`.
 
     Raises:
-        ImageError: the file was found with a fault, cannot be read, is not an image, is not whole, or has too many
-            pixels.
+        ImageError: the file has a fault, cannot be read, is not an image, is not complete, or has too many pixels.
     """
     if isinstance(image, FoundImage):
         if image.fault:
@@ -104,10 +103,10 @@ def decode(
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image file.
+    """The content of an image file.
 
     Raises:
-        ImageError: it is missing, not a regular file, too large, or cannot be read.
+        ImageError: it is missing, not a regular file, larger than MAX_FILE_BYTES, or cannot be read.
     """
     try:
         with open_regular(path) as handle:
@@ -117,7 +116,7 @@ def read_file(path: Path) -> bytes:
                     f"{path}: {size_bytes:,} bytes; files of up to {MAX_FILE_BYTES:,} bytes are read. "
                     "Cut it into smaller images."
                 )
-            return handle.read(size_bytes) or b""  # None where the system makes a reader wait, as for some of /proc
+            return handle.read(size_bytes) or b""  # None if reading would block, as in parts of /proc
     except (OSError, MemoryError) as error:
         why = getattr(error, "strerror", None) or str(error) or "out of memory"
         raise ImageError(f"{path}: cannot be read ({why}).") from error
@@ -127,7 +126,7 @@ def read_size(path: Path) -> tuple[int, int]:
     """Height and width of an image in px, from its header alone: the rest of the file may be damaged.
 
     Raises:
-        ImageError: the file cannot be read, is not an image, or its header is not whole.
+        ImageError: the file cannot be read, is not an image, or its header is incomplete.
     """
     try:
         with open_regular(path) as handle:
@@ -139,21 +138,21 @@ def read_size(path: Path) -> tuple[int, int]:
 def decode_bytes(
     content: bytes, *, name: str, bit_depth: int | None = None, model_bit_depth: int | None = None
 ) -> DecodedImage:
-    """Decode a whole image file held in memory to grey uint8.
+    """Decode the content of an image file to grey uint8.
 
-    Colour becomes luma (0.299 R + 0.587 G + 0.114 B). Values of a 16-bit file are scaled by their bit depth, full range
-    to full range, never by what the picture happens to contain: the same steel keeps the same grey in every picture.
-    Alpha is dropped. An orientation wish is ignored, since it would turn the picture away from its masks. The kind is
-    told from the content, not from the suffix.
+    Colour becomes luma (0.299 R + 0.587 G + 0.114 B). Alpha is dropped. Values of a 16-bit file are scaled by their bit
+    depth, never by the values in the image, so that the same steel has the same grey in every image.
+    EXIF orientation is ignored, since masks do not turn with the image. The format is recognised by the content, not by
+    the suffix.
 
     Args:
         content: the file's bytes.
-        name: how messages name it.
-        bit_depth: how many bits the values of 16-bit files have, 9 to 16. None: as a TIFF file itself says.
-        model_bit_depth: the same where neither is known: what the model was trained with. None: all 16.
+        name: the file, for error messages.
+        bit_depth: bits of the values of 16-bit files, 9 to 16. None: as a tag of the TIFF file says.
+        model_bit_depth: what the model was trained with, used if neither is known. None: 16.
 
     Raises:
-        ImageError: it is not an image, is not whole, has too many pixels (see `whole.allow_pixels`), has values
+        ImageError: it is not an image, is not complete, has too many pixels (see `whole.allow_pixels`), has values
             that are neither 8 nor 16 bit, or a value beyond the bit depth.
     """
     container = whole.inspect(content, name=name)
@@ -164,14 +163,14 @@ def decode_bytes(
     if container.spread:
         known = _FULL_BIT_DEPTH
     elif bit_depth is None and container.bit_depth == _FULL_BIT_DEPTH != model_bit_depth:
-        known = None  # the default of the TIFF tag, which programs write without knowing the camera
+        known = None  # programs write this default without knowing the camera
     decoded = to_grey(pixels, name, bit_depth=known)
     grey = ~decoded.pixels if container.inverted else decoded.pixels
     return replace(decoded, pixels=grey, notes=container.notes + decoded.notes)
 
 
 def decode_payload(payload: bytes, flags: int, *, name: str) -> NDArray[Any]:
-    """The pixels of a file that `whole.inspect` found sound, as OpenCV decodes them with these flags.
+    """Decode the payload of a Container with OpenCV, with these flags.
 
     Raises:
         ImageError: OpenCV cannot decode it.
@@ -192,11 +191,11 @@ def decode_payload(payload: bytes, flags: int, *, name: str) -> NDArray[Any]:
 
 
 def decode_small(path: Path, *, shorter_px: int, longer_px: int, bit_depth: int | None = None) -> NDArray[np.uint8]:
-    """Read an image as grey uint8 (H, W) to look at it as a whole: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
+    """Read an image as grey uint8 (H, W), a JPEG at 1/2, 1/4 or 1/8 of its size if that is large enough.
 
     Args:
         path: the file.
-        shorter_px, longer_px: what the shorter and the longer side keep at least, where they are that long at all.
+        shorter_px, longer_px: the least length of the shorter and the longer side, unless the image itself is smaller.
         bit_depth: see `decode_bytes`.
 
     Raises:
@@ -214,12 +213,12 @@ def decode_small(path: Path, *, shorter_px: int, longer_px: int, bit_depth: int 
 
 
 def to_grey(pixels: NDArray[Any], name: str, *, bit_depth: int | None = None) -> DecodedImage:
-    """Pixels as OpenCV decodes them, (H, W) or (H, W, 1, 3 or 4), as an image of grey levels; see `decode_bytes`.
+    """Convert pixels to grey uint8, as `decode_bytes` does.
 
     Args:
-        pixels: uint8 or uint16.
-        name: how messages name the image.
-        bit_depth: how many bits uint16 values have, 9 to 16; None where that is not known, and they count as 16.
+        pixels: uint8 or uint16, (H, W) or (H, W, 1, 3 or 4), BGR as from OpenCV.
+        name: the image, for error messages.
+        bit_depth: bits of uint16 values, 9 to 16; None: not known, 16 are assumed.
 
     Raises:
         ImageError: neither uint8 nor uint16, another number of channels, or a value beyond the bit depth.
@@ -238,7 +237,7 @@ def to_grey(pixels: NDArray[Any], name: str, *, bit_depth: int | None = None) ->
             notes += ("alpha dropped",)
             colours = pixels[..., :3]
         if channels > 1:
-            pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY if channels == 3 else cv2.COLOR_BGRA2GRAY))
+            pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY))  # takes four channels, too
     pixels = pixels.reshape(size_hw)
     if pixels.dtype == np.uint8:
         return DecodedImage(np.ascontiguousarray(pixels, np.uint8), notes)
@@ -257,24 +256,24 @@ def to_grey(pixels: NDArray[Any], name: str, *, bit_depth: int | None = None) ->
 
 
 def is_blank(pixels: NDArray[np.uint8]) -> bool:
-    """Whether a grey image (H, W) shows nothing: its levels span at most 2, or 99.5 % of its pixels are at most 16."""
+    """Whether a grey image (H, W) is empty: its levels span at most 2, or 99.5 % of its pixels are at most 16."""
     if int(pixels.max()) - int(pixels.min()) <= _BLANK_SPAN:
         return True
     return 200 * int(np.count_nonzero(pixels > _BLANK_LEVEL)) <= pixels.size
 
 
 _COLOUR_TYPE_AT, _PALETTE = 25, 3  # in the header of a PNG
-MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # JPEG smears the numbers
+MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # JPEG changes the numbers
 
 
 def read_class_map(path: Path) -> NDArray[np.uint8]:
-    """The numbers in a mask image, uint8 (H, W).
+    """Read the class numbers in a mask image, uint8 (H, W).
 
-    Of a palette PNG with colours these are the palette's indices, as programs for drawing labels write them; of one
-    that has only grey, the grey values. Three equal channels count as one; alpha is left aside.
+    In a PNG with a coloured palette, as labelling tools write it, the indices are the numbers; with a grey palette, the
+    grey values. Three equal channels count as one. Alpha is ignored.
 
     Raises:
-        ImageError: the file cannot be read, is not whole, is coloured, or holds numbers above 255.
+        ImageError: the file cannot be read, is not complete, is coloured, or has numbers above 255.
     """
     content = read_file(path)
     container = whole.inspect(content, name=str(path))
@@ -288,7 +287,7 @@ def read_class_map(path: Path) -> NDArray[np.uint8]:
             picture = PngImageFile(io.BytesIO(container.payload))
             palette = picture.getpalette() or []
             if not palette[::3] == palette[1::3] == palette[2::3]:
-                numbers = np.asarray(picture)  # OpenCV, which noticed missing data, knows only the colours
+                numbers = np.asarray(picture)  # OpenCV returns colours, but refuses incomplete data
     if numbers.ndim == 3:
         if (numbers[:, :, :3] != numbers[:, :, :1]).any():
             raise ImageError(

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# Labels in 16 bit are quicker; OpenCV refuses to count further than this in them.
+# 16-bit labels are several times as fast; OpenCV refuses more regions than this with them.
 _MOST_LABELS_16_BIT = 65_000
 
 
@@ -19,8 +19,8 @@ class Region:
         class_id: ClassId, from 1.
         area_px: number of its pixels.
         box_xywh: left, top, width, height in pixels.
-        centroid_xy: mean column and row of its pixels; the middle of the first pixel is (0, 0).
-        score: mean probability over its pixels, 0..1; nan where no probabilities were given.
+        centroid_xy: mean column and row of its pixels; the centre of the top left pixel is (0, 0).
+        score: mean probability of its pixels, 0..1; nan without probabilities.
     """
 
     class_id: int
@@ -41,13 +41,13 @@ def find_regions(
 
     Args:
         mask: bool (H, W).
-        class_id: ClassId that the regions get.
+        class_id: ClassId of the regions.
         probabilities: float32 (H, W), 0..1, for the scores.
         min_area_px: regions with fewer pixels are dropped.
 
     Returns:
-        The mask without what was dropped, bool (H, W) (`mask` itself where nothing was), and its regions, largest
-        first; equal ones by top, then left edge.
+        The mask without the small regions, bool (H, W), and the regions, largest first, then by top and left edge.
+        The mask is `mask` itself if nothing was dropped.
     """
     if mask.size == 0:
         return mask, []
@@ -84,7 +84,7 @@ def find_regions(
 
 
 def _most_regions(mask: NDArray[np.bool_]) -> int:
-    """An upper bound of the number of regions: each has a pixel with nothing to its left."""
+    """An upper bound of the number of regions: each has a pixel without a left neighbour."""
     height, width = mask.shape
     most: int = (height + 1) // 2 * ((width + 1) // 2)
     if most < _MOST_LABELS_16_BIT:

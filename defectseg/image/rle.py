@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
 
-# Fifteen digits stay exact in int64, sums included; no picture comes near them.
+# Sums of two numbers of 15 digits are exact in int64, and no image has so many pixels.
 _PLAIN = re.compile(r"[0-9]{1,15}(?: [0-9]{1,15})*")
 _NUMBER = re.compile(r"-?[0-9]{1,15}")
 
 
 def encode(mask: NDArray[np.bool_]) -> str:
-    """Turn a mask, bool (H, W), into "start length start length ..."; "" where it is empty."""
+    """Encode a mask, bool (H, W), as "start length start length ..."; "" if it is empty."""
     height, width = mask.shape
     if mask.size == 0:
         return ""
     columns = cv2.transpose(np.ascontiguousarray(mask, dtype=np.bool_).view(np.uint8)).reshape(height * width)
-    edges = np.flatnonzero(columns[1:] != columns[:-1]) + 2  # a pixel that differs from the one before, counted from 1
+    edges = np.flatnonzero(columns[1:] != columns[:-1]) + 2  # numbers of the pixels that differ from the one before
     ends: list[NDArray[np.intp]] = [edges]
     if columns[0]:
         ends.insert(0, np.ones(1, np.intp))
@@ -35,12 +35,12 @@ def encode(mask: NDArray[np.bool_]) -> str:
 
 
 def decode(encoded: str, size_hw: tuple[int, int], *, where: str = "EncodedPixels") -> NDArray[np.bool_]:
-    """Turn "start length ..." into a mask, bool (H, W), C-contiguous. The empty text is the empty mask.
+    """Decode "start length ..." to a mask, bool (H, W), C-contiguous. The empty text is the empty mask.
 
     Args:
         encoded: pairs separated by blanks, sorted by start, without overlap. Runs may touch.
         size_hw: height and width of the image in pixels.
-        where: how a message names the row ("train.csv, line 7: a.jpg, class 2").
+        where: the row, for error messages ("train.csv, line 7: a.jpg, class 2").
 
     Raises:
         LabelError: as `parse_pairs`.
@@ -64,11 +64,11 @@ def parse_pairs(
 ) -> NDArray[np.int64]:
     """Read the pairs of a run-length text, int64 (N, 2): start (1-based) and length in pixels.
 
-    Without `size_hw` everything is checked but the end of the image.
+    Without `size_hw`, runs beyond the image are not noticed.
 
     Raises:
         LabelError: an odd count, something that is not a whole number, a start below 1, a length below 1, pairs that
-            overlap or are not sorted, or a run beyond the image; names `where` and the pair.
+            overlap or are not sorted, or a run beyond the image. The message names `where` and the pair.
     """
     if not _PLAIN.fullmatch(encoded):
         words = encoded.split()

@@ -1,4 +1,4 @@
-"""The Python API: a loaded model that is called with one image or many."""
+"""The Python API: a loaded model for one image or many."""
 
 import threading
 from collections.abc import Generator, Iterable
@@ -30,7 +30,7 @@ Image = str | Path | NDArray[np.uint8] | NDArray[np.uint16]
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of one image: the masks and regions that `predict` would write, and what they come from.
+    """The result for one image: the masks and regions that `predict` would write, and the model's answer.
 
     Attributes:
         class_names: C names; name n - 1 belongs to ClassId n.
@@ -39,9 +39,9 @@ class Prediction:
         regions: of all classes, in the order of the classes, the largest first.
         class_map: uint8 (H, W): 0 sound, else the ClassId of the most probable class among those whose mask holds
             the pixel.
-        probabilities: float32 (C, H, W), 0..1, before any threshold; None where they were not to be kept.
-        gate: float32 (C,), 0..1: does the class occur in the image at all; None where probabilities are.
-        notes: what was changed in the image as it was read, in words for people.
+        probabilities: float32 (C, H, W), 0..1, before any threshold; None without `keep_probabilities`.
+        gate: float32 (C,), 0..1: does the class occur in the image at all; None without `keep_probabilities`.
+        notes: what was changed or ignored when the image was read, for people to read.
     """
 
     class_names: tuple[str, ...]
@@ -60,7 +60,7 @@ class Prediction:
 
     @property
     def is_blank(self) -> bool:
-        """Whether nothing was found because the image shows nothing, as with the lamp off: the status `blank`."""
+        """Whether nothing was found and the image is empty, as with the lamp off: the status `blank` of `predict`."""
         return not self.regions and is_blank(self.image)
 
     def overlay(self) -> NDArray[np.uint8]:
@@ -68,15 +68,15 @@ class Prediction:
         return paint_prediction(self.image, self.masks, self.class_names)
 
     def run_lengths(self) -> dict[int, str]:
-        """ClassId -> Severstal's EncodedPixels, "" where there is nothing; all classes are in it."""
+        """ClassId -> Severstal's EncodedPixels, for all classes; "" for an empty mask."""
         return {class_id: rle.encode(mask) for class_id, mask in enumerate(self.masks, start=1)}
 
 
 class Predictor:
-    """A model, called with an image at a time: `Predictor.load("model.safetensors")("sheet.jpg")`; `many` takes many.
+    """A model: `Predictor.load("model.safetensors")("sheet.jpg")`, or `many` for many images.
 
-    Threads may call one Predictor at once. A pickled Predictor holds the path of its model file and its options, not
-    the model: another process loads it at the first call there.
+    Several threads may call one Predictor. A pickled Predictor has the path of its model file and its options, not the
+    weights: another process loads the model at its first call.
     """
 
     def __init__(
@@ -108,17 +108,17 @@ class Predictor:
                 answers are averaged: as MODEL of `defectseg predict`.
             device: auto, cpu, cuda, cuda:N or mps.
             runtime: auto, torch, openvino or onnx; auto takes torch on a GPU and openvino on a CPU.
-            tta: test-time augmentation: none, flips or turns; None for the model's own.
-            workers: how many images the network works on at once. None: one, on all cores, which answers a single
-                image soonest. For `many` images on a CPU, as many as there are cores are up to a tenth quicker.
-            bit_depth: how many bits the values of 16-bit files and uint16 arrays have, 9 to 16; None: as the TIFF tag
-                of the file says, else as the model was trained, else 16.
-            keep_probabilities: give probabilities and gate along. Without them, a very large image takes less memory.
+            tta: test-time augmentation: none, flips or turns; None: the model's own.
+            workers: images that the network computes at once. None: one, on all cores, which is fastest for a single
+                image. For `many` images on a CPU, one worker per core is up to a tenth faster.
+            bit_depth: bits of the values of 16-bit files and uint16 arrays, 9 to 16; None: as the TIFF tag of the file
+                says, else as the model was trained, else 16.
+            keep_probabilities: return probabilities and gate. Without them, a very large image takes less memory.
 
         Raises:
             ModelError: a file cannot be used.
             MissingExtraError: the runtime is not installed.
-            UsageError, ResourceError: there is no such device, runtime, kind of augmentation or bit depth.
+            UsageError, ResourceError: unknown device, runtime, augmentation or bit depth.
         """
         paths = tuple(model.absolute() for model in model_paths(path))  # another process may run in another folder
         load = partial(load_runtime, paths, device, runtime, workers=1 if workers is None else workers)
@@ -133,12 +133,12 @@ class Predictor:
 
     @property
     def runtime(self) -> str:
-        """The library, the device and the precision, for people."""
+        """The library, the device and the precision, for people to read."""
         return self._model()[0].name
 
     @property
     def parallel(self) -> int:
-        """How many calls at once, from as many threads, make the best of the machine."""
+        """How many calls at once, from as many threads, use the machine best."""
         return self._model()[0].parallel
 
     def __call__(self, image: Image) -> Prediction:
@@ -146,13 +146,14 @@ class Predictor:
 
         Args:
             image: the path of an image file; or an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or of uint16 with
-                the full range of the bit depth, its colours in the order that cv2.imread gives: blue, green, red,
-                alpha. Arrays become grey as files do, see defectseg.image.read.decode_bytes.
+                the full range of the bit depth. The colours are in the order of cv2.imread: blue, green, red, alpha.
+                Arrays become grey as files do, see defectseg.image.read.decode_bytes.
 
         Raises:
-            ImageError: the file cannot be read whole, the array is not an image, or a value is beyond the bit depth.
+            ImageError: the file cannot be read completely, the array is not an image, or a value is beyond the bit
+                depth.
             UsageError: neither a path nor an array.
-            ModelError: the network answers with something that is not a number.
+            ModelError: the network answers with NaN.
             ResourceError: memory ran out.
         """
         runtime, _, settings = self._model()
@@ -164,7 +165,7 @@ class Predictor:
         """Find the defects in many images; reading, network and post-processing overlap.
 
         Args:
-            images: as for a single call; taken a bounded number ahead.
+            images: as for a single call; read a bounded number ahead.
 
         Yields:
             for each image, in order, its Prediction, or Unreadable with the reason.
@@ -188,9 +189,9 @@ class Predictor:
         return partial(type(self), self._load, keep_probabilities=self._keep_probabilities, **self._settings), ()
 
     def _model(self) -> tuple[Runtime, ModelInfo, Settings]:
-        """The runtime, its description and the settings; in a process that got the Predictor pickled, loaded now.
+        """The runtime, its description and the settings, loaded at the first call.
 
-        Not while it is unpickled: a pool's worker that fails there takes its task along, and the pool waits for ever.
+        An error while a Predictor is unpickled would end the worker of a pool, and the pool would wait forever.
         """
         with self._loading:
             if self._loaded is None:
@@ -212,7 +213,7 @@ class Predictor:
 
 
 def _found(image: object, name: str = "image") -> FoundImage:
-    """An image as it was given: of an array a copy, as the caller may fill it with the next picture at once."""
+    """The image of an argument. An array is copied, since the caller may reuse it for the next image."""
     if isinstance(image, str | Path):
         return FoundImage(str(image), Path(image))
     if isinstance(image, np.ndarray):

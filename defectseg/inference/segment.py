@@ -1,4 +1,4 @@
-"""From what the network says to what is reported: gate, pixel threshold, minimum area."""
+"""From the answer of the network to masks and regions: gate, pixel threshold, minimum area."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -14,20 +14,20 @@ from defectseg.inference.tiles import ImageAnswer, fits_one_tile, predict_bands,
 from defectseg.model.info import Thresholds
 from defectseg.runtime.base import Runtime
 
-# Large images go one at a time, each over all that the runtime can do at once: the memory is that of one of them.
+# Large images are segmented one at a time, each with all parallel calls of the runtime, to save memory.
 _ONE_LARGE_IMAGE = Lock()
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What is reported of one image.
+    """The result for one image.
 
     Attributes:
         masks: bool (C, H, W).
         regions: of all classes, in the order of the classes, the largest first.
         class_map: uint8 (H, W): 0 sound, else the ClassId of the most probable class among those whose mask holds
             the pixel.
-        answer: what the network says, where it was asked to be kept.
+        answer: the answer of the network, if it was to be kept.
     """
 
     masks: NDArray[np.bool_]
@@ -39,20 +39,20 @@ class Segmentation:
 def segment_image(
     runtime: Runtime, image: NDArray[np.uint8], settings: Settings, *, keep_answer: bool = False
 ) -> Segmentation:
-    """What a network finds in one grey image uint8 (H, W) of any size; equal to `segment(predict_image(...))`.
+    """Segment a grey image uint8 (H, W) of any size; equal to `segment(predict_image(...))`.
 
-    An image larger than the model's tile is processed band after band. Held for each pixel are one byte for each class
-    at the end, before that about 8 bytes while the regions of a class are found, and 4 for each class whose threshold
-    the pixel reaches. A region that crosses tiles is one region.
+    An image larger than a tile is processed in bands. Each pixel takes one byte per class at the end; before that about
+    8 bytes while the regions of a class are found, and 4 for each class whose threshold it reaches. A region that
+    crosses tiles is one region.
 
     Args:
         runtime: the network.
         image: the image.
         settings: of the inference.
-        keep_answer: keep all probabilities, float32, and return them too.
+        keep_answer: also return the answer; this takes 4 bytes per pixel and class.
 
     Raises:
-        ModelError: the network answers with something that is not a number.
+        ModelError: the network answers with NaN.
         ResourceError: memory ran out.
     """
     if keep_answer or fits_one_tile(image, settings):
@@ -66,12 +66,12 @@ def segment_image(
 def segment(
     prediction: ImageAnswer, thresholds: Thresholds, *, only_classes: Collection[int] | None = None
 ) -> Segmentation:
-    """Apply the thresholds of a model to its answer for one image.
+    """Apply thresholds to the answer for one image.
 
     Args:
         prediction: the answer.
         thresholds: one value for each class.
-        only_classes: ClassIds to report; None reports all.
+        only_classes: ClassIds to report; None: all.
     """
     masks = np.zeros(prediction.probabilities.shape, np.bool_)
     class_map = np.zeros(masks.shape[1:], np.uint8)
@@ -94,7 +94,7 @@ def segment(
 
 
 def _passing(gate: NDArray[np.float32], thresholds: Thresholds, only_classes: Collection[int] | None) -> list[int]:
-    """The indices of the classes that are asked for and that the gate lets pass."""
+    """The indices of the wanted classes that pass the gate."""
     return [
         index
         for index, least in enumerate(thresholds.gate)
@@ -112,10 +112,12 @@ def _paint(
     probabilities: NDArray[np.float32],
     present: Sequence[int],
 ) -> None:
-    """Write a class map uint8 (h, w), zero so far: in each pixel the most probable class whose mask holds it.
+    """Write the ClassId of the most probable class among those whose mask holds the pixel into a class map of zeros.
 
-    `masks` and `probabilities` are (C, h, w); `present` are the indices of the classes to paint, ascending: of two that
-    are as probable, the first is named.
+    Args:
+        class_map: uint8 (h, w).
+        masks, probabilities: (C, h, w).
+        present: indices of the classes to paint, ascending. Of two equally probable classes the first is written.
     """
     if len(present) == 1:
         np.multiply(masks[present[0]].view(np.uint8), np.uint8(present[0] + 1), out=class_map)
@@ -125,15 +127,15 @@ def _paint(
         mask = masks[index].view(np.uint8)
         left, top, width, height = cv2.boundingRect(mask)
         box = np.s_[top : top + height, left : left + width]
-        # cv2.copyTo is many times as quick as numpy's assignment through a mask.
+        # cv2.copyTo is many times as fast as numpy's assignment with a mask.
         ours = cv2.copyTo(probabilities[index][box], mask[box], np.full((height, width), -1.0, np.float32))
         better = ours > best[box]
         cv2.copyTo(np.full((height, width), index + 1, np.uint8), better.view(np.uint8), class_map[box])
         np.maximum(best[box], ours, out=best[box])
 
 
-# Until the gate of the image and its regions are known, a band is held as its box and, for each class that reaches its
-# pixel threshold there, the packed mask and the probabilities of the mask's pixels, float32 (n,).
+# Until the gate and the regions of the image are known, a band is held as its box and, for each class that reaches its
+# pixel threshold there, the packed mask and the probabilities of its pixels, float32 (n,).
 _Reached = dict[int, tuple[NDArray[np.uint8], NDArray[np.float32]]]
 _HeldBand = tuple[tuple[slice, slice], _Reached]
 
@@ -182,8 +184,8 @@ def _reached(
 def _regions_across(
     held: Sequence[_HeldBand], index: int, size_hw: tuple[int, ...], thresholds: Thresholds
 ) -> tuple[list[Region], NDArray[np.uint8]]:
-    """The regions of one class in an image of `size_hw`, and the packed mask that they make up."""
-    # Both take memory only where they are written to.
+    """The regions of one class in an image of `size_hw`, and their packed mask."""
+    # Both take memory only where they are written.
     mask, probabilities = np.zeros(size_hw, np.bool_), np.zeros(size_hw, np.float32)
     for box, reached in held:
         if index in reached:

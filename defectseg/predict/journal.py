@@ -1,4 +1,4 @@
-"""The journal of an output folder: a line for each image, and the only place where its results are stored."""
+"""The journal of an output folder, the store of its results: one line per image."""
 
 import json
 import logging
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """A file of records, to which an image's later record is appended and replaces the earlier one.
+    """A file of records. A later record of an image is appended and replaces the earlier one.
 
-    In memory it keeps where the record of each image starts. Opening it drops what was replaced and, with a warning,
+    Memory holds only the offset of each image's record. Opening the file removes replaced records and, with a warning,
     damaged lines, such as the last one after a crash.
 
     Args:
         path: the file; made if absent.
-        read_only: it must be there, and is left as it is.
+        read_only: the file must exist and is not changed.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -66,7 +66,7 @@ class Journal:
         return self._file.readline()
 
     def add(self, record: Record) -> None:
-        """Append a record. Raises ResourceError where the disk is full."""
+        """Append a record. Raises ResourceError if the disk is full."""
         with resource_errors(self._path):
             offset = self._file.seek(0, os.SEEK_END)
             self._file.write(json.dumps(asdict(record)).encode() + b"\n")
@@ -79,7 +79,7 @@ class Journal:
         self._write_anew()
 
     def flush(self) -> None:
-        """Wait until the disk has everything. Raises ResourceError."""
+        """Wait until everything is on the disk. Raises ResourceError."""
         with resource_errors(self._path):
             os.fsync(self._file.fileno())
 
@@ -90,13 +90,13 @@ class Journal:
                 for image_id in sorted(self._offsets):
                     offsets[image_id] = handle.tell()
                     handle.write(self._line(image_id))
-            self._file.close()  # Windows replaces no open file
+            self._file.close()  # Windows does not replace an open file
         self._file = self._path.open("ab+")
         self._offsets = offsets
 
 
 def _record_of(line: bytes) -> Record:
-    """The record that a line holds. Raises ValueError, KeyError or TypeError for anything else."""
+    """The record in a line. Raises ValueError, KeyError or TypeError if it has none."""
     record = Record(**json.loads(line))
     if record.status not in STATUSES or not record.image_id or not line.endswith(b"\n"):
         raise ValueError(record.status)

@@ -1,4 +1,4 @@
-"""The names of the pictures that are written for images."""
+"""The names of overlays and class maps."""
 
 import hashlib
 from collections import Counter
@@ -8,15 +8,15 @@ from pathlib import PurePosixPath
 from defectseg.predict.tables import PICTURES
 
 _LONGEST_NAME_BYTES = 255  # of a file or folder, on nearly every file system
-_LONGEST_PATH_BYTES = 2048  # of a picture within its folder: Linux ends at 4096 for the whole path
+_LONGEST_PATH_BYTES = 2048  # of a picture within its folder; Linux allows 4096 for the whole path
 
 
 def output_names(image_ids: Iterable[str]) -> dict[str, str]:
-    """ImageId -> name of its pictures without their suffix: the ImageId's own suffix goes, unless two would meet.
+    """ImageId -> name of its pictures without their suffix: the ImageId without its own suffix, unless names clash.
 
-    Names that differ only by case meet too, since some file systems do not tell them apart; so do the picture of one
-    image and the folder of another ("a.png" and "a.jpg/b.png"). The end of a name that is too long for a file system
-    becomes a hash of the whole.
+    Names that differ only by case clash too, since some file systems do not distinguish them. The picture of one image
+    may also clash with the folder of another ("a.png" and "a.jpg/b.png"). If a name is too long for file systems, a
+    hash replaces its end.
     """
     ids = sorted(set(image_ids))
     names = {image_id: _fitting(without_suffix(image_id)) for image_id in ids}
@@ -32,7 +32,7 @@ def output_names(image_ids: Iterable[str]) -> dict[str, str]:
         ]
         if not meeting:
             return names
-        names |= {image_id: whole[image_id] for image_id in meeting}  # these may meet others: "a.jpg" and "a.jpg.bmp"
+        names |= {image_id: whole[image_id] for image_id in meeting}  # may clash with others: "a.jpg" and "a.jpg.bmp"
 
 
 def without_suffix(image_id: str) -> str:
@@ -41,7 +41,7 @@ def without_suffix(image_id: str) -> str:
 
 
 def _fitting(name: str) -> str:
-    """A path that file systems take, with room for the suffix of a picture."""
+    """A path that is short enough for file systems, with room for the suffix of a picture."""
     if len(name.encode()) > _LONGEST_PATH_BYTES:
         name = name.replace("/", "_")
     *folders, last = name.split("/")
@@ -50,7 +50,7 @@ def _fitting(name: str) -> str:
 
 
 def _cut(name: str, most_bytes: int) -> str:
-    """A name of at most so many bytes; the end of a longer one becomes a hash of the whole."""
+    """A name of at most `most_bytes`; in a longer name, a hash of the whole replaces the end."""
     encoded = name.encode()
     if len(encoded) <= most_bytes:
         return name

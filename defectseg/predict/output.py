@@ -1,8 +1,8 @@
 """The output folder of `predict`: pictures, a journal that holds every result, and tables written from it.
 
-The journal (`journal.jsonl`, a line for each image) is the store: interrupted runs and finished folders are continued
-from it, and nothing else is read back. The tables are for people and other programs; each run writes them anew at its
-end. Memory grows by a few bytes for each image, not by its results.
+The journal (`journal.jsonl`, one line per image) is the store: interrupted runs and finished folders are continued from
+it. The tables are for people and other programs; each run writes them anew at its end and never reads them. Memory
+grows by a few bytes per image, not with its results.
 """
 
 import hashlib
@@ -42,10 +42,10 @@ _HASH_SHOWN = 12
 
 
 def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Record]]:
-    """What a finished run left in its output folder.
+    """Read the output folder of a finished run.
 
     Returns:
-        the content of run.json; what was written; the records, in the order of their ImageIds.
+        the content of run.json; the choice of outputs; the records, sorted by ImageId.
 
     Raises:
         DataError: it is not the output folder of a finished run.
@@ -60,7 +60,7 @@ def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Rec
 
 
 def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], OutputChoice]:
-    """The content of run.json, and what was written. Raises an error of this kind where predict did not write it."""
+    """The content of run.json and the choice of outputs. Raises an error of this kind if predict did not write it."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         outputs = run["key"]["outputs"]
@@ -83,15 +83,15 @@ def output_folder(
 
     Args:
         root: the folder; made if absent.
-        key: everything that a stored row or picture depends on, besides `choice`. A folder is continued only where it
-            is the same; a name that an older folder lacks counts as None there.
-        choice: what is written; None for everything.
-        overwrite: redo what an earlier run left there.
+        key: everything besides `choice` that a stored row or picture depends on. A folder is continued only with the
+            same key; a name that an older folder lacks counts as None.
+        choice: the outputs to write; None: all.
+        overwrite: delete the results of earlier runs.
 
     Raises:
-        OutputExistsError: the folder holds something else, or a run with another key.
-        CannotContinueError: its journal is gone.
-        ResourceError: another process is writing there, or the folder cannot be written.
+        OutputExistsError: the folder contains something else, or results with another key.
+        CannotContinueError: its journal is missing.
+        ResourceError: another process writes to the folder, or it cannot be written.
     """
     choice = choice or OutputChoice()
     key = json.loads(json.dumps({**key, "outputs": asdict(choice)}))
@@ -104,7 +104,7 @@ def output_folder(
         else:
             if earlier is not None:
                 _clear(root)
-            output.write_run({"status": "running"})  # from now on the folder is known to be ours
+            output.write_run({"status": "running"})  # marks the folder as one of predict
         with resource_errors(root):
             for folder in choice.pictures:
                 (root / folder).mkdir(exist_ok=True)
@@ -128,7 +128,7 @@ def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str
 
 
 def _clear(root: Path) -> None:
-    """Delete what an earlier run left, but for run.json: until there is a new one, it tells whose folder it is."""
+    """Delete the results of earlier runs, but not run.json, which marks the folder as one of predict."""
     with resource_errors(root):
         for name in (*TABLES, _JOURNAL):
             (root / name).unlink(missing_ok=True)
@@ -141,8 +141,8 @@ class OutputFolder:
 
     Attributes:
         root: the folder.
-        choice: what is written.
-        runs: what computed the results, run after run, see `add_run`.
+        choice: the outputs to write.
+        runs: which runtime and versions computed the results, see `add_run`.
         journal: the results.
     """
 
@@ -156,7 +156,7 @@ class OutputFolder:
         self._names: dict[str, str] = {}
 
     def pending(self, images: Sequence[FoundImage]) -> list[FoundImage]:
-        """Those images that have no result yet: new, changed since, unreadable before, or with a picture missing."""
+        """The images without a result: new, changed since, unreadable before, or with a missing picture."""
         self._drop_folders(images)
         self._names = output_names(self.journal.image_ids)
         self._rename_pictures(output_names([*self.journal.image_ids, *(image.image_id for image in images)]))
@@ -169,7 +169,7 @@ class OutputFolder:
         return [image for image in images if image.image_id not in done]
 
     def add_run(self, computed_by: Mapping[str, str], *, started: str) -> None:
-        """Note for run.json what computes the results of this run, and warn where that is not as in the run before.
+        """Record for run.json what computes the results of this run, and warn if it differs from the previous run.
 
         Args:
             computed_by: the runtime, with the precision that it computes in, and the versions of the libraries.
@@ -191,12 +191,12 @@ class OutputFolder:
     def write(self, record: Record, pictures: Mapping[str, bytes]) -> None:
         """Store the pictures of an image, then its rows.
 
-        Where the image's name is too long for its pictures, the notes say how they are called. A later record of an
-        image replaces an earlier one.
+        If the image's name is too long for its pictures, the notes tell their name. A later record of an image replaces
+        an earlier one.
 
         Args:
             record: the rows.
-            pictures: "overlays" and "masks" -> JPEG and PNG; without what is not wanted of this image.
+            pictures: JPEG under "overlays" and PNG under "masks", if this image gets one.
 
         Raises:
             ResourceError: the disk is full.
@@ -205,7 +205,7 @@ class OutputFolder:
             path = self.picture_path(kind, record.image_id)
             if kind in pictures:
                 write_result(path, pictures[kind])
-            else:  # the image may have been another before
+            else:  # perhaps left from an earlier version of the image
                 path.unlink(missing_ok=True)
         name = self._names[record.image_id]
         if pictures and name not in (record.image_id, without_suffix(record.image_id)):
@@ -217,7 +217,7 @@ class OutputFolder:
         """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.
 
         Returns:
-            what run.json holds.
+            the content of run.json.
         """
         self.journal.flush()
         counts = dict.fromkeys(STATUSES, 0)
@@ -237,26 +237,26 @@ class OutputFolder:
         return self.write_run({**run, "images_in_folder": counts})
 
     def write_run(self, run: dict[str, Any]) -> dict[str, Any]:
-        """Write run.json, with the key and with what computed this run and those before, and return what it holds."""
+        """Write run.json, with the key and `runs`, and return its content."""
         content = {**run, "runs": self.runs, "key": self._key}
         write_text(self.root / _RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return content
 
     def picture_path(self, kind: str, image_id: str) -> Path:
-        """Where the overlay ("overlays") or the class map ("masks") of an image lies."""
+        """The path of the overlay ("overlays") or the class map ("masks") of an image."""
         return self.root / kind / (self._names[image_id] + PICTURES[kind])
 
     def _drop_folders(self, images: Sequence[FoundImage]) -> None:
-        """Drop the rows of folders that could not be listed before, and of which images are given now."""
+        """Drop the rows of folders that could not be listed before, but that now have images."""
         folders = {str(parent) for image in images for parent in PurePosixPath(image.image_id).parents}
         for image_id in folders.intersection(self.journal.image_ids):
             if self.journal.record(image_id).status == STATUS_UNREADABLE:
                 self.journal.drop(image_id)
 
     def _rename_pictures(self, names: dict[str, str]) -> None:
-        """Take over new names; images that must now keep their suffix have their pictures renamed.
+        """Rename the pictures of images that have to keep their suffix from now on.
 
-        The longest go first: a name only ever grows into that of a longer ImageId, which has to be out of the way.
+        The longest go first, since a name can only become that of a longer ImageId, which has to be renamed before.
         """
         for image_id in sorted(self._names, key=len, reverse=True):
             if self._names[image_id] != names[image_id]:
@@ -279,7 +279,7 @@ class OutputFolder:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What two mappings do not share, nested ones too, as 'name old -> new'. An absent value is None."""
+    """The differences of two nested mappings, as 'name old -> new'. An absent value is None."""
     found = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)

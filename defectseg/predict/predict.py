@@ -1,4 +1,4 @@
-"""A prediction run from images to an output folder: what `defectseg predict` calls."""
+"""`defectseg predict`: from images to an output folder."""
 
 import logging
 import time
@@ -26,8 +26,8 @@ from defectseg.runtime.load import ONNX, OPENVINO, TORCH, choose_runtime, load_r
 
 log = logging.getLogger(__name__)
 
-RESULTS_VERSION = 1  # raised only when class maps change for the same model and settings: no older folder is continued
-_PACKAGES = ("numpy", "opencv-python-headless")  # that results depend on, besides the one of the runtime:
+RESULTS_VERSION = 1  # raised only if class maps change for the same model and settings: older folders are not continued
+_PACKAGES = ("numpy", "opencv-python-headless")  # results depend on these, and on the one of the runtime:
 _PACKAGE_OF_RUNTIME = {TORCH: "torch", OPENVINO: "openvino", ONNX: "onnxruntime"}
 
 
@@ -39,22 +39,22 @@ def run_batch(
     *,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Segment images and write what is found; an image that cannot be read is recorded and the batch goes on.
+    """Segment images and write the results. An unreadable image is recorded, and the batch goes on.
 
     Args:
-        images: what to process; see OutputFolder.pending.
-        runtime: the model; called from `runtime.parallel` threads at once.
+        images: see OutputFolder.pending.
+        runtime: the model; called from `runtime.parallel` threads.
         settings: of the inference.
-        output: where results go, and which of them.
-        progress: told after each image, in the order of `images`.
+        output: the folder for the results.
+        progress: called after each image, in the order of `images`.
 
     Returns:
-        what run.json says of it: `processed` and `unreadable`, numbers of images; `with_defect` and `blank`, numbers
-        of those processed; `low_bit_depth`, a LowBitDepth as a dict, or None.
+        entries of run.json: the numbers of images `processed` and `unreadable`; among the processed, the numbers
+        `with_defect` and `blank`; `low_bit_depth`, a LowBitDepth as a dict, or None.
 
     Raises:
-        ResourceError: memory or disk space ran out; what is done is kept.
-        ModelError: the network answers with something that is not a number.
+        ResourceError: memory or disk space ran out; finished images are kept.
+        ModelError: the network answers with NaN.
     """
     statuses: Counter[str] = Counter()
     brightest: Counter[int | None] = Counter()
@@ -98,36 +98,36 @@ def predict(
     bit_depth: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Process the images that have no result yet in the output folder.
+    """Process the images that have no result in the output folder.
 
     Args:
-        models: model file, or several whose answers are averaged.
+        models: a model file, or several whose answers are averaged.
         images: see defectseg.image.find.find_images.
-        out: output folder; continued where its results come from the same model and settings.
-        classes: ClassIds or names to report; None reports all.
-        overwrite: redo everything in a folder that predict wrote.
+        out: output folder; continued if its results come from the same model and settings.
+        classes: ClassIds or names to report; None: all.
+        overwrite: delete earlier results of predict in the folder.
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: auto, torch, openvino or onnx.
-        workers: images that the network works on at once; None for what suits the runtime. Results do not depend on it.
-        outputs: what is written, see defectseg.predict.tables; None for everything.
-        overlays: which images get an overlay: all, defects or none; None for all, where `outputs` has overlays.
-        tta: test-time augmentation: none, flips or turns; None for the model's own.
-        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
+        workers: images that the network computes at once; None: what suits the runtime. Results do not depend on it.
+        outputs: see defectseg.predict.tables; None: all.
+        overlays: images that get an overlay: all, defects or none; None: all, if `outputs` includes overlays.
+        tta: test-time augmentation: none, flips or turns; None: the model's own.
+        bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
         progress: counts the images.
 
     Returns:
-        what run.json holds.
+        the content of run.json.
 
     Raises:
-        OutputExistsError: the folder holds something else, or results of other settings.
-        ModelError, ResourceError, UsageError: the run cannot go on; what is done is kept and can be continued.
+        OutputExistsError: the folder contains something else, or results of other settings.
+        ModelError, ResourceError, UsageError: the run cannot go on; finished images are kept, and it can be continued.
     """
     choice = choose_outputs(outputs, overlays)
     if workers is not None and workers < 1:
         raise UsageError(
             f"expected 1 or more, found {workers}. Leave it out for what suits the machine.", argument="workers"
         )
-    workers = 1 if len(images) == 1 else workers  # all cores on the one image
+    workers = 1 if len(images) == 1 else workers  # which gets all cores
     network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
     only_classes = None if classes is None else resolve_classes(classes, info.class_names)
@@ -141,7 +141,7 @@ def predict(
         "bit_depth": settings.bit_depth,
         "model_bit_depth": settings.model_bit_depth,
         "runtime": ", ".join(kinds),
-        # What the model file asks for, not what this processor computes in; None: the runtime takes the quickest.
+        # As requested by the model file, whatever this processor computes in; None: the fastest of the runtime.
         "precision": None if export is None else f"{export.precision}, other layers {export.float_layers}",
         "tile_hw": settings.tile_hw,
         "tile_overlap_px": settings.tile_overlap_px,
@@ -180,16 +180,16 @@ def predict(
             return output.finish(run)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with suppress(DefectsegError):  # on a full disk, say; the first error is the one to report
+            with suppress(DefectsegError):  # such as a full disk: the first error is reported
                 output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
             raise
 
 
 def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
-    """ClassIds for numbers or names; a number is a ClassId, whatever the classes are called.
+    """ClassIds of classes given by number or name. A number is always a ClassId, even if a class has it as its name.
 
     Raises:
-        UsageError: none at all, or one that the model does not have.
+        UsageError: no class, or one that the model does not have.
     """
     known = "the model has " + ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
     if not wanted:
@@ -206,7 +206,7 @@ def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[
 
 
 def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool, fail_on_blank: bool = False) -> ExitCode:
-    """The exit code that a finished run calls for, from the images that are in its folder."""
+    """The exit code of a finished run, according to the images in its folder."""
     in_folder = run["images_in_folder"]
     if fail_on_defect and in_folder[STATUS_DEFECT]:
         return ExitCode.DEFECT_FOUND

@@ -1,4 +1,4 @@
-"""From the segmentation of one image to the bytes of its pictures and the rows of its tables."""
+"""From the segmentation of an image to its encoded pictures and its rows in the tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ from defectseg.predict.tables import (
     Record,
 )
 
-# With OpenCV's own filter and level; asking for a level makes libpng try every filter, which takes four times as long.
+# OpenCV's default filter and level: with a given level, libpng tries every filter, which takes four times as long.
 _PNG = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What is to be written of one image, see `OutputFolder.write`; `brightest16` as in DecodedImage."""
+    """The arguments of `OutputFolder.write` for one image; `brightest16` as in DecodedImage."""
 
     record: Record
     pictures: dict[str, bytes]
@@ -42,7 +42,7 @@ class Rendered:
 
 
 def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> Rendered:
-    """Make the pictures and rows of an image that `choice` asks for."""
+    """Make the pictures and rows of an image according to `choice`."""
     image_id, regions, class_map = one.found.image_id, one.segmentation.regions, one.segmentation.class_map
     notes = one.decoded.notes
     pictures = {}
@@ -94,5 +94,5 @@ def _encode_png(class_map: NDArray[np.uint8]) -> bytes:
 
 @lru_cache(maxsize=8)
 def _blank_png(height: int, width: int) -> bytes:
-    """The class map of clean steel; images of a run are mostly of one size."""
+    """The class map of clean steel; most images of a run have one size."""
     return _encode_png(np.zeros((height, width), np.uint8))

@@ -249,6 +249,11 @@ def test_pictures_are_renamed_when_a_new_image_would_share_their_name(tmp_path: 
 
 def test_overwriting_leaves_nothing_and_can_be_continued(tmp_path: Path, images: list[FoundImage]) -> None:
     _process(tmp_path / "out", images)
+    with (
+        pytest.raises(OutputExistsError, match=r"\(only_classes none -> \[1\]\).*overwrite=True"),
+        output_folder(tmp_path / "out", OTHER_KEY),
+    ):
+        pass
     with output_folder(tmp_path / "out", OTHER_KEY, overwrite=True) as output:
         assert output.pending(images) == images
         assert not (tmp_path / "out" / "predictions.csv").exists()
@@ -329,7 +334,7 @@ def test_a_folder_without_its_journal_is_not_continued_in_silence(tmp_path: Path
     (tmp_path / "out" / "journal.jsonl").unlink()
 
     with (
-        pytest.raises(CannotContinueError, match=r"journal\.jsonl: is gone.*overwrite"),
+        pytest.raises(CannotContinueError, match=r"journal\.jsonl: is gone.*overwrite=True"),
         output_folder(tmp_path / "out", KEY),
     ):
         pass
