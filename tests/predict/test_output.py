@@ -229,6 +229,7 @@ def test_an_image_that_has_become_unreadable_loses_its_pictures(tmp_path: Path, 
 
     assert list((tmp_path / "out").glob("*/*")) == []
     assert _rows(tmp_path / "out" / "predictions.csv")[1:] == []
+    assert _process(tmp_path / "out", images[:1]) == ["a.jpg"], "it is tried again"
 
 
 def test_pictures_are_renamed_when_a_new_image_would_share_their_name(tmp_path: Path) -> None:
