@@ -16,7 +16,6 @@ from defectseg.image import rle
 from defectseg.image.find import FoundImage
 from defectseg.image.overlay import paint_prediction
 from defectseg.image.read import DecodedImage, is_blank
-from defectseg.image.regions import Region
 from defectseg.inference.segment import Segmentation, segment_image
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import GivenImage, Segmented, Unreadable, decode, stream
@@ -28,8 +27,8 @@ from defectseg.runtime.load import load_runtime
 Image = str | Path | NDArray[np.uint8] | NDArray[np.uint16]
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prediction(Segmentation):
     """The result for one image: the masks and regions that `predict` would write, and the model's answer.
 
     Attributes:
@@ -39,19 +38,23 @@ class Prediction:
         regions: of all classes, in the order of the classes, the largest first.
         class_map: uint8 (H, W): 0 sound, else the ClassId of the most probable class among those whose mask holds
             the pixel.
-        probabilities: float32 (C, H, W), 0..1, before any threshold; None without `keep_probabilities`.
-        gate: float32 (C,), 0..1: does the class occur in the image at all; None without `keep_probabilities`.
+        answer: see `probabilities` and `gate`.
         notes: what was changed or ignored when the image was read, for people to read.
     """
 
     class_names: tuple[str, ...]
     image: NDArray[np.uint8]
-    masks: NDArray[np.bool_]
-    regions: tuple[Region, ...]
-    class_map: NDArray[np.uint8]
-    probabilities: NDArray[np.float32] | None
-    gate: NDArray[np.float32] | None
     notes: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> NDArray[np.float32] | None:
+        """float32 (C, H, W), 0..1, before any threshold; None without `keep_probabilities`."""
+        return None if self.answer is None else self.answer.probabilities
+
+    @property
+    def gate(self) -> NDArray[np.float32] | None:
+        """float32 (C,), 0..1: does the class occur in the image at all; None without `keep_probabilities`."""
+        return None if self.answer is None else self.answer.gate
 
     @property
     def has_defect(self) -> bool:
@@ -86,7 +89,7 @@ class Predictor:
         self._load = load
         self._settings = settings
         self._keep_probabilities = keep_probabilities
-        self._loaded: tuple[Runtime, ModelInfo, Settings] | None = None
+        self._loaded: tuple[Runtime, Settings] | None = None
         self._loading = threading.Lock()
 
     @classmethod
@@ -156,10 +159,10 @@ class Predictor:
             ModelError: the network answers with NaN.
             ResourceError: memory ran out.
         """
-        runtime, _, settings = self._model()
+        runtime, settings = self._model()
         decoded = decode(_found(image), settings)
         found = segment_image(runtime, decoded.pixels, settings, keep_answer=self._keep_probabilities)
-        return self._prediction(decoded, found)
+        return _prediction(runtime, decoded, found)
 
     def many(self, images: Iterable[Image]) -> Generator[Prediction | Unreadable, None, None]:
         """Find the defects in many images; reading, network and post-processing overlap.
@@ -173,43 +176,32 @@ class Predictor:
         Raises:
             UsageError, ModelError, ResourceError: as for a single call.
         """
-        runtime, _, settings = self._model()
+        runtime, settings = self._model()
         found = (_found(image, f"image {number}") for number, image in enumerate(images))
 
         def predict(one: Segmented) -> Prediction:
-            return self._prediction(one.decoded, one.segmentation)
+            return _prediction(runtime, one.decoded, one.segmentation)
 
         with closing(stream(found, runtime, settings, predict, keep_answers=self._keep_probabilities)) as results:
             yield from results
 
-    def __repr__(self) -> str:
-        return f"Predictor({', '.join(map(str, self._load.args[0]))!r})"
-
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), self._load, keep_probabilities=self._keep_probabilities, **self._settings), ()
 
-    def _model(self) -> tuple[Runtime, ModelInfo, Settings]:
-        """The runtime, its description and the settings, loaded at the first call.
+    def _model(self) -> tuple[Runtime, Settings]:
+        """The runtime and the settings, loaded at the first call.
 
         An error while a Predictor is unpickled would end the worker of a pool, and the pool would wait forever.
         """
         with self._loading:
             if self._loaded is None:
                 runtime, info = self._load()
-                self._loaded = runtime, info, Settings.of(info, **self._settings)
+                self._loaded = runtime, Settings.of(info, **self._settings)
             return self._loaded
 
-    def _prediction(self, decoded: DecodedImage, found: Segmentation) -> Prediction:
-        return Prediction(
-            class_names=self.class_names,
-            image=decoded.pixels,
-            masks=found.masks,
-            regions=found.regions,
-            class_map=found.class_map,
-            probabilities=None if found.answer is None else found.answer.probabilities,
-            gate=None if found.answer is None else found.answer.gate,
-            notes=decoded.notes,
-        )
+
+def _prediction(runtime: Runtime, decoded: DecodedImage, found: Segmentation) -> Prediction:
+    return Prediction(**vars(found), class_names=runtime.class_names, image=decoded.pixels, notes=decoded.notes)
 
 
 def _found(image: object, name: str = "image") -> FoundImage:

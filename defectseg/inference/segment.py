@@ -18,7 +18,7 @@ from defectseg.runtime.base import Runtime
 _ONE_LARGE_IMAGE = Lock()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmentation:
     """The result for one image.
 
