@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -62,6 +62,7 @@ def test_codec_agrees_with_the_rule_read_literally(mask: NDArray[np.bool_]) -> N
 
 
 @given(masks, st.sampled_from(["transposed", "strided", "fortran"]))
+@settings(max_examples=40)
 def test_encoding_takes_any_memory_layout(mask: NDArray[np.bool_], layout: str) -> None:
     laid_out = {
         "transposed": mask.T.copy().T,

@@ -136,7 +136,7 @@ def test_short_cuts_change_nothing(
     st.integers(0, 99),
     st.sampled_from([1, 3]),
 )
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=40)
 def test_segmenting_in_bands_equals_segmenting_the_whole_answer(
     contradicting_runtime: Any,
     few_levels: Any,

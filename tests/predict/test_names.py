@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defectseg.predict.names import output_names
@@ -42,6 +42,7 @@ image_ids = st.lists(
 
 
 @given(image_ids)
+@settings(max_examples=60)
 def test_no_two_pictures_share_a_name(ids: list[str]) -> None:
     names = output_names(ids)
 
@@ -53,6 +54,7 @@ def test_no_two_pictures_share_a_name(ids: list[str]) -> None:
 
 
 @given(image_ids, image_ids)
+@settings(max_examples=60)
 def test_names_only_grow_as_images_are_added(ids: list[str], more: list[str]) -> None:
     before, after = output_names(ids), output_names({*ids, *more})
 
