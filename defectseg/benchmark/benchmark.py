@@ -28,11 +28,11 @@ from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage, find_images
 from defectseg.inference.segment import segment
 from defectseg.inference.settings import Settings
-from defectseg.inference.stream import decode
+from defectseg.inference.stream import Segmented, decode
 from defectseg.inference.tiles import answer_tile, cut_tiles, predict_image
 from defectseg.machine import machine_facts, peak_memory_mb
 from defectseg.model.locate import as_paths
-from defectseg.predict.output import OutputFolder, RunKey
+from defectseg.predict.output import output_folder
 from defectseg.predict.predict import run_batch
 from defectseg.predict.render import render
 from defectseg.progress import Progress, silent
@@ -170,7 +170,7 @@ def _choose(images: Sequence[FoundImage], count: int) -> tuple[list[FoundImage],
     sum_px = 0
     for found in images:
         try:
-            pixels = image_files.decode_found(found).pixels
+            pixels = image_files.decode(found).pixels
         except ImageError as error:
             log.warning("%s It is left out.", error)
             continue
@@ -217,7 +217,7 @@ def _load_and_measure(
 def run_pipeline(runtime: Runtime, settings: Settings, images: Sequence[FoundImage], folder: Path) -> float:
     """Seconds from image files to the results of `predict` in `folder`, which is deleted afterwards."""
     begun = time.perf_counter()
-    with OutputFolder(folder, RunKey("", None, {})) as output:
+    with output_folder(folder, {}) as output:
         run_batch(output.pending(images), runtime, settings, output)
         output.finish({})
     seconds = time.perf_counter() - begun
@@ -238,7 +238,7 @@ def run_network(runtime: Runtime, settings: Settings, pixels: Sequence[NDArray[n
 def run_stages(runtime: Runtime, settings: Settings, images: Sequence[FoundImage], folder: Path) -> NDArray[np.float64]:
     """Milliseconds (images, STAGES), one image after another, of the functions that the pipeline overlaps."""
     rows = []
-    with OutputFolder(folder, RunKey("", None, {})) as output:
+    with output_folder(folder, {}) as output:
         output.pending(images)
         for found in images:
             times = [time.perf_counter()]
@@ -248,11 +248,10 @@ def run_stages(runtime: Runtime, settings: Settings, images: Sequence[FoundImage
             times.append(time.perf_counter())
             segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
             times.append(time.perf_counter())
-            rendered = render(
-                found, size_and_time(found.path), decoded, segmentation, runtime.class_names, output.key.outputs
-            )
+            one = Segmented(found, size_and_time(found.path), decoded, segmentation)
+            rendered = render(one, runtime.class_names, output.choice)
             times.append(time.perf_counter())
-            output.write(rendered.record, overlay_jpeg=rendered.overlay_jpeg, class_map_png=rendered.class_map_png)
+            output.write(rendered.record, rendered.pictures)
             times.append(time.perf_counter())
             rows.append(1000 * np.diff(times))
     shutil.rmtree(folder)

@@ -17,8 +17,7 @@ from defectseg.image.read import find_low_bit_depth
 from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.model.locate import as_paths
-from defectseg.predict.output import output_names
-from defectseg.predict.render import fit_jpeg
+from defectseg.predict.names import output_names
 from defectseg.progress import Progress, silent
 from defectseg.runtime.load import load_runtime
 
@@ -73,7 +72,7 @@ def evaluate(
         def write_overlay(scored: Scored) -> None:
             truth = scored.truth.any(axis=0) & ~scored.ignore
             picture = paint_comparison(scored.pixels, scored.masks.any(axis=0) & ~scored.ignore, truth)
-            write_result(out / overlays[scored.image_id], encode_jpeg(fit_jpeg(picture)[0]))
+            write_result(out / overlays[scored.image_id], encode_jpeg(picture))
 
         score = score_images(network, folder, image_ids, settings, visitors=(write_overlay,), progress=progress)
         unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))

@@ -103,7 +103,8 @@ def score_images(
         image_id, pixels = one.found.image_id, one.decoded.pixels
         truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
         masks = one.segmentation.masks[classes]
-        answer = one.answer and ImageAnswer(one.answer.probabilities[classes], one.answer.gate[classes])
+        answer = one.segmentation.answer
+        answer = answer and ImageAnswer(answer.probabilities[classes], answer.gate[classes])
         scored = Scored(image_id, pixels, answer, masks, truth, ignore)
         for visit in visitors:
             visit(scored)

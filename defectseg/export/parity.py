@@ -15,7 +15,7 @@ from defectseg.data.synthetic import SMALLEST_SIDE_PX, make_sheet
 from defectseg.errors import DataError, ImageError, ModelError
 from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs
 from defectseg.image.find import find_images
-from defectseg.image.read import decode_found
+from defectseg.image.read import decode
 from defectseg.inference.segment import segment
 from defectseg.inference.tiles import ImageAnswer
 from defectseg.model.info import Thresholds
@@ -150,7 +150,7 @@ def real_images(
     images: list[NDArray[np.uint8]] = []
     for image in rng.sample(found, len(found)):
         try:
-            pixels = decode_found(image, bit_depth=bit_depth, model_bit_depth=model_bit_depth).pixels
+            pixels = decode(image, bit_depth=bit_depth, model_bit_depth=model_bit_depth).pixels
         except ImageError as error:
             log.warning("left out of the comparison: %s", error)
             continue

@@ -3,10 +3,11 @@
 import logging
 import os
 import re
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePath
 
 import cv2
 
@@ -16,7 +17,7 @@ from defectseg.files import UNFIT_CHARACTERS
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"}).union(
-    # Not in every build of OpenCV; each of these has a writer where it has a reader.
+    # Not in every build of OpenCV. It has a writer for each of these if it has a reader.
     suffix
     for suffix in (".jp2", ".gif", ".avif")
     if cv2.haveImageWriter(f"x{suffix}")
@@ -28,13 +29,13 @@ _MOST_SUFFIXES_TOLD = 8
 
 @dataclass(frozen=True, order=True)
 class FoundImage:
-    """An image file and its name within the run: the path relative to its input folder, POSIX, with its suffix.
+    """An image file and its name within the run.
 
     Attributes:
-        image_id: ImageId.
+        image_id: ImageId, the POSIX path relative to the input folder, with its suffix.
         path: the file.
-        fault: why it is unreadable, known before it is opened; "" where nothing is known against it. The path may then
-            be that of a folder which cannot be listed, or of nothing.
+        fault: "", or why the image is unreadable, known before it is opened; `path` may then be a folder that cannot be
+            listed, or nothing at all.
     """
 
     image_id: str
@@ -52,119 +53,112 @@ def find_images(
 ) -> list[FoundImage]:
     """List the images in folders and files, sorted by ImageId, each file once.
 
-    An ImageId is the path relative to the input folder; a file given directly counts as one of its parent folder. Where
-    ImageIds of several inputs are the same, those inputs get their folder's name in front, and more parents where that
-    is not enough. Links to folders are followed, once each. Names that begin with a dot are passed over, and so is what
-    has another suffix, which is logged by suffix.
+    An ImageId is the path relative to the input folder; the folder of a file is its parent. If two inputs have images
+    with the same ImageId, the name of the input folder is put in front, and more of its parents if that is not enough.
+    Links to folders are followed once. Hidden files are skipped. Files with another suffix are counted and logged.
 
-    Faulty are: a file whose name cannot be an ImageId (it gets one in which `escaped` writes what is unfit), a
-    subfolder that cannot be listed, and whatever of `listed` is gone or no image by its suffix.
+    An image is faulty if its name cannot be an ImageId (it gets one from `escaped`), or if it is a subfolder that
+    cannot be listed, or if it is in `listed` and does not exist or has another suffix.
 
     Args:
         inputs: folders and files.
-        listed: more of them, from a list that may be out of date.
-        recursive: look into subfolders.
-        skip: a folder to leave out, with all below it (the output folder).
-        keep_faulty: return what is faulty too, with the fault.
+        listed: more folders and files, from a list that may be out of date.
+        recursive: search subfolders.
+        skip: a folder to leave out, with everything below it (the output folder).
+        keep_faulty: also return faulty images.
 
     Raises:
-        DataError: of `inputs`, something that does not exist, a file of an unknown kind or a folder that cannot be
-            listed; without `keep_faulty`, anything faulty; no image at all.
+        DataError: an entry of `inputs` does not exist, has another suffix or cannot be listed; an image is faulty and
+            `keep_faulty` is off; there is no image.
     """
-    search = _Search(recursive, None if skip is None else _real(skip))
+    search = _Search(recursive, skip)
     for given in inputs:
         search.add(given)
+    for image in chain.from_iterable(search.found.values()):
+        if image.fault and image.path in inputs:
+            raise DataError(image.fault)
     for given in listed:
-        search.add(given, may_fail=True)
+        search.add(given)
     search.log_passed_over()
     images = _with_valid_ids(sorted(_name_apart(search.found)))
     if not images:
         names = ", ".join(map(str, [*inputs, *listed][:3])) or "an empty list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
-        hidden = skip is not None and any(_real(given).is_relative_to(_real(skip)) for given in inputs)
-        why = (
-            f" What lies in {skip} is left out, since results go there: choose another output folder." if hidden else ""
-        )
-        raise DataError(f"No image in {names}{where}. Files that count end in {_suffixes()}.{why}")
+        why = f" {skip} is left out, since results go there: choose another output folder for images in it."
+        raise DataError(f"No image in {names}{where}. Files that count end in {_suffixes()}.{why if skip else ''}")
     if not keep_faulty and (fault := next((image.fault for image in images if image.fault), "")):
         raise DataError(fault)
     return images
 
 
 def escaped(name: str | Path) -> str:
-    """A name with control characters, backslashes and bytes that are not UTF-8 written as %XX."""
+    """Write control characters, backslashes and bytes that are not UTF-8 in a name as %XX."""
     text = name.as_posix() if isinstance(name, Path) else name
-
-    def escape(unfit: re.Match[str]) -> str:
-        return "".join(f"%{byte:02X}" for byte in os.fsencode(unfit[0]))
-
-    return _UNFIT_FOR_AN_IMAGE_ID.sub(escape, text)
+    return _UNFIT_FOR_AN_IMAGE_ID.sub(lambda unfit: "".join(f"%{byte:02X}" for byte in os.fsencode(unfit[0])), text)
 
 
 class _Search:
-    """Walks inputs and remembers what it has seen, so that no file counts twice and no loop of links hangs.
+    """Walks the inputs and remembers every file and folder, so that none counts twice and loops of links end.
 
     Attributes:
-        found: absolute folder of an input -> its images, named relative to that folder.
+        found: absolute path of an input folder -> its images, named relative to that folder.
     """
 
     def __init__(self, recursive: bool, skip: Path | None) -> None:
         self.found: dict[Path, list[FoundImage]] = defaultdict(list)
         self._recursive = recursive
-        self._skip = skip
-        self._folders: set[Path] = set()
-        self._files: set[tuple[Path, str]] = set()
+        self._skip = None if skip is None else f"{os.path.realpath(skip)}{os.sep}"
+        self._seen: set[str] = set()
         self._passed_over: Counter[str] = Counter()
 
-    def add(self, given: Path, *, may_fail: bool = False) -> None:
-        """Take in a folder, with what is below it, or a file. Raises DataError for a fault, unless it may fail."""
-        whole = _absolute(given)
-        if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises an error for what may not be looked at
-            self._add_folder(given, whole, may_fail=may_fail)
+    def add(self, given: Path) -> None:
+        """Add a file, or the images below a folder."""
+        whole = Path(os.path.abspath(given))  # noqa: PTH100  # keeps links: the user chose their names
+        if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises PermissionError
+            self._add_folder(given, whole)
             return
-        fault = ""
+        folder, fault = str(whole.parent), ""
         if not os.path.lexists(given):
             fault = f"{escaped(given)}: no such file or folder, or no permission to see it."
         elif _suffix(given.name) not in IMAGE_SUFFIXES:
             fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_suffixes()}."
-        if fault and not may_fail:
-            raise DataError(fault)
-        folder = whole.parent if fault else _real(given.parent)
-        if not self._is_skipped(folder) and self._is_new(folder, whole.name):
+        else:
+            folder = os.path.realpath(given.parent)
+        if self._is_new(folder + os.sep + whole.name):
             self.found[whole.parent].append(FoundImage(whole.name, given, fault))
 
-    def _add_folder(self, base: Path, whole: Path, *, may_fail: bool) -> None:
-        """Take in the images of a folder and, if wanted, of those below it, each once. Links to folders come last."""
-        waiting = deque([(base, "")])
-        while waiting:
-            folder, prefix = waiting.popleft()
-            real = _real(folder)
-            if real in self._folders or self._is_skipped(real):
-                continue
-            self._folders.add(real)
-            try:
-                entries = _visible_entries(folder)
-            except OSError as error:
-                why = f"the folder cannot be listed ({error.strerror or error}). Check its permissions."
-                fault = f"{escaped(folder)}: {why}"
-                if folder == base and not may_fail:
-                    raise DataError(fault) from error
-                owner = whole if prefix else whole.parent
-                self.found[owner].append(FoundImage(prefix.rstrip("/") or whole.name, folder, fault))
-                continue
-            for entry in entries:
-                if _is_folder(entry):
-                    add = waiting.append if entry.is_symlink() else waiting.appendleft
-                    if self._recursive:
-                        add((folder / entry.name, f"{prefix}{entry.name}/"))
-                elif _suffix(entry.name) not in IMAGE_SUFFIXES:
-                    self._passed_over[_suffix(entry.name)] += 1
-                # Broken links and what is no regular file are kept: they must be reported rather than passed over.
-                elif self._is_new(real, entry.name):
-                    self.found[whole].append(FoundImage(prefix + entry.name, folder / entry.name))
+    def _add_folder(self, base: Path, whole: Path) -> None:
+        """Add the images of a folder and, if recursive, its subfolders. Links to folders come last."""
+
+        def fail(error: OSError) -> None:
+            folder = Path(error.filename)
+            fault = f"{escaped(folder)}: the folder cannot be listed ({error.strerror}). Check its permissions."
+            if self._is_new(os.path.realpath(folder) + os.sep):
+                owner = whole.parent if folder == base else whole
+                name = whole.name if folder == base else folder.relative_to(base).as_posix()
+                self.found[owner].append(FoundImage(name, folder, fault))
+
+        waiting = [base]
+        for start in waiting:
+            for name, subfolders, files in os.walk(start, onerror=fail):
+                folder, real = Path(name), os.path.realpath(name)  # Path.resolve fails on links in a circle
+                if not self._is_new(real + os.sep):
+                    subfolders.clear()
+                    continue
+                subfolders[:] = sorted(name for name in subfolders if self._recursive and not name.startswith("."))
+                waiting += [folder / name for name in subfolders if (folder / name).is_symlink()]
+                prefix = "" if folder == base else f"{folder.relative_to(base).as_posix()}/"
+                for file in files:
+                    if file.startswith("."):
+                        continue
+                    if _suffix(file) not in IMAGE_SUFFIXES:
+                        self._passed_over[_suffix(file)] += 1
+                    # Broken links and irregular files are kept, so that they are reported as unreadable.
+                    elif self._is_new(real + os.sep + file):
+                        self.found[whole].append(FoundImage(prefix + file, folder / file))
 
     def log_passed_over(self) -> None:
-        """Say how many files have a suffix of another kind."""
+        """Log how many files have another suffix."""
         if self._passed_over:
             counts = sorted(self._passed_over.items(), key=lambda item: (-item[1], item[0]))
             told = [f"{count} {escaped(suffix) or 'without a suffix'}" for suffix, count in counts]
@@ -172,40 +166,15 @@ class _Search:
                 told[_MOST_SUFFIXES_TOLD:] = [f"{more} with others"]
             log.info("passed over for their suffix: %s", ", ".join(told))
 
-    def _is_skipped(self, real_folder: Path) -> bool:
-        return self._skip is not None and real_folder.is_relative_to(self._skip)
-
-    def _is_new(self, real_folder: Path, name: str) -> bool:
-        new = (real_folder, name) not in self._files
-        self._files.add((real_folder, name))
-        return new
-
-
-def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-def _absolute(folder: Path) -> Path:
-    """Absolute without `..`; links stay, since their names are what the user chose."""
-    return Path(os.path.normpath(folder.absolute()))
-
-
-def _real(folder: Path) -> Path:
-    """Absolute, with links followed; other than Path.resolve, without an error for links that lead in a circle."""
-    return Path(os.path.realpath(folder))
+    def _is_new(self, real: str) -> bool:
+        """Whether a file, or a folder with a slash at its end, is seen for the first time and not in `skip`."""
+        is_new = real not in self._seen and not (self._skip and real.startswith(self._skip))
+        self._seen.add(real)
+        return is_new
 
 
 def _suffix(name: str) -> str:
-    _, dot, end = name.rpartition(".")
-    return f"{dot}{end}".lower() if dot else ""
+    return PurePath(name).suffix.lower()
 
 
 def _suffixes() -> str:
@@ -213,7 +182,7 @@ def _suffixes() -> str:
 
 
 def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
-    """The images, sorted by ImageId; one whose ImageId is not valid gets a valid and unique one, and a fault."""
+    """The images, sorted by ImageId; an image with an invalid ImageId gets a valid, unique one and a fault."""
     taken = {image.image_id for image in images}
     valid = []
     for image in images:
@@ -229,7 +198,7 @@ def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
 
 
 def _name_apart(found: Mapping[Path, Sequence[FoundImage]]) -> list[FoundImage]:
-    """Give every image its ImageId; inputs that share one get more and more of their own path in front."""
+    """Give every image its ImageId; while inputs clash, more of their own path is put in front."""
     parents = dict.fromkeys(found, 0)
     while True:
         owner_of: dict[str, Path] = {}

@@ -1,8 +1,8 @@
 """Pictures for people: red where the steel is defective; blue truth and magenta agreement in a comparison.
 
-Fill and outline stay inside the mask, and the legend is a strip below the picture, so that a pixel of the picture is
-coloured exactly where its mask says so. A grey pixel has R = G = B; blending it with red by `FILL_ALPHA` makes
-R - G = 0.4 x 255 = 102 whatever its brightness: the fill is as plain on dark steel as on bright.
+Fill and outline stay inside the mask, and the legend is a strip below the picture, so that exactly the masked pixels
+are coloured. A grey pixel has R = G = B. Blending it with red by `FILL_ALPHA` gives R - G = 0.4 x 255 = 102 at any
+brightness, so the fill is equally visible on dark and bright steel.
 """
 
 import unicodedata
@@ -14,8 +14,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.errors import ImageError
-
 Bgr = tuple[int, int, int]
 
 FILL_ALPHA = 0.4
@@ -26,8 +24,8 @@ RED_BGR: Bgr = (0, 0, 255)
 BLUE_BGR: Bgr = (255, 0, 0)
 MAGENTA_BGR: Bgr = (255, 0, 255)
 BLUE_OUTLINE_BGR: Bgr = (255, 110, 70)  # a pure blue line is lost on dark steel
-# All are of the red family, so that whoever looks for red pixels finds the outlines too. From the ninth class on they
-# come round again; the numbers in the legend still tell the classes apart.
+# All are shades of red, so that a search for red pixels finds the outlines too. The ninth class has the first colour
+# again; the numbers in the legend tell the classes apart.
 OUTLINE_BGR: tuple[Bgr, ...] = (
     (0, 0, 255),
     (0, 150, 255),
@@ -44,7 +42,6 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _STRIP_BGR: Bgr = (28, 28, 28)
 _TEXT_BGR: Bgr = (235, 235, 235)
 _SWATCH_GREY = 110
-_WIDEST_CACHED_LEGEND_PX = 4096
 # Latin letters that Unicode does not decompose into a plain letter and an accent.
 _PLAIN_LETTERS = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
@@ -79,7 +76,7 @@ def paint_prediction(
         class_names: C names.
 
     Returns:
-        uint8 (H + legend, W, 3), BGR; where no mask holds the pixel, rows 0 to H - 1 are the image itself.
+        uint8 (H + legend, W, 3), BGR. In rows 0 to H - 1, pixels outside all masks are those of the image.
     """
     found = [index for index, mask in enumerate(masks) if mask.any()]
     entries = [_Entry(legend_text(class_names[index], index + 1), RED_BGR, _outline_bgr(index)) for index in found]
@@ -96,9 +93,9 @@ def paint_prediction(
 def paint_comparison(
     image: NDArray[np.uint8], predicted: NDArray[np.bool_], truth: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """Blend what is only labelled with blue, what is only predicted with red, what is both with magenta.
+    """Blend labelled pixels with blue, predicted pixels with red, and pixels that are both with magenta.
 
-    The 1-px outlines of label and prediction are solid, each pixel in the colour of the part that it lies in.
+    The 1-px outlines of label and prediction are solid, in the same three colours.
 
     Args:
         image: uint8 (H, W), grey.
@@ -106,7 +103,7 @@ def paint_comparison(
         truth: bool (H, W), the pixels labelled in any class.
 
     Returns:
-        uint8 (H + legend, W, 3), BGR; where neither mask holds the pixel, rows 0 to H - 1 are the image itself.
+        uint8 (H + legend, W, 3), BGR. In rows 0 to H - 1, pixels outside both masks are those of the image.
     """
     whole = _with_legend(image, _COMPARED)
     picture = whole[: image.shape[0]]
@@ -129,34 +126,28 @@ def paint_truth(image: NDArray[np.uint8], truth: NDArray[np.bool_]) -> NDArray[n
     Returns:
         uint8 (H, W, 3), BGR.
     """
-    picture = _as_bgr(image)
-    for box in _boxes(truth):
-        _blend(picture[box], truth[box], BLUE_BGR)
-        picture[box][_outline(truth[box])] = BLUE_OUTLINE_BGR
-    return picture
+    return paint_comparison(image, np.zeros_like(truth), truth)[: image.shape[0]]
 
 
 def encode_jpeg(bgr: NDArray[np.uint8]) -> bytes:
     """Encode uint8 (H, W, 3) BGR as a JPEG of quality 95 with 4:4:4 sampling; 4:2:0 would smear red over the border.
 
-    Raises:
-        ImageError: a side is longer than a JPEG can hold.
+    A picture with a side above `JPEG_LONGEST_SIDE_PX` is shrunk to fit.
     """
-    if max(bgr.shape[:2]) > JPEG_LONGEST_SIDE_PX:
-        raise ImageError(
-            f"an overlay of {bgr.shape[1]} x {bgr.shape[0]} px does not fit a JPEG, whose sides end at "
-            f"{JPEG_LONGEST_SIDE_PX} px. Cut the image into shorter ones."
-        )
+    factor = JPEG_LONGEST_SIDE_PX / max(bgr.shape[:2])
+    if factor < 1:
+        size_wh = (max(1, int(bgr.shape[1] * factor)), max(1, int(bgr.shape[0] * factor)))
+        bgr = np.asarray(cv2.resize(bgr, size_wh, interpolation=cv2.INTER_AREA), np.uint8)
     sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
     done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, *sampling])
-    assert done, "cv2 encodes every uint8 picture within the size limit"
+    assert done, "cv2 encodes every uint8 picture that fits"
     return content.tobytes()
 
 
 def legend_text(class_name: str, class_id: int) -> str:
-    """What a legend calls a class: its ClassId and its name in ASCII, since cv2's fonts have nothing else.
+    """The text of a class in the legend: its ClassId and its name in ASCII, the only letters of cv2's fonts.
 
-    Accents are dropped ("Öl" -> "Ol"); a name in other letters becomes "class N" rather than a row of question marks.
+    Accents are dropped ("Öl" -> "Ol"). A name in another script becomes "class N", not a row of question marks.
     """
     decomposed = unicodedata.normalize("NFKD", class_name.translate(_PLAIN_LETTERS))
     plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter)).strip()
@@ -165,18 +156,14 @@ def legend_text(class_name: str, class_id: int) -> str:
     return f"{class_id} {plain}"
 
 
-def _as_bgr(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
-
-
 def _outline_bgr(index: int) -> Bgr:
     return OUTLINE_BGR[index % len(OUTLINE_BGR)]
 
 
 def _boxes(mask: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
-    """Boxes (rows, columns) around each run of columns that hold a pixel: cheaper to find than components.
+    """A box (rows, columns) around each run of columns that contain a pixel; cheaper than connected components.
 
-    No region is split, since 8-connected pixels lie in neighbouring columns.
+    No region is split, since 8-connected pixels are in neighbouring columns.
     """
     columns = np.flatnonzero(np.diff(mask.any(axis=0), prepend=False, append=False))
     for left, right in columns.reshape(-1, 2).tolist():
@@ -185,7 +172,7 @@ def _boxes(mask: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels of a mask with a neighbour (left, right, above, below) outside it or outside the picture."""
+    """The pixels of a mask that have a 4-neighbour outside the mask or outside the picture."""
     inner = cv2.erode(mask.view(np.uint8), _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
     return np.asarray(mask & (inner == 0), dtype=np.bool_)
 
@@ -194,34 +181,21 @@ def _blend(picture: NDArray[np.uint8], mask: NDArray[np.bool_], bgr: Bgr) -> Non
     """Mix `bgr` into the masked pixels of a BGR picture, in place."""
     levels = np.arange(256)[:, None] * (1 - FILL_ALPHA) + FILL_ALPHA * np.array(bgr)
     blended = cv2.LUT(picture, np.rint(levels).astype(np.uint8)[None])
-    cv2.copyTo(blended, mask.view(np.uint8), picture)  # 60 times as quick as numpy's masked copy
+    cv2.copyTo(blended, mask.view(np.uint8), picture)  # 60 times as fast as numpy's masked copy
 
 
 def _with_legend(image: NDArray[np.uint8], entries: Sequence[_Entry]) -> NDArray[np.uint8]:
-    """A grey image as BGR, uint8 (H + legend, W, 3); without entries there is no legend."""
-    if not entries:
-        return _as_bgr(image)
-    height, width = image.shape
-    draw = _cached_legend if width <= _WIDEST_CACHED_LEGEND_PX else _legend
-    strip = draw(tuple(entries), width)
-    whole = np.empty((height + len(strip), width, 3), np.uint8)
-    whole[:height] = _as_bgr(image)
-    whole[height:] = strip
-    return whole
+    """Convert a grey image to BGR and add a legend, if there are entries: uint8 (H + legend, W, 3)."""
+    bgr = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
+    return np.concatenate([bgr, _legend(tuple(entries), image.shape[1])]) if entries else bgr
 
 
-@lru_cache(maxsize=16)
-def _cached_legend(entries: tuple[_Entry, ...], width_px: int) -> NDArray[np.uint8]:
-    """As `_legend`, not to be written to: images of a run are mostly of one size, and have the same few classes."""
-    strip = _legend(entries, width_px)
-    strip.flags.writeable = False
-    return strip
+@lru_cache(maxsize=8)  # most images of a run have one size and the same few classes
+def _legend(entries: tuple[_Entry, ...], width_px: int) -> NDArray[np.uint8]:
+    """A strip, uint8 (h, width, 3), with a swatch and a text for each entry, as many in a row as fit.
 
-
-def _legend(entries: Sequence[_Entry], width_px: int) -> NDArray[np.uint8]:
-    """A strip, uint8 (h, width, 3): a swatch and a text for each entry, as many in a row as fit.
-
-    It has the size of small print on 1600 px and grows with wider images, which are shown smaller.
+    The text is small on an image of 1600 px and grows with the width, since wide images are shown smaller. The result
+    is shared: callers must copy it.
     """
     scale = 0.42 * min(max(width_px / 1600, 1.0), 3.0)
     row_px = round(scale * 46)
@@ -239,15 +213,12 @@ def _legend(entries: Sequence[_Entry], width_px: int) -> NDArray[np.uint8]:
     strip = np.full(((row + 1) * row_px, width_px, 3), _STRIP_BGR, dtype=np.uint8)
     for entry, text, x, row in placed:
         top = row * row_px + (row_px - swatch_px) // 2
-        _draw_swatch(strip[top : top + swatch_px, x : x + swatch_px], entry)
+        strip[top : top + swatch_px, x : x + swatch_px] = entry.outline_bgr
+        fill = [round((1 - FILL_ALPHA) * _SWATCH_GREY + FILL_ALPHA * level) for level in entry.fill_bgr]
+        strip[top + 2 : top + swatch_px - 2, x + 2 : x + swatch_px - 2] = fill
         baseline = (x + lead_px - gap_px // 3, row * row_px + round(row_px * 0.68))
         cv2.putText(strip, text, baseline, _FONT, scale, _TEXT_BGR, max(1, round(scale * 1.6)), cv2.LINE_AA)
     return strip
-
-
-def _draw_swatch(swatch: NDArray[np.uint8], entry: _Entry) -> None:
-    swatch[:] = entry.outline_bgr
-    swatch[2:-2, 2:-2] = [round((1 - FILL_ALPHA) * _SWATCH_GREY + FILL_ALPHA * level) for level in entry.fill_bgr]
 
 
 def _text_width_px(text: str, scale: float) -> int:
@@ -255,11 +226,9 @@ def _text_width_px(text: str, scale: float) -> int:
 
 
 def _shorten(text: str, width_px: int, scale: float) -> str:
-    """The text, or as many of its letters as fit, followed by two dots."""
-    if _text_width_px(text, scale) <= width_px:
-        return text
-    for length in range(len(text) - 1, 0, -1):
-        short = f"{text[:length].rstrip()}.."
-        if _text_width_px(short, scale) <= width_px:
-            return short
-    return ""
+    """The text if it fits, else its beginning and two dots."""
+    short = text
+    while text and _text_width_px(short, scale) > width_px:
+        text = text[:-1].rstrip()
+        short = f"{text}.."
+    return short if text else ""

@@ -1,10 +1,8 @@
-"""Decode images strictly to grey, and mask images to the numbers in them."""
+"""Decode images to grey, strictly, and mask images to class numbers."""
 
+import io
 import os
-import struct
-import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,8 @@ _FULL_BIT_DEPTH = 16
 _CAMERA_BIT_DEPTHS = (10, 12, 14)
 _BLANK_SPAN, _BLANK_LEVEL = 2, 16
 _FLAGS = {
-    "JPEG": cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,  # takes the luma that JPEG stores as it is
-    "AVIF": cv2.IMREAD_COLOR,  # 8 bits, which 10 and 12 are scaled to; unchanged, they come unscaled
+    "JPEG": cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,  # the luma as JPEG stores it
+    "AVIF": cv2.IMREAD_COLOR,  # scales 10 and 12 bits to 8, which IMREAD_UNCHANGED does not
 }
 _REDUCED_FLAGS = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
@@ -40,9 +38,9 @@ class DecodedImage:
 
     Attributes:
         pixels: uint8 (H, W), grey, C-contiguous.
-        notes: what was changed or left aside on the way, in words for people.
-        bit_depth: how many bits the values of a 16-bit file were taken to have, where that is known.
-        brightest16: the largest value of a 16-bit file of which it is not known.
+        notes: what was changed or ignored, for people to read.
+        bit_depth: bits of the values of a 16-bit file, if known.
+        brightest16: the largest value of a 16-bit file whose bit depth is not known.
     """
 
     pixels: NDArray[np.uint8]
@@ -53,13 +51,13 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class LowBitDepth:
-    """16-bit images that seem to come from a camera of fewer bits.
+    """16-bit images that seem to come from a camera with fewer bits.
 
     Attributes:
-        images: how many do.
-        of: how many 16-bit images were judged.
-        brightest: the largest value in those that do.
-        bit_depth: 10, 12 or 14, the fewest bits that hold it.
+        images: their number.
+        of: the number of 16-bit images that were checked.
+        brightest: their largest value.
+        bit_depth: 10, 12 or 14, the fewest bits that hold this value.
     """
 
     images: int
@@ -75,43 +73,40 @@ class LowBitDepth:
 
 
 def find_low_bit_depth(brightest: Mapping[int | None, int]) -> LowBitDepth | None:
-    """Judge by all images of a run whether most of its 16-bit images come from a camera of fewer bits.
+    """Check whether most 16-bit images of a run come from a camera with fewer bits.
 
     Args:
         brightest: `DecodedImage.brightest16` -> number of images. Images whose largest value is at most 255 are black
-            with any camera, and do not count.
+            with any camera and do not count.
     """
     telling = {value: count for value, count in brightest.items() if value is not None and value > 255}
     low = {value: count for value, count in telling.items() if value < 2 ** _CAMERA_BIT_DEPTHS[-1]}
     images, of = sum(low.values()), sum(telling.values())
-    if 2 * images <= of:  # a dark picture or two among others that use the full range
+    if 2 * images <= of:  # a few dark images among others that use the full range
         return None
     return LowBitDepth(images, of, max(low), next(bits for bits in _CAMERA_BIT_DEPTHS if max(low) < 2**bits))
 
 
-def decode(path: Path, *, bit_depth: int | None = None, model_bit_depth: int | None = None) -> DecodedImage:
+def decode(
+    image: Path | FoundImage, *, bit_depth: int | None = None, model_bit_depth: int | None = None
+) -> DecodedImage:
     """Read an image file as grey uint8; see `decode_bytes`.
 
     Raises:
-        ImageError: the file cannot be read, is not an image, is not whole, or has too many pixels.
+        ImageError: the file has a fault, cannot be read, is not an image, is not complete, or has too many pixels.
     """
-    return decode_bytes(read_file(path), name=str(path), bit_depth=bit_depth, model_bit_depth=model_bit_depth)
-
-
-def decode_found(
-    image: FoundImage, *, bit_depth: int | None = None, model_bit_depth: int | None = None
-) -> DecodedImage:
-    """Like `decode`. Raises ImageError, also for an image that was found with a fault."""
-    if image.fault:
-        raise ImageError(image.fault)
-    return decode(image.path, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+    if isinstance(image, FoundImage):
+        if image.fault:
+            raise ImageError(image.fault)
+        image = image.path
+    return decode_bytes(read_file(image), name=str(image), bit_depth=bit_depth, model_bit_depth=model_bit_depth)
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image file.
+    """The content of an image file.
 
     Raises:
-        ImageError: it is missing, not a regular file, too large, or cannot be read.
+        ImageError: it is missing, not a regular file, larger than MAX_FILE_BYTES, or cannot be read.
     """
     try:
         with open_regular(path) as handle:
@@ -121,7 +116,7 @@ def read_file(path: Path) -> bytes:
                     f"{path}: {size_bytes:,} bytes; files of up to {MAX_FILE_BYTES:,} bytes are read. "
                     "Cut it into smaller images."
                 )
-            return handle.read(size_bytes) or b""  # None where the system makes a reader wait, as for some of /proc
+            return handle.read(size_bytes) or b""  # None if reading would block, as in parts of /proc
     except (OSError, MemoryError) as error:
         why = getattr(error, "strerror", None) or str(error) or "out of memory"
         raise ImageError(f"{path}: cannot be read ({why}).") from error
@@ -131,7 +126,7 @@ def read_size(path: Path) -> tuple[int, int]:
     """Height and width of an image in px, from its header alone: the rest of the file may be damaged.
 
     Raises:
-        ImageError: the file cannot be read, is not an image, or its header is not whole.
+        ImageError: the file cannot be read, is not an image, or its header is incomplete.
     """
     try:
         with open_regular(path) as handle:
@@ -143,21 +138,21 @@ def read_size(path: Path) -> tuple[int, int]:
 def decode_bytes(
     content: bytes, *, name: str, bit_depth: int | None = None, model_bit_depth: int | None = None
 ) -> DecodedImage:
-    """Decode a whole image file held in memory to grey uint8.
+    """Decode the content of an image file to grey uint8.
 
-    Colour becomes luma (0.299 R + 0.587 G + 0.114 B). Values of a 16-bit file are scaled by their bit depth, full range
-    to full range, never by what the picture happens to contain: the same steel keeps the same grey in every picture.
-    Alpha is dropped. An orientation wish is ignored, since it would turn the picture away from its masks. The kind is
-    told from the content, not from the suffix.
+    Colour becomes luma (0.299 R + 0.587 G + 0.114 B). Alpha is dropped. Values of a 16-bit file are scaled by their bit
+    depth, never by the values in the image, so that the same steel has the same grey in every image.
+    EXIF orientation is ignored, since masks do not turn with the image. The format is recognised by the content, not by
+    the suffix.
 
     Args:
         content: the file's bytes.
-        name: how messages name it.
-        bit_depth: how many bits the values of 16-bit files have, 9 to 16. None: as a TIFF file itself says.
-        model_bit_depth: the same where neither is known: what the model was trained with. None: all 16.
+        name: the file, for error messages.
+        bit_depth: bits of the values of 16-bit files, 9 to 16. None: as a tag of the TIFF file says.
+        model_bit_depth: what the model was trained with, used if neither is known. None: 16.
 
     Raises:
-        ImageError: it is not an image, is not whole, has too many pixels (see `whole.allow_pixels`), has values
+        ImageError: it is not an image, is not complete, has too many pixels (see `whole.allow_pixels`), has values
             that are neither 8 nor 16 bit, or a value beyond the bit depth.
     """
     container = whole.inspect(content, name=name)
@@ -168,14 +163,14 @@ def decode_bytes(
     if container.spread:
         known = _FULL_BIT_DEPTH
     elif bit_depth is None and container.bit_depth == _FULL_BIT_DEPTH != model_bit_depth:
-        known = None  # the default of the TIFF tag, which programs write without knowing the camera
+        known = None  # programs write this default without knowing the camera
     decoded = to_grey(pixels, name, bit_depth=known)
     grey = ~decoded.pixels if container.inverted else decoded.pixels
     return replace(decoded, pixels=grey, notes=container.notes + decoded.notes)
 
 
 def decode_payload(payload: bytes, flags: int, *, name: str) -> NDArray[Any]:
-    """The pixels of a file that `whole.inspect` found sound, as OpenCV decodes them with these flags.
+    """Decode the payload of a Container with OpenCV, with these flags.
 
     Raises:
         ImageError: OpenCV cannot decode it.
@@ -196,11 +191,11 @@ def decode_payload(payload: bytes, flags: int, *, name: str) -> NDArray[Any]:
 
 
 def decode_small(path: Path, *, shorter_px: int, longer_px: int, bit_depth: int | None = None) -> NDArray[np.uint8]:
-    """Read an image as grey uint8 (H, W) to look at it as a whole: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
+    """Read an image as grey uint8 (H, W), a JPEG at 1/2, 1/4 or 1/8 of its size if that is large enough.
 
     Args:
         path: the file.
-        shorter_px, longer_px: what the shorter and the longer side keep at least, where they are that long at all.
+        shorter_px, longer_px: the least length of the shorter and the longer side, unless the image itself is smaller.
         bit_depth: see `decode_bytes`.
 
     Raises:
@@ -212,20 +207,18 @@ def decode_small(path: Path, *, shorter_px: int, longer_px: int, bit_depth: int 
         shorter, longer = sorted(container.size_hw)
         for divisor, flag in _REDUCED_FLAGS.items():
             if shorter >= divisor * shorter_px and (longer >= divisor * longer_px or longer < longer_px):
-                with suppress(ImageError):
-                    pixels = decode_payload(container.payload, flag | cv2.IMREAD_IGNORE_ORIENTATION, name=str(path))
-                    return np.ascontiguousarray(pixels, np.uint8)
-                break
+                pixels = decode_payload(container.payload, flag | cv2.IMREAD_IGNORE_ORIENTATION, name=str(path))
+                return np.ascontiguousarray(pixels, np.uint8)
     return decode_bytes(content, name=str(path), bit_depth=bit_depth).pixels
 
 
 def to_grey(pixels: NDArray[Any], name: str, *, bit_depth: int | None = None) -> DecodedImage:
-    """Pixels as OpenCV decodes them, (H, W) or (H, W, 1, 3 or 4), as an image of grey levels; see `decode_bytes`.
+    """Convert pixels to grey uint8, as `decode_bytes` does.
 
     Args:
-        pixels: uint8 or uint16.
-        name: how messages name the image.
-        bit_depth: how many bits uint16 values have, 9 to 16; None where that is not known, and they count as 16.
+        pixels: uint8 or uint16, (H, W) or (H, W, 1, 3 or 4), BGR as from OpenCV.
+        name: the image, for error messages.
+        bit_depth: bits of uint16 values, 9 to 16; None: not known, 16 are assumed.
 
     Raises:
         ImageError: neither uint8 nor uint16, another number of channels, or a value beyond the bit depth.
@@ -235,27 +228,20 @@ def to_grey(pixels: NDArray[Any], name: str, *, bit_depth: int | None = None) ->
             f"{name}: holds {pixels.dtype} values; expected 8 or 16 bit without sign. Save it as one of these."
         )
     notes: tuple[str, ...] = ()
-    height, width = pixels.shape[:2]
-    colours = pixels
-    if pixels.ndim == 3 and pixels.shape[2] == 4:
-        notes += ("alpha dropped",)
-        colours = pixels[..., :3]
+    colours, size_hw = pixels, pixels.shape[:2]
     if pixels.ndim == 3:
-        codes = {1: None, 3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}
-        if pixels.shape[2] not in codes:
-            raise ImageError(f"{name}: has {pixels.shape[2]} channels; expected 1, 3 or 4.")
-        code = codes[pixels.shape[2]]
-        pixels = (pixels if code is None else np.asarray(cv2.cvtColor(pixels, code))).reshape(height, width)
+        channels = pixels.shape[2]
+        if channels not in (1, 3, 4):
+            raise ImageError(f"{name}: has {channels} channels; expected 1, 3 or 4.")
+        if channels == 4:
+            notes += ("alpha dropped",)
+            colours = pixels[..., :3]
+        if channels > 1:
+            pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY))  # takes four channels, too
+    pixels = pixels.reshape(size_hw)
     if pixels.dtype == np.uint8:
         return DecodedImage(np.ascontiguousarray(pixels, np.uint8), notes)
-    return _scaled(pixels, int(colours.max()), bit_depth, notes, name)
-
-
-def _scaled(
-    grey: NDArray[np.uint16], brightest: int, bit_depth: int | None, notes: tuple[str, ...], name: str
-) -> DecodedImage:
-    """Grey uint16 (H, W) scaled by its bit depth; `brightest` is the largest value of any of its colours."""
-    bits = _FULL_BIT_DEPTH if bit_depth is None else bit_depth
+    bits, brightest = bit_depth or _FULL_BIT_DEPTH, int(colours.max())
     largest = 2**bits - 1
     if brightest > largest:
         raise ImageError(
@@ -265,76 +251,53 @@ def _scaled(
     note = "16-bit scaled by 1/257" if bits == _FULL_BIT_DEPTH else f"16-bit scaled from {bits} bits"
     if bit_depth is None and 255 < brightest < 2 ** _CAMERA_BIT_DEPTHS[-1]:
         note += f"; brightest value {brightest} of {largest}"
-    scaled = np.asarray(cv2.convertScaleAbs(grey, alpha=255 / largest), np.uint8).reshape(grey.shape)
+    scaled = np.asarray(cv2.convertScaleAbs(pixels, alpha=255 / largest), np.uint8).reshape(size_hw)
     return DecodedImage(scaled, (*notes, note), bit_depth, brightest if bit_depth is None else None)
 
 
 def is_blank(pixels: NDArray[np.uint8]) -> bool:
-    """Whether a grey image (H, W) shows nothing: its levels span at most 2, or 99.5 % of its pixels are at most 16."""
+    """Whether a grey image (H, W) is empty: its levels span at most 2, or 99.5 % of its pixels are at most 16."""
     if int(pixels.max()) - int(pixels.min()) <= _BLANK_SPAN:
         return True
     return 200 * int(np.count_nonzero(pixels > _BLANK_LEVEL)) <= pixels.size
 
 
-MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # JPEG smears the numbers
-
-_PALETTE_COLOUR_TYPE = 3
+_COLOUR_TYPE_AT, _PALETTE = 25, 3  # in the header of a PNG
+MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # JPEG changes the numbers
 
 
 def read_class_map(path: Path) -> NDArray[np.uint8]:
-    """The numbers in a mask image, uint8 (H, W).
+    """Read the class numbers in a mask image, uint8 (H, W).
 
-    Of a palette PNG with colours these are the palette's indices, as programs for drawing labels write them; of one
-    that has only grey, the grey values. Three equal channels count as one; alpha is left aside.
+    In a PNG with a coloured palette, as labelling tools write it, the indices are the numbers; with a grey palette, the
+    grey values. Three equal channels count as one. Alpha is ignored.
 
     Raises:
-        ImageError: the file cannot be read, is not whole, is coloured, or holds numbers above 255.
+        ImageError: the file cannot be read, is not complete, is coloured, or has numbers above 255.
     """
     content = read_file(path)
     container = whole.inspect(content, name=str(path))
     if container.kind not in ("PNG", "BMP", "TIFF"):
         raise ImageError(f"{path}: a mask in {container.kind}, which may smear numbers. Save masks as PNG.")
-    payload, levels = container.payload, 1
-    if container.kind == "PNG":
-        payload, levels = _palette_as_grey(payload)
-    pixels = decode_payload(payload, cv2.IMREAD_UNCHANGED, name=str(path))
-    numbers = _one_channel(pixels, path)
+    numbers = decode_payload(container.payload, cv2.IMREAD_UNCHANGED, name=str(path))
+    if container.kind == "PNG" and container.payload[_COLOUR_TYPE_AT] == _PALETTE:
+        from PIL.PngImagePlugin import PngImageFile
+
+        with whole.as_image_errors(str(path)):
+            picture = PngImageFile(io.BytesIO(container.payload))
+            palette = picture.getpalette() or []
+            if not palette[::3] == palette[1::3] == palette[2::3]:
+                numbers = np.asarray(picture)  # OpenCV returns colours, but refuses incomplete data
+    if numbers.ndim == 3:
+        if (numbers[:, :, :3] != numbers[:, :, :1]).any():
+            raise ImageError(
+                f"{path}: a coloured mask; expected one number for each pixel (0 sound, 1 the first class). "
+                "Save it as a grey or palette PNG."
+            )
+        numbers = np.ascontiguousarray(numbers[:, :, 0])
     if numbers.dtype != np.uint8 and (numbers.min() < 0 or numbers.max() > 255 or numbers.dtype.kind == "f"):
         raise ImageError(
             f"{path}: holds {numbers.dtype} values up to {numbers.max()}; expected class numbers, 0 to 255."
         )
-    numbers = numbers.astype(np.uint8) // np.uint8(levels)
+    numbers = numbers.astype(np.uint8)
     return ~numbers if container.inverted else numbers
-
-
-def _one_channel(pixels: NDArray[Any], path: Path) -> NDArray[Any]:
-    if pixels.ndim == 2:
-        return pixels
-    colours = pixels[:, :, :3]
-    if (colours != colours[:, :, :1]).any():
-        raise ImageError(
-            f"{path}: a coloured mask; expected one number for each pixel (0 sound, 1 the first class). "
-            "Save it as a grey or palette PNG."
-        )
-    return np.ascontiguousarray(pixels[:, :, 0])
-
-
-def _palette_as_grey(content: bytes) -> tuple[bytes, int]:
-    """A whole PNG whose palette indices decode as grey values, and what to divide these by.
-
-    OpenCV knows only the colours of a palette, so the header is rewritten to say "grey". Grey of fewer than 8 bits is
-    spread over 0..255 by the decoder (PNG specification, section 13.12), hence the divisor.
-    """
-    header = content[16:29]  # width, height, bit depth, colour type, compression, filter, interlace
-    bits, colour_type = header[8], header[9]
-    if colour_type != _PALETTE_COLOUR_TYPE:
-        return content, 1
-    chunks = [(kind, content[start : start + length]) for kind, start, length in whole.png_chunks(content)]
-    palette = next((body for kind, body in chunks if kind == b"PLTE"), b"")
-    if palette[::3] == palette[1::3] == palette[2::3]:
-        return content, 1
-    kept = [(b"IHDR", header[:9] + b"\0" + header[10:]), *(chunk for chunk in chunks if chunk[0] in (b"IDAT", b"IEND"))]
-    rewritten = b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in kept
-    )
-    return content[: whole.PNG_SIGNATURE_BYTES] + rewritten, 255 // (2**bits - 1)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# Labels in 16 bit are quicker; OpenCV refuses to count further than this in them.
+# 16-bit labels are several times as fast; OpenCV refuses more regions than this with them.
 _MOST_LABELS_16_BIT = 65_000
 
 
@@ -19,8 +19,8 @@ class Region:
         class_id: ClassId, from 1.
         area_px: number of its pixels.
         box_xywh: left, top, width, height in pixels.
-        centroid_xy: mean column and row of its pixels; the middle of the first pixel is (0, 0).
-        score: mean probability over its pixels, 0..1; nan where no probabilities were given.
+        centroid_xy: mean column and row of its pixels; the centre of the top left pixel is (0, 0).
+        score: mean probability of its pixels, 0..1; nan without probabilities.
     """
 
     class_id: int
@@ -41,13 +41,13 @@ def find_regions(
 
     Args:
         mask: bool (H, W).
-        class_id: ClassId that the regions get.
+        class_id: ClassId of the regions.
         probabilities: float32 (H, W), 0..1, for the scores.
         min_area_px: regions with fewer pixels are dropped.
 
     Returns:
-        The mask without what was dropped, bool (H, W) (`mask` itself where nothing was), and its regions, largest
-        first; equal ones by top, then left edge.
+        The mask without the small regions, bool (H, W), and the regions, largest first, then by top and left edge.
+        The mask is `mask` itself if nothing was dropped.
     """
     if mask.size == 0:
         return mask, []
@@ -64,7 +64,10 @@ def find_regions(
     areas_px = np.asarray(stats[:, cv2.CC_STAT_AREA])
     kept = areas_px >= min_area_px
     kept[0] = False  # label 0 is the background
-    scores = _mean_probabilities(labels, found, areas_px, None if probabilities is None else probabilities[box])
+    scores = np.full(len(areas_px), np.nan)
+    if probabilities is not None:
+        sums = np.bincount(labels[found], weights=probabilities[box][found], minlength=len(areas_px))
+        scores = sums / np.maximum(areas_px, 1)
     regions = [
         Region(class_id, area_px, (x + left, y + top, w, h), (cx + left, cy + top), score)
         for (x, y, w, h, area_px), (cx, cy), score in zip(
@@ -81,23 +84,10 @@ def find_regions(
 
 
 def _most_regions(mask: NDArray[np.bool_]) -> int:
-    """An upper bound of the number of regions: each has a pixel with nothing to its left."""
+    """An upper bound of the number of regions: each has a pixel without a left neighbour."""
     height, width = mask.shape
     most: int = (height + 1) // 2 * ((width + 1) // 2)
     if most < _MOST_LABELS_16_BIT:
         return most
     in_first_column, after_a_gap = np.count_nonzero(mask[:, 0]), np.count_nonzero(mask[:, 1:] & ~mask[:, :-1])
     return int(in_first_column) + int(after_a_gap)
-
-
-def _mean_probabilities(
-    labels: NDArray[Any],
-    mask: NDArray[np.bool_],
-    areas_px: NDArray[Any],
-    probabilities: NDArray[np.float32] | None,
-) -> NDArray[np.float64]:
-    """Mean probability of each label, float64 (number of labels,); nan where there are no probabilities."""
-    if probabilities is None:
-        return np.full(len(areas_px), np.nan)
-    sums = np.bincount(labels[mask], weights=probabilities[mask], minlength=len(areas_px)).astype(np.float64)
-    return np.asarray(sums / np.maximum(areas_px, 1), np.float64)

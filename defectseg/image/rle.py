@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
 
-# Fifteen digits stay exact in int64, sums included; no picture comes near them.
+# Sums of two numbers of 15 digits are exact in int64, and no image has so many pixels.
 _PLAIN = re.compile(r"[0-9]{1,15}(?: [0-9]{1,15})*")
 _NUMBER = re.compile(r"-?[0-9]{1,15}")
 
 
 def encode(mask: NDArray[np.bool_]) -> str:
-    """Turn a mask, bool (H, W), into "start length start length ..."; "" where it is empty."""
+    """Encode a mask, bool (H, W), as "start length start length ..."; "" if it is empty."""
     height, width = mask.shape
     if mask.size == 0:
         return ""
     columns = cv2.transpose(np.ascontiguousarray(mask, dtype=np.bool_).view(np.uint8)).reshape(height * width)
-    edges = np.flatnonzero(columns[1:] != columns[:-1]) + 2  # a pixel that differs from the one before, counted from 1
+    edges = np.flatnonzero(columns[1:] != columns[:-1]) + 2  # numbers of the pixels that differ from the one before
     ends: list[NDArray[np.intp]] = [edges]
     if columns[0]:
         ends.insert(0, np.ones(1, np.intp))
@@ -35,12 +35,12 @@ def encode(mask: NDArray[np.bool_]) -> str:
 
 
 def decode(encoded: str, size_hw: tuple[int, int], *, where: str = "EncodedPixels") -> NDArray[np.bool_]:
-    """Turn "start length ..." into a mask, bool (H, W), C-contiguous. The empty text is the empty mask.
+    """Decode "start length ..." to a mask, bool (H, W), C-contiguous. The empty text is the empty mask.
 
     Args:
         encoded: pairs separated by blanks, sorted by start, without overlap. Runs may touch.
         size_hw: height and width of the image in pixels.
-        where: how a message names the row ("train.csv, line 7: a.jpg, class 2").
+        where: the row, for error messages ("train.csv, line 7: a.jpg, class 2").
 
     Raises:
         LabelError: as `parse_pairs`.
@@ -64,16 +64,22 @@ def parse_pairs(
 ) -> NDArray[np.int64]:
     """Read the pairs of a run-length text, int64 (N, 2): start (1-based) and length in pixels.
 
-    Without `size_hw` everything is checked but the end of the image.
+    Without `size_hw`, runs beyond the image are not noticed.
 
     Raises:
         LabelError: an odd count, something that is not a whole number, a start below 1, a length below 1, pairs that
-            overlap or are not sorted, or a run beyond the image; names `where` and the pair.
+            overlap or are not sorted, or a run beyond the image. The message names `where` and the pair.
     """
     if not _PLAIN.fullmatch(encoded):
-        encoded = _normalised(encoded, where)
-        if not encoded:
+        words = encoded.split()
+        if not words:
             return np.empty((0, 2), np.int64)
+        for index, word in enumerate(words):
+            if not _NUMBER.fullmatch(word):
+                raise LabelError(
+                    f"{where}: pair {index // 2 + 1} has {word[:40]!r}; expected a whole number of pixels."
+                )
+        encoded = " ".join(words)
     numbers = np.fromstring(encoded, np.int64, sep=" ")
     if len(numbers) % 2:
         raise LabelError(
@@ -81,20 +87,6 @@ def parse_pairs(
             f"length, not an odd count of {len(numbers)} numbers."
         )
     pairs = numbers.reshape(-1, 2)
-    _check_pairs(pairs, size_hw, where)
-    return pairs
-
-
-def _normalised(encoded: str, where: str) -> str:
-    """Single blanks between numbers, or LabelError for the first thing that is not a whole number."""
-    words = encoded.split()
-    for index, word in enumerate(words):
-        if not _NUMBER.fullmatch(word):
-            raise LabelError(f"{where}: pair {index // 2 + 1} has {word[:40]!r}; expected a whole number of pixels.")
-    return " ".join(words)
-
-
-def _check_pairs(pairs: NDArray[np.int64], size_hw: tuple[int, int] | None, where: str) -> None:
     starts, lengths = pairs[:, 0], pairs[:, 1]
     stops = starts + lengths
     pixels = np.iinfo(np.int64).max if size_hw is None else size_hw[0] * size_hw[1]
@@ -102,6 +94,7 @@ def _check_pairs(pairs: NDArray[np.int64], size_hw: tuple[int, int] | None, wher
     if not sound:
         index, fault = _first_fault(pairs, pixels, size_hw)
         raise LabelError(f"{where}: pair {index + 1} ('{starts[index]} {lengths[index]}') {fault}.")
+    return pairs
 
 
 def _first_fault(pairs: NDArray[np.int64], pixels: int, size_hw: tuple[int, int] | None) -> tuple[int, str]:

@@ -1,8 +1,8 @@
-"""What kind of image a file holds, how large the picture is and whether the file is whole, before it is decoded.
+"""Recognise the format of an image file, its size, and whether it is complete, before it is decoded.
 
-OpenCV fills the missing rest of a JPEG with grey and trusts the chunks of a PNG, so the structure of these two is
-compared with the bytes that are there, which costs microseconds. Of the other kinds the decoders refuse what was cut
-off, and their headers are read by Pillow, which is imported for them only.
+OpenCV fills the missing rest of a JPEG with grey and trusts the chunks of a PNG. So the structure of these two formats
+is checked here, which takes microseconds. For the other formats the decoder refuses incomplete files, and Pillow reads
+the header. Pillow is imported only for these.
 """
 
 import io
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-# 16,384 x 16,384. Decoding takes 2 bytes a pixel for a grey JPEG, up to 20 for 16-bit colour, that is 0.5 to 5 GB;
-# segmenting takes 11 to 14 more.
+# 16,384 x 16,384. Decoding takes 2 bytes per pixel for a grey JPEG and up to 20 for 16-bit colour, that is 0.5 to 5 GB;
+# segmenting takes another 11 to 14 bytes per pixel.
 MAX_PIXELS = 2**28
 
 _MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # all but stuffing, fill and restart markers
@@ -46,17 +46,17 @@ _allowed_pixels = MAX_PIXELS
 
 @dataclass(frozen=True)
 class Container:
-    """What a file's structure tells.
+    """The structure of an image file.
 
     Attributes:
         kind: "JPEG", "PNG", "BMP", "TIFF", "WebP", "GIF", "AVIF" or "JPEG 2000".
-        payload: the bytes to hand to the decoder.
+        payload: the bytes for the decoder.
         size_hw: height and width in px.
-        notes: what is left aside, in words ("EXIF orientation 6 ignored").
-        inverted: True where 0 means white.
-        bit_depth: how many bits the values of a 16-bit file have, by its own word; None where it does not say.
-        spread: True where the decoder spreads 10, 12 or 14 bits over the full range of 16.
-        bits: how many bits the values have where the decoder does not scale them to 8 or 16; else None.
+        notes: what is ignored, for people to read ("EXIF orientation 6 ignored").
+        inverted: True if 0 means white.
+        bit_depth: bits of the values of a 16-bit file according to its tags, else None.
+        spread: True if the decoder scales 10, 12 or 14 bits to the full range of 16.
+        bits: bits of the values if the decoder does not scale them to 8 or 16, else None.
     """
 
     kind: str
@@ -70,20 +70,20 @@ class Container:
 
 
 def allow_pixels(count: int) -> None:
-    """Set how many pixels an image may have, `MAX_PIXELS` at first, for all threads and for processes forked later."""
+    """Set the limit of pixels per image, by default `MAX_PIXELS`, for all threads and for processes forked later."""
     global _allowed_pixels
     _allowed_pixels = count
 
 
 def inspect(content: bytes, *, name: str) -> Container:
-    """Recognise an image file by its first bytes, and check its size and, where the decoder does not, that it is whole.
+    """Recognise an image file, check its size and, if the decoder does not, that it is complete.
 
     Raises:
-        ImageError: it is empty, of another kind, cut short, damaged where a checksum or the structure shows it, or has
-            more pixels than are allowed.
+        ImageError: it is empty, of another format, cut short, damaged according to a checksum or its structure, or has
+            more pixels than allowed.
     """
     kind = _kind_of(content, name)
-    with _as_image_errors(name):
+    with as_image_errors(name):
         if kind in _WALKS:
             container = _WALKS[kind](content, name)
         else:
@@ -99,21 +99,21 @@ def inspect(content: bytes, *, name: str) -> Container:
 
 
 def read_size(handle: BinaryIO, *, name: str) -> tuple[int, int]:
-    """Height and width in px of the image in a file that was opened for reading; only its header is read.
+    """Height and width in px of the image in an open file; only its header is read.
 
     Raises:
-        ImageError: it is empty, of another kind, or its header is cut short or damaged.
+        ImageError: it is empty, of another format, or its header is cut short or damaged.
     """
     head = handle.read(_HEADER_BYTES)
     kind = _kind_of(head, name)
-    with _as_image_errors(name):
+    with as_image_errors(name):
         if kind in _SIZES:
             try:
                 return _SIZES[kind](head, name)
-            except (ImageError, ValueError, IndexError, struct.error):  # behind a large colour profile, perhaps
+            except (ImageError, ValueError, IndexError, struct.error):  # behind a large colour profile?
                 return _SIZES[kind](head + handle.read(), name)
         handle.seek(0)
-        if kind in ("AVIF", "WebP"):  # are read whole, which must not happen under the lock
+        if kind in ("AVIF", "WebP"):  # Pillow reads these completely, which must not happen under its lock
             handle = io.BytesIO(handle.read())
         if kind == "TIFF":
             with _quiet_pillow():
@@ -132,12 +132,13 @@ def _kind_of(content: bytes, name: str) -> str:
 
 
 @contextmanager
-def _as_image_errors(name: str) -> Iterator[None]:
+def as_image_errors(name: str) -> Iterator[None]:
+    """Turn whatever a reader of headers raises into an ImageError."""
     try:
         yield
     except ImageError:
         raise
-    except Exception as error:  # Pillow's readers fail in many ways
+    except Exception as error:  # Pillow's readers raise many kinds
         raise ImageError(
             f"{name}: cannot be decoded; its header ends early, is damaged or of an unusual kind. "
             "Copy the file again, or save it as an 8-bit grey PNG."
@@ -153,30 +154,26 @@ def _damaged(name: str, why: str) -> ImageError:
 
 
 def _walk_jpeg(content: bytes, name: str) -> Container:
-    """Follow the segments from SOI to EOI. What follows EOI (padding, a second picture) is not looked at."""
+    """Follow the segments from SOI to EOI. Data after EOI (padding, a second picture) are ignored."""
     notes: tuple[str, ...] = ()
-    size_hw: tuple[int, int] | None = None
     components, one_scan, end = 0, False, 0
     for marker, start, end in _jpeg_segments(content, name):
         if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
             notes = _orientation_notes(content[start:end])
         elif marker in _JPEG_FRAMES:
-            size_hw = struct.unpack_from(">HH", content, start + 1)
-            components = content[start + 5] if marker in (0xC0, 0xC1) else 0  # others come in several scans
+            components = content[start + 5] if marker in (0xC0, 0xC1) else 0  # other types have several scans
         elif marker == 0xDA:
             one_scan = content[start] == components
-    if size_hw is None:
-        raise _damaged(name, "it declares no picture")
-    # Without its end marker, OpenCV's memory source refuses a picture whose data run out before its last block, instead
-    # of filling the rest with grey; the zeros feed the bit reader's look-ahead. Several scans need the marker itself.
+    # Without the end marker, OpenCV refuses a picture whose data end before the last block, instead of filling the rest
+    # with grey. The zeros are for the look-ahead of its bit reader. Several scans need the marker.
     payload = content[: end - 2] + (bytes(16) if one_scan else b"\xff\xd9")
-    return Container("JPEG", payload, size_hw, notes)
+    return Container("JPEG", payload, _jpeg_size(content, name), notes)
 
 
 def _jpeg_segments(content: bytes, name: str) -> Iterator[tuple[int, int, int]]:
-    """Marker, first byte after its length, and end of each segment, the last being EOI; picture data belong to SOS.
+    """Marker, first byte after the length, and end of each segment up to EOI; SOS includes its picture data.
 
-    Junk and fill bytes before a marker are passed over, as decoders do.
+    Junk and fill bytes before a marker are skipped, as decoders do.
     """
     end = 2
     while True:
@@ -205,16 +202,16 @@ def _end_of_scan(content: bytes, position: int, name: str) -> int:
     marker = _MARKER_IN_SCAN.search(content, position)
     if marker is None:
         raise _cut_short(name, "the end marker of JPEG is missing")
-    # After a scan come EOI, or tables and another scan; anything else is picture data gone wrong.
+    # A scan is followed by EOI, or by tables and another scan. Any other marker is damaged picture data.
     if marker.group()[1] not in (0xD9, 0xDA, 0xC4, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)):
         raise _damaged(name, f"an impossible marker at byte {marker.start()}")
     return marker.start()
 
 
 def _walk_png(content: bytes, name: str) -> Container:
-    """Follow the chunks to IEND and compare their checksums; those of an animation are taken out.
+    """Follow the chunks to IEND, check their checksums, and remove the chunks of an animation.
 
-    OpenCV 5.0 crashes on some animations, and decodes others whose first picture lacks data.
+    OpenCV 5.0 crashes on some animations, and decodes others although their first picture is incomplete.
     """
     notes: tuple[str, ...] = ()
     kept = [memoryview(content)[:PNG_SIGNATURE_BYTES]]
@@ -255,7 +252,7 @@ def _png_size(content: bytes, name: str) -> tuple[int, int]:
 
 
 def _walk_jpeg2000(content: bytes, name: str) -> Container:
-    """Find the end marker, which OpenCV does not miss; data hold no marker from FF90 on (ISO 15444-1, B.10.1)."""
+    """Check the end marker, which OpenCV ignores. Data contain no marker from FF90 on (ISO 15444-1, B.10.1)."""
     start = content.index(_JPEG2000_START)
     if content.find(b"\xff\xd9", content.find(b"\xff\x90\0\n", start)) < 0:
         raise _cut_short(name, "the end marker of JPEG 2000 is missing")
@@ -276,9 +273,9 @@ def _jpeg2000_size(content: bytes, name: str) -> tuple[int, int]:
 
 
 def _walk_tiff(content: bytes, name: str) -> Container:
-    """Read the tags of the first page, and take out what OpenCV reads in its own way.
+    """Read the tags of the first page, and neutralise those that OpenCV handles differently.
 
-    It turns pictures by the orientation whatever the flags, and inverts 8-bit but not 16-bit ones.
+    OpenCV always obeys the orientation, and inverts 8-bit but not 16-bit images.
     """
     with _quiet_pillow():
         directory = _tiff_directory(io.BytesIO(content))
@@ -297,9 +294,9 @@ def _walk_tiff(content: bytes, name: str) -> Container:
 
 
 def _tiff_bit_depth(directory: "ImageFileDirectory_v2") -> int | None:
-    """The bits that MaxSampleValue or SMaxSampleValue tells, 9 to 16.
+    """The bit depth according to MaxSampleValue or SMaxSampleValue, 9 to 16.
 
-    Any value but the largest of so many bits is the brightest of this very picture, and tells nothing of the camera.
+    Only 2**bits - 1 counts: another value is the brightest of this image, not of the camera.
     """
     for tag in (281, 341):
         values = directory.get(tag, 0)
@@ -315,12 +312,12 @@ def _tiff_directory(handle: BinaryIO) -> "ImageFileDirectory_v2":
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     start = handle.read(16)
-    # Pillow reads big-endian BigTIFF when it is told the byte order apart.
+    # Pillow reads big-endian BigTIFF only if the byte order is given separately.
     header = b"II+\0" + start[4:] if 43 in start[2:4] else b"II*\0" + start[4:8]
     directory = ImageFileDirectory_v2(header, prefix=start[:2])
     handle.seek(directory.next)
     directory.load(handle)
-    if directory.next == directory.offset:  # not replaced by that of the next page
+    if directory.next == directory.offset:  # load() did not reach the offset of the next page
         raise ValueError("its list of tags is cut short")
     return directory
 
@@ -330,7 +327,7 @@ def _tiff_size(directory: "ImageFileDirectory_v2") -> tuple[int, int]:
 
 
 def _with_tag_of_one(content: bytes, directory: "ImageFileDirectory_v2", tag: int) -> bytes:
-    """A TIFF file whose first page has the value 1 for a tag that has one whole number."""
+    """The content of a TIFF file with the value 1 for a tag of its first page that has one whole number."""
     order = "<" if directory.prefix == b"II" else ">"
     count = "Q" if 43 in content[2:4] else "I"
     entry = struct.pack(f"{order}HH{count}", tag, directory.tagtype[tag], 1)
@@ -341,7 +338,7 @@ def _with_tag_of_one(content: bytes, directory: "ImageFileDirectory_v2", tag: in
 
 
 def _read_by_pillow(kind: str, handle: BinaryIO) -> tuple[tuple[int, int], tuple[str, ...]]:
-    """Height, width and notes of a file, from its header, by Pillow's reader of this kind alone."""
+    """Height, width and notes of a file, from its header, with Pillow's reader of this format."""
     from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, WebPImagePlugin
 
     readers: dict[str, Callable[[BinaryIO], ImageFile]] = {
@@ -360,7 +357,7 @@ def _read_by_pillow(kind: str, handle: BinaryIO) -> tuple[tuple[int, int], tuple
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Keep Pillow's warnings and its own limit of pixels off; both are settings of the whole process."""
+    """Switch off Pillow's warnings and its limit of pixels, which are settings of the whole process."""
     from PIL import Image
 
     with _pillow_lock, warnings.catch_warnings():
@@ -373,7 +370,7 @@ def _quiet_pillow() -> Iterator[None]:
 
 
 def _orientation_notes(exif: bytes) -> tuple[str, ...]:
-    """A note where an EXIF block asks to turn the picture. A broken block asks for nothing."""
+    """A note if an EXIF block has an orientation; a broken block has none."""
     found = _EXIF_ORIENTATION.search(exif)
     orientation = 0 if found is None else ord(found[1] or found[2])
     return (f"EXIF orientation {orientation} ignored",) if orientation in range(2, 9) else ()

@@ -1,4 +1,4 @@
-"""The Python API: a loaded model that is called with one image or many."""
+"""The Python API: a loaded model for one image or many."""
 
 import threading
 from collections.abc import Generator, Iterable
@@ -16,11 +16,9 @@ from defectseg.image import rle
 from defectseg.image.find import FoundImage
 from defectseg.image.overlay import paint_prediction
 from defectseg.image.read import DecodedImage, is_blank
-from defectseg.image.regions import Region
-from defectseg.inference.segment import Segmentation, segment, segment_image
+from defectseg.inference.segment import Segmentation, segment_image
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import GivenImage, Segmented, Unreadable, decode, stream
-from defectseg.inference.tiles import ImageAnswer, predict_image
 from defectseg.model.info import ModelInfo
 from defectseg.model.locate import model_paths
 from defectseg.runtime.base import Runtime
@@ -29,9 +27,9 @@ from defectseg.runtime.load import load_runtime
 Image = str | Path | NDArray[np.uint8] | NDArray[np.uint16]
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a model says of one image: the masks and regions that `predict` would write, and what they come from.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prediction(Segmentation):
+    """The result for one image: the masks and regions that `predict` would write, and the model's answer.
 
     Attributes:
         class_names: C names; name n - 1 belongs to ClassId n.
@@ -40,19 +38,23 @@ class Prediction:
         regions: of all classes, in the order of the classes, the largest first.
         class_map: uint8 (H, W): 0 sound, else the ClassId of the most probable class among those whose mask holds
             the pixel.
-        probabilities: float32 (C, H, W), 0..1, before any threshold; None where they were not to be kept.
-        gate: float32 (C,), 0..1: does the class occur in the image at all; None where probabilities are.
-        notes: what was changed in the image as it was read, in words for people.
+        answer: see `probabilities` and `gate`.
+        notes: what was changed or ignored when the image was read, for people to read.
     """
 
     class_names: tuple[str, ...]
     image: NDArray[np.uint8]
-    masks: NDArray[np.bool_]
-    regions: tuple[Region, ...]
-    class_map: NDArray[np.uint8]
-    probabilities: NDArray[np.float32] | None
-    gate: NDArray[np.float32] | None
     notes: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> NDArray[np.float32] | None:
+        """float32 (C, H, W), 0..1, before any threshold; None without `keep_probabilities`."""
+        return None if self.answer is None else self.answer.probabilities
+
+    @property
+    def gate(self) -> NDArray[np.float32] | None:
+        """float32 (C,), 0..1: does the class occur in the image at all; None without `keep_probabilities`."""
+        return None if self.answer is None else self.answer.gate
 
     @property
     def has_defect(self) -> bool:
@@ -61,7 +63,7 @@ class Prediction:
 
     @property
     def is_blank(self) -> bool:
-        """Whether nothing was found because the image shows nothing, as with the lamp off: the status `blank`."""
+        """Whether nothing was found and the image is empty, as with the lamp off: the status `blank` of `predict`."""
         return not self.regions and is_blank(self.image)
 
     def overlay(self) -> NDArray[np.uint8]:
@@ -69,15 +71,15 @@ class Prediction:
         return paint_prediction(self.image, self.masks, self.class_names)
 
     def run_lengths(self) -> dict[int, str]:
-        """ClassId -> Severstal's EncodedPixels, "" where there is nothing; all classes are in it."""
+        """ClassId -> Severstal's EncodedPixels, for all classes; "" for an empty mask."""
         return {class_id: rle.encode(mask) for class_id, mask in enumerate(self.masks, start=1)}
 
 
 class Predictor:
-    """A model, called with an image at a time: `Predictor.load("model.safetensors")("sheet.jpg")`; `many` takes many.
+    """A model: `Predictor.load("model.safetensors")("sheet.jpg")`, or `many` for many images.
 
-    Threads may call one Predictor at once. A pickled Predictor holds the path of its model file and its options, not
-    the model: another process loads it at the first call there.
+    Several threads may call one Predictor. A pickled Predictor has the path of its model file and its options, not the
+    weights: another process loads the model at its first call.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Predictor:
         self._load = load
         self._settings = settings
         self._keep_probabilities = keep_probabilities
-        self._loaded: tuple[Runtime, ModelInfo, Settings] | None = None
+        self._loaded: tuple[Runtime, Settings] | None = None
         self._loading = threading.Lock()
 
     @classmethod
@@ -109,17 +111,17 @@ class Predictor:
                 answers are averaged: as MODEL of `defectseg predict`.
             device: auto, cpu, cuda, cuda:N or mps.
             runtime: auto, torch, openvino or onnx; auto takes torch on a GPU and openvino on a CPU.
-            tta: test-time augmentation: none, flips or turns; None for the model's own.
-            workers: how many images the network works on at once. None: one, on all cores, which answers a single
-                image soonest. For `many` images on a CPU, as many as there are cores are up to a tenth quicker.
-            bit_depth: how many bits the values of 16-bit files and uint16 arrays have, 9 to 16; None: as the TIFF tag
-                of the file says, else as the model was trained, else 16.
-            keep_probabilities: give probabilities and gate along. Without them, a very large image takes less memory.
+            tta: test-time augmentation: none, flips or turns; None: the model's own.
+            workers: images that the network computes at once. None: one, on all cores, which is fastest for a single
+                image. For `many` images on a CPU, one worker per core is up to a tenth faster.
+            bit_depth: bits of the values of 16-bit files and uint16 arrays, 9 to 16; None: as the TIFF tag of the file
+                says, else as the model was trained, else 16.
+            keep_probabilities: return probabilities and gate. Without them, a very large image takes less memory.
 
         Raises:
             ModelError: a file cannot be used.
             MissingExtraError: the runtime is not installed.
-            UsageError, ResourceError: there is no such device, runtime, kind of augmentation or bit depth.
+            UsageError, ResourceError: unknown device, runtime, augmentation or bit depth.
         """
         paths = tuple(model.absolute() for model in model_paths(path))  # another process may run in another folder
         load = partial(load_runtime, paths, device, runtime, workers=1 if workers is None else workers)
@@ -128,28 +130,18 @@ class Predictor:
         return predictor
 
     @property
-    def info(self) -> ModelInfo:
-        """The description in the model file; of several models, what is true of all."""
-        return self._model()[1]
-
-    @property
-    def settings(self) -> Settings:
-        """Thresholds, tiles and views that images are segmented with."""
-        return self._model()[2]
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """C names; name n - 1 belongs to ClassId n."""
         return self._model()[0].class_names
 
     @property
     def runtime(self) -> str:
-        """The library, the device and the precision, for people."""
+        """The library, the device and the precision, for people to read."""
         return self._model()[0].name
 
     @property
     def parallel(self) -> int:
-        """How many calls at once, from as many threads, make the best of the machine."""
+        """How many calls at once, from as many threads, use the machine best."""
         return self._model()[0].parallel
 
     def __call__(self, image: Image) -> Prediction:
@@ -157,27 +149,26 @@ class Predictor:
 
         Args:
             image: the path of an image file; or an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or of uint16 with
-                the full range of the bit depth, its colours in the order that cv2.imread gives: blue, green, red,
-                alpha. Arrays become grey as files do, see defectseg.image.read.decode_bytes.
+                the full range of the bit depth. The colours are in the order of cv2.imread: blue, green, red, alpha.
+                Arrays become grey as files do, see defectseg.image.read.decode_bytes.
 
         Raises:
-            ImageError: the file cannot be read whole, the array is not an image, or a value is beyond the bit depth.
+            ImageError: the file cannot be read completely, the array is not an image, or a value is beyond the bit
+                depth.
             UsageError: neither a path nor an array.
-            ModelError: the network answers with something that is not a number.
+            ModelError: the network answers with NaN.
             ResourceError: memory ran out.
         """
-        runtime, _, settings = self._model()
+        runtime, settings = self._model()
         decoded = decode(_found(image), settings)
-        if not self._keep_probabilities:
-            return self._prediction(decoded, segment_image(runtime, decoded.pixels, settings), None)
-        answer = predict_image(runtime, decoded.pixels, settings)
-        return self._prediction(decoded, segment(answer, settings.thresholds), answer)
+        found = segment_image(runtime, decoded.pixels, settings, keep_answer=self._keep_probabilities)
+        return _prediction(runtime, decoded, found)
 
     def many(self, images: Iterable[Image]) -> Generator[Prediction | Unreadable, None, None]:
         """Find the defects in many images; reading, network and post-processing overlap.
 
         Args:
-            images: as for a single call; taken a bounded number ahead.
+            images: as for a single call; read a bounded number ahead.
 
         Yields:
             for each image, in order, its Prediction, or Unreadable with the reason.
@@ -185,47 +176,36 @@ class Predictor:
         Raises:
             UsageError, ModelError, ResourceError: as for a single call.
         """
-        runtime, _, settings = self._model()
+        runtime, settings = self._model()
         found = (_found(image, f"image {number}") for number, image in enumerate(images))
 
         def predict(one: Segmented) -> Prediction:
-            return self._prediction(one.decoded, one.segmentation, one.answer)
+            return _prediction(runtime, one.decoded, one.segmentation)
 
         with closing(stream(found, runtime, settings, predict, keep_answers=self._keep_probabilities)) as results:
             yield from results
 
-    def __repr__(self) -> str:
-        return f"Predictor({', '.join(map(str, self._load.args[0]))!r})"
-
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), self._load, keep_probabilities=self._keep_probabilities, **self._settings), ()
 
-    def _model(self) -> tuple[Runtime, ModelInfo, Settings]:
-        """The runtime, its description and the settings; in a process that got the Predictor pickled, loaded now.
+    def _model(self) -> tuple[Runtime, Settings]:
+        """The runtime and the settings, loaded at the first call.
 
-        Not while it is unpickled: a pool's worker that fails there takes its task along, and the pool waits for ever.
+        An error while a Predictor is unpickled would end the worker of a pool, and the pool would wait forever.
         """
         with self._loading:
             if self._loaded is None:
                 runtime, info = self._load()
-                self._loaded = runtime, info, Settings.of(info, **self._settings)
+                self._loaded = runtime, Settings.of(info, **self._settings)
             return self._loaded
 
-    def _prediction(self, decoded: DecodedImage, found: Segmentation, answer: ImageAnswer | None) -> Prediction:
-        return Prediction(
-            class_names=self.class_names,
-            image=decoded.pixels,
-            masks=found.masks,
-            regions=found.regions,
-            class_map=found.class_map,
-            probabilities=None if answer is None else answer.probabilities,
-            gate=None if answer is None else answer.gate,
-            notes=decoded.notes,
-        )
+
+def _prediction(runtime: Runtime, decoded: DecodedImage, found: Segmentation) -> Prediction:
+    return Prediction(**vars(found), class_names=runtime.class_names, image=decoded.pixels, notes=decoded.notes)
 
 
 def _found(image: object, name: str = "image") -> FoundImage:
-    """An image as it was given: of an array a copy, as the caller may fill it with the next picture at once."""
+    """The image of an argument. An array is copied, since the caller may reuse it for the next image."""
     if isinstance(image, str | Path):
         return FoundImage(str(image), Path(image))
     if isinstance(image, np.ndarray):

@@ -1,7 +1,7 @@
-"""From what the network says to what is reported: gate, pixel threshold, minimum area."""
+"""From the answer of the network to masks and regions: gate, pixel threshold, minimum area."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import cv2
@@ -10,43 +10,55 @@ from numpy.typing import NDArray
 
 from defectseg.image.regions import Region, find_regions
 from defectseg.inference.settings import Settings
-from defectseg.inference.tiles import Band, ImageAnswer, fits_one_tile, predict_bands, predict_image
+from defectseg.inference.tiles import ImageAnswer, fits_one_tile, predict_bands, predict_image
 from defectseg.model.info import Thresholds
 from defectseg.runtime.base import Runtime
 
-# Large images go one at a time, each over all that the runtime can do at once: the memory is that of one of them.
+# Large images are segmented one at a time, each with all parallel calls of the runtime, to save memory.
 _ONE_LARGE_IMAGE = Lock()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What is reported of one image.
+    """The result for one image.
 
     Attributes:
         masks: bool (C, H, W).
         regions: of all classes, in the order of the classes, the largest first.
         class_map: uint8 (H, W): 0 sound, else the ClassId of the most probable class among those whose mask holds
             the pixel.
+        answer: the answer of the network, if it was to be kept.
     """
 
     masks: NDArray[np.bool_]
     regions: tuple[Region, ...]
     class_map: NDArray[np.uint8]
+    answer: ImageAnswer | None = None
 
 
-def segment_image(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> Segmentation:
-    """What a network finds in one grey image uint8 (H, W) of any size; equal to `segment(predict_image(...))`.
+def segment_image(
+    runtime: Runtime, image: NDArray[np.uint8], settings: Settings, *, keep_answer: bool = False
+) -> Segmentation:
+    """Segment a grey image uint8 (H, W) of any size; equal to `segment(predict_image(...))`.
 
-    An image larger than the model's tile is processed band after band. Held for each pixel are one byte for each class
-    at the end, before that about 8 bytes while the regions of a class are found, and 4 for each class whose threshold
-    the pixel reaches. A region that crosses tiles is one region.
+    An image larger than a tile is processed in bands. Each pixel takes one byte per class at the end; before that about
+    8 bytes while the regions of a class are found, and 4 for each class whose threshold it reaches. A region that
+    crosses tiles is one region.
+
+    Args:
+        runtime: the network.
+        image: the image.
+        settings: of the inference.
+        keep_answer: also return the answer; this takes 4 bytes per pixel and class.
 
     Raises:
-        ModelError: the network answers with something that is not a number.
+        ModelError: the network answers with NaN.
         ResourceError: memory ran out.
     """
-    if fits_one_tile(image, settings):
-        return segment(predict_image(runtime, image, settings), settings.thresholds, only_classes=settings.classes)
+    if keep_answer or fits_one_tile(image, settings):
+        answer = predict_image(runtime, image, settings)
+        segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
+        return replace(segmentation, answer=answer) if keep_answer else segmentation
     with _ONE_LARGE_IMAGE:
         return _segment_bands(runtime, image, settings)
 
@@ -54,12 +66,12 @@ def segment_image(runtime: Runtime, image: NDArray[np.uint8], settings: Settings
 def segment(
     prediction: ImageAnswer, thresholds: Thresholds, *, only_classes: Collection[int] | None = None
 ) -> Segmentation:
-    """Apply the thresholds of a model to its answer for one image.
+    """Apply thresholds to the answer for one image.
 
     Args:
         prediction: the answer.
         thresholds: one value for each class.
-        only_classes: ClassIds to report; None reports all.
+        only_classes: ClassIds to report; None: all.
     """
     masks = np.zeros(prediction.probabilities.shape, np.bool_)
     class_map = np.zeros(masks.shape[1:], np.uint8)
@@ -82,7 +94,7 @@ def segment(
 
 
 def _passing(gate: NDArray[np.float32], thresholds: Thresholds, only_classes: Collection[int] | None) -> list[int]:
-    """The indices of the classes that are asked for and that the gate lets pass."""
+    """The indices of the wanted classes that pass the gate."""
     return [
         index
         for index, least in enumerate(thresholds.gate)
@@ -100,10 +112,12 @@ def _paint(
     probabilities: NDArray[np.float32],
     present: Sequence[int],
 ) -> None:
-    """Write a class map uint8 (h, w), zero so far: in each pixel the most probable class whose mask holds it.
+    """Write the ClassId of the most probable class among those whose mask holds the pixel into a class map of zeros.
 
-    `masks` and `probabilities` are (C, h, w); `present` are the indices of the classes to paint, ascending: of two that
-    are as probable, the first is named.
+    Args:
+        class_map: uint8 (h, w).
+        masks, probabilities: (C, h, w).
+        present: indices of the classes to paint, ascending. Of two equally probable classes the first is written.
     """
     if len(present) == 1:
         np.multiply(masks[present[0]].view(np.uint8), np.uint8(present[0] + 1), out=class_map)
@@ -113,91 +127,76 @@ def _paint(
         mask = masks[index].view(np.uint8)
         left, top, width, height = cv2.boundingRect(mask)
         box = np.s_[top : top + height, left : left + width]
-        # cv2.copyTo is many times as quick as numpy's assignment through a mask.
+        # cv2.copyTo is many times as fast as numpy's assignment with a mask.
         ours = cv2.copyTo(probabilities[index][box], mask[box], np.full((height, width), -1.0, np.float32))
         better = ours > best[box]
         cv2.copyTo(np.full((height, width), index + 1, np.uint8), better.view(np.uint8), class_map[box])
         np.maximum(best[box], ours, out=best[box])
 
 
+# Until the gate and the regions of the image are known, a band is held as its box and, for each class that reaches its
+# pixel threshold there, the packed mask and the probabilities of its pixels, float32 (n,).
+_Reached = dict[int, tuple[NDArray[np.uint8], NDArray[np.float32]]]
+_HeldBand = tuple[tuple[slice, slice], _Reached]
+
+
 def _segment_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> Segmentation:
-    thresholds = settings.thresholds
+    thresholds, only_classes = settings.thresholds, settings.classes
     gate = np.zeros(len(runtime.class_names), np.float32)
     held: list[_HeldBand] = []
-    for band in predict_bands(runtime, image, settings):
-        gate = band.gate
-        held.append(_HeldBand(band, thresholds, settings.classes))
+    for box, answer in predict_bands(runtime, image, settings):
+        gate = answer.gate
+        held.append((box, _reached(answer.probabilities, thresholds, only_classes)))
     regions: list[Region] = []
-    for index in _passing(gate, thresholds, settings.classes):
-        regions += _regions_across(held, index, image.shape, thresholds)
+    packed_masks: dict[int, NDArray[np.uint8]] = {}
+    for index in _passing(gate, thresholds, only_classes):
+        found, packed = _regions_across(held, index, image.shape, thresholds)
+        regions += found
+        if found:
+            packed_masks[index] = packed
     masks = np.zeros((len(gate), *image.shape), np.bool_)
     class_map = np.zeros(image.shape, np.uint8)
-    for part in held:
-        part.write(masks, class_map)
+    for index, packed in packed_masks.items():
+        masks[index] = _unpack(packed, image.shape)
+    for box, reached in held:
+        here = masks[:, *box]
+        present = [index for index in packed_masks if here[index].any()]
+        probabilities = np.zeros(here.shape, np.float32)
+        for index in present:
+            bits, values = reached[index]
+            probabilities[index][_unpack(bits, here.shape[1:])] = values
+        _paint(class_map[box], here, probabilities, present)
     return Segmentation(masks, tuple(regions), class_map)
 
 
-class _HeldBand:
-    """What is held of a band until the gate of the image, and the regions across its bands, are known.
-
-    Attributes:
-        reached: for each index of a class that reaches its threshold in the band, the mask, packed.
-        values: for these, the probabilities of the mask's pixels, row after row, float32 (n,).
-        kept: the packed masks without the small regions, where something is left of them.
-    """
-
-    def __init__(self, band: Band, thresholds: Thresholds, only_classes: Collection[int] | None) -> None:
-        self.box = band.box
-        self.size_hw = band.probabilities.shape[1:]
-        self.reached: dict[int, NDArray[np.uint8]] = {}
-        self.values: dict[int, NDArray[np.float32]] = {}
-        self.kept: dict[int, NDArray[np.uint8]] = {}
-        for index, probabilities in enumerate(band.probabilities):
-            least = np.float32(thresholds.pixel[index])
-            if _is_wanted(index, only_classes) and probabilities.max() >= least:
-                mask = probabilities >= least
-                self.reached[index], self.values[index] = np.packbits(mask), probabilities[mask]
-
-    def unpack(self, bits: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """A mask of the band, bool (h, w)."""
-        count = self.size_hw[0] * self.size_hw[1]
-        return np.unpackbits(bits, count=count).view(np.bool_).reshape(self.size_hw)
-
-    def keep(self, index: int, mask: NDArray[np.bool_]) -> None:
-        """Take over what is left of a class's mask (h, w)."""
-        if mask.any():
-            self.kept[index] = np.packbits(mask)
-
-    def write(self, masks: NDArray[np.bool_], class_map: NDArray[np.uint8]) -> None:
-        """Write the band's part of the image's masks (C, H, W) and class map (H, W), both zero so far."""
-        present = sorted(self.kept)
-        here = np.zeros((len(masks), *self.size_hw), np.bool_)
-        probabilities = np.zeros(here.shape, np.float32)
-        for index in present:
-            here[index] = self.unpack(self.kept[index])
-            masks[index][self.box] = here[index]
-            probabilities[index][self.unpack(self.reached[index])] = self.values[index]
-        painted = np.zeros(self.size_hw, np.uint8)
-        _paint(painted, here, probabilities, present)
-        class_map[self.box] = painted
+def _reached(
+    probabilities: NDArray[np.float32], thresholds: Thresholds, only_classes: Collection[int] | None
+) -> _Reached:
+    reached: _Reached = {}
+    for index, plane in enumerate(probabilities):
+        least = np.float32(thresholds.pixel[index])
+        if _is_wanted(index, only_classes) and plane.max() >= least:
+            mask = plane >= least
+            reached[index] = np.packbits(mask), plane[mask]
+    return reached
 
 
 def _regions_across(
     held: Sequence[_HeldBand], index: int, size_hw: tuple[int, ...], thresholds: Thresholds
-) -> list[Region]:
-    """The regions of one class in an image of `size_hw`; each band keeps what is left of its mask."""
-    holding = [band for band in held if index in band.reached]
-    if not holding:
-        return []
-    # Both take memory only where they are written to.
+) -> tuple[list[Region], NDArray[np.uint8]]:
+    """The regions of one class in an image of `size_hw`, and their packed mask."""
+    # Both take memory only where they are written.
     mask, probabilities = np.zeros(size_hw, np.bool_), np.zeros(size_hw, np.float32)
-    for band in holding:
-        reached = band.unpack(band.reached[index])
-        mask[band.box] = reached
-        probabilities[band.box][reached] = band.values[index]
-    kept, regions = find_regions(
+    for box, reached in held:
+        if index in reached:
+            bits, values = reached[index]
+            mask[box] = _unpack(bits, mask[box].shape)
+            probabilities[box][mask[box]] = values
+    mask, regions = find_regions(
         mask, class_id=index + 1, probabilities=probabilities, min_area_px=thresholds.min_area_px[index]
     )
-    for band in holding:
-        band.keep(index, kept[band.box])
-    return regions
+    return regions, np.packbits(mask)
+
+
+def _unpack(bits: NDArray[np.uint8], size_hw: tuple[int, ...]) -> NDArray[np.bool_]:
+    return np.unpackbits(bits, count=size_hw[0] * size_hw[1]).view(np.bool_).reshape(size_hw)

@@ -1,4 +1,4 @@
-"""How images are put to a network, and what is reported of its answers."""
+"""How images are presented to a network, and how its answers become results."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from defectseg.model.info import ModelInfo, Thresholds
 
 @dataclass(frozen=True)
 class Settings:
-    """What turns images into segmentations, besides the network.
+    """Everything besides the network that a segmentation depends on.
 
     Attributes:
         thresholds: gate, pixel threshold and minimum area of each class.
         tile_hw: larger images are cut into overlapping tiles of this size.
-        tile_overlap_px: how many pixels neighbouring tiles share at least.
+        tile_overlap_px: least overlap of neighbouring tiles.
         tta: test-time augmentation, a key of VIEWS.
-        classes: ClassIds to report; None reports all.
-        bit_depth: how many bits the values of 16-bit images have, 9 to 16; None: as a file itself says.
-        model_bit_depth: the same where neither is known: what the model was trained with. None: all 16.
+        classes: ClassIds to report; None: all.
+        bit_depth: bits of the values of 16-bit images, 9 to 16; None: as a tag of the file says.
+        model_bit_depth: what the model was trained with, used if neither is known. None: 16.
     """
 
     thresholds: Thresholds
@@ -41,10 +41,10 @@ class Settings:
         classes: Collection[int] | None = None,
         bit_depth: int | None = None,
     ) -> Self:
-        """The settings that a model was made for; what is not None goes before them.
+        """The settings in a model file; arguments that are not None override them.
 
         Raises:
-            UsageError: there is no such kind of test-time augmentation, or no such bit depth.
+            UsageError: unknown test-time augmentation, or a bit depth below 9 or above 16.
         """
         if bit_depth is not None and not 9 <= bit_depth <= 16:
             raise UsageError(f"expected 9 to 16, found {bit_depth}.", argument="bit_depth")

@@ -1,9 +1,8 @@
 """Many images through one model, in order, overlapped and in bounded memory.
 
-One thread takes an image all its way: it is read and segmented, and the caller's function makes of it what the
-caller wants. While a thread waits for the network, others read and post-process. Only a fixed pool of
-`runtime.parallel` threads calls the network, because the libraries that compute start a team of workers for each
-calling thread.
+One thread reads an image, segments it and calls the caller's function with the result. While it waits for the
+network, other threads read and post-process. Only a fixed pool of `runtime.parallel` threads calls the network, because
+these libraries start a team of workers for each calling thread.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Event, Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -23,62 +22,59 @@ from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage
-from defectseg.inference.segment import Segmentation, segment, segment_image
+from defectseg.inference.segment import Segmentation, segment_image
 from defectseg.inference.settings import Settings
-from defectseg.inference.tiles import ImageAnswer, in_order, predict_image
+from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
 from defectseg.runtime.base import Answer, Runtime
 
-_LOOK_AHEAD = 4  # results that wait for their turn, besides the images in work
+_LOOK_AHEAD = 4  # results that wait for their turn, besides the images being processed
 _MOST_HELPERS = 8  # threads that read and post-process while the network computes
-# Images in work at once have no more pixels than this together; a larger one goes alone. About 25 bytes are held for
-# each pixel: four classes in float32 and as masks, the image, the overlay.
-_PIXELS_IN_WORK = 16_000_000
+# The images being processed have at most this many pixels together; a larger image is processed alone. Each pixel takes
+# about 25 bytes: four classes in float32 and as masks, the image, the overlay.
+PIXELS_IN_WORK = 16_000_000
 
 _Out = TypeVar("_Out")
 
 
 @dataclass(frozen=True)
 class GivenImage(FoundImage):
-    """An image in memory, uint8 or uint16 as OpenCV decodes it, under a name for messages."""
+    """An image in memory, uint8 or uint16 as OpenCV decodes it; its ImageId is used in messages."""
 
     array: NDArray[Any] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """An image and what the network finds in it.
+    """An image and its segmentation.
 
     Attributes:
-        found: where it is from.
-        stamp: size and time of its file from before it was read, so that a later change shows; see `size_and_time`.
-        decoded: its pixels.
-        segmentation: what is reported.
-        answer: what the network says; None unless the stream was asked to keep it.
+        found: the file.
+        stamp: size and time of the file before it was read, to notice a later change; see `size_and_time`.
+        decoded: the pixels.
+        segmentation: the result.
     """
 
     found: FoundImage
     stamp: tuple[int, int]
     decoded: DecodedImage
     segmentation: Segmentation
-    answer: ImageAnswer | None
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that could not be processed, and why; `stamp` as in Segmented."""
+    """An image that could not be processed, and why."""
 
     image_id: str
     path: Path
     message: str
-    stamp: tuple[int, int] = (0, 0)
 
 
 def decode(found: FoundImage, settings: Settings) -> DecodedImage:
-    """The image as the network sees it. Raises ImageError."""
+    """Decode an image for the network. Raises ImageError."""
     bit_depth, model_bit_depth = settings.bit_depth, settings.model_bit_depth
     if not isinstance(found, GivenImage):
-        return image_files.decode_found(found, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
+        return image_files.decode(found, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
     array = found.array
     if array.ndim not in (2, 3) or array.size == 0:
         raise ImageError(
@@ -95,21 +91,21 @@ def stream(
     *,
     keep_answers: bool = False,
 ) -> Generator[_Out | Unreadable, None, None]:
-    """Segment images, and yield in their order what `then` makes of each, or Unreadable.
+    """Segment images, and yield in their order the result of `then` for each, or Unreadable.
 
-    Use it with `contextlib.closing`: closing gives up what is in work, a large image at its next tile.
+    Use it with `contextlib.closing`: closing abandons the images being processed, a large one at its next tile.
 
     Args:
-        images: taken a bounded number ahead of the caller.
-        runtime: called from `runtime.parallel` threads at once.
+        images: read a bounded number ahead of the caller.
+        runtime: called from `runtime.parallel` threads.
         settings: of the inference.
-        then: called from several threads at once, in any order.
-        keep_answers: give `then` the probabilities, too; of a large image these take much memory.
+        then: called from several threads, in any order.
+        keep_answers: keep the network's answers, see `segment_image`.
 
     Raises:
-        ModelError: the network answers with something that is not a number.
+        ModelError: the network answers with NaN.
         ResourceError: memory ran out.
-        Exception: whatever `then` raises, but an ImageError, which makes the image Unreadable.
+        Exception: any error of `then` except ImageError, which makes the image Unreadable.
     """
     threads = runtime.parallel + max(2, min(cores(), _MOST_HELPERS))
     with (
@@ -118,49 +114,25 @@ def stream(
         ThreadPoolExecutor(threads, thread_name_prefix="image") as pool,
     ):
         network = _Network(runtime, network_threads)
-        work = _Work(network, settings, then, keep_answers)
+        pixels_in_work = _Budget(PIXELS_IN_WORK)
+
+        def work(found: FoundImage) -> _Out | Unreadable:
+            try:
+                with pixels_in_work.held(_pixels_of(found)):
+                    stamp, decoded = _decode_unchanged(found, settings)
+                    segmentation = segment_image(network, decoded.pixels, settings, keep_answer=keep_answers)
+                    return then(Segmented(found, stamp, decoded, segmentation))
+            except ImageError as error:
+                return Unreadable(found.image_id, found.path, str(error))
+
         try:
             yield from in_order(pool, work, images, most=threads + _LOOK_AHEAD)
         finally:
             network.stopped.set()
 
 
-class _Work(Generic[_Out]):
-    """What one thread does with one image."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        settings: Settings,
-        then: Callable[[Segmented], _Out],
-        keep_answers: bool,
-    ) -> None:
-        self._runtime = runtime
-        self._settings = settings
-        self._then = then
-        self._keep_answers = keep_answers
-        self._pixels_in_work = _Budget(_PIXELS_IN_WORK)
-
-    def __call__(self, found: FoundImage) -> _Out | Unreadable:
-        stamp = size_and_time(found.path)
-        try:
-            with self._pixels_in_work.held(_pixels_of(found)):
-                stamp, decoded = _decode_unchanged(found, self._settings)
-                return self._then(self._segment(found, stamp, decoded))
-        except ImageError as error:
-            return Unreadable(found.image_id, found.path, str(error), stamp)
-
-    def _segment(self, found: FoundImage, stamp: tuple[int, int], decoded: DecodedImage) -> Segmented:
-        settings = self._settings
-        if not self._keep_answers:
-            return Segmented(found, stamp, decoded, segment_image(self._runtime, decoded.pixels, settings), None)
-        answer = predict_image(self._runtime, decoded.pixels, settings)
-        segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
-        return Segmented(found, stamp, decoded, segmentation, answer)
-
-
 def _pixels_of(found: FoundImage) -> int:
-    """How many pixels an image has, from the header of its file. Raises ImageError."""
+    """Number of pixels of an image, from the header of its file. Raises ImageError."""
     if isinstance(found, GivenImage):
         return found.array.size
     height, width = image_files.read_size(found.path) if not found.fault else (0, 0)
@@ -168,10 +140,10 @@ def _pixels_of(found: FoundImage) -> int:
 
 
 def _decode_unchanged(found: FoundImage, settings: Settings) -> tuple[tuple[int, int], DecodedImage]:
-    """The stamp of an image's file from before it was read, and the image.
+    """The stamp of a file before it was read, and the image.
 
     Raises:
-        ImageError: as `decode` does, or the file changes again and again.
+        ImageError: as `decode`, or the file changed twice while it was read.
     """
     for _ in range(2):
         stamp = size_and_time(found.path)
@@ -182,7 +154,7 @@ def _decode_unchanged(found: FoundImage, settings: Settings) -> tuple[tuple[int,
 
 
 class _Network:
-    """A Runtime that computes in threads of its own, whoever calls it, until it is stopped."""
+    """A Runtime that computes in its own threads, whichever thread calls it, until it is stopped."""
 
     def __init__(self, runtime: Runtime, threads: ThreadPoolExecutor) -> None:
         self.class_names, self.name, self.parallel = runtime.class_names, runtime.name, runtime.parallel
@@ -191,14 +163,14 @@ class _Network:
         self._threads = threads
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        """See Runtime. Raises CancelledError once it was stopped."""
+        """See Runtime. Raises CancelledError after it was stopped."""
         if self.stopped.is_set():
             raise CancelledError
         return self._threads.submit(self._runtime, images).result()
 
 
 class _Budget:
-    """Lets threads through while what they hold together is within a limit; one that needs more goes alone."""
+    """Makes threads wait so that the amounts they hold stay within a limit; a larger amount is held alone."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -207,7 +179,7 @@ class _Budget:
 
     @contextmanager
     def held(self, amount: int) -> Iterator[None]:
-        """Wait for, then hold, an amount."""
+        """Wait until an amount fits, and hold it."""
         share = min(amount, self._limit)
         with self._changed:
             self._changed.wait_for(lambda: self._held + share <= self._limit)
@@ -220,33 +192,23 @@ class _Budget:
                 self._changed.notify_all()
 
 
-class _OpenCvThreads:
-    """OpenCV's threads, which are the same for the whole process, while streams are open."""
-
-    def __init__(self) -> None:
-        self.lock = Lock()
-        self.streams = 0
-        self.before = 0
-
-
-_opencv = _OpenCvThreads()
+_opencv_lock = Lock()
+_opencv_threads_before: list[int] = []  # for each open stream
 
 
 @contextmanager
 def _one_opencv_thread() -> Iterator[None]:
-    """Keep OpenCV from spreading single calls over cores: here that gains nothing, and takes from the network.
+    """Let OpenCV use one thread: more gain nothing here and slow the network down.
 
-    The last of several streams that are open at once gives it its threads back.
+    The setting holds for the whole process; the last of several open streams restores it.
     """
-    with _opencv.lock:
-        if not _opencv.streams:
-            _opencv.before = cv2.getNumThreads()
-            cv2.setNumThreads(1)
-        _opencv.streams += 1
+    with _opencv_lock:
+        _opencv_threads_before.append(cv2.getNumThreads())
+        cv2.setNumThreads(1)
     try:
         yield
     finally:
-        with _opencv.lock:
-            _opencv.streams -= 1
-            if not _opencv.streams:
-                cv2.setNumThreads(_opencv.before)
+        with _opencv_lock:
+            before = _opencv_threads_before.pop()
+            if not _opencv_threads_before:
+                cv2.setNumThreads(before)

@@ -1,10 +1,10 @@
-"""Overlapping windows, for sheets larger than the model's field."""
+"""Large images, in overlapping tiles."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TypeVar
 
 import numpy as np
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from defectseg.errors import ModelError
 from defectseg.inference.settings import Settings
 from defectseg.inference.views import answer_views
-from defectseg.runtime.base import Answer, Runtime
+from defectseg.runtime.base import Runtime
 
-# A network answers in steps of its stride: moved by 1 px, a trained one differed by more than 0.05 on a third of the
-# pixels, moved by a whole stride on hardly any. The stride is 32 px, or 64 where the image is seen at half its size.
+# Tiles start at multiples of the network's stride: 32 px, or 64 if the network sees the image at half its size. Moving
+# a tile by 1 px changed the answer by more than 0.05 on a third of the pixels, moving it by the stride on very few.
 GRID_PX = 64
 
 _Kind = TypeVar("_Kind", bound=np.generic)
@@ -26,150 +26,111 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True)
 class ImageAnswer:
-    """What the network says of one image: probabilities float32 (C, H, W) and gate float32 (C,), both 0..1."""
+    """The network's answer for one image: probabilities float32 (C, H, W) and gate float32 (C,), both 0..1."""
 
-    probabilities: NDArray[np.float32]
-    gate: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Band:
-    """A part of an image from edge to edge, and what the network says of it.
-
-    Attributes:
-        box: rows and columns of the part within the image.
-        probabilities: float32 (C, h, w), 0..1, contiguous.
-        gate: float32 (C,), 0..1, the largest over the tiles so far: that of the image once the last band has come.
-    """
-
-    box: tuple[slice, slice]
     probabilities: NDArray[np.float32]
     gate: NDArray[np.float32]
 
 
 def predict_image(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> ImageAnswer:
-    """Answer for one grey image uint8 (H, W) of any size; all of it is held as float32, see `predict_bands`.
+    """The answer for a grey image uint8 (H, W) of any size, completely in memory; see `predict_bands`.
 
     Raises:
-        ModelError: the network answers with something that is not a number.
+        ModelError: the network answers with NaN.
         ResourceError: memory ran out.
     """
     if fits_one_tile(image, settings):
-        answer = answer_tile(runtime, image, settings.tta)
-        return ImageAnswer(answer.probabilities[0], answer.gate[0])
+        return answer_tile(runtime, image, settings.tta)
     num_classes = len(runtime.class_names)
     probabilities, gate = np.empty((num_classes, *image.shape), np.float32), np.zeros(num_classes, np.float32)
-    for band in predict_bands(runtime, image, settings):
-        probabilities[:, *band.box] = band.probabilities
-        gate = band.gate
+    for box, answer in predict_bands(runtime, image, settings):
+        probabilities[:, *box] = answer.probabilities
+        gate = answer.gate
     return ImageAnswer(probabilities, gate)
 
 
 def fits_one_tile(image: NDArray[np.uint8], settings: Settings) -> bool:
-    """Whether the network sees an image (H, W) as a whole."""
+    """Whether an image (H, W) is not larger than a tile."""
     (tile_h, tile_w), (height, width) = settings.tile_hw, image.shape
     return bool(height <= tile_h and width <= tile_w)
 
 
-def predict_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> Iterator[Band]:
-    """Answer for a large grey image uint8 (H, W), band after band along its longer side.
+def predict_bands(
+    runtime: Runtime, image: NDArray[np.uint8], settings: Settings
+) -> Iterator[tuple[tuple[slice, slice], ImageAnswer]]:
+    """The answer for a large grey image uint8 (H, W), in bands along its longer side.
 
-    Probabilities of overlapping tiles are blended with weights that fall off towards inner borders. Each tile is
-    answered in all views that the settings ask for; as many tiles are in work at once as the runtime has use for. At no
-    time is more held than one tile's length of the image and the answers in work.
+    The probabilities of overlapping tiles are averaged with weights that decrease towards inner borders. The network
+    sees every tile in all views of the settings; `runtime.parallel` tiles are computed at once. Memory holds one tile's
+    length of the image and the answers being computed.
 
-    All tiles of an image have one shape, since a runtime may have to prepare itself for each: one that reaches beyond
-    the image repeats its last row and column, as the network itself does up to its stride.
+    All tiles of an image have the same shape, since runtimes prepare themselves for each new shape. A tile that reaches
+    beyond the image is filled by repeating the last row and column, as the network itself does up to its stride.
+
+    Yields:
+        rows and columns of the band, which extends from edge to edge; and its answer. The probabilities are contiguous.
+        The gate is the maximum over the tiles so far, so that the last band has that of the image.
 
     Raises:
-        ModelError: the network answers with something that is not a number.
+        ModelError: the network answers with NaN.
         ResourceError: memory ran out.
     """
-    # Here the first axis is the longer one: a wide image is looked at transposed, and nothing is copied for that.
-    wide = image.shape[1] > image.shape[0]
+    # The first axis is the longer one here: a wide image is a transposed view, without a copy.
+    wide, (tile_h, tile_w), tops, lefts = _tiling(image, settings)
     height, width = _turned(image, wide).shape
-    (tile_h, tile_w), tops, lefts = _tiling((height, width), settings, wide)
     overlap_px, num_classes = settings.tile_overlap_px, len(runtime.class_names)
     answers = _answers(runtime, cut_tiles(image, settings), settings.tta)
     gate = np.zeros(num_classes, np.float32)
-    blend = _Blend((num_classes, tile_h, width), wide=wide)
+    # Weighted probabilities and, as last plane, the weights, over one tile's length; in memory like the answers.
+    sums = _turned(np.zeros((num_classes + 1, *((width, tile_h) if wide else (tile_h, width))), np.float32), wide)
     across = [_ramp(left, tile_w, width, overlap_px) for left in lefts]
     for top, following in pairwise((*tops, height)):
         down = _ramp(top, tile_h, height, overlap_px)
         for left, weights in zip(lefts, across, strict=True):
             answer = next(answers)
-            blend.add(_turned(answer.probabilities[0], wide), np.outer(down, weights), left)
-            gate = np.maximum(gate, answer.gate[0])
-        along, whole = slice(top, following), slice(None)
-        probabilities = np.ascontiguousarray(_turned(blend.take(following - top), wide))
-        yield Band((whole, along) if wide else (along, whole), probabilities, gate)
+            weight = np.outer(down, weights)
+            inside = np.s_[:, : len(down), : len(weights)]  # a tile may reach beyond the image
+            part = sums[:, : len(down), left : left + len(weights)]
+            part[:-1] += _turned(answer.probabilities, wide)[inside] * weight
+            part[-1] += weight
+            gate = np.maximum(gate, answer.gate)
+        rows, kept = following - top, tile_h - (following - top)
+        mean = sums[:-1, :rows] / sums[-1, :rows]  # no other tile touches these rows
+        sums[:, :kept] = sums[:, rows:]
+        sums[:, kept:] = 0.0
+        along, edge_to_edge = slice(top, following), slice(None)
+        box = (edge_to_edge, along) if wide else (along, edge_to_edge)
+        yield box, ImageAnswer(np.ascontiguousarray(_turned(mean, wide)), gate)
 
 
 def cut_tiles(image: NDArray[np.uint8], settings: Settings) -> Iterator[NDArray[np.uint8]]:
     """The tiles (h, w) of an image (H, W), all of one shape, in the order of their answers in `predict_bands`."""
+    wide, (tile_h, tile_w), tops, lefts = _tiling(image, settings)
+    for top, left in product(tops, lefts):
+        tile = _turned(image, wide)[top : top + tile_h, left : left + tile_w]
+        missing = [(0, tile_h - tile.shape[0]), (0, tile_w - tile.shape[1])]
+        yield _turned(np.pad(tile, missing, mode="edge"), wide)
+
+
+def _tiling(image: NDArray[np.uint8], settings: Settings) -> tuple[bool, tuple[int, int], list[int], list[int]]:
+    """Whether an image is wide; and, transposed if so, the size and the starts of its tiles on both axes."""
     wide = image.shape[1] > image.shape[0]
-    source = _turned(image, wide)
-    (tile_h, tile_w), tops, lefts = _tiling(source.shape, settings, wide)
-    for top in tops:
-        for left in lefts:
-            tile = source[top : top + tile_h, left : left + tile_w]
-            yield _turned(_filled(tile, (tile_h, tile_w)), wide)
-
-
-def _tiling(size_hw: tuple[int, ...], settings: Settings, wide: bool) -> tuple[tuple[int, int], list[int], list[int]]:
-    """Size of the tiles of an image, and where they begin along either axis; all of it transposed where `wide`."""
-    sides = settings.tile_hw[::-1] if wide else settings.tile_hw
-    tile_h, tile_w = map(min, sides, size_hw)
+    step = -1 if wide else 1
+    tile_h, tile_w = map(min, settings.tile_hw[::step], image.shape[::step])
     tops, lefts = (
         tile_starts(length, tile, settings.tile_overlap_px)
-        for length, tile in zip(size_hw, (tile_h, tile_w), strict=True)
+        for length, tile in zip(image.shape[::step], (tile_h, tile_w), strict=True)
     )
-    return (tile_h, tile_w), tops, lefts
-
-
-def _filled(tile: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """A tile of exactly this size: where it is smaller, its last row and column repeat."""
-    missing = [(0, wanted - length) for wanted, length in zip(size_hw, tile.shape, strict=True)]
-    return np.pad(tile, missing, mode="edge") if any(after for _, after in missing) else tile
+    return wide, (tile_h, tile_w), tops, lefts
 
 
 def _turned(array: NDArray[_Kind], wide: bool) -> NDArray[_Kind]:
-    """A view of (..., a, b) as (..., b, a), where `wide`."""
+    """A view of (..., a, b) as (..., b, a) if `wide`."""
     return array.swapaxes(-2, -1) if wide else array
 
 
-class _Blend:
-    """The weighted mean of overlapping tiles over one tile's length of the image, which moves on as parts are done."""
-
-    def __init__(self, shape: tuple[int, int, int], *, wide: bool) -> None:
-        num_classes, height, width = shape
-        # Sums lie in memory as the answers do.
-        stored_hw = (width, height) if wide else (height, width)
-        self.total = _turned(np.zeros((num_classes, *stored_hw), np.float32), wide)
-        self.weight_sum = _turned(np.zeros((1, *stored_hw), np.float32), wide)
-
-    def add(self, probabilities: NDArray[np.float32], weight: NDArray[np.float32], left: int) -> None:
-        """Add a tile's answer (C, h, w) with weights (h, w), or fewer where the tile reaches beyond the image.
-
-        Its first row is the first that is not done.
-        """
-        height, width = weight.shape
-        box = np.s_[:, :height, left : left + width]
-        self.total[box] += probabilities[:, :height, :width] * weight
-        self.weight_sum[box] += weight
-
-    def take(self, rows: int) -> NDArray[np.float32]:
-        """The mean of the first rows (C, rows, width), which no further tile will touch; the rest moves up."""
-        mean = self.total[:, :rows] / self.weight_sum[:, :rows]
-        for held in (self.total, self.weight_sum):
-            kept = held.shape[1] - rows
-            held[:, :kept] = held[:, rows:]
-            held[:, kept:] = 0.0
-        return mean
-
-
-def _answers(runtime: Runtime, tiles: Iterable[NDArray[np.uint8]], tta: str) -> Iterator[Answer]:
-    """The answers for tiles (h, w), in their order; `runtime.parallel` of them are worked on at a time."""
+def _answers(runtime: Runtime, tiles: Iterable[NDArray[np.uint8]], tta: str) -> Iterator[ImageAnswer]:
+    """The answers for tiles (h, w), in their order; `runtime.parallel` are computed at once."""
     if runtime.parallel == 1:
         yield from (answer_tile(runtime, tile, tta) for tile in tiles)
         return
@@ -180,9 +141,9 @@ def _answers(runtime: Runtime, tiles: Iterable[NDArray[np.uint8]], tta: str) -> 
 def in_order(
     pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], *, most: int
 ) -> Iterator[_Out]:
-    """What `function` makes of each item, in their order; up to `most` items are taken ahead of the reader.
+    """Apply `function` to the items in threads, and yield the results in order; at most `most` items are taken ahead.
 
-    Where the reader has had enough or an item failed, those that have not begun are given up.
+    When the reader stops or an item fails, items that have not begun are cancelled.
     """
     waiting: deque[Future[_Out]] = deque()
     try:
@@ -197,29 +158,28 @@ def in_order(
             future.cancel()
 
 
-def answer_tile(runtime: Runtime, tile: NDArray[np.uint8], tta: str) -> Answer:
-    """The answer for a tile uint8 (h, w), in the views of `tta`: probabilities (1, C, h, w) and gate (1, C).
+def answer_tile(runtime: Runtime, tile: NDArray[np.uint8], tta: str) -> ImageAnswer:
+    """The answer for a tile uint8 (h, w), in the views of `tta`.
 
     Raises:
-        ModelError: it holds something that is not a number. That would pass for clean steel, as it reaches no
-            threshold.
+        ModelError: it contains NaN, which reaches no threshold and would pass for clean steel.
         ResourceError: memory ran out.
     """
     answer = answer_views(runtime, np.ascontiguousarray(tile)[None, None], tta)
-    # numpy's maximum of numbers and a NaN is NaN; cv2.minMaxLoc would pass over it.
+    # The maximum of numbers and NaN is NaN in numpy; cv2.minMaxLoc would ignore it.
     if np.isnan(answer.probabilities.max()) or np.isnan(answer.gate.max()):
         raise ModelError(
             "the network's answer is not a number: its weights are damaged, or 16-bit numbers do not suffice for it. "
             "Train it again with training.precision=fp32."
         )
-    return answer
+    return ImageAnswer(answer.probabilities[0], answer.gate[0])
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles of `tile` px that cover `length` px begin along one axis; neighbours share at least `overlap` px.
+    """The starts of tiles of `tile` px that cover `length` px along one axis and overlap by at least `overlap` px.
 
-    Where tiles are long enough for it, all begin on a grid of `GRID_PX`, and the last, which ends with the image, is up
-    to `GRID_PX` - 1 shorter. Else the last one is moved back so as to end with the image.
+    If tiles are long enough, all start on a grid of `GRID_PX`, and the last one reaches up to `GRID_PX` - 1 px beyond
+    the image. Otherwise the last one is moved back to end with the image.
     """
     if tile >= length:
         return [0]
@@ -230,7 +190,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramp(start: int, tile: int, length: int, overlap: int) -> NDArray[np.float32]:
-    """Weights of a tile along one axis: linear over the overlap, never zero, flat towards the image's own border."""
+    """Weights of a tile along one axis: linear over the overlap, never zero, constant at the border of the image."""
     tile = min(tile, length - start)
     positions = np.arange(tile, dtype=np.float32)
     distance = np.full(tile, np.float32(overlap + 1))

@@ -1,6 +1,6 @@
-"""Test-time augmentation: the answers for mirrored and turned views of an image, turned back and averaged.
+"""Test-time augmentation: the mean of the answers for mirrored and turned views of an image.
 
-It lies above the Runtime, so that every kind of runtime has it, exported files included.
+It works with every kind of runtime, exported files included.
 """
 
 from collections.abc import Sequence
@@ -14,39 +14,31 @@ from defectseg.runtime.base import Answer, Runtime
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image: rows and columns exchanged or not, then either order reversed or not."""
+    """A mirrored or turned image: rows and columns exchanged or not, then either order reversed (-1) or not (1)."""
 
     transposed: bool = False
-    upside_down: bool = False
-    left_to_right: bool = False
+    row_step: int = 1
+    column_step: int = 1
 
     def turn(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The view of images (..., H, W), contiguous, as a runtime wants it."""
+        """The view of images (..., H, W), contiguous."""
         turned = images.swapaxes(-2, -1) if self.transposed else images
-        return np.ascontiguousarray(turned[..., :: self._row_step, :: self._column_step])
+        return np.ascontiguousarray(turned[..., :: self.row_step, :: self.column_step])
 
     def turn_back(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What was answered for the view, as an answer for the image; it shares memory with its argument."""
-        upright = probabilities[..., :: self._row_step, :: self._column_step]
+        """Turn the probabilities for the view back; the result shares memory with the argument."""
+        upright = probabilities[..., :: self.row_step, :: self.column_step]
         return upright.swapaxes(-2, -1) if self.transposed else upright
 
-    @property
-    def _row_step(self) -> int:
-        return -1 if self.upside_down else 1
 
-    @property
-    def _column_step(self) -> int:
-        return -1 if self.left_to_right else 1
-
-
-# Neighbours in this order are added up first, then neighbouring pairs, and so on. Each image and its half turn stand
-# together, since the half turn commutes with all others: so the sum for a mirrored or turned image has the same terms
-# in the same brackets, and is the same to the last bit.
+# Neighbours in this order are added first, then neighbouring pairs, and so on. Each view is next to its half turn,
+# which commutes with all others. So the sum for a mirrored or turned image has the same terms in the same brackets, and
+# is equal bit for bit.
 _FLIPS = (
     View(),
-    View(upside_down=True, left_to_right=True),
-    View(left_to_right=True),
-    View(upside_down=True),
+    View(row_step=-1, column_step=-1),
+    View(column_step=-1),
+    View(row_step=-1),
 )
 VIEWS: dict[str, tuple[View, ...]] = {
     "none": (View(),),
@@ -58,8 +50,8 @@ VIEWS: dict[str, tuple[View, ...]] = {
 def answer_views(runtime: Runtime, images: NDArray[np.uint8], tta: str) -> Answer:
     """The mean answer for all views of images (N, 1, H, W): probabilities (N, C, H, W) and gate (N, C), float32.
 
-    `tta` is a key of VIEWS. The runtime is called once for each view: on a CPU, where time matters most, a batch gains
-    nothing. Quarter turns would show the network another format of image, so that `turns` are flips where H is not W.
+    `tta` is a key of VIEWS. The runtime is called once for each view, since a batch is not faster on a CPU. Quarter
+    turns would change the shape of the image, so `turns` means `flips` if H is not W.
     """
     height, width = images.shape[-2:]
     views = VIEWS["flips" if tta == "turns" and height != width else tta]
@@ -72,7 +64,7 @@ def answer_views(runtime: Runtime, images: NDArray[np.uint8], tta: str) -> Answe
 
 
 def _sum(runtime: Runtime, images: NDArray[np.uint8], views: Sequence[View]) -> Answer:
-    """Sum over the views, pair by pair; `probabilities` is the caller's own to write to."""
+    """Sum over the views, pair by pair; the caller may write to `probabilities`."""
     if len(views) == 1:
         answer = runtime(views[0].turn(images))
         return Answer(np.array(views[0].turn_back(answer.probabilities), order="C"), answer.gate)

@@ -1,4 +1,4 @@
-"""The journal of an output folder: a line for each image, and the only place where its results are stored."""
+"""The journal of an output folder, the store of its results: one line per image."""
 
 import json
 import logging
@@ -14,42 +14,35 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """A file of records, to which an image's later record is appended and replaces the earlier one.
+    """A file of records. A later record of an image is appended and replaces the earlier one.
 
-    In memory it keeps where the record of each image starts. What a crash left of a last line is cut off, and damaged
-    lines are left out with a warning.
+    Memory holds only the offset of each image's record. Opening the file removes replaced records and, with a warning,
+    damaged lines, such as the last one after a crash.
 
     Args:
         path: the file; made if absent.
-        read_only: it must be there, and is left as it is.
+        read_only: the file must exist and is not changed.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self._offsets: dict[str, int] = {}
         self._file = path.open("rb" if read_only else "ab+")
+        self._file.seek(0)
         end = lines = damaged = 0
-        for line in self._lines():
+        for line in self._file:
             lines += 1
             try:
                 self._offsets[_record_of(line).image_id] = end
             except (ValueError, KeyError, TypeError):
                 damaged += 1
             end += len(line)
-        self._spare_lines = lines - len(self._offsets)
-        if not read_only:
-            self._file.truncate(end)
         if damaged:
             log.warning(
                 "%s: left out %d damaged lines; their images are done again where they are given", path, damaged
             )
-
-    def _lines(self) -> Iterator[bytes]:
-        self._file.seek(0)
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                return  # whole or not: the next record must not join it
-            yield line
+        if lines > len(self._offsets) and not read_only:
+            self._write_anew()
 
     def close(self) -> None:
         """Close the file."""
@@ -73,39 +66,38 @@ class Journal:
         return self._file.readline()
 
     def add(self, record: Record) -> None:
-        """Append a record. Raises ResourceError where the disk is full."""
+        """Append a record. Raises ResourceError if the disk is full."""
         with resource_errors(self._path):
             offset = self._file.seek(0, os.SEEK_END)
             self._file.write(json.dumps(asdict(record)).encode() + b"\n")
             self._file.flush()
-        self._spare_lines += record.image_id in self._offsets
         self._offsets[record.image_id] = offset
 
     def drop(self, image_id: str) -> None:
-        """Forget the record of an image."""
+        """Delete the record of an image."""
         del self._offsets[image_id]
-        self._spare_lines += 1
+        self._write_anew()
 
-    def save(self) -> None:
-        """Wait until the disk has everything; where there are lines that are no longer needed, write the file anew."""
-        if not self._spare_lines:
-            with resource_errors(self._path):
-                os.fsync(self._file.fileno())
-            return
+    def flush(self) -> None:
+        """Wait until everything is on the disk. Raises ResourceError."""
+        with resource_errors(self._path):
+            os.fsync(self._file.fileno())
+
+    def _write_anew(self) -> None:
         offsets = {}
         with atomic_path(self._path) as temporary:
             with temporary.open("wb") as handle:
                 for image_id in sorted(self._offsets):
                     offsets[image_id] = handle.tell()
                     handle.write(self._line(image_id))
-            self._file.close()  # Windows replaces no open file
+            self._file.close()  # Windows does not replace an open file
         self._file = self._path.open("ab+")
-        self._offsets, self._spare_lines = offsets, 0
+        self._offsets = offsets
 
 
 def _record_of(line: bytes) -> Record:
-    """The record that a line holds. Raises ValueError, KeyError or TypeError for anything else."""
+    """The record in a line. Raises ValueError, KeyError or TypeError if it has none."""
     record = Record(**json.loads(line))
-    if record.status not in STATUSES or not record.image_id:
+    if record.status not in STATUSES or not record.image_id or not line.endswith(b"\n"):
         raise ValueError(record.status)
     return record

@@ -1,24 +1,23 @@
-"""A prediction run from images to an output folder: what `defectseg predict` calls."""
+"""`defectseg predict`: from images to an output folder."""
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from defectseg.errors import DefectsegError, ExitCode, UsageError
 from defectseg.image.find import FoundImage
-from defectseg.image.read import LowBitDepth, find_low_bit_depth
+from defectseg.image.read import find_low_bit_depth
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.machine import __version__, package_versions
-from defectseg.model.info import ModelInfo
 from defectseg.model.locate import as_paths, model_identity
-from defectseg.predict.output import OutputFolder, RunKey
+from defectseg.predict.output import OutputFolder, output_folder
 from defectseg.predict.render import Rendered, render, render_unreadable
 from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
 from defectseg.progress import Progress, silent
@@ -27,25 +26,9 @@ from defectseg.runtime.load import ONNX, OPENVINO, TORCH, choose_runtime, load_r
 
 log = logging.getLogger(__name__)
 
-_PACKAGES = ("numpy", "opencv-python-headless")  # that results depend on, besides the one of the runtime:
+RESULTS_VERSION = 1  # raised only if class maps change for the same model and settings: older folders are not continued
+_PACKAGES = ("numpy", "opencv-python-headless")  # results depend on these, and on the one of the runtime:
 _PACKAGE_OF_RUNTIME = {TORCH: "torch", OPENVINO: "openvino", ONNX: "onnxruntime"}
-
-
-@dataclass(frozen=True)
-class BatchCounts:
-    """What a batch did.
-
-    Attributes:
-        processed, unreadable: number of images.
-        with_defect, blank: number of those processed.
-        low_bit_depth: set where most of its 16-bit images seem to come from a camera of fewer bits.
-    """
-
-    processed: int
-    with_defect: int
-    unreadable: int
-    blank: int = 0
-    low_bit_depth: LowBitDepth | None = None
 
 
 def run_batch(
@@ -55,43 +38,48 @@ def run_batch(
     output: OutputFolder,
     *,
     progress: Progress = silent,
-) -> BatchCounts:
-    """Segment images and write what is found; an image that cannot be read is recorded and the batch goes on.
+) -> dict[str, Any]:
+    """Segment images and write the results. An unreadable image is recorded, and the batch goes on.
 
     Args:
-        images: what to process; see OutputFolder.pending.
-        runtime: the model; called from `runtime.parallel` threads at once.
+        images: see OutputFolder.pending.
+        runtime: the model; called from `runtime.parallel` threads.
         settings: of the inference.
-        output: where results go, and which of them.
-        progress: told after each image, in the order of `images`.
+        output: the folder for the results.
+        progress: called after each image, in the order of `images`.
+
+    Returns:
+        entries of run.json: the numbers of images `processed` and `unreadable`; among the processed, the numbers
+        `with_defect` and `blank`; `low_bit_depth`, a LowBitDepth as a dict, or None.
 
     Raises:
-        ResourceError: memory or disk space ran out; what is done is kept.
-        ModelError: the network answers with something that is not a number.
+        ResourceError: memory or disk space ran out; finished images are kept.
+        ModelError: the network answers with NaN.
     """
     statuses: Counter[str] = Counter()
     brightest: Counter[int | None] = Counter()
 
     def paint(one: Segmented) -> Rendered:
-        return render(one.found, one.stamp, one.decoded, one.segmentation, runtime.class_names, output.key.outputs)
+        return render(one, runtime.class_names, output.choice)
 
     with closing(stream(images, runtime, settings, paint)) as results:
         for done, result in enumerate(results, start=1):
             if isinstance(result, Unreadable):
                 log.warning("%s", result.message)
                 result = render_unreadable(result)
-            output.write(result.record, overlay_jpeg=result.overlay_jpeg, class_map_png=result.class_map_png)
+            output.write(result.record, result.pictures)
             statuses[result.record.status] += 1
             brightest[result.brightest16] += 1
             progress(done, len(images))
     unreadable = statuses[STATUS_UNREADABLE]
-    return BatchCounts(
-        processed=statuses.total() - unreadable,
-        with_defect=statuses[STATUS_DEFECT],
-        unreadable=unreadable,
-        blank=statuses[STATUS_BLANK],
-        low_bit_depth=find_low_bit_depth(brightest),
-    )
+    low_bit_depth = find_low_bit_depth(brightest)
+    return {
+        "processed": statuses.total() - unreadable,
+        "with_defect": statuses[STATUS_DEFECT],
+        STATUS_BLANK: statuses[STATUS_BLANK],
+        STATUS_UNREADABLE: unreadable,
+        "low_bit_depth": None if low_bit_depth is None else asdict(low_bit_depth),
+    }
 
 
 def predict(
@@ -110,53 +98,55 @@ def predict(
     bit_depth: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Process the images that have no result yet in the output folder.
+    """Process the images that have no result in the output folder.
 
     Args:
-        models: model file, or several whose answers are averaged.
+        models: a model file, or several whose answers are averaged.
         images: see defectseg.image.find.find_images.
-        out: output folder; continued where its results have the same key, see defectseg.predict.output.RunKey.
-        classes: ClassIds or names to report; None reports all.
-        overwrite: redo everything in a folder that predict wrote.
+        out: output folder; continued if its results come from the same model and settings.
+        classes: ClassIds or names to report; None: all.
+        overwrite: delete earlier results of predict in the folder.
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: auto, torch, openvino or onnx.
-        workers: images that the network works on at once; None for what suits the runtime. Results do not depend on it.
-        outputs: what is written, see defectseg.predict.tables; None for everything.
-        overlays: which images get an overlay: all, defects or none; None for all, where `outputs` has overlays.
-        tta: test-time augmentation: none, flips or turns; None for the model's own.
-        bit_depth: of 16-bit files, 9 to 16; None: as they say themselves, or as the model was trained.
+        workers: images that the network computes at once; None: what suits the runtime. Results do not depend on it.
+        outputs: see defectseg.predict.tables; None: all.
+        overlays: images that get an overlay: all, defects or none; None: all, if `outputs` includes overlays.
+        tta: test-time augmentation: none, flips or turns; None: the model's own.
+        bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
         progress: counts the images.
 
     Returns:
-        what run.json holds.
+        the content of run.json.
 
     Raises:
-        OutputExistsError: the folder holds something else, or results of other settings.
-        ModelError, ResourceError, UsageError: the run cannot go on; what is done is kept and can be continued.
+        OutputExistsError: the folder contains something else, or results of other settings.
+        ModelError, ResourceError, UsageError: the run cannot go on; finished images are kept, and it can be continued.
     """
     choice = choose_outputs(outputs, overlays)
     if workers is not None and workers < 1:
         raise UsageError(
             f"expected 1 or more, found {workers}. Leave it out for what suits the machine.", argument="workers"
         )
-    workers = 1 if len(images) == 1 else workers  # all cores on the one image
+    workers = 1 if len(images) == 1 else workers  # which gets all cores
     network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
     only_classes = None if classes is None else resolve_classes(classes, info.class_names)
     settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
-    key = RunKey(
-        model_sha256=model_identity(models),
-        only_classes=only_classes,
-        thresholds=settings.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
-        tta=settings.tta,
-        outputs=choice,
-        bit_depth=settings.bit_depth,
-        model_bit_depth=settings.model_bit_depth,
-        runtime=", ".join(kinds),
-        precision=_requested_precision(info),
-        tile_hw=settings.tile_hw,
-        tile_overlap_px=settings.tile_overlap_px,
-    )
+    export = info.export
+    key = {
+        "model_sha256": model_identity(models),
+        "only_classes": only_classes,
+        "thresholds": settings.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+        "tta": settings.tta,
+        "bit_depth": settings.bit_depth,
+        "model_bit_depth": settings.model_bit_depth,
+        "runtime": ", ".join(kinds),
+        # As requested by the model file, whatever this processor computes in; None: the fastest of the runtime.
+        "precision": None if export is None else f"{export.precision}, other layers {export.float_layers}",
+        "tile_hw": settings.tile_hw,
+        "tile_overlap_px": settings.tile_overlap_px,
+        "results_version": RESULTS_VERSION,
+    }
     run: dict[str, Any] = {
         "defectseg": __version__,
         "model": ", ".join(map(str, as_paths(models))),
@@ -167,48 +157,39 @@ def predict(
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
     }
-    with OutputFolder(out, key, overwrite=overwrite) as output:
+    with output_folder(out, key, choice, overwrite=overwrite) as output:
         pending = output.pending(images)
         if pending:
-            _note_what_computes(output, network.name, kinds, started=run["started"])
+            packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)])
+            computed_by = {"runtime": network.name, "defectseg": __version__, **packages}
+            output.add_run(computed_by, started=run["started"])
         output.write_run({**run, "status": "running"})
         progress(0, len(pending))
-        begun = time.monotonic()
+        begun = time.perf_counter()
         try:
             counts = run_batch(pending, network, settings, output, progress=progress)
-            run |= _outcome(counts, skipped=len(images) - len(pending), seconds=time.monotonic() - begun)
+            seconds, processed = time.perf_counter() - begun, counts["processed"]
+            run |= {
+                "status": "finished",
+                "ended": _now(),
+                **counts,
+                "already_done": len(images) - len(pending),
+                "seconds": round(seconds, 3),
+                "images_per_second": round(processed / seconds, 2) if processed else None,
+            }
             return output.finish(run)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with suppress(DefectsegError):  # on a full disk, say; the first error is the one to report
+            with suppress(DefectsegError):  # such as a full disk: the first error is reported
                 output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
             raise
 
 
-def _requested_precision(info: ModelInfo) -> str | None:
-    """The one that a model file asks for; None where the runtime chooses what is quickest."""
-    export = info.export
-    return None if export is None else f"{export.precision}, other layers {export.float_layers}"
-
-
-def _note_what_computes(output: OutputFolder, name: str, kinds: Sequence[str], *, started: str) -> None:
-    """Keep the runtime and the versions of the libraries, and warn where they are not those of earlier results."""
-    packages = [*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)]
-    computed_by = {"runtime": name, "defectseg": __version__, **package_versions(packages)}
-    if changes := output.add_run(computed_by, started=started):
-        log.warning(
-            "%s: earlier results were computed by something else (%s), and may differ a little from new ones. Choose "
-            "another folder, or overwrite this one, to compute all alike.",
-            output.root,
-            "; ".join(changes),
-        )
-
-
 def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
-    """ClassIds for numbers or names; a number is a ClassId, whatever the classes are called.
+    """ClassIds of classes given by number or name. A number is always a ClassId, even if a class has it as its name.
 
     Raises:
-        UsageError: none at all, or one that the model does not have.
+        UsageError: no class, or one that the model does not have.
     """
     known = "the model has " + ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
     if not wanted:
@@ -225,28 +206,13 @@ def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[
 
 
 def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool, fail_on_blank: bool = False) -> ExitCode:
-    """The exit code that a finished run calls for, from the images that are in its folder."""
+    """The exit code of a finished run, according to the images in its folder."""
     in_folder = run["images_in_folder"]
     if fail_on_defect and in_folder[STATUS_DEFECT]:
         return ExitCode.DEFECT_FOUND
     if run[STATUS_UNREADABLE] or (fail_on_blank and in_folder[STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
-
-
-def _outcome(counts: BatchCounts, *, skipped: int, seconds: float) -> dict[str, Any]:
-    return {
-        "status": "finished",
-        "ended": _now(),
-        "processed": counts.processed,
-        "with_defect": counts.with_defect,
-        STATUS_BLANK: counts.blank,
-        STATUS_UNREADABLE: counts.unreadable,
-        "low_bit_depth": None if counts.low_bit_depth is None else asdict(counts.low_bit_depth),
-        "already_done": skipped,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(counts.processed / seconds, 2) if counts.processed and seconds > 0 else None,
-    }
 
 
 def _now() -> str:

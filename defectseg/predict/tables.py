@@ -1,4 +1,4 @@
-"""What a prediction run may write: which outputs there are, and the rows of its tables."""
+"""The outputs of a prediction run, and the rows of its tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,33 +9,36 @@ from defectseg.errors import UsageError
 OVERLAYS, MASKS, RLE, REGIONS = "overlays", "masks", "rle", "regions"
 OUTPUTS = (OVERLAYS, MASKS, RLE, REGIONS)
 OVERLAYS_OF = ("all", "defects", "none")
+PICTURES = {OVERLAYS: ".jpg", MASKS: ".png"}
 
 
 @dataclass(frozen=True)
 class OutputChoice:
-    """What is written besides images.csv, errors.csv and run.json.
+    """The outputs to write besides images.csv, errors.csv and run.json.
 
     Attributes:
-        names: some of OUTPUTS, in their order.
-        overlays: which images get an overlay, all or those with defects; all where none gets one.
+        names: some of OUTPUTS, in that order.
+        overlays: images that get an overlay: "all" or "defects"; "all" if `names` has no overlays.
     """
 
     names: tuple[str, ...] = OUTPUTS
     overlays: str = "all"
+
+    @property
+    def pictures(self) -> list[str]:
+        """Those of PICTURES that are written."""
+        return [kind for kind in PICTURES if kind in self.names]
 
     def has_overlay(self, *, with_defect: bool) -> bool:
         """Whether an image gets an overlay."""
         return OVERLAYS in self.names and (with_defect or self.overlays == "all")
 
 
-EVERYTHING = OutputChoice()
-
-
 def choose_outputs(outputs: Sequence[str] | None, overlays: str | None) -> OutputChoice:
-    """The choice that two arguments of `predict` make; None stands for one that is not given.
+    """The choice according to two arguments of `predict`, which may be None.
 
     Raises:
-        UsageError: a name that there is not, no name at all, or two arguments that contradict each other.
+        UsageError: an unknown name, no name, or two arguments that contradict each other.
     """
     expected = f"expected some of {', '.join(OUTPUTS)}"
     if outputs is not None and not outputs:
@@ -76,10 +79,10 @@ _OPTIONAL = {PREDICTIONS: RLE, REGION_ROWS: REGIONS}
 
 @dataclass(frozen=True)
 class Record:
-    """The rows of one image, as they stand in the tables.
+    """The rows of one image in the tables.
 
-    `image` maps IMAGE_COLUMNS to values, without those that are younger than the record. `predictions` is empty for an
-    unreadable image, and, as `regions`, where that table is not wanted.
+    `image` maps IMAGE_COLUMNS to values, without columns that were added after the record was written. `predictions` is
+    empty for an unreadable image. `predictions` and `regions` are empty if that table is not written.
     """
 
     image: dict[str, Any]
@@ -94,11 +97,11 @@ class Record:
 
     @property
     def status(self) -> str:
-        """One of STATUSES; blank is an image without a finding that shows nothing."""
+        """One of STATUSES; an empty image in which nothing was found is `blank`."""
         return str(self.image["status"])
 
     def rows(self, table: str) -> list[list[Any]]:
-        """Its rows in one of TABLES; a cell whose column is younger than the record is empty."""
+        """Its rows in one of TABLES; the cell of a column that was added later is empty."""
         if table == IMAGES:
             return [[self.image.get(column, "") for column in IMAGE_COLUMNS]]
         rows = {PREDICTIONS: self.predictions, REGION_ROWS: self.regions, ERRORS: self.errors}[table]
@@ -106,13 +109,13 @@ class Record:
 
     @property
     def younger_columns(self) -> list[str]:
-        """The columns of images.csv and regions.csv that did not exist when it was written."""
+        """The columns of images.csv and regions.csv that were added after the record was written."""
         of_image = [column for column in IMAGE_COLUMNS if column not in self.image]
         return of_image + [column for row in self.regions[:1] for column in TABLES[REGION_ROWS][len(row) :]]
 
 
 def tables_of(choice: OutputChoice) -> dict[str, tuple[str, ...]]:
-    """The tables that a choice of outputs implies, with their columns."""
+    """The tables of a choice of outputs, with their columns."""
     return {
         name: columns for name, columns in TABLES.items() if name not in _OPTIONAL or _OPTIONAL[name] in choice.names
     }

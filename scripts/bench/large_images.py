@@ -30,7 +30,6 @@ from defectseg.image.read import decode
 from defectseg.inference.segment import segment_image
 from defectseg.inference.settings import Settings
 from defectseg.model.info import Thresholds
-from defectseg.predict.render import fit_jpeg
 from defectseg.runtime.base import Answer
 
 STAGES = ("read", "segment", "run-lengths", "overlay", "class map")
@@ -85,7 +84,7 @@ def measure(path: Path) -> dict[str, tuple[float, int]]:
     with stage("run-lengths"):
         [rle.encode(mask) for mask in found.masks]
     with stage("overlay"):
-        encode_jpeg(fit_jpeg(paint_prediction(pixels, found.masks, CLASS_NAMES))[0])
+        encode_jpeg(paint_prediction(pixels, found.masks, CLASS_NAMES))
     with stage("class map"):
         cv2.imencode(".png", found.class_map, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return stages

@@ -1,7 +1,7 @@
 import contextlib
 import io
-import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -15,12 +15,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffTags import DOUBLE, SHORT
 
-from defectseg.errors import DataError, ImageError
-from defectseg.files import check_image_id
-from defectseg.image import read as images
-from defectseg.image.find import FoundImage, find_images
-from defectseg.image.read import decode_bytes, find_low_bit_depth, is_blank, read_class_map, to_grey
+from defectseg.errors import ImageError
+from defectseg.image.read import (
+    decode,
+    decode_bytes,
+    decode_small,
+    find_low_bit_depth,
+    is_blank,
+    read_class_map,
+    read_size,
+    to_grey,
+)
 from defectseg.image.whole import MAX_PIXELS, allow_pixels, png_chunks
 
 TEXTURE = np.random.default_rng(1).integers(0, 256, (64, 160)).astype(np.uint8)
@@ -43,37 +51,24 @@ def encoded_by_pillow(pixels: NDArray[Any], kind: str, mode: str | None = None, 
     return buffer.getvalue()
 
 
-def tiff(data: bytes, size_hw: tuple[int, int], bits: int, *more: tuple[int, int], photometric: int = 1) -> bytes:
-    """An uncompressed one-strip TIFF of short and long tags, as in section 2 of the TIFF 6.0 specification."""
-    height, width = size_hw
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data)}
-    entries = sorted({**tags, **dict(more)}.items())
-    padded = data + b"\0" * (len(data) % 2)
-    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
-    return (
-        b"II*\0" + struct.pack("<I", 8 + len(padded)) + padded + struct.pack("<H", len(entries)) + directory + bytes(4)
-    )
+def tiff(pixels: NDArray[Any], tags: dict[int, Any]) -> bytes:
+    """An uncompressed TIFF; tag 274 is the orientation, 262 where 0 means white."""
+    directory = ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        directory.tagtype[tag] = DOUBLE if isinstance(value, float) else SHORT
+        directory[tag] = value
+    return encoded_by_pillow(pixels, "TIFF", tiffinfo=directory)
 
 
-def with_exif_orientation(jpeg: bytes, orientation: int, order: str = "<") -> bytes:
-    mark = b"II" if order == "<" else b"MM"
-    block = mark + struct.pack(f"{order}HIHHHIHHI", 42, 8, 1, 274, 3, 1, orientation, 0, 0)
-    segment = b"Exif\0\0" + block
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+def patched(content: bytes, mark: bytes, offset: int, new: bytes) -> bytes:
+    """Other bytes at so many after the start of a mark."""
+    at = content.index(mark) + offset
+    return content[:at] + new + content[at + len(new) :]
 
 
-@pytest.mark.parametrize("pixels", [GREY, cv2.merge([GREY] * 3)], ids=["grey", "three equal channels"])
-@pytest.mark.parametrize("suffix", LOSSLESS)
-def test_grey_values_come_through_every_lossless_format(suffix: str, pixels: NDArray[np.uint8]) -> None:
-    decoded = decode_bytes(encoded(suffix, pixels), name="a")
-    np.testing.assert_array_equal(decoded.pixels, GREY)
-    assert decoded.pixels.dtype == np.uint8
-    assert (decoded.pixels.flags.c_contiguous, decoded.notes) == (True, ())
-
-
-@pytest.mark.parametrize("kind", ["GIF", "JPEG2000"])
-def test_grey_values_come_through_formats_that_only_pillow_writes_without_loss(kind: str) -> None:
-    np.testing.assert_array_equal(decode_bytes(encoded_by_pillow(GREY, kind), name="a").pixels, GREY)
+def with_segment(jpeg: bytes, body: bytes, marker: int = 0xE1) -> bytes:
+    """A JPEG with a segment ahead of its others."""
+    return jpeg[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
 
 
 def test_jpeg_is_decoded_as_opencv_reads_grey() -> None:
@@ -82,44 +77,49 @@ def test_jpeg_is_decoded_as_opencv_reads_grey() -> None:
     np.testing.assert_array_equal(decode_bytes(content, name="a").pixels, expected)
 
 
-def test_colour_becomes_luma() -> None:
-    bgr = np.zeros((1, 3, 3), np.uint8)
-    bgr[0, 0, 2] = bgr[0, 1, 1] = bgr[0, 2, 0] = 255  # red, green, blue
-    assert decode_bytes(encoded(".png", bgr), name="a").pixels.tolist() == [[76, 150, 29]]  # 0.299, 0.587, 0.114 of 255
-
-
-WIDE = GREY.astype(np.uint16) * 257
+COLOURS = cv2.merge([GREY] * 3)
+TWO_TONE = np.where(GREY > 127, 255, 0).astype(np.uint8)
+RED_GREEN_BLUE = np.array([[[0, 0, 255], [0, 255, 0], [255, 0, 0]]], np.uint8)
+SIXTEEN = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
+SCALED = "16-bit scaled by 1/257"
+ANIMATION: dict[str, Any] = {"save_all": True, "append_images": [Image.fromarray(TEXTURE)], "lossless": True}
+TURNED = Image.Exif()
+TURNED[274] = 6
 
 
 @pytest.mark.parametrize(
-    ("suffix", "pixels", "expected", "notes"),
+    ("content", "expected", "notes"),
     [
-        (".png", cv2.merge([GREY, GREY, GREY, TEXTURE]), GREY, ("alpha dropped",)),
-        (".png", cv2.merge([WIDE] * 4), GREY, ("alpha dropped", "16-bit scaled by 1/257")),
-        *(
-            (
-                suffix,
-                np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16),
-                [[0, 0, 1, 1, 128, 255]],
-                ("16-bit scaled by 1/257",),
-            )
-            for suffix in (".png", ".tif")
-        ),
+        *((encoded(suffix, pixels), GREY, ()) for suffix in LOSSLESS for pixels in (GREY, COLOURS)),
+        *((encoded_by_pillow(GREY, kind), GREY, ()) for kind in ("GIF", "JPEG2000")),
+        *((encoded_by_pillow(TWO_TONE, kind, mode), TWO_TONE, ()) for kind in ("PNG", "TIFF") for mode in ("1", "P")),
+        (encoded(".png", RED_GREEN_BLUE), [[76, 150, 29]], ()),  # 0.299, 0.587, 0.114 of 255
+        (encoded_by_pillow(COLOURS, "JPEG", "CMYK", quality=95), GREY, ()),
+        *((encoded(".avif", COLOURS.astype(np.uint16) << bits - 8, cv2.IMWRITE_AVIF_DEPTH, bits), GREY, ())
+          for bits in (10, 12)),
+        (encoded(".png", cv2.merge([GREY, GREY, GREY, TEXTURE])), GREY, ("alpha dropped",)),
+        (encoded_by_pillow(GREY, "PNG", "LA"), GREY, ("alpha dropped",)),
+        (encoded(".png", cv2.merge([GREY.astype(np.uint16) * 257] * 4)), GREY, ("alpha dropped", SCALED)),
+        *((encoded(suffix, SIXTEEN), [[0, 0, 1, 1, 128, 255]], (SCALED,)) for suffix in (".png", ".tif")),
+        (encoded(".png", SIXTEEN[:, :4] * 15), [[0, 7, 8, 15]], (f"{SCALED}; brightest value 3855 of 65535",)),
+        (tiff(GREY, {262: 0}), GREY, ()),  # where 0 is white; Pillow stores 8 bits so
+        (tiff(SIXTEEN, {262: 0}), [[255, 255, 254, 254, 127, 0]], (SCALED,)),
+        *((encoded_by_pillow(GREY, kind, exif=TURNED, lossless=True), GREY, ("EXIF orientation 6 ignored",))
+          for kind in ("PNG", "WEBP", "AVIF")),
+        *((encoded_by_pillow(GREY, kind, **ANIMATION), GREY, ("first frame of an animation used",))
+          for kind in ("PNG", "GIF", "AVIF")),
+        (encoded_by_pillow(GREY, "WEBP", **ANIMATION), GREY, ("first frame of an animation used", "alpha dropped")),
+        (encoded_by_pillow(GREY, "TIFF", **ANIMATION), GREY, ("first page of several used",)),
     ],
-)
-def test_alpha_is_dropped_sixteen_bits_are_scaled_to_the_nearest_grey_and_both_are_noted(
-    suffix: str, pixels: NDArray[Any], expected: Any, notes: tuple[str, ...]
-) -> None:
-    decoded = decode_bytes(encoded(suffix, pixels), name="a")
-    np.testing.assert_array_equal(decoded.pixels, expected)
+)  # fmt: skip
+def test_pixels_become_grey_and_what_was_changed_is_noted(content: bytes, expected: Any, notes: tuple[str]) -> None:
+    decoded = decode_bytes(content, name="a")
+    is_lossy = content.startswith(b"\xff\xd8") or content[4:8] == b"ftyp"
+    assert decoded.pixels.shape == np.shape(expected)
+    assert np.abs(decoded.pixels.astype(int) - expected).mean() <= (3 if is_lossy else 0)
+    assert decoded.pixels.dtype == np.uint8
+    assert decoded.pixels.flags.c_contiguous
     assert decoded.notes == notes
-
-
-def test_twelve_bit_data_in_sixteen_bits_are_scaled_alike_and_pointed_out() -> None:
-    decoded = decode_bytes(encoded(".png", np.array([[0, 4095]], np.uint16)), name="a")
-    assert decoded.pixels.tolist() == [[0, 16]]
-    assert "brightest value 4095 of 65535" in decoded.notes[0]
-    assert decoded.brightest16 == 4095
 
 
 @pytest.mark.parametrize("bits", range(9, 17))
@@ -134,8 +134,8 @@ def test_every_value_of_every_bit_depth_is_scaled_to_the_nearest_grey_level(bits
 LARGEST_12 = np.array([[0, 1023, 2048, 4095]], np.uint16)
 
 
-def tagged(*more: tuple[int, int], photometric: int = 1) -> bytes:
-    return tiff(LARGEST_12.tobytes(), (1, 4), 16, *more, photometric=photometric)
+def tagged(tags: dict[int, Any] = {}) -> bytes:  # noqa: B006
+    return tiff(LARGEST_12, tags)
 
 
 @pytest.mark.parametrize(
@@ -145,13 +145,13 @@ def tagged(*more: tuple[int, int], photometric: int = 1) -> bytes:
         (tagged(), 12, None, 255),
         (tagged(), None, 12, 255),
         (tagged(), 14, 12, 64),
-        (tagged((281, 4095)), None, None, 255),
-        (tagged((341, 4095)), None, None, 255),
-        (tagged((281, 4095)), 13, 14, 127),  # what is given goes before the tag,
-        (tagged((281, 4095)), None, 14, 255),  # and the tag before the model
-        (tagged((281, 65535)), None, 12, 16),
-        (tagged((281, 3000), (341, 4095)), None, None, 255),
-        (tagged((281, 3000)), None, None, 16),  # the brightest value of a picture is no bit depth
+        (tagged({281: 4095}), None, None, 255),
+        (tagged({341: 4095}), None, None, 255),
+        (tagged({281: 4095}), 13, 14, 127),  # what is given goes before the tag,
+        (tagged({281: 4095}), None, 14, 255),  # and the tag before the model
+        (tagged({281: 65535}), None, 12, 16),
+        (tagged({281: 3000, 341: 4095}), None, None, 255),
+        (tagged({281: 3000}), None, None, 16),  # the brightest value of a picture is no bit depth
         (encoded(".png", LARGEST_12), 12, None, 255),
         (encoded(".png", np.array([[0, 77, 255]], np.uint8)), 12, 12, 255),  # 8-bit files are left alone
     ],
@@ -161,22 +161,23 @@ def test_bits_are_those_given_or_of_the_files_tag_or_of_the_model(
 ) -> None:
     decoded = decode_bytes(content, name="a", bit_depth=bit_depth, model_bit_depth=model_bit_depth)
     assert decoded.pixels.max() == brightest
+    assert decoded.brightest16 == (4095 if brightest == 16 else None)
 
 
 def test_bits_are_told_by_a_floating_point_tag_in_any_byte_order_and_scaled_before_zero_becomes_white() -> None:
-    values = LARGEST_12.astype(">u2").tobytes()
-    tags = {256: (4, 4), 257: (4, 1), 258: (3, 16), 262: (3, 0), 273: (4, 8), 277: (3, 1), 278: (4, 1), 279: (4, 8)}
-    entries = [struct.pack(">HHI", tag, kind, 1) + struct.pack(">I" if kind == 4 else ">H2x", value)
-               for tag, (kind, value) in tags.items()]  # fmt: skip
-    entries.append(struct.pack(">HHII", 341, 12, 1, 16 + 2 + 12 * 9 + 4))
-    directory = struct.pack(">H", len(entries)) + b"".join(entries) + bytes(4)
-    content = b"MM\0*" + struct.pack(">I", 16) + values + directory + struct.pack(">d", 4095.0)
+    content = tiff(LARGEST_12.astype(">u2"), {341: 4095.0, 262: 0})
+    assert content.startswith(b"MM")
     assert decode_bytes(content, name="a").pixels.tolist() == [[255, 191, 127, 0]]
 
 
 def test_values_of_a_tiff_that_packs_twelve_bits_fill_the_range_whatever_is_said() -> None:
-    packed = bytes.fromhex("000 3ff 800 fff".replace(" ", ""))
-    content = tiff(packed, (1, 4), 12, (281, 4095))
+    packed = np.frombuffer(bytes.fromhex("0003ff800fff"), np.uint8)[None]
+    content = tiff(packed, {281: 4095})
+    for tag, before, after in ((256, 6, 4), (258, 8, 12)):  # width, bits
+        pattern = re.compile(struct.pack("<H", tag) + b"..\1\0\0\0" + struct.pack("<H", before), re.DOTALL)
+        entry = pattern.search(content)
+        assert entry is not None
+        content = content.replace(entry[0], entry[0][:8] + struct.pack("<H", after))
     for bit_depth in (None, 12):
         decoded = decode_bytes(content, name="a", bit_depth=bit_depth, model_bit_depth=12)
         assert decoded.pixels.tolist() == [[0, 64, 128, 255]]
@@ -208,9 +209,7 @@ def test_a_value_beyond_the_bit_depth_is_refused_and_alpha_does_not_count(said: 
         ({4095: 4, 65535: 3}, (4, 7, 12)),
     ],
 )
-def test_fewer_bits_are_seen_in_most_of_the_16_bit_images(
-    brightest: dict[int | None, int], expected: tuple[int, int, int] | None
-) -> None:
+def test_low_bit_depth_is_seen(brightest: dict[int | None, int], expected: tuple[int, int, int] | None) -> None:
     low = find_low_bit_depth(brightest)
     assert (low if low is None else (low.images, low.of, low.bit_depth)) == expected
 
@@ -234,36 +233,9 @@ def test_a_picture_is_blank_where_its_levels_span_little_or_nearly_all_are_dark(
 def test_jpeg_2000_of_twelve_bits_is_scaled_from_these() -> None:
     twelve = np.array([[0, 16, 2048, 4095]], np.uint16)
     # A file of 16 bits, but for what its headers say: values are stored minus half of their range (ISO 15444-1, G.1).
-    content = bytearray(encoded_by_pillow(twelve + 2**15 - 2**11, "JPEG2000"))
-    content[content.index(b"ihdr") + 14] = content[content.index(b"\xff\x4f\xff\x51") + 42] = 12 - 1
-    assert decode_bytes(bytes(content), name="a").pixels.tolist() == [[0, 1, 128, 255]]
-
-
-@pytest.mark.parametrize("depth", [0x80 + 7, 16])
-def test_jpeg_2000_of_signed_or_wider_values_is_refused(depth: int) -> None:
-    content = bytearray(encoded_by_pillow(GREY, "JPEG2000"))
-    content[content.index(b"\xff\x4f\xff\x51") + 42] = depth
-    with pytest.raises(ImageError, match="expected 8 or 16 bit without sign"):
-        decode_bytes(bytes(content), name="a")
-
-
-@pytest.mark.parametrize("bits", [10, 12])
-def test_avif_of_ten_and_twelve_bits_is_scaled_from_these(bits: int) -> None:
-    colour = cv2.merge([GREY] * 3).astype(np.uint16) << (bits - 8)
-    content = encoded(".avif", colour, cv2.IMWRITE_AVIF_DEPTH, bits)
-    assert np.abs(decode_bytes(content, name="a").pixels.astype(int) - GREY).mean() < 3
-
-
-@pytest.mark.parametrize("mode", ["1", "P", "LA"])
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_palettes_and_single_bits_decode(mode: str, kind: str) -> None:
-    two_tone = np.where(GREY > 127, 255, 0).astype(np.uint8)
-    np.testing.assert_array_equal(decode_bytes(encoded_by_pillow(two_tone, kind, mode), name="a").pixels, two_tone)
-
-
-def test_cmyk_jpeg_decodes_to_about_its_grey() -> None:
-    content = encoded_by_pillow(cv2.merge([GREY] * 3), "JPEG", "CMYK", quality=95)
-    assert np.abs(decode_bytes(content, name="a").pixels.astype(int) - GREY).mean() < 3
+    content = patched(encoded_by_pillow(twelve + 2**15 - 2**11, "JPEG2000"), b"ihdr", 14, b"\x0b")
+    content = patched(content, b"\xff\x4f\xff\x51", 42, b"\x0b")
+    assert decode_bytes(content, name="a").pixels.tolist() == [[0, 1, 128, 255]]
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -271,35 +243,13 @@ def test_cmyk_jpeg_decodes_to_about_its_grey() -> None:
 def test_exif_orientation_is_ignored_and_noted_where_it_says_something(orientation: int, order: str) -> None:
     notes = (f"EXIF orientation {orientation} ignored",) if 2 <= orientation <= 8 else ()
     plain = encoded(".jpg", GREY)
-    decoded = decode_bytes(with_exif_orientation(plain, orientation, order), name="a")
+    exif = struct.pack(f"{order}2sHIHHHIHHI", b"II" if order == "<" else b"MM", 42, 8, 1, 274, 3, 1, orientation, 0, 0)
+    decoded = decode_bytes(with_segment(plain, b"Exif\0\0" + exif), name="a")
     np.testing.assert_array_equal(decoded.pixels, decode_bytes(plain, name="a").pixels)
     assert decoded.notes == notes
-    tagged = decode_bytes(tiff(GREY.tobytes(), GREY.shape, 8, (274, orientation)), name="a")
-    np.testing.assert_array_equal(tagged.pixels, GREY)
-    assert tagged.notes == notes
-
-
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF"])
-def test_orientation_of_other_formats_is_ignored_and_noted(kind: str) -> None:
-    exif = Image.Exif()
-    exif[274] = 6
-    decoded = decode_bytes(encoded_by_pillow(GREY, kind, exif=exif, lossless=True), name="a")
-    assert (decoded.pixels.shape, decoded.notes) == (GREY.shape, ("EXIF orientation 6 ignored",))
-
-
-def test_tiff_whose_zero_is_white_is_turned_round_in_eight_and_sixteen_bits() -> None:
-    eight = tiff(bytes([0, 10, 255]), (1, 3), 8, photometric=0)
-    sixteen = tiff(np.array([0, 2570, 65535], "<u2").tobytes(), (1, 3), 16, photometric=0)
-    assert decode_bytes(eight, name="a").pixels.tolist() == [[255, 245, 0]]
-    assert decode_bytes(sixteen, name="a").pixels.tolist() == [[255, 245, 0]]
-
-
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "AVIF", "TIFF"])
-def test_first_frame_of_an_animation_or_page_of_several_is_used_and_noted(kind: str) -> None:
-    content = encoded_by_pillow(GREY, kind, save_all=True, append_images=[Image.fromarray(TEXTURE)], lossless=True)
-    decoded = decode_bytes(content, name="a")
-    assert np.abs(decoded.pixels.astype(int) - GREY).max() <= (8 if kind == "AVIF" else 0)
-    assert ("first page of several used" if kind == "TIFF" else "first frame of an animation used") in decoded.notes
+    oriented = decode_bytes(tiff(GREY, {274: orientation}), name="a")
+    np.testing.assert_array_equal(oriented.pixels, GREY)
+    assert oriented.notes == notes
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -326,9 +276,7 @@ WHOLE_FRAME = (160, 64, 0, 0)
     [(0, 0, 0, 0), (1, 1, 0, 0), (1600, 640, 0, 0), (160, 64, 1, 1), (160, 64, 2**31, 2**32 - 1), (2**31, 2**31, 0, 0)],
 )
 @pytest.mark.parametrize("count", [0, 1, 2**31 - 1])
-def test_picture_of_an_animated_png_is_read_whatever_its_frames_declare(
-    frame: tuple[int, int, int, int], count: int
-) -> None:
+def test_the_picture_of_an_animated_png_is_read(frame: tuple[int, int, int, int], count: int) -> None:
     for content in (animated_png(frame, frame, count=count), animated_png(WHOLE_FRAME, frame, frame, count=count)):
         np.testing.assert_array_equal(decode_bytes(content, name="a").pixels, GREY)
 
@@ -343,42 +291,23 @@ def test_animation_that_crashes_opencv_5_is_read_as_a_picture() -> None:
     np.testing.assert_array_equal(decode_bytes(crashing, name="a").pixels, GREY)
 
 
-def test_animated_png_whose_picture_lacks_data_is_refused() -> None:
-    with pytest.raises(ImageError, match="cannot be decoded"):
-        decode_bytes(animated_png(WHOLE_FRAME, WHOLE_FRAME, shown=GREY[:20]), name="a")
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_values_other_than_eight_and_sixteen_bit_are_refused(dtype: type) -> None:
-    with pytest.raises(ImageError, match=r"^a\.tif: holds (float32|int32) values; expected 8 or 16 bit"):
-        decode_bytes(encoded_by_pillow(GREY.astype(dtype), "TIFF"), name="a.tif")
-
-
-def test_cmyk_tiff_is_refused_rather_than_taken_for_alpha() -> None:
-    with pytest.raises(ImageError, match="CMYK"):
-        decode_bytes(encoded_by_pillow(cv2.merge([GREY] * 3), "TIFF", "CMYK"), name="a.tif")
-
-
 WHOLE: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: encoded(".jpg", GREY),
     "colour jpeg": lambda: encoded(".jpg", cv2.merge([GREY, TEXTURE, GREY])),
     "progressive jpeg": lambda: encoded(".jpg", GREY, cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
     "restart jpeg": lambda: encoded(".jpg", GREY, cv2.IMWRITE_JPEG_RST_INTERVAL, 4),
-    "thumbnail jpeg": lambda: with_thumbnail(encoded(".jpg", GREY)),
+    # The end marker of a small picture in the header must not pass for that of the picture.
+    "thumbnail jpeg": lambda: with_segment(encoded(".jpg", GREY), b"Exif\0\0" + encoded(".jpg", GREY[:16, :16])),
     "png": lambda: encoded(".png", GREY),
-    "interlaced-size png": lambda: encoded(".png", TEXTURE),
     "bmp": lambda: encoded(".bmp", GREY),
-    "colour bmp": lambda: encoded(".bmp", cv2.merge([GREY] * 3)),
+    "colour bmp": lambda: encoded(".bmp", COLOURS),
     "tiff lzw": lambda: encoded(".tif", GREY),
     "tiff raw": lambda: encoded_by_pillow(GREY, "TIFF"),
-    "tiff directory first": lambda: tiff_directory_first(GREY),
-    "webp lossless": lambda: encoded(".webp", cv2.merge([GREY] * 3)),
+    "webp lossless": lambda: encoded(".webp", COLOURS),
     "webp": lambda: encoded_by_pillow(GREY, "WEBP", quality=80),
-    "webp animation": lambda: encoded_by_pillow(
-        GREY, "WEBP", save_all=True, append_images=[Image.fromarray(TEXTURE)], lossless=True
-    ),
+    "webp animation": lambda: encoded_by_pillow(GREY, "WEBP", **ANIMATION),
     "gif": lambda: encoded_by_pillow(GREY, "GIF"),
-    "gif animation": lambda: encoded_by_pillow(GREY, "GIF", save_all=True, append_images=[Image.fromarray(TEXTURE)]),
+    "gif animation": lambda: encoded_by_pillow(GREY, "GIF", **ANIMATION),
     "avif": lambda: encoded_by_pillow(GREY, "AVIF", quality=80),
     "jpeg 2000": lambda: encoded_by_pillow(GREY, "JPEG2000", tile_size=(32, 32)),
     "jpeg 2000 codestream": lambda: encoded_by_pillow(GREY, "JPEG2000", no_jp2=True),
@@ -386,40 +315,15 @@ WHOLE: dict[str, Callable[[], bytes]] = {
 }
 
 
-def with_thumbnail(jpeg: bytes) -> bytes:
-    """The end marker of a small picture in the header must not pass for that of the picture."""
-    segment = b"Exif\0\0" + encoded(".jpg", GREY[:16, :16])
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
-
-
-def tiff_directory_first(pixels: NDArray[np.uint8]) -> bytes:
-    height, width = pixels.shape
-    tags = {
-        256: width,
-        257: height,
-        258: 8,
-        259: 1,
-        262: 1,
-        273: 8 + 2 + 9 * 12 + 4,
-        277: 1,
-        278: height,
-        279: width * height,
-    }
-    directory = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return b"MM\0*" + struct.pack(">IH", 8, len(tags)) + directory + bytes(4) + pixels.tobytes()
-
-
 @pytest.mark.parametrize("kind", WHOLE)
-@pytest.mark.parametrize("left", [0.05, 0.3, 0.5, 0.9, 0.99, "all but 10 bytes", "all but the last byte"])
-def test_files_cut_short_are_refused(kind: str, left: float | str) -> None:
+def test_files_cut_short_are_refused(kind: str) -> None:
     content = WHOLE[kind]()
-    kept = {"all but 10 bytes": len(content) - 10, "all but the last byte": len(content) - 1}.get(str(left))
-    if kept is None:
-        kept = int(len(content) * float(left))
-    if kind == "tiff raw" and kept == len(content) - 1 and content[-1:] == b"\0":
-        pytest.skip("the last byte is padding")
-    with pytest.raises(ImageError, match=r"^line1/a: "):
-        decode_bytes(content[:kept], name="line1/a")
+    for kept in (*(int(len(content) * share) for share in (0.05, 0.3, 0.5, 0.9, 0.99)), -10, -1):
+        with pytest.raises(ImageError, match=r"^line1/a: "):
+            decode_bytes(content[:kept], name="line1/a")
+    if kind in ("jpeg", "gif", "avif", "jpeg 2000", "jpeg 2000 codestream", "tiff lzw"):  # or the tail became zeros
+        with pytest.raises(ImageError, match=r"cut short|cannot be decoded"):
+            decode_bytes(content[: len(content) // 2] + bytes(len(content) // 2), name="a")
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "webp"])
@@ -429,24 +333,8 @@ def test_bytes_after_the_end_do_not_matter(kind: str, tail: bytes) -> None:
     np.testing.assert_array_equal(decode_bytes(content + tail, name="a").pixels, decode_bytes(content, name="a").pixels)
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "gif", "avif", "jpeg 2000", "jpeg 2000 codestream", "tiff lzw"])
-def test_cut_file_whose_tail_became_zeros_is_refused(kind: str) -> None:
-    content = WHOLE[kind]()
-    with pytest.raises(ImageError, match=r"cut short|cannot be decoded"):
-        decode_bytes(content[: len(content) // 2] + bytes(len(content) // 2), name="a")
-
-
-@pytest.mark.parametrize(
-    ("kind", "damage", "told"),
-    [
-        ("colour jpeg", lambda whole: whole[: len(whole) // 2] + b"\xff\xd9", "a: "),  # an end marker, put there
-        ("jpeg", lambda whole: whole[: -len(whole) // 4] + b"\xff\x42" + whole[2 - len(whole) // 4 :], "damaged"),
-        ("png", lambda whole: whole[:-30] + bytes([whole[-30] ^ 1]) + whole[-29:], "checksum of its b'IDAT' chunk"),
-    ],
-)
-def test_damage_in_the_middle_is_seen(kind: str, damage: Callable[[bytes], bytes], told: str) -> None:
-    with pytest.raises(ImageError, match=told):
-        decode_bytes(damage(WHOLE[kind]()), name="a")
+JPEG, COLOUR_JPEG, PNG = WHOLE["jpeg"](), WHOLE["colour jpeg"](), WHOLE["png"]()
+HUGE = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 23_000, 23_000, 16, 6, 0, 0, 0))
 
 
 @pytest.mark.parametrize(
@@ -464,6 +352,17 @@ def test_damage_in_the_middle_is_seen(kind: str, damage: Callable[[bytes], bytes
         (b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**64 - 1), "header ends early"),
         (b"II+\0\x08\0\0\0" + struct.pack("<QQ", 2**64 - 1, 1), "header ends early"),
         (b"MM\0+\0\x08\0\0" + struct.pack(">QQ", 16, 2**63), "header ends early"),
+        (encoded_by_pillow(GREY.astype(np.float32), "TIFF"), "^a: holds float32 values; expected 8 or 16 bit"),
+        (encoded_by_pillow(GREY.astype(np.int32), "TIFF"), "^a: holds int32 values; expected 8 or 16 bit"),
+        (encoded_by_pillow(COLOURS, "TIFF", "CMYK"), "CMYK"),  # not taken for alpha
+        (patched(encoded_by_pillow(GREY, "JPEG2000"), b"\xff\x4f\xff\x51", 42, b"\x87"), "8 or 16 bit without sign"),
+        (patched(encoded_by_pillow(GREY, "JPEG2000"), b"\xff\x4f\xff\x51", 42, b"\x10"), "8 or 16 bit without sign"),
+        (patched(encoded(".bmp", GREY), b"BM", 18, struct.pack("<ii", 2**21, 16)), "Cut it into smaller images"),
+        (PNG[:8] + HUGE + png_chunk(b"IDAT", zlib.compress(bytes(10**6))) + PNG[-12:], "529,000,000.*268,435,456"),
+        (animated_png(WHOLE_FRAME, WHOLE_FRAME, shown=GREY[:20]), "cannot be decoded"),
+        (COLOUR_JPEG[: len(COLOUR_JPEG) // 2] + b"\xff\xd9", "^a: "),  # an end marker, put there
+        (JPEG[: -len(JPEG) // 4] + b"\xff\x42" + JPEG[2 - len(JPEG) // 4 :], "damaged"),
+        (PNG[:-30] + bytes([PNG[-30] ^ 1]) + PNG[-29:], "checksum of its b'IDAT' chunk"),
     ],
 )
 def test_other_files_are_refused_with_the_reason(content: bytes, why: str) -> None:
@@ -478,9 +377,7 @@ def limit() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_images_of_more_pixels_than_allowed_are_refused_by_their_header(
-    kind: str, limit: Callable[[int], None]
-) -> None:
+def test_more_pixels_than_allowed_are_refused_by_the_header(kind: str, limit: Callable[[int], None]) -> None:
     content = WHOLE[kind]()
     limit(64 * 160 - 1)
     with pytest.raises(ImageError, match=r"^line1/a: 160 x 64 px are 10,240; .* 10,239 .*max_pixels=10240"):
@@ -489,25 +386,11 @@ def test_images_of_more_pixels_than_allowed_are_refused_by_their_header(
     assert decode_bytes(content, name="line1/a").pixels.shape == GREY.shape
 
 
-def test_limit_spares_the_memory_of_a_picture_that_is_huge_by_its_header() -> None:
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 23_000, 23_000, 16, 6, 0, 0, 0))
-    picture = png_chunk(b"IDAT", zlib.compress(bytes(10**6))) + png_chunk(b"IEND", b"")
-    with pytest.raises(ImageError, match=r"529,000,000.*268,435,456"):
-        decode_bytes(b"\x89PNG\r\n\x1a\n" + header + picture, name="a")
-
-
-def test_picture_too_long_for_opencv_is_an_error_of_that_file() -> None:
-    content = bytearray(encoded(".bmp", GREY))
-    content[18:26] = struct.pack("<ii", 2**21, 16)
-    with pytest.raises(ImageError, match="Cut it into smaller images"):
-        decode_bytes(bytes(content), name="a")
-
-
 @pytest.mark.parametrize("kind", WHOLE)
 def test_damaged_files_give_pixels_or_an_image_error_and_nothing_else(kind: str) -> None:
     whole = WHOLE[kind]()
     rng = random.Random(kind)
-    for _ in range(200):
+    for _ in range(150):
         content = bytearray(whole)
         for _ in range(rng.choice([1, 1, 2, 5])):
             at, width = rng.randrange(min(len(content), rng.choice([64, 400, 10**6]))), rng.choice([1, 1, 2, 4, 8])
@@ -543,7 +426,7 @@ def test_limit_of_pillow_neither_counts_nor_changes(kind: str, monkeypatch: pyte
 
 
 def test_tiff_tags_that_pillow_warns_of_do_not_matter() -> None:
-    content = tiff(GREY.tobytes(), GREY.shape, 8, (274, 1))
+    content = tiff(GREY, {274: 1})
     at = content.index(struct.pack("<HHI", 274, 3, 1))
     doubled = content[:at] + struct.pack("<HHIHH", 274, 3, 2, 1, 1) + content[at + 12 :]  # an orientation too many
     np.testing.assert_array_equal(decode_bytes(doubled, name="a").pixels, GREY)
@@ -552,250 +435,48 @@ def test_tiff_tags_that_pillow_warns_of_do_not_matter() -> None:
 @pytest.mark.parametrize("kind", WHOLE)
 def test_size_is_rows_then_columns_for_every_kind_of_image(tmp_path: Path, kind: str) -> None:
     (tmp_path / "a").write_bytes(WHOLE[kind]())
-    assert images.read_size(tmp_path / "a") == (64, 160)
+    assert read_size(tmp_path / "a") == (64, 160)
 
 
 @pytest.mark.parametrize("marker", [0xE2, 0xC4, 0xC8, 0xCC], ids=hex)
-@pytest.mark.parametrize("repeats", [1, 200])
-def test_size_in_a_jpeg_header_is_its_own_and_not_that_of_something_ahead(
-    tmp_path: Path, marker: int, repeats: int
-) -> None:
+@pytest.mark.parametrize("repeats", [1, 100])
+def test_the_size_of_a_jpeg_is_not_that_of_something_ahead(tmp_path: Path, marker: int, repeats: int) -> None:
     inner, outer = encoded(".jpg", TEXTURE[:40, :40]), encoded(".jpg", GREY)
-    segment = bytes([0xFF, marker]) + (len(inner) + 2).to_bytes(2) + inner
-    (tmp_path / "a").write_bytes(outer[:2] + segment * repeats + outer[2:])
-    assert images.read_size(tmp_path / "a") == (64, 160)
+    for _ in range(repeats):
+        outer = with_segment(outer, inner, marker)
+    (tmp_path / "a").write_bytes(outer)
+    assert read_size(tmp_path / "a") == (64, 160)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "gif", "jpeg 2000"])
 def test_size_needs_no_picture_data_but_a_whole_header(tmp_path: Path, kind: str) -> None:
     content = WHOLE[kind]()
     (tmp_path / "a").write_bytes(content[: len(content) // 2])
-    assert images.read_size(tmp_path / "a") == (64, 160)
+    assert read_size(tmp_path / "a") == (64, 160)
     for length in (0, 1, 7, 12, 20):
         (tmp_path / "a").write_bytes(content[:length])
         with pytest.raises(ImageError, match=f"^{tmp_path / 'a'}: "):
-            images.read_size(tmp_path / "a")
+            read_size(tmp_path / "a")
 
 
 def test_missing_file_and_folder_are_image_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jpg", tmp_path):
         with pytest.raises(ImageError, match="cannot be read"):
-            images.decode(path)
+            decode(path)
 
 
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"")
-
-
-def ids(found: list[FoundImage]) -> list[str]:
-    return [image.image_id for image in found]
+def test_a_jpeg_to_look_at_is_decoded_no_larger_than_needed(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(".jpg", GREY))
+    for sides, size_hw in {(8, 20): (8, 20), (8, 21): (16, 40), (9, 20): (16, 40), (33, 20): (64, 160)}.items():
+        assert decode_small(tmp_path / "a.jpg", shorter_px=sides[0], longer_px=sides[1]).shape == size_hw
+    assert decode_small(tmp_path / "a.jpg", shorter_px=8, longer_px=161).shape == (8, 20), "it never was that long"
 
 
 @pytest.mark.parametrize(
-    ("there", "inputs", "expected"),
-    [
-        ("a.jpg sub/b.jpg", ". sub", "a.jpg sub/b.jpg"),
-        ("in/a.jpg in/b.jpg", "in/b.jpg", "b.jpg"),
-        (
-            "north/a.jpg south/a.jpg south/b.jpg west/c.jpg",
-            "north south west",
-            "c.jpg north/a.jpg south/a.jpg south/b.jpg",
-        ),
-        ("mon/line1/a.jpg tue/line1/a.jpg", "mon/line1 tue/line1", "mon/line1/a.jpg tue/line1/a.jpg"),
-        ("north/a.jpg south/a.jpg", "north/a.jpg south/a.jpg", "north/a.jpg south/a.jpg"),
-        ("x/a.jpg x/north/a.jpg y/north/a.jpg", "y/north x", "north/a.jpg x/a.jpg x/north/a.jpg"),
-    ],
-    ids=["inside another", "a file", "clashing names", "clashing folders", "clashing files", "a real subfolder"],
+    ("palette", "numbers"), [([0, 0, 0, 255, 0, 0, 0, 9, 0], [[0, 1, 2]]), ([2, 2, 2, 0, 0, 0, 1, 1, 1], [[2, 0, 1]])]
 )
-def test_every_image_has_one_id_which_tells_inputs_apart_and_leads_to_its_file(
-    tmp_path: Path, there: str, inputs: str, expected: str
-) -> None:
-    touch(tmp_path, *there.split())
-    found = find_images([tmp_path / name for name in inputs.split()])
-    assert ids(found) == expected.split()
-    assert all(image.path.as_posix().endswith(f"/{image.image_id}") for image in found)
-
-
-def test_images_are_found_by_suffix_in_any_case_and_hidden_ones_passed_over(tmp_path: Path) -> None:
-    touch(
-        tmp_path,
-        *["b.JPG", "a.jpeg", "c.Tiff", "notes.txt", ".d.jpg", ".cache/e.jpg", "sub/f.webp", "jpg", "g.jpg.part"],
-    )
-    assert ids(find_images([tmp_path])) == ["a.jpeg", "b.JPG", "c.Tiff", "sub/f.webp"]
-    assert ids(find_images([tmp_path], recursive=False)) == ["a.jpeg", "b.JPG", "c.Tiff"]
-
-
-def test_same_file_given_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path, "in/a.jpg", "in/b.jpg")
-    monkeypatch.chdir(tmp_path)
-    inputs = [Path("in"), Path("in/a.jpg"), tmp_path / "in", Path("in/../in/b.jpg"), Path("./in/")]
-    assert ids(find_images(inputs)) == ["a.jpg", "b.jpg"]
-
-
-def test_output_folder_is_left_out(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "out/overlays/a.jpg", "output/b.jpg")
-    assert ids(find_images([tmp_path], skip=tmp_path / "out")) == ["a.jpg", "output/b.jpg"]
-    assert ids(find_images([tmp_path / "a.jpg", tmp_path / "out/overlays/a.jpg"], skip=tmp_path / "out")) == ["a.jpg"]
-
-
-def test_loops_of_links_end_and_each_folder_counts_once(tmp_path: Path) -> None:
-    touch(tmp_path, "in/z/a.jpg")
-    (tmp_path / "in/z/loop").symlink_to(tmp_path / "in")
-    (tmp_path / "in/self").symlink_to(tmp_path / "in/self")
-    (tmp_path / "in/also").symlink_to(tmp_path / "in/z")
-    assert ids(find_images([tmp_path / "in"])) == ["z/a.jpg"]
-
-
-def test_linked_folders_and_files_are_followed(tmp_path: Path) -> None:
-    touch(tmp_path, "store/a.jpg", "store/b.jpg", "in/c.jpg")
-    (tmp_path / "in/linked").symlink_to(tmp_path / "store")
-    (tmp_path / "in/d.jpg").symlink_to(tmp_path / "store/a.jpg")
-    assert ids(find_images([tmp_path / "in"])) == ["c.jpg", "d.jpg", "linked/a.jpg", "linked/b.jpg"]
-
-
-def test_broken_link_is_listed_so_that_it_gets_reported(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
-    (found,) = find_images([tmp_path])
-    with pytest.raises(ImageError):
-        images.decode(found.path)
-
-
-def test_inputs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "notes.txt")
-    with pytest.raises(DataError, match=r"none\.jpg: no such file or folder"):
-        find_images([tmp_path / "none.jpg"])
-    with pytest.raises(DataError, match=r"notes.txt: not an image by its name; expected .*\.jpeg"):
-        find_images([tmp_path / "notes.txt"])
-    with pytest.raises(DataError, match=r"No image in .*end in .*\.bmp, .*\.jpeg, \.jpg"):
-        find_images([tmp_path])
-
-
-@pytest.mark.skipif(os.name == "nt", reason="such names cannot exist there")
-@pytest.mark.parametrize(
-    ("name", "image_id"),
-    [
-        (b"a\xc2\x9bb\x7f.jpg", "a%C2%9Bb%7F.jpg"),  # the CSI of a terminal, and DEL
-        (b"a\\b.jpg", "a%5Cb.jpg"),
-        (b"a\nb.jpg", "a%0Ab.jpg"),
-        (b"\x8f\xe0.jpg", "%8F%E0.jpg"),
-        (b"\xff/b.jpg", "%FF/b.jpg"),
-        (b"\x80" * 251 + b".jpg", "%80" * 251 + ".jpg"),
-    ],
-)
-def test_a_file_name_that_cannot_be_an_image_id_is_a_fault_of_that_file(
-    tmp_path: Path, name: bytes, image_id: str
-) -> None:
-    touch(tmp_path, "z.jpg")
-    try:
-        touch(tmp_path, os.fsdecode(name))
-    except OSError:
-        pytest.skip("this file system refuses the name")
-    bad, good = find_images([tmp_path], keep_faulty=True)
-    assert (good.image_id, good.fault) == ("z.jpg", "")
-    assert bad.image_id == image_id
-    assert bad.fault == f"{tmp_path}/{image_id}: {bad.fault.partition(': ')[2]}"
-    check_image_id(bad.image_id, where="")
-    with pytest.raises(ImageError, match="Rename it"):
-        images.decode_found(bad)
-    with pytest.raises(DataError, match="Rename it"):
-        find_images([tmp_path])
-
-
-@pytest.mark.skipif(os.name == "nt", reason="such names cannot exist there")
-def test_the_image_id_of_a_faulty_name_is_that_of_no_other_file(tmp_path: Path) -> None:
-    touch(tmp_path, "a\\.jpg", "a%5C.jpg", "a%255C.jpg", "a\\%5C.jpg", "a%5C\\.jpg")
-    found = find_images([tmp_path], keep_faulty=True)
-    assert len(set(ids(found))) == 5
-    assert sorted(image.image_id for image in found if not image.fault) == ["a%255C.jpg", "a%5C.jpg"]
-
-
-def test_a_subfolder_that_cannot_be_listed_is_a_fault_and_an_input_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    touch(tmp_path, "a.jpg", "locked/b.jpg", "open/c.jpg")
-    scandir = os.scandir
-
-    def guarded(folder: Path) -> Any:
-        if Path(folder).name == "locked":
-            raise PermissionError(13, "Permission denied", str(folder))
-        return scandir(folder)
-
-    monkeypatch.setattr(os, "scandir", guarded)
-    found = find_images([tmp_path], keep_faulty=True)
-    assert [(image.image_id, bool(image.fault)) for image in found] == [
-        ("a.jpg", False), ("locked", True), ("open/c.jpg", False),
-    ]  # fmt: skip
-    assert "locked: the folder cannot be listed (Permission denied)" in found[1].fault
-    assert ids(find_images([], [tmp_path / "locked", tmp_path / "open"], keep_faulty=True)) == ["c.jpg", "locked"]
-    for inputs in ([tmp_path], [tmp_path / "locked", tmp_path / "open"]):
-        with pytest.raises(DataError, match="cannot be listed"):
-            find_images(inputs, keep_faulty=inputs != [tmp_path])
-
-
-def test_of_a_list_what_is_gone_or_no_image_is_a_fault(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "notes.txt", "sub/b.jpg")
-    (tmp_path / "loop").symlink_to("loop")
-    names = ("a.jpg", "sub", "gone.jpg", "gone/..", "loop/c.jpg", "notes.txt", "a\0.jpg", "y" * 5000)
-    found = find_images([], [tmp_path / name for name in names], keep_faulty=True)
-    assert {image.image_id for image in found if not image.fault} == {"a.jpg", "b.jpg"}
-    told = {image.image_id[:9]: image.fault.rpartition(": ")[2][:12] for image in found if image.fault}
-    assert told == {
-        **dict.fromkeys(("gone.jpg", tmp_path.name[:9], "c.jpg", "a%00.jpg", "yyyyyyyyy"), "no such file"),
-        "notes.txt": "not an image",
-    }
-
-
-def test_other_suffixes_are_counted_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    touch(tmp_path, "a.jpg", "a.txt", "sub/b.TXT", "sub/Thumbs.db", "README", ".hidden.txt", "sub/.git/x.txt")
-    with caplog.at_level("INFO", "defectseg"):
-        find_images([tmp_path])
-    assert caplog.messages == ["passed over for their suffix: 2 .txt, 1 without a suffix, 1 .db"]
-    caplog.clear()
-    touch(tmp_path, *(f"many/x.{number:03}" for number in range(20)))
-    with caplog.at_level("INFO", "defectseg"):
-        find_images([tmp_path])
-    assert caplog.messages[0].endswith("1 .005, 15 with others")
-
-
-def test_suffixes_that_the_decoder_knows_count(tmp_path: Path) -> None:
-    known = [".jfif", *(suffix for suffix in (".jp2", ".gif", ".avif") if cv2.haveImageWriter(f"x{suffix}"))]
-    touch(tmp_path, *(f"a{suffix}" for suffix in known))
-    assert {image.path.suffix for image in find_images([tmp_path])} == set(known)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="has no such files")
-@pytest.mark.parametrize(
-    ("kind", "told"),
-    [("pipe", "a named pipe"), ("device", "a device"), ("100 GB", "107,374,182,400 bytes|not a JPEG")],
-)
-@pytest.mark.parametrize(
-    "read",
-    [
-        images.decode,
-        images.read_size,
-        lambda path: images.decode_small(path, shorter_px=8, longer_px=8),
-        read_class_map,
-    ],
-)
-def test_a_pipe_a_device_and_a_huge_file_are_found_and_refused_unread(
-    tmp_path: Path, kind: str, told: str, read: Callable[[Path], Any]
-) -> None:
-    path = tmp_path / "a.png"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        with path.open("wb") as handle:
-            handle.truncate(100 * 2**30)
-    assert ids(find_images([tmp_path])) == ["a.png"]
-    with pytest.raises(ImageError, match=told):
-        read(path)
-
-
-def test_many_inputs_take_linear_time(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"{number % 50}/{number}.jpg" for number in range(3000)))
-    files = [tmp_path / f"{number % 50}/{number}.jpg" for number in range(3000)]
-    assert len(find_images([tmp_path, *files])) == 3000
+def test_a_mask_of_a_coloured_palette_holds_its_indices(palette: list[int], numbers: Any, tmp_path: Path) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("L")
+    picture.putpalette(palette)
+    picture.save(tmp_path / "a.png")
+    assert read_class_map(tmp_path / "a.png").tolist() == numbers

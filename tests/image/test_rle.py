@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -51,39 +51,18 @@ def test_a_run_goes_on_from_the_foot_of_a_column_to_the_head_of_the_next() -> No
     np.testing.assert_array_equal(rle.decode("2 2", (2, 2)), [[False, True], [True, False]])
 
 
-def test_empty_mask_is_the_empty_text() -> None:
-    assert rle.encode(np.zeros((3, 5), np.bool_)) == ""
-    assert not rle.decode("", (3, 5)).any()
-    assert rle.decode("  ", (3, 5)).shape == (3, 5)
-
-
-def test_full_mask_is_one_run() -> None:
-    assert rle.encode(np.ones((256, 1600), np.bool_)) == "1 409600"
-    assert rle.decode("1 409600", (256, 1600)).all()
-
-
-def test_mask_without_pixels_is_empty() -> None:
-    assert rle.encode(np.zeros((0, 7), np.bool_)) == ""
-
-
 @given(masks)
-def test_decoding_undoes_encoding(mask: NDArray[np.bool_]) -> None:
-    decoded = rle.decode(rle.encode(mask), (mask.shape[0], mask.shape[1]))
+def test_codec_agrees_with_the_rule_read_literally(mask: NDArray[np.bool_]) -> None:
+    encoded = slow_encode(mask)
+    assert rle.encode(mask) == encoded
+    decoded = rle.decode(encoded, (mask.shape[0], mask.shape[1]))
     np.testing.assert_array_equal(decoded, mask)
     assert decoded.dtype == np.bool_
     assert decoded.flags.c_contiguous
 
 
-@given(masks)
-def test_codec_agrees_with_the_rule_read_literally(mask: NDArray[np.bool_]) -> None:
-    encoded = slow_encode(mask)
-    assert rle.encode(mask) == encoded
-    np.testing.assert_array_equal(
-        rle.decode(encoded, (mask.shape[0], mask.shape[1])), slow_decode(encoded, (mask.shape[0], mask.shape[1]))
-    )
-
-
 @given(masks, st.sampled_from(["transposed", "strided", "fortran"]))
+@settings(max_examples=40)
 def test_encoding_takes_any_memory_layout(mask: NDArray[np.bool_], layout: str) -> None:
     laid_out = {
         "transposed": mask.T.copy().T,
@@ -93,12 +72,10 @@ def test_encoding_takes_any_memory_layout(mask: NDArray[np.bool_], layout: str) 
     assert rle.encode(laid_out) == slow_encode(mask)
 
 
-def test_runs_that_touch_are_one_area() -> None:
-    np.testing.assert_array_equal(rle.decode("1 2 3 2", (4, 2)), slow_decode("1 4", (4, 2)))
-
-
-def test_blanks_between_numbers_do_not_matter() -> None:
-    np.testing.assert_array_equal(rle.decode(" 1  2\t5 1\n", (4, 2)), rle.decode("1 2 5 1", (4, 2)))
+def test_runs_may_touch_and_blanks_do_not_matter() -> None:
+    np.testing.assert_array_equal(rle.decode(" 1  2\t3 2\n", (4, 2)), slow_decode("1 4", (4, 2)))
+    assert rle.decode("  ", (3, 5)).tolist() == [[False] * 5] * 3
+    assert rle.encode(np.zeros((0, 7), np.bool_)) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,20 @@
-from dataclasses import dataclass
+import itertools
+import tracemalloc
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from defectseg.errors import ModelError
 from defectseg.image.regions import Region, find_regions
 from defectseg.inference.segment import Segmentation, segment, segment_image
-from defectseg.inference.settings import Settings
-from defectseg.inference.tiles import ImageAnswer
+from defectseg.inference.tiles import ImageAnswer, predict_image
 from defectseg.model.info import Thresholds
-from defectseg.runtime.base import Answer
 
 
 def _thresholds(
@@ -27,6 +28,14 @@ def _prediction(*planes: list[list[float]], gate: list[float] | None = None) -> 
     probabilities = np.array(planes, np.float32)
     gates = probabilities.max(axis=(1, 2)) if gate is None else np.array(gate, np.float32)
     return ImageAnswer(probabilities, gates)
+
+
+def _assert_equal(result: Segmentation, expected: Segmentation) -> None:
+    np.testing.assert_array_equal(result.masks, expected.masks)
+    np.testing.assert_array_equal(result.class_map, expected.class_map)
+    assert result.regions == expected.regions
+    assert result.masks.dtype == np.bool_
+    assert result.class_map.dtype == np.uint8
 
 
 def test_a_pixel_at_the_threshold_counts() -> None:
@@ -45,30 +54,6 @@ def test_a_class_counts_from_its_gate_on(gate: float, found: bool) -> None:
     assert result.class_map.tolist() == [[int(found)] * 2]
 
 
-def test_gates_and_thresholds_are_those_of_each_class() -> None:
-    planes = [[0.4, 0.6]], [[0.4, 0.6]], [[0.9, 0.9]]
-    thresholds = _thresholds((0.3, 0.5, 0.5), gate=(0.5, 0.5, 0.95))
-
-    result = segment(_prediction(*planes), thresholds)
-
-    assert result.masks.tolist() == [[[True, True]], [[False, True]], [[False, False]]]
-
-
-def test_regions_smaller_than_the_minimum_area_are_dropped_from_masks_and_class_map() -> None:
-    plane = [
-        [0.9, 0.9, 0.1, 0.9],
-        [0.9, 0.1, 0.1, 0.9],
-        [0.1, 0.1, 0.1, 0.1],
-        [0.9, 0.1, 0.1, 0.1],
-    ]
-
-    result = segment(_prediction(plane), _thresholds((0.5,), min_area_px=(2,)))
-
-    assert [region.area_px for region in result.regions] == [3, 2]
-    assert result.class_map.tolist() == [[1, 1, 0, 1], [1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
-    np.testing.assert_array_equal(result.masks[0], result.class_map == 1)
-
-
 def test_regions_come_by_class_then_size_with_their_own_figures() -> None:
     pits = [[0.6, 0.1, 0.8, 0.7], [0.1, 0.1, 0.1, 0.1]]
     cracks = [[0.1, 0.1, 0.1, 0.1], [0.9, 0.1, 0.1, 0.1]]
@@ -80,14 +65,6 @@ def test_regions_come_by_class_then_size_with_their_own_figures() -> None:
     np.testing.assert_allclose([one.score for one in result.regions], [0.75, 0.6, 0.9], atol=1e-6)
 
 
-def test_only_wanted_classes_are_reported_and_keep_their_numbers() -> None:
-    result = segment(_prediction([[0.9]], [[0.8]]), _thresholds((0.5, 0.5)), only_classes=(2,))
-
-    assert result.masks.tolist() == [[[False]], [[True]]]
-    assert result.class_map.tolist() == [[2]]
-    assert [one.class_id for one in result.regions] == [2]
-
-
 def test_the_class_map_names_the_most_probable_class_whose_final_mask_holds_the_pixel() -> None:
     # Column 0: both, the second is more probable. Column 1: as probable, the first is named.
     # Column 3: a crack of one pixel is dropped, so the less probable pit is named.
@@ -97,46 +74,7 @@ def test_the_class_map_names_the_most_probable_class_whose_final_mask_holds_the_
     result = segment(_prediction(pits, cracks), _thresholds((0.5, 0.5), min_area_px=(0, 2)))
 
     assert result.class_map.tolist() == [[2, 1, 0, 1, 1]]
-    assert result.class_map.dtype == np.uint8
     assert result.masks.tolist() == [[[True, True, False, True, True]], [[True, True, False, False, False]]]
-
-
-def test_a_clean_image_has_nothing() -> None:
-    result = segment(_prediction([[0.1, 0.2]], [[0.1, 0.1]]), _thresholds((0.5, 0.5)))
-
-    assert not result.masks.any()
-    assert result.regions == ()
-    assert result.class_map.tolist() == [[0, 0]]
-
-
-probabilities_of_three_classes = hnp.arrays(
-    np.float32,
-    st.tuples(st.just(3), st.integers(1, 6), st.integers(1, 6)),
-    elements=st.sampled_from([np.float32(value) for value in (0.0, 0.4, 0.5, 0.6, 0.8)]),
-)
-
-
-@given(
-    probabilities_of_three_classes, st.tuples(*[st.integers(0, 4)] * 3), st.tuples(*[st.sampled_from([0.5, 0.7])] * 3)
-)
-def test_class_map_agrees_with_a_slow_literal_one(
-    probabilities: NDArray[np.float32], min_area_px: tuple[int, ...], gate: tuple[float, ...]
-) -> None:
-    before = probabilities.copy()
-    prediction = ImageAnswer(probabilities, probabilities.max(axis=(1, 2)))
-
-    result = segment(prediction, _thresholds((0.5, 0.5, 0.5), gate=gate, min_area_px=min_area_px))
-
-    for y, x in np.ndindex(result.class_map.shape):
-        holders = [(-probabilities[c, y, x], c + 1) for c in range(3) if result.masks[c, y, x]]
-        assert result.class_map[y, x] == (min(holders)[1] if holders else 0)
-    for index in range(3):
-        areas = [region.area_px for region in result.regions if region.class_id == index + 1]
-        assert sum(areas) == np.count_nonzero(result.masks[index])
-        assert min(areas, default=min_area_px[index]) >= min_area_px[index]
-        if prediction.gate[index] < gate[index]:
-            assert areas == []
-    np.testing.assert_array_equal(probabilities, before)
 
 
 def slow_segment(
@@ -161,72 +99,117 @@ def slow_segment(
     return Segmentation(masks, tuple(regions), class_map)
 
 
+@st.composite
+def thresholds_of_three(draw: st.DrawFn) -> Thresholds:
+    values = st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.97, 1.0])
+    three = st.tuples(values, values, values)
+    return Thresholds(gate=draw(three), pixel=draw(three), min_area_px=draw(st.tuples(*[st.integers(0, 9)] * 3)))
+
+
 @given(
-    probabilities_of_three_classes,
-    st.tuples(*[st.integers(0, 4)] * 3),
-    st.tuples(*[st.sampled_from([0.0, 0.4, 0.5, 0.7, 1.0])] * 3),
-    st.tuples(*[st.sampled_from([0.0, 0.5, 0.7])] * 3),
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.just(3), st.integers(1, 6), st.integers(1, 6)),
+        elements=st.sampled_from([np.float32(value) for value in (0.0, 0.3, 0.5, 0.6, 0.8)]),
+    ),
+    thresholds_of_three(),
     st.sampled_from([None, (2,), (1, 3)]),
 )
 def test_short_cuts_change_nothing(
-    probabilities: NDArray[np.float32],
-    min_area_px: tuple[int, ...],
-    pixel: tuple[float, ...],
-    gate: tuple[float, ...],
-    only_classes: tuple[int, ...] | None,
+    probabilities: NDArray[np.float32], thresholds: Thresholds, only_classes: tuple[int, ...] | None
 ) -> None:
-    prediction = ImageAnswer(probabilities, probabilities.max(axis=(1, 2)))
-    thresholds = _thresholds(pixel, gate=gate, min_area_px=min_area_px)
+    prediction, before = ImageAnswer(probabilities, probabilities.max(axis=(1, 2))), probabilities.copy()
 
     result = segment(prediction, thresholds, only_classes=only_classes)
 
-    expected = slow_segment(prediction, thresholds, only_classes)
-    np.testing.assert_array_equal(result.masks, expected.masks)
-    np.testing.assert_array_equal(result.class_map, expected.class_map)
-    assert result.class_map.dtype == np.uint8
-    assert result.regions == expected.regions
+    _assert_equal(result, slow_segment(prediction, thresholds, only_classes))
+    np.testing.assert_array_equal(probabilities, before)
 
 
-@dataclass
-class AnsweringRuntime:
-    """A Runtime that gives one prediction, whatever the image."""
+@example((150, 523), (96, 160), 0.17, Thresholds.default(3), None, 1, 3)
+@given(
+    st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.floats(0, 0.99),
+    thresholds_of_three(),
+    st.sampled_from([None, (1,), (2, 3)]),
+    st.integers(0, 99),
+    st.sampled_from([1, 3]),
+)
+@hypothesis_settings(max_examples=40)
+def test_segmenting_in_bands_equals_segmenting_the_whole_answer(
+    contradicting_runtime: Any,
+    few_levels: Any,
+    size_hw: tuple[int, int],
+    tile_hw: tuple[int, int],
+    overlap: float,
+    thresholds: Thresholds,
+    only_classes: tuple[int, ...] | None,
+    seed: int,
+    parallel: int,
+) -> None:
+    image = few_levels(size_hw, seed)
+    runtime = contradicting_runtime(tile_hw=tile_hw, overlap_px=int(overlap * min(tile_hw)), parallel=parallel)
+    settings = replace(runtime.settings, thresholds=thresholds, classes=only_classes)
 
-    prediction: ImageAnswer
-    class_names: tuple[str, ...] = ("pits", "cracks")
-    name: str = "test"
-    parallel: int = 1
+    result = segment_image(runtime, image, settings)
 
-    def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        return Answer(self.prediction.probabilities[None], self.prediction.gate[None])
-
-
-def test_segmenting_an_image_is_segmenting_what_the_network_says_of_it() -> None:
-    prediction = _prediction([[0.9, 0.2, 0.6]], [[0.1, 0.8, 0.7]])
-
-    settings = Settings(_thresholds((0.5, 0.5)), (1024, 2048), 128, classes=(1,))
-    result = segment_image(AnsweringRuntime(prediction), np.zeros((1, 3), np.uint8), settings)
-
-    assert result.masks.tolist() == [[[True, False, True]], [[False, False, False]]]
-    assert result.class_map.tolist() == [[1, 0, 1]]
+    answer = predict_image(runtime, image, settings)
+    _assert_equal(result, slow_segment(answer, thresholds, only_classes))
+    assert result.answer is None
+    kept = segment_image(runtime, image, settings, keep_answer=True)
+    _assert_equal(kept, result)
+    assert kept.answer is not None
+    np.testing.assert_array_equal(kept.answer.probabilities, answer.probabilities)
 
 
-@pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize("pixel", [(0, 0), (3, 5), (16, 36)])
-def test_one_pixel_that_is_not_a_number_never_passes_for_clean_steel(index: int, pixel: tuple[int, int]) -> None:
-    # Neither a comparison nor cv2.minMaxLoc notices it, and the gate is shut.
-    probabilities = np.full((2, 17, 37), 0.1, np.float32)
-    probabilities[index][pixel] = np.nan
-    runtime = AnsweringRuntime(ImageAnswer(probabilities, np.zeros(2, np.float32)))
-
-    with pytest.raises(ModelError, match="not a number"):
-        segment_image(runtime, np.zeros((17, 37), np.uint8), Settings(Thresholds.default(2), (1024, 2048), 128))
+def _pits(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.asarray(tile / np.float32(255), np.float32)[None]
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_gate_that_is_not_a_number_never_passes_for_clean_steel(index: int) -> None:
-    gate = np.zeros(2, np.float32)
-    gate[index] = np.nan
-    runtime = AnsweringRuntime(ImageAnswer(np.zeros((2, 3, 3), np.float32), gate))
+def test_a_scratch_through_many_tiles_is_one_region_whose_minimum_area_is_that_of_the_whole(fake_runtime: Any) -> None:
+    image = np.zeros((8, 100), np.uint8)
+    image[3, 5:95] = 255
+    runtime = fake_runtime(_pits, tile_hw=(8, 10), overlap_px=3)
+    settings = replace(runtime.settings, thresholds=_thresholds((0.5,), min_area_px=(90,)))
 
-    with pytest.raises(ModelError, match="not a number"):
-        segment_image(runtime, np.zeros((3, 3), np.uint8), Settings(Thresholds.default(2), (1024, 2048), 128))
+    result = segment_image(runtime, image, settings)
+
+    assert [(region.area_px, region.box_xywh, region.score) for region in result.regions] == [(90, (5, 3, 90, 1), 1.0)]
+    np.testing.assert_array_equal(result.masks[0], image > 0)
+
+
+def test_a_gate_that_opens_in_the_last_tile_lets_the_first_pass(fake_runtime: Any) -> None:
+    image = np.zeros((4, 40), np.uint8)
+    image[1, 1], image[1, 38] = 153, 255  # 0.6 alone would not open a gate of 0.9
+    runtime = fake_runtime(_pits, tile_hw=(4, 10), overlap_px=2)
+    settings = replace(runtime.settings, thresholds=_thresholds((0.5,), gate=(0.9,)))
+
+    assert np.argwhere(segment_image(runtime, image, settings).class_map).tolist() == [[1, 1], [1, 38]]
+    assert not segment_image(runtime, image[:, :30].copy(), settings).masks.any()
+
+
+@pytest.mark.parametrize(("size_hw", "spotted"), [((128, 20_000), True), ((10_000, 256), False)])
+def test_a_large_image_takes_less_memory_than_its_probabilities(
+    fake_runtime: Any, size_hw: tuple[int, int], spotted: bool
+) -> None:
+    def answer(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
+        level = tile / np.float32(255)
+        return np.stack([level, level * np.float32(0.9), 1 - level, level])
+
+    image = np.full(size_hw, 128, np.uint8)
+    if spotted:
+        for level, first in ((255, 10), (0, 50)):  # blobs of 6 x 6 px, 4.5 % of the image for three of the classes
+            for y, x in itertools.product(range(6), range(6)):
+                image[first + y :: 80, 10 + x :: 20] = level
+    runtime = fake_runtime(answer, 4, tile_hw=(256, 256), overlap_px=16)
+    settings = replace(runtime.settings, thresholds=_thresholds((0.8,) * 4, min_area_px=(1,) * 4))
+
+    tracemalloc.start()
+    result = segment_image(runtime, image, settings)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    # The fixed part: sums, weights, a tile's answer and temporaries, each float32 (4, 256, 256), which is 1 MiB.
+    assert bool(result.regions) == spotted
+    assert peak_bytes < 9 * image.size + 8 * 2**20

@@ -15,7 +15,6 @@ from defectseg.errors import ImageError, ModelError, ResourceError
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.inference.stream import GivenImage, Segmented, Unreadable, stream
-from defectseg.inference.tiles import predict_image
 
 STEEL, PIT = 60, 120  # grey levels, as GreyRuntime reads them
 
@@ -40,9 +39,7 @@ def _ids(results: list[Any]) -> list[str]:
     return [result.image_id if isinstance(result, Unreadable) else result[0] for result in results]
 
 
-def test_results_come_in_order_and_do_not_depend_on_the_number_of_workers(
-    tmp_path: Path, grey_runtime: Callable[..., Any]
-) -> None:
+def test_results_come_in_order_for_any_number_of_workers(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
     images = _found(tmp_path, 40)
     images[5].path.write_bytes(b"not an image")
     images[7].path.unlink()
@@ -66,9 +63,7 @@ def test_results_come_in_order_and_do_not_depend_on_the_number_of_workers(
     assert 2 < at_once[2] <= 5
 
 
-def test_images_are_taken_a_bounded_number_ahead_of_the_caller(
-    tmp_path: Path, grey_runtime: Callable[..., Any]
-) -> None:
+def test_few_images_are_taken_ahead_of_the_caller(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
     asked: list[FoundImage] = []
 
     def watched() -> Iterator[FoundImage]:
@@ -84,58 +79,37 @@ def test_images_are_taken_a_bounded_number_ahead_of_the_caller(
         assert len(asked) <= 1 + 8 + 4 + 2
 
 
-@pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("tile_hw", [(1024, 2048), (8, 8)])
-def test_the_answer_is_kept_for_who_asks_for_it(
-    keep: bool, tile_hw: tuple[int, int], tmp_path: Path, grey_runtime: Callable[..., Any]
-) -> None:
-    runtime = grey_runtime(tile_hw=tile_hw, tile_overlap_px=4)
-
-    (one,) = stream(_found(tmp_path, 3)[2:], runtime, runtime.settings, lambda one: one, keep_answers=keep)
-
-    assert isinstance(one, Segmented)
-    assert np.argwhere(one.segmentation.class_map).tolist() == [[0, 0], [0, 1]]
-    assert (one.answer is not None) == keep
-    if one.answer is not None:
-        expected = predict_image(runtime, one.decoded.pixels, runtime.settings)
-        np.testing.assert_array_equal(one.answer.probabilities, expected.probabilities)
-
-
-def test_large_images_go_alone(grey_runtime: Callable[..., Any]) -> None:
-    at_once = {}
-    for name, side in (("large", 4001), ("small", 8)):
-        runtime = grey_runtime(tile_hw=(5000, 5000), parallel=4, longest_s=0.02)
-        images = [GivenImage(name, Path(name), array=np.full((side, side), STEEL, np.uint8))] * 4
-        assert len(list(stream(images, runtime, runtime.settings, _area))) == 4
-        at_once[name] = runtime.most_at_once
-
-    assert at_once["large"] == 1
-    assert at_once["small"] > 1
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".bmp"])
-def test_large_images_are_decoded_one_at_a_time_however_small_their_files(
+@pytest.mark.parametrize("suffix", [".png", "in memory"])
+def test_images_in_work_have_few_pixels_together(
     suffix: str, tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lzw = (cv2.IMWRITE_TIFF_COMPRESSION, 5) if suffix == ".tif" else ()
-    path, lock = tmp_path / f"large{suffix}", threading.Lock()
-    path.write_bytes(cv2.imencode(suffix, np.zeros((4001, 4000), np.uint8), lzw)[1].tobytes())
-    alone: list[bool] = []
+    monkeypatch.setattr("defectseg.inference.stream.PIXELS_IN_WORK", 1000)
+    at_once = {}
+    for size_hw in ((5, 66), (10, 50), (10, 51), (50, 50)):
+        array, lock, counts = np.full(size_hw, STEEL, np.uint8), threading.Lock(), [0]
+        path = tmp_path / f"a{suffix}"
+        image: FoundImage = GivenImage("a", path, array=array)
+        if suffix != "in memory":
+            cv2.imwrite(str(path), array)
+            image = FoundImage("a", path)
 
-    def decode(path: Path, **options: Any) -> None:
-        alone.append(lock.acquire(blocking=False))
-        time.sleep(0.01)
-        if lock.locked():
-            lock.release()
-        raise ImageError(f"{path}: seen.")
+        def decode(*arguments: Any, counts: list[int] = counts, lock: Any = lock, **options: Any) -> None:
+            with lock:
+                counts.append(counts[-1] + 1)
+            time.sleep(0.02)
+            with lock:
+                counts.append(counts[-1] - 1)
+            raise ImageError("seen.")
 
-    monkeypatch.setattr(image_files, "decode", decode)
-    runtime = grey_runtime()
+        monkeypatch.setattr(image_files, "decode", decode)
+        monkeypatch.setattr(image_files, "to_grey", decode)
+        runtime = grey_runtime(parallel=4)
+        assert len(list(stream([image] * 8, runtime, runtime.settings, _area))) == 8
+        at_once[size_hw] = max(counts)
 
-    results = list(stream([FoundImage(path.name, path)] * 6, runtime, runtime.settings, _area))
-
-    assert all(isinstance(result, Unreadable) for result in results)
-    assert alone == [True] * 6
+    assert at_once[(10, 51)] == at_once[(50, 50)] == 1
+    assert 1 < at_once[(10, 50)] <= 2
+    assert 1 < at_once[(5, 66)] <= 3
 
 
 @pytest.mark.parametrize("error", [ResourceError("no memory"), ModelError("not a number"), KeyboardInterrupt()])
@@ -168,9 +142,7 @@ def test_an_error_in_a_thread_ends_the_stream_after_what_came_before(
     assert threading.active_count() == threads
 
 
-def test_a_stream_that_is_closed_gives_up_a_large_image_at_its_next_tile(
-    tmp_path: Path, grey_runtime: Callable[..., Any]
-) -> None:
+def test_a_closed_stream_gives_up_a_large_image(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
     (tmp_path / "large").mkdir()
     images = [*_found(tmp_path, 1), *_found(tmp_path / "large", 1, size_hw=(800, 800))]
     runtime = grey_runtime(tile_hw=(16, 24), tile_overlap_px=0, longest_s=0.004)
@@ -179,14 +151,6 @@ def test_a_stream_that_is_closed_gives_up_a_large_image_at_its_next_tile(
         next(results)
 
     assert len(runtime.calls) < 200  # of 1,701
-
-
-def test_an_answer_that_is_not_a_number_is_an_error(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
-    runtime = grey_runtime()
-    runtime.levels[1, PIT] = np.nan
-
-    with pytest.raises(ModelError, match="not a number"):
-        list(stream(_found(tmp_path, 8), runtime, runtime.settings, _area))
 
 
 def test_opencv_has_its_threads_back_after_the_last_stream(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:

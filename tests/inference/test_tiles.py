@@ -1,49 +1,24 @@
 import itertools
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from defectseg.errors import ModelError
-from defectseg.inference.settings import Settings
-from defectseg.inference.tiles import predict_image, tile_starts
-from defectseg.model.info import Thresholds
+from defectseg.inference.tiles import predict_bands, predict_image, tile_starts
 from defectseg.runtime.base import Answer
-
-sides = st.integers(1, 40)
-
-
-class OneClassRuntime:
-    """A Runtime with one class, whose probabilities (h, w) and gate a function makes of the tile and its number."""
-
-    class_names = ("pits",)
-    name = "test"
-    parallel = 1
-
-    def __init__(
-        self, answer: Callable[[NDArray[np.uint8], int], Any], *, tile_hw: tuple[int, int], overlap_px: int
-    ) -> None:
-        self.settings = Settings(Thresholds.default(1), tile_hw, overlap_px)
-        self.answer = answer
-        self.shapes: list[tuple[int, ...]] = []
-
-    def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        assert images.dtype == np.uint8
-        assert images.flags.c_contiguous
-        self.shapes.append(images.shape)
-        probabilities = np.broadcast_to(self.answer(images[0, 0], len(self.shapes)), images.shape).astype(np.float32)
-        return Answer(probabilities, probabilities.max(axis=(2, 3)))
 
 
 @st.composite
 def tilings(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Size of an image, of a tile that may be larger, and an overlap that the recipe allows."""
-    tile_hw = draw(st.tuples(sides, sides))
-    return draw(st.tuples(sides, sides)), tile_hw, draw(st.integers(0, min(tile_hw) - 1))
+    tile_hw = draw(st.tuples(st.integers(1, 30), st.integers(1, 30)))
+    return draw(st.tuples(st.integers(1, 50), st.integers(1, 50))), tile_hw, draw(st.integers(0, min(tile_hw) - 1))
 
 
 @st.composite
@@ -54,7 +29,7 @@ def rows_of_tiles(draw: st.DrawFn) -> tuple[int, int, int]:
 
 
 @given(rows_of_tiles())
-def test_tiles_cover_every_pixel_and_neighbours_share_at_least_the_overlap(row: tuple[int, int, int]) -> None:
+def test_tiles_cover_every_pixel_share_the_overlap_and_begin_on_a_grid(row: tuple[int, int, int]) -> None:
     length, tile, overlap_px = row
 
     starts = tile_starts(length, tile, overlap_px)
@@ -63,14 +38,6 @@ def test_tiles_cover_every_pixel_and_neighbours_share_at_least_the_overlap(row: 
     assert all(before < after <= before + tile - overlap_px for before, after in itertools.pairwise(starts))
     assert starts[-1] < length <= starts[-1] + tile
     assert all(start + tile < length for start in starts[:-1])
-
-
-@given(rows_of_tiles())
-def test_tiles_begin_on_a_grid_where_they_are_long_enough_for_it(row: tuple[int, int, int]) -> None:
-    length, tile, overlap_px = row
-
-    starts = tile_starts(length, tile, overlap_px)
-
     if tile - overlap_px >= 64:
         assert all(start % 64 == 0 for start in starts)
         assert starts[-1] + tile - max(length, tile) < 64
@@ -88,48 +55,57 @@ def test_tiles_of_a_strip_worked_by_hand() -> None:
     assert tile_starts(460, 200, 20) == [0, 128, 256, 320]
 
 
-@given(tilings(), st.randoms(use_true_random=False))
-def test_tiles_of_an_answer_that_does_not_depend_on_the_tile_blend_to_the_direct_answer(
-    tiling: tuple[tuple[int, int], tuple[int, int], int], random: Any
+@given(tilings(), st.integers(0, 99))
+@example(((150, 523), (96, 160), 16), 1)
+@example(((523, 150), (140, 100), 30), 2)
+@settings(max_examples=40)
+def test_blending_agrees_with_a_literal_one(
+    contradicting_runtime: Any, few_levels: Any, tiling: tuple[tuple[int, int], tuple[int, int], int], seed: int
 ) -> None:
     size_hw, tile_hw, overlap_px = tiling
-    image = np.frombuffer(random.randbytes(size_hw[0] * size_hw[1]), np.uint8).reshape(size_hw)
-    runtime = OneClassRuntime(lambda tile, _: tile / np.float32(255), tile_hw=tile_hw, overlap_px=overlap_px)
+    image = few_levels(size_hw, seed)
+    runtime = contradicting_runtime(tile_hw=tile_hw, overlap_px=overlap_px)
 
     prediction = predict_image(runtime, image, runtime.settings)
 
+    total, weights, gate = np.zeros((3, *size_hw)), np.zeros(size_hw), np.zeros(3)
+    (height, width), (tile_h, tile_w) = size_hw, tile_hw
+    shape = min(height, tile_h), min(width, tile_w)  # of every tile; one beyond the image repeats its last pixels
+    assert {tile.shape for tile in runtime.tiles} == {shape}
+    for top in tile_starts(height, tile_h, overlap_px):
+        for left in tile_starts(width, tile_w, overlap_px):
+            box = np.s_[top : top + tile_h, left : left + tile_w]
+            part = image[box]
+            missing = [(0, tile - length) for tile, length in zip(shape, part.shape, strict=True)]
+            whole = runtime.answer(np.pad(part, missing, mode="edge"))
+            gate = np.maximum(gate, whole.max(axis=(1, 2)))
+            answer = whole[:, : part.shape[0], : part.shape[1]]
+            down = _literal_weights(top, tile_h, height, overlap_px)
+            weight = np.array(down)[:, None] * np.array(_literal_weights(left, tile_w, width, overlap_px))
+            total[(slice(None), *box)] += weight * answer
+            weights[box] += weight
     assert prediction.probabilities.dtype == np.float32
-    np.testing.assert_allclose(prediction.probabilities[0], image / 255, atol=1e-6)
-    np.testing.assert_allclose(prediction.gate, [image.max() / 255], atol=1e-6)
-    expected = (1, 1, min(tile_hw[0], size_hw[0]), min(tile_hw[1], size_hw[1]))
-    assert set(runtime.shapes) == {expected}
+    np.testing.assert_allclose(prediction.probabilities, total / weights, atol=1e-6)
+    np.testing.assert_allclose(prediction.gate, gate, atol=1e-6)
 
 
-@pytest.mark.parametrize("size_hw", [(300, 500), (500, 300), (257, 400), (400, 129)])
-def test_all_tiles_of_an_image_have_one_shape_and_repeat_its_last_row_and_column(size_hw: tuple[int, int]) -> None:
-    image = np.random.default_rng(1).integers(0, 256, size_hw, dtype=np.uint8)
-    seen: list[NDArray[np.uint8]] = []
-
-    def answer(tile: NDArray[np.uint8], _: int) -> NDArray[np.float32]:
-        seen.append(tile.copy())
-        return np.asarray(tile / np.float32(255), np.float32)
-
-    runtime = OneClassRuntime(answer, tile_hw=(192, 256), overlap_px=32)
-
-    prediction = predict_image(runtime, image, runtime.settings)
-
-    assert {tile.shape for tile in seen} == {(min(192, size_hw[0]), min(256, size_hw[1]))}
-    np.testing.assert_allclose(prediction.probabilities[0], image / 255, atol=1e-6)
-    last = seen[-1]  # the lower right
-    inside_hw = [length - tile_starts(length, tile, 32)[-1] for length, tile in zip(size_hw, last.shape, strict=True)]
-    assert (last[inside_hw[0] :] == last[inside_hw[0] - 1]).all()
-    assert (last[:, inside_hw[1] :] == last[:, [inside_hw[1] - 1]]).all()
+def _literal_weights(start: int, tile: int, length: int, overlap_px: int) -> list[int]:
+    end = min(start + tile, length)
+    return [
+        min(
+            overlap_px + 1,
+            position - start + 1 if start > 0 else overlap_px + 1,
+            end - position if end < length else overlap_px + 1,
+        )
+        for position in range(start, end)
+    ]
 
 
-def test_overlapping_answers_are_blended_linearly() -> None:
+def test_overlapping_answers_are_blended_linearly(fake_runtime: Any) -> None:
     # Tiles of 4 columns at 0 and 2; the first says 0, the second 1. In the two columns that they share the weights are
     # 2/3 and 1/3, then 1/3 and 2/3.
-    runtime = OneClassRuntime(lambda _, call: np.float32(call - 1), tile_hw=(4, 4), overlap_px=2)
+    calls = itertools.count()
+    runtime = fake_runtime(lambda tile: np.full((1, *tile.shape), next(calls)), tile_hw=(4, 4), overlap_px=2)
 
     prediction = predict_image(runtime, np.zeros((1, 6), np.uint8), runtime.settings)
 
@@ -137,41 +113,18 @@ def test_overlapping_answers_are_blended_linearly() -> None:
     assert prediction.gate.tolist() == [1.0]
 
 
-def test_no_seam_is_steeper_than_the_overlap_allows_even_where_tiles_contradict_each_other() -> None:
-    overlap_px = 7
-    runtime = OneClassRuntime(lambda _, call: np.float32(call % 2), tile_hw=(16, 16), overlap_px=overlap_px)
+@pytest.mark.parametrize("size_hw", [(20, 70), (70, 20)])
+def test_bands_cover_the_image_once_along_its_longer_side(contradicting_runtime: Any, size_hw: tuple[int, int]) -> None:
+    runtime = contradicting_runtime(tile_hw=(16, 16), overlap_px=4)
+    covered = np.zeros(size_hw, np.int64)
 
-    probabilities = predict_image(runtime, np.zeros((16, 34), np.uint8), runtime.settings).probabilities[0]
+    for box, answer in predict_bands(runtime, np.zeros(size_hw, np.uint8), runtime.settings):
+        covered[box] += 1
+        assert answer.probabilities.shape[1:] == covered[box].shape
+        assert min(answer.probabilities.shape[1:]) <= 16
+        assert answer.probabilities.flags.c_contiguous
 
-    assert {probabilities.min(), probabilities.max()} == {0.0, 1.0}
-    assert np.abs(np.diff(probabilities, axis=1)).max() <= 1 / (overlap_px + 1) + 1e-6
-
-
-def test_an_answer_spoilt_at_the_borders_of_a_tile_hardly_shows_at_seams() -> None:
-    def spoilt(tile: NDArray[np.uint8], _: int) -> NDArray[np.float32]:
-        answer = np.ones(tile.shape, np.float32)
-        answer[:, [0, -1]] = 0.0  # the outermost columns, which a network sees least of
-        return answer
-
-    runtime = OneClassRuntime(spoilt, tile_hw=(8, 16), overlap_px=7)
-
-    probabilities = predict_image(runtime, np.zeros((8, 25), np.uint8), runtime.settings).probabilities[0]
-
-    # Tiles at 0 and 9; at column 9 the second tile's border weighs 1/8 against 7/8 of the first.
-    np.testing.assert_allclose(probabilities[:, 9], 7 / 8, atol=1e-6)
-    assert probabilities[:, 1:-1].min() > 0.87
-
-
-def test_the_gate_is_the_largest_over_the_tiles(grey_runtime: Callable[..., Any]) -> None:
-    runtime = grey_runtime(tile_hw=(8, 8), tile_overlap_px=2)
-    image = np.full((8, 20), 60, np.uint8)
-    image[3, 2] = 120  # a pit in the first tile
-    image[3, 18] = 160  # a crack in the last
-
-    prediction = predict_image(runtime, image, runtime.settings)
-
-    np.testing.assert_allclose(prediction.gate, [0.9, 0.8])
-    assert len(runtime.calls) == 3
+    assert (covered == 1).all()
 
 
 def test_an_image_of_the_size_of_a_tile_goes_through_whole(grey_runtime: Callable[..., Any]) -> None:
@@ -184,13 +137,36 @@ def test_an_image_of_the_size_of_a_tile_goes_through_whole(grey_runtime: Callabl
     assert runtime.calls == [(1, 1, 8, 8), (1, 1, 1, 1), (1, 1, 3, 8)]
 
 
-@pytest.mark.parametrize("tile_hw", [(8, 8), (4, 4)], ids=["whole", "in tiles"])
-def test_an_answer_that_is_not_a_number_is_refused_rather_than_taken_for_clean_steel(tile_hw: tuple[int, int]) -> None:
-    def broken(tile: NDArray[np.uint8], _: int) -> NDArray[np.float32]:
-        answer = np.zeros(tile.shape, np.float32)
-        answer[0, 0] = np.nan
-        return answer
+@pytest.mark.parametrize("parallel", [1, 3])
+@pytest.mark.parametrize("tile_hw", [(8, 90), (8, 10)], ids=["whole", "in tiles"])
+@pytest.mark.parametrize("where", ["pixel", "gate"])
+def test_not_a_number_never_passes_for_clean_steel(
+    fake_runtime: Any, where: str, tile_hw: tuple[int, int], parallel: int
+) -> None:
+    def broken(tile: NDArray[np.uint8]) -> Answer:
+        # Neither a comparison nor cv2.minMaxLoc notices it.
+        probabilities, gate = np.full((1, 1, *tile.shape), 0.1, np.float32), np.zeros((1, 1), np.float32)
+        if where == "pixel":
+            probabilities[0, 0, tile == 255] = np.nan
+        elif 255 in tile:
+            gate[:] = np.nan
+        return Answer(probabilities, gate)
 
-    runtime = OneClassRuntime(broken, tile_hw=tile_hw, overlap_px=1)
+    image = np.zeros((8, 90), np.uint8)
+    image[2, 70] = 255
+    runtime = fake_runtime(broken, tile_hw=tile_hw, overlap_px=2, parallel=parallel)
+
     with pytest.raises(ModelError, match="not a number"):
-        predict_image(runtime, np.zeros((8, 8), np.uint8), runtime.settings)
+        predict_image(runtime, image, runtime.settings)
+
+
+def test_as_many_tiles_are_in_work_at_once_as_the_runtime_has_use_for(fake_runtime: Any) -> None:
+    together = threading.Barrier(3, timeout=20)
+
+    def answer(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        together.wait()  # passes only where three tiles wait at the same time
+        return tile[None]
+
+    runtime = fake_runtime(answer, tile_hw=(4, 10), parallel=3)
+
+    assert (predict_image(runtime, np.full((4, 60), 1, np.uint8), runtime.settings).probabilities == 1.0).all()

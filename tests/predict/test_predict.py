@@ -3,12 +3,7 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +13,34 @@ import pytest
 from numpy.typing import NDArray
 
 from defectseg.errors import ExitCode, OutputExistsError, ResourceError, UsageError
+from defectseg.files import write_bytes
+from defectseg.image import read as image_files
+from defectseg.image import rle
 from defectseg.image.find import find_images
-from defectseg.model.info import ExportInfo, ModelInfo, Thresholds
-from defectseg.predict.output import RunKey
+from defectseg.image.read import DecodedImage
+from defectseg.model.info import ExportInfo, ModelInfo
 from defectseg.predict.predict import exit_code_of, predict, resolve_classes
 
-PIT, CRACK = 120, 160  # grey levels, as GreyRuntime reads them
+STEEL, PIT, CRACK, BOTH = 60, 120, 160, 200  # grey levels, as GreyRuntime reads them
 TABLES = ("predictions.csv", "images.csv", "regions.csv", "errors.csv")
+Run = Callable[..., dict[str, Any]]
+REFUSED = "another model or other settings"
 
 
-def _write(path: Path, *levels: int) -> Path:
-    """A sheet of 8 x 16, of two greys, with a defect of 2 x 2 for each grey level."""
-    image = np.full((8, 16), 60, np.uint8)
-    image[-1] = 70
-    for number, level in enumerate(levels):
-        image[2:4, 3 * number : 3 * number + 2] = level
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+def _sheet(*rectangles: tuple[int, int, int, int, int], size_hw: tuple[int, int] = (16, 24)) -> NDArray[np.uint8]:
+    """Steel with a last row that is a little brighter, and rectangles (left, top, width, height, grey level)."""
+    image = np.full(size_hw, STEEL, np.uint8)
+    image[-1] += 10
+    for left, top, width, height, level in rectangles:
+        image[top : top + height, left : left + width] = level
+    return image
+
+
+PIT_SHEET, CRACK_SHEET = _sheet((0, 2, 2, 2, PIT)), _sheet((3, 2, 2, 2, CRACK))
+
+
+def _write(path: Path, image: NDArray[Any]) -> Path:
+    write_bytes(path, cv2.imencode(path.suffix, image)[1].tobytes())
     return path
 
 
@@ -42,8 +48,9 @@ def _write(path: Path, *levels: int) -> Path:
 def sheets(tmp_path: Path) -> Path:
     """Twelve sheets: number n has a pit if n is odd, and a crack if it is a multiple of three."""
     for number in range(12):
-        levels = ([PIT] if number % 2 else []) + ([CRACK] if number % 3 == 0 else [])
-        _write(tmp_path / "sheets" / f"{number:02}.png", *levels)
+        sheet = PIT_SHEET.copy() if number % 2 else _sheet()
+        sheet[2:4, 3:5] = CRACK if number % 3 == 0 else STEEL
+        _write(tmp_path / "sheets" / f"{number:02}.png", sheet)
     return tmp_path / "sheets"
 
 
@@ -54,23 +61,50 @@ def model(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def runtime(grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The runtime that any model file loads as."""
+    """The runtime that any model file loads as; `asked` are the arguments that it was last loaded with."""
     made = grey_runtime()
-    monkeypatch.setattr("defectseg.predict.predict.load_runtime", lambda *asked, workers: (made, made.info))
+
+    def load(*arguments: Any, workers: int | None) -> Any:
+        made.asked = (*arguments, workers)
+        made.parallel = workers or 1
+        return made, made.info
+
+    monkeypatch.setattr("defectseg.predict.predict.load_runtime", load)
     return made
 
 
-def _predict(model: Path | Sequence[Path], out: Path, *inputs: Path, **options: Any) -> dict[str, Any]:
-    return predict(model, find_images(inputs, skip=out), out, **options)
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
 
 
-def _tables(out: Path) -> dict[str, str]:
-    return {name: (out / name).read_text(encoding="utf-8") for name in TABLES}
+@pytest.fixture
+def process(model: Path, runtime: Any, out: Path) -> Run:
+    """Predicts on inputs into `out`, or into a folder of another name beside it."""
+
+    def predict_on(*inputs: Path, into: str = "out", models: Any = model, **options: Any) -> dict[str, Any]:
+        return predict(models, find_images(inputs, keep_faulty=True), out.with_name(into), **options)
+
+    return predict_on
+
+
+def _counts(run: dict[str, Any]) -> tuple[int, int, int, int]:
+    return run["processed"], run["with_defect"], run["unreadable"], run["already_done"]
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    return np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), np.uint8)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as handle:
         return list(csv.DictReader(handle))
+
+
+def _files(out: Path) -> dict[str, bytes]:
+    """What a run leaves, without the journal, whose lines may be in another order, and run.json, which tells times."""
+    paths = [path for path in out.rglob("*") if path.is_file() and path.name not in ("journal.jsonl", "run.json")]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
 
 
 def _stop_at(call_to_stop: int, error: BaseException) -> Callable[[int], None]:
@@ -81,297 +115,262 @@ def _stop_at(call_to_stop: int, error: BaseException) -> Callable[[int], None]:
     return before
 
 
-def test_a_run_says_what_it_did(sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
+def test_tables_and_pictures_worked_by_hand(process: Run, tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "in"
+    _write(folder / "clean.png", _sheet())
+    many_path = _write(folder / "many.png", _sheet((2, 3, 4, 2, PIT), (20, 0, 3, 16, PIT), (10, 10, 1, 3, CRACK)))
+    _write(folder / "over.png", _sheet((0, 0, 2, 2, PIT), (2, 0, 2, 2, BOTH)))
+    (folder / "broken.png").write_bytes((folder / "clean.png").read_bytes()[:-20])
+
+    assert _counts(process(folder)) == (3, 2, 1, 0)
+
+    broken, clean, many, over = _rows(out / "images.csv")
+    stat = many_path.stat()
+    assert many == {
+        "ImageId": "many.png", "status": "defect", "height": "16", "width": "24", "classes": "pits; cracks",
+        "regions": "3", "defect_area_px": "59", "defect_area_percent": "15.3646", "top_score": "0.9000", "notes": "",
+        "size_bytes": str(stat.st_size), "modified_ns": str(stat.st_mtime_ns),
+    }  # fmt: skip
+    assert (clean["status"], clean["classes"], clean["regions"], clean["top_score"]) == ("clean", "", "0", "")
+    assert (clean["defect_area_px"], clean["defect_area_percent"]) == ("0", "0.0000")
+    # A pixel of two classes is one defect pixel: 4 of the pit alone and 4 of both.
+    assert (over["regions"], over["defect_area_px"], over["classes"]) == ("2", "8", "pits; cracks")
+    assert broken["status"] == "unreadable"
+    assert broken["height"] == broken["regions"] == broken["defect_area_px"] == ""
+    assert broken["size_bytes"] == str((folder / "broken.png").stat().st_size)
+    assert "broken.png" in broken["notes"]
+    assert [list(row.values()) for row in _rows(out / "regions.csv")] == [
+        ["many.png", "1", "pits", "48", "20", "0", "3", "16", "21.0", "7.5", "0.9000"],
+        ["many.png", "1", "pits", "8", "2", "3", "4", "2", "3.5", "3.5", "0.9000"],
+        ["many.png", "2", "cracks", "3", "10", "10", "1", "3", "10.0", "11.0", "0.8000"],
+        ["over.png", "1", "pits", "8", "0", "0", "4", "2", "1.5", "0.5", "0.7500"],
+        ["over.png", "2", "cracks", "4", "2", "0", "2", "2", "2.5", "0.5", "0.7000"],
+    ]
+    assert [tuple(row.values()) for row in _rows(out / "errors.csv")] == [
+        ("broken.png", str(folder / "broken.png"), broken["notes"])
+    ]
+    # Columns of 16 rows: the crack starts at column 10, row 10, that is pixel 10 x 16 + 10 + 1.
+    assert [tuple(row.values()) for row in _rows(out / "predictions.csv")] == [
+        *(("clean.png", "1", ""), ("clean.png", "2", "")),
+        *(("many.png", "1", "36 2 52 2 68 2 84 2 321 48"), ("many.png", "2", "171 3")),
+        *(("over.png", "1", "1 2 17 2 33 2 49 2"), ("over.png", "2", "33 2 49 2")),
+    ]
+    assert _read(out / "masks" / "over.png")[:3, :5].tolist() == [[1, 1, 2, 2, 0]] * 2 + [[0] * 5]
+    for name in ("clean", "many", "over"):
+        class_map, overlay = _read(out / "masks" / f"{name}.png"), _read(out / "overlays" / f"{name}.jpg").astype(int)
+        encoded = [row["EncodedPixels"] for row in _rows(out / "predictions.csv") if row["ImageId"] == f"{name}.png"]
+        np.testing.assert_array_equal(class_map > 0, np.any([rle.decode(one, (16, 24)) for one in encoded], axis=0))
+        red = overlay[..., 2] - overlay[..., :2].max(axis=-1) > 45
+        np.testing.assert_array_equal(red[:16], class_map > 0)
+        assert (len(overlay) > 16) == bool(class_map.any()), "the legend is a strip below"
+
+
+def test_a_run_says_what_it_did_and_the_next_does_the_rest(process: Run, runtime: Any, sheets: Path, out: Path) -> None:
     (sheets / "zz.png").write_bytes(b"not an image")
     steps: list[tuple[int, int]] = []
 
-    run = _predict(model, tmp_path / "out", sheets, progress=lambda done, total, text="": steps.append((done, total)))
+    run = process(sheets, progress=lambda done, total, text="": steps.append((done, total)))
 
     # Odd or a multiple of three: 0, 1, 3, 5, 6, 7, 9, 11.
-    assert (run["processed"], run["with_defect"], run["unreadable"], run["already_done"]) == (12, 8, 1, 0)
+    assert _counts(run) == (12, 8, 1, 0)
     assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "unreadable": 1}
     assert (run["status"], run["class_names"], run["runtime"]) == ("finished", ["pits", "cracks"], "grey levels")
     assert run["started"] <= run["ended"]
-    assert run == json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["images_per_second"] == pytest.approx(12 / run["seconds"], rel=0.1)
+    assert run == json.loads((out / "run.json").read_text())
     assert steps == [(done, 13) for done in range(14)]
+    _write(sheets / "zz.png", CRACK_SHEET)
+    assert _counts(process(sheets)) == (1, 1, 0, 12)
+    before = _files(out)
+    assert _rows(out / "errors.csv") == []
+
+    run = process(sheets)
+
+    assert _counts(run) == (0, 0, 0, 13)
+    assert run["images_per_second"] is None
+    assert len(runtime.calls) == 13
+    assert _files(out) == before
 
 
-def test_running_again_does_nothing_and_changes_nothing(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
+@pytest.mark.parametrize(("call", "options"), [(1, {}), (7, {}), (9, {"outputs": ["masks"]})])
+def test_an_interrupted_run_continues_to_the_same_files(
+    call: int, options: dict[str, Any], process: Run, runtime: Any, sheets: Path, out: Path
 ) -> None:
-    _predict(model, tmp_path / "out", sheets)
-    before = _tables(tmp_path / "out")
-
-    run = _predict(model, tmp_path / "out", sheets)
-
-    assert (run["processed"], run["already_done"], run["images_per_second"]) == (0, 12, None)
-    assert len(runtime.calls) == 12
-    assert _tables(tmp_path / "out") == before
-
-
-@pytest.mark.parametrize("call", [1, 2, 7, 12])
-def test_an_interrupted_run_continues_to_the_same_tables(
-    call: int, sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    _predict(model, tmp_path / "whole", sheets)
+    process(sheets, into="whole", **options)
     runtime.calls.clear()
     runtime.before = _stop_at(call, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        _predict(model, tmp_path / "out", sheets)
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "interrupted"
-    assert not (tmp_path / "out" / "predictions.csv").exists()
+        process(sheets, **options)
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+    assert not (out / "images.csv").exists()
     runtime.before = lambda call: None
 
-    run = _predict(model, tmp_path / "out", sheets)
+    run = process(sheets, **options)
 
     assert run["processed"] + run["already_done"] == 12
     assert run["already_done"] >= call - 6  # all but what was on its way through the pipeline
-    assert _tables(tmp_path / "out") == _tables(tmp_path / "whole")
-    for picture in (tmp_path / "whole").glob("*/*"):
-        assert (tmp_path / "out" / picture.relative_to(tmp_path / "whole")).read_bytes() == picture.read_bytes()
+    assert _files(out) == _files(out.with_name("whole"))
 
 
-def test_a_finished_run_whose_continuation_is_interrupted_loses_nothing(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    first = sorted(sheets.iterdir())[:6]
-    _predict(model, tmp_path / "out", *first)
-    before = _tables(tmp_path / "out")
+def test_interrupting_a_continuation_loses_nothing(process: Run, runtime: Any, sheets: Path, out: Path) -> None:
+    process(*sorted(sheets.iterdir())[:6])
+    before = (out / "images.csv").read_text()
     runtime.before = _stop_at(8, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        _predict(model, tmp_path / "out", sheets)
-    assert _tables(tmp_path / "out") == before
+        process(sheets)
+    assert (out / "images.csv").read_text() == before
 
     runtime.before = lambda call: None
-    run = _predict(model, tmp_path / "out", sheets)
+    run = process(sheets)
 
     assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "unreadable": 0}
     assert run["already_done"] >= 6
 
 
-@pytest.mark.parametrize("error", [ResourceError("no memory"), RuntimeError("a bug"), MemoryError()])
-def test_a_run_that_fails_says_so_in_run_json(
-    error: Exception, sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("error", [ResourceError("no memory"), MemoryError()])
+def test_a_run_that_fails_says_so(error: Exception, process: Run, runtime: Any, sheets: Path, out: Path) -> None:
     runtime.before = _stop_at(3, error)
 
     with pytest.raises(type(error)):
-        _predict(model, tmp_path / "out", sheets)
+        process(sheets)
 
-    stored = json.loads((tmp_path / "out" / "run.json").read_text())
+    stored = json.loads((out / "run.json").read_text())
     assert (stored["status"], stored["error"]) == ("failed", str(error))
 
 
-# Runs `predict` on the runtime of these tests, slowed down, in a process that can be killed.
-_DRIVER = """
-import importlib.util, sys, time
-from pathlib import Path
-from defectseg.config import InferenceConfig
-from defectseg.model.info import ModelInfo, Thresholds
-from defectseg.model.locate import model_identity
-from defectseg.image.find import find_images
-from defectseg.predict import predict as batch
-
-spec = importlib.util.spec_from_file_location("conftest", sys.argv[1])
-conftest = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(conftest)
-runtime = conftest.GreyRuntime(Thresholds.default(2), InferenceConfig())
-runtime.before = lambda call: time.sleep(0.05)
-batch.load_runtime = lambda *asked, workers: (runtime, runtime.info)
-model, sheets, out = map(Path, sys.argv[2:])
-batch.predict(model, find_images([sheets]), out)
-"""
+def _with(info: ModelInfo, **sections: dict[str, Any]) -> ModelInfo:
+    """The description with other values in these sections of its recipe."""
+    changed = {name: getattr(info.recipe, name).model_copy(update=values) for name, values in sections.items()}
+    return info.model_copy(update={"recipe": info.recipe.model_copy(update=changed)})
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_a_killed_run_continues_to_the_same_tables(sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    conftest = Path(__file__).parents[1] / "conftest.py"
-    arguments = [str(path) for path in (conftest, model, sheets, tmp_path / "out")]
-    journal = tmp_path / "out" / "journal.jsonl"
-    with subprocess.Popen([sys.executable, "-c", _DRIVER, *arguments]) as process:
-        patience = time.monotonic() + 60
-        while not (journal.exists() and journal.stat().st_size) and time.monotonic() < patience:
-            time.sleep(0.01)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out" / "predictions.csv").exists()
-
-    run = _predict(model, tmp_path / "out", sheets)
-
-    assert 1 <= run["already_done"] < 12
-    _predict(model, tmp_path / "whole", sheets)
-    assert _tables(tmp_path / "out") == _tables(tmp_path / "whole")
-    assert not list((tmp_path / "out").rglob(".*"))
-
-
-def test_new_changed_and_mended_images_are_done_and_others_are_not(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    (sheets / "zz.png").write_bytes(b"not an image")
-    assert _predict(model, tmp_path / "out", sheets)["unreadable"] == 1
-    runtime.calls.clear()
-    _write(sheets / "new.png", PIT)
-    _write(sheets / "00.png", PIT, PIT)  # was a crack
-    _write(sheets / "zz.png", CRACK)
-
-    run = _predict(model, tmp_path / "out", sheets)
-
-    assert (run["processed"], run["unreadable"], run["already_done"], len(runtime.calls)) == (3, 0, 11, 3)
-    classes = {row["ImageId"]: row["classes"] for row in _rows(tmp_path / "out" / "images.csv")}
-    assert len(classes) == 14
-    assert (classes["new.png"], classes["00.png"], classes["zz.png"]) == ("pits", "pits", "cracks")
-    assert _rows(tmp_path / "out" / "errors.csv") == []
-    regions = [row["class_name"] for row in _rows(tmp_path / "out" / "regions.csv") if row["ImageId"] == "00.png"]
-    assert regions == ["pits", "pits"]
-    mask = cv2.imread(str(tmp_path / "out" / "masks" / "00.png"), cv2.IMREAD_UNCHANGED)
-    assert mask is not None
-    assert set(np.unique(mask).tolist()) == {0, 1}
-
-
-def test_another_model_is_refused_by_content_not_by_name(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
-) -> None:
-    _predict(model, tmp_path / "out", sheets)
-    shutil.copy(model, tmp_path / "renamed.safetensors")
-    assert _predict(tmp_path / "renamed.safetensors", tmp_path / "out", sheets)["processed"] == 0
-
-    write_model(model, weight=1.0)
-    with pytest.raises(OutputExistsError, match="another model or other settings"):
-        _predict(model, tmp_path / "out", sheets)
-
-    assert _predict(model, tmp_path / "out", sheets, overwrite=True)["processed"] == 12
-
-
-def test_other_thresholds_are_refused_and_another_way_to_have_chosen_them_is_not(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    _predict(model, tmp_path / "out", sheets)
-    same = Thresholds(gate=(0.5, 0.5), pixel=(0.5, 0.5), min_area_px=(0, 0), chosen_by="hand")
-    runtime.info = runtime.info.model_copy(update={"thresholds": same})
-    assert _predict(model, tmp_path / "out", sheets)["processed"] == 0
-
-    other = same.model_copy(update={"min_area_px": (0, 5)})
-    runtime.info = runtime.info.model_copy(update={"thresholds": other})
-    with pytest.raises(OutputExistsError, match="another model or other settings"):
-        _predict(model, tmp_path / "out", sheets)
-
-
-def test_other_classes_are_refused_and_the_same_in_other_words_are_not(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    _predict(model, tmp_path / "out", sheets, classes=["2"])
-    assert _predict(model, tmp_path / "out", sheets, classes=["cracks", "2"])["processed"] == 0
-    assert {row["classes"] for row in _rows(tmp_path / "out" / "images.csv")} == {"", "cracks"}
-
-    for classes in (None, ["1"], ["1", "2"]):
-        with pytest.raises(OutputExistsError, match="another model or other settings"):
-            _predict(model, tmp_path / "out", sheets, classes=classes)
-
-
-def test_another_augmentation_is_refused_and_the_models_own_by_name_is_not(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    run = _predict(model, tmp_path / "out", sheets)
-    assert run["tta"] == "none"
-    assert _predict(model, tmp_path / "out", sheets, tta="none")["processed"] == 0
-    with pytest.raises(OutputExistsError, match="another model or other settings"):
-        _predict(model, tmp_path / "out", sheets, tta="flips")
-    runtime.calls.clear()
-
-    run = _predict(model, tmp_path / "out", sheets, tta="flips", overwrite=True)
-
-    assert (run["tta"], run["processed"], len(runtime.calls)) == ("flips", 12, 48)
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["tta"] == "flips"
-    with pytest.raises(OutputExistsError, match="another model or other settings"):
-        _predict(model, tmp_path / "out", sheets)
-    with pytest.raises(UsageError, match=r"tta.*flop"):
-        _predict(model, tmp_path / "out", sheets, tta="flop")
-
-
-def _changed(runtime: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> dict[str, Any]:
-    """Change one thing that results depend on; returns the arguments of the next call."""
-    info: ModelInfo = runtime.info
-    recipe = info.recipe
-    if what == "tiles":
-        recipe = recipe.model_copy(update={"inference": recipe.inference.model_copy(update={"tile_hw": (64, 64)})})
-        runtime.info = info.model_copy(update={"recipe": recipe})
-    elif what == "bit depth of the model":
-        runtime.info = _with_bit_depth(info, 12)
-    elif what in ("int8", "f32"):
-        options: Any = {"precision": "int8"} if what == "int8" else {"float_layers": "f32"}
-        runtime.info = info.model_copy(update={"export": ExportInfo(format="openvino", **options)})
-    elif what == "results version":
-        monkeypatch.setattr("defectseg.predict.predict.RunKey", partial(RunKey, results_version=2))
-    return {"runtime": what} if what in ("torch", "onnx") else {"bit_depth": 12} if what == "bit depth" else {}
+def _other_info(info: ModelInfo, what: str) -> ModelInfo:
+    thresholds = info.thresholds.model_copy(update={"min_area_px": (0, 5)})
+    return {
+        "thresholds": lambda: info.model_copy(update={"thresholds": thresholds}),
+        "tiles": lambda: _with(info, inference={"tile_hw": (64, 64)}),
+        "model's bit depth": lambda: _with(info, data={"bit_depth": 12}),
+        "int8": lambda: info.model_copy(update={"export": ExportInfo(format="openvino", precision="int8")}),
+        "f32": lambda: info.model_copy(update={"export": ExportInfo(format="openvino", float_layers="f32")}),
+    }.get(what, lambda: info)()
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "options", "told"),
     [
-        ("torch", "runtime openvino -> torch"),
-        ("onnx", "runtime openvino -> onnx"),
-        ("int8", "precision none -> int8.*"),
-        ("f32", "precision none -> .*f32"),
-        ("tiles", r"tile_hw \[1024, 2048\] -> \[64, 64\]"),
-        ("bit depth", "bit_depth none -> 12"),
-        ("bit depth of the model", "model_bit_depth none -> 12"),
-        ("results version", "results_version 1 -> 2"),
+        ("weights", {}, r"model_sha256 \w{12} -> \w{12}"),
+        ("thresholds", {}, r"thresholds.min_area_px \[0, 0\] -> \[0, 5\]"),
+        ("tiles", {}, r"tile_hw \[1024, 2048\] -> \[64, 64\]"),
+        ("model's bit depth", {}, "model_bit_depth none -> 12"),
+        ("int8", {}, "precision none -> int8.*"),
+        ("f32", {}, "precision none -> .*f32"),
+        ("results version", {}, "results_version 1 -> 2"),
+        ("runtime", {"runtime": "torch"}, "runtime openvino -> torch"),
+        ("runtime", {"runtime": "onnx"}, "runtime openvino -> onnx"),
+        ("bit depth", {"bit_depth": 12}, "bit_depth none -> 12"),
+        ("tta", {"tta": "flips"}, "tta none -> flips"),
+        ("classes", {"classes": ["1"]}, r"only_classes none -> \[1\]"),
+        ("outputs", {"outputs": ["masks"]}, "outputs.names .*"),
+        ("overlays", {"overlays": "defects"}, "outputs.overlays all -> defects"),
     ],
 )
-def test_a_folder_is_continued_only_where_all_that_results_depend_on_is_as_it_was(
-    what: str, told: str, sheets: Path, model: Path, runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_of_another_model_or_other_settings_is_not_continued(
+    what: str,
+    options: dict[str, Any],
+    told: str,
+    process: Run,
+    runtime: Any,
+    sheets: Path,
+    out: Path,
+    write_model: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _predict(model, tmp_path / "out", sheets)
-    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
-    options = _changed(runtime, monkeypatch, what)
+    # The weights of an OpenVINO model lie beside it, in a .bin.
+    model = write_model(out.with_name("model.xml" if what == "weights" else "model.safetensors"))
+    images = sorted(sheets.iterdir())[:3]
+    process(*images, models=model)
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    runtime.info = _other_info(runtime.info, what)
+    if what == "weights":
+        write_model(model, weight=1.0)
+    elif what == "results version":
+        monkeypatch.setattr("defectseg.predict.predict.RESULTS_VERSION", 2)
 
-    with pytest.raises(OutputExistsError, match=rf"another model or other settings \({told}\).*overwrite=True"):
-        _predict(model, tmp_path / "out", sheets, **options)
+    with pytest.raises(OutputExistsError, match=rf"{REFUSED} \({told}\).*overwrite=True"):
+        process(*images, models=model, **options)
 
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
-    assert _predict(model, tmp_path / "out", sheets, overwrite=True, **options)["processed"] == 12
-    assert _predict(model, tmp_path / "out", sheets, **options)["already_done"] == 12
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    assert process(*images, models=model, overwrite=True, **options)["processed"] == 3
+    assert process(*images, models=model, **options)["already_done"] == 3
 
 
-def test_an_openvino_model_is_known_with_its_weights(
-    sheets: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
+def test_settings_in_other_words_continue_a_folder(
+    process: Run, runtime: Any, model: Path, sheets: Path, out: Path
 ) -> None:
-    exported = write_model(tmp_path / "model.xml")
-    _predict(exported, tmp_path / "out", sheets)
-    write_model(exported, weight=1.0)
+    options: dict[str, Any] = {"classes": ["2"], "outputs": ["masks", "rle"]}
+    process(sheets, **options)
+    rows = _rows(out / "predictions.csv")
+    assert {row["EncodedPixels"] for row in rows if row["ClassId"] == "1"} == {""}
+    assert {row["classes"] for row in _rows(out / "images.csv")} == {"", "cracks"}
+    renamed = Path(shutil.copy(model, out.with_name("renamed.safetensors")))
+    thresholds = runtime.info.thresholds.model_copy(update={"chosen_by": "hand"})
+    runtime.info = runtime.info.model_copy(update={"thresholds": thresholds})
+    options = {"classes": ["cracks", "2"], "outputs": ["rle", "masks"], "overlays": "none"}
 
-    with pytest.raises(OutputExistsError, match=r"\(model_sha256 \w{12} -> \w{12}\)"):
-        _predict(exported, tmp_path / "out", sheets)
+    run = process(sheets, models=renamed, tta="none", workers=2, **options)
+
+    assert (run["tta"], run["already_done"]) == ("none", 12)
+
+
+def test_augmentation_calls_the_network_for_each_view(process: Run, runtime: Any, sheets: Path) -> None:
+    run = process(sheets, tta="flips")
+
+    assert (run["tta"], run["processed"], len(runtime.calls)) == ("flips", 12, 48)
+    with pytest.raises(UsageError, match=r"tta.*flop"):
+        process(sheets, tta="flop")
+
+
+def test_an_ensemble_is_known_by_the_content_and_order_of_its_models(
+    process: Run, model: Path, sheets: Path, tmp_path: Path, write_model: Callable[..., Path]
+) -> None:
+    other = write_model(tmp_path / "other.safetensors", weight=1.0)
+
+    run = process(sheets, models=[model, other])
+
+    assert run["model"] == f"{model}, {other}"
+    others: list[Path | list[Path]] = [model, other, [other, model], [model, model], [model, other, other]]
+    for models in others:
+        with pytest.raises(OutputExistsError, match=REFUSED):
+            process(sheets, models=models)
 
 
 @pytest.mark.parametrize(
     ("change", "told"), [("version", "openvino 1.0 -> 2.0"), ("precision", "runtime grey.* -> bf16")]
 )
-def test_an_upgrade_or_another_processor_is_warned_of_and_does_not_stop_a_nightly_job(
+def test_an_upgrade_or_another_processor_is_warned_of(
     change: str,
     told: str,
-    sheets: Path,
-    model: Path,
+    process: Run,
     runtime: Any,
-    tmp_path: Path,
+    sheets: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     installed = {"openvino": "1.0", "numpy": "2.0"}
     monkeypatch.setattr("defectseg.predict.predict.package_versions", lambda names: dict(installed))
-    _predict(model, tmp_path / "out", sheets)
-    _write(sheets / "second night.png", PIT)
-    _predict(model, tmp_path / "out", sheets)
+    process(sheets)
+    _write(sheets / "second night.png", PIT_SHEET)
+    process(sheets)
     assert caplog.text == ""
     if change == "version":
         installed["openvino"] = "2.0"
     else:
         runtime.name = "bf16"
 
-    idle = _predict(model, tmp_path / "out", sheets)
+    idle = process(sheets)
     assert caplog.text == "", "nothing is computed"
-    _write(sheets / "third night.png", PIT)
-    run = _predict(model, tmp_path / "out", sheets)
+    _write(sheets / "third night.png", PIT_SHEET)
+    run = process(sheets)
 
     assert re.search(told, caplog.text)
     assert run["processed"] == 1
@@ -380,72 +379,24 @@ def test_an_upgrade_or_another_processor_is_warned_of_and_does_not_stop_a_nightl
     assert run["runs"][0]["computed_by"]["openvino"] == "1.0"
 
 
-def test_an_ensemble_is_known_by_the_content_and_order_of_its_models(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path, write_model: Callable[..., Path]
-) -> None:
-    other = write_model(tmp_path / "other.safetensors", weight=1.0)
-
-    run = _predict([model, other], tmp_path / "out", sheets)
-
-    assert run["model"] == f"{model}, {other}"
-    renamed = Path(shutil.copy(other, tmp_path / "renamed.safetensors"))
-    assert _predict([model, renamed], tmp_path / "out", sheets)["processed"] == 0
-    others: list[Path | list[Path]] = [model, other, [other, model], [model, model], [model, other, other]]
-    for models in others:
-        with pytest.raises(OutputExistsError, match="another model or other settings"):
-            _predict(models, tmp_path / "out", sheets)
-
-
-def test_images_of_the_same_name_in_two_folders_are_told_apart(model: Path, runtime: Any, tmp_path: Path) -> None:
-    _write(tmp_path / "north" / "a.png", PIT)
-    _write(tmp_path / "south" / "a.png")
-
-    _predict(model, tmp_path / "out", tmp_path / "north", tmp_path / "south")
-
-    rows = _rows(tmp_path / "out" / "images.csv")
-    assert [(row["ImageId"], row["status"]) for row in rows] == [("north/a.png", "defect"), ("south/a.png", "clean")]
-    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").glob("*/*/*")) == [
-        *("masks/north/a.png", "masks/south/a.png", "overlays/north/a.jpg", "overlays/south/a.jpg"),
-    ]
-
-
-def test_images_that_differ_only_by_suffix_keep_it_in_their_pictures(model: Path, runtime: Any, tmp_path: Path) -> None:
-    _write(tmp_path / "in" / "a.png", PIT)
-    _write(tmp_path / "in" / "a.bmp")
-
-    _predict(model, tmp_path / "out", tmp_path / "in")
-
-    assert sorted(path.name for path in (tmp_path / "out").glob("*/*")) == [
-        *("a.bmp.jpg", "a.bmp.png", "a.png.jpg", "a.png.png"),
-    ]
-    mask = cv2.imread(str(tmp_path / "out" / "masks" / "a.png.png"), cv2.IMREAD_UNCHANGED)
-    assert mask is not None
-    assert mask.any()
-
-
-def test_an_output_folder_inside_the_input_is_not_read_as_input(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    assert _predict(model, sheets / "results", sheets)["processed"] == 12
-    assert _predict(model, sheets / "results", sheets)["already_done"] == 12
-
-
 @pytest.mark.parametrize(
-    ("wanted", "ids"), [(["1"], (1,)), (["cracks", "1"], (1, 2)), (["2", "cracks"], (2,)), (["pits"], (1,))]
+    ("wanted", "class_names", "ids"),
+    [
+        (["1"], ["pits", "cracks"], (1,)),
+        (["cracks", "1"], ["pits", "cracks"], (1, 2)),
+        (["2", "cracks"], ["pits", "cracks"], (2,)),
+        (["2"], ["2", "1"], (2,)),  # a number is a ClassId, whatever the classes are called
+        (["7"], ["7", "8"], (1,)),
+    ],
 )
-def test_classes_are_named_by_number_or_name(wanted: list[str], ids: tuple[int, ...]) -> None:
-    assert resolve_classes(wanted, ["pits", "cracks"]) == ids
+def test_classes_are_named_by_number_or_name(wanted: list[str], class_names: list[str], ids: tuple[int, ...]) -> None:
+    assert resolve_classes(wanted, class_names) == ids
 
 
 @pytest.mark.parametrize("wanted", [["3"], ["0"], ["-1"], ["rust"], ["1", "Pits"], ["²"], ["1.0"], []])
 def test_classes_that_the_model_does_not_have_are_refused_with_those_it_has(wanted: list[str]) -> None:
     with pytest.raises(UsageError, match=r"classes: .*1 \(pits\), 2 \(cracks\)"):
         resolve_classes(wanted, ["pits", "cracks"])
-
-
-def test_a_number_is_a_class_id_whatever_the_classes_are_called() -> None:
-    assert resolve_classes(["2"], ["2", "1"]) == (2,)
-    assert resolve_classes(["7"], ["7", "8"]) == (1,)
 
 
 @pytest.mark.parametrize(
@@ -462,7 +413,7 @@ def test_a_number_is_a_class_id_whatever_the_classes_are_called() -> None:
         (1, 1, 1, {"fail_on_defect", "fail_on_blank"}, ExitCode.DEFECT_FOUND),
     ],
 )
-def test_a_defect_comes_before_unreadable_and_blank_images_in_the_exit_code(
+def test_the_exit_code_tells_defects_before_unreadable_and_blank_images(
     unreadable: int, defects: int, blank: int, flags: set[str], code: ExitCode
 ) -> None:
     run = {"unreadable": unreadable, "images_in_folder": {"defect": defects, "blank": blank}}
@@ -471,141 +422,153 @@ def test_a_defect_comes_before_unreadable_and_blank_images_in_the_exit_code(
     assert exit_code_of(run, **given) is code
 
 
-def _picture(path: Path, image: NDArray[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image)
-
-
-def test_a_picture_that_shows_nothing_is_blank_unless_a_defect_is_found_on_it(
-    model: Path, runtime: Any, tmp_path: Path
-) -> None:
+def test_a_picture_that_shows_nothing_is_blank(process: Run, tmp_path: Path, out: Path) -> None:
     few, many = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
     few[0, :2], many[0, :3] = 60, 60  # 0.5 % of the pixels, and a little more
     flat, pit = np.full((20, 20), 60, np.uint8), np.full((20, 20), PIT, np.uint8)
     for name, image in {"few": few, "many": many, "flat": flat, "pit": pit}.items():
-        _picture(tmp_path / "in" / f"{name}.png", image)
+        _write(tmp_path / "in" / f"{name}.png", image)
     (tmp_path / "in" / "torn.png").write_bytes(b"not an image")
 
-    run = _predict(model, tmp_path / "out", tmp_path / "in")
+    run = process(tmp_path / "in")
 
-    assert (run["processed"], run["with_defect"], run["blank"], run["unreadable"]) == (4, 1, 2, 1)
+    assert (*_counts(run), run["blank"]) == (4, 1, 1, 0, 2)
     assert run["images_in_folder"] == {"defect": 1, "clean": 1, "blank": 2, "unreadable": 1}
-    status = {row["ImageId"]: row["status"] for row in _rows(tmp_path / "out" / "images.csv")}
+    status = {row["ImageId"]: row["status"] for row in _rows(out / "images.csv")}
     names = ("few.png", "flat.png", "many.png", "pit.png", "torn.png")
     assert status == dict(zip(names, ("blank", "blank", "clean", "defect", "unreadable"), strict=True))
-    assert (tmp_path / "out" / "masks" / "few.png").exists()
-    assert _predict(model, tmp_path / "out", tmp_path / "in")["already_done"] == 4
+    assert (out / "masks" / "few.png").exists()
+    assert process(tmp_path / "in")["already_done"] == 4
 
 
-@pytest.mark.parametrize("bits", [10, 12, 14])
-def test_images_of_a_camera_with_fewer_bits_are_told_and_read_right_once_that_is_said(
-    bits: int, model: Path, runtime: Any, tmp_path: Path
-) -> None:
+def test_images_of_a_camera_with_fewer_bits_are_told(process: Run, runtime: Any, tmp_path: Path, out: Path) -> None:
     for number in range(3):
-        image = np.full((8, 16), round(60 / 255 * (2**bits - 1)), np.uint16)
-        image[0] = 2**bits - 1
-        image[2:4, 2:4] = round(PIT / 255 * (2**bits - 1))
-        _picture(tmp_path / "in" / f"{number}.png", image)
+        twelve = np.rint(PIT_SHEET / 255 * 4095).astype(np.uint16)
+        twelve[0] = 4095
+        _write(tmp_path / "in" / f"{number}.png", twelve)
 
-    black = _predict(model, tmp_path / "out", tmp_path / "in")
+    black = process(tmp_path / "in")
 
     assert black["with_defect"] == 0
-    assert black["low_bit_depth"] == {"images": 3, "of": 3, "brightest": 2**bits - 1, "bit_depth": bits}
-    with pytest.raises(OutputExistsError, match="other settings"):
-        _predict(model, tmp_path / "out", tmp_path / "in", bit_depth=bits)
-    told = _predict(model, tmp_path / "told", tmp_path / "in", bit_depth=bits)
-    runtime.info = _with_bit_depth(runtime.info, bits)
-    learnt = _predict(model, tmp_path / "learnt", tmp_path / "in")
-    wrong = _predict(model, tmp_path / "wrong", tmp_path / "in", bit_depth=bits - 1)
-    for run, out in ((told, "told"), (learnt, "learnt")):
+    assert black["low_bit_depth"] == {"images": 3, "of": 3, "brightest": 4095, "bit_depth": 12}
+    told = process(tmp_path / "in", into="told", bit_depth=12)
+    runtime.info = _with(runtime.info, data={"bit_depth": 12})
+    learnt = process(tmp_path / "in", into="learnt")
+    wrong = process(tmp_path / "in", into="wrong", bit_depth=11)
+    for run, name in ((told, "told"), (learnt, "learnt")):
         assert (run["with_defect"], run["low_bit_depth"]) == (3, None)
-        assert {row["area_px"] for row in _rows(tmp_path / out / "regions.csv")} == {"4"}
+        assert {row["area_px"] for row in _rows(tmp_path / name / "regions.csv")} == {"4"}
+        assert _rows(tmp_path / name / "images.csv")[0]["notes"] == "16-bit scaled from 12 bits"
     assert wrong["unreadable"] == 3
-    assert f"the value {2**bits - 1}" in _rows(tmp_path / "wrong" / "errors.csv")[0]["error"]
+    assert "the value 4095" in _rows(tmp_path / "wrong" / "errors.csv")[0]["error"]
 
 
-def _with_bit_depth(info: ModelInfo, bit_depth: int) -> ModelInfo:
-    data = info.recipe.data.model_copy(update={"bit_depth": bit_depth})
-    return info.model_copy(update={"recipe": info.recipe.model_copy(update={"data": data})})
-
-
-def test_the_runtime_and_the_workers_asked_for_are_loaded_and_stored(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-
-    def load(*arguments: Any, workers: int | None) -> Any:
-        asked.append((*arguments, workers))
-        runtime.parallel = workers or 1
-        return runtime, runtime.info
-
-    monkeypatch.setattr("defectseg.predict.predict.load_runtime", load)
-
-    run = _predict(model, tmp_path / "out", sheets, device="cpu", runtime="onnx", workers=3)
-    _predict(model, tmp_path / "other", sheets)
-
-    assert asked == [(model, "cpu", "onnx", 3), (model, "auto", "auto", None)]
+def test_the_runtime_asked_for_is_loaded(process: Run, runtime: Any, model: Path, sheets: Path, out: Path) -> None:
+    run = process(sheets, device="cpu", runtime="onnx", workers=3)
+    assert runtime.asked == (model, "cpu", "onnx", 3)
     assert (run["runtime"], run["workers"]) == ("grey levels", 3)
-    assert _tables(tmp_path / "out") == _tables(tmp_path / "other")
+    process(sheets, into="other")
+    assert runtime.asked == (model, "auto", "auto", None)
+    assert _files(out) == _files(out.with_name("other"))
+    process(sheets / "00.png", into="one", workers=3)
+    assert runtime.asked == (model, "auto", "auto", 1), "all cores work on the one image"
+
+    with pytest.raises(UsageError, match="workers: expected 1 or more, found 0"):
+        process(sheets, into="none", workers=0)
+    assert not (out.with_name("none")).exists()
 
 
-def test_a_folder_is_continued_with_another_number_of_workers(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    _predict(model, tmp_path / "out", sheets, workers=2)
-
-    assert _predict(model, tmp_path / "out", sheets)["already_done"] == 12
-
-
-@pytest.mark.parametrize("workers", [0, -1])
-def test_no_workers_at_all_are_refused(workers: int, sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"workers: expected 1 or more, found {workers}"):
-        _predict(model, tmp_path / "out", sheets, workers=workers)
-    assert not (tmp_path / "out").exists()
-
-
-def test_outputs_that_are_wanted_are_as_in_a_run_that_writes_everything(
-    sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    _predict(model, tmp_path / "all", sheets)
-    run = _predict(model, tmp_path / "some", sheets, outputs=["overlays", "rle"], overlays="defects")
+def test_some_outputs_are_as_in_a_run_that_writes_everything(process: Run, sheets: Path, out: Path) -> None:
+    process(sheets, into="all")
+    run = process(sheets, into="some", outputs=["overlays", "rle"], overlays="defects")
 
     assert run["images_in_folder"] == {"defect": 8, "clean": 4, "blank": 0, "unreadable": 0}
-    some = {path.relative_to(tmp_path / "some") for path in (tmp_path / "some").rglob("*") if path.is_file()}
     # Odd or a multiple of three.
-    overlays = {Path("overlays") / f"{number:02}.jpg" for number in (0, 1, 3, 5, 6, 7, 9, 11)}
-    tables = set(map(Path, ("predictions.csv", "images.csv", "errors.csv")))
-    assert some == overlays | tables | {Path("run.json"), Path("journal.jsonl")}
-    for path in overlays | tables:
-        assert (tmp_path / "some" / path).read_bytes() == (tmp_path / "all" / path).read_bytes()
+    overlays = {f"overlays/{number:02}.jpg" for number in (0, 1, 3, 5, 6, 7, 9, 11)}
+    some, everything = _files(out.with_name("some")), _files(out.with_name("all"))
+    assert set(some) == overlays | {"predictions.csv", "images.csv", "errors.csv"}
+    assert some.items() <= everything.items()
 
 
-@pytest.mark.parametrize("call", [2, 9])
-def test_an_interrupted_run_of_some_outputs_continues_to_the_same_files(
-    call: int, sheets: Path, model: Path, runtime: Any, tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"outputs": ["masks"]}
-    _predict(model, tmp_path / "whole", sheets, **options)
-    runtime.calls.clear()
-    runtime.before = _stop_at(call, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        _predict(model, tmp_path / "out", sheets, **options)
+@pytest.mark.skipif(os.name == "nt", reason="such files cannot exist there")
+def test_no_file_stops_a_folder(process: Run, tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "in"
+    pixels = _write(folder / "a.png", PIT_SHEET).read_bytes()
+    for name in (b"\x8f\xe0.png", b"a\\b.png", b"a\nb.png", b"x" * 251 + b".png", b"x.png/inner.png"):
+        path = folder / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(pixels)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "to-pipe.png").symlink_to("pipe.png")
+    (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "circle.png").symlink_to("circle.png")
+    with (folder / "huge.png").open("wb") as handle:
+        handle.truncate(100 * 2**30)
+    unreadable = ["%8F%E0.png", "a%0Ab.png", "a%5Cb.png", "circle.png", "device.png"]
+    unreadable += ["huge.png", "pipe.png", "to-pipe.png"]
+
+    assert _counts(process(folder)) == (3, 3, 8, 0)
+
+    errors = _rows(out / "errors.csv")
+    assert [row["ImageId"] for row in errors] == unreadable
+    assert errors[0]["path"] == f"{folder}/%8F%E0.png"
+    images = {row["ImageId"]: row["status"] for row in _rows(out / "images.csv")}
+    assert sorted(image_id for image_id, status in images.items() if status == "unreadable") == unreadable
+    assert images["x.png/inner.png"] == images["x" * 251 + ".png"] == "defect"
+    assert _counts(process(folder)) == (0, 0, 8, 3)
+
+
+def _replace(path: Path, image: NDArray[np.uint8]) -> None:
+    """As a camera writes a file anew, a second later: another one takes its name, and it is never half there."""
+    later_ns = path.stat().st_mtime_ns + 10**9
+    new = _write(path.with_name("new.bmp"), image)
+    os.utime(new, ns=(later_ns, later_ns))
+    new.replace(path)
+
+
+def test_an_image_replaced_while_the_network_works_is_done_again(process: Run, runtime: Any, tmp_path: Path) -> None:
+    path = _write(tmp_path / "in" / "a.bmp", _sheet())
+    runtime.before = lambda call: _replace(path, PIT_SHEET)
+    assert process(path.parent)["with_defect"] == 0
     runtime.before = lambda call: None
 
-    run = _predict(model, tmp_path / "out", sheets, **options)
-
-    assert run["processed"] + run["already_done"] == 12
-    names = sorted(path.relative_to(tmp_path / "whole").as_posix() for path in (tmp_path / "whole").rglob("*.*"))
-    masks = [f"masks/{number:02}.png" for number in range(12)]
-    assert names == ["errors.csv", "images.csv", "journal.jsonl", *masks, "run.json"]
-    for name in set(names) - {"run.json", "journal.jsonl"}:
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert process(path.parent)["with_defect"] == 1
+    assert process(path.parent)["already_done"] == 1
 
 
-def test_another_choice_of_outputs_is_refused(sheets: Path, model: Path, runtime: Any, tmp_path: Path) -> None:
-    _predict(model, tmp_path / "out", sheets, outputs=["masks", "rle"])
-    assert _predict(model, tmp_path / "out", sheets, outputs=["rle", "masks"], overlays="none")["processed"] == 0
+@pytest.mark.parametrize(("times", "counts"), [(1, (1, 1, 0, 0)), (2, (0, 0, 1, 0))])
+def test_an_image_replaced_while_it_is_decoded_is_read_once_more(
+    times: int,
+    counts: tuple[int, ...],
+    process: Run,
+    tmp_path: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, decode_bytes = _write(tmp_path / "in" / "a.bmp", _sheet()), image_files.decode_bytes
+    changes = iter(range(times))
 
-    for options in ({}, {"outputs": ["masks"]}, {"overlays": "none"}):
-        with pytest.raises(OutputExistsError, match="another model or other settings"):
-            _predict(model, tmp_path / "out", sheets, **options)
+    def replacing(content: bytes, *, name: str, **options: Any) -> DecodedImage:
+        if next(changes, None) is not None:
+            _replace(path, PIT_SHEET)
+        return decode_bytes(content, name=name, **options)
+
+    monkeypatch.setattr(image_files, "decode_bytes", replacing)
+    assert _counts(process(path.parent)) == counts
+    errors = _rows(out / "errors.csv")
+    assert ["changed while it was read" in row["error"] for row in errors] == [True] * counts[2]
+
+    assert process(path.parent)["processed"] == counts[2]
+
+
+def test_images_of_any_size_pass_and_overlays_are_shrunk_to_fit(process: Run, tmp_path: Path, out: Path) -> None:
+    for number, size_hw in enumerate([(1, 1), (1, 300), (300, 1), (70_000, 1)]):
+        _write(tmp_path / "in" / f"{number}.png", np.full(size_hw, PIT, np.uint8))
+
+    assert _counts(process(tmp_path / "in")) == (4, 4, 0, 0)
+
+    rows = _rows(out / "images.csv")
+    assert [row["defect_area_percent"] for row in rows] == ["100.0000"] * 4
+    assert [row["notes"] for row in rows] == ["", "", "", "overlay shrunk to fit a JPEG"]
+    assert _read(out / "overlays" / "3.jpg").shape[0] == 65_500
+    assert _read(out / "masks" / "3.png").shape == (70_000, 1)

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from defectseg.predict.journal import Journal
+from defectseg.predict.tables import Record
+
+
+def _record(image_id: str, notes: str = "") -> Record:
+    return Record({"ImageId": image_id, "status": "clean", "notes": notes}, [[image_id, 1, ""]], [], [])
+
+
+def _write(path: Path, *records: Record) -> None:
+    journal = Journal(path)
+    for record in records:
+        journal.add(record)
+    journal.flush()
+    journal.close()
+
+
+def _read(path: Path, *, read_only: bool = False) -> list[Record]:
+    journal = Journal(path, read_only=read_only)
+    records = list(journal.records())
+    assert [record.image_id for record in records] == sorted(journal.image_ids)
+    journal.close()
+    return records
+
+
+NAMELESS = b'{"image": {"ImageId": "", "status": "clean"}, "predictions": [], "regions": [], "errors": []}\n'
+
+
+@pytest.mark.parametrize("junk", [b"", b"\0\0\0", b"{}\n", b"[1]\n", b"7", NAMELESS])
+def test_whatever_a_crash_leaves_of_the_last_line_whole_records_are_kept(junk: bytes, tmp_path: Path) -> None:
+    path, records = tmp_path / "journal.jsonl", [_record(f"{number}.jpg") for number in range(3)]
+    _write(path, *records)
+    content = path.read_bytes()
+    ends = [index + 1 for index, byte in enumerate(content) if byte == ord("\n")]
+    for cut in {0, 1, *range(0, len(content), 40), *(end + shift for end in ends for shift in (-2, -1, 0, 1))}:
+        whole = content[:cut].count(b"\n")
+        path.write_bytes(content[:cut] + (junk if cut in (0, *ends) else b""))
+
+        assert _read(path, read_only=True) == records[:whole]
+        _write(path, *records[whole:])
+
+        assert _read(path) == records
+        assert path.read_bytes() == content
+
+
+def test_a_damaged_line_costs_its_image_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, records = tmp_path / "journal.jsonl", [_record(f"{number}.jpg") for number in range(3)]
+    _write(path, *records)
+    assert _read(path) == records
+    assert caplog.text == ""
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"x" + lines[1], lines[2]]))
+
+    assert _read(path) == [records[0], records[2]]
+
+    assert "1 damaged line" in caplog.text
+    assert path.read_bytes() == lines[0] + lines[2]
+
+
+def test_a_later_record_replaces_an_earlier_one_whose_line_goes_when_the_journal_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    _write(path, _record("b.jpg"), _record("a.jpg"), _record("b.jpg", "again"))
+    before = path.read_bytes()
+    expected = [_record("a.jpg"), _record("b.jpg", "again")]
+
+    assert _read(path, read_only=True) == expected
+    assert path.read_bytes() == before
+    assert _read(path) == expected
+    assert path.read_bytes().count(b"\n") == 2
+    journal = Journal(path)
+    journal.drop("a.jpg")
+    assert list(journal.records()) == expected[1:]
+    journal.add(_record("c.jpg"))
+    journal.close()
+    assert _read(path) == [expected[1], _record("c.jpg")]
