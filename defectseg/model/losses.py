@@ -33,8 +33,8 @@ def segmentation_loss(
     """BCE + Dice over the pixels, BCE over the image-level head; later in the training Lovasz in the place of Dice.
 
     Args:
-        mask_logits: float (N, C, H, W), or smaller (N, C, h, w): each is compared with the mean truth of the pixels that
-            it covers. It counts if all of them are valid. smooth_px shrinks with the area.
+        mask_logits: float (N, C, H, W), or smaller (N, C, h, w): each is compared with the mean truth of the pixels
+            that it covers. It counts if all of them are valid. smooth_px shrinks with the area.
         gate_logits: float (N, C), or None without a head.
         masks: bool (N, C, H, W), the truth.
         ignore: bool (N, H, W), pixels that count for nothing.

@@ -341,7 +341,7 @@ def test_lovasz_takes_the_place_of_dice_late_in_the_training(
 
 
 def test_small_logits_are_compared_with_the_mean_truth_of_the_pixels_they_cover() -> None:
-    # 2x4 pixels, logits of 1x2, probability 1/2. Left: 3 of 4 pixels defective. Right: one is ignored, so it is invalid.
+    # 2x4 pixels, logits of 1x2, probability 1/2. Left: 3 of 4 pixels defective. Right: one is ignored: invalid.
     masks = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1]], dtype=torch.bool).reshape(1, 1, 2, 4)
     ignore = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.bool).reshape(1, 2, 4)
     config = LossConfig(smooth_px=4.0, empty_weight=0.0)
