@@ -85,6 +85,9 @@ class LossConfig(Frozen):
     lovasz_from: Share = Field(1.0, description="share of the training after which Lovasz replaces Dice; 1: never")
     lovasz_empty_weight: NonNegativeFloat = Field(0.2, description="weight of the Lovasz term for absent classes")
     gate: NonNegativeFloat = Field(0.2, description="weight of the image-level head")
+    at_input_scale: bool = Field(
+        False, description="reduce the labels by model.input_scale instead of enlarging the logits: faster"
+    )
 
 
 class OptimizerConfig(Frozen):

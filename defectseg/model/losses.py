@@ -33,7 +33,8 @@ def segmentation_loss(
     """BCE and Dice over the pixels, and BCE over the image-level head. Lovasz replaces Dice late in the training.
 
     Args:
-        mask_logits: float (N, C, H, W).
+        mask_logits: float (N, C, H, W), or smaller (N, C, h, w): each is compared with the mean truth of the pixels
+            that it covers. It counts if all of them are valid. smooth_px shrinks with the area.
         gate_logits: float (N, C), or None without a head.
         masks: bool (N, C, H, W), the truth.
         ignore: bool (N, H, W), pixels that do not count.
@@ -44,23 +45,28 @@ def segmentation_loss(
     """
     valid = ~ignore[:, None]
     truth = (masks & valid).float()
+    present, smooth_px = truth.amax(dim=(2, 3)), config.smooth_px
+    if (size_hw := mask_logits.shape[-2:]) != truth.shape[-2:]:
+        smooth_px *= size_hw.numel() / truth.shape[-2:].numel()
+        valid = F.adaptive_avg_pool2d(valid.float(), size_hw) == 1
+        truth = F.adaptive_avg_pool2d(truth, size_hw) * valid
     bce = pixel_bce(mask_logits, truth, valid, config.positive_weights)
     dice = lovasz = gate = mask_logits.new_zeros(())
     if config.lovasz_from < 1.0 and share_done >= config.lovasz_from:
-        lovasz = pair_lovasz(mask_logits, truth, valid, empty_weight=config.lovasz_empty_weight)
+        lovasz = pair_lovasz(mask_logits, truth.round(), valid, empty_weight=config.lovasz_empty_weight)
     else:
         dice = pair_dice(
             mask_logits,
             truth,
             valid,
-            smooth_px=config.smooth_px,
+            smooth_px=smooth_px,
             empty_weight=config.empty_weight,
             over_batch=config.dice_over == "batch",
         )
     if gate_logits is not None:
         known = torch.ones_like(gate_logits) if unknown is None else (~unknown).float()
         weight = known * (known.numel() / known.sum().clamp(min=1))  # makes the mean that of the known pairs
-        gate = F.binary_cross_entropy_with_logits(gate_logits, truth.amax(dim=(2, 3)), weight=weight)
+        gate = F.binary_cross_entropy_with_logits(gate_logits, present, weight=weight)
     total = config.bce * bce + config.dice * dice + config.lovasz * lovasz + config.gate * gate
     return LossParts(total, bce, dice, lovasz, gate)
 

@@ -51,11 +51,12 @@ class DefectNetwork(nn.Module):
         self.least_px = _LEAST_PX.get(config.architecture.lower(), STRIDE_PX)
         self.normalization = normalization
 
-    def forward(self, grey: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, grey: Tensor, *, full_size: bool = True) -> tuple[Tensor, Tensor | None]:
         """Compute the logits of masks and gate.
 
         Args:
             grey: (N, 1, H, W), grey levels 0..255 of any type; H and W of any size.
+            full_size: give the mask logits the size of the image; else they have that size times the input scale.
 
         Returns:
             mask logits (N, C, H, W), and gate logits (N, C) or None without a classification head.
@@ -69,7 +70,7 @@ class DefectNetwork(nn.Module):
         output = self.net(_pad_to_stride(x, self.least_px).expand(-1, self.in_channels, -1, -1))
         mask_logits, gate_logits = output if isinstance(output, tuple) else (output, None)
         mask_logits = mask_logits[..., :height, :width]
-        if self.input_scale != 1.0:
+        if self.input_scale != 1.0 and full_size:
             mask_logits = _resize(mask_logits, size_hw, smooth=self.input_scale > 1.0)
         return mask_logits, gate_logits
 

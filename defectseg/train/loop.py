@@ -152,7 +152,7 @@ def _step(run: Run, batch: Batch) -> LossParts:
     with run.accelerator.accumulate(run.prepared):
         images = batch.images.contiguous(memory_format=torch.channels_last)
         with run.accelerator.autocast():
-            mask_logits, gate_logits = run.prepared(images)
+            mask_logits, gate_logits = run.prepared(images, full_size=not run.recipe.loss.at_input_scale)
         parts = segmentation_loss(
             mask_logits.float(),
             None if gate_logits is None else gate_logits.float(),

@@ -266,3 +266,15 @@ def test_lovasz_takes_the_place_of_dice_late_in_the_training(
     assert (parts.dice.item() > 0, parts.lovasz.item() > 0) == (not takes_over, takes_over)
     expected = parts.bce + (3.0 * parts.lovasz if takes_over else 0.5 * parts.dice)
     assert parts.total.item() == pytest.approx(expected.item())
+
+
+def test_small_logits_are_compared_with_the_mean_truth_of_the_pixels_they_cover() -> None:
+    # 2x4 pixels, logits of 1x2, probability 1/2. Left: 3 of 4 pixels defective. Right: one is ignored: invalid.
+    masks = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1]], dtype=torch.bool).reshape(1, 1, 2, 4)
+    ignore = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.bool).reshape(1, 2, 4)
+    config = LossConfig(smooth_px=4.0, empty_weight=0.0)
+    parts = segmentation_loss(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1), masks, ignore, config)
+    assert parts.bce.item() == pytest.approx(LOG2)
+    # Overlap 3/8, areas 1/2 and 3/4, smoothed by 4 * 2/8 = 1 px.
+    assert parts.dice.item() == pytest.approx(1 - (2 * 3 / 8 + 1) / (1 / 2 + 3 / 4 + 1))
+    assert parts.gate.item() == pytest.approx(LOG2)

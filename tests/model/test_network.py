@@ -128,6 +128,8 @@ def test_a_scaled_network_answers_as_one_that_is_given_a_scaled_image(scale: flo
     own_masks, own_gates = _forward(scaled, grey)
     torch.testing.assert_close(own_masks, expected, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(own_gates, gates, atol=1e-3, rtol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(grey, full_size=False)[0], masks, atol=1e-3, rtol=1e-3)
 
 
 def test_a_scaled_network_can_be_trained_in_16_bits() -> None:
