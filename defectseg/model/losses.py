@@ -46,10 +46,11 @@ def segmentation_loss(
     valid = ~ignore[:, None]
     truth = (masks & valid).float()
     present, smooth_px = truth.amax(dim=(2, 3)), config.smooth_px
-    if (size_hw := mask_logits.shape[-2:]) != truth.shape[-2:]:
-        smooth_px *= size_hw.numel() / truth.shape[-2:].numel()
-        valid = F.adaptive_avg_pool2d(valid.float(), size_hw) == 1
-        truth = F.adaptive_avg_pool2d(truth, size_hw) * valid
+    height, width = mask_logits.shape[-2:]
+    if (height, width) != truth.shape[-2:]:
+        smooth_px *= height * width / truth.shape[-2:].numel()
+        valid = F.adaptive_avg_pool2d(valid.float(), (height, width)) == 1
+        truth = F.adaptive_avg_pool2d(truth, (height, width)) * valid
     bce = pixel_bce(mask_logits, truth, valid, config.positive_weights)
     dice = lovasz = gate = mask_logits.new_zeros(())
     if config.lovasz_from < 1.0 and share_done >= config.lovasz_from:

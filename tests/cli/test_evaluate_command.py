@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from defectseg.evaluate.evaluate import Evaluation
 from defectseg.evaluate.metrics import PairCounts, summarise
+from defectseg.evaluate.score import Evaluation
 from defectseg.image.read import LowBitDepth
 
 Call = Callable[..., Any]

@@ -27,7 +27,7 @@ def test_shipped_recipes_train_from_pretrained_weights_and_score_what_they_held_
     if not weights.is_file():
         pytest.skip(f"{weights} is not there")
     short = load_recipe(recipe, [f"model.encoder_weights={weights}", *SHORT_OF[name]])
-    result = train(few[name], tmp_path / "run", recipe=short, device="cpu")
+    (result,) = train(few[name], tmp_path / "run", recipe=short, device="cpu")
     assert result.metrics is not None
     assert result.metrics.images in (2, 3, 4, 5)
     out = tmp_path / "evaluation"
