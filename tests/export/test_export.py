@@ -55,6 +55,7 @@ def export_to(bundle: Path, data_folder: Path, out: Path, monkeypatch: pytest.Mo
     """Exports the trained network for OpenVINO to `out`, with changes, after a comparison on two images."""
     monkeypatch.setattr(parity, "IMAGES", 2)
     monkeypatch.setattr(parity, "SHEETS", 2)
+    monkeypatch.setattr(parity, "SHEET_HW", (64, 128))
 
     def call(**changes: Any) -> Exported:
         return export(**{"model": bundle, "out": out, "format": "openvino", "data": data_folder, **changes})
@@ -233,17 +234,17 @@ def test_a_fixed_size_is_the_only_one(
     export_to: Export, out: Path, bundle: Path, data_folder: Path, file_format: str
 ) -> None:
     out = out if file_format == "openvino" else out.with_suffix(".onnx")
-    told = export_to(format=file_format, out=out, size_hw=(48, 2100))
+    told = export_to(format=file_format, out=out, size_hw=(33, 2080))
     info = read_model_info(out)
     assert info == told.info
     assert _left(out) == (["model.bin", "model.xml"] if file_format == "openvino" else ["model.onnx"])
-    assert (_export_info(out).format, _export_info(out).size_hw) == (file_format, (48, 2100))
-    assert info.recipe.inference.tile_hw == (1024, 2100)  # or the tiling would cut what the file takes as a whole
+    assert (_export_info(out).format, _export_info(out).size_hw) == (file_format, (33, 2080))
+    assert info.recipe.inference.tile_hw == (1024, 2080)  # or the tiling would cut what the file takes as a whole
     assert told.exact.images == 2
-    runtime, image = _runtime(out), np.resize(_image(data_folder), (48, 2100))
+    runtime, image = _runtime(out), np.resize(_image(data_folder), (33, 2080))
     _assert_alike(runtime, bundle, image)
-    assert predict_image(runtime, image, Settings.of(info)).probabilities.shape == (4, 48, 2100)
-    with pytest.raises(ModelError, match="48x2100 px, but was given 48x96"):
+    assert predict_image(runtime, image, Settings.of(info)).probabilities.shape == (4, 33, 2080)
+    with pytest.raises(ModelError, match="33x2080 px, but was given 33x96"):
         predict_image(runtime, image[:, :96], Settings.of(info))
 
 

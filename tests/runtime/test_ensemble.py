@@ -54,10 +54,10 @@ def test_an_ensemble_answers_with_the_mean_of_its_models(probabilities: list[flo
 
     same = len(set(probabilities)) == 1  # then the answer is theirs bit for bit
     mean = probabilities[0] if same else sum(probabilities) / len(probabilities)
-    tolerances = {"rtol": 0 if same else 1e-5, "atol": 0 if same else 1e-7}
+    rtol, atol = (0.0, 0.0) if same else (1e-5, 1e-7)
     assert answer.probabilities.dtype == answer.gate.dtype == np.float32
-    np.testing.assert_allclose(answer.probabilities, np.full((2, 1, 3, 4), mean, np.float32), **tolerances)
-    np.testing.assert_allclose(answer.gate, np.full((2, 1), mean / 2, np.float32), **tolerances)
+    np.testing.assert_allclose(answer.probabilities, np.full((2, 1, 3, 4), mean, np.float32), rtol, atol)
+    np.testing.assert_allclose(answer.gate, np.full((2, 1), mean / 2, np.float32), rtol, atol)
 
 
 @pytest.mark.parametrize(

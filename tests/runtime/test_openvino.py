@@ -174,7 +174,7 @@ def _write_onnx(path: Path, height: int | str = "height", width: int | str = "wi
         make.make_node("Cast", ["image"], ["probabilities"], to=kinds.FLOAT),
         make.make_node("ReduceMax", ["probabilities", "axes"], ["gate"], keepdims=0),
     ]
-    shape = ["batch", 1, height, width]
+    shape: list[str | int | None] = ["batch", 1, height, width]
     inputs = [make.make_tensor_value_info("image", kinds.UINT8, shape)]
     outputs = [make.make_tensor_value_info("probabilities", kinds.FLOAT, shape)]
     outputs.append(make.make_tensor_value_info("gate", kinds.FLOAT, ["batch", 1]))
