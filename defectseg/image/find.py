@@ -3,10 +3,10 @@
 import logging
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path, PurePath
 
 import cv2
@@ -138,15 +138,18 @@ class _Search:
                 name = whole.name if folder == base else folder.relative_to(base).as_posix()
                 self.found[owner].append(FoundImage(name, folder, fault))
 
-        waiting = [base]
-        for start in waiting:
-            for name, subfolders, files in os.walk(start, onerror=fail):
-                folder, real = Path(name), os.path.realpath(name)  # Path.resolve fails on links in a circle
+        folders, links = deque([base]), deque[Path]()
+        while folders or links:
+            folder = (folders or links).popleft()
+            for _, subfolders, files in islice(
+                os.walk(folder, onerror=fail), 1
+            ):  # whole, it is recursive in Python 3.11
+                real = os.path.realpath(folder)  # Path.resolve fails on links in a circle
                 if not self._is_new(real + os.sep):
-                    subfolders.clear()
                     continue
-                subfolders[:] = sorted(name for name in subfolders if self._recursive and not name.startswith("."))
-                waiting += [folder / name for name in subfolders if (folder / name).is_symlink()]
+                for name in sorted(subfolders) if self._recursive else ():
+                    if not name.startswith("."):
+                        (links if (folder / name).is_symlink() else folders).append(folder / name)
                 prefix = "" if folder == base else f"{folder.relative_to(base).as_posix()}/"
                 for file in files:
                     if file.startswith("."):

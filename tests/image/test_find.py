@@ -1,4 +1,5 @@
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,18 @@ def test_links_are_followed_and_loops_end_and_each_folder_counts_once_under_its_
     assert ids(found) == ["c.jpg", "d.jpg", "gone.jpg", "linked/a.jpg", "linked/b.jpg", "z/e.jpg"]
     with pytest.raises(ImageError, match="cannot be read"):  # a broken link is reported
         decode(found[2])
+
+
+def test_folders_may_be_nested_deeper_than_python_may_recurse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1100):
+        Path("a").mkdir()
+        os.chdir("a")
+    touch(Path(), "deep.jpg")
+    touch(tmp_path, "b.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert ids(find_images([tmp_path])) == ["a/" * 1100 + "deep.jpg", "b.jpg"]
+    subprocess.run(["rm", "-r", "a"], check=True)  # shutil.rmtree would fail
 
 
 def test_inputs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
