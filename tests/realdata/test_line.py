@@ -114,7 +114,7 @@ def test_neu_is_imported_trained_on_and_evaluated(realdata: Path, weights: Path,
         realdata / "neu900", tmp_path / "neu", classes=("inclusion", "patches", "scratches"), link=True
     )
     assert (report.images, report.masks_per_class) == (600, (200, 200, 200))
-    result = train(tmp_path / "neu", tmp_path / "run", recipe=_short("neu900", weights, 64), device="cpu")
+    (result,) = train(tmp_path / "neu", tmp_path / "run", recipe=_short("neu900", weights, 64), device="cpu")
     assert result.metrics is not None
     assert result.metrics.images == 120
     out = tmp_path / "evaluation"
