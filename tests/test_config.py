@@ -20,7 +20,7 @@ def test_an_empty_recipe_has_the_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(_write(tmp_path, ""))
     assert recipe == Recipe()
     assert recipe.model.architecture == "Unet"
-    assert recipe.model.in_channels == 1
+    assert (recipe.model.in_channels, recipe.model.classification_head) == (1, True)
     assert recipe.data.crop_hw == (256, 512)
     assert recipe.loss.empty_weight == 0.2
 
