@@ -266,7 +266,7 @@ def _find_in_openvino(path: Path, file: BinaryIO) -> Description | None:
 
     def network() -> bytes:
         parts = [(part.tag, part.text, part.attrib) for part in net.iter() if part is not element]
-        return json.dumps([parts, file_sha256(weights)], sort_keys=True).encode()
+        return json.dumps([parts, file_sha256(weights)]).encode()
 
     return None if text is None else Description(file, text, 0, len(content), encode, network)
 
