@@ -114,9 +114,10 @@ def export(
     info = info.model_copy(update={"export": made, "recipe": recipe})
     labelled = quantize.choose_images(data, info, bundle, bit_depth=bit_depth) if int8 and data is not None else None
     images, kind = _images(info, data, bit_depth)
-    odd = [fit(images[0], ODD_HW)] if size_hw is None else []
-    if size_hw is not None:
-        images = [fit(image, size_hw) for image in images]
+    if size_hw is None:
+        odd = [fit(images[0], ODD_HW)]
+    else:
+        images, odd = [fit(image, size_hw) for image in images], []
     compared_on = f"{len(images)} {kind}"
     with _staging(out) as folder:
         staged = folder / out.name

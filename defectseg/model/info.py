@@ -264,9 +264,11 @@ def _find_in_openvino(path: Path, file: BinaryIO) -> Description | None:
         written: bytes = ElementTree.tostring(net, encoding="utf-8", xml_declaration=True)
         return written
 
-    if text is None:
-        return None
-    return Description(file, text, 0, len(content), encode, lambda: encode("") + file_sha256(weights).encode())
+    def network() -> bytes:
+        parts = [(part.tag, part.text, part.attrib) for part in net.iter() if part is not element]
+        return json.dumps([parts, file_sha256(weights)]).encode()
+
+    return None if text is None else Description(file, text, 0, len(content), encode, network)
 
 
 def _find_in_onnx(path: Path, file: BinaryIO) -> Description | None:

@@ -98,7 +98,8 @@ def test_a_description_is_read_and_replaced_and_nothing_else_changes(tmp_path: P
     before = _without_description(path)
     assert read_model_info(path) == INFO
 
-    for chosen_by in ("hand" * 5000, "Ä & <\"'>\t\n]]>", ""):
+    to_16384_bytes = "x" * (2**14 - len(TEXT.encode()) + len("default"))  # one more group of bits in an ONNX file
+    for chosen_by in ("hand" * 5000, "Ä & <\"'>\t\n]]>", "", to_16384_bytes):
         changed = INFO.model_copy(update={"thresholds": INFO.thresholds.model_copy(update={"chosen_by": chosen_by})})
         write_model_info(path, changed)
         assert read_model_info(path) == changed
