@@ -1,5 +1,6 @@
+import inspect
 import os
-import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,16 +93,17 @@ def test_links_are_followed_and_loops_end_and_each_folder_counts_once_under_its_
         decode(found[2])
 
 
-def test_folders_may_be_nested_deeper_than_python_may_recurse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for _ in range(1100):
-        Path("a").mkdir()
-        os.chdir("a")
-    touch(Path(), "deep.jpg")
+def test_folders_may_be_nested_deeper_than_python_may_recurse(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["a"] * 200)
     touch(tmp_path, "b.jpg")
-    monkeypatch.chdir(tmp_path)
-    assert ids(find_images([tmp_path])) == ["a/" * 1100 + "deep.jpg", "b.jpg"]
-    subprocess.run(["rm", "-r", "a"], check=True)  # shutil.rmtree would fail
+    touch(deep, "deep.jpg")
+    limit, frames = sys.getrecursionlimit(), len(inspect.stack())
+    sys.setrecursionlimit(frames + 100)
+    try:
+        found = find_images([tmp_path])
+    finally:
+        sys.setrecursionlimit(limit)
+    assert ids(found) == ["a/" * 200 + "deep.jpg", "b.jpg"]
 
 
 def test_inputs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:

@@ -95,12 +95,12 @@ class Full:
         self.tried: list[int] = []
         forward = DefectNetwork.forward
 
-        def limited(network: DefectNetwork, grey: torch.Tensor) -> Any:
+        def limited(network: DefectNetwork, grey: torch.Tensor, **options: Any) -> Any:
             if network.training:
                 self.tried.append(len(grey))
                 if len(grey) > most:
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return forward(network, grey)
+            return forward(network, grey, **options)
 
         monkeypatch.setattr(DefectNetwork, "forward", limited)
 
