@@ -101,18 +101,6 @@ def _literal_weights(start: int, tile: int, length: int, overlap_px: int) -> lis
     ]
 
 
-def test_overlapping_answers_are_blended_linearly(fake_runtime: Any) -> None:
-    # Tiles of 4 columns at 0 and 2; the first says 0, the second 1. In the two columns that they share the weights are
-    # 2/3 and 1/3, then 1/3 and 2/3.
-    calls = itertools.count()
-    runtime = fake_runtime(lambda tile: np.full((1, *tile.shape), next(calls)), tile_hw=(4, 4), overlap_px=2)
-
-    prediction = predict_image(runtime, np.zeros((1, 6), np.uint8), runtime.settings)
-
-    np.testing.assert_allclose(prediction.probabilities[0, 0], [0, 0, 1 / 3, 2 / 3, 1, 1], atol=1e-6)
-    assert prediction.gate.tolist() == [1.0]
-
-
 @pytest.mark.parametrize("size_hw", [(20, 70), (70, 20)])
 def test_bands_cover_the_image_once_along_its_longer_side(contradicting_runtime: Any, size_hw: tuple[int, int]) -> None:
     runtime = contradicting_runtime(tile_hw=(16, 16), overlap_px=4)
