@@ -84,13 +84,6 @@ def test_run_lengths_give_the_mask_again_and_are_read_as_pycocotools_reads_them(
             np.testing.assert_array_equal(theirs, mask)
 
 
-def test_uncompressed_run_lengths_count_down_the_columns() -> None:
-    mask = mask_of(".##", "..#")
-    for counts, expected in (([2, 1, 1, 2], mask), ([0, 2, 1, 1, 2], ~mask)):
-        decoded = coco_rle.decode({"size": [2, 3], "counts": counts}, (2, 3), where="")
-        np.testing.assert_array_equal(decoded, expected)
-
-
 @pytest.mark.parametrize(
     ("run_lengths", "message"),
     [

@@ -216,7 +216,6 @@ def test_low_bit_depth_is_seen(brightest: dict[int | None, int], expected: tuple
 @pytest.mark.parametrize(
     ("levels", "blank"),
     [
-        ([7] * 200, True),
         ([7, 9] * 100, True),
         ([20, 23] * 100, False),
         ([0] * 199 + [255], True),
@@ -431,12 +430,6 @@ def test_tiff_tags_that_pillow_warns_of_do_not_matter() -> None:
     np.testing.assert_array_equal(decode_bytes(doubled, name="a").pixels, GREY)
 
 
-@pytest.mark.parametrize("kind", WHOLE)
-def test_size_is_rows_then_columns_for_every_kind_of_image(tmp_path: Path, kind: str) -> None:
-    (tmp_path / "a").write_bytes(WHOLE[kind]())
-    assert read_size(tmp_path / "a") == (64, 160)
-
-
 @pytest.mark.parametrize("marker", [0xE2, 0xC4, 0xC8, 0xCC], ids=hex)
 @pytest.mark.parametrize("repeats", [1, 100])
 def test_the_size_of_a_jpeg_is_not_that_of_something_ahead(tmp_path: Path, marker: int, repeats: int) -> None:
@@ -447,10 +440,11 @@ def test_the_size_of_a_jpeg_is_not_that_of_something_ahead(tmp_path: Path, marke
     assert read_size(tmp_path / "a") == (64, 160)
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "gif", "jpeg 2000"])
-def test_size_needs_no_picture_data_but_a_whole_header(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", WHOLE)
+def test_size_is_rows_then_columns_and_needs_a_whole_header(tmp_path: Path, kind: str) -> None:
     content = WHOLE[kind]()
-    (tmp_path / "a").write_bytes(content[: len(content) // 2])
+    needs_no_picture_data = kind in ("jpeg", "png", "bmp", "gif", "jpeg 2000")
+    (tmp_path / "a").write_bytes(content[: len(content) // 2] if needs_no_picture_data else content)
     assert read_size(tmp_path / "a") == (64, 160)
     for length in (0, 1, 7, 12, 20):
         (tmp_path / "a").write_bytes(content[:length])

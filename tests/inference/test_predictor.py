@@ -4,8 +4,6 @@ import multiprocessing
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -192,7 +190,6 @@ def test_bits_and_views_that_were_said_hold_for_arrays_and_files_and_travel_alon
     ("image", "error", "told"),
     [
         (np.zeros((8, 16)), ImageError, "float64"),
-        (np.zeros((8, 16), np.bool_), ImageError, "bool"),
         (np.zeros((8, 16, 2), np.uint8), ImageError, "2 channels"),
         (np.zeros((1, 1, 8, 16), np.uint8), ImageError, r"\(1, 1, 8, 16\)"),
         (np.zeros((0, 16), np.uint8), ImageError, "not empty"),
@@ -216,22 +213,13 @@ def test_without_probabilities_the_rest_is_equal(make_predictor: Make, tile_hw: 
     assert spare.answer is None
 
 
-def test_several_models_are_averaged(bundle: Path, tmp_path: Path, images: Any) -> None:
-    other = bundle_of(1, tmp_path / "other.safetensors")
-    first, second, both = (
-        np.asarray(Predictor.load(path, device="cpu", runtime="torch")(images[0]).probabilities)
-        for path in (str(bundle), other, f"{bundle},{other}")
-    )
-    np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
-
-
 def test_threads_and_a_pickled_predictor_answer_as_single_calls_do(predictor: Predictor, images: Any) -> None:
     alone = [predictor(image) for image in images]
     assert any(prediction.has_defect for prediction in alone)
     sent = pickle.dumps(predictor)
     assert len(sent) < 2000
     received = pickle.loads(sent)
-    assert (received.class_names, received.runtime) == (predictor.class_names, predictor.runtime)
+    assert received.class_names == predictor.class_names == ("pits", "cracks")
     with ThreadPoolExecutor(4) as pool:
         together = [*pool.map(predictor, images * 2), *pool.map(received, images)]
     for index, prediction in enumerate(together):
@@ -257,17 +245,6 @@ def test_a_pickled_predictor_finds_its_model_from_any_folder_at_the_first_call(
     received = pickle.loads(sent)  # an error here would end a pool's worker
     with pytest.raises(ModelError, match=r"model\.safetensors: no such model file"):
         received(images[0])
-
-
-def test_the_package_offers_the_api_without_loading_it() -> None:
-    code = (
-        "import sys, defectseg; before = set(sys.modules); assert 'defectseg.inference' not in before\n"
-        "assert not {'numpy', 'cv2', 'pydantic', 'torch'} & before\n"
-        "from defectseg import Predictor\n"
-        "assert 'numpy' in sys.modules and 'torch' not in sys.modules and 'pandas' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_package_has_no_other_names() -> None:

@@ -24,12 +24,6 @@ def _thresholds(
     return Thresholds(gate=gate or (0.0,) * count, pixel=pixel, min_area_px=min_area_px or (0,) * count)
 
 
-def _prediction(*planes: list[list[float]], gate: list[float] | None = None) -> ImageAnswer:
-    probabilities = np.array(planes, np.float32)
-    gates = probabilities.max(axis=(1, 2)) if gate is None else np.array(gate, np.float32)
-    return ImageAnswer(probabilities, gates)
-
-
 def _assert_equal(result: Segmentation, expected: Segmentation) -> None:
     np.testing.assert_array_equal(result.masks, expected.masks)
     np.testing.assert_array_equal(result.class_map, expected.class_map)
@@ -40,18 +34,10 @@ def _assert_equal(result: Segmentation, expected: Segmentation) -> None:
 
 def test_a_pixel_at_the_threshold_counts() -> None:
     # 0.3 is not a float32; the threshold must be rounded as the probability was.
-    result = segment(_prediction([[0.3, 0.29999]]), _thresholds((0.3,)))
+    answer = ImageAnswer(np.array([[[0.3, 0.29999]]], np.float32), np.ones(1, np.float32))
+    result = segment(answer, _thresholds((0.3,)))
 
     assert result.masks.tolist() == [[[True, False]]]
-
-
-@pytest.mark.parametrize(("gate", "found"), [(0.61, True), (0.6, True), (0.59, False)])
-def test_a_class_counts_from_its_gate_on(gate: float, found: bool) -> None:
-    result = segment(_prediction([[0.9, 0.9]], gate=[gate]), _thresholds((0.5,), gate=(0.6,)))
-
-    assert result.masks.any() == found
-    assert bool(result.regions) == found
-    assert result.class_map.tolist() == [[int(found)] * 2]
 
 
 def slow_segment(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from defectseg.errors import ModelError
-from defectseg.inference.tiles import predict_bands, predict_image, tile_starts
+from defectseg.inference.tiles import predict_image, tile_starts
 from defectseg.runtime.base import Answer
 
 
@@ -99,20 +99,6 @@ def _literal_weights(start: int, tile: int, length: int, overlap_px: int) -> lis
         )
         for position in range(start, end)
     ]
-
-
-@pytest.mark.parametrize("size_hw", [(20, 70), (70, 20)])
-def test_bands_cover_the_image_once_along_its_longer_side(contradicting_runtime: Any, size_hw: tuple[int, int]) -> None:
-    runtime = contradicting_runtime(tile_hw=(16, 16), overlap_px=4)
-    covered = np.zeros(size_hw, np.int64)
-
-    for box, answer in predict_bands(runtime, np.zeros(size_hw, np.uint8), runtime.settings):
-        covered[box] += 1
-        assert answer.probabilities.shape[1:] == covered[box].shape
-        assert min(answer.probabilities.shape[1:]) <= 16
-        assert answer.probabilities.flags.c_contiguous
-
-    assert (covered == 1).all()
 
 
 def test_an_image_of_the_size_of_a_tile_goes_through_whole(grey_runtime: Callable[..., Any]) -> None:
