@@ -19,17 +19,11 @@ _NUMBER = re.compile(r"-?[0-9]{1,15}")
 
 def encode(mask: NDArray[np.bool_]) -> str:
     """Encode a mask, bool (H, W), as "start length start length ..."; "" if it is empty."""
-    height, width = mask.shape
     if mask.size == 0:
         return ""
-    columns = cv2.transpose(np.ascontiguousarray(mask, dtype=np.bool_).view(np.uint8)).reshape(height * width)
-    edges = np.flatnonzero(columns[1:] != columns[:-1]) + 2  # numbers of the pixels that differ from the one before
-    ends: list[NDArray[np.intp]] = [edges]
-    if columns[0]:
-        ends.insert(0, np.ones(1, np.intp))
-    if columns[-1]:
-        ends.append(np.full(1, columns.size + 1, np.intp))
-    numbers = np.concatenate(ends)
+    columns = np.zeros(mask.size + 2, np.uint8)  # with a sound pixel before the first and after the last
+    columns[1:-1] = cv2.transpose(np.ascontiguousarray(mask, dtype=np.bool_).view(np.uint8)).reshape(-1)
+    numbers = np.flatnonzero(columns[1:] != columns[:-1]) + 1  # of the pixels that differ from the one before
     numbers[1::2] -= numbers[::2]
     return " ".join(map(str, numbers.tolist()))
 

@@ -135,11 +135,6 @@ class Predictor:
         return self._model()[0].class_names
 
     @property
-    def runtime(self) -> str:
-        """The library, the device and the precision, for people to read."""
-        return self._model()[0].name
-
-    @property
     def parallel(self) -> int:
         """How many calls at once, from as many threads, use the machine best."""
         return self._model()[0].parallel

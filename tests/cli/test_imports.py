@@ -77,7 +77,8 @@ def test_data_commands_scores_of_predictions_and_descriptions_load_no_torch(
 def test_the_way_of_a_prediction_loads_neither_torch_nor_pandas_nor_a_runtime(tmp_path: Path) -> None:
     (tmp_path / "m.xml").write_text("<net/>", encoding="utf-8")
     (tmp_path / "m.bin").touch()
-    imports = _imports("import defectseg.predict.predict, defectseg.runtime.cache", ["info", tmp_path / "m.xml"])
+    code = "import defectseg.predict.predict, defectseg.runtime.cache\nfrom defectseg import Predictor"
+    imports = _imports(code, ["info", tmp_path / "m.xml"])
     assert {"defectseg.inference.stream", "defectseg.model.info", "defectseg.runtime.load", "cv2"} <= imports
     assert imports.isdisjoint({*HEAVY, "pandas", "jinja2", "matplotlib", "openvino", "onnx", "onnxruntime"})
 

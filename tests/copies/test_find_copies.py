@@ -134,14 +134,6 @@ def test_turned_and_shifted_cuts_are_found_and_the_earlier_image_is_named_first(
     assert copy.score > 0.9
 
 
-def test_lying_images_are_copies_of_standing_ones_in_either_direction(search: Search) -> None:
-    lying = sheets(6, (96, 240))
-    standing = [turned(image, "90") for image in lying[2:]]
-    there, back = search(standing, lying), search(lying, standing)
-    assert [(copy.first, copy.second, copy.turn) for copy in there] == [(n, n + 2, "90") for n in range(4)]
-    assert [(copy.second, copy.first, copy.turn) for copy in back] == [(n, n + 2, "270") for n in range(4)]
-
-
 def test_saturated_cells_do_not_count_in_the_score(search: Search) -> None:
     image = sheets(1)[0] // 2
     burnt = image.copy()

@@ -217,17 +217,17 @@ def test_error_shows_names_where_the_folder_of_images_is_wrong(tmp_path: Path, c
 
 
 def test_export_writes_one_annotation_for_each_region(tmp_path: Path, make_folder: Make) -> None:
-    root = make_folder(tmp_path / "data", {"a.png": {1: "...#/.#.#/...#", 255: "##../#.../...."}})
+    root = make_folder(tmp_path / "data", {"a.png": {1: "#..#/.#.#/...#", 255: "##../#.../...."}})
     export_coco(root, tmp_path / "coco")
     document = json.loads((tmp_path / "coco/annotations.json").read_text())
     assert [(one["id"], one["name"]) for one in document["categories"]] == [(1, "crack"), (2, "dent"), (255, "ignore")]
     assert document["images"] == [{"id": 1, "file_name": "a.png", "height": 3, "width": 4, "license": 0}]
     assert [(one["category_id"], one["bbox"], one["area"]) for one in document["annotations"]] == [
+        (1, [0, 0, 2, 2], 2),
         (1, [3, 0, 1, 3], 3),
-        (1, [1, 1, 1, 1], 1),
         (255, [0, 0, 2, 2], 3),
     ]
-    assert document["annotations"][0]["segmentation"] == {"size": [3, 4], "counts": "93"}  # 9 sound, 3 of the class
+    assert document["annotations"][1]["segmentation"] == {"size": [3, 4], "counts": "93"}  # 9 sound, 3 of the class
 
 
 def test_pycocotools_reads_the_exported_file(

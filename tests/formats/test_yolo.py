@@ -60,8 +60,6 @@ def test_names_may_be_a_mapping_in_any_order_and_classes_may_be_put_in_another(t
     assert not (tmp_path / "out/split.csv").exists()
     report = import_yolo(src, tmp_path / "other", classes=["rust", "dent", "crack"])
     assert report.masks_per_class == (0, 0, 1)
-    with pytest.raises(DataError, match=r"classes: .* has dent, but .* only crack"):
-        import_yolo(src, tmp_path / "third", classes=["crack"])
     (src / "data.yaml").write_text("train: images/train\nnames: [ignore, dent]\n")
     ignored = import_yolo(src, tmp_path / "fourth")
     assert (ignored.class_names, ignored.ignored_px, ignored.clean_images) == (("dent",), 10, 0)
@@ -183,18 +181,12 @@ def test_source_without_data_yaml_is_refused_and_the_file_itself_may_be_given(tm
         import_yolo(tmp_path / "nowhere", tmp_path / "other")
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ({"train/a.png": None}, r"none of the 2 images has labels; expected those of .*labels/(train/a|val/b)\.txt"),
-        ({"train/a.png": "", "train/a.jpg": ""}, "two images of one name"),
-    ],
-)
-def test_images_and_labels_that_do_not_pair_are_refused(
-    tmp_path: Path, yolo: Make, labels: dict[str, str | None], message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        import_yolo(yolo({**labels, "val/b.png": None}), tmp_path / "out")
+def test_images_and_labels_that_do_not_pair_are_refused(tmp_path: Path, yolo: Make) -> None:
+    none = r"none of the 2 images has labels; expected those of .*labels/(train/a|val/b)\.txt"
+    with pytest.raises(DataError, match=none):
+        import_yolo(yolo({"train/a.png": None, "val/b.png": None}), tmp_path / "out")
+    with pytest.raises(DataError, match="two images of one name"):
+        import_yolo(yolo({"train/a.png": "", "train/a.jpg": ""}), tmp_path / "out")
 
 
 def test_missing_part_is_refused_and_a_test_part_alone_has_to_be_asked_for(tmp_path: Path, yolo: Make) -> None:
@@ -210,7 +202,6 @@ def test_missing_part_is_refused_and_a_test_part_alone_has_to_be_asked_for(tmp_p
 @pytest.mark.parametrize(
     ("image", "labels"),
     [
-        ("images/train/a.jpg", "labels/train/a.txt"),
         ("train/images/x/a.b.PNG", "train/labels/x/a.b.txt"),
         ("images/images/a.jpg", "images/labels/a.txt"),
         ("pictures/a.jpg", "pictures/a.txt"),
@@ -262,12 +253,3 @@ def test_split_that_does_not_fit_is_refused(
     with pytest.raises(kind, match=message):
         export_yolo(root, tmp_path / "yolo", fold=fold)
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
-
-
-def test_filled_holes_and_lost_marks_are_counted_with_an_example(tmp_path: Path, make_folder: Make) -> None:
-    report = export_yolo(
-        make_folder(tmp_path / "data", {"a.png": {1: "###/#.#/###", 255: "#../#../..."}}), tmp_path / "y"
-    )
-    assert kinds(report) == {"folds": 1, "hole_px": 1, "ignore_px": 2}
-    assert "1 px of holes were filled" in report.lost[1].message
-    assert "a.png" in report.lost[1].message

@@ -92,12 +92,10 @@ def test_after_jpeg_a_comparison_is_blue_red_and_magenta_exactly_where_it_should
     predicted, truth = scattered_mask(1), scattered_mask(1) ^ scattered_mask(2)
     whole = through_jpeg(overlay.paint_comparison(grey(5, low, high), predicted, truth))
     decoded, legend = whole[: SIZE_HW[0]], whole[SIZE_HW[0] :]
-    assert is_red(legend).any()
-    assert is_blue(legend).any()
-    assert is_magenta(legend).any()
-    assert (is_red(decoded) != (predicted & ~truth)).mean() <= TOLERATED_SHARE
-    assert (is_blue(decoded) != (truth & ~predicted)).mean() <= TOLERATED_SHARE
-    assert (is_magenta(decoded) != (truth & predicted)).mean() <= TOLERATED_SHARE
+    expected = {is_red: predicted & ~truth, is_blue: truth & ~predicted, is_magenta: truth & predicted}
+    for has_colour, mask in expected.items():
+        assert has_colour(legend).any()
+        assert (has_colour(decoded) != mask).mean() <= TOLERATED_SHARE
 
 
 def test_every_outline_colour_is_plainly_red_and_differs_from_the_others() -> None:

@@ -4,10 +4,9 @@ import multiprocessing
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +78,6 @@ def bundle_of(seed: int, path: Path) -> Path:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle_of(0, tmp_path_factory.mktemp("bundle") / "model.safetensors")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEFECTSEG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module", params=["torch", "openvino"])
@@ -198,7 +190,6 @@ def test_bits_and_views_that_were_said_hold_for_arrays_and_files_and_travel_alon
     ("image", "error", "told"),
     [
         (np.zeros((8, 16)), ImageError, "float64"),
-        (np.zeros((8, 16), np.bool_), ImageError, "bool"),
         (np.zeros((8, 16, 2), np.uint8), ImageError, "2 channels"),
         (np.zeros((1, 1, 8, 16), np.uint8), ImageError, r"\(1, 1, 8, 16\)"),
         (np.zeros((0, 16), np.uint8), ImageError, "not empty"),
@@ -218,21 +209,8 @@ def test_what_is_no_image_is_refused(make_predictor: Make, image: Any, error: ty
 def test_without_probabilities_the_rest_is_equal(make_predictor: Make, tile_hw: tuple[int, int]) -> None:
     whole = make_predictor(tile_hw=tile_hw, tile_overlap_px=4)(sheet())
     spare = make_predictor(tile_hw=tile_hw, tile_overlap_px=4, keep_probabilities=False)(sheet())
-    assert (spare.probabilities, spare.gate) == (None, None)
-    np.testing.assert_array_equal(spare.masks, whole.masks)
-    np.testing.assert_array_equal(spare.class_map, whole.class_map)
-    assert [(r.class_id, r.area_px, r.box_xywh) for r in spare.regions] == [
-        (r.class_id, r.area_px, r.box_xywh) for r in whole.regions
-    ]
-
-
-def test_several_models_are_averaged(bundle: Path, tmp_path: Path, images: Any) -> None:
-    other = bundle_of(1, tmp_path / "other.safetensors")
-    first, second, both = (
-        np.asarray(Predictor.load(path, device="cpu", runtime="torch")(images[0]).probabilities)
-        for path in (str(bundle), other, f"{bundle},{other}")
-    )
-    np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
+    assert_equal(spare, replace(whole, answer=None))
+    assert spare.answer is None
 
 
 def test_threads_and_a_pickled_predictor_answer_as_single_calls_do(predictor: Predictor, images: Any) -> None:
@@ -241,7 +219,7 @@ def test_threads_and_a_pickled_predictor_answer_as_single_calls_do(predictor: Pr
     sent = pickle.dumps(predictor)
     assert len(sent) < 2000
     received = pickle.loads(sent)
-    assert (received.class_names, received.runtime) == (predictor.class_names, predictor.runtime)
+    assert received.class_names == predictor.class_names == ("pits", "cracks")
     with ThreadPoolExecutor(4) as pool:
         together = [*pool.map(predictor, images * 2), *pool.map(received, images)]
     for index, prediction in enumerate(together):
@@ -269,32 +247,18 @@ def test_a_pickled_predictor_finds_its_model_from_any_folder_at_the_first_call(
         received(images[0])
 
 
-def test_the_package_offers_the_api_without_loading_it() -> None:
-    code = (
-        "import sys, defectseg; before = set(sys.modules); assert 'defectseg.inference' not in before\n"
-        "assert not {'numpy', 'cv2', 'pydantic', 'torch'} & before\n"
-        "from defectseg import Predictor\n"
-        "assert 'numpy' in sys.modules and 'torch' not in sys.modules and 'pandas' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def test_the_package_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Predicter'"):
         getattr(defectseg, "Predicter")  # noqa: B009
 
 
-@pytest.fixture
-def _folder_of_the_examples(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_the_examples_in_the_documentation_run(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(bundle, tmp_path / "model.safetensors")
     cv2.imwrite(str(tmp_path / "sheet.jpg"), make_sheet(1, 0, (64, 96)).image)
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_folder_of_the_examples")
-def test_the_examples_in_the_documentation_run(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 5

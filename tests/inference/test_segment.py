@@ -24,12 +24,6 @@ def _thresholds(
     return Thresholds(gate=gate or (0.0,) * count, pixel=pixel, min_area_px=min_area_px or (0,) * count)
 
 
-def _prediction(*planes: list[list[float]], gate: list[float] | None = None) -> ImageAnswer:
-    probabilities = np.array(planes, np.float32)
-    gates = probabilities.max(axis=(1, 2)) if gate is None else np.array(gate, np.float32)
-    return ImageAnswer(probabilities, gates)
-
-
 def _assert_equal(result: Segmentation, expected: Segmentation) -> None:
     np.testing.assert_array_equal(result.masks, expected.masks)
     np.testing.assert_array_equal(result.class_map, expected.class_map)
@@ -40,41 +34,10 @@ def _assert_equal(result: Segmentation, expected: Segmentation) -> None:
 
 def test_a_pixel_at_the_threshold_counts() -> None:
     # 0.3 is not a float32; the threshold must be rounded as the probability was.
-    result = segment(_prediction([[0.3, 0.29999]]), _thresholds((0.3,)))
+    answer = ImageAnswer(np.array([[[0.3, 0.29999]]], np.float32), np.ones(1, np.float32))
+    result = segment(answer, _thresholds((0.3,)))
 
     assert result.masks.tolist() == [[[True, False]]]
-
-
-@pytest.mark.parametrize(("gate", "found"), [(0.61, True), (0.6, True), (0.59, False)])
-def test_a_class_counts_from_its_gate_on(gate: float, found: bool) -> None:
-    result = segment(_prediction([[0.9, 0.9]], gate=[gate]), _thresholds((0.5,), gate=(0.6,)))
-
-    assert result.masks.any() == found
-    assert bool(result.regions) == found
-    assert result.class_map.tolist() == [[int(found)] * 2]
-
-
-def test_regions_come_by_class_then_size_with_their_own_figures() -> None:
-    pits = [[0.6, 0.1, 0.8, 0.7], [0.1, 0.1, 0.1, 0.1]]
-    cracks = [[0.1, 0.1, 0.1, 0.1], [0.9, 0.1, 0.1, 0.1]]
-
-    result = segment(_prediction(pits, cracks), _thresholds((0.5, 0.5)))
-
-    figures = [(one.class_id, one.area_px, one.box_xywh, one.centroid_xy) for one in result.regions]
-    assert figures == [(1, 2, (2, 0, 2, 1), (2.5, 0.0)), (1, 1, (0, 0, 1, 1), (0.0, 0.0)), (2, 1, (0, 1, 1, 1), (0, 1))]
-    np.testing.assert_allclose([one.score for one in result.regions], [0.75, 0.6, 0.9], atol=1e-6)
-
-
-def test_the_class_map_names_the_most_probable_class_whose_final_mask_holds_the_pixel() -> None:
-    # Column 0: both, the second is more probable. Column 1: as probable, the first is named.
-    # Column 3: a crack of one pixel is dropped, so the less probable pit is named.
-    pits = [[0.6, 0.7, 0.1, 0.6, 0.6]]
-    cracks = [[0.9, 0.7, 0.1, 0.9, 0.1]]
-
-    result = segment(_prediction(pits, cracks), _thresholds((0.5, 0.5), min_area_px=(0, 2)))
-
-    assert result.class_map.tolist() == [[2, 1, 0, 1, 1]]
-    assert result.masks.tolist() == [[[True, True, False, True, True]], [[True, True, False, False, False]]]
 
 
 def slow_segment(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from defectseg.errors import ModelError
-from defectseg.inference.tiles import predict_bands, predict_image, tile_starts
+from defectseg.inference.tiles import predict_image, tile_starts
 from defectseg.runtime.base import Answer
 
 
@@ -99,32 +99,6 @@ def _literal_weights(start: int, tile: int, length: int, overlap_px: int) -> lis
         )
         for position in range(start, end)
     ]
-
-
-def test_overlapping_answers_are_blended_linearly(fake_runtime: Any) -> None:
-    # Tiles of 4 columns at 0 and 2; the first says 0, the second 1. In the two columns that they share the weights are
-    # 2/3 and 1/3, then 1/3 and 2/3.
-    calls = itertools.count()
-    runtime = fake_runtime(lambda tile: np.full((1, *tile.shape), next(calls)), tile_hw=(4, 4), overlap_px=2)
-
-    prediction = predict_image(runtime, np.zeros((1, 6), np.uint8), runtime.settings)
-
-    np.testing.assert_allclose(prediction.probabilities[0, 0], [0, 0, 1 / 3, 2 / 3, 1, 1], atol=1e-6)
-    assert prediction.gate.tolist() == [1.0]
-
-
-@pytest.mark.parametrize("size_hw", [(20, 70), (70, 20)])
-def test_bands_cover_the_image_once_along_its_longer_side(contradicting_runtime: Any, size_hw: tuple[int, int]) -> None:
-    runtime = contradicting_runtime(tile_hw=(16, 16), overlap_px=4)
-    covered = np.zeros(size_hw, np.int64)
-
-    for box, answer in predict_bands(runtime, np.zeros(size_hw, np.uint8), runtime.settings):
-        covered[box] += 1
-        assert answer.probabilities.shape[1:] == covered[box].shape
-        assert min(answer.probabilities.shape[1:]) <= 16
-        assert answer.probabilities.flags.c_contiguous
-
-    assert (covered == 1).all()
 
 
 def test_an_image_of_the_size_of_a_tile_goes_through_whole(grey_runtime: Callable[..., Any]) -> None:

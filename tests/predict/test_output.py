@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from defectseg.errors import CannotContinueError, DataError, OutputExistsError, ResourceError, UsageError
+from defectseg.files import size_and_time
 from defectseg.image.find import FoundImage
 from defectseg.predict.output import OutputFolder, output_folder, read_results
-from defectseg.predict.tables import OUTPUTS, OutputChoice, Record, choose_outputs
+from defectseg.predict.tables import IMAGE_COLUMNS, OUTPUTS, OutputChoice, Record, choose_outputs
 
 KEY = {"model_sha256": "ab" * 32, "only_classes": None, "thresholds": {"pixel": [0.5, 0.5]}}
 OTHER_KEY = {**KEY, "only_classes": (1,)}
@@ -35,21 +36,8 @@ def images(tmp_path: Path) -> list[FoundImage]:
 
 
 def _record(found: FoundImage, *, encoded: str = "1 2", status: str = "defect") -> Record:
-    stat = found.path.stat()
-    image = {
-        "ImageId": found.image_id,
-        "status": status,
-        "height": 4,
-        "width": 5,
-        "classes": "pits",
-        "regions": 1,
-        "defect_area_px": 2,
-        "defect_area_percent": "10.0000",
-        "top_score": "0.9000",
-        "notes": "",
-        "size_bytes": stat.st_size,
-        "modified_ns": stat.st_mtime_ns,
-    }
+    image: dict[str, Any] = dict.fromkeys(IMAGE_COLUMNS, "0.9000") | {"ImageId": found.image_id, "status": status}
+    image |= zip(("notes", "size_bytes", "modified_ns"), ("", *size_and_time(found.path)), strict=True)
     if status == "unreadable":
         return Record(image, [], [], [[found.image_id, str(found.path), "it is broken"]])
     predictions = [[found.image_id, 1, encoded], [found.image_id, 2, ""]]
@@ -113,30 +101,6 @@ def test_the_row_of_a_folder_that_could_not_be_listed_goes_once_its_images_come(
 
     assert _ids(tmp_path / "out") == ["sub/a.jpg"]
     assert _rows(tmp_path / "out" / "errors.csv")[1:] == []
-
-
-def test_a_finished_folder_has_exactly_its_files_and_tables_sorted_by_image(tmp_path: Path) -> None:
-    images = [_image(tmp_path / "in", name) for name in ("b.jpg", "a.jpg", "sub/c.jpg")]
-    root = tmp_path / "out"
-    with output_folder(root, KEY) as output:
-        output.pending(images)
-        _write(output, images[0], images[2])
-        output.write(_record(images[1], status="unreadable"), {})
-        counts = output.finish(FINISHED)["images_in_folder"]
-
-    assert counts == {"defect": 2, "clean": 0, "blank": 0, "unreadable": 1}
-    assert {path.name for path in root.iterdir()} == FILES
-    assert {path.relative_to(root).as_posix() for path in root.rglob("*.*") if path.parent != root} == {
-        *("overlays/b.jpg", "overlays/sub/c.jpg", "masks/b.png", "masks/sub/c.png"),
-    }
-    assert (root / "predictions.csv").read_text() == (
-        "ImageId,ClassId,EncodedPixels\nb.jpg,1,1 2\nb.jpg,2,\nsub/c.jpg,1,1 2\nsub/c.jpg,2,\n"
-    )
-    assert _ids(root) == ["a.jpg", "b.jpg", "sub/c.jpg"]
-    assert _rows(root / "errors.csv") == [["ImageId", "path", "error"], ["a.jpg", str(images[1].path), "it is broken"]]
-    assert _rows(root / "regions.csv")[1] == ["b.jpg", "1", "pits", "2", "0", "0", "1", "2", "0.0", "0.5", "0.9000"]
-    run = json.loads((root / "run.json").read_text())
-    assert (run["status"], run["images_in_folder"]) == ("finished", counts)
 
 
 def test_only_new_and_changed_images_are_done_and_other_rows_stay(tmp_path: Path, images: list[FoundImage]) -> None:
@@ -204,19 +168,15 @@ def test_a_row_older_than_a_column_has_an_empty_cell(
         assert f"1 images were done before there was a column {column}" in caplog.text
 
 
-@pytest.mark.parametrize("picture", ["overlays/a.jpg", "masks/a.png"])
-@pytest.mark.parametrize("content", [None, b""], ids=["deleted", "emptied"])
-def test_a_picture_that_is_gone_is_made_again(
-    tmp_path: Path, images: list[FoundImage], picture: str, content: bytes | None
-) -> None:
+def test_pictures_that_are_gone_or_empty_are_made_again(tmp_path: Path, images: list[FoundImage]) -> None:
+    images.append(_image(tmp_path / "in", "c.jpg"))
     _process(tmp_path / "out", images)
-    path = tmp_path / "out" / picture
-    path.unlink()
-    if content is not None:
-        path.write_bytes(content)
+    before = _tree(tmp_path / "out" / "overlays")
+    (tmp_path / "out" / "masks" / "a.png").unlink()
+    (tmp_path / "out" / "overlays" / "b.jpg").write_bytes(b"")
 
-    assert _process(tmp_path / "out", images) == ["a.jpg"]
-    assert path.stat().st_size
+    assert _process(tmp_path / "out", images) == ["a.jpg", "b.jpg"]
+    assert _tree(tmp_path / "out" / "overlays") == before
 
 
 def test_an_image_that_has_become_unreadable_loses_its_pictures(tmp_path: Path, images: list[FoundImage]) -> None:
@@ -269,30 +229,24 @@ def test_overwriting_leaves_nothing_and_can_be_continued(tmp_path: Path, images:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["notes.txt", "overlays/holiday.jpg", "images.csv"])
-def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path: Path, name: str, overwrite: bool) -> None:
-    root = tmp_path / "out"
-    _image(root, name)
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("notes.txt", b"dear", "holds notes.txt, not written by predict"),
+        ("overlays/holiday.jpg", b"dear", "holds overlays, not written by predict"),
+        ("images.csv", b"dear", "holds images.csv, not written by predict"),
+        *(("run.json", text, "run.json: not as predict writes it") for text in (b"{", b"[]", b'{"key": 1, "a": "b"}')),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_untouched(
+    tmp_path: Path, name: str, content: bytes, told: str, overwrite: bool
+) -> None:
+    _image(tmp_path / "out", name, content)
 
-    with (
-        pytest.raises(OutputExistsError, match=rf"holds {name.split('/')[0]}, not written by predict"),
-        output_folder(root, KEY, overwrite=overwrite),
-    ):
+    with pytest.raises(OutputExistsError, match=told), output_folder(tmp_path / "out", KEY, overwrite=overwrite):
         pass
 
-    assert _tree(root) == {name: b"pixels"}
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("run_json", ["{", "[]", '{"key": 1, "model": "of another program"}'])
-def test_a_folder_whose_run_json_is_not_ours_is_refused(tmp_path: Path, run_json: str, overwrite: bool) -> None:
-    _image(tmp_path / "out", "run.json", run_json.encode())
-
-    with (
-        pytest.raises(OutputExistsError, match=r"run\.json: not as predict writes it"),
-        output_folder(tmp_path / "out", KEY, overwrite=overwrite),
-    ):
-        pass
+    assert _tree(tmp_path / "out") == {name: content}
 
 
 @pytest.mark.parametrize("step", ["mkdir", "open"])
@@ -388,27 +342,6 @@ def test_memory_does_not_grow_with_the_results(tmp_path: Path) -> None:
     assert min(peaks_bytes) < 1_000_000  # all the records are 2.4 MB
 
 
-@pytest.mark.parametrize(
-    ("names", "not_written"),
-    [
-        (("masks", "regions"), {"overlays", "predictions.csv"}),
-        (("rle",), {"overlays", "masks", "regions.csv"}),
-    ],
-)
-def test_a_folder_holds_only_what_is_wanted_and_the_rest_is_not_missed(
-    tmp_path: Path, images: list[FoundImage], names: tuple[str, ...], not_written: set[str]
-) -> None:
-    choice = OutputChoice(names)
-    for pending in (images, []):
-        with output_folder(tmp_path / "out", KEY, choice) as output:
-            assert output.pending(images) == pending
-            for image in pending:
-                output.write(_record(image), dict.fromkeys(choice.pictures, b"picture"))
-            output.finish(FINISHED)
-
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - not_written
-
-
 def test_overlays_of_defects_are_missed_only_with_a_defect(tmp_path: Path, images: list[FoundImage]) -> None:
     defect, clean = images
     with output_folder(tmp_path / "out", KEY, OutputChoice(("overlays",), "defects")) as output:
@@ -424,12 +357,10 @@ def test_overlays_of_defects_are_missed_only_with_a_defect(tmp_path: Path, image
     ("outputs", "overlays", "names", "shown"),
     [
         (None, None, OUTPUTS, "all"),
-        (None, "all", OUTPUTS, "all"),
         (None, "defects", OUTPUTS, "defects"),
         (None, "none", ("masks", "rle", "regions"), "all"),
         (["rle", "masks", "rle"], None, ("masks", "rle"), "all"),
         (["rle"], "none", ("rle",), "all"),
-        (["overlays"], "defects", ("overlays",), "defects"),
         (list(reversed(OUTPUTS)), "all", OUTPUTS, "all"),
     ],
 )
@@ -444,7 +375,6 @@ def test_flags_choose_outputs(outputs: list[str] | None, overlays: str | None, n
         ([], None, "outputs: names nothing"),
         (None, "some", "overlays: expected all, defects, none, found some"),
         (["masks"], "all", "overlays: all contradicts the outputs masks"),
-        (["masks"], "defects", "contradicts"),
         (["overlays", "rle"], "none", "overlays: none contradicts the outputs overlays,rle"),
     ],
 )
