@@ -402,22 +402,6 @@ def test_an_interrupted_evaluation_can_be_done_again_in_its_folder(bench: _Bench
     assert _names(bench.root / "out") == FILES | {"overlays"}
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_something_else_is_refused_and_untouched(bench: _Bench, overwrite: bool) -> None:
-    out = bench.root / "out"
-    (out / "overlays").mkdir(parents=True)
-    kept = [out / name for name in ("metrics.json", "notes.txt", "overlays/holiday.jpg")]
-    for path in kept:
-        path.write_text("dear to somebody")
-
-    with pytest.raises(OutputExistsError, match=r"notes\.txt, not written by evaluate"):
-        bench.evaluate(overwrite=overwrite)
-    with pytest.raises(OutputExistsError, match=r"notes\.txt, not written by evaluate"):
-        evaluate_predictions(bench.data / "train.csv", bench.data, out, overwrite=overwrite)
-
-    assert sorted(path for path in out.rglob("*.*")) == kept
-
-
 def test_an_overlay_too_long_for_a_jpeg_does_not_stop_the_evaluation(bench: _Bench) -> None:
     cv2.imwrite(str(bench.data / "train_images" / "long.png"), np.full((2, 66_000), STEEL, np.uint8))
 

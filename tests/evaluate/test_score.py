@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder, open_data_folder
@@ -103,29 +101,6 @@ def test_as_many_images_are_answered_at_once_as_the_runtime_takes(
     runtime.before = lambda call: together.wait() and None  # passes only where three images wait at the same time
 
     assert len(_score(runtime, folder).counts) == 6
-
-
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=hnp.arrays(np.uint8, SIZE_HW), ignored=hnp.arrays(np.bool_, SIZE_HW))
-def test_predictions_on_ignored_pixels_do_not_change_the_counts(
-    content: NDArray[np.uint8],
-    ignored: NDArray[np.bool_],
-    tmp_path: Path,
-    write_data: Callable[..., Path],
-    grey_runtime: Callable[..., Any],
-) -> None:
-    truth = _box(3, 1, 4, 4)
-    ignored[0, 0] = True
-    steel = _image((_box(2, 2, 3, 3), PIT), (_box(8, 0, 1, 6), CRACK))
-    images = {"x.png": steel, "y.png": np.where(ignored, content, steel)}
-    rows = [f"{name},{number},{rle.encode(mask)}" for name in images for number, mask in ((1, truth), (255, ignored))]
-    folder = open_data_folder(write_data(tmp_path, images, rows, ["pits", "cracks"]))
-
-    counts = _score(grey_runtime(), folder).counts
-
-    assert counts["x.png", 1] == counts["y.png", 1]
-    assert counts["x.png", 2] == counts["y.png", 2]
-    assert counts["x.png", 1].true_px == np.count_nonzero(truth & ~ignored)
 
 
 def test_a_label_beyond_its_image_stops_the_scoring(
