@@ -24,6 +24,7 @@ def test_recipe_says_what_it_is_for_and_survives_dumping(name: str, tmp_path: Pa
     copy = tmp_path / "config.yaml"
     copy.write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(str(path)) == load_recipe(str(copy)) == recipe
+    assert _keys(yaml.safe_load(copy.read_text(encoding="utf-8"))) == _keys(Recipe().model_dump())
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -13,7 +13,7 @@ from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
 from defectseg.tune.file import read_thresholds
 from defectseg.tune.goals import TargetRecall
-from defectseg.tune.tune import Tuning, tune, tune_out_of_fold
+from defectseg.tune.tune import Tuning, tune
 
 SIZE_HW = (32, 48)
 STEEL, PIT = 60, 120  # grey levels, as GreyRuntime reads them
@@ -160,7 +160,7 @@ def test_each_of_several_models_answers_for_its_held_out_images(data: Path, mode
         runtime.levels[:] = 0.1
         runtime.levels[0, levels[0]] = 0.9  # a model that sees the labelled pit of its own fold, and no other
 
-    tuning = tune_out_of_fold(paths, data)
+    tuning = _tune(paths, data)
 
     assert [_answered(models, path) for path in paths] == [2, 2]
     assert tuning.metrics.kaggle_dice == 1.0
@@ -209,7 +209,7 @@ def test_a_fold_without_an_image_in_the_folder_needs_no_answers(data: Path, mode
         (data / "train_images" / name).unlink()
     paths = [models.add(f"fold-{fold}", fold=fold) for fold in range(3)]
 
-    tuning = tune_out_of_fold(paths, data)
+    tuning = _tune(paths, data)
 
     assert [_answered(models, path) for path in paths] == [2, 2, 0]
     assert any("1 images of the label table are not in the folder" in warning for warning in tuning.warnings)
