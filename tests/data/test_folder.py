@@ -56,12 +56,6 @@ def test_masks_have_a_plane_for_each_class_and_ignored_pixels_are_separate(tmp_p
     assert ignore.shape == (2, 3)
 
 
-def test_mask_that_does_not_fit_its_image_is_refused_with_image_and_pair(tmp_path: Path) -> None:
-    folder = open_data_folder(data_folder(tmp_path))
-    with pytest.raises(LabelError, match=r"a\.jpg, ClassId 3: pair 1 \('5 1'\) ends beyond the last pixel 4"):
-        folder.masks_of("a.jpg", (2, 2))
-
-
 def _boxes(*boxes: tuple[int, int, int, int]) -> NDArray[np.bool_]:
     """Bool (60, 80), True in boxes of top, left, height and width."""
     mask = np.zeros((60, 80), np.bool_)

@@ -68,24 +68,3 @@ def test_a_table_that_does_not_fit_the_folder_is_an_error(
 ) -> None:
     with pytest.raises(LabelError, match=told):
         score_predictions(_table(tmp_path, rows), folder)
-
-
-def test_pixels_labelled_255_do_not_count(folder: DataFolder, tmp_path: Path) -> None:
-    _table(folder.root, "a.jpg,1,1 4\na.jpg,255,1 2\nc.jpg,255,1 24", name="train.csv")
-    table = _table(tmp_path, "a.jpg,1,1 3\nb.png,1,\nc.jpg,1,")
-
-    counts, _, _ = score_predictions(table, open_data_folder(folder.root))
-
-    assert counts["a.jpg", 1] == PairCounts(true_px=2, predicted_px=1, both_px=1)
-    assert counts["c.jpg", 1] == PairCounts(0, 0, 0, unknown=True)
-
-
-def test_an_image_whose_size_cannot_be_read_is_left_out_and_returned(folder: DataFolder, tmp_path: Path) -> None:
-    for name in ("a.jpg", "c.jpg"):  # nothing is labelled or predicted in c.jpg: its size is not needed
-        folder.image_path(name).write_bytes(b"no image")
-
-    counts, _, (unreadable,) = score_predictions(_table(tmp_path, "b.png,2,1 24"), folder)
-
-    assert {image_id for image_id, _ in counts} == {"b.png", "c.jpg"}
-    assert unreadable.image_id == "a.jpg"
-    assert "a.jpg: not a JPEG" in unreadable.message

@@ -15,13 +15,15 @@ from defectseg.tune.file import read_thresholds
 from defectseg.tune.goals import TargetRecall
 from defectseg.tune.tune import Tuning, tune
 
+Call = Callable[..., Any]
+
 SIZE_HW = (32, 48)
 STEEL, PIT = 60, 120  # grey levels, as GreyRuntime reads them
 NAMES = [f"{letter}.png" for letter in "abcdef"]
 
 
 @pytest.fixture
-def data(tmp_path: Path, write_data: Callable[..., Path]) -> Path:
+def data(tmp_path: Path, write_data: Call) -> Path:
     """Six images with a pit 10 columns wide on the left; that of a.png, c.png and e.png is labelled."""
     images = {name: np.full(SIZE_HW, STEEL, np.uint8) for name in NAMES}
     for number, image in enumerate(images.values()):
@@ -33,7 +35,7 @@ def data(tmp_path: Path, write_data: Callable[..., Path]) -> Path:
 class _Models:
     """Model files without a network; what they are loaded as answers as GreyRuntime does."""
 
-    def __init__(self, root: Path, write: Callable[..., Path], make: Callable[..., Any]) -> None:
+    def __init__(self, root: Path, write: Call, make: Call) -> None:
         self.root, self.write, self.make = root, write, make
         self.runtimes: dict[Path, Any] = {}
         self.asked: list[tuple[str, str]] = []
@@ -56,12 +58,7 @@ class _Models:
 
 
 @pytest.fixture
-def models(
-    tmp_path: Path,
-    write_model: Callable[..., Path],
-    grey_runtime: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> _Models:
+def models(tmp_path: Path, write_model: Call, grey_runtime: Call, monkeypatch: pytest.MonkeyPatch) -> _Models:
     made = _Models(tmp_path, write_model, grey_runtime)
     monkeypatch.setattr("defectseg.tune.tune.load_runtime", made.load)
     return made
