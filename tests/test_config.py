@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from defectseg.config import Recipe, load_recipe
 from defectseg.errors import ConfigError
@@ -22,6 +23,11 @@ def test_an_empty_recipe_has_the_defaults(tmp_path: Path) -> None:
     assert recipe.model.in_channels == 1
     assert recipe.data.crop_hw == (256, 512)
     assert recipe.loss.empty_weight == 0.2
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe().training.epochs = 3  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
