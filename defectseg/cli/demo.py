@@ -8,14 +8,14 @@ import typer
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import Device, Verbose
 from defectseg.cli.show import print_rows, shown
-from defectseg.errors import require_extra
+from defectseg.errors import OutputExistsError, require_extra
 
 TRAINING_SHEETS = 1000
 UNSEEN_SHEETS = 40
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; absent or empty.", metavar="DIR")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder to write; absent or empty.", metavar="DIR")] = Path(
         "defectseg-demo"
     ),
     device: Device = "auto",
@@ -29,7 +29,6 @@ def demo(
     from defectseg.config import load_recipe
     from defectseg.data.folder import images_folder
     from defectseg.data.synthetic import write_data_folder
-    from defectseg.errors import OutputExistsError
     from defectseg.evaluate.evaluate import evaluate
     from defectseg.evaluate.report import metrics_table
     from defectseg.files import is_empty_folder
