@@ -1,12 +1,9 @@
 """`defectseg demo`."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import Device, Verbose
+from defectseg.cli.options import Device, NewFolder, Verbose
 from defectseg.cli.show import print_rows, shown
 from defectseg.errors import OutputExistsError, require_extra
 
@@ -15,9 +12,7 @@ UNSEEN_SHEETS = 40
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write; absent or empty.", metavar="DIR")] = Path(
-        "defectseg-demo"
-    ),
+    out: NewFolder = Path("defectseg-demo"),
     device: Device = "auto",
     verbose: Verbose = False,
 ) -> None:

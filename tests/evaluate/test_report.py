@@ -136,7 +136,7 @@ def test_wide_overlays_are_scaled_to_1600_px_and_others_left(tmp_path: Path) -> 
 
         (source,) = page.pictures()
         jpeg = np.frombuffer(base64.b64decode(source.removeprefix("data:image/jpeg;base64,")), np.uint8)
-        assert np.shape(cv2.imdecode(jpeg, cv2.IMREAD_COLOR)) == shape
+        assert np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR)).shape == shape
 
 
 def test_at_most_24_overlays_are_embedded_and_the_kinds_of_fault_take_turns(tmp_path: Path) -> None:
