@@ -23,7 +23,7 @@ NAMES = [f"{letter}.png" for letter in "abcdef"]
 
 
 @pytest.fixture
-def data(tmp_path: Path, write_data: Call) -> Path:
+def data(tmp_path: Path, write_data: Callable[..., Path]) -> Path:
     """Six images with a pit 10 columns wide on the left; that of a.png, c.png and e.png is labelled."""
     images = {name: np.full(SIZE_HW, STEEL, np.uint8) for name in NAMES}
     for number, image in enumerate(images.values()):
@@ -35,7 +35,7 @@ def data(tmp_path: Path, write_data: Call) -> Path:
 class _Models:
     """Model files without a network; what they are loaded as answers as GreyRuntime does."""
 
-    def __init__(self, root: Path, write: Call, make: Call) -> None:
+    def __init__(self, root: Path, write: Callable[..., Path], make: Call) -> None:
         self.root, self.write, self.make = root, write, make
         self.runtimes: dict[Path, Any] = {}
         self.asked: list[tuple[str, str]] = []
