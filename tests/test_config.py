@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from defectseg.config import Recipe, dump_recipe, load_recipe
+from defectseg.config import Recipe, load_recipe
 from defectseg.errors import ConfigError
 
 
@@ -33,6 +34,9 @@ def test_a_dumped_recipe_loads_as_itself_and_names_every_key(tmp_path: Path) -> 
     content = yaml.safe_load(dumped)
     assert set(content) == set(Recipe.model_fields)
     assert set(content["training"]) == set(type(Recipe().training).model_fields)
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe().training.epochs = 3  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,6 @@ def test_a_dumped_recipe_loads_as_itself_and_names_every_key(tmp_path: Path) -> 
         ("data.crop_hw=[64,128]", lambda recipe: recipe.data.crop_hw == (64, 128)),
         ("data.crop_hw=null", lambda recipe: recipe.data.crop_hw is None),
         ("data.crop_hw=", lambda recipe: recipe.data.crop_hw is None),
-        ("data.workers=2", lambda recipe: recipe.data.workers == 2),
         ("model.classification_head=false", lambda recipe: recipe.model.classification_head is False),
         ("model.encoder_weights=a=b.pth", lambda recipe: recipe.model.encoder_weights == "a=b.pth"),
         ("model.options.decoder_channels=[8,4]", lambda recipe: recipe.model.options == {"decoder_channels": [8, 4]}),
@@ -97,11 +100,9 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     [
         ("optimizer: {encoder_lr: .nan}", "optimizer.encoder_lr: Input should be a finite number"),
         ("loss: {positive_weights: [1, 0]}", "loss.positive_weights.1: Input should be greater than 0"),
-        ("data: {crop_hw: [256]}", "data.crop_hw.1: Field required"),
         ("data: {balance_until: 0}", "data.balance_until: Input should be greater than 0"),
         ("model: {in_channels: 2}", "model.in_channels: Input should be 1 or 3"),
         ("model:", "model: Input should be a valid dictionary"),
-        ("training: {trackers: [wandb]}", "training.trackers.0: Input should be 'tensorboard'"),
         ("inference: {tile_hw: [128, 512]}", "tile_overlap_px must be smaller than both sides of tile_hw"),
         ("augment: {quarter_turns: 0.5}", "augment.quarter_turns needs square crops, but data.crop_hw is [256, 512]"),
         (

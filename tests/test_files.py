@@ -2,7 +2,6 @@
 
 import errno
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,12 +42,16 @@ def test_text_is_utf8_with_unix_line_ends_and_escapes_for_what_is_not_text(tmp_p
     assert _names(tmp_path / "new") == ["a.txt"]
 
 
-def test_a_temporary_lies_beside_its_target_and_keeps_the_suffix(tmp_path: Path) -> None:
-    with atomic_path(tmp_path / "model.safetensors") as temporary:
-        assert temporary.parent == tmp_path
-        assert temporary.name.startswith(TEMPORARY_PREFIX)
-        assert temporary.suffix == ".safetensors"
-        temporary.touch()
+def test_temporaries_lie_beside_their_target_keep_its_suffix_and_are_not_shared(tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    with atomic_path(target) as first, atomic_path(target) as second:
+        assert first != second
+        assert first.parent == tmp_path
+        assert first.name.startswith(TEMPORARY_PREFIX)
+        assert first.suffix == ".safetensors"
+        first.write_text("1")
+        second.write_text("2")
+    assert target.read_text() == "1"
 
 
 @pytest.mark.parametrize("write", [write_bytes, write_result])
@@ -62,35 +65,27 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(
     assert _names(path.parent) == [path.name]
 
 
-def _special(kind: str, folder: Path) -> Path:
-    """Something that has the name of an image and is no regular file."""
-    path = folder / f"{kind.replace(' ', '-')}.jpg"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "named pipe":
-        os.mkfifo(path)
-    elif kind == "link to a named pipe":
-        os.mkfifo(folder / "pipe")
-        path.symlink_to(folder / "pipe")
-    elif kind == "link to a device":
-        path.symlink_to("/dev/zero")
-    elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as one:
-            one.bind(str(path))
-    return path
+def _link_to_a_pipe(path: Path) -> None:
+    os.mkfifo(path.with_suffix(".pipe"))
+    path.symlink_to(path.with_suffix(".pipe"))
+
+
+def _link_to_a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no such files")
-@pytest.mark.parametrize("kind", ["folder", "named pipe", "link to a named pipe", "link to a device", "socket"])
+@pytest.mark.parametrize("make", [Path.mkdir, _link_to_a_pipe, _link_to_a_device])
 @pytest.mark.parametrize("replaced", [False, True])
 def test_only_regular_files_are_read(
-    tmp_path: Path, kind: str, replaced: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make: Callable[[Path], None], replaced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = _special(kind, tmp_path)
+    path = tmp_path / "a.jpg"
+    make(path)
     if replaced:  # between the first look at it and its opening
         regular = Path(__file__).stat()
         monkeypatch.setattr(Path, "stat", lambda self, **_: regular)
-    with pytest.raises(OSError, match=r"not a file|Is a directory|No such device or address"), open_regular(path):
+    with pytest.raises(OSError, match=r"not a file|Is a directory"), open_regular(path):
         pass
 
 
@@ -108,14 +103,6 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
         _write_half(path)
     assert path.read_text() == "old"
     assert _names(tmp_path) == ["a.txt"]
-
-
-def test_two_writers_of_one_file_do_not_share_a_temporary(tmp_path: Path) -> None:
-    with atomic_path(tmp_path / "a") as first, atomic_path(tmp_path / "a") as second:
-        assert first != second
-        first.write_text("1")
-        second.write_text("2")
-    assert (tmp_path / "a").read_text() == "1"
 
 
 @pytest.mark.parametrize(

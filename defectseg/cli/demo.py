@@ -1,24 +1,18 @@
 """`defectseg demo`."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import Device, Verbose
+from defectseg.cli.options import Device, NewFolder, Verbose
 from defectseg.cli.show import print_rows, shown
-from defectseg.errors import require_extra
+from defectseg.errors import OutputExistsError, require_extra
 
 TRAINING_SHEETS = 1000
 UNSEEN_SHEETS = 40
-_TRAINING_SEED, _UNSEEN_SEED = 0, 1
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; absent or empty.", metavar="DIR")] = Path(
-        "defectseg-demo"
-    ),
+    out: NewFolder = Path("defectseg-demo"),
     device: Device = "auto",
     verbose: Verbose = False,
 ) -> None:
@@ -30,7 +24,6 @@ def demo(
     from defectseg.config import load_recipe
     from defectseg.data.folder import images_folder
     from defectseg.data.synthetic import write_data_folder
-    from defectseg.errors import OutputExistsError
     from defectseg.evaluate.evaluate import evaluate
     from defectseg.evaluate.report import metrics_table
     from defectseg.files import is_empty_folder
@@ -42,8 +35,8 @@ def demo(
         raise OutputExistsError(f"{out}: not empty. Choose another --out.")
     print(f"1/4 making {TRAINING_SHEETS} synthetic sheets to train on, and {UNSEEN_SHEETS} others", flush=True)
     with progress_bar("making") as progress:
-        write_data_folder(out / "train", images=TRAINING_SHEETS, seed=_TRAINING_SEED, progress=progress)
-    write_data_folder(out / "unseen", images=UNSEEN_SHEETS, seed=_UNSEEN_SEED)
+        write_data_folder(out / "train", images=TRAINING_SHEETS, seed=0, progress=progress)
+    write_data_folder(out / "unseen", images=UNSEEN_SHEETS, seed=1)
 
     print("2/4 training a small U-Net, at most 3.5 minutes", flush=True)
     with progress_bar("training") as progress:
@@ -55,14 +48,9 @@ def demo(
     print_rows(metrics_table(evaluation.metrics))
 
     print("4/4 predicting, as on new images", flush=True)
+    sheets = find_images([images_folder(out / "unseen")])
     with progress_bar("predicting") as progress:
-        predict(
-            trained.model,
-            find_images([images_folder(out / "unseen")]),
-            out / "predictions",
-            device=device,
-            progress=progress,
-        )
+        predict(trained.model, sheets, out / "predictions", device=device, progress=progress)
     print("\nLook at:")
     print(f"  defects in red                {shown(out / 'predictions' / 'overlays')}")
     print(f"  results as tables             {shown(out / 'predictions' / 'images.csv')} and its neighbours")

@@ -34,7 +34,7 @@ Split = Annotated[
     Path | None, typer.Option(help="split.csv that defines train and val. Default: beside MODEL.", metavar="FILE")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
-RuntimeName = Annotated[
+Runtime = Annotated[
     Literal["auto", "torch", "openvino", "onnx"],
     typer.Option(help="Library that runs the network. auto: torch on a GPU, openvino on a CPU."),
 ]

@@ -10,18 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import (
-    BitDepth,
-    Device,
-    Json,
-    MaxPixels,
-    Model,
-    Overwrite,
-    RuntimeName,
-    Tta,
-    Verbose,
-    entries,
-)
+from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Model, Overwrite, Runtime, Tta, Verbose, entries
 from defectseg.cli.show import print_json, shown, warn
 from defectseg.errors import UsageError
 
@@ -54,7 +43,7 @@ def predict(
         Literal["all", "defects", "none"] | None, typer.Option(help="Images that get an overlay. Default: all.")
     ] = None,
     device: Device = "auto",
-    runtime: RuntimeName = "auto",
+    runtime: Runtime = "auto",
     workers: Annotated[
         int | None,
         typer.Option(help="Images in the network at once; results stay the same.", min=1, metavar="N"),

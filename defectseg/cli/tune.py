@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import BitDepth, Data, Device, Json, MaxPixels, Model, RuntimeName, Split, Tta, Verbose
+from defectseg.cli.options import BitDepth, Data, Device, Json, MaxPixels, Model, Runtime, Split, Tta, Verbose
 from defectseg.cli.show import finish, log, print_json, print_rows, shown, warn
 from defectseg.errors import UsageError
 
@@ -42,7 +42,7 @@ def tune(
         Path | None, typer.Option(help="Also write the thresholds here, for train --thresholds.", metavar="FILE")
     ] = None,
     device: Device = "auto",
-    runtime: RuntimeName = "auto",
+    runtime: Runtime = "auto",
     tta: Tta = None,
     bit_depth: BitDepth = None,
     max_pixels: MaxPixels = None,

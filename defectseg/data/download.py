@@ -54,7 +54,7 @@ SEVERSTAL = Figures(images=12_568, defect_images=6_666, masks_per_class=(897, 24
 
 
 @dataclass(frozen=True)
-class DownloadReport:
+class DownloadReport(Figures):
     """The content of the folder after a download: its figures and two facts more.
 
     Attributes:
@@ -62,10 +62,7 @@ class DownloadReport:
         was_there: True where an earlier run had finished.
     """
 
-    images: int
     test_images: int
-    defect_images: int
-    masks_per_class: tuple[int, ...]
     was_there: bool
 
 

@@ -75,9 +75,9 @@ def figures_of(tally: Tally, weights: NDArray[np.float64]) -> Figures:
         )
 
 
-def bootstrap(tally: Tally, *, seed: int) -> Figures:
-    """The figures of 1,000 resamples of the images, the same for the same tally and seed."""
-    generator, images = np.random.default_rng(seed), len(tally.dice)
+def bootstrap(tally: Tally) -> Figures:
+    """The figures of 1,000 resamples of the images, the same resamples for the same number of images."""
+    generator, images = np.random.default_rng(0), len(tally.dice)
     at_once = max(1, _DRAWS_AT_ONCE // images)
     blocks = []
     for start in range(0, RESAMPLES, at_once):

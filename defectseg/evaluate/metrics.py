@@ -160,7 +160,7 @@ def summarise(counts: Counts, class_names: Sequence[str]) -> Metrics:
     kaggle_dice, all_empty = float(dice[known].mean()), float((~positive[known]).mean())
     positive_dice = _mean_or_none(dice[positive])
     miou = _mean_or_none([one.iou for one in classes if one.positive_pairs and one.iou is not None])
-    resampled = bootstrap(tally, seed=0)
+    resampled = bootstrap(tally)
     return Metrics(
         images=len(dice),
         pairs=dice.size,

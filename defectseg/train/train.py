@@ -20,7 +20,7 @@ from defectseg.train.images import Images, find_folds, read_images
 from defectseg.train.processes import from_main, processes
 from defectseg.train.run import TrainResult, train_one
 from defectseg.train.run_folder import FOLDS_NAME, Request, has_begun, read_request, run_folder
-from defectseg.tune.tune import tune_out_of_fold
+from defectseg.tune.tune import tune
 
 __all__ = ["TrainResult", "train"]
 
@@ -141,7 +141,7 @@ def _train_on_everything(
     if has_begun(out):
         return run(out, recipe=request.recipe, thresholds=None)
     models = [one.model for one in _train_each(out / FOLDS_NAME, request, held_out[:-1], run)]
-    tuning = tune_out_of_fold(models, request.data, device=device, bit_depth=request.recipe.data.bit_depth)
+    tuning = tune(models, request.data, device=device, bit_depth=request.recipe.data.bit_depth, dry_run=True)
     for warning in tuning.warnings:
         log.warning("%s", warning)
     log.info("now on all images")

@@ -217,11 +217,11 @@ def _gain(table: Table, validation: CrossValidation) -> tuple[float, Interval]:
 
     def resampled(dice: NDArray[np.float64]) -> NDArray[np.float64]:
         nothing = np.zeros_like(table.true_px)  # only the Dice figures are used
-        figures = bootstrap(Tally(dice, table.true_px, nothing, nothing), seed=0)
+        figures = bootstrap(Tally(dice, table.true_px, nothing, nothing))
         return figures.kaggle_dice + np.nan_to_num(figures.positive_dice)
 
     gain = sum(float((dice - default_dice)[pairs].mean()) for pairs in (table.known, table.positive) if pairs.any())
-    # The same seed gives the same resamples, so each difference belongs to one set of images.
+    # Both have the same resamples, so each difference belongs to one set of images.
     return gain, interval_of(resampled(dice) - resampled(default_dice), gain)
 
 

@@ -119,13 +119,6 @@ def tune(
     )
 
 
-def tune_out_of_fold(
-    models: Sequence[Path], data: Path, *, device: str = "auto", bit_depth: int | None = None
-) -> Tuning:
-    """Choose thresholds on the images that each model held out, without writing anything. Raises as `tune`."""
-    return tune(models, data, device=device, bit_depth=bit_depth, dry_run=True)
-
-
 _Part = tuple[tuple[Path, ...], tuple[str, ...]]
 """Models, and the ImageIds that the mean of their answers is used for."""
 

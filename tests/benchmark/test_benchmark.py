@@ -47,31 +47,29 @@ def test_a_list_of_runtimes_keeps_its_order_and_names_each_once() -> None:
             resolve_runtimes(text)
 
 
-def test_the_network_alone_is_called_as_the_pipeline_calls_it(
-    grey_runtime: Callable[..., Any], images: list[FoundImage], tmp_path: Path
-) -> None:
-    runtime = grey_runtime(tile_hw=(8, 8), tile_overlap_px=4)
-    flipped = Settings.of(runtime.info, tta="flips")
-    run_pipeline(runtime, flipped, images, tmp_path / "out")
-    by_pipeline = Counter(runtime.calls)
-    runtime.calls.clear()
-    assert 0 < run_network(runtime, flipped, [decode(found.path).pixels for found in images]) < 60
-    assert Counter(runtime.calls) == by_pipeline
-    assert by_pipeline == {(1, 1, 8, 8): 3 * 3 * 4}  # tiles begin in columns 0, 4 and 8; each is seen in 4 views
-
-
-def test_the_pipeline_writes_what_predict_writes_and_leaves_nothing(
+def test_pipeline_network_and_stages_do_the_same_work_and_leave_nothing(
     grey_runtime: Callable[..., Any], images: list[FoundImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime, written, remove = grey_runtime(), list[str](), shutil.rmtree
+    runtime = grey_runtime(tile_hw=(8, 8), tile_overlap_px=4)
+    flipped, written, remove = Settings.of(runtime.info, tta="flips"), list[str](), shutil.rmtree
 
     def look_and_remove(folder: Path) -> None:
         written.extend(str(path.relative_to(folder)) for path in folder.rglob("*"))
         remove(folder)
 
     monkeypatch.setattr("shutil.rmtree", look_and_remove)
-    assert 0 < run_pipeline(runtime, runtime.settings, images, tmp_path / "out") < 60
+    assert 0 < run_pipeline(runtime, flipped, images, tmp_path / "out") < 60
     assert {"overlays/0.jpg", "masks/2.png", "predictions.csv", "images.csv", "regions.csv"} <= set(written)
+    calls = [Counter(runtime.calls)]
+    runtime.calls.clear()
+    assert 0 < run_network(runtime, flipped, [decode(found.path).pixels for found in images]) < 60
+    calls.append(Counter(runtime.calls))
+    runtime.calls.clear()
+    stages_ms = run_stages(runtime, flipped, images, tmp_path / "out")
+    assert stages_ms.shape == (3, len(STAGES))
+    assert (stages_ms > 0).all()
+    # Tiles begin in columns 0, 4 and 8; each is seen in 4 views.
+    assert [*calls, Counter(runtime.calls)] == [{(1, 1, 8, 8): 3 * 3 * 4}] * 3
     assert not (tmp_path / "out").exists()
 
 
@@ -108,17 +106,6 @@ def test_a_measurement_takes_pipeline_and_network_in_turn(
         "latency_ms": {"p50": 20.0, "p95": 38.0},  # of 10, 20 and 40 until regions are known
         "peak_memory_mb": 123.4,
     }
-
-
-def test_stages_are_timed_one_after_another_and_leave_nothing(
-    grey_runtime: Callable[..., Any], images: list[FoundImage], tmp_path: Path
-) -> None:
-    runtime = grey_runtime()
-    stages_ms = run_stages(runtime, runtime.settings, images, tmp_path / "work")
-    assert stages_ms.shape == (3, len(STAGES))
-    assert (stages_ms > 0).all()
-    assert len(runtime.calls) == 3
-    assert not (tmp_path / "work").exists()
 
 
 @pytest.fixture

@@ -42,20 +42,6 @@ def test_a_model_and_its_predictions_score_the_same_and_a_torn_image_exits_with_
     assert 0 < printed["kaggle_dice"] == pytest.approx(stored["kaggle_dice"], abs=1e-9)
 
 
-@pytest.mark.slow
-def test_validation_images_need_the_split_of_the_run(
-    call: Call, refused: Call, trained_run: Path, data_folder: Path, tmp_path: Path
-) -> None:
-    shutil.copy(trained_run / "model.safetensors", tmp_path / "lone.safetensors")
-    command = ("evaluate", "lone.safetensors", "--data", data_folder, "--subset", "val", "--out", "out")
-
-    refused(*command, code=2, told=["no split.csv beside lone.safetensors", "--split: "])
-    done = call(*command, "--split", trained_run / "split.csv", "--json")
-
-    assert (done.code, done.err) == (0, "")
-    assert json.loads(done.out)["images"] == 6
-
-
 def test_flags_reach_the_library_and_warnings_the_user(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
@@ -88,11 +74,6 @@ def test_flags_reach_the_library_and_warnings_the_user(call: Call, monkeypatch: 
         (["--predictions", "p.csv", "--subset", "val"], 2, "--subset and --split go with MODEL"),
         (["--predictions", "p.csv", "--split", "s.csv"], 2, "--subset and --split go with MODEL"),
         (["m.safetensors"], 2, "needs --out"),
-        (
-            ["m.safetensors", "--out", "out", "--subset", "test"],
-            2,
-            "'--subset': 'test' is not one of 'all', 'train', 'val'",
-        ),
         (["m.safetensors", "--out", "out", "--split", "s.csv"], 2, "--split tells train from val"),
         (["m.safetensors,", "--out", "out"], 4, "one comma between"),
         (["l.safetensors,m.safetensors", "--out", "out"], 4, "l.safetensors: no such model file"),

@@ -40,10 +40,6 @@ def _imports(code: str, *calls: Sequence[str | Path]) -> set[str]:
     return set(modules.split())
 
 
-def test_the_probe_sees_what_is_imported() -> None:
-    assert {"torch", "pandas"} & _imports("import pandas.testing") == {"pandas"}
-
-
 def test_importing_the_package_loads_nothing_heavy() -> None:
     imports = _imports("import defectseg")
     assert "defectseg" in imports

@@ -180,6 +180,3 @@ def test_an_interrupted_prediction_exits_with_130_and_can_be_continued(
     summary = json.loads(done.out)
     assert summary["processed"] + summary["already_done"] == 120
     assert summary["already_done"] >= 1
-    table = (tmp_path / "out" / "predictions.csv").read_text().splitlines()[1:]
-    assert len(table) == 120 * 4
-    assert len({row.split(",", 1)[1] for row in table}) == 4, "copies of an image get the same answer"

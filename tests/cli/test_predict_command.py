@@ -173,7 +173,6 @@ def test_blank_images_and_defects_fail_the_command_if_that_is_asked_for(
         (["--workers", "0"], "--workers"),
         (["--bit-depth", "8"], "--bit-depth"),
         (["--bit-depth", "17"], "--bit-depth"),
-        (["--tta", "flop"], "--tta"),
     ],
 )
 def test_what_makes_no_sense_is_told_before_the_model_is_read(

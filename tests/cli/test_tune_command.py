@@ -107,7 +107,6 @@ def test_flags_reach_the_library(call: Call, data_folder: Path, monkeypatch: pyt
         (["--cost-miss", "2", "--cost-false-alarm", "-1"], 2, "--cost-false-alarm"),
         (["--target-recall", "nan"], 2, "--target-recall"),
         (["--max-false-alarms", "1.5"], 2, "--max-false-alarms"),
-        (["--subset", "train"], 2, "'val', 'all'"),
         (["--subset", "all", "--split", "split.csv"], 2, "leave --subset at val"),
         (["--folds", "1"], 2, "--folds"),
         (["--out", "there.json"], 2, "--out: there.json: exists. Choose another"),

@@ -68,7 +68,7 @@ def test_data_arrive_as_a_data_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     report = fetch(
         tmp_path / "out", Kaggle(archive()), progress=lambda done, total, text="": steps.append((done, total))
     )
-    assert report == DownloadReport(3, 1, 2, (1, 0, 2), was_there=False)
+    assert report == DownloadReport(3, 2, (1, 0, 2), test_images=1, was_there=False)
     assert steps == [(done, 6) for done in range(1, 7)]
     assert tree(tmp_path / "out") == {
         *("train.csv", "sample_submission.csv", "test_images/t.jpg"),

@@ -56,12 +56,6 @@ def test_masks_have_a_plane_for_each_class_and_ignored_pixels_are_separate(tmp_p
     assert ignore.shape == (2, 3)
 
 
-def test_mask_that_does_not_fit_its_image_is_refused_with_image_and_pair(tmp_path: Path) -> None:
-    folder = open_data_folder(data_folder(tmp_path))
-    with pytest.raises(LabelError, match=r"a\.jpg, ClassId 3: pair 1 \('5 1'\) ends beyond the last pixel 4"):
-        folder.masks_of("a.jpg", (2, 2))
-
-
 def _boxes(*boxes: tuple[int, int, int, int]) -> NDArray[np.bool_]:
     """Bool (60, 80), True in boxes of top, left, height and width."""
     mask = np.zeros((60, 80), np.bool_)
@@ -169,11 +163,8 @@ def test_classes_are_matched_with_a_model_by_name_else_by_number_with_a_message(
     ("lines", "model", "unknown"),
     [
         ("p q rust", "p,q,r", "rust"),
-        ("p q r rust", "p,q,r", "rust"),
         ("1 2 3 4 5", "p,q,r,s", "class 5"),
         ("p q r s t", "1,2,3,4", "t"),
-        ("p q 3", "p,q,r", "class 3"),
-        ("1 2 5", "1,2,3,4", "class 5"),
     ],
 )
 def test_a_class_that_the_model_does_not_know_is_refused_with_both_lists(

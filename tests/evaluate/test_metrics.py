@@ -128,15 +128,6 @@ def test_unknown_pairs_count_in_sums_of_pixels_alone() -> None:
     assert vars(cracks.detection) == _detection(0, 1, 0, 1)
 
 
-def test_predicting_nothing_scores_the_all_empty_baseline() -> None:
-    counts = {key: PairCounts(pair.true_px, 0, 0) for key, pair in _many_counts(seed=1, images=40).items()}
-
-    metrics = summarise(counts, ["x", "y"])
-
-    assert metrics.kaggle_dice == metrics.all_empty == sum(not pair.true_px for pair in counts.values()) / 80
-    assert (metrics.gain_over_empty, metrics.positive_dice) == (0, 0)
-
-
 def test_a_class_that_never_occurs_is_left_out_of_the_mean_iou() -> None:
     counts = {("a.jpg", 1): PairCounts(4, 2, 2), ("a.jpg", 2): PairCounts(0, 7, 0), ("a.jpg", 3): CLEAN}
 

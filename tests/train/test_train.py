@@ -22,7 +22,7 @@ from defectseg.model.info import Thresholds
 from defectseg.train import train as train_module
 from defectseg.train.curves import read_history
 from defectseg.train.train import TrainResult, train
-from defectseg.tune.tune import tune, tune_out_of_fold
+from defectseg.tune.tune import tune
 
 Asked = Callable[..., dict[str, Any]]
 Start = Callable[..., TrainResult]
@@ -231,7 +231,7 @@ def test_a_model_of_everything_has_thresholds_from_images_that_its_folds_held_ou
     assert (info.fold, len(info.trained_on)) == (None, 24)
     models = [out / "folds" / f"fold-{fold}" / "model.safetensors" for fold in (0, 1)]
     assert sorted((out / "folds").glob("*/model.safetensors")) == models
-    tuning = tune_out_of_fold(models, arguments["data"], device="cpu")
+    tuning = tune(models, arguments["data"], device="cpu", dry_run=True)
     assert info.thresholds == tuning.thresholds
     assert "16 out-of-fold images of 2 models" in info.thresholds.chosen_by
     assert result.metrics is not None

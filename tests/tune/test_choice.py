@@ -1,7 +1,6 @@
 """The figures, warnings and cross-validation of a choice of thresholds."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from defectseg.evaluate.score import Scored
 from defectseg.inference.tiles import ImageAnswer
 from defectseg.model.info import Thresholds
 from defectseg.tune.choice import ThresholdSearch
-from defectseg.tune.goals import BEST_DICE, Goal, LeastCost, MaxFalseAlarms, TargetRecall
+from defectseg.tune.goals import MaxFalseAlarms, TargetRecall
 from defectseg.tune.grid import GRID, Grid
 
 HW = (40, 50)
@@ -72,20 +71,6 @@ def test_few_images_of_a_class_give_a_warning() -> None:
 
     assert few.startswith("only 4 of the images show pits")
     assert none.startswith("none of the images shows cracks")
-
-
-@pytest.mark.parametrize("goal", [BEST_DICE, TargetRecall(0.9), LeastCost(1, 1)])
-def test_a_class_without_an_image_keeps_the_defaults(goal: Goal) -> None:
-    sheets = _Sheets(("pits", "cracks"))
-    sheets.add(12, gate=0.93, labelled=True)  # cracks would gain by any gate above 0.93
-    sheets.search.images = {
-        name: replace(image, kept_px=image.kept_px[[0, 0]]) for name, image in sheets.search.images.items()
-    }
-
-    _, cracks = sheets.search.best(goal).classes
-
-    assert (cracks.gate, cracks.pixel, cracks.min_area_px) == (0.5, 0.5, 0)
-    assert cracks.chosen.false_alarms == 1
 
 
 def test_images_that_may_hide_the_class_only_give_a_warning() -> None:

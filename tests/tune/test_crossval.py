@@ -64,12 +64,6 @@ def test_held_out_scores_are_those_of_the_choice_on_the_rest() -> None:
     assert validation.dice[:, 0].tolist() == pytest.approx([0, 1])
 
 
-def test_one_group_alone_cannot_be_validated() -> None:
-    table = Table([_image(0.6, defect=False), _image(0.9, defect=True)], GRID)
-
-    assert cross_validate(table, BEST_DICE, ["strip", "strip"], folds=5) is None
-
-
 @settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
 def test_groups_stay_together_and_classes_are_spread(seed: int, folds: int) -> None:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from defectseg.tune.goals import (
     BEST_DICE,
@@ -19,25 +18,12 @@ from defectseg.tune.grid import Grid, Totals
 GRID = Grid(pixel=(0.5,), area_px=(0,), gate=(0.5, 0.65, 0.8, 0.9))
 
 
-def _totals(
-    positives: list[int],
-    *,
-    dice: list[list[float]] | None = None,
-    positive_dice: list[list[float]] | None = None,
-    hits: list[list[float]] | None = None,
-    alarms: list[list[float]] | None = None,
-) -> Totals:
-    def over_gates(values: list[list[float]] | None) -> NDArray[np.float64]:
-        return np.array(values or [[0.0] * 4] * len(positives), np.float64)[:, None, None, :]
-
-    return Totals(
-        np.full(len(positives), 10),
-        np.array(positives),
-        over_gates(dice),
-        over_gates(positive_dice),
-        over_gates(hits),
-        over_gates(alarms),
-    )
+def _totals(positives: list[int], **sums: list[list[float]]) -> Totals:
+    """The sums over the gates for each class, by name; zero where they are not given."""
+    nothing = [[0.0] * 4] * len(positives)
+    names = ("dice", "positive_dice", "hits", "alarms")
+    arrays = [np.array(sums.get(name, nothing), np.float64)[:, None, None, :] for name in names]
+    return Totals(np.full(len(positives), 10), np.array(positives), *arrays)
 
 
 def _gates(goal: Goal, totals: Totals) -> list[float]:
