@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from defectseg.config import Recipe, load_recipe
+from defectseg.config import Recipe, dump_recipe, load_recipe
 from defectseg.errors import ConfigError
 
 
@@ -34,6 +34,8 @@ def test_a_dumped_recipe_loads_as_itself_and_names_every_key(tmp_path: Path) -> 
     content = yaml.safe_load(dumped)
     assert set(content) == set(Recipe.model_fields)
     assert set(content["training"]) == set(type(Recipe().training).model_fields)
+
+
 def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Recipe().training.epochs = 3  # type: ignore[misc]
