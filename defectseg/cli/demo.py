@@ -16,7 +16,7 @@ def demo(
     device: Device = "auto",
     verbose: Verbose = False,
 ) -> None:
-    """Go through the whole line on synthetic sheets: make them, train, evaluate, predict.
+    """Try the whole workflow on synthetic sheets: make them, train, evaluate, predict.
 
     Takes about six minutes on two CPU cores. Nothing is downloaded.
     """
