@@ -1,10 +1,8 @@
 """Bundles: one .safetensors file with the weights of a network, and a ModelInfo as JSON in its header."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -46,12 +44,3 @@ def read_bundle(path: Path) -> tuple[ModelInfo, dict[str, Tensor]]:
         return info, load_file(path)
     except Exception as error:
         raise ModelError(f"{path}: damaged; its weights cannot be read. Train or download it again.") from error
-
-
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and values, in hexadecimal."""
-    digest = hashlib.sha256()
-    for key in sorted(weights):
-        digest.update(key.encode())
-        digest.update(weights[key].detach().to("cpu", torch.float64).numpy().tobytes())
-    return digest.hexdigest()

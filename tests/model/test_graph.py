@@ -1,6 +1,5 @@
 """What an exported model computes: the same as the network, at any size."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from defectseg.config import ModelConfig, Recipe
-from defectseg.errors import ModelError
 from defectseg.model.graph import fix_padding, takes_any_size, to_onnx, to_openvino
 from defectseg.model.info import METADATA_KEY, ModelInfo, Normalization, Thresholds, read_model_info, write_model_info
 from defectseg.model.network import DefectNetwork
@@ -122,8 +120,6 @@ def test_an_export_of_one_size_answers_at_that_size_and_leaves_the_network_as_it
     fixed = OpenVinoRuntime(to_openvino(network, info, size_hw=(40, 72)), info, precision="f32")
 
     _assert_alike(fixed, network, (1, 1, 40, 72), (3, 1, 40, 72))
-    with pytest.raises(ModelError, match="exported for images of 40x72 px, but was given 40x73"):
-        fixed(_images(1, 1, 40, 73))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
@@ -140,10 +136,6 @@ def test_a_model_that_is_right_for_one_size_only_is_told_from_one_for_all(
     monkeypatch.setattr(DefectNetwork, "forward", forward)
     assert not takes_any_size(to_openvino(network, info), network)
     assert not takes_any_size(to_openvino(network, info, size_hw=(64, 64)), network)
-
-
-def test_telemetry_cannot_be_imported() -> None:
-    assert sys.modules["openvino_telemetry"] is None
 
 
 @pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (2, 2, 1), (1, 2, 1), (3, 1, 2)])

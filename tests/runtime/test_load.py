@@ -157,10 +157,9 @@ def test_several_bundles_load_as_an_ensemble_that_answers_with_their_mean(
     assert load_runtime(models[:1], "cpu", "torch")[0].name == one.name
 
 
-@pytest.mark.parametrize("workers", [0, -1])
-def test_less_than_one_worker_is_refused(bundle: Path, workers: int) -> None:
-    with pytest.raises(UsageError, match=f"workers: expected 1 or more, found {workers}"):
-        load_runtime(bundle, "cpu", workers=workers)
+def test_less_than_one_worker_is_refused(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="workers: expected 1 or more, found 0"):
+        load_runtime(bundle, "cpu", workers=0)
 
 
 @pytest.mark.parametrize(

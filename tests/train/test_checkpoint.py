@@ -1,7 +1,6 @@
 """Checkpoints: a run goes on from one as if nothing had happened."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +11,11 @@ from accelerate import PartialState
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from defectseg.config import Recipe, SecondStageConfig, TrainingConfig
+from defectseg.config import Recipe
 from defectseg.errors import ModelError, ResourceError
 from defectseg.model.info import ModelInfo, Normalization, Thresholds
 from defectseg.train import checkpoint
-from defectseg.train.checkpoint import Run, TrainingState, read_checkpoint, restore, save_checkpoint
+from defectseg.train.checkpoint import TrainingState, read_checkpoint, restore, save_checkpoint
 
 INFO = ModelInfo(
     class_names=("pits",),
@@ -89,17 +88,6 @@ def test_a_restored_run_continues_bit_for_bit(tmp_path: Path) -> None:
             assert torch.equal(found[key], value), (kind, key)
     assert int(other.ema.n_averaged) == 6
     assert torch.rand(1).item() == after
-
-
-def test_planned_epochs_and_steps_include_both_stages() -> None:
-    training = TrainingConfig(second_stage=SecondStageConfig(epochs=2))
-    parts: dict[str, Any] = {
-        **{part.name: None for part in fields(Run)},
-        "info": INFO.model_copy(update={"recipe": Recipe(training=training)}),
-        "loaders": ["four", "seven.."],  # as many steps as letters
-        "state": STATE,
-    }
-    assert (Run(**parts).epochs, Run(**parts).steps) == (5 + 2, 5 * 4 + 2 * 7)
 
 
 def test_other_processes_write_nothing_and_each_takes_its_own_random_state(

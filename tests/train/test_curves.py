@@ -1,9 +1,7 @@
 """Curves of a training run."""
 
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -18,18 +16,14 @@ SCORES = {"positive_dice": 0.3, "kaggle_dice": 0.9, "miou": 0.2, "all_empty": 0.
 def _draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *validated: int) -> tuple[Axes, ...]:
     """Losses, rates and scores of nine epochs as they are drawn."""
     drawn: list[Figure] = []
-    save = Figure.savefig
 
-    def keep(figure: Figure, *args: Any, **options: Any) -> None:
+    def keep(figure: Figure, path: Path, **options: str) -> None:
         drawn.append(figure)
-        save(figure, *args, **options)
+        path.touch()
 
     monkeypatch.setattr(Figure, "savefig", keep)
     history = [{"epoch": epoch, **LOSSES, **({"val": SCORES} if epoch in validated else {})} for epoch in range(1, 10)]
     draw_curves(tmp_path / "curves.png", history)
-    picture = cv2.imread(str(tmp_path / "curves.png"))
-    assert picture is not None
-    assert picture.std() > 1
     return tuple(drawn[0].axes)
 
 

@@ -11,7 +11,7 @@ import torch
 from defectseg.config import load_recipe
 from defectseg.errors import ResourceError
 from defectseg.evaluate.metrics import PairCounts, summarise
-from defectseg.model.bundle import read_bundle, weights_digest
+from defectseg.model.bundle import read_bundle
 from defectseg.model.info import Thresholds
 from defectseg.model.losses import segmentation_loss
 from defectseg.train import loop
@@ -117,11 +117,6 @@ def test_training_stops_within_an_epoch_when_time_is_up(timed: Start, out: Path,
     assert result.model.is_file()
 
 
-def test_a_budget_that_is_large_enough_changes_nothing(timed: Start, clock: Clock) -> None:
-    timed("training.max_minutes=60")
-    assert clock.epochs_planned == [2] * 8
-
-
 def test_epochs_between_validations_are_not_validated_but_the_last_is(timed: Start, out: Path) -> None:
     timed("training.epochs=3", "training.validate_every=2")
     assert ["val" in entry for entry in read_history(out / "metrics.jsonl")] == [False, True, True]
@@ -213,7 +208,11 @@ def test_the_second_stage_takes_its_own_crops_at_a_tenth_of_the_rate(
     timed: Start, out: Path, steps: list[Step]
 ) -> None:
     second = ("epochs=2", "crop_hw=[64,96]", "batch_size=3", "samples_per_epoch=9")
-    timed("optimizer.warmup=0.5", *(f"training.second_stage.{one}" for one in second))
+    told: list[tuple[int, int, str]] = []
+    settings = ("optimizer.warmup=0.5", *(f"training.second_stage.{one}" for one in second))
+    timed(*settings, progress=lambda done, total, text: told.append((done, total, text.split()[1])))
+    assert [(done, total) for done, total, _ in told] == [(step, 2 * 4 + 2 * 3) for step in range(1, 15)]
+    assert told[-1][2] == "4/4"
     # Two epochs of 16 crops in steps of 4, then two of 9 in steps of 3.
     assert [step.size for step in steps] == [(4, 64, 64)] * 8 + [(3, 64, 96)] * 6
     history = read_history(out / "metrics.jsonl")
@@ -343,9 +342,9 @@ def test_the_last_weights_are_kept_where_the_recipe_says_so_or_nothing_validates
     if weights == "ema":
         ema = {key.removeprefix("module."): value for key, value in _checkpoint(out)["ema"].items()}
         assert int(ema.pop("n_averaged")) == 3
-        assert weights_digest(ema) != weights_digest(last)
+        assert not all(torch.equal(ema[key], value) for key, value in last.items())
         last = ema
-    assert weights_digest(saved) == weights_digest(last)
+    torch.testing.assert_close(saved, last, rtol=0, atol=0)
     assert not list(out.glob("best*"))
 
 

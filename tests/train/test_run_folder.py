@@ -112,7 +112,7 @@ def test_evaluating_the_bundle_gives_the_figures_of_the_training(finished: Finis
     assert untuned == {key: best["val"][key] for key in untuned} == {key: info.metrics[key] for key in untuned}
 
 
-def test_tensorboard_gets_figures_and_pictures_of_validation_images(start: Start, out: Path, data_folder: Path) -> None:
+def test_tensorboard_gets_figures_and_pictures_of_validation_images(start: Start, out: Path) -> None:
     start("training.trackers=[tensorboard]", "training.ema_decay=0.9")
     assert _names(out) - RUN_FILES == {"tensorboard"}
     (events,) = (out / "tensorboard" / "defectseg").glob("events.out.tfevents.*")
@@ -120,7 +120,7 @@ def test_tensorboard_gets_figures_and_pictures_of_validation_images(start: Start
     assert {"train/loss", "train/lovasz", "train/lr_decoder", "val/kaggle_dice"} <= set(told.Tags()["scalars"])
     assert [event.step for event in told.Scalars("val/kaggle_dice")] == [1, 2]
 
-    data, folds = open_data_folder(data_folder), read_split(out / "split.csv")
+    folds = read_split(out / "split.csv")
     shown = [tag.removeprefix("validation/") for tag in told.Tags()["images"]]
     assert len(shown) == 4
     assert all(folds[image_id] == 0 for image_id in shown)
@@ -130,9 +130,6 @@ def test_tensorboard_gets_figures_and_pictures_of_validation_images(start: Start
         picture = cv2.imdecode(np.frombuffer(entries[-1].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
         assert picture is not None
         assert picture.shape[1] == 128
-        if data.classes_of(image_id):  # what is labelled and not found is blue
-            blue, green, red = np.moveaxis(picture.astype(int), -1, 0)
-            assert np.count_nonzero((blue > red + 50) & (blue > green + 50)) > 20
 
 
 def test_an_image_that_cannot_be_read_is_left_out_and_listed(start: Start, out: Path, data: Path) -> None:

@@ -13,33 +13,21 @@ from defectseg.train.schedule import Stage, make_optimizer, planned_epochs, rate
 # Learning rates
 
 
-def _rates(**values: float) -> OptimizerConfig:
-    return OptimizerConfig(**{"warmup": 0.2, **values})
-
-
-@pytest.mark.parametrize(
-    ("step", "expected"),
-    [
-        # Of 20 steps, 4 warm up: 1/5, 2/5, 3/5, 4/5 of the rate, then the whole.
-        (0, 0.2),
-        (1, 0.4),
-        (3, 0.8),
-        (4, 1.0),
-        # Half-way through the other 16: the middle between 1 and 0.01.
-        (12, 0.505),
-        # A quarter of the way: 0.01 + 0.99 * (1 + cos 45 degrees) / 2.
-        (8, 0.01 + 0.99 * 0.5 * (1 + math.sqrt(0.5))),
-        (20, 0.01),
-        (50, 0.01),
-    ],
-)
-def test_rates_warm_up_and_then_follow_a_cosine(step: int, expected: float) -> None:
-    assert rate_factor(step, 20, _rates()) == pytest.approx(expected)
-
-
 @pytest.mark.parametrize(
     ("step", "warmup", "warms_up", "expected"),
     [
+        # Of 20 steps, 4 warm up: 1/5, 2/5, 3/5, 4/5 of the rate, then the whole.
+        (0, 0.2, True, 0.2),
+        (1, 0.2, True, 0.4),
+        (3, 0.2, True, 0.8),
+        (4, 0.2, True, 1.0),
+        # Half-way through the other 16: the middle between 1 and 0.01.
+        (12, 0.2, True, 0.505),
+        # A quarter of the way: 0.01 + 0.99 * (1 + cos 45 degrees) / 2.
+        (8, 0.2, True, 0.01 + 0.99 * 0.5 * (1 + math.sqrt(0.5))),
+        (20, 0.2, True, 0.01),
+        (50, 0.2, True, 0.01),
+        # Without any.
         (0, 0.0, True, 1.0),
         # A stage that does not warm up: half-way through all 20 steps the middle between 1 and 0.01.
         (0, 0.2, False, 1.0),
@@ -49,8 +37,8 @@ def test_rates_warm_up_and_then_follow_a_cosine(step: int, expected: float) -> N
         (19, 1.0, True, 20 / 21),
     ],
 )
-def test_without_warm_up_rates_begin_at_one(step: int, warmup: float, warms_up: bool, expected: float) -> None:
-    assert rate_factor(step, 20, _rates(warmup=warmup), warms_up=warms_up) == pytest.approx(expected)
+def test_rates_warm_up_and_then_follow_a_cosine(step: int, warmup: float, warms_up: bool, expected: float) -> None:
+    assert rate_factor(step, 20, OptimizerConfig(warmup=warmup), warms_up=warms_up) == pytest.approx(expected)
 
 
 # Parameter groups

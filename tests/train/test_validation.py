@@ -105,7 +105,9 @@ def test_validation_uses_the_precision_of_predict_whatever_training_uses(
     assert all(answers)
 
 
-def test_a_run_validates_with_one_view_and_ends_with_all(start: Callable[..., TrainResult]) -> None:
+def test_a_run_validates_with_one_view_and_ends_with_all(
+    start: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
 
     class Spy(TorchRuntime):
@@ -118,10 +120,9 @@ def test_a_run_validates_with_one_view_and_ends_with_all(start: Callable[..., Tr
         calls.append(0)
         return score_images(*arguments, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation_module, "TorchRuntime", Spy)
-        patch.setattr(validation_module, "score_images", watched)
-        start("inference.tta=flips", "data.samples_per_epoch=4")
+    monkeypatch.setattr(validation_module, "TorchRuntime", Spy)
+    monkeypatch.setattr(validation_module, "score_images", watched)
+    start("inference.tta=flips", "data.samples_per_epoch=4")
     # Two epochs with one view; then the search for thresholds, which gives the last figures too, with four.
     assert calls == [6, 6, 4 * 6]
 
