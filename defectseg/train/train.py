@@ -111,7 +111,11 @@ def _held_out(request: Request, numbers: list[int]) -> list[int | None]:
     if request.every_fold:
         return [*numbers]
     if wanted > len(numbers):
-        raise UsageError(f"training.threshold_folds: {wanted}, but the split has only {len(numbers)} folds.")
+        count = len(numbers)
+        raise UsageError(
+            f"training.threshold_folds: {wanted}, but the split has only {count} folds. Set it to {count}, or hold a fold "
+            "out with data.fold."
+        )
     if wanted:
         return [*numbers[:wanted], None]
     if fold is not None and fold not in numbers:
