@@ -113,8 +113,8 @@ def _held_out(request: Request, numbers: list[int]) -> list[int | None]:
     if wanted > len(numbers):
         count = len(numbers)
         raise UsageError(
-            f"training.threshold_folds: {wanted}, but the split has only {count} folds. Set it to {count}, or hold a fold "
-            "out with data.fold."
+            f"training.threshold_folds: {wanted}, but the split has only {count} folds. Set it to {count}, or "
+            "hold a fold out with data.fold."
         )
     if wanted:
         return [*numbers[:wanted], None]
