@@ -45,7 +45,7 @@ def segmentation_loss(
     """
     valid = ~ignore[:, None]
     truth = (masks & valid).float()
-    present, smooth_px = truth.amax(dim=(2, 3)), config.smooth_px
+    full_truth, smooth_px = truth, config.smooth_px
     height, width = mask_logits.shape[-2:]
     if (height, width) != truth.shape[-2:]:
         smooth_px *= height * width / truth.shape[-2:].numel()
@@ -67,7 +67,7 @@ def segmentation_loss(
     if gate_logits is not None:
         known = torch.ones_like(gate_logits) if unknown is None else (~unknown).float()
         weight = known * (known.numel() / known.sum().clamp(min=1))  # makes the mean that of the known pairs
-        gate = F.binary_cross_entropy_with_logits(gate_logits, present, weight=weight)
+        gate = F.binary_cross_entropy_with_logits(gate_logits, full_truth.amax(dim=(2, 3)), weight=weight)
     total = config.bce * bce + config.dice * dice + config.lovasz * lovasz + config.gate * gate
     return LossParts(total, bce, dice, lovasz, gate)
 
