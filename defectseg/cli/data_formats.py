@@ -1,6 +1,6 @@
 """`defectseg data import` and `data export`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from defectseg.cli.options import DataFolder, Json, NewFolder, Verbose, entries
 from defectseg.cli.show import finish, print_json, print_rows, shown
 
 if TYPE_CHECKING:
-    from defectseg.formats.common import ExportReport, ImportReport
+    from defectseg.formats.common import ExportReport, ImportReport, Loss
 
 import_app = typer.Typer(help="Turn labels in another format into a data folder.", no_args_is_help=True)
 export_app = typer.Typer(help="Turn a data folder, or predictions, into another label format.", no_args_is_help=True)
@@ -95,8 +95,7 @@ def _import(read: "Callable[..., ImportReport]", out: Path, json_output: bool) -
     else:
         counts = zip(report.class_names, report.masks_per_class, strict=True)
         print_rows([["class", "images"], *([name, str(count)] for name, count in counts)])
-        for loss in report.lost:
-            print(f"note: {loss.message}")
+        _print_losses(report.lost)
         if report.missing_images:
             named = ", ".join(report.missing_images[:5])
             print(f"missing: {len(report.missing_images)} images that the labels name are not there: {named}")
@@ -172,8 +171,7 @@ def _export(write: "Callable[..., ExportReport]", out: Path, json_output: bool) 
     if json_output:
         print_json({**asdict(report), "out": str(out)})
         return
-    for loss in report.lost:
-        print(f"note: {loss.message}")
+    _print_losses(report.lost)
     if not report.lost:
         print("Nothing was lost.")
     print(f"{report.images} images with {report.masks} masks of {len(report.class_names)} classes: {shown(out)}")
@@ -200,7 +198,11 @@ def export_predictions(
     if json_output:
         print_json({**asdict(report), "out": str(out)})
         return
-    for loss in report.lost:
-        print(f"note: {loss.message}")
+    _print_losses(report.lost)
     print(f"{report.images} images with {report.annotations} regions: {shown(out)}")
     print(f"Once corrected: defectseg data import coco {shown(out)} --images DIR --out DIR")
+
+
+def _print_losses(lost: Sequence["Loss"]) -> None:
+    for loss in lost:
+        print(f"note: {loss.message}")
