@@ -67,10 +67,9 @@ def _read(folder: Path) -> "openvino.Model":
     try:
         return read_model(folder / _XML)
     except ModelError as error:
-        shutil.rmtree(folder)
-        raise ModelError(
-            f"{folder}: this converted model was damaged and is deleted. Run the same command again."
-        ) from error
+        shutil.rmtree(folder, ignore_errors=True)
+        remedy = "could not be deleted. Delete it, and run" if folder.exists() else "is deleted. Run"
+        raise ModelError(f"{folder}: this converted model was damaged and {remedy} the same command again.") from error
 
 
 def _openvino_folder(bundle: Path, size_hw: tuple[int, int] | None) -> Path:
