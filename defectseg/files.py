@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import stat
+import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,13 +20,15 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from defectseg.errors import LabelError, OutputExistsError, ResourceError
+from defectseg.errors import DataError, LabelError, OutputExistsError, ResourceError
+from defectseg.progress import Progress
 
 # No ImageId has backslashes, control characters, or (the last range) bytes that are not UTF-8.
 UNFIT_CHARACTERS = r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 _UNFIT = re.compile(f"^/|^[A-Za-z]:|{UNFIT_CHARACTERS}")
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
+_SPARE_BYTES = 64 * 2**20
 _LITTER = ("Thumbs.db", "desktop.ini")  # written by Windows; other systems hide theirs
 
 
@@ -246,6 +249,34 @@ def resource_errors(path: Path) -> Iterator[None]:
         elif error.errno in (errno.EEXIST, errno.ENOTDIR):
             reason = "there is a file where a folder is needed. Choose another path."
         raise ResourceError(f"{path}: {reason}") from error
+
+
+def unpack_zip(archive: Path, folder: Path, *, remedy: str, progress: Progress) -> None:
+    """Unpack a zip archive into a new folder; every entry is compared with its checksum.
+
+    `zipfile` itself keeps every entry inside `folder` and writes links as plain files.
+
+    Raises:
+        DataError: it is no zip archive, is encrypted, or is damaged; the message ends with `remedy`.
+        ResourceError: the disk has not enough space, or cannot be written.
+    """
+    try:
+        with resource_errors(folder), zipfile.ZipFile(archive) as opened:
+            entries = opened.infolist()
+            folder.mkdir(parents=True)
+            needed_bytes = sum(entry.file_size for entry in entries) + _SPARE_BYTES
+            if (free_bytes := shutil.disk_usage(folder).free) < needed_bytes:
+                raise ResourceError(
+                    f"{folder}: {free_bytes / 2**30:.1f} GiB free, {needed_bytes / 2**30:.1f} GiB needed to unpack. "
+                    "Free some space and run the same command again."
+                )
+            for done, entry in enumerate(entries, start=1):
+                opened.extract(entry, folder)
+                progress(done, len(entries))
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+        raise DataError(  # RuntimeError: encrypted; ValueError: a name with a zero byte, or one that is not UTF-8
+            f"{archive}: the archive is damaged, encrypted or not complete ({error}). {remedy}"
+        ) from error
 
 
 def file_sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.data_formats import export_app, import_app
+from defectseg.cli.data_formats import export_app, import_labels
 from defectseg.cli.options import BitDepth, DataFolder, Json, MaxPixels, NewFolder, Overwrite, Seed, Verbose, parse_size
 from defectseg.cli.show import bit_depth_hint, finish, print_json, print_rows, shown
 from defectseg.errors import OutputExistsError
@@ -21,7 +21,7 @@ _MOST_PAIRS_PRINTED = 100
 
 app = typer.Typer(help="Make, download, import, export, check and split data folders.", no_args_is_help=True)
 download_app = typer.Typer(help="Download public data.", no_args_is_help=True)
-app.add_typer(import_app, name="import")
+app.command("import")(import_labels)
 app.add_typer(export_app, name="export")
 app.add_typer(download_app, name="download")
 

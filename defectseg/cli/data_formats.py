@@ -10,101 +10,127 @@ import typer
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import DataFolder, Json, NewFolder, Verbose, entries
-from defectseg.cli.show import finish, print_json, print_rows, shown
+from defectseg.cli.show import print_json, print_rows, shown
 
 if TYPE_CHECKING:
-    from defectseg.formats.common import ExportReport, ImportReport, Loss
+    from defectseg.formats.common import ExportReport, Loss
+    from defectseg.formats.data_import import ImportReport
 
-import_app = typer.Typer(help="Turn labels in another format into a data folder.", no_args_is_help=True)
 export_app = typer.Typer(help="Turn a data folder, or predictions, into another label format.", no_args_is_help=True)
 
 Link = Annotated[bool, typer.Option("--link", help="Link the images instead of copying them.")]
-Classes = Annotated[
-    str | None, typer.Option(help="Names of the classes, comma-separated; the first is class 1.", metavar="A,B,C")
-]
 
 
-@import_app.command("masks")
-def import_masks(
-    src: Annotated[Path, typer.Argument(help="Folder with images/ and masks/, paired by file name.", metavar="SRC")],
+def _print_kinds(value: bool) -> None:
+    if value:
+        from defectseg.formats.kinds import KINDS
+
+        print_rows([["kind", "written by"], *([kind.name, kind.menu] for kind in KINDS)], align_right=False)
+        raise typer.Exit
+
+
+def import_labels(
+    src: Annotated[
+        Path, typer.Argument(help="Labels: a file, a folder, or a ZIP archive as the tools write it.", metavar="SRC")
+    ],
     out: NewFolder,
-    classes: Classes = None,
-    link: Link = False,
-    json_output: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Import mask PNGs: class maps (0 sound, 1..C, 255 ignore), 0/255 masks, or masks/CLASS/STEM.png.
-
-    Example: defectseg data import masks neu900/ --out data/neu --classes inclusion,patches,scratches
-    """
-    from defectseg.formats import masks
-
-    _import(partial(masks.import_masks, src, out, classes=entries(classes), link=link), out, json_output)
-
-
-@import_app.command("coco")
-def import_coco(
-    file: Annotated[Path, typer.Argument(help="COCO JSON of CVAT, Label Studio or Roboflow.", metavar="FILE")],
-    images: Annotated[Path, typer.Option(help="Folder of the images that FILE names.", metavar="DIR")],
-    out: NewFolder,
-    classes: Classes = None,
-    link: Link = False,
-    json_output: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Import COCO JSON: polygons and run-lengths become masks, the pixels of boxes are marked to be ignored.
-
-    Exits with 3 if images that FILE names are missing.
-
-    Example: defectseg data import coco instances.json --images images/ --out data/mill
-    """
-    from defectseg.formats import coco
-
-    _import(partial(coco.import_coco, file, images, out, classes=entries(classes), link=link), out, json_output)
-
-
-@import_app.command("yolo")
-def import_yolo(
-    src: Annotated[Path, typer.Argument(help="Folder with data.yaml, or that file.", metavar="SRC")],
-    out: NewFolder,
-    classes: Classes = None,
-    part: Annotated[
-        Literal["train", "val", "test"] | None,
-        typer.Option(help="Import only this part. Default: train and val, and a split.csv."),
+    kind: Annotated[
+        str | None, typer.Option("--as", help="Kind of the labels. Default: recognised by the content.", metavar="KIND")
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images, if they are not in SRC.", metavar="DIR")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="All classes in the wanted order. OLD=NEW renames one, OLD= drops one. For labels without names, "
+            "entry n names the value n.",
+            metavar="A,B,C",
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        Literal["clean", "skip"] | None,
+        typer.Option(help="Images without labels: clean takes them as sound, skip keeps them out of training."),
+    ] = None,
+    boxes: Annotated[
+        Literal["ignore"] | None, typer.Option(help="Boxes without an outline: their pixels are ignored.")
+    ] = None,
+    absent: Annotated[
+        Literal["skip"] | None, typer.Option(help="Labels whose image is not there are left out.")
+    ] = None,
+    dropped: Annotated[
+        Literal["sound"] | None, typer.Option(help="Pixels of dropped classes count as sound. Default: ignored.")
+    ] = None,
+    exif: Annotated[
+        Literal["keep", "turn"] | None,
+        typer.Option(help="Images with an EXIF orientation: labels were drawn as stored (keep) or displayed (turn)."),
+    ] = None,
+    sound: Annotated[str, typer.Option(help="Folder of sound images, by its name.", metavar="NAME")] = "",
+    background: Annotated[
+        str, typer.Option(help="Value or class that means sound steel.", metavar="N", show_default=False)
+    ] = "",
+    ignore: Annotated[
+        str, typer.Option(help="Value or class that marks pixels to ignore.", metavar="N", show_default=False)
+    ] = "",
+    unite: Annotated[
+        bool, typer.Option("--unite", help="Unite the rows of a label table that have the same image and class.")
+    ] = False,
     link: Link = False,
+    list_kinds: Annotated[
+        bool, typer.Option("--list", help="Show the kinds of labels and exit.", callback=_print_kinds, is_eager=True)
+    ] = False,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Import a YOLO segmentation data set. In split.csv, val is fold 0 and train is fold 1.
+    """Turn labels of another tool into a data folder.
 
-    Example: defectseg data import yolo exported/ --out data/mill
+    The kind of the labels is recognised by their content. Where labels may mean two things, the import stops and names
+    the option that decides.
+
+    Example: defectseg data import cvat_export.zip --out data/mill
     """
-    from defectseg.formats import yolo
+    from defectseg.formats.data_import import import_labels
+    from defectseg.formats.labels import Choices
 
-    read = partial(yolo.import_yolo, src, out, classes=entries(classes), part=part, link=link)
-    _import(read, out, json_output)
-
-
-def _import(read: "Callable[..., ImportReport]", out: Path, json_output: bool) -> None:
-    """Import, say what was made, and exit with 3 if images are missing."""
+    choices = Choices(
+        images=images,
+        absent=absent,
+        classes=entries(classes),
+        unlabelled=unlabelled,
+        boxes=boxes,
+        dropped=dropped,
+        exif=exif,
+        sound=sound,
+        background=background,
+        ignore=ignore,
+        unite=unite,
+    )
     with progress_bar("importing") as progress:
-        report = read(progress=progress)
+        report = import_labels(src, out, choices, kind=kind, link=link, progress=progress)
     if json_output:
         print_json({**asdict(report), "out": str(out)})
     else:
-        counts = zip(report.class_names, report.masks_per_class, strict=True)
-        print_rows([["class", "images"], *([name, str(count)] for name, count in counts)])
-        _print_losses(report.lost)
-        if report.missing_images:
-            named = ", ".join(report.missing_images[:5])
-            print(f"missing: {len(report.missing_images)} images that the labels name are not there: {named}")
-        if report.images_per_fold:
-            folds = ", ".join(f"{count} images in fold {fold}" for fold, count in enumerate(report.images_per_fold))
-            print(f"split.csv: {folds}")
-        ignored = f", {report.ignored_px} px marked to be ignored" if report.ignored_px else ""
-        print(f"{report.images} images, {report.clean_images} of them clean{ignored}: {shown(out)}")
-    finish(partial=bool(report.missing_images))
+        _print_import(report, out)
+
+
+def _print_import(report: "ImportReport", out: Path) -> None:
+    print(f"Taken for {report.kind}: {report.evidence}.")
+    head = ["ClassId", "class", "in the labels", "images", "regions", "px"]
+    rows = [
+        [str(one.class_id), one.name, ", ".join(one.source_names), str(one.images), str(one.regions), str(one.px)]
+        for one in report.classes
+    ]
+    print_rows([head, *rows])
+    _print_losses(report.lost)
+    if report.missing_images:
+        named = ", ".join(report.missing_images[:5])
+        print(f"note: {len(report.missing_images)} labels have no image and were left out (for example {named}).")
+    if report.parts:
+        print("split.csv: " + ", ".join(f"{count} {part}" for part, count in report.parts.items()))
+    print(
+        f"{report.images} images, {report.defect_images} with a defect, {report.sound_images} sound, "
+        f"{report.not_labelled} not labelled; {report.ignored_px} px to ignore: {shown(out)}"
+    )
 
 
 @export_app.command("coco")
@@ -200,7 +226,7 @@ def export_predictions(
         return
     _print_losses(report.lost)
     print(f"{report.images} images with {report.annotations} regions: {shown(out)}")
-    print(f"Once corrected: defectseg data import coco {shown(out)} --images DIR --out DIR")
+    print(f"Once corrected: defectseg data import {shown(out)} --images DIR --out DIR")
 
 
 def _print_losses(lost: Sequence["Loss"]) -> None:

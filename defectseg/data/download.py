@@ -4,7 +4,6 @@ import io
 import shutil
 import sys
 import zipfile
-import zlib
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from typing import Any
 
 from defectseg.data.folder import IMAGES_NAME, read_label_table
 from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES
-from defectseg.errors import CannotContinueError, DataError, LabelError, MissingExtraError, ResourceError
-from defectseg.files import check_is_free, folder_lock, resource_errors
+from defectseg.errors import CannotContinueError, DataError, LabelError, MissingExtraError
+from defectseg.files import check_is_free, folder_lock, resource_errors, unpack_zip
 from defectseg.progress import Progress, silent
 
 COMPETITION = "severstal-steel-defect-detection"
@@ -25,12 +24,12 @@ TEST_IMAGES_NAME = "test_images"
 _TABLE_NAME = TABLE_NAMES[0]
 # Moved into the data folder in this order: the label table comes last and makes it complete.
 _CONTENT = ("sample_submission.csv", TEST_IMAGES_NAME, IMAGES_NAME, _TABLE_NAME)
-_SPARE_BYTES = 64 * 2**20
 _TOKEN_HELP = (
     f"Make a token at {TOKEN_PAGE} (any Kaggle account will do), then set KAGGLE_API_TOKEN to it, or save it as "
     "~/.kaggle/access_token; an older kaggle.json in ~/.kaggle works too."
 )
 _RULES_HELP = f"Log in with the same account, open {RULES_PAGE}, accept the rules, and run the same command again."
+_AGAIN = "Delete it and run the same command again."
 _NOT_WHOLE = "It is not a whole download of the competition's data; choose another folder."
 
 
@@ -107,7 +106,7 @@ def download_severstal(
                 _fetch(client or log_in(), archive, show_progress=show_progress)
             unpacking = work / "unpacking"
             shutil.rmtree(unpacking, ignore_errors=True)
-            _unpack(archive, unpacking, progress)
+            unpack_zip(archive, unpacking, remedy=_AGAIN, progress=progress)
             remedy = f"Delete {work} and run the same command again; if nothing changes, Kaggle has changed the data."
             _verify(unpacking, expected, was_there=False, remedy=remedy)
             unpacking.rename(ready)
@@ -208,31 +207,3 @@ def _verify(folder: Path, expected: Figures, *, was_there: bool, remedy: str = _
 def _describe(figures: Figures) -> str:
     masks = "/".join(map(str, figures.masks_per_class))
     return f"{figures.images} images, {figures.defect_images} with a defect, masks per class {masks}"
-
-
-def _unpack(archive: Path, folder: Path, progress: Progress) -> None:
-    """Unpack a zip archive into a new folder; every entry is compared with its checksum.
-
-    `zipfile` itself keeps every entry inside `folder` and writes links as plain files.
-
-    Raises:
-        DataError: it is no zip archive, is encrypted, or is damaged.
-        ResourceError: the disk has not enough space, or cannot be written.
-    """
-    try:
-        with resource_errors(folder), zipfile.ZipFile(archive) as opened:
-            entries = opened.infolist()
-            folder.mkdir(parents=True)
-            needed_bytes = sum(entry.file_size for entry in entries) + _SPARE_BYTES
-            if (free_bytes := shutil.disk_usage(folder).free) < needed_bytes:
-                raise ResourceError(
-                    f"{folder}: {free_bytes / 2**30:.1f} GiB free, {needed_bytes / 2**30:.1f} GiB needed to unpack. "
-                    "Free some space and run the same command again."
-                )
-            for done, entry in enumerate(entries, start=1):
-                opened.extract(entry, folder)
-                progress(done, len(entries))
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-        raise DataError(
-            f"{archive}: the archive is damaged or not complete ({error}). Delete it and run the same command again."
-        ) from error

@@ -2,22 +2,20 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.data.classes import check_class_names, write_class_names
-from defectseg.data.folder import GROUPS_NAME, IMAGES_NAME, open_data_folder
-from defectseg.data.split import SPLIT_NAME, write_split
-from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_label_table
+from defectseg.data.folder import GROUPS_NAME, open_data_folder
+from defectseg.data.split import SPLIT_NAME
+from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import DataError, LabelError
-from defectseg.files import new_folder
-from defectseg.image import read, rle
-from defectseg.image.find import FoundImage
-from defectseg.progress import EXAMPLES_SHOWN, Progress, some
+from defectseg.image import read
+from defectseg.progress import EXAMPLES_SHOWN, Progress
 
 IGNORE_NAME = "ignore"  # the name of ClassId 255 in formats that know classes by name
 GIVEN_CLASSES = "the given list of classes"
@@ -31,16 +29,23 @@ LOSSES = {
     "boxes": "{count} annotations have a box and no outline; the pixels in these boxes are marked to be ignored, "
     "where no mask explains them (for example {examples}).",
     "no_shape": "{count} annotations have neither an outline nor a box and were left out (for example {examples}).",
+    "other_shape": "{count} annotations are points, lines or texts, which cover no area, and were left out (for "
+    "example {examples}).",
+    "clipped": "{count} outlines or boxes reach beyond their image; what lies outside was cut off (for example "
+    "{examples}).",
     "no_pixel": "{count} annotations are too thin to hold the centre of a pixel, or lie outside their image "
     "(for example {examples}).",
+    "as_sound": "{count} annotations count as sound steel, as their class says (for example {examples}).",
+    "dropped": "{count} annotations of dropped classes; their pixels are marked to be ignored (for example "
+    "{examples}).",
     "united": "{count} annotations were united with others of their class in their image, since a label table has "
     "one mask for each class.",
+    "turned": "{count} images were turned as their EXIF orientation says, and written as PNG (for example {examples}). "
+    "`predict` sees files as they are stored: turn those in the same way.",
     "unlisted_images": "{count} images in the folder are not listed in the file and were left out "
     "(for example {examples}).",
-    "no_label_file": "{count} images have no label file and count as clean (for example {examples}).",
-    "no_image": "{count} label files have no image and were left out (for example {examples}).",
-    "test_images": "{count} images of the test part were left out; import them into a folder of their own, "
-    "as the part test.",
+    "other_file": "{count} files are not of this kind and were passed over (for example {examples}).",
+    "other_part": "{count} images of other subsets count as train (for example {examples}).",
     "overlap_px": "{count} px belong to several classes; a class map holds one, here that of the smaller mask (for "
     "example {examples}). A picture for each class keeps them all.",
     "under_ignore_px": "{count} px belong to a class and are marked to be ignored; a class map holds the mark alone "
@@ -78,11 +83,17 @@ class Tally:
     def add(self, kind: str, count: int = 1, *, example: str = "") -> None:
         """Count losses of a kind; `example` names a place where one occurred."""
         assert kind in LOSSES
-        if count:
-            self._counts[kind] += count
-            examples = self._examples.setdefault(kind, [])
-            if example and example not in examples and len(examples) < EXAMPLES_SHOWN:
-                examples.append(example)
+        self._counts[kind] += count
+        examples = self._examples.setdefault(kind, [])
+        if example and example not in examples and len(examples) < EXAMPLES_SHOWN:
+            examples.append(example)
+
+    def update(self, other: "Tally") -> None:
+        """Add what another tally has counted."""
+        for kind, count in other._counts.items():
+            self.add(kind, count)
+            for example in other._examples[kind]:
+                self.add(kind, 0, example=example)
 
     def losses(self) -> tuple[Loss, ...]:
         """What was counted, in the order of `LOSSES`."""
@@ -121,6 +132,14 @@ def read_text(path: Path, expected: str) -> str:
         raise LabelError(f"{path}: not UTF-8 text; {expected}. Unpack it first if it is an archive.") from error
 
 
+def write_png(path: Path, pixels: NDArray[np.generic]) -> None:
+    """Write pixels as PNG, lossless."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded, content = cv2.imencode(".png", pixels)
+    assert encoded
+    path.write_bytes(content.tobytes())
+
+
 def place_image(source: Path, target: Path, *, link: bool) -> None:
     """Copy or link an image. Raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,63 +147,6 @@ def place_image(source: Path, target: Path, *, link: bool) -> None:
         target.symlink_to(source.resolve())
     else:
         shutil.copyfile(source, target)
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """What an import made.
-
-    Attributes:
-        images: number of images.
-        clean_images: images with neither a mask nor pixels to ignore.
-        class_names: name n-1 belongs to ClassId n.
-        masks_per_class: number of images with each class, in the order of `class_names`.
-        ignored_px: pixels marked to be ignored, over all images.
-        images_per_fold: number of images in each fold of split.csv; empty without one.
-        missing_images: images that the labels name but that are not there, under the names that the labels use.
-        lost: everything else that could not be imported.
-    """
-
-    images: int
-    clean_images: int
-    class_names: tuple[str, ...]
-    masks_per_class: tuple[int, ...]
-    ignored_px: int
-    images_per_fold: tuple[int, ...] = ()
-    missing_images: tuple[str, ...] = ()
-    lost: tuple[Loss, ...] = ()
-
-
-def number_classes(
-    own: Sequence[str], given: Sequence[str] | None, used: Collection[str], *, where: str, given_by: str = GIVEN_CLASSES
-) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Choose the classes of a data folder and number them.
-
-    Line ends and repeated blanks become single blanks. The name "ignore" stands for ClassId 255.
-
-    Args:
-        own: the names in the source, in its order.
-        given: the names of ClassId 1, 2 and so on; None takes those of the source.
-        used: the names that must be among the given ones.
-        where: names the source in messages.
-        given_by: names the origin of `given` in messages.
-
-    Returns:
-        the names of ClassId 1, 2 and so on, and each name of `own` that has a ClassId -> that ClassId.
-
-    Raises:
-        DataError: the names do not tell classes apart, or a used name is not among the given ones.
-    """
-    tidy = {name: " ".join(name.split()) for name in (*own, *(given or ()))}
-    names = tuple(tidy[name] for name in (own if given is None else given))
-    if given is None:
-        names = tuple(name for name in names if name != IGNORE_NAME)
-    check_class_names(names, where=where if given is None else given_by)
-    class_ids = {IGNORE_NAME: IGNORE_CLASS_ID} | {name: number for number, name in enumerate(names, start=1)}
-    if unknown := {tidy[name] for name in used} - class_ids.keys():
-        message = f"{where}: has {some(unknown)}, but {given_by} has only {', '.join(names)}."
-        raise DataError(message, argument="classes" if given_by == GIVEN_CLASSES else None)
-    return names, {name: class_ids[tidy[name]] for name in own if tidy[name] in class_ids}
 
 
 class Canvas:
@@ -218,89 +180,14 @@ class Canvas:
         columns = slice(max(0, int(np.floor(left))), max(0, int(np.ceil(left + width))))
         self._boxes[rows, columns] = True
 
-    def labels(self) -> dict[int, str]:
-        """ClassId -> run-lengths. Pixels in boxes are ignored unless a mask covers them."""
+    def masks(self) -> dict[int, NDArray[np.bool_]]:
+        """ClassId -> mask, bool (H, W), by ClassId. Pixels in boxes are ignored unless a mask covers them."""
         masks = dict(self._masks)
         for mask in self._masks.values():
             self._boxes &= ~mask
         if self._boxes.any():
             masks[IGNORE_CLASS_ID] = self._boxes | masks.get(IGNORE_CLASS_ID, False)
-        return {class_id: rle.encode(mask) for class_id, mask in sorted(masks.items())}
-
-
-def read_size(image: FoundImage, expected_hw: tuple[int, int] | None = None, *, where: str = "") -> tuple[int, int]:
-    """Height and width of an image, which is decoded to make sure that it is whole.
-
-    Args:
-        image: the image.
-        expected_hw: the size that its labels state.
-        where: names the labels in messages.
-
-    Raises:
-        ImageError: the image is not whole.
-        DataError: it has another size than its labels state.
-    """
-    decoded = read.decode(image.path)
-    height, width = decoded.pixels.shape
-    if expected_hw is not None and expected_hw != (height, width):
-        remedy = (
-            " The labelling tool obeyed the picture's EXIF orientation. Clear that tag, and label the picture again."
-            if expected_hw == (width, height) and any("EXIF" in note for note in decoded.notes)
-            else " Use the images that the labels were drawn on."
-        )
-        raise DataError(
-            f"{where}: the labels are for {expected_hw[1]}x{expected_hw[0]} px, but {image.path} has "
-            f"{width}x{height}.{remedy}"
-        )
-    return height, width
-
-
-def write_data_folder(
-    out: Path,
-    found: Sequence[FoundImage],
-    names: Sequence[str],
-    labels: Labels,
-    *,
-    link: bool,
-    folds: Mapping[str, int] | None = None,
-    missing_images: Sequence[str] = (),
-    lost: tuple[Loss, ...] = (),
-) -> ImportReport:
-    """Write a data folder, whole or not at all, and report what it holds.
-
-    Args:
-        out: the folder, absent or empty.
-        found: the images.
-        names: of the classes.
-        labels: an entry for every image.
-        link: make links to the images instead of copies.
-        folds: the content of split.csv; None writes none.
-        missing_images, lost: see `ImportReport`.
-
-    Raises:
-        OutputExistsError: `out` exists and is not empty.
-        ResourceError: it cannot be written.
-    """
-    with new_folder(out, last="train.csv") as building:
-        for image in found:
-            place_image(image.path, building / IMAGES_NAME / image.image_id, link=link)
-        write_class_names(building, names)
-        write_label_table(building, labels)
-        if folds is not None:
-            write_split(building / SPLIT_NAME, folds)
-    images_of_class = Counter(class_id for by_class in labels.values() for class_id in by_class)
-    ignored = [by_class.get(IGNORE_CLASS_ID, "") for by_class in labels.values()]
-    per_fold = Counter((folds or {}).values())
-    return ImportReport(
-        images=len(labels),
-        clean_images=sum(not by_class for by_class in labels.values()),
-        class_names=tuple(names),
-        masks_per_class=tuple(images_of_class[class_id] for class_id in range(1, len(names) + 1)),
-        ignored_px=sum(int(rle.parse_pairs(encoded)[:, 1].sum()) for encoded in ignored),
-        images_per_fold=tuple(per_fold[fold] for fold in sorted(per_fold)),
-        missing_images=tuple(missing_images),
-        lost=lost,
-    )
+        return dict(sorted(masks.items()))
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def find_images(
     recursive: bool = True,
     skip: Path | None = None,
     keep_faulty: bool = False,
+    tell: bool = True,
 ) -> list[FoundImage]:
     """List the images in folders and files, sorted by ImageId, each file once.
 
@@ -66,6 +67,7 @@ def find_images(
         recursive: search subfolders.
         skip: a folder to leave out, with everything below it (the output folder).
         keep_faulty: also return faulty images.
+        tell: log how many files have another suffix.
 
     Raises:
         DataError: an entry of `inputs` does not exist, has another suffix or cannot be listed; an image is faulty and
@@ -79,7 +81,8 @@ def find_images(
             raise DataError(image.fault)
     for given in listed:
         search.add(given)
-    search.log_passed_over()
+    if tell:
+        search.log_passed_over()
     images = _with_valid_ids(sorted(_name_apart(search.found)))
     if not images:
         names = ", ".join(map(str, [*inputs, *listed][:3])) or "an empty list of inputs"

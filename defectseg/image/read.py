@@ -190,6 +190,15 @@ def decode_payload(payload: bytes, flags: int, *, name: str) -> NDArray[Any]:
     return pixels
 
 
+def decode_stored(content: bytes, *, name: str) -> NDArray[Any]:
+    """The pixels of an image in its own depth and colours (BGR), its EXIF orientation ignored.
+
+    Raises:
+        ImageError: as `decode_bytes` does.
+    """
+    return decode_payload(whole.inspect(content, name=name).payload, cv2.IMREAD_UNCHANGED, name=name)
+
+
 def decode_small(path: Path, *, shorter_px: int, longer_px: int, bit_depth: int | None = None) -> NDArray[np.uint8]:
     """Read an image as grey uint8 (H, W), a JPEG at 1/2, 1/4 or 1/8 of its size if that is large enough.
 

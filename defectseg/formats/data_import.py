@@ -1,0 +1,393 @@
+"""The entry of `defectseg data import`: labels of any known kind become a data folder, whole or not at all."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from defectseg.data.classes import write_class_names
+from defectseg.data.folder import IMAGES_NAME
+from defectseg.data.split import SPLIT_NAME, write_split
+from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_label_table
+from defectseg.errors import DataError, ImageError, UsageError
+from defectseg.files import atomic_csv, check_is_free, new_folder
+from defectseg.formats.classes import SOUND_CLASS_ID, Classes, choose_classes
+from defectseg.formats.common import Canvas, Loss, Tally, place_image, write_png
+from defectseg.formats.kinds import recognise
+from defectseg.formats.labels import Box, Choices, LabelSet, Record, Shape
+from defectseg.formats.locate import ImageFinder, image_ids
+from defectseg.formats.polygons import cut_pieces
+from defectseg.formats.source import LabelSource, open_source
+from defectseg.image import read, rle
+from defectseg.inference.tiles import in_order
+from defectseg.machine import cores
+from defectseg.progress import Progress, silent, some
+
+NOT_LABELLED_NAME = "not_labelled.csv"
+
+_TURNS: dict[int, Callable[[cv2.typing.MatLike], cv2.typing.MatLike]] = {
+    2: partial(cv2.flip, flipCode=1),
+    3: partial(cv2.rotate, rotateCode=cv2.ROTATE_180),
+    4: partial(cv2.flip, flipCode=0),
+    5: cv2.transpose,
+    6: partial(cv2.rotate, rotateCode=cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180),
+    8: partial(cv2.rotate, rotateCode=cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+"""EXIF orientation -> what turns the stored pixels into the displayed ones."""
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """One class: its ClassId and name, the names that the labels call it, its images, regions and pixels."""
+
+    class_id: int
+    name: str
+    source_names: tuple[str, ...]
+    images: int
+    regions: int
+    px: int
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import made.
+
+    Attributes:
+        kind, evidence: what the source was taken for, and why.
+        images: labelled images, in the data folder's train_images/.
+        defect_images, sound_images: how many of them show a class, and how many neither that nor ignored pixels.
+        not_labelled: number of images in not_labelled.csv.
+        classes: one entry for each ClassId.
+        ignored_px: pixels marked to be ignored, over all images.
+        parts: "train", "val" or "test" -> number of images; empty without a split.
+        missing_images: images that the labels name, or labels without an image; left out.
+        lost: what was changed, clipped or dropped.
+    """
+
+    kind: str
+    evidence: str
+    images: int
+    defect_images: int
+    sound_images: int
+    not_labelled: int
+    classes: tuple[ClassReport, ...]
+    ignored_px: int
+    parts: dict[str, int] = field(default_factory=dict)
+    missing_images: tuple[str, ...] = ()
+    lost: tuple[Loss, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """The labels of one image, its file and its ImageId."""
+
+    record: Record
+    path: Path
+    image_id: str
+
+
+@dataclass(frozen=True)
+class _Painted:
+    """The masks of one image, and what was counted on the way."""
+
+    image_id: str
+    labels: dict[int, str]
+    px: Counter[int]
+    regions: Counter[int]
+    doubtful_px: int
+    tally: Tally
+
+
+def import_labels(
+    src: Path,
+    out: Path,
+    choices: Choices | None = None,
+    *,
+    kind: str | None = None,
+    link: bool = False,
+    progress: Progress = silent,
+) -> ImportReport:
+    """Make a data folder from labels of any known kind (see `kinds.KINDS`).
+
+    Args:
+        src: a label file, a folder, or a ZIP archive of one.
+        out: the data folder to make; it must be absent or empty.
+        choices: what the labels leave open.
+        kind: the name of the kind; None recognises it by the content.
+        link: make links to the images instead of copies.
+        progress: counts the images.
+
+    Raises:
+        LabelError: a label file is damaged, or an entry is not valid; names it.
+        DataError: the labels cannot be meant as they are; names the choice to go on with.
+        UsageError: a choice does not fit the labels.
+        OutputExistsError: `out` exists and is not empty.
+        ResourceError: `out` cannot be written.
+    """
+    choices = choices or Choices()
+    check_is_free(out)
+    tally = Tally()
+    with open_source(src, beside=out, progress=progress) as source:
+        if link and not source.root.samefile(src if source.file is None else src.parent):
+            raise UsageError("links into an archive would break. Unpack it, and give the folder.", argument="link")
+        recognised, evidence = recognise(source, kind)
+        labels = recognised.read(source, choices, tally)
+        placed, missing = _place(labels, source, choices)
+        labelled, not_labelled = _sort_out(labels, placed, choices, where=str(src))
+        used = {shape.name for one in labelled for shape in one.record.shapes if isinstance(shape, Shape)}
+        classes = choose_classes(labels, used, choices, where=str(src))
+        with new_folder(out, last="train.csv") as building:
+            folder = building / IMAGES_NAME
+            painted = _paint_all(labelled, classes, choices, folder, link=link, progress=progress)
+            _check_meant(painted, labels, choices, where=str(src))
+            for one in not_labelled:
+                place_image(one.path, folder / one.image_id, link=link)
+            _write_tables(building, classes, painted, labelled, not_labelled)
+    for image in painted:
+        tally.update(image.tally)
+    report = ImportReport(
+        recognised.name,
+        evidence,
+        images=len(painted),
+        defect_images=sum(any(class_id != IGNORE_CLASS_ID for class_id in image.labels) for image in painted),
+        sound_images=sum(not image.labels for image in painted),
+        not_labelled=len(not_labelled),
+        classes=_report_classes(classes, painted),
+        ignored_px=sum(image.px[IGNORE_CLASS_ID] for image in painted),
+        parts=dict(Counter(_folds(labelled).values())),
+        missing_images=tuple(missing),
+    )
+    return replace(report, lost=tally.losses())
+
+
+def _place(labels: LabelSet, source: LabelSource, choices: Choices) -> tuple[list[_Placed], list[str]]:
+    """Find the image of each record, sorted by ImageId, and the labels that have none. Two of one image are refused."""
+    root = choices.images or source.root
+    finder = None
+    if any(isinstance(record.image, str) for record in labels.records):
+        try:
+            finder = ImageFinder([root])
+        except DataError as error:
+            raise DataError(f"{error} Give the folder that holds the images.", argument="images") from error
+    found: dict[Path, Record] = {}
+    missing = list(labels.lonely)
+    for record in labels.records:
+        path = record.image
+        if isinstance(path, str):
+            image = finder.find(path, *record.also, where=record.where) if finder else None
+            if image is None:
+                missing.append(path)
+                continue
+            path = image.path
+        if (other := found.setdefault(path, record)) is not record:
+            raise DataError(f"{record.where} and {other.where} both stand for {path}. Keep one of the two.")
+    if not found or (missing and choices.absent is None):
+        what = f"{len(missing)} of {len(labels.records) + len(labels.lonely)} labels have no image: {some(missing)}"
+        raise DataError(
+            f"{source.given}: {what}. Give the folder that holds the images.",
+            argument="images",
+            go_on={"absent": "skip"} if found else None,
+        )
+    names = _image_ids(list(found), labels.roots, root)
+    return sorted((_Placed(record, path, names[path]) for path, record in found.items()), key=_by_id), missing
+
+
+def _by_id(placed: _Placed) -> str:
+    return placed.image_id
+
+
+def _image_ids(paths: Sequence[Path], roots: Sequence[Path], root: Path) -> dict[Path, str]:
+    if roots:
+        return {image.path: image.image_id for image in ImageFinder(roots).images}
+    return image_ids(paths, root)
+
+
+def _sort_out(
+    labels: LabelSet, placed: Sequence[_Placed], choices: Choices, *, where: str
+) -> tuple[list[_Placed], list[_Placed]]:
+    """The labelled images, and the unlabelled ones. Raises DataError where that is not clear."""
+    shapes = [shape for one in placed for shape in one.record.shapes]
+    sound = labels.own or choices.unlabelled == "clean"
+    if not shapes and not sound:
+        raise DataError(
+            f"{where}: nothing is labelled in {len(placed)} images. {labels.hint}".strip(),
+            go_on={"unlabelled": "clean"},
+        )
+    boxes = [shape for shape in shapes if isinstance(shape, Box)]
+    if boxes and choices.boxes is None:
+        raise DataError(
+            f"{where}: {len(boxes)} of {len(shapes)} labels are boxes without an outline (the first: "
+            f"{boxes[0].where}). Nobody knows which of their pixels are defective. Draw outlines, or have their pixels ignored: they "
+            "then count neither as defect nor as sound steel.",
+            go_on={"boxes": "ignore"},
+        )
+    unclear = [one for one in placed if one.record.status == "unclear"]
+    if unclear and not sound and choices.unlabelled is None:
+        raise DataError(
+            f"{where}: {len(unclear)} of {len(placed)} images have no label: "
+            f"{some([one.image_id for one in unclear])}. They may be sound (clean), or nobody has looked at them yet "
+            "(skip).",
+            go_on={"unlabelled": "clean|skip"},
+        )
+    labelled = [one for one in placed if sound or one.record.status == "labelled"]
+    if not labelled:
+        raise DataError(f"{where}: none of {len(placed)} images is labelled.", go_on={"unlabelled": "clean"})
+    return labelled, [] if sound else [one for one in placed if one.record.status != "labelled"]
+
+
+def _paint_all(
+    labelled: Sequence[_Placed], classes: Classes, choices: Choices, folder: Path, *, link: bool, progress: Progress
+) -> list[_Painted]:
+    """Paint and place every labelled image. Raises DataError for all unreadable images together."""
+
+    def paint(placed: _Placed) -> _Painted | ImageError:
+        try:
+            return _paint(placed, classes, choices, folder, link=link)
+        except ImageError as error:
+            return error
+
+    painted, unreadable = [], []
+    threads = min(8, cores())
+    with ThreadPoolExecutor(threads) as pool:
+        for done, one in enumerate(in_order(pool, paint, labelled, most=4 * threads), start=1):
+            if isinstance(one, ImageError):
+                unreadable.append(one)
+            else:
+                painted.append(one)
+            progress(done, len(labelled))
+    if unreadable:
+        more = f" ({len(unreadable) - 1} more are unreadable.)" if len(unreadable) > 1 else ""
+        raise DataError(f"{unreadable[0]}{more} Take them out, with their labels.")
+    return painted
+
+
+def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *, link: bool) -> _Painted:
+    record, path, image_id, tally = placed.record, placed.path, placed.image_id, Tally()
+    decoded = read.decode(path)
+    size_hw = (decoded.pixels.shape[0], decoded.pixels.shape[1])
+    turn = _orientation(decoded.notes) if record.shapes else 1
+    if turn != 1 and choices.exif is None:
+        raise DataError(
+            f"{path}: has the EXIF orientation {turn}, and nobody can tell from the file whether the labels were drawn "
+            "on the picture as it is stored (keep) or as viewers display it (turn).",
+            go_on={"exif": "keep|turn"},
+        )
+    if turn != 1 and choices.exif == "turn":
+        pixels = _TURNS[turn](read.decode_stored(read.read_file(path), name=str(path)))
+        size_hw = (pixels.shape[0], pixels.shape[1])
+        image_id = f"{image_id.rpartition('.')[0]}.png"
+        if (folder / image_id).exists():
+            raise DataError(f"{path}: turned, it would become a second {image_id}. Rename one of the two.")
+        write_png(folder / image_id, pixels)
+        tally.add("turned", example=image_id)
+    else:
+        place_image(path, folder / image_id, link=link)
+    if record.size_hw is not None and record.size_hw != size_hw:
+        raise DataError(
+            f"{record.where}: the labels are for {record.size_hw[1]}x{record.size_hw[0]} px, but {path} has "
+            f"{size_hw[1]}x{size_hw[0]}. Use the images that the labels were drawn on."
+        )
+    canvas, doubtful_px = Canvas(size_hw, tally), 0
+    for shape in record.shapes:
+        example = shape.where.rpartition(": ")[2]
+        if isinstance(shape, Box):
+            canvas.add_box(*shape.box_xywh, example=example)
+            continue
+        class_id = classes.ids[shape.name]
+        if class_id == SOUND_CLASS_ID:
+            tally.add("as_sound", example=example)
+            continue
+        mask = shape.paint(size_hw)
+        if class_id == IGNORE_CLASS_ID:
+            if shape.name in classes.dropped:
+                tally.add("dropped", example=example)
+            else:
+                doubtful_px += int(np.count_nonzero(mask))
+        canvas.add_mask(class_id, mask, example=example)
+    masks = canvas.masks()
+    return _Painted(
+        image_id,
+        {class_id: rle.encode(mask) for class_id, mask in masks.items()},
+        Counter({class_id: int(np.count_nonzero(mask)) for class_id, mask in masks.items()}),
+        Counter({class_id: sum(1 for _ in cut_pieces(mask)) for class_id, mask in masks.items()}),
+        doubtful_px,
+        tally,
+    )
+
+
+def _orientation(notes: Sequence[str]) -> int:
+    """The EXIF orientation that decoding ignored; 1 if there is none."""
+    found = (re.search(r"EXIF orientation ([2-8])", note) for note in notes)
+    return next((int(match[1]) for match in found if match), 1)
+
+
+def _check_meant(painted: Sequence[_Painted], labels: LabelSet, choices: Choices, *, where: str) -> None:
+    """Refuse results that nobody wants."""
+    if labels.own:
+        return
+    class_px = sum(image.px.total() - image.px[IGNORE_CLASS_ID] for image in painted)
+    doubtful_px = sum(image.doubtful_px for image in painted)
+    if doubtful_px > class_px and not choices.ignore:
+        share = 100 * doubtful_px / (class_px + doubtful_px)
+        value = "255" if labels.numbered else "ignore"
+        raise DataError(
+            f"{where}: {share:.0f} % of the labelled pixels are marked to be ignored, which can hardly be meant. If "
+            "the mark means sound steel, name it as background; if it is a class, name the class.",
+            go_on={"ignore": value},
+        )
+    if not any(image.px for image in painted) and choices.unlabelled != "clean":
+        raise DataError(
+            f"{where}: the labels cover no pixel of {len(painted)} images, so that all would count as sound.",
+            go_on={"unlabelled": "clean"},
+        )
+
+
+def _folds(labelled: Sequence[_Placed], names: Sequence[str] = ()) -> dict[str, str]:
+    """ImageId -> part, where the source has parts other than train."""
+    if not any(one.record.part not in ("", "train") for one in labelled):
+        return {}
+    ids = names or [one.image_id for one in labelled]
+    return {image_id: one.record.part or "train" for image_id, one in zip(ids, labelled, strict=True)}
+
+
+def _write_tables(
+    building: Path,
+    classes: Classes,
+    painted: Sequence[_Painted],
+    labelled: Sequence[_Placed],
+    not_labelled: Sequence[_Placed],
+) -> None:
+    labels: Labels = {image.image_id: image.labels for image in painted}
+    write_class_names(building, classes.names)
+    write_label_table(building, labels)
+    if folds := _folds(labelled, [image.image_id for image in painted]):
+        write_split(building / SPLIT_NAME, folds)
+    if not_labelled:
+        with atomic_csv(building / NOT_LABELLED_NAME, ["ImageId"]) as write:
+            write([one.image_id] for one in not_labelled)
+
+
+def _report_classes(classes: Classes, painted: Sequence[_Painted]) -> tuple[ClassReport, ...]:
+    px, regions = Counter[int](), Counter[int]()
+    images = Counter(class_id for image in painted for class_id in image.labels)
+    for image in painted:
+        px.update(image.px)
+        regions.update(image.regions)
+    return tuple(
+        ClassReport(
+            number,
+            name,
+            tuple(old for old, class_id in classes.ids.items() if class_id == number),
+            images[number],
+            regions[number],
+            px[number],
+        )
+        for number, name in enumerate(classes.names, start=1)
+    )

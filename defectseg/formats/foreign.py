@@ -1,0 +1,30 @@
+"""Labels that are recognised, but not read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from defectseg.errors import DataError
+from defectseg.formats.source import LabelSource
+
+_WAY_ON = "Load them into CVAT or Label Studio, and export COCO there."
+
+
+def refuse(source: LabelSource) -> None:
+    """Raise DataError that says what the source is, if it is something known that cannot be imported."""
+    if found := source.named("_classes.csv"):
+        raise DataError(
+            f"{source.path(found[0])}: labels for whole images, without outlines. They cannot be used here yet: draw "
+            "outlines or masks of the defects."
+        )
+    for file, content in source.jsons(most=5):
+        if _is_via(content):
+            raise DataError(f"{source.path(file)}: JSON of the VGG Image Annotator (VIA), which is not read. {_WAY_ON}")
+
+
+def _is_via(content: Any) -> bool:
+    if not isinstance(content, Mapping):
+        return False
+    images = content.get("_via_img_metadata", content)
+    return isinstance(images, Mapping) and any(
+        isinstance(one, Mapping) and "filename" in one and "regions" in one for one in images.values()
+    )

@@ -1,0 +1,126 @@
+"""SRC of an import: a file, a folder, or a ZIP archive, which is unpacked."""
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.etree import ElementTree
+
+from defectseg.errors import DataError, DefectsegError, LabelError
+from defectseg.files import resource_errors, unpack_zip
+from defectseg.formats.common import read_text
+from defectseg.progress import Progress
+
+_SKIPPED_FOLDERS = ("__MACOSX",)
+
+
+class LabelSource:
+    """The files of a source. Hidden files are passed over, such as those that macOS puts beside others.
+
+    Attributes:
+        given: what the user named, for messages.
+        root: the folder; for a single file, its folder.
+        file: the single file, or None.
+        files: relative POSIX paths of all files, sorted; for a single file, its name alone.
+    """
+
+    def __init__(self, given: Path, root: Path, file: Path | None = None) -> None:
+        self.given, self.root, self.file = given, root, file
+        self._json: dict[str, Any] = {}
+        self._xml: dict[str, ElementTree.Element] = {}
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """See the class."""
+        if self.file is not None:
+            return (self.file.name,)
+        found: list[str] = []
+        for folder, subfolders, names in os.walk(self.root):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in _SKIPPED_FOLDERS]
+            prefix = Path(folder).relative_to(self.root).as_posix()
+            found += [name if prefix == "." else f"{prefix}/{name}" for name in names if not name.startswith(".")]
+        return tuple(sorted(found))
+
+    def with_suffix(self, *suffixes: str) -> list[str]:
+        """Files with one of these suffixes, which are given in lower case."""
+        return [file for file in self.files if PurePosixPath(file).suffix.lower() in suffixes]
+
+    def named(self, *names: str) -> list[str]:
+        """Files with one of these names, which are given in lower case, in any folder."""
+        return [file for file in self.files if PurePosixPath(file).name.lower() in names]
+
+    def path(self, file: str) -> Path:
+        """The path of one of the files."""
+        return self.root / file
+
+    def json(self, file: str) -> Any:
+        """The content of a JSON file, which is read once. Raises LabelError if it is none."""
+        if file not in self._json:
+            try:
+                self._json[file] = json.loads(read_text(self.path(file), "expected JSON"))
+            except (ValueError, RecursionError) as error:
+                raise LabelError(f"{self.path(file)}: not valid JSON ({error}).") from error
+        return self._json[file]
+
+    def xml(self, file: str) -> ElementTree.Element:
+        """The root element of an XML file, which is read once. Raises LabelError if it is none."""
+        if file not in self._xml:
+            text = read_text(self.path(file), "expected XML")
+            if "<!DOCTYPE" in text:  # entities can grow without limit
+                raise LabelError(f"{self.path(file)}: has a document type, which labels do not need. Remove it.")
+            try:
+                self._xml[file] = ElementTree.fromstring(text.encode())  # noqa: S314 - no document type, no entities
+            except (ElementTree.ParseError, ValueError, RecursionError) as error:
+                raise LabelError(f"{self.path(file)}: not valid XML ({error}).") from error
+        return self._xml[file]
+
+    def jsons(self, *, most: int | None = None) -> Iterator[tuple[str, Any]]:
+        """Name and content of the JSON files that are valid, or of the first few, to recognise what they are."""
+        for file in self.with_suffix(".json")[:most]:
+            try:
+                content = self.json(file)
+            except LabelError:
+                continue
+            yield file, content
+
+    def xmls(self, *, most: int | None = None) -> Iterator[tuple[str, ElementTree.Element]]:
+        """Name and root element of the XML files that are valid, or of the first few."""
+        for file in self.with_suffix(".xml")[:most]:
+            try:
+                content = self.xml(file)
+            except LabelError:
+                continue
+            yield file, content
+
+
+@contextmanager
+def open_source(src: Path, *, beside: Path, progress: Progress) -> Iterator[LabelSource]:
+    """Open a source. An archive is unpacked beside the folder to be written, and removed at the end.
+
+    Raises:
+        DataError: it does not exist, or is a damaged archive.
+        ResourceError: there is no space to unpack it.
+    """
+    if src.is_dir():
+        yield LabelSource(src, src)
+    elif not src.is_file():
+        raise DataError(f"{src}: no such file or folder; expected labels: a file, a folder, or a ZIP archive.")
+    elif not zipfile.is_zipfile(src):
+        yield LabelSource(src, src.parent, src)
+    else:
+        with resource_errors(beside):
+            beside.absolute().parent.mkdir(parents=True, exist_ok=True)
+            unpacked = tempfile.TemporaryDirectory(prefix=".tmp-", dir=beside.absolute().parent)
+        with unpacked as folder:
+            root = Path(folder) / "files"
+            unpack_zip(src, root, remedy="Export it again.", progress=progress)
+            try:
+                yield LabelSource(src, root)
+            except DefectsegError as error:  # the user does not know the unpacked folder
+                error.args = (str(error.args[0]).replace(str(root), str(src)),)
+                raise
