@@ -229,6 +229,29 @@ def export_predictions(
     print(f"Once corrected: defectseg data import {shown(out)} --images DIR --out DIR")
 
 
+@export_app.command("submission")
+def export_submission(
+    output: Annotated[Path, typer.Argument(help="Output folder of predict.", metavar="OUT")],
+    sample: Annotated[Path, typer.Option(help="sample_submission.csv of the competition.", metavar="FILE")],
+    out: Annotated[Path, typer.Option(help="CSV to write; it must not exist.", metavar="FILE")],
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn predictions into a submission to the Severstal competition, in the rows, order and columns of its sample.
+
+    Example: defectseg data export submission results/ --sample sample_submission.csv --out submission.csv
+    """
+    from defectseg.formats.submission import export_submission as export
+
+    report = export(output, sample, out)
+    if json_output:
+        print_json({**asdict(report), "out": str(out)})
+        return
+    if report.unlisted:
+        print(f"note: {len(report.unlisted)} images are not in the sample and were left out.")
+    print(f"{report.images} images, {report.rows} rows, {report.masks} of them with a mask: {shown(out)}")
+
+
 def _print_losses(lost: Sequence["Loss"]) -> None:
     for loss in lost:
         print(f"note: {loss.message}")
