@@ -24,7 +24,17 @@ def points_of(value: Any, where: str) -> NDArray[np.float64]:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a number that a coordinate in px can be."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FARTHEST_PX  # not nan
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FARTHEST_PX  # nan is not
+
+
+def size_of(height: Any, width: Any) -> tuple[int, int] | None:
+    """Height and width as a label file states them; None where it states no whole numbers."""
+    return (height, width) if type(height) is int and type(width) is int else None
+
+
+def reaches_beyond(points: NDArray[np.float64], size_hw: tuple[int, int] | None) -> bool:
+    """Whether points x, y in px, (N, 2), leave an image of known size."""
+    return size_hw is not None and bool((points < 0).any() or (points > size_hw[::-1]).any())
 
 
 def decode_base64(text: Any, where: str) -> bytes:
