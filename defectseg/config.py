@@ -19,6 +19,7 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 BitDepth = Annotated[int, Field(ge=9, le=16)]
 SizeHW = tuple[PositiveInt, PositiveInt]
+HeldOut = Annotated[int, Field(ge=0)] | Literal["val"]  # what a training validates on: a fold of split.csv, or val
 
 
 class Frozen(BaseModel):
@@ -43,7 +44,9 @@ class DataConfig(Frozen):
     """Which images to train on, and which crops to take from them."""
 
     folds: Annotated[int, Field(ge=2)] = 5
-    fold: Annotated[int, Field(ge=0)] | None = Field(0, description="fold to validate on; null: train on everything")
+    fold: HeldOut | Literal["auto"] | None = Field(
+        "auto", description="fold to validate on; auto: val of split.csv, or else 0; null: all but val are trained on"
+    )
     crop_hw: SizeHW | None = Field((256, 512), description="px; at most the largest image; null: the whole image")
     defect_crops: Share = Field(0.5, description="share of crops that contain a defect")
     class_balance: Share = Field(0.0, description="share of defect crops that is split equally among classes")

@@ -355,7 +355,8 @@ def read_by_image(path: Path, column: str) -> Iterator[tuple[str, str, str]]:
     table = read_csv(path)
     places = table.columns("ImageId", column)
     if places is None:
-        raise LabelError(f"{path}: has the columns {', '.join(table.header)}; expected ImageId,{column}.")
+        expected = ",".join(dict.fromkeys(["ImageId", column]))
+        raise LabelError(f"{path}: has the columns {', '.join(table.header)}; expected {expected}.")
     if table.ragged:
         line, count = table.ragged[0]
         raise LabelError(f"{path}, line {line}: has {count} fields; expected {len(table.header)} as in the header.")

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from defectseg.check.image import MOSTLY_DARK, Inspection, inspect_image
@@ -19,9 +20,10 @@ from defectseg.check.split import check_groups_and_split
 from defectseg.copies.descriptors import Descriptors, describe_all
 from defectseg.copies.find import find_copies
 from defectseg.copies.strips import find_neighbours
-from defectseg.data.classes import CLASSES_NAME, check_class_names, read_class_names
-from defectseg.data.folder import IMAGES_NAME, find_table
-from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelRow, error, scan_label_rows, warning
+from defectseg.data.classes import CLASSES_NAME, are_grey_values, check_class_names, read_class_names
+from defectseg.data.folder import IMAGES_NAME, NOT_LABELLED_NAME, find_table, read_not_labelled
+from defectseg.data.names import respellings
+from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelRow, LabelScan, error, scan_label_rows, warning
 from defectseg.errors import DataError, UsageError
 from defectseg.image.find import IMAGE_SUFFIXES, find_images
 from defectseg.image.read import find_low_bit_depth
@@ -47,12 +49,17 @@ def check_data_folder(
         UsageError: `against` is the same folder.
     """
     table_path = find_table(root)
-    found = find_images([root / IMAGES_NAME], keep_faulty=True)
+    every = find_images([root / IMAGES_NAME], keep_faulty=True)
+    image_ids = {image.image_id for image in every}
+    not_labelled = read_not_labelled(root, image_ids) & image_ids
+    found = [image for image in every if image.image_id not in not_labelled]
     others, other_faults = (None, []) if against is None else _find_others(root, against)
     scan = scan_label_rows(table_path)
     names, name_faults = _class_names(root, scan.rows)
+    spelled = respellings({row.image_id for row in scan.rows}, image_ids, where=table_path)
+    scan = replace(scan, rows=[replace(row, image_id=spelled[row.image_id]) for row in scan.rows])
     rows_of = rows_by_image(scan.rows)
-    missing = _missing_images(rows_of, {image.image_id for image in found})
+    missing = _missing_images(rows_of, image_ids)
     total = len(found) + (0 if others is None else len(others.found))
     inspections: list[Inspection] = []
     descriptors = Descriptors(len(found))
@@ -67,6 +74,9 @@ def check_data_folder(
     duplicates = name_pairs(find_copies(descriptors), labelled, labelled)
     split_faults, leaks = check_groups_and_split(root, found, duplicates, find_neighbours(descriptors))
     faults = [*scan.faults, *name_faults, *missing, *split_faults, *disagreements(duplicates)]
+    for image_id in rows_of.keys() & not_labelled:
+        message, line = f"{image_id} has a row, but {NOT_LABELLED_NAME} lists it, too.", rows_of[image_id][0].line
+        faults.append(error("not-labelled", message, "Take it out of one of the two.", image=image_id, row=line))
     if others is not None:
         other_descriptors, unread = describe_all(
             [image.path for image in others.found],
@@ -82,6 +92,7 @@ def check_data_folder(
         ]
     faults += [fault for one in inspections for fault in one.faults]
     faults += [*_notes(inspections), *_odd_sizes(inspections), *_dark_images(inspections)]
+    faults += _odd_labels(inspections, scan, names)
     low = find_low_bit_depth(Counter(one.brightest16 for one in inspections))
     if low is not None:
         faults.append(warning("bit-depth", str(low), f"Say that they have {low.bit_depth} bits, or all 16."))
@@ -90,11 +101,30 @@ def check_data_folder(
         names,
         scan,
         missing_images=len(missing),
+        not_labelled_images=len(not_labelled),
         faults=faults,
         duplicates=duplicates,
         leaks=leaks,
         low_bit_depth=low,
     )
+
+
+def _odd_labels(inspections: Sequence[Inspection], scan: LabelScan, names: Sequence[str]) -> Iterator[Fault]:
+    """Warnings about labels that are probably not meant so; an import would have refused them."""
+    px = Counter[int]()
+    for mask in (mask for one in inspections for mask in one.masks):
+        px[mask.class_id] += mask.area_px
+    ignored_px = px.pop(IGNORE_CLASS_ID, 0)
+    if ignored_px > px.total():
+        share = f"{100 * ignored_px / (ignored_px + px.total()):.0f} % of the labelled pixels are to be ignored (255)"
+        remedy = "Leave it if they come from boxes; to learn from these, draw outlines. Else import the labels again."
+        yield warning("labels", share + (", and no class has a mask." if not px else "."), remedy)
+    elif not scan.faults and not any(row.encoded for row in scan.rows):
+        remedy = "Leave it if all of this steel is sound. Else label the images, or import their labels again."
+        yield warning("labels", "No image has a mask: all count as clean.", remedy)
+    if are_grey_values(names):
+        remedy = f"Name them in {CLASSES_NAME}. If they are grey values, import the masks again."
+        yield warning("classes", f"{len(names)} classes, which nobody has named.", remedy)
 
 
 def _find_others(root: Path, against: Path) -> tuple[LabelledImages, list[str]]:
@@ -111,7 +141,8 @@ def _find_others(root: Path, against: Path) -> tuple[LabelledImages, list[str]]:
         for image in find_images([folder], keep_faulty=True)
         if not image.path.parent.resolve().is_relative_to(own)
     ]
-    sound = [image for image in found if not image.fault]
+    unlabelled = read_not_labelled(against) if rows_of is not None else frozenset()
+    sound = [image for image in found if not image.fault and image.image_id not in unlabelled]
     return LabelledImages(sound, rows_of), [image.fault for image in found if image.fault]
 
 

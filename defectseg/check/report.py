@@ -75,6 +75,7 @@ class CheckReport:
         images_without_rows: images that no row names; they are taken as clean.
         unreadable_images: images that cannot be read whole.
         missing_images: ImageIds with a row and no file.
+        not_labelled_images: images that not_labelled.csv lists; all other numbers are without them.
         dark_images: images that are mostly black.
         sheet_end_images: images that show an end of the sheet.
         ignored_px: pixels marked to be ignored, over all images.
@@ -95,6 +96,7 @@ class CheckReport:
     images_without_rows: int
     unreadable_images: int
     missing_images: int
+    not_labelled_images: int
     dark_images: int
     sheet_end_images: int
     ignored_px: int
@@ -135,6 +137,7 @@ class CheckReport:
                 "without_rows": self.images_without_rows,
                 "unreadable": self.unreadable_images,
                 "missing": self.missing_images,
+                "not_labelled": self.not_labelled_images,
                 "mostly_black": self.dark_images,
                 "sheet_end": self.sheet_end_images,
                 "ignored_px": self.ignored_px,
@@ -159,6 +162,7 @@ def summarise(
     scan: LabelScan,
     *,
     missing_images: int,
+    not_labelled_images: int,
     faults: Sequence[Fault],
     duplicates: Sequence[CopyPair],
     leaks: Sequence[CopyPair],
@@ -171,6 +175,7 @@ def summarise(
         class_names: of ClassId 1 and so on.
         scan: the rows of the label table, sound and faulty.
         missing_images: number of images that have a row and no file.
+        not_labelled_images: number of images that nobody has labelled.
         faults, duplicates, leaks, low_bit_depth: what is wrong.
     """
     ids = {one.image_id for one in inspections}
@@ -194,6 +199,7 @@ def summarise(
         images_without_rows=len(ids - faulty - {row.image_id for row in scan.rows}),
         unreadable_images=sum(one.size_hw is None for one in inspections),
         missing_images=missing_images,
+        not_labelled_images=not_labelled_images,
         dark_images=sum(one.dark_share > MOSTLY_DARK for one in inspections),
         sheet_end_images=sum(one.sheet_end for one in inspections),
         ignored_px=sum(mask.area_px for mask in masks if mask.class_id == IGNORE_CLASS_ID),
@@ -223,7 +229,7 @@ def _class_summary(class_id: int, name: str, masks: Sequence[MaskFigures], image
         class_id=class_id,
         name=name,
         images=len(masks),
-        image_share=len(masks) / images,
+        image_share=len(masks) / max(images, 1),
         px_share=sum(areas_px) / total_px,
         smallest_px=min(areas_px, default=0),
         median_px=float(median(areas_px or [0])),

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from defectseg.check.pairs import CopyPair
 from defectseg.copies.strips import Neighbours
-from defectseg.data.folder import read_groups
-from defectseg.data.split import SPLIT_NAME, read_split
+from defectseg.data.folder import read_groups, read_not_labelled
+from defectseg.data.split import SPLIT_NAME, Fold, read_split
 from defectseg.data.table import Fault, error, warning
 from defectseg.errors import LabelError
 from defectseg.image.find import FoundImage
 
 _AGAIN = "Make it again with `defectseg data split`"
+_BY_HAND = " (val and test stay as they are: move their images by hand)"
 
 
 def check_groups_and_split(
@@ -22,7 +23,7 @@ def check_groups_and_split(
 
     Args:
         root: the data folder.
-        found: all images; those with a fault need no fold.
+        found: all labelled images; those with a fault need no fold.
         duplicates: the copies among them.
         neighbours: pairs that look like one strip, by their indices in `found`.
 
@@ -30,21 +31,23 @@ def check_groups_and_split(
         faults, and the duplicates whose images lie in different folds.
     """
     ids = [image.image_id for image in found]
+    known = {*ids, *read_not_labelled(root)}
     faults: list[Fault] = []
     groups: dict[str, str] = {}
     try:
-        groups = read_groups(root)
+        groups = read_groups(root, known)
     except LabelError as problem:
         faults.append(error("groups", str(problem), "Write groups.csv as 'ImageId,Group', one row for each image."))
-    faults += _unknown_images("groups", groups, ids)
+    faults += _unknown_images("groups", groups, known)
     path = root / SPLIT_NAME
     if not path.exists():
         return faults, []
     try:
-        fold_of = read_split(path)
+        fold_of = read_split(path, known)
     except LabelError as problem:
-        return [*faults, error("split", str(problem), f"{_AGAIN}.")], []
-    faults += _unknown_images("split", fold_of, ids)
+        return [*faults, error("split", str(problem), f"Mend it, or delete it. {_AGAIN}.")], []
+    faults += _unknown_images("split", fold_of, known)
+    again = _AGAIN + _BY_HAND * (not {"val", "test"}.isdisjoint(fold_of.values()))
     if left_out := [image.image_id for image in found if not image.fault and image.image_id not in fold_of]:
         message = f"{path}: has no fold for {len(left_out)} images, the first {left_out[0]}."
         faults.append(error("split", message, f"{_AGAIN}.", image=left_out[0]))
@@ -52,27 +55,27 @@ def check_groups_and_split(
     def are_apart(one: str, other: str) -> bool:
         return one in fold_of and other in fold_of and fold_of[one] != fold_of[other]
 
-    folds_of_group: dict[str, set[int]] = defaultdict(set)
+    folds_of_group: dict[str, set[Fold]] = defaultdict(set)
     for image_id in groups.keys() & fold_of.keys():
         folds_of_group[groups[image_id]].add(fold_of[image_id])
     for group, folds in sorted(folds_of_group.items()):
         if len(folds) > 1:
             message = (
-                f"{path}: group '{group}' lies in folds {', '.join(map(str, sorted(folds)))}; scores would flatter."
+                f"{path}: group '{group}' lies in folds {', '.join(sorted(map(str, folds)))}; scores would flatter."
             )
-            faults.append(error("split", message, f"{_AGAIN}, which keeps groups together."))
+            faults.append(error("split", message, f"{again}, which keeps groups together."))
     leaks = [pair for pair in duplicates if are_apart(pair.image, pair.other)]
     if leaks:
         example = f"the first {leaks[0].image} and {leaks[0].other}"
         message = f"{path}: {len(leaks)} pairs of copies lie in different folds, {example}; scores would flatter."
-        faults.append(error("split", message, f"{_AGAIN}, which keeps copies together."))
+        faults.append(error("split", message, f"{again}, which keeps copies together."))
     strips = [(ids[one.first], ids[one.second]) for one in neighbours]
     if apart := [pair for pair in strips if are_apart(*pair)]:
         message = (
             f"{path}: {len(apart)} pairs of images that look like the same strip lie in different folds, "
             f"the first {apart[0][0]} and {apart[0][1]}; scores may flatter."
         )
-        faults.append(warning("split", message, f"{_AGAIN}, which keeps them together as far as it can."))
+        faults.append(warning("split", message, f"{again}, which keeps them together as far as it can."))
     return faults, leaks
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,6 +123,8 @@ def _print_check(report: "CheckReport", against: Path | None) -> None:
         f"{report.clean_images} taken as clean: no row has a mask or ignored pixels for them "
         f"({report.images_without_rows} have no row)"
     )
+    if report.not_labelled_images:
+        print(f"{report.not_labelled_images} more are in not_labelled.csv: neither clean nor defective, and left out")
     dark = f", {report.dark_images} mostly black" if report.dark_images else ""
     print(f"{report.sheet_end_images} show an end of the sheet{dark}")
     print(f"grey levels: mean {report.grey_mean:.4f}, deviation {report.grey_std:.4f}")
@@ -178,22 +181,26 @@ def split(
     """Divide the images into folds, and write split.csv.
 
     All folds get the same mix of defects. Copies (also rotated or mirrored), images that look like the same strip, and
-    the groups of groups.csv stay together in one fold.
+    the groups of groups.csv stay together in one fold. Images that an existing split.csv has in val or test stay there.
     """
     from defectseg.data.folder import open_data_folder
-    from defectseg.data.split import SPLIT_NAME, divide, divide_each_alone, find_related, write_split
+    from defectseg.data.split import SPLIT_NAME, divide, divide_each_alone, find_related, read_split, write_split
 
     path = root / SPLIT_NAME if out is None else out
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path}: exists. Choose another --out.", go_on={"overwrite": True})
     folder = open_data_folder(root, bit_depth=bit_depth)
+    own = root / SPLIT_NAME
+    old = read_split(own, {*folder.image_ids, *folder.not_labelled}) if own.exists() else {}
+    kept = {image_id: fold for image_id, fold in old.items() if fold in ("val", "test")}
+    rest = replace(folder, image_ids=tuple(image_id for image_id in folder.image_ids if image_id not in kept))
     with progress_bar("looking for copies") as progress:
         related = find_related(folder, progress=progress)
-    chosen = divide(folder, related, folds=folds, seed=seed)
+    chosen = {**kept, **divide(rest, related, folds=folds, seed=seed)}
     write_split(path, chosen)
     rows = [["fold", "images", "clean", *folder.class_names]]
-    for fold in range(folds):
-        members = [image_id for image_id, number in chosen.items() if number == fold]
+    for fold in (*range(folds), *sorted(set(kept.values()), key=str)):
+        members = [image_id for image_id in folder.image_ids if chosen[image_id] == fold]
         present = [folder.classes_of(image_id) for image_id in members]
         counts = [sum(number in found for found in present) for number in range(1, folder.num_classes + 1)]
         clean = sum(not found and one not in folder.unknown for one, found in zip(members, present, strict=True))
@@ -203,14 +210,15 @@ def split(
         print(
             f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none of them is clean."
         )
-    usual = related.across_folds(divide_each_alone(folder, folds=folds, seed=seed))
-    kept = related.across_folds(chosen)
+    usual = related.across_folds({**kept, **divide_each_alone(rest, folds=folds, seed=seed)})
+    apart = related.across_folds(chosen)
     print_rows(
         [
             ["pairs of images", "in all", "across folds", "across in a random split"],
-            ["copies", *(str(len(one.copies)) for one in (related, kept, usual))],
-            ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (related, kept, usual))],
+            ["copies", *(str(len(one.copies)) for one in (related, apart, usual))],
+            ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (related, apart, usual))],
         ]
     )
-    print(f"A random split would have leaked into {usual.images} of {len(chosen)} images; this one into {kept.images}.")
+    count = len(folder.image_ids)
+    print(f"A random split would have leaked into {usual.images} of {count} images; this one into {apart.images}.")
     print(f"Split: {shown(path)}")

@@ -7,9 +7,9 @@ import typer
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import (
+    DATA,
     MODEL,
     BitDepth,
-    Data,
     Device,
     Json,
     MaxPixels,
@@ -24,14 +24,17 @@ from defectseg.errors import UsageError
 
 
 def evaluate(
-    data: Data,
     model: Annotated[str | None, MODEL] = None,
+    data: Annotated[Path | None, DATA] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; absent or empty.", metavar="DIR")] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="Score this CSV in the Kaggle format instead of a model.", metavar="FILE")
+        Path | None, typer.Option(help="Score this CSV in the Kaggle format; without --data, check it.", metavar="FILE")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images of FILE, to check names and sizes.", metavar="DIR")
     ] = None,
     subset: Annotated[
-        Literal["all", "train", "val"], typer.Option(help="Images to score: all, or train or val of split.csv.")
+        Literal["all", "train", "val", "test"], typer.Option(help="Images to score: all, or a part of split.csv.")
     ] = "all",
     split: Split = None,
     overwrite: Overwrite = False,
@@ -45,6 +48,9 @@ def evaluate(
 ) -> None:
     """Score a model, or a file of predictions, on labelled images.
 
+    A file of predictions without labels is checked: its form, its names, and with --images also that it lists all
+    images and that no run lies beyond its image.
+
     The folder --out receives metrics.json, pairs.csv and report.html. For a model it also receives overlays/, where the
     label is blue, the prediction red, and their overlap magenta.
 
@@ -57,16 +63,25 @@ def evaluate(
 
     if (model is None) == (predictions is None):
         raise UsageError("evaluate needs either MODEL or --predictions FILE.")
+    if predictions is not None and (subset != "all" or split is not None):
+        raise UsageError("--subset and --split go with MODEL; --predictions is scored on the whole data folder.")
+    if predictions is not None and data is None and out is None:
+        _check(predictions, images, json_output)
+        return
+    if data is None:
+        raise UsageError(
+            "evaluate needs --data DIR. Without labels, it can check --predictions FILE and writes nothing."
+        )
+    if images is not None:
+        raise UsageError("--images goes with --predictions FILE alone; --data DIR has its own images.")
     if predictions is not None:
-        if subset != "all" or split is not None:
-            raise UsageError("--subset and --split go with MODEL; --predictions is scored on the whole data folder.")
         evaluation = evaluate_predictions(predictions, data, out, overwrite=overwrite)
     else:
         assert model is not None
         if out is None:
             raise UsageError("evaluate MODEL needs --out DIR.")
         if split is not None and subset == "all":
-            raise UsageError("--split tells train from val; give --subset train or --subset val with it.")
+            raise UsageError("--split tells train from val and test; give one of these to --subset with it.")
         with progress_bar("evaluating") as progress:
             evaluation = score_model(
                 model_paths(model),
@@ -89,3 +104,19 @@ def evaluate(
         if out is not None:
             print(f"Report: {shown(out / 'report.html')}")
     finish(partial=bool(evaluation.unreadable))
+
+
+def _check(predictions: Path, images: Path | None, json_output: bool) -> None:
+    """Check a file of predictions without labels and print what it holds."""
+    from defectseg.evaluate.prediction_file import check_predictions
+
+    content = check_predictions(predictions, images)
+    if json_output:
+        print_json(vars(content))
+    else:
+        compared = "" if images else "; not compared with images, which --images DIR does"
+        print(f"{content.images} images, {content.empty_images} of them without a mask{compared}")
+        numbers = [[str(class_id), str(content.masks[class_id]), str(px)] for class_id, px in content.px.items()]
+        print_rows([["class", "masks", "pixels"], *numbers])
+    warn(content.warnings, None)
+    finish(partial=bool(content.warnings))

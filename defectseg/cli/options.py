@@ -28,10 +28,11 @@ MODEL = typer.Argument(
 )
 Model = Annotated[str, MODEL]
 DataFolder = Annotated[Path, typer.Argument(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
-Data = Annotated[Path, typer.Option(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
+DATA = typer.Option(help="Data folder: train.csv beside train_images/.", metavar="DIR")
+Data = Annotated[Path, DATA]
 NewFolder = Annotated[Path, typer.Option(help="Folder to write; absent or empty.", metavar="DIR")]
 Split = Annotated[
-    Path | None, typer.Option(help="split.csv that defines train and val. Default: beside MODEL.", metavar="FILE")
+    Path | None, typer.Option(help="split.csv that defines train, val and test. Default: beside MODEL.", metavar="FILE")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
 Runtime = Annotated[

@@ -38,8 +38,13 @@ def train(
     ] = None,
     fold: Annotated[
         str | None,
-        typer.Option(help="Fold to validate on, none (train on all images), or all in turn.", metavar="N|none|all"),
+        typer.Option(
+            help="Fold to validate on, none (train on everything but val and test), or all in turn. Default: val of "
+            "split.csv if it has that, else 0, or as the recipe says.",
+            metavar="N|val|none|all",
+        ),
     ] = None,
+    use_val: Annotated[bool, typer.Option("--use-val", help="With --fold none: train on val, too.")] = False,
     batch_size: Annotated[
         str | None, typer.Option(help="Crops per step. auto: as many as fit into memory.", metavar="N|auto")
     ] = None,
@@ -63,7 +68,8 @@ def train(
     """Train a model on a data folder.
 
     RUN receives model.safetensors (at the end of the training), config.yaml, split.csv, metrics.jsonl, curves.png and
-    TensorBoard events. Folds come from split.csv in the data folder; without it, they are drawn by the seed.
+    TensorBoard events. Folds come from split.csv in the data folder; without it, they are drawn by the seed. Images of
+    test in split.csv are never trained on, those of val only with --use-val.
 
     Example: defectseg train severstal-small --data severstal --out runs/1
     """
@@ -86,7 +92,7 @@ def train(
         return
     if out is None or (data is None and not resume):
         raise UsageError("train needs --data DIR and --out RUN; see defectseg train --help.")
-    if resume and (changes or fold or init or thresholds):
+    if resume and (changes or fold or init or thresholds or use_val):
         raise UsageError("--resume continues with the recipe in the run folder; leave out what would change it.")
     require_extra("training", "train", "torch", "segmentation_models_pytorch", "accelerate", "albumentations")
     from defectseg.data.folder import open_data_folder
@@ -97,7 +103,7 @@ def train(
     asked: dict[str, Any] = {"data": data, "out": out, "device": device, "resume": resume}
     if not resume:
         assert data is not None
-        asked |= {"recipe": recipe, "every_fold": fold == "all"}
+        asked |= {"recipe": recipe, "every_fold": fold == "all", "use_val": use_val}
         asked["init"] = None if init is None else find_model(init)
         asked["thresholds"] = (
             None if thresholds is None else read_thresholds(thresholds, open_data_folder(data).class_names)

@@ -5,13 +5,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from defectseg.data.table import MAX_CLASSES
 from defectseg.errors import DataError
 from defectseg.files import write_text
 
 log = logging.getLogger(__name__)
 
 CLASSES_NAME = "classes.txt"
+MAX_CLASSES = 254
+_MOST_UNNAMED_CLASSES = 20
 _PLACEHOLDER = re.compile(r"class ([1-9][0-9]*)")
 _FEWEST_UNNAMED_CLASSES = 4  # as Severstal has, so that a part of its table without rare classes has four, too
 
@@ -83,6 +84,11 @@ def match_classes(path: Path, names: Sequence[str], model_names: Sequence[str]) 
         others, named = ", ".join(left_out), ", ".join(ids)
         log.warning("%s: does not name %s; of the model's classes only %s count", path, others, named)
     return ids
+
+
+def are_grey_values(names: Sequence[str]) -> bool:
+    """Whether there are so many classes without names that they are probably the grey values of a picture."""
+    return len(names) > _MOST_UNNAMED_CLASSES and bool(_placeholder_numbers(names))
 
 
 def _placeholder_numbers(names: Sequence[str]) -> tuple[int, ...]:

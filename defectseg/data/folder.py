@@ -5,30 +5,31 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.classes import CLASSES_NAME, check_class_names, match_classes, read_class_names
+from defectseg.data.ignored import unknown_classes
+from defectseg.data.names import respellings
 from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, Labels, scan_label_rows
 from defectseg.errors import DataError, ImageError, LabelError
-from defectseg.files import open_regular, read_by_image, size_and_time
+from defectseg.files import atomic_csv, open_regular, read_by_image, size_and_time
 from defectseg.image import rle
 from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import DecodedImage, decode, read_size
+from defectseg.progress import some
 
 log = logging.getLogger(__name__)
 
 IMAGES_NAME = "train_images"
 GROUPS_NAME = "groups.csv"
-BORDER_PX = 8
-"""Ignored pixels this close to a defect are its border, such as VOC draws around each object."""
+NOT_LABELLED_NAME = "not_labelled.csv"
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ class DataFolder:
 
     Attributes:
         root: the folder.
-        image_ids: every image below train_images/, sorted, including clean ones.
+        image_ids: every image below train_images/, sorted, including clean ones, without those of `not_labelled`.
         table: the labels, including those of missing images.
         class_names: name n-1 belongs to ClassId n.
         groups: ImageId -> group, such as the strip, whose images must stay together; images without one are not in it.
         bit_depth: of its 16-bit files; None for that of the file's tag, else of the model.
         faulty: files and subfolders below train_images/ that are left out, see `find_images`.
+        not_labelled: ImageIds that not_labelled.csv lists. Nobody knows whether these images are sound.
     """
 
     root: Path
@@ -65,6 +67,7 @@ class DataFolder:
     groups: Mapping[str, str]
     bit_depth: int | None = None
     faulty: tuple[FoundImage, ...] = ()
+    not_labelled: frozenset[str] = frozenset()
 
     @property
     def num_classes(self) -> int:
@@ -132,64 +135,28 @@ class DataFolder:
         return digest.hexdigest()
 
 
-def hiding_pixels(masks: NDArray[np.bool_], ignore: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The ignored pixels that may hide a defect, bool (H, W).
-
-    An 8-connected part of the ignored area hides nothing if it is a border, that is, if all its pixels lie within 8 px
-    (along rows and columns) of visible defects.
-
-    Args:
-        masks: bool (C, H, W), labelled masks.
-        ignore: bool (H, W), pixels to ignore.
-    """
-    seen = masks.any(axis=0) & ~ignore
-    if not seen.any():
-        return ignore
-    near = cv2.dilate(seen.view(np.uint8), np.ones((2 * BORDER_PX + 1,) * 2, np.uint8)).view(np.bool_)
-    count, parts = cv2.connectedComponents(np.ascontiguousarray(ignore).view(np.uint8), connectivity=8)
-    hides = np.zeros(count, np.bool_)
-    hides[parts[ignore & ~near]] = True
-    return np.asarray(hides[parts])
-
-
-def unknown_classes(
-    masks: NDArray[np.bool_], ignore: NDArray[np.bool_], hiding: NDArray[np.bool_] | None = None
-) -> NDArray[np.bool_]:
-    """The classes that an image may or may not show, bool (C,): not visible, but ignored pixels may hide a defect.
-
-    A class whose labelled pixels are all ignored is always unknown.
-
-    Args:
-        masks: bool (C, H, W), labelled masks.
-        ignore: bool (H, W), pixels to ignore.
-        hiding: for a crop, its part of the `hiding_pixels` of the image; None for a whole image.
-    """
-    if not ignore.any():
-        return np.zeros(len(masks), np.bool_)
-    if hiding is None:
-        hiding = hiding_pixels(masks, ignore)
-    seen, labelled = (masks & ~ignore).any(axis=(1, 2)), masks.any(axis=(1, 2))
-    return np.asarray(~seen & (labelled | hiding.any()))
-
-
-def read_label_table(path: Path) -> LabelTable:
+def read_label_table(
+    path: Path, image_ids: Collection[str] = (), *, class_names: Sequence[str] | None = None
+) -> LabelTable:
     """Read a label table, .csv or .csv.gz, in any of the layouts of docs/formats.md.
+
+    Args:
+        path: the file.
+        image_ids: images; names that differ from one of these only by their Unicode form are read as that image.
+        class_names: as in `scan_label_rows`.
 
     Raises:
         LabelError: the file cannot be read, its header is unknown, or a row is faulty (an ImageId that leaves its
             folder, an invalid ClassId, invalid run-lengths, a duplicate pair of ImageId and ClassId); the message names
             the first such row.
     """
-    scan = scan_label_rows(path)
-    if scan.faults:
-        more = len(scan.faults) - 1
-        others = f" ({more} more faulty row{'s' * (more > 1)}.)" if more else ""
-        raise LabelError(scan.faults[0].message + others)
+    rows = scan_label_rows(path, class_names).sound()
+    spelled = respellings({row.image_id for row in rows}, image_ids, where=path)
     rles: Labels = {}
-    for row in scan.rows:
+    for row in rows:
         if row.encoded:
-            rles.setdefault(row.image_id, {})[row.class_id] = row.encoded
-    return LabelTable(rles, frozenset(row.image_id for row in scan.rows))
+            rles.setdefault(spelled[row.image_id], {})[row.class_id] = row.encoded
+    return LabelTable(rles, frozenset(spelled.values()))
 
 
 def open_data_folder(
@@ -200,8 +167,8 @@ def open_data_folder(
     Files with a faulty name and subfolders that cannot be listed are left out with a warning.
 
     Args:
-        root: the folder that holds train_images/ and train.csv or train.csv.gz; classes.txt and groups.csv are
-            optional.
+        root: the folder that holds train_images/ and train.csv or train.csv.gz; classes.txt, groups.csv and
+            not_labelled.csv are optional.
         class_names: the classes of a model. The folder's classes are matched with them by name, and the DataFolder has
             the classes of the folder, named, ordered and numbered as in the model. Without a model, the classes are the
             lines of classes.txt; without that file, "class 1" and so on, up to the larger of 4 and the largest ClassId.
@@ -210,7 +177,8 @@ def open_data_folder(
     Raises:
         DataError: something is missing, the classes do not fit the rows, no image of the rows exists, or the folder
             names a class that the model does not know.
-        LabelError: the label table or groups.csv is faulty.
+        LabelError: the label table, groups.csv or not_labelled.csv is faulty, or the table has rows for an image that
+            is not labelled.
     """
     table_path = find_table(root)
     found = find_images([images_folder(root)], keep_faulty=True)
@@ -222,8 +190,10 @@ def open_data_folder(
         log.warning(
             "%d files or folders are left out, `data check` lists them. The first: %s", len(faulty), faulty[0].fault
         )
-    table = read_label_table(table_path)
+    not_labelled, groups = read_not_labelled(root, image_ids), read_groups(root, image_ids)
     unnamed = class_names is not None and not (root / CLASSES_NAME).exists()
+    table = read_label_table(table_path, image_ids, class_names=class_names if unnamed else None)
+    image_ids = _labelled(table_path, table, image_ids, not_labelled)
     largest = max((c for by_class in table.rles.values() for c in by_class if c != IGNORE_CLASS_ID), default=0)
     names = tuple(class_names or ()) if unnamed else read_class_names(root, largest)
     check_class_names(names, where=str(root if unnamed else root / CLASSES_NAME))
@@ -243,7 +213,21 @@ def open_data_folder(
             for image_id, by_class in table.rles.items()
         }
         names, table = tuple(ids), LabelTable(rles, table.listed)
-    return DataFolder(root, image_ids, table, names, read_groups(root), bit_depth, faulty)
+    return DataFolder(root, image_ids, table, names, groups, bit_depth, faulty, not_labelled)
+
+
+def _labelled(path: Path, table: LabelTable, image_ids: Sequence[str], not_labelled: frozenset[str]) -> tuple[str, ...]:
+    """The images that not_labelled.csv does not list. Raises LabelError if none is left, or a listed one has a row."""
+    if both := sorted(table.listed & not_labelled):
+        raise LabelError(
+            f"{path}: has rows for {some(both)}, which {NOT_LABELLED_NAME} lists. Take out one of the two."
+        )
+    labelled = tuple(image_id for image_id in image_ids if image_id not in not_labelled)
+    if not labelled:
+        raise LabelError(f"{path.with_name(NOT_LABELLED_NAME)}: lists every image, so there are no labels to use.")
+    if left_out := len(image_ids) - len(labelled):
+        log.info("%d images that nobody has labelled are left out, see %s", left_out, NOT_LABELLED_NAME)
+    return labelled
 
 
 def images_folder(root: Path) -> Path:
@@ -280,8 +264,29 @@ def _how_to_import(root: Path) -> str:
     return "Labels of other kinds are imported: `defectseg data import` lists the kinds."
 
 
-def read_groups(root: Path) -> dict[str, str]:
-    """ImageId -> group from groups.csv (`ImageId,Group`), empty where there is none. Raises LabelError."""
+def read_not_labelled(root: Path, image_ids: Collection[str] = ()) -> frozenset[str]:
+    """The ImageIds in not_labelled.csv (`ImageId`), none where there is no such file.
+
+    Names are matched with `image_ids` as in `read_label_table`. Raises LabelError.
+    """
+    path = root / NOT_LABELLED_NAME
+    if not path.exists():
+        return frozenset()
+    names = [image_id for _, image_id, _ in read_by_image(path, "ImageId")]
+    return frozenset(respellings(names, image_ids, where=path).values())
+
+
+def write_not_labelled(root: Path, image_ids: Iterable[str]) -> None:
+    """Write not_labelled.csv, sorted. Raises ResourceError."""
+    with atomic_csv(root / NOT_LABELLED_NAME, ["ImageId"]) as write:
+        write([image_id] for image_id in sorted(image_ids))
+
+
+def read_groups(root: Path, image_ids: Collection[str] = ()) -> dict[str, str]:
+    """ImageId -> group from groups.csv (`ImageId,Group`), empty where there is none.
+
+    Names are matched with `image_ids` as in `read_label_table`. Raises LabelError.
+    """
     path = root / GROUPS_NAME
     if not path.exists():
         return {}
@@ -291,7 +296,8 @@ def read_groups(root: Path) -> dict[str, str]:
             raise LabelError(f"{where}: {image_id} has a blank group. Name one, or leave the row out.")
         if groups.setdefault(image_id, group) != group:
             raise LabelError(f"{where}: {image_id} is in group '{groups[image_id]}' already; an image has one group.")
-    return groups
+    spelled = respellings(groups, image_ids, where=path)
+    return {spelled[image_id]: group for image_id, group in groups.items()}
 
 
 def _check_class_ids(table: LabelTable, names: Sequence[str], path: Path) -> None:

@@ -1,23 +1,35 @@
 """Divide a data folder into folds with similar class sets, keeping copies, strips and groups together."""
 
 import hashlib
+import logging
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from defectseg.copies.descriptors import describe_all
 from defectseg.copies.find import DisjointSets, find_copies
 from defectseg.copies.strips import find_neighbours
-from defectseg.data.folder import DataFolder
+from defectseg.data.folder import DataFolder, LabelTable
+from defectseg.data.names import respellings
 from defectseg.data.table import IGNORE_CLASS_ID
-from defectseg.errors import LabelError, UsageError
+from defectseg.errors import DataError, LabelError, UsageError
 from defectseg.files import atomic_csv, read_by_image
 from defectseg.progress import Progress, silent
 
+log = logging.getLogger(__name__)
+
 SPLIT_NAME = "split.csv"
+# A numbered fold, or a part: val is held out by every training, test is for scores alone, train is the rest.
+Fold = int | Literal["train", "val", "test"]
+Folds = Mapping[str, Fold]
 Stratum = frozenset[int]
 Pair = tuple[str, str]
+
+_PARTS: Folds = {"train": "train", "val": "val", "test": "test"}
+_NUMBER = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 1.0 once a column has had a gap
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class RelatedImages:
     copies: frozenset[Pair] = frozenset()
     neighbours: Mapping[Pair, float] = field(default_factory=dict)
 
-    def across_folds(self, fold_of: Mapping[str, int]) -> "RelatedImages":
+    def across_folds(self, fold_of: Folds) -> "RelatedImages":
         """The pairs whose images lie in different folds."""
         apart = {(one, other) for one, other in self.copies | self.neighbours.keys() if fold_of[one] != fold_of[other]}
         neighbours = {pair: score for pair, score in self.neighbours.items() if pair in apart}
@@ -108,7 +120,7 @@ def divide(folder: DataFolder, related: RelatedImages, *, folds: int, seed: int)
     return dict(sorted(fold_of.items()))
 
 
-def write_split(path: Path, folds: Mapping[str, int]) -> None:
+def write_split(path: Path, folds: Folds) -> None:
     """Write folds atomically as CSV with the header `ImageId,fold`, sorted by ImageId.
 
     Raises:
@@ -118,21 +130,42 @@ def write_split(path: Path, folds: Mapping[str, int]) -> None:
         write(sorted(folds.items()))
 
 
-def read_split(path: Path) -> dict[str, int]:
-    """Read folds from CSV with the header `ImageId,fold`.
+def read_split(path: Path, image_ids: Collection[str] = ()) -> dict[str, Fold]:
+    """Read folds from CSV with the header `ImageId,fold`; other columns are ignored.
+
+    Args:
+        path: the file.
+        image_ids: images; names that differ from one of these only by their Unicode form are read as that image.
 
     Raises:
-        LabelError: it cannot be read, a fold is not a whole number from 0, or an image is named twice; the message
-            names the file and the line.
+        LabelError: it cannot be read; a fold is neither a whole number from 0 nor train, val or test (in any case); an
+            image is named twice; or the file has both numbers and train. The message names the file and the line.
     """
-    folds: dict[str, int] = {}
+    folds: dict[str, Fold] = {}
     for where, image_id, text in read_by_image(path, "fold"):
-        if not (text.isascii() and text.isdigit()):
-            raise LabelError(f"{where}: fold {text!r} of {image_id}; expected a whole number from 0.")
+        number = _NUMBER.fullmatch(text)
+        fold = int(number[1]) if number else _PARTS.get(text.lower())
+        if fold is None:
+            expected = "a whole number from 0, or train, val or test"
+            raise LabelError(f"{where}: fold {text!r} of {image_id}; expected {expected}.")
         if image_id in folds:
             raise LabelError(f"{where}: {image_id} stands there a second time. Keep one row of the two.")
-        folds[image_id] = int(text)
-    return folds
+        folds[image_id] = fold
+    if "train" in folds.values() and any(isinstance(fold, int) for fold in folds.values()):
+        raise LabelError(f"{path}: has train and numbered folds. Numbers divide what would be train: keep either.")
+    spelled = respellings(folds, image_ids, where=path)
+    return {spelled[image_id]: fold for image_id, fold in folds.items()}
+
+
+def leave_out_test(folder: DataFolder, *splits: Folds) -> DataFolder:
+    """The data folder without the images that any of the splits puts into test. Raises DataError if none is left."""
+    test = {image_id for split in splits for image_id, fold in split.items() if fold == "test"}
+    kept = tuple(image_id for image_id in folder.image_ids if image_id not in test)
+    if not kept:
+        raise DataError(f"{folder.root}: all images are in test, which is for scores alone. Mend the split.")
+    if left_out := len(folder.image_ids) - len(kept):
+        log.info("%d images of test are left out", left_out)
+    return replace(folder, image_ids=kept, table=LabelTable(folder.table.rles, folder.table.listed - test))
 
 
 def divide_each_alone(folder: DataFolder, *, folds: int, seed: int) -> dict[str, int]:

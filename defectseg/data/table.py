@@ -3,20 +3,23 @@
 `read_label_table` stops at the first fault; `data check` lists all of them.
 """
 
+import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from defectseg.data.classes import CLASSES_NAME, MAX_CLASSES, read_class_names
 from defectseg.errors import LabelError
 from defectseg.files import CsvTable, atomic_csv, check_image_id, read_csv
 from defectseg.image import rle
 
+log = logging.getLogger(__name__)
+
 TABLE_NAMES = ("train.csv", "train.csv.gz")
-IGNORE_CLASS_ID = 255
-MAX_CLASSES = IGNORE_CLASS_ID - 1
+IGNORE_CLASS_ID = MAX_CLASSES + 1
 
 Labels = dict[str, dict[int, str]]  # ImageId -> ClassId -> run-lengths
 
@@ -27,11 +30,14 @@ _REMEDIES = {
     "image-id": "Name the image by its path below train_images/.",
     "class": f"Mend the ClassId, or {NOT_CLEAN}.",
     "rle": f"Export this mask again, or {NOT_CLEAN}.",
-    "duplicate": "Unite the two masks in one row; where they are the same, keep one.",
+    "duplicate": "Unite the two masks in one row; where they are the same, keep one. If the table has a row for each "
+    "instance, `defectseg data import DIR --unite --out NEW` unites them all and loses nothing.",
 }
 _BLANKS = frozenset({"", "nan", "none", "null", "<na>", "-1", "0 0"})
 _WHOLE_IMAGE = re.compile(r"1 [0-9]+")  # with ClassId 0: the placeholder of Severstal's sample_submission.csv
 _CLASS_ID = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 3.0 once a column has had a gap
+_RUNS = re.compile(r"\s*[0-9]+\s+[0-9]+(?:\s+[0-9]+\s+[0-9]+)*\s*")
+_NUMBERED = re.compile(r"(.*\D)([1-9][0-9]{0,2})")  # e1, e2 or defect 1, defect 2
 
 
 @dataclass(frozen=True)
@@ -79,24 +85,40 @@ warning = partial(Fault, "warning")
 
 @dataclass(frozen=True)
 class LabelScan:
-    """All valid rows of a label table, and all faults, by line."""
+    """All valid rows of a label table, and all faults, by line; `united` rows were added to an earlier one."""
 
     rows: list[LabelRow]
     faults: list[Fault]
+    united: int = 0
+
+    def sound(self) -> list[LabelRow]:
+        """The rows. Raises LabelError if there are faults, with the message of the first."""
+        if self.faults:
+            more = len(self.faults) - 1
+            others = f" ({more} more faulty row{'s' * (more > 1)}.)" if more else ""
+            raise LabelError(self.faults[0].message + others)
+        return self.rows
 
 
 class _FaultyRowError(Exception):
     """Its arguments are the kind of the fault and the message."""
 
 
-def scan_label_rows(path: Path) -> LabelScan:
+def scan_label_rows(path: Path, class_names: Sequence[str] | None = None, *, unite: bool = False) -> LabelScan:
     """Read a label table and separate its valid rows from its faults.
+
+    Args:
+        path: the file, .csv or .csv.gz.
+        class_names: names of ClassId 1, 2 and so on, which columns may have; None takes those of classes.txt beside it.
+        unite: unite the masks of rows for the same ImageId and ClassId, which is a fault otherwise.
 
     Raises:
         LabelError: the file cannot be read, or its header is not one of the known layouts.
+        DataError: classes.txt is needed and cannot be read.
     """
     table = read_csv(path)
-    rows: list[LabelRow] = []
+    rows: dict[tuple[str, int], LabelRow] = {}
+    repeated: list[LabelRow] = []
     faults: list[Fault] = []
 
     def add_fault(kind: str, line: int, message: str, image_id: str = "") -> None:
@@ -104,23 +126,29 @@ def scan_label_rows(path: Path) -> LabelScan:
 
     for line, count in table.ragged:
         add_fault("fields", line, f"has {count} fields; expected {len(table.header)}.")
-    line_of: dict[tuple[str, int], int] = {}
-    for line, image_id, class_text, encoded in _cells(table):
+    for line, image_id, class_text, encoded in _cells(table, class_names):
         try:
             row = _parse_row(line, image_id, class_text, encoded.strip())
-            first = line_of.setdefault((row.image_id, row.class_id), line)
-            if first != line:
-                what = f"{image_id}, ClassId {row.class_id}"
-                raise _FaultyRowError("duplicate", f"{what} stands in line {first} already. {_REMEDIES['duplicate']}")
         except _FaultyRowError as fault:
             kind, message = fault.args
             add_fault(kind, line, message, image_id)
-        else:
-            rows.append(row)
-    return LabelScan(rows, sorted(faults, key=lambda fault: fault.row or 0))
+            continue
+        key = row.image_id, row.class_id
+        if rows.setdefault(key, row) is row:
+            continue
+        repeated.append(row)
+        if unite:
+            rows[key] = replace(rows[key], encoded=rle.unite(rows[key].encoded, row.encoded))
+    images = len({row.image_id for row in repeated})
+    for row in () if unite else repeated:
+        what = f"{row.image_id}, ClassId {row.class_id} stands in line {rows[row.image_id, row.class_id].line} already"
+        told = f"{what}. {_REMEDIES['duplicate']} ({images} images have such rows.)"
+        add_fault("duplicate", row.line, told, row.image_id)
+    united = len(repeated) if unite else 0
+    return LabelScan(list(rows.values()), sorted(faults, key=lambda fault: fault.row or 0), united)
 
 
-def _cells(table: CsvTable) -> Iterator[tuple[int, str, str, str]]:
+def _cells(table: CsvTable, class_names: Sequence[str] | None) -> Iterator[tuple[int, str, str, str]]:
     """Line, ImageId, ClassId as text, and EncodedPixels of each label in the table.
 
     Raises:
@@ -136,26 +164,69 @@ def _cells(table: CsvTable) -> Iterator[tuple[int, str, str, str]]:
             image_id, _, class_text = fields[both].rpartition("_")
             yield line, image_id, class_text, fields[encoded]
     else:
-        image, class_columns = _wide_columns(table)
+        image, class_columns = _wide_columns(table, class_names)
         for line, fields in table.rows:
             for column, class_text in class_columns:
                 yield line, fields[image], class_text, fields[column]
 
 
-def _wide_columns(table: CsvTable) -> tuple[int, list[tuple[int, str]]]:
-    """The column of the ImageId and the columns of the classes, in a table with one column for each class."""
-    classes = [(place, name) for place, name in enumerate(table.header) if name.isdecimal()]
+def _wide_columns(table: CsvTable, class_names: Sequence[str] | None) -> tuple[int, list[tuple[int, str]]]:
+    """The column of the ImageId, and the columns of the classes with their ClassIds, in a table with one for each.
+
+    Raises:
+        LabelError: it is not certain which columns these are.
+    """
     # pandas writes its row numbers into a first column without a name.
-    others = [
-        place for place, name in enumerate(table.header) if not name.isdecimal() and name not in ("", "Unnamed: 0")
-    ]
-    if not classes or len(others) != 1 or len(set(classes)) != len({name for _, name in classes}):
+    named = [(name, place) for place, name in enumerate(table.header) if name not in ("", "Unnamed: 0")]
+    place_of, image = dict(named), next((name for name, _ in named if name.lower() == "imageid"), None)
+    filled = {
+        name: [text for _, fields in table.rows if (text := fields[place].strip()).lower() not in _BLANKS]
+        for name, place in named
+        if name != image
+    }
+    class_ids = _class_ids(table, filled, class_names)
+    others = [name for name in filled if name not in class_ids]
+    overlooked = any(_RUNS.fullmatch(text) for name in others for text in filled[name])
+    if not class_ids or overlooked or len(place_of) < len(named) or (image is None and len(others) != 1):
         raise LabelError(
             f"{table.path}: the header '{','.join(table.header)[:200]}' is not known; expected "
             "'ImageId,ClassId,EncodedPixels', 'ImageId_ClassId,EncodedPixels', or one column for each class "
-            "('ImageId,1,2,3,4'), separated by commas."
+            "('ImageId,1,2,3,4'), separated by commas. Where columns have other names, rename that of each class to "
+            "its ClassId, that of the images to ImageId, and delete others that hold run-lengths."
         )
-    return others[0], classes
+    return place_of[image or others[0]], [(place_of[name], class_id) for name, class_id in class_ids.items()]
+
+
+def _class_ids(
+    table: CsvTable, filled: Mapping[str, Sequence[str]], class_names: Sequence[str] | None
+) -> dict[str, str]:
+    """Name of a column -> ClassId, of columns named by number, by class, by a word and a number (e1), or by content.
+
+    Args:
+        table: the table.
+        filled: its cells that are not blank, by column, without the column ImageId.
+        class_names: as in `scan_label_rows`.
+
+    Returns:
+        nothing if it is not certain.
+    """
+    if numbers := {name: name for name in filled if name.isdecimal()}:
+        return numbers
+    if class_names is None and (table.path.parent / CLASSES_NAME).exists():
+        class_names = read_class_names(table.path.parent, 0)
+    if by_name := {name: str(number) for number, name in enumerate(class_names or (), start=1) if name in filled}:
+        return by_name
+    runs = [name for name, texts in filled.items() if any(map(_RUNS.fullmatch, texts))]
+    numbered = {name: match for name in filled if (match := _NUMBERED.fullmatch(name))}
+    words = {numbered[name][1] if name in numbered else "" for name in runs}
+    found: dict[str, str] = {}
+    if len(words) == 1 and "" not in words:
+        found = {name: match[2] for name, match in numbered.items() if match[1] in words}
+    # A blank column may belong to a class, and a column of many classes has no name of one.
+    elif all(filled.values()) and all(_RUNS.fullmatch(text) for name in runs for text in filled[name]):
+        found = {name: str(number) for number, name in enumerate(runs, start=1) if name.lower() != "encodedpixels"}
+    log.info("%s: ClassIds of the columns: %s", table.path, found)
+    return found
 
 
 def _parse_row(line: int, image_id: str, class_text: str, encoded: str) -> LabelRow:

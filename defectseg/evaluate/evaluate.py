@@ -46,8 +46,8 @@ def evaluate(
         models: model file, or several whose answers are averaged.
         data: data folder.
         out: output folder.
-        subset: all, train or val.
-        split: split.csv with the folds; None for the one beside the model.
+        subset: all, train, val or test.
+        split: split.csv with the folds; None for the one beside the model, or for test, that of the data folder.
         overwrite: replace an earlier evaluation in `out`.
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: the library that computes: auto, torch, openvino or onnx.

@@ -1,13 +1,19 @@
 """Score predictions from a table in the Kaggle format, made by any program."""
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from defectseg.data.folder import IMAGES_NAME, DataFolder, LabelTable, read_label_table
+from defectseg.data.folder import IMAGES_NAME, DataFolder, read_label_table
+from defectseg.data.names import respellings
+from defectseg.data.table import IGNORE_CLASS_ID, scan_label_rows
 from defectseg.errors import ImageError, LabelError
 from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs
 from defectseg.image import rle
+from defectseg.image.find import find_images
 from defectseg.image.read import read_size
 from defectseg.inference.stream import Unreadable
 
@@ -29,14 +35,15 @@ def score_predictions(path: Path, folder: DataFolder) -> tuple[Counts, list[str]
         LabelError: the table or a run-length in it is not valid, it names a class that the folder does not have, or it
             lists none of the folder's images.
     """
-    table = read_label_table(path)
+    table = read_label_table(path, {*folder.image_ids, *folder.not_labelled}, class_names=folder.class_names)
     for image_id, encoded in table.rles.items():
         if (beyond := max(encoded)) > folder.num_classes:
             raise LabelError(
                 f"{path}: {image_id}, class {beyond}: expected a ClassId from 1 to {folder.num_classes}, "
                 "as many as the data folder has. Name its classes in classes.txt."
             )
-    warnings = _compare_names(path, table, folder)
+    listed, images = table.listed - folder.not_labelled, set(folder.image_ids)
+    warnings = _compare_names(path, listed, images, folder.root / IMAGES_NAME)
     counts: Counts = {}
     unreadable = []
     for image_id in folder.image_ids:
@@ -57,15 +64,58 @@ def score_predictions(path: Path, folder: DataFolder) -> tuple[Counts, list[str]
     return counts, warnings, unreadable
 
 
-def _compare_names(path: Path, table: LabelTable, folder: DataFolder) -> list[str]:
-    """Warnings of ImageIds that only one side has. Raises LabelError where the sides share none."""
-    images = set(folder.image_ids)
-    unlisted, unknown = images - table.listed, table.listed - images
+@dataclass(frozen=True)
+class PredictionFile:
+    """What a file of predictions holds.
+
+    Attributes:
+        images, empty_images: number of its images, and of those without a mask.
+        masks, px: ClassId -> number of masks, and of their pixels.
+        warnings: about images that only the file or only the folder has.
+    """
+
+    images: int
+    empty_images: int
+    masks: Mapping[int, int]
+    px: Mapping[int, int]
+    warnings: list[str]
+
+
+def check_predictions(path: Path, images: Path | None = None) -> PredictionFile:
+    """Check the form of a predictions table, and with `images` its names and whether each run lies in its image.
+
+    Args:
+        path: the table, as in `score_predictions`.
+        images: the folder of the images, or None.
+
+    Raises:
+        LabelError: a row is not valid, or the table lists none of the images; the message names the row.
+        DataError, ImageError: the folder has no images, or one with a mask cannot be read.
+    """
+    found = {} if images is None else {image.image_id: image.path for image in find_images([images])}
+    rows = scan_label_rows(path).sound()
+    image_id_of = respellings({row.image_id for row in rows}, found, where=path)
+    listed = frozenset(image_id_of.values())
+    warnings = [] if images is None else _compare_names(path, listed, set(found), images)
+    masks, px = Counter[int](), Counter[int]()
+    filled = [row for row in rows if row.encoded]
+    for row in sorted(filled, key=lambda row: row.class_id):
+        where, file = f"{path}, line {row.line}: {row.image_id}, ClassId", found.get(image_id_of[row.image_id])
+        if row.class_id == IGNORE_CLASS_ID:
+            raise LabelError(f"{where} {IGNORE_CLASS_ID} marks pixels to ignore in labels; it is no prediction.")
+        size_hw = None if file is None else read_size(file)
+        masks[row.class_id] += 1
+        px[row.class_id] += int(rle.parse_pairs(row.encoded, size_hw, where=f"{where} {row.class_id}")[:, 1].sum())
+    return PredictionFile(len(listed), len(listed) - len({row.image_id for row in filled}), masks, px, warnings)
+
+
+def _compare_names(path: Path, listed: frozenset[str], images: set[str], folder: Path) -> list[str]:
+    """Warnings of ImageIds that only the table or only the folder has. Raises LabelError where they share none."""
+    unlisted, unknown = images - listed, listed - images
     if unlisted == images:
-        listed = f"; its first ImageId is {min(table.listed)!r}, theirs {min(images)!r}" if table.listed else ""
+        first = f"; its first ImageId is {min(listed)!r}, theirs {min(images)!r}" if listed else ""
         raise LabelError(
-            f"{path}: lists none of the {len(images)} images to score{listed}. "
-            f"Expected paths relative to {folder.root / IMAGES_NAME}."
+            f"{path}: lists none of the {len(images)} images to score{first}. Expected paths relative to {folder}."
         )
     warnings = []
     if unlisted:
@@ -75,7 +125,7 @@ def _compare_names(path: Path, table: LabelTable, folder: DataFolder) -> list[st
         )
     if unknown:
         warnings.append(
-            f"{len(unknown)} images listed in {path.name} are not in {folder.root} and are left out, "
+            f"{len(unknown)} images listed in {path.name} are not in {folder} and are left out, "
             f"for instance {min(unknown)}."
         )
     return warnings

@@ -1,11 +1,12 @@
 """Which images of a data folder a model is scored on, and the warnings about them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from defectseg.config import HeldOut
 from defectseg.data.folder import DataFolder, image_digest
-from defectseg.data.split import SPLIT_NAME, read_split
+from defectseg.data.split import SPLIT_NAME, Folds, read_split
 from defectseg.errors import UsageError
 from defectseg.model.info import ModelInfo
 
@@ -19,29 +20,40 @@ def choose_subset(
         folder: the data folder.
         info: the description of the model, or of several models together.
         models: the model file or files.
-        subset: all, train or val.
-        split: the split.csv with the folds; None for the one beside each model.
+        subset: all, train, val or test.
+        split: the split.csv with the folds; None for the one beside each model, or for test, where that has none of
+            these images, for the one in the data folder.
 
     Raises:
-        UsageError: it is not known which images are train and val, or the models differ in it.
+        UsageError: it is not known which images are train, val and test, or the models differ in train and val.
     """
     if subset == "all":
         return folder.image_ids, [*_missing(folder), *_seen_warnings(folder, info, folder.image_ids, subset)]
+    if subset == "test":
+        chosen = _test_images(folder, models, split)
+        return chosen, [*_missing(folder), *_seen_warnings(folder, info, chosen, subset)]
     if info.fold is None and len(models) == 1:
         raise _no_subset(subset, f"{models[0]} was trained on all folds.")
-    paths, folds, agree = ([], {}, False) if info.fold is None else _read_splits(models, split)
+    paths, folds, agree = ([], {}, False) if info.fold is None else _read_splits(folder, models, split)
     if not agree:
         why = f"the {len(models)} models did not all hold back the same images. Give the model of a single fold."
         raise _no_subset(subset, why)
-    chosen = tuple(
-        image_id
-        for image_id in folder.image_ids
-        if image_id in folds and (folds[image_id] == info.fold) == (subset == "val")
-    )
+    wanted = {info.fold} if subset == "val" else {*folds.values()} - {info.fold, "val", "test"}
+    chosen = tuple(image_id for image_id in folder.image_ids if folds.get(image_id) in wanted)
     if not chosen:
         raise _no_subset(subset, f"{paths[0]} puts none of the images of {folder.root} there.")
     warnings = [*_unlisted(folder, folds, paths[0]), *_missing(folder), *_seen_warnings(folder, info, chosen, subset)]
     return chosen, warnings
+
+
+def _test_images(folder: DataFolder, models: Sequence[Path], split: Path | None) -> tuple[str, ...]:
+    """The images of test in the first of the files that has any. Raises UsageError."""
+    paths = [*(model.parent / SPLIT_NAME for model in models), folder.root / SPLIT_NAME] if split is None else [split]
+    for path in paths:
+        folds = read_split(path, folder.image_ids) if path.is_file() else {}
+        if chosen := tuple(image_id for image_id in folder.image_ids if folds.get(image_id) == "test"):
+            return chosen
+    raise _no_subset("test", f"no image of {folder.root} is in test of {' or '.join(map(str, dict.fromkeys(paths)))}.")
 
 
 def held_out(
@@ -52,13 +64,13 @@ def held_out(
     Raises:
         UsageError: the models were not trained on different folds of one split.
     """
-    model_of: dict[int, Path] = {}
+    model_of: dict[HeldOut, Path] = {}
     for info, model in zip(infos, models, strict=True):
         if info.fold is None:
             raise UsageError(f"{model}: was trained on all folds, so there is no image that it has not seen.")
         if (earlier := model_of.setdefault(info.fold, model)) is not model:
             raise UsageError(f"{model}: held out fold {info.fold}, and so did {earlier}. Give one model for each fold.")
-    paths, folds, agree = _read_splits(models, split)
+    paths, folds, agree = _read_splits(folder, models, split)
     if not agree:
         raise UsageError(
             f"{', '.join(map(str, dict.fromkeys(paths)))}: not the same split. Give models of the folds of one split."
@@ -99,7 +111,8 @@ def _seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str]
     seen = count_seen(folder, info, image_ids)
     if not seen:
         return []
-    advice = "scores on new images will be lower" if info.fold is None else "the subset val gives an honest score"
+    no_val = info.fold is None or subset == "test"
+    advice = "scores on new images will be lower" if no_val else "the subset val gives an honest score"
     return [f"the model was trained on {seen} of these {len(image_ids)} images; {advice}"]
 
 
@@ -107,7 +120,7 @@ def _no_subset(subset: str, message: str) -> UsageError:
     return UsageError(f"{subset}: {message}", argument="subset", go_on={"subset": "all"})
 
 
-def _read_splits(models: Sequence[Path], split: Path | None) -> tuple[list[Path], Mapping[str, int], bool]:
+def _read_splits(folder: DataFolder, models: Sequence[Path], split: Path | None) -> tuple[list[Path], Folds, bool]:
     """The given split, or those beside the models: their files, the folds of the first, and whether all are equal.
 
     Raises:
@@ -119,10 +132,10 @@ def _read_splits(models: Sequence[Path], split: Path | None) -> tuple[list[Path]
             raise UsageError(
                 f"no {SPLIT_NAME} beside {model} tells which images it held out. Give one.", argument="split"
             )
-    folds, *others = [read_split(path) for path in paths]
+    folds, *others = [read_split(path, folder.image_ids) for path in paths]
     return paths, folds, all(other == folds for other in others)
 
 
-def _unlisted(folder: DataFolder, folds: Mapping[str, int], path: Path) -> list[str]:
+def _unlisted(folder: DataFolder, folds: Folds, path: Path) -> list[str]:
     unlisted = sum(image_id not in folds for image_id in folder.image_ids)
     return [f"{unlisted} images of {folder.root} are not in {path}; they are not scored"] if unlisted else []

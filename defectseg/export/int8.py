@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder, open_data_folder
-from defectseg.data.split import SPLIT_NAME, read_split
+from defectseg.data.split import SPLIT_NAME, leave_out_test, read_split
 from defectseg.errors import DataError, ImageError, ModelError
 from defectseg.evaluate.metrics import Counts, count_pairs, summarise
 from defectseg.evaluate.score import Scored, score_images
@@ -104,19 +104,23 @@ def choose_images(data: Path, info: ModelInfo, model: Path, *, bit_depth: int | 
     """Choose images for calibration and for validation.
 
     They are the training images and the fold that the model held out, according to the split.csv beside the model or in
-    the data folder. Without a split or a held-out fold, they are two halves with as many defects each.
+    the data folder. Without a split or a held-out fold, they are two halves with as many defects each. Images that
+    either split puts into test are not used.
 
     Raises:
         DataError, LabelError: the data folder or the split cannot be used, or there is no defect to judge by.
     """
     folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
     rng = random.Random(SEED)  # noqa: S311  # chooses images, guards nothing
-    split = next((path for place in (model.parent, data) if (path := place / SPLIT_NAME).is_file()), None)
-    folds = {} if split is None or info.fold is None else read_split(split)
+    splits = [path for place in (model.parent, data) if (path := place / SPLIT_NAME).is_file()]
+    parts = [read_split(path, folder.image_ids) for path in splits]
+    folder = leave_out_test(folder, *parts)
+    folds = parts[0] if parts and info.fold is not None else {}
     listed = [image_id for image_id in folder.image_ids if image_id in folds]
-    training = [image_id for image_id in listed if folds[image_id] != info.fold]
+    training = [image_id for image_id in listed if folds[image_id] not in (info.fold, "val")]
     held_out = [image_id for image_id in listed if folds[image_id] == info.fold]
-    chosen_by = f"{split}: calibrated on training images, judged on fold {info.fold}, which was held out"
+    told = f"calibrated on training images, judged on fold {info.fold}, which was held out"
+    chosen_by = f"{splits[0] if splits else data}: {told}"
     if not training or not held_out:
         if len(folder.image_ids) < 2:
             raise DataError(f"{data}: int8 needs at least two images, one to calibrate on and one to judge by.")

@@ -332,7 +332,7 @@ def _val_images(source: Source, fold: int) -> frozenset[str]:
     present = {folds[image_id] for image_id in source.folder.image_ids}
     if fold not in present:
         raise UsageError(
-            f"there is no fold {fold}; {path} has {', '.join(map(str, sorted(present)))}.", argument="fold"
+            f"there is no fold {fold}; {path} has {', '.join(sorted(map(str, present)))}.", argument="fold"
         )
     if len(present) == 1:
         raise DataError(f"{path}: puts every image into fold {fold}, which leaves nothing to train on.")

@@ -91,6 +91,18 @@ def parse_pairs(
     return pairs
 
 
+def unite(one: str, other: str) -> str:
+    """The run-lengths of the pixels that are in either of two masks. Raises LabelError as `parse_pairs`."""
+    if not (one and other):
+        return one or other
+    pairs = np.concatenate([parse_pairs(one), parse_pairs(other)])
+    pairs = pairs[np.argsort(pairs[:, 0])]
+    stops = np.maximum.accumulate(pairs.sum(axis=1))
+    first = np.append(True, pairs[1:, 0] > stops[:-1])  # of each run
+    starts, stops = pairs[first, 0], stops[np.append(first[1:], True)]
+    return " ".join(map(str, np.column_stack([starts, stops - starts]).ravel().tolist()))
+
+
 def _first_fault(pairs: NDArray[np.int64], pixels: int, size_hw: tuple[int, int] | None) -> tuple[int, str]:
     last_start, last_stop = 0, 1
     for index, (start, length) in enumerate(pairs.tolist()):

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from pydantic import Field, ValidationError, model_validator
 
-from defectseg.config import Frozen, PositiveFloat, Recipe, Share
+from defectseg.config import Frozen, HeldOut, PositiveFloat, Recipe, Share
 from defectseg.errors import ModelError
 from defectseg.files import atomic_path, file_sha256
 
@@ -80,7 +80,7 @@ class ModelInfo(Frozen):
     normalization: Normalization
     thresholds: Thresholds
     recipe: Recipe
-    fold: int | None = None
+    fold: HeldOut | None = None
     data_fingerprint: str = ""
     trained_on: tuple[str, ...] = Field((), description="digest of each training image, see image_digest")
     metrics: dict[str, Any] = Field(default_factory=dict)

@@ -3,9 +3,9 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder
-from defectseg.data.split import SPLIT_NAME, make_folds, read_split
-from defectseg.errors import DataError, ImageError
+from defectseg.data.split import SPLIT_NAME, Fold, Folds, make_folds, read_split
+from defectseg.errors import DataError, ImageError, UsageError
 from defectseg.image.read import DecodedImage, LowBitDepth, find_low_bit_depth
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
@@ -41,8 +41,8 @@ class Images:
     """The images of a data folder, shared by all runs of a command.
 
     Attributes:
-        data: the data folder.
-        folds: ImageId -> fold, for all images.
+        data: the data folder, without the images of test.
+        folds: ImageId -> fold or part, for all images, those of test too.
         sizes: ImageId -> (H, W) in px, for readable images.
         unreadable: (ImageId, reason) of unreadable images.
         cache: ImageId -> pixels, uint8 (H, W), read-only; empty if images are decoded again for each crop.
@@ -51,21 +51,21 @@ class Images:
     """
 
     data: DataFolder
-    folds: Mapping[str, int]
+    folds: Folds
     sizes: Mapping[str, tuple[int, int]]
     unreadable: tuple[tuple[str, str], ...]
     cache: Mapping[str, NDArray[np.uint8]]
     bit_depth: int | None
     low_bit_depth: LowBitDepth | None
 
-    def part(self, fold: int | None) -> Part:
-        """The images of the run that validates on `fold`; None: all images are for training.
+    def part(self, fold: Fold | None) -> Part:
+        """The images of the run that validates on `fold`; None: no validation. Images of val are not for training.
 
         Raises:
             DataError: too few images, or no training image has a defect.
         """
         readable = [image_id for image_id in self.data.image_ids if image_id in self.sizes]
-        train = tuple(image_id for image_id in readable if self.folds[image_id] != fold)
+        train = tuple(image_id for image_id in readable if self.folds[image_id] not in (fold, "val"))
         val = tuple(image_id for image_id in readable if self.folds[image_id] == fold)
         root = self.data.root
         if not train or (fold is not None and not val):
@@ -86,8 +86,8 @@ def check_data(data: DataFolder, info: ModelInfo) -> None:
         )
 
 
-def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> dict[str, int]:
-    """ImageId -> fold: from `split` if it exists, else from split.csv in the data folder, else newly made.
+def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> Folds:
+    """ImageId -> fold or part: from `split` if it exists, else from split.csv in the data folder, else newly made.
 
     Args:
         split: the split.csv of the run folder, which exists on resuming.
@@ -101,7 +101,7 @@ def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> dict[
     if not path.is_file():
         log.info("no %s: making %d folds that keep copies together", SPLIT_NAME, folds)
         return make_folds(data, folds=folds, seed=seed)
-    found = read_split(path)
+    found = read_split(path, data.image_ids)
     if unlisted := [image_id for image_id in data.image_ids if image_id not in found]:
         if path == split:
             raise DataError(f"{data.root}: not the data that this training began with: {unlisted[0]} is new.")
@@ -112,8 +112,34 @@ def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> dict[
     return {image_id: found[image_id] for image_id in data.image_ids}
 
 
+def join_val(found: Folds) -> Folds:
+    """The same folds, with val as a part of train, or where these have numbers, as one more.
+
+    Raises:
+        UsageError: there is no val.
+    """
+    if "val" not in found.values():
+        raise UsageError("no image is in val of the split. Leave it out.", argument="use_val")
+    numbers = [fold for fold in found.values() if isinstance(fold, int)]
+    joined: Fold = max(numbers) + 1 if numbers else "train"
+    return {image_id: joined if fold == "val" else fold for image_id, fold in found.items()}
+
+
+def divide_train(data: DataFolder, found: Folds, *, folds: int, seed: int) -> Folds:
+    """The same folds, with new numbered ones for the images of train, if there are any.
+
+    Raises:
+        UsageError: more folds than images.
+    """
+    train = tuple(image_id for image_id in data.image_ids if found[image_id] == "train")
+    if not train:
+        return found
+    log.info("making %d folds of the %d images of train, which keep copies together", folds, len(train))
+    return {**found, **make_folds(replace(data, image_ids=train), folds=folds, seed=seed)}
+
+
 def read_images(
-    data: DataFolder, folds: Mapping[str, int], *, keep: bool | Literal["auto"], left_out: int | None = None
+    data: DataFolder, folds: Folds, *, keep: bool | Literal["auto"], left_out: Collection[Fold | None] = ()
 ) -> Images:
     """Decode every image and its masks once to check them, and cache the pixels if they fit in memory.
 
@@ -121,9 +147,9 @@ def read_images(
 
     Args:
         data: the data folder.
-        folds: ImageId -> fold.
+        folds: ImageId -> fold or part.
         keep: the recipe's `data.cache`; auto: cache if all images fit in a quarter of the free memory.
-        left_out: a fold that is not cached because no run trains on it.
+        left_out: folds that are not cached because no run trains on them.
 
     Raises:
         LabelError: a run-length exceeds its image.
@@ -155,7 +181,7 @@ def read_images(
             brightest[one.brightest16] += 1
             if (one.bit_depth, one.brightest16) != (None, None):
                 bit_depths.add(one.bit_depth)
-            if folds[image_id] != left_out:
+            if folds[image_id] not in left_out:
                 pixels.setflags(write=False)
                 cache[image_id] = pixels
                 used_bytes += pixels.nbytes

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, set_seed
 
-from defectseg.config import Recipe, changed
+from defectseg.config import HeldOut, Recipe, changed
 from defectseg.data.folder import DataFolder, image_digest
 from defectseg.errors import ConfigError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
@@ -44,14 +44,14 @@ class TrainResult:
         model: path of the bundle.
         metrics: metrics of the held-out images, with the bundle's thresholds; None if no images were held out.
         unreadable: (ImageId, reason) of images that were left out.
-        held_out: a phrase that says which images the metrics are about.
+        held_out: a phrase that says which images and thresholds the metrics are about.
         low_bit_depth: set if most 16-bit images seem to use fewer bits.
     """
 
     model: Path
     metrics: Metrics | None
     unreadable: tuple[tuple[str, str], ...]
-    held_out: str = "Validation images, with the thresholds that were chosen on them"
+    held_out: str = "Validation images"
     low_bit_depth: LowBitDepth | None = None
 
 
@@ -60,6 +60,7 @@ def train_one(
     out: Path,
     *,
     recipe: Recipe,
+    fold: HeldOut | None,
     device: torch.device,
     init: Path | None,
     thresholds: Thresholds | None,
@@ -73,7 +74,8 @@ def train_one(
     Args:
         images: the images of the data folder.
         out: the folder of this run.
-        recipe: the recipe, including the fold. A checkpoint's recipe takes precedence.
+        recipe: the recipe. A checkpoint's recipe and fold take precedence.
+        fold: what to validate on, or None.
         device: where to train.
         init: a bundle to start from, or None.
         thresholds: thresholds of the bundle; None: choose them on the validation images, or use the defaults.
@@ -91,16 +93,17 @@ def train_one(
     begun, saved = read_checkpoint(out) if has_begun(out) else (None, {})
     if begun is not None:
         check_data(images.data, begun)
-        recipe = begun.recipe
+        recipe, fold = begun.recipe, begun.fold
     elif images.bit_depth is not None:  # also if files state it: images to predict may not
         recipe = changed(recipe, "data", bit_depth=images.bit_depth)
-    part = images.part(recipe.data.fold)
+    part = images.part(fold)
     with accelerated(recipe.training, device, out) as accelerator:
         set_seed(recipe.seed)
         if begun is not None:
             network, info = DefectNetwork(recipe.model, images.data.num_classes, begun.normalization), begun
         else:
             network, info = _start_network(recipe, images.data, part, init)
+            info = info.model_copy(update={"fold": fold})
             if recipe.training.fit_memory:
                 info = info.model_copy(update={"recipe": fit_memory(info.recipe, network, accelerator, part)})
                 accelerator.gradient_accumulation_steps = info.recipe.training.accumulation
@@ -141,8 +144,11 @@ def train_one(
             if begun is None:  # last: resuming needs the files above
                 save_checkpoint(run)
         fit(run)
+        if "out_of_fold" in run.info.metrics:
+            thresholds = run.info.thresholds
         metrics = _finish(run, thresholds)
-        return TrainResult(model, metrics, images.unreadable, low_bit_depth=images.low_bit_depth)
+        told = f"Validation images, with thresholds {'chosen on them' if thresholds is None else 'from elsewhere'}"
+        return TrainResult(model, metrics, images.unreadable, told, images.low_bit_depth)
 
 
 def _start_network(recipe: Recipe, data: DataFolder, part: Part, init: Path | None) -> tuple[DefectNetwork, ModelInfo]:
@@ -174,7 +180,6 @@ def _start_network(recipe: Recipe, data: DataFolder, part: Part, init: Path | No
         normalization=network.normalization,
         thresholds=Thresholds.default(data.num_classes),
         recipe=recipe,
-        fold=recipe.data.fold,
         data_fingerprint=data.fingerprint(),
         trained_on=tuple(sorted(image_digest(data.image_path(image_id)) for image_id in part.train)),
         versions={"defectseg": __version__, **package_versions(packages)},
@@ -193,7 +198,7 @@ def _finish(run: Run, thresholds: Thresholds | None) -> Metrics | None:
     figures = {**_choose_weights(run), **run.info.metrics}
     metrics = None
     if not run.val_ids:
-        if thresholds is None and "out_of_fold" not in run.info.metrics:
+        if thresholds is None:
             log.warning("no validation images, so the thresholds are the defaults; choose them with defectseg tune")
         thresholds = thresholds or run.info.thresholds
     else:

@@ -34,6 +34,7 @@ class Request(Frozen):
         init: a bundle to start from, or None.
         thresholds: thresholds of the bundle; None: choose them.
         every_fold: train one model per fold.
+        use_val: train on the images of val as well.
     """
 
     recipe: Recipe
@@ -41,10 +42,11 @@ class Request(Frozen):
     init: Path | None = None
     thresholds: Thresholds | None = None
     every_fold: bool = False
+    use_val: bool = False
 
     @property
     def threshold_folds(self) -> int:
-        """Number of fold models to train first, to choose the thresholds of a model trained on all images."""
+        """Number of fold models to train first, to choose the thresholds of a model trained on all of these images."""
         chooses = self.recipe.data.fold is None and self.thresholds is None and not self.every_fold
         return self.recipe.training.threshold_folds if chooses else 0
 

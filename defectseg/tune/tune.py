@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from defectseg.data.folder import DataFolder, open_data_folder
+from defectseg.data.split import SPLIT_NAME, leave_out_test, read_split
 from defectseg.errors import OutputExistsError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.evaluate.score import Evaluation, Score, all_unreadable, score_images
@@ -59,6 +60,8 @@ def tune(
 ) -> Tuning:
     """Choose thresholds on labelled images, and store them in every model and in `out`.
 
+    Images of test, in the split.csv of the data folder or of a model, are left out.
+
     Several models are tuned on the mean of their answers, as predict uses them, if none was trained on the images.
     Otherwise each model answers for the images that it held out.
 
@@ -88,6 +91,8 @@ def tune(
     infos = [read_model_info(path) for path in paths]
     joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
     folder = open_data_folder(data, class_names=joined.class_names, bit_depth=bit_depth)
+    splits = [*(() if split is None else (split,)), *(path.parent / SPLIT_NAME for path in paths), data / SPLIT_NAME]
+    folder = leave_out_test(folder, *(read_split(path, folder.image_ids) for path in splits if path.is_file()))
     parts, warnings = _choose_images(folder, paths, infos, joined, subset, split)
     search, score = _gather(folder, parts, device, runtime, tta, progress)
     unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(search.images))

@@ -49,7 +49,15 @@ def test_sound_folder_has_no_faults_and_its_counts_are_right(tmp_path: Path) -> 
     assert [one.px_share for one in report.classes] == [6 / 24, 0, 1 / 24, 0]
     read = json.loads(json.dumps(report.to_dict()))
     counts = dict.fromkeys(("unreadable", "missing", "mostly_black", "sheet_end", "errors", "warnings"), 0)
-    counts |= {"images": 4, "clean": 1, "without_rows": 1, "ignored_px": 2, "duplicates": 0, "leaks": 0}
+    counts |= {
+        "images": 4,
+        "clean": 1,
+        "without_rows": 1,
+        "ignored_px": 2,
+        "duplicates": 0,
+        "leaks": 0,
+        "not_labelled": 0,
+    }
     assert read["counts"] == counts
     assert read["sizes"] == {"2x3": 4}
     assert read["class_balance"] == {"clean": 1, "class 1": 1, "class 1 + class 3": 1}
@@ -120,6 +128,7 @@ GROUPS = {
     "groups_csv": "ImageId,Group\na.png,coil 1\nb.png,coil 1\nc.png,coil 2\ngone.png,coil 2\n",
     "split_csv": "ImageId,fold\na.png,0\nb.png,1\nc.png,1\n",
 }
+ONE, ONE_DARK, SOUND = ("i0.png,1,1 2",), ("d0.png,1,1 2",), ("a.png,1,1 2", "b.png,255,1 1")
 DARK = {f"d{number}": np.full((2, 3), 2) for number in range(21)}
 
 
@@ -130,18 +139,27 @@ DARK = {f"d{number}": np.full((2, 3), 2) for number in range(21)}
         (("a.png,1,7 1",), ALIKE, ["error classes - -", "error rle a.png 2"], "'pits' names ClassId 1 and 2"),
         (("a.png,1,1 3", "a.png,2,2 4", "a.png,255,1 6"), {}, ["warning overlap a.png 3"], "2 px of 'class 2' belong"),
         (SIZES, {"images": LARGE}, ["warning mask-size a.png 2", "warning mask-size d.png 5"], "covers 95 % of the"),
-        (SIZES[3:], {"images": LARGE}, ["warning mask-size d.png 2"], "has only 15 px."),
+        (SIZES[3:4], {"images": LARGE}, ["warning mask-size d.png 2"], "has only 15 px."),
         (
-            (),
+            ONE,
             {"images": {**EVEN, "x": np.full((5, 3), 90)}},
             ["warning size x.png -"],
-            "5x3 px, where most images have 2x3",
+            "5x3 px, where most images hav",
         ),
-        ((), {"images": EVEN | ODD}, ["warning size - -"], "Images have 26 sizes: 25 are not 2x3."),
-        ((), {"images": DARK}, ["warning dark - -"], "21 images are mostly black, the first d0.png."),
-        ((), NO_TABLES, ["error groups - -", "error split - -"], "groups.csv"),
+        (ONE, {"images": EVEN | ODD}, ["warning size - -"], "Images have 26 sizes: 25 are not 2x3."),
+        (ONE_DARK, {"images": DARK}, ["warning dark - -"], "21 images are mostly black, the first d0.png."),
+        (SOUND, NO_TABLES, ["error groups - -", "error split - -"], "groups.csv"),
+        ((), {}, ["warning labels - -"], "No image has a mask"),
         (
-            (),
+            SOUND[1:],
+            {},
+            ["warning labels - -"],
+            "100 % of the labelled pixels are to be ignored (255), and no class has",
+        ),
+        (("a.png,1,1 2", "a.png,255,3 3"), {}, ["warning labels - -"], "60 % of the labelled pixels"),
+        (("a.png,21,1 2",), {}, ["warning classes - -"], "21 classes, which nobody has named"),
+        (
+            SOUND,
             GROUPS,
             ["error split - -", "error split d.png -", "warning groups gone.png -"],
             "group 'coil 1' lies in folds 0, 1; scores would flatter.",
@@ -167,14 +185,15 @@ def test_no_remedy_would_make_a_defect_count_as_clean_or_lose_a_mask(tmp_path: P
 def test_notes_of_decoding_give_one_warning_for_each_kind(tmp_path: Path) -> None:
     levels = {"a": 4000, "b": 3000, "c": 65535}
     root = data_folder(tmp_path, images={stem: np.full((2, 3), level, np.uint16) for stem, level in levels.items()})
-    low, fault = (one for one in check_data_folder(root).faults if one.kind != "dark")
+    low, fault = (one for one in check_data_folder(root).faults if one.kind not in ("dark", "labels"))
     assert (fault.kind, fault.message) == ("image-note", "16-bit scaled by 1/257: 3 images, the first a.png.")
     assert (low.kind, low.message[:28]) == ("bit-depth", "2 of 3 16-bit images hold no")
 
 
 def test_images_are_scaled_and_checked_by_the_bit_depth_given(tmp_path: Path) -> None:
     pictures = {stem: [[0, level, level], [level] * 3] for stem, level in (("a", 2000), ("b", 4095))}
-    root = data_folder(tmp_path, images={stem: np.array(levels, np.uint16) for stem, levels in pictures.items()})
+    images = {stem: np.array(levels, np.uint16) for stem, levels in pictures.items()}
+    root = data_folder(tmp_path, "a.png,1,1 2", images=images)
     report = check_data_folder(root, bit_depth=12)
     assert [fault.kind for fault in report.faults] == ["image-note"]
     levels = [0, *[125] * 5, 0, *[255] * 5]
@@ -210,7 +229,8 @@ def test_dark_images_and_sheet_ends_are_counted(tmp_path: Path) -> None:
     ended, mostly, black = lit.copy(), lit.copy(), np.full((20, 100), 11, np.uint8)
     ended[:, 98:] = 3
     mostly[:, :51] = 3
-    root = data_folder(tmp_path, images={"lit": lit, "ended": ended, "mostly": mostly, "black": black})
+    pictures = {"lit": lit, "ended": ended, "mostly": mostly, "black": black}
+    root = data_folder(tmp_path, "lit.png,1,1 99", images=pictures)
     report = check_data_folder(root)
     assert found(report) == ["warning dark black.png -", "warning dark mostly.png -"]
     assert "51 % of it is black" in report.faults[1].message
@@ -234,3 +254,22 @@ def test_files_with_a_faulty_name_and_pipes_are_listed_in_either_folder(tmp_path
     assert listed == [("image", "%FF.png"), ("image", "p.png"), ("image", "z.png"), *[("against", "")] * 3]
     assert (report.images, report.unreadable_images) == (len(sound.split()) + 3, 3)
     write_check(tmp_path / "out", root, report, against=other)
+
+
+def test_images_that_nobody_has_labelled_are_counted_and_not_clean(tmp_path: Path) -> None:
+    lists = {"groups_csv": "ImageId,Group\nd.png,coil 1\n", "split_csv": "ImageId,fold\na.png,0\nb.png,val\nd.png,1\n"}
+    root = data_folder(tmp_path, "a.png,1,1 2", "c.png,1,", **lists)
+    (root / "not_labelled.csv").write_text("ImageId\nc.png\nd.png\n")
+    report = check_data_folder(root)
+    assert found(report) == ["error not-labelled c.png 3"]
+    assert (report.images, report.clean_images, report.images_without_rows) == (2, 1, 1)
+    assert report.to_dict()["counts"]["not_labelled"] == 2
+    copy = np.random.default_rng(2).integers(40, 200, (2, 3))  # of c.png
+    other = data_folder(tmp_path / "other", "e.png,1,1 2", images={"e": copy, "f": np.full((2, 3), 9) + copy})
+    against = check_data_folder(other, against=root)
+    assert (against.faults, against.leaks) == ((), ())
+
+
+def test_rows_in_another_unicode_form_are_those_of_their_image(tmp_path: Path) -> None:
+    report = check_data_folder(data_folder(tmp_path, "u\u0308.png,1,1 2", images="\u00fc b"))
+    assert (report.faults, report.clean_images) == ((), 1)

@@ -55,6 +55,10 @@ def test_copies_within_the_folder_are_problems_and_leaks_where_folds_part_them(t
     (fault,) = report.faults
     assert (fault.severity, fault.kind) == ("error", "split")
     assert "1 pairs of copies lie in different folds, the first a.png and c.png" in fault.message
+    (root / "split.csv").write_text("ImageId,fold\na.png,0\nb.png,val\nc.png,0\nd.png,1\ne.png,test\n")
+    report = check_data_folder(root)
+    assert leaks(report) == [("b.png", "e.png", "0", True)]
+    assert "val and test stay as they are" in report.faults[0].remedy
 
 
 def test_copies_whose_masks_differ_once_turned_back_are_errors(tmp_path: Path) -> None:

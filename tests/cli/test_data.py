@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from defectseg.data.split import read_split
+from defectseg.data.split import read_split, write_split
 
 Call = Callable[..., Any]
 
@@ -143,6 +143,23 @@ def test_split_keeps_copies_together_and_tells_what_a_random_one_would_have_leak
     checked = call("data", "check", sheets, "--json")
     assert checked.code == 3, "duplicates remain, but none of them leaks"
     assert json.loads(checked.out)["leaks"] == []
+
+
+def test_split_leaves_val_and_test_as_they_are_and_divides_the_rest(call: Call, sheets: Path) -> None:
+    turn_into(sheets, "sheet_00000.jpg", "sheet_00001.jpg")
+    parts = {f"sheet_{number:05}.jpg": part for number, part in enumerate(["val"] * 4 + ["test"] * 3 + ["train"] * 17)}
+    write_split(sheets / "split.csv", {**parts, "later.jpg": "val"})  # not labelled as yet
+    done = call("data", "split", sheets, "--folds", 3, "--overwrite")
+    assert done.code == 0, done.err
+    fold_of = read_split(sheets / "split.csv")
+    kept = {image_id: part for image_id, part in parts.items() if part != "train"}
+    assert kept | {"later.jpg": "val"} == {
+        image_id: fold for image_id, fold in fold_of.items() if isinstance(fold, str)
+    }
+    assert {fold for fold in fold_of.values() if isinstance(fold, int)} == {0, 1, 2}
+    rows = [line.split()[:2] for line in done.out.splitlines()[1:6]]
+    assert [fold for fold, _ in rows] == ["0", "1", "2", "test", "val"]
+    assert [int(images) for _, images in rows[3:]] == [3, 4]
 
 
 def test_download_reports_a_complete_folder(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

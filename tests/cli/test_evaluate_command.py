@@ -69,6 +69,7 @@ def test_flags_reach_the_library_and_warnings_the_user(call: Call, monkeypatch: 
     ("arguments", "code", "told"),
     [
         ([], 2, "MODEL or --predictions"),
+        (["--predictions", "p.csv", "--images", "train_images"], 2, "--images goes with --predictions FILE alone"),
         (["m.safetensors", "--predictions", "p.csv"], 2, "MODEL or --predictions"),
         (["--predictions", "p.csv"], 4, "p.csv"),
         (["--predictions", "p.csv", "--subset", "val"], 2, "--subset and --split go with MODEL"),
@@ -83,3 +84,16 @@ def test_what_makes_no_sense_is_refused(
     arguments: list[str], code: int, told: str, refused: Call, data_folder: Path
 ) -> None:
     refused("evaluate", *arguments, "--data", data_folder, code=code, told=told)
+
+
+def test_predictions_without_labels_are_checked(call: Call, refused: Call, data_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("ImageId,ClassId,EncodedPixels\nsheet_00000.jpg,3,1 9\nsheet_00001.jpg,,\n")
+    alone = call("evaluate", "--predictions", "p.csv")
+    assert (alone.code, alone.err) == (0, "")
+    assert alone.out.splitlines()[-1].split() == ["3", "1", "9"]
+    compared = call("evaluate", "--predictions", "p.csv", "--images", data_folder / "train_images", "--json")
+    assert compared.code == 3, "22 images are missing"
+    assert json.loads(compared.out)["empty_images"] == 1
+    refused("evaluate", "m.safetensors", "--out", "out", code=2, told="evaluate needs --data DIR")
+    refused("evaluate", "--predictions", "p.csv", "--out", "out", code=2, told="evaluate needs --data DIR")
+    refused("evaluate", "--predictions", "p.csv", "--subset", "val", code=2, told="go with MODEL")

@@ -60,6 +60,7 @@ def refuse(refused: Call, data_folder: Path, tiny_recipe: Path) -> Call:
         (["--bit-depth", "12"], ["data.bit_depth=12"]),
         (["--fold", "2"], ["data.fold=2"]),
         (["--fold", "none"], ["data.fold=null"]),
+        (["--fold", "val"], ["data.fold=val"]),
         (["--encoder-weights", "no: thing.pth"], ['model.encoder_weights="no: thing.pth"']),
         (["--set", "training.epochs=9", "--batch-size", "8"], ["training.epochs=9", "training.batch_size=8"]),
         (["--batch-size", "8", "--set", "training.batch_size=5"], ["training.batch_size=8"]),
@@ -72,6 +73,11 @@ def test_flags_change_keys_of_the_recipe(
     ((kind, called),) = asked
     assert kind == "train"
     assert called["recipe"] == load_recipe(str(tiny_recipe), overrides)
+
+
+def test_training_on_val_is_a_wish_of_its_own(train: Call, asked: Calls) -> None:
+    assert train("--fold", "none", "--use-val").code == train("--fold", "none").code == 0
+    assert [called["use_val"] for _, called in asked] == [True, False]
 
 
 def test_the_recipe_with_its_flags_can_be_shown(train: Call, asked: Calls) -> None:
@@ -113,6 +119,7 @@ def test_data_and_run_folder_are_needed(refused: Call, arguments: list[str]) -> 
         ["--fold", "all"],
         ["--init", "model.safetensors"],
         ["--thresholds", "thresholds.json"],
+        ["--use-val"],
     ],
 )
 def test_resuming_takes_nothing_that_would_change_the_run(refuse: Call, asked: Calls, flag: list[str]) -> None:
@@ -136,7 +143,7 @@ def test_resuming_needs_the_run_folder_alone(
 def test_every_fold_is_reported(train: Call, asked: Calls, tmp_path: Path) -> None:
     done = train("--fold", "all")
     ((kind, called),) = asked
-    assert (kind, called["recipe"].data.fold) == ("folds", 0), "the library sets the fold of each"
+    assert (kind, called["recipe"].data.fold) == ("folds", "auto"), "the library sets the fold of each"
     assert done.code == 3, "an image was left out"
     models = [line for line in done.out.splitlines() if line.startswith("Model: ")]
     assert models == [f"Model: {Path('run') / f'fold-{fold}' / 'model.safetensors'}" for fold in (0, 1)]

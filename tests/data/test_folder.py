@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.data.folder import open_data_folder, unknown_classes
+from defectseg.data.folder import open_data_folder, write_not_labelled
+from defectseg.data.ignored import unknown_classes
+from defectseg.data.split import read_split
 from defectseg.errors import DataError, LabelError
 
 ROWS = "a.jpg,1,1 2\na.jpg,3,5 1\nb.jpg,2,3 1\nb.jpg,255,4 2\n"
@@ -272,4 +274,60 @@ def test_files_with_a_faulty_name_are_left_out_with_a_warning(tmp_path: Path, ca
     for image_id in folder.image_ids:
         (root / "train_images" / image_id).unlink()
     with pytest.raises(DataError, match="holds no image that can be read"):
+        open_data_folder(root)
+
+
+def test_images_that_nobody_has_labelled_are_known_and_left_out(tmp_path: Path) -> None:
+    root = data_folder(tmp_path)
+    write_not_labelled(root, ["sub/clean.jpg", "gone.jpg"])
+    assert (root / "not_labelled.csv").read_text() == "ImageId\ngone.jpg\nsub/clean.jpg\n"
+    folder = open_data_folder(root)
+    assert (folder.image_ids, folder.not_labelled) == (("a.jpg", "b.jpg"), {"gone.jpg", "sub/clean.jpg"})
+    with (root / "train.csv").open("a") as handle:
+        handle.write("sub/clean.jpg,,\n")  # that is, it were clean
+    with pytest.raises(LabelError, match=r"train\.csv: has rows for sub/clean\.jpg, which not_labelled\.csv lists"):
+        open_data_folder(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Image\na.jpg\n", r"not_labelled\.csv: has the columns Image; expected ImageId\."),
+        ("ImageId\n../a.jpg\n", r"not_labelled\.csv, line 2: ImageId"),
+        ("ImageId\na.jpg\nb.jpg\nsub/clean.jpg\n", r"not_labelled\.csv: lists every image"),
+    ],
+)
+def test_a_faulty_list_of_images_without_labels_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    root = data_folder(tmp_path, "")
+    (root / "not_labelled.csv").write_text(text)
+    with pytest.raises(LabelError, match=message):
+        open_data_folder(root)
+
+
+ONE, TWO = "\u00fc.jpg", "u\u0308.jpg"  # ü as one character, and as u with an accent
+
+
+@pytest.mark.parametrize(("stored", "written"), [(ONE, TWO), (TWO, ONE)])
+def test_names_in_another_unicode_form_are_matched_in_every_table(tmp_path: Path, stored: str, written: str) -> None:
+    root = data_folder(tmp_path, f"{written},1,1 2\n", (stored, "a.jpg", f"b/{stored}"))
+    (root / "groups.csv").write_text(f"ImageId,Group\n{written},coil 1\n")
+    (root / "split.csv").write_text(f"ImageId,fold\n{written},1\n")
+    write_not_labelled(root, [f"b/{written}"])
+    folder = open_data_folder(root)
+    assert (folder.missing_images, folder.classes_of(stored), folder.groups) == ((), (1,), {stored: "coil 1"})
+    assert folder.not_labelled == {f"b/{stored}"}
+    assert read_split(root / "split.csv", folder.image_ids) == {stored: 1}
+
+
+THREE, FOUR, FIVE = "s\u0323\u0307.jpg", "s\u0307\u0323.jpg", "\u1e69.jpg"  # three spellings of one letter
+
+
+@pytest.mark.parametrize(
+    ("images", "names"), [((ONE,), (ONE, TWO)), ((THREE,), (FOUR, FIVE)), ((THREE, FOUR), (FIVE,))]
+)
+def test_names_that_cannot_be_matched_for_certain_are_refused(
+    tmp_path: Path, images: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    root = data_folder(tmp_path, "".join(f"{name},1,1 2\n" for name in names), images)
+    with pytest.raises(LabelError, match=r"train\.csv: .*are the same letters, spelled otherwise"):
         open_data_folder(root)

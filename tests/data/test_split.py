@@ -16,12 +16,13 @@ from defectseg.data.split import (
     divide,
     divide_each_alone,
     find_related,
+    leave_out_test,
     make_folds,
     read_split,
     write_split,
 )
 from defectseg.data.synthetic import make_sheet
-from defectseg.errors import LabelError, UsageError
+from defectseg.errors import DataError, LabelError, UsageError
 
 
 def folder(classes_of: Mapping[str, tuple[int, ...]], groups: Mapping[str, str] | None = None) -> DataFolder:
@@ -119,11 +120,31 @@ def test_split_file_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_split(tmp_path / "split.csv") == folds
 
 
+def test_parts_are_read_in_any_case_and_numbers_as_pandas_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text(",ImageId,fold\n0,a.jpg,0.0\n1,b.jpg,1.\n2,c.jpg,VAL\n3,d.jpg,Test\n")
+    folds = read_split(path)
+    assert folds == {"a.jpg": 0, "b.jpg": 1, "c.jpg": "val", "d.jpg": "test"}
+    write_split(path, folds)
+    assert read_split(path) == folds
+    path.write_text("ImageId,fold\na.jpg,Train\nb.jpg,val\n")
+    assert read_split(path) == {"a.jpg": "train", "b.jpg": "val"}
+
+
+def test_images_of_test_are_left_out_with_their_rows() -> None:
+    data = leave_out_test(folder({"a": (1,), "b": (2,), "c": ()}), {"a": "test", "b": "val"}, {"c": "test", "d": 0})
+    assert (data.image_ids, data.missing_images) == (("b",), ())
+    with pytest.raises(DataError, match="all images are in test"):
+        leave_out_test(data, {"b": "test"})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("ImageId,Fold\na.jpg,x\n", "line 2: fold 'x' of a.jpg; expected a whole number from 0"),
         ("ImageId,fold\na.jpg,-1\n", "line 2: fold '-1'"),
+        ("ImageId,fold\na.jpg,0.5\n", "line 2: fold '0.5'"),
+        ("ImageId,fold\na.jpg,0\nb.jpg,train\n", "has train and numbered folds"),
         ("ImageId,fold\na.jpg,0\na.jpg,0\n", "line 3: a.jpg stands there a second time"),
         ("ImageId,fold\n/a.jpg,0\n", "line 2: ImageId"),
         ("image,part\na.jpg,0\n", "expected ImageId,fold"),

@@ -23,6 +23,8 @@ LAYOUTS = {
     ),
     "a column for each class": "img,1,2,3,4\na.jpg,1 3,,,10 2 20 5\nb.jpg,,,7 1,\n",
     "a column for each class, with row numbers": ",ImageId,1,2,3,4\n0,a.jpg,1 3,,,10 2 20 5\n1,b.jpg,,,7 1,\n",
+    "columns with a word and a number": "ImageId,e1,e2,e3,e4,count\na.jpg,1 3,,,10 2 20 5,2\nb.jpg,,,7 1,,1\n",
+    "numbers beside other columns": "image,1,2,3,4\na.jpg,1 3,,,10 2 20 5\nb.jpg,,,7 1,\n",
     "submission": "ImageId,EncodedPixels,ClassId\na.jpg,1 3,1\na.jpg,10 2 20 5,4\nb.jpg,7 1,3\n",
     "other case and blanks": "imageid, classid, encodedpixels\na.jpg,1,1 3\na.jpg,4,10 2 20 5\nb.jpg,3,7 1\n",
     "numbers from pandas": "ImageId,ClassId,EncodedPixels\na.jpg,1.0,1 3\na.jpg,4.0,10 2 20 5\nb.jpg,3.0,7 1\n",
@@ -139,3 +141,51 @@ def test_files_that_are_no_label_table_are_refused(tmp_path: Path, content: byte
 def test_missing_table_is_a_label_error(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="cannot be read"):
         read_label_table(tmp_path / "none.csv")
+
+
+def test_columns_named_by_classes_are_numbered_as_these(tmp_path: Path) -> None:
+    text = "ImageId,scratch,pit,note\na.jpg,1 3,,x\nb.jpg,,5 1,\n"
+    path = tmp_path / "train.csv"
+    path.write_text(text)
+    assert read_label_table(path).rles == {"a.jpg": {1: "1 3"}, "b.jpg": {2: "5 1"}}, "by content, in their order"
+    (tmp_path / "classes.txt").write_text("pit\ncrack\nscratch\n")
+    by_name = {"a.jpg": {3: "1 3"}, "b.jpg": {1: "5 1"}}
+    assert read_label_table(path).rles == by_name
+    assert read_label_table(path, class_names=["scratch", "pit"]).rles == {"a.jpg": {1: "1 3"}, "b.jpg": {2: "5 1"}}
+
+
+def test_a_faulty_cell_in_a_column_of_a_class_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"line 3: b\.jpg, ClassId 2: pair 1 \('7'\) lacks its length"):
+        table(tmp_path, "ImageId,e1,e2\na.jpg,1 3,\nb.jpg,,7\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ImageId,pit,scratch\na.jpg,1 3,\n",  # a blank column may be a class
+        "ImageId,pit,mixed\na.jpg,1 3,x\nb.jpg,,1 3\n",
+        "ImageId,e1,e2,f1\na.jpg,1 3,,5 1\n",
+        "ImageId,1,2,pit\na.jpg,1 3,,5 1\n",
+        "name,station,1,2\na.jpg,x,1 3,\n",  # which of the two names the image?
+        "ImageId,e1,e1\na.jpg,1 3,\n",
+        "ImageId,e1,e2\na.jpg,,\n",
+    ],
+)
+def test_columns_that_are_not_certain_are_refused_with_what_to_rename(tmp_path: Path, text: str) -> None:
+    with pytest.raises(LabelError, match=r"is not known.*rename that of each class to its ClassId"):
+        table(tmp_path, text)
+
+
+INSTANCES = "ImageId,ClassId,EncodedPixels\na.jpg,1,1 3 10 2\na.jpg,1,3 4\nb.jpg,2,\nb.jpg,2,5 1\na.jpg,1,12 1\n"
+
+
+def test_a_row_for_each_instance_is_a_fault_that_says_how_to_unite_them(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"line 3: .*stands in line 2 already.*import DIR --unite --out NEW.*2 images"):
+        table(tmp_path, INSTANCES)
+
+
+def test_rows_of_instances_are_united_on_request_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(INSTANCES)
+    scan = scan_label_rows(tmp_path / "train.csv", unite=True)
+    rows = [LabelRow(2, "a.jpg", 1, "1 6 10 3"), LabelRow(4, "b.jpg", 2, "5 1")]
+    assert (scan.rows, scan.faults, scan.united) == (rows, [], 3)

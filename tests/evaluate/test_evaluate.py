@@ -252,6 +252,24 @@ def test_a_split_that_is_named_goes_before_the_one_beside_the_model(bench: _Benc
     assert any("1 images of" in warning and "mine.csv" in warning for warning in evaluation.warnings)
 
 
+def test_the_part_test_comes_from_the_split_of_the_model_or_else_of_the_data_folder(bench: _Bench) -> None:
+    with pytest.raises(UsageError, match=r"test: no image .*data is in test of .*split\.csv or .*data/split\.csv"):
+        bench.evaluate(subset="test")
+    (bench.data / "split.csv").write_text("ImageId,fold\na.png,test\nb.png,0\nc.png,test\n")
+    evaluation = bench.evaluate(subset="test")
+    assert _scored_ids(bench.root / "out") == {"a.png", "c.png"}
+    assert evaluation.warnings == ("the model was trained on 1 of these 2 images; scores on new images will be lower",)
+    (bench.model.parent / "split.csv").write_text("ImageId,fold\na.png,val\nb.png,test\nc.png,0\nd.png,1\n")
+    bench.describe(fold="val")
+    scored = {}
+    for subset in ("test", "val", "train"):
+        bench.evaluate(subset, subset=subset)
+        scored[subset] = _scored_ids(bench.root / subset)
+    assert scored == {"test": {"b.png"}, "val": {"a.png"}, "train": {"c.png", "d.png"}}
+    bench.evaluate("given", subset="test", split=bench.data / "split.csv")
+    assert _scored_ids(bench.root / "given") == {"a.png", "c.png"}
+
+
 def test_an_unknown_subset_is_refused_before_anything_is_written(bench: _Bench) -> None:
     (bench.root / "others.csv").write_text("ImageId,fold\nother.png,0\n")
     with pytest.raises(UsageError, match="none of the images"):

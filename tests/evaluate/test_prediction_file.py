@@ -7,7 +7,7 @@ import pytest
 from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.errors import LabelError
 from defectseg.evaluate.metrics import PairCounts, summarise
-from defectseg.evaluate.prediction_file import score_predictions
+from defectseg.evaluate.prediction_file import check_predictions, score_predictions
 
 NOTHING = PairCounts(0, 0, 0)
 
@@ -68,3 +68,30 @@ def test_a_table_that_does_not_fit_the_folder_is_an_error(
 ) -> None:
     with pytest.raises(LabelError, match=told):
         score_predictions(_table(tmp_path, rows), folder)
+
+
+def test_a_file_without_labels_is_described_and_compared_with_a_folder_of_images(
+    folder: DataFolder, tmp_path: Path
+) -> None:
+    rows = "a.jpg_1,1 2\na.jpg_2,3 4 9 1\nb.png_1,\nb.png_2,2 2\nx.jpg_1,\nx.jpg_2,"
+    path = _table(tmp_path, rows, "ImageId_ClassId,EncodedPixels")
+    alone, compared = check_predictions(path), check_predictions(path, folder.root / "train_images")
+    assert (alone.images, alone.empty_images, alone.masks, alone.px) == (3, 1, {1: 1, 2: 2}, {1: 2, 2: 7})
+    assert alone.warnings == []
+    assert [warning[:8] for warning in compared.warnings] == ["1 of 3 i", "1 images"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("a.jpg,1,1 10 5 10", r"p\.csv, line 2: a\.jpg, ClassId 1: pair 2 \('5 10'\) overlaps"),
+        ("a.jpg,1,\nb.png,2,24 2", r"p\.csv, line 3: b\.png, ClassId 2: pair 1 \('24 2'\) ends beyond"),
+        ("a.jpg,255,1 2", "line 2: a.jpg, ClassId 255 marks pixels to ignore"),
+        ("x/a.jpg,1,1 2", "lists none of the 3 images"),
+    ],
+)
+def test_a_faulty_file_without_labels_is_refused_with_the_row(
+    folder: DataFolder, tmp_path: Path, rows: str, told: str
+) -> None:
+    with pytest.raises(LabelError, match=told):
+        check_predictions(_table(tmp_path, rows), folder.root / "train_images")

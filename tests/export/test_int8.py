@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -30,7 +30,7 @@ HALF_A_PIT = np.full((4, 5), STEEL, np.uint8)
 HALF_A_PIT[:, :2] = PIT
 
 
-def _info(fold: int | None = None, **changes: Any) -> ModelInfo:
+def _info(fold: int | Literal["val"] | None = None, **changes: Any) -> ModelInfo:
     info = ModelInfo(
         class_names=NAMES,
         normalization=Normalization(mean=0.5, std=0.5),
@@ -87,6 +87,20 @@ def test_without_a_held_out_fold_halves_have_as_many_defects_each(folder: Path, 
         assert sorted(image_id[0] for image_id in half) == ["c", "p", "p", "p", "s", "s"]
     assert "halves" in images.chosen_by
     assert choose_images(folder, _info(fold), model) == images
+
+
+@pytest.mark.parametrize("fold", ["val", None])
+def test_images_of_test_are_not_used_and_those_of_val_not_calibrated_on(
+    folder: Path, model: Path, fold: Literal["val"] | None
+) -> None:
+    write_split(folder / "split.csv", {"p0.png": "test"})
+    write_split(model.parent / "split.csv", {"p1.png": "val", "p2.png": 0, "p3.png": 1, "s0.png": "test", "p0.png": 0})
+    images = choose_images(folder, _info(fold), model)
+    used = {*images.calibration, *images.validation}
+    if fold:
+        assert (images.calibration, images.validation) == (("p2.png", "p3.png"), ("p1.png",))
+    else:
+        assert used == set(open_data_folder(folder).image_ids) - {"p0.png", "s0.png"}
 
 
 def test_no_more_images_than_are_needed(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,7 @@ def test_cached_images_are_as_decoded_and_read_only(data_folder: Path) -> None:
 
 
 def test_images_of_a_fold_that_no_run_trains_on_are_not_cached(data_folder: Path) -> None:
-    images = _read(data_folder, True, left_out=1)
+    images = _read(data_folder, True, left_out=(1,))
     assert set(images.cache) == set(images.part(1).train)
     assert len(images.part(1).val) == 6
 

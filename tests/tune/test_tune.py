@@ -40,7 +40,7 @@ class _Models:
         self.runtimes: dict[Path, Any] = {}
         self.asked: list[tuple[str, str]] = []
 
-    def add(self, name: str, *, fold: int | None, split: str | None = "abcdef", **info: Any) -> Path:
+    def add(self, name: str, *, fold: int | str | None, split: str | None = "abcdef", **info: Any) -> Path:
         """A model with a split.csv in which two images each, in the order of the letters, make folds 0, 1 and 2."""
         path = self.root / name / "model.safetensors"
         path.parent.mkdir()
@@ -148,6 +148,19 @@ def test_tuning_on_all_images_warns_of_training_images(data: Path, models: _Mode
     assert tuning.choice.images == 6
     assert any("trained on 4 of these 6 images" in warning for warning in tuning.warnings)
     assert tuning.thresholds.chosen_by.startswith("search on all 6 images of data, ")
+
+
+@pytest.mark.parametrize("place", ["data", "run"])
+@pytest.mark.parametrize(("subset", "images"), [("all", 5), ("val", 1)])
+def test_images_of_test_are_never_tuned_on(data: Path, models: _Models, place: str, subset: str, images: int) -> None:
+    model = models.add("run", fold="val", split="abcdef")
+    split = "ImageId,fold\n" + "".join(f"{letter}.png,{'val' if letter in 'ab' else 0}\n" for letter in "abcdef")
+    (model.parent / "split.csv").write_text(split if place == "data" else split.replace("a.png,val", "a.png,test"))
+    if place == "data":
+        (data / "split.csv").write_text("ImageId,fold\na.png,test\n")
+    tuning = _tune([model], data, subset=subset)
+    assert (tuning.choice.images, _answered(models, model)) == (images, images)
+    assert not any("not in the folder" in warning for warning in tuning.warnings)
 
 
 def test_each_of_several_models_answers_for_its_held_out_images(data: Path, models: _Models) -> None:
