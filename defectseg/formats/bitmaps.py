@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import math
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,17 @@ def points_of(value: Any, where: str) -> NDArray[np.float64]:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a number that a coordinate in px can be."""
-    is_plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_plain and math.isfinite(value) and abs(value) < _FARTHEST_PX
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FARTHEST_PX  # nan is not
+
+
+def size_of(height: Any, width: Any) -> tuple[int, int] | None:
+    """Height and width as a label file states them; None where it states no whole numbers."""
+    return (height, width) if type(height) is int and type(width) is int else None
+
+
+def reaches_beyond(points: NDArray[np.float64], size_hw: tuple[int, int] | None) -> bool:
+    """Whether points x, y in px, (N, 2), leave an image of known size."""
+    return size_hw is not None and bool((points < 0).any() or (points > size_hw[::-1]).any())
 
 
 def decode_base64(text: Any, where: str) -> bytes:

@@ -139,7 +139,7 @@ def import_labels(
             raise UsageError("links into an archive would break. Unpack it, and give the folder.", argument="link")
         recognised, evidence = recognise(source, kind)
         labels = recognised.read(source, choices, tally)
-        placed, missing = _place(labels, source, choices)
+        placed, missing = _place(labels, source, choices, tally)
         labelled, not_labelled = _sort_out(labels, placed, choices, where=str(src))
         used = {shape.name for one in labelled for shape in one.record.shapes if isinstance(shape, Shape)}
         classes = choose_classes(labels, used, choices, where=str(src))
@@ -167,9 +167,11 @@ def import_labels(
     return replace(report, lost=tally.losses())
 
 
-def _place(labels: LabelSet, source: LabelSource, choices: Choices) -> tuple[list[_Placed], list[str]]:
+def _place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally) -> tuple[list[_Placed], list[str]]:
     """Find the image of each record, sorted by ImageId, and the labels that have none. Two of one image are refused."""
     root = choices.images or source.root
+    if not labels.records and not labels.lonely:
+        raise DataError(f"{source.given}: holds no labels of this kind.")
     finder = None
     if any(isinstance(record.image, str) for record in labels.records):
         try:
@@ -191,10 +193,17 @@ def _place(labels: LabelSet, source: LabelSource, choices: Choices) -> tuple[lis
     if not found or (missing and choices.absent is None):
         what = f"{len(missing)} of {len(labels.records) + len(labels.lonely)} labels have no image: {some(missing)}"
         raise DataError(
-            f"{source.given}: {what}. Give the folder that holds the images.",
+            f"{source.given}: {what}. Give the folder that holds the images. {labels.absent_hint}".strip(),
             argument="images",
             go_on={"absent": "skip"} if found else None,
         )
+    if labels.others_unlabelled and finder is not None:
+        stems = {path.stem for path in found}
+        for image in finder.images:
+            if image.path not in found and image.path.stem in stems:  # a mask or another picture of a labelled image
+                tally.add("unlisted_images", example=image.image_id)
+            else:
+                found.setdefault(image.path, Record(image.path, str(image.path), status="unlabelled"))
     names = _image_ids(list(found), labels.roots, root)
     return sorted((_Placed(record, path, names[path]) for path, record in found.items()), key=_by_id), missing
 
@@ -236,10 +245,13 @@ def _sort_out(
             "(skip).",
             go_on={"unlabelled": "clean|skip"},
         )
-    labelled = [one for one in placed if sound or one.record.status == "labelled"]
+    taken = {"labelled", "unclear"} if sound else {"labelled"}
+    if choices.unlabelled == "clean":
+        taken.add("unlabelled")
+    labelled = [one for one in placed if one.record.status in taken]
     if not labelled:
         raise DataError(f"{where}: none of {len(placed)} images is labelled.", go_on={"unlabelled": "clean"})
-    return labelled, [] if sound else [one for one in placed if one.record.status != "labelled"]
+    return labelled, [one for one in placed if one.record.status not in taken]
 
 
 def _paint_all(

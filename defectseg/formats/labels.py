@@ -1,6 +1,6 @@
 """What a reader makes of other people's labels, and what a user decides where they may mean two things."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +18,11 @@ Status = Literal["labelled", "unlabelled", "unclear"]
 
 _PARTS: dict[str, Part] = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _PARTS |= {"test": "test", "testing": "test"}
+
+
+def part_among(folders: Iterable[str]) -> Part:
+    """The part that the first telling folder of a path stands for; "" if there is none."""
+    return next((part for folder in folders if (part := part_of(folder))), "")
 
 
 def part_of(name: str) -> Part:
@@ -115,7 +120,9 @@ class LabelSet:
         roots: folders below which ImageIds are the paths; empty: below "images", else below their common folder.
         own: written by defectseg, and therefore complete.
         lonely: label files that match no image.
+        others_unlabelled: images that no record names are there to be labelled, and nobody has done so.
         hint: what to do if nothing is labelled.
+        absent_hint: what to do if images are not there.
     """
 
     records: Sequence[Record]
@@ -124,7 +131,9 @@ class LabelSet:
     roots: Sequence[Path] = ()
     own: bool = False
     lonely: Sequence[str] = ()
+    others_unlabelled: bool = False
     hint: str = ""
+    absent_hint: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from defectseg.formats.common import read_text
 from defectseg.progress import Progress
 
 _SKIPPED_FOLDERS = ("__MACOSX",)
+_MOST_KEPT = 20  # parsed files; recognising looks at the same few for each kind
 
 
 class LabelSource:
@@ -59,13 +60,16 @@ class LabelSource:
         return self.root / file
 
     def json(self, file: str) -> Any:
-        """The content of a JSON file, which is read once. Raises LabelError if it is none."""
-        if file not in self._json:
-            try:
-                self._json[file] = json.loads(read_text(self.path(file), "expected JSON"))
-            except (ValueError, RecursionError) as error:
-                raise LabelError(f"{self.path(file)}: not valid JSON ({error}).") from error
-        return self._json[file]
+        """The content of a JSON file. Raises LabelError if it is none."""
+        if file in self._json:
+            return self._json[file]
+        try:
+            content = json.loads(read_text(self.path(file), "expected JSON"))
+        except (ValueError, RecursionError) as error:
+            raise LabelError(f"{self.path(file)}: not valid JSON ({error}).") from error
+        if len(self._json) < _MOST_KEPT:
+            self._json[file] = content
+        return content
 
     def xml(self, file: str) -> ElementTree.Element:
         """The root element of an XML file, which is read once. Raises LabelError if it is none."""
