@@ -1,6 +1,7 @@
 """Supervisely JSON: one file for each image, with bitmaps and polygons."""
 
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import PurePosixPath
@@ -33,28 +34,29 @@ def _is_annotation(content: Any) -> bool:
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in the order of meta.json, else in that in which they first appear."""
-    names: dict[str, None] = {}
+    names: dict[str, Any] = {}  # and the geometry that all objects of a class have, if they do not state it
     for file in source.named(_META_NAME):
         content = source.json(file)
         classes = content.get("classes") if isinstance(content, dict) else None
-        titles = [one.get("title") for one in classes if isinstance(one, dict)] if isinstance(classes, list) else []
-        names |= {title: None for title in titles if isinstance(title, str)}
+        for one in classes if isinstance(classes, list) else ():
+            if isinstance(one, dict) and isinstance(one.get("title"), str):
+                names[one["title"]] = one.get("shape")
     records = []
     for file in source.with_suffix(".json"):
         content = source.json(file)
         if _is_annotation(content):
-            records.append(_record(file, content, f"{source.given}: {file}", tally))
-            names |= {shape.name: None for shape in records[-1].shapes}
+            records.append(_record(file, content, f"{source.given}: {file}", names, tally))
         elif PurePosixPath(file).name != _META_NAME:
             tally.add("other_file", example=file)
-    return LabelSet(records, list(names), others_unlabelled=True)
+    names |= {shape.name: None for record in records for shape in record.shapes}
+    return LabelSet(records, list(names), others_unlabelled=source.file is None)
 
 
-def _record(file: str, content: dict[str, Any], where: str, tally: Tally) -> Record:
+def _record(file: str, content: dict[str, Any], where: str, shape_of: Mapping[str, Any], tally: Tally) -> Record:
     shapes = [
         shape
         for number, one in enumerate(content["objects"], start=1)
-        if (shape := _shape(one, f"{where}, object {number}", tally)) is not None
+        if (shape := _shape(one, f"{where}, object {number}", shape_of, tally)) is not None
     ]
     folders = ["img" if folder == "ann" else folder for folder in PurePosixPath(file).parts[:-1]]
     image = "/".join([*folders, PurePosixPath(file).stem])
@@ -63,11 +65,11 @@ def _record(file: str, content: dict[str, Any], where: str, tally: Tally) -> Rec
     return Record(image, where, shapes, size_hw, part_among(folders), "labelled" if shapes else "unclear")
 
 
-def _shape(one: Any, where: str, tally: Tally) -> Shape | Box | None:
+def _shape(one: Any, where: str, shape_of: Mapping[str, Any], tally: Tally) -> Shape | Box | None:
     name = one.get("classTitle") if isinstance(one, dict) else None
     if not isinstance(name, str):
         raise LabelError(f"{where}: has no 'classTitle'; expected the name of its class.")
-    geometry, points = one.get("geometryType"), one.get("points")
+    geometry, points = one.get("geometryType") or one.get("shape") or shape_of.get(name), one.get("points")
     if geometry in ("bitmap", "alpha_mask"):
         return Shape(name, partial(_paint_bitmap, one.get("bitmap"), where), where)
     if geometry == "polygon":
