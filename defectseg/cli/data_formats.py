@@ -153,6 +153,19 @@ def export_coco(
     _export(partial(coco.export_coco, root, out, polygons=polygons, link=link), out, json_output)
 
 
+@export_app.command("labelme")
+def export_labelme(
+    root: DataFolder, out: NewFolder, link: Link = False, json_output: Json = False, verbose: Verbose = False
+) -> None:
+    """Write the images with a JSON file of labelme beside each. Every mask stays exact.
+
+    Example: defectseg data export labelme data/mill --out to_correct/
+    """
+    from defectseg.formats import labelme
+
+    _export(partial(labelme.export_labelme, root, out, link=link), out, json_output)
+
+
 @export_app.command("masks")
 def export_masks(
     root: DataFolder,

@@ -50,6 +50,9 @@ def choose_classes(labels: LabelSet, used: Collection[str], choices: Choices, *,
     if labels.numbered:
         names = _name_numbers(own, used, choices.classes, where)
         return Classes(names, {name: int(name) for name in own} | special)
+    own = own or list(choices.classes or ())
+    if not own:
+        raise DataError(f"{where}: no label is of a class. Name the classes that are looked for.", argument="classes")
     target = _renamed(own, choices.classes, where) if choices.classes else {name: _tidy(name) for name in own}
     names = tuple(dict.fromkeys(name for name in target.values() if name))
     check_class_names(names, where=where)

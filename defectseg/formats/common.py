@@ -32,6 +32,13 @@ LOSSES = {
     "no_shape": "{count} annotations have neither an outline nor a box and were left out (for example {examples}).",
     "other_shape": "{count} annotations are points, lines or texts, which cover no area, and were left out (for "
     "example {examples}).",
+    "rectangles": "{count} rectangles count as areas, as in the tool itself (for example {examples}). If they are only "
+    "boxes around defects, have boxes ignored.",
+    "wide_lines": "{count} lines were drawn 10 px wide, as the tool itself does it (for example {examples}).",
+    "rotated_box": "{count} boxes are rotated; their upright bounding boxes count (for example {examples}).",
+    "flags": "{count} flags of images or annotations are not kept (for example {examples}).",
+    "not_counted": "{count} drafts, predictions, and skipped or older annotations do not count (for example "
+    "{examples}).",
     "clipped": "{count} outlines or boxes reach beyond their image; what lies outside was cut off (for example "
     "{examples}).",
     "no_pixel": "{count} annotations are too thin to hold the centre of a pixel, or lie outside their image "

@@ -177,7 +177,8 @@ def _place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally
         try:
             finder = ImageFinder([root])
         except DataError as error:
-            raise DataError(f"{error} Give the folder that holds the images.", argument="images") from error
+            why = f"{error} Give the folder that holds the images. {labels.absent_hint}".strip()
+            raise DataError(why, argument="images") from error
     found: dict[Path, Record] = {}
     missing = list(labels.lonely)
     for record in labels.records:
