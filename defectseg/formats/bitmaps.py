@@ -3,6 +3,7 @@
 import base64
 import binascii
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,23 @@ def points_of(value: Any, where: str) -> NDArray[np.float64]:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a number that a coordinate in px can be."""
-    is_plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_plain and math.isfinite(value) and abs(value) < _FARTHEST_PX
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FARTHEST_PX  # not nan
+
+
+def parse_numbers(texts: Sequence[str], what: str) -> list[float]:
+    """Numbers that a tool writes as text, such as attributes in XML. Raises LabelError, which begins with `what`."""
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(is_number, numbers)):
+        raise LabelError(f"{what} are '{' '.join(texts)[:60]}'; expected numbers in px.")
+    return numbers
+
+
+def reaches_beyond(points: NDArray[np.float64], size_hw: tuple[int, int]) -> bool:
+    """Whether one of the points x, y in px, (N, 2), lies outside the image."""
+    return bool((points < 0).any() or (points > size_hw[::-1]).any())
 
 
 def decode_base64(text: Any, where: str) -> bytes:

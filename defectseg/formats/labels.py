@@ -61,7 +61,7 @@ class Shape:
     """A region of one class.
 
     Attributes:
-        name: its class, as the labels call it; where they have no names, the number as text.
+        name: its class, as the labels call it; where they have no names, the number as text; "" if nobody has said.
         paint: height and width of the image -> mask, bool (H, W). It may raise LabelError.
         where: names the file and the entry in messages.
     """
@@ -115,6 +115,8 @@ class LabelSet:
         roots: folders below which ImageIds are the paths; empty: below "images", else below their common folder.
         own: written by defectseg, and therefore complete.
         lonely: label files that match no image.
+        file_each: the tool writes a file for each image that somebody has labelled, so that images beside them without
+            one are not labelled.
         hint: what to do if nothing is labelled.
     """
 
@@ -124,6 +126,7 @@ class LabelSet:
     roots: Sequence[Path] = ()
     own: bool = False
     lonely: Sequence[str] = ()
+    file_each: bool = False
     hint: str = ""
 
 

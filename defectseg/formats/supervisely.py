@@ -26,7 +26,9 @@ def recognise(source: LabelSource) -> str:
 
 
 def _is_annotation(content: Any) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("objects"), list) and isinstance(content["size"], dict)
+    if not isinstance(content, dict):
+        return False
+    return isinstance(content.get("objects"), list) and isinstance(content.get("size"), dict)
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -34,7 +36,8 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     names: dict[str, None] = {}
     for file in source.named(_META_NAME):
         classes = source.json(file).get("classes") if isinstance(source.json(file), dict) else None
-        names |= {str(one.get("title")): None for one in classes or () if isinstance(one, dict)}
+        for one in classes if isinstance(classes, list) else ():
+            names |= {str(one.get("title")): None} if isinstance(one, dict) else {}
     records = []
     for file in source.with_suffix(".json"):
         content = source.json(file)
@@ -68,11 +71,13 @@ def _shape(one: Any, where: str, tally: Tally) -> Shape | Box | None:
     if geometry == "bitmap":
         return Shape(name, partial(_paint_bitmap, one.get("bitmap"), where), where)
     if geometry == "polygon":
-        outlines = [points_of(exterior, where), *(points_of(hole, where) for hole in interior or ())]
+        holes = interior if isinstance(interior, list) else []
+        outlines = [points_of(outline, where) for outline in (exterior, *holes)]
         return Shape(name, partial(_paint_polygon, outlines), where)
     if geometry == "rectangle":
-        (x1, y1), (x2, y2) = np.sort(points_of(exterior, where)[:2], axis=0).tolist()
-        return Box(name, (x1, y1, x2 - x1 + 1, y2 - y1 + 1), where)
+        corners = points_of(exterior, where)
+        (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+        return Box(name, (left, top, right - left + 1, bottom - top + 1), where)
     tally.add("other_shape", example=where)
     return None
 
