@@ -1,11 +1,11 @@
 """The kinds of labels that can be imported, and which of them a source is."""
 
 from defectseg.errors import DataError, UsageError
-from defectseg.formats import foreign, supervisely
+from defectseg.formats import cvat, foreign, supervisely, voc
 from defectseg.formats.labels import Kind
 from defectseg.formats.source import LabelSource
 
-KINDS: tuple[Kind, ...] = (supervisely.KIND,)
+KINDS: tuple[Kind, ...] = (supervisely.KIND, cvat.KIND, voc.KIND)
 
 
 def recognise(source: LabelSource, name: str | None = None) -> tuple[Kind, str]:
