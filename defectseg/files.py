@@ -5,6 +5,7 @@ import errno
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import re
 import secrets
@@ -273,10 +274,9 @@ def unpack_zip(archive: Path, folder: Path, *, remedy: str, progress: Progress) 
             for done, entry in enumerate(entries, start=1):
                 opened.extract(entry, folder)
                 progress(done, len(entries))
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
-        raise DataError(  # RuntimeError: encrypted; ValueError: a name with a zero byte, or one that is not UTF-8
-            f"{archive}: the archive is damaged, encrypted or not complete ({error}). {remedy}"
-        ) from error
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
+        # RuntimeError: encrypted, or an unknown compression; ValueError: a name with a zero byte, or not UTF-8
+        raise DataError(f"{archive}: the archive is damaged, encrypted or not complete ({error}). {remedy}") from error
 
 
 def file_sha256(path: Path) -> str:

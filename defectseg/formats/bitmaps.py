@@ -2,6 +2,8 @@
 
 import base64
 import binascii
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ def points_of(value: Any, where: str) -> NDArray[np.float64]:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a number that a coordinate in px can be."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FARTHEST_PX  # nan is not
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FARTHEST_PX  # not nan
 
 
 def size_of(height: Any, width: Any) -> tuple[int, int] | None:
@@ -35,6 +37,17 @@ def size_of(height: Any, width: Any) -> tuple[int, int] | None:
 def reaches_beyond(points: NDArray[np.float64], size_hw: tuple[int, int] | None) -> bool:
     """Whether points x, y in px, (N, 2), leave an image of known size."""
     return size_hw is not None and bool((points < 0).any() or (points > size_hw[::-1]).any())
+
+
+def parse_numbers(texts: Sequence[str], what: str) -> list[float]:
+    """Numbers that a tool writes as text, such as attributes in XML. Raises LabelError, which begins with `what`."""
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(is_number, numbers)):
+        raise LabelError(f"{what} are '{' '.join(texts)[:60]}'; expected numbers in px.")
+    return numbers
 
 
 def decode_base64(text: Any, where: str) -> bytes:

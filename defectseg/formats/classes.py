@@ -46,6 +46,7 @@ def choose_classes(labels: LabelSet, used: Collection[str], choices: Choices, *,
     own = list(dict.fromkeys([*labels.names, *sorted(used)]))
     special = {name: IGNORE_CLASS_ID for name in own if _is(name, IGNORE_NAMES, choices.ignore)}
     special |= {name: SOUND_CLASS_ID for name in own if is_background(name, choices)}
+    special |= {name: IGNORE_CLASS_ID for name in own if not name}
     own = [name for name in own if name not in special]
     if labels.numbered:
         names = _name_numbers(own, used, choices.classes, where)

@@ -15,6 +15,7 @@ from defectseg.data.folder import GROUPS_NAME, open_data_folder
 from defectseg.data.split import SPLIT_NAME
 from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import DataError, LabelError
+from defectseg.files import open_regular
 from defectseg.image import read
 from defectseg.progress import EXAMPLES_SHOWN, Progress
 
@@ -24,11 +25,14 @@ GIVEN_CLASSES = "the given list of classes"
 LOSSES = {
     "missing_images": "{count} images have rows in the label table and no file; they were left out (for example "
     "{examples}).",
-    "unreadable_images": "{count} images are unreadable and not in the file (for example {examples}).",
+    "unreadable_images": "{count} images are unreadable and were left out (for example {examples}).",
     "side_files": "{examples} stayed behind: the format has no place for what it says.",
     "folds": "{examples}",
     "boxes": "{count} annotations have a box and no outline; the pixels in these boxes are marked to be ignored, "
     "where no mask explains them (for example {examples}).",
+    "no_class": "{count} outlines or masks have no class; their pixels are marked to be ignored (for example "
+    "{examples}).",
+    "rotated": "{count} boxes are rotated; the upright boxes around them were taken (for example {examples}).",
     "no_shape": "{count} annotations have neither an outline nor a box and were left out (for example {examples}).",
     "other_shape": "{count} annotations are points, lines or texts, which cover no area, and were left out (for "
     "example {examples}).",
@@ -50,7 +54,7 @@ LOSSES = {
     "one mask for each class.",
     "turned": "{count} images were turned as their EXIF orientation says, and written as PNG (for example {examples}). "
     "`predict` sees files as they are stored: turn those in the same way.",
-    "unlisted_images": "{count} images in the folder are not listed in the file and were left out "
+    "unlisted_images": "{count} images in the folder are not named in the labels and were left out "
     "(for example {examples}).",
     "other_file": "{count} files are not of this kind and were passed over (for example {examples}).",
     "other_part": "{count} images of other subsets count as train (for example {examples}).",
@@ -135,7 +139,8 @@ def index_unique(files: Iterable[tuple[str, Path]], kind: str) -> dict[str, Path
 def read_text(path: Path, expected: str) -> str:
     """UTF-8 text, with or without a byte-order mark. Raises LabelError, which says what was expected."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with open_regular(path) as handle:
+            return handle.read().decode("utf-8-sig")
     except OSError as error:
         raise LabelError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except UnicodeDecodeError as error:

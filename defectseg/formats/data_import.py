@@ -16,15 +16,16 @@ from defectseg.data.folder import IMAGES_NAME
 from defectseg.data.split import SPLIT_NAME, write_split
 from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_label_table
 from defectseg.errors import DataError, ImageError, UsageError
-from defectseg.files import atomic_csv, check_is_free, new_folder
+from defectseg.files import atomic_csv, check_image_id, check_is_free, new_folder
 from defectseg.formats.classes import SOUND_CLASS_ID, Classes, choose_classes
-from defectseg.formats.common import Canvas, Loss, Tally, place_image, write_png
+from defectseg.formats.common import Canvas, Loss, Tally, index_unique, place_image, stem_of, write_png
 from defectseg.formats.kinds import recognise
 from defectseg.formats.labels import Box, Choices, LabelSet, Record, Shape
 from defectseg.formats.locate import ImageFinder, image_ids
 from defectseg.formats.polygons import cut_pieces
 from defectseg.formats.source import LabelSource, open_source
 from defectseg.image import read, rle
+from defectseg.image.find import FoundImage, escaped
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
 from defectseg.progress import Progress, silent, some
@@ -98,6 +99,7 @@ class _Painted:
     """The masks of one image, and what was counted on the way."""
 
     image_id: str
+    part: str
     labels: dict[int, str]
     px: Counter[int]
     regions: Counter[int]
@@ -135,7 +137,7 @@ def import_labels(
     check_is_free(out)
     tally = Tally()
     with open_source(src, beside=out, progress=progress) as source:
-        if link and not source.root.samefile(src if source.file is None else src.parent):
+        if link and choices.images is None and not source.root.samefile(src if source.file is None else src.parent):
             raise UsageError("links into an archive would break. Unpack it, and give the folder.", argument="link")
         recognised, evidence = recognise(source, kind)
         labels = recognised.read(source, choices, tally)
@@ -145,11 +147,12 @@ def import_labels(
         classes = choose_classes(labels, used, choices, where=str(src))
         with new_folder(out, last="train.csv") as building:
             folder = building / IMAGES_NAME
-            painted = _paint_all(labelled, classes, choices, folder, link=link, progress=progress)
+            paint = partial(_paint, classes=classes, choices=choices, folder=folder, link=link)
+            painted = _paint_all(labelled, paint, tally, skip=choices.absent is not None, progress=progress)
             _check_meant(painted, labels, choices, where=str(src))
             for one in not_labelled:
                 place_image(one.path, folder / one.image_id, link=link)
-            _write_tables(building, classes, painted, labelled, not_labelled)
+            _write_tables(building, classes, painted, not_labelled)
     for image in painted:
         tally.update(image.tally)
     report = ImportReport(
@@ -161,17 +164,20 @@ def import_labels(
         not_labelled=len(not_labelled),
         classes=_report_classes(classes, painted),
         ignored_px=sum(image.px[IGNORE_CLASS_ID] for image in painted),
-        parts=dict(Counter(_folds(labelled).values())),
+        parts=dict(Counter(_folds(painted).values())),
         missing_images=tuple(missing),
     )
-    return replace(report, lost=tally.losses())
+    inside = f"{source.root}/"  # the user may not know the unpacked folder
+    return replace(
+        report, lost=tuple(replace(loss, message=loss.message.replace(inside, "")) for loss in tally.losses())
+    )
 
 
 def _place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally) -> tuple[list[_Placed], list[str]]:
     """Find the image of each record, sorted by ImageId, and the labels that have none. Two of one image are refused."""
-    root = choices.images or source.root
     if not labels.records and not labels.lonely:
         raise DataError(f"{source.given}: holds no labels of this kind.")
+    root = choices.images or source.root
     finder = None
     if any(isinstance(record.image, str) for record in labels.records):
         try:
@@ -198,15 +204,26 @@ def _place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally
             argument="images",
             go_on={"absent": "skip"} if found else None,
         )
-    if labels.others_unlabelled and finder is not None:
-        stems = {path.stem for path in found}
-        for image in finder.images:
-            if image.path not in found and image.path.stem in stems:  # a mask or another picture of a labelled image
-                tally.add("unlisted_images", example=image.image_id)
-            else:
-                found.setdefault(image.path, Record(image.path, str(image.path), status="unlabelled"))
+    if finder and (source.file is None or choices.images):
+        _add_others(found, finder.images, tally, unlabelled=labels.file_each and source.file is None)
     names = _image_ids(list(found), labels.roots, root)
+    for path in found:
+        check_image_id(names[path], where=escaped(path))
+    if choices.exif == "turn":  # turned images end in .png
+        index_unique(((stem_of(names[path]), path) for path in found), "images")
     return sorted((_Placed(record, path, names[path]) for path, record in found.items()), key=_by_id), missing
+
+
+def _add_others(found: dict[Path, Record], images: Sequence[FoundImage], tally: Tally, *, unlabelled: bool) -> None:
+    """Count the images that no label names, or add those that lie beside labelled ones as not labelled."""
+    beside = {path.parent for path in found} if unlabelled else set()
+    for image in images:
+        if image.path in found:
+            continue
+        if image.path.parent in beside:
+            found[image.path] = Record(image.path, str(image.path), status="unlabelled")
+        else:
+            tally.add("unlisted_images", example=image.image_id)
 
 
 def _by_id(placed: _Placed) -> str:
@@ -231,11 +248,13 @@ def _sort_out(
             go_on={"unlabelled": "clean"},
         )
     boxes = [shape for shape in shapes if isinstance(shape, Box)]
-    if boxes and choices.boxes is None:
+    vague: Sequence[Shape | Box] = boxes or [shape for shape in shapes if not shape.name]
+    lack = "are boxes without an outline" if boxes else "have no class"
+    if vague and choices.boxes is None:
         raise DataError(
-            f"{where}: {len(boxes)} of {len(shapes)} labels are boxes without an outline (the first: "
-            f"{boxes[0].where}). Nobody knows which of their pixels are defective. Draw outlines, or have their pixels ignored: they "
-            "then count neither as defect nor as sound steel.",
+            f"{where}: {len(vague)} of {len(shapes)} labels {lack} (the first: {vague[0].where}). Nobody knows which "
+            "of their pixels show which defect. Complete them, or have their pixels ignored: they then count neither "
+            "as defect nor as sound steel.",
             go_on={"boxes": "ignore"},
         )
     unclear = [one for one in placed if one.record.status == "unclear"]
@@ -256,28 +275,30 @@ def _sort_out(
 
 
 def _paint_all(
-    labelled: Sequence[_Placed], classes: Classes, choices: Choices, folder: Path, *, link: bool, progress: Progress
+    labelled: Sequence[_Placed], paint: Callable[[_Placed], _Painted], tally: Tally, *, skip: bool, progress: Progress
 ) -> list[_Painted]:
-    """Paint and place every labelled image. Raises DataError for all unreadable images together."""
+    """Paint and place every labelled image. Raises DataError for all unreadable images together, or skips them."""
 
-    def paint(placed: _Placed) -> _Painted | ImageError:
+    def attempt(placed: _Placed) -> _Painted | ImageError:
         try:
-            return _paint(placed, classes, choices, folder, link=link)
+            return paint(placed)
         except ImageError as error:
             return error
 
     painted, unreadable = [], []
     threads = min(8, cores())
     with ThreadPoolExecutor(threads) as pool:
-        for done, one in enumerate(in_order(pool, paint, labelled, most=4 * threads), start=1):
+        for done, one in enumerate(in_order(pool, attempt, labelled, most=4 * threads), start=1):
             if isinstance(one, ImageError):
                 unreadable.append(one)
             else:
                 painted.append(one)
             progress(done, len(labelled))
-    if unreadable:
+    if unreadable and not (skip and painted):
         more = f" ({len(unreadable) - 1} more are unreadable.)" if len(unreadable) > 1 else ""
-        raise DataError(f"{unreadable[0]}{more} Take them out, with their labels.")
+        raise DataError(f"{unreadable[0]}{more}", go_on={"absent": "skip"} if painted else None)
+    for error in unreadable:
+        tally.add("unreadable_images", example=str(error).partition(": ")[0])
     return painted
 
 
@@ -297,8 +318,6 @@ def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *,
         pixels = _TURNS[turn](read.decode_stored(read.read_file(path), name=str(path)))
         size_hw = (pixels.shape[0], pixels.shape[1])
         image_id = f"{image_id.rpartition('.')[0]}.png"
-        if (folder / image_id).exists():
-            raise DataError(f"{path}: turned, it would become a second {image_id}. Rename one of the two.")
         write_png(folder / image_id, pixels)
         tally.add("turned", example=image_id)
     else:
@@ -310,7 +329,7 @@ def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *,
         )
     canvas, doubtful_px = Canvas(size_hw, tally), 0
     for shape in record.shapes:
-        example = shape.where.rpartition(": ")[2]
+        example = f"{image_id}: {shape.where.rpartition(': ')[2]}"
         if isinstance(shape, Box):
             canvas.add_box(*shape.in_px(size_hw), example=example)
             continue
@@ -320,7 +339,9 @@ def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *,
             continue
         mask = shape.paint(size_hw)
         if class_id == IGNORE_CLASS_ID:
-            if shape.name in classes.dropped:
+            if not shape.name:
+                tally.add("no_class", example=example)
+            elif shape.name in classes.dropped:
                 tally.add("dropped", example=example)
             else:
                 doubtful_px += int(np.count_nonzero(mask))
@@ -328,6 +349,7 @@ def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *,
     masks = canvas.masks()
     return _Painted(
         image_id,
+        record.part,
         {class_id: rle.encode(mask) for class_id, mask in masks.items()},
         Counter({class_id: int(np.count_nonzero(mask)) for class_id, mask in masks.items()}),
         Counter({class_id: sum(1 for _ in cut_pieces(mask)) for class_id, mask in masks.items()}),
@@ -363,25 +385,20 @@ def _check_meant(painted: Sequence[_Painted], labels: LabelSet, choices: Choices
         )
 
 
-def _folds(labelled: Sequence[_Placed], names: Sequence[str] = ()) -> dict[str, str]:
+def _folds(painted: Sequence[_Painted]) -> dict[str, str]:
     """ImageId -> part, where the source has parts other than train."""
-    if not any(one.record.part not in ("", "train") for one in labelled):
+    if not any(image.part not in ("", "train") for image in painted):
         return {}
-    ids = names or [one.image_id for one in labelled]
-    return {image_id: one.record.part or "train" for image_id, one in zip(ids, labelled, strict=True)}
+    return {image.image_id: image.part or "train" for image in painted}
 
 
 def _write_tables(
-    building: Path,
-    classes: Classes,
-    painted: Sequence[_Painted],
-    labelled: Sequence[_Placed],
-    not_labelled: Sequence[_Placed],
+    building: Path, classes: Classes, painted: Sequence[_Painted], not_labelled: Sequence[_Placed]
 ) -> None:
     labels: Labels = {image.image_id: image.labels for image in painted}
     write_class_names(building, classes.names)
     write_label_table(building, labels)
-    if folds := _folds(labelled, [image.image_id for image in painted]):
+    if folds := _folds(painted):
         write_split(building / SPLIT_NAME, folds)
     if not_labelled:
         with atomic_csv(building / NOT_LABELLED_NAME, ["ImageId"]) as write:

@@ -16,9 +16,16 @@ def refuse(source: LabelSource) -> None:
             f"{source.path(found[0])}: labels for whole images, without outlines. They cannot be used here yet: draw "
             "outlines or masks of the defects."
         )
+    for file, root in source.xmls(most=5):
+        if root.find("object/polygon/pt") is not None:
+            raise DataError(f"{source.path(file)}: XML of the first LabelMe, which is not read. {_WAY_ON}")
     for file, content in source.jsons(most=5):
         if _is_via(content):
             raise DataError(f"{source.path(file)}: JSON of the VGG Image Annotator (VIA), which is not read. {_WAY_ON}")
+    if archives := source.with_suffix(".zip", ".rar", ".7z", ".tar", ".tgz"):
+        raise DataError(
+            f"{source.path(archives[0])}: an archive within {source.given}. Unpack it, and give its folder."
+        )
 
 
 def _is_via(content: Any) -> bool:

@@ -1,11 +1,18 @@
 """The kinds of labels that can be imported, and which of them a source is."""
 
 from defectseg.errors import DataError, UsageError
-from defectseg.formats import foreign, label_studio, labelme, supervisely
+from defectseg.formats import cvat, foreign, label_studio, labelme, severstal, supervisely, voc
 from defectseg.formats.labels import Kind
 from defectseg.formats.source import LabelSource
 
-KINDS: tuple[Kind, ...] = (labelme.KIND, label_studio.KIND, supervisely.KIND)
+KINDS: tuple[Kind, ...] = (
+    labelme.KIND,
+    cvat.KIND,
+    label_studio.KIND,
+    supervisely.KIND,
+    voc.KIND,
+    severstal.KIND,
+)
 
 
 def recognise(source: LabelSource, name: str | None = None) -> tuple[Kind, str]:

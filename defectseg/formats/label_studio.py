@@ -35,8 +35,8 @@ def recognise(source: LabelSource) -> str:
 def _is_export(content: Any) -> bool:
     task = content[0] if isinstance(content, list) and content else None
     return isinstance(task, dict) and (
-        isinstance(task.get("data"), dict)
-        and ("annotations" in task or "completions" in task)
+        (isinstance(task.get("data"), dict)
+        and ("annotations" in task or "completions" in task))
         or "annotation_id" in task
     )
 
@@ -58,7 +58,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     return LabelSet(
         records,
         list(dict.fromkeys(shape.name for shape in shapes)),
-        others_unlabelled=True,
+        file_each=True,
         absent_hint="Label Studio exports no images with its JSON.",
     )
 

@@ -64,7 +64,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         list(names),
         own=own,
         roots=[choices.images or source.root] if own else (),
-        others_unlabelled=source.file is None,
+        file_each=source.file is None,
         absent_hint=hint if embedded else "",
     )
 

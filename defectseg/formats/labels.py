@@ -66,7 +66,7 @@ class Shape:
     """A region of one class.
 
     Attributes:
-        name: its class, as the labels call it; where they have no names, the number as text.
+        name: its class, as the labels call it; where they have no names, the number as text; "" if nobody has said.
         paint: height and width of the image -> mask, bool (H, W). It may raise LabelError.
         where: names the file and the entry in messages.
     """
@@ -125,9 +125,11 @@ class LabelSet:
         names: the classes, in the order of the source.
         numbered: the names are the values of mask pixels, "1" and so on.
         roots: folders below which ImageIds are the paths; empty: below "images", else below their common folder.
+        keep: files to copy into the data folder as they are.
         own: written by defectseg, and therefore complete.
         lonely: label files that match no image.
-        others_unlabelled: images that no record names are there to be labelled, and nobody has done so.
+        file_each: the tool writes a file for each image that somebody has labelled, so that images beside them without
+            one are not labelled.
         hint: what to do if nothing is labelled.
         absent_hint: what to do if images are not there.
     """
@@ -136,9 +138,10 @@ class LabelSet:
     names: Sequence[str]
     numbered: bool = False
     roots: Sequence[Path] = ()
+    keep: Sequence[Path] = ()
     own: bool = False
     lonely: Sequence[str] = ()
-    others_unlabelled: bool = False
+    file_each: bool = False
     hint: str = ""
     absent_hint: str = ""
 

@@ -71,9 +71,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         for image_id, listed in shapes.items()
     ]
     side_files = [path.parent / name for name in (SPLIT_NAME, GROUPS_NAME)]
-    return LabelSet(
-        records, names, numbered=not named, roots=roots, keep=[one for one in side_files if one.is_file()]
-    )
+    return LabelSet(records, names, numbered=not named, roots=roots, keep=[one for one in side_files if one.is_file()])
 
 
 def _shape(row: LabelRow, names: list[str], where: str) -> Shape:

@@ -18,6 +18,7 @@ from defectseg.progress import Progress
 
 _SKIPPED_FOLDERS = ("__MACOSX",)
 _MOST_KEPT = 20  # parsed files; recognising looks at the same few for each kind
+_ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
 
 class LabelSource:
@@ -41,7 +42,7 @@ class LabelSource:
         if self.file is not None:
             return (self.file.name,)
         found: list[str] = []
-        for folder, subfolders, names in os.walk(self.root):
+        for folder, subfolders, names in os.walk(self.root, onerror=_refuse_folder):
             subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in _SKIPPED_FOLDERS]
             prefix = Path(folder).relative_to(self.root).as_posix()
             found += [name if prefix == "." else f"{prefix}/{name}" for name in names if not name.startswith(".")]
@@ -77,8 +78,9 @@ class LabelSource:
             text = read_text(self.path(file), "expected XML")
             if "<!DOCTYPE" in text:  # entities can grow without limit
                 raise LabelError(f"{self.path(file)}: has a document type, which labels do not need. Remove it.")
+            parser = ElementTree.XMLParser(encoding="utf-8")  # whatever the file says of itself  # noqa: S314
             try:
-                self._xml[file] = ElementTree.fromstring(text.encode())  # noqa: S314 - no document type, no entities
+                self._xml[file] = ElementTree.fromstring(text.encode(), parser)  # noqa: S314 - no entities
             except (ElementTree.ParseError, ValueError, RecursionError) as error:
                 raise LabelError(f"{self.path(file)}: not valid XML ({error}).") from error
         return self._xml[file]
@@ -102,6 +104,10 @@ class LabelSource:
             yield file, content
 
 
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"{error.filename}: the folder cannot be listed ({error.strerror}). Check its permissions.")
+
+
 @contextmanager
 def open_source(src: Path, *, beside: Path, progress: Progress) -> Iterator[LabelSource]:
     """Open a source. An archive is unpacked beside the folder to be written, and removed at the end.
@@ -115,6 +121,8 @@ def open_source(src: Path, *, beside: Path, progress: Progress) -> Iterator[Labe
     elif not src.is_file():
         raise DataError(f"{src}: no such file or folder; expected labels: a file, a folder, or a ZIP archive.")
     elif not zipfile.is_zipfile(src):
+        if src.name.lower().endswith(_ARCHIVES):
+            raise DataError(f"{src}: no whole ZIP archive. Download it again, or unpack it and give the folder.")
         yield LabelSource(src, src.parent, src)
     else:
         with resource_errors(beside):
@@ -122,8 +130,8 @@ def open_source(src: Path, *, beside: Path, progress: Progress) -> Iterator[Labe
             unpacked = tempfile.TemporaryDirectory(prefix=".tmp-", dir=beside.absolute().parent)
         with unpacked as folder:
             root = Path(folder) / "files"
-            unpack_zip(src, root, remedy="Export it again.", progress=progress)
             try:
+                unpack_zip(src, root, remedy="Export it again.", progress=progress)
                 yield LabelSource(src, root)
             except DefectsegError as error:  # the user does not know the unpacked folder
                 error.args = (str(error.args[0]).replace(str(root), str(src)),)

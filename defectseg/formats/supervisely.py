@@ -49,7 +49,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         elif PurePosixPath(file).name != _META_NAME:
             tally.add("other_file", example=file)
     names |= {shape.name: None for record in records for shape in record.shapes}
-    return LabelSet(records, list(names), others_unlabelled=source.file is None)
+    return LabelSet(records, list(names), file_each=source.file is None)
 
 
 def _record(file: str, content: dict[str, Any], where: str, shape_of: Mapping[str, Any], tally: Tally) -> Record:
