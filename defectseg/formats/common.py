@@ -1,6 +1,7 @@
 """What imports and exports share: class numbers, painting masks, the data folder on either side, and what was lost."""
 
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -74,19 +75,21 @@ class Loss:
 
 
 class Tally:
-    """Counts losses by kind, with a few examples of each."""
+    """Counts losses by kind, with a few examples of each. Several threads may add at the same time."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
 
     def add(self, kind: str, count: int = 1, *, example: str = "") -> None:
         """Count losses of a kind; `example` names a place where one occurred."""
         assert kind in LOSSES
-        self._counts[kind] += count
-        examples = self._examples.setdefault(kind, [])
-        if example and example not in examples and len(examples) < EXAMPLES_SHOWN:
-            examples.append(example)
+        with self._lock:
+            self._counts[kind] += count
+            examples = self._examples.setdefault(kind, [])
+            if example and example not in examples and len(examples) < EXAMPLES_SHOWN:
+                examples.append(example)
 
     def update(self, other: "Tally") -> None:
         """Add what another tally has counted."""

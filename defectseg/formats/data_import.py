@@ -272,7 +272,8 @@ def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *,
     record, path, image_id, tally = placed.record, placed.path, placed.image_id, Tally()
     decoded = read.decode(path)
     size_hw = (decoded.pixels.shape[0], decoded.pixels.shape[1])
-    turn = _orientation(decoded.notes) if record.shapes else 1
+    has_size = record.size_hw in (None, size_hw)
+    turn = _orientation(decoded.notes) if record.shapes or not has_size else 1
     if turn != 1 and choices.exif is None:
         raise DataError(
             f"{path}: has the EXIF orientation {turn}, and nobody can tell from the file whether the labels were drawn "
@@ -298,7 +299,7 @@ def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *,
     for shape in record.shapes:
         example = shape.where.rpartition(": ")[2]
         if isinstance(shape, Box):
-            canvas.add_box(*shape.box_xywh, example=example)
+            canvas.add_box(*shape.in_px(size_hw), example=example)
             continue
         class_id = classes.ids[shape.name]
         if class_id == SOUND_CLASS_ID:

@@ -73,11 +73,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class Box:
-    """A box without an outline: left, top, width and height in px."""
+    """A box without an outline: left, top, width and height in px, or in fractions of the image's size."""
 
     name: str
     box_xywh: tuple[float, float, float, float]
     where: str
+    in_fractions: bool = False
+
+    def in_px(self, size_hw: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Left, top, width and height in an image of that size."""
+        height, width = size_hw if self.in_fractions else (1, 1)
+        left, top, box_width, box_height = self.box_xywh
+        return left * width, top * height, box_width * width, box_height * height
 
 
 @dataclass(frozen=True)
