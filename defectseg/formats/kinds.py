@@ -2,10 +2,12 @@
 
 from defectseg.errors import DataError, UsageError
 from defectseg.formats import foreign, supervisely
+from defectseg.formats.coco import read as coco
 from defectseg.formats.labels import Kind
 from defectseg.formats.source import LabelSource
+from defectseg.formats.yolo import read as yolo
 
-KINDS: tuple[Kind, ...] = (supervisely.KIND,)
+KINDS: tuple[Kind, ...] = (coco.KIND, supervisely.KIND, yolo.KIND)
 
 
 def recognise(source: LabelSource, name: str | None = None) -> tuple[Kind, str]:
