@@ -148,9 +148,9 @@ def export_coco(
 
     Example: defectseg data export coco data/mill --out coco/ --polygons
     """
-    from defectseg.formats import coco
+    from defectseg.formats.coco import write
 
-    _export(partial(coco.export_coco, root, out, polygons=polygons, link=link), out, json_output)
+    _export(partial(write.export_coco, root, out, polygons=polygons, link=link), out, json_output)
 
 
 @export_app.command("labelme")
@@ -190,7 +190,10 @@ def export_masks(
 def export_yolo(
     root: DataFolder,
     out: NewFolder,
-    fold: Annotated[int, typer.Option(help="Fold of split.csv that becomes val.", min=0, metavar="I")] = 0,
+    fold: Annotated[
+        int | None,
+        typer.Option(help="Fold of split.csv that becomes val. Default: its part val, else 0.", min=0, metavar="I"),
+    ] = None,
     link: Link = False,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -199,9 +202,9 @@ def export_yolo(
 
     Example: defectseg data export yolo data/mill --out yolo/
     """
-    from defectseg.formats import yolo
+    from defectseg.formats.yolo import write
 
-    _export(partial(yolo.export_yolo, root, out, fold=fold, link=link), out, json_output)
+    _export(partial(write.export_yolo, root, out, fold=fold, link=link), out, json_output)
 
 
 def _export(write: "Callable[..., ExportReport]", out: Path, json_output: bool) -> None:
@@ -239,7 +242,8 @@ def export_predictions(
         return
     _print_losses(report.lost)
     print(f"{report.images} images with {report.annotations} regions: {shown(out)}")
-    print(f"Once corrected: defectseg data import {shown(out)} --images DIR --out DIR")
+    print(f"Once corrected: defectseg data import {shown(out)} --images DIR --out DIR --unlabelled clean")
+    print("This takes images without a region as sound. Use skip instead of clean if nobody has looked at all of them.")
 
 
 @export_app.command("submission")

@@ -43,6 +43,14 @@ LOSSES = {
     "flags": "{count} flags of images or annotations are not kept (for example {examples}).",
     "not_counted": "{count} drafts, predictions, and skipped or older annotations do not count (for example "
     "{examples}).",
+    "faulty_outline": "{count} annotations have an outline of fewer than three points, or one that is no list of "
+    "numbers; the rest of the annotation was used (for example {examples}).",
+    "faulty_box": "{count} annotations have a good outline and a box that is none; the outline was used (for example "
+    "{examples}).",
+    "text_numbers": "{count} annotations have numbers written as text; they were read as numbers (for example "
+    "{examples}).",
+    "score": "{count} labels have a score, as predictions of a model have. They count as labels all the same: correct "
+    "them first (for example {examples}).",
     "clipped": "{count} outlines or boxes reach beyond their image; what lies outside was cut off (for example "
     "{examples}).",
     "no_pixel": "{count} annotations are too thin to hold the centre of a pixel, or lie outside their image "
@@ -57,6 +65,12 @@ LOSSES = {
     "unlisted_images": "{count} images in the folder are not named in the labels and were left out "
     "(for example {examples}).",
     "other_file": "{count} files are not of this kind and were passed over (for example {examples}).",
+    "predictions_file": "{count} files hold predictions (lists of COCO results) and were passed over (for example "
+    "{examples}).",
+    "absent_folder": "{count} folders or lists that the labels name are not there ({examples}); folders whose names "
+    "say the same were taken.",
+    "several_parts": "{count} images belong to several parts of the data set and count as the first of train, val and "
+    "test (for example {examples}).",
     "other_part": "{count} images of other subsets count as train (for example {examples}).",
     "overlap_px": "{count} px belong to several classes; a class map holds one, here that of the smaller mask (for "
     "example {examples}). A picture for each class keeps them all.",

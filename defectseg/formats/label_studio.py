@@ -35,8 +35,7 @@ def recognise(source: LabelSource) -> str:
 def _is_export(content: Any) -> bool:
     task = content[0] if isinstance(content, list) and content else None
     return isinstance(task, dict) and (
-        (isinstance(task.get("data"), dict)
-        and ("annotations" in task or "completions" in task))
+        (isinstance(task.get("data"), dict) and ("annotations" in task or "completions" in task))
         or "annotation_id" in task
     )
 

@@ -59,8 +59,13 @@ class ImageFinder:
 
 def _parts(name: str) -> list[str]:
     """The parts of a path or URL, comparable."""
-    name = unicodedata.normalize("NFC", name.partition("?d=")[2] or name)  # Label Studio's /data/local-files/?d=a/b.jpg
-    return [part for part in re.split(r"[\\/]", name.casefold()) if part not in ("", ".", "..")]
+    path = name.partition("?d=")[2] or name  # Label Studio's /data/local-files/?d=a/b.jpg
+    path = path.partition("?")[0] if "://" in path else path
+    return [
+        part
+        for part in re.split(r"[\\/]", unicodedata.normalize("NFC", path).casefold())
+        if part not in ("", ".", "..")
+    ]
 
 
 def _shared(wanted: Sequence[str], there: Sequence[str]) -> int:

@@ -105,6 +105,11 @@ def _check_polygon(polygon: Any, size_hw: tuple[int, int], where: str) -> None:
             )
 
 
+def lies_within(points: NDArray[np.float64], size_hw: tuple[int, int]) -> bool:
+    """Whether points, (N, 2), x and y in px, lie in an image or no more than half a pixel beyond it."""
+    return bool((points >= -0.5).all() and (points <= (size_hw[1] + 0.5, size_hw[0] + 0.5)).all())
+
+
 def pixel_outline(piece: Piece) -> NDArray[np.intp]:
     """The border pixels of a region in order, int (N, 2): x and y in the image. Holes are ignored."""
     (contour,), _ = cv2.findContours(piece.mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)

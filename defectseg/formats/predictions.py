@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defectseg.errors import DataError, OutputExistsError
-from defectseg.formats.coco import CocoDocument
+from defectseg.formats.coco.write import CocoDocument
 from defectseg.formats.common import Loss, Tally
 from defectseg.image import rle
 from defectseg.predict.output import read_results
@@ -38,7 +38,8 @@ def predictions_to_coco(
     """Write the results in an output folder of `predict` as one COCO file.
 
     Each connected region becomes an annotation with its score. Every image is listed, so that people see what was
-    missed. `file_name` is the ImageId. `import_coco` reads the corrected file.
+    missed. `file_name` is the ImageId. `data import` reads the corrected file, and asks what the images without an
+    annotation are: sound if people have looked at all of them, not labelled otherwise.
 
     Args:
         root: the output folder of a finished run.
@@ -76,5 +77,5 @@ def predictions_to_coco(
         progress(count, 0)
     if not run_lengths and document.annotations:
         tally.add("simplified", round(TOLERANCE_PX))
-    document.write(file)
+    document.write(file, complete=False)
     return CorrectionReport(count, len(document.annotations), class_names, tally.losses())

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from defectseg.data.folder import open_data_folder
 from defectseg.errors import DataError, OutputExistsError
-from defectseg.formats.coco import import_coco
+from defectseg.formats.data_import import import_labels
+from defectseg.formats.labels import Choices
 from defectseg.formats.predictions import predictions_to_coco
 from defectseg.image.find import find_images
 from defectseg.predict.predict import predict
@@ -97,8 +98,12 @@ def test_file_can_be_imported_once_corrected(tmp_path: Path, predicted: Make, ru
     root = predicted({"line 1/a.png": image, "b.png": sheet()})
     told = predictions_to_coco(root, tmp_path / "fix.json", run_lengths=run_lengths)
     assert [loss.kind for loss in told.lost] == ([] if run_lengths else ["simplified"])
-    report = import_coco(tmp_path / "fix.json", tmp_path / "images", tmp_path / "labels")
-    assert (report.class_names, report.clean_images) == (("pits", "cracks"), 1)
+    with pytest.raises(DataError, match="1 of 2 images have no label"):  # has anybody looked at b.png?
+        import_labels(tmp_path / "fix.json", tmp_path / "labels", Choices(tmp_path / "images"))
+    choices = Choices(tmp_path / "images", unlabelled="clean")
+    report = import_labels(tmp_path / "fix.json", tmp_path / "labels", choices)
+    assert ([one.name for one in report.classes], report.sound_images) == (["pits", "cracks"], 1)
+    assert {loss.kind: loss.count for loss in report.lost} == {"score": 3, "united": 1}
     masks, _ = open_data_folder(tmp_path / "labels").masks_of("line 1/a.png", (40, 60))
     np.testing.assert_array_equal(masks[0], image == PIT)
     if run_lengths:
