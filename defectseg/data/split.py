@@ -12,9 +12,9 @@ from typing import Literal
 from defectseg.copies.descriptors import describe_all
 from defectseg.copies.find import DisjointSets, find_copies
 from defectseg.copies.strips import find_neighbours
-from defectseg.data.folder import DataFolder, LabelTable
+from defectseg.data.folder import DataFolder
 from defectseg.data.names import respellings
-from defectseg.data.table import IGNORE_CLASS_ID
+from defectseg.data.table import IGNORE_CLASS_ID, LabelTable
 from defectseg.errors import DataError, LabelError, UsageError
 from defectseg.files import atomic_csv, read_by_image
 from defectseg.progress import Progress, silent

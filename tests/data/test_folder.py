@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.data.folder import open_data_folder, write_not_labelled
-from defectseg.data.ignored import unknown_classes
+from defectseg.data.folder import open_data_folder, unknown_classes, write_not_labelled
 from defectseg.data.split import read_split
 from defectseg.errors import DataError, LabelError
 
