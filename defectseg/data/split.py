@@ -146,8 +146,9 @@ def read_split(path: Path, image_ids: Collection[str] = ()) -> dict[str, Fold]:
         number = _NUMBER.fullmatch(text)
         fold = int(number[1]) if number else _PARTS.get(text.lower())
         if fold is None:
-            expected = "a whole number from 0, or train, val or test"
-            raise LabelError(f"{where}: fold {text!r} of {image_id}; expected {expected}.")
+            raise LabelError(
+                f"{where}: fold {text!r} of {image_id}; expected a whole number from 0, train, val or test."
+            )
         if image_id in folds:
             raise LabelError(f"{where}: {image_id} stands there a second time. Keep one row of the two.")
         folds[image_id] = fold

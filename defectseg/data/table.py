@@ -23,6 +23,7 @@ TABLE_NAMES = ("train.csv", "train.csv.gz")
 IGNORE_CLASS_ID = MAX_CLASSES + 1
 
 Labels = dict[str, dict[int, str]]  # ImageId -> ClassId -> run-lengths
+Names = Sequence[str] | None
 
 # An image without any row counts as clean.
 NOT_CLEAN = "take the image and all its rows out: with this row alone gone, the defect would count as sound steel"
@@ -118,7 +119,7 @@ class _FaultyRowError(Exception):
     """Its arguments are the kind of the fault and the message."""
 
 
-def scan_label_rows(path: Path, class_names: Sequence[str] | None = None, *, unite: bool = False) -> LabelScan:
+def scan_label_rows(path: Path, class_names: Names = None, *, unite: bool = False) -> LabelScan:
     """Read a label table and separate its valid rows from its faults.
 
     Args:
@@ -162,7 +163,7 @@ def scan_label_rows(path: Path, class_names: Sequence[str] | None = None, *, uni
     return LabelScan(list(rows.values()), sorted(faults, key=lambda fault: fault.row or 0), united)
 
 
-def _cells(table: CsvTable, class_names: Sequence[str] | None) -> Iterator[tuple[int, str, str, str]]:
+def _cells(table: CsvTable, class_names: Names) -> Iterator[tuple[int, str, str, str]]:
     """Line, ImageId, ClassId as text, and EncodedPixels of each label in the table.
 
     Raises:
@@ -184,7 +185,7 @@ def _cells(table: CsvTable, class_names: Sequence[str] | None) -> Iterator[tuple
                 yield line, fields[image], class_text, fields[column]
 
 
-def _wide_columns(table: CsvTable, class_names: Sequence[str] | None) -> tuple[int, list[tuple[int, str]]]:
+def _wide_columns(table: CsvTable, class_names: Names) -> tuple[int, list[tuple[int, str]]]:
     """The column of the ImageId, and the columns of the classes with their ClassIds, in a table with one for each.
 
     Raises:
@@ -211,9 +212,7 @@ def _wide_columns(table: CsvTable, class_names: Sequence[str] | None) -> tuple[i
     return place_of[image or others[0]], [(place_of[name], class_id) for name, class_id in class_ids.items()]
 
 
-def _class_ids(
-    table: CsvTable, filled: Mapping[str, Sequence[str]], class_names: Sequence[str] | None
-) -> dict[str, str]:
+def _class_ids(table: CsvTable, filled: Mapping[str, Sequence[str]], class_names: Names) -> dict[str, str]:
     """Name of a column -> ClassId, of columns named by number, by class, by a word and a number (e1), or by content.
 
     Args:
@@ -277,9 +276,7 @@ def _parse_class_id(text: str, encoded: str) -> int:
     return class_id
 
 
-def read_label_table(
-    path: Path, image_ids: Collection[str] = (), *, class_names: Sequence[str] | None = None
-) -> LabelTable:
+def read_label_table(path: Path, image_ids: Collection[str] = (), *, class_names: Names = None) -> LabelTable:
     """Read a label table, .csv or .csv.gz, in any of the layouts of docs/formats.md.
 
     Args:
