@@ -45,7 +45,7 @@ class DataConfig(Frozen):
 
     folds: Annotated[int, Field(ge=2)] = 5
     fold: HeldOut | Literal["auto"] | None = Field(
-        "auto", description="fold to validate on; auto: val of split.csv, or else 0; null: all but val are trained on"
+        "auto", description="fold to validate on; auto: val, or 0; null: none"
     )
     crop_hw: SizeHW | None = Field((256, 512), description="px; at most the largest image; null: the whole image")
     defect_crops: Share = Field(0.5, description="share of crops that contain a defect")

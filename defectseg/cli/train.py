@@ -38,11 +38,7 @@ def train(
     ] = None,
     fold: Annotated[
         str | None,
-        typer.Option(
-            help="Fold to validate on, none (train on everything but val and test), or all in turn. Default: val of "
-            "split.csv if it has that, else 0, or as the recipe says.",
-            metavar="N|val|none|all",
-        ),
+        typer.Option(help="Fold to validate on, none, or all in turn. Default: see recipe.", metavar="N|val|none|all"),
     ] = None,
     use_val: Annotated[bool, typer.Option("--use-val", help="With --fold none: train on val, too.")] = False,
     batch_size: Annotated[
@@ -68,8 +64,8 @@ def train(
     """Train a model on a data folder.
 
     RUN receives model.safetensors (at the end of the training), config.yaml, split.csv, metrics.jsonl, curves.png and
-    TensorBoard events. Folds come from split.csv in the data folder; without it, they are drawn by the seed. Images of
-    test in split.csv are never trained on, those of val only with --use-val.
+    TensorBoard events. Folds come from split.csv in the data folder; without it, they are drawn by the seed. Its part
+    test is never trained on. Its part val is trained on only with --use-val, and validates if no other fold is named.
 
     Example: defectseg train severstal-small --data severstal --out runs/1
     """

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from defectseg.data.folder import IMAGES_NAME, read_label_table
-from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES
+from defectseg.data.folder import IMAGES_NAME
+from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, read_label_table
 from defectseg.errors import CannotContinueError, DataError, LabelError, MissingExtraError
 from defectseg.files import check_is_free, folder_lock, resource_errors, unpack_zip
 from defectseg.progress import Progress, silent

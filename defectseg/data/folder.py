@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.classes import CLASSES_NAME, check_class_names, match_classes, read_class_names
-from defectseg.data.ignored import unknown_classes
 from defectseg.data.names import respellings
-from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, Labels, scan_label_rows
+from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, LabelTable, read_label_table
 from defectseg.errors import DataError, ImageError, LabelError
 from defectseg.files import atomic_csv, open_regular, read_by_image, size_and_time
 from defectseg.image import rle
@@ -30,19 +30,8 @@ log = logging.getLogger(__name__)
 IMAGES_NAME = "train_images"
 GROUPS_NAME = "groups.csv"
 NOT_LABELLED_NAME = "not_labelled.csv"
-
-
-@dataclass(frozen=True)
-class LabelTable:
-    """The content of a label table.
-
-    Attributes:
-        rles: ImageId -> ClassId (1..254, or 255 for pixels to ignore) -> run-lengths, never blank.
-        listed: every ImageId that has a row, including blank rows.
-    """
-
-    rles: Mapping[str, Mapping[int, str]]
-    listed: frozenset[str]
+BORDER_PX = 8
+"""Ignored pixels this close to a defect are its border, such as VOC draws around each object."""
 
 
 @dataclass(frozen=True)
@@ -135,28 +124,44 @@ class DataFolder:
         return digest.hexdigest()
 
 
-def read_label_table(
-    path: Path, image_ids: Collection[str] = (), *, class_names: Sequence[str] | None = None
-) -> LabelTable:
-    """Read a label table, .csv or .csv.gz, in any of the layouts of docs/formats.md.
+def hiding_pixels(masks: NDArray[np.bool_], ignore: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The ignored pixels that may hide a defect, bool (H, W).
+
+    An 8-connected part of the ignored area hides nothing if it is a border, that is, if all its pixels lie within 8 px
+    (along rows and columns) of visible defects.
 
     Args:
-        path: the file.
-        image_ids: images; names that differ from one of these only by their Unicode form are read as that image.
-        class_names: as in `scan_label_rows`.
-
-    Raises:
-        LabelError: the file cannot be read, its header is unknown, or a row is faulty (an ImageId that leaves its
-            folder, an invalid ClassId, invalid run-lengths, a duplicate pair of ImageId and ClassId); the message names
-            the first such row.
+        masks: bool (C, H, W), labelled masks.
+        ignore: bool (H, W), pixels to ignore.
     """
-    rows = scan_label_rows(path, class_names).sound()
-    spelled = respellings({row.image_id for row in rows}, image_ids, where=path)
-    rles: Labels = {}
-    for row in rows:
-        if row.encoded:
-            rles.setdefault(spelled[row.image_id], {})[row.class_id] = row.encoded
-    return LabelTable(rles, frozenset(spelled.values()))
+    seen = masks.any(axis=0) & ~ignore
+    if not seen.any():
+        return ignore
+    near = cv2.dilate(seen.view(np.uint8), np.ones((2 * BORDER_PX + 1,) * 2, np.uint8)).view(np.bool_)
+    count, parts = cv2.connectedComponents(np.ascontiguousarray(ignore).view(np.uint8), connectivity=8)
+    hides = np.zeros(count, np.bool_)
+    hides[parts[ignore & ~near]] = True
+    return np.asarray(hides[parts])
+
+
+def unknown_classes(
+    masks: NDArray[np.bool_], ignore: NDArray[np.bool_], hiding: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """The classes that an image may or may not show, bool (C,): not visible, but ignored pixels may hide a defect.
+
+    A class whose labelled pixels are all ignored is always unknown.
+
+    Args:
+        masks: bool (C, H, W), labelled masks.
+        ignore: bool (H, W), pixels to ignore.
+        hiding: for a crop, its part of the `hiding_pixels` of the image; None for a whole image.
+    """
+    if not ignore.any():
+        return np.zeros(len(masks), np.bool_)
+    if hiding is None:
+        hiding = hiding_pixels(masks, ignore)
+    seen, labelled = (masks & ~ignore).any(axis=(1, 2)), masks.any(axis=(1, 2))
+    return np.asarray(~seen & (labelled | hiding.any()))
 
 
 def open_data_folder(

@@ -12,9 +12,9 @@ from typing import Literal
 from defectseg.copies.descriptors import describe_all
 from defectseg.copies.find import DisjointSets, find_copies
 from defectseg.copies.strips import find_neighbours
-from defectseg.data.folder import DataFolder, LabelTable
+from defectseg.data.folder import DataFolder
 from defectseg.data.names import respellings
-from defectseg.data.table import IGNORE_CLASS_ID
+from defectseg.data.table import IGNORE_CLASS_ID, LabelTable
 from defectseg.errors import DataError, LabelError, UsageError
 from defectseg.files import atomic_csv, read_by_image
 from defectseg.progress import Progress, silent
@@ -146,8 +146,9 @@ def read_split(path: Path, image_ids: Collection[str] = ()) -> dict[str, Fold]:
         number = _NUMBER.fullmatch(text)
         fold = int(number[1]) if number else _PARTS.get(text.lower())
         if fold is None:
-            expected = "a whole number from 0, or train, val or test"
-            raise LabelError(f"{where}: fold {text!r} of {image_id}; expected {expected}.")
+            raise LabelError(
+                f"{where}: fold {text!r} of {image_id}; expected a whole number from 0, train, val or test."
+            )
         if image_id in folds:
             raise LabelError(f"{where}: {image_id} stands there a second time. Keep one row of the two.")
         folds[image_id] = fold

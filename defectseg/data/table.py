@@ -5,13 +5,14 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from defectseg.data.classes import CLASSES_NAME, MAX_CLASSES, read_class_names
+from defectseg.data.names import respellings
 from defectseg.errors import LabelError
 from defectseg.files import CsvTable, atomic_csv, check_image_id, read_csv
 from defectseg.image import rle
@@ -22,6 +23,7 @@ TABLE_NAMES = ("train.csv", "train.csv.gz")
 IGNORE_CLASS_ID = MAX_CLASSES + 1
 
 Labels = dict[str, dict[int, str]]  # ImageId -> ClassId -> run-lengths
+Names = Sequence[str] | None
 
 # An image without any row counts as clean.
 NOT_CLEAN = "take the image and all its rows out: with this row alone gone, the defect would count as sound steel"
@@ -30,9 +32,9 @@ _REMEDIES = {
     "image-id": "Name the image by its path below train_images/.",
     "class": f"Mend the ClassId, or {NOT_CLEAN}.",
     "rle": f"Export this mask again, or {NOT_CLEAN}.",
-    "duplicate": "Unite the two masks in one row; where they are the same, keep one. If the table has a row for each "
-    "instance, `defectseg data import DIR --unite --out NEW` unites them all and loses nothing.",
+    "duplicate": "Unite the two masks in one row; where they are the same, keep one.",
 }
+_UNITE = "`defectseg data import DIR --unite --out NEW` unites them all, and nothing is lost"
 _BLANKS = frozenset({"", "nan", "none", "null", "<na>", "-1", "0 0"})
 _WHOLE_IMAGE = re.compile(r"1 [0-9]+")  # with ClassId 0: the placeholder of Severstal's sample_submission.csv
 _CLASS_ID = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 3.0 once a column has had a gap
@@ -55,6 +57,19 @@ class LabelRow:
     image_id: str
     class_id: int
     encoded: str
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The content of a label table.
+
+    Attributes:
+        rles: ImageId -> ClassId (1..254, or 255 for pixels to ignore) -> run-lengths, never blank.
+        listed: every ImageId that has a row, including blank rows.
+    """
+
+    rles: Mapping[str, Mapping[int, str]]
+    listed: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,7 @@ class _FaultyRowError(Exception):
     """Its arguments are the kind of the fault and the message."""
 
 
-def scan_label_rows(path: Path, class_names: Sequence[str] | None = None, *, unite: bool = False) -> LabelScan:
+def scan_label_rows(path: Path, class_names: Names = None, *, unite: bool = False) -> LabelScan:
     """Read a label table and separate its valid rows from its faults.
 
     Args:
@@ -141,14 +156,14 @@ def scan_label_rows(path: Path, class_names: Sequence[str] | None = None, *, uni
             rows[key] = replace(rows[key], encoded=rle.unite(rows[key].encoded, row.encoded))
     images = len({row.image_id for row in repeated})
     for row in () if unite else repeated:
-        what = f"{row.image_id}, ClassId {row.class_id} stands in line {rows[row.image_id, row.class_id].line} already"
-        told = f"{what}. {_REMEDIES['duplicate']} ({images} images have such rows.)"
-        add_fault("duplicate", row.line, told, row.image_id)
+        first = rows[row.image_id, row.class_id].line
+        told = f"stands in line {first} already; {images} images have such rows. Where each is an instance, {_UNITE}."
+        add_fault("duplicate", row.line, f"{row.image_id}, ClassId {row.class_id} {told}", row.image_id)
     united = len(repeated) if unite else 0
     return LabelScan(list(rows.values()), sorted(faults, key=lambda fault: fault.row or 0), united)
 
 
-def _cells(table: CsvTable, class_names: Sequence[str] | None) -> Iterator[tuple[int, str, str, str]]:
+def _cells(table: CsvTable, class_names: Names) -> Iterator[tuple[int, str, str, str]]:
     """Line, ImageId, ClassId as text, and EncodedPixels of each label in the table.
 
     Raises:
@@ -170,7 +185,7 @@ def _cells(table: CsvTable, class_names: Sequence[str] | None) -> Iterator[tuple
                 yield line, fields[image], class_text, fields[column]
 
 
-def _wide_columns(table: CsvTable, class_names: Sequence[str] | None) -> tuple[int, list[tuple[int, str]]]:
+def _wide_columns(table: CsvTable, class_names: Names) -> tuple[int, list[tuple[int, str]]]:
     """The column of the ImageId, and the columns of the classes with their ClassIds, in a table with one for each.
 
     Raises:
@@ -197,9 +212,7 @@ def _wide_columns(table: CsvTable, class_names: Sequence[str] | None) -> tuple[i
     return place_of[image or others[0]], [(place_of[name], class_id) for name, class_id in class_ids.items()]
 
 
-def _class_ids(
-    table: CsvTable, filled: Mapping[str, Sequence[str]], class_names: Sequence[str] | None
-) -> dict[str, str]:
+def _class_ids(table: CsvTable, filled: Mapping[str, Sequence[str]], class_names: Names) -> dict[str, str]:
     """Name of a column -> ClassId, of columns named by number, by class, by a word and a number (e1), or by content.
 
     Args:
@@ -261,6 +274,28 @@ def _parse_class_id(text: str, encoded: str) -> int:
             f"ClassId {text!r}; expected a whole number, 1 to {MAX_CLASSES} ({IGNORE_CLASS_ID} for pixels to ignore).",
         )
     return class_id
+
+
+def read_label_table(path: Path, image_ids: Collection[str] = (), *, class_names: Names = None) -> LabelTable:
+    """Read a label table, .csv or .csv.gz, in any of the layouts of docs/formats.md.
+
+    Args:
+        path: the file.
+        image_ids: images; names that differ from one of these only by their Unicode form are read as that image.
+        class_names: as in `scan_label_rows`.
+
+    Raises:
+        LabelError: the file cannot be read, its header is unknown, or a row is faulty (an ImageId that leaves its
+            folder, an invalid ClassId, invalid run-lengths, a duplicate pair of ImageId and ClassId); the message names
+            the first such row.
+    """
+    rows = scan_label_rows(path, class_names).sound()
+    spelled = respellings({row.image_id for row in rows}, image_ids, where=path)
+    rles: Labels = {}
+    for row in rows:
+        if row.encoded:
+            rles.setdefault(spelled[row.image_id], {})[row.class_id] = row.encoded
+    return LabelTable(rles, frozenset(spelled.values()))
 
 
 def write_label_table(root: Path, labels: Labels) -> None:

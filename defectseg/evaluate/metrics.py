@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from defectseg.data.ignored import unknown_classes
+from defectseg.data.folder import unknown_classes
 from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import DataError
 from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from defectseg.data.folder import IMAGES_NAME, DataFolder, read_label_table
+from defectseg.data.folder import IMAGES_NAME, DataFolder
 from defectseg.data.names import respellings
-from defectseg.data.table import IGNORE_CLASS_ID, scan_label_rows
+from defectseg.data.table import IGNORE_CLASS_ID, read_label_table, scan_label_rows
 from defectseg.errors import ImageError, LabelError
 from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs
 from defectseg.image import rle

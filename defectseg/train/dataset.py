@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from defectseg.config import DataConfig
-from defectseg.data.folder import DataFolder
-from defectseg.data.ignored import hiding_pixels, unknown_classes
+from defectseg.data.folder import DataFolder, hiding_pixels, unknown_classes
 from defectseg.train.augment import Augment
 from defectseg.train.crops import Place, cut, place_crop
 

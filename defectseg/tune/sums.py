@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.data.ignored import unknown_classes
+from defectseg.data.folder import unknown_classes
 from defectseg.evaluate.score import Scored
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from defectseg.data.split import read_split, write_split
+from defectseg.data.split import Fold, read_split, write_split
 
 Call = Callable[..., Any]
 
@@ -147,7 +147,9 @@ def test_split_keeps_copies_together_and_tells_what_a_random_one_would_have_leak
 
 def test_split_leaves_val_and_test_as_they_are_and_divides_the_rest(call: Call, sheets: Path) -> None:
     turn_into(sheets, "sheet_00000.jpg", "sheet_00001.jpg")
-    parts = {f"sheet_{number:05}.jpg": part for number, part in enumerate(["val"] * 4 + ["test"] * 3 + ["train"] * 17)}
+    parts: dict[str, Fold] = {}
+    for number in range(24):
+        parts[f"sheet_{number:05}.jpg"] = "val" if number < 4 else "test" if number < 7 else "train"
     write_split(sheets / "split.csv", {**parts, "later.jpg": "val"})  # not labelled as yet
     done = call("data", "split", sheets, "--folds", 3, "--overwrite")
     assert done.code == 0, done.err

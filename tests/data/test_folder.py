@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.data.folder import open_data_folder, write_not_labelled
-from defectseg.data.ignored import unknown_classes
+from defectseg.data.folder import open_data_folder, unknown_classes, write_not_labelled
 from defectseg.data.split import read_split
 from defectseg.errors import DataError, LabelError
 
@@ -282,7 +281,8 @@ def test_images_that_nobody_has_labelled_are_known_and_left_out(tmp_path: Path) 
     write_not_labelled(root, ["sub/clean.jpg", "gone.jpg"])
     assert (root / "not_labelled.csv").read_text() == "ImageId\ngone.jpg\nsub/clean.jpg\n"
     folder = open_data_folder(root)
-    assert (folder.image_ids, folder.not_labelled) == (("a.jpg", "b.jpg"), {"gone.jpg", "sub/clean.jpg"})
+    assert folder.image_ids == ("a.jpg", "b.jpg")
+    assert folder.not_labelled == {"gone.jpg", "sub/clean.jpg"}
     with (root / "train.csv").open("a") as handle:
         handle.write("sub/clean.jpg,,\n")  # that is, it were clean
     with pytest.raises(LabelError, match=r"train\.csv: has rows for sub/clean\.jpg, which not_labelled\.csv lists"):

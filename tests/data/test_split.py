@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from defectseg.copies.descriptors import turned
-from defectseg.data.folder import DataFolder, LabelTable, open_data_folder
+from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.data.split import (
     RelatedImages,
     divide,
@@ -22,6 +22,7 @@ from defectseg.data.split import (
     write_split,
 )
 from defectseg.data.synthetic import make_sheet
+from defectseg.data.table import LabelTable
 from defectseg.errors import DataError, LabelError, UsageError
 
 

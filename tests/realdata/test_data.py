@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from defectseg.check.check import check_data_folder
-from defectseg.data.folder import LabelTable, open_data_folder, read_label_table
+from defectseg.data.folder import open_data_folder
+from defectseg.data.table import LabelTable, read_label_table
 from defectseg.formats.common import ImportReport
 from defectseg.image import rle
 

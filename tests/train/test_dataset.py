@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from defectseg.config import AugmentConfig, DataConfig
-from defectseg.data.folder import DataFolder, LabelTable, open_data_folder
-from defectseg.data.table import IGNORE_CLASS_ID
+from defectseg.data.folder import DataFolder, open_data_folder
+from defectseg.data.table import IGNORE_CLASS_ID, LabelTable
 from defectseg.image import rle
 from defectseg.image.read import decode
 from defectseg.train.augment import build_augment

@@ -26,10 +26,10 @@ WITH_THRESHOLDS = (*QUICK, "data.fold=null", "training.threshold_folds=2")
 
 def _divide(data: Path, *rest: Fold) -> dict[str, Fold]:
     """Five images each are val and test, and the others are divided among the folds or parts of `rest`."""
-    parts: list[Fold] = ["val"] * 5 + ["test"] * 5
     image_ids = open_data_folder(data).image_ids
-    parts += [rest[number % len(rest)] for number in range(len(image_ids) - len(parts))]
-    folds = dict(zip(image_ids, parts, strict=True))
+    folds: dict[str, Fold] = {}
+    for number, image_id in enumerate(image_ids):
+        folds[image_id] = "val" if number < 5 else "test" if number < 10 else rest[number % len(rest)]
     write_split(data / "split.csv", folds)
     return folds
 
