@@ -51,7 +51,9 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         records.append(_record(file, content, f"{source.given}: {file}", choices, tally))
         names |= dict.fromkeys(shape.name for shape in records[-1].shapes)
         own, embedded = own and content.get("writer") == _WRITER, embedded or bool(content.get("imageData"))
-    hint = "Pictures inside the JSON files (imageData) are not read: save them as files." if embedded else ""
+    hint = "labelme names the images in imagePath."
+    if embedded:
+        hint += " Pictures inside the JSON files (imageData) are not read: save them as files."
     roots = [choices.images or source.root] if own else []
     alone = source.file is not None
     return LabelSet(records, list(names), own=own, roots=roots, others_unlabelled=not alone, absent_hint=hint)
