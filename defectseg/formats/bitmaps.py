@@ -63,7 +63,7 @@ def decode_bitmap(content: bytes, where: str) -> NDArray[np.bool_]:
     try:
         pixels = decode_stored(content, name=where)
     except ImageError as error:
-        raise LabelError(f"{error} Export it again.") from error
+        raise LabelError(f"{where}: its bitmap is no picture that can be decoded. Export it again.") from error
     if pixels.ndim == 3:
         pixels = pixels[..., 3] if pixels.shape[2] == 4 else pixels.any(axis=2)
     return pixels != 0

@@ -45,7 +45,7 @@ def choose_classes(labels: LabelSet, used: Collection[str], choices: Choices, *,
     """
     own = list(dict.fromkeys([*labels.names, *sorted(used)]))
     special = {name: IGNORE_CLASS_ID for name in own if _is(name, IGNORE_NAMES, choices.ignore)}
-    special |= {name: SOUND_CLASS_ID for name in own if is_background(name, choices)}
+    special |= {name: SOUND_CLASS_ID for name in own if _is(name, BACKGROUND_NAMES, choices.background)}
     special |= {name: IGNORE_CLASS_ID for name in own if not name}
     own = [name for name in own if name not in special]
     if labels.numbered:
@@ -60,11 +60,6 @@ def choose_classes(labels: LabelSet, used: Collection[str], choices: Choices, *,
     gone = SOUND_CLASS_ID if choices.dropped == "sound" else IGNORE_CLASS_ID
     ids = {old: names.index(new) + 1 if new else gone for old, new in target.items()}
     return Classes(names, ids | special, frozenset(old for old, new in target.items() if not new))
-
-
-def is_background(name: str, choices: Choices) -> bool:
-    """Whether a class of the labels means sound steel."""
-    return _is(name, BACKGROUND_NAMES, choices.background)
 
 
 def _is(name: str, usual: Sequence[str], chosen: str) -> bool:

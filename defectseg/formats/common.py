@@ -202,6 +202,11 @@ class Canvas:
         else:
             self._masks[class_id] = mask
 
+    def erase(self, hole: NDArray[np.bool_]) -> None:
+        """Take pixels, bool (H, W), out of the masks so far."""
+        for mask in self._masks.values():
+            mask &= ~hole
+
     def add_box(self, left: float, top: float, width: float, height: float, *, example: str) -> None:
         """Mark a box, in pixels, that holds a defect of unknown shape."""
         self._tally.add("boxes", example=example)
@@ -211,7 +216,7 @@ class Canvas:
 
     def masks(self) -> dict[int, NDArray[np.bool_]]:
         """ClassId -> mask, bool (H, W), by ClassId. Pixels in boxes are ignored unless a mask covers them."""
-        masks = dict(self._masks)
+        masks = {class_id: mask for class_id, mask in self._masks.items() if mask.any()}
         for mask in self._masks.values():
             self._boxes &= ~mask
         if self._boxes.any():

@@ -336,6 +336,8 @@ def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *,
         class_id = classes.ids[shape.name]
         if class_id == SOUND_CLASS_ID:
             tally.add("as_sound", example=example)
+            if shape.covers and shape.name not in classes.dropped:
+                canvas.erase(shape.paint(size_hw))
             continue
         mask = shape.paint(size_hw)
         if class_id == IGNORE_CLASS_ID:

@@ -2,9 +2,6 @@
 
 import base64
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +14,6 @@ from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import LabelError
 from defectseg.files import new_folder
 from defectseg.formats.bitmaps import decode_base64, decode_bitmap, place_bitmap, points_of, reaches_beyond, size_of
-from defectseg.formats.classes import is_background
 from defectseg.formats.common import ExportReport, Source, Tally, place_image, read_text, stem_of
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
 from defectseg.formats.polygons import Piece, cut_pieces, pixel_outline
@@ -25,11 +21,11 @@ from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent
 
 NAMES_FILE = "labels.txt"
-_SPECIAL_NAMES = ("__ignore__", "_background_")
-_OWN = {"writer": "defectseg"}  # labelme keeps keys that it does not know
+_IGNORE_NAME, _BACKGROUND_NAME = "__ignore__", "_background_"
+_WRITER = "defectseg"  # labelme keeps keys that it does not know
 _LINE_WIDTH_PX = 10
-_LEAST_POINTS = {"polygon": 3, "oriented_rectangle": 3, "rotation": 3}
-_LEAST_POINTS |= {"rectangle": 2, "circle": 2, "line": 2, "linestrip": 2, "mask": 2}
+_LEAST_POINTS = {"polygon": 3, "rectangle": 2, "oriented_rectangle": 3, "rotation": 3, "circle": 2, "mask": 2}
+_LEAST_POINTS |= {"line": 2, "linestrip": 2}
 
 
 def recognise(source: LabelSource) -> str:
@@ -44,44 +40,38 @@ def _is_labels(content: Any) -> bool:
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in the order of labels.txt, else in that in which they first appear."""
-    names: dict[str, None] = {}
-    for file in source.named(NAMES_FILE)[:1]:
-        lines = read_text(source.path(file), "expected the name of a class in each line").splitlines()
-        names |= {line.strip(): None for line in lines if line.strip()}
-    records, own, embedded = [], True, 0
+    lists = [read_text(source.path(file), "expected a class in each line") for file in source.named(NAMES_FILE)]
+    names = dict.fromkeys(line.strip() for text in lists for line in text.splitlines() if line.strip())
+    records, own, embedded = [], True, False
     for file in source.with_suffix(".json"):
         content = source.json(file)
         if not _is_labels(content):
             tally.add("other_file", example=file)
             continue
         records.append(_record(file, content, f"{source.given}: {file}", choices, tally))
-        names |= {shape.name: None for shape in records[-1].shapes}
-        own = own and _OWN.items() <= content.items()
-        embedded += bool(content.get("imageData"))
-    hint = f"{embedded} of the JSON files hold their picture (imageData), which is not read: save it as a file."
-    return LabelSet(
-        records,
-        list(names),
-        own=own,
-        roots=[choices.images or source.root] if own else (),
-        file_each=source.file is None,
-        absent_hint=hint if embedded else "",
-    )
+        names |= dict.fromkeys(shape.name for shape in records[-1].shapes)
+        own, embedded = own and content.get("writer") == _WRITER, embedded or bool(content.get("imageData"))
+    hint = "labelme names the images in imagePath."
+    if embedded:
+        hint += " Pictures inside the JSON files (imageData) are not read: save them as files."
+    roots = [choices.images or source.root] if own else []
+    alone = source.file is not None
+    return LabelSet(records, list(names), own=own, roots=roots, file_each=not alone, absent_hint=hint)
 
 
 def _record(file: str, content: dict[str, Any], where: str, choices: Choices, tally: Tally) -> Record:
     size_hw = size_of(content.get("imageHeight"), content.get("imageWidth"))
-    shapes: list[Shape | Box] = []
     _tell_flags(content, file, tally)
-    for number, one in enumerate(content["shapes"], start=1):
-        shape = _shape(one, f"{where}, shape {number}", size_hw, choices, tally)
-        shapes += [shape] if shape is not None else []
-    folders = PurePosixPath(file).parts[:-1]
+    shapes = [
+        shape
+        for number, one in enumerate(content["shapes"], start=1)
+        for shape in _shapes(one, f"{where}, shape {number}", size_hw, choices, tally)
+    ]
+    folders, path = PurePosixPath(file).parts[:-1], content["imagePath"]
     own_name = file.removesuffix(".json")
-    path = content["imagePath"]
     image = "/".join([*folders, path]) if isinstance(path, str) else own_name
     status: Status = "unclear" if content["shapes"] and not shapes else "labelled"
-    return Record(image, where, _erased(shapes, choices), size_hw, part_among(folders), status, (own_name,))
+    return Record(image, where, shapes, size_hw, part_among(folders), status, (own_name,))
 
 
 def _tell_flags(entry: dict[str, Any], where: str, tally: Tally) -> None:
@@ -91,7 +81,8 @@ def _tell_flags(entry: dict[str, Any], where: str, tally: Tally) -> None:
             tally.add("flags", example=f"{name} of {where}")
 
 
-def _shape(one: Any, where: str, size_hw: tuple[int, int] | None, choices: Choices, tally: Tally) -> Shape | Box | None:
+def _shapes(one: Any, where: str, size_hw: tuple[int, int] | None, choices: Choices, tally: Tally) -> list[Shape | Box]:
+    """An entry of 'shapes' as a shape, or nothing if it covers no area."""
     name = one.get("label") if isinstance(one, dict) else None
     if not isinstance(name, str):
         raise LabelError(f"{where}: has no 'label'; expected the name of its class.")
@@ -99,25 +90,24 @@ def _shape(one: Any, where: str, size_hw: tuple[int, int] | None, choices: Choic
     _tell_flags(one, example, tally)
     if form not in _LEAST_POINTS:
         tally.add("other_shape", example=f"{example} ({form})")
-        return None
+        return []
     points = points_of(one.get("points"), where)
     if len(points) < _LEAST_POINTS[form]:
         tally.add("no_shape", example=example)
-        return None
-    left_top = (int(points[:, 0].min()), int(points[:, 1].min()))
+        return []
+    if form == "circle":  # centre and a point on the edge -> box
+        radius = np.sqrt(((points[0] - points[1]) ** 2).sum())
+        points = np.array([points[0] - radius, points[0] + radius])
+    (left, top), (width, height) = points.min(axis=0).tolist(), np.ptp(points, axis=0).tolist()
     if form == "mask":
-        return Shape(name, partial(_paint_mask, one.get("mask"), left_top, where), where)
+        return [Shape(name, partial(_paint_mask, one.get("mask"), (int(left), int(top)), where), where)]
     if form == "rectangle" and choices.boxes == "ignore":
-        width, height = np.ptp(points, axis=0).tolist()
-        return Box(name, (points[:, 0].min(), points[:, 1].min(), width, height), where)
-    if form == "rectangle":
-        tally.add("rectangles", example=example)
-    if form in ("line", "linestrip"):
-        tally.add("wide_lines", example=example)
-    extent = points[0] + np.hypot(*(points[1] - points[0])) * np.array([[-1], [1]]) if form == "circle" else points
-    if reaches_beyond(extent, size_hw):
+        return [Box(name, (left, top, width, height), where)]
+    if form in ("rectangle", "line", "linestrip"):
+        tally.add("rectangles" if form == "rectangle" else "wide_lines", example=example)
+    if reaches_beyond(points, size_hw):
         tally.add("clipped", example=example)
-    return Shape(name, partial(draw, form, points), where)
+    return [Shape(name, partial(draw, form, points), where, covers=True)]
 
 
 def draw(form: str, points: NDArray[np.float64], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -125,20 +115,18 @@ def draw(form: str, points: NDArray[np.float64], size_hw: tuple[int, int]) -> ND
 
     Args:
         form: "polygon", "rectangle", "circle", "line", "linestrip", or a rotated rectangle.
-        points: x, y in px, float64 (N, 2). A circle is its centre and a point on it.
+        points: x, y in px, float64 (N, 2); of a circle, the corners of its box.
         size_hw: height and width of the image.
     """
     from PIL import Image, ImageDraw
 
     picture = Image.new("L", size_hw[::-1])
-    pen = ImageDraw.Draw(picture)
-    corners = [(x, y) for x, y in points.tolist()]
+    pen, corners = ImageDraw.Draw(picture), [(x, y) for x, y in points.tolist()]
+    box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
     if form == "circle":
-        (x, y), (edge_x, edge_y) = corners[:2]
-        radius = math.sqrt((x - edge_x) ** 2 + (y - edge_y) ** 2)
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1, outline=1)
+        pen.ellipse(box, fill=1, outline=1)
     elif form == "rectangle":
-        pen.rectangle((*points.min(axis=0).tolist(), *points.max(axis=0).tolist()), fill=1, outline=1)
+        pen.rectangle(box, fill=1, outline=1)
     elif form in ("line", "linestrip"):
         pen.line(corners, fill=1, width=_LINE_WIDTH_PX)
     else:
@@ -148,26 +136,6 @@ def draw(form: str, points: NDArray[np.float64], size_hw: tuple[int, int]) -> ND
 
 def _paint_mask(text: Any, left_top: tuple[int, int], where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     return place_bitmap(decode_bitmap(decode_base64(text, where), where), left_top, size_hw, where)
-
-
-def _erased(shapes: Sequence[Shape | Box], choices: Choices) -> list[Shape | Box]:
-    """The same shapes, without the pixels that later ones of the background cover: so holes are drawn in labelme."""
-    erasers: list[Shape] = []
-    result: list[Shape | Box] = []
-    for shape in reversed(shapes):
-        if isinstance(shape, Shape) and is_background(shape.name, choices):
-            erasers.append(shape)
-        elif isinstance(shape, Shape) and erasers:
-            shape = replace(shape, paint=partial(_paint_erased, shape, tuple(erasers)))
-        result.append(shape)
-    return result[::-1]
-
-
-def _paint_erased(shape: Shape, erasers: Sequence[Shape], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    mask = shape.paint(size_hw)
-    for eraser in erasers:
-        mask &= ~eraser.paint(size_hw)
-    return mask
 
 
 def export_labelme(root: Path, out: Path, *, link: bool = False, progress: Progress = silent) -> ExportReport:
@@ -189,26 +157,26 @@ def export_labelme(root: Path, out: Path, *, link: bool = False, progress: Progr
         ResourceError: `out` cannot be written.
     """
     source = Source(root, by_stem=True)
-    names = dict(enumerate(source.folder.class_names, start=1)) | {IGNORE_CLASS_ID: _SPECIAL_NAMES[0]}
+    names = dict(enumerate(source.folder.class_names, start=1)) | {IGNORE_CLASS_ID: _IGNORE_NAME}
     with new_folder(out, last=NAMES_FILE) as building:
         for image in source.images(progress):
-            place_image(image.path, building / image.image_id, link=link)
+            path = building / image.image_id
+            place_image(image.path, path, link=link)
+            masks = dict(enumerate(image.masks, start=1)) | {IGNORE_CLASS_ID: image.ignore}
+            shapes = [_entry(names[number], piece) for number, mask in masks.items() for piece in cut_pieces(mask)]
             height, width = image.ignore.shape
-            masks = {**dict(enumerate(image.masks, start=1)), IGNORE_CLASS_ID: image.ignore}
-            document = {
+            document: dict[str, Any] = {
                 "version": "5.5.0",
                 "flags": {},
-                "shapes": [_entry(names[number], piece) for number in masks for piece in cut_pieces(masks[number])],
-                "imagePath": PurePosixPath(image.image_id).name,
+                "shapes": shapes,
+                "imagePath": path.name,
                 "imageData": None,
-                "imageHeight": height,
-                "imageWidth": width,
-                **_OWN,
             }
-            text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+            document |= {"imageHeight": height, "imageWidth": width, "writer": _WRITER}
+            text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
             (building / f"{stem_of(image.image_id)}.json").write_text(text, encoding="utf-8")
-        lines = [*_SPECIAL_NAMES, *source.folder.class_names]
-        (building / NAMES_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = [_IGNORE_NAME, _BACKGROUND_NAME, *source.folder.class_names, ""]
+        (building / NAMES_FILE).write_text("\n".join(lines), encoding="utf-8")
     return source.report()
 
 
@@ -216,23 +184,13 @@ def _entry(name: str, piece: Piece) -> dict[str, Any]:
     """A region as an entry of 'shapes'."""
     left, top, width, height = piece.box_xywh
     points = pixel_outline(piece)
-    exact = len(points) > 2 and np.array_equal(
-        draw("polygon", points.astype(np.float64) - (left, top), (height, width)), piece.mask
-    )
-    mask = None
-    if not exact:
-        points = np.array([(left, top), (left + width - 1, top + height - 1)])
-        _, content = cv2.imencode(".png", piece.mask.view(np.uint8))
-        mask = base64.b64encode(content.tobytes()).decode("ascii")
-    return {
-        "label": name,
-        "points": points.astype(np.float64).tolist(),
-        "group_id": None,
-        "description": "",
-        "shape_type": "polygon" if exact else "mask",
-        "flags": {},
-        "mask": mask,
-    }
+    entry: dict[str, Any] = {"label": name, "group_id": None, "description": "", "flags": {}}
+    here = (points - (left, top)).astype(np.float64)
+    if len(points) > 2 and np.array_equal(draw("polygon", here, (height, width)), piece.mask):
+        return entry | {"points": points.tolist(), "shape_type": "polygon", "mask": None}
+    corners = [[left, top], [left + width - 1, top + height - 1]]
+    content = cv2.imencode(".png", piece.mask.view(np.uint8))[1].tobytes()
+    return entry | {"points": corners, "shape_type": "mask", "mask": base64.b64encode(content).decode("ascii")}
 
 
 KIND = Kind("labelme", "labelme: Save, a JSON file for each image", recognise, read)

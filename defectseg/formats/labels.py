@@ -69,11 +69,13 @@ class Shape:
         name: its class, as the labels call it; where they have no names, the number as text; "" if nobody has said.
         paint: height and width of the image -> mask, bool (H, W). It may raise LabelError.
         where: names the file and the entry in messages.
+        covers: if it is of the background, it makes a hole in the earlier shapes of its image.
     """
 
     name: str
     paint: Callable[[tuple[int, int]], NDArray[np.bool_]]
     where: str
+    covers: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape
 from defectseg.formats.source import LabelSource
 
 _META_NAME = "meta.json"
+_ABSENT_HINT = "Supervisely has them in img/ beside ann/."
 _MOST_BITMAP_BYTES = 2**28
 
 
@@ -49,7 +50,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         elif PurePosixPath(file).name != _META_NAME:
             tally.add("other_file", example=file)
     names |= {shape.name: None for record in records for shape in record.shapes}
-    return LabelSet(records, list(names), file_each=source.file is None)
+    return LabelSet(records, list(names), file_each=source.file is None, absent_hint=_ABSENT_HINT)
 
 
 def _record(file: str, content: dict[str, Any], where: str, shape_of: Mapping[str, Any], tally: Tally) -> Record:

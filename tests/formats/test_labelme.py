@@ -183,7 +183,7 @@ def test_picture_inside_the_json_is_told_where_the_image_is_absent(tmp_path: Pat
         (entry(None), "pairs of numbers"),
         (entry([[0, 0], [1, 1]], form="mask", mask="no base64!"), "base64"),
         (entry([[0, 0], [1, 1]], form="mask", mask=None), "base64"),
-        (entry([[0, 0], [1, 1]], form="mask", mask="aGVsbG8="), "not a JPEG"),
+        (entry([[0, 0], [1, 1]], form="mask", mask="aGVsbG8="), "no picture"),
         (entry([[5, 3], [6, 4]], form="mask", mask=png("##/##")), "beyond its image"),
     ],
 )
