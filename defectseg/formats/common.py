@@ -20,6 +20,7 @@ from defectseg.image import read
 from defectseg.progress import EXAMPLES_SHOWN, Progress
 
 IGNORE_NAME = "ignore"  # the name of ClassId 255 in formats that know classes by name
+_ROUNDING_PX = 0.01  # 0.3 of 10 px may be 2.9999 px
 GIVEN_CLASSES = "the given list of classes"
 
 LOSSES = {
@@ -210,8 +211,9 @@ class Canvas:
     def add_box(self, left: float, top: float, width: float, height: float, *, example: str) -> None:
         """Mark a box, in pixels, that holds a defect of unknown shape."""
         self._tally.add("boxes", example=example)
-        rows = slice(max(0, int(np.floor(top))), max(0, int(np.ceil(top + height))))
-        columns = slice(max(0, int(np.floor(left))), max(0, int(np.ceil(left + width))))
+        first = np.floor(np.array([top, left]) + _ROUNDING_PX).astype(int).clip(0)
+        end = np.ceil(np.array([top + height, left + width]) - _ROUNDING_PX).astype(int).clip(0)
+        rows, columns = slice(first[0], end[0]), slice(first[1], end[1])
         self._boxes[rows, columns] = True
 
     def masks(self) -> dict[int, NDArray[np.bool_]]:

@@ -1,13 +1,16 @@
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from defectseg.data.split import read_split
 from defectseg.errors import DataError, DefectsegError, LabelError, UsageError
-from defectseg.formats.yolo import export_yolo, import_yolo, label_path
+from defectseg.formats.data_import import import_labels
+from defectseg.formats.labels import Choices
+from defectseg.formats.yolo.write import export_yolo, label_path
 
 YAML = "train: images/train\nval: images/val\nnames: [crack, dent]\n"
 # Border pixels (0, 0), (4, 0), (4, 1), (0, 1) of an image of 5 x 4 px, as tools write them that divide by the size.
@@ -21,76 +24,157 @@ Make = Callable[..., Path]
 def yolo(tmp_path: Path, write_image: Make) -> Make:
     """Writes a data set whose images are named "train/a.png" and so on; None for an image without a label file."""
 
-    def write(labels: dict[str, str | None], yaml: str = YAML, *, between: str = "images") -> Path:
+    def write(
+        labels: dict[str, str | None], yaml: str = YAML, *, between: str = "images", name: str = "data.yaml"
+    ) -> Path:
         src = tmp_path / "src"
-        for name, text in labels.items():
-            write_image(src / between / name, (4, 5))
+        for image, text in labels.items():
+            write_image(src / between / image, (4, 5))
             if text is not None:
-                path = src / label_path(f"{between}/{name}")
+                path = src / label_path(f"{between}/{image}")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(text.encode())
-        (src / "data.yaml").write_text(yaml)
+        (src / name).write_text(yaml)
         return src
 
     return write
+
+
+def run(src: Path, out: str = "out", **choices: Any) -> Any:
+    root = src.parent if src.name == "src" else src.parent.parent
+    return import_labels(src, root / out, Choices(**choices), kind=None)
 
 
 def rows(tmp_path: Path) -> list[str]:
     return (tmp_path / "out/train.csv").read_text().splitlines()[1:]
 
 
+def split(tmp_path: Path) -> dict[str, str]:
+    """ImageId -> fold in the imported folder."""
+    lines = (tmp_path / "out/split.csv").read_text().splitlines()[1:]
+    return dict(line.rsplit(",", 1) for line in lines)
+
+
 def kinds(report: Any) -> dict[str, int]:
     return {loss.kind: loss.count for loss in report.lost}
 
 
-def test_val_becomes_fold_0_and_train_fold_1(tmp_path: Path, yolo: Make) -> None:
-    report = import_yolo(
-        yolo({"train/a.png": UPPER_ROWS, "train/b.png": "", "val/c.png": UPPER_ROWS}), tmp_path / "out"
-    )
-    assert (report.images, report.clean_images, report.masks_per_class) == (3, 1, (2, 0))
-    assert report.images_per_fold == (1, 2)
-    assert read_split(tmp_path / "out/split.csv") == {"a.png": 1, "b.png": 1, "c.png": 0}
+THREE = {"train/a.png": UPPER_ROWS, "val/b.png": "", "test/c.png": UPPER_ROWS}
+ROBOFLOW = {"train/images/a.png": UPPER_ROWS, "valid/images/b.png": "", "test/images/c.png": UPPER_ROWS}
+ROBOFLOW_YAML = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 2\nnames: ['crack', 'dent']\n"
+NAMES = "names: {0: crack, '1': dent}\n"
+
+
+@pytest.mark.parametrize(
+    ("labels", "between", "text", "lost"),
+    [
+        (THREE, "images", YAML + "test: images/test\n", {}),
+        (ROBOFLOW, ".", ROBOFLOW_YAML, {}),
+        ({f"mill/{name}": lines for name, lines in ROBOFLOW.items()}, ".", ROBOFLOW_YAML, {}),
+        (THREE, "images", f"path: /home/me/src\n{YAML}test: [images/test]\n", {}),
+        (THREE, "images", f"path: ../datasets/src\n{YAML}test: C:\\\\sets\\\\src\\\\images\\\\test\n", {}),
+        (THREE, "images", "train: data path\nval: data path\ntest: ../secret\n" + NAMES, {"absent_folder": 3}),
+        (THREE, "images", NAMES, {}),
+        (THREE, "images", "train: a.txt\nval: b.txt\ntest: c.txt\n" + NAMES, {}),
+        (THREE, "images", "val: images/val\ntest: images/test\nLine1: a.txt\n" + NAMES, {"other_part": 1}),
+    ],
+)
+def test_train_val_and_test_come_along(
+    tmp_path: Path, yolo: Make, write_image: Make, labels: Any, between: str, text: str, lost: dict[str, int]
+) -> None:
+    src = yolo(labels, text, between=between)
+    write_image(tmp_path / "secret/s.png")
+    if any(name.startswith("mill/") for name in labels):  # a folder around everything
+        (src / "data.yaml").rename(src / "mill/data.yaml")
+    for part, name in (("train", "a"), ("val", "b"), ("test", "c")):  # lists with paths from elsewhere, as CVAT's
+        (src / f"{name}.txt").write_text(f"data\\images/{part}/{name}.png\n\n")
+    report = run(src)
+    assert (report.kind, report.images, report.sound_images, kinds(report)) == ("yolo", 3, 1, lost)
+    assert split(tmp_path) == {"a.png": "train", "b.png": "val", "c.png": "test"}
     assert rows(tmp_path) == [f"a.png,1,{UPPER_ROWS_RLE}", f"c.png,1,{UPPER_ROWS_RLE}"]
-    assert (tmp_path / "out/classes.txt").read_text() == "crack\ndent\n"
+    assert [one.name for one in report.classes] == ["crack", "dent"]
 
 
-def test_names_may_be_a_mapping_in_any_order_and_classes_may_be_put_in_another(tmp_path: Path, yolo: Make) -> None:
-    src = yolo({"train/a.png": UPPER_ROWS}, "train: images/train\nnc: 2\nnames: {'1': dent, 0: crack}\n")
-    assert import_yolo(src, tmp_path / "out").class_names == ("crack", "dent")
-    assert not (tmp_path / "out/split.csv").exists()
-    report = import_yolo(src, tmp_path / "other", classes=["rust", "dent", "crack"])
-    assert report.masks_per_class == (0, 0, 1)
-    (src / "data.yaml").write_text("train: images/train\nnames: [ignore, dent]\n")
-    ignored = import_yolo(src, tmp_path / "fourth")
-    assert (ignored.class_names, ignored.ignored_px, ignored.clean_images) == (("dent",), 10, 0)
+def test_class_folders_below_images_are_kept_in_the_names(tmp_path: Path, yolo: Make) -> None:
+    labels = {"train/images/pit/a.png": UPPER_ROWS, "validation/images/pit/b.png": UPPER_ROWS}
+    run(yolo(labels, "train: data path\nval: data path\nnames: [crack]\n", between="."))
+    assert split(tmp_path) == {"pit/a.png": "train", "pit/b.png": "val"}
 
 
-def test_layout_of_roboflow_is_found(tmp_path: Path, yolo: Make) -> None:
-    yaml = "train: ../train/images\nvalid: ../valid/images\ntest: ../test/images\nnc: 1\nnames: ['crack']\n"
-    labels = {"train/images/a.png": UPPER_ROWS, "valid/images/b.png": UPPER_ROWS, "test/images/c.png": UPPER_ROWS}
-    src = yolo(labels, yaml, between=".")
-    report = import_yolo(src, tmp_path / "out")
-    assert read_split(tmp_path / "out/split.csv") == {"a.png": 1, "b.png": 0}
-    assert kinds(report) == {"test_images": 1}
-    test = import_yolo(src, tmp_path / "test", part="test")
-    assert (test.images, test.images_per_fold) == (1, ())
-
-
-@pytest.mark.parametrize("root", [".", "", "../datasets/src", "/home/somebody/src", "C:\\sets\\src"])
-def test_path_of_another_machine_does_not_matter(tmp_path: Path, yolo: Make, root: str) -> None:
-    src = yolo({"train/a.png": UPPER_ROWS}, f"path: '{root}'\n" + YAML.replace("val: images/val\n", ""))
-    assert import_yolo(src, tmp_path / "out").images == 1
-
-
-def test_images_of_one_name_in_both_parts_stay_apart_and_one_folder_for_both_makes_no_split(
+def test_images_of_one_name_in_two_parts_stay_apart_and_one_folder_for_both_makes_no_split(
     tmp_path: Path, yolo: Make
 ) -> None:
     src = yolo({"train/a.png": UPPER_ROWS, "val/a.png": ""})
-    import_yolo(src, tmp_path / "out")
-    assert read_split(tmp_path / "out/split.csv") == {"train/a.png": 1, "val/a.png": 0}
+    run(src)
+    assert split(tmp_path) == {"train/a.png": "train", "val/a.png": "val"}
     assert rows(tmp_path) == [f"train/a.png,1,{UPPER_ROWS_RLE}"]
     (src / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [crack]\n")
-    assert import_yolo(src, tmp_path / "one").images_per_fold == ()
+    report = run(src, out="one")
+    assert (report.parts, kinds(report)) == ({}, {"several_parts": 1, "unlisted_images": 1})
+
+
+@pytest.mark.parametrize(("name", "text"), [("classes.txt", "crack\ndent\n"), ("obj.names", "crack\r\ndent\r\n")])
+def test_set_without_data_yaml_takes_its_classes_from_a_list_and_without_one_they_are_numbered(
+    tmp_path: Path, yolo: Make, name: str, text: str
+) -> None:
+    src = yolo({"a.png": UPPER_ROWS.replace("0 ", "1 ", 1), "b.png": ""}, text, name=name)
+    (src / "notes.json").write_text('{"categories": [{"id": 0, "name": "crack"}], "info": {}}')  # Label Studio's
+    assert [(one.name, one.images) for one in run(src).classes] == [("crack", 0), ("dent", 1)]
+    (src / name).unlink()
+    assert [(one.name, one.images) for one in run(src, out="two").classes] == [("class 1", 0), ("class 2", 1)]
+    assert run(src, out="three", classes=["rust", "pit"]).classes[1].name == "pit"
+    (src / "classes.txt").write_text("crack\ndent\n")
+    (src / "labels/classes.txt").write_text("dent\ncrack\n")
+    with pytest.raises(LabelError, match=r"classes\.txt and labels/classes\.txt name different classes"):
+        run(src, out="four")
+
+
+def test_boxes_beside_obj_names_are_known_for_what_they_are(tmp_path: Path, write_image: Make) -> None:
+    src = tmp_path / "src"
+    write_image(src / "obj_train_data/a.jpg", (4, 5))
+    (src / "obj_train_data/a.txt").write_text("0 0.3 0.5 0.2 0.5\n")
+    (src / "train.txt").write_text("data/obj_train_data/a.jpg\n")
+    (src / "obj.names").write_text("scratch\n")
+    (src / "obj.data").write_text("classes = 1\nnames = data/obj.names\ntrain = data/train.txt\nbackup = backup/\n")
+    with pytest.raises(DataError, match="boxes without an outline") as told:
+        run(src)
+    assert told.value.go_on == {"boxes": "ignore"}
+    report = run(src, boxes="ignore")
+    assert (report.classes[0].name, kinds(report)) == ("scratch", {"boxes": 1})
+    assert rows(tmp_path) == ["a.jpg,255,6 2"]  # column 1, rows 1 and 2
+
+
+def test_images_may_lie_elsewhere(tmp_path: Path, yolo: Make) -> None:
+    src = yolo({"train/a.png": UPPER_ROWS, "val/b.png": ""})
+    (src / "images").rename(tmp_path / "pictures")
+    with pytest.raises(DataError, match="images: No image"):
+        run(src)
+    run(src, images=tmp_path / "pictures")
+    assert split(tmp_path) == {"train/a.png": "train", "val/b.png": "val"}
+    assert rows(tmp_path) == [f"train/a.png,1,{UPPER_ROWS_RLE}"]
+
+
+def test_image_without_label_file_is_asked_about(tmp_path: Path, yolo: Make) -> None:
+    src = yolo({"train/a.png": UPPER_ROWS, "train/b.png": "", "train/c.png": None}, "train: images/train\n" + NAMES)
+    with pytest.raises(DataError, match=r"1 of 3 images have no label: c\.png") as told:
+        run(src)
+    assert told.value.go_on == {"unlabelled": "clean|skip"}
+    report = run(src, unlabelled="skip")
+    assert (report.images, report.sound_images, report.not_labelled) == (2, 1, 1)
+
+
+def test_label_files_without_an_image_and_images_that_a_list_lacks_are_refused(tmp_path: Path, yolo: Make) -> None:
+    src = yolo({"train/a.png": UPPER_ROWS}, "train: images/train\n" + NAMES)
+    (src / "labels/train/gone.txt").write_text(UPPER_ROWS)
+    (src / "labels/train/empty.txt").touch()
+    (src / "labels/train/README.txt").write_text("These are labels.")
+    with pytest.raises(DataError, match=r"1 of 2 labels have no image: labels/train/gone\.txt") as told:
+        run(src)
+    assert told.value.go_on == {"absent": "skip"}
+    (src / "data.yaml").write_text("train: train.txt\ntest: ../test/images\n" + NAMES)
+    (src / "train.txt").write_text("/x/images/train/a.png\n/x/images/train/b.png\n")
+    report = run(src, absent="skip")
+    assert report.missing_images == ("labels/train/gone.txt", "/x/images/train/b.png", "test: ../test/images")
 
 
 TWO_OF_ONE_CLASS = f"{UPPER_ROWS}\n0 0 0 0 .75 0 .75\n1 0 0 0 .75 0 .75\n"
@@ -104,21 +188,17 @@ TWO_OF_ONE_CLASS = f"{UPPER_ROWS}\n0 0 0 0 .75 0 .75\n1 0 0 0 .75 0 .75\n"
         ("a.png", "0 0.199999 0 0.39 0 0.39 0.249999", {1: "5 2"}, {}),
         ("a.png", "1 0.2 0.25 0.4 0.5", {255: "1 2 5 2"}, {"boxes": 1}),  # columns 0 and 1, rows 0 and 1
         ("a b.PNG", f"\ufeff{UPPER_ROWS}\r\n\r\n", {1: UPPER_ROWS_RLE}, {}),
-        ("a.png", "0 1.05 0 1.08 0 1.05 .5", {}, {"no_pixel": 1}),
-        ("a.png", None, {}, {"no_label_file": 1}),
-        ("lonely/a.png", "", {}, {"no_image": 1}),
+        ("a.png", "0 -0.5 -0.4 1.9 -0.4 1.9 .25 -0.5 .25", {1: UPPER_ROWS_RLE}, {"clipped": 1}),
+        ("a.png", f"0 1.05 0 1.08 0 1.05 .5\n{UPPER_ROWS}", {1: UPPER_ROWS_RLE}, {"no_pixel": 1}),
+        ("a.png", f"{UPPER_ROWS} 0.93\n1 0.2 0.25 0.4 0.5 0.5", {1: UPPER_ROWS_RLE}, {"score": 2, "boxes": 1}),
     ],
 )
 def test_lines_become_masks_and_what_is_lost_is_counted(
-    tmp_path: Path, yolo: Make, name: str, text: str | None, masks: dict[int, str], lost: dict[str, int]
+    tmp_path: Path, yolo: Make, name: str, text: str, masks: dict[int, str], lost: dict[str, int]
 ) -> None:
-    src = yolo({f"train/{name}": text, "val/b.png": ""})
-    if "lonely" in name:
-        (src / "labels/train/lonely/b.txt").write_text(UPPER_ROWS)
-        (src / "labels/train/lonely/classes.txt").write_text("crack")
-    report = import_yolo(src, tmp_path / "out")
+    report = run(yolo({f"train/{name}": text, "val/b.png": ""}), boxes="ignore")
     assert rows(tmp_path) == [f"{name},{class_id},{encoded}" for class_id, encoded in masks.items()]
-    assert (kinds(report), report.clean_images) == (lost, 1 + (not masks))
+    assert kinds(report) == lost
     assert report.ignored_px == (4 if 255 in masks else 0)
 
 
@@ -126,25 +206,29 @@ def test_lines_become_masks_and_what_is_lost_is_counted(
     ("line", "message"),
     [
         ("0 a b c", "expected a class and x, y pairs, all numbers"),
-        ("2 0 0 1 0 1 1", "class 2; data.yaml names 2, counted from 0"),
+        ("2 0 0 1 0 1 1", "class 2; expected 0 to 1"),
         ("-1 0 0 1 0 1 1", "class -1"),
         ("0.5 0 0 1 0 1 1", "class 0.5"),
-        ("0 0 0 1 0 1", "has 5 numbers after the class"),
-        ("0 0 0 1 0 1 1 0.97", "7 numbers after the class.*confidence"),
+        ("nan 0 0 1 0 1 1", "class nan"),
+        ("0 0 0 1 0 1 1 1.7", "has 7 numbers after the class"),
+        ("0 0 0 1 0 1 1 0.97", "as in 1 of 2 lines"),
         ("0 0 0", "has 2 numbers"),
         ("0 0 0 3 0 3 1", "holds 3; expected fractions"),
         ("0 0 0 nan 0 1 1", "holds nan"),
-        ("0 0 0 -0.5 0 1 1", "holds -0.5"),
+        ("0 0.5 0.5 0 0.1", "a box of 0 x 0.1"),
     ],
 )
 def test_faulty_lines_are_named_and_leave_nothing(tmp_path: Path, yolo: Make, line: str, message: str) -> None:
     src = yolo({"train/a.png": f"{UPPER_ROWS}\n{line}\n", "val/b.png": ""})
     with pytest.raises(LabelError, match=rf"labels/train/a\.txt, line 2: .*{message}"):
-        import_yolo(src, tmp_path / "out")
+        run(src)
     assert {path.name for path in tmp_path.iterdir()} == {"src"}
 
 
 TRAIN = "train: images/train\n"
+BOMB = "a: &a [x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopq")
+)
 
 
 @pytest.mark.parametrize(
@@ -152,51 +236,88 @@ TRAIN = "train: images/train\n"
     [
         ("- x", "holds no mapping"),
         ("a: [", "not valid YAML"),
+        ("names: " + "[" * 5000, "not valid YAML"),
+        ("a: &a [*a]", "not valid YAML"),
+        (BOMB + "names: [*q]", "'names' is "),
         (TRAIN, "'names' is None"),
         (TRAIN + "names: []\n", r"'names' is \[\]"),
-        (TRAIN + "names: {0: a, 2: b}\n", "names has the keys 0, 2; expected 0 to 1"),
-        (TRAIN + "nc: 3\nnames: [a, b]\n", "nc is 3, but names has 2"),
-        (TRAIN + "names: [a, a]\n", "'a' names ClassId 1 and 2"),
-        ("names: [a, b]\n", "has neither 'train', 'val' nor 'test'"),
-        ("train: images/nowhere\nnames: [a, b]\n", "train is 'images/nowhere', which is no folder below"),
-        ("train: ../secret\nnames: [a, b]\n", "train is '../secret', which is no folder below"),
-        ("train: train.txt\nnames: [a, b]\n", "a list of files in a .txt is not read"),
-        ("train: 3\nnames: [a, b]\n", "train is 3"),
+        (TRAIN + "names: {0: a, 2: b}\n", r"names has the keys \['0', '2'\]; expected 0 to 1"),
+        (TRAIN + "names: [a, {b: c}]\n", "'names' is "),
+        (TRAIN + "nc: 3\nnames: [a, b]\n", "has 2 names, but should have '3'"),
+        (TRAIN + "names: [a, a]\n", "a name stands there twice"),
         (TRAIN + "names: [a, b]\nkpt_shape: [4, 2]\n", "key points"),
     ],
 )
-def test_faulty_data_yaml_is_refused(tmp_path: Path, yolo: Make, write_image: Make, yaml: str, message: str) -> None:
-    write_image(tmp_path / "secret/s.png")
+def test_faulty_data_yaml_is_refused(yolo: Make, yaml: str, message: str) -> None:
     with pytest.raises(DataError, match=r"data\.yaml: .*" + message):
-        import_yolo(yolo({"train/a.png": UPPER_ROWS}, yaml), tmp_path / "out")
+        run(yolo({"train/a.png": UPPER_ROWS}, yaml))
 
 
-def test_source_without_data_yaml_is_refused_and_the_file_itself_may_be_given(tmp_path: Path, yolo: Make) -> None:
-    src = yolo({"train/a.png": UPPER_ROWS, "val/b.png": ""})
-    (src / "data.yaml").rename(src / "mill.yaml")
-    with pytest.raises(DataError, match=r"has no data\.yaml.*give the file itself"):
-        import_yolo(src, tmp_path / "out")
-    assert import_yolo(src / "mill.yaml", tmp_path / "out").images == 2
-    with pytest.raises(DataError, match="no such folder"):
-        import_yolo(tmp_path / "nowhere", tmp_path / "other")
+def test_part_that_is_nowhere_is_refused(tmp_path: Path, yolo: Make) -> None:
+    src = yolo({"train/a.png": UPPER_ROWS, "val/b.png": ""}, TRAIN + "val: images/holdout\n" + NAMES)
+    (src / "images/val").rename(src / "images/other")
+    with pytest.raises(DataError, match="no image: val: images/holdout"):
+        run(src)
 
 
-def test_images_and_labels_that_do_not_pair_are_refused(tmp_path: Path, yolo: Make) -> None:
-    none = r"none of the 2 images has labels; expected those of .*labels/(train/a|val/b)\.txt"
-    with pytest.raises(DataError, match=none):
-        import_yolo(yolo({"train/a.png": None, "val/b.png": None}), tmp_path / "out")
+def test_one_of_several_descriptions_may_be_given_itself(tmp_path: Path, yolo: Make) -> None:
+    src = yolo({"train/a.png": UPPER_ROWS, "val/b.png": ""}, name="mill.yaml")
+    (src / "old.yaml").write_text(YAML.replace("crack", "rust"))
+    (src / "train.yaml").write_text("epochs: 100\n")
+    with pytest.raises(LabelError, match=r"mill\.yaml and old\.yaml both describe a data set"):
+        run(src)
+    assert run(src / "mill.yaml").classes[0].name == "crack"
+
+
+def test_sets_without_label_files_are_refused_and_masks_are_known(
+    tmp_path: Path, yolo: Make, write_image: Make
+) -> None:
+    src = yolo({"train/a.png": None, "val/b.png": None})
+    with pytest.raises(DataError, match=r"none of the 2 images has a label file; expected .*labels/train/a\.txt"):
+        run(src)
+    write_image(src / "masks/train/a.png")
+    with pytest.raises(DataError, match="masks/train/ look like masks") as told:
+        import_labels(src, tmp_path / "out", kind="yolo")
+    assert told.value.go_on == {"as": "masks"}
     with pytest.raises(DataError, match="two images of one name"):
-        import_yolo(yolo({"train/a.png": "", "train/a.jpg": ""}), tmp_path / "out")
+        run(yolo({"train/a.png": "", "train/a.jpg": ""}))
 
 
-def test_missing_part_is_refused_and_a_test_part_alone_has_to_be_asked_for(tmp_path: Path, yolo: Make) -> None:
-    src = yolo({"test/a.png": UPPER_ROWS}, "test: images/test\nnames: [crack]\n")
-    with pytest.raises(UsageError, match=r"part: .* has test, but no val"):
-        import_yolo(src, tmp_path / "out", part="val")
-    with pytest.raises(UsageError, match="a test part alone") as refused:
-        import_yolo(src, tmp_path / "out")
-    assert refused.value.go_on == {"part": "test"}
-    assert import_yolo(src, tmp_path / "out", part="test").images == 1
+def test_any_content_gives_an_import_or_an_error_that_names_the_source(tmp_path: Path, yolo: Make) -> None:
+    rng = np.random.default_rng(0)
+    odd = [
+        "\x00",
+        "\ud7ff",
+        "&a",
+        "*a",
+        "!!int x",
+        "[",
+        "{",
+        "%",
+        "1e999",
+        "-1",
+        "\n",
+        " ",
+        "9" * 5000,
+        "../",
+        "nan",
+        "🎉",
+        "_",
+    ]
+    told: list[str] = []
+    for number in range(60):
+        texts = [YAML, UPPER_ROWS]
+        which = number % 2
+        place = int(rng.integers(len(texts[which])))
+        cut = int(rng.integers(0, 8))
+        texts[which] = texts[which][:place] + odd[rng.integers(len(odd))] + texts[which][place + cut :]
+        src = yolo({"train/a.png": texts[1], "val/b.png": ""}, texts[0])
+        try:
+            run(src, out=f"out{number}", unlabelled="clean", absent="skip")
+        except DataError as error:
+            told.append(str(error))
+    assert len(told) > 10
+    assert all("src" in text for text in told)
 
 
 @pytest.mark.parametrize(
@@ -211,30 +332,41 @@ def test_labels_lie_where_ultralytics_looks_for_them(image: str, labels: str) ->
     assert label_path(image) == labels
 
 
-THREE = {"a.png": {1: "##../##.."}, "line 1/b.JPG": {2: ".#../...."}, "c.png": {}}
+FOLDER = {"a.png": {1: "##../##.."}, "line 1/b.JPG": {2: ".#../...."}, "c.png": {}}
 
 
-def test_split_becomes_train_and_val(tmp_path: Path, make_folder: Make) -> None:
-    root = make_folder(tmp_path / "data", THREE)
-    (root / "split.csv").write_text("ImageId,fold\na.png,0\nline 1/b.JPG,1\nc.png,2\n")
-    report = export_yolo(root, tmp_path / "yolo", fold=1)
-    assert kinds(report) == {"folds": 1}
+@pytest.mark.parametrize(("fold", "names"), [(1, ("0", "1", "2")), (None, ("train", "val", "test"))])
+def test_split_becomes_train_val_and_test(
+    tmp_path: Path, make_folder: Make, monkeypatch: pytest.MonkeyPatch, fold: int | None, names: tuple[str, ...]
+) -> None:
+    root = make_folder(tmp_path / "data", FOLDER)
+    (root / "split.csv").touch()
+    folds = dict(zip(("a.png", "line 1/b.JPG", "c.png"), names, strict=True))
+    monkeypatch.setattr("defectseg.formats.yolo.write.read_split", lambda path: folds)
+    report = export_yolo(root, tmp_path / "yolo", fold=fold)
+    last = "train" if fold else "test"
+    assert kinds(report) == ({"folds": 1} if fold else {})
     files = {path.relative_to(tmp_path / "yolo").as_posix() for path in (tmp_path / "yolo").rglob("*.*")}
-    names = ("train/a", "train/c", "val/line 1/b")
-    assert files == {"data.yaml", *(f"labels/{name}.txt" for name in names)} | {
-        *("images/train/a.png", "images/train/c.png", "images/val/line 1/b.JPG"),
+    parts = ("train/a", "val/line 1/b", f"{last}/c")
+    assert files == {"data.yaml", *(f"labels/{name}.txt" for name in parts)} | {
+        *("images/train/a.png", "images/val/line 1/b.JPG", f"images/{last}/c.png"),
     }
     assert yaml.safe_load((tmp_path / "yolo/data.yaml").read_text()) == {
         "train": "images/train",
         "val": "images/val",
+        **({} if fold else {"test": "images/test"}),
         "names": {0: "crack", 1: "dent"},
     }
     # pixel (1, 0) of 4 x 2 alone, as three points within it
     assert (tmp_path / "yolo/labels/val/line 1/b.txt").read_text() == (
         "1 0.312500 0.125000 0.437500 0.125000 0.375000 0.375000\n"
     )
-    assert (tmp_path / "yolo/labels/train/c.txt").read_text() == ""
-    assert import_yolo(tmp_path / "yolo", tmp_path / "back").images_per_fold == (1, 2)
+    assert (tmp_path / f"yolo/labels/{last}/c.txt").read_text() == ""
+    import_labels(tmp_path / "yolo", tmp_path / "out")
+    assert split(tmp_path) == {"a.png": "train", "line 1/b.JPG": "val", "c.png": last}
+    if fold is None:
+        with pytest.raises(UsageError, match=r"fold: .* has a part called val"):
+            export_yolo(root, tmp_path / "other", fold=0)
 
 
 @pytest.mark.parametrize(
@@ -242,13 +374,13 @@ def test_split_becomes_train_and_val(tmp_path: Path, make_folder: Make) -> None:
     [
         ("a.png,0\n", 0, DataError, r"gives no fold for 2 images \(first: c\.png\)"),
         ("a.png,0\nc.png,1\nline 1/b.JPG,1\n", 2, UsageError, r"fold: there is no fold 2; .*split\.csv has 0, 1"),
-        ("a.png,0\nc.png,0\nline 1/b.JPG,0\n", 0, DataError, "leaves nothing to train on"),
+        ("a.png,0\nc.png,0\nline 1/b.JPG,0\n", None, DataError, "leaves nothing to train on"),
     ],
 )
 def test_split_that_does_not_fit_is_refused(
     tmp_path: Path, make_folder: Make, split: str, fold: int, kind: type[DefectsegError], message: str
 ) -> None:
-    root = make_folder(tmp_path / "data", THREE)
+    root = make_folder(tmp_path / "data", FOLDER)
     (root / "split.csv").write_text("ImageId,fold\n" + split)
     with pytest.raises(kind, match=message):
         export_yolo(root, tmp_path / "yolo", fold=fold)

@@ -3,8 +3,9 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from reprlib import repr as brief
 from typing import Any
 
@@ -69,23 +70,32 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     records: list[Record] = []
     names: dict[str, None] = {}
     for file in files:
-        document = _Document(source, file, contents[file], choices, tally, several=len(files) > 1)
+        document = _Document(source.path(file), contents[file], choices, tally)
         names |= dict.fromkeys(document.categories.values())
-        records += document.records()
+        part, folder = _part(PurePosixPath(file), several=len(files) > 1)
+        records += [replace(one, part=part, image=f"{folder}{one.image}") for one in document.records()]
     own = all(contents[file].get("info") == COMPLETE_INFO for file in files)
     return LabelSet(records, list(names), own=own, hint=_HINT)
+
+
+def _part(file: PurePosixPath, *, several: bool) -> tuple[Part, str]:
+    """The part of a data set that a file holds by its name, if it is one of several, or its folders; and the folder
+    where its images are likely to lie.
+    """
+    words = re.findall("[a-z]+", file.stem.lower()) if several else []
+    part: Part = next(filter(None, map(part_of, (*words, *file.parts[-2::-1]))), "")
+    folder = str(file.parent / (file.stem.rpartition("_")[2] if any(map(part_of, words)) else ""))
+    return part, "" if folder == "." else f"{folder}/"
 
 
 class _Document:
     """One COCO file.
 
     Args:
-        source: the labels.
-        file: the file.
+        path: the file, for messages.
         content: what it holds.
         choices: `unlabelled` counts.
         tally: receives changes and losses.
-        several: there are several files, so that their names may say which part of the data set they hold.
 
     Attributes:
         categories: id -> name, by id.
@@ -94,22 +104,8 @@ class _Document:
         LabelError: the file is not COCO; names the entry.
     """
 
-    def __init__(
-        self,
-        source: LabelSource,
-        file: str,
-        content: Mapping[str, Any],
-        choices: Choices,
-        tally: Tally,
-        *,
-        several: bool,
-    ) -> None:
-        self._path, self._content, self._choices, self._tally = source.path(file), content, choices, tally
-        words = re.findall("[a-z]+", PurePosixPath(file).stem.lower()) if several else []
-        folders = PurePosixPath(file).parts[:-1]
-        self._part: Part = next((part for name in (*words, *folders[::-1]) if (part := part_of(name))), "")
-        named_part = [PurePosixPath(file).stem.rpartition("_")[2]] if any(map(part_of, words)) else []
-        self._folder = PurePosixPath(*folders, *named_part)
+    def __init__(self, path: Path, content: Mapping[str, Any], choices: Choices, tally: Tally) -> None:
+        self._path, self._content, self._choices, self._tally = path, content, choices, tally
         self.categories = self._read_categories()
 
     def records(self) -> Iterator[Record]:
@@ -180,9 +176,7 @@ class _Document:
                 go_on={"unlabelled": "skip"},
             )
         status: Status = "labelled" if shapes else "unlabelled" if entries else "unclear"
-        path = name if self._folder == PurePosixPath() else f"{self._folder}/{name}"
-        where = f"{where} ({name})"
-        return Record(path, where, shapes, size_hw, self._part, status)
+        return Record(name, f"{where} ({name})", shapes, size_hw, status=status)
 
     def _shape(self, entry: Mapping[str, Any], where: str) -> Shape | Box | None:
         """The best that an annotation has: run-lengths, outlines, else its box. The rest is told."""
@@ -198,7 +192,7 @@ class _Document:
             self._tally.add("score", example=example)
         segmentation = entry.get("segmentation") or []
         if isinstance(segmentation, dict):
-            return Shape(name, partial(_paint_run_lengths, segmentation, where), where)
+            return Shape(name, partial(coco_rle.decode, segmentation, where=where), where)
         return self._outlined_or_boxed(name, segmentation, entry.get("bbox") or [], where)
 
     def _outlined_or_boxed(self, name: str, segmentation: Any, given_box: Any, where: str) -> Shape | Box | None:
@@ -243,10 +237,6 @@ def _numbers(values: Any) -> list[float]:
 
 def _is_outline(numbers: Sequence[float]) -> bool:
     return len(numbers) >= 6 and len(numbers) % 2 == 0
-
-
-def _paint_run_lengths(run_lengths: Mapping[str, Any], where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    return coco_rle.decode(run_lengths, size_hw, where=where)
 
 
 def _paint_outlines(

@@ -32,19 +32,19 @@ class Line:
     where: str
 
 
-def read_lines(path: Path, *, num_classes: int | None, where: str) -> Iterator[Line]:
+def read_lines(path: Path, *, num_classes: int, where: str) -> Iterator[Line]:
     """The lines of a label file. Raises LabelError, see `parse_line`."""
     for number, text in enumerate(read_text(path, _EXPECTED).splitlines(), start=1):
         if text.strip():
             yield parse_line(text, num_classes=num_classes, where=f"{where}, line {number}")
 
 
-def parse_line(text: str, *, num_classes: int | None, where: str) -> Line:
+def parse_line(text: str, *, num_classes: int, where: str) -> Line:
     """Read one line of a label file.
 
     Args:
         text: the line.
-        num_classes: how many classes have a name; None if none has.
+        num_classes: how many classes there are.
         where: names it in messages.
 
     Raises:
@@ -54,9 +54,8 @@ def parse_line(text: str, *, num_classes: int | None, where: str) -> Line:
     numbers = _numbers(words)
     if numbers is None:
         raise LabelError(f"{where}: {text[:60]!r}; {_EXPECTED}.")
-    if numbers[0] < 0 or numbers[0] % 1 != 0 or (num_classes is not None and numbers[0] >= num_classes):
-        known = "a whole number from 0" if num_classes is None else f"0 to {num_classes - 1}, as many as have a name"
-        raise LabelError(f"{where}: class {words[0][:20]}; expected {known}.")
+    if numbers[0] not in range(num_classes):
+        raise LabelError(f"{where}: class {words[0][:20]}; expected 0 to {num_classes - 1}.")
     count = len(words) - 1
     has_score = count % 2 == 1 and 0 <= numbers[-1] <= 1
     if count < 4 or (count % 2 and not has_score):

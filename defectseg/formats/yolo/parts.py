@@ -111,12 +111,13 @@ def _resolve(entry: str, path: Any, base: PurePosixPath, source: LabelSource, pa
     """The folder of images, or the list, that an entry means, as a path in the source; None if there is none.
 
     Roboflow writes ../train/images for train/images, and other tools the path on the machine that wrote the set. So
-    leading parts are left off until something is found.
+    leading parts are left off until something is found, but none that says train, val or test.
     """
     whole = f"{path}/{entry}" if isinstance(path, str) else entry
     parts = [part for part in whole.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     folders = {folder for pair in pairs for folder in PurePosixPath(pair.labels).parents}
-    candidates = (str(PurePosixPath(base, *parts[start:])) for start in range(max(1, len(parts))))
+    most = next((place for place, part in enumerate(parts) if part_of(part)), max(0, len(parts) - 1))
+    candidates = (str(PurePosixPath(base, *parts[start:])) for start in range(most + 1))
     return next((one for one in candidates if one in source.files or _labels_folder(one) in folders), None)
 
 

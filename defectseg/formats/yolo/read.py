@@ -1,6 +1,7 @@
 """YOLO segmentation data sets as Ultralytics, CVAT, Label Studio and Roboflow write them."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from reprlib import repr as brief
@@ -10,6 +11,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from defectseg.data.table import MAX_CLASSES
 from defectseg.errors import DataError, LabelError
 from defectseg.formats.common import Tally, index_unique, read_text
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_of
@@ -32,23 +34,20 @@ def recognise(source: LabelSource) -> str:
     has_masks = any("mask" in folder.lower() for file in source.files for folder in PurePosixPath(file).parts[:-1])
     if source.file is None and not texts and has_masks:
         return ""
-    for file in source.with_suffix(".yaml", ".yml")[:_FEW]:
-        if _describes(source, file):
-            return f"{file} has 'names'"
-    if found := source.named("obj.names", "obj.data"):
+    if found := _yamls(source) or source.named("obj.data", "obj.names"):
         return f"there is {found[0]}"
     labels = _some_labels(source)
     return f"{labels[0]} has lines of a class and fractions" if labels else ""
 
 
-def _describes(source: LabelSource, file: str) -> bool:
-    if PurePosixPath(file).name.lower() in _YAML_NAMES:
-        return True
-    try:
-        document = _read_yaml(source.path(file))
-    except LabelError:
-        return False
-    return "names" in document and any(map(part_of, document))
+def _yamls(source: LabelSource) -> list[str]:
+    """data.yaml, else other YAML files that describe a data set."""
+    found = []
+    for file in source.with_suffix(".yaml", ".yml")[:_FEW]:
+        with suppress(LabelError):
+            document = _read_yaml(source.path(file))
+            found += [file] if "names" in document and any(map(part_of, document)) else []
+    return source.named(*_YAML_NAMES) or found
 
 
 def _some_labels(source: LabelSource) -> list[str]:
@@ -110,9 +109,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
 
 def _describe(source: LabelSource) -> tuple[str, Mapping[str, Any]]:
     """data.yaml or obj.data, and what it says; "" if there is neither."""
-    yamls = source.with_suffix(".yaml", ".yml")
-    if source.file is None:
-        yamls = source.named(*_YAML_NAMES) or [file for file in yamls if _describes(source, file)]
+    yamls = _yamls(source) if source.file is None else source.with_suffix(".yaml", ".yml")
     found = sorted(yamls or source.named("obj.data"), key=lambda file: (file.count("/"), file))
     if not found:
         return "", {}
@@ -201,7 +198,7 @@ def _pair(source: LabelSource, finder: ImageFinder, choices: Choices) -> tuple[l
 
 def _read_all(source: LabelSource, pairs: Sequence[Pair], names: Sequence[str] | None) -> dict[Path, list[Line]]:
     """Image -> the lines of its label file, if there is one."""
-    there, num_classes = set(source.files), None if names is None else len(names)
+    there, num_classes = set(source.files), MAX_CLASSES if names is None else len(names)
     return {
         pair.path: list(
             read_lines(source.path(pair.labels), num_classes=num_classes, where=f"{source.given}: {pair.labels}")
