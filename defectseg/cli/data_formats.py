@@ -173,9 +173,9 @@ def export_masks(
 
     Example: defectseg data export masks data/mill --out masks/
     """
-    from defectseg.formats import masks
+    from defectseg.formats.masks import write
 
-    _export(partial(masks.export_masks, root, out, per_class=per_class, link=link), out, json_output)
+    _export(partial(write.export_masks, root, out, per_class=per_class, link=link), out, json_output)
 
 
 @export_app.command("yolo")

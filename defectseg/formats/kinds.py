@@ -3,9 +3,10 @@
 from defectseg.errors import DataError, UsageError
 from defectseg.formats import foreign, supervisely
 from defectseg.formats.labels import Kind
+from defectseg.formats.masks import read as masks
 from defectseg.formats.source import LabelSource
 
-KINDS: tuple[Kind, ...] = (supervisely.KIND,)
+KINDS: tuple[Kind, ...] = (supervisely.KIND, masks.KIND)
 
 
 def recognise(source: LabelSource, name: str | None = None) -> tuple[Kind, str]:
