@@ -125,6 +125,11 @@ def _print_import(report: "ImportReport", out: Path) -> None:
     if report.missing_images:
         named = ", ".join(report.missing_images[:5])
         print(f"note: {len(report.missing_images)} labels have no image and were left out (for example {named}).")
+    if report.not_labelled:
+        print(
+            f"note: {report.not_labelled} images have no label. They are in not_labelled.csv, and neither train nor "
+            "count. If they are sound: --unlabelled clean."
+        )
     if report.parts:
         print("split.csv: " + ", ".join(f"{count} {part}" for part, count in report.parts.items()))
     print(
@@ -181,9 +186,9 @@ def export_masks(
 
     Example: defectseg data export masks data/mill --out masks/
     """
-    from defectseg.formats import masks
+    from defectseg.formats.masks import write
 
-    _export(partial(masks.export_masks, root, out, per_class=per_class, link=link), out, json_output)
+    _export(partial(write.export_masks, root, out, per_class=per_class, link=link), out, json_output)
 
 
 @export_app.command("yolo")

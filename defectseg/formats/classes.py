@@ -44,8 +44,9 @@ def choose_classes(labels: LabelSet, used: Collection[str], choices: Choices, *,
         DataError: the names cannot tell classes apart, or there are many and nobody named them.
     """
     own = list(dict.fromkeys([*labels.names, *sorted(used)]))
-    special = {name: IGNORE_CLASS_ID for name in own if _is(name, IGNORE_NAMES, choices.ignore)}
-    special |= {name: SOUND_CLASS_ID for name in own if _is(name, BACKGROUND_NAMES, choices.background)}
+    background, ignore = ("", "") if labels.numbered else (choices.background, choices.ignore)
+    special = {name: IGNORE_CLASS_ID for name in own if _is(name, IGNORE_NAMES, ignore)}
+    special |= {name: SOUND_CLASS_ID for name in own if _is(name, BACKGROUND_NAMES, background)}
     special |= {name: IGNORE_CLASS_ID for name in own if not name}
     own = [name for name in own if name not in special]
     if labels.numbered:

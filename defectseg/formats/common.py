@@ -73,6 +73,11 @@ LOSSES = {
     "several_parts": "{count} images belong to several parts of the data set and count as the first of train, val and "
     "test (for example {examples}).",
     "other_part": "{count} images of other subsets count as train (for example {examples}).",
+    "odd_px": "{count} px of binary masks hold neither 0 nor the usual value; they belong to the class where they are "
+    "above half of the range (for example {examples}).",
+    "from_zero": "The value 0 is a class, since another is the background: value n became ClassId n + 1.",
+    "mvtec_parts": "The folders train and test of MVTec AD are for methods that learn from sound images alone; no "
+    "split.csv is made from them.",
     "overlap_px": "{count} px belong to several classes; a class map holds one, here that of the smaller mask (for "
     "example {examples}). A picture for each class keeps them all.",
     "under_ignore_px": "{count} px belong to a class and are marked to be ignored; a class map holds the mark alone "

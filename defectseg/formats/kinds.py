@@ -4,10 +4,12 @@ from defectseg.errors import DataError, UsageError
 from defectseg.formats import cvat, foreign, label_studio, labelme, severstal, supervisely, voc
 from defectseg.formats.coco import read as coco
 from defectseg.formats.labels import Kind
+from defectseg.formats.masks import read as masks
 from defectseg.formats.source import LabelSource
 from defectseg.formats.yolo import read as yolo
 
 KINDS: tuple[Kind, ...] = (
+    masks.KIND,
     coco.KIND,
     yolo.KIND,
     labelme.KIND,

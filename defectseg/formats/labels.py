@@ -125,7 +125,8 @@ class LabelSet:
     Attributes:
         records: one for each image that is labelled, or that lies with the labels and is not.
         names: the classes, in the order of the source.
-        numbered: the names are the values of mask pixels, "1" and so on.
+        numbered: nobody named the classes, so that their names are ClassIds, "1" and so on. The reader has heeded
+            `background` and `ignore`, which are values of pixels.
         roots: folders below which ImageIds are the paths; empty: below "images", else below their common folder.
         keep: files to copy into the data folder as they are.
         own: written by defectseg, and therefore complete.

@@ -1,6 +1,5 @@
-"""Decode images to grey, strictly, and mask images to class numbers."""
+"""Decode images to grey, strictly."""
 
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -269,44 +268,3 @@ def is_blank(pixels: NDArray[np.uint8]) -> bool:
     if int(pixels.max()) - int(pixels.min()) <= _BLANK_SPAN:
         return True
     return 200 * int(np.count_nonzero(pixels > _BLANK_LEVEL)) <= pixels.size
-
-
-_COLOUR_TYPE_AT, _PALETTE = 25, 3  # in the header of a PNG
-MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # JPEG changes the numbers
-
-
-def read_class_map(path: Path) -> NDArray[np.uint8]:
-    """Read the class numbers in a mask image, uint8 (H, W).
-
-    In a PNG with a coloured palette, as labelling tools write it, the indices are the numbers; with a grey palette, the
-    grey values. Three equal channels count as one. Alpha is ignored.
-
-    Raises:
-        ImageError: the file cannot be read, is not complete, is coloured, or has numbers above 255.
-    """
-    content = read_file(path)
-    container = whole.inspect(content, name=str(path))
-    if container.kind not in ("PNG", "BMP", "TIFF"):
-        raise ImageError(f"{path}: a mask in {container.kind}, which may smear numbers. Save masks as PNG.")
-    numbers = decode_payload(container.payload, cv2.IMREAD_UNCHANGED, name=str(path))
-    if container.kind == "PNG" and container.payload[_COLOUR_TYPE_AT] == _PALETTE:
-        from PIL.PngImagePlugin import PngImageFile
-
-        with whole.as_image_errors(str(path)):
-            picture = PngImageFile(io.BytesIO(container.payload))
-            palette = picture.getpalette() or []
-            if not palette[::3] == palette[1::3] == palette[2::3]:
-                numbers = np.asarray(picture)  # OpenCV returns colours, but refuses incomplete data
-    if numbers.ndim == 3:
-        if (numbers[:, :, :3] != numbers[:, :, :1]).any():
-            raise ImageError(
-                f"{path}: a coloured mask; expected one number for each pixel (0 sound, 1 the first class). "
-                "Save it as a grey or palette PNG."
-            )
-        numbers = np.ascontiguousarray(numbers[:, :, 0])
-    if numbers.dtype != np.uint8 and (numbers.min() < 0 or numbers.max() > 255 or numbers.dtype.kind == "f"):
-        raise ImageError(
-            f"{path}: holds {numbers.dtype} values up to {numbers.max()}; expected class numbers, 0 to 255."
-        )
-    numbers = numbers.astype(np.uint8)
-    return ~numbers if container.inverted else numbers

@@ -11,7 +11,7 @@ import pytest
 from defectseg.errors import DataError, ImageError
 from defectseg.files import check_image_id
 from defectseg.image.find import FoundImage, find_images
-from defectseg.image.read import decode, decode_small, read_class_map, read_size
+from defectseg.image.read import decode, decode_small, read_size
 
 
 def touch(root: Path, *names: str) -> None:
@@ -192,9 +192,7 @@ def test_of_a_list_what_is_gone_or_no_image_is_a_fault(tmp_path: Path) -> None:
     ("kind", "told"),
     [("pipe", "a named pipe"), ("device", "a device"), ("100 GB", "107,374,182,400 bytes|not a JPEG")],
 )
-@pytest.mark.parametrize(
-    "read", [decode, read_size, lambda path: decode_small(path, shorter_px=8, longer_px=8), read_class_map]
-)
+@pytest.mark.parametrize("read", [decode, read_size, lambda path: decode_small(path, shorter_px=8, longer_px=8)])
 def test_pipes_devices_and_huge_files_are_refused(
     tmp_path: Path, kind: str, told: str, read: Callable[[Path], Any]
 ) -> None:

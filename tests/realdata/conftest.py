@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from defectseg.formats.common import ImportReport
-from defectseg.formats.masks import import_masks
+from defectseg.formats.data_import import ImportReport, import_labels
+from defectseg.formats.labels import Choices
 
 NEU_CLASSES = ("inclusion", "patches", "scratches")
 
@@ -24,7 +24,7 @@ def realdata() -> Path:
 def neu(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImportReport]:
     """The data folder that neu900 becomes, and the report of the import."""
     out = tmp_path_factory.mktemp("neu") / "neu"
-    return out, import_masks(realdata / "neu900", out, classes=NEU_CLASSES, link=True)
+    return out, import_labels(realdata / "neu900", out, Choices(classes=NEU_CLASSES), link=True)
 
 
 @pytest.fixture(scope="session")

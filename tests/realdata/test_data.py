@@ -8,7 +8,7 @@ import pytest
 from defectseg.check.check import check_data_folder
 from defectseg.data.folder import open_data_folder
 from defectseg.data.table import LabelTable, read_label_table
-from defectseg.formats.common import ImportReport
+from defectseg.formats.data_import import ImportReport
 from defectseg.image import rle
 
 SIZE_HW = (256, 1600)
@@ -53,5 +53,5 @@ def test_real_runs_end_at_the_foot_of_a_column_only_where_pixels_count_from_one(
 
 def test_neu900_imports_with_its_known_numbers(neu: tuple[Path, ImportReport]) -> None:
     root, report = neu
-    assert (report.images, report.masks_per_class, report.ignored_px) == (600, (200, 200, 200), 0)
+    assert (report.images, [one.images for one in report.classes], report.ignored_px) == (600, [200] * 3, 0)
     assert open_data_folder(root).class_names == ("inclusion", "patches", "scratches")

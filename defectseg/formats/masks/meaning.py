@@ -1,0 +1,137 @@
+"""What the values in masks mean, decided for all masks of a source together."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from defectseg import errors
+from defectseg.data.table import IGNORE_CLASS_ID
+from defectseg.errors import LabelError
+from defectseg.formats.classes import BACKGROUND_NAMES, IGNORE_NAMES
+from defectseg.formats.common import IGNORE_NAME, Tally
+from defectseg.formats.labels import Choices
+from defectseg.formats.masks.names import Names
+from defectseg.formats.masks.values import MaskValues
+from defectseg.progress import some
+
+_THRESHOLD, _NEARLY_WHITE = 127, 239  # JPEG and anti-aliasing leave most pixels of a mask close to 0 or 255
+_LARGEST_CLASS = 20  # without names; larger values are grey levels
+_MOST_ODD_PX = 9  # in one mask
+_MOST_OF_ALL = 0.75  # what covers more pixels than this is sound steel
+
+
+def meaning_in_one_class(mask: MaskValues, class_name: str, choices: Choices, tally: Tally) -> dict[int, str]:
+    """Value -> class, for a mask whose name or folder says the class. Raises LabelError if it holds several values."""
+    background, px, meaning = _not_chosen([mask], choices, choices.ignore)
+    values = _values_of_one_class([mask], px, background, tally, is_named=True) if px else set()
+    if values is None:
+        rarest = min(px, key=px.__getitem__)
+        _refuse([mask], px, rarest, f"expected 0 and one other value in a mask of '{class_name}'.", ignore=rarest)
+    return meaning | dict.fromkeys(values, class_name)
+
+
+def meaning_of_all(
+    masks: Sequence[MaskValues], names: Names, choices: Choices, tally: Tally, *, own: bool
+) -> dict[int, str]:
+    """Value -> class, for masks whose names and folders say no class; without names, the class is a ClassId as text.
+
+    One value, or grey levels between two, are one class. Else each value is a class, and 255 marks pixels to ignore.
+
+    Raises:
+        LabelError: the values cannot be meant as they are; names a file.
+    """
+    is_named, classes = bool(names.where), names.classes or ["1"]
+    ignore_name = (choices.ignore if is_named else "") or IGNORE_NAME
+    background, px, meaning = _not_chosen(masks, choices, ignore_name)
+    of_value = names.of(px)
+    if not own and not px.keys() <= of_value.keys():
+        values = _values_of_one_class(masks, px, background, tally, is_named=is_named) if len(classes) == 1 else None
+        if values:
+            share = sum(px[value] for value in values) / sum(mask.size_hw[0] * mask.size_hw[1] for mask in masks)
+            if share > _MOST_OF_ALL and not choices.background:
+                main = max(values, key=px.__getitem__)
+                _refuse(
+                    masks, px, main, f"{share:.0%} would be defective. Which value is sound?", background=f"{main}|0"
+                )
+            return meaning | dict.fromkeys(values, classes[0])
+        _check_class_map(masks, px, of_value, choices)
+    for value in px:
+        name = of_value.get(value, "") if is_named else str(value + (0 in px))
+        if name.lower() in IGNORE_NAMES or (value == IGNORE_CLASS_ID and value not in of_value):
+            name = ignore_name
+        elif not name or (value > IGNORE_CLASS_ID and not names.by_colour):
+            known = f"{names.where} names {some([*of_value.values()])}" if is_named else "classes are 1 to 254"
+            _refuse(masks, px, value, f"{value} is no class: {known}.", ignore=value)
+        if name.lower() not in BACKGROUND_NAMES or choices.background:
+            meaning[value] = name
+    if 0 in px and not is_named:
+        tally.add("from_zero")
+    return meaning
+
+
+def _not_chosen(
+    masks: Sequence[MaskValues], choices: Choices, ignore_name: str
+) -> tuple[int, Counter[int], dict[int, str]]:
+    """The background; value -> pixels, for values other than that and those to ignore; and the latter -> their name."""
+    background = int(choices.background) if choices.background.isdecimal() else 0
+    px = sum((mask.count() for mask in masks), Counter[int]())
+    del px[background]
+    if not choices.ignore.isdecimal():
+        return background, px, {}
+    del px[int(choices.ignore)]
+    return background, px, {int(choices.ignore): ignore_name}
+
+
+def _values_of_one_class(
+    masks: Sequence[MaskValues], px: Counter[int], background: int, tally: Tally, *, is_named: bool
+) -> set[int] | None:
+    """The values of the class in binary masks, which are nearer to its usual value than to the background.
+
+    None if the masks are not binary. Counts pixels of unusual values.
+    """
+    main = max(px, key=px.__getitem__)
+    if len(px) == 1 and not is_named and 1 < main <= _LARGEST_CLASS:
+        return None
+    levels = {abs(value - background): count for value, count in px.items()}
+    between = [count for level, count in levels.items() if _LARGEST_CLASS < level < _NEARLY_WHITE]
+    white = {level: count for level, count in levels.items() if _NEARLY_WHITE <= level <= 255}
+    is_smeared = len(between) > _LARGEST_CLASS or (len(white.keys() - {255}) > 0 and not background)
+    is_grey = is_smeared and len(px) > 1 and max(levels) <= 255 and sum(between) <= 2 * sum(white.values())
+    usual = abs(255 - background) if is_grey else main
+    odd = [sum(count for value, count in mask.count().items() if value in px and value != usual) for mask in masks]
+    are_few = max(odd) <= _MOST_ODD_PX and 100 * sum(odd) <= px[main]
+    is_plain = main > _LARGEST_CLASS or (main < 2 and IGNORE_CLASS_ID not in px)
+    if not is_grey and len(px) > 1 and not (are_few and is_plain):
+        return None
+    for mask, count in zip(masks, odd, strict=True):
+        if count:
+            tally.add("odd_px", count, example=mask.path.name)
+    return {value for value in px if abs(value - usual) < abs(value - background)}
+
+
+def _check_class_map(
+    masks: Sequence[MaskValues], px: Counter[int], of_value: Mapping[int, str], choices: Choices
+) -> None:
+    """Refuse class maps that cannot be meant."""
+    numbers = [value for value in px if value != IGNORE_CLASS_ID]
+    if any(mask.lossy for mask in masks):
+        _refuse(masks, px, max(px), "JPEG and the like change numbers. Save class maps as PNG.")
+    if len(numbers) <= _LARGEST_CLASS < max(numbers, default=0) and not of_value and not choices.classes:
+        why = "expected 0 and one other value, or class numbers from 1. Correct it, or name a value to ignore."
+        _refuse(masks, px, max(numbers), why, ignore=max(numbers))
+    if IGNORE_CLASS_ID in of_value or IGNORE_CLASS_ID not in px:
+        return
+    if 2 * px[IGNORE_CLASS_ID] > px.total():
+        ignored = errors.spelling("ignore", "255")
+        why = f"does 255 mean sound steel, and 0 the first class? If it marks pixels to ignore, say {ignored}."
+        _refuse(masks, px, IGNORE_CLASS_ID, why, background="255")
+    if px.keys() == {1, IGNORE_CLASS_ID} and not any(mask.px.keys() >= px.keys() for mask in masks):
+        why = "and no mask holds both. If both mean the defect, save all alike; if 255 is to be ignored, say so."
+        _refuse(masks, px, IGNORE_CLASS_ID, why, ignore="255")
+
+
+def _refuse(masks: Sequence[MaskValues], px: Mapping[int, int], value: int, why: str, **go_on: object) -> NoReturn:
+    """Raise LabelError that names the first mask with this value."""
+    path = next(mask.path for mask in masks if value in mask.count())
+    held = some([f"{number} ({count} px)" for number, count in px.items()])
+    raise LabelError(f"{path}: holds {value}; all together: {held}; {why}", go_on=go_on)
