@@ -131,7 +131,7 @@ def _held_out(request: Request, folds: Folds) -> list[HeldOut | None]:
     val: list[HeldOut] = ["val"] if "val" in folds.values() else []
     everything = val[0] if val else None
     if request.every_fold:
-        return [*numbers]
+        return [*numbers] or [everything]
     if wanted > len(numbers):
         count = len(numbers)
         raise UsageError(

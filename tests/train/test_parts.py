@@ -8,7 +8,7 @@ import pytest
 
 from defectseg.data.folder import image_digest, open_data_folder
 from defectseg.data.split import Fold, read_split, write_split
-from defectseg.errors import UsageError
+from defectseg.errors import DataError, UsageError
 from defectseg.files import is_empty_folder
 from defectseg.model.info import ModelInfo, read_model_info
 from defectseg.model.locate import model_identity
@@ -120,13 +120,19 @@ def test_val_is_trained_on_if_that_is_asked_for(
     assert model_identity(go_on(out=again)[0].model) == model_identity(result.model)
 
 
-def test_training_on_val_needs_one_and_no_fold(asked: Asked, data: Path, out: Path) -> None:
+def test_training_needs_images_besides_val_and_on_val_it_needs_one_and_no_fold(
+    asked: Asked, data: Path, out: Path
+) -> None:
     for fold, every_fold in (("auto", False), ("0", False), ("null", True)):
         with pytest.raises(UsageError, match="use_val: goes with a training on everything"):
             train(**asked(f"data.fold={fold}", data=data, every_fold=every_fold, use_val=True))
     write_split(data / "split.csv", dict.fromkeys(open_data_folder(data).image_ids, 0))
     with pytest.raises(UsageError, match="use_val: no image is in val"):
         train(**asked("data.fold=null", data=data, use_val=True))
+    write_split(data / "split.csv", dict.fromkeys(open_data_folder(data).image_ids, "val"))
+    for every_fold in (False, True):
+        with pytest.raises(DataError, match="0 images to train on and 24 to validate on"):
+            train(**asked(data=data, every_fold=every_fold))
     assert is_empty_folder(out)
 
 
