@@ -22,7 +22,6 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from defectseg.errors import DataError, LabelError, OutputExistsError, ResourceError
-from defectseg.progress import Progress
 
 # No ImageId has backslashes, control characters, or (the last range) bytes that are not UTF-8.
 UNFIT_CHARACTERS = r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]"
@@ -252,7 +251,7 @@ def resource_errors(path: Path) -> Iterator[None]:
         raise ResourceError(f"{path}: {reason}") from error
 
 
-def unpack_zip(archive: Path, folder: Path, *, remedy: str, progress: Progress) -> None:
+def unpack_zip(archive: Path, folder: Path, *, remedy: str, progress: Callable[[int, int], object]) -> None:
     """Unpack a zip archive into a new folder; every entry is compared with its checksum.
 
     `zipfile` itself keeps every entry inside `folder` and writes links as plain files.

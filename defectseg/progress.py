@@ -1,6 +1,6 @@
 """The progress callback, and short lists of names for messages."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Protocol
 
 EXAMPLES_SHOWN = 5
@@ -17,7 +17,7 @@ def silent(done: int, total: int, text: str = "") -> None:
     """A Progress that does nothing."""
 
 
-def some(names: Iterator[str] | list[str] | set[str]) -> str:
+def some(names: Iterable[str]) -> str:
     """The first few names in order, and how many more there are."""
     ordered = sorted(names)
     more = len(ordered) - EXAMPLES_SHOWN

@@ -65,8 +65,8 @@ def decode_bitmap(content: bytes, where: str) -> NDArray[np.bool_]:
     except ImageError as error:
         raise LabelError(f"{where}: its bitmap is no picture that can be decoded. Export it again.") from error
     if pixels.ndim == 3:
-        pixels = pixels[..., 3] if pixels.shape[2] == 4 else pixels.any(axis=2)
-    return pixels != 0
+        pixels = pixels[..., 3] if pixels.shape[2] == 4 else pixels.max(axis=2)
+    return np.asarray(pixels != 0)
 
 
 def place_bitmap(

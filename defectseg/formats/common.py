@@ -24,70 +24,45 @@ _ROUNDING_PX = 0.01  # 0.3 of 10 px may be 2.9999 px
 GIVEN_CLASSES = "the given list of classes"
 
 LOSSES = {
-    "missing_images": "{count} images have rows in the label table and no file; they were left out (for example "
-    "{examples}).",
-    "unreadable_images": "{count} images are unreadable and were left out (for example {examples}).",
+    "missing_images": "{count} images have rows in the label table and no file; they were left out.",
+    "unreadable_images": "{count} images are unreadable and were left out.",
     "side_files": "{examples} stayed behind: the format has no place for what it says.",
     "folds": "{examples}",
-    "boxes": "{count} annotations have a box and no outline; the pixels in these boxes are marked to be ignored, "
-    "where no mask explains them (for example {examples}).",
-    "no_class": "{count} outlines or masks have no class; their pixels are marked to be ignored (for example "
-    "{examples}).",
-    "rotated": "{count} boxes are rotated; the upright boxes around them were taken (for example {examples}).",
-    "no_shape": "{count} annotations have neither an outline nor a box and were left out (for example {examples}).",
-    "other_shape": "{count} annotations are points, lines or texts, which cover no area, and were left out (for "
-    "example {examples}).",
-    "rectangles": "{count} rectangles count as areas, as in the tool itself (for example {examples}). If they are only "
-    "boxes around defects, have boxes ignored.",
-    "wide_lines": "{count} lines were drawn 10 px wide, as the tool itself does it (for example {examples}).",
-    "rotated_box": "{count} boxes are rotated; their upright bounding boxes count (for example {examples}).",
-    "flags": "{count} flags of images or annotations are not kept (for example {examples}).",
-    "not_counted": "{count} drafts, predictions, and skipped or older annotations do not count (for example "
-    "{examples}).",
-    "faulty_outline": "{count} annotations have an outline of fewer than three points, or one that is no list of "
-    "numbers; the rest of the annotation was used (for example {examples}).",
-    "faulty_box": "{count} annotations have a good outline and a box that is none; the outline was used (for example "
-    "{examples}).",
-    "text_numbers": "{count} annotations have numbers written as text; they were read as numbers (for example "
-    "{examples}).",
-    "score": "{count} labels have a score, as predictions of a model have. They count as labels all the same: correct "
-    "them first (for example {examples}).",
-    "clipped": "{count} outlines or boxes reach beyond their image; what lies outside was cut off (for example "
-    "{examples}).",
-    "no_pixel": "{count} annotations are too thin to hold the centre of a pixel, or lie outside their image "
-    "(for example {examples}).",
-    "as_sound": "{count} annotations count as sound steel, as their class says (for example {examples}).",
-    "dropped": "{count} annotations of dropped classes; their pixels are marked to be ignored (for example "
-    "{examples}).",
-    "united": "{count} annotations were united with others of their class in their image, since a label table has "
-    "one mask for each class.",
-    "turned": "{count} images were turned as their EXIF orientation says, and written as PNG (for example {examples}). "
-    "`predict` sees files as they are stored: turn those in the same way.",
-    "unlisted_images": "{count} images in the folder are not named in the labels and were left out "
-    "(for example {examples}).",
-    "other_file": "{count} files are not of this kind and were passed over (for example {examples}).",
-    "predictions_file": "{count} files hold predictions (lists of COCO results) and were passed over (for example "
-    "{examples}).",
-    "absent_folder": "{count} folders or lists that the labels name are not there ({examples}); folders whose names "
-    "say the same were taken.",
-    "several_parts": "{count} images belong to several parts of the data set and count as the first of train, val and "
-    "test (for example {examples}).",
-    "other_part": "{count} images of other subsets count as train (for example {examples}).",
-    "odd_px": "{count} px of binary masks hold neither 0 nor the usual value; they belong to the class where they are "
-    "above half of the range (for example {examples}).",
+    "boxes": "{count} boxes have no outline. Their pixels are ignored, except where a mask explains them.",
+    "no_class": "{count} outlines or masks have no class; their pixels are ignored.",
+    "rotated": "{count} boxes are rotated; the upright boxes around them were taken.",
+    "no_shape": "{count} annotations have neither an outline nor a box and were left out.",
+    "other_shape": "{count} points, lines or texts cover no area and were left out.",
+    "rectangles": "{count} rectangles count as areas, as in the tool. If they only surround defects, ignore boxes.",
+    "wide_lines": "{count} lines were drawn 10 px wide, as by the tool itself.",
+    "flags": "{count} flags of images or annotations are not kept.",
+    "not_counted": "{count} drafts, predictions, and skipped or older annotations do not count.",
+    "faulty_outline": "{count} annotations have an outline that is none; the rest of the annotation was used.",
+    "faulty_box": "{count} annotations have a good outline and a box that is none; the outline was used.",
+    "text_numbers": "{count} annotations have numbers written as text; they were read as numbers.",
+    "score": "{count} labels have a score, as predictions have. They count as labels all the same: correct them first.",
+    "clipped": "{count} outlines or boxes reach beyond their image; what lies outside was cut off.",
+    "no_pixel": "{count} annotations hold no centre of a pixel of their image, and were left out.",
+    "as_sound": "{count} annotations count as sound steel, as their class says.",
+    "dropped": "{count} annotations are of dropped classes; their pixels are ignored.",
+    "united": "{count} annotations were united with others of their class and image, which have one mask.",
+    "turned": "{count} images were turned as EXIF says, into PNG. `predict` sees files as stored: turn those, too.",
+    "unlisted_images": "{count} images in the folder are not named in the labels and were left out.",
+    "other_file": "{count} files are not of this kind and were passed over.",
+    "predictions_file": "{count} files hold predictions (lists of COCO results) and were passed over.",
+    "absent_folder": "{count} folders or lists that the labels name are not there; others of that meaning were taken.",
+    "several_parts": "{count} images belong to several parts, and count as the first of train, val and test.",
+    "other_part": "{count} images of other subsets count as train.",
+    "odd_px": "{count} px of binary masks are neither 0 nor the usual value; those above half of the range are defect.",
     "from_zero": "The value 0 is a class, since another is the background: value n became ClassId n + 1.",
-    "mvtec_parts": "The folders train and test of MVTec AD are for methods that learn from sound images alone; no "
-    "split.csv is made from them.",
-    "overlap_px": "{count} px belong to several classes; a class map holds one, here that of the smaller mask (for "
-    "example {examples}). A picture for each class keeps them all.",
-    "under_ignore_px": "{count} px belong to a class and are marked to be ignored; a class map holds the mark alone "
-    "(for example {examples}). A picture for each class keeps both.",
-    "hole_px": "{count} px of holes were filled, since an outline cannot have holes (for example {examples}).",
+    "mvtec_parts": "The folders train and test of MVTec AD suit methods that learn from sound images: no split.",
+    "overlap_px": "{count} px belong to several classes; a class map keeps the smaller mask, pictures by class all.",
+    "under_ignore_px": "{count} px of classes are ignored; a class map keeps the mark, pictures by class keep both.",
+    "hole_px": "{count} px of holes were filled, since an outline cannot have holes.",
     "simplified": "Outlines are simplified; they deviate by up to {count} px.",
-    "ignore_px": "{count} px marked to be ignored became plain background; YOLO has no such mark (for example "
-    "{examples}).",
+    "ignore_px": "{count} px marked to be ignored became background; YOLO has no such mark.",
 }
-"""Every kind of loss -> a message with {count} and {examples}. Reports list losses in this order."""
+"""Every kind of loss -> a message with {count}; examples follow. Reports list losses in this order."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +106,14 @@ class Tally:
 
     def losses(self) -> tuple[Loss, ...]:
         """What was counted, in the order of `LOSSES`."""
-        return tuple(
-            Loss(kind, count, message.format(count=count, examples=", ".join(self._examples[kind])))
-            for kind, message in LOSSES.items()
-            if (count := self._counts[kind])
-        )
+        losses = []
+        for kind, message in LOSSES.items():
+            if count := self._counts[kind]:
+                examples = ", ".join(self._examples[kind])
+                if examples and "{examples}" not in message:
+                    message += " For example: {examples}."
+                losses.append(Loss(kind, count, message.format(count=count, examples=examples)))
+        return tuple(losses)
 
 
 def stem_of(image_id: str) -> str:
@@ -167,7 +145,7 @@ def read_text(path: Path, expected: str) -> str:
         raise LabelError(f"{path}: not UTF-8 text; {expected}. Unpack it first if it is an archive.") from error
 
 
-def write_png(path: Path, pixels: NDArray[np.generic]) -> None:
+def write_png(path: Path, pixels: cv2.typing.MatLike) -> None:
     """Write pixels as PNG, lossless."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded, content = cv2.imencode(".png", pixels)

@@ -7,20 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from defectseg.data.classes import write_class_names
-from defectseg.data.folder import IMAGES_NAME
-from defectseg.data.split import SPLIT_NAME, write_split
+from defectseg.data.folder import IMAGES_NAME, write_not_labelled
+from defectseg.data.split import SPLIT_NAME, Fold, write_split
 from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_label_table
 from defectseg.errors import DataError, ImageError, UsageError
-from defectseg.files import atomic_csv, check_image_id, check_is_free, new_folder
+from defectseg.files import check_image_id, check_is_free, new_folder
 from defectseg.formats.classes import SOUND_CLASS_ID, Classes, choose_classes
 from defectseg.formats.common import Canvas, Loss, Tally, index_unique, place_image, stem_of, write_png
 from defectseg.formats.kinds import recognise
-from defectseg.formats.labels import Box, Choices, LabelSet, Record, Shape
+from defectseg.formats.labels import Box, Choices, LabelSet, Part, Record, Shape
 from defectseg.formats.locate import ImageFinder, image_ids
 from defectseg.formats.polygons import cut_pieces
 from defectseg.formats.source import LabelSource, open_source
@@ -29,19 +30,6 @@ from defectseg.image.find import FoundImage, escaped
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
 from defectseg.progress import Progress, silent, some
-
-NOT_LABELLED_NAME = "not_labelled.csv"
-
-_TURNS: dict[int, Callable[[cv2.typing.MatLike], cv2.typing.MatLike]] = {
-    2: partial(cv2.flip, flipCode=1),
-    3: partial(cv2.rotate, rotateCode=cv2.ROTATE_180),
-    4: partial(cv2.flip, flipCode=0),
-    5: cv2.transpose,
-    6: partial(cv2.rotate, rotateCode=cv2.ROTATE_90_CLOCKWISE),
-    7: lambda pixels: cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180),
-    8: partial(cv2.rotate, rotateCode=cv2.ROTATE_90_COUNTERCLOCKWISE),
-}
-"""EXIF orientation -> what turns the stored pixels into the displayed ones."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,7 @@ class _Painted:
     """The masks of one image, and what was counted on the way."""
 
     image_id: str
-    part: str
+    part: Part
     labels: dict[int, str]
     px: Counter[int]
     regions: Counter[int]
@@ -153,6 +141,8 @@ def import_labels(
             for one in not_labelled:
                 place_image(one.path, folder / one.image_id, link=link)
             _write_tables(building, classes, painted, not_labelled)
+            for path in labels.keep:
+                place_image(path, building / path.name, link=False)
     for image in painted:
         tally.update(image.tally)
     report = ImportReport(
@@ -164,7 +154,7 @@ def import_labels(
         not_labelled=len(not_labelled),
         classes=_report_classes(classes, painted),
         ignored_px=sum(image.px[IGNORE_CLASS_ID] for image in painted),
-        parts=dict(Counter(_folds(painted).values())),
+        parts=dict(Counter(map(str, _folds(painted).values()))),
         missing_images=tuple(missing),
     )
     inside = f"{source.root}/"  # the user may not know the unpacked folder
@@ -206,12 +196,13 @@ def _place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally
         )
     if finder and (source.file is None or choices.images):
         _add_others(found, finder.images, tally, unlabelled=labels.file_each and source.file is None)
-    names = _image_ids(list(found), labels.roots, root)
+    below = labels.roots and ImageFinder(labels.roots).images
+    names = {image.path: image.image_id for image in below} if below else image_ids(list(found), root)
     for path in found:
         check_image_id(names[path], where=escaped(path))
     if choices.exif == "turn":  # turned images end in .png
         index_unique(((stem_of(names[path]), path) for path in found), "images")
-    return sorted((_Placed(record, path, names[path]) for path, record in found.items()), key=_by_id), missing
+    return [_Placed(found[path], path, names[path]) for path in sorted(found, key=names.__getitem__)], missing
 
 
 def _add_others(found: dict[Path, Record], images: Sequence[FoundImage], tally: Tally, *, unlabelled: bool) -> None:
@@ -224,16 +215,6 @@ def _add_others(found: dict[Path, Record], images: Sequence[FoundImage], tally: 
             found[image.path] = Record(image.path, str(image.path), status="unlabelled")
         else:
             tally.add("unlisted_images", example=image.image_id)
-
-
-def _by_id(placed: _Placed) -> str:
-    return placed.image_id
-
-
-def _image_ids(paths: Sequence[Path], roots: Sequence[Path], root: Path) -> dict[Path, str]:
-    if roots:
-        return {image.path: image.image_id for image in ImageFinder(roots).images}
-    return image_ids(paths, root)
 
 
 def _sort_out(
@@ -315,7 +296,7 @@ def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *,
             go_on={"exif": "keep|turn"},
         )
     if turn != 1 and choices.exif == "turn":
-        pixels = _TURNS[turn](read.decode_stored(read.read_file(path), name=str(path)))
+        pixels = _turned(read.decode_stored(read.read_file(path), name=str(path)), turn)
         size_hw = (pixels.shape[0], pixels.shape[1])
         image_id = f"{image_id.rpartition('.')[0]}.png"
         write_png(folder / image_id, pixels)
@@ -360,6 +341,14 @@ def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *,
     )
 
 
+def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn stored pixels as their EXIF orientation says, 2 to 8."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = -1 if orientation in (3, 4, 7, 8) else 1, -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(pixels[::rows, ::columns])
+
+
 def _orientation(notes: Sequence[str]) -> int:
     """The EXIF orientation that decoding ignored; 1 if there is none."""
     found = (re.search(r"EXIF orientation ([2-8])", note) for note in notes)
@@ -387,9 +376,9 @@ def _check_meant(painted: Sequence[_Painted], labels: LabelSet, choices: Choices
         )
 
 
-def _folds(painted: Sequence[_Painted]) -> dict[str, str]:
+def _folds(painted: Sequence[_Painted]) -> dict[str, Fold]:
     """ImageId -> part, where the source has parts other than train."""
-    if not any(image.part not in ("", "train") for image in painted):
+    if all(image.part in ("", "train") for image in painted):
         return {}
     return {image.image_id: image.part or "train" for image in painted}
 
@@ -403,24 +392,15 @@ def _write_tables(
     if folds := _folds(painted):
         write_split(building / SPLIT_NAME, folds)
     if not_labelled:
-        with atomic_csv(building / NOT_LABELLED_NAME, ["ImageId"]) as write:
-            write([one.image_id] for one in not_labelled)
+        write_not_labelled(building, (one.image_id for one in not_labelled))
 
 
 def _report_classes(classes: Classes, painted: Sequence[_Painted]) -> tuple[ClassReport, ...]:
-    px, regions = Counter[int](), Counter[int]()
     images = Counter(class_id for image in painted for class_id in image.labels)
-    for image in painted:
-        px.update(image.px)
-        regions.update(image.regions)
+    regions = sum((image.regions for image in painted), Counter[int]())
+    px = sum((image.px for image in painted), Counter[int]())
+    olds = {number: tuple(old for old, one in classes.ids.items() if one == number) for number in px.keys() | images}
     return tuple(
-        ClassReport(
-            number,
-            name,
-            tuple(old for old, class_id in classes.ids.items() if class_id == number),
-            images[number],
-            regions[number],
-            px[number],
-        )
+        ClassReport(number, name, olds.get(number, ()), images[number], regions[number], px[number])
         for number, name in enumerate(classes.names, start=1)
     )

@@ -182,7 +182,7 @@ def _shape(
     if form == "ellipse":
         return Shape(name, partial(_paint_ellipse, place, extent, degrees), where)
     if degrees:
-        tally.add("rotated_box", example=where.rpartition(": ")[2])
+        tally.add("rotated", example=where.rpartition(": ")[2])
     corners = _turned(_CORNERS * extent, degrees) + place
     return Box(name, (*corners.min(axis=0).tolist(), *np.ptp(corners, axis=0).tolist()), where)
 

@@ -171,7 +171,7 @@ def test_of_several_annotations_the_ground_truth_counts_else_the_newest(tmp_path
     with pytest.raises(LabelError, match="task 1: the newest of its 2 annotations has no region"):
         import_labels(export([task(1, new, empty)]), tmp_path / "out")
     sound = export([task(1, new, {**empty, "ground_truth": True})])
-    with pytest.raises(DataError, match="classes: .*no label is of a class"):
+    with pytest.raises(DataError, match=r"classes: .*no label is of a class"):
         import_labels(sound, tmp_path / "out", Choices(unlabelled="clean"))
     report = import_labels(sound, tmp_path / "out", Choices(unlabelled="clean", classes=["crack"]))
     assert ([one.name for one in report.classes], report.sound_images) == (["crack"], 1)
@@ -208,7 +208,7 @@ def test_boxes_stop_and_are_ignored_on_request(tmp_path: Path, export: Make) -> 
         import_labels(src, tmp_path / "out")
     report = import_labels(src, tmp_path / "out", Choices(boxes="ignore"))
     assert rles(tmp_path / "out") == {"b.png": {255: "6 2 10 2 14 2 29 4"}}
-    assert kinds(report) == {"boxes": 2, "rotated_box": 1}
+    assert kinds(report) == {"boxes": 2, "rotated": 1}
     mixed = export([task(1, annotation(result(), turned))])
     with pytest.raises(DataError, match="1 of 2 labels are boxes"):
         import_labels(mixed, tmp_path / "out2")

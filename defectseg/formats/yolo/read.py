@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from defectseg.data.table import MAX_CLASSES
+from defectseg.data.classes import MAX_CLASSES
 from defectseg.errors import DataError, LabelError
 from defectseg.formats.common import Tally, index_unique, read_text
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_of
