@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defectseg.data.folder import open_data_folder
+from defectseg.data.folder import NOT_LABELLED_NAME, open_data_folder
 from defectseg.data.split import SPLIT_NAME
 from defectseg.errors import DataError, LabelError
-from defectseg.formats.data_import import NOT_LABELLED_NAME, import_labels
+from defectseg.formats.data_import import import_labels
 from defectseg.formats.labelme import draw, export_labelme
 from defectseg.formats.labels import Choices
 

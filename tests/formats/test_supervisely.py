@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from defectseg.data.folder import open_data_folder
+from defectseg.data.folder import NOT_LABELLED_NAME, open_data_folder
 from defectseg.errors import DataError, LabelError
-from defectseg.formats.data_import import NOT_LABELLED_NAME, import_labels
+from defectseg.formats.data_import import import_labels
 from defectseg.formats.labels import Choices
 
 Make = Callable[..., Path]
