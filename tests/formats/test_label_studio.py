@@ -171,7 +171,7 @@ def test_of_several_annotations_the_ground_truth_counts_else_the_newest(tmp_path
     with pytest.raises(LabelError, match="task 1: the newest of its 2 annotations has no region"):
         import_labels(export([task(1, new, empty)]), tmp_path / "out")
     sound = export([task(1, new, {**empty, "ground_truth": True})])
-    with pytest.raises(DataError, match="classes: .*no label is of a class"):
+    with pytest.raises(DataError, match=r"classes: .*no label is of a class"):
         import_labels(sound, tmp_path / "out", Choices(unlabelled="clean"))
     report = import_labels(sound, tmp_path / "out", Choices(unlabelled="clean", classes=["crack"]))
     assert ([one.name for one in report.classes], report.sound_images) == (["crack"], 1)

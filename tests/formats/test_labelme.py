@@ -36,7 +36,12 @@ def labelme(tmp_path: Path, write_image: Make) -> Make:
     """Writes a JSON file, by default of an image of 4 x 6 px beside it."""
 
     def write(name: str, shapes: list[Any], *, image: str | None = None, **more: Any) -> Path:
-        document = {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": f"{Path(name).name}.png"}
+        document: dict[str, Any] = {
+            "version": "5.4.1",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": f"{Path(name).name}.png",
+        }
         document |= {"imageData": None, "imageHeight": HW[0], "imageWidth": HW[1], **more}
         (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "src" / f"{name}.json").write_text(json.dumps(document))
