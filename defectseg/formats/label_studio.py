@@ -33,9 +33,8 @@ def recognise(source: LabelSource) -> str:
 
 def _is_export(content: Any) -> bool:
     task = content[0] if isinstance(content, list) and content else None
-    if not isinstance(task, dict):
-        return False
-    return "annotation_id" in task or ("data" in task and ("annotations" in task or "completions" in task))
+    keys = task.keys() if isinstance(task, dict) else set()
+    return "annotation_id" in keys or ("data" in keys and bool(keys & {"annotations", "completions", "predictions"}))
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:

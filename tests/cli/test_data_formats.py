@@ -119,3 +119,11 @@ def test_predictions_become_labels_to_correct(
     told = json.loads(succeed("export", "predictions", "results", "--out", "rle.json", "--rle", "--json"))
     assert (told["images"], told["out"]) == (1, "rle.json")
     assert f"1 images with {told['annotations']} regions" in summary
+
+
+def test_labels_go_to_labelme_and_back(succeed: Callable[..., str], data_folder: Path, tmp_path: Path) -> None:
+    assert succeed("export", "labelme", data_folder, "--out", "out", "--link").startswith("Nothing was lost.")
+    report = json.loads(succeed("import", "out", "--out", "back", "--link", "--json"))
+    before, after = open_data_folder(data_folder), open_data_folder(tmp_path / "back")
+    assert (after.image_ids, after.class_names) == (before.image_ids, before.class_names)
+    assert (after.table.rles, report["kind"]) == (before.table.rles, "labelme")

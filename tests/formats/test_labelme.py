@@ -36,7 +36,12 @@ def labelme(tmp_path: Path, write_image: Make) -> Make:
     """Writes a JSON file, by default of an image of 4 x 6 px beside it."""
 
     def write(name: str, shapes: list[Any], *, image: str | None = None, **more: Any) -> Path:
-        document = {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": f"{Path(name).name}.png"}
+        document: dict[str, Any] = {
+            "version": "5.4.1",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": f"{Path(name).name}.png",
+        }
         document |= {"imageData": None, "imageHeight": HW[0], "imageWidth": HW[1], **more}
         (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "src" / f"{name}.json").write_text(json.dumps(document))
@@ -142,10 +147,10 @@ def test_image_without_json_is_not_labelled_and_masks_of_labelled_ones_are_left_
     src = labelme("a", [entry()], imagePath="images\\a.png", image="images/a.png")
     write_image(src / "images/b.png")
     write_image(src / "SegmentationClassPNG/a.png")
-    report = import_labels(src, tmp_path / "out")
+    report = import_labels(src, tmp_path / "out", kind="labelme")
     assert (report.images, report.not_labelled, kinds(report)) == (1, 1, {"unlisted_images": 1})
     assert (tmp_path / "out" / NOT_LABELLED_NAME).read_text().splitlines() == ["ImageId", "b.png"]
-    clean = import_labels(src, tmp_path / "clean", Choices(unlabelled="clean"))
+    clean = import_labels(src, tmp_path / "clean", Choices(unlabelled="clean"), kind="labelme")
     assert (clean.images, clean.sound_images) == (2, 1)
     alone = import_labels(src / "a.json", tmp_path / "alone")  # a single file says nothing of the images beside it
     assert (alone.images, alone.not_labelled) == (1, 0)
