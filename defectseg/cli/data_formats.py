@@ -114,7 +114,6 @@ def import_labels(
 
 
 def _print_import(report: "ImportReport", out: Path) -> None:
-    print(f"Taken for {report.kind}: {report.evidence}.")
     head = ["ClassId", "class", "in the labels", "images", "regions", "px"]
     rows = [
         [str(one.class_id), one.name, ", ".join(one.source_names), str(one.images), str(one.regions), str(one.px)]
@@ -124,7 +123,7 @@ def _print_import(report: "ImportReport", out: Path) -> None:
     _print_losses(report.lost)
     if report.missing_images:
         named = ", ".join(report.missing_images[:5])
-        print(f"note: {len(report.missing_images)} labels have no image and were left out (for example {named}).")
+        print(f"note: {len(report.missing_images)} labels have no image and were left out. For example: {named}.")
     if report.not_labelled:
         print(
             f"note: {report.not_labelled} images have no label. They are in not_labelled.csv, and neither train nor "

@@ -1,5 +1,6 @@
 """The entry of `defectseg data import`: labels of any known kind become a data folder, whole or not at all."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ from defectseg.image.find import FoundImage, escaped
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
 from defectseg.progress import Progress, silent, some
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ def import_labels(
         if link and choices.images is None and not source.root.samefile(src if source.file is None else src.parent):
             raise UsageError("links into an archive would break. Unpack it, and give the folder.", argument="link")
         recognised, evidence = recognise(source, kind)
+        log.info("%s: recognised as %s: %s", src, recognised.name, evidence)
         labels = recognised.read(source, choices, tally)
         placed, missing = _place(labels, source, choices, tally)
         labelled, not_labelled = _sort_out(labels, placed, choices, where=str(src))

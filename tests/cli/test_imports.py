@@ -54,7 +54,6 @@ def test_help_loads_no_library_of_the_trade() -> None:
 def test_data_commands_scores_of_predictions_and_descriptions_load_no_torch(
     data_folder: Path, trained_run: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "src" / "images").mkdir(parents=True)
     sheets, table = tmp_path / "sheets", data_folder / "train.csv"
     imports = _imports(
         "",
@@ -62,11 +61,11 @@ def test_data_commands_scores_of_predictions_and_descriptions_load_no_torch(
         ["data", "check", sheets],
         ["data", "split", sheets, "--folds", "2"],
         ["data", "export", "coco", sheets, "--out", tmp_path / "coco"],
-        ["data", "import", "masks", tmp_path / "src", "--out", tmp_path / "out"],  # ends early: there are no masks
+        ["data", "import", tmp_path / "coco", "--out", tmp_path / "out"],
         ["evaluate", "--predictions", table, "--data", data_folder],
         ["info", trained_run],
     )
-    assert {"defectseg.formats.masks", "defectseg.evaluate.evaluate", "defectseg.model.info"} <= imports
+    assert {"defectseg.formats.masks.read", "defectseg.evaluate.evaluate", "defectseg.model.info"} <= imports
     assert imports.isdisjoint(HEAVY)
 
 
