@@ -246,8 +246,8 @@ def export_predictions(
         return
     _print_losses(report.lost)
     print(f"{report.images} images with {report.annotations} regions: {shown(out)}")
-    print(f"Once corrected: defectseg data import {shown(out)} --images DIR --out DIR --unlabelled clean")
-    print("This takes images without a region as sound. Use skip instead of clean if nobody has looked at all of them.")
+    again = f"defectseg data import {shown(out)} --images DIR --out DIR --unlabelled clean"
+    print(f"Once corrected: {again} (or skip, if nobody has looked at the images without a region)")
 
 
 @export_app.command("submission")

@@ -5,6 +5,7 @@ list ("uncompressed") or as text in six-bit digits ("compressed"; pycocotools, c
 """
 
 from collections.abc import Mapping
+from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
@@ -36,14 +37,14 @@ def decode(run_lengths: Mapping[str, Any], size_hw: tuple[int, int], *, where: s
     height, width = size_hw
     if run_lengths.get("size") != [height, width]:
         raise LabelError(
-            f"{where}: run-lengths of size {run_lengths.get('size')}; its image has [{height}, {width}] "
+            f"{where}: run-lengths of size {brief(run_lengths.get('size'))}; its image has [{height}, {width}] "
             "(rows, columns). Export the labels again at the images' own size."
         )
     counts = run_lengths.get("counts")
     if isinstance(counts, str):
         counts = _unpack(counts, where)
-    if not isinstance(counts, list) or not all(isinstance(n, int) and n >= 0 for n in counts):
-        raise LabelError(f"{where}: 'counts' is neither a text nor a list of whole numbers from 0. Export it again.")
+    if not isinstance(counts, list) or not all(isinstance(n, int) and 0 <= n <= height * width for n in counts):
+        raise LabelError(f"{where}: 'counts' is neither a text nor a list of lengths from 0 to {height * width} px.")
     if sum(counts) != height * width:
         raise LabelError(
             f"{where}: the run-lengths add up to {sum(counts)} px; an image of {height} x {width} has "

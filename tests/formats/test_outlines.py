@@ -90,7 +90,7 @@ def test_run_lengths_give_the_mask_again_and_are_read_as_pycocotools_reads_them(
         ({"size": [3, 2], "counts": [6]}, r"size \[3, 2\]; its image has \[2, 3\]"),
         ({"counts": [6]}, r"size None"),
         ({"size": [2, 3], "counts": [2, 1]}, r"add up to 3 px; an image of 2 x 3 has 6"),
-        ({"size": [2, 3], "counts": [8, -2]}, r"neither a text nor a list of whole numbers"),
+        ({"size": [2, 3], "counts": [8, -2]}, r"neither a text nor a list of lengths"),
         ({"size": [2, 3], "counts": [2.5, 3.5]}, r"neither a text nor a list"),
         ({"size": [2, 3]}, r"neither a text nor a list"),
         ({"size": [2, 3], "counts": "04"}, r"add up to 4 px"),

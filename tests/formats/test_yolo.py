@@ -260,6 +260,15 @@ def test_part_that_is_nowhere_is_refused(tmp_path: Path, yolo: Make) -> None:
         run(src)
 
 
+def test_accents_may_be_spelled_in_two_ways_and_subsets_may_have_any_name(tmp_path: Path, yolo: Make) -> None:
+    src = yolo({"Line1/\u00e4.png": UPPER_ROWS}, "path: .\nLine1: Line1.txt\nnames: [crack]\n")
+    (src / "labels/Line1/\u00e4.txt").rename(src / "labels/Line1/a\u0308.txt")
+    (src / "Line1.txt").write_text("data/images/Line1/a\u0308.png\n")
+    report = run(src)
+    assert (report.parts, kinds(report)) == ({}, {"other_part": 1})
+    assert rows(tmp_path) == [f"Line1/\u00e4.png,1,{UPPER_ROWS_RLE}"]
+
+
 def test_one_of_several_descriptions_may_be_given_itself(tmp_path: Path, yolo: Make) -> None:
     src = yolo({"train/a.png": UPPER_ROWS, "val/b.png": ""}, name="mill.yaml")
     (src / "old.yaml").write_text(YAML.replace("crack", "rust"))
@@ -276,7 +285,7 @@ def test_sets_without_label_files_are_refused_and_masks_are_known(
     with pytest.raises(DataError, match=r"none of the 2 images has a label file; expected .*labels/train/a\.txt"):
         run(src)
     write_image(src / "masks/train/a.png")
-    with pytest.raises(DataError, match="masks/train/ look like masks") as told:
+    with pytest.raises(DataError, match=r"masks/train/a\.png looks like a mask") as told:
         import_labels(src, tmp_path / "out", kind="yolo")
     assert told.value.go_on == {"as": "masks"}
     with pytest.raises(DataError, match="two images of one name"):

@@ -20,6 +20,7 @@ from defectseg.formats.common import Tally
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_of
 from defectseg.formats.polygons import lies_within, paint_outlines
 from defectseg.formats.source import LabelSource
+from defectseg.progress import some
 
 _LISTS = ("images", "annotations", "categories")
 _EXPECTED = "expected COCO: one object with the lists 'images', 'annotations' and 'categories'"
@@ -182,9 +183,9 @@ class _Document:
         """The best that an annotation has: run-lengths, outlines, else its box. The rest is told."""
         category_id = _identity(entry, "category_id", where)
         if category_id not in self.categories:
-            known = ", ".join(f"{number} ({name})" for number, name in self.categories.items())
+            known = [f"{number} ({name})" for number, name in self.categories.items()]
             raise LabelError(
-                f"{where}: has category {brief(category_id)}; the list 'categories' has {known or 'none'}."
+                f"{where}: has category {brief(category_id)}; the list 'categories' has {some(known) or 'none'}."
             )
         name = self.categories[category_id]
         example = where.rpartition(": ")[2]
@@ -197,8 +198,9 @@ class _Document:
 
     def _outlined_or_boxed(self, name: str, segmentation: Any, given_box: Any, where: str) -> Shape | Box | None:
         example = where.rpartition(": ")[2]
-        polygons = [polygon for polygon in segmentation if polygon] if _is_nested(segmentation) else [segmentation]
-        used = [polygon for polygon in polygons if _is_outline(_numbers(polygon))]
+        is_nested = isinstance(segmentation, list) and all(isinstance(one, list) for one in segmentation[:1])
+        polygons = [polygon for polygon in segmentation if polygon] if is_nested else [segmentation]
+        used = [one for one in polygons if len(numbers := _numbers(one)) >= 6 and len(numbers) % 2 == 0]
         if len(used) < len(polygons):
             self._tally.add("faulty_outline", example=example)
         outlines, box = list(map(_numbers, used)), _numbers(given_box)
@@ -222,21 +224,12 @@ def _identity(entry: Mapping[str, Any], key: str, where: str) -> int | str:
     return value
 
 
-def _is_nested(segmentation: Any) -> bool:
-    """Whether it is a list of polygons, and not a single one without a list around it."""
-    return isinstance(segmentation, list) and (not segmentation or isinstance(segmentation[0], list))
-
-
 def _numbers(values: Any) -> list[float]:
     """A list of numbers in px, some of which may be written as text; an empty one if it is anything else."""
     if not isinstance(values, list):
         return []
     numbers = [float(one) if isinstance(one, str) and _NUMBER.fullmatch(one.strip()) else one for one in values]
     return numbers if all(map(is_number, numbers)) else []
-
-
-def _is_outline(numbers: Sequence[float]) -> bool:
-    return len(numbers) >= 6 and len(numbers) % 2 == 0
 
 
 def _paint_outlines(
@@ -247,9 +240,4 @@ def _paint_outlines(
     return paint_outlines(outlines, size_hw, where=where)
 
 
-KIND = Kind(
-    "coco",
-    "CVAT: COCO 1.0; Label Studio: COCO; Roboflow: COCO Segmentation; `defectseg data export coco`",
-    recognise,
-    read,
-)
+KIND = Kind("coco", "CVAT: COCO 1.0; Label Studio: COCO; Roboflow: COCO Segmentation; defectseg", recognise, read)

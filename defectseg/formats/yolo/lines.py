@@ -77,10 +77,9 @@ def parse_line(text: str, *, num_classes: int, where: str) -> Line:
 def looks_like_labels(path: Path) -> bool:
     """Whether the first line of a file may be one of a label file; true if the file is empty. Raises nothing."""
     try:
-        first = next((line for line in read_text(path, "").splitlines() if line.strip()), "")
+        words = read_text(path, "").lstrip().partition("\n")[0].split()
     except LabelError:
         return False
-    words = first.split()
     return not words or (len(words) > 4 and _numbers(words) is not None)
 
 

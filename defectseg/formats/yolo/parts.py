@@ -58,20 +58,24 @@ def divide(
         DataError: a list cannot be read, or a name in it fits several images.
     """
     by_folder = {pair.path: part for pair in pairs if (part := _part_by_folder(pair))}
-    entries = _entries(document)
-    if not any(part for part, _, _ in entries):
+    base = PurePosixPath(file).parent
+    entries = [
+        (part, f"{key}: {entry}", path)
+        for part, key, entry in _entries(document)
+        if (path := _resolve(entry, document.get("path"), base, source, pairs)) or part
+    ]
+    if not entries:
         return {pair.path: by_folder.get(pair.path, "") for pair in pairs}, []
     part_of_image: dict[Path, Part] = {}
     absent: list[str] = []
     placeholders: list[str] = []
-    for part, key, entry in entries:
-        path = _resolve(entry, document.get("path"), PurePosixPath(file).parent, source, pairs)
+    for part, entry, path in entries:
         if path is None:
-            if not part:  # any other key of the file
-                continue
             found = [image for image, its_part in by_folder.items() if its_part == part]
-            placeholders += [f"{key}: {entry}"] * (not found)
-            tally.add("absent_folder", bool(found), example=f"{key}: {entry}" if found else "")
+            if found:
+                tally.add("absent_folder", example=entry)
+            else:
+                placeholders.append(entry)
         elif path in source.files:
             found = _listed(source, path, finder, absent)
         else:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from reprlib import repr as brief
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import yaml
@@ -30,9 +31,7 @@ _ROUNDING_PX = 0.01  # 333 of 1000 px written as 0.333000 must not become pixel 
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    texts = source.with_suffix(".txt")
-    has_masks = any("mask" in folder.lower() for file in source.files for folder in PurePosixPath(file).parts[:-1])
-    if source.file is None and not texts and has_masks:
+    if source.file is None and not source.with_suffix(".txt") and _masks(source):
         return ""
     if found := _yamls(source) or source.named("obj.data", "obj.names"):
         return f"there is {found[0]}"
@@ -60,20 +59,14 @@ def _some_labels(source: LabelSource) -> list[str]:
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    source = _whole(source)
     lines = [read_text(source.path(file), "").split("\n")[0].split() for file in _some_labels(source)]
     return bool(lines) and all(len(words) in (5, 6) for words in lines)
-
-
-def _whole(source: LabelSource) -> LabelSource:
-    """The folder of a single data.yaml."""
-    return source if source.file is None else LabelSource(source.given, source.root)
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in YOLO's order, or numbered from 1 if there are no names."""
     file, document = _describe(source)
-    source = _whole(source)
+    source = source if source.file is None else LabelSource(source.given, source.root)  # the folder of data.yaml
     names = _names(source, file, document)
     try:
         finder = ImageFinder([choices.images or source.root])
@@ -109,8 +102,8 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
 
 def _describe(source: LabelSource) -> tuple[str, Mapping[str, Any]]:
     """data.yaml or obj.data, and what it says; "" if there is neither."""
-    yamls = _yamls(source) if source.file is None else source.with_suffix(".yaml", ".yml")
-    found = sorted(yamls or source.named("obj.data"), key=lambda file: (file.count("/"), file))
+    found = (_yamls(source) or source.named("obj.data")) if source.file is None else list(source.files)
+    found.sort(key=lambda file: (file.count("/"), file))
     if not found:
         return "", {}
     if len(found) > 1 and found[0].count("/") == found[1].count("/"):
@@ -118,12 +111,11 @@ def _describe(source: LabelSource) -> tuple[str, Mapping[str, Any]]:
             f"{source.given}: {found[0]} and {found[1]} both describe a data set. Give the one that is meant itself."
         )
     path = source.path(found[0])
-    if path.suffix.lower() == ".data":
-        pairs = (
-            line.partition("=") for line in read_text(path, "expected lines such as train = train.txt").splitlines()
-        )
-        return found[0], {key.strip(): value.strip() for key, _, value in pairs if key.strip() != "names"}
-    return found[0], _read_yaml(path)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return found[0], _read_yaml(path)
+    lines = read_text(path, "expected lines such as train = train.txt").splitlines()
+    pairs = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+    return found[0], {key: value for key, value in pairs.items() if key != "names"}  # obj.names itself is read
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -177,7 +169,11 @@ def _pair(source: LabelSource, finder: ImageFinder, choices: Choices) -> tuple[l
     lonely = []
     label_of: dict[Path, str] = {}
     if choices.images is None:
-        label_of = {image.path: label_path(image.image_id) for image in finder.images}
+        spelled = {normalize("NFC", file): file for file in texts}  # macOS spells accents in two letters
+        label_of = {
+            image.path: spelled.get(normalize("NFC", labels := label_path(image.image_id)), labels)
+            for image in finder.images
+        }
         there = set(texts)
         index_unique(((labels, path) for path, labels in label_of.items() if labels in there), "images")
         lonely = sorted(there - set(label_of.values()))
@@ -210,14 +206,15 @@ def _read_all(source: LabelSource, pairs: Sequence[Pair], names: Sequence[str] |
 
 def _no_labels(source: LabelSource, file: str, pairs: Sequence[Pair]) -> DataError:
     example = f"; expected those of {pairs[0].name} in {pairs[0].labels}" if pairs else ""
-    masks = next(
-        (str(PurePosixPath(one).parent) for one in source.files if "mask" in one.lower().rpartition("/")[0]), ""
-    )
-    hint = f" The pictures in {masks}/ look like masks." if masks else ""
+    hint = f" {_masks(source)[0]} looks like a mask." if _masks(source) else ""
     return DataError(
         f"{source.path(file)}: none of the {len(pairs)} images has a label file{example}.{hint}",
-        go_on={"as": "masks"} if masks else None,
+        go_on={"as": "masks"} if hint else None,
     )
+
+
+def _masks(source: LabelSource) -> list[str]:
+    return [file for file in source.files if "mask" in file.lower().rpartition("/")[0]]
 
 
 def _check_scores(lines: Sequence[Line], tally: Tally) -> None:
@@ -266,7 +263,7 @@ def _roots(source: LabelSource, pairs: Sequence[Pair]) -> list[Path]:
 
 KIND = Kind(
     "yolo",
-    "Ultralytics, Roboflow, CVAT: YOLO segmentation; Label Studio: YOLO; `defectseg data export yolo`",
+    "CVAT: Ultralytics YOLO Segmentation 1.0; Label Studio: YOLO with Images; Roboflow: YOLOv8; defectseg",
     recognise,
     read,
     boxes_only,

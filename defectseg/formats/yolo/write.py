@@ -108,9 +108,6 @@ def _parts(source: Source, fold: int | None) -> dict[str, str]:
     if present == {val}:
         raise DataError(f"{path}: puts every image into {val}, which leaves nothing to train on.")
     if len(others := present - {val, "train", "test"}) > 1:
-        source.tally.add(
-            "folds", len(others) - 1, example=f"Beside {val}, which became val, {len(others)} folds became train."
-        )
-    return {
-        image_id: "val" if name == val else "test" if name == "test" else "train" for image_id, name in fold_of.items()
-    }
+        source.tally.add("folds", len(others) - 1, example=f"{val} became val, and {len(others)} folds became train.")
+    names = {val: "val", "test": "test"}
+    return {image_id: names.get(name, "train") for image_id, name in fold_of.items()}
