@@ -167,7 +167,7 @@ def import_labels(
         parts=dict(Counter(_folds(painted).values())),
         missing_images=tuple(missing),
     )
-    inside = f"{source.root}/"  # the user may not know the unpacked folder
+    inside = str(source.root / "x")[:-1]  # paths are told as seen from the source, which may be an unpacked archive
     return replace(
         report, lost=tuple(replace(loss, message=loss.message.replace(inside, "")) for loss in tally.losses())
     )
