@@ -271,6 +271,7 @@ def unpack_zip(archive: Path, folder: Path, *, remedy: str, progress: Callable[[
                     "Free some space and run the same command again."
                 )
             for done, entry in enumerate(entries, start=1):
+                entry.filename = entry.filename.replace("\\", "/")  # old archivers of Windows
                 opened.extract(entry, folder)
                 progress(done, len(entries))
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:

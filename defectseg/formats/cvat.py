@@ -23,6 +23,8 @@ from defectseg.formats.source import LabelSource
 
 _NO_SUBSET = "default"  # CVAT's word
 _Paint = Callable[[tuple[int, int]], NDArray[np.bool_]]
+_Reader = Callable[[Element, str], tuple[NDArray[np.float64], _Paint | None]]
+"""Element, where -> points x, y in px that enclose it, and what paints it, None for a box."""
 
 
 def recognise(source: LabelSource) -> str:
@@ -149,12 +151,6 @@ def _mask(one: Element, where: str) -> tuple[NDArray[np.float64], _Paint]:
     return np.array([(left, top), (left + width, top + height)]), paint
 
 
-_READERS: dict[str, Callable[[Element, str], tuple[NDArray[np.float64], _Paint | None]]] = {
-    "polygon": _polygon,
-    "mask": _mask,
-    "ellipse": _ellipse,
-    "box": _box,
-}
-"""Tag -> element, where -> points that enclose it, x and y in px; and what paints it, None for a box."""
+_READERS: dict[str, _Reader] = {"polygon": _polygon, "mask": _mask, "ellipse": _ellipse, "box": _box}
 
 KIND = Kind("cvat", "CVAT: Export task dataset > CVAT for images 1.1", recognise, read, boxes_only)

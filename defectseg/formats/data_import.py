@@ -24,7 +24,6 @@ from defectseg.formats.common import Canvas, Loss, Tally, index_unique, place_im
 from defectseg.formats.kinds import recognise
 from defectseg.formats.labels import Box, Choices, LabelSet, Part, Record, Shape
 from defectseg.formats.locate import ImageFinder, image_ids
-from defectseg.formats.polygons import cut_pieces
 from defectseg.formats.source import LabelSource, open_source
 from defectseg.image import read, rle
 from defectseg.image.find import FoundImage, escaped
@@ -161,7 +160,7 @@ def import_labels(
         parts=dict(Counter(map(str, _folds(painted).values()))),
         missing_images=tuple(missing),
     )
-    inside = f"{source.root}/"  # the user may not know the unpacked folder
+    inside = str(source.root / "x")[:-1]  # paths are told as seen from the source, which may be an unpacked archive
     return replace(
         report, lost=tuple(replace(loss, message=loss.message.replace(inside, "")) for loss in tally.losses())
     )
@@ -339,7 +338,7 @@ def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *,
         record.part,
         {class_id: rle.encode(mask) for class_id, mask in masks.items()},
         Counter({class_id: int(np.count_nonzero(mask)) for class_id, mask in masks.items()}),
-        Counter({class_id: sum(1 for _ in cut_pieces(mask)) for class_id, mask in masks.items()}),
+        Counter({class_id: _count_regions(mask) for class_id, mask in masks.items()}),
         doubtful_px,
         tally,
     )
@@ -351,6 +350,11 @@ def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
         pixels = pixels.swapaxes(0, 1)
     rows, columns = -1 if orientation in (3, 4, 7, 8) else 1, -1 if orientation in (2, 3, 6, 7) else 1
     return np.ascontiguousarray(pixels[::rows, ::columns])
+
+
+def _count_regions(mask: NDArray[np.bool_]) -> int:
+    """Number of 8-connected regions of a mask, bool (H, W)."""
+    return cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)[0] - 1
 
 
 def _orientation(notes: Sequence[str]) -> int:

@@ -37,11 +37,12 @@ class ImageFinder:
             self._by_name[name.rpartition(".")[0]].append(image)  # VOC may leave the suffix out
 
     def find(self, *names: str, where: str) -> FoundImage | None:
-        """The image that the first fitting name means; None if no name fits.
+        """The image that the first name means that fits one best; None if no name fits.
 
         Raises:
-            DataError: several files fit a name equally well.
+            DataError: several files fit a name equally well, and no other name tells them apart.
         """
+        doubt = ""
         for name in (*names, *(decoded for name in names if (decoded := unquote(name)) != name)):
             wanted = _parts(name)
             if not wanted or not (there := self._by_name.get(wanted[-1])):
@@ -49,11 +50,11 @@ class ImageFinder:
             exact = unicodedata.normalize("NFC", name)
             ranks = [(_shared(wanted, _parts(one.image_id)), exact.endswith(one.path.name)) for one in there]
             best = [one for one, rank in zip(there, ranks, strict=True) if rank == max(ranks)]
-            if len(best) > 1:
-                raise DataError(
-                    f"{where}: '{name}' may be {best[0].path} or {best[1].path}. Rename one of them, in the labels too."
-                )
-            return best[0]
+            if len(best) == 1:
+                return best[0]
+            doubt = doubt or f"{where}: '{name}' may be {best[0].path} or {best[1].path}."
+        if doubt:
+            raise DataError(f"{doubt} Rename one of them, in the labels too.")
         return None
 
 

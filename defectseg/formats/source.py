@@ -17,7 +17,7 @@ from defectseg.formats.common import read_text
 from defectseg.progress import Progress
 
 _SKIPPED_FOLDERS = ("__MACOSX",)
-_MOST_KEPT = 20  # parsed files; recognising looks at the same few for each kind
+_MOST_KEPT = 20
 _ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
 
@@ -61,20 +61,19 @@ class LabelSource:
         return self.root / file
 
     def json(self, file: str) -> Any:
-        """The content of a JSON file. Raises LabelError if it is none."""
-        if file in self._json:
-            return self._json[file]
-        try:
-            content = json.loads(read_text(self.path(file), "expected JSON"))
-        except (ValueError, RecursionError) as error:
-            raise LabelError(f"{self.path(file)}: not valid JSON ({error}).") from error
-        if len(self._json) < _MOST_KEPT:
-            self._json[file] = content
-        return content
+        """The content of a JSON file, which is kept for a while. Raises LabelError if it is none."""
+        if file not in self._json:
+            _make_room(self._json)
+            try:
+                self._json[file] = json.loads(read_text(self.path(file), "expected JSON"))
+            except (ValueError, RecursionError) as error:
+                raise LabelError(f"{self.path(file)}: not valid JSON ({error}).") from error
+        return self._json[file]
 
     def xml(self, file: str) -> ElementTree.Element:
-        """The root element of an XML file, which is read once. Raises LabelError if it is none."""
+        """The root element of an XML file, which is kept for a while. Raises LabelError if it is none."""
         if file not in self._xml:
+            _make_room(self._xml)
             text = read_text(self.path(file), "expected XML")
             if "<!DOCTYPE" in text:  # entities can grow without limit
                 raise LabelError(f"{self.path(file)}: has a document type, which labels do not need. Remove it.")
@@ -102,6 +101,12 @@ class LabelSource:
             except LabelError:
                 continue
             yield file, content
+
+
+def _make_room(parsed: dict[str, Any]) -> None:
+    """Forget the oldest file: those of labelme hold their images."""
+    if len(parsed) >= _MOST_KEPT:
+        parsed.pop(next(iter(parsed)))
 
 
 def _refuse_folder(error: OSError) -> None:

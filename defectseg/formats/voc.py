@@ -82,10 +82,8 @@ def _shape(one: Element, size_hw: tuple[int, int] | None, where: str, tally: Tal
     name, polygon, box = (one.findtext("name") or "").strip(), one.find("polygon"), one.find("bndbox")
     if polygon is not None and len(polygon):
         text_of = {child.tag: child.text or "" for child in polygon}
-        flat = parse_numbers(
-            [text_of.get(f"{axis}{number}", "") for number in range(1, len(polygon) // 2 + 1) for axis in "xy"],
-            f"{where}: x1, y1, x2 and so on",
-        )
+        texts = [text_of.get(f"{axis}{number}", "") for number in range(1, len(polygon) // 2 + 1) for axis in "xy"]
+        flat = parse_numbers(texts, f"{where}: x1, y1, x2 and so on")
         points = np.reshape(flat, (-1, 2))
         shape: Shape | Box = Shape(name, partial(paint_outlines, [flat], where=where), where)
     elif box is not None:
@@ -101,6 +99,4 @@ def _shape(one: Element, size_hw: tuple[int, int] | None, where: str, tally: Tal
     return shape
 
 
-KIND = Kind(
-    "voc", "Pascal VOC XML: LabelImg, Roboflow, CVAT: Export task dataset > PASCAL VOC 1.1", recognise, read, boxes_only
-)
+KIND = Kind("voc", "Pascal VOC XML: LabelImg, Roboflow, CVAT: PASCAL VOC 1.1", recognise, read, boxes_only)
