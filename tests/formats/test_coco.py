@@ -187,7 +187,7 @@ def test_part_may_stand_in_the_name_of_the_file_and_images_in_a_folder_for_each(
     captions: dict[str, list[str]] = {"images": [], "annotations": []}
     (tmp_path / "src/annotations/captions_train2017.json").write_text(json.dumps(captions))
     report = run(tmp_path / "src")
-    assert (report.parts, kinds(report)) == ({"train": 1, "val": 1}, {"other_file": 1})
+    assert (report.parts, kinds(report)) == ({"train": 1, "val": 1}, {"other_file": 1, "unlisted_images": 1})
     with pytest.raises(DataError, match=r"may be .*train2017/b\.png or .*val2017/b\.png"):
         import_labels(tmp_path / "src/annotations/instances_val2017.json", tmp_path / "x", Choices(tmp_path / "src"))
 

@@ -112,6 +112,7 @@ LABEL_STUDIO = [
 ]
 YOLO = "path: .\ntrain: images/train\nval: images/train\nnames:\n  0: pit\n  1: dent\n"
 
+TABLE = "ImageId,ClassId,EncodedPixels\na.png,1,1 3 9 2\na.png,3,20 5\na.png,255,60 4\n"
 SEEDS: dict[str, dict[str, bytes | str]] = {
     "supervisely": {"img/a.png": IMAGE, "ann/a.png.json": json.dumps(SUPERVISELY), "meta.json": '{"classes": []}'},
     "cvat": {"images/a.png": IMAGE, "annotations.xml": CVAT},
@@ -125,6 +126,7 @@ SEEDS: dict[str, dict[str, bytes | str]] = {
     "labelme": {"a.png": IMAGE, "a.json": json.dumps(LABELME)},
     "label studio": {"images/a.png": IMAGE, "project.json": json.dumps(LABEL_STUDIO)},
     "masks": {"images/a.png": IMAGE, "masks/a.png": MASK, "classes.txt": "pit\ndent\n"},
+    "severstal": {"train_images/a.png": IMAGE, "train.csv": TABLE, "split.csv": "ImageId,fold\na.png,0\n"},
 }
 """A small source of each kind."""
 
@@ -387,7 +389,7 @@ def test_names_of_an_old_code_page_are_read(attempt: Callable[..., str], tmp_pat
         ({"a.png": IMAGE, "a.xml": "<!DOCTYPE a [<!ENTITY x 'y'>]><a>&x;</a>"}, "folder", "document type"),
         ({"a.png": IMAGE, "a.xml": "<?xml version='1.0' encoding='nowhere'?><a/>"}, "folder", "no labels of a known"),
         ({"x/y.txt": ""}, "nowhere", "no such file or folder"),
-        (SEEDS["cvat"] | {"ann/a.png.json": json.dumps(SUPERVISELY)}, "folder", "supervisely|cvat"),
+        (SEEDS["cvat"] | {"ann/a.png.json": json.dumps(SUPERVISELY)}, "folder", "cvat|supervisely"),
         ({"a.xml": "<annotation><object><polygon><pt/></polygon></object></annotation>"}, "folder", "LabelMe"),
     ],
 )

@@ -8,10 +8,12 @@ import pytest
 from numpy.typing import NDArray
 
 from defectseg.data.folder import open_data_folder
-from defectseg.errors import DataError, OutputExistsError
+from defectseg.data.table import read_label_table
+from defectseg.errors import DataError, LabelError, OutputExistsError
 from defectseg.formats.data_import import import_labels
 from defectseg.formats.labels import Choices
 from defectseg.formats.predictions import predictions_to_coco
+from defectseg.formats.submission import export_submission
 from defectseg.image.find import find_images
 from defectseg.predict.predict import predict
 
@@ -135,3 +137,47 @@ def test_what_cannot_be_written_is_refused_with_what_to_do_and_leaves_nothing(tm
     with pytest.raises(OutputExistsError, match=r"fix\.json: exists"):
         predictions_to_coco(root, tmp_path / "fix.json")
     assert (tmp_path / "fix.json").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        (
+            "ImageId,EncodedPixels,ClassId\nb.png,1 2400,0\na.png,1 2400,0\n",
+            "ImageId,EncodedPixels,ClassId\nb.png,,1\nb.png,,2\na.png,PIT,1\na.png,,2\n",
+        ),
+        (
+            "EncodedPixels,ImageId_ClassId\n,a.png_2\n,a.png_1\n,b.png_1\n,b.png_2\n",
+            "EncodedPixels,ImageId_ClassId\n,a.png_2\nPIT,a.png_1\n,b.png_1\n,b.png_2\n",
+        ),
+    ],
+)
+def test_submission_has_the_rows_order_and_columns_of_the_sample(
+    tmp_path: Path, predicted: Make, sample: str, expected: str
+) -> None:
+    root = predicted({"a.png": sheet((2, 2, 12, 8, PIT)), "b.png": sheet(), "c.png": sheet()})
+    (tmp_path / "sample.csv").write_text(sample)
+    report = export_submission(root, tmp_path / "sample.csv", tmp_path / "out.csv")
+    (pit,) = read_label_table(root / "predictions.csv").rles["a.png"].values()
+    assert (tmp_path / "out.csv").read_text() == expected.replace("PIT", pit)
+    assert (report.images, report.rows, report.masks, report.unlisted) == (2, 4, 1, ("c.png",))
+
+
+@pytest.mark.parametrize(
+    ("sample", "error", "told"),
+    [
+        ("ImageId,ClassId,EncodedPixels\na.png,0,\nz.png,0,\n", DataError, r"1 of the 2 images .*z\.png"),
+        ("ImageId,ClassId,EncodedPixels\na.png,0,\nbroken.png,0,\n", DataError, r"broken\.png"),
+        ("ImageId,ClassId,EncodedPixels\na.png,2,\n", DataError, r"no row for a\.png with ClassId 1"),
+        ("ImageId,ClassId,EncodedPixels\na.png,3,\n", LabelError, "line 2: ClassId '3'"),
+        ("image,class,rle\na.png,1,\n", LabelError, "has the columns image, class, rle"),
+    ],
+)
+def test_submission_that_would_lose_something_is_refused(
+    tmp_path: Path, predicted: Make, sample: str, error: type[Exception], told: str
+) -> None:
+    root = predicted({"a.png": sheet((2, 2, 12, 8, PIT)), "broken.png": None})
+    (tmp_path / "sample.csv").write_text(sample)
+    with pytest.raises(error, match=told):
+        export_submission(root, tmp_path / "sample.csv", tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()

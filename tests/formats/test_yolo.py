@@ -289,7 +289,7 @@ def test_sets_without_label_files_are_refused_and_masks_are_known(
         import_labels(src, tmp_path / "out", kind="yolo")
     assert told.value.go_on == {"as": "masks"}
     with pytest.raises(DataError, match="two images of one name"):
-        run(yolo({"train/a.png": "", "train/a.jpg": ""}))
+        import_labels(yolo({"train/a.png": "", "train/a.jpg": ""}), tmp_path / "out", kind="yolo")
 
 
 def test_any_content_gives_an_import_or_an_error_that_names_the_source(tmp_path: Path, yolo: Make) -> None:
