@@ -49,7 +49,7 @@ def export_submission(root: Path, sample: Path, out: Path) -> SubmissionReport:
     predicted: dict[str, dict[str, str]] = {}
     for record in records:
         if record.status != STATUS_UNREADABLE:
-            predicted[record.image_id] = {str(class_id): encoded for _, class_id, encoded in record.predictions}
+            predicted[record.image_id] = {str(number): runs for _, number, runs in record.predictions if runs}
     table = read_csv(sample)
     class_ids = [str(number) for number in range(1, len(run["class_names"]) + 1)]
     asked = list(_asked(table, class_ids))

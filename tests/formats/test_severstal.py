@@ -39,7 +39,7 @@ def run(src: Path, **choices: object) -> ImportReport:
 
 def test_rows_of_instances_are_united_on_request_and_nothing_is_lost(table: Make, tmp_path: Path) -> None:
     src = table(HEADER + "a.png,1,1 3\na.png,1,3 4\na.png,1,20 2\na.png,2,1 1\n")
-    with pytest.raises(LabelError, match="line 3: a.png, ClassId 1"):
+    with pytest.raises(LabelError, match=r"line 3: a\.png, ClassId 1"):
         run(src)
     report = run(src, unite=True)
     assert labels(tmp_path / "out") == ["a.png,1,1 6 20 2", "a.png,2,1 1"]
@@ -74,5 +74,5 @@ def test_a_table_alone_names_images_elsewhere_and_columns_name_classes(table: Ma
 def test_faulty_rows_are_named(table: Make) -> None:
     with pytest.raises(LabelError, match=r"train\.csv, line 2: pair 1 .* beyond"):
         run(table(HEADER + "a.png,1,79 9\n"))
-    with pytest.raises(LabelError, match="line 2: ClassId 3, but classes.txt names 1"):
+    with pytest.raises(LabelError, match=r"line 2: ClassId 3, but classes\.txt names 1"):
         run(table(HEADER + "a.png,3,1 2\n", classes_txt="pit\n"))
