@@ -33,6 +33,10 @@ def export(
     size: Annotated[
         str | None, typer.Option(help="Only size that the file accepts, e.g. 256x1600. Default: any.", metavar="HxW")
     ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(help="Version of ONNX's operators, 18 to 23. Default: 18, which most runtimes read.", metavar="N"),
+    ] = None,
     bit_depth: BitDepth = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
     json_output: Json = False,
@@ -63,6 +67,7 @@ def export(
         int8=int8,
         data=data,
         size_hw=None if size is None else parse_size(size),
+        opset=opset,
         bit_depth=bit_depth,
         overwrite=overwrite,
     )

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = {"openvino": OPENVINO_SUFFIX, "onnx": ONNX_SUFFIX}
+OPSETS = range(18, 24)  # that PyTorch writes without a conversion, which would fail for some networks
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def export(
     int8: bool = False,
     data: Path | None = None,
     size_hw: SizeHW | None = None,
+    opset: int | None = None,
     bit_depth: int | None = None,
     overwrite: bool = False,
 ) -> Exported:
@@ -91,6 +93,7 @@ def export(
         int8: quantise; `data` must be a labelled data folder.
         data: a data folder, or for fp32 any folder of images; None compares on synthetic sheets.
         size_hw: the only image size that the export will take; None for any.
+        opset: version of the operators in an ONNX file, one of OPSETS; None for the one that most runtimes read.
         bit_depth: of 16-bit files in `data`, 9 to 16; None: as their tag says, or as the model was trained.
         overwrite: replace `out`.
 
@@ -101,7 +104,7 @@ def export(
         DataError: the images or their labels cannot be used.
     """
     start = time.monotonic()
-    _check_arguments(out, format, int8=int8, data=data)
+    _check_arguments(out, format, int8=int8, data=data, opset=opset)
     bundle, info = _read_bundle(as_paths(model))
     existing = [path for path in (out, out.with_suffix(".bin")) if path.exists()]
     if existing and not overwrite and (format == "openvino" or out in existing):
@@ -122,7 +125,7 @@ def export(
     with _staging(out) as folder:
         staged = folder / out.name
         log.info("converting %s to %s, and comparing on %s", bundle, format, compared_on)
-        exact, shipped, float_layers = _convert(bundle, info, staged, images, odd)
+        exact, shipped, float_layers = _convert(bundle, info, staged, images, odd, opset)
         check(exact, shipped, what=str(out))
         figures = {
             "images": float(exact.images),
@@ -147,7 +150,7 @@ def export(
     return Exported(info, exact, shipped, compared_on, cost, chosen_by, size_bytes, time.monotonic() - start)
 
 
-def _check_arguments(out: Path, file_format: str, *, int8: bool, data: Path | None) -> None:
+def _check_arguments(out: Path, file_format: str, *, int8: bool, data: Path | None, opset: int | None) -> None:
     suffix = SUFFIXES.get(file_format)
     if suffix is None:
         raise UsageError(f"expected {' or '.join(SUFFIXES)}, found {file_format!r}.", argument="format")
@@ -157,6 +160,10 @@ def _check_arguments(out: Path, file_format: str, *, int8: bool, data: Path | No
         raise UsageError("goes with the format openvino only.", argument="int8")
     if int8 and data is None:
         raise UsageError("int8 needs a data folder with labels, to calibrate on and to judge by.", argument="data")
+    if opset is not None and file_format != "onnx":
+        raise UsageError("goes with the format onnx only.", argument="opset")
+    if opset is not None and opset not in OPSETS:
+        raise UsageError(f"expected {OPSETS[0]} to {OPSETS[-1]}, found {opset}.", argument="opset")
 
 
 def _read_bundle(models: Sequence[Path]) -> tuple[Path, ModelInfo]:
@@ -183,13 +190,14 @@ def _convert(
     staged: Path,
     images: Sequence[NDArray[np.uint8]],
     odd: Sequence[NDArray[np.uint8]],
+    opset: int | None,
 ) -> "tuple[Comparison, Comparison, Precision]":
     """Write the model in fp32, read it back and compare: in fp32, and in the precision that it will compute in.
 
     This is the processor's own precision. If its masks differ too much, it is fp32 on any processor.
     """
     from defectseg.model.bundle import load_bundle
-    from defectseg.model.graph import takes_any_size, to_onnx, to_openvino
+    from defectseg.model.graph import DEFAULT_OPSET, takes_any_size, to_onnx, to_openvino
     from defectseg.model.openvino_io import save_model
     from defectseg.runtime.torch import TorchRuntime
 
@@ -199,7 +207,7 @@ def _convert(
     try:
         with redirect_stdout(io.StringIO()):  # converters print, but stdout belongs to the result
             if staged.suffix == ONNX_SUFFIX:
-                to_onnx(network, info, staged, size_hw=size_hw)
+                to_onnx(network, info, staged, size_hw=size_hw, opset=opset or DEFAULT_OPSET)
             else:
                 converted = to_openvino(network, info, size_hw=size_hw)
                 if size_hw is None and not takes_any_size(converted, network):

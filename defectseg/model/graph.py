@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino
@@ -13,14 +14,20 @@ import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
+from defectseg.errors import ModelError
 from defectseg.files import write_bytes
 from defectseg.model.info import METADATA_KEY, ModelInfo
 from defectseg.model.network import DefectNetwork
 from defectseg.model.openvino_io import core, keep_sensitive_in_float32
 
+if TYPE_CHECKING:
+    import onnx_ir
+
 INPUT, OUTPUTS = "image", ("probabilities", "gate")
+DEFAULT_OPSET = 18  # the oldest that PyTorch writes, and so what most runtimes read; a newer one is no faster
 _EXAMPLE_HW = (96, 160)  # traced through the network; no answer depends on it
 _OTHER_HW = (100, 130)
+_FOLDED_ELEMENTS = 1 << 24  # 64 MB
 _ALIKE = 1e-3  # of probabilities in float32; converters differ by 1e-5
 
 
@@ -58,13 +65,29 @@ def to_openvino(network: DefectNetwork, info: ModelInfo, *, size_hw: tuple[int, 
     return keep_sensitive_in_float32(model)
 
 
-def to_onnx(network: DefectNetwork, info: ModelInfo, path: Path, *, size_hw: tuple[int, int] | None = None) -> None:
-    """Write the network with its weights as an ONNX file. Arguments as for `to_openvino`.
+def to_onnx(
+    network: DefectNetwork,
+    info: ModelInfo,
+    path: Path,
+    *,
+    size_hw: tuple[int, int] | None = None,
+    opset: int = DEFAULT_OPSET,
+) -> None:
+    """Write the network with its weights as an ONNX file.
+
+    Args:
+        network, info, size_hw: as for `to_openvino`.
+        path: the file.
+        opset: version of ONNX's operators. The version of the file format (IR) is the oldest that has this opset,
+            because a runtime refuses a newer one, whatever the operators.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript is not installed.
+        ModelError: the network cannot be expressed in these operators.
         ResourceError: the file cannot be written.
     """
+    import onnx
+
     free = {0: "batch"} if size_hw is not None else {0: "batch", 2: "height", 3: "width"}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -74,13 +97,51 @@ def to_onnx(network: DefectNetwork, info: ModelInfo, path: Path, *, size_hw: tup
             dynamic_shapes=(free,),
             input_names=[INPUT],
             output_names=list(OUTPUTS),
+            opset_version=opset,
             verbose=False,
         )
         assert program is not None
+        if program.model.opset_imports[""] != opset:
+            raise ModelError(f"{path.name}: not written, since PyTorch cannot express this network in opset {opset}.")
+        if size_hw is not None:
+            _simplify(program.model)
         for node in program.model.graph:
             node.metadata_props.clear()  # stack traces with paths of this machine
         program.model.metadata_props[METADATA_KEY] = info.model_dump_json()
-        write_bytes(path, program.model_proto.SerializeToString())
+        proto = program.model_proto
+        proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
+        write_bytes(path, proto.SerializeToString())
+
+
+def _simplify(model: "onnx_ir.Model") -> None:
+    """Rewrite a model for one size, in place, in operators that more runtimes know, such as OpenCV 4.
+
+    What does not depend on the image becomes a constant. A new size that would be computed from the number of images
+    becomes a constant factor, unless that would be rounded. A maximum over the image becomes a pooling, because OpenCV
+    4.6 does not know the reductions of opset 18.
+    """
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(model, input_size_limit=_FOLDED_ELEMENTS, output_size_limit=_FOLDED_ELEMENTS)
+    node: Any
+    for node in model.graph:
+        if node.op_type == "Resize" and len(node.inputs) == 4:  # image, region, factors, size
+            before, after = (list(value.shape)[2:] for value in (node.inputs[0], node.outputs[0]))
+            if all(new % old == 0 for new, old in zip(after, before, strict=True)):
+                factors = np.array([1, 1, *np.divide(after, before)], np.float32)
+                scales = onnx_ir.Value(name=f"{node.outputs[0].name}_scales", const_value=onnx_ir.tensor(factors))
+                model.graph.register_initializer(scales)
+                node.resize_inputs(3)
+                node.replace_input_with(2, scales)
+        elif node.op_type == "ReduceMax" and len(node.inputs) == 2 and node.attributes.get_int("keepdims", 1):
+            rank = len(node.inputs[0].shape)
+            if sorted(node.inputs[1].const_value.numpy() % rank) == list(range(2, rank)):
+                node.op_type = "GlobalMaxPool"
+                node.attributes.clear()
+                node.resize_inputs(1)
+    RemoveUnusedNodesPass()(model)
 
 
 def takes_any_size(model: openvino.Model, network: DefectNetwork) -> bool:

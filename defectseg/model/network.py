@@ -67,7 +67,8 @@ class DefectNetwork(nn.Module):
             scaled_hw = [_scale_length(length, self.input_scale) for length in size_hw]
             x = _resize(x, scaled_hw, smooth=self.input_scale < 1.0)
         height, width = x.shape[-2:]
-        output = self.net(_pad_to_stride(x, self.least_px).expand(-1, self.in_channels, -1, -1))
+        x = _pad_to_stride(x, self.least_px)
+        output = self.net(torch.cat([x] * self.in_channels, dim=1) if self.in_channels > 1 else x)
         mask_logits, gate_logits = output if isinstance(output, tuple) else (output, None)
         mask_logits = mask_logits[..., :height, :width]
         if self.input_scale != 1.0 and full_size:
@@ -82,7 +83,7 @@ class DefectNetwork(nn.Module):
         mask_logits, gate_logits = self(grey)
         probabilities = mask_logits.float().sigmoid()
         if gate_logits is None:
-            return probabilities, probabilities.amax(dim=(2, 3))
+            return probabilities, probabilities.amax(dim=(2, 3), keepdim=True).flatten(1)
         return probabilities, gate_logits.float().sigmoid()
 
 
@@ -239,13 +240,15 @@ def _unknown(key: str, name: str, known: Sequence[str], expected: str) -> Config
 
 def _pad_to_stride(x: Tensor, least_px: int) -> Tensor:
     """Repeat the last row and column until height and width are multiples of the stride, and at least `least_px`."""
-    rows, columns = (
-        torch.arange(_at_least((length + STRIDE_PX - 1) // STRIDE_PX * STRIDE_PX, least_px), device=x.device).clamp(
-            max=length - 1
-        )
-        for length in x.shape[-2:]
-    )
-    return x[..., rows, :][..., columns]
+    size_hw: list[Any] = list(x.shape[-2:])
+    padded_hw = [_at_least((length + STRIDE_PX - 1) // STRIDE_PX * STRIDE_PX, least_px) for length in size_hw]
+    if all(isinstance(length, int) for length in padded_hw):  # outside of an export for any size
+        rows, columns = (padded - length for padded, length in zip(padded_hw, size_hw, strict=True))
+        return F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x
+    for axis, (padded, length) in enumerate(zip(padded_hw, size_hw, strict=True), start=2):
+        last = torch.full((1,), length - 1, device=x.device)
+        x = x.index_select(axis, torch.arange(padded, device=x.device).minimum(last))
+    return x
 
 
 def _scale_length(length: int, scale: float) -> Any:
