@@ -123,7 +123,7 @@ def _read_palette(png: bytes, colours: NDArray[Any], name: str) -> tuple[NDArray
 
     with whole.as_image_errors(name):
         picture = PngImageFile(io.BytesIO(png))
-        entries = np.array(picture.getpalette(), np.int32).reshape(-1, 3)
+        entries = np.array(picture.getpalette() or (), np.int32).reshape(-1, 3)
         indices = np.asarray(picture)
     palette = dict(enumerate((entries @ [0x10000, 0x100, 1]).tolist()))
     is_grey = not np.ptp(entries, axis=1).any()
