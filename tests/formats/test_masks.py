@@ -304,6 +304,7 @@ MANY = [[10 * row + column + 1 for column in range(3)] for row in range(2)]
         ({"a": [[85, 170, 255], [85, 0, 0]], "b": CLEAN}, {}, r"a\.png: holds 170; .* 85 \(2 px\)", "ignore"),
         ({"a": WHITE, "b": times(1 - np.array(LEFT), 255)}, {}, r"a\.png: holds 255.* 83% would be", "background"),
         ({"a": times(LEFT, 300), "b": RIGHT}, {}, r"a\.png: holds 300", "ignore"),
+        ({"a": times(LEFT, 255), "b": CLEAN}, {"classes": ["x", "y"]}, "that is one class, but 2 are named", ""),
         ({"a": BOTH, "b": CLEAN}, {"classes": ["x"]}, "1 names, but the labels hold the values 1, 2", ""),
         ({"a": BOTH, "b": [[0, 0], [0, 0]]}, {}, r"masks/b\.png: the labels are for 2x2 px, but .*b\.png has 3x2", ""),
         ({"rust/a": BOTH}, {}, r"rust/a\.png: holds 1; .*one other value in a mask of 'rust'", "ignore"),
@@ -334,7 +335,7 @@ def test_masks_that_cannot_be_meant_are_refused_with_a_way_on_and_leave_nothing(
             {"masks/a.png": BOTH, "images/a.png": GREY, "classes.txt": "pit\n"},
             r"2 is no class: .*classes\.txt names pit",
         ),
-        ({"masks/a.png": times(LEFT, 255), "images/a.png": GREY, "classes.txt": "pit\ndent\n"}, "does 255 mean sound"),
+        ({"masks/a.png": times(LEFT, 255), "images/a.png": GREY, "classes.txt": "pit\ndent\n"}, "one class, but 2 are"),
         ({"masks/a.png": LEFT, "images/a.png": GREY, "classes.txt": "pit\n\nx\n"}, "line 2 is blank"),
         (
             {"masks/a.png": LEFT, "images/a.png": GREY, "labelmap.txt": "pit:1,2\n"},
@@ -529,8 +530,9 @@ def test_sound_and_ignored_images_come_back_as_they_were(
 
 
 def test_an_export_that_was_painted_over_is_no_longer_taken_for_complete(tmp_path: Path, make_folder: Make) -> None:
-    export_masks(make_folder(tmp_path / "data", {"a.png": {1: DOT}}), tmp_path / "masks")
-    cv2.imwrite(str(tmp_path / "masks/masks/a.png"), np.full((3, 4), 255, np.uint8))
+    export_masks(make_folder(tmp_path / "data", {"a.png": {1: DOT, 255: EDGE}}), tmp_path / "masks")
+    painted = cv2.imread(str(tmp_path / "masks/masks/a.png"), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(tmp_path / "masks/masks/a.png"), painted)
     with pytest.raises(DataError, match="does 255 mean sound steel"):
         import_labels(tmp_path / "masks", tmp_path / "back")
 

@@ -71,14 +71,15 @@ def find_pictures(source: LabelSource, images: Path | None = None) -> tuple[list
     ]
     by_top = {file.partition("/")[0] for file in files} == {"images", "masks"}
     pictures = [_picture(source.path(file), file, by_top=by_top) for file in files]
-    found = (
-        [_picture(image.path, image.image_id) for image in find_images([images], tell=False)] if images else pictures
-    )
-    elsewhere = {picture.path.resolve() for picture in found} if images else set()
     masks = [picture for picture in pictures if picture.role == "mask"] or _masks_among(pictures)
-    if not masks and (images or _FOLDER.fullmatch(source.root.name)):
-        masks = [picture for picture in pictures if picture.path.resolve() not in elsewhere]
-    return [picture for picture in found if picture not in set(masks)], masks
+    if not masks and (images or ((match := _FOLDER.fullmatch(source.root.name)) and not match["image"])):
+        masks = pictures
+    if images:
+        pictures = [_picture(image.path, image.image_id) for image in find_images([images], tell=False)]
+        elsewhere = {picture.path.resolve() for picture in pictures}
+        masks = [mask for mask in masks if mask.path.resolve() not in elsewhere]
+    are_masks = {mask.path for mask in masks}
+    return [picture for picture in pictures if picture.path not in are_masks], masks
 
 
 def _picture(path: Path, name: str, *, by_top: bool = False) -> Picture:

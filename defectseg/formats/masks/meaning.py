@@ -45,7 +45,10 @@ def meaning_of_all(
     background, px, meaning = _not_chosen(masks, choices, ignore_name)
     of_value = names.of(px)
     if not own and not px.keys() <= of_value.keys():
-        values = _values_of_one_class(masks, px, background, tally, is_named=is_named) if len(classes) == 1 else None
+        values = _values_of_one_class(masks, px, background, tally, is_named=is_named)
+        count = len(classes if is_named else choices.classes or ())
+        if values and 1 not in values and count > 1:
+            _refuse(masks, px, max(values), f"that is one class, but {count} are named.")
         if values:
             share = sum(px[value] for value in values) / sum(mask.size_hw[0] * mask.size_hw[1] for mask in masks)
             if share > _MOST_OF_ALL and not choices.background:

@@ -67,7 +67,10 @@ def read_names(source: LabelSource) -> Names:
         for file in sorted(source.named(name), key=lambda file: file.count("/"))[:1]:
             where = str(source.path(file))
             if name == LABELMAP:
-                return Names(where, _read_table(_lines(source, file), _COLOUR, "name:red,green,blue::", where), True)
+                lines = [line for line in _lines(source, file) if line and not line.startswith("#")]
+                if all(line.endswith(":::") for line in lines):  # the colours are those of VOC
+                    return _read_list([line.removesuffix(":::") for line in lines], where)
+                return Names(where, _read_table(lines, _COLOUR, "name:red,green,blue::", where), True)
             if name == _VALUES:
                 rows = [line.partition(",") for line in _lines(source, file)[1:]]
                 lines = [f"{label.strip()}:{value.strip()}" for value, _, label in rows]
@@ -91,8 +94,6 @@ def _read_table(lines: Sequence[str], pattern: re.Pattern[str], expected: str, w
     """Value, or colour as 0xRRGGBB -> class."""
     table: dict[int, str] = {}
     for line in lines:
-        if not line or (line.startswith("#") and pattern is _COLOUR):
-            continue
         match = pattern.fullmatch(line)
         key = 0
         for number in match.groups()[1:] if match else ():

@@ -8,8 +8,8 @@ from defectseg.formats.common import Tally
 from defectseg.formats.labels import Choices, Kind, LabelSet, Record
 from defectseg.formats.masks.layouts import Picture, find_pictures, listed_parts, pair
 from defectseg.formats.masks.meaning import meaning_in_one_class, meaning_of_all
-from defectseg.formats.masks.names import LABELMAP, read_names
-from defectseg.formats.masks.values import choose_values, read_values
+from defectseg.formats.masks.names import LABELMAP, Names, read_names
+from defectseg.formats.masks.values import MaskValues, choose_values, read_values
 from defectseg.formats.source import LabelSource
 
 _GOOD, _FREE = "good", "MT_Free"  # folders of sound images in MVTec AD, and of magnetic tiles
@@ -34,33 +34,38 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         )
     paired, is_mvtec = pair(images, masks)
     values = read_values([mask.path for mask in paired])
-    names = read_names(source)
     own = bool(values) and all(found.own for found in values)
-    meaning: dict[int, str] = {}
-    if are_by_class := any(mask.class_name for mask in paired):
-        values = [replace(found, meant={}) for found in values]
-    else:
-        values, names = choose_values(values, names)
-        meaning = meaning_of_all(values, names, choices, tally, own=own)
-    labels: dict[str, Record] = {}  # by key of the image
-    for mask, found in zip(paired, values, strict=True):
-        if are_by_class:
-            meaning = meaning_in_one_class(found, mask.class_name, choices, tally)
-        record = labels.get(mask.image) or Record(mask.path, str(mask.path), (), found.size_hw)
-        if record.size_hw != found.size_hw:
-            raise LabelError(
-                f"{found.path}: has another size than {record.where}, of the same image. Export them again."
-            )
-        labels[mask.image] = replace(record, shapes=(*record.shapes, *found.shapes(meaning)))
+    labels, names = _labels(paired, values, read_names(source), choices, tally, own=own)
     are_paired, root = {mask.path for mask in paired}, source.root / "images"
     return LabelSet(
         _records(images, labels, source, choices, tally, is_mvtec=is_mvtec),
         names.classes,
-        numbered=not are_by_class and not names.where,
+        numbered=not names.where and not any(mask.class_name for mask in paired),
         roots=[root] if all(image.path.is_relative_to(root) for image in images) else (),
         own=own,
         lonely=[str(mask.path.relative_to(source.root)) for mask in masks if mask.path not in are_paired],
     )
+
+
+def _labels(
+    masks: Sequence[Picture], values: list[MaskValues], names: Names, choices: Choices, tally: Tally, *, own: bool
+) -> tuple[dict[str, Record], Names]:
+    """Key of an image -> its labels, not yet with the image; and the names that the masks turned out to have."""
+    meaning: dict[int, str] = {}
+    if are_by_class := any(mask.class_name for mask in masks):
+        values = [replace(found, meant={}) for found in values]
+    else:
+        values, names = choose_values(values, names)
+        meaning = meaning_of_all(values, names, choices, tally, own=own)
+    labels: dict[str, Record] = {}
+    for mask, found in zip(masks, values, strict=True):
+        if are_by_class:
+            meaning = meaning_in_one_class(found, mask.class_name, choices, tally)
+        record = labels.get(mask.image) or Record("", str(mask.path), (), found.size_hw)
+        if record.size_hw != found.size_hw:
+            raise LabelError(f"{found.path}: has another size than {record.where}, of the same image. Save both alike.")
+        labels[mask.image] = replace(record, shapes=(*record.shapes, *found.shapes(meaning)))
+    return labels, names
 
 
 def _records(

@@ -106,14 +106,15 @@ def _read_mask(path: Path) -> tuple[NDArray[Any], MaskValues]:
     if pixels.dtype.kind == "f" or pixels.min() < 0 or (pixels.max() > 0xFFFF and not in_colour):
         raise ImageError(f"{path}: holds {pixels.dtype} values; expected whole numbers of 8 or 16 bits.")
     pixels = ~pixels if container.inverted else pixels
-    if in_colour:
-        values, counts = np.unique(pixels, return_counts=True)
-    else:
-        every = np.bincount(pixels.ravel())
+    if pixels.dtype == np.uint8:  # ten times as fast
+        every = cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
         values, counts = np.flatnonzero(every), every[every > 0]
+    else:
+        values, counts = np.unique(pixels, return_counts=True)
     px = dict(zip(values.tolist(), counts.tolist(), strict=True))
     own = content[_HEADER_BYTES:].startswith(_MARK_CHUNK)
-    return pixels, MaskValues(path, (pixels.shape[0], pixels.shape[1]), px, palette, in_colour, lossy, own)
+    meant = {value: palette.get(value, 0) for value in px} if palette else {}
+    return pixels, MaskValues(path, (pixels.shape[0], pixels.shape[1]), px, meant, in_colour, lossy, own)
 
 
 def _read_palette(png: bytes, colours: NDArray[Any], name: str) -> tuple[NDArray[Any], dict[int, int]]:
@@ -122,12 +123,12 @@ def _read_palette(png: bytes, colours: NDArray[Any], name: str) -> tuple[NDArray
 
     with whole.as_image_errors(name):
         picture = PngImageFile(io.BytesIO(png))
-        entries = np.array(picture.getpalette(), np.int32).reshape(-1, 3)
+        entries = np.array(picture.getpalette() or (), np.int32).reshape(-1, 3)
         indices = np.asarray(picture)
     palette = dict(enumerate((entries @ [0x10000, 0x100, 1]).tolist()))
-    used = {index: palette.get(index, 0) for index in np.flatnonzero(np.bincount(indices.ravel())).tolist()}
     is_grey = not np.ptp(entries, axis=1).any()
-    return (colours, {}) if is_grey or (palette[0] and 0 in used.values()) else (indices, used)
+    black = [index for index, colour in palette.items() if colour == 0]
+    return (colours, {}) if is_grey or (palette[0] and np.isin(indices, black).any()) else (indices, palette)
 
 
 def _one_channel(bgr: NDArray[Any], name: str, *, lossy: bool) -> tuple[NDArray[Any], bool]:
