@@ -29,18 +29,14 @@ _Reader = Callable[[Element, str], tuple[NDArray[np.float64], _Paint | None]]
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    found = (file for file, root in source.xmls(most=5) if _is_cvat(root))
-    return next((f"{file} has 'annotations' with images, as CVAT writes them" for file in found), "")
+    found = (file for file, root in source.xmls(most=5) if root.tag == "annotations")
+    return next((f"{file} has 'annotations', as CVAT writes them" for file in found), "")
 
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
     areas = [f"image/{tag}" for tag in _READERS if tag != "box"]
     return not any(root.find(area) is not None for _, root in source.xmls(most=5) for area in areas)
-
-
-def _is_cvat(root: Element) -> bool:
-    return root.tag == "annotations" and any(root.find(tag) is not None for tag in ("image", "track", "meta"))
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -52,7 +48,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     records = []
     for file in source.with_suffix(".xml"):
         root, where = source.xml(file), str(source.path(file))
-        if not _is_cvat(root):
+        if root.tag != "annotations":
             tally.add("other_file", example=file)
             continue
         if root.find("track") is not None:
@@ -71,11 +67,11 @@ def _record(image: Element, folder: PurePosixPath, subset: str, where: str, tall
     height, width = map(int, _numbers(image, where, "height", "width"))
     if subset not in ("", _NO_SUBSET) and not part_of(subset):
         tally.add("other_part", example=str(name))
-    numbered = enumerate(image, start=1)
-    made = [_shape(one, (height, width), f"{where}: {one.tag} {number}", tally) for number, one in numbered]
+    size_hw, numbered = (height, width), enumerate(image, start=1)
+    made = [_shape(one, size_hw, f"{where}: {one.tag} {number}", tally) for number, one in numbered]
     shapes = [shape for shape in made if shape is not None]
     status: Status = "labelled" if shapes else "unclear"
-    return Record(str(folder / name), where, shapes, (height, width), part_of(subset), status)
+    return Record(str(folder / name), where, shapes, size_hw, part_of(subset), status)
 
 
 def _shape(one: Element, size_hw: tuple[int, int], where: str, tally: Tally) -> Shape | Box | None:

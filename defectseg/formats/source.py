@@ -121,10 +121,10 @@ def open_source(src: Path, *, beside: Path, progress: Progress) -> Iterator[Labe
         DataError: it does not exist, or is a damaged archive.
         ResourceError: there is no space to unpack it.
     """
-    if src.is_dir():
+    if os.path.isdir(src):  # noqa: PTH112 - Path.is_dir raises PermissionError
         yield LabelSource(src, src)
-    elif not src.is_file():
-        raise DataError(f"{src}: no such file or folder; expected labels: a file, a folder, or a ZIP archive.")
+    elif not os.path.isfile(src):  # noqa: PTH113
+        raise DataError(f"{src}: no such file or folder, or no permission to see it; expected labels.")
     elif not zipfile.is_zipfile(src):
         if src.name.lower().endswith(_ARCHIVES):
             raise DataError(f"{src}: no whole ZIP archive. Download it again, or unpack it and give the folder.")

@@ -42,9 +42,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         if _is_voc(root := source.xml(file)):
             named = (root.findtext("filename") or "").replace("\\", "/")
             if len({PurePosixPath(name).stem for name in (file, named)} & images) == 2:
-                raise LabelError(
-                    f"{source.path(file)}: its 'filename' is {named}, another image than its own. Correct it."
-                )
+                raise LabelError(f"{source.path(file)}: its 'filename', {named}, is another image. Correct it.")
             records.append(_record(root, PurePosixPath(file), listed, str(source.path(file)), tally))
             names |= {shape.name: None for shape in records[-1].shapes}
         else:
@@ -68,10 +66,10 @@ def _record(root: Element, file: PurePosixPath, listed: dict[str, Part], where: 
     texts = [root.findtext(f"size/{side}") or "0" for side in ("height", "width")]
     height, width = map(int, parse_numbers(texts, f"{where}: height, width"))
     size_hw = (height, width) if height and width else None
-    objects = root.findall("object")
-    made = [_shape(one, size_hw, f"{where}: object {number}", tally) for number, one in enumerate(objects, start=1)]
+    objects = enumerate(root.findall("object"), start=1)
+    made = [_shape(one, size_hw, f"{where}: object {number}", tally) for number, one in objects]
     shapes = [shape for shape in made if shape is not None]
-    status: Status = "labelled" if shapes or not objects else "unclear"
+    status: Status = "labelled" if shapes or root.find("object") is None else "unclear"
     parts = [listed.get(file.stem, ""), *map(part_of, file.parts[:-1])]
     part: Part = next(filter(None, parts), "")
     image = f"{file.parent}/{root.findtext('filename') or file.stem}"

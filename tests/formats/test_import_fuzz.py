@@ -389,7 +389,8 @@ def test_names_of_an_old_code_page_are_read(attempt: Callable[..., str], tmp_pat
         ({"a.png": IMAGE, "a.xml": "<!DOCTYPE a [<!ENTITY x 'y'>]><a>&x;</a>"}, "folder", "document type"),
         ({"a.png": IMAGE, "a.xml": "<?xml version='1.0' encoding='nowhere'?><a/>"}, "folder", "no labels of a known"),
         ({"x/y.txt": ""}, "nowhere", "no such file or folder"),
-        (SEEDS["cvat"] | {"ann/a.png.json": json.dumps(SUPERVISELY)}, "folder", "cvat|supervisely"),
+        ({"x/y.txt": ""}, "x" * 300, "no such file or folder"),
+        (SEEDS["cvat"] | {"ann/a.png.json": json.dumps(SUPERVISELY)}, "folder", "may be "),
         ({"a.xml": "<annotation><object><polygon><pt/></polygon></object></annotation>"}, "folder", "LabelMe"),
     ],
 )

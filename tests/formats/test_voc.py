@@ -163,7 +163,7 @@ def test_masks_come_before_boxes_and_polygons_do_not_give_way(tmp_path: Path) ->
         ({"a.xml": annotation(outlined("pit"), size=SIZE.replace("10", "11"))}, "11x8"),
         ({"a.xml": annotation(outlined("pit"), size=SIZE.replace("10", "1e9"))}, "height, width"),
         ({"a.xml": annotation(outlined("pit")), "b.xml": annotation(outlined("pit"))}, "both stand for"),
-        ({"b.xml": annotation(outlined("pit")), "b.png": ""}, r"b\.xml: its 'filename' is a\.png"),
+        ({"b.xml": annotation(outlined("pit")), "b.png": ""}, r"b\.xml: its 'filename', a\.png, is another image"),
         (
             {"a.xml": annotation(), "ImageSets/Main/val.txt": "a", "ImageSets/Main/train.txt": "a"},
             r"val\.txt: 'a' is in the list of another part",
