@@ -53,14 +53,18 @@ CALLS = [pytest.param(call, id=" ".join(call)) for name in DOCUMENTS for call in
 
 @pytest.mark.parametrize("call", CALLS)
 def test_each_command_shown_is_accepted_by_the_real_parser(call: list[str]) -> None:
+    if "--list" in call:  # it ends the command
+        with pytest.raises(typer.Exit):
+            parse(call)
+        return
     name, parameters = parse(call)
     if name == "train":
         load_recipe(parameters["config"], parameters["overrides"] or ())
 
 
 def test_the_readme_shows_the_main_commands() -> None:
-    shown = {parse(call)[0] for call in defectseg_calls("README.md")}
-    assert shown >= {"train", "predict", "evaluate", "data check", "data split", "data import masks"}
+    shown = {parse(call)[0] for call in defectseg_calls("README.md") if "--list" not in call}
+    assert shown >= {"train", "predict", "evaluate", "data check", "data split", "data import"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ log = logging.getLogger(__name__)
 IMAGES_NAME = "train_images"
 GROUPS_NAME = "groups.csv"
 NOT_LABELLED_NAME = "not_labelled.csv"
+_HOW_TO_IMPORT = "Labels of other tools are imported: defectseg data import SRC --out DIR"
 BORDER_PX = 8
 """Ignored pixels this close to a defect are its border, such as VOC draws around each object."""
 
@@ -243,7 +243,7 @@ def images_folder(root: Path) -> Path:
     if not folder.is_dir():
         raise DataError(
             f"{root}: has no {IMAGES_NAME}/; expected the images there and their masks in {TABLE_NAMES[0]}."
-            f" {_how_to_import(root)}"
+            f" {_HOW_TO_IMPORT}"
         )
     return folder
 
@@ -255,18 +255,11 @@ def find_table(root: Path) -> Path:
     if not tables:
         raise DataError(
             f"{root}: has neither {' nor '.join(TABLE_NAMES)}; expected the masks there, with the header "
-            f"'ImageId,ClassId,EncodedPixels'. {_how_to_import(root)}"
+            f"'ImageId,ClassId,EncodedPixels'. {_HOW_TO_IMPORT}"
         )
     if len(tables) > 1:
         raise DataError(f"{root}: has {' and '.join(TABLE_NAMES)}. Keep the one that is right.")
     return tables[0]
-
-
-def _how_to_import(root: Path) -> str:
-    """Advice on how to import a folder with another layout."""
-    if (root / "images").is_dir() and (root / "masks").is_dir():
-        return f"Import its images/ and masks/: defectseg data import masks {shlex.quote(str(root))}"
-    return "Labels of other kinds are imported: `defectseg data import` lists the kinds."
 
 
 def read_not_labelled(root: Path, image_ids: Collection[str] = ()) -> frozenset[str]:

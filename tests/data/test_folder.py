@@ -217,11 +217,10 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         open_data_folder(tmp_path)
 
 
-def test_images_and_masks_are_to_be_imported(tmp_path: Path) -> None:
-    for name in ("my steel/images", "my steel/masks"):
-        (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(DataError, match=r"data import masks '.*/my steel'"):
-        open_data_folder(tmp_path / "my steel")
+def test_labels_of_other_tools_are_to_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(DataError, match="data import SRC"):
+        open_data_folder(tmp_path)
 
 
 def test_groups_are_read_for_the_images_that_have_one(tmp_path: Path) -> None:
