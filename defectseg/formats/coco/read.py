@@ -51,6 +51,13 @@ def _is_result(content: Any) -> bool:
     return isinstance(first, dict) and first.keys() >= {"image_id", "category_id"}
 
 
+def boxes_only(source: LabelSource) -> bool:
+    """See `Kind`."""
+    lists = [content["annotations"] for _, content in source.jsons(most=10) if "annotations" in _lists(content)]
+    entries = [entry for one in lists if isinstance(one, list) for entry in one if isinstance(entry, dict)]
+    return bool(entries) and not any(entry.get("segmentation") for entry in entries)
+
+
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Files are united; their classes are the same if they have the same name."""
     contents = {file: source.json(file) for file in source.with_suffix(".json")}
@@ -240,4 +247,5 @@ def _paint_outlines(
     return paint_outlines(outlines, size_hw, where=where)
 
 
-KIND = Kind("coco", "CVAT: COCO 1.0; Label Studio: COCO; Roboflow: COCO Segmentation; defectseg", recognise, read)
+_MENU = "CVAT: COCO 1.0; Label Studio: COCO; Roboflow: COCO Segmentation; defectseg"
+KIND = Kind("coco", _MENU, recognise, read, boxes_only)

@@ -54,7 +54,7 @@ def _some_labels(source: LabelSource) -> list[str]:
     has_names = bool(source.named(*_NAMES_FILES))
     found = [file for file in source.with_suffix(".txt") if has_names or "labels" in PurePosixPath(file).parts]
     few = [file for file in found if PurePosixPath(file).name.lower() not in _NAMES_FILES][:_FEW]
-    return [file for file in few if source.path(file).stat().st_size and looks_like_labels(source.path(file))]
+    return [file for file in few if looks_like_labels(source.path(file))]
 
 
 def boxes_only(source: LabelSource) -> bool:
@@ -169,16 +169,16 @@ def _pair(source: LabelSource, finder: ImageFinder, choices: Choices) -> tuple[l
     lonely = []
     label_of: dict[Path, str] = {}
     if choices.images is None:
-        spelled = {normalize("NFC", file): file for file in texts}  # macOS spells accents in two letters
+        spelled = {_plain(file): file for file in texts}
         label_of = {
-            image.path: spelled.get(normalize("NFC", labels := label_path(image.image_id)), labels)
+            image.path: spelled.get(label_path(_plain(image.image_id)), label_path(image.image_id))
             for image in finder.images
         }
         there = set(texts)
         index_unique(((labels, path) for path, labels in label_of.items() if labels in there), "images")
         lonely = sorted(there - set(label_of.values()))
     else:
-        for file in filter(lambda file: looks_like_labels(source.path(file)), texts):
+        for file in (file for file in texts if looks_like_labels(source.path(file), if_empty=True)):
             image = finder.find(file.removesuffix(".txt"), where=str(source.path(file)))
             if image is None:
                 lonely.append(file)
@@ -188,8 +188,12 @@ def _pair(source: LabelSource, finder: ImageFinder, choices: Choices) -> tuple[l
         Pair(image.path, image.image_id, label_of.get(image.path, label_path(image.image_id)))
         for image in finder.images
     ]
-    is_lonely = (file for file in lonely if source.path(file).stat().st_size and looks_like_labels(source.path(file)))
-    return pairs, list(is_lonely)
+    return pairs, [file for file in lonely if looks_like_labels(source.path(file))]
+
+
+def _plain(file: str) -> str:
+    """A path without the differences that macOS and Windows make: accents as letters of their own, upper case."""
+    return normalize("NFC", file).casefold()
 
 
 def _read_all(source: LabelSource, pairs: Sequence[Pair], names: Sequence[str] | None) -> dict[Path, list[Line]]:
@@ -253,7 +257,7 @@ def _roots(source: LabelSource, pairs: Sequence[Pair]) -> list[Path]:
     roots = set()
     for pair in pairs:
         folders = PurePosixPath(pair.name).parts[:-1]
-        depth = max((place for place, name in enumerate(folders, start=1) if name == "images"), default=0)
+        depth = max((place for place, name in enumerate(folders, start=1) if name.lower() == "images"), default=0)
         if depth == 0:
             return []
         depth += bool(part_of("".join(folders[depth : depth + 1])))
@@ -261,10 +265,5 @@ def _roots(source: LabelSource, pairs: Sequence[Pair]) -> list[Path]:
     return sorted(roots)
 
 
-KIND = Kind(
-    "yolo",
-    "CVAT: Ultralytics YOLO Segmentation 1.0; Label Studio: YOLO with Images; Roboflow: YOLOv8; defectseg",
-    recognise,
-    read,
-    boxes_only,
-)
+_MENU = "CVAT: Ultralytics YOLO Segmentation 1.0; Label Studio: YOLO with Images; Roboflow: YOLOv8; defectseg"
+KIND = Kind("yolo", _MENU, recognise, read, boxes_only)
