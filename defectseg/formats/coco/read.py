@@ -190,7 +190,7 @@ class _Document:
         """The best that an annotation has: run-lengths, outlines, else its box. The rest is told."""
         category_id = _identity(entry, "category_id", where)
         if category_id not in self.categories:
-            known = [f"{number} ({name})" for number, name in self.categories.items()]
+            known = [f"{brief(number)} ({name})" for number, name in self.categories.items()]
             raise LabelError(
                 f"{where}: has category {brief(category_id)}; the list 'categories' has {some(known) or 'none'}."
             )

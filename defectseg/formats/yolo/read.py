@@ -26,6 +26,7 @@ from defectseg.formats.yolo.write import OWN_LINE, label_path
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 _NAMES_FILES = ("obj.names", "classes.txt")
 _FEW = 20
+_LONGEST_YAML = 1_000_000  # which takes PyYAML half a minute
 _ROUNDING_PX = 0.01  # 333 of 1000 px written as 0.333000 must not become pixel 332; five digits do for 2000 px
 
 
@@ -41,12 +42,12 @@ def recognise(source: LabelSource) -> str:
 
 def _yamls(source: LabelSource) -> list[str]:
     """data.yaml, else other YAML files that describe a data set."""
-    found = []
-    for file in source.with_suffix(".yaml", ".yml")[:_FEW]:
+    found = source.named(*_YAML_NAMES)
+    for file in [] if found else source.with_suffix(".yaml", ".yml")[:_FEW]:
         with suppress(LabelError):
             document = _read_yaml(source.path(file))
             found += [file] if "names" in document and any(map(part_of, document)) else []
-    return source.named(*_YAML_NAMES) or found
+    return found
 
 
 def _some_labels(source: LabelSource) -> list[str]:
@@ -121,8 +122,11 @@ def _describe(source: LabelSource) -> tuple[str, Mapping[str, Any]]:
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     """The mapping in a YAML file, all of whose values are texts, lists and mappings. Raises LabelError."""
     expected = "expected the keys train, val and names"
+    text = read_text(path, expected)
+    if len(text) > _LONGEST_YAML:
+        raise LabelError(f"{path}: {len(text)} letters; {expected}, and long lists of images in a text file.")
     try:
-        document = yaml.load(read_text(path, expected), yaml.BaseLoader)  # noqa: S506 - makes no objects, only texts
+        document = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - makes no objects, only texts
     except (yaml.YAMLError, RecursionError) as error:
         raise LabelError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]}); {expected}.") from error
     if not isinstance(document, dict):
