@@ -234,11 +234,7 @@ def _check_scores(lines: Sequence[Line], tally: Tally) -> None:
             "expected x, y pairs on all lines, or a confidence at the end of all. Write the labels again."
         )
     for line in scored:
-        tally.add("score", example=_example(line))
-
-
-def _example(line: Line) -> str:
-    return line.where.rpartition(": ")[2]
+        tally.add("score", example=line.where.rpartition(": ")[2])
 
 
 def _shape(line: Line, names: Sequence[str] | None, tally: Tally) -> Shape | Box:
@@ -252,7 +248,7 @@ def _shape(line: Line, names: Sequence[str] | None, tally: Tally) -> Shape | Box
 def _paint(line: Line, tally: Tally, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     points = line.points * size_hw[::-1]
     if not lies_within(points, size_hw):
-        tally.add("clipped", example=_example(line))
+        tally.add("clipped", example=line.where.rpartition(": ")[2])
     return paint_pixel_outline(np.floor(points + _ROUNDING_PX).astype(np.intp), size_hw)
 
 
