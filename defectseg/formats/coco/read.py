@@ -35,7 +35,7 @@ def recognise(source: LabelSource) -> str:
     """See `Kind`."""
     for file, content in source.jsons(most=10):
         if len(lists := _lists(content)) >= 2:
-            return f"{file} has the lists {' and '.join(map(repr, lists))}"
+            return f"{file} has the lists {', '.join(lists)}"
         if _is_result(content):
             return f"{file} is a list of results with 'image_id' and 'category_id'"
     return ""
