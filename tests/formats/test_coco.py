@@ -192,6 +192,16 @@ def test_part_may_stand_in_the_name_of_the_file_and_images_in_a_folder_for_each(
         import_labels(tmp_path / "src/annotations/instances_val2017.json", tmp_path / "x", Choices(tmp_path / "src"))
 
 
+def test_outlines_come_before_boxes_of_the_same_images(tmp_path: Path, coco: Make) -> None:
+    src = coco(annotations=[annotation(segmentation=[])]).parent
+    (src / "labels").mkdir()
+    (src / "labels/a.txt").write_text("0 0 0 1 0 1 0.4")
+    assert run(src).kind == "yolo"
+    coco()
+    with pytest.raises(DataError, match=r"may be coco .* or yolo"):
+        run(src, out="other")
+
+
 def test_list_of_results_is_taken_for_predictions_and_says_what_can_be_done(tmp_path: Path, coco: Make) -> None:
     file = coco()
     file.write_text('[{"image_id": 1, "category_id": 7, "segmentation": {}, "score": 0.5}]')

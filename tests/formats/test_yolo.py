@@ -260,6 +260,15 @@ def test_part_that_is_nowhere_is_refused(tmp_path: Path, yolo: Make) -> None:
         run(src)
 
 
+def test_upper_case_folders_are_paired(tmp_path: Path, yolo: Make) -> None:
+    src = yolo({"train/a.png": UPPER_ROWS, "val/b.png": ""})
+    for name in ("images", "labels"):
+        (src / name).rename(src / name.upper())
+    run(src)
+    assert split(tmp_path) == {"a.png": "train", "b.png": "val"}
+    assert rows(tmp_path) == [f"a.png,1,{UPPER_ROWS_RLE}"]
+
+
 def test_accents_may_be_spelled_in_two_ways_and_subsets_may_have_any_name(tmp_path: Path, yolo: Make) -> None:
     src = yolo({"Line1/\u00e4.png": UPPER_ROWS}, "path: .\nLine1: Line1.txt\nnames: [crack]\n")
     (src / "labels/Line1/\u00e4.txt").rename(src / "labels/Line1/a\u0308.txt")

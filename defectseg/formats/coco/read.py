@@ -35,7 +35,7 @@ def recognise(source: LabelSource) -> str:
     """See `Kind`."""
     for file, content in source.jsons(most=10):
         if len(lists := _lists(content)) >= 2:
-            return f"{file} has the lists {' and '.join(map(repr, lists))}"
+            return f"{file} has the lists {', '.join(lists)}"
         if _is_result(content):
             return f"{file} is a list of results with 'image_id' and 'category_id'"
     return ""
@@ -49,6 +49,13 @@ def _is_result(content: Any) -> bool:
     """Whether it is what detectors write: https://cocodataset.org/#format-results."""
     first = content[0] if isinstance(content, list) and content else None
     return isinstance(first, dict) and first.keys() >= {"image_id", "category_id"}
+
+
+def boxes_only(source: LabelSource) -> bool:
+    """See `Kind`."""
+    lists = [content["annotations"] for _, content in source.jsons(most=10) if "annotations" in _lists(content)]
+    entries = [entry for one in lists if isinstance(one, list) for entry in one if isinstance(entry, dict)]
+    return bool(entries) and not any(entry.get("segmentation") for entry in entries)
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -183,7 +190,7 @@ class _Document:
         """The best that an annotation has: run-lengths, outlines, else its box. The rest is told."""
         category_id = _identity(entry, "category_id", where)
         if category_id not in self.categories:
-            known = [f"{number} ({name})" for number, name in self.categories.items()]
+            known = [f"{brief(number)} ({name})" for number, name in self.categories.items()]
             raise LabelError(
                 f"{where}: has category {brief(category_id)}; the list 'categories' has {some(known) or 'none'}."
             )
@@ -240,4 +247,5 @@ def _paint_outlines(
     return paint_outlines(outlines, size_hw, where=where)
 
 
-KIND = Kind("coco", "CVAT: COCO 1.0; Label Studio: COCO; Roboflow: COCO Segmentation; defectseg", recognise, read)
+_MENU = "CVAT: COCO 1.0; Label Studio: COCO; Roboflow: COCO Segmentation; defectseg"
+KIND = Kind("coco", _MENU, recognise, read, boxes_only)

@@ -74,13 +74,13 @@ def parse_line(text: str, *, num_classes: int, where: str) -> Line:
     return Line(int(numbers[0]), points.reshape(-1, 2), has_score, where)
 
 
-def looks_like_labels(path: Path) -> bool:
-    """Whether the first line of a file may be one of a label file; true if the file is empty. Raises nothing."""
+def looks_like_labels(path: Path, *, if_empty: bool = False) -> bool:
+    """Whether the first line of a file may be one of a label file; `if_empty` if there is none. Raises nothing."""
     try:
         words = read_text(path, "").lstrip().partition("\n")[0].split()
     except LabelError:
         return False
-    return not words or (len(words) > 4 and _numbers(words) is not None)
+    return len(words) > 4 and _numbers(words) is not None if words else if_empty
 
 
 def _numbers(words: list[str]) -> NDArray[np.float64] | None:

@@ -26,6 +26,7 @@ from defectseg.formats.yolo.write import OWN_LINE, label_path
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 _NAMES_FILES = ("obj.names", "classes.txt")
 _FEW = 20
+_LONGEST_YAML = 1_000_000  # which takes PyYAML half a minute
 _ROUNDING_PX = 0.01  # 333 of 1000 px written as 0.333000 must not become pixel 332; five digits do for 2000 px
 
 
@@ -41,12 +42,12 @@ def recognise(source: LabelSource) -> str:
 
 def _yamls(source: LabelSource) -> list[str]:
     """data.yaml, else other YAML files that describe a data set."""
-    found = []
-    for file in source.with_suffix(".yaml", ".yml")[:_FEW]:
+    found = source.named(*_YAML_NAMES)
+    for file in [] if found else source.with_suffix(".yaml", ".yml")[:_FEW]:
         with suppress(LabelError):
             document = _read_yaml(source.path(file))
             found += [file] if "names" in document and any(map(part_of, document)) else []
-    return source.named(*_YAML_NAMES) or found
+    return found
 
 
 def _some_labels(source: LabelSource) -> list[str]:
@@ -54,7 +55,7 @@ def _some_labels(source: LabelSource) -> list[str]:
     has_names = bool(source.named(*_NAMES_FILES))
     found = [file for file in source.with_suffix(".txt") if has_names or "labels" in PurePosixPath(file).parts]
     few = [file for file in found if PurePosixPath(file).name.lower() not in _NAMES_FILES][:_FEW]
-    return [file for file in few if source.path(file).stat().st_size and looks_like_labels(source.path(file))]
+    return [file for file in few if looks_like_labels(source.path(file))]
 
 
 def boxes_only(source: LabelSource) -> bool:
@@ -121,8 +122,11 @@ def _describe(source: LabelSource) -> tuple[str, Mapping[str, Any]]:
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     """The mapping in a YAML file, all of whose values are texts, lists and mappings. Raises LabelError."""
     expected = "expected the keys train, val and names"
+    text = read_text(path, expected)
+    if len(text) > _LONGEST_YAML:
+        raise LabelError(f"{path}: {len(text)} letters; {expected}, and long lists of images in a text file.")
     try:
-        document = yaml.load(read_text(path, expected), yaml.BaseLoader)  # noqa: S506 - makes no objects, only texts
+        document = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - makes no objects, only texts
     except (yaml.YAMLError, RecursionError) as error:
         raise LabelError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]}); {expected}.") from error
     if not isinstance(document, dict):
@@ -169,16 +173,16 @@ def _pair(source: LabelSource, finder: ImageFinder, choices: Choices) -> tuple[l
     lonely = []
     label_of: dict[Path, str] = {}
     if choices.images is None:
-        spelled = {normalize("NFC", file): file for file in texts}  # macOS spells accents in two letters
+        spelled = {_plain(file): file for file in texts}
         label_of = {
-            image.path: spelled.get(normalize("NFC", labels := label_path(image.image_id)), labels)
+            image.path: spelled.get(label_path(_plain(image.image_id)), label_path(image.image_id))
             for image in finder.images
         }
         there = set(texts)
         index_unique(((labels, path) for path, labels in label_of.items() if labels in there), "images")
         lonely = sorted(there - set(label_of.values()))
     else:
-        for file in filter(lambda file: looks_like_labels(source.path(file)), texts):
+        for file in (file for file in texts if looks_like_labels(source.path(file), if_empty=True)):
             image = finder.find(file.removesuffix(".txt"), where=str(source.path(file)))
             if image is None:
                 lonely.append(file)
@@ -188,8 +192,12 @@ def _pair(source: LabelSource, finder: ImageFinder, choices: Choices) -> tuple[l
         Pair(image.path, image.image_id, label_of.get(image.path, label_path(image.image_id)))
         for image in finder.images
     ]
-    is_lonely = (file for file in lonely if source.path(file).stat().st_size and looks_like_labels(source.path(file)))
-    return pairs, list(is_lonely)
+    return pairs, [file for file in lonely if looks_like_labels(source.path(file))]
+
+
+def _plain(file: str) -> str:
+    """A path without the differences that macOS and Windows make: accents as letters of their own, upper case."""
+    return normalize("NFC", file).casefold()
 
 
 def _read_all(source: LabelSource, pairs: Sequence[Pair], names: Sequence[str] | None) -> dict[Path, list[Line]]:
@@ -226,11 +234,7 @@ def _check_scores(lines: Sequence[Line], tally: Tally) -> None:
             "expected x, y pairs on all lines, or a confidence at the end of all. Write the labels again."
         )
     for line in scored:
-        tally.add("score", example=_example(line))
-
-
-def _example(line: Line) -> str:
-    return line.where.rpartition(": ")[2]
+        tally.add("score", example=line.where.rpartition(": ")[2])
 
 
 def _shape(line: Line, names: Sequence[str] | None, tally: Tally) -> Shape | Box:
@@ -244,7 +248,7 @@ def _shape(line: Line, names: Sequence[str] | None, tally: Tally) -> Shape | Box
 def _paint(line: Line, tally: Tally, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     points = line.points * size_hw[::-1]
     if not lies_within(points, size_hw):
-        tally.add("clipped", example=_example(line))
+        tally.add("clipped", example=line.where.rpartition(": ")[2])
     return paint_pixel_outline(np.floor(points + _ROUNDING_PX).astype(np.intp), size_hw)
 
 
@@ -253,7 +257,7 @@ def _roots(source: LabelSource, pairs: Sequence[Pair]) -> list[Path]:
     roots = set()
     for pair in pairs:
         folders = PurePosixPath(pair.name).parts[:-1]
-        depth = max((place for place, name in enumerate(folders, start=1) if name == "images"), default=0)
+        depth = max((place for place, name in enumerate(folders, start=1) if name.lower() == "images"), default=0)
         if depth == 0:
             return []
         depth += bool(part_of("".join(folders[depth : depth + 1])))
@@ -261,10 +265,5 @@ def _roots(source: LabelSource, pairs: Sequence[Pair]) -> list[Path]:
     return sorted(roots)
 
 
-KIND = Kind(
-    "yolo",
-    "CVAT: Ultralytics YOLO Segmentation 1.0; Label Studio: YOLO with Images; Roboflow: YOLOv8; defectseg",
-    recognise,
-    read,
-    boxes_only,
-)
+_MENU = "CVAT: Ultralytics YOLO Segmentation 1.0; Label Studio: YOLO with Images; Roboflow: YOLOv8; defectseg"
+KIND = Kind("yolo", _MENU, recognise, read, boxes_only)
