@@ -38,7 +38,8 @@ def png(pixels: object) -> bytes:
 
 IMAGE = png(np.full((8, 10), 90))
 MASK = png([[0] * 10] * 3 + [[0, 1, 1, 0, 0, 2, 2, 2, 0, 0]] * 5)
-BITMAP = base64.b64encode(zlib.compress(png([[255, 0], [255, 255]]))).decode()
+SMALL = png([[255, 0], [255, 255]])
+BITMAP = base64.b64encode(zlib.compress(SMALL)).decode()
 SQUARE = [[1, 1], [5, 1], [5, 4], [1, 4]]
 
 SUPERVISELY = {
@@ -80,10 +81,12 @@ LABELME = {
     "shapes": [
         {"label": "pit", "points": SQUARE, "shape_type": "polygon", "group_id": None, "flags": {}},
         {"label": "pit", "points": [[4, 4], [5, 6]], "shape_type": "circle"},
-        {"label": "dent", "points": [[2, 2], [3, 3]], "shape_type": "mask", "mask": base64.b64encode(MASK).decode()},
+        {"label": "dent", "points": [[2, 2], [3, 3]], "shape_type": "mask", "mask": base64.b64encode(SMALL).decode()},
     ],
 }
-BRUSH = [0, 0, 0, 10, 0, 0, 4, 8, 8, 4, 0, 0]
+# Label Studio: the number of values, their bits, four lengths in bits; then runs of 160 times 0 and 160 times 255
+BITS = f"{320:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}111{159:016b}{0:08b}111{159:016b}{255:08b}"
+BRUSH = [int(BITS[start : start + 8].ljust(8, "0"), 2) for start in range(0, len(BITS), 8)]
 LABEL_STUDIO = [
     {
         "id": 7,
@@ -275,15 +278,15 @@ def attempt(tmp_path: Path) -> Iterator[Callable[..., str]]:
     assert not (tmp_path.parent / "up").exists()
 
 
-def test_there_is_a_source_of_each_kind(tmp_path: Path) -> None:
-    for name, files in SEEDS.items():
-        write(tmp_path / name, files)
+def test_there_is_a_sound_source_of_each_kind(tmp_path: Path) -> None:
     found = set()
-    for name in SEEDS:
+    for name, files in SEEDS.items():
+        src = write(tmp_path / name, files)
         try:
-            found.add(recognise(LabelSource(tmp_path / name, tmp_path / name))[0].name)
+            found.add(recognise(LabelSource(src, src))[0].name)
         except DefectsegError:
             continue
+        assert import_labels(src, tmp_path / f"{name} out", GOING_ON).images == 1
     assert found == {kind.name for kind in KINDS}
 
 
