@@ -274,8 +274,8 @@ def unpack_zip(archive: Path, folder: Path, *, remedy: str, progress: Callable[[
                 entry.filename = entry.filename.replace("\\", "/")  # old archivers of Windows
                 opened.extract(entry, folder)
                 progress(done, len(entries))
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
-        # RuntimeError: encrypted, or an unknown compression; ValueError: a name with a zero byte, or not UTF-8
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, IndexError, RuntimeError, ValueError) as error:
+        # IndexError: no name; RuntimeError: encrypted, or an unknown compression; ValueError: a name that is not UTF-8
         raise DataError(f"{archive}: the archive is damaged, encrypted or not complete ({error}). {remedy}") from error
 
 

@@ -336,6 +336,8 @@ def hostile(how: str) -> bytes:
     content = stream.getvalue()
     if how == "encrypted":  # bit 0 of the flags of each entry
         content = re.sub(rb"(PK\x03\x04..|PK\x01\x02....).", lambda at: at[1] + b"\x01", content, flags=re.DOTALL)
+    if how == "no name":
+        content = content.replace(b"annotations.xml", b"\x00nnotations.xml")
     if how == "name that is not UTF-8":  # although the flags say so
         content = re.sub(rb"(PK\x03\x04...|PK\x01\x02.....).", lambda at: at[1] + b"\x08", content, flags=re.DOTALL)
         content = content.replace(b"images/a", b"images/\xff")
@@ -352,6 +354,7 @@ def hostile(how: str) -> bytes:
         ("more than it says", "damaged"),
         ("unknown compression", "damaged"),
         ("encrypted", "encrypted"),
+        ("no name", "damaged"),
         ("name that is not UTF-8", "damaged"),
         ("cut off", "no whole ZIP archive"),
     ],
