@@ -17,8 +17,10 @@ from defectseg.data.folder import open_data_folder
 from defectseg.errors import DataError, ImageError, LabelError, UsageError
 from defectseg.formats.data_import import ImportReport, import_labels
 from defectseg.formats.labels import Choices
+from defectseg.formats.masks.read import recognise
 from defectseg.formats.masks.values import read_values
 from defectseg.formats.masks.write import export_masks
+from defectseg.formats.source import LabelSource
 
 Make = Callable[..., Path]
 Files = Mapping[str, Any]
@@ -302,7 +304,8 @@ MANY = [[10 * row + column + 1 for column in range(3)] for row in range(2)]
         ({"a": times(LEFT, 255), "b": RIGHT}, {}, r"b\.png|a\.png: holds 255.*no mask holds both", "ignore"),
         ({"a": ZERO_IS_A_CLASS, "b": WHITE}, {}, r"a\.png: holds 255.*ignore='255'", "background"),
         ({"a": [[85, 170, 255], [85, 0, 0]], "b": CLEAN}, {}, r"a\.png: holds 170; .* 85 \(2 px\)", "ignore"),
-        ({"a": WHITE, "b": times(1 - np.array(LEFT), 255)}, {}, r"a\.png: holds 255.* 83% would be", "background"),
+        ({"a": WHITE, "b": times(1 - np.array(LEFT), 255)}, {}, r"a\.png: holds 255.* 255 covers 83%", "background"),
+        ({"a": times(WHITE, 4 / 255), "b": [[4, 4, 4], [1, 4, 4]]}, {}, r"4 covers 92%\. Which", "background"),
         ({"a": times(LEFT, 300), "b": RIGHT}, {}, r"a\.png: holds 300", "ignore"),
         ({"a": times(LEFT, 255), "b": CLEAN}, {"classes": ["x", "y"]}, "that is one class, but 2 are named", ""),
         ({"a": BOTH, "b": CLEAN}, {"classes": ["x"]}, "1 names, but the labels hold the values 1, 2", ""),
@@ -371,6 +374,12 @@ def test_folder_of_mvtec_without_masks_is_asked_about(tmp_path: Path, source: Ma
     assert error.value.go_on == {"sound": "fine"}
     report = import_labels(src, tmp_path / "out", Choices(sound="fine"))
     assert (report.sound_images, report.not_labelled) == (3, 1), "a picture of a crack without its mask is not sound"
+
+
+def test_pictures_of_one_stem_are_no_masks_where_other_labels_lie_beside_them(source: Make) -> None:
+    files = {"a.jpg": GREY, "a.png": GREY}
+    assert recognise(LabelSource(src := source(files), src))
+    assert not recognise(LabelSource(src := source({**files, "labels.json": "{}"}), src))
 
 
 def test_images_may_lie_elsewhere(tmp_path: Path, source: Make, write_image: Make) -> None:

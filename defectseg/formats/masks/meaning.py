@@ -47,17 +47,16 @@ def meaning_of_all(
     if not own and not px.keys() <= of_value.keys():
         values = _values_of_one_class(masks, px, background, tally, is_named=is_named)
         count = len(classes if is_named else choices.classes or ())
+        main = max(px, key=px.__getitem__)
+        share = px[main] / sum(mask.size_hw[0] * mask.size_hw[1] for mask in masks)
         if values and 1 not in values and count > 1:
-            _refuse(masks, px, max(values), f"that is one class, but {count} are named.")
+            _refuse(masks, px, main, f"that is one class, but {count} are named.")
+        if not values:
+            _check_class_map(masks, px, of_value, choices)
+        if share > _MOST_OF_ALL and not choices.background:
+            _refuse(masks, px, main, f"{main} covers {share:.0%}. Which value is sound?", background=f"{main}|0")
         if values:
-            share = sum(px[value] for value in values) / sum(mask.size_hw[0] * mask.size_hw[1] for mask in masks)
-            if share > _MOST_OF_ALL and not choices.background:
-                main = max(values, key=px.__getitem__)
-                _refuse(
-                    masks, px, main, f"{share:.0%} would be defective. Which value is sound?", background=f"{main}|0"
-                )
             return meaning | dict.fromkeys(values, classes[0])
-        _check_class_map(masks, px, of_value, choices)
     for value in px:
         name = of_value.get(value, "") if is_named else str(value + (0 in px))
         if name.lower() in IGNORE_NAMES or (value == IGNORE_CLASS_ID and value not in of_value):

@@ -18,7 +18,7 @@ _GOOD, _FREE = "good", "MT_Free"  # folders of sound images in MVTec AD, and of 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
     images, masks = find_pictures(source)
-    if masks:
+    if masks and (masks[0].role or not source.with_suffix(".json", ".xml", ".yaml")):
         return f"{masks[0].path.relative_to(source.root)} is one of {len(masks)} masks of {len(images)} images"
     has_map = source.named(LABELMAP) and not source.with_suffix(".xml")  # CVAT writes it beside boxes, too
     return "labelmap.txt gives the colours of masks" if has_map else ""
