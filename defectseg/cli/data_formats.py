@@ -13,8 +13,9 @@ from defectseg.cli.options import DataFolder, Json, NewFolder, Verbose, entries
 from defectseg.cli.show import print_json, print_rows, shown
 
 if TYPE_CHECKING:
-    from defectseg.formats.common import ExportReport, Loss
     from defectseg.formats.data_import import ImportReport
+    from defectseg.formats.exporting import ExportReport
+    from defectseg.formats.losses import Loss
 
 export_app = typer.Typer(help="Turn a data folder, or predictions, into another label format.", no_args_is_help=True)
 

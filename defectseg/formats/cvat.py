@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
 from defectseg.formats.bitmaps import parse_numbers, place_bitmap, reaches_beyond
-from defectseg.formats.common import Tally
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_of
+from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
 from defectseg.formats.source import LabelSource
 

@@ -1,33 +1,27 @@
 """The entry of `defectseg data import`: labels of any known kind become a data folder, whole or not at all."""
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from defectseg.data.classes import write_class_names
 from defectseg.data.folder import IMAGES_NAME, write_not_labelled
 from defectseg.data.split import SPLIT_NAME, Fold, write_split
 from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_label_table
 from defectseg.errors import DataError, ImageError, UsageError
-from defectseg.files import check_image_id, check_is_free, new_folder
-from defectseg.formats.classes import SOUND_CLASS_ID, Classes, choose_classes
-from defectseg.formats.common import Canvas, Loss, Tally, index_unique, place_image, stem_of, write_png
+from defectseg.files import check_is_free, new_folder
+from defectseg.formats.classes import Classes, choose_classes
+from defectseg.formats.common import place_image
 from defectseg.formats.kinds import recognise
-from defectseg.formats.labels import Box, Choices, LabelSet, Part, Record, Shape
-from defectseg.formats.locate import ImageFinder, image_ids
-from defectseg.formats.source import LabelSource, open_source
-from defectseg.image import read, rle
-from defectseg.image.find import FoundImage, escaped
+from defectseg.formats.labels import Box, Choices, LabelSet, Shape
+from defectseg.formats.locate import Placed, place
+from defectseg.formats.losses import Loss, Tally
+from defectseg.formats.paint import Painted, paint
+from defectseg.formats.source import open_source
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
 from defectseg.progress import Progress, silent, some
@@ -76,28 +70,6 @@ class ImportReport:
     lost: tuple[Loss, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """The labels of one image, its file and its ImageId."""
-
-    record: Record
-    path: Path
-    image_id: str
-
-
-@dataclass(frozen=True)
-class _Painted:
-    """The masks of one image, and what was counted on the way."""
-
-    image_id: str
-    part: Part
-    labels: dict[int, str]
-    px: Counter[int]
-    regions: Counter[int]
-    doubtful_px: int
-    tally: Tally
-
-
 def import_labels(
     src: Path,
     out: Path,
@@ -133,14 +105,14 @@ def import_labels(
         recognised, evidence = recognise(source, kind)
         log.info("%s: recognised as %s: %s", src, recognised.name, evidence)
         labels = recognised.read(source, choices, tally)
-        placed, missing = _place(labels, source, choices, tally)
+        placed, missing = place(labels, source, choices, tally)
         labelled, not_labelled = _sort_out(labels, placed, choices, where=str(src))
         used = {shape.name for one in labelled for shape in one.record.shapes if isinstance(shape, Shape)}
         classes = choose_classes(labels, used, choices, where=str(src))
         with new_folder(out, last="train.csv") as building:
             folder = building / IMAGES_NAME
-            paint = partial(_paint, classes=classes, choices=choices, folder=folder, link=link)
-            painted = _paint_all(labelled, paint, tally, skip=choices.absent is not None, progress=progress)
+            paint_one = partial(paint, classes=classes, choices=choices, folder=folder, link=link)
+            painted = _paint_all(labelled, paint_one, tally, skip=choices.absent is not None, progress=progress)
             _check_meant(painted, labels, choices, where=str(src))
             for one in not_labelled:
                 place_image(one.path, folder / one.image_id, link=link)
@@ -167,63 +139,9 @@ def import_labels(
     )
 
 
-def _place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally) -> tuple[list[_Placed], list[str]]:
-    """Find the image of each record, sorted by ImageId, and the labels that have none. Two of one image are refused."""
-    if not labels.records and not labels.lonely:
-        raise DataError(f"{source.given}: holds no labels of this kind.")
-    root = choices.images or source.root
-    finder = None
-    if any(isinstance(record.image, str) for record in labels.records):
-        try:
-            finder = ImageFinder([root])
-        except DataError as error:
-            why = f"{error} Give the folder that holds the images. {labels.absent_hint}".strip()
-            raise DataError(why, argument="images") from error
-    found: dict[Path, Record] = {}
-    missing = list(labels.lonely)
-    for record in labels.records:
-        path = record.image
-        if isinstance(path, str):
-            image = finder.find(path, *record.also, where=record.where) if finder else None
-            if image is None:
-                missing.append(path)
-                continue
-            path = image.path
-        if (other := found.setdefault(path, record)) is not record:
-            raise DataError(f"{record.where} and {other.where} both stand for {path}. Keep one of the two.")
-    if not found or (missing and choices.absent is None):
-        what = f"{len(missing)} of {len(labels.records) + len(labels.lonely)} labels have no image: {some(missing)}"
-        raise DataError(
-            f"{source.given}: {what}. Give the folder that holds the images. {labels.absent_hint}".strip(),
-            argument="images",
-            go_on={"absent": "skip"} if found else None,
-        )
-    if finder and (source.file is None or choices.images):
-        _add_others(found, finder.images, tally, unlabelled=labels.file_each and source.file is None)
-    below = labels.roots and ImageFinder(labels.roots).images
-    names = {image.path: image.image_id for image in below} if below else image_ids(list(found), root)
-    for path in found:
-        check_image_id(names[path], where=escaped(path))
-    if choices.exif == "turn":  # turned images end in .png
-        index_unique(((stem_of(names[path]), path) for path in found), "images")
-    return [_Placed(found[path], path, names[path]) for path in sorted(found, key=names.__getitem__)], missing
-
-
-def _add_others(found: dict[Path, Record], images: Sequence[FoundImage], tally: Tally, *, unlabelled: bool) -> None:
-    """Count the images that no label names, or add those that lie beside labelled ones as not labelled."""
-    beside = {path.parent for path in found} if unlabelled else set()
-    for image in images:
-        if image.path in found:
-            continue
-        if image.path.parent in beside:
-            found[image.path] = Record(image.path, str(image.path), status="unlabelled")
-        else:
-            tally.add("unlisted_images", example=image.image_id)
-
-
 def _sort_out(
-    labels: LabelSet, placed: Sequence[_Placed], choices: Choices, *, where: str
-) -> tuple[list[_Placed], list[_Placed]]:
+    labels: LabelSet, placed: Sequence[Placed], choices: Choices, *, where: str
+) -> tuple[list[Placed], list[Placed]]:
     """The labelled images, and the unlabelled ones. Raises DataError where that is not clear."""
     shapes = [shape for one in placed for shape in one.record.shapes]
     sound = labels.own or choices.unlabelled == "clean"
@@ -260,13 +178,13 @@ def _sort_out(
 
 
 def _paint_all(
-    labelled: Sequence[_Placed], paint: Callable[[_Placed], _Painted], tally: Tally, *, skip: bool, progress: Progress
-) -> list[_Painted]:
+    labelled: Sequence[Placed], paint_one: Callable[[Placed], Painted], tally: Tally, *, skip: bool, progress: Progress
+) -> list[Painted]:
     """Paint and place every labelled image. Raises DataError for all unreadable images together, or skips them."""
 
-    def attempt(placed: _Placed) -> _Painted | ImageError:
+    def attempt(placed: Placed) -> Painted | ImageError:
         try:
-            return paint(placed)
+            return paint_one(placed)
         except ImageError as error:
             return error
 
@@ -287,84 +205,7 @@ def _paint_all(
     return painted
 
 
-def _paint(placed: _Placed, classes: Classes, choices: Choices, folder: Path, *, link: bool) -> _Painted:
-    record, path, image_id, tally = placed.record, placed.path, placed.image_id, Tally()
-    decoded = read.decode(path)
-    size_hw = (decoded.pixels.shape[0], decoded.pixels.shape[1])
-    has_size = record.size_hw in (None, size_hw)
-    turn = _orientation(decoded.notes) if record.shapes or not has_size else 1
-    if turn != 1 and choices.exif is None:
-        raise DataError(
-            f"{path}: has the EXIF orientation {turn}, and nobody can tell from the file whether the labels were drawn "
-            "on the picture as it is stored (keep) or as viewers display it (turn).",
-            go_on={"exif": "keep|turn"},
-        )
-    if turn != 1 and choices.exif == "turn":
-        pixels = _turned(read.decode_stored(read.read_file(path), name=str(path)), turn)
-        size_hw = (pixels.shape[0], pixels.shape[1])
-        image_id = f"{image_id.rpartition('.')[0]}.png"
-        write_png(folder / image_id, pixels)
-        tally.add("turned", example=image_id)
-    else:
-        place_image(path, folder / image_id, link=link)
-    if record.size_hw is not None and record.size_hw != size_hw:
-        raise DataError(
-            f"{record.where}: the labels are for {record.size_hw[1]}x{record.size_hw[0]} px, but {path} has "
-            f"{size_hw[1]}x{size_hw[0]}. Use the images that the labels were drawn on."
-        )
-    canvas, doubtful_px = Canvas(size_hw, tally), 0
-    for shape in record.shapes:
-        example = f"{image_id}: {shape.where.rpartition(': ')[2]}"
-        if isinstance(shape, Box):
-            canvas.add_box(*shape.in_px(size_hw), example=example)
-            continue
-        class_id = classes.ids[shape.name]
-        if class_id == SOUND_CLASS_ID:
-            tally.add("as_sound", example=example)
-            if shape.covers and shape.name not in classes.dropped:
-                canvas.erase(shape.paint(size_hw))
-            continue
-        mask = shape.paint(size_hw)
-        if class_id == IGNORE_CLASS_ID:
-            if not shape.name:
-                tally.add("no_class", example=example)
-            elif shape.name in classes.dropped:
-                tally.add("dropped", example=example)
-            else:
-                doubtful_px += int(np.count_nonzero(mask))
-        canvas.add_mask(class_id, mask, example=example)
-    masks = canvas.masks()
-    return _Painted(
-        image_id,
-        record.part,
-        {class_id: rle.encode(mask) for class_id, mask in masks.items()},
-        Counter({class_id: int(np.count_nonzero(mask)) for class_id, mask in masks.items()}),
-        Counter({class_id: _count_regions(mask) for class_id, mask in masks.items()}),
-        doubtful_px,
-        tally,
-    )
-
-
-def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn stored pixels as their EXIF orientation says, 2 to 8."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    rows, columns = -1 if orientation in (3, 4, 7, 8) else 1, -1 if orientation in (2, 3, 6, 7) else 1
-    return np.ascontiguousarray(pixels[::rows, ::columns])
-
-
-def _count_regions(mask: NDArray[np.bool_]) -> int:
-    """Number of 8-connected regions of a mask, bool (H, W)."""
-    return cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)[0] - 1
-
-
-def _orientation(notes: Sequence[str]) -> int:
-    """The EXIF orientation that decoding ignored; 1 if there is none."""
-    found = (re.search(r"EXIF orientation ([2-8])", note) for note in notes)
-    return next((int(match[1]) for match in found if match), 1)
-
-
-def _check_meant(painted: Sequence[_Painted], labels: LabelSet, choices: Choices, *, where: str) -> None:
+def _check_meant(painted: Sequence[Painted], labels: LabelSet, choices: Choices, *, where: str) -> None:
     """Refuse results that nobody wants."""
     if labels.own:
         return
@@ -385,16 +226,14 @@ def _check_meant(painted: Sequence[_Painted], labels: LabelSet, choices: Choices
         )
 
 
-def _folds(painted: Sequence[_Painted]) -> dict[str, Fold]:
+def _folds(painted: Sequence[Painted]) -> dict[str, Fold]:
     """ImageId -> part, where the source has parts other than train."""
     if all(image.part in ("", "train") for image in painted):
         return {}
     return {image.image_id: image.part or "train" for image in painted}
 
 
-def _write_tables(
-    building: Path, classes: Classes, painted: Sequence[_Painted], not_labelled: Sequence[_Placed]
-) -> None:
+def _write_tables(building: Path, classes: Classes, painted: Sequence[Painted], not_labelled: Sequence[Placed]) -> None:
     labels: Labels = {image.image_id: image.labels for image in painted}
     write_class_names(building, classes.names)
     write_label_table(building, labels)
@@ -404,7 +243,7 @@ def _write_tables(
         write_not_labelled(building, (one.image_id for one in not_labelled))
 
 
-def _report_classes(classes: Classes, painted: Sequence[_Painted]) -> tuple[ClassReport, ...]:
+def _report_classes(classes: Classes, painted: Sequence[Painted]) -> tuple[ClassReport, ...]:
     images = Counter(class_id for image in painted for class_id in image.labels)
     regions = sum((image.regions for image in painted), Counter[int]())
     px = sum((image.px for image in painted), Counter[int]())

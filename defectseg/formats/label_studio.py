@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from defectseg.errors import DataError, LabelError
 from defectseg.formats.bitmaps import decode_base64, decode_bitmap, is_number, points_of, reaches_beyond, size_of
-from defectseg.formats.common import Tally
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status
+from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
 from defectseg.formats.source import LabelSource
 from defectseg.image.find import IMAGE_SUFFIXES

@@ -14,8 +14,10 @@ from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import LabelError
 from defectseg.files import new_folder
 from defectseg.formats.bitmaps import decode_base64, decode_bitmap, place_bitmap, points_of, reaches_beyond, size_of
-from defectseg.formats.common import ExportReport, Source, Tally, place_image, read_text, stem_of
+from defectseg.formats.common import place_image, read_text, stem_of
+from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
+from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import Piece, cut_pieces, pixel_outline
 from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.formats.common import Tally
+from defectseg.formats.losses import Tally
 
 if TYPE_CHECKING:
     from defectseg.formats.source import LabelSource

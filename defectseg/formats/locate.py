@@ -5,11 +5,18 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 from defectseg.errors import DataError
-from defectseg.image.find import FoundImage, find_images
+from defectseg.files import check_image_id
+from defectseg.formats.common import index_unique, stem_of
+from defectseg.formats.labels import Choices, LabelSet, Record
+from defectseg.formats.losses import Tally
+from defectseg.formats.source import LabelSource
+from defectseg.image.find import FoundImage, escaped, find_images
+from defectseg.progress import some
 
 _IMAGE_FOLDERS = ("images", "jpegimages", "train_images", "img", "imgs")
 
@@ -85,3 +92,66 @@ def image_ids(paths: Sequence[Path], root: Path) -> dict[Path, str]:
     between = [folder for folder in (common, *common.parents) if folder.is_relative_to(root)]
     base = next((folder for folder in between if folder.name.lower() in _IMAGE_FOLDERS), common)
     return {path: path.relative_to(base).as_posix() for path in paths}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The labels of one image, its file and its ImageId."""
+
+    record: Record
+    path: Path
+    image_id: str
+
+
+def place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally) -> tuple[list[Placed], list[str]]:
+    """Find the image of each record, sorted by ImageId, and the labels that have none. Two of one image are refused."""
+    if not labels.records and not labels.lonely:
+        raise DataError(f"{source.given}: holds no labels of this kind.")
+    root = choices.images or source.root
+    finder = None
+    if any(isinstance(record.image, str) for record in labels.records):
+        try:
+            finder = ImageFinder([root])
+        except DataError as error:
+            why = f"{error} Give the folder that holds the images. {labels.absent_hint}".strip()
+            raise DataError(why, argument="images") from error
+    found: dict[Path, Record] = {}
+    missing = list(labels.lonely)
+    for record in labels.records:
+        path = record.image
+        if isinstance(path, str):
+            image = finder.find(path, *record.also, where=record.where) if finder else None
+            if image is None:
+                missing.append(path)
+                continue
+            path = image.path
+        if (other := found.setdefault(path, record)) is not record:
+            raise DataError(f"{record.where} and {other.where} both stand for {path}. Keep one of the two.")
+    if not found or (missing and choices.absent is None):
+        what = f"{len(missing)} of {len(labels.records) + len(labels.lonely)} labels have no image: {some(missing)}"
+        raise DataError(
+            f"{source.given}: {what}. Give the folder that holds the images. {labels.absent_hint}".strip(),
+            argument="images",
+            go_on={"absent": "skip"} if found else None,
+        )
+    if finder and (source.file is None or choices.images):
+        _add_others(found, finder.images, tally, unlabelled=labels.file_each and source.file is None)
+    below = labels.roots and ImageFinder(labels.roots).images
+    names = {image.path: image.image_id for image in below} if below else image_ids(list(found), root)
+    for path in found:
+        check_image_id(names[path], where=escaped(path))
+    if choices.exif == "turn":  # turned images end in .png
+        index_unique(((stem_of(names[path]), path) for path in found), "images")
+    return [Placed(found[path], path, names[path]) for path in sorted(found, key=names.__getitem__)], missing
+
+
+def _add_others(found: dict[Path, Record], images: Sequence[FoundImage], tally: Tally, *, unlabelled: bool) -> None:
+    """Count the images that no label names, or add those that lie beside labelled ones as not labelled."""
+    beside = {path.parent for path in found} if unlabelled else set()
+    for image in images:
+        if image.path in found:
+            continue
+        if image.path.parent in beside:
+            found[image.path] = Record(image.path, str(image.path), status="unlabelled")
+        else:
+            tally.add("unlisted_images", example=image.image_id)

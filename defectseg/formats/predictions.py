@@ -6,7 +6,7 @@ from pathlib import Path
 
 from defectseg.errors import DataError, OutputExistsError
 from defectseg.formats.coco.write import CocoDocument
-from defectseg.formats.common import Loss, Tally
+from defectseg.formats.losses import Loss, Tally
 from defectseg.image import rle
 from defectseg.predict.output import read_results
 from defectseg.predict.tables import RLE, STATUS_UNREADABLE

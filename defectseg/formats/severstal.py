@@ -13,8 +13,8 @@ from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, LabelRow, scan_la
 from defectseg.errors import LabelError
 from defectseg.files import read_csv
 from defectseg.formats.classes import IGNORE_NAMES
-from defectseg.formats.common import Tally
 from defectseg.formats.labels import Choices, Kind, LabelSet, Record, Shape
+from defectseg.formats.losses import Tally
 from defectseg.formats.source import LabelSource
 from defectseg.image import rle
 from defectseg.image.find import find_images

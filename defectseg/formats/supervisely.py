@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
 from defectseg.formats.bitmaps import decode_base64, decode_bitmap, is_number, place_bitmap, points_of, size_of
-from defectseg.formats.common import Tally
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_among
+from defectseg.formats.losses import Tally
 from defectseg.formats.source import LabelSource
 
 _META_NAME = "meta.json"

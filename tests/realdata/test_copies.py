@@ -14,7 +14,7 @@ from defectseg.copies.find import find_copies
 from defectseg.copies.strips import find_neighbours
 from defectseg.data.folder import open_data_folder
 from defectseg.data.split import divide, find_related
-from defectseg.formats.common import ImportReport
+from defectseg.formats.data_import import ImportReport
 from defectseg.image import read
 
 Image = NDArray[np.uint8]

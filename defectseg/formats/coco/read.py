@@ -16,8 +16,8 @@ from defectseg.errors import DataError, LabelError
 from defectseg.formats import coco_rle
 from defectseg.formats.bitmaps import is_number
 from defectseg.formats.coco.write import COMPLETE_INFO
-from defectseg.formats.common import Tally
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_of
+from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import lies_within, paint_outlines
 from defectseg.formats.source import LabelSource
 from defectseg.progress import some

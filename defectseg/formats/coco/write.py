@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.files import new_folder, write_text
 from defectseg.formats import coco_rle
-from defectseg.formats.common import IGNORE_NAME, ExportReport, Source, Tally, place_image
+from defectseg.formats.common import IGNORE_NAME, place_image
+from defectseg.formats.exporting import ExportReport, Source
+from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import count_hole_px, cut_pieces, outline
 from defectseg.progress import Progress, silent
 

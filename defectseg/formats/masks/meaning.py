@@ -8,8 +8,9 @@ from defectseg import errors
 from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import LabelError
 from defectseg.formats.classes import BACKGROUND_NAMES, IGNORE_NAMES
-from defectseg.formats.common import IGNORE_NAME, Tally
+from defectseg.formats.common import IGNORE_NAME
 from defectseg.formats.labels import Choices
+from defectseg.formats.losses import Tally
 from defectseg.formats.masks.names import Names
 from defectseg.formats.masks.values import MaskValues
 from defectseg.progress import some

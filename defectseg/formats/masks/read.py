@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from defectseg.errors import DataError, LabelError, UsageError
-from defectseg.formats.common import Tally
 from defectseg.formats.labels import Choices, Kind, LabelSet, Record
+from defectseg.formats.losses import Tally
 from defectseg.formats.masks.layouts import Picture, find_pictures, listed_parts, pair
 from defectseg.formats.masks.meaning import meaning_in_one_class, meaning_of_all
 from defectseg.formats.masks.names import LABELMAP, Names, read_names

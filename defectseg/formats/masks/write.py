@@ -12,7 +12,9 @@ from defectseg.data.folder import DataFolder
 from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import DataError
 from defectseg.files import new_folder
-from defectseg.formats.common import IGNORE_NAME, ExportReport, LabelledImage, Source, Tally, place_image, stem_of
+from defectseg.formats.common import IGNORE_NAME, place_image, stem_of
+from defectseg.formats.exporting import ExportReport, LabelledImage, Source
+from defectseg.formats.losses import Tally
 from defectseg.formats.masks.values import marked_as_own
 from defectseg.progress import Progress, silent
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from defectseg.formats.common import Tally, read_text
+from defectseg.formats.common import read_text
 from defectseg.formats.labels import Part, part_of
 from defectseg.formats.locate import ImageFinder
+from defectseg.formats.losses import Tally
 from defectseg.formats.source import LabelSource
 from defectseg.formats.yolo.write import label_path
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from defectseg.data.classes import MAX_CLASSES
 from defectseg.errors import DataError, LabelError
-from defectseg.formats.common import Tally, index_unique, read_text
+from defectseg.formats.common import index_unique, read_text
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_of
 from defectseg.formats.locate import ImageFinder
+from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import lies_within, paint_pixel_outline
 from defectseg.formats.source import LabelSource
 from defectseg.formats.yolo.lines import Line, looks_like_labels, read_lines

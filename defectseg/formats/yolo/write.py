@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from defectseg.data.split import SPLIT_NAME, read_split
 from defectseg.errors import DataError, UsageError
 from defectseg.files import new_folder, write_text
-from defectseg.formats.common import ExportReport, Source, place_image
+from defectseg.formats.common import place_image
+from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.polygons import count_hole_px, cut_pieces, pixel_outline
 from defectseg.progress import Progress, silent
 
