@@ -4,11 +4,11 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 from defectseg.errors import DataError, DefectsegError, LabelError
@@ -33,8 +33,7 @@ class LabelSource:
 
     def __init__(self, given: Path, root: Path, file: Path | None = None) -> None:
         self.given, self.root, self.file = given, root, file
-        self._json: dict[str, Any] = {}
-        self._xml: dict[str, ElementTree.Element] = {}
+        self._kept: dict[str, Any] = {}
 
     @cached_property
     def files(self) -> tuple[str, ...]:
@@ -62,51 +61,40 @@ class LabelSource:
 
     def json(self, file: str) -> Any:
         """The content of a JSON file, which is kept for a while. Raises LabelError if it is none."""
-        if file not in self._json:
-            _make_room(self._json)
-            try:
-                self._json[file] = json.loads(read_text(self.path(file), "expected JSON"))
-            except (ValueError, RecursionError) as error:
-                raise LabelError(f"{self.path(file)}: not valid JSON ({error}).") from error
-        return self._json[file]
+        return self._parsed(file, "JSON", json.loads)
 
     def xml(self, file: str) -> ElementTree.Element:
         """The root element of an XML file, which is kept for a while. Raises LabelError if it is none."""
-        if file not in self._xml:
-            _make_room(self._xml)
-            text = read_text(self.path(file), "expected XML")
-            if "<!DOCTYPE" in text:  # entities can grow without limit
-                raise LabelError(f"{self.path(file)}: has a document type, which labels do not need. Remove it.")
-            parser = ElementTree.XMLParser(encoding="utf-8")  # whatever the file says of itself  # noqa: S314
-            try:
-                self._xml[file] = ElementTree.fromstring(text.encode(), parser)  # noqa: S314 - no entities
-            except (ElementTree.ParseError, ValueError, RecursionError) as error:
-                raise LabelError(f"{self.path(file)}: not valid XML ({error}).") from error
-        return self._xml[file]
+        return cast(ElementTree.Element, self._parsed(file, "XML", _parse_xml))
 
-    def jsons(self, *, most: int | None = None) -> Iterator[tuple[str, Any]]:
-        """Name and content of the JSON files that are valid, or of the first few, to recognise what they are."""
+    def _parsed(self, file: str, kind: str, parse: Callable[[str], Any]) -> Any:
+        if file not in self._kept:
+            if len(self._kept) >= _MOST_KEPT:  # files of labelme hold their images
+                self._kept.pop(next(iter(self._kept)))
+            try:
+                self._kept[file] = parse(read_text(self.path(file), f"expected {kind}"))
+            except (ValueError, SyntaxError, RecursionError) as error:
+                raise LabelError(f"{self.path(file)}: not valid {kind} ({error}).") from error
+        return self._kept[file]
+
+    def jsons(self, *, most: int) -> Iterator[tuple[str, Any]]:
+        """Name and content of the first few JSON files that are valid, to recognise what they are."""
         for file in self.with_suffix(".json")[:most]:
-            try:
-                content = self.json(file)
-            except LabelError:
-                continue
-            yield file, content
+            with suppress(LabelError):
+                yield file, self.json(file)
 
-    def xmls(self, *, most: int | None = None) -> Iterator[tuple[str, ElementTree.Element]]:
-        """Name and root element of the XML files that are valid, or of the first few."""
+    def xmls(self, *, most: int) -> Iterator[tuple[str, ElementTree.Element]]:
+        """Name and root element of the first few XML files that are valid."""
         for file in self.with_suffix(".xml")[:most]:
-            try:
-                content = self.xml(file)
-            except LabelError:
-                continue
-            yield file, content
+            with suppress(LabelError):
+                yield file, self.xml(file)
 
 
-def _make_room(parsed: dict[str, Any]) -> None:
-    """Forget the oldest file: those of labelme hold their images."""
-    if len(parsed) >= _MOST_KEPT:
-        parsed.pop(next(iter(parsed)))
+def _parse_xml(text: str) -> ElementTree.Element:
+    if "<!DOCTYPE" in text:
+        raise ValueError("it has a document type, whose entities can grow without limit; remove it")
+    parser = ElementTree.XMLParser(encoding="utf-8")  # whatever the file says of itself  # noqa: S314
+    return ElementTree.fromstring(text.encode(), parser)  # noqa: S314 - no entities
 
 
 def _refuse_folder(error: OSError) -> None:
