@@ -55,9 +55,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_flags_reach_the_library(call: Call, asked: list[dict[str, Any]]) -> None:
     flags = ("--int8", "--data", "d", "--size", "256x1600", "--bit-depth", "12", "--overwrite", "--out", "m.xml")
     assert call("export", "m.safetensors", "--format", "openvino", *flags).code == 0
-    assert call("export", "m.safetensors", "--format", "onnx", "--out", "m.onnx").code == 0
-    plain = {"int8": False, "data": None, "size_hw": None, "bit_depth": None, "overwrite": False}
-    given = {"int8": True, "data": Path("d"), "size_hw": (256, 1600), "bit_depth": 12, "overwrite": True}
+    assert call("export", "m.safetensors", "--format", "onnx", "--out", "m.onnx", "--opset", "21").code == 0
+    plain = {"int8": False, "data": None, "size_hw": None, "opset": 21, "bit_depth": None, "overwrite": False}
+    given = {"int8": True, "data": Path("d"), "size_hw": (256, 1600), "bit_depth": 12, "overwrite": True, "opset": None}
     model = (Path("m.safetensors"),)
     assert asked == [
         {"model": model, "out": Path("m.xml"), "format": "openvino", **given},

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from defectseg.config import ModelConfig, Recipe
+from defectseg.errors import ModelError
 from defectseg.model.graph import fix_padding, takes_any_size, to_onnx, to_openvino
 from defectseg.model.info import METADATA_KEY, ModelInfo, Normalization, Thresholds, read_model_info, write_model_info
 from defectseg.model.network import DefectNetwork
@@ -88,6 +90,50 @@ def test_onnx_answers_as_torch_at_sizes_that_the_export_has_not_seen(tmp_path: P
     assert read_model_info(path) == info
     assert list(tmp_path.iterdir()) == [path]
     assert b"graph.py" not in path.read_bytes(), "no paths of the machine that exported it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("opset", "ir_version", "size_hw"), [(18, 8, (40, 72)), (21, 10, (64, 96)), (19, 9, None)])
+def test_an_onnx_file_has_the_opset_and_the_oldest_format_that_has_it(
+    plain: tuple[DefectNetwork, ModelInfo], tmp_path: Path, opset: int, ir_version: int, size_hw: tuple[int, int] | None
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    network, info = plain
+    path = tmp_path / "m.onnx"
+    to_onnx(network, info, path, size_hw=size_hw, opset=opset)
+    model = onnx.load(path)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    assert model.ir_version == ir_version
+    shapes = [(1, 1, *size_hw), (3, 1, *size_hw)] if size_hw else SHAPES
+    _assert_alike(OnnxRuntime(path, info, device="cpu"), network, *shapes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size_hw", [(40, 72), (64, 128)])
+@pytest.mark.parametrize("head", [True, False])
+def test_opencv_reads_an_onnx_file_for_one_size(tmp_path: Path, size_hw: tuple[int, int], head: bool) -> None:
+    network, info = _network(classification_head=head, in_channels=1 if head else 3)
+    path, images = tmp_path / "m.onnx", _images(1, 1, *size_hw)
+    to_onnx(network, info, path, size_hw=size_hw)
+    # OpenCV 4 knows neither of these as PyTorch writes them.
+    operators = {node.op_type for node in pytest.importorskip("onnx").load(path).graph.node}
+    assert operators.isdisjoint({"Shape", "Gather", "GatherND", "Expand", "ReduceMax"})
+    reader = cv2.dnn.readNetFromONNX(str(path))
+    reader.setInput(images)
+    found = reader.forward(["probabilities", "gate"])
+    with torch.inference_mode():
+        expected = network.answer(torch.from_numpy(images))
+    for answer, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(answer, right.numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_opset_that_the_network_cannot_be_written_in_is_refused(
+    plain: tuple[DefectNetwork, ModelInfo], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="cannot express this network in opset 9"):
+        to_onnx(*plain, tmp_path / "m.onnx", size_hw=(32, 64), opset=9)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_openvino_file_carries_the_description_and_its_tensors_have_names(
