@@ -401,6 +401,7 @@ LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\npit:0,128,0::\n
         ("SegmentationClass", {"labelmap.txt": LABELMAP}, {"a: b": "1 2", "pit": "5 2"}),
         ("SegmentationClass", {}, {"aeroplane": "1 2", "bicycle": "5 2"}),
         ("masks", {}, {"class 1": "1 2", "class 2": "5 2"}),
+        ("masks", {"labelmap.txt": "x:0,0,0::\nbackground:128,0,0::\ny:0,128,0::"}, {"x": "3 2", "y": "5 2"}),
         (
             "SegmentationClassPNG",
             {"labels.txt": "__ignore__\n_background_\npit\ndent\n"},
@@ -425,15 +426,22 @@ def test_colours_are_read_by_labelmap_or_the_table_of_voc(
     assert names == (("pit", "a: b") if folder == "SegmentationClass" and texts else tuple(expected))
 
 
-def test_colours_that_nothing_explains_are_refused_but_one_colour_is_one_class(tmp_path: Path, source: Make) -> None:
+@pytest.mark.parametrize("labelmap", ["", "background:0,0,0::\npit:0,255,0::\n"])
+def test_colours_that_nothing_explains_are_refused(tmp_path: Path, source: Make, labelmap: str) -> None:
+    src = source({"images/a.png": GREY, "masks/a.png": CLEAN, **({"labelmap.txt": labelmap} if labelmap else {})})
+    colours = [[(255, 0, 0), BLACK, (0, 0, 255)]] * 2
+    Image.fromarray(np.array(colours, np.uint8)).save(src / "masks/a.png")
+    with pytest.raises(LabelError, match=r"masks/a\.png: holds .*,0,.*; all together: 0,0,255 \(2 px\)"):
+        import_labels(src, tmp_path / "out")
+
+
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 0, 255), (0, 128, 0)])
+def test_a_single_colour_is_one_class(tmp_path: Path, source: Make, colour: tuple[int, int, int]) -> None:
     src = source({"images/a.png": GREY, "masks/a.png": CLEAN})
-    for colours, told in (((255, 0, 0), (0, 0, 255)), "0,0,255, 255,0,0"), (((255, 0, 0), (255, 0, 0)), ""):
-        Image.fromarray(np.array([[colours[0], BLACK, colours[1]]] * 2, np.uint8)).save(src / "masks/a.png")
-        if told:
-            with pytest.raises(LabelError, match=f"masks/a.png: nothing explains the colours {told}"):
-                import_labels(src, tmp_path / "out")
+    Image.fromarray(np.array([[colour, BLACK, BLACK]] * 2, np.uint8)).save(src / "masks/a.png")
     import_labels(src, tmp_path / "out")
-    assert labels_of(tmp_path / "out") == {"a.png": {"class 1": "1 2 5 2"}}
+    name = "class 2" if colour == GREEN else "class 1"  # the second colour of VOC's table
+    assert labels_of(tmp_path / "out") == {"a.png": {name: "1 2"}}
 
 
 NUMBERS = np.array([[0, 1, 2, 3], [3, 2, 1, 255]], np.uint8)
@@ -448,26 +456,26 @@ def test_mask_holds_the_same_numbers_in_every_format(tmp_path: Path, suffix: str
     numbers = NUMBERS.astype(f"uint{bits}")
     assert cv2.imwrite(str(tmp_path / f"a{suffix}"), cv2.merge([numbers] * channels))
     (mask,) = read_values([tmp_path / f"a{suffix}"])
-    assert (mask.px, mask.meant, mask.size_hw, mask.lossy) == ({0: 1, 1: 2, 2: 2, 3: 2, 255: 1}, {}, (2, 4), False)
+    assert (mask.px, mask.size_hw, mask.lossy) == ({0: 1, 1: 2, 2: 2, 3: 2, 255: 1}, (2, 4), False)
 
 
 @pytest.mark.parametrize(
-    ("palette", "bits", "px", "meant"),
+    ("palette", "bits", "px", "colours"),
     [
-        ([0, 0, 0, 255, 0, 0, 0, 255, 0], 2, {0: 1, 1: 1, 2: 1}, {0: 0, 1: 0xFF0000, 2: 0xFF00}),
-        ([0, 0, 0, 255, 0, 0, 0, 255, 0], 8, {0: 1, 1: 1, 2: 1}, {0: 0, 1: 0xFF0000, 2: 0xFF00}),
-        ([2, 2, 2, 0, 0, 0, 1, 1, 1], 8, {0: 1, 1: 1, 2: 1}, {}),
-        ([255, 0, 0, 0, 0, 0, 255, 0, 0], 8, {0: 1, 0xFF0000: 2}, {}),
+        ([0, 0, 0, 255, 0, 0, 0, 255, 0], 2, {0: 1, 1: 1, 2: 1}, {0: 1, 0x1FF0000: 1, 0x100FF00: 1}),
+        ([0, 0, 0, 255, 0, 0, 0, 255, 0], 8, {0: 1, 1: 1, 2: 1}, {0: 1, 0x1FF0000: 1, 0x100FF00: 1}),
+        ([2, 2, 2, 0, 0, 0, 1, 1, 1], 8, {0: 1, 1: 1, 2: 1}, {0: 1, 0x1010101: 1, 0x1020202: 1}),
+        ([255, 0, 0, 0, 0, 0, 255, 0, 0], 8, {0: 1, 0x1FF0000: 2}, {0: 1, 0x1FF0000: 2}),
     ],
 )
 def test_coloured_palette_gives_indices_unless_its_first_entry_cannot_be_the_background(
-    tmp_path: Path, palette: list[int], bits: int, px: dict[int, int], meant: dict[int, int]
+    tmp_path: Path, palette: list[int], bits: int, px: dict[int, int], colours: dict[int, int]
 ) -> None:
     picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("L")
     picture.putpalette(palette)
     picture.save(tmp_path / "a.png", bits=bits)
-    (mask,) = read_values([tmp_path / "a.png"])
-    assert (mask.px, mask.meant) == (px, meant)
+    assert read_values([tmp_path / "a.png"])[0].px == px
+    assert read_values([tmp_path / "a.png"], by_colour=True)[0].px == colours
 
 
 def test_masks_of_fractions_and_damaged_masks_are_refused(tmp_path: Path) -> None:
