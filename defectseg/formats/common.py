@@ -46,8 +46,8 @@ LOSSES = {
     "(for example {examples}).",
     "other_file": "{count} files are not of this kind and were passed over (for example {examples}).",
     "other_part": "{count} images of other subsets count as train (for example {examples}).",
-    "odd_px": "{count} px of binary masks hold neither 0 nor the usual value; they belong to the class where they are "
-    "above half of the range (for example {examples}).",
+    "odd_px": "{count} px of binary masks have another value than the usual two, from soft edges, JPEG or by mistake. "
+    "They count as the nearer of the two: with 0 and 255, above 127 is the class (for example {examples}).",
     "from_zero": "The value 0 is a class, since another is the background: value n became ClassId n + 1.",
     "mvtec_parts": "The folders train and test of MVTec AD are for methods that learn from sound images alone; no "
     "split.csv is made from them.",

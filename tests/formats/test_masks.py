@@ -86,6 +86,10 @@ LAYOUTS: dict[str, tuple[Files, Mapping[str, Mapping[str, str]]]] = {
         {"images/a.jpg": GREY, "images/b.jpg": GREY, "masks/a_mask.png": LEFT, "masks/b.jpg.png": RIGHT},
         {"a.jpg": {"class 1": "1 2"}, "b.jpg": {"class 1": "5 2"}},
     ),
+    "accents as macOS spells them": (
+        {"images/e\u0301.png": GREY, "masks/\u00e9.png": LEFT},
+        {"e\u0301.png": {"class 1": "1 2"}},
+    ),
     "one folder for both": ({"a.jpg": GREY, "a.png": LEFT}, {"a.jpg": {"class 1": "1 2"}}),
     "KolektorSDD": (
         {
@@ -301,16 +305,16 @@ MANY = [[10 * row + column + 1 for column in range(3)] for row in range(2)]
 @pytest.mark.parametrize(
     ("masks", "choices", "message", "go_on"),
     [
-        ({"a": times(LEFT, 255), "b": RIGHT}, {}, r"b\.png|a\.png: holds 255.*no mask holds both", "ignore"),
+        ({"a": times(LEFT, 255), "b": RIGHT}, {}, r"b\.png|a\.png: holds 255.*No mask holds both", "ignore"),
         ({"a": ZERO_IS_A_CLASS, "b": WHITE}, {}, r"a\.png: holds 255.*ignore='255'", "background"),
-        ({"a": [[85, 170, 255], [85, 0, 0]], "b": CLEAN}, {}, r"a\.png: holds 170; .* 85 \(2 px\)", "ignore"),
+        ({"a": [[85, 170, 255], [85, 0, 0]], "b": CLEAN}, {}, r"a\.png: holds 170\. .* 85 \(2 px\)", "ignore"),
         ({"a": WHITE, "b": times(1 - np.array(LEFT), 255)}, {}, r"a\.png: holds 255.* 255 covers 83%", "background"),
         ({"a": times(WHITE, 4 / 255), "b": [[4, 4, 4], [1, 4, 4]]}, {}, r"4 covers 92%\. Which", "background"),
         ({"a": times(LEFT, 300), "b": RIGHT}, {}, r"a\.png: holds 300", "ignore"),
-        ({"a": times(LEFT, 255), "b": CLEAN}, {"classes": ["x", "y"]}, "that is one class, but 2 are named", ""),
+        ({"a": times(LEFT, 255), "b": CLEAN}, {"classes": ["x", "y"]}, "That is one class, but 2 are named", ""),
         ({"a": BOTH, "b": CLEAN}, {"classes": ["x"]}, "1 names, but the labels hold the values 1, 2", ""),
         ({"a": BOTH, "b": [[0, 0], [0, 0]]}, {}, r"masks/b\.png: the labels are for 2x2 px, but .*b\.png has 3x2", ""),
-        ({"rust/a": BOTH}, {}, r"rust/a\.png: holds 1; .*one other value in a mask of 'rust'", "ignore"),
+        ({"rust/a": BOTH}, {}, r"rust/a\.png: holds 1\. .*one other value in a mask of 'rust'", "ignore"),
         ({"a": BOTH, "b": CLEAN, "c": CLEAN}, {}, r"1 of 3 labels have no image: masks/c\.png", "absent"),
         ({"rust/a": LEFT, "loose": CLEAN}, {}, r"no image: masks/loose\.png", "absent"),
         ({"rust/a": LEFT, "rust/b": [[1, 0], [0, 0]]}, {}, r"rust/b\.png: the labels are for 2x2 px", ""),
@@ -431,7 +435,7 @@ def test_colours_that_nothing_explains_are_refused(tmp_path: Path, source: Make,
     src = source({"images/a.png": GREY, "masks/a.png": CLEAN, **({"labelmap.txt": labelmap} if labelmap else {})})
     colours = [[(255, 0, 0), BLACK, (0, 0, 255)]] * 2
     Image.fromarray(np.array(colours, np.uint8)).save(src / "masks/a.png")
-    with pytest.raises(LabelError, match=r"masks/a\.png: holds .*,0,.*; all together: 0,0,255 \(2 px\)"):
+    with pytest.raises(LabelError, match=r"masks/a\.png: holds .*,0,.* All masks together hold 0,0,255 \(2 px\)"):
         import_labels(src, tmp_path / "out")
 
 
@@ -550,7 +554,7 @@ def test_an_export_that_was_painted_over_is_no_longer_taken_for_complete(tmp_pat
     export_masks(make_folder(tmp_path / "data", {"a.png": {1: DOT, 255: EDGE}}), tmp_path / "masks")
     painted = cv2.imread(str(tmp_path / "masks/masks/a.png"), cv2.IMREAD_UNCHANGED)
     cv2.imwrite(str(tmp_path / "masks/masks/a.png"), painted)
-    with pytest.raises(DataError, match="does 255 mean sound steel"):
+    with pytest.raises(DataError, match="Is 255 sound steel"):
         import_labels(tmp_path / "masks", tmp_path / "back")
 
 

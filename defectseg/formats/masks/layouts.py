@@ -1,6 +1,7 @@
 """Which picture is the mask of which image, by their names and folders."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ def find_pictures(source: LabelSource, images: Path | None = None) -> tuple[list
 
 
 def _picture(path: Path, name: str, *, by_top: bool = False) -> Picture:
-    *folders, last = PurePosixPath(name).parts
+    *folders, last = PurePosixPath(unicodedata.normalize("NFC", name)).parts  # macOS spells accents differently
     stem = last.rpartition(".")[0]
     matches = [(place, match) for place, folder in enumerate(folders) if (match := _FOLDER.fullmatch(folder))]
     if not matches:

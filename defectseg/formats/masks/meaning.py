@@ -26,7 +26,7 @@ def meaning_in_one_class(mask: MaskValues, class_name: str, choices: Choices, ta
     values = _values_of_one_class([mask], px, background, tally, is_named=True) if px else set()
     if values is None:
         rarest = min(px, key=px.__getitem__)
-        _refuse([mask], px, rarest, f"expected 0 and one other value in a mask of '{class_name}'.", ignore=rarest)
+        _refuse([mask], px, rarest, f"Expected 0 and one other value in a mask of '{class_name}'.", ignore=rarest)
     return meaning | dict.fromkeys(values, class_name)
 
 
@@ -49,7 +49,7 @@ def meaning_of_all(masks: Sequence[MaskValues], names: Names, choices: Choices, 
         main = max(px, key=px.__getitem__)
         share = px[main] / sum(mask.size_hw[0] * mask.size_hw[1] for mask in masks)
         if values and 1 not in values and count > 1:
-            _refuse(masks, px, main, f"that is one class, but {count} are named.")
+            _refuse(masks, px, main, f"That is one class, but {count} are named.")
         if not values:
             _check_class_map(masks, px, of_value, choices)
         if share > _MOST_OF_ALL and not choices.background:
@@ -124,18 +124,18 @@ def _check_class_map(
     if any(mask.lossy for mask in masks):
         _refuse(masks, px, max(px), "JPEG and the like change numbers. Save class maps as PNG.")
     if max(numbers, default=0) > COLOUR and not of_value:
-        _refuse(masks, px, max(numbers), "give each colour a line 'name:red,green,blue::' in a file labelmap.txt.")
+        _refuse(masks, px, max(numbers), "Give each colour a line 'name:red,green,blue::' in a file labelmap.txt.")
     if len(numbers) <= _LARGEST_CLASS < max(numbers, default=0) and not of_value and not choices.classes:
-        why = "expected 0 and one other value, or class numbers from 1. Correct it, or name a value to ignore."
+        why = "Expected 0 and one other value, or class numbers from 1. Correct it, or name a value to ignore."
         _refuse(masks, px, max(numbers), why, ignore=max(numbers))
     if IGNORE_CLASS_ID in of_value or IGNORE_CLASS_ID not in px:
         return
     if 2 * px[IGNORE_CLASS_ID] > px.total():
         ignored = errors.spelling("ignore", "255")
-        why = f"does 255 mean sound steel, and 0 the first class? If it marks pixels to ignore, say {ignored}."
+        why = f"Is 255 sound steel, and 0 the first class? If 255 marks pixels to ignore, say {ignored}."
         _refuse(masks, px, IGNORE_CLASS_ID, why, background="255")
     if px.keys() == {1, IGNORE_CLASS_ID} and not any(mask.px.keys() >= px.keys() for mask in masks):
-        why = "and no mask holds both. If both mean the defect, save all alike; if 255 is to be ignored, say so."
+        why = "No mask holds both. If both mean the defect, save all alike; if 255 is to be ignored, say so."
         _refuse(masks, px, IGNORE_CLASS_ID, why, ignore="255")
 
 
@@ -143,7 +143,7 @@ def _refuse(masks: Sequence[MaskValues], px: Mapping[int, int], value: int, why:
     """Raise LabelError that names the first mask with this value."""
     path = next(mask.path for mask in masks if value in mask.px)
     held = some([f"{_shown(number)} ({count} px)" for number, count in px.items()])
-    raise LabelError(f"{path}: holds {_shown(value)}; all together: {held}; {why}", go_on=go_on)
+    raise LabelError(f"{path}: holds {_shown(value)}. All masks together hold {held}. {why}", go_on=go_on)
 
 
 def _shown(value: int) -> str:

@@ -90,7 +90,7 @@ def _records(
             record = replace(record, status="labelled")
         elif is_mvtec and image.folders not in with_masks and not choices.sound and choices.unlabelled is None:
             raise DataError(
-                f"{image.path.parent}: its images have no masks. If they are sound, say so; else skip them.",
+                f"{image.path.parent}: its images have no masks. If they are not sound, have unlabelled ones skipped.",
                 go_on={"sound": image.path.parent.name},
             )
         part = listed.get(image.key, image.part)
