@@ -311,7 +311,12 @@ MANY = [[10 * row + column + 1 for column in range(3)] for row in range(2)]
         ({"a": WHITE, "b": times(1 - np.array(LEFT), 255)}, {}, r"a\.png: holds 255.* 255 covers 83%", "background"),
         ({"a": times(WHITE, 4 / 255), "b": [[4, 4, 4], [1, 4, 4]]}, {}, r"4 covers 92%\. Which", "background"),
         ({"a": times(LEFT, 300), "b": RIGHT}, {}, r"a\.png: holds 300", "ignore"),
-        ({"a": times(LEFT, 255), "b": CLEAN}, {"classes": ["x", "y"]}, "That is one class, but 2 are named", ""),
+        (
+            {"a": times(LEFT, 255), "b": CLEAN},
+            {"classes": ["x", "y"]},
+            "That is one class, but the given list names 2",
+            "",
+        ),
         ({"a": BOTH, "b": CLEAN}, {"classes": ["x"]}, "1 names, but the labels hold the values 1, 2", ""),
         ({"a": BOTH, "b": [[0, 0], [0, 0]]}, {}, r"masks/b\.png: the labels are for 2x2 px, but .*b\.png has 3x2", ""),
         ({"rust/a": BOTH}, {}, r"rust/a\.png: holds 1\. .*one other value in a mask of 'rust'", "ignore"),
@@ -342,7 +347,10 @@ def test_masks_that_cannot_be_meant_are_refused_with_a_way_on_and_leave_nothing(
             {"masks/a.png": BOTH, "images/a.png": GREY, "classes.txt": "pit\n"},
             r"2 is no class: .*classes\.txt names pit",
         ),
-        ({"masks/a.png": times(LEFT, 255), "images/a.png": GREY, "classes.txt": "pit\ndent\n"}, "one class, but 2 are"),
+        (
+            {"masks/a.png": times(LEFT, 255), "images/a.png": GREY, "classes.txt": "pit\ndent\n"},
+            r"one class, but .*classes\.txt names 2",
+        ),
         ({"masks/a.png": LEFT, "images/a.png": GREY, "classes.txt": "pit\n\nx\n"}, "line 2 is blank"),
         (
             {"masks/a.png": LEFT, "images/a.png": GREY, "labelmap.txt": "pit:1,2\n"},

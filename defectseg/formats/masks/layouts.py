@@ -20,7 +20,7 @@ _FOLDER = re.compile(  # such as masks, train_masks, masks-val, labelsTr
     re.IGNORECASE,
 )
 _OTHER_FOLDER = re.compile(r"segmentation_?object\w*|\w*visuali[sz]ations?|\w*_viz", re.IGNORECASE)
-_ENDING = re.compile(r"[_\-. ](?:masks?|gt|labels?|seg|segmentation|ground_?truth|labelids)$", re.IGNORECASE)
+_ENDING = re.compile(r"[_\-. ](?:masks?|gt|labels?|seg|segmentation|ground_?truth|label(?:train)?ids)$", re.IGNORECASE)
 _TAIL = re.compile(r"[_\-. ](?:(?:masks?|gt|labels?|seg)(?![^\W\d_])[_\-. ]*)?", re.IGNORECASE)
 _SHORT_PARTS = {"tr": "train", "ts": "test"}  # nnU-Net, whose images have the number of their channel behind the name
 _CHANNEL = re.compile("_[0-9]{4}$")

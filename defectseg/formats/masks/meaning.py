@@ -49,7 +49,7 @@ def meaning_of_all(masks: Sequence[MaskValues], names: Names, choices: Choices, 
         main = max(px, key=px.__getitem__)
         share = px[main] / sum(mask.size_hw[0] * mask.size_hw[1] for mask in masks)
         if values and 1 not in values and count > 1:
-            _refuse(masks, px, main, f"That is one class, but {count} are named.")
+            _refuse(masks, px, main, f"That is one class, but {names.where or 'the given list'} names {count}.")
         if not values:
             _check_class_map(masks, px, of_value, choices)
         if share > _MOST_OF_ALL and not choices.background:

@@ -19,10 +19,10 @@ _GOOD, _FREE = "good", "MT_Free"  # folders of sound images in MVTec AD, and of 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
     images, masks = find_pictures(source)
-    if masks and (masks[0].role or not source.with_suffix(".json", ".xml", ".yaml")):
+    others = source.with_suffix(".json", ".xml", ".yaml")
+    if masks and (masks[0].role or not others):
         return f"{masks[0].path.relative_to(source.root)} is one of {len(masks)} masks of {len(images)} images"
-    has_map = source.named(LABELMAP) and not source.with_suffix(".xml")  # CVAT writes it beside boxes, too
-    return "labelmap.txt gives the colours of masks" if has_map else ""
+    return "labelmap.txt gives the colours of masks" if source.named(LABELMAP) and not others else ""
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
