@@ -36,7 +36,7 @@ LOSSES = {
     "absent_folder": "{count} folders or lists that the labels name are not there; others of that meaning were taken.",
     "several_parts": "{count} images belong to several parts, and count as the first of train, val and test.",
     "other_part": "{count} images of other subsets count as train.",
-    "odd_px": "{count} px of binary masks are neither 0 nor the usual value; those above half of the range are defect.",
+    "odd_px": "{count} px of binary masks have another value than the usual two, and count as the nearer of these.",
     "from_zero": "The value 0 is a class, since another is the background: value n became ClassId n + 1.",
     "mvtec_parts": "The folders train and test of MVTec AD suit methods that learn from sound images: no split.",
     "overlap_px": "{count} px belong to several classes; a class map keeps the smaller mask, pictures by class all.",

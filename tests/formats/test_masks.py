@@ -86,6 +86,10 @@ LAYOUTS: dict[str, tuple[Files, Mapping[str, Mapping[str, str]]]] = {
         {"images/a.jpg": GREY, "images/b.jpg": GREY, "masks/a_mask.png": LEFT, "masks/b.jpg.png": RIGHT},
         {"a.jpg": {"class 1": "1 2"}, "b.jpg": {"class 1": "5 2"}},
     ),
+    "accents as macOS spells them": (
+        {"images/e\u0301.png": GREY, "masks/\u00e9.png": LEFT},
+        {"e\u0301.png": {"class 1": "1 2"}},
+    ),
     "one folder for both": ({"a.jpg": GREY, "a.png": LEFT}, {"a.jpg": {"class 1": "1 2"}}),
     "KolektorSDD": (
         {
@@ -301,16 +305,21 @@ MANY = [[10 * row + column + 1 for column in range(3)] for row in range(2)]
 @pytest.mark.parametrize(
     ("masks", "choices", "message", "go_on"),
     [
-        ({"a": times(LEFT, 255), "b": RIGHT}, {}, r"b\.png|a\.png: holds 255.*no mask holds both", "ignore"),
+        ({"a": times(LEFT, 255), "b": RIGHT}, {}, r"b\.png|a\.png: holds 255.*No mask holds both", "ignore"),
         ({"a": ZERO_IS_A_CLASS, "b": WHITE}, {}, r"a\.png: holds 255.*ignore='255'", "background"),
-        ({"a": [[85, 170, 255], [85, 0, 0]], "b": CLEAN}, {}, r"a\.png: holds 170; .* 85 \(2 px\)", "ignore"),
+        ({"a": [[85, 170, 255], [85, 0, 0]], "b": CLEAN}, {}, r"a\.png: holds 170\. .* 85 \(2 px\)", "ignore"),
         ({"a": WHITE, "b": times(1 - np.array(LEFT), 255)}, {}, r"a\.png: holds 255.* 255 covers 83%", "background"),
         ({"a": times(WHITE, 4 / 255), "b": [[4, 4, 4], [1, 4, 4]]}, {}, r"4 covers 92%\. Which", "background"),
         ({"a": times(LEFT, 300), "b": RIGHT}, {}, r"a\.png: holds 300", "ignore"),
-        ({"a": times(LEFT, 255), "b": CLEAN}, {"classes": ["x", "y"]}, "that is one class, but 2 are named", ""),
+        (
+            {"a": times(LEFT, 255), "b": CLEAN},
+            {"classes": ["x", "y"]},
+            "That is one class, but the given list names 2",
+            "",
+        ),
         ({"a": BOTH, "b": CLEAN}, {"classes": ["x"]}, "1 names, but the labels hold the values 1, 2", ""),
         ({"a": BOTH, "b": [[0, 0], [0, 0]]}, {}, r"masks/b\.png: the labels are for 2x2 px, but .*b\.png has 3x2", ""),
-        ({"rust/a": BOTH}, {}, r"rust/a\.png: holds 1; .*one other value in a mask of 'rust'", "ignore"),
+        ({"rust/a": BOTH}, {}, r"rust/a\.png: holds 1\. .*one other value in a mask of 'rust'", "ignore"),
         ({"a": BOTH, "b": CLEAN, "c": CLEAN}, {}, r"1 of 3 labels have no image: masks/c\.png", "absent"),
         ({"rust/a": LEFT, "loose": CLEAN}, {}, r"no image: masks/loose\.png", "absent"),
         ({"rust/a": LEFT, "rust/b": [[1, 0], [0, 0]]}, {}, r"rust/b\.png: the labels are for 2x2 px", ""),
@@ -338,7 +347,10 @@ def test_masks_that_cannot_be_meant_are_refused_with_a_way_on_and_leave_nothing(
             {"masks/a.png": BOTH, "images/a.png": GREY, "classes.txt": "pit\n"},
             r"2 is no class: .*classes\.txt names pit",
         ),
-        ({"masks/a.png": times(LEFT, 255), "images/a.png": GREY, "classes.txt": "pit\ndent\n"}, "one class, but 2 are"),
+        (
+            {"masks/a.png": times(LEFT, 255), "images/a.png": GREY, "classes.txt": "pit\ndent\n"},
+            r"one class, but .*classes\.txt names 2",
+        ),
         ({"masks/a.png": LEFT, "images/a.png": GREY, "classes.txt": "pit\n\nx\n"}, "line 2 is blank"),
         (
             {"masks/a.png": LEFT, "images/a.png": GREY, "labelmap.txt": "pit:1,2\n"},
@@ -401,6 +413,7 @@ LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\npit:0,128,0::\n
         ("SegmentationClass", {"labelmap.txt": LABELMAP}, {"a: b": "1 2", "pit": "5 2"}),
         ("SegmentationClass", {}, {"aeroplane": "1 2", "bicycle": "5 2"}),
         ("masks", {}, {"class 1": "1 2", "class 2": "5 2"}),
+        ("masks", {"labelmap.txt": "x:0,0,0::\nbackground:128,0,0::\ny:0,128,0::"}, {"x": "3 2", "y": "5 2"}),
         (
             "SegmentationClassPNG",
             {"labels.txt": "__ignore__\n_background_\npit\ndent\n"},
@@ -425,15 +438,22 @@ def test_colours_are_read_by_labelmap_or_the_table_of_voc(
     assert names == (("pit", "a: b") if folder == "SegmentationClass" and texts else tuple(expected))
 
 
-def test_colours_that_nothing_explains_are_refused_but_one_colour_is_one_class(tmp_path: Path, source: Make) -> None:
+@pytest.mark.parametrize("labelmap", ["", "background:0,0,0::\npit:0,255,0::\n"])
+def test_colours_that_nothing_explains_are_refused(tmp_path: Path, source: Make, labelmap: str) -> None:
+    src = source({"images/a.png": GREY, "masks/a.png": CLEAN, **({"labelmap.txt": labelmap} if labelmap else {})})
+    colours = [[(255, 0, 0), BLACK, (0, 0, 255)]] * 2
+    Image.fromarray(np.array(colours, np.uint8)).save(src / "masks/a.png")
+    with pytest.raises(LabelError, match=r"masks/a\.png: holds .*,0,.* All masks together hold 0,0,255 \(2 px\)"):
+        import_labels(src, tmp_path / "out")
+
+
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 0, 255), (0, 128, 0)])
+def test_a_single_colour_is_one_class(tmp_path: Path, source: Make, colour: tuple[int, int, int]) -> None:
     src = source({"images/a.png": GREY, "masks/a.png": CLEAN})
-    for colours, told in (((255, 0, 0), (0, 0, 255)), "0,0,255, 255,0,0"), (((255, 0, 0), (255, 0, 0)), ""):
-        Image.fromarray(np.array([[colours[0], BLACK, colours[1]]] * 2, np.uint8)).save(src / "masks/a.png")
-        if told:
-            with pytest.raises(LabelError, match=f"masks/a.png: nothing explains the colours {told}"):
-                import_labels(src, tmp_path / "out")
+    Image.fromarray(np.array([[colour, BLACK, BLACK]] * 2, np.uint8)).save(src / "masks/a.png")
     import_labels(src, tmp_path / "out")
-    assert labels_of(tmp_path / "out") == {"a.png": {"class 1": "1 2 5 2"}}
+    name = "class 2" if colour == GREEN else "class 1"  # the second colour of VOC's table
+    assert labels_of(tmp_path / "out") == {"a.png": {name: "1 2"}}
 
 
 NUMBERS = np.array([[0, 1, 2, 3], [3, 2, 1, 255]], np.uint8)
@@ -448,26 +468,26 @@ def test_mask_holds_the_same_numbers_in_every_format(tmp_path: Path, suffix: str
     numbers = NUMBERS.astype(f"uint{bits}")
     assert cv2.imwrite(str(tmp_path / f"a{suffix}"), cv2.merge([numbers] * channels))
     (mask,) = read_values([tmp_path / f"a{suffix}"])
-    assert (mask.px, mask.meant, mask.size_hw, mask.lossy) == ({0: 1, 1: 2, 2: 2, 3: 2, 255: 1}, {}, (2, 4), False)
+    assert (mask.px, mask.size_hw, mask.lossy) == ({0: 1, 1: 2, 2: 2, 3: 2, 255: 1}, (2, 4), False)
 
 
 @pytest.mark.parametrize(
-    ("palette", "bits", "px", "meant"),
+    ("palette", "bits", "px", "colours"),
     [
-        ([0, 0, 0, 255, 0, 0, 0, 255, 0], 2, {0: 1, 1: 1, 2: 1}, {0: 0, 1: 0xFF0000, 2: 0xFF00}),
-        ([0, 0, 0, 255, 0, 0, 0, 255, 0], 8, {0: 1, 1: 1, 2: 1}, {0: 0, 1: 0xFF0000, 2: 0xFF00}),
-        ([2, 2, 2, 0, 0, 0, 1, 1, 1], 8, {0: 1, 1: 1, 2: 1}, {}),
-        ([255, 0, 0, 0, 0, 0, 255, 0, 0], 8, {0: 1, 0xFF0000: 2}, {}),
+        ([0, 0, 0, 255, 0, 0, 0, 255, 0], 2, {0: 1, 1: 1, 2: 1}, {0: 1, 0x1FF0000: 1, 0x100FF00: 1}),
+        ([0, 0, 0, 255, 0, 0, 0, 255, 0], 8, {0: 1, 1: 1, 2: 1}, {0: 1, 0x1FF0000: 1, 0x100FF00: 1}),
+        ([2, 2, 2, 0, 0, 0, 1, 1, 1], 8, {0: 1, 1: 1, 2: 1}, {0: 1, 0x1010101: 1, 0x1020202: 1}),
+        ([255, 0, 0, 0, 0, 0, 255, 0, 0], 8, {0: 1, 0x1FF0000: 2}, {0: 1, 0x1FF0000: 2}),
     ],
 )
 def test_coloured_palette_gives_indices_unless_its_first_entry_cannot_be_the_background(
-    tmp_path: Path, palette: list[int], bits: int, px: dict[int, int], meant: dict[int, int]
+    tmp_path: Path, palette: list[int], bits: int, px: dict[int, int], colours: dict[int, int]
 ) -> None:
     picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("L")
     picture.putpalette(palette)
     picture.save(tmp_path / "a.png", bits=bits)
-    (mask,) = read_values([tmp_path / "a.png"])
-    assert (mask.px, mask.meant) == (px, meant)
+    assert read_values([tmp_path / "a.png"])[0].px == px
+    assert read_values([tmp_path / "a.png"], by_colour=True)[0].px == colours
 
 
 def test_masks_of_fractions_and_damaged_masks_are_refused(tmp_path: Path) -> None:
@@ -542,7 +562,7 @@ def test_an_export_that_was_painted_over_is_no_longer_taken_for_complete(tmp_pat
     export_masks(make_folder(tmp_path / "data", {"a.png": {1: DOT, 255: EDGE}}), tmp_path / "masks")
     painted = cv2.imread(str(tmp_path / "masks/masks/a.png"), cv2.IMREAD_UNCHANGED)
     cv2.imwrite(str(tmp_path / "masks/masks/a.png"), painted)
-    with pytest.raises(DataError, match="does 255 mean sound steel"):
+    with pytest.raises(DataError, match="Is 255 sound steel"):
         import_labels(tmp_path / "masks", tmp_path / "back")
 
 

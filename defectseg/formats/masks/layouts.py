@@ -1,6 +1,7 @@
 """Which picture is the mask of which image, by their names and folders."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ _FOLDER = re.compile(  # such as masks, train_masks, masks-val, labelsTr
     re.IGNORECASE,
 )
 _OTHER_FOLDER = re.compile(r"segmentation_?object\w*|\w*visuali[sz]ations?|\w*_viz", re.IGNORECASE)
-_ENDING = re.compile(r"[_\-. ](?:masks?|gt|labels?|seg|segmentation|ground_?truth|labelids)$", re.IGNORECASE)
+_ENDING = re.compile(r"[_\-. ](?:masks?|gt|labels?|seg|segmentation|ground_?truth|label(?:train)?ids)$", re.IGNORECASE)
 _TAIL = re.compile(r"[_\-. ](?:(?:masks?|gt|labels?|seg)(?![^\W\d_])[_\-. ]*)?", re.IGNORECASE)
 _SHORT_PARTS = {"tr": "train", "ts": "test"}  # nnU-Net, whose images have the number of their channel behind the name
 _CHANNEL = re.compile("_[0-9]{4}$")
@@ -83,7 +84,7 @@ def find_pictures(source: LabelSource, images: Path | None = None) -> tuple[list
 
 
 def _picture(path: Path, name: str, *, by_top: bool = False) -> Picture:
-    *folders, last = PurePosixPath(name).parts
+    *folders, last = PurePosixPath(unicodedata.normalize("NFC", name)).parts  # macOS spells accents differently
     stem = last.rpartition(".")[0]
     matches = [(place, match) for place, folder in enumerate(folders) if (match := _FOLDER.fullmatch(folder))]
     if not matches:

@@ -11,7 +11,7 @@ from defectseg.formats.classes import BACKGROUND_NAMES, IGNORE_NAMES
 from defectseg.formats.common import IGNORE_NAME
 from defectseg.formats.labels import Choices
 from defectseg.formats.losses import Tally
-from defectseg.formats.masks.names import Names
+from defectseg.formats.masks.names import COLOUR, Names
 from defectseg.formats.masks.values import MaskValues
 from defectseg.progress import some
 
@@ -27,13 +27,11 @@ def meaning_in_one_class(mask: MaskValues, class_name: str, choices: Choices, ta
     values = _values_of_one_class([mask], px, background, tally, is_named=True) if px else set()
     if values is None:
         rarest = min(px, key=px.__getitem__)
-        _refuse([mask], px, rarest, f"expected 0 and one other value in a mask of '{class_name}'.", ignore=rarest)
+        _refuse([mask], px, rarest, f"Expected 0 and one other value in a mask of '{class_name}'.", ignore=rarest)
     return meaning | dict.fromkeys(values, class_name)
 
 
-def meaning_of_all(
-    masks: Sequence[MaskValues], names: Names, choices: Choices, tally: Tally, *, own: bool
-) -> dict[int, str]:
+def meaning_of_all(masks: Sequence[MaskValues], names: Names, choices: Choices, tally: Tally) -> dict[int, str]:
     """Value -> class, for masks whose names and folders say no class; without names, the class is a ClassId as text.
 
     One value, or grey levels between two, are one class. Else each value is a class, and 255 marks pixels to ignore.
@@ -43,15 +41,16 @@ def meaning_of_all(
     """
     is_named, classes = bool(names.where), names.classes or ["1"]
     ignore_name = (choices.ignore if is_named else "") or IGNORE_NAME
-    background, px, meaning = _not_chosen(masks, choices, ignore_name)
+    black_is_class = names.by_colour and names.of_value.get(0, BACKGROUND_NAMES[0]).lower() not in BACKGROUND_NAMES
+    background, px, meaning = _not_chosen(masks, choices, ignore_name, background=-1 if black_is_class else 0)
     of_value = names.of(px)
-    if not own and not px.keys() <= of_value.keys():
-        values = _values_of_one_class(masks, px, background, tally, is_named=is_named)
+    if not px.keys() <= of_value.keys() and not all(mask.own for mask in masks):
+        values = None if names.by_colour else _values_of_one_class(masks, px, background, tally, is_named=is_named)
         count = len(classes if is_named else choices.classes or ())
         main = max(px, key=px.__getitem__)
         share = px[main] / sum(mask.size_hw[0] * mask.size_hw[1] for mask in masks)
         if values and 1 not in values and count > 1:
-            _refuse(masks, px, main, f"that is one class, but {count} are named.")
+            _refuse(masks, px, main, f"That is one class, but {names.where or 'the given list'} names {count}.")
         if not values:
             _check_class_map(masks, px, of_value, choices)
         if share > _MOST_OF_ALL and not choices.background:
@@ -64,7 +63,13 @@ def meaning_of_all(
             name = ignore_name
         elif not name or (value > IGNORE_CLASS_ID and not names.by_colour):
             known = f"{names.where} names {some([*of_value.values()])}" if is_named else "classes are 1 to 254"
-            _refuse(masks, px, value, f"{value} is no class: {known}.", ignore=value)
+            _refuse(
+                masks,
+                px,
+                value,
+                f"{_shown(value)} is no class: {known}.",
+                **({"ignore": value} if value < COLOUR else {}),
+            )
         if name.lower() not in BACKGROUND_NAMES or choices.background:
             meaning[value] = name
     if 0 in px and not is_named:
@@ -73,11 +78,11 @@ def meaning_of_all(
 
 
 def _not_chosen(
-    masks: Sequence[MaskValues], choices: Choices, ignore_name: str
+    masks: Sequence[MaskValues], choices: Choices, ignore_name: str, *, background: int = 0
 ) -> tuple[int, Counter[int], dict[int, str]]:
     """The background; value -> pixels, for values other than that and those to ignore; and the latter -> their name."""
-    background = int(choices.background) if choices.background.isdecimal() else 0
-    px = sum((mask.count() for mask in masks), Counter[int]())
+    background = int(choices.background) if choices.background.isdecimal() else background
+    px = sum((Counter(mask.px) for mask in masks), Counter[int]())
     del px[background]
     if not choices.ignore.isdecimal():
         return background, px, {}
@@ -101,7 +106,7 @@ def _values_of_one_class(
     is_smeared = len(between) > _LARGEST_CLASS or (len(white.keys() - {255}) > 0 and not background)
     is_grey = is_smeared and len(px) > 1 and max(levels) <= 255 and sum(between) <= 2 * sum(white.values())
     usual = abs(255 - background) if is_grey else main
-    odd = [sum(count for value, count in mask.count().items() if value in px and value != usual) for mask in masks]
+    odd = [sum(count for value, count in mask.px.items() if value in px and value != usual) for mask in masks]
     are_few = max(odd) <= _MOST_ODD_PX and 100 * sum(odd) <= px[main]
     is_plain = main > _LARGEST_CLASS or (main < 2 and IGNORE_CLASS_ID not in px)
     if not is_grey and len(px) > 1 and not (are_few and is_plain):
@@ -119,22 +124,28 @@ def _check_class_map(
     numbers = [value for value in px if value != IGNORE_CLASS_ID]
     if any(mask.lossy for mask in masks):
         _refuse(masks, px, max(px), "JPEG and the like change numbers. Save class maps as PNG.")
+    if max(numbers, default=0) > COLOUR and not of_value:
+        _refuse(masks, px, max(numbers), "Give each colour a line 'name:red,green,blue::' in a file labelmap.txt.")
     if len(numbers) <= _LARGEST_CLASS < max(numbers, default=0) and not of_value and not choices.classes:
-        why = "expected 0 and one other value, or class numbers from 1. Correct it, or name a value to ignore."
+        why = "Expected 0 and one other value, or class numbers from 1. Correct it, or name a value to ignore."
         _refuse(masks, px, max(numbers), why, ignore=max(numbers))
     if IGNORE_CLASS_ID in of_value or IGNORE_CLASS_ID not in px:
         return
     if 2 * px[IGNORE_CLASS_ID] > px.total():
         ignored = errors.spelling("ignore", "255")
-        why = f"does 255 mean sound steel, and 0 the first class? If it marks pixels to ignore, say {ignored}."
+        why = f"Is 255 sound steel, and 0 the first class? If 255 marks pixels to ignore, say {ignored}."
         _refuse(masks, px, IGNORE_CLASS_ID, why, background="255")
     if px.keys() == {1, IGNORE_CLASS_ID} and not any(mask.px.keys() >= px.keys() for mask in masks):
-        why = "and no mask holds both. If both mean the defect, save all alike; if 255 is to be ignored, say so."
+        why = "No mask holds both. If both mean the defect, save all alike; if 255 is to be ignored, say so."
         _refuse(masks, px, IGNORE_CLASS_ID, why, ignore="255")
 
 
 def _refuse(masks: Sequence[MaskValues], px: Mapping[int, int], value: int, why: str, **go_on: object) -> NoReturn:
     """Raise LabelError that names the first mask with this value."""
-    path = next(mask.path for mask in masks if value in mask.count())
-    held = some([f"{number} ({count} px)" for number, count in px.items()])
-    raise LabelError(f"{path}: holds {value}; all together: {held}; {why}", go_on=go_on)
+    path = next(mask.path for mask in masks if value in mask.px)
+    held = some([f"{_shown(number)} ({count} px)" for number, count in px.items()])
+    raise LabelError(f"{path}: holds {_shown(value)}. All masks together hold {held}. {why}", go_on=go_on)
+
+
+def _shown(value: int) -> str:
+    return str(value) if value < COLOUR else ",".join(map(str, (value - COLOUR).to_bytes(3, "big")))

@@ -19,10 +19,13 @@ VOC_NAMES = (
     "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,"
     "pottedplant,sheep,sofa,train,tvmonitor"
 )
+COLOUR = 1 << 24
+"""Added to the 0xRRGGBB of every colour but black, so that colours are no numbers."""
 VOC_NUMBERS = {
-    sum(((number >> bit) & 1) << (23 - 8 * (bit % 3) - bit // 3) for bit in range(8)): number for number in range(256)
+    sum(((number >> bit) & 1) << (23 - 8 * (bit % 3) - bit // 3) for bit in range(8)) + COLOUR * (number > 0): number
+    for number in range(256)
 }
-"""0xRRGGBB -> number, by the colour table of Pascal VOC, which labelme has as well. The bits of a number are dealt to
+"""Colour -> number, by the colour table of Pascal VOC, which labelme has as well. The bits of a number are dealt to
 red, green and blue in turn, the highest bit of each colour first."""
 
 
@@ -32,7 +35,7 @@ class Names:
 
     Attributes:
         where: the file that says so, for messages; "" if there is none.
-        of_value: value, or colour as 0xRRGGBB -> class.
+        of_value: value, or colour -> class.
         by_colour: these are colours.
         from_one: these are a list whose first line names value 1.
     """
@@ -91,13 +94,14 @@ def _lines(source: LabelSource, file: str) -> list[str]:
 
 
 def _read_table(lines: Sequence[str], pattern: re.Pattern[str], expected: str, where: str) -> dict[int, str]:
-    """Value, or colour as 0xRRGGBB -> class."""
+    """Value or colour -> class."""
     table: dict[int, str] = {}
     for line in lines:
         match = pattern.fullmatch(line)
         key = 0
         for number in match.groups()[1:] if match else ():
             key = key << 8 | int(number)
+        key += COLOUR * (pattern is _COLOUR and key > 0)
         if match is None or table.setdefault(key, match[1].strip()) != match[1].strip():
             why = f"'{table[key]}' has the same value or colour" if match else f"expected {expected}"
             raise LabelError(f"{where}: '{line[:60]}'; {why}. Correct it.")

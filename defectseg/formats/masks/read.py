@@ -8,20 +8,21 @@ from defectseg.formats.labels import Choices, Kind, LabelSet, Record
 from defectseg.formats.losses import Tally
 from defectseg.formats.masks.layouts import Picture, find_pictures, listed_parts, pair
 from defectseg.formats.masks.meaning import meaning_in_one_class, meaning_of_all
-from defectseg.formats.masks.names import LABELMAP, Names, read_names
-from defectseg.formats.masks.values import MaskValues, choose_values, read_values
+from defectseg.formats.masks.names import LABELMAP, VOC_NAMES, Names, read_names
+from defectseg.formats.masks.values import MaskValues, read_values
 from defectseg.formats.source import LabelSource
 
+_VOC_FOLDER = "SegmentationClass"
 _GOOD, _FREE = "good", "MT_Free"  # folders of sound images in MVTec AD, and of magnetic tiles
 
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
     images, masks = find_pictures(source)
-    if masks and (masks[0].role or not source.with_suffix(".json", ".xml", ".yaml")):
+    others = source.with_suffix(".json", ".xml", ".yaml")
+    if masks and (masks[0].role or not others):
         return f"{masks[0].path.relative_to(source.root)} is one of {len(masks)} masks of {len(images)} images"
-    has_map = source.named(LABELMAP) and not source.with_suffix(".xml")  # CVAT writes it beside boxes, too
-    return "labelmap.txt gives the colours of masks" if has_map else ""
+    return "labelmap.txt gives the colours of masks" if source.named(LABELMAP) and not others else ""
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -33,30 +34,30 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
             "the images, called a_mask.png for a.png."
         )
     paired, is_mvtec = pair(images, masks)
-    values = read_values([mask.path for mask in paired])
-    own = bool(values) and all(found.own for found in values)
-    labels, names = _labels(paired, values, read_names(source), choices, tally, own=own)
+    names = read_names(source)
+    values = read_values([mask.path for mask in paired], by_colour=names.by_colour)
+    if not names.where and all(one.is_voc and one.path.parent.name == _VOC_FOLDER for one in values):
+        used = {value for one in values for value in one.px}
+        of_value = {value: name for value, name in enumerate(VOC_NAMES.split(",")) if value in used}
+        names = Names("the table of Pascal VOC", of_value)
+    labels = _labels(paired, values, names, choices, tally)
     are_paired, root = {mask.path for mask in paired}, source.root / "images"
     return LabelSet(
         _records(images, labels, source, choices, tally, is_mvtec=is_mvtec),
         names.classes,
         numbered=not names.where and not any(mask.class_name for mask in paired),
         roots=[root] if all(image.path.is_relative_to(root) for image in images) else (),
-        own=own,
+        own=bool(values) and all(one.own for one in values),
         lonely=[str(mask.path.relative_to(source.root)) for mask in masks if mask.path not in are_paired],
     )
 
 
 def _labels(
-    masks: Sequence[Picture], values: list[MaskValues], names: Names, choices: Choices, tally: Tally, *, own: bool
-) -> tuple[dict[str, Record], Names]:
-    """Key of an image -> its labels, not yet with the image; and the names that the masks turned out to have."""
-    meaning: dict[int, str] = {}
-    if are_by_class := any(mask.class_name for mask in masks):
-        values = [replace(found, meant={}) for found in values]
-    else:
-        values, names = choose_values(values, names)
-        meaning = meaning_of_all(values, names, choices, tally, own=own)
+    masks: Sequence[Picture], values: Sequence[MaskValues], names: Names, choices: Choices, tally: Tally
+) -> dict[str, Record]:
+    """Key of an image -> its labels, not yet with the image."""
+    are_by_class = any(mask.class_name for mask in masks)
+    meaning = {} if are_by_class else meaning_of_all(values, names, choices, tally)
     labels: dict[str, Record] = {}
     for mask, found in zip(masks, values, strict=True):
         if are_by_class:
@@ -65,7 +66,7 @@ def _labels(
         if record.size_hw != found.size_hw:
             raise LabelError(f"{found.path}: has another size than {record.where}, of the same image. Save both alike.")
         labels[mask.image] = replace(record, shapes=(*record.shapes, *found.shapes(meaning)))
-    return labels, names
+    return labels
 
 
 def _records(
@@ -89,7 +90,7 @@ def _records(
             record = replace(record, status="labelled")
         elif is_mvtec and image.folders not in with_masks and not choices.sound and choices.unlabelled is None:
             raise DataError(
-                f"{image.path.parent}: its images have no masks. If they are sound, say so; else skip them.",
+                f"{image.path.parent}: its images have no masks. If they are not sound, have unlabelled ones skipped.",
                 go_on={"sound": image.path.parent.name},
             )
         part = listed.get(image.key, image.part)
