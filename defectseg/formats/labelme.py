@@ -62,15 +62,12 @@ def _record(file: str, where: str, content: dict[str, Any], choices: Choices, ta
 
 
 def _shape(one: Any, where: str, size_hw: tuple[int, int] | None, choices: Choices, tally: Tally) -> Shape | Box | None:
-    name, form, example = value_at(one, "label"), value_at(one, "shape_type") or "polygon", where.rpartition(": ")[2]
+    name, form = value_at(one, "label"), str(value_at(one, "shape_type") or "polygon")
+    example = where.rpartition(": ")[2]
     if not isinstance(name, str):
         raise LabelError(f"{where}: has no 'label'; expected the name of its class.")
-    if form not in list(_LEAST_POINTS):
+    if form not in _LEAST_POINTS or len(points := points_of(one.get("points"), where)) < _LEAST_POINTS[form]:
         tally.add("other_shape", example=f"{example} ({form})")
-        return None
-    points = points_of(value_at(one, "points"), where)
-    if len(points) < _LEAST_POINTS[form]:
-        tally.add("no_shape", example=example)
         return None
     if form == "circle":  # centre and a point on the edge
         points = points[0] + np.array([[-1], [1]]) * np.linalg.norm(points[0] - points[1])

@@ -76,7 +76,7 @@ NOTHING, TOP = "....../....../....../......", "###.../###.../....../......"
         ([entry([[0, 0], [5, 0]], form="line")], "/".join(["######"] * 4), {"wide_lines": 1}),
         ([entry([[1, 1], [2, 2]], form="mask", mask=png("#./##"))], "....../.#..../.##.../......", {}),
         ([entry(), entry([[4, 3]], form="point")], TOP, {"other_shape": 1}),
-        ([entry(), entry([[4, 3], [5, 3]])], TOP, {"no_shape": 1}),
+        ([entry(), entry([[4, 3], [5, 3]])], TOP, {"other_shape": 1}),
         ([entry([[-3, 0], [2, 0], [2, 1], [-3, 1]])], TOP, {"clipped": 1}),
         # a shape of the background makes a hole in what was drawn before it, not in what comes later
         (
