@@ -42,10 +42,8 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     shapes = [shape for record in records for shape in record.shapes]
     if kinds and not any(isinstance(shape, Shape) for shape in shapes) and not (shapes and choices.boxes):
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        raise DataError(
-            f"{source.given}: holds {found}. Masks need polygonlabels, brushlabels or ellipselabels: label these.",
-            go_on={"boxes": "ignore"} if shapes else None,
-        )
+        wanted = "Label the images with polygonlabels, brushlabels or ellipselabels."
+        raise DataError(f"{source.given}: holds {found}. {wanted}", go_on={"boxes": "ignore"} if shapes else None)
     return LabelSet(records, list(dict.fromkeys(shape.name for shape in shapes)), file_each=True)
 
 
@@ -91,10 +89,7 @@ def _record(where: str, task: dict[str, Any], kinds: Counter[str], tally: Tally)
             tally.add("other_shape", example=f"{entry.rpartition(': ')[2]} ({kind})")
             status = status if kind in _ABOUT_IMAGES else "unclear"
     if not results and any(list_at(one, "result") for one in annotations) and not annotations[-1].get("ground_truth"):
-        raise LabelError(
-            f"{where}: the newest annotation has no region, but an older one has. Delete the wrong one in Label "
-            "Studio, or mark the right one as ground truth."
-        )
+        raise LabelError(f"{where}: the newest annotation is empty, an older one is not. Mark one as ground truth.")
     return Record(image, where, shapes, size_hw, status="labelled" if shapes else status, also=tuple(also))
 
 
@@ -111,9 +106,7 @@ def _annotations(task: dict[str, Any], where: str, tally: Tally) -> list[dict[st
     if not all(isinstance(one, dict) for one in given):
         raise LabelError(f"{where}: its annotations are only numbered. Export the project as JSON.")
     valid = [one for one in given if not one.get("was_cancelled")]
-    valid.sort(
-        key=lambda one: (bool(one.get("ground_truth")), str(one.get("updated_at") or one.get("created_at") or ""))
-    )
+    valid.sort(key=lambda one: (bool(one.get("ground_truth")), str(one.get("updated_at", one.get("created_at", "")))))
     others = len(given) - bool(valid) + len(list_at(task, "drafts")) + len(list_at(task, "predictions"))
     if others:
         tally.add("not_counted", others, example=where.rpartition(": ")[2])
@@ -205,10 +198,7 @@ def paint_brush(run_lengths: Any, where: str, size_hw: tuple[int, int]) -> NDArr
         if place > len(bits):
             raise ValueError
     except (ValueError, TypeError) as error:
-        size = f"{size_hw[1]}x{size_hw[0]}"
-        raise LabelError(
-            f"{where}: its brush run-lengths are damaged, or not for {size} px. Export it again."
-        ) from error
+        raise LabelError(f"{where}: its brush is damaged, or for another image size. Export it again.") from error
     return np.frombuffer(values, np.uint8)[3:length:4].reshape(size_hw) > 0
 
 
