@@ -19,7 +19,7 @@ from defectseg.image.find import IMAGE_SUFFIXES
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 _FORMS = {"points": "polygon", "rle": "brush", "radiusX": "ellipse", "height": "rectangle"}  # key of a region -> form
-_ABOUT_IMAGES = {"choices", "taxonomy", "textarea", "number", "rating"}
+_REMARKS = ("choices", "taxonomy", "text", "number", "rating", "datetime")  # about an image or one of its regions
 _CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
 _VALUE_BITS = 8
 
@@ -73,21 +73,21 @@ def _record(where: str, task: dict[str, Any], kinds: Counter[str], tally: Tally)
     regions = [{**one, **value} if isinstance(value := one.get("value"), dict) else one for one in results]
     sizes = [size_of(one.get("original_height"), one.get("original_width")) for one in regions]
     size_hw = next((size for size in sizes if size is not None), None)
-    labelled = [region.get("id") for region in regions if _labels_of(region)[1]]
+    labelled = [region["id"] for region in regions if "id" in region and _labels_of(region)[1]]
     shapes: list[Shape | Box] = []
     status: Status = "labelled"
     for number, region in enumerate(regions, start=1):
         (kind, labels), entry = _labels_of(region), f"{where}, result {number}"
-        form = next((form for key, form in _FORMS.items() if key in region), "")
+        form = next((form for key, form in _FORMS.items() if key in region or form in kind), "")
         kinds[kind] += 1
         if form and labels:
             shapes += [_shape(name, form, region, size_hw, entry, tally) for name in labels]
-        elif form and form in kind:
+        elif form and kind not in _REMARKS:
             if region.get("id") not in labelled:  # else a result of the type "labels" repeats it with its labels
                 raise LabelError(f"{entry}: has no label. Give this region a label in Label Studio, or delete it.")
         else:
             tally.add("other_shape", example=f"{entry.rpartition(': ')[2]} ({kind})")
-            status = status if kind in _ABOUT_IMAGES else "unclear"
+            status = status if kind in _REMARKS and not form else "unclear"
     if not results and any(list_at(one, "result") for one in annotations) and not annotations[-1].get("ground_truth"):
         raise LabelError(f"{where}: the newest annotation is empty, an older one is not. Mark one as ground truth.")
     return Record(image, where, shapes, size_hw, status="labelled" if shapes else status, also=tuple(also))
@@ -95,7 +95,8 @@ def _record(where: str, task: dict[str, Any], kinds: Counter[str], tally: Tally)
 
 def _labels_of(region: dict[str, Any]) -> tuple[str, list[str]]:
     """What kind of label a region has, and its labels."""
-    kind = next((key for key in region if key.endswith("labels")), str(region.get("type", "choices")))
+    kinds = [key for key in region if key.endswith("labels")] + [key for key in _REMARKS if key in region]
+    kind = next(iter(kinds), str(region.get("type")))
     labels = list_at(region, kind) if kind.endswith("labels") else []
     return kind, labels if all(isinstance(label, str) for label in labels) else []
 
@@ -130,9 +131,9 @@ def _shape(
     if region.get("image_rotation"):
         raise LabelError(f"{where}: has an image_rotation. Turn the image back in Label Studio.")
     if form == "brush":
-        return Shape(name, partial(paint_brush, region["rle"], where), where)
+        return Shape(name, partial(paint_brush, region.get("rle"), where), where)
     if form == "polygon":
-        points = points_of(region["points"], where)
+        points = points_of(region.get("points"), where)
         if reaches_beyond(points, (100, 100)):
             tally.add("clipped", example=where.rpartition(": ")[2])
         return Shape(name, partial(_paint_polygon, points, where), where)

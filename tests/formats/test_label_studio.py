@@ -214,6 +214,7 @@ def test_boxes_stop_and_are_ignored_on_request(tmp_path: Path, export: Make) -> 
         ([task(1, annotation(result(points=[[9e5, 2], [3, 4], [5, 6]])))], "task 1, result 1.*far outside"),
         ([task(1, annotation(result("ellipselabels", x=1, y=None, radiusX=1, radiusY=1)))], "result 1.*numbers"),
         ([task(1, annotation(result("brushlabels", rle=[0, 0, 1])))], "task 1, result 1.*damaged"),
+        ([{"id": 1, "annotation_id": 1, "image": "b.png", "label": [{"points": LEFT_HALF}]}], "result 1: has no label"),
         ([task(1, 17)], "task 1: its annotations"),
         ([{**task(1, annotation(result())), "data": {"image": ["a.png"]}}], "no image in .*task 1"),
         ([{**task(1, annotation(result())), "data": {"left": "a.png", "right": "b.png"}}], "task 1.*several images"),
