@@ -75,8 +75,8 @@ def _asked(table: CsvTable, class_ids: list[str]) -> Iterator[tuple[str, str]]:
         raise LabelError(f"{table.path}: has the columns {', '.join(table.header)}; expected {expected}.")
     for line, fields in table.rows:
         cells = dict(zip(table.header, fields, strict=True))
-        both = cells["ImageId_ClassId"] if "ImageId_ClassId" in cells else f"{cells['ImageId']}_{cells['ClassId']}"
-        image_id, _, class_id = both.strip().rpartition("_")
+        both = cells["ImageId_ClassId"] if len(cells) == 2 else f"{cells['ImageId']}_{cells['ClassId'].strip()}"
+        image_id, _, class_id = both.rpartition("_")
         if class_id not in (_PLACEHOLDER, *class_ids):
             known = f"the model has the classes 1 to {len(class_ids)}"
             raise LabelError(f"{table.path}, line {line}: ClassId {class_id!r}; {known}.")
