@@ -1,25 +1,58 @@
-"""Small mask pictures inside label files, and numbers that may be anything."""
+"""What readers of label files share: values that may be anything, and small mask pictures."""
 
 import base64
-import binascii
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import ImageError, LabelError
+from defectseg.formats.losses import Tally
+from defectseg.formats.source import LabelSource
 from defectseg.image.read import decode_stored
 
 _FARTHEST_PX = 1e6  # far beyond any image; OpenCV and Pillow take no larger numbers
+_MOST_BITMAP_BYTES = 2**28
+
+
+def find_json(source: LabelSource, is_kind: Callable[[Any], bool], what: str) -> str:
+    """The evidence that one of the first JSON files is of a kind, "" if none is."""
+    found = (file for file, content in source.jsons(most=5) if is_kind(content))
+    return next((f"{file} {what}" for file in found), "")
+
+
+def jsons_of(
+    source: LabelSource, is_kind: Callable[[Any], bool], tally: Tally, *, without: Collection[str] = ()
+) -> Iterator[tuple[str, str, Any]]:
+    """File, how messages name it, and content of each JSON file of a kind. Raises LabelError if one is no JSON."""
+    for file in source.with_suffix(".json"):
+        if is_kind(content := source.json(file)):
+            yield file, f"{source.given}: {file}", content
+        elif file not in without:
+            tally.add("other_file", example=file)
+
+
+def value_at(content: Any, *keys: str) -> Any:
+    """What lies in nested mappings at the end of a path of keys; None if the path ends earlier."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def list_at(content: Any, *keys: str) -> list[Any]:
+    """The same if it is a list, else an empty list."""
+    value = value_at(content, *keys)
+    return value if isinstance(value, list) else []
 
 
 def points_of(value: Any, where: str) -> NDArray[np.float64]:
     """Points x, y in px, float64 (N, 2), from a list of pairs. Raises LabelError where it is anything else."""
     pairs = value if isinstance(value, list) else []
-    is_pair = [isinstance(pair, list | tuple) and len(pair) == 2 and all(map(is_number, pair)) for pair in pairs]
-    if not pairs or not all(is_pair):
+    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) for pair in pairs):
         raise LabelError(f"{where}: its points are {str(value)[:60]}; expected pairs of numbers x, y in px.")
     return np.array(pairs, np.float64)
 
@@ -50,36 +83,40 @@ def parse_numbers(texts: Sequence[str], what: str) -> list[float]:
     return numbers
 
 
-def decode_base64(text: Any, where: str) -> bytes:
-    """The bytes of base64 text. Raises LabelError."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (TypeError, ValueError, binascii.Error) as error:
-        raise LabelError(f"{where}: its bitmap is no base64 text ({error}). Export it again.") from error
+def paint_bitmap(text: Any, corner: NDArray[np.float64], where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """The mask in a picture file in base64, which may be deflated: alpha if it has that, else all that is not black.
 
+    Args:
+        text: the base64 text.
+        corner: where its left upper corner lies, x and y in px.
+        where: names the entry in messages.
+        size_hw: height and width of the image in px.
 
-def decode_bitmap(content: bytes, where: str) -> NDArray[np.bool_]:
-    """The mask in a PNG, bool (h, w): alpha where it has that, else everything that is not black. Raises LabelError."""
+    Returns:
+        bool (H, W).
+
+    Raises:
+        LabelError: it is no such picture, or reaches beyond the image.
+    """
     try:
-        pixels = decode_stored(content, name=where)
-    except ImageError as error:
-        raise LabelError(f"{where}: its bitmap is no picture that can be decoded. Export it again.") from error
+        content = base64.b64decode(text, validate=True)
+        with suppress(zlib.error):  # not deflated
+            content = zlib.decompressobj().decompress(content, _MOST_BITMAP_BYTES)
+        pixels = decode_stored(content, name="the bitmap")
+    except (TypeError, ValueError, ImageError) as error:
+        raise LabelError(f"{where}: its bitmap is no picture in base64 ({error}). Export it again.") from error
     if pixels.ndim == 3:
         pixels = pixels[..., 3] if pixels.shape[2] == 4 else pixels.max(axis=2)
-    return np.asarray(pixels != 0)
+    return place_bitmap(np.asarray(pixels != 0), (int(corner[0]), int(corner[1])), size_hw, where)
 
 
 def place_bitmap(
     bitmap: NDArray[np.bool_], left_top: tuple[int, int], size_hw: tuple[int, int], where: str
 ) -> NDArray[np.bool_]:
     """A mask, bool (h, w), laid onto an empty image, bool (H, W). Raises LabelError where it reaches beyond it."""
-    left, top = left_top
-    height, width = bitmap.shape
+    (left, top), (height, width), whole = left_top, bitmap.shape, np.zeros(size_hw, np.bool_)
     if left < 0 or top < 0 or top + height > size_hw[0] or left + width > size_hw[1]:
-        raise LabelError(
-            f"{where}: a bitmap of {width}x{height} px at {left}, {top} reaches beyond its image of "
-            f"{size_hw[1]}x{size_hw[0]}. Export the labels again at the images' own size."
-        )
-    whole = np.zeros(size_hw, np.bool_)
+        what = f"a bitmap of {width}x{height} px at {left}, {top}"
+        raise LabelError(f"{where}: {what} reaches beyond its image of {size_hw[1]}x{size_hw[0]}. Export it again.")
     whole[top : top + height, left : left + width] = bitmap
     return whole

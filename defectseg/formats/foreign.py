@@ -1,37 +1,30 @@
 """Labels that are recognised, but not read."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from defectseg.errors import DataError
+from defectseg.formats.bitmaps import value_at
 from defectseg.formats.source import LabelSource
 
-_WAY_ON = "Load them into CVAT or Label Studio, and export COCO there."
+_WAY_ON = "which is not read. Load them into CVAT or Label Studio, and export COCO there."
+_IMAGE_LEVEL = "labels for whole images, which cannot be used here yet: draw outlines or masks of the defects."
 
 
 def refuse(source: LabelSource) -> None:
     """Raise DataError that says what the source is, if it is something known that cannot be imported."""
-    if found := source.named("_classes.csv"):
-        raise DataError(
-            f"{source.path(found[0])}: labels for whole images, without outlines. They cannot be used here yet: draw "
-            "outlines or masks of the defects."
-        )
-    for file, root in source.xmls(most=5):
-        if root.find("object/polygon/pt") is not None:
-            raise DataError(f"{source.path(file)}: XML of the first LabelMe, which is not read. {_WAY_ON}")
-    for file, content in source.jsons(most=5):
-        if _is_via(content):
-            raise DataError(f"{source.path(file)}: JSON of the VGG Image Annotator (VIA), which is not read. {_WAY_ON}")
-    if archives := source.with_suffix(".zip", ".rar", ".7z", ".tar", ".tgz"):
-        raise DataError(
-            f"{source.path(archives[0])}: an archive within {source.given}. Unpack it, and give its folder."
-        )
+    labelme_xml = [file for file, root in source.xmls(most=5) if root.find("object/polygon/pt") is not None]
+    known = {
+        _IMAGE_LEVEL: source.named("_classes.csv"),
+        f"XML of the first LabelMe, {_WAY_ON}": labelme_xml,
+        f"JSON of VIA (VGG Image Annotator), {_WAY_ON}": [file for file, one in source.jsons(most=5) if _is_via(one)],
+        f"an archive within {source.given}. Unpack it.": source.with_suffix(".zip", ".rar", ".7z", ".tar", ".tgz"),
+    }
+    for what, files in known.items():
+        if files:
+            raise DataError(f"{source.path(files[0])}: {what}")
 
 
 def _is_via(content: Any) -> bool:
-    if not isinstance(content, Mapping):
-        return False
-    images = content.get("_via_img_metadata", content)
-    return isinstance(images, Mapping) and any(
-        isinstance(one, Mapping) and "filename" in one and "regions" in one for one in images.values()
-    )
+    images = value_at(content, "_via_img_metadata") or content
+    entries = images.values() if isinstance(images, dict) else ()
+    return any({"filename", "regions"} <= set(one) for one in entries if isinstance(one, dict))

@@ -1,8 +1,7 @@
-"""Label Studio JSON: the full export and JSON-MIN, with polygons, brushes, bitmasks and ellipses."""
+"""Label Studio JSON: the full export and JSON-MIN, with polygons, brushes and ellipses."""
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import DataError, LabelError
-from defectseg.formats.bitmaps import decode_base64, decode_bitmap, is_number, points_of, reaches_beyond, size_of
+from defectseg.formats.bitmaps import find_json, is_number, jsons_of, list_at, points_of, reaches_beyond, size_of
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
@@ -19,170 +18,135 @@ from defectseg.formats.source import LabelSource
 from defectseg.image.find import IMAGE_SUFFIXES
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
-_AREAS = ("polygon", "brush", "magicwand", "bitmask", "ellipse", "rectangle")
-_NO_AREAS = ("keypoint", "vector")
+_FORMS = {"points": "polygon", "rle": "brush", "radiusX": "ellipse", "height": "rectangle"}  # key of a region -> form
+_REMARKS = ("choices", "taxonomy", "text", "number", "rating", "datetime")  # about an image or one of its regions
 _CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
 _VALUE_BITS = 8
 
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    found = (file for file, content in source.jsons(most=5) if _is_export(content))
-    return next((f"{file} is a list of tasks with 'annotations' or 'annotation_id'" for file in found), "")
+    return find_json(source, _is_export, "is a list of tasks with 'annotations' or 'annotation_id'")
 
 
 def _is_export(content: Any) -> bool:
-    task = content[0] if isinstance(content, list) and content else None
-    keys = task.keys() if isinstance(task, dict) else set()
-    return "annotation_id" in keys or ("data" in keys and bool(keys & {"annotations", "completions", "predictions"}))
+    keys = set(content[0]) if isinstance(content, list) and content and isinstance(content[0], dict) else set()
+    return "annotation_id" in keys or {"annotations", "data"} <= keys
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in the order in which they first appear."""
-    records: list[Record] = []
     kinds = Counter[str]()
-    for file in source.with_suffix(".json"):
-        content = source.json(file)
-        if _is_export(content):
-            tasks = _tasks(content, f"{source.given}: {file}")
-            records += [_record(task, where, kinds, tally) for where, task in tasks.items()]
-        else:
-            tally.add("other_file", example=file)
+    tasks = [task for _, where, content in jsons_of(source, _is_export, tally) for task in _tasks(content, where)]
+    records = [_record(where, task, kinds, tally) for where, task in tasks]
     shapes = [shape for record in records for shape in record.shapes]
     if kinds and not any(isinstance(shape, Shape) for shape in shapes) and not (shapes and choices.boxes):
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        raise DataError(
-            f"{source.given}: holds {found}. Masks need polygonlabels, brushlabels, bitmasklabels or ellipselabels: "
-            f"label the images with one of these.{' The pixels in boxes can be ignored.' if shapes else ''}",
-            go_on={"boxes": "ignore"} if shapes else None,
-        )
-    if nameless := [record.where for record in records if not record.image]:
-        raise LabelError(f"{nameless[0]}: its data name no image; expected a text such as '/data/upload/1/a.jpg'.")
-    names = list(dict.fromkeys(shape.name for shape in shapes))
-    hint = "Label Studio exports no images with its JSON."
-    return LabelSet(records, names, file_each=True, absent_hint=hint)
+        wanted = "Label the images with polygonlabels, brushlabels or ellipselabels."
+        raise DataError(f"{source.given}: holds {found}. {wanted}", go_on={"boxes": "ignore"} if shapes else None)
+    return LabelSet(records, list(dict.fromkeys(shape.name for shape in shapes)), file_each=True)
 
 
-def _tasks(content: list[Any], where: str) -> dict[str, dict[str, Any]]:
-    """Where it is -> task, in the form of the full export. Rows of JSON-MIN for one task are united."""
-    tasks: dict[str, dict[str, Any]] = {}
-    for number, task in enumerate(content, start=1):
-        if not isinstance(task, dict):
-            raise LabelError(f"{where}: entry {number} is {str(task)[:60]}; expected a task.")
-        name = f"{where}, task {str(task.get('id', number))[:60]}"
-        if "annotation_id" not in task:
-            if name in tasks:
-                raise LabelError(f"{name}: is there twice. Export it again.")
-            tasks[name] = task
-        elif task["annotation_id"] is None:
-            tasks.setdefault(name, {"data": task})
-        else:
-            values = [one for given in task.values() for one in _list(given) if isinstance(one, dict)]
-            kinds = [next((key for key in value if key.endswith("labels")), "choices") for value in values]
-            results = [{**value, "value": value, "type": kind} for value, kind in zip(values, kinds, strict=True)]
-            tasks.setdefault(name, {"data": task, "annotations": []})["annotations"].append({**task, "result": results})
-    return tasks
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _record(task: dict[str, Any], where: str, kinds: Counter[str], tally: Tally) -> Record:
-    names = _image_names(task, where)
-    annotation = _annotation(task, where, tally)
-    if annotation is None:
-        return Record(names[0], where, status="unlabelled", also=names[1:])
-    results = [one for one in _list(annotation.get("result")) if isinstance(one, dict)]
-    sizes = [size_of(one.get("original_height"), one.get("original_width")) for one in results]
-    size_hw = next((size for size in sizes if size is not None), None)
-    forms = [str(one.get("type")).removesuffix("labels") for one in results]
-    shapes: list[Shape | Box] = []
-    for number, (one, form) in enumerate(zip(results, forms, strict=True), start=1):
-        kind, value, entry = str(one.get("type")), one.get("value"), f"{where}, result {number}"
-        if kind == "labels" and set(_AREAS).intersection(forms):  # names a region, which is a result of its own
+def _tasks(content: list[Any], where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Where it is and task, in the form of the full export. Rows of JSON-MIN for one task are united."""
+    tasks: dict[tuple[str, int], dict[str, Any]] = {}
+    for number, row in enumerate(content, start=1):
+        if not isinstance(row, dict):
+            raise LabelError(f"{where}: entry {number} is {str(row)[:60]}; expected a task.")
+        name = f"{where}, task {str(row.get('id', number))[:60]}"
+        if "annotation_id" not in row:
+            tasks[name, number] = row
             continue
+        task = tasks.setdefault((name, 0), {"data": row, "annotations": []})
+        if row["annotation_id"] is not None:
+            regions = [region for key in row for region in list_at(row, key)]
+            task["annotations"].append({**row, "result": regions})
+    return [(name, task) for (name, _), task in tasks.items()]
+
+
+def _record(where: str, task: dict[str, Any], kinds: Counter[str], tally: Tally) -> Record:
+    image, *also = _image_names(task, where)
+    annotations = _annotations(task, where, tally)
+    if not annotations:
+        return Record(image, where, status="unlabelled", also=tuple(also))
+    results = [one for one in list_at(annotations[-1], "result") if isinstance(one, dict)]
+    regions = [{**one, **value} if isinstance(value := one.get("value"), dict) else one for one in results]
+    sizes = [size_of(one.get("original_height"), one.get("original_width")) for one in regions]
+    size_hw = next((size for size in sizes if size is not None), None)
+    labelled = [region["id"] for region in regions if "id" in region and _labels_of(region)[1]]
+    shapes: list[Shape | Box] = []
+    status: Status = "labelled"
+    for number, region in enumerate(regions, start=1):
+        (kind, labels), entry = _labels_of(region), f"{where}, result {number}"
+        form = next((form for key, form in _FORMS.items() if key in region or form in kind), "")
         kinds[kind] += 1
-        if form in _AREAS and isinstance(value, dict):
-            labels = _list(value.get(kind)) or _labels_of(one.get("id"), results)
-            if not labels or not all(isinstance(name, str) for name in labels):
+        if form and labels:
+            shapes += [_shape(name, form, region, size_hw, entry, tally) for name in labels]
+        elif form and kind not in _REMARKS:
+            if region.get("id") not in labelled:  # else a result of the type "labels" repeats it with its labels
                 raise LabelError(f"{entry}: has no label. Give this region a label in Label Studio, or delete it.")
-            if one.get("image_rotation"):
-                raise LabelError(f"{entry}: has an image_rotation. Turn the image back in Label Studio.")
-            shapes += [_shape(name, form, value, size_hw, entry, tally) for name in labels]
         else:
             tally.add("other_shape", example=f"{entry.rpartition(': ')[2]} ({kind})")
-    status: Status = "labelled" if shapes or not any(form in _NO_AREAS for form in forms) else "unclear"
-    return Record(names[0], where, shapes, size_hw, status=status, also=names[1:])
+            status = status if kind in _REMARKS and not form else "unclear"
+    if not results and any(list_at(one, "result") for one in annotations) and not annotations[-1].get("ground_truth"):
+        raise LabelError(f"{where}: the newest annotation is empty, an older one is not. Mark one as ground truth.")
+    return Record(image, where, shapes, size_hw, status="labelled" if shapes else status, also=tuple(also))
 
 
-def _labels_of(region: Any, results: Sequence[dict[str, Any]]) -> list[Any]:
-    """The labels that results of the type "labels" give to a region."""
-    values = [one.get("value") for one in results if one.get("type") == "labels" and one.get("id") == region]
-    return [label for value in values if isinstance(value, dict) for label in _list(value.get("labels"))]
+def _labels_of(region: dict[str, Any]) -> tuple[str, list[str]]:
+    """What kind of label a region has, and its labels."""
+    kinds = [key for key in region if key.endswith("labels")] + [key for key in _REMARKS if key in region]
+    kind = next(iter(kinds), str(region.get("type")))
+    labels = list_at(region, kind) if kind.endswith("labels") else []
+    return kind, labels if all(isinstance(label, str) for label in labels) else []
 
 
-def _annotation(task: dict[str, Any], where: str, tally: Tally) -> dict[str, Any] | None:
-    """The annotation that counts: the one marked as ground truth, else the newest. Raises LabelError."""
-    given = _list(task.get("annotations", task.get("completions")))
+def _annotations(task: dict[str, Any], where: str, tally: Tally) -> list[dict[str, Any]]:
+    """The annotations of a task, the last of which counts: the one marked as ground truth, else the newest."""
+    given = list_at(task, "annotations")
     if not all(isinstance(one, dict) for one in given):
         raise LabelError(f"{where}: its annotations are only numbered. Export the project as JSON.")
-    valid = [one for one in given if not one.get("was_cancelled") and not one.get("skipped")]
-    valid.sort(key=lambda one: str(one.get("updated_at") or one.get("created_at") or ""))
-    chosen: dict[str, Any] | None = next(reversed([one for one in valid if one.get("ground_truth")] or valid), None)
-    others = len(given) - (chosen is not None) + len(_list(task.get("drafts"))) + len(_list(task.get("predictions")))
+    valid = [one for one in given if not one.get("was_cancelled")]
+    valid.sort(key=lambda one: (bool(one.get("ground_truth")), str(one.get("updated_at", one.get("created_at", "")))))
+    others = len(given) - bool(valid) + len(list_at(task, "drafts")) + len(list_at(task, "predictions"))
     if others:
         tally.add("not_counted", others, example=where.rpartition(": ")[2])
-    if (
-        chosen
-        and not chosen.get("ground_truth")
-        and not chosen.get("result")
-        and any(one.get("result") for one in valid)
-    ):
-        raise LabelError(
-            f"{where}: the newest of its {len(valid)} annotations has no region, but another has. Delete the wrong "
-            "one in Label Studio, or mark the right one as ground truth."
-        )
-    return chosen
+    return valid
 
 
-def _image_names(task: dict[str, Any], where: str) -> tuple[str, ...]:
-    """The names under which the image of a task may be found; "" if it has none. Raises LabelError for several."""
-    data = task.get("data")
-    texts = {key: text for key, text in data.items() if isinstance(text, str)} if isinstance(data, dict) else {}
-    texts = {key: text if "?d=" in text else text.partition("?")[0] for key, text in texts.items()}
-    images = [text for text in texts.values() if PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES]
-    if len(set(images)) > 1:
-        raise LabelError(f"{where}: its data name several images ({', '.join(texts)}); expected one image a task.")
-    names = [name for name in (*images, texts.get("image"), task.get("file_upload")) if isinstance(name, str) and name]
-    names += [_UPLOAD_PREFIX.sub("", PurePosixPath(name).name) for name in names]
-    return tuple(names) or ("",)
+def _image_names(task: dict[str, Any], where: str) -> list[str]:
+    """The names under which the image of a task may be found. Raises LabelError if it has several images."""
+    data = task["data"] if isinstance(task.get("data"), dict) else {}
+    texts = [text if "?d=" in text else text.partition("?")[0] for text in data.values() if isinstance(text, str)]
+    images = sorted({text for text in texts if PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES})
+    if len(images) > 1:
+        raise LabelError(f"{where}: its data name several images ({', '.join(images)[:200]}); expected one a task.")
+    names = [name for name in (*images, data.get("image"), task.get("file_upload")) if isinstance(name, str) and name]
+    return [*names, *(_UPLOAD_PREFIX.sub("", PurePosixPath(name).name) for name in names)] or [f"no image in {where}"]
 
 
 def _shape(
-    name: str, form: str, value: dict[str, Any], size_hw: tuple[int, int] | None, where: str, tally: Tally
+    name: str, form: str, region: dict[str, Any], size_hw: tuple[int, int] | None, where: str, tally: Tally
 ) -> Shape | Box:
+    if region.get("image_rotation"):
+        raise LabelError(f"{where}: has an image_rotation. Turn the image back in Label Studio.")
+    if form == "brush":
+        return Shape(name, partial(paint_brush, region.get("rle"), where), where)
     if form == "polygon":
-        points = points_of(value.get("points"), where)
+        points = points_of(region.get("points"), where)
         if reaches_beyond(points, (100, 100)):
             tally.add("clipped", example=where.rpartition(": ")[2])
         return Shape(name, partial(_paint_polygon, points, where), where)
-    if form == "bitmask":
-        return Shape(name, partial(_paint_bitmask, value.get("imageDataURL"), where), where)
-    if form not in ("ellipse", "rectangle"):
-        return Shape(name, partial(paint_brush, value.get("rle"), where), where)
-    keys = ("x", "y", "radiusX", "radiusY") if form == "ellipse" else ("x", "y", "width", "height")
-    numbers: list[Any] = [*(value.get(key) for key in keys), value.get("rotation", 0)]
+    keys = ["x", "y", *(("radiusX", "radiusY") if form == "ellipse" else ("width", "height"))]
+    numbers: list[Any] = [*map(region.get, keys), region.get("rotation", 0)]
     if not all(map(is_number, numbers)) or size_hw is None:
-        needed = ", ".join((*keys, "original_width", "original_height"))
-        raise LabelError(f"{where}: {needed} are not all numbers. Export it again.")
-    scale = np.array(size_hw[::-1]) / 100
-    place, extent, degrees = np.array(numbers[:2]) * scale, np.array(numbers[2:4]) * scale, numbers[4]
+        raise LabelError(f"{where}: {', '.join(keys)}, original_width, original_height are not all numbers.")
+    place, extent = np.reshape(numbers[:4], (2, 2)) * (np.array(size_hw[::-1]) / 100)
     if form == "ellipse":
-        return Shape(name, partial(_paint_ellipse, place, extent, degrees), where)
-    if degrees:
+        return Shape(name, partial(_paint_ellipse, place, extent, numbers[4]), where)
+    if numbers[4]:
         tally.add("rotated", example=where.rpartition(": ")[2])
-    corners = _turned(_CORNERS * extent, degrees) + place
+    corners = _turned(_CORNERS * extent, numbers[4]) + place
     return Box(name, (*corners.min(axis=0).tolist(), *np.ptp(corners, axis=0).tolist()), where)
 
 
@@ -206,13 +170,6 @@ def _paint_ellipse(
     return np.asarray((from_centre**2).sum(axis=-1) <= 1)
 
 
-def _paint_bitmask(url: Any, where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    mask = decode_bitmap(decode_base64(str(url).rpartition(",")[2], where), where)
-    if mask.shape != size_hw:
-        raise LabelError(f"{where}: its bitmask has the size {mask.shape}, its image {size_hw}. Export it again.")
-    return mask
-
-
 def paint_brush(run_lengths: Any, where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """Decode a brush region, bool (H, W): the pixels that are not fully transparent.
 
@@ -224,28 +181,25 @@ def paint_brush(run_lengths: Any, where: str, size_hw: tuple[int, int]) -> NDArr
     Raises:
         LabelError: the run-lengths are damaged, or for another image size.
     """
-    bits, place, values = "", 0, bytearray()
+    bits, place, values, length = "", 0, bytearray(), 4 * size_hw[0] * size_hw[1]
 
     def take(count: int) -> int:
         nonlocal place
         place += count
-        if place > len(bits):
-            raise ValueError
-        return int(bits[place - count : place], 2)
+        return int(bits[place - count : place], 2)  # ValueError at the end
 
     try:
-        bits = "".join(f"{byte:08b}" for byte in bytes(_list(run_lengths)))
-        length = take(32)
-        if length != 4 * size_hw[0] * size_hw[1]:
-            raise LabelError(f"{where}: its brush is for {length / 4:g} px, its image has {size_hw[1]}x{size_hw[0]}.")
-        if take(5) != _VALUE_BITS - 1:
+        bits = "".join(f"{byte:08b}" for byte in bytes(run_lengths if isinstance(run_lengths, list) else ()))
+        if (take(32), take(5)) != (length, _VALUE_BITS - 1):
             raise ValueError
         length_bits = [take(4) + 1 for _ in range(4)]
         while len(values) < length:
             repeated, count = take(1), take(length_bits[take(2)]) + 1
             values += bytes([take(_VALUE_BITS)]) * count if repeated else take(_VALUE_BITS * count).to_bytes(count)
+        if place > len(bits):
+            raise ValueError
     except (ValueError, TypeError) as error:
-        raise LabelError(f"{where}: its brush run-lengths are damaged. Export it again.") from error
+        raise LabelError(f"{where}: its brush is damaged, or for another image size. Export it again.") from error
     return np.frombuffer(values, np.uint8)[3:length:4].reshape(size_hw) > 0
 
 

@@ -134,7 +134,6 @@ class LabelSet:
         file_each: the tool writes a file for each image that somebody has labelled, so that images beside them without
             one are not labelled.
         hint: what to do if nothing is labelled.
-        absent_hint: what to do if images are not there.
     """
 
     records: Sequence[Record]
@@ -146,7 +145,6 @@ class LabelSet:
     lonely: Sequence[str] = ()
     file_each: bool = False
     hint: str = ""
-    absent_hint: str = ""
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,7 @@ def place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally)
         try:
             finder = ImageFinder([root])
         except DataError as error:
-            why = f"{error} Give the folder that holds the images. {labels.absent_hint}".strip()
-            raise DataError(why, argument="images") from error
+            raise DataError(f"{error} Give the folder that holds the images.", argument="images") from error
     found: dict[Path, Record] = {}
     missing = list(labels.lonely)
     for record in labels.records:
@@ -130,7 +129,7 @@ def place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally)
     if not found or (missing and choices.absent is None):
         what = f"{len(missing)} of {len(labels.records) + len(labels.lonely)} labels have no image: {some(missing)}"
         raise DataError(
-            f"{source.given}: {what}. Give the folder that holds the images. {labels.absent_hint}".strip(),
+            f"{source.given}: {what}. Give the folder that holds the images.",
             argument="images",
             go_on={"absent": "skip"} if found else None,
         )

@@ -18,7 +18,6 @@ LOSSES = {
     "other_shape": "{count} points, lines or texts cover no area and were left out.",
     "rectangles": "{count} rectangles count as areas, as in the tool. If they only surround defects, ignore boxes.",
     "wide_lines": "{count} lines were drawn 10 px wide, as by the tool itself.",
-    "flags": "{count} flags of images or annotations are not kept.",
     "not_counted": "{count} drafts, predictions, and skipped or older annotations do not count.",
     "faulty_outline": "{count} annotations have an outline that is none; the rest of the annotation was used.",
     "faulty_box": "{count} annotations have a good outline and a box that is none; the outline was used.",

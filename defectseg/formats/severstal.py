@@ -1,19 +1,18 @@
 """Label tables in Severstal's layouts: to unite the rows of instances, to rename classes, or with images elsewhere."""
 
+from contextlib import suppress
 from functools import partial
-
-import numpy as np
-from numpy.typing import NDArray
+from pathlib import Path
 
 from defectseg.data.classes import CLASSES_NAME, read_class_names
 from defectseg.data.folder import GROUPS_NAME, IMAGES_NAME, read_not_labelled
 from defectseg.data.names import respellings
 from defectseg.data.split import SPLIT_NAME
-from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, LabelRow, scan_label_rows
+from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, scan_label_rows
 from defectseg.errors import LabelError
 from defectseg.files import read_csv
 from defectseg.formats.classes import IGNORE_NAMES
-from defectseg.formats.labels import Choices, Kind, LabelSet, Record, Shape
+from defectseg.formats.labels import Choices, Kind, LabelSet, Record, Shape, Status
 from defectseg.formats.losses import Tally
 from defectseg.formats.source import LabelSource
 from defectseg.image import rle
@@ -29,23 +28,21 @@ def recognise(source: LabelSource) -> str:
 def _find_table(source: LabelSource) -> str:
     """train.csv, or the only file that is given; "" if there is none."""
     files = source.files if source.file else source.named(*TABLE_NAMES)
-    tables = [file for file in files if file.lower().endswith((".csv", ".csv.gz")) and _is_table(source, file)]
+    tables = [one for one in files if one.lower().endswith((".csv", ".csv.gz")) and _is_table(source.path(one))]
     return tables[0] if len(tables) == 1 else ""
 
 
-def _is_table(source: LabelSource, file: str) -> bool:
-    try:
-        header = read_csv(source.path(file)).header
-    except LabelError:
-        return False
-    return any(name in ("ImageId", "ImageId_ClassId") for name in header)
+def _is_table(path: Path) -> bool:
+    with suppress(LabelError):
+        return not {"ImageId", "ImageId_ClassId"}.isdisjoint(read_csv(path).header)
+    return False
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Images without a row are sound, as in a data folder; its other files come along."""
     path = source.path(_find_table(source))
-    folder = choices.images or path.parent / IMAGES_NAME
-    roots = [folder if folder.is_dir() else source.root]
+    folder = path.parent / IMAGES_NAME
+    roots = [choices.images or (folder if folder.is_dir() else source.root)]
     image_of = {image.image_id: image.path for image in find_images(roots)}
     scan = scan_label_rows(path, unite=choices.unite)
     rows = scan.sound()
@@ -54,38 +51,21 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     spelled = respellings({row.image_id for row in rows}, image_of, where=path)
     largest = max((row.class_id for row in rows if row.class_id != IGNORE_CLASS_ID), default=1)
     named = (path.parent / CLASSES_NAME).is_file()
-    names = list(read_class_names(path.parent, largest)) if named else [str(one) for one in range(1, largest + 1)]
+    names = list(read_class_names(path.parent, largest) if named else map(str, range(1, largest + 1)))
+    name_of = dict(enumerate(names, start=1)) | {IGNORE_CLASS_ID: IGNORE_NAMES[0]}
     shapes: dict[str, list[Shape]] = {image_id: [] for image_id in image_of}
     for row in rows:
-        listed = shapes.setdefault(spelled[row.image_id], [])
+        listed, where = shapes.setdefault(spelled[row.image_id], []), f"{path}, line {row.line}"
+        if row.encoded and row.class_id not in name_of:
+            raise LabelError(f"{where}: ClassId {row.class_id}, but {CLASSES_NAME} names {len(names)} classes.")
         if row.encoded:
-            listed.append(_shape(row, names, where=f"{path}, line {row.line}"))
-    unlabelled = read_not_labelled(path.parent, image_of)
-    records = [
-        Record(
-            image_of.get(image_id, image_id),
-            f"{path}: {image_id}",
-            listed,
-            status="unlabelled" if image_id in unlabelled else "labelled",
-        )
-        for image_id, listed in shapes.items()
-    ]
+            listed.append(Shape(name_of[row.class_id], partial(rle.decode, row.encoded, where=where), where))
+    unlabelled, records = read_not_labelled(path.parent, image_of), []
+    for image_id, listed in shapes.items():
+        status: Status = "unlabelled" if image_id in unlabelled else "labelled"
+        records.append(Record(image_of.get(image_id, image_id), f"{path}: {image_id}", listed, status=status))
     side_files = [path.parent / name for name in (SPLIT_NAME, GROUPS_NAME)]
     return LabelSet(records, names, numbered=not named, roots=roots, keep=[one for one in side_files if one.is_file()])
-
-
-def _shape(row: LabelRow, names: list[str], where: str) -> Shape:
-    if row.class_id == IGNORE_CLASS_ID:
-        name = IGNORE_NAMES[0]
-    elif row.class_id <= len(names):
-        name = names[row.class_id - 1]
-    else:
-        raise LabelError(f"{where}: ClassId {row.class_id}, but {CLASSES_NAME} names {len(names)} classes.")
-    return Shape(name, partial(_paint, row.encoded, where), where)
-
-
-def _paint(encoded: str, where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    return rle.decode(encoded, size_hw, where=where)
 
 
 KIND = Kind("severstal", "Kaggle: train.csv of Severstal, or a table like it", recognise, read)

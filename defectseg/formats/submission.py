@@ -10,7 +10,7 @@ from defectseg.predict.output import read_results
 from defectseg.predict.tables import RLE, STATUS_UNREADABLE
 from defectseg.progress import some
 
-_COLUMNS = ("ImageId", "ClassId", "EncodedPixels")
+_LAYOUTS = ("ImageId", "ClassId", "EncodedPixels"), ("ImageId_ClassId", "EncodedPixels")
 _PLACEHOLDER = "0"  # the sample of the competition has one row for each image, with ClassId 0
 
 
@@ -55,10 +55,8 @@ def export_submission(root: Path, sample: Path, out: Path) -> SubmissionReport:
     asked = list(_asked(table, class_ids))
     images = dict.fromkeys(image_id for image_id, _ in asked)
     if missing := [image_id for image_id in images if image_id not in predicted]:
-        raise DataError(
-            f"{root}: has no result for {len(missing)} of the {len(images)} images in {sample.name}: {some(missing)}. "
-            "Names are paths below the folder that was predicted. Predict all images of the sample."
-        )
+        lack = f"has no result for {len(missing)} of the {len(images)} images in {sample.name}: {some(missing)}"
+        raise DataError(f"{root}: {lack}. Predict all images of the sample. Names are paths below their folder.")
     masks = {(image_id, class_id) for image_id in images for class_id in predicted[image_id]}
     if without := masks.difference(asked):
         image_id, class_id = min(without)
@@ -72,22 +70,16 @@ def _asked(table: CsvTable, class_ids: list[str]) -> Iterator[tuple[str, str]]:
     """ImageId and ClassId of each row to write, in the order of the sample."""
     if table.ragged:
         raise LabelError(f"{table.path}, line {table.ragged[0][0]}: has another number of fields than the header.")
-    if set(table.header) == set(_COLUMNS):
-        image, class_ = (table.header.index(name) for name in _COLUMNS[:2])
-        rows = ((line, fields[image], fields[class_].strip()) for line, fields in table.rows)
-    elif set(table.header) == {"ImageId_ClassId", "EncodedPixels"}:
-        both = table.header.index("ImageId_ClassId")
-        rows = ((line, *fields[both].rpartition("_")[::2]) for line, fields in table.rows)
-    else:
-        raise LabelError(
-            f"{table.path}: has the columns {', '.join(table.header)}; expected {', '.join(_COLUMNS)}, or "
-            "ImageId_ClassId and EncodedPixels."
-        )
-    for line, image_id, class_id in rows:
+    if set(table.header) not in map(set, _LAYOUTS):
+        expected = " or ".join(map(", ".join, _LAYOUTS))
+        raise LabelError(f"{table.path}: has the columns {', '.join(table.header)}; expected {expected}.")
+    for line, fields in table.rows:
+        cells = dict(zip(table.header, fields, strict=True))
+        both = cells["ImageId_ClassId"] if len(cells) == 2 else f"{cells['ImageId']}_{cells['ClassId'].strip()}"
+        image_id, _, class_id = both.rpartition("_")
         if class_id not in (_PLACEHOLDER, *class_ids):
-            raise LabelError(
-                f"{table.path}, line {line}: ClassId {class_id!r}; the model has the classes 1 to {len(class_ids)}."
-            )
+            known = f"the model has the classes 1 to {len(class_ids)}"
+            raise LabelError(f"{table.path}, line {line}: ClassId {class_id!r}; {known}.")
         yield from ((image_id, one) for one in (class_ids if class_id == _PLACEHOLDER else [class_id]))
 
 

@@ -1,11 +1,8 @@
-import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 
 from defectseg.data.folder import NOT_LABELLED_NAME, open_data_folder
@@ -70,13 +67,6 @@ def kinds(report: Any) -> dict[str, int]:
     return {loss.kind: loss.count for loss in report.lost}
 
 
-def bitmask(size_hw: tuple[int, int] = HW) -> str:
-    pixels = np.zeros((*size_hw, 4), np.uint8)  # black pixels on transparent ground
-    pixels[:, :5, 3] = 255
-    content = cv2.imencode(".png", pixels)[1].tobytes()
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
 def brush(*, alpha: int = 255) -> list[int]:
     """The left half, in Label Studio's run-lengths: in each row 20 values that are `alpha` and 20 that are 0."""
     header = f"{4 * HW[0] * HW[1]:032b}" + f"{7:05b}" + f"{7:04b}" * 4
@@ -96,7 +86,6 @@ SPLIT_IN_TWO = [
         ([result(points=[[-30, 0], [50, 0], [50, 100], [-30, 100]])], LEFT_HALF_RLE, {"clipped": 1}),
         ([result("brushlabels", format="rle", rle=brush())], LEFT_HALF_RLE, {}),
         ([result("brushlabels", format="rle", rle=brush(alpha=1))], LEFT_HALF_RLE, {}),  # a soft edge is drawn, too
-        ([result("bitmasklabels", imageDataURL=bitmask())], LEFT_HALF_RLE, {}),
         # radii of 2 px in an image of 4 x 10 px, around 5, 2
         ([result("ellipselabels", x=50, y=50, radiusX=20, radiusY=50, rotation=0)], "14 2 17 8 26 2", {}),
         # 3 px long and half a px high, turned upright around 4.5, 2
@@ -120,7 +109,7 @@ def test_brush_run_lengths_are_bits_of_repeated_and_of_single_values() -> None:
     for damaged in (as_bytes(*BRUSH_BITS)[:-3], [], None, 7, "no", [256] * 30, [1.5] * 30, [-1] * 30):
         with pytest.raises(LabelError, match=r"x: .*damaged"):
             paint_brush(damaged, "x", (2, 4))
-    with pytest.raises(LabelError, match="for 8 px"):
+    with pytest.raises(LabelError, match="another image size"):
         paint_brush(as_bytes(*BRUSH_BITS), "x", (4, 4))
 
 
@@ -152,10 +141,10 @@ def test_task_without_annotation_is_not_labelled_and_one_with_an_empty_result_is
         task(2, annotation()),
         task(3, drafts=[{"result": [result()]}], predictions=[{"result": [result()]}]),
         task(4, annotation(result(), was_cancelled=True)),
-        {"id": 5, "completions": [annotation(result(), skipped=True)], "data": {"image": "f.png"}},
+        task(5),
     ]
     report = import_labels(export(tasks, *(f"{letter}.png" for letter in "bcdefg")), tmp_path / "out")
-    assert (report.defect_images, report.sound_images, kinds(report)) == (1, 1, {"not_counted": 4})
+    assert (report.defect_images, report.sound_images, kinds(report)) == (1, 1, {"not_counted": 3})
     assert (tmp_path / "out" / NOT_LABELLED_NAME).read_text().split() == ["ImageId", "d.png", "e.png", "f.png", "g.png"]
 
 
@@ -168,7 +157,7 @@ def test_of_several_annotations_the_ground_truth_counts_else_the_newest(tmp_path
         report = import_labels(export([task(1, *given)]), tmp_path / f"{number}")
         assert [one.name for one in report.classes] == [expected]
         assert kinds(report) == {"not_counted": 1}
-    with pytest.raises(LabelError, match="task 1: the newest of its 2 annotations has no region"):
+    with pytest.raises(LabelError, match="task 1: the newest annotation is empty"):
         import_labels(export([task(1, new, empty)]), tmp_path / "out")
     sound = export([task(1, new, {**empty, "ground_truth": True})])
     with pytest.raises(DataError, match=r"classes: .*no label is of a class"):
@@ -218,20 +207,19 @@ def test_boxes_stop_and_are_ignored_on_request(tmp_path: Path, export: Make) -> 
     ("given", "told"),
     [
         ([task(1, annotation({"type": "choices", "value": {"choices": ["bad"]}}))], "holds 1 choices.*polygonlabels"),
-        ([task(1, annotation(result("hypertextlabels")))], "holds 1 hypertextlabels"),
+        ([task(1, annotation(result("hypertextlabels", text="no")))], "holds 1 hypertextlabels"),
         ([task(1, annotation({**result(), "image_rotation": 90}))], "task 1, result 1.*image_rotation"),
         ([task(1, annotation(result(label=None)))], "task 1, result 1: has no label"),
         ([task(1, annotation(result(points=[["1", 2], [3, 4], [5, 6]])))], "task 1, result 1.*pairs of numbers"),
         ([task(1, annotation(result(points=[[9e5, 2], [3, 4], [5, 6]])))], "task 1, result 1.*far outside"),
         ([task(1, annotation(result("ellipselabels", x=1, y=None, radiusX=1, radiusY=1)))], "result 1.*numbers"),
         ([task(1, annotation(result("brushlabels", rle=[0, 0, 1])))], "task 1, result 1.*damaged"),
-        ([task(1, annotation(result("bitmasklabels", imageDataURL="!")))], "task 1, result 1.*base64"),
-        ([task(1, annotation(result("bitmasklabels", imageDataURL=bitmask((2, 10)))))], "task 1, result 1.*size"),
+        ([{"id": 1, "annotation_id": 1, "image": "b.png", "label": [{"points": LEFT_HALF}]}], "result 1: has no label"),
         ([task(1, 17)], "task 1: its annotations"),
-        ([{**task(1, annotation(result())), "data": {"image": ["a.png"]}}], "task 1: its data name no image"),
+        ([{**task(1, annotation(result())), "data": {"image": ["a.png"]}}], "no image in .*task 1"),
         ([{**task(1, annotation(result())), "data": {"left": "a.png", "right": "b.png"}}], "task 1.*several images"),
         ([task(1, annotation(result())), 5], "entry 2 is 5"),
-        ([task(1, annotation(result())), task(1)], "task 1: is there twice"),
+        ([task(1, annotation(result())), task(1)], "task 1 and .*task 1 both stand for"),
         ([task(1, annotation(result())), task(2, annotation({**result("keypointlabels", x=1)}))], "1 of 2 images"),
     ],
 )

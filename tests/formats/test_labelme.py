@@ -76,9 +76,8 @@ NOTHING, TOP = "....../....../....../......", "###.../###.../....../......"
         ([entry([[0, 0], [5, 0]], form="line")], "/".join(["######"] * 4), {"wide_lines": 1}),
         ([entry([[1, 1], [2, 2]], form="mask", mask=png("#./##"))], "....../.#..../.##.../......", {}),
         ([entry(), entry([[4, 3]], form="point")], TOP, {"other_shape": 1}),
-        ([entry(), entry([[4, 3], [5, 3]])], TOP, {"no_shape": 1}),
+        ([entry(), entry([[4, 3], [5, 3]])], TOP, {"other_shape": 1}),
         ([entry([[-3, 0], [2, 0], [2, 1], [-3, 1]])], TOP, {"clipped": 1}),
-        ([entry(flags={"doubtful": True, "old": False})], TOP, {"flags": 1}),
         # a shape of the background makes a hole in what was drawn before it, not in what comes later
         (
             [entry(), entry([[1, 0], [5, 0], [5, 3]], "_background_"), entry([[4, 3], [5, 3], [4, 3]])],
@@ -169,12 +168,6 @@ def test_parts_come_from_the_folders(tmp_path: Path, labelme: Make) -> None:
     labelme("val/b", [entry()])
     assert import_labels(src, tmp_path / "out").parts == {"train": 1, "val": 1}
     assert (tmp_path / "out" / SPLIT_NAME).read_text().splitlines()[1:] == ["train/a.png,train", "val/b.png,val"]
-
-
-def test_picture_inside_the_json_is_told_where_the_image_is_absent(tmp_path: Path, labelme: Make) -> None:
-    src = labelme("a", [entry()], imageData="aGVsbG8=", image="other.png")
-    with pytest.raises(DataError, match="imageData"):
-        import_labels(src, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
