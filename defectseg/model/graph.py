@@ -102,7 +102,10 @@ def to_onnx(
         )
         assert program is not None
         if program.model.opset_imports[""] != opset:
-            raise ModelError(f"{path.name}: not written, since PyTorch cannot express this network in opset {opset}.")
+            raise ModelError(
+                f"{path.name}: not written, since this PyTorch cannot express this network in opset {opset}. "
+                "Choose another, or upgrade PyTorch."
+            )
         if size_hw is not None:
             _simplify(program.model)
         for node in program.model.graph:
