@@ -362,7 +362,7 @@ def test_masks_that_cannot_be_meant_are_refused_with_a_way_on_and_leave_nothing(
             {"labelsTr/a.png": LEFT, "imagesTr/a_0000.png": GREY, "dataset.json": '{"labels": {"x": [1, 2]}}'},
             r"x:\[1, 2",
         ),
-        ({"labelmap.txt": "background:0,0,0::\npit:1,1,1::\n"}, "no masks; expected pictures in a folder called masks"),
+        ({"labelmap.txt": "background:0,0,0::\npit:1,1,1::\n"}, "neither masks nor images; expected masks in"),
         ({"masks/a.png": LEFT}, "1 of 1 labels have no image.*Give the folder that holds the images"),
     ],
 )

@@ -75,7 +75,7 @@ def test_samples_of_voc_and_mvtec(shared: Path, tmp_path: Path) -> None:
     assert error.value.go_on == {"sound": "label_0"}
     report = import_labels(mvtec, tmp_path / "mvtec", Choices(sound="label_0"))
     assert (summary(report), report.sound_images) == ({"label_1": 16, "label_2": 16}, 1)
-    with pytest.raises(DataError, match="no masks"):
+    with pytest.raises(DataError, match="neither masks nor images"):
         import_labels(shared / "formats/cvat_segmask_labelmap", tmp_path / "cvat")
 
 

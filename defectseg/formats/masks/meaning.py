@@ -46,15 +46,7 @@ def meaning_of_all(masks: Sequence[MaskValues], names: Names, choices: Choices, 
     of_value = names.of(px)
     if not px.keys() <= of_value.keys() and not all(mask.own for mask in masks):
         values = None if names.by_colour else _values_of_one_class(masks, px, background, tally, is_named=is_named)
-        count = len(classes if is_named else choices.classes or ())
-        main = max(px, key=px.__getitem__)
-        share = px[main] / sum(mask.size_hw[0] * mask.size_hw[1] for mask in masks)
-        if values and 1 not in values and count > 1:
-            _refuse(masks, px, main, f"That is one class, but {names.where or 'the given list'} names {count}.")
-        if not values:
-            _check_class_map(masks, px, of_value, choices)
-        if share > _MOST_OF_ALL and not choices.background:
-            _refuse(masks, px, main, f"{main} covers {share:.0%}. Which value is sound?", background=f"{main}|0")
+        _check_meant(masks, px, names, choices, values)
         if values:
             return meaning | dict.fromkeys(values, classes[0])
     for value in px:
@@ -63,13 +55,7 @@ def meaning_of_all(masks: Sequence[MaskValues], names: Names, choices: Choices, 
             name = ignore_name
         elif not name or (value > IGNORE_CLASS_ID and not names.by_colour):
             known = f"{names.where} names {some([*of_value.values()])}" if is_named else "classes are 1 to 254"
-            _refuse(
-                masks,
-                px,
-                value,
-                f"{_shown(value)} is no class: {known}.",
-                **({"ignore": value} if value < COLOUR else {}),
-            )
+            _refuse(masks, px, value, f"{_shown(value)} is no class: {known}.", ignore=value)
         if name.lower() not in BACKGROUND_NAMES or choices.background:
             meaning[value] = name
     if 0 in px and not is_named:
@@ -117,34 +103,41 @@ def _values_of_one_class(
     return {value for value in px if abs(value - usual) < abs(value - background)}
 
 
-def _check_class_map(
-    masks: Sequence[MaskValues], px: Counter[int], of_value: Mapping[int, str], choices: Choices
+def _check_meant(
+    masks: Sequence[MaskValues], px: Counter[int], names: Names, choices: Choices, values: set[int] | None
 ) -> None:
-    """Refuse class maps that cannot be meant."""
+    """Refuse what cannot be meant; `values` are those of the one class, if the masks are binary."""
     numbers = [value for value in px if value != IGNORE_CLASS_ID]
-    if any(mask.lossy for mask in masks):
+    largest, main = max(numbers, default=0), max(px, key=px.__getitem__)
+    count = len(names.classes if names.where else choices.classes or ())
+    if values and 1 not in values and count > 1:
+        _refuse(masks, px, main, f"That is one class, but {names.where or 'the given list'} names {count}.")
+    if not values and any(mask.lossy for mask in masks):
         _refuse(masks, px, max(px), "JPEG and the like change numbers. Save class maps as PNG.")
-    if max(numbers, default=0) > COLOUR and not of_value:
-        _refuse(masks, px, max(numbers), "Give each colour a line 'name:red,green,blue::' in a file labelmap.txt.")
-    if len(numbers) <= _LARGEST_CLASS < max(numbers, default=0) and not of_value and not choices.classes:
+    if not values and largest > COLOUR and not names.where:
+        _refuse(masks, px, largest, "Give each colour a line 'name:red,green,blue::' in a file labelmap.txt.")
+    if not values and len(numbers) <= _LARGEST_CLASS < largest and not count:
         why = "Expected 0 and one other value, or class numbers from 1. Correct it, or name a value to ignore."
-        _refuse(masks, px, max(numbers), why, ignore=max(numbers))
-    if IGNORE_CLASS_ID in of_value or IGNORE_CLASS_ID not in px:
-        return
-    if 2 * px[IGNORE_CLASS_ID] > px.total():
+        _refuse(masks, px, largest, why, ignore=largest)
+    if not values and 2 * px[IGNORE_CLASS_ID] > px.total():
         ignored = errors.spelling("ignore", "255")
         why = f"Is 255 sound steel, and 0 the first class? If 255 marks pixels to ignore, say {ignored}."
         _refuse(masks, px, IGNORE_CLASS_ID, why, background="255")
-    if px.keys() == {1, IGNORE_CLASS_ID} and not any(mask.px.keys() >= px.keys() for mask in masks):
-        why = "No mask holds both. If both mean the defect, save all alike; if 255 is to be ignored, say so."
+    if not values and px.keys() == {1, IGNORE_CLASS_ID} and not any(mask.px.keys() >= px.keys() for mask in masks):
+        why = "No mask holds both. If both mean the defect, save all masks alike; if 255 is to be ignored, say so."
         _refuse(masks, px, IGNORE_CLASS_ID, why, ignore="255")
+    share = px[main] / sum(mask.size_hw[0] * mask.size_hw[1] for mask in masks)
+    if share > _MOST_OF_ALL and not choices.background:
+        _refuse(masks, px, main, f"{_shown(main)} covers {share:.0%}. Which value is sound?", background=f"{main}|0")
 
 
 def _refuse(masks: Sequence[MaskValues], px: Mapping[int, int], value: int, why: str, **go_on: object) -> NoReturn:
     """Raise LabelError that names the first mask with this value."""
     path = next(mask.path for mask in masks if value in mask.px)
     held = some([f"{_shown(number)} ({count} px)" for number, count in px.items()])
-    raise LabelError(f"{path}: holds {_shown(value)}. All masks together hold {held}. {why}", go_on=go_on)
+    raise LabelError(
+        f"{path}: holds {_shown(value)}. All masks together hold {held}. {why}", go_on=go_on if value < COLOUR else None
+    )
 
 
 def _shown(value: int) -> str:

@@ -30,8 +30,8 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     images, masks = find_pictures(source, choices.images)
     if not masks:
         raise LabelError(
-            f"{source.given}: no masks; expected pictures in a folder called masks, SegmentationClass or so, or beside "
-            "the images, called a_mask.png for a.png."
+            f"{source.given}: {'no masks' if images else 'neither masks nor images'}; expected masks in a folder "
+            "called masks, SegmentationClass or so, or beside the images, called a_mask.png for a.png."
         )
     paired, is_mvtec = pair(images, masks)
     names = read_names(source)
