@@ -40,36 +40,33 @@ def decode(run_lengths: Mapping[str, Any], size_hw: tuple[int, int], *, where: s
             f"{where}: run-lengths of size {brief(run_lengths.get('size'))}; its image has [{height}, {width}] "
             "(rows, columns). Export the labels again at the images' own size."
         )
-    counts = run_lengths.get("counts")
-    if isinstance(counts, str):
-        counts = _unpack(counts, where)
-    if not isinstance(counts, list) or not all(isinstance(n, int) and 0 <= n <= height * width for n in counts):
-        raise LabelError(f"{where}: 'counts' is neither a text nor a list of lengths from 0 to {height * width} px.")
-    if sum(counts) != height * width:
+    given = run_lengths.get("counts")
+    counts: Any = _unpack(given) if isinstance(given, str) else given
+    is_valid = isinstance(counts, list) and all(isinstance(n, int) and 0 <= n <= height * width for n in counts)
+    if not is_valid or sum(counts) != height * width:
         raise LabelError(
-            f"{where}: the run-lengths add up to {sum(counts)} px; an image of {height} x {width} has "
-            f"{height * width}. The annotation is damaged; export it again."
+            f"{where}: the run-lengths are {brief(given)}; expected a text or a list of whole numbers that add up to "
+            f"the {height * width} px of its image. The annotation is damaged; export it again."
         )
     values = np.arange(len(counts)) % 2 == 1
     return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
 
 
-def _unpack(text: str, where: str) -> list[int]:
-    """The numbers in compressed run-lengths. From the fourth on, each is stored minus the one two before it."""
+def _unpack(text: str) -> list[int]:
+    """The numbers in compressed run-lengths; none if they are damaged.
+
+    From the fourth on, each is stored minus the one two before it.
+    """
     counts: list[int] = []
     value = bits = 0
     for letter in text:
         digit = ord(letter) - 48
         if not 0 <= digit < 64 or bits > _LONGEST_NUMBER_BITS:
-            raise LabelError(f"{where}: {letter!r} in compressed run-lengths; the annotation is damaged.")
+            return []
         value |= (digit & 31) << bits
         bits += 5
-        if digit & 32:
-            continue
-        if digit & 16:
-            value -= 1 << bits
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = bits = 0
-    if bits:
-        raise LabelError(f"{where}: the compressed run-lengths are cut short; the annotation is damaged.")
-    return counts
+        if not digit & 32:
+            value -= (digit & 16) << bits - 4
+            counts.append(value + counts[-2] if len(counts) > 2 else value)
+            value = bits = 0
+    return [] if bits else counts

@@ -8,7 +8,6 @@ mask again, pixel by pixel, except for holes, which a polygon cannot have.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
 from defectseg.formats import coco_rle
+from defectseg.formats.common import Tally
 
 
 @dataclass(frozen=True)
@@ -69,45 +69,42 @@ def outline(piece: Piece, *, tolerance_px: float = 0.0) -> NDArray[np.float64]:
     return (np.asarray(contour).reshape(-1, 2) + 0.5) / 2 + piece.box_xywh[:2]
 
 
-def paint_outlines(polygons: Sequence[Any], size_hw: tuple[int, int], *, where: str) -> NDArray[np.bool_]:
+def paint_outlines(
+    polygons: Sequence[list[float]], size_hw: tuple[int, int], *, where: str, tally: Tally | None = None
+) -> NDArray[np.bool_]:
     """The union of polygons in COCO's convention, bool (H, W), filled by pycocotools.
 
     Args:
         polygons: each a list x1, y1, x2, y2 and so on, in pixels. Polygons of fewer than three points are skipped.
         size_hw: height and width of the image in pixels.
         where: names the annotation in messages.
+        tally: told if a polygon reaches beyond the image.
 
     Raises:
-        LabelError: a polygon is not a list of pairs of numbers, or lies far outside the image.
+        LabelError: a point is not a number, or lies far outside the image. pycocotools would crash.
     """
     from pycocotools import mask as coco
 
-    for polygon in polygons:
-        _check_polygon(polygon, size_hw, where)
     filled = [polygon for polygon in polygons if len(polygon) >= 6]
     if not filled:
         return np.zeros(size_hw, np.bool_)
+    points = np.reshape(np.concatenate(filled), (-1, 2))
+    if not lies_within(points, size_hw, beyond_px=size_hw[::-1]):
+        raise LabelError(
+            f"{where}: has points from {points.min():g} to {points.max():g}, far outside its image of {size_hw[1]} x "
+            f"{size_hw[0]}. Export the labels again at the images' own size."
+        )
+    if tally is not None and not lies_within(points, size_hw):
+        tally.add("clipped", example=where.rpartition(": ")[2])
     counts = coco.merge(coco.frPyObjects(filled, *size_hw))["counts"].decode("ascii")
     return coco_rle.decode({"size": list(size_hw), "counts": counts}, size_hw, where=where)
 
 
-def _check_polygon(polygon: Any, size_hw: tuple[int, int], where: str) -> None:
-    """Refuse what pycocotools does not check: it crashes on nan and on huge numbers."""
-    height, width = size_hw
-    if not isinstance(polygon, list) or len(polygon) % 2 or not all(isinstance(n, int | float) for n in polygon):
-        raise LabelError(f"{where}: a polygon that is not a list of numbers x1, y1, x2, y2 and so on. Draw it again.")
-    for index, number in enumerate(polygon):
-        length = height if index % 2 else width
-        if not -length <= number <= 2 * length:  # nan too
-            raise LabelError(
-                f"{where}: a polygon with a point at {str(number)[:20]}, far outside its image of {width} x {height}. "
-                "Export the labels again at the images' own size."
-            )
-
-
-def lies_within(points: NDArray[np.float64], size_hw: tuple[int, int]) -> bool:
-    """Whether points, (N, 2), x and y in px, lie in an image or no more than half a pixel beyond it."""
-    return bool((points >= -0.5).all() and (points <= (size_hw[1] + 0.5, size_hw[0] + 0.5)).all())
+def lies_within(
+    points: NDArray[np.float64], size_hw: tuple[int, int], *, beyond_px: tuple[float, float] = (0.5, 0.5)
+) -> bool:
+    """Whether points, (N, 2), x and y in px, lie in an image or no more than `beyond_px`, x and y, beyond it."""
+    return bool(((points >= np.negative(beyond_px)) & (points <= np.add(size_hw[::-1], beyond_px))).all())
 
 
 def pixel_outline(piece: Piece) -> NDArray[np.intp]:

@@ -131,7 +131,7 @@ def test_image_does_not_become_sound_because_its_only_annotation_is_faulty(
     only = annotation(9, image_id=2, **more)
     file = coco(images=[image(), image(2, "b.png")], annotations=[annotation(), only])
     for unlabelled in (None, "clean"):
-        with pytest.raises(LabelError, match=r"labels\.json: annotation 9: .*b\.png, which would become sound") as told:
+        with pytest.raises(LabelError, match=r"labels\.json: image 2 \(b\.png\): .*would become sound") as told:
             run(file, unlabelled=unlabelled)
         assert told.value.go_on == {"unlabelled": "skip"}
     report = run(file, unlabelled="skip")
@@ -276,28 +276,29 @@ def test_picture_with_an_exif_orientation_is_asked_about_and_turned_with_its_sou
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({"images": []}, "the list 'images' is empty"),
-        ({"images": None}, r"no list 'images' of objects \(it has 'images', 'annotations', 'categories'\)"),
+        ({"images": []}, "annotation 1: 'image_id' is 1; there is only none"),
+        ({"images": [], "annotations": []}, "holds no labels"),
+        ({"images": None}, "no list 'images' of objects; expected COCO"),
         ({"annotations": {"1": {}}}, "no list 'annotations' of objects"),
         ({"annotations": ["x"]}, "no list 'annotations' of objects"),
-        ({"images": [image(), image()]}, "image 1: stands in the list 'images' twice"),
-        ({"images": [{"id": 1}]}, "image 1: 'file_name' is None"),
-        ({"images": [{"file_name": "a.png"}]}, "image number 1: 'id' is None"),
-        ({"images": [image(width="6")]}, "image 1: has the size '6' x 4"),
+        ({"images": [image(), image()]}, "image 1: expected an 'id' that no other entry of 'images' has"),
+        ({"images": [{"id": 1}]}, "image 1: has 'file_name' None"),
+        ({"images": [{"file_name": "a.png"}]}, "image number 1: expected an 'id'"),
+        ({"images": [image(width="6")]}, r"image 1: has .*'height' and 'width' \[4, '6'\]"),
         ({"images": [image(width=3)]}, r"image 1 \(a\.png\): the labels are for 3x4 px, but .* 6x4\. Use the images"),
         ({"images": [image(), image(2, "north/a.png")]}, r"image 2 \(north/a\.png\) and .* both stand for .*a\.png"),
-        ({"annotations": [{"image_id": 9}]}, "annotation number 1: belongs to image 9"),
-        ({"categories": [{}]}, "category number 1: expected an id"),
-        (annotated(image_id=9), "annotation 4: belongs to image 9, which the list"),
-        (annotated(category_id=9), r"annotation 4: has category 9; .* has 3 \(dent\), 7 \(crack\)"),
+        ({"annotations": [{"image_id": 9}]}, "annotation number 1: 'category_id' is None"),
+        ({"categories": [{}]}, "category number 1: expected an 'id'"),
+        (annotated(image_id=9), "annotation 4: 'image_id' is 9; there is only 1"),
+        (annotated(category_id=9), "annotation 4: 'category_id' is 9; there is only 3, 7"),
         (annotated(category_id=[7]), r"annotation 4: 'category_id' is \[7\]"),
         (annotated(segmentation=[[0, 0, 999, 0, 1, 1]]), "annotation 4: .*999, far outside its image"),
-        (annotated(segmentation={"size": [4, 6], "counts": [5]}), "annotation 4: .* add up to 5"),
-        ({"categories": [CRACK, CRACK]}, "category 7: stands in the list 'categories' twice"),
-        ({"categories": [{"id": "7", "name": "crack"}]}, "category '7': expected an id that is a whole number"),
-        ({"categories": [{"id": 7, "name": " "}]}, "category 7: expected .* name"),
-        ({"categories": [CRACK, {"id": 8, "name": "crack"}]}, r"two categories have one name \(crack, crack\)"),
-        ({"categories": []}, "has category 7; the list 'categories' has none"),
+        (annotated(segmentation={"size": [4, 6], "counts": [5]}), r"annotation 4: .*\[5\].* add up to the 24 px"),
+        ({"categories": [CRACK, CRACK]}, "category 7: expected an 'id' that no other"),
+        ({"categories": [{"id": "7", "name": "crack"}]}, "category '7': expected an 'id' that is a whole number"),
+        ({"categories": [{"id": 7, "name": " "}]}, "category 7: expected .* a 'name'"),
+        ({"categories": [CRACK, {"id": 8, "name": "crack"}]}, "'crack' names .* Rename one"),
+        ({"categories": []}, "'category_id' is 7; there is only none"),
     ],
 )
 def test_faulty_files_name_the_entry_and_leave_nothing(

@@ -56,18 +56,13 @@ def test_polygon_of_fewer_than_three_points_is_empty_and_not_taken_for_a_box(pol
 @pytest.mark.parametrize(
     ("polygon", "message"),
     [
-        ([0, 0, 1], "not a list of numbers"),
-        ([0, 0, 1, "2", 3, 3], "not a list of numbers"),
-        ([0, 0, 1, None, 3, 3], "not a list of numbers"),
-        ("0 0 1 1 2 2", "not a list of numbers"),
-        ([0, 0, 1e9, 0, 1, 1], r"a point at 1000000000\.0, far outside its image of 5 x 4"),
-        ([0, 0, float("nan"), 0, 1, 1], "a point at nan"),
-        ([0, 0, 10**400, 0, 1, 1], "far outside"),
-        ([0, 0, -6, 0, 1, 1], "a point at -6"),
-        ([0, 0, 10, 9, 1, 1], "a point at 9"),
+        ([0, 0, 1e9, 0, 1, 1], r"from 0 to 1e\+09, far outside its image of 5 x 4"),
+        ([0, 0, float("nan"), 0, 1, 1], "points from nan"),
+        ([0, 0, -6, 0, 1, 1], "from -6 to 1"),
+        ([0, 0, 10, 9, 1, 1], "from 0 to 10"),
     ],
 )
-def test_faulty_polygons_are_refused_and_never_reach_pycocotools(polygon: Any, message: str) -> None:
+def test_points_far_outside_never_reach_pycocotools(polygon: list[float], message: str) -> None:
     with pytest.raises(LabelError, match=r"annotation 7: .*" + message):
         paint_outlines([polygon], (4, 5), where="annotation 7")
 
@@ -89,15 +84,15 @@ def test_run_lengths_give_the_mask_again_and_are_read_as_pycocotools_reads_them(
     [
         ({"size": [3, 2], "counts": [6]}, r"size \[3, 2\]; its image has \[2, 3\]"),
         ({"counts": [6]}, r"size None"),
-        ({"size": [2, 3], "counts": [2, 1]}, r"add up to 3 px; an image of 2 x 3 has 6"),
-        ({"size": [2, 3], "counts": [8, -2]}, r"neither a text nor a list of lengths"),
-        ({"size": [2, 3], "counts": [2.5, 3.5]}, r"neither a text nor a list"),
-        ({"size": [2, 3]}, r"neither a text nor a list"),
-        ({"size": [2, 3], "counts": "04"}, r"add up to 4 px"),
-        ({"size": [2, 3], "counts": "o"}, r"cut short"),
-        ({"size": [2, 3], "counts": "ooooooooooooooo"}, r"'o' in compressed run-lengths"),
-        ({"size": [2, 3], "counts": "6 é"}, r"' ' in compressed run-lengths"),
-        ({"size": [2, 3], "counts": "O"}, r"neither a text"),  # -1
+        ({"size": [2, 3], "counts": [2, 1]}, r"are \[2, 1\]; expected .*that add up to the 6 px"),
+        ({"size": [2, 3], "counts": [8, -2]}, r"are \[8, -2\]"),
+        ({"size": [2, 3], "counts": [2.5, 3.5]}, r"are \[2.5, 3.5\]"),
+        ({"size": [2, 3]}, "are None"),
+        ({"size": [2, 3], "counts": "04"}, "are '04'"),
+        ({"size": [2, 3], "counts": "6o"}, "are '6o'"),
+        ({"size": [2, 3], "counts": "6" + "o" * 100_000}, "are '6ooo"),
+        ({"size": [2, 3], "counts": "6 é"}, "are '6 é'"),
+        ({"size": [2, 3], "counts": "O"}, "are 'O'"),  # -1
     ],
 )
 def test_faulty_run_lengths_are_refused_and_never_reach_pycocotools(run_lengths: dict[str, Any], message: str) -> None:

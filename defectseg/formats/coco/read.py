@@ -2,33 +2,32 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from reprlib import repr as brief
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from defectseg.data.classes import check_class_names
 from defectseg.errors import DataError, LabelError
 from defectseg.formats import coco_rle
 from defectseg.formats.bitmaps import is_number
 from defectseg.formats.coco.write import COMPLETE_INFO
 from defectseg.formats.common import Tally
-from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_of
-from defectseg.formats.polygons import lies_within, paint_outlines
+from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
+from defectseg.formats.polygons import paint_outlines
 from defectseg.formats.source import LabelSource
 from defectseg.progress import some
 
-_LISTS = ("images", "annotations", "categories")
+_LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _EXPECTED = "expected COCO: one object with the lists 'images', 'annotations' and 'categories'"
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-_HINT = (
-    "COCO holds polygons, and in some tools masks, but no brush strokes of Label Studio: export 'JSON' there, and "
-    "import that."
-)
+_HINT = "COCO holds no brush strokes of Label Studio: export 'JSON' there, and import that."
+
+_Id = int | str
+_Entry = tuple[str, Mapping[str, Any]]
+"""Where an entry of a list stands, for messages, and what it says."""
 
 
 def recognise(source: LabelSource) -> str:
@@ -66,10 +65,9 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     results = [file for file, content in contents.items() if _is_result(content)]
     if results and not files:
         raise DataError(
-            f"{source.path(results[0])}: holds predictions (a list of COCO results), not labels; it names neither the "
-            "images nor the classes. To correct them and use them as labels, put the list into the COCO file of its "
-            "images, in the place of 'annotations', and import that. To score them, write them as a table with "
-            "ImageId, ClassId and EncodedPixels, and run `defectseg evaluate` with it as the predictions."
+            f"{source.path(results[0])}: holds predictions (a list of COCO results), not labels. To correct them, put "
+            "the list into the COCO file of its images, in the place of 'annotations', and import that. To score them, "
+            "give `defectseg evaluate` a table with ImageId, ClassId and EncodedPixels as the predictions."
         )
     if not files:
         raise LabelError(f"{source.given}: {_EXPECTED}.")
@@ -78,157 +76,118 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     records: list[Record] = []
     names: dict[str, None] = {}
     for file in files:
-        document = _Document(source.path(file), contents[file], choices, tally)
-        names |= dict.fromkeys(document.categories.values())
-        part, folder = _part(PurePosixPath(file), several=len(files) > 1)
-        records += [replace(one, part=part, image=f"{folder}{one.image}") for one in document.records()]
+        path = PurePosixPath(file)
+        # Of several files, the name may tell the part, and the folder of its images: instances_val2017.json
+        words = re.findall("[a-z]+", path.stem.lower()) if len(files) > 1 else []
+        subset = path.stem.rpartition("_")[2] if part_among(words) else ""
+        folder = "".join(f"{one}/" for one in (*path.parts[:-1], subset) if one)
+        part = part_among([*words, *path.parts[-2::-1]])
+        found, categories = _read_file(source.path(file), contents[file], choices, tally)
+        records += [replace(record, part=part, image=f"{folder}{record.image}") for record in found]
+        names |= dict.fromkeys(categories)
     own = all(contents[file].get("info") == COMPLETE_INFO for file in files)
     return LabelSet(records, list(names), own=own, hint=_HINT)
 
 
-def _part(file: PurePosixPath, *, several: bool) -> tuple[Part, str]:
-    """The part of a data set that a file holds by its name, if it is one of several, or its folders; and the folder
-    where its images are likely to lie.
-    """
-    words = re.findall("[a-z]+", file.stem.lower()) if several else []
-    part: Part = next(filter(None, map(part_of, (*words, *file.parts[-2::-1]))), "")
-    folder = str(file.parent / (file.stem.rpartition("_")[2] if any(map(part_of, words)) else ""))
-    return part, "" if folder == "." else f"{folder}/"
+def _read_file(
+    path: Path, content: Mapping[str, Any], choices: Choices, tally: Tally
+) -> tuple[list[Record], Sequence[str]]:
+    """The images of one file and its classes. Raises LabelError, which names the entry."""
+    images, annotations = _by_id(path, content, "images"), _entries(path, content, "annotations")
+    names = _names(path, _by_id(path, content, "categories"), annotations)
+    shapes: dict[_Id, list[Shape | Box | None]] = defaultdict(list)
+    for where, entry in annotations:
+        name = names[_known_id(entry, "category_id", names, where)]
+        shapes[_known_id(entry, "image_id", images, where)].append(_shape(entry, name, where, tally))
+    records = [_record(entry, shapes[image_id], where, choices) for image_id, (where, entry) in images.items()]
+    return records, list(names.values())
 
 
-class _Document:
-    """One COCO file.
-
-    Args:
-        path: the file, for messages.
-        content: what it holds.
-        choices: `unlabelled` counts.
-        tally: receives changes and losses.
-
-    Attributes:
-        categories: id -> name, by id.
-
-    Raises:
-        LabelError: the file is not COCO; names the entry.
-    """
-
-    def __init__(self, path: Path, content: Mapping[str, Any], choices: Choices, tally: Tally) -> None:
-        self._path, self._content, self._choices, self._tally = path, content, choices, tally
-        self.categories = self._read_categories()
-
-    def records(self) -> Iterator[Record]:
-        """The images in the order of the file, with their annotations. Raises LabelError, which names the entry."""
-        images: dict[int | str, tuple[str, dict[str, Any]]] = {}
-        for where, entry in self._entries("images"):
-            image_id = _identity(entry, "id", where)
-            if image_id in images:
-                raise LabelError(f"{where}: stands in the list 'images' twice. Ids must differ; export it again.")
-            images[image_id] = where, entry
-        if not images:
-            raise LabelError(f"{self._path}: the list 'images' is empty; there is nothing to import.")
-        annotations: dict[int | str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
-        for where, entry in self._entries("annotations"):
-            image_id = _identity(entry, "image_id", where)
-            if image_id not in images:
-                raise LabelError(
-                    f"{where}: belongs to image {brief(image_id)}, which the list 'images' lacks. Export it again."
-                )
-            annotations[image_id].append((where, entry))
-        for image_id, (where, entry) in images.items():
-            yield self._record(where, entry, annotations[image_id])
-
-    def _entries(self, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Where each entry of a list stands, for messages, and the entry."""
-        entries = self._content.get(key)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            found = ", ".join(map(repr, self._content))
-            raise LabelError(f"{self._path}: has no list '{key}' of objects (it has {found[:200]}); {_EXPECTED}.")
-        singular = {"images": "image", "annotations": "annotation", "categories": "category"}[key]
-        for number, entry in enumerate(entries, start=1):
-            has_id = isinstance(entry.get("id"), int | str)
-            yield f"{self._path}: {singular} {brief(entry['id']) if has_id else f'number {number}'}", entry
-
-    def _read_categories(self) -> dict[int, str]:
-        """Id -> name, without Roboflow's id 0: it is the whole project, and every other category belongs to it."""
-        entries = list(self._entries("categories"))
-        names: dict[int, str] = {}
-        for where, entry in entries:
-            category_id, name = entry.get("id"), entry.get("name")
-            if not isinstance(category_id, int) or not isinstance(name, str) or not name.strip():
-                raise LabelError(f"{where}: expected an id that is a whole number and a name that is a text.")
-            if category_id in names:
-                raise LabelError(f"{where}: stands in the list 'categories' twice. Ids must differ; export it again.")
-            names[category_id] = name
-        parents = [entry.get("supercategory") for _, entry in entries if entry["id"] != 0]
-        is_root = 0 in names and parents and all(parent == names[0] for parent in parents)
-        if is_root and not any(entry.get("category_id") == 0 for _, entry in self._entries("annotations")):
-            del names[0]
-        if len(set(names.values())) < len(names):
-            raise LabelError(f"{self._path}: two categories have one name ({', '.join(names.values())}). Rename one.")
-        return dict(sorted(names.items()))
-
-    def _record(self, where: str, entry: Mapping[str, Any], entries: Sequence[tuple[str, dict[str, Any]]]) -> Record:
-        name, height, width = entry.get("file_name"), entry.get("height"), entry.get("width")
-        if not isinstance(name, str) or not name.strip():
-            raise LabelError(f"{where}: 'file_name' is {brief(name)}; expected the name of its file.")
-        size_hw = None
-        if height is not None or width is not None:
-            if not (is_number(height) and is_number(width)):
-                raise LabelError(f"{where}: has the size {brief(width)} x {brief(height)}; expected width and height.")
-            size_hw = int(height or 0), int(width or 0)
-        shapes = [shape for there, one in entries if (shape := self._shape(one, there)) is not None]
-        if entries and not shapes and self._choices.unlabelled != "skip":
-            raise LabelError(
-                f"{entries[0][0]}: has no outline of three points or more that are all numbers, and no box. It is the "
-                f"only label of {name}, which would become sound. Draw it again, or leave the image out of training.",
-                go_on={"unlabelled": "skip"},
-            )
-        status: Status = "labelled" if shapes else "unlabelled" if entries else "unclear"
-        return Record(name, f"{where} ({name})", shapes, size_hw, status=status)
-
-    def _shape(self, entry: Mapping[str, Any], where: str) -> Shape | Box | None:
-        """The best that an annotation has: run-lengths, outlines, else its box. The rest is told."""
-        category_id = _identity(entry, "category_id", where)
-        if category_id not in self.categories:
-            known = [f"{brief(number)} ({name})" for number, name in self.categories.items()]
-            raise LabelError(
-                f"{where}: has category {brief(category_id)}; the list 'categories' has {some(known) or 'none'}."
-            )
-        name = self.categories[category_id]
-        example = where.rpartition(": ")[2]
-        if is_number(entry.get("score")):
-            self._tally.add("score", example=example)
-        segmentation = entry.get("segmentation") or []
-        if isinstance(segmentation, dict):
-            return Shape(name, partial(coco_rle.decode, segmentation, where=where), where)
-        return self._outlined_or_boxed(name, segmentation, entry.get("bbox") or [], where)
-
-    def _outlined_or_boxed(self, name: str, segmentation: Any, given_box: Any, where: str) -> Shape | Box | None:
-        example = where.rpartition(": ")[2]
-        is_nested = isinstance(segmentation, list) and all(isinstance(one, list) for one in segmentation[:1])
-        polygons = [polygon for polygon in segmentation if polygon] if is_nested else [segmentation]
-        used = [one for one in polygons if len(numbers := _numbers(one)) >= 6 and len(numbers) % 2 == 0]
-        if len(used) < len(polygons):
-            self._tally.add("faulty_outline", example=example)
-        outlines, box = list(map(_numbers, used)), _numbers(given_box)
-        has_box = len(box) == 4 and min(box[2:]) > 0
-        if any(isinstance(number, str) for one in used or ([given_box] if has_box else []) for number in one):
-            self._tally.add("text_numbers", example=example)
-        if outlines:
-            if given_box and not has_box:
-                self._tally.add("faulty_box", example=example)
-            return Shape(name, partial(_paint_outlines, outlines, where, self._tally), where)
-        if has_box:
-            return Box(name, (box[0], box[1], box[2], box[3]), where)
-        self._tally.add("no_shape", example=example)
-        return None
+def _entries(path: Path, content: Mapping[str, Any], key: str) -> list[_Entry]:
+    entries = content.get(key)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise LabelError(f"{path}: has no list '{key}' of objects; {_EXPECTED}.")
+    ids = [entry.get("id") for entry in entries]
+    called = [brief(one) if isinstance(one, _Id) else f"number {number}" for number, one in enumerate(ids, start=1)]
+    return [(f"{path}: {_LISTS[key]} {one}", entry) for one, entry in zip(called, entries, strict=True)]
 
 
-def _identity(entry: Mapping[str, Any], key: str, where: str) -> int | str:
+def _by_id(path: Path, content: Mapping[str, Any], key: str) -> dict[_Id, _Entry]:
+    found: dict[_Id, _Entry] = {}
+    for where, entry in _entries(path, content, key):
+        number = entry.get("id")
+        if not isinstance(number, _Id) or number in found:
+            raise LabelError(f"{where}: expected an 'id' that no other entry of '{key}' has. Export it again.")
+        found[number] = where, entry
+    return found
+
+
+def _known_id(entry: Mapping[str, Any], key: str, known: Collection[_Id], where: str) -> _Id:
     value = entry.get(key)
-    if not isinstance(value, int | str):
-        raise LabelError(f"{where}: '{key}' is {brief(value)}; expected a number or a text.")
+    if not isinstance(value, _Id) or value not in known:
+        there = some(map(brief, known)) or "none"
+        raise LabelError(f"{where}: '{key}' is {brief(value)}; there is only {there}. Export it again.")
     return value
+
+
+def _names(path: Path, categories: Mapping[_Id, _Entry], annotations: Sequence[_Entry]) -> dict[_Id, str]:
+    """Id -> name, without Roboflow's id 0: it is the whole project, and every other category belongs to it."""
+    for number, (where, entry) in categories.items():
+        if not isinstance(number, int) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
+            raise LabelError(f"{where}: expected an 'id' that is a whole number, and a 'name'.")
+    names: dict[_Id, str] = {number: categories[number][1]["name"] for number in sorted(categories, key=int)}
+    parents = [entry.get("supercategory") for number, (_, entry) in categories.items() if number != 0]
+    is_used = any(entry.get("category_id") == 0 for _, entry in annotations)
+    if 0 in names and parents and all(parent == names[0] for parent in parents) and not is_used:
+        del names[0]
+    if names:
+        check_class_names(list(names.values()), where=str(path))
+    return names
+
+
+def _record(entry: Mapping[str, Any], found: Sequence[Shape | Box | None], where: str, choices: Choices) -> Record:
+    name = entry.get("file_name")
+    size: list[Any] = [entry.get("height"), entry.get("width")]
+    size_hw = (int(size[0]), int(size[1])) if all(map(is_number, size)) else None
+    if not isinstance(name, str) or not name.strip() or (size_hw is None and size != [None, None]):
+        said = f"'file_name' {brief(name)}, 'height' and 'width' {brief(size)}"
+        raise LabelError(f"{where}: has {said}; expected the name of a file, and its size in px.")
+    where = f"{where} ({name})"
+    shapes = [shape for shape in found if shape is not None]
+    if found and not shapes and choices.unlabelled != "skip":
+        raise LabelError(
+            f"{where}: none of its annotations has a box, or an outline of three points or more that are all numbers, "
+            "so that it would become sound. Draw them again, or leave the image out of training.",
+            go_on={"unlabelled": "skip"},
+        )
+    status: Status = "labelled" if shapes else "unlabelled" if found else "unclear"
+    return Record(name, where, shapes, size_hw, status=status)
+
+
+def _shape(entry: Mapping[str, Any], name: str, where: str, tally: Tally) -> Shape | Box | None:
+    """The best that an annotation has: run-lengths, outlines, else its box. The rest is told."""
+    segmentation: Any = entry.get("segmentation") or []
+    given_box: Any = entry.get("bbox") or []
+    is_mask = isinstance(segmentation, dict)
+    is_nested = isinstance(segmentation, list) and all(isinstance(one, list) for one in segmentation[:1])
+    polygons = [] if is_mask else [one for one in segmentation if one] if is_nested else [segmentation]
+    used = [one for one in polygons if len(numbers := _numbers(one)) >= 6 and len(numbers) % 2 == 0]
+    box = _numbers(given_box)
+    has_box = len(box) == 4 and min(box[2:]) > 0
+    told = {
+        "score": is_number(entry.get("score")),
+        "faulty_outline": len(used) < len(polygons),
+        "text_numbers": any(isinstance(number, str) for one in used or [given_box] * has_box for number in one),
+        "faulty_box": bool(used and given_box and not has_box),
+        "no_shape": not (is_mask or used or has_box),
+    }
+    for kind in (kind for kind, is_so in told.items() if is_so):
+        tally.add(kind, example=where.rpartition(": ")[2])
+    if is_mask:
+        return Shape(name, partial(coco_rle.decode, segmentation, where=where), where)
+    if used:
+        return Shape(name, partial(paint_outlines, list(map(_numbers, used)), where=where, tally=tally), where)
+    return Box(name, (box[0], box[1], box[2], box[3]), where) if has_box else None
 
 
 def _numbers(values: Any) -> list[float]:
@@ -237,14 +196,6 @@ def _numbers(values: Any) -> list[float]:
         return []
     numbers = [float(one) if isinstance(one, str) and _NUMBER.fullmatch(one.strip()) else one for one in values]
     return numbers if all(map(is_number, numbers)) else []
-
-
-def _paint_outlines(
-    outlines: list[list[float]], where: str, tally: Tally, size_hw: tuple[int, int]
-) -> NDArray[np.bool_]:
-    if not all(lies_within(np.reshape(outline, (-1, 2)), size_hw) for outline in outlines):
-        tally.add("clipped", example=where.rpartition(": ")[2])
-    return paint_outlines(outlines, size_hw, where=where)
 
 
 _MENU = "CVAT: COCO 1.0; Label Studio: COCO; Roboflow: COCO Segmentation; defectseg"
