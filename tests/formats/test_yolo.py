@@ -205,17 +205,17 @@ def test_lines_become_masks_and_what_is_lost_is_counted(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 a b c", "expected a class and x, y pairs, all numbers"),
+        ("0 a b c", "'0 a b c'; expected numbers"),
         ("2 0 0 1 0 1 1", "class 2; expected 0 to 1"),
         ("-1 0 0 1 0 1 1", "class -1"),
         ("0.5 0 0 1 0 1 1", "class 0.5"),
         ("nan 0 0 1 0 1 1", "class nan"),
-        ("0 0 0 1 0 1 1 1.7", "has 7 numbers after the class"),
+        ("0 0 0 1 0 1 1 1.7", "0 1 1 1.7'; expected .* a confidence from 0 to 1"),
         ("0 0 0 1 0 1 1 0.97", "as in 1 of 2 lines"),
-        ("0 0 0", "has 2 numbers"),
-        ("0 0 0 3 0 3 1", "holds 3; expected fractions"),
-        ("0 0 0 nan 0 1 1", "holds nan"),
-        ("0 0.5 0.5 0 0.1", "a box of 0 x 0.1"),
+        ("0 0 0", "three points or more"),
+        ("0 0 0 3 0 3 1", "0 3 0 3 1'; expected fractions"),
+        ("0 0 0 nan 0 1 1", "nan 0 1 1'; expected fractions"),
+        ("0 0.5 0.5 0 0.1", "boxes that are not empty"),
     ],
 )
 def test_faulty_lines_are_named_and_leave_nothing(tmp_path: Path, yolo: Make, line: str, message: str) -> None:
@@ -234,17 +234,17 @@ BOMB = "a: &a [x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("- x", "holds no mapping"),
+        ("- x", "expected a mapping"),
         ("a: [", "not valid YAML"),
         ("names: " + "[" * 5000, "not valid YAML"),
         ("a: &a [*a]", "not valid YAML"),
         (BOMB + "names: [*q]", "'names' is "),
         (TRAIN, "'names' is None"),
-        (TRAIN + "names: []\n", r"'names' is \[\]"),
-        (TRAIN + "names: {0: a, 2: b}\n", r"names has the keys \['0', '2'\]; expected 0 to 1"),
+        (TRAIN + "names: []\n", "0 class names; expected 1"),
+        (TRAIN + "names: {0: a, 2: b}\n", "a mapping from 0 on"),
         (TRAIN + "names: [a, {b: c}]\n", "'names' is "),
-        (TRAIN + "nc: 3\nnames: [a, b]\n", "has 2 names, but should have '3'"),
-        (TRAIN + "names: [a, a]\n", "a name stands there twice"),
+        (TRAIN + "nc: 3\nnames: [a, b]\n", r"'names' is \['a', 'b'\], and their number '3'"),
+        (TRAIN + "names: [a, a]\n", "'a' names .* Rename one"),
         (TRAIN + "names: [a, b]\nkpt_shape: [4, 2]\n", "key points"),
     ],
 )
