@@ -383,7 +383,7 @@ def test_split_becomes_train_val_and_test(
     import_labels(tmp_path / "yolo", tmp_path / "out")
     assert split(tmp_path) == {"a.png": "train", "line 1/b.JPG": "val", "c.png": last}
     if fold is None:
-        with pytest.raises(UsageError, match=r"fold: .* has a part called val"):
+        with pytest.raises(UsageError, match=r"fold: .*split\.csv has test, train, val; 0 cannot become val"):
             export_yolo(root, tmp_path / "other", fold=0)
 
 
@@ -391,7 +391,7 @@ def test_split_becomes_train_val_and_test(
     ("split", "fold", "kind", "message"),
     [
         ("a.png,0\n", 0, DataError, r"gives no fold for 2 images \(first: c\.png\)"),
-        ("a.png,0\nc.png,1\nline 1/b.JPG,1\n", 2, UsageError, r"fold: there is no fold 2; .*split\.csv has 0, 1"),
+        ("a.png,0\nc.png,1\nline 1/b.JPG,1\n", 2, UsageError, r"fold: .*split\.csv has 0, 1; 2 cannot become val"),
         ("a.png,0\nc.png,0\nline 1/b.JPG,0\n", None, DataError, "leaves nothing to train on"),
     ],
 )

@@ -11,6 +11,7 @@ from defectseg.formats.locate import ImageFinder
 from defectseg.formats.source import LabelSource
 
 _NO_PARTS = ("names", "nc", "path", "classes", "backup", "download")
+_DEEPEST = 50
 _ORDER: tuple[Part, ...] = ("train", "val", "test", "")
 
 
@@ -19,7 +20,7 @@ def place_of(file: str) -> PurePosixPath:
 
     Accents and letters are spelled in one way, as they are not on macOS and Windows.
     """
-    path = "/" + normalize("NFC", file.rpartition(".")[0]).casefold()
+    path = "/" + normalize("NFC", file.rpartition(".")[0]).casefold().replace("\\", "/")
     before, found, after = path.rpartition("/labels/")
     return PurePosixPath((f"{before}/images/{after}" if found else path).lstrip("/"))
 
@@ -54,28 +55,28 @@ def divide(
     """
     by_folder = {image: part_among(place.parts[:-1]) for image, place in places.items()}
     folders = {folder for place in places.values() for folder in place.parents}
+    lists = {place_of(f"{one}/."): source.path(one) for one in source.with_suffix(".txt")}
     parts: dict[Path, Part] = {}
     absent: list[str] = []
     nowhere: list[str] = []
-    for part, key, entry in _entries(document):
-        found: list[Path] = []
-        path = _resolve(entry, document.get("path"), PurePosixPath(file).parent, source, folders)
-        if path in source.files:
-            lines = read_text(source.path(path), "expected a path on each line").split("\n")
-            listed = {line.strip(): finder.find(line, where=str(source.path(path))) for line in lines if line.strip()}
+    for part, entry, path in _entries(document):
+        place = _find(path, place_of(f"{file}/.").parent, folders | lists.keys())
+        if place in lists:
+            lines = filter(None, map(str.strip, read_text(lists[place], "expected a path on each line").split("\n")))
+            listed = {line: finder.find(line, where=str(lists[place])) for line in lines}
             absent += [line for line, image in listed.items() if image is None]
             found = [image.path for image in listed.values() if image]
-        elif path:
-            found = [image for image, place in places.items() if _folder(path) in place.parents]
-        elif part and (found := [image for image, its_part in by_folder.items() if its_part == part]):
-            tally.add("absent_folder", example=f"{key}: {entry}")
-        elif part:
-            nowhere.append(f"{key}: {entry}")
+        elif place:
+            found = [image for image, its_place in places.items() if place in its_place.parents]
+        else:
+            found = [image for image, its_part in by_folder.items() if part and its_part == part]
+            if found:
+                tally.add("absent_folder", example=entry)
+            elif part:
+                nowhere.append(entry)
         for image in found:
-            if parts.setdefault(image, part) != part:
-                tally.add("several_parts", example=image.name)
-            elif not part:
-                tally.add("other_part", example=image.name)
+            if parts.setdefault(image, part) != part or not part:
+                tally.add("several_parts" if parts[image] != part else "other_part", example=image.name)
     if not parts and not absent:
         tally.add("absent_folder", len(nowhere), example=", ".join(nowhere))
         return by_folder, []
@@ -85,27 +86,20 @@ def divide(
 
 
 def _entries(document: Mapping[str, Any]) -> list[tuple[Part, str, str]]:
-    """Part, key and value of each entry that may be a folder or a list: train, val, test, then other names."""
+    """Part, text and path of each entry that may be a folder or a list: train, val, test, then other names."""
+    root = document["path"] if isinstance(document.get("path"), str) else ""
     lists = {key: value if isinstance(value, list) else [value] for key, value in document.items()}
     texts = [(key, one) for key, values in lists.items() if key not in _NO_PARTS for one in values]
-    entries = [(part_of(key), key, text) for key, text in texts if isinstance(text, str) and text.strip()]
+    entries = [(part_of(key), f"{key}: {one}", f"{root}/{one}/.") for key, one in texts if isinstance(one, str) and one]
     return sorted(entries, key=lambda one: _ORDER.index(one[0]))
 
 
-def _resolve(
-    entry: str, path: Any, base: PurePosixPath, source: LabelSource, folders: Collection[PurePosixPath]
-) -> str:
-    """The folder of images, or the list, that an entry means, as a path in the source; "" if there is none.
+def _find(path: str, base: PurePosixPath, known: Collection[PurePosixPath]) -> PurePosixPath | None:
+    """Which of the known places a path means.
 
     Roboflow writes ../train/images for train/images, and other tools the path on the machine that wrote the set. So
     leading parts are left off until something is found, but none that says train, val or test.
     """
-    whole = f"{path}/{entry}" if isinstance(path, str) else entry
-    parts = [part for part in whole.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    most = next((place for place, part in enumerate(parts) if part_of(part)), max(0, len(parts) - 1))
-    candidates = (str(PurePosixPath(base, *parts[start:])) for start in range(most + 1))
-    return next((one for one in candidates if one in source.files or _folder(one) in folders), "")
-
-
-def _folder(path: str) -> PurePosixPath:
-    return place_of(f"{path}/x.").parent
+    parts = [part for part in place_of(path).parts if part != ".."][-_DEEPEST:]
+    most = next((start for start, part in enumerate(parts) if part_of(part)), max(0, len(parts) - 1))
+    return next((one for start in range(most + 1) if (one := base.joinpath(*parts[start:])) in known), None)
