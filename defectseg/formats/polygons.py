@@ -113,11 +113,6 @@ def pixel_outline(piece: Piece) -> NDArray[np.intp]:
     return np.asarray(contour, np.intp).reshape(-1, 2) + piece.box_xywh[:2]
 
 
-def paint_pixel_outline(points: NDArray[np.intp], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Fill a shape given by its border pixels, int (N, 2), x and y, which belong to it; bool (H, W)."""
-    return np.asarray(cv2.fillPoly(np.zeros(size_hw, np.uint8), [points.astype(np.int32)], 1)).view(np.bool_)
-
-
 def count_hole_px(mask: NDArray[np.bool_]) -> int:
     """Number of pixels outside a mask, bool (H, W), that the outlines of its regions enclose."""
     pixels = np.ascontiguousarray(mask).view(np.uint8)

@@ -32,24 +32,18 @@ class CocoDocument:
     """
 
     def __init__(self, class_names: Sequence[str], tally: Tally, *, tolerance_px: float | None) -> None:
-        self._tally = tally
-        self._tolerance_px = tolerance_px
+        self._tally, self._tolerance_px = tally, tolerance_px
         self._categories = dict(enumerate(class_names, start=1))
         self._images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
     def add_image(self, file_name: str, size_hw: tuple[int, int]) -> None:
         """Begin an image, to which the masks that follow belong."""
-        height, width = size_hw
-        self._images.append(
-            {"id": len(self._images) + 1, "file_name": file_name, "height": height, "width": width, "license": 0}
-        )
+        image = {"id": len(self._images) + 1, "file_name": file_name, "height": size_hw[0], "width": size_hw[1]}
+        self._images.append(image | {"license": 0})
 
     def add_mask(
-        self,
-        class_id: int,
-        mask: NDArray[np.bool_],
-        scores: Mapping[tuple[int, ...], list[float]] | None = None,
+        self, class_id: int, mask: NDArray[np.bool_], scores: Mapping[tuple[int, ...], list[float]] | None = None
     ) -> None:
         """Add every region of a mask, bool (H, W).
 
@@ -58,20 +52,16 @@ class CocoDocument:
             mask: the mask.
             scores: ClassId, area, left, top, width and height of a region -> its scores, which are used up in turn.
         """
-        image = self._images[-1]
+        if class_id == IGNORE_CLASS_ID and mask.any():
+            self._categories[IGNORE_CLASS_ID] = IGNORE_NAME
         for piece in cut_pieces(mask):
-            if class_id == IGNORE_CLASS_ID:
-                self._categories[IGNORE_CLASS_ID] = IGNORE_NAME
-            segmentation: Any
-            if self._tolerance_px is None:
-                segmentation = coco_rle.encode(piece.place(mask.shape))
-            else:
-                segmentation = [outline(piece, tolerance_px=self._tolerance_px).ravel().tolist()]
             annotation = {
                 "id": len(self.annotations) + 1,
-                "image_id": image["id"],
+                "image_id": self._images[-1]["id"],
                 "category_id": class_id,
-                "segmentation": segmentation,
+                "segmentation": coco_rle.encode(piece.place(mask.shape))
+                if self._tolerance_px is None
+                else [outline(piece, tolerance_px=self._tolerance_px).ravel().tolist()],
                 "area": piece.area_px,
                 "bbox": list(piece.box_xywh),
                 "iscrowd": 0,
@@ -80,7 +70,7 @@ class CocoDocument:
                 annotation["score"] = found.pop(0)
             self.annotations.append(annotation)
         if self._tolerance_px is not None:
-            self._tally.add("hole_px", count_hole_px(mask), example=image["file_name"])
+            self._tally.add("hole_px", count_hole_px(mask), example=self._images[-1]["file_name"])
 
     def write(self, path: Path, *, complete: bool) -> None:
         """Write the file. Raises ResourceError.
@@ -92,9 +82,7 @@ class CocoDocument:
         document = {
             "info": COMPLETE_INFO if complete else INFO,
             "licenses": [{"id": 0, "name": "", "url": ""}],
-            "categories": [
-                {"id": number, "name": name, "supercategory": ""} for number, name in self._categories.items()
-            ],
+            "categories": [{"id": one, "name": name, "supercategory": ""} for one, name in self._categories.items()],
             "images": self._images,
             "annotations": self.annotations,
         }

@@ -1,56 +1,64 @@
 """YOLO segmentation data sets as Ultralytics, CVAT, Label Studio and Roboflow write them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from reprlib import repr as brief
 from typing import Any
 
+import cv2
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from defectseg.data.classes import MAX_CLASSES, check_class_names
 from defectseg.errors import DataError, LabelError
 from defectseg.formats.common import Tally, index_unique, read_text
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_of
 from defectseg.formats.locate import ImageFinder
+from defectseg.formats.polygons import lies_within
 from defectseg.formats.source import LabelSource
-from defectseg.formats.yolo.lines import looks_like_labels, parse_line
 from defectseg.formats.yolo.parts import divide, place_of
 from defectseg.formats.yolo.write import OWN_LINE, label_path
 from defectseg.image.find import FoundImage
 
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
-_YAML_SUFFIXES = (".yaml", ".yml")
 _NAMES_FILES = ("obj.names", "classes.txt")
 _FEW = 20
 _LONGEST_YAML = 1_000_000  # which takes PyYAML half a minute
+_EXPECTED = "expected numbers: a class, then x, y pairs of three points or more, or the four numbers of a box"
+_BEYOND = (1.0, 1.0)  # tools let points stray over the border; farther out, the numbers are pixels
+_ROUNDING_PX = 0.01  # 333 of 1000 px written as 0.333000 must not become pixel 332; five digits do for 2000 px
 
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    if source.file is None and not source.with_suffix(".txt") and _masks(source):
+    has_masks = any("mask" in file.lower().rpartition("/")[0] for file in source.files)
+    if has_masks and source.file is None and not source.with_suffix(".txt"):
         return ""
-    if found := _yamls(source) or source.named("obj.data", "obj.names"):
+    if found := _descriptions(source) or source.named("obj.names"):
         return f"there is {found[0]}"
     labels = _some_labels(source)
     return f"{labels[0]} has lines of a class and fractions" if labels else ""
 
 
-def _yamls(source: LabelSource) -> list[str]:
-    """data.yaml, else other YAML files that describe a data set."""
+def _descriptions(source: LabelSource) -> list[str]:
+    """data.yaml, else other YAML files that describe a data set, else obj.data."""
     found = source.named(*_YAML_NAMES)
-    for file in [] if found else source.with_suffix(*_YAML_SUFFIXES)[:_FEW]:
+    for file in [] if found else source.with_suffix(".yaml", ".yml")[:_FEW]:
         with suppress(LabelError):
-            document = _read_yaml(source.path(file))
+            document = _read_description(source.path(file))
             found += [file] if "names" in document and any(map(part_of, document)) else []
-    return found
+    return found or source.named("obj.data")
 
 
 def _some_labels(source: LabelSource) -> list[str]:
     """A few files in folders called `labels`, or beside a list of classes, that hold lines of labels."""
     has_names = bool(source.named(*_NAMES_FILES))
     found = [file for file in _texts(source) if has_names or "labels" in PurePosixPath(file).parts]
-    return [file for file in found[:_FEW] if looks_like_labels(source.path(file))]
+    return [file for file in found[:_FEW] if len(_first_numbers(source.path(file))) > 4]
 
 
 def _texts(source: LabelSource) -> list[str]:
@@ -58,10 +66,25 @@ def _texts(source: LabelSource) -> list[str]:
     return [file for file in source.with_suffix(".txt") if PurePosixPath(file).name.lower() not in _NAMES_FILES]
 
 
+def _first_numbers(path: Path) -> NDArray[np.float64]:
+    """The numbers in the first line of a file; none if it is anything else. Raises nothing."""
+    with suppress(LabelError):
+        return _numbers(read_text(path, "").lstrip().partition("\n")[0])
+    return np.empty(0)
+
+
+def _numbers(line: str) -> NDArray[np.float64]:
+    """The numbers in a line; none if there is anything else."""
+    try:
+        return np.array(line.split(), np.float64)
+    except ValueError:
+        return np.empty(0)
+
+
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    lines = [read_text(source.path(file), "").split("\n")[0].split() for file in _some_labels(source)]
-    return bool(lines) and all(len(words) in (5, 6) for words in lines)
+    counts = [len(_first_numbers(source.path(file))) for file in _some_labels(source)]
+    return bool(counts) and set(counts) == {5}
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -78,62 +101,52 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     places = {image.path: place_of(label_of.get(image.path, image.image_id)) for image in finder.images}
     parts, absent = divide(source, file, document, places, finder, tally)
     images = [image for image in finder.images if image.path in parts]
-    labelled = [image.path for image in images if image.path in label_of]
-    if not labelled:
-        raise _no_labels(source, file, [image.image_id for image in images])
-    shapes = dict(zip(labelled, _read_all(source, [label_of[path] for path in labelled], names, tally), strict=True))
-    records = [
-        Record(
-            image.path,
-            f"{source.given}: {label_of.get(image.path, image.image_id)}",
-            shapes.get(image.path, ()),
-            part=parts[image.path],
-            status="labelled" if image.path in shapes else "unclear",
-        )
-        for image in images
-    ]
+    shapes = {path: _read_shapes(source, label, names, tally) for path, label in label_of.items() if path in parts}
     used = {shape.name for one in shapes.values() for shape in one}
     return LabelSet(
-        records,
+        [
+            Record(
+                image.path,
+                f"{source.given}: {label_of.get(image.path, image.image_id)}",
+                shapes.get(image.path, ()),
+                part=parts[image.path],
+                status="labelled" if image.path in shapes else "unclear",
+            )
+            for image in images
+        ],
         given_names or [name for name in names if name in used],
         numbered=not given_names,
         roots=_roots(source, images) if choices.images is None else (),
-        own=len(labelled) == len(images) and file != "" and read_text(source.path(file), "").startswith(OWN_LINE),
+        own=len(shapes) == len(images) and file != "" and read_text(source.path(file), "").startswith(OWN_LINE),
         lonely=[*lonely, *absent],
+        hint="".join(f"The labels of {one.image_id} should be in {label_path(one.image_id)}." for one in images[:1]),
     )
 
 
 def _describe(source: LabelSource) -> tuple[str, Mapping[str, Any]]:
     """data.yaml or obj.data, and what it says; "" if there is neither."""
-    found = (_yamls(source) or source.named("obj.data")) if source.file is None else list(source.files)
+    found = _descriptions(source) if source.file is None else list(source.files)
     found.sort(key=lambda file: (file.count("/"), file))
     if len(found) > 1 and found[0].count("/") == found[1].count("/"):
         raise LabelError(
             f"{source.given}: {found[0]} and {found[1]} both describe a data set. Give the one that is meant itself."
         )
-    if not found or _is_yaml(found[0]):
-        return (found[0], _read_yaml(source.path(found[0]))) if found else ("", {})
-    lines = read_text(source.path(found[0]), "expected lines such as train = train.txt").splitlines()
-    pairs = [line.partition("=") for line in lines]
-    return found[0], {key.strip(): value.strip() for key, _, value in pairs if key.strip() != "names"}  # in obj.names
+    return (found[0], _read_description(source.path(found[0]))) if found else ("", {})
 
 
-def _is_yaml(file: str) -> bool:
-    return file.lower().endswith(_YAML_SUFFIXES)
-
-
-def _read_yaml(path: Path) -> Mapping[str, Any]:
-    """The mapping in a YAML file, all of whose values are texts, lists and mappings. Raises LabelError."""
+def _read_description(path: Path) -> Mapping[str, Any]:
+    """The mapping in data.yaml or obj.data, all of whose values are texts, lists and mappings. Raises LabelError."""
     expected = "expected a mapping with train, val and names"
     text = read_text(path, expected)
     if len(text) > _LONGEST_YAML:
         raise LabelError(f"{path}: {len(text)} letters; {expected}, and long lists of images in a text file.")
-    try:
+    try:  # obj.data has lines such as train = train.txt
+        text = re.sub("[ \t]*=[ \t]*", ": ", text) if path.suffix == ".data" else text
         document = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - makes no objects, only texts
     except (yaml.YAMLError, RecursionError) as error:
         raise LabelError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]}); {expected}.") from error
     if not isinstance(document, dict) or "kpt_shape" in document:
-        raise LabelError(f"{path}: {expected}, for outlines and not for key points ('kpt_shape').")
+        raise LabelError(f"{path}: {expected}, and no key points ('kpt_shape').")
     return document
 
 
@@ -141,14 +154,15 @@ def _names(source: LabelSource, file: str, document: Mapping[str, Any]) -> list[
     """The classes, from data.yaml, else from a file with a name on each line; none if nobody named them."""
     where = source.path(file)
     names: Any = document.get("names")
-    if not names and (files := source.named(*_NAMES_FILES)):
-        lists = [read_text(source.path(one), "expected a class on each line").split("\n") for one in files]
-        stripped = [[line.strip() for line in lines if line.strip()] for lines in lists]
-        if any(lines != stripped[0] for lines in stripped):
+    if not names or file.endswith(".data"):  # which has the path of obj.names
+        files = source.named(*_NAMES_FILES)
+        texts = [read_text(source.path(one), "expected a class on each line").split("\n") for one in files]
+        lists = [[line.strip() for line in lines if line.strip()] for lines in texts]
+        if any(one != lists[0] for one in lists):
             raise LabelError(f"{source.given}: {' and '.join(files)} name different classes. Keep one of them.")
-        where, names = source.path(files[0]), stripped[0]
-    elif not _is_yaml(file):
-        return []
+        if not lists:
+            return []
+        where, names = source.path(files[0]), lists[0]
     if isinstance(names, dict) and names.keys() == set(map(str, range(len(names)))):
         names = [names[str(number)] for number in range(len(names))]
     count = document.get("nc", document.get("classes"))
@@ -178,46 +192,39 @@ def _pair(source: LabelSource, finder: ImageFinder, *, by_name: bool) -> tuple[d
             lonely.append(file)
         elif label_of.setdefault(path, file) != file:
             raise LabelError(f"{source.given}: {file} and {label_of[path]} both fit {path}. Keep one of the two.")
-    return label_of, [file for file in lonely if looks_like_labels(source.path(file))]
+    return label_of, [file for file in lonely if len(_first_numbers(source.path(file))) > 4]
 
 
-def _read_all(source: LabelSource, files: Sequence[str], names: Sequence[str], tally: Tally) -> list[list[Shape | Box]]:
-    """The outlines and boxes in each label file.
-
-    Predictions have a confidence on each line. If a few lines have one, they are cut short.
-    """
-    shapes: list[list[Shape | Box]] = []
-    scored = []
-    for file in files:
-        lines = read_text(source.path(file), "expected lines of labels").splitlines()
-        parsed = [
-            parse_line(line, names, tally, where=f"{source.given}: {file}, line {number}")
-            for number, line in enumerate(lines, start=1)
-            if line.strip()
-        ]
-        shapes.append([shape for shape, _ in parsed])
-        scored += [shape.where for shape, has_score in parsed if has_score]
-    if 0 < len(scored) < (count := sum(map(len, shapes))):
-        raise LabelError(
-            f"{scored[0]}: an odd number of values after the class, as in {len(scored)} of {count} lines; expected "
-            "x, y pairs on all lines, or a confidence at the end of all. Write the labels again."
-        )
-    for where in scored:
-        tally.add("score", example=where.rpartition(": ")[2])
-    return shapes
+def _read_shapes(source: LabelSource, file: str, names: Sequence[str], tally: Tally) -> list[Shape | Box]:
+    """The outlines and boxes in a label file. Raises LabelError, which names the line."""
+    lines = enumerate(read_text(source.path(file), _EXPECTED).splitlines(), start=1)
+    where = f"{source.given}: {file}, line"
+    return [_shape(line, names, tally, f"{where} {number}") for number, line in lines if line.strip()]
 
 
-def _no_labels(source: LabelSource, file: str, images: Sequence[str]) -> DataError:
-    example = f"; expected those of {images[0]} in {label_path(images[0])}" if images else ""
-    hint = f" {_masks(source)[0]} looks like a mask." if _masks(source) else ""
-    return DataError(
-        f"{source.path(file)}: none of the {len(images)} images has a label file{example}.{hint}",
-        go_on={"as": "masks"} if hint else None,
-    )
+def _shape(line: str, names: Sequence[str], tally: Tally, where: str) -> Shape | Box:
+    numbers = _numbers(line)
+    if len(numbers) < 5 or len(numbers) % 2 == 0:
+        raise LabelError(f"{where}: {line[:60]!r}; {_EXPECTED}, without a confidence at the end.")
+    if numbers[0] not in range(len(names)):
+        raise LabelError(f"{where}: class {numbers[0]:g}; expected 0 to {len(names) - 1}.")
+    points = numbers[1:].reshape(-1, 2)
+    is_box = len(points) == 2
+    if not lies_within(points, (1, 1), beyond_px=_BEYOND) or (is_box and points[1].min() <= 0):
+        raise LabelError(f"{where}: {line[:60]!r}; expected fractions of the image's size, and boxes of some size.")
+    name = names[int(numbers[0])]
+    if not is_box:
+        return Shape(name, partial(_paint, points, tally, where), where)
+    (x, y), (width, height) = points.tolist()
+    return Box(name, (x - width / 2, y - height / 2, width, height), where, in_fractions=True)
 
 
-def _masks(source: LabelSource) -> list[str]:
-    return [file for file in source.files if "mask" in file.lower().rpartition("/")[0]]
+def _paint(points: NDArray[np.float64], tally: Tally, where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    points_px = points * size_hw[::-1]
+    if not lies_within(points_px, size_hw):
+        tally.add("clipped", example=where.rpartition(": ")[2])
+    pixels = np.floor(points_px + _ROUNDING_PX).astype(np.int32)
+    return np.asarray(cv2.fillPoly(np.zeros(size_hw, np.uint8), [pixels], 1)).view(np.bool_)
 
 
 def _roots(source: LabelSource, images: Sequence[FoundImage]) -> list[Path]:

@@ -31,9 +31,7 @@ def label_path(image_path: str) -> str:
 
 def format_line(class_index: int, outline: NDArray[np.intp], size_hw: tuple[int, ...]) -> str:
     """The line of a shape whose border pixels are `outline`, int (N, 2), x and y."""
-    points = outline + 0.5
-    if len(outline) < 3:
-        points = outline[[0, -1, -1]] + _WITHIN_PX
+    points = outline + 0.5 if len(outline) >= 3 else outline[[0, -1, -1]] + _WITHIN_PX
     return f"{class_index} " + " ".join(f"{number:.6f}" for number in (points / size_hw[::-1]).ravel().tolist())
 
 
