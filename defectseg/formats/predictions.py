@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defectseg.errors import DataError, OutputExistsError
-from defectseg.formats.coco.write import CocoDocument
+from defectseg.formats.coco import CocoDocument
 from defectseg.formats.common import Loss, Tally
 from defectseg.image import rle
 from defectseg.predict.output import read_results

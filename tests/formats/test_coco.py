@@ -10,7 +10,7 @@ from PIL import Image
 from defectseg.data.folder import open_data_folder
 from defectseg.data.split import SPLIT_NAME
 from defectseg.errors import DataError, LabelError
-from defectseg.formats.coco.write import export_coco
+from defectseg.formats.coco import export_coco
 from defectseg.formats.data_import import import_labels
 from defectseg.formats.labels import Choices
 
@@ -131,7 +131,9 @@ def test_image_does_not_become_sound_because_its_only_annotation_is_faulty(
     only = annotation(9, image_id=2, **more)
     file = coco(images=[image(), image(2, "b.png")], annotations=[annotation(), only])
     for unlabelled in (None, "clean"):
-        with pytest.raises(LabelError, match=r"labels\.json: image 2 \(b\.png\): .*would become sound") as told:
+        with pytest.raises(
+            LabelError, match=r"labels\.json: images\[1\] with id 2 \(b\.png\): .*would become sound"
+        ) as told:
             run(file, unlabelled=unlabelled)
         assert told.value.go_on == {"unlabelled": "skip"}
     report = run(file, unlabelled="skip")
@@ -276,27 +278,27 @@ def test_picture_with_an_exif_orientation_is_asked_about_and_turned_with_its_sou
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({"images": []}, "annotation 1: 'image_id' is 1; there is only none"),
+        ({"images": []}, "id 1: 'image_id' is 1; there is only none"),
         ({"images": [], "annotations": []}, "holds no labels"),
         ({"images": None}, "no list 'images' of objects; expected COCO"),
         ({"annotations": {"1": {}}}, "no list 'annotations' of objects"),
         ({"annotations": ["x"]}, "no list 'annotations' of objects"),
-        ({"images": [image(), image()]}, "image 1: expected an 'id' that no other entry of 'images' has"),
-        ({"images": [{"id": 1}]}, "image 1: has 'file_name' None"),
-        ({"images": [{"file_name": "a.png"}]}, "image number 1: expected an 'id'"),
-        ({"images": [image(width="6")]}, r"image 1: has .*'height' and 'width' \[4, '6'\]"),
-        ({"images": [image(width=3)]}, r"image 1 \(a\.png\): the labels are for 3x4 px, but .* 6x4\. Use the images"),
-        ({"images": [image(), image(2, "north/a.png")]}, r"image 2 \(north/a\.png\) and .* both stand for .*a\.png"),
-        ({"annotations": [{"image_id": 9}]}, "annotation number 1: 'category_id' is None"),
-        ({"categories": [{}]}, "category number 1: expected an 'id'"),
-        (annotated(image_id=9), "annotation 4: 'image_id' is 9; there is only 1"),
-        (annotated(category_id=9), "annotation 4: 'category_id' is 9; there is only 3, 7"),
-        (annotated(category_id=[7]), r"annotation 4: 'category_id' is \[7\]"),
-        (annotated(segmentation=[[0, 0, 999, 0, 1, 1]]), "annotation 4: .*999, far outside its image"),
-        (annotated(segmentation={"size": [4, 6], "counts": [5]}), r"annotation 4: .*\[5\].* add up to the 24 px"),
-        ({"categories": [CRACK, CRACK]}, "category 7: expected an 'id' that no other"),
-        ({"categories": [{"id": "7", "name": "crack"}]}, "category '7': expected an 'id' that is a whole number"),
-        ({"categories": [{"id": 7, "name": " "}]}, "category 7: expected .* a 'name'"),
+        ({"images": [image(), image()]}, "id 1: expected an 'id' that no other entry of 'images' has"),
+        ({"images": [{"id": 1}]}, "id 1: has 'file_name' None"),
+        ({"images": [{"file_name": "a.png"}]}, r"images\[0\] with id None: expected an 'id'"),
+        ({"images": [image(width="6")]}, r"id 1: has .*'height' and 'width' \[4, '6'\]"),
+        ({"images": [image(width=3)]}, r"id 1 \(a\.png\): the labels are for 3x4 px, but .* 6x4\. Use the images"),
+        ({"images": [image(), image(2, "north/a.png")]}, r"id 2 \(north/a\.png\) and .* both stand for .*a\.png"),
+        ({"annotations": [{"image_id": 9}]}, r"annotations\[0\] with id None: 'category_id' is None"),
+        ({"categories": [{}]}, r"categories\[0\] with id None: expected an 'id'"),
+        (annotated(image_id=9), "id 4: 'image_id' is 9; there is only 1"),
+        (annotated(category_id=9), "id 4: 'category_id' is 9; there is only 3, 7"),
+        (annotated(category_id=[7]), r"id 4: 'category_id' is \[7\]"),
+        (annotated(segmentation=[[0, 0, 999, 0, 1, 1]]), "id 4: .*999, far outside its image"),
+        (annotated(segmentation={"size": [4, 6], "counts": [5]}), r"id 4: .*\[5\].* add up to the 24 px"),
+        ({"categories": [CRACK, CRACK]}, "id 7: expected an 'id' that no other"),
+        ({"categories": [{"id": "7", "name": "crack"}]}, "id '7': expected an 'id' that is a whole number"),
+        ({"categories": [{"id": 7, "name": " "}]}, "id 7: expected .* a 'name'"),
         ({"categories": [CRACK, {"id": 8, "name": "crack"}]}, "'crack' names .* Rename one"),
         ({"categories": []}, "'category_id' is 7; there is only none"),
     ],
