@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,11 +16,10 @@ from defectseg.data.classes import check_class_names
 from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import DataError, LabelError
 from defectseg.files import new_folder, write_text
-from defectseg.formats import coco_rle
 from defectseg.formats.bitmaps import is_number
 from defectseg.formats.common import IGNORE_NAME, ExportReport, Source, Tally, place_image
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
-from defectseg.formats.polygons import count_hole_px, cut_pieces, outline, paint_outlines
+from defectseg.formats.polygons import count_hole_px, cut_pieces, decode_rle, encode_rle, outline, paint_outlines
 from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent, some
 
@@ -76,8 +74,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     if results and not files:
         raise DataError(
             f"{source.path(results[0])}: holds predictions (a list of COCO results), not labels. To correct them, put "
-            "the list into the COCO file of its images, in the place of 'annotations', and import that. To score them, "
-            "give `defectseg evaluate` a table with ImageId, ClassId and EncodedPixels as the predictions."
+            "the list into the COCO file of its images, in the place of 'annotations', and import that."
         )
     if not files:
         raise LabelError(f"{source.given}: {_EXPECTED}.")
@@ -105,10 +102,14 @@ def _read_file(
     """The images of one file and its classes. Raises LabelError, which names the entry."""
     images, annotations = _by_id(path, content, "images"), _entries(path, content, "annotations")
     names = _names(path, _by_id(path, content, "categories"), annotations)
-    shapes: dict[_Id, list[Shape | Box | None]] = defaultdict(list)
+    shapes: dict[_Id, list[Shape | Box | None]] = {image_id: [] for image_id in images}
     for where, entry in annotations:
-        name = names[_known_id(entry, "category_id", names, where)]
-        shapes[_known_id(entry, "image_id", images, where)].append(_shape(entry, name, where, tally))
+        try:
+            name, found = names[entry["category_id"]], shapes[entry["image_id"]]
+        except (KeyError, TypeError) as error:
+            ids = f"'image_id' {brief(entry.get('image_id'))} and 'category_id' {brief(entry.get('category_id'))}"
+            raise LabelError(f"{where}: has {ids}, which are not both in the lists. Export it again.") from error
+        found.append(_shape(entry, name, where, tally))
     records = [_record(entry, shapes[image_id], where, choices) for image_id, (where, entry) in images.items()]
     return records, list(names.values())
 
@@ -190,7 +191,7 @@ def _shape(entry: Mapping[str, Any], name: str, where: str, tally: Tally) -> Sha
     for kind in (kind for kind, is_so in told.items() if is_so):
         tally.add(kind, example=where.rpartition(": ")[2])
     if is_mask:
-        return Shape(name, partial(coco_rle.decode, segmentation, where=where), where)
+        return Shape(name, partial(decode_rle, segmentation, where=where), where)
     if used:
         return Shape(name, partial(paint_outlines, list(map(_numbers, used)), where=where, tally=tally), where)
     return Box(name, (box[0], box[1], box[2], box[3]), where) if has_box else None
@@ -242,7 +243,7 @@ class CocoDocument:
                 "id": len(self.annotations) + 1,
                 "image_id": self._images[-1]["id"],
                 "category_id": class_id,
-                "segmentation": coco_rle.encode(piece.place(mask.shape))
+                "segmentation": encode_rle(piece.place(mask.shape))
                 if self._tolerance_px is None
                 else [outline(piece, tolerance_px=self._tolerance_px).ravel().tolist()],
                 "area": piece.area_px,

@@ -1,21 +1,28 @@
-"""Polygons around masks, and masks from polygons.
+"""Polygons and run-lengths of masks, and masks from them.
 
-Two conventions exist, half a pixel apart. In COCO, the pixel in column x covers x to x + 1, and it belongs to a polygon
-that contains its centre. In YOLO data sets, outlines run through the border pixels, as `cv2.findContours` gives them,
-and these pixels belong to the shape. An outline that is drawn here and read by the rule of its own convention gives the
-mask again, pixel by pixel, except for holes, which a polygon cannot have.
+Two conventions of polygons exist, half a pixel apart. In COCO, the pixel in column x covers x to x + 1, and it belongs
+to a polygon that contains its centre. In YOLO data sets, outlines run through the border pixels, as `cv2.findContours`
+gives them, and these pixels belong to the shape. An outline that is drawn here and read by the rule of its own
+convention gives the mask again, pixel by pixel, except for holes, which a polygon cannot have.
+
+COCO's run-lengths are the lengths of alternating runs of 0 and 1, column by column, and begin with a run of 0. A file
+holds them as a list ("uncompressed") or as text in six-bit digits ("compressed"; pycocotools, common/maskApi.c,
+rleToString).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as brief
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
-from defectseg.formats import coco_rle
 from defectseg.formats.common import Tally
+
+_LONGEST_NUMBER_BITS = 40
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,7 @@ class Piece:
     def place(self, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
         """The region alone in an image of that size, bool (H, W)."""
         left, top, width, height = self.box_xywh
-        whole = np.zeros(size_hw, np.bool_)
-        whole[top : top + height, left : left + width] = self.mask
-        return whole
+        return np.pad(self.mask, ((top, size_hw[0] - top - height), (left, size_hw[1] - left - width)))
 
 
 def cut_pieces(mask: NDArray[np.bool_]) -> Iterator[Piece]:
@@ -97,7 +102,7 @@ def paint_outlines(
     if tally is not None and not lies_within(points, size_hw):
         tally.add("clipped", example=where.rpartition(": ")[2])
     counts = coco.merge(coco.frPyObjects(filled, *size_hw))["counts"].decode("ascii")
-    return coco_rle.decode({"size": list(size_hw), "counts": counts}, size_hw, where=where)
+    return decode_rle({"size": list(size_hw), "counts": counts}, size_hw, where=where)
 
 
 def lies_within(
@@ -119,3 +124,54 @@ def count_hole_px(mask: NDArray[np.bool_]) -> int:
     contours, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     filled = cv2.drawContours(np.zeros_like(pixels), contours, -1, 1, cv2.FILLED)
     return int(np.count_nonzero(filled)) - int(np.count_nonzero(mask))
+
+
+def encode_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask, bool (H, W), as COCO's compressed run-lengths: `{"size": [H, W], "counts": text}`."""
+    from pycocotools import mask as coco
+
+    counts = coco.encode(np.asfortranarray(mask, np.uint8))["counts"]
+    return {"size": list(mask.shape), "counts": counts.decode("ascii")}
+
+
+def decode_rle(run_lengths: Mapping[str, Any], size_hw: tuple[int, int], *, where: str) -> NDArray[np.bool_]:
+    """Turn COCO's run-lengths, compressed or not, into a mask, bool (H, W).
+
+    pycocotools does not check its input: where the runs do not fill the image, the rest of its mask is whatever was in
+    memory. So it is not used here.
+
+    Raises:
+        LabelError: the run-lengths are for another image size, are no numbers, or do not add up to the image; names
+            `where`.
+    """
+    height, width = size_hw
+    size, given = run_lengths.get("size"), run_lengths.get("counts")
+    counts: Any = _unpack(given) if isinstance(given, str) else given
+    is_valid = isinstance(counts, list) and all(isinstance(n, int) and 0 <= n <= height * width for n in counts)
+    if size != [height, width] or not is_valid or sum(counts) != height * width:
+        raise LabelError(
+            f"{where}: run-lengths of size {brief(size)}, {brief(given)}; expected [{height}, {width}] (rows, columns) "
+            f"and a text or whole numbers that add up to {height * width} px. Export the labels again."
+        )
+    values = np.arange(len(counts)) % 2 == 1
+    return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+
+
+def _unpack(text: str) -> list[int]:
+    """The numbers in compressed run-lengths; none if they are damaged.
+
+    From the fourth on, each is stored minus the one two before it.
+    """
+    counts: list[int] = []
+    value = bits = 0
+    for letter in text:
+        digit = ord(letter) - 48
+        if not 0 <= digit < 64 or bits > _LONGEST_NUMBER_BITS:
+            return []
+        value |= (digit & 31) << bits
+        bits += 5
+        if not digit & 32:
+            value -= (digit & 16) << bits - 4
+            counts.append(value + counts[-2] if len(counts) > 2 else value)
+            value = bits = 0
+    return [] if bits else counts

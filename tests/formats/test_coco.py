@@ -278,7 +278,7 @@ def test_picture_with_an_exif_orientation_is_asked_about_and_turned_with_its_sou
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({"images": []}, "id 1: 'image_id' is 1; there is only none"),
+        ({"images": []}, "id 1: has 'image_id' 1 and 'category_id' 7, which are not both"),
         ({"images": [], "annotations": []}, "holds no labels"),
         ({"images": None}, "no list 'images' of objects; expected COCO"),
         ({"annotations": {"1": {}}}, "no list 'annotations' of objects"),
@@ -289,18 +289,18 @@ def test_picture_with_an_exif_orientation_is_asked_about_and_turned_with_its_sou
         ({"images": [image(width="6")]}, r"id 1: has .*'height' and 'width' \[4, '6'\]"),
         ({"images": [image(width=3)]}, r"id 1 \(a\.png\): the labels are for 3x4 px, but .* 6x4\. Use the images"),
         ({"images": [image(), image(2, "north/a.png")]}, r"id 2 \(north/a\.png\) and .* both stand for .*a\.png"),
-        ({"annotations": [{"image_id": 9}]}, r"annotations\[0\] with id None: 'category_id' is None"),
+        ({"annotations": [{"image_id": 9}]}, r"annotations\[0\] with id None: has 'image_id' 9 and 'category_id' None"),
         ({"categories": [{}]}, r"categories\[0\] with id None: expected an 'id'"),
-        (annotated(image_id=9), "id 4: 'image_id' is 9; there is only 1"),
-        (annotated(category_id=9), "id 4: 'category_id' is 9; there is only 3, 7"),
-        (annotated(category_id=[7]), r"id 4: 'category_id' is \[7\]"),
+        (annotated(image_id=9), "id 4: has 'image_id' 9 and 'category_id' 7"),
+        (annotated(category_id=9), "id 4: has 'image_id' 1 and 'category_id' 9"),
+        (annotated(category_id=[7]), r"id 4: .*'category_id' \[7\]"),
         (annotated(segmentation=[[0, 0, 999, 0, 1, 1]]), "id 4: .*999, far outside its image"),
-        (annotated(segmentation={"size": [4, 6], "counts": [5]}), r"id 4: .*\[5\].* add up to the 24 px"),
+        (annotated(segmentation={"size": [4, 6], "counts": [5]}), r"id 4: .*\[5\].* add up to 24 px"),
         ({"categories": [CRACK, CRACK]}, "id 7: expected an 'id' that no other"),
         ({"categories": [{"id": "7", "name": "crack"}]}, "id '7': expected an 'id' that is a whole number"),
         ({"categories": [{"id": 7, "name": " "}]}, "id 7: expected .* a 'name'"),
         ({"categories": [CRACK, {"id": 8, "name": "crack"}]}, "'crack' names .* Rename one"),
-        ({"categories": []}, "'category_id' is 7; there is only none"),
+        ({"categories": []}, "'category_id' 7, which are not both"),
     ],
 )
 def test_faulty_files_name_the_entry_and_leave_nothing(

@@ -1,12 +1,13 @@
 """YOLO segmentation data sets as Ultralytics, CVAT, Label Studio and Roboflow write them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from reprlib import repr as brief
 from typing import Any
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -16,11 +17,10 @@ from numpy.typing import NDArray
 from defectseg.data.classes import MAX_CLASSES, check_class_names
 from defectseg.errors import DataError, LabelError
 from defectseg.formats.common import Tally, index_unique, read_text
-from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_of
+from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, part_among, part_of
 from defectseg.formats.locate import ImageFinder
 from defectseg.formats.polygons import lies_within
 from defectseg.formats.source import LabelSource
-from defectseg.formats.yolo.parts import divide, place_of
 from defectseg.formats.yolo.write import OWN_LINE, label_path
 from defectseg.image.find import FoundImage
 
@@ -30,6 +30,9 @@ _FEW = 20
 _LONGEST_YAML = 1_000_000  # which takes PyYAML half a minute
 _EXPECTED = "expected numbers: a class, then x, y pairs of three points or more, or the four numbers of a box"
 _BEYOND = (1.0, 1.0)  # tools let points stray over the border; farther out, the numbers are pixels
+_NO_PARTS = ("names", "nc", "path", "classes", "backup", "download")
+_DEEPEST = 50
+_ORDER: tuple[Part, ...] = ("train", "val", "test", "")
 _ROUNDING_PX = 0.01  # 333 of 1000 px written as 0.333000 must not become pixel 332; five digits do for 2000 px
 
 
@@ -98,8 +101,8 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     except DataError as error:
         raise DataError(f"{error} Give the folder that holds the images.", argument="images") from error
     label_of, lonely = _pair(source, finder, by_name=choices.images is not None)
-    places = {image.path: place_of(label_of.get(image.path, image.image_id)) for image in finder.images}
-    parts, absent = divide(source, file, document, places, finder, tally)
+    places = {image.path: _place_of(label_of.get(image.path, image.image_id)) for image in finder.images}
+    parts, absent = _divide(source, file, document, places, finder, tally)
     images = [image for image in finder.images if image.path in parts]
     shapes = {path: _read_shapes(source, label, names, tally) for path, label in label_of.items() if path in parts}
     used = {shape.name for one in shapes.values() for shape in one}
@@ -138,15 +141,14 @@ def _read_description(path: Path) -> Mapping[str, Any]:
     """The mapping in data.yaml or obj.data, all of whose values are texts, lists and mappings. Raises LabelError."""
     expected = "expected a mapping with train, val and names"
     text = read_text(path, expected)
-    if len(text) > _LONGEST_YAML:
-        raise LabelError(f"{path}: {len(text)} letters; {expected}, and long lists of images in a text file.")
-    try:  # obj.data has lines such as train = train.txt
-        text = re.sub("[ \t]*=[ \t]*", ": ", text) if path.suffix == ".data" else text
-        document = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - makes no objects, only texts
+    if path.suffix == ".data":
+        text = re.sub("[ \t]*=[ \t]*", ": ", text)  # train = train.txt
+    try:
+        document = yaml.load(text, yaml.BaseLoader) if len(text) <= _LONGEST_YAML else None  # noqa: S506 - only texts
     except (yaml.YAMLError, RecursionError) as error:
         raise LabelError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]}); {expected}.") from error
     if not isinstance(document, dict) or "kpt_shape" in document:
-        raise LabelError(f"{path}: {expected}, and no key points ('kpt_shape').")
+        raise LabelError(f"{path}: {expected}, of up to {_LONGEST_YAML} letters, and no key points ('kpt_shape').")
     return document
 
 
@@ -165,27 +167,22 @@ def _names(source: LabelSource, file: str, document: Mapping[str, Any]) -> list[
         where, names = source.path(files[0]), lists[0]
     if isinstance(names, dict) and names.keys() == set(map(str, range(len(names)))):
         names = [names[str(number)] for number in range(len(names))]
-    count = document.get("nc", document.get("classes"))
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not is_list or count not in (None, str(len(names))):
-        raise LabelError(
-            f"{where}: 'names' is {brief(names)}, and their number {brief(count)}; expected a list of class names, or "
-            "a mapping from 0 on, and their number or nothing."
-        )
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise LabelError(f"{where}: 'names' is {brief(names)}; expected a list of classes, or a mapping from 0 on.")
     check_class_names(names, where=str(where))
-    return list(names)
+    return names
 
 
 def _pair(source: LabelSource, finder: ImageFinder, *, by_name: bool) -> tuple[dict[Path, str], list[str]]:
     """Image -> its label file; and the label files without an image.
 
-    Their paths must be alike, see `place_of`. Images elsewhere are found by the names of the label files.
+    Their paths must be alike, see `_place_of`. Images elsewhere are found by the names of the label files.
     """
-    image_at = index_unique(((str(place_of(image.image_id)), image.path) for image in finder.images), "images")
+    image_at = index_unique(((str(_place_of(image.image_id)), image.path) for image in finder.images), "images")
     label_of: dict[Path, str] = {}
     lonely = []
     for file in _texts(source):
-        path = image_at.get(str(place_of(file)))
+        path = image_at.get(str(_place_of(file)))
         if path is None and by_name and (image := finder.find(file.removesuffix(".txt"), where=file)):
             path = image.path
         if path is None:
@@ -193,6 +190,96 @@ def _pair(source: LabelSource, finder: ImageFinder, *, by_name: bool) -> tuple[d
         elif label_of.setdefault(path, file) != file:
             raise LabelError(f"{source.given}: {file} and {label_of[path]} both fit {path}. Keep one of the two.")
     return label_of, [file for file in lonely if len(_first_numbers(source.path(file))) > 4]
+
+
+def _place_of(file: str) -> PurePosixPath:
+    """What an image and its label file have in common: their path without the suffix, where `labels` is `images`.
+
+    Accents and letters are spelled in one way, as they are not on macOS and Windows.
+    """
+    path = "/" + normalize("NFC", file.rpartition(".")[0]).casefold().replace("\\", "/")
+    before, found, after = path.rpartition("/labels/")
+    return PurePosixPath((f"{before}/images/{after}" if found else path).lstrip("/"))
+
+
+def _divide(
+    source: LabelSource,
+    file: str,
+    document: Mapping[str, Any],
+    places: Mapping[Path, PurePosixPath],
+    finder: ImageFinder,
+    tally: Tally,
+) -> tuple[dict[Path, Part], list[str]]:
+    """Find the images of each part.
+
+    The entries of data.yaml are folders, or lists of images in a text file. Tools write them as they were on another
+    machine, and people leave placeholders. If there is no such folder, the folders that are called train, val or test
+    are taken; if there are none either, and no other entry fits, everything belongs to the data set.
+
+    Args:
+        source: the data set.
+        file: data.yaml or obj.data; "" if there is none.
+        document: what it says.
+        places: all images, see `_place_of`.
+        finder: finds the images that lists name.
+        tally: receives what was not as the file says.
+
+    Returns:
+        image -> its part, for all images that belong to the data set; and what the data set names that is not there.
+
+    Raises:
+        DataError: a list cannot be read, or a name in it fits several images.
+    """
+    by_folder = {image: part_among(place.parts[:-1]) for image, place in places.items()}
+    folders = {folder for place in places.values() for folder in place.parents}
+    lists = {_place_of(f"{one}/."): source.path(one) for one in source.with_suffix(".txt")}
+    parts: dict[Path, Part] = {}
+    absent: list[str] = []
+    nowhere: list[str] = []
+    for part, entry, path in _part_entries(document):
+        place = _find_place(path, _place_of(f"{file}/.").parent, folders | lists.keys())
+        if place in lists:
+            lines = filter(None, map(str.strip, read_text(lists[place], "expected a path on each line").split("\n")))
+            listed = {line: finder.find(line, where=str(lists[place])) for line in lines}
+            absent += [line for line, image in listed.items() if image is None]
+            found = [image.path for image in listed.values() if image]
+        elif place:
+            found = [image for image, its_place in places.items() if place in its_place.parents]
+        else:
+            found = [image for image, its_part in by_folder.items() if part and its_part == part]
+            if found:
+                tally.add("absent_folder", example=entry)
+            elif part:
+                nowhere.append(entry)
+        for image in found:
+            if parts.setdefault(image, part) != part or not part:
+                tally.add("several_parts" if parts[image] != part else "other_part", example=image.name)
+    if not parts and not absent:
+        tally.add("absent_folder", len(nowhere), example=", ".join(nowhere))
+        return by_folder, []
+    for image in (image for image in places if image not in parts):
+        tally.add("unlisted_images", example=image.name)
+    return parts, absent + nowhere
+
+
+def _part_entries(document: Mapping[str, Any]) -> list[tuple[Part, str, str]]:
+    """Part, text and path of each entry that may be a folder or a list: train, val, test, then other names."""
+    root = document["path"] if isinstance(document.get("path"), str) else ""
+    lists = {key: value if isinstance(value, list) else [value] for key, value in document.items()}
+    texts = [(key, one) for key, values in lists.items() if key not in _NO_PARTS for one in values]
+    entries = [(part_of(key), f"{key}: {one}", f"{root}/{one}/.") for key, one in texts if isinstance(one, str) and one]
+    return sorted(entries, key=lambda one: _ORDER.index(one[0]))
+
+
+def _find_place(path: str, base: PurePosixPath, known: Collection[PurePosixPath]) -> PurePosixPath | None:
+    """Which of the known places a path means.
+
+    Roboflow writes ../train/images for train/images, and other tools the path on the machine that wrote the set. So
+    leading parts are left off until something is found, but none that says train, val or test.
+    """
+    parts = [part for part in _place_of(path).parts if part != ".."][-_DEEPEST:]
+    most = next((start for start, part in enumerate(parts) if part_of(part)), max(0, len(parts) - 1))
+    return next((one for start in range(most + 1) if (one := base.joinpath(*parts[start:])) in known), None)
 
 
 def _read_shapes(source: LabelSource, file: str, names: Sequence[str], tally: Tally) -> list[Shape | Box]:
