@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from defectseg.data.classes import check_class_names
 from defectseg.data.table import IGNORE_CLASS_ID
-from defectseg.errors import DataError, LabelError
+from defectseg.errors import LabelError
 from defectseg.files import new_folder, write_text
 from defectseg.formats.bitmaps import is_number
 from defectseg.formats.common import IGNORE_NAME, ExportReport, Source, Tally, place_image
@@ -71,13 +71,11 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     most = max((len(_lists(content)) for content in contents.values()), default=0)
     files = [file for file, content in contents.items() if most and len(_lists(content)) == most]
     results = [file for file, content in contents.items() if _is_result(content)]
-    if results and not files:
-        raise DataError(
-            f"{source.path(results[0])}: holds predictions (a list of COCO results), not labels. To correct them, put "
-            "the list into the COCO file of its images, in the place of 'annotations', and import that."
-        )
     if not files:
-        raise LabelError(f"{source.given}: {_EXPECTED}.")
+        predictions = (
+            f"{some(results)} holds predictions: put them into the COCO file of their images as 'annotations'; "
+        )
+        raise LabelError(f"{source.given}: {predictions if results else ''}{_EXPECTED}.")
     for file in (file for file in contents if file not in files):
         tally.add("predictions_file" if file in results else "other_file", example=file)
     records: list[Record] = []
@@ -162,11 +160,8 @@ def _record(entry: Mapping[str, Any], found: Sequence[Shape | Box | None], where
     where = f"{where} ({name})"
     shapes = [shape for shape in found if shape is not None]
     if found and not shapes and choices.unlabelled != "skip":
-        raise LabelError(
-            f"{where}: none of its annotations has a box, or an outline of three points or more that are all numbers, "
-            "so that it would become sound. Draw them again, or leave the image out of training.",
-            go_on={"unlabelled": "skip"},
-        )
+        why = "none of its annotations has a box, or an outline of three or more points, all numbers"
+        raise LabelError(f"{where}: {why}; it would become sound. Draw them again.", go_on={"unlabelled": "skip"})
     status: Status = "labelled" if shapes else "unlabelled" if found else "unclear"
     return Record(name, where, shapes, size_hw, status=status)
 

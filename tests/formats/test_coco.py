@@ -207,7 +207,7 @@ def test_outlines_come_before_boxes_of_the_same_images(tmp_path: Path, coco: Mak
 def test_list_of_results_is_taken_for_predictions_and_says_what_can_be_done(tmp_path: Path, coco: Make) -> None:
     file = coco()
     file.write_text('[{"image_id": 1, "category_id": 7, "segmentation": {}, "score": 0.5}]')
-    with pytest.raises(DataError, match=r"labels\.json: holds predictions .*in the place of 'annotations'"):
+    with pytest.raises(DataError, match=r"labels\.json holds predictions: .* as 'annotations'"):
         run(file)
 
 

@@ -54,7 +54,7 @@ def _descriptions(source: LabelSource) -> list[str]:
         with suppress(LabelError):
             document = _read_description(source.path(file))
             found += [file] if "names" in document and any(map(part_of, document)) else []
-    return found or source.named("obj.data")
+    return sorted(found or source.named("obj.data"), key=lambda file: (file.count("/"), file))
 
 
 def _some_labels(source: LabelSource) -> list[str]:
@@ -129,11 +129,9 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
 def _describe(source: LabelSource) -> tuple[str, Mapping[str, Any]]:
     """data.yaml or obj.data, and what it says; "" if there is neither."""
     found = _descriptions(source) if source.file is None else list(source.files)
-    found.sort(key=lambda file: (file.count("/"), file))
     if len(found) > 1 and found[0].count("/") == found[1].count("/"):
-        raise LabelError(
-            f"{source.given}: {found[0]} and {found[1]} both describe a data set. Give the one that is meant itself."
-        )
+        both = f"{found[0]} and {found[1]} both describe a data set"
+        raise LabelError(f"{source.given}: {both}. Give the one that is meant itself.")
     return (found[0], _read_description(source.path(found[0]))) if found else ("", {})
 
 
@@ -158,8 +156,7 @@ def _names(source: LabelSource, file: str, document: Mapping[str, Any]) -> list[
     names: Any = document.get("names")
     if not names or file.endswith(".data"):  # which has the path of obj.names
         files = source.named(*_NAMES_FILES)
-        texts = [read_text(source.path(one), "expected a class on each line").split("\n") for one in files]
-        lists = [[line.strip() for line in lines if line.strip()] for lines in texts]
+        lists = [_lines(source.path(one), "expected a class on each line") for one in files]
         if any(one != lists[0] for one in lists):
             raise LabelError(f"{source.given}: {' and '.join(files)} name different classes. Keep one of them.")
         if not lists:
@@ -171,6 +168,10 @@ def _names(source: LabelSource, file: str, document: Mapping[str, Any]) -> list[
         raise LabelError(f"{where}: 'names' is {brief(names)}; expected a list of classes, or a mapping from 0 on.")
     check_class_names(names, where=str(where))
     return names
+
+
+def _lines(path: Path, expected: str) -> list[str]:
+    return [line.strip() for line in read_text(path, expected).split("\n") if line.strip()]
 
 
 def _pair(source: LabelSource, finder: ImageFinder, *, by_name: bool) -> tuple[dict[Path, str], list[str]]:
@@ -230,16 +231,17 @@ def _divide(
     Raises:
         DataError: a list cannot be read, or a name in it fits several images.
     """
+    base = _place_of(f"{file}/.").parent
     by_folder = {image: part_among(place.parts[:-1]) for image, place in places.items()}
-    folders = {folder for place in places.values() for folder in place.parents}
     lists = {_place_of(f"{one}/."): source.path(one) for one in source.with_suffix(".txt")}
+    known = lists.keys() | {folder for place in places.values() for folder in place.parents}
     parts: dict[Path, Part] = {}
     absent: list[str] = []
     nowhere: list[str] = []
     for part, entry, path in _part_entries(document):
-        place = _find_place(path, _place_of(f"{file}/.").parent, folders | lists.keys())
+        place = _find_place(path, base, known)
         if place in lists:
-            lines = filter(None, map(str.strip, read_text(lists[place], "expected a path on each line").split("\n")))
+            lines = _lines(lists[place], "expected a path on each line")
             listed = {line: finder.find(line, where=str(lists[place])) for line in lines}
             absent += [line for line, image in listed.items() if image is None]
             found = [image.path for image in listed.values() if image]
@@ -318,12 +320,11 @@ def _roots(source: LabelSource, images: Sequence[FoundImage]) -> list[Path]:
     """The folders called images, or images/train and so on; none if one of the images lies in no such folder."""
     roots = set()
     for image in images:
-        folders = PurePosixPath(image.image_id).parts[:-1]
-        depths = [depth for depth, name in enumerate(folders, start=1) if name.lower() == "images"]
-        if not depths:
+        *folders, _ = PurePosixPath(image.image_id).parts
+        depth = max((depth for depth, name in enumerate(folders, start=1) if name.lower() == "images"), default=0)
+        if not depth:
             return []
-        below = folders[depths[-1] : depths[-1] + 1]
-        roots.add(source.root.joinpath(*folders[: depths[-1]], *filter(part_of, below)))
+        roots.add(source.root.joinpath(*folders[:depth], *filter(part_of, folders[depth : depth + 1])))
     return sorted(roots)
 
 

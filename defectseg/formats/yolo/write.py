@@ -88,10 +88,8 @@ def _parts(source: Source, fold: int | None) -> dict[str, str]:
         return dict.fromkeys(image_ids, "train")
     folds = read_split(path)
     if unlisted := [image_id for image_id in image_ids if image_id not in folds]:
-        raise DataError(
-            f"{path}: gives no fold for {len(unlisted)} images (first: {unlisted[0]}). "
-            f"Run: defectseg data split {source.folder.root}"
-        )
+        what = f"gives no fold for {len(unlisted)} images (first: {unlisted[0]})"
+        raise DataError(f"{path}: {what}. Run: defectseg data split {source.folder.root}")
     fold_of = {image_id: str(folds[image_id]) for image_id in image_ids}
     present = set(fold_of.values())
     val = "val" if fold is None and ("val" in present or present <= {"train", "test"}) else str(fold or 0)
