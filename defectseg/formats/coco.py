@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -125,14 +125,6 @@ def _by_id(path: Path, content: Mapping[str, Any], key: str) -> dict[_Id, _Entry
         if not isinstance(entry.get("id"), _Id) or found.setdefault(entry["id"], (where, entry))[1] is not entry:
             raise LabelError(f"{where}: expected an 'id' that no other entry of '{key}' has. Export it again.")
     return found
-
-
-def _known_id(entry: Mapping[str, Any], key: str, known: Collection[_Id], where: str) -> _Id:
-    value = entry.get(key)
-    if not isinstance(value, _Id) or value not in known:
-        there = some(map(brief, known)) or "none"
-        raise LabelError(f"{where}: '{key}' is {brief(value)}; there is only {there}. Export it again.")
-    return value
 
 
 def _names(path: Path, categories: Mapping[_Id, _Entry], annotations: Sequence[_Entry]) -> dict[_Id, str]:

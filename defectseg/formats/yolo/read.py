@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from defectseg.data.classes import MAX_CLASSES, check_class_names
 from defectseg.errors import DataError, LabelError
 from defectseg.formats.common import Tally, index_unique, read_text
-from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, part_among, part_of
+from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_among, part_of
 from defectseg.formats.locate import ImageFinder
 from defectseg.formats.polygons import lies_within
 from defectseg.formats.source import LabelSource
@@ -104,23 +104,21 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     places = {image.path: _place_of(label_of.get(image.path, image.image_id)) for image in finder.images}
     parts, absent = _divide(source, file, document, places, finder, tally)
     images = [image for image in finder.images if image.path in parts]
-    shapes = {path: _read_shapes(source, label, names, tally) for path, label in label_of.items() if path in parts}
-    used = {shape.name for one in shapes.values() for shape in one}
+    records = []
+    for image in images:
+        label = label_of.get(image.path)
+        shapes = _read_shapes(source, label, names, tally) if label else []
+        status: Status = "labelled" if label else "unclear"
+        where = f"{source.given}: {label or image.image_id}"
+        records.append(Record(image.path, where, shapes, part=parts[image.path], status=status))
+    used = {shape.name for record in records for shape in record.shapes}
+    is_own = file != "" and read_text(source.path(file), "").startswith(OWN_LINE)
     return LabelSet(
-        [
-            Record(
-                image.path,
-                f"{source.given}: {label_of.get(image.path, image.image_id)}",
-                shapes.get(image.path, ()),
-                part=parts[image.path],
-                status="labelled" if image.path in shapes else "unclear",
-            )
-            for image in images
-        ],
-        given_names or [name for name in names if name in used],
+        records,
+        given_names or sorted(used, key=int),
         numbered=not given_names,
         roots=_roots(source, images) if choices.images is None else (),
-        own=len(shapes) == len(images) and file != "" and read_text(source.path(file), "").startswith(OWN_LINE),
+        own=is_own and all(record.status == "labelled" for record in records),
         lonely=[*lonely, *absent],
         hint="".join(f"The labels of {one.image_id} should be in {label_path(one.image_id)}." for one in images[:1]),
     )
