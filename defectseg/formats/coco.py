@@ -205,13 +205,13 @@ class CocoDocument:
     def __init__(self, class_names: Sequence[str], tally: Tally, *, tolerance_px: float | None) -> None:
         self._tally, self._tolerance_px = tally, tolerance_px
         self._categories = dict(enumerate(class_names, start=1))
-        self._images: list[dict[str, Any]] = []
+        self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
     def add_image(self, file_name: str, size_hw: tuple[int, int]) -> None:
         """Begin an image, to which the masks that follow belong."""
-        image = {"id": len(self._images) + 1, "file_name": file_name, "height": size_hw[0], "width": size_hw[1]}
-        self._images.append(image | {"license": 0})
+        image = {"id": len(self.images) + 1, "file_name": file_name, "height": size_hw[0], "width": size_hw[1]}
+        self.images.append(image | {"license": 0})
 
     def add_mask(
         self, class_id: int, mask: NDArray[np.bool_], scores: Mapping[tuple[int, ...], list[float]] | None = None
@@ -228,7 +228,7 @@ class CocoDocument:
         for piece in cut_pieces(mask):
             annotation = {
                 "id": len(self.annotations) + 1,
-                "image_id": self._images[-1]["id"],
+                "image_id": self.images[-1]["id"],
                 "category_id": class_id,
                 "segmentation": encode_rle(piece.place(mask.shape))
                 if self._tolerance_px is None
@@ -241,7 +241,7 @@ class CocoDocument:
                 annotation["score"] = found.pop(0)
             self.annotations.append(annotation)
         if self._tolerance_px is not None:
-            self._tally.add("hole_px", count_hole_px(mask), example=self._images[-1]["file_name"])
+            self._tally.add("hole_px", count_hole_px(mask), example=self.images[-1]["file_name"])
 
     def write(self, path: Path, *, complete: bool) -> None:
         """Write the file. Raises ResourceError.
@@ -254,7 +254,7 @@ class CocoDocument:
             "info": COMPLETE_INFO if complete else INFO,
             "licenses": [{"id": 0, "name": "", "url": ""}],
             "categories": [{"id": one, "name": name, "supercategory": ""} for one, name in self._categories.items()],
-            "images": self._images,
+            "images": self.images,
             "annotations": self.annotations,
         }
         write_text(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")

@@ -246,6 +246,7 @@ BOMB = "a: &a [x, x, x, x]\n" + "".join(
         (TRAIN + "names: crack\n", "'names' is 'crack'"),
         (TRAIN + "names: {0: a, 2: b}\n", "a mapping from 0 on"),
         (TRAIN + "names: [a, {b: c}]\n", "'names' is "),
+        (TRAIN + "nc: 3\nnames: [a, b]\n", r"'names' is \['a', 'b'\]; expected a list of '3'"),
         (TRAIN + "names: [a, a]\n", "'a' names .* Rename one"),
         (TRAIN + "names: [a, b]\nkpt_shape: [4, 2]\n", "key points"),
     ],

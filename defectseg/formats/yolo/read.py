@@ -162,8 +162,10 @@ def _names(source: LabelSource, file: str, document: Mapping[str, Any]) -> list[
         where, names = source.path(files[0]), lists[0]
     if isinstance(names, dict) and names.keys() == set(map(str, range(len(names)))):
         names = [names[str(number)] for number in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise LabelError(f"{where}: 'names' is {brief(names)}; expected a list of classes, or a mapping from 0 on.")
+    count = document.get("nc", document.get("classes", str(len(names))))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or count != str(len(names)):
+        expected = f"expected a list of {brief(count)} classes, or a mapping from 0 on"
+        raise LabelError(f"{where}: 'names' is {brief(names)}; {expected}.")
     check_class_names(names, where=str(where))
     return names
 
