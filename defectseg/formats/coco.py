@@ -213,35 +213,29 @@ class CocoDocument:
         image = {"id": len(self.images) + 1, "file_name": file_name, "height": size_hw[0], "width": size_hw[1]}
         self.images.append(image | {"license": 0})
 
-    def add_mask(
-        self, class_id: int, mask: NDArray[np.bool_], scores: Mapping[tuple[int, ...], list[float]] | None = None
-    ) -> None:
-        """Add every region of a mask, bool (H, W).
-
-        Args:
-            class_id: ClassId.
-            mask: the mask.
-            scores: ClassId, area, left, top, width and height of a region -> its scores, which are used up in turn.
-        """
+    def add_mask(self, class_id: int, mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
+        """Add every region of a mask, bool (H, W), of a ClassId. Returns their annotations."""
+        before = len(self.annotations)
         if class_id == IGNORE_CLASS_ID and mask.any():
             self._categories[IGNORE_CLASS_ID] = IGNORE_NAME
         for piece in cut_pieces(mask):
+            if self._tolerance_px is None:
+                segmentation: Any = encode_rle(piece.place(mask.shape))
+            else:
+                segmentation = [outline(piece, tolerance_px=self._tolerance_px).ravel().tolist()]
             annotation = {
                 "id": len(self.annotations) + 1,
                 "image_id": self.images[-1]["id"],
                 "category_id": class_id,
-                "segmentation": encode_rle(piece.place(mask.shape))
-                if self._tolerance_px is None
-                else [outline(piece, tolerance_px=self._tolerance_px).ravel().tolist()],
+                "segmentation": segmentation,
                 "area": piece.area_px,
                 "bbox": list(piece.box_xywh),
                 "iscrowd": 0,
             }
-            if scores and (found := scores.get((class_id, piece.area_px, *piece.box_xywh))):
-                annotation["score"] = found.pop(0)
             self.annotations.append(annotation)
         if self._tolerance_px is not None:
             self._tally.add("hole_px", count_hole_px(mask), example=self.images[-1]["file_name"])
+        return self.annotations[before:]
 
     def write(self, path: Path, *, complete: bool) -> None:
         """Write the file. Raises ResourceError.

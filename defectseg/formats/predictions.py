@@ -71,7 +71,9 @@ def predictions_to_coco(
             scores[tuple(map(int, (class_id, area_px, left, top, width, height)))].append(float(score))
         for image_id, class_id, encoded in record.predictions:
             mask = rle.decode(encoded, size_hw, where=f"{image_id}, ClassId {class_id}")
-            document.add_mask(int(class_id), mask, scores)
+            for annotation in document.add_mask(int(class_id), mask):
+                if found := scores.get((int(class_id), annotation["area"], *annotation["bbox"])):
+                    annotation["score"] = found.pop(0)  # regions of one class, area and box take their scores in turn
         progress(len(document.images), 0)
     if not run_lengths and document.annotations:
         tally.add("simplified", round(TOLERANCE_PX))

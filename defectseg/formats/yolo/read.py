@@ -128,8 +128,7 @@ def _describe(source: LabelSource) -> tuple[str, Mapping[str, Any]]:
     """data.yaml or obj.data, and what it says; "" if there is neither."""
     found = _descriptions(source) if source.file is None else list(source.files)
     if len(found) > 1 and found[0].count("/") == found[1].count("/"):
-        both = f"{found[0]} and {found[1]} both describe a data set"
-        raise LabelError(f"{source.given}: {both}. Give the one that is meant itself.")
+        raise LabelError(f"{source.given}: {found[0]} and {found[1]} both describe a data set. Give one of them.")
     return (found[0], _read_description(source.path(found[0]))) if found else ("", {})
 
 
@@ -164,8 +163,7 @@ def _names(source: LabelSource, file: str, document: Mapping[str, Any]) -> list[
         names = [names[str(number)] for number in range(len(names))]
     count = document.get("nc", document.get("classes", str(len(names))))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or count != str(len(names)):
-        expected = f"expected a list of {brief(count)} classes, or a mapping from 0 on"
-        raise LabelError(f"{where}: 'names' is {brief(names)}; {expected}.")
+        raise LabelError(f"{where}: 'names' is {brief(names)}; expected {brief(count)} names as a list or from 0 on.")
     check_class_names(names, where=str(where))
     return names
 
@@ -184,7 +182,7 @@ def _pair(source: LabelSource, finder: ImageFinder, *, by_name: bool) -> tuple[d
     lonely = []
     for file in _texts(source):
         path = image_at.get(str(_place_of(file)))
-        if path is None and by_name and (image := finder.find(file.removesuffix(".txt"), where=file)):
+        if path is None and by_name and (image := finder.find(file[: -len(".txt")], where=str(source.path(file)))):
             path = image.path
         if path is None:
             lonely.append(file)
