@@ -153,9 +153,9 @@ def export_coco(
 
     Example: defectseg data export coco data/mill --out coco/ --polygons
     """
-    from defectseg.formats.coco import write
+    from defectseg.formats import coco
 
-    _export(partial(write.export_coco, root, out, polygons=polygons, link=link), out, json_output)
+    _export(partial(coco.export_coco, root, out, polygons=polygons, link=link), out, json_output)
 
 
 @export_app.command("labelme")

@@ -1,8 +1,7 @@
 """The kinds of labels that can be imported, and which of them a source is."""
 
 from defectseg.errors import DataError, UsageError
-from defectseg.formats import cvat, foreign, label_studio, labelme, severstal, supervisely, voc
-from defectseg.formats.coco import read as coco
+from defectseg.formats import coco, cvat, foreign, label_studio, labelme, severstal, supervisely, voc
 from defectseg.formats.labels import Kind
 from defectseg.formats.masks import read as masks
 from defectseg.formats.source import LabelSource

@@ -1,13 +1,18 @@
-"""Polygons around masks, and masks from polygons.
+"""Polygons and run-lengths of masks, and masks from them.
 
-Two conventions exist, half a pixel apart. In COCO, the pixel in column x covers x to x + 1, and it belongs to a polygon
-that contains its centre. In YOLO data sets, outlines run through the border pixels, as `cv2.findContours` gives them,
-and these pixels belong to the shape. An outline that is drawn here and read by the rule of its own convention gives the
-mask again, pixel by pixel, except for holes, which a polygon cannot have.
+Two conventions of polygons exist, half a pixel apart. In COCO, the pixel in column x covers x to x + 1, and it belongs
+to a polygon that contains its centre. In YOLO data sets, outlines run through the border pixels, as `cv2.findContours`
+gives them, and these pixels belong to the shape. An outline that is drawn here and read by the rule of its own
+convention gives the mask again, pixel by pixel, except for holes, which a polygon cannot have.
+
+COCO's run-lengths are the lengths of alternating runs of 0 and 1, column by column, and begin with a run of 0. A file
+holds them as a list ("uncompressed") or as text in six-bit digits ("compressed"; pycocotools, common/maskApi.c,
+rleToString).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as brief
 from typing import Any
 
 import cv2
@@ -15,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
-from defectseg.formats import coco_rle
+from defectseg.formats.losses import Tally
+
+_LONGEST_NUMBER_BITS = 40
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,7 @@ class Piece:
     def place(self, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
         """The region alone in an image of that size, bool (H, W)."""
         left, top, width, height = self.box_xywh
-        whole = np.zeros(size_hw, np.bool_)
-        whole[top : top + height, left : left + width] = self.mask
-        return whole
+        return np.pad(self.mask, ((top, size_hw[0] - top - height), (left, size_hw[1] - left - width)))
 
 
 def cut_pieces(mask: NDArray[np.bool_]) -> Iterator[Piece]:
@@ -69,45 +74,42 @@ def outline(piece: Piece, *, tolerance_px: float = 0.0) -> NDArray[np.float64]:
     return (np.asarray(contour).reshape(-1, 2) + 0.5) / 2 + piece.box_xywh[:2]
 
 
-def paint_outlines(polygons: Sequence[Any], size_hw: tuple[int, int], *, where: str) -> NDArray[np.bool_]:
+def paint_outlines(
+    polygons: Sequence[list[float]], size_hw: tuple[int, int], *, where: str, tally: Tally | None = None
+) -> NDArray[np.bool_]:
     """The union of polygons in COCO's convention, bool (H, W), filled by pycocotools.
 
     Args:
         polygons: each a list x1, y1, x2, y2 and so on, in pixels. Polygons of fewer than three points are skipped.
         size_hw: height and width of the image in pixels.
         where: names the annotation in messages.
+        tally: told if a polygon reaches beyond the image.
 
     Raises:
-        LabelError: a polygon is not a list of pairs of numbers, or lies far outside the image.
+        LabelError: a point is not a number, or lies far outside the image. pycocotools would crash.
     """
     from pycocotools import mask as coco
 
-    for polygon in polygons:
-        _check_polygon(polygon, size_hw, where)
     filled = [polygon for polygon in polygons if len(polygon) >= 6]
     if not filled:
         return np.zeros(size_hw, np.bool_)
+    points = np.reshape(np.concatenate(filled), (-1, 2))
+    if not lies_within(points, size_hw, beyond_px=size_hw[::-1]):
+        raise LabelError(
+            f"{where}: has points from {points.min():g} to {points.max():g}, far outside its image of {size_hw[1]} x "
+            f"{size_hw[0]}. Export the labels again at the images' own size."
+        )
+    if tally is not None and not lies_within(points, size_hw):
+        tally.add("clipped", example=where.rpartition(": ")[2])
     counts = coco.merge(coco.frPyObjects(filled, *size_hw))["counts"].decode("ascii")
-    return coco_rle.decode({"size": list(size_hw), "counts": counts}, size_hw, where=where)
+    return decode_rle({"size": list(size_hw), "counts": counts}, size_hw, where=where)
 
 
-def _check_polygon(polygon: Any, size_hw: tuple[int, int], where: str) -> None:
-    """Refuse what pycocotools does not check: it crashes on nan and on huge numbers."""
-    height, width = size_hw
-    if not isinstance(polygon, list) or len(polygon) % 2 or not all(isinstance(n, int | float) for n in polygon):
-        raise LabelError(f"{where}: a polygon that is not a list of numbers x1, y1, x2, y2 and so on. Draw it again.")
-    for index, number in enumerate(polygon):
-        length = height if index % 2 else width
-        if not -length <= number <= 2 * length:  # nan too
-            raise LabelError(
-                f"{where}: a polygon with a point at {str(number)[:20]}, far outside its image of {width} x {height}. "
-                "Export the labels again at the images' own size."
-            )
-
-
-def lies_within(points: NDArray[np.float64], size_hw: tuple[int, int]) -> bool:
-    """Whether points, (N, 2), x and y in px, lie in an image or no more than half a pixel beyond it."""
-    return bool((points >= -0.5).all() and (points <= (size_hw[1] + 0.5, size_hw[0] + 0.5)).all())
+def lies_within(
+    points: NDArray[np.float64], size_hw: tuple[int, int], *, beyond_px: tuple[float, float] = (0.5, 0.5)
+) -> bool:
+    """Whether points, (N, 2), x and y in px, lie in an image or no more than `beyond_px`, x and y, beyond it."""
+    return bool(((points >= np.negative(beyond_px)) & (points <= np.add(size_hw[::-1], beyond_px))).all())
 
 
 def pixel_outline(piece: Piece) -> NDArray[np.intp]:
@@ -116,14 +118,60 @@ def pixel_outline(piece: Piece) -> NDArray[np.intp]:
     return np.asarray(contour, np.intp).reshape(-1, 2) + piece.box_xywh[:2]
 
 
-def paint_pixel_outline(points: NDArray[np.intp], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Fill a shape given by its border pixels, int (N, 2), x and y, which belong to it; bool (H, W)."""
-    return np.asarray(cv2.fillPoly(np.zeros(size_hw, np.uint8), [points.astype(np.int32)], 1)).view(np.bool_)
-
-
 def count_hole_px(mask: NDArray[np.bool_]) -> int:
     """Number of pixels outside a mask, bool (H, W), that the outlines of its regions enclose."""
     pixels = np.ascontiguousarray(mask).view(np.uint8)
     contours, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     filled = cv2.drawContours(np.zeros_like(pixels), contours, -1, 1, cv2.FILLED)
     return int(np.count_nonzero(filled)) - int(np.count_nonzero(mask))
+
+
+def encode_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask, bool (H, W), as COCO's compressed run-lengths: `{"size": [H, W], "counts": text}`."""
+    from pycocotools import mask as coco
+
+    counts = coco.encode(np.asfortranarray(mask, np.uint8))["counts"]
+    return {"size": list(mask.shape), "counts": counts.decode("ascii")}
+
+
+def decode_rle(run_lengths: Mapping[str, Any], size_hw: tuple[int, int], *, where: str) -> NDArray[np.bool_]:
+    """Turn COCO's run-lengths, compressed or not, into a mask, bool (H, W).
+
+    pycocotools does not check its input: where the runs do not fill the image, the rest of its mask is whatever was in
+    memory. So it is not used here.
+
+    Raises:
+        LabelError: the run-lengths are for another image size, are no numbers, or do not add up to the image; names
+            `where`.
+    """
+    height, width = size_hw
+    size, given = run_lengths.get("size"), run_lengths.get("counts")
+    counts: Any = _unpack(given) if isinstance(given, str) else given
+    is_valid = isinstance(counts, list) and all(isinstance(n, int) and 0 <= n <= height * width for n in counts)
+    if size != [height, width] or not is_valid or sum(counts) != height * width:
+        raise LabelError(
+            f"{where}: run-lengths of size {brief(size)}, {brief(given)}; expected [{height}, {width}] (rows, columns) "
+            f"and a text or whole numbers that add up to {height * width} px. Export the labels again."
+        )
+    values = np.arange(len(counts)) % 2 == 1
+    return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+
+
+def _unpack(text: str) -> list[int]:
+    """The numbers in compressed run-lengths; none if they are damaged.
+
+    From the fourth on, each is stored minus the one two before it.
+    """
+    counts: list[int] = []
+    value = bits = 0
+    for letter in text:
+        digit = ord(letter) - 48
+        if not 0 <= digit < 64 or bits > _LONGEST_NUMBER_BITS:
+            return []
+        value |= (digit & 31) << bits
+        bits += 5
+        if not digit & 32:
+            value -= (digit & 16) << bits - 4
+            counts.append(value + counts[-2] if len(counts) > 2 else value)
+            value = bits = 0
+    return [] if bits else counts

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defectseg.errors import DataError, OutputExistsError
-from defectseg.formats.coco.write import CocoDocument
+from defectseg.formats.coco import CocoDocument
 from defectseg.formats.losses import Loss, Tally
 from defectseg.image import rle
 from defectseg.predict.output import read_results
@@ -60,7 +60,6 @@ def predictions_to_coco(
     class_names = tuple(map(str, run["class_names"]))
     tally = Tally()
     document = CocoDocument(class_names, tally, tolerance_px=None if run_lengths else TOLERANCE_PX)
-    count = 0
     for record in records:
         if record.status == STATUS_UNREADABLE:
             tally.add("unreadable_images", example=record.image_id)
@@ -72,10 +71,11 @@ def predictions_to_coco(
             scores[tuple(map(int, (class_id, area_px, left, top, width, height)))].append(float(score))
         for image_id, class_id, encoded in record.predictions:
             mask = rle.decode(encoded, size_hw, where=f"{image_id}, ClassId {class_id}")
-            document.add_mask(int(class_id), mask, scores)
-        count += 1
-        progress(count, 0)
+            for annotation in document.add_mask(int(class_id), mask):
+                if found := scores.get((int(class_id), annotation["area"], *annotation["bbox"])):
+                    annotation["score"] = found.pop(0)  # regions of one class, area and box take their scores in turn
+        progress(len(document.images), 0)
     if not run_lengths and document.annotations:
         tally.add("simplified", round(TOLERANCE_PX))
     document.write(file, complete=False)
-    return CorrectionReport(count, len(document.annotations), class_names, tally.losses())
+    return CorrectionReport(len(document.images), len(document.annotations), class_names, tally.losses())

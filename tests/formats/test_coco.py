@@ -10,7 +10,7 @@ from PIL import Image
 from defectseg.data.folder import open_data_folder
 from defectseg.data.split import SPLIT_NAME
 from defectseg.errors import DataError, LabelError
-from defectseg.formats.coco.write import export_coco
+from defectseg.formats.coco import export_coco
 from defectseg.formats.data_import import import_labels
 from defectseg.formats.labels import Choices
 
@@ -131,7 +131,9 @@ def test_image_does_not_become_sound_because_its_only_annotation_is_faulty(
     only = annotation(9, image_id=2, **more)
     file = coco(images=[image(), image(2, "b.png")], annotations=[annotation(), only])
     for unlabelled in (None, "clean"):
-        with pytest.raises(LabelError, match=r"labels\.json: annotation 9: .*b\.png, which would become sound") as told:
+        with pytest.raises(
+            LabelError, match=r"labels\.json: images\[1\] with id 2 \(b\.png\): .*would become sound"
+        ) as told:
             run(file, unlabelled=unlabelled)
         assert told.value.go_on == {"unlabelled": "skip"}
     report = run(file, unlabelled="skip")
@@ -205,7 +207,7 @@ def test_outlines_come_before_boxes_of_the_same_images(tmp_path: Path, coco: Mak
 def test_list_of_results_is_taken_for_predictions_and_says_what_can_be_done(tmp_path: Path, coco: Make) -> None:
     file = coco()
     file.write_text('[{"image_id": 1, "category_id": 7, "segmentation": {}, "score": 0.5}]')
-    with pytest.raises(DataError, match=r"labels\.json: holds predictions .*in the place of 'annotations'"):
+    with pytest.raises(DataError, match=r"labels\.json holds predictions: .* as 'annotations'"):
         run(file)
 
 
@@ -276,28 +278,29 @@ def test_picture_with_an_exif_orientation_is_asked_about_and_turned_with_its_sou
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({"images": []}, "the list 'images' is empty"),
-        ({"images": None}, r"no list 'images' of objects \(it has 'images', 'annotations', 'categories'\)"),
+        ({"images": []}, "id 1: has 'image_id' 1 and 'category_id' 7, which are not both"),
+        ({"images": [], "annotations": []}, "holds no labels"),
+        ({"images": None}, "no list 'images' of objects; expected COCO"),
         ({"annotations": {"1": {}}}, "no list 'annotations' of objects"),
         ({"annotations": ["x"]}, "no list 'annotations' of objects"),
-        ({"images": [image(), image()]}, "image 1: stands in the list 'images' twice"),
-        ({"images": [{"id": 1}]}, "image 1: 'file_name' is None"),
-        ({"images": [{"file_name": "a.png"}]}, "image number 1: 'id' is None"),
-        ({"images": [image(width="6")]}, "image 1: has the size '6' x 4"),
-        ({"images": [image(width=3)]}, r"image 1 \(a\.png\): the labels are for 3x4 px, but .* 6x4\. Use the images"),
-        ({"images": [image(), image(2, "north/a.png")]}, r"image 2 \(north/a\.png\) and .* both stand for .*a\.png"),
-        ({"annotations": [{"image_id": 9}]}, "annotation number 1: belongs to image 9"),
-        ({"categories": [{}]}, "category number 1: expected an id"),
-        (annotated(image_id=9), "annotation 4: belongs to image 9, which the list"),
-        (annotated(category_id=9), r"annotation 4: has category 9; .* has 3 \(dent\), 7 \(crack\)"),
-        (annotated(category_id=[7]), r"annotation 4: 'category_id' is \[7\]"),
-        (annotated(segmentation=[[0, 0, 999, 0, 1, 1]]), "annotation 4: .*999, far outside its image"),
-        (annotated(segmentation={"size": [4, 6], "counts": [5]}), "annotation 4: .* add up to 5"),
-        ({"categories": [CRACK, CRACK]}, "category 7: stands in the list 'categories' twice"),
-        ({"categories": [{"id": "7", "name": "crack"}]}, "category '7': expected an id that is a whole number"),
-        ({"categories": [{"id": 7, "name": " "}]}, "category 7: expected .* name"),
-        ({"categories": [CRACK, {"id": 8, "name": "crack"}]}, r"two categories have one name \(crack, crack\)"),
-        ({"categories": []}, "has category 7; the list 'categories' has none"),
+        ({"images": [image(), image()]}, "id 1: expected an 'id' that no other entry of 'images' has"),
+        ({"images": [{"id": 1}]}, "id 1: has 'file_name' None"),
+        ({"images": [{"file_name": "a.png"}]}, r"images\[0\] with id None: expected an 'id'"),
+        ({"images": [image(width="6")]}, r"id 1: has .*'height' and 'width' \[4, '6'\]"),
+        ({"images": [image(width=3)]}, r"id 1 \(a\.png\): the labels are for 3x4 px, but .* 6x4\. Use the images"),
+        ({"images": [image(), image(2, "north/a.png")]}, r"id 2 \(north/a\.png\) and .* both stand for .*a\.png"),
+        ({"annotations": [{"image_id": 9}]}, r"annotations\[0\] with id None: has 'image_id' 9 and 'category_id' None"),
+        ({"categories": [{}]}, r"categories\[0\] with id None: expected an 'id'"),
+        (annotated(image_id=9), "id 4: has 'image_id' 9 and 'category_id' 7"),
+        (annotated(category_id=9), "id 4: has 'image_id' 1 and 'category_id' 9"),
+        (annotated(category_id=[7]), r"id 4: .*'category_id' \[7\]"),
+        (annotated(segmentation=[[0, 0, 999, 0, 1, 1]]), "id 4: .*999, far outside its image"),
+        (annotated(segmentation={"size": [4, 6], "counts": [5]}), r"id 4: .*\[5\].* add up to 24 px"),
+        ({"categories": [CRACK, CRACK]}, "id 7: expected an 'id' that no other"),
+        ({"categories": [{"id": "7", "name": "crack"}]}, "id '7': expected an 'id' that is a whole number"),
+        ({"categories": [{"id": 7, "name": " "}]}, "id 7: expected .* a 'name'"),
+        ({"categories": [CRACK, {"id": 8, "name": "crack"}]}, "'crack' names .* Rename one"),
+        ({"categories": []}, "'category_id' 7, which are not both"),
     ],
 )
 def test_faulty_files_name_the_entry_and_leave_nothing(

@@ -8,8 +8,14 @@ from numpy.typing import NDArray
 from pycocotools import mask as pycocotools_mask
 
 from defectseg.errors import LabelError
-from defectseg.formats import coco_rle
-from defectseg.formats.polygons import cut_pieces, outline, paint_outlines, pixel_outline
+from defectseg.formats.polygons import (
+    cut_pieces,
+    decode_rle,
+    encode_rle,
+    outline,
+    paint_outlines,
+    pixel_outline,
+)
 
 
 def mask_of(*rows: str) -> NDArray[np.bool_]:
@@ -56,18 +62,13 @@ def test_polygon_of_fewer_than_three_points_is_empty_and_not_taken_for_a_box(pol
 @pytest.mark.parametrize(
     ("polygon", "message"),
     [
-        ([0, 0, 1], "not a list of numbers"),
-        ([0, 0, 1, "2", 3, 3], "not a list of numbers"),
-        ([0, 0, 1, None, 3, 3], "not a list of numbers"),
-        ("0 0 1 1 2 2", "not a list of numbers"),
-        ([0, 0, 1e9, 0, 1, 1], r"a point at 1000000000\.0, far outside its image of 5 x 4"),
-        ([0, 0, float("nan"), 0, 1, 1], "a point at nan"),
-        ([0, 0, 10**400, 0, 1, 1], "far outside"),
-        ([0, 0, -6, 0, 1, 1], "a point at -6"),
-        ([0, 0, 10, 9, 1, 1], "a point at 9"),
+        ([0, 0, 1e9, 0, 1, 1], r"from 0 to 1e\+09, far outside its image of 5 x 4"),
+        ([0, 0, float("nan"), 0, 1, 1], "points from nan"),
+        ([0, 0, -6, 0, 1, 1], "from -6 to 1"),
+        ([0, 0, 10, 9, 1, 1], "from 0 to 10"),
     ],
 )
-def test_faulty_polygons_are_refused_and_never_reach_pycocotools(polygon: Any, message: str) -> None:
+def test_points_far_outside_never_reach_pycocotools(polygon: list[float], message: str) -> None:
     with pytest.raises(LabelError, match=r"annotation 7: .*" + message):
         paint_outlines([polygon], (4, 5), where="annotation 7")
 
@@ -78,8 +79,8 @@ def test_run_lengths_give_the_mask_again_and_are_read_as_pycocotools_reads_them(
     for size_hw in ((1, 1), (3, 40), (150, 130), (150, 130)):
         for density in (0.0, 0.001, 0.5, 1.0):
             mask = rng.random(size_hw) < density
-            encoded = coco_rle.encode(mask)
-            np.testing.assert_array_equal(coco_rle.decode(encoded, size_hw, where=""), mask)
+            encoded = encode_rle(mask)
+            np.testing.assert_array_equal(decode_rle(encoded, size_hw, where=""), mask)
             theirs = pycocotools_mask.decode({"size": encoded["size"], "counts": encoded["counts"].encode()})
             np.testing.assert_array_equal(theirs, mask)
 
@@ -87,19 +88,19 @@ def test_run_lengths_give_the_mask_again_and_are_read_as_pycocotools_reads_them(
 @pytest.mark.parametrize(
     ("run_lengths", "message"),
     [
-        ({"size": [3, 2], "counts": [6]}, r"size \[3, 2\]; its image has \[2, 3\]"),
+        ({"size": [3, 2], "counts": [6]}, r"size \[3, 2\], \[6\]; expected \[2, 3\]"),
         ({"counts": [6]}, r"size None"),
-        ({"size": [2, 3], "counts": [2, 1]}, r"add up to 3 px; an image of 2 x 3 has 6"),
-        ({"size": [2, 3], "counts": [8, -2]}, r"neither a text nor a list of lengths"),
-        ({"size": [2, 3], "counts": [2.5, 3.5]}, r"neither a text nor a list"),
-        ({"size": [2, 3]}, r"neither a text nor a list"),
-        ({"size": [2, 3], "counts": "04"}, r"add up to 4 px"),
-        ({"size": [2, 3], "counts": "o"}, r"cut short"),
-        ({"size": [2, 3], "counts": "ooooooooooooooo"}, r"'o' in compressed run-lengths"),
-        ({"size": [2, 3], "counts": "6 é"}, r"' ' in compressed run-lengths"),
-        ({"size": [2, 3], "counts": "O"}, r"neither a text"),  # -1
+        ({"size": [2, 3], "counts": [2, 1]}, r"size \[2, 3\], \[2, 1\]; expected .*that add up to 6 px"),
+        ({"size": [2, 3], "counts": [8, -2]}, r"size \[2, 3\], \[8, -2\]"),
+        ({"size": [2, 3], "counts": [2.5, 3.5]}, r"size \[2, 3\], \[2.5, 3.5\]"),
+        ({"size": [2, 3]}, r"3\], None"),
+        ({"size": [2, 3], "counts": "04"}, r"3\], '04'"),
+        ({"size": [2, 3], "counts": "6o"}, r"3\], '6o'"),
+        ({"size": [2, 3], "counts": "6" + "o" * 100_000}, r"3\], '6ooo"),
+        ({"size": [2, 3], "counts": "6 é"}, r"3\], '6 é'"),
+        ({"size": [2, 3], "counts": "O"}, r"3\], 'O'"),  # -1
     ],
 )
 def test_faulty_run_lengths_are_refused_and_never_reach_pycocotools(run_lengths: dict[str, Any], message: str) -> None:
     with pytest.raises(LabelError, match=r"annotation 7: .*" + message):
-        coco_rle.decode(run_lengths, (2, 3), where="annotation 7")
+        decode_rle(run_lengths, (2, 3), where="annotation 7")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from defectseg.data.folder import open_data_folder
 from defectseg.errors import DataError, ImageError, LabelError, OutputExistsError
-from defectseg.formats.coco.write import export_coco
+from defectseg.formats.coco import export_coco
 from defectseg.formats.data_import import import_labels
 from defectseg.formats.yolo.write import export_yolo
 

@@ -1,6 +1,7 @@
 """YOLO segmentation data sets as Ultralytics, CVAT, Label Studio and Roboflow write them."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -8,261 +9,321 @@ from reprlib import repr as brief
 from typing import Any
 from unicodedata import normalize
 
+import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from defectseg.data.classes import MAX_CLASSES
+from defectseg.data.classes import MAX_CLASSES, check_class_names
 from defectseg.errors import DataError, LabelError
 from defectseg.formats.common import index_unique, read_text
-from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_of
+from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_among, part_of
 from defectseg.formats.locate import ImageFinder
 from defectseg.formats.losses import Tally
-from defectseg.formats.polygons import lies_within, paint_pixel_outline
+from defectseg.formats.polygons import lies_within
 from defectseg.formats.source import LabelSource
-from defectseg.formats.yolo.lines import Line, looks_like_labels, read_lines
-from defectseg.formats.yolo.parts import Pair, divide
 from defectseg.formats.yolo.write import OWN_LINE, label_path
+from defectseg.image.find import FoundImage
 
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 _NAMES_FILES = ("obj.names", "classes.txt")
 _FEW = 20
 _LONGEST_YAML = 1_000_000  # which takes PyYAML half a minute
+_EXPECTED = "expected numbers: a class, then x, y pairs of three points or more, or the four numbers of a box"
+_BEYOND = (1.0, 1.0)  # tools let points stray over the border; farther out, the numbers are pixels
+_NO_PARTS = ("names", "nc", "path", "classes", "backup", "download")
+_DEEPEST = 50
+_ORDER: tuple[Part, ...] = ("train", "val", "test", "")
 _ROUNDING_PX = 0.01  # 333 of 1000 px written as 0.333000 must not become pixel 332; five digits do for 2000 px
 
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    if source.file is None and not source.with_suffix(".txt") and _masks(source):
+    has_masks = any("mask" in file.lower().rpartition("/")[0] for file in source.files)
+    if has_masks and source.file is None and not source.with_suffix(".txt"):
         return ""
-    if found := _yamls(source) or source.named("obj.data", "obj.names"):
+    if found := _descriptions(source) or source.named("obj.names"):
         return f"there is {found[0]}"
     labels = _some_labels(source)
     return f"{labels[0]} has lines of a class and fractions" if labels else ""
 
 
-def _yamls(source: LabelSource) -> list[str]:
-    """data.yaml, else other YAML files that describe a data set."""
+def _descriptions(source: LabelSource) -> list[str]:
+    """data.yaml, else other YAML files that describe a data set, else obj.data."""
     found = source.named(*_YAML_NAMES)
     for file in [] if found else source.with_suffix(".yaml", ".yml")[:_FEW]:
         with suppress(LabelError):
-            document = _read_yaml(source.path(file))
+            document = _read_description(source.path(file))
             found += [file] if "names" in document and any(map(part_of, document)) else []
-    return found
+    return sorted(found or source.named("obj.data"), key=lambda file: (file.count("/"), file))
 
 
 def _some_labels(source: LabelSource) -> list[str]:
     """A few files in folders called `labels`, or beside a list of classes, that hold lines of labels."""
     has_names = bool(source.named(*_NAMES_FILES))
-    found = [file for file in source.with_suffix(".txt") if has_names or "labels" in PurePosixPath(file).parts]
-    few = [file for file in found if PurePosixPath(file).name.lower() not in _NAMES_FILES][:_FEW]
-    return [file for file in few if looks_like_labels(source.path(file))]
+    found = [file for file in _texts(source) if has_names or "labels" in PurePosixPath(file).parts]
+    return [file for file in found[:_FEW] if len(_first_numbers(source.path(file))) > 4]
+
+
+def _texts(source: LabelSource) -> list[str]:
+    """The files that may be label files."""
+    return [file for file in source.with_suffix(".txt") if PurePosixPath(file).name.lower() not in _NAMES_FILES]
+
+
+def _first_numbers(path: Path) -> NDArray[np.float64]:
+    """The numbers in the first line of a file; none if it is anything else. Raises nothing."""
+    with suppress(LabelError):
+        return _numbers(read_text(path, "").lstrip().partition("\n")[0])
+    return np.empty(0)
+
+
+def _numbers(line: str) -> NDArray[np.float64]:
+    """The numbers in a line; none if there is anything else."""
+    try:
+        return np.array(line.split(), np.float64)
+    except ValueError:
+        return np.empty(0)
 
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    lines = [read_text(source.path(file), "").split("\n")[0].split() for file in _some_labels(source)]
-    return bool(lines) and all(len(words) in (5, 6) for words in lines)
+    counts = [len(_first_numbers(source.path(file))) for file in _some_labels(source)]
+    return bool(counts) and set(counts) == {5}
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in YOLO's order, or numbered from 1 if there are no names."""
     file, document = _describe(source)
     source = source if source.file is None else LabelSource(source.given, source.root)  # the folder of data.yaml
-    names = _names(source, file, document)
+    given_names = _names(source, file, document)
+    names = given_names or list(map(str, range(1, MAX_CLASSES + 1)))
     try:
         finder = ImageFinder([choices.images or source.root])
     except DataError as error:
         raise DataError(f"{error} Give the folder that holds the images.", argument="images") from error
-    pairs, lonely = _pair(source, finder, choices)
-    parts, absent = divide(source, file, document, pairs, finder, tally)
-    pairs = [pair for pair in pairs if pair.path in parts]
-    lines = _read_all(source, pairs, names)
-    if not lines:
-        raise _no_labels(source, file, pairs)
-    _check_scores([line for one in lines.values() for line in one], tally)
-    records = [
-        Record(
-            pair.path,
-            f"{source.given}: {pair.labels if pair.path in lines else pair.name}",
-            [_shape(line, names, tally) for line in lines.get(pair.path, ())],
-            part=parts[pair.path],
-            status="labelled" if pair.path in lines else "unclear",
-        )
-        for pair in pairs
-    ]
-    used = sorted({line.class_index + 1 for one in lines.values() for line in one})
+    label_of, lonely = _pair(source, finder, by_name=choices.images is not None)
+    places = {image.path: _place_of(label_of.get(image.path, image.image_id)) for image in finder.images}
+    parts, absent = _divide(source, file, document, places, finder, tally)
+    images = [image for image in finder.images if image.path in parts]
+    records = []
+    for image in images:
+        label = label_of.get(image.path)
+        shapes = _read_shapes(source, label, names, tally) if label else []
+        status: Status = "labelled" if label else "unclear"
+        where = f"{source.given}: {label or image.image_id}"
+        records.append(Record(image.path, where, shapes, part=parts[image.path], status=status))
+    used = {shape.name for record in records for shape in record.shapes}
+    is_own = file != "" and read_text(source.path(file), "").startswith(OWN_LINE)
     return LabelSet(
         records,
-        list(map(str, used)) if names is None else names,
-        numbered=names is None,
-        roots=_roots(source, pairs) if choices.images is None else (),
-        own=len(lines) == len(pairs) and file != "" and read_text(source.path(file), "").startswith(OWN_LINE),
+        given_names or sorted(used, key=int),
+        numbered=not given_names,
+        roots=_roots(source, images) if choices.images is None else (),
+        own=is_own and all(record.status == "labelled" for record in records),
         lonely=[*lonely, *absent],
+        hint="".join(f"The labels of {one.image_id} should be in {label_path(one.image_id)}." for one in images[:1]),
     )
 
 
 def _describe(source: LabelSource) -> tuple[str, Mapping[str, Any]]:
     """data.yaml or obj.data, and what it says; "" if there is neither."""
-    found = (_yamls(source) or source.named("obj.data")) if source.file is None else list(source.files)
-    found.sort(key=lambda file: (file.count("/"), file))
-    if not found:
-        return "", {}
+    found = _descriptions(source) if source.file is None else list(source.files)
     if len(found) > 1 and found[0].count("/") == found[1].count("/"):
-        raise LabelError(
-            f"{source.given}: {found[0]} and {found[1]} both describe a data set. Give the one that is meant itself."
-        )
-    path = source.path(found[0])
-    if path.suffix.lower() in (".yaml", ".yml"):
-        return found[0], _read_yaml(path)
-    lines = read_text(path, "expected lines such as train = train.txt").splitlines()
-    pairs = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
-    return found[0], {key: value for key, value in pairs.items() if key != "names"}  # obj.names itself is read
+        raise LabelError(f"{source.given}: {found[0]} and {found[1]} both describe a data set. Give one of them.")
+    return (found[0], _read_description(source.path(found[0]))) if found else ("", {})
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
-    """The mapping in a YAML file, all of whose values are texts, lists and mappings. Raises LabelError."""
-    expected = "expected the keys train, val and names"
+def _read_description(path: Path) -> Mapping[str, Any]:
+    """The mapping in data.yaml or obj.data, all of whose values are texts, lists and mappings. Raises LabelError."""
+    expected = "expected a mapping with train, val and names"
     text = read_text(path, expected)
-    if len(text) > _LONGEST_YAML:
-        raise LabelError(f"{path}: {len(text)} letters; {expected}, and long lists of images in a text file.")
+    if path.suffix == ".data":
+        text = re.sub("[ \t]*=[ \t]*", ": ", text)  # train = train.txt
     try:
-        document = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - makes no objects, only texts
+        document = yaml.load(text, yaml.BaseLoader) if len(text) <= _LONGEST_YAML else None  # noqa: S506 - only texts
     except (yaml.YAMLError, RecursionError) as error:
         raise LabelError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]}); {expected}.") from error
-    if not isinstance(document, dict):
-        raise LabelError(f"{path}: holds no mapping; {expected}.")
-    if "kpt_shape" in document:
-        raise LabelError(f"{path}: describes key points ('kpt_shape'), not outlines. Export as YOLO segmentation.")
+    if not isinstance(document, dict) or "kpt_shape" in document:
+        raise LabelError(f"{path}: {expected}, of up to {_LONGEST_YAML} letters, and no key points ('kpt_shape').")
     return document
 
 
-def _names(source: LabelSource, file: str, document: Mapping[str, Any]) -> list[str] | None:
-    """The classes, from data.yaml, else from a file with a name on each line; None if there is none."""
-    where = str(source.path(file)) if file else str(source.given)
-    names = document.get("names")
-    if not names and (files := source.named(*_NAMES_FILES)):
-        lists = [read_text(source.path(one), "expected a class on each line").split("\n") for one in files]
-        stripped = [[line.strip() for line in lines if line.strip()] for lines in lists]
-        if any(lines != stripped[0] for lines in stripped):
+def _names(source: LabelSource, file: str, document: Mapping[str, Any]) -> list[str]:
+    """The classes, from data.yaml, else from a file with a name on each line; none if nobody named them."""
+    where = source.path(file)
+    names: Any = document.get("names")
+    if not names or file.endswith(".data"):  # which has the path of obj.names
+        files = source.named(*_NAMES_FILES)
+        lists = [_lines(source.path(one), "expected a class on each line") for one in files]
+        if any(one != lists[0] for one in lists):
             raise LabelError(f"{source.given}: {' and '.join(files)} name different classes. Keep one of them.")
-        where, names = str(source.path(files[0])), stripped[0]
-    elif not file or (names is None and file.endswith(".data")):
-        return None
-    if isinstance(names, dict):
-        expected = [str(number) for number in range(len(names))]
-        if names.keys() != set(expected):
-            raise LabelError(f"{where}: names has the keys {brief(list(names))}; expected 0 to {len(names) - 1}.")
-        names = [names[number] for number in expected]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise LabelError(f"{where}: 'names' is {brief(names)}; expected a list of class names, or a mapping from 0 on.")
-    if len(set(names)) < len(names):
-        raise LabelError(f"{where}: a name stands there twice ({brief(names)}). Rename one of the two.")
-    count = document.get("nc", document.get("classes", len(names)))
-    if str(count) != str(len(names)):
-        raise LabelError(f"{where}: has {len(names)} names, but should have {brief(count)}. Mend what is wrong.")
+        if not lists:
+            return []
+        where, names = source.path(files[0]), lists[0]
+    if isinstance(names, dict) and names.keys() == set(map(str, range(len(names)))):
+        names = [names[str(number)] for number in range(len(names))]
+    count = document.get("nc", document.get("classes", str(len(names))))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or count != str(len(names)):
+        raise LabelError(f"{where}: 'names' is {brief(names)}; expected {brief(count)} names as a list or from 0 on.")
+    check_class_names(names, where=str(where))
     return names
 
 
-def _pair(source: LabelSource, finder: ImageFinder, choices: Choices) -> tuple[list[Pair], list[str]]:
-    """Every image with its label file, and the label files without an image.
+def _lines(path: Path, expected: str) -> list[str]:
+    return [line.strip() for line in read_text(path, expected).split("\n") if line.strip()]
 
-    In the source, the path of an image tells that of its label file. Images elsewhere are found by the names of the
-    label files.
+
+def _pair(source: LabelSource, finder: ImageFinder, *, by_name: bool) -> tuple[dict[Path, str], list[str]]:
+    """Image -> its label file; and the label files without an image.
+
+    Their paths must be alike, see `_place_of`. Images elsewhere are found by the names of the label files.
     """
-    texts = [file for file in source.with_suffix(".txt") if PurePosixPath(file).name.lower() not in _NAMES_FILES]
-    lonely = []
+    image_at = index_unique(((str(_place_of(image.image_id)), image.path) for image in finder.images), "images")
     label_of: dict[Path, str] = {}
-    if choices.images is None:
-        spelled = {_plain(file): file for file in texts}
-        label_of = {
-            image.path: spelled.get(label_path(_plain(image.image_id)), label_path(image.image_id))
-            for image in finder.images
-        }
-        there = set(texts)
-        index_unique(((labels, path) for path, labels in label_of.items() if labels in there), "images")
-        lonely = sorted(there - set(label_of.values()))
-    else:
-        for file in (file for file in texts if looks_like_labels(source.path(file), if_empty=True)):
-            image = finder.find(file.removesuffix(".txt"), where=str(source.path(file)))
-            if image is None:
-                lonely.append(file)
-            elif (other := label_of.setdefault(image.path, file)) != file:
-                raise LabelError(f"{source.given}: {file} and {other} both fit {image.path}. Keep one of the two.")
-    pairs = [
-        Pair(image.path, image.image_id, label_of.get(image.path, label_path(image.image_id)))
-        for image in finder.images
-    ]
-    return pairs, [file for file in lonely if looks_like_labels(source.path(file))]
+    lonely = []
+    for file in _texts(source):
+        path = image_at.get(str(_place_of(file)))
+        if path is None and by_name and (image := finder.find(file[: -len(".txt")], where=str(source.path(file)))):
+            path = image.path
+        if path is None:
+            lonely.append(file)
+        elif label_of.setdefault(path, file) != file:
+            raise LabelError(f"{source.given}: {file} and {label_of[path]} both fit {path}. Keep one of the two.")
+    return label_of, [file for file in lonely if len(_first_numbers(source.path(file))) > 4]
 
 
-def _plain(file: str) -> str:
-    """A path without the differences that macOS and Windows make: accents as letters of their own, upper case."""
-    return normalize("NFC", file).casefold()
+def _place_of(file: str) -> PurePosixPath:
+    """What an image and its label file have in common: their path without the suffix, where `labels` is `images`.
+
+    Accents and letters are spelled in one way, as they are not on macOS and Windows.
+    """
+    path = "/" + normalize("NFC", file.rpartition(".")[0]).casefold().replace("\\", "/")
+    before, found, after = path.rpartition("/labels/")
+    return PurePosixPath((f"{before}/images/{after}" if found else path).lstrip("/"))
 
 
-def _read_all(source: LabelSource, pairs: Sequence[Pair], names: Sequence[str] | None) -> dict[Path, list[Line]]:
-    """Image -> the lines of its label file, if there is one."""
-    there, num_classes = set(source.files), MAX_CLASSES if names is None else len(names)
-    return {
-        pair.path: list(
-            read_lines(source.path(pair.labels), num_classes=num_classes, where=f"{source.given}: {pair.labels}")
-        )
-        for pair in pairs
-        if pair.labels in there
-    }
+def _divide(
+    source: LabelSource,
+    file: str,
+    document: Mapping[str, Any],
+    places: Mapping[Path, PurePosixPath],
+    finder: ImageFinder,
+    tally: Tally,
+) -> tuple[dict[Path, Part], list[str]]:
+    """Find the images of each part.
+
+    The entries of data.yaml are folders, or lists of images in a text file. Tools write them as they were on another
+    machine, and people leave placeholders. If there is no such folder, the folders that are called train, val or test
+    are taken; if there are none either, and no other entry fits, everything belongs to the data set.
+
+    Args:
+        source: the data set.
+        file: data.yaml or obj.data; "" if there is none.
+        document: what it says.
+        places: all images, see `_place_of`.
+        finder: finds the images that lists name.
+        tally: receives what was not as the file says.
+
+    Returns:
+        image -> its part, for all images that belong to the data set; and what the data set names that is not there.
+
+    Raises:
+        DataError: a list cannot be read, or a name in it fits several images.
+    """
+    base = _place_of(f"{file}/.").parent
+    by_folder = {image: part_among(place.parts[:-1]) for image, place in places.items()}
+    lists = {_place_of(f"{one}/."): source.path(one) for one in source.with_suffix(".txt")}
+    known = lists.keys() | {folder for place in places.values() for folder in place.parents}
+    parts: dict[Path, Part] = {}
+    absent: list[str] = []
+    nowhere: list[str] = []
+    for part, entry, path in _part_entries(document):
+        place = _find_place(path, base, known)
+        if place in lists:
+            lines = _lines(lists[place], "expected a path on each line")
+            listed = {line: finder.find(line, where=str(lists[place])) for line in lines}
+            absent += [line for line, image in listed.items() if image is None]
+            found = [image.path for image in listed.values() if image]
+        elif place:
+            found = [image for image, its_place in places.items() if place in its_place.parents]
+        else:
+            found = [image for image, its_part in by_folder.items() if part and its_part == part]
+            if found:
+                tally.add("absent_folder", example=entry)
+            elif part:
+                nowhere.append(entry)
+        for image in found:
+            if parts.setdefault(image, part) != part or not part:
+                tally.add("several_parts" if parts[image] != part else "other_part", example=image.name)
+    if not parts and not absent:
+        tally.add("absent_folder", len(nowhere), example=", ".join(nowhere))
+        return by_folder, []
+    for image in (image for image in places if image not in parts):
+        tally.add("unlisted_images", example=image.name)
+    return parts, absent + nowhere
 
 
-def _no_labels(source: LabelSource, file: str, pairs: Sequence[Pair]) -> DataError:
-    example = f"; expected those of {pairs[0].name} in {pairs[0].labels}" if pairs else ""
-    hint = f" {_masks(source)[0]} looks like a mask." if _masks(source) else ""
-    return DataError(
-        f"{source.path(file)}: none of the {len(pairs)} images has a label file{example}.{hint}",
-        go_on={"as": "masks"} if hint else None,
-    )
+def _part_entries(document: Mapping[str, Any]) -> list[tuple[Part, str, str]]:
+    """Part, text and path of each entry that may be a folder or a list: train, val, test, then other names."""
+    root = document["path"] if isinstance(document.get("path"), str) else ""
+    lists = {key: value if isinstance(value, list) else [value] for key, value in document.items()}
+    texts = [(key, one) for key, values in lists.items() if key not in _NO_PARTS for one in values]
+    entries = [(part_of(key), f"{key}: {one}", f"{root}/{one}/.") for key, one in texts if isinstance(one, str) and one]
+    return sorted(entries, key=lambda one: _ORDER.index(one[0]))
 
 
-def _masks(source: LabelSource) -> list[str]:
-    return [file for file in source.files if "mask" in file.lower().rpartition("/")[0]]
+def _find_place(path: str, base: PurePosixPath, known: Collection[PurePosixPath]) -> PurePosixPath | None:
+    """Which of the known places a path means.
+
+    Roboflow writes ../train/images for train/images, and other tools the path on the machine that wrote the set. So
+    leading parts are left off until something is found, but none that says train, val or test.
+    """
+    parts = [part for part in _place_of(path).parts if part != ".."][-_DEEPEST:]
+    most = next((start for start, part in enumerate(parts) if part_of(part)), max(0, len(parts) - 1))
+    return next((one for start in range(most + 1) if (one := base.joinpath(*parts[start:])) in known), None)
 
 
-def _check_scores(lines: Sequence[Line], tally: Tally) -> None:
-    """Predictions have a confidence on each line. If a few lines have one, they are cut short."""
-    scored = [line for line in lines if line.has_score]
-    if scored and len(scored) < len(lines):
-        raise LabelError(
-            f"{scored[0].where}: an odd number of values after the class, as in {len(scored)} of {len(lines)} lines; "
-            "expected x, y pairs on all lines, or a confidence at the end of all. Write the labels again."
-        )
-    for line in scored:
-        tally.add("score", example=line.where.rpartition(": ")[2])
+def _read_shapes(source: LabelSource, file: str, names: Sequence[str], tally: Tally) -> list[Shape | Box]:
+    """The outlines and boxes in a label file. Raises LabelError, which names the line."""
+    lines = enumerate(read_text(source.path(file), _EXPECTED).splitlines(), start=1)
+    where = f"{source.given}: {file}, line"
+    return [_shape(line, names, tally, f"{where} {number}") for number, line in lines if line.strip()]
 
 
-def _shape(line: Line, names: Sequence[str] | None, tally: Tally) -> Shape | Box:
-    name = str(line.class_index + 1) if names is None else names[line.class_index]
-    if len(line.points) > 2:
-        return Shape(name, partial(_paint, line, tally), line.where)
-    (x, y), (width, height) = line.points.tolist()
-    return Box(name, (x - width / 2, y - height / 2, width, height), line.where, in_fractions=True)
+def _shape(line: str, names: Sequence[str], tally: Tally, where: str) -> Shape | Box:
+    numbers = _numbers(line)
+    if len(numbers) < 5 or len(numbers) % 2 == 0:
+        raise LabelError(f"{where}: {line[:60]!r}; {_EXPECTED}, without a confidence at the end.")
+    if numbers[0] not in range(len(names)):
+        raise LabelError(f"{where}: class {numbers[0]:g}; expected 0 to {len(names) - 1}.")
+    points = numbers[1:].reshape(-1, 2)
+    is_box = len(points) == 2
+    if not lies_within(points, (1, 1), beyond_px=_BEYOND) or (is_box and points[1].min() <= 0):
+        raise LabelError(f"{where}: {line[:60]!r}; expected fractions of the image's size, and boxes of some size.")
+    name = names[int(numbers[0])]
+    if not is_box:
+        return Shape(name, partial(_paint, points, tally, where), where)
+    (x, y), (width, height) = points.tolist()
+    return Box(name, (x - width / 2, y - height / 2, width, height), where, in_fractions=True)
 
 
-def _paint(line: Line, tally: Tally, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    points = line.points * size_hw[::-1]
-    if not lies_within(points, size_hw):
-        tally.add("clipped", example=line.where.rpartition(": ")[2])
-    return paint_pixel_outline(np.floor(points + _ROUNDING_PX).astype(np.intp), size_hw)
+def _paint(points: NDArray[np.float64], tally: Tally, where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    points_px = points * size_hw[::-1]
+    if not lies_within(points_px, size_hw):
+        tally.add("clipped", example=where.rpartition(": ")[2])
+    pixels = np.floor(points_px + _ROUNDING_PX).astype(np.int32)
+    return np.asarray(cv2.fillPoly(np.zeros(size_hw, np.uint8), [pixels], 1)).view(np.bool_)
 
 
-def _roots(source: LabelSource, pairs: Sequence[Pair]) -> list[Path]:
+def _roots(source: LabelSource, images: Sequence[FoundImage]) -> list[Path]:
     """The folders called images, or images/train and so on; none if one of the images lies in no such folder."""
     roots = set()
-    for pair in pairs:
-        folders = PurePosixPath(pair.name).parts[:-1]
-        depth = max((place for place, name in enumerate(folders, start=1) if name.lower() == "images"), default=0)
-        if depth == 0:
+    for image in images:
+        *folders, _ = PurePosixPath(image.image_id).parts
+        depth = max((depth for depth, name in enumerate(folders, start=1) if name.lower() == "images"), default=0)
+        if not depth:
             return []
-        depth += bool(part_of("".join(folders[depth : depth + 1])))
-        roots.add(source.root.joinpath(*folders[:depth]))
+        roots.add(source.root.joinpath(*folders[:depth], *filter(part_of, folders[depth : depth + 1])))
     return sorted(roots)
 
 

@@ -26,18 +26,13 @@ _WITHIN_PX = np.array([[0.25, 0.25], [0.75, 0.25], [0.5, 0.75]])
 
 def label_path(image_path: str) -> str:
     """The label file of an image, both relative to the data set: the last folder `images` becomes `labels`."""
-    before, found, after = f"/{image_path}".rpartition("/images/")
-    path = f"{before}/labels/{after}" if found else after
-    return path.lstrip("/").rpartition(".")[0] + ".txt"
+    before, found, after = f"/{image_path.rpartition('.')[0]}.txt".rpartition("/images/")
+    return (f"{before}/labels/{after}" if found else after).lstrip("/")
 
 
 def format_line(class_index: int, outline: NDArray[np.intp], size_hw: tuple[int, ...]) -> str:
     """The line of a shape whose border pixels are `outline`, int (N, 2), x and y."""
-    if len(outline) < len(_WITHIN_PX):
-        last = np.repeat(outline[-1:], len(_WITHIN_PX) - len(outline), axis=0)
-        points = np.concatenate([outline, last]) + _WITHIN_PX
-    else:
-        points = outline + 0.5
+    points = outline + 0.5 if len(outline) >= 3 else outline[[0, -1, -1]] + _WITHIN_PX
     return f"{class_index} " + " ".join(f"{number:.6f}" for number in (points / size_hw[::-1]).ravel().tolist())
 
 
@@ -94,21 +89,15 @@ def _parts(source: Source, fold: int | None) -> dict[str, str]:
         return dict.fromkeys(image_ids, "train")
     folds = read_split(path)
     if unlisted := [image_id for image_id in image_ids if image_id not in folds]:
-        raise DataError(
-            f"{path}: gives no fold for {len(unlisted)} images (first: {unlisted[0]}). "
-            f"Run: defectseg data split {source.folder.root}"
-        )
+        what = f"gives no fold for {len(unlisted)} images (first: {unlisted[0]})"
+        raise DataError(f"{path}: {what}. Run: defectseg data split {source.folder.root}")
     fold_of = {image_id: str(folds[image_id]) for image_id in image_ids}
     present = set(fold_of.values())
-    if "val" in present and fold is not None:
-        raise UsageError(f"{path} has a part called val, which becomes val.", argument="fold")
-    numbered = fold is not None or any(map(str.isdigit, present))
-    val = str(fold or 0) if numbered and "val" not in present else "val"
-    if numbered and val not in present:
-        raise UsageError(f"there is no fold {val}; {path} has {', '.join(sorted(present))}.", argument="fold")
+    val = "val" if fold is None and ("val" in present or present <= {"train", "test"}) else str(fold or 0)
+    if val != "val" and (val not in present or "val" in present):
+        raise UsageError(f"{path} has {', '.join(sorted(present))}; {val} cannot become val.", argument="fold")
     if present == {val}:
         raise DataError(f"{path}: puts every image into {val}, which leaves nothing to train on.")
     if len(others := present - {val, "train", "test"}) > 1:
         source.tally.add("folds", len(others) - 1, example=f"{val} became val, and {len(others)} folds became train.")
-    names = {val: "val", "test": "test"}
-    return {image_id: names.get(name, "train") for image_id, name in fold_of.items()}
+    return {image_id: {val: "val", "test": "test"}.get(name, "train") for image_id, name in fold_of.items()}
