@@ -1,7 +1,7 @@
 """The entry of `defectseg data import`: labels of any known kind become a data folder, whole or not at all."""
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -247,8 +247,10 @@ def _report_classes(classes: Classes, painted: Sequence[Painted]) -> tuple[Class
     images = Counter(class_id for image in painted for class_id in image.labels)
     regions = sum((image.regions for image in painted), Counter[int]())
     px = sum((image.px for image in painted), Counter[int]())
-    olds = {number: tuple(old for old, one in classes.ids.items() if one == number) for number in px.keys() | images}
+    olds: dict[int, tuple[str, ...]] = defaultdict(tuple)
+    for old, number in classes.ids.items():
+        olds[number] += (old,)
     return tuple(
-        ClassReport(number, name, olds.get(number, ()), images[number], regions[number], px[number])
+        ClassReport(number, name, olds[number], images[number], regions[number], px[number])
         for number, name in enumerate(classes.names, start=1)
     )
