@@ -16,12 +16,12 @@ from defectseg.data.classes import check_class_names
 from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import LabelError
 from defectseg.files import new_folder, write_text
-from defectseg.formats.bitmaps import is_number
 from defectseg.formats.common import IGNORE_NAME, place_image
 from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import count_hole_px, cut_pieces, decode_rle, encode_rle, outline, paint_outlines
+from defectseg.formats.reading import is_number
 from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent, some
 

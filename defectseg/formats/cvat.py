@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
-from defectseg.formats.bitmaps import parse_numbers, place_bitmap, reaches_beyond
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_of
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
+from defectseg.formats.reading import parse_numbers, place_bitmap, reaches_beyond
 from defectseg.formats.source import LabelSource
 
 _NO_SUBSET = "default"  # CVAT's word

@@ -3,7 +3,7 @@
 from typing import Any
 
 from defectseg.errors import DataError
-from defectseg.formats.bitmaps import value_at
+from defectseg.formats.reading import value_at
 from defectseg.formats.source import LabelSource
 
 _WAY_ON = "which is not read. Load them into CVAT or Label Studio, and export COCO there."

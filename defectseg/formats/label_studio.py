@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import DataError, LabelError
-from defectseg.formats.bitmaps import find_json, is_number, jsons_of, list_at, points_of, reaches_beyond, size_of
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
+from defectseg.formats.reading import find_json, is_number, jsons_of, list_at, points_of, reaches_beyond, size_of
 from defectseg.formats.source import LabelSource
 from defectseg.image.find import IMAGE_SUFFIXES
 

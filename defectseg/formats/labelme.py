@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
 from defectseg.files import new_folder
-from defectseg.formats.bitmaps import find_json, jsons_of, paint_bitmap, points_of, reaches_beyond, size_of, value_at
 from defectseg.formats.common import place_image, read_text, stem_of
 from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import Piece, cut_pieces, pixel_outline
+from defectseg.formats.reading import find_json, jsons_of, paint_bitmap, points_of, reaches_beyond, size_of, value_at
 from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
-from defectseg.formats.bitmaps import find_json, jsons_of, list_at, paint_bitmap, points_of, size_of, value_at
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_among
 from defectseg.formats.losses import Tally
+from defectseg.formats.reading import find_json, jsons_of, list_at, paint_bitmap, points_of, size_of, value_at
 from defectseg.formats.source import LabelSource
 
 
