@@ -45,6 +45,10 @@ def choose_classes(labels: LabelSet, used: Collection[str], choices: Choices, *,
     """
     own = list(dict.fromkeys([*labels.names, *sorted(used)]))
     background, ignore = ("", "") if labels.numbered else (choices.background, choices.ignore)
+    for option, chosen in (("background", choices.background), ("ignore", choices.ignore)):
+        known = [*IGNORE_NAMES, *BACKGROUND_NAMES, *([] if labels.numbered else map(_tidy, own))]
+        if chosen and not chosen.isdecimal() and chosen not in known:
+            raise UsageError(f"'{chosen}' is no class of the labels. {where} has {some(own)}.", argument=option)
     special = {name: IGNORE_CLASS_ID for name in own if _is(name, IGNORE_NAMES, ignore)}
     special |= {name: SOUND_CLASS_ID for name in own if _is(name, BACKGROUND_NAMES, background)}
     special |= {name: IGNORE_CLASS_ID for name in own if not name}

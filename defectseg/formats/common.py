@@ -38,7 +38,7 @@ def read_text(path: Path, expected: str) -> str:
     except OSError as error:
         raise LabelError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except UnicodeDecodeError as error:
-        raise LabelError(f"{path}: not UTF-8 text; {expected}. Unpack it first if it is an archive.") from error
+        raise LabelError(f"{path}: not UTF-8 text; {expected}. Save it as UTF-8, or unpack an archive.") from error
 
 
 def write_png(path: Path, pixels: cv2.typing.MatLike) -> None:

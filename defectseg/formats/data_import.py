@@ -104,9 +104,12 @@ def import_labels(
             raise UsageError("links into an archive would break. Unpack it, and give the folder.", argument="link")
         recognised, evidence = recognise(source, kind)
         log.info("%s: recognised as %s: %s", src, recognised.name, evidence)
+        for option, only in (("sound", "masks"), ("unite", "severstal")):
+            if getattr(choices, option) and recognised.name != only:
+                raise UsageError(f"these labels are {recognised.name}; it is for {only}.", argument=option)
         labels = recognised.read(source, choices, tally)
         placed, missing = place(labels, source, choices, tally)
-        labelled, not_labelled = _sort_out(labels, placed, choices, where=str(src))
+        labelled, not_labelled = _sort_out(labels, placed, choices, missing, where=str(src))
         used = {shape.name for one in labelled for shape in one.record.shapes if isinstance(shape, Shape)}
         classes = choose_classes(labels, used, choices, where=str(src))
         with new_folder(out, last="train.csv") as building:
@@ -140,11 +143,16 @@ def import_labels(
 
 
 def _sort_out(
-    labels: LabelSet, placed: Sequence[Placed], choices: Choices, *, where: str
+    labels: LabelSet, placed: Sequence[Placed], choices: Choices, missing: Sequence[str], *, where: str
 ) -> tuple[list[Placed], list[Placed]]:
     """The labelled images, and the unlabelled ones. Raises DataError where that is not clear."""
     shapes = [shape for one in placed for shape in one.record.shapes]
     sound = labels.own or choices.unlabelled == "clean"
+    if not shapes and missing:
+        raise DataError(
+            f"{where}: no label fits an image: {some(missing)} lie without one, and {placed[0].path.name} is an image "
+            "without labels. Give both the same name."
+        )
     if not shapes and not sound:
         raise DataError(
             f"{where}: nothing is labelled in {len(placed)} images. {labels.hint}".strip(),
@@ -163,9 +171,8 @@ def _sort_out(
     unclear = [one for one in placed if one.record.status == "unclear"]
     if unclear and not sound and choices.unlabelled is None:
         raise DataError(
-            f"{where}: {len(unclear)} of {len(placed)} images have no label: "
-            f"{some([one.image_id for one in unclear])}. They may be sound (clean), or nobody has looked at them yet "
-            "(skip).",
+            f"{where}: {len(unclear)} of {len(placed)} images have no label of an area: "
+            f"{some([one.image_id for one in unclear])}. They may be sound (clean), or not be labelled yet (skip).",
             go_on={"unlabelled": "clean|skip"},
         )
     taken = {"labelled", "unclear"} if sound else {"labelled"}

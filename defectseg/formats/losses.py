@@ -11,6 +11,7 @@ LOSSES = {
     "unreadable_images": "{count} images are unreadable and were left out.",
     "side_files": "{examples} stayed behind: the format has no place for what it says.",
     "folds": "{examples}",
+    "fold_column": "The column fold of {examples} was passed over: folds are read from split.csv (ImageId,fold).",
     "boxes": "{count} boxes have no outline. Their pixels are ignored, except where a mask explains them.",
     "no_class": "{count} outlines or masks have no class; their pixels are ignored.",
     "rotated": "{count} boxes are rotated; the upright boxes around them were taken.",

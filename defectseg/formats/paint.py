@@ -36,11 +36,13 @@ class Canvas:
         self._tally = tally
         self._masks: dict[int, NDArray[np.bool_]] = {}
         self._boxes = np.zeros(size_hw, np.bool_)
+        self.missed: list[str] = []
 
     def add_mask(self, class_id: int, mask: NDArray[np.bool_], *, example: str) -> None:
         """Unite a mask, bool (H, W), with the earlier ones of its class. The canvas keeps the array."""
         if not mask.any():
             self._tally.add("no_pixel", example=example)
+            self.missed.append(example)
         elif class_id in self._masks:
             self._masks[class_id] |= mask
             self._tally.add("united")
@@ -118,6 +120,12 @@ def paint(placed: Placed, classes: Classes, choices: Choices, folder: Path, *, l
             doubtful_px += int(np.count_nonzero(mask))
         canvas.add_mask(class_id, mask, example=example)
     masks = canvas.masks()
+    if not masks and choices.unlabelled != "clean" and (nowhere := canvas.missed):
+        raise DataError(
+            f"{record.where}: {nowhere[0].rpartition(': ')[2]} covers no pixel of {placed.path}, nor does another label, "
+            "so that the image would count as sound. Draw it again, or delete it if the steel is sound.",
+            go_on={"unlabelled": "clean"},
+        )
     labels = {class_id: rle.encode(mask) for class_id, mask in masks.items()}
     px = Counter({class_id: int(np.count_nonzero(mask)) for class_id, mask in masks.items()})
     regions = Counter({class_id: _count_regions(mask) for class_id, mask in masks.items()})

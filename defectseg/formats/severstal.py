@@ -18,32 +18,39 @@ from defectseg.formats.source import LabelSource
 from defectseg.image import rle
 from defectseg.image.find import find_images
 
+_SAMPLE_NAME = "sample_submission.csv"
+
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
     table = _find_table(source)
-    return f"{table} has a column ImageId" if table else ""
+    return f"{table} is a table of run-lengths" if table else ""
 
 
 def _find_table(source: LabelSource) -> str:
-    """train.csv, or the only file that is given; "" if there is none."""
-    files = source.files if source.file else source.named(*TABLE_NAMES)
-    tables = [one for one in files if one.lower().endswith((".csv", ".csv.gz")) and _is_table(source.path(one))]
+    """train.csv, or else the only table of labels; "" if there is none."""
+    files = source.named(*TABLE_NAMES) or [one for one in source.files if one.lower().endswith((".csv", ".csv.gz"))]
+    tables = [one for one in files if one != _SAMPLE_NAME and _is_table(source.path(one))]
     return tables[0] if len(tables) == 1 else ""
 
 
 def _is_table(path: Path) -> bool:
     with suppress(LabelError):
-        return not {"ImageId", "ImageId_ClassId"}.isdisjoint(read_csv(path).header)
+        header = set(read_csv(path).header)
+        return path.name in TABLE_NAMES or "ImageId_ClassId" in header or header >= {"ImageId", "EncodedPixels"}
     return False
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Images without a row are sound, as in a data folder; its other files come along."""
-    path = source.path(_find_table(source))
+    if not (table := _find_table(source)):
+        raise LabelError(f"{source.given}: no label table; expected one, in CSV with commas, with a column ImageId.")
+    path = source.path(table)
     folder = path.parent / IMAGES_NAME
     roots = [choices.images or (folder if folder.is_dir() else source.root)]
     image_of = {image.image_id: image.path for image in find_images(roots)}
+    if "fold" in read_csv(path).header:
+        tally.add("fold_column", example=path.name)
     scan = scan_label_rows(path, unite=choices.unite)
     rows = scan.sound()
     if scan.united:

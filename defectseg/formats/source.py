@@ -41,7 +41,12 @@ class LabelSource:
         if self.file is not None:
             return (self.file.name,)
         found: list[str] = []
-        for folder, subfolders, names in os.walk(self.root, onerror=_refuse_folder):
+        seen: set[str] = set()
+        for folder, subfolders, names in os.walk(self.root, onerror=_refuse_folder, followlinks=True):
+            if (real := os.path.realpath(folder)) in seen:  # links in a circle
+                subfolders.clear()
+                continue
+            seen.add(real)
             subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in _SKIPPED_FOLDERS]
             prefix = Path(folder).relative_to(self.root).as_posix()
             found += [name if prefix == "." else f"{prefix}/{name}" for name in names if not name.startswith(".")]

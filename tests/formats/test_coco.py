@@ -145,7 +145,7 @@ def test_image_without_annotation_is_asked_about_unless_the_file_says_that_it_is
 ) -> None:
     write_image(tmp_path / "src/images/b.png")
     file = coco(images=[image(), image(2, "b.png")])
-    with pytest.raises(DataError, match=r"1 of 2 images have no label: b\.png") as told:
+    with pytest.raises(DataError, match=r"1 of 2 images have no label of an area: b\.png") as told:
         run(file)
     assert told.value.go_on == {"unlabelled": "clean|skip"}
     assert run(file, unlabelled="clean").sound_images == 1

@@ -132,7 +132,7 @@ def test_marks_to_ignore_and_background_are_known_by_name_and_in_any_case(
     [
         ([PIT, box("ignore", 5, 1, 7, 4)], "60 % of the labelled pixels.*ignore='ignore'", {"ignore": "ignore"}),
         ([], "nothing is labelled in 1 images.*unlabelled='clean'", {"unlabelled": "clean"}),
-        ([box("pit", 3, 3, 3, 3)], "cover no pixel of 1 images.*unlabelled='clean'", {"unlabelled": "clean"}),
+        ([box("pit", 3, 3, 3, 3)], "covers no pixel of .*unlabelled='clean'", {"unlabelled": "clean"}),
         ([box("background", 0, 0, 9, 6)], "cover no pixel of 1 images.*unlabelled='clean'", {"unlabelled": "clean"}),
     ],
 )
@@ -306,3 +306,37 @@ def test_a_report_counts_images_regions_and_pixels(cvat: Callable[..., Path], tm
 def test_labels_of_another_size_are_refused(cvat: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"annotations\.xml: a\.png: the labels are for 20x12 px, but .* has 10x6"):
         import_labels(cvat(image("a.png", PIT, size_hw=(12, 20))), tmp_path / "out")
+
+
+def test_a_label_beside_its_image_does_not_make_the_image_sound(cvat: Callable[..., Path], tmp_path: Path) -> None:
+    outside = box("pit", WIDTH + 2, 1, WIDTH + 5, 4)
+    src = cvat(image("a.png", PIT), image("b.png", outside))
+    with pytest.raises(DataError, match=r"annotations\.xml: b\.png: polygon 1 covers no pixel of .*as sound") as caught:
+        import_labels(src, tmp_path / "out")
+    assert caught.value.go_on == {"unlabelled": "clean"}
+    assert import_labels(src, tmp_path / "out", Choices(unlabelled="clean")).sound_images == 1
+
+
+def test_labels_that_fit_no_image_do_not_make_all_images_sound(cvat: Callable[..., Path], tmp_path: Path) -> None:
+    src = cvat(image("a.png", PIT), image("b.png"))
+    (src / "images/a.png").unlink()
+    with pytest.raises(DataError, match=r"no label fits an image: a\.png .* b\.png is an image without labels"):
+        import_labels(src, tmp_path / "out", Choices(absent="skip", unlabelled="clean", classes=["pit", "dent"]))
+
+
+@pytest.mark.parametrize("choices", [{"background": "nix"}, {"ignore": "nix"}, {"sound": "good"}, {"unite": True}])
+def test_options_that_fit_nothing_are_refused(
+    cvat: Callable[..., Path], tmp_path: Path, choices: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=f"^{next(iter(choices))}: "):
+        import_labels(cvat(image("a.png", PIT)), tmp_path / "out", Choices(**choices))
+
+
+def test_linked_folders_are_read_once(cvat: Callable[..., Path], tmp_path: Path) -> None:
+    src = cvat(image("a.png", PIT))
+    (src / "images").rename(tmp_path / "elsewhere")
+    (src / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(src)
+    (src / "annotations.xml").rename(tmp_path / "elsewhere" / "annotations.xml")
+    report = import_labels(src, tmp_path / "out")
+    assert (report.images, report.defect_images) == (1, 1)

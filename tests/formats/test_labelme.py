@@ -158,7 +158,7 @@ def test_image_without_json_is_not_labelled_and_masks_of_labelled_ones_are_left_
 def test_image_whose_shapes_were_all_left_out_is_not_simply_sound(tmp_path: Path, labelme: Make) -> None:
     src = labelme("a", [entry([[1, 1]], form="point")])
     labelme("b", [entry()])
-    with pytest.raises(DataError, match=r"1 of 2 images have no label: a\.png"):
+    with pytest.raises(DataError, match=r"1 of 2 images have no label of an area: a\.png"):
         import_labels(src, tmp_path / "out")
     assert import_labels(src, tmp_path / "out", Choices(unlabelled="skip")).not_labelled == 1
 

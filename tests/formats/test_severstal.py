@@ -76,3 +76,11 @@ def test_faulty_rows_are_named(table: Make) -> None:
         run(table(HEADER + "a.png,1,79 9\n"))
     with pytest.raises(LabelError, match=r"line 2: ClassId 3, but classes\.txt names 1"):
         run(table(HEADER + "a.png,3,1 2\n", classes_txt="pit\n"))
+
+
+def test_the_only_table_is_found_whatever_its_name_and_a_column_of_folds_is_told(table: Make, tmp_path: Path) -> None:
+    src = table("ImageId,ClassId,EncodedPixels,fold\na.png,1,1 3,0\n")
+    (src / "train.csv").rename(src / "train_folds.csv")
+    (src / "sample_submission.csv").write_text("ImageId,EncodedPixels,ClassId\na.png,,0\n")
+    assert [loss.kind for loss in run(src).lost] == ["fold_column"]
+    assert labels(tmp_path / "out") == ["a.png,1,1 3"]

@@ -86,7 +86,7 @@ def test_objects_are_painted_as_supervisely_paints_them(
 
 def test_image_without_objects_may_be_sound_or_nobody_has_looked_at_it(tmp_path: Path, project: Make) -> None:
     src = project({"ds/a.jpg": [polygon()], "ds/b.jpg": [], "ds/c.jpg": None})
-    with pytest.raises(DataError, match=r"1 of 3 images have no label: b\.jpg.*unlabelled="):
+    with pytest.raises(DataError, match=r"1 of 3 images have no label of an area: b\.jpg.*unlabelled="):
         import_labels(src, tmp_path / "out")
     report = import_labels(src, tmp_path / "out", Choices(unlabelled="skip"))
     assert (report.images, report.not_labelled) == (1, 2)

@@ -161,7 +161,7 @@ def test_images_may_lie_elsewhere(tmp_path: Path, yolo: Make) -> None:
 
 def test_image_without_label_file_is_asked_about(tmp_path: Path, yolo: Make) -> None:
     src = yolo({"train/a.png": UPPER_ROWS, "train/b.png": "", "train/c.png": None}, "train: images/train\n" + NAMES)
-    with pytest.raises(DataError, match=r"1 of 3 images have no label: c\.png") as told:
+    with pytest.raises(DataError, match=r"1 of 3 images have no label of an area: c\.png") as told:
         run(src)
     assert told.value.go_on == {"unlabelled": "clean|skip"}
     report = run(src, unlabelled="skip")
