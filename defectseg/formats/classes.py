@@ -61,6 +61,10 @@ def choose_classes(labels: LabelSet, used: Collection[str], choices: Choices, *,
         raise DataError(f"{where}: no label is of a class. Name the classes that are looked for.", argument="classes")
     target = _renamed(own, choices.classes, where) if choices.classes else {name: _tidy(name) for name in own}
     names = tuple(dict.fromkeys(name for name in target.values() if name))
+    if alike := [name for name in names if name.casefold() in (one.casefold() for one in names if one != name)]:
+        raise DataError(
+            f"{where}: classes differ by case alone: {some(alike)}. Rename one as old=new.", argument="classes"
+        )
     check_class_names(names, where=where)
     gone = SOUND_CLASS_ID if choices.dropped == "sound" else IGNORE_CLASS_ID
     ids = {old: names.index(new) + 1 if new else gone for old, new in target.items()}

@@ -42,7 +42,7 @@ _Entry = tuple[str, Mapping[str, Any]]
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    for file, content in source.jsons(most=10):
+    for file, content in source.jsons():
         if len(lists := _lists(content)) >= 2:
             return f"{file} has the lists {', '.join(lists)}"
         if _is_result(content):
@@ -62,7 +62,7 @@ def _is_result(content: Any) -> bool:
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    lists = [content["annotations"] for _, content in source.jsons(most=10) if "annotations" in _lists(content)]
+    lists = [content["annotations"] for _, content in source.jsons() if "annotations" in _lists(content)]
     entries = [entry for one in lists if isinstance(one, list) for entry in one if isinstance(entry, dict)]
     return bool(entries) and not any(entry.get("segmentation") for entry in entries)
 

@@ -29,14 +29,14 @@ _Reader = Callable[[Element, str], tuple[NDArray[np.float64], _Paint | None]]
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    found = (file for file, root in source.xmls(most=5) if root.tag == "annotations")
+    found = (file for file, root in source.xmls() if root.tag == "annotations")
     return next((f"{file} has 'annotations', as CVAT writes them" for file in found), "")
 
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
     areas = [f"image/{tag}" for tag in _READERS if tag != "box"]
-    return not any(root.find(area) is not None for _, root in source.xmls(most=5) for area in areas)
+    return not any(root.find(area) is not None for _, root in source.xmls() for area in areas)
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:

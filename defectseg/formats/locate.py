@@ -61,7 +61,7 @@ class ImageFinder:
                 return best[0]
             doubt = doubt or f"{where}: '{name}' may be {best[0].path} or {best[1].path}."
         if doubt:
-            raise DataError(f"{doubt} Rename one of them, in the labels too.")
+            raise DataError(f"{doubt} Rename one, in the labels too, or leave one out.")
         return None
 
 

@@ -122,8 +122,8 @@ def paint(placed: Placed, classes: Classes, choices: Choices, folder: Path, *, l
     masks = canvas.masks()
     if not masks and choices.unlabelled != "clean" and (nowhere := canvas.missed):
         raise DataError(
-            f"{record.where}: {nowhere[0].rpartition(': ')[2]} covers no pixel of {placed.path}, nor does another label, "
-            "so that the image would count as sound. Draw it again, or delete it if the steel is sound.",
+            f"{record.where}: {nowhere[0].rpartition(': ')[2]} covers no pixel of {placed.path}, nor does another "
+            "label, so that the image would count as sound. Draw it again, or delete it if the steel is sound.",
             go_on={"unlabelled": "clean"},
         )
     labels = {class_id: rle.encode(mask) for class_id, mask in masks.items()}

@@ -21,7 +21,7 @@ _MOST_BITMAP_BYTES = 2**28
 
 def find_json(source: LabelSource, is_kind: Callable[[Any], bool], what: str) -> str:
     """The evidence that one of the first JSON files is of a kind, "" if none is."""
-    found = (file for file, content in source.jsons(most=5) if is_kind(content))
+    found = (file for file, content in source.jsons() if is_kind(content))
     return next((f"{file} {what}" for file in found), "")
 
 

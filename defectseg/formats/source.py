@@ -82,15 +82,15 @@ class LabelSource:
                 raise LabelError(f"{self.path(file)}: not valid {kind} ({error}).") from error
         return self._kept[file]
 
-    def jsons(self, *, most: int) -> Iterator[tuple[str, Any]]:
+    def jsons(self) -> Iterator[tuple[str, Any]]:
         """Name and content of the first few JSON files that are valid, to recognise what they are."""
-        for file in self.with_suffix(".json")[:most]:
+        for file in self.with_suffix(".json")[:_MOST_KEPT]:
             with suppress(LabelError):
                 yield file, self.json(file)
 
-    def xmls(self, *, most: int) -> Iterator[tuple[str, ElementTree.Element]]:
+    def xmls(self) -> Iterator[tuple[str, ElementTree.Element]]:
         """Name and root element of the first few XML files that are valid."""
-        for file in self.with_suffix(".xml")[:most]:
+        for file in self.with_suffix(".xml")[:_MOST_KEPT]:
             with suppress(LabelError):
                 yield file, self.xml(file)
 

@@ -53,6 +53,8 @@ def export_submission(root: Path, sample: Path, out: Path) -> SubmissionReport:
     table = read_csv(sample)
     class_ids = [str(number) for number in range(1, len(run["class_names"]) + 1)]
     asked = list(_asked(table, class_ids))
+    if not asked or len(set(asked)) < len(asked):
+        raise LabelError(f"{sample}: has no row, or two of one image and ClassId. Take the competition's own file.")
     images = dict.fromkeys(image_id for image_id, _ in asked)
     if missing := [image_id for image_id in images if image_id not in predicted]:
         lack = f"has no result for {len(missing)} of the {len(images)} images in {sample.name}: {some(missing)}"

@@ -20,13 +20,13 @@ _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    found = (file for file, root in source.xmls(most=5) if _is_voc(root))
+    found = (file for file, root in source.xmls() if _is_voc(root))
     return next((f"{file} has an 'annotation' as in Pascal VOC" for file in found), "")
 
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    return all(root.find("object/polygon") is None for _, root in source.xmls(most=5))
+    return all(root.find("object/polygon") is None for _, root in source.xmls())
 
 
 def _is_voc(root: Element) -> bool:

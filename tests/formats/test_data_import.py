@@ -340,3 +340,11 @@ def test_linked_folders_are_read_once(cvat: Callable[..., Path], tmp_path: Path)
     (src / "annotations.xml").rename(tmp_path / "elsewhere" / "annotations.xml")
     report = import_labels(src, tmp_path / "out")
     assert (report.images, report.defect_images) == (1, 1)
+
+
+def test_names_that_differ_by_case_alone_are_asked_about(cvat: Callable[..., Path], tmp_path: Path) -> None:
+    src = cvat(image("a.png", PIT, box("Pit", 5, 1, 7, 4)), labels=("pit", "Pit"))
+    with pytest.raises(DataError, match="differ by case alone: Pit, pit"):
+        import_labels(src, tmp_path / "out")
+    report = import_labels(src, tmp_path / "out", Choices(classes=["pit", "Pit=pit"]))
+    assert [(one.name, one.px) for one in report.classes] == [("pit", 10)]

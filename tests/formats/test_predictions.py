@@ -170,6 +170,8 @@ def test_submission_has_the_rows_order_and_columns_of_the_sample(
         ("ImageId,ClassId,EncodedPixels\na.png,0,\nbroken.png,0,\n", DataError, r"broken\.png"),
         ("ImageId,ClassId,EncodedPixels\na.png,2,\n", DataError, r"no row for a\.png with ClassId 1"),
         ("ImageId,ClassId,EncodedPixels\na.png,3,\n", LabelError, "line 2: ClassId '3'"),
+        ("ImageId,ClassId,EncodedPixels\n", LabelError, "no row"),
+        ("ImageId,ClassId,EncodedPixels\na.png,0,\na.png,1,\n", LabelError, "two of one image"),
         ("image,class,rle\na.png,1,\n", LabelError, "has the columns image, class, rle"),
     ],
 )
