@@ -7,14 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from defectseg.check.image import MOSTLY_DARK, Inspection, inspect_image
-from defectseg.check.pairs import (
-    LabelledImages,
-    RowsByImage,
-    disagreements,
-    find_labels,
-    name_pairs,
-    rows_by_image,
-)
+from defectseg.check.pairs import LabelledImages, RowsByImage, disagreements, find_labels, name_pairs, rows_by_image
 from defectseg.check.report import CheckReport, by_count, summarise
 from defectseg.check.split import check_groups_and_split
 from defectseg.copies.descriptors import Descriptors, describe_all

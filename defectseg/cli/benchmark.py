@@ -17,8 +17,7 @@ def benchmark(
         typer.Argument(help="Folders, images or glob patterns. Default: synthetic sheets.", metavar="[INPUT...]"),
     ] = None,
     runtime: Annotated[
-        str,
-        typer.Option(help="Runtimes to measure, comma-separated, or all.", metavar="auto|torch|openvino|onnx|all"),
+        str, typer.Option(help="Runtimes to measure, comma-separated, or all.", metavar="auto|torch|openvino|onnx|all")
     ] = "auto",
     images: Annotated[int, typer.Option(help="Largest number of images to measure on.", min=1, metavar="N")] = 32,
     workers: Annotated[

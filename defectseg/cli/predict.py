@@ -36,8 +36,7 @@ def predict(
         bool, typer.Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank (shows nothing).")
     ] = False,
     outputs: Annotated[
-        str | None,
-        typer.Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions"),
+        str | None, typer.Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions")
     ] = None,
     overlays: Annotated[
         Literal["all", "defects", "none"] | None, typer.Option(help="Images that get an overlay. Default: all.")
@@ -45,8 +44,7 @@ def predict(
     device: Device = "auto",
     runtime: Runtime = "auto",
     workers: Annotated[
-        int | None,
-        typer.Option(help="Images in the network at once; results stay the same.", min=1, metavar="N"),
+        int | None, typer.Option(help="Images in the network at once; results stay the same.", min=1, metavar="N")
     ] = None,
     tta: Tta = None,
     bit_depth: BitDepth = None,

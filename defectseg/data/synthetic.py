@@ -89,12 +89,7 @@ def make_sheet(seed: int, index: int, size_hw: tuple[int, int] = (256, 1600)) ->
 
 
 def write_data_folder(
-    out: Path,
-    *,
-    images: int,
-    seed: int,
-    size_hw: tuple[int, int] = (256, 1600),
-    progress: Progress = silent,
+    out: Path, *, images: int, seed: int, size_hw: tuple[int, int] = (256, 1600), progress: Progress = silent
 ) -> None:
     """Write sheets 0 to `images` - 1 as a data folder: `train_images/*.jpg`, `train.csv`, `classes.txt`.
 

@@ -17,25 +17,9 @@ from numpy.typing import NDArray
 from defectseg.config import SizeHW, changed
 from defectseg.errors import DefectsegError, ModelError, OutputExistsError, UsageError
 from defectseg.export import int8 as quantize
-from defectseg.export.parity import (
-    MIN_DICE,
-    ODD_HW,
-    Comparison,
-    check,
-    compare,
-    fit,
-    real_images,
-    synthetic_images,
-)
+from defectseg.export.parity import MIN_DICE, ODD_HW, Comparison, check, compare, fit, real_images, synthetic_images
 from defectseg.files import TEMPORARY_PREFIX, resource_errors
-from defectseg.model.info import (
-    ONNX_SUFFIX,
-    OPENVINO_SUFFIX,
-    ExportInfo,
-    ModelInfo,
-    read_model_info,
-    write_model_info,
-)
+from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ExportInfo, ModelInfo, read_model_info, write_model_info
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.runtime.base import Runtime
 

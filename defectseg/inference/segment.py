@@ -107,10 +107,7 @@ def _is_wanted(index: int, only_classes: Collection[int] | None) -> bool:
 
 
 def _paint(
-    class_map: NDArray[np.uint8],
-    masks: NDArray[np.bool_],
-    probabilities: NDArray[np.float32],
-    present: Sequence[int],
+    class_map: NDArray[np.uint8], masks: NDArray[np.bool_], probabilities: NDArray[np.float32], present: Sequence[int]
 ) -> None:
     """Write the ClassId of the most probable class among those whose mask holds the pixel into a class map of zeros.
 

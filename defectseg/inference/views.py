@@ -34,12 +34,7 @@ class View:
 # Neighbours in this order are added first, then neighbouring pairs, and so on. Each view is next to its half turn,
 # which commutes with all others. So the sum for a mirrored or turned image has the same terms in the same brackets, and
 # is equal bit for bit.
-_FLIPS = (
-    View(),
-    View(row_step=-1, column_step=-1),
-    View(column_step=-1),
-    View(row_step=-1),
-)
+_FLIPS = (View(), View(row_step=-1, column_step=-1), View(column_step=-1), View(row_step=-1))
 VIEWS: dict[str, tuple[View, ...]] = {
     "none": (View(),),
     "flips": _FLIPS,
