@@ -129,9 +129,7 @@ def _fetch(client: Any, archive: Path, *, show_progress: bool) -> None:
         raise _explain(error, begun=archive.exists()) from error
     if not archive.is_file():
         found = ", ".join(sorted(entry.name for entry in work.iterdir())) or "nothing"
-        raise DataError(
-            f"{work}: Kaggle's client left {found}; expected {archive.name}. Update it: pip install -U kaggle"
-        )
+        raise DataError(f"{work}: Kaggle's client left {found}; expected {archive.name}. Update: pip install -U kaggle")
 
 
 def log_in() -> Any:

@@ -68,9 +68,7 @@ def make_sheet(seed: int, index: int, size_hw: tuple[int, int] = (256, 1600)) ->
     if seed < 0:
         raise UsageError(f"{seed} is negative. Choose 0 or a larger whole number.", argument="seed")
     if min(size_hw) < SMALLEST_SIDE_PX:
-        raise UsageError(
-            f"sheets of {size_hw[0]}x{size_hw[1]} px are too small. Each side takes {SMALLEST_SIDE_PX} px."
-        )
+        raise UsageError(f"sheets of {size_hw[0]}x{size_hw[1]} are too small. Each side takes {SMALLEST_SIDE_PX} px.")
     rng = np.random.default_rng([seed, index])
     brightness = _rolled_steel(rng, size_hw)
     steel = _sheet_end(rng, brightness) if rng.random() < SHEET_END_SHARE else np.ones(size_hw, dtype=np.bool_)

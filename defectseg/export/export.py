@@ -195,10 +195,7 @@ def _convert(
             else:
                 converted = to_openvino(network, info, size_hw=size_hw)
                 if size_hw is None and not takes_any_size(converted, network):
-                    raise ModelError(
-                        f"{staged.name}: not written, since OpenVINO cannot compute this network for all sizes of "
-                        "image at once. Export it for one size only."
-                    )
+                    raise ModelError(f"{staged.name}: not written, for OpenVINO takes this network for one size only.")
                 save_model(converted, staged)
         runtimes = _runtimes(staged, info)
         found = compare(TorchRuntime(network, info), runtimes, images, odd, info.thresholds)
@@ -206,9 +203,7 @@ def _convert(
         raise
     except Exception as error:  # converters have no exception class for an unsupported network
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ModelError(
-            f"{bundle}: this network cannot be converted ({why}). Try one size of image only, or the other format."
-        ) from error
+        raise ModelError(f"{bundle}: cannot be converted ({why}). Try one size, or the other format.") from error
     exact, shipped = found["exact"], found.get("shipped", found["exact"])
     if shipped.dice < MIN_DICE <= exact.dice:
         log.info("in %s the masks agree at Dice %.4f only", runtimes["shipped"].name, shipped.dice)

@@ -178,9 +178,7 @@ def decode_payload(payload: bytes, flags: int, *, name: str) -> NDArray[Any]:
         pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(payload, np.uint8), flags)
     except (cv2.error, MemoryError) as error:
         why = getattr(error, "err", "") or "out of memory"
-        raise ImageError(
-            f"{name}: cannot be decoded ({why}). Cut it into smaller images if it is very large."
-        ) from error
+        raise ImageError(f"{name}: cannot be decoded ({why}). Cut it into smaller ones if it is very large.") from error
     if pixels is None:
         raise ImageError(
             f"{name}: cannot be decoded; its picture data are damaged, cut short or of an unusual kind. "
@@ -232,9 +230,7 @@ def to_grey(pixels: NDArray[Any], name: str, *, bit_depth: int | None = None) ->
         ImageError: neither uint8 nor uint16, another number of channels, or a value beyond the bit depth.
     """
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise ImageError(
-            f"{name}: holds {pixels.dtype} values; expected 8 or 16 bit without sign. Save it as one of these."
-        )
+        raise ImageError(f"{name}: holds {pixels.dtype} values; expected 8 or 16 bit without sign. Save it as such.")
     notes: tuple[str, ...] = ()
     colours, size_hw = pixels, pixels.shape[:2]
     if pixels.ndim == 3:

@@ -259,10 +259,7 @@ def _walk_jpeg2000(content: bytes, name: str) -> Container:
     (components,) = struct.unpack_from(">H", content, start + 40)
     bits, *others = {1 + depth for depth in content[start + 42 : start + 42 + 3 * components : 3]}
     if bits > 16 or others:
-        raise ImageError(
-            f"{name}: holds values with a sign, above 16 bits or of several depths; expected 8 or 16 bit without sign. "
-            "Save it as one of these."
-        )
+        raise ImageError(f"{name}: holds values with a sign, above 16 bits or of several depths. Save as 8 or 16 bit.")
     is_scaled = bits in (8, 16) or b"pclr" in content[:start]
     return Container("JPEG 2000", content, _jpeg2000_size(content, name), bits=None if is_scaled else bits)
 

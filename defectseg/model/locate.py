@@ -42,9 +42,7 @@ def model_paths(argument: str | Path) -> tuple[Path, ...]:
         return _models_at(Path(text))
     entries = [entry.strip() for entry in text.split(",")]
     if not all(entries):
-        raise ModelError(
-            f"{text}: expected model files with one comma between each two, as in a.safetensors,b.safetensors."
-        )
+        raise ModelError(f"{text}: expected model files, separated by commas, as in a.safetensors,b.safetensors.")
     return tuple(model for entry in entries for model in _models_at(Path(entry)))
 
 
@@ -72,9 +70,7 @@ def find_model(path: Path) -> Path:
     if model.is_file():
         return model
     if (path / CHECKPOINT_NAME).exists():
-        raise ModelError(
-            f"{path}: this training run has not ended. Resume it with defectseg train, and use its model then."
-        )
+        raise ModelError(f"{path}: the training has not ended. Resume it with defectseg train, and use its model then.")
     raise ModelError(f"{path}: a folder without {MODEL_NAME}. Give the model file that defectseg train wrote.")
 
 

@@ -56,9 +56,7 @@ def read_model(path: Path) -> openvino.Model:
     try:
         return core().read_model(path)
     except RuntimeError as error:
-        raise ModelError(
-            f"{path}: OpenVINO cannot read it; damaged, or of a newer version of OpenVINO. Export the model again."
-        ) from error
+        raise ModelError(f"{path}: OpenVINO cannot read it; damaged or too new. Export it again.") from error
 
 
 def save_model(model: openvino.Model, path: Path) -> None:

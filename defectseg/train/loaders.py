@@ -106,9 +106,7 @@ def crop_size(stage: Stage, sizes: Set[tuple[int, int]], recipe: Recipe) -> tupl
         problem = f"augment.quarter_turns needs square crops and the images are {height}x{width}"
     else:
         return height, width
-    raise ConfigError(
-        f"{stage.crop_key} is null, but {problem}. Set a crop size, for example {stage.crop_key}=[256,256]"
-    )
+    raise ConfigError(f"{stage.crop_key} is null, but {problem}. Set a crop size, such as {stage.crop_key}=[256,256]")
 
 
 def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator, part: Part) -> Recipe:
@@ -137,9 +135,7 @@ def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator,
         if all(gather_object([fits])):  # all processes must use the same batch size
             log.info("steps of %d crops, gradients of %d added up", batch_size // parts, smaller.training.accumulation)
             return smaller
-    raise ResourceError(
-        f"{accelerator.device}: out of memory on one crop. Lower data.crop_hw, or choose a smaller model.encoder."
-    )
+    raise ResourceError(f"{accelerator.device}: out of memory on one crop. Lower data.crop_hw or model.encoder.")
 
 
 def _fits(

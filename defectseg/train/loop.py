@@ -198,10 +198,7 @@ def _explained(run: Run) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error):
-            raise ResourceError(
-                f"{run.accelerator.device}: out of memory. Set training.fit_memory, or lower training.batch_size or "
-                "data.crop_hw."
-            ) from error
+            raise ResourceError(f"{run.accelerator.device}: out of memory. Set training.fit_memory.") from error
         if "DataLoader worker" in str(error):
             raise ResourceError(
                 f"a worker that loads data was killed ({str(error).splitlines()[0]}). Mostly memory has run out, in a "
