@@ -130,7 +130,7 @@ def _find_others(root: Path, against: Path) -> tuple[LabelledImages, list[str]]:
 
 
 def _class_names(root: Path, rows: Sequence[LabelRow]) -> tuple[tuple[str, ...], list[Fault]]:
-    largest = max((row.class_id for row in rows if row.encoded and row.class_id != IGNORE_CLASS_ID), default=0)
+    largest = max((row.class_id for row in rows if row.has_mask), default=0)
     try:
         names = read_class_names(root, largest)
         check_class_names(names, where=str(root / CLASSES_NAME))
@@ -166,12 +166,9 @@ def _notes(inspections: Sequence[Inspection]) -> Iterator[Fault]:
         for note in one.notes:
             ids_of[note.partition(";")[0]].append(one.image_id)
     for note, image_ids in sorted(ids_of.items()):
-        yield warning(
-            "image-note",
-            f"{note}: {len(image_ids)} images, the first {image_ids[0]}.",
-            "Make sure that the masks were drawn on the picture as it is read here; see docs/formats.md.",
-            image=image_ids[0],
-        )
+        message = f"{note}: {len(image_ids)} images, the first {image_ids[0]}."
+        remedy = "Make sure that the masks were drawn on the picture as it is read here; see docs/formats.md."
+        yield warning("image-note", message, remedy, image=image_ids[0])
 
 
 def _odd_sizes(inspections: Sequence[Inspection]) -> list[Fault]:

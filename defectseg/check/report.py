@@ -292,10 +292,7 @@ class _Pictures:
     def __init__(self, root: Path, bit_depth: int | None) -> None:
         self.bit_depth = bit_depth
         self.folder, rows_of = find_labels(root)
-        self.rows_of = {
-            image_id: [row for row in rows if row.encoded and row.class_id != IGNORE_CLASS_ID]
-            for image_id, rows in (rows_of or {}).items()
-        }
+        self.rows_of = {one: [row for row in rows if row.has_mask] for one, rows in (rows_of or {}).items()}
 
     def strata(self, image_ids: Sequence[str]) -> list[list[str]]:
         """ImageIds by set of classes, the largest sets first."""

@@ -97,9 +97,8 @@ def train(
         assert data is not None
         asked |= {"recipe": recipe, "every_fold": fold == "all", "use_val": use_val}
         asked["init"] = None if init is None else find_model(init)
-        asked["thresholds"] = (
-            None if thresholds is None else read_thresholds(thresholds, open_data_folder(data).class_names)
-        )
+        if thresholds is not None:
+            asked["thresholds"] = read_thresholds(thresholds, open_data_folder(data).class_names)
     with progress_bar("training", after_interrupt="Continue it with --resume.") as progress:
         results = run_training(**asked, progress=progress)
     if is_main_process():
@@ -112,12 +111,8 @@ def _report(results: Sequence["TrainResult"], json_output: bool) -> None:
         warn([str(low)], low)
     if json_output:
         entries = [
-            {
-                "model": str(result.model),
-                "validation": None if result.metrics is None else result.metrics.to_json(),
-                "unreadable": result.unreadable,
-            }
-            for result in results
+            {"model": str(one.model), "validation": one.metrics and one.metrics.to_json(), "unreadable": one.unreadable}
+            for one in results
         ]
         print_json(entries[0] if len(entries) == 1 else entries)
         return

@@ -195,11 +195,8 @@ def _verify(folder: Path, expected: Figures, *, was_there: bool, remedy: str = _
     if found != expected:
         raise DataError(f"{folder}: {_describe(found)}; expected {_describe(expected)}. {remedy}")
     test_images = folder / TEST_IMAGES_NAME
-    return DownloadReport(
-        **vars(found),
-        test_images=sum(1 for _ in test_images.iterdir()) if test_images.is_dir() else 0,
-        was_there=was_there,
-    )
+    count = sum(1 for _ in test_images.iterdir()) if test_images.is_dir() else 0
+    return DownloadReport(**vars(found), test_images=count, was_there=was_there)
 
 
 def _describe(figures: Figures) -> str:

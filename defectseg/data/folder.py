@@ -211,10 +211,7 @@ def open_data_folder(
     elif class_names is not None:
         ids = match_classes(root / CLASSES_NAME, names, class_names)
         new_ids = {old: new for new, old in enumerate(ids.values(), start=1)} | {IGNORE_CLASS_ID: IGNORE_CLASS_ID}
-        rles = {
-            image_id: {new_ids[class_id]: encoded for class_id, encoded in by_class.items()}
-            for image_id, by_class in table.rles.items()
-        }
+        rles = {one: {new_ids[c]: encoded for c, encoded in by_class.items()} for one, by_class in table.rles.items()}
         names, table = tuple(ids), LabelTable(rles, table.listed)
     return DataFolder(root, image_ids, table, names, groups, bit_depth, faulty, not_labelled)
 

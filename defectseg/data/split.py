@@ -187,10 +187,8 @@ def _strata(folder: DataFolder, folds: int) -> dict[str, Stratum]:
 
     255 in a set means that ignored pixels may hide more classes, so such an image never counts as clean.
     """
-    set_of = {
-        image_id: frozenset(folder.classes_of(image_id)) | ({IGNORE_CLASS_ID} if image_id in folder.unknown else set())
-        for image_id in folder.image_ids
-    }
+    hidden = dict.fromkeys(folder.unknown, (IGNORE_CLASS_ID,))
+    set_of = {one: frozenset((*folder.classes_of(one), *hidden.get(one, ()))) for one in folder.image_ids}
     images_of_set = Counter(set_of.values())
     images_of_class = Counter(class_id for classes in set_of.values() for class_id in classes)
 

@@ -185,10 +185,8 @@ def _shadow(rng: Generator, size_hw: tuple[int, int]) -> Floats:
     """A soft, broad, slanted shadow."""
     height, width = size_hw
     across = np.arange(width)[None, :] - rng.uniform(0, width) + rng.uniform(-1, 1) * np.arange(height)[:, None]
-    return np.asarray(
-        rng.uniform(-0.4, -0.2) * np.exp(-((across / max(10.0, rng.uniform(0.02, 0.06) * width)) ** 2)),
-        dtype=np.float32,
-    )
+    depth, spread_px = rng.uniform(-0.4, -0.2), max(10.0, rng.uniform(0.02, 0.06) * width)
+    return np.asarray(depth * np.exp(-((across / spread_px) ** 2)), dtype=np.float32)
 
 
 def _roller_marks(rng: Generator, size_hw: tuple[int, int]) -> Floats:

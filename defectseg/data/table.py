@@ -58,6 +58,11 @@ class LabelRow:
     class_id: int
     encoded: str
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether it is the mask of a class, not blank and not pixels to ignore."""
+        return bool(self.encoded) and self.class_id != IGNORE_CLASS_ID
+
 
 @dataclass(frozen=True)
 class LabelTable:
@@ -198,11 +203,8 @@ def _wide_columns(table: CsvTable, class_names: Names) -> tuple[int, list[tuple[
     # pandas writes its row numbers into a first column without a name.
     named = [(name, place) for place, name in enumerate(table.header) if name not in ("", "Unnamed: 0")]
     place_of, image = dict(named), next((name for name, _ in named if name.lower() == "imageid"), None)
-    filled = {
-        name: [text for _, fields in table.rows if (text := fields[place].strip()).lower() not in _BLANKS]
-        for name, place in named
-        if name != image
-    }
+    cells = {name: [fields[place].strip() for _, fields in table.rows] for name, place in named if name != image}
+    filled = {name: [text for text in texts if text.lower() not in _BLANKS] for name, texts in cells.items()}
     class_ids = _class_ids(table, filled, class_names)
     others = [name for name in filled if name not in class_ids]
     overlooked = any(_RUNS.fullmatch(text) for name in others for text in filled[name])
@@ -247,20 +249,17 @@ def _class_ids(table: CsvTable, filled: Mapping[str, Sequence[str]], class_names
 
 
 def _parse_row(line: int, image_id: str, class_text: str, encoded: str) -> LabelRow:
+    kind = "image-id"
     try:
         check_image_id(image_id, where="")
+        kind = "class"
+        encoded = "" if encoded.lower() in _BLANKS else encoded
+        class_id = _parse_class_id(class_text.strip(), encoded)
+        kind = "rle"
+        encoded = encoded if class_id else ""
+        rle.parse_pairs(encoded, where=f"{image_id}, ClassId {class_id}")
     except LabelError as error:
-        raise _FaultyRowError("image-id", str(error).removeprefix(": ")) from None
-    if encoded.lower() in _BLANKS:
-        encoded = ""
-    class_id = _parse_class_id(class_text.strip(), encoded)
-    if class_id == 0:
-        encoded = ""
-    if encoded:
-        try:
-            rle.parse_pairs(encoded, where=f"{image_id}, ClassId {class_id}")
-        except LabelError as error:
-            raise _FaultyRowError("rle", str(error)) from None
+        raise _FaultyRowError(kind, str(error).removeprefix(": ")) from None
     return LabelRow(line, image_id, class_id, encoded)
 
 
@@ -274,7 +273,7 @@ def _parse_class_id(text: str, encoded: str) -> int:
         return 0
     if not 1 <= class_id <= IGNORE_CLASS_ID:
         expected = f"a whole number, 1 to {MAX_CLASSES} ({IGNORE_CLASS_ID} for pixels to ignore)"
-        raise _FaultyRowError("class", f"ClassId {text!r}; expected {expected}.")
+        raise LabelError(f"ClassId {text!r}; expected {expected}.")
     return class_id
 
 

@@ -211,9 +211,8 @@ def _tabulate(counts: Counts, num_classes: int) -> Tally:
 def _class_metrics(tally: Tally, index: int, name: str) -> ClassMetrics:
     dice, positive, predicted = tally.dice[:, index], tally.positive[:, index], tally.predicted_px[:, index] > 0
     known = tally.known[:, index]
-    true_px, predicted_px, both_px = (
-        int(px[:, index].sum()) for px in (tally.true_px, tally.predicted_px, tally.both_px)
-    )
+    sums = (int(px[:, index].sum()) for px in (tally.true_px, tally.predicted_px, tally.both_px))
+    true_px, predicted_px, both_px = sums
     return ClassMetrics(
         class_id=index + 1,
         name=name,

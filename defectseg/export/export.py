@@ -221,10 +221,8 @@ def _runtimes(path: Path, info: ModelInfo) -> dict[str, Runtime]:
     from defectseg.runtime.openvino import OpenVinoRuntime
 
     model = read_model(path)
-    return {
-        "exact": OpenVinoRuntime(model, info, precision="f32", workers=1),
-        "shipped": OpenVinoRuntime(model, info, workers=1),
-    }
+    exact = OpenVinoRuntime(model, info, precision="f32", workers=1)
+    return {"exact": exact, "shipped": OpenVinoRuntime(model, info, workers=1)}
 
 
 def _quantise(

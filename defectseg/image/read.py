@@ -24,11 +24,7 @@ _FLAGS = {
     "JPEG": cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,  # the luma as JPEG stores it
     "AVIF": cv2.IMREAD_COLOR,  # scales 10 and 12 bits to 8, which IMREAD_UNCHANGED does not
 }
-_REDUCED_FLAGS = {
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-}
+_REDUCED_FLAGS = {divisor: getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{divisor}") for divisor in (8, 4, 2)}
 
 
 @dataclass(frozen=True)

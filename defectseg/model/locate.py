@@ -48,11 +48,8 @@ def model_paths(argument: str | Path) -> tuple[Path, ...]:
 
 def _models_at(path: Path) -> tuple[Path, ...]:
     """The model of a run folder, or the models of its folds, ordered by number."""
-    folds = [
-        (int(number), folder)
-        for folder in path.glob(f"{FOLD_PREFIX}*")
-        if (number := folder.name.removeprefix(FOLD_PREFIX)).isdecimal()
-    ]
+    numbered = ((folder.name.removeprefix(FOLD_PREFIX), folder) for folder in path.glob(f"{FOLD_PREFIX}*"))
+    folds = [(int(number), folder) for number, folder in numbered if number.isdecimal()]
     if not folds or (path / MODEL_NAME).is_file() or (path / CHECKPOINT_NAME).exists():
         return (find_model(path),)
     return tuple(find_model(folder) for _, folder in sorted(folds))

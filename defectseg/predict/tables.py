@@ -49,9 +49,8 @@ def choose_outputs(outputs: Sequence[str] | None, overlays: str | None) -> Outpu
         raise UsageError(f"expected {', '.join(OVERLAYS_OF)}, found {overlays}.", argument="overlays")
     if outputs is not None and overlays is not None and (OVERLAYS in outputs) == (overlays == "none"):
         raise UsageError(f"{overlays} contradicts the outputs {','.join(outputs)}. Leave one out.", argument="overlays")
-    names = tuple(
-        name for name in OUTPUTS if name in (outputs or OUTPUTS) and not (name == OVERLAYS and overlays == "none")
-    )
+    unwanted = OVERLAYS if overlays == "none" else ""
+    names = tuple(name for name in OUTPUTS if name in (outputs or OUTPUTS) and name != unwanted)
     return OutputChoice(names, (overlays or "all") if OVERLAYS in names else "all")
 
 

@@ -93,10 +93,8 @@ def load_runtime(
     paths = as_paths(model)
     infos = [read_model_info(path) for path in paths]  # so that a wrong path is reported before a heavy import
     joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
-    choices = [choose_runtime(path, device, runtime) for path in paths]
-    runtimes = [
-        _load(path, info, choice, device, workers) for path, info, choice in zip(paths, infos, choices, strict=True)
-    ]
+    kinds = [choose_runtime(path, device, runtime) for path in paths]
+    runtimes = [_load(path, info, kind, device, workers) for path, info, kind in zip(paths, infos, kinds, strict=True)]
     return (runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes)), joined
 
 

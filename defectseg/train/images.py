@@ -79,9 +79,7 @@ class Images:
 def check_data(data: DataFolder, info: ModelInfo) -> None:
     """Raise DataError if a model was trained on other data."""
     if (info.class_names, info.data_fingerprint) != (data.class_names, data.fingerprint()):
-        raise DataError(
-            f"{data.root}: not the data that this training began with: images or labels differ. Train anew."
-        )
+        raise DataError(f"{data.root}: not the data that the training began with: images or labels differ. Train anew.")
 
 
 def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> Folds:

@@ -51,14 +51,9 @@ def make_loader(stage: Stage, accelerator: Accelerator, images: Images, part: Pa
     settings = recipe.data.model_copy(update={"samples_per_epoch": stage.samples})
     sampler = CropSampler(images.data, part.train, settings, recipe.seed)
     size_hw = crop_size(stage, part.train_sizes, recipe)
-    dataset = CropDataset(
-        images.data,
-        None if stage.crop_hw is None else size_hw,
-        build_augment(recipe.augment),
-        recipe.seed,
-        cache=images.cache,
-        black_limit=recipe.data.black_limit,
-    )
+    crop_hw, augment = None if stage.crop_hw is None else size_hw, build_augment(recipe.augment)
+    limit = recipe.data.black_limit
+    dataset = CropDataset(images.data, crop_hw, augment, recipe.seed, cache=images.cache, black_limit=limit)
     on_gpu = accelerator.device.type == "cuda"
     can_fork = sys.platform == "linux"  # macOS has fork, but its libraries are not fork-safe
     # On a CPU, workers would compete with the network for cores.
