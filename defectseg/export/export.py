@@ -195,7 +195,7 @@ def _convert(
             else:
                 converted = to_openvino(network, info, size_hw=size_hw)
                 if size_hw is None and not takes_any_size(converted, network):
-                    raise ModelError(f"{staged.name}: not written, for OpenVINO takes this network for one size only.")
+                    raise ModelError(f"{staged.name}: OpenVINO takes this network for one size only. Name it.")
                 save_model(converted, staged)
         runtimes = _runtimes(staged, info)
         found = compare(TorchRuntime(network, info), runtimes, images, odd, info.thresholds)

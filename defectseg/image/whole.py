@@ -34,10 +34,8 @@ PNG_SIGNATURE_BYTES = 8
 _ANIMATION_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
 _FIRST_FRAME = "first frame of an animation used"
 _JPEG2000_START = b"\xff\x4f\xff\x51"
-_EXIF_ORIENTATION = re.compile(
-    rb"\x12\x01\x03\0\x01\0\0\0(.)\0|\x01\x12\0\x03\0\0\0\x01\0(.)",  # little-endian; big-endian
-    re.DOTALL,
-)
+# Little-endian or big-endian.
+_EXIF_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0(.)\0|\x01\x12\0\x03\0\0\0\x01\0(.)", re.DOTALL)
 _HEADER_BYTES = 2**16
 _REMEDY = "Copy the file again from where it came from."
 _pillow_lock = threading.Lock()

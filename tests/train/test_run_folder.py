@@ -174,7 +174,7 @@ def test_an_output_that_is_not_empty_is_left_alone(start: Start, out: Path, kind
         (("model.encoder=tu-test_resnett",), False, r"Did you mean 'tu-test_resnet'"),
         (("data.folds=99",), False, r"99 folds of 24 images"),
         (("data.fold=9",), False, r"data.fold: 9, but the split has the folds \[0, 1, 2, 3\]"),
-        (("data.fold=null", "training.threshold_folds=5"), False, r"threshold_folds: 5, but the split has only 4 f"),
+        (("data.fold=null", "training.threshold_folds=5"), False, r"threshold_folds: 5, but there are 4 f"),
         (("data.fold=null", "training.threshold_folds=1", "loss.positive_weights=[1]"), False, r"1 values for 4 cl"),
         (("data.folds=2", "loss.positive_weights=[1]"), True, r"1 values for 4 classes"),
         (
