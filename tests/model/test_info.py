@@ -181,7 +181,7 @@ def test_a_damaged_file_is_refused_or_read_and_never_a_bug(
         *((text, "its description cannot be read") for text in ("", "{", "[]", "3", '{"format_version": 1}')),
         ('{"format_version": 1, "colour": 2}', "its description cannot be read"),
         ("[" * 100_000, "its description cannot be read"),
-        (TEXT.replace('"format_version":1', '"format_version":99'), r"format 99; .* up to 1\. Upgrade defectseg"),
+        (TEXT.replace('"format_version":1', '"format_version":99'), r"format 99; .* up to 1\. Upgrade it"),
     ],
 )
 def test_a_description_of_another_program_or_version_is_refused(
