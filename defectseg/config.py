@@ -44,9 +44,7 @@ class DataConfig(Frozen):
     """Which images to train on, and which crops to take from them."""
 
     folds: Annotated[int, Field(ge=2)] = 5
-    fold: HeldOut | Literal["auto"] | None = Field(
-        "auto", description="fold to validate on; auto: val, or 0; null: none"
-    )
+    fold: HeldOut | Literal["auto"] | None = Field("auto", description="validation fold; auto: val, or 0; null: none")
     crop_hw: SizeHW | None = Field((256, 512), description="px; at most the largest image; null: the whole image")
     defect_crops: Share = Field(0.5, description="share of crops that contain a defect")
     class_balance: Share = Field(0.0, description="share of defect crops that is split equally among classes")
@@ -55,9 +53,7 @@ class DataConfig(Frozen):
     )
     black_limit: Share = Field(0.7, description="redraw crops with a larger share of black pixels; 1: never")
     samples_per_epoch: PositiveInt | None = Field(None, description="crops per epoch; null: one per image")
-    bit_depth: BitDepth | None = Field(
-        None, description="bits used in 16-bit files, 9 to 16; null: from the TIFF tag, else 16"
-    )
+    bit_depth: BitDepth | None = Field(None, description="bits used in 16-bit files; null: from the TIFF tag, else 16")
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     cache: bool | Literal["auto"] = Field("auto", description="keep decoded images in memory; auto: if they fit")
 

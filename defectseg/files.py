@@ -186,9 +186,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ResourceError(
-                f"{folder}: another defectseg is writing there. Wait for it or choose another output folder."
-            ) from None
+            raise ResourceError(f"{folder}: another defectseg writes there. Wait, or choose another folder.") from None
     try:
         yield
     finally:
@@ -344,26 +342,6 @@ def read_csv(path: Path) -> CsvTable:
     if not header:
         raise LabelError(f"{path}: the file is empty; expected a header line and rows.")
     return CsvTable(path, header, rows, ragged)
-
-
-def read_by_image(path: Path, column: str) -> Iterator[tuple[str, str, str]]:
-    """File and line, ImageId, and the value of another column, for each row of a table such as groups.csv.
-
-    Raises:
-        LabelError: as `read_csv` and `check_image_id`; a column is missing; or a row has too few or too many fields.
-    """
-    table = read_csv(path)
-    places = table.columns("ImageId", column)
-    if places is None:
-        expected = ",".join(dict.fromkeys(["ImageId", column]))
-        raise LabelError(f"{path}: has the columns {', '.join(table.header)}; expected {expected}.")
-    if table.ragged:
-        line, count = table.ragged[0]
-        raise LabelError(f"{path}, line {line}: has {count} fields; expected {len(table.header)} as in the header.")
-    for line, fields in table.rows:
-        where, image_id = f"{path}, line {line}", fields[places[0]]
-        check_image_id(image_id, where=where)
-        yield where, image_id, fields[places[1]].strip()
 
 
 def _read_text(path: Path) -> str:

@@ -144,7 +144,7 @@ def test_a_folder_is_held_once_and_the_lock_goes_away_even_after_an_error(tmp_pa
     with folder_lock(folder):
         assert _names(folder) == [LOCK_NAME]
         check_is_free(folder)
-        with pytest.raises(ResourceError, match="another defectseg is writing there"), folder_lock(folder):
+        with pytest.raises(ResourceError, match="another defectseg writes there"), folder_lock(folder):
             pass
         assert (folder / LOCK_NAME).exists()
     assert _names(folder) == []

@@ -3,18 +3,10 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 from defectseg.check.image import MOSTLY_DARK, Inspection, inspect_image
-from defectseg.check.pairs import (
-    LabelledImages,
-    RowsByImage,
-    disagreements,
-    find_labels,
-    name_pairs,
-    rows_by_image,
-)
+from defectseg.check.pairs import LabelledImages, RowsByImage, disagreements, find_labels, name_pairs, rows_by_image
 from defectseg.check.report import CheckReport, by_count, summarise
 from defectseg.check.split import check_groups_and_split
 from defectseg.copies.descriptors import Descriptors, describe_all
@@ -22,7 +14,6 @@ from defectseg.copies.find import find_copies
 from defectseg.copies.strips import find_neighbours
 from defectseg.data.classes import CLASSES_NAME, are_grey_values, check_class_names, read_class_names
 from defectseg.data.folder import IMAGES_NAME, NOT_LABELLED_NAME, find_table, read_not_labelled
-from defectseg.data.names import respellings
 from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelRow, LabelScan, error, scan_label_rows, warning
 from defectseg.errors import DataError, UsageError
 from defectseg.image.find import IMAGE_SUFFIXES, find_images
@@ -54,10 +45,8 @@ def check_data_folder(
     not_labelled = read_not_labelled(root, image_ids) & image_ids
     found = [image for image in every if image.image_id not in not_labelled]
     others, other_faults = (None, []) if against is None else _find_others(root, against)
-    scan = scan_label_rows(table_path)
+    scan = scan_label_rows(table_path, image_ids=image_ids)
     names, name_faults = _class_names(root, scan.rows)
-    spelled = respellings({row.image_id for row in scan.rows}, image_ids, where=table_path)
-    scan = replace(scan, rows=[replace(row, image_id=spelled[row.image_id]) for row in scan.rows])
     rows_of = rows_by_image(scan.rows)
     missing = _missing_images(rows_of, image_ids)
     total = len(found) + (0 if others is None else len(others.found))
@@ -86,10 +75,9 @@ def check_data_folder(
         )
         leaks = name_pairs(find_copies(descriptors, other_descriptors), labelled, others)
         faults += disagreements(leaks, f"{against}: ")
-        faults += [
-            warning("against", f"Not compared: {message}", "Replace the file, or take it out.")
-            for message in [*other_faults, *unread.values()]
-        ]
+        uncompared = [*other_faults, *unread.values()]
+        remedy = "Replace the file, or take it out."
+        faults += [warning("against", f"Not compared: {message}", remedy) for message in uncompared]
     faults += [fault for one in inspections for fault in one.faults]
     faults += [*_notes(inspections), *_odd_sizes(inspections), *_dark_images(inspections)]
     faults += _odd_labels(inspections, scan, names)
@@ -100,7 +88,6 @@ def check_data_folder(
         inspections,
         names,
         scan,
-        missing_images=len(missing),
         not_labelled_images=len(not_labelled),
         faults=faults,
         duplicates=duplicates,
@@ -111,14 +98,13 @@ def check_data_folder(
 
 def _odd_labels(inspections: Sequence[Inspection], scan: LabelScan, names: Sequence[str]) -> Iterator[Fault]:
     """Warnings about labels that are probably not meant so; an import would have refused them."""
-    px = Counter[int]()
-    for mask in (mask for one in inspections for mask in one.masks):
-        px[mask.class_id] += mask.area_px
-    ignored_px = px.pop(IGNORE_CLASS_ID, 0)
-    if ignored_px > px.total():
-        share = f"{100 * ignored_px / (ignored_px + px.total()):.0f} % of the labelled pixels are to be ignored (255)"
+    masks = [mask for one in inspections for mask in one.masks]
+    labelled_px = sum(mask.area_px for mask in masks)
+    ignored_px = sum(mask.area_px for mask in masks if mask.class_id == IGNORE_CLASS_ID)
+    if 2 * ignored_px > labelled_px:
+        share = f"{100 * ignored_px / labelled_px:.0f} % of the labelled pixels are to be ignored (255)"
         remedy = "Leave it if they come from boxes; to learn from these, draw outlines. Else import the labels again."
-        yield warning("labels", share + (", and no class has a mask." if not px else "."), remedy)
+        yield warning("labels", share + (", and no class has a mask." if ignored_px == labelled_px else "."), remedy)
     elif not scan.faults and not any(row.encoded for row in scan.rows):
         remedy = "Leave it if all of this steel is sound. Else label the images, or import their labels again."
         yield warning("labels", "No image has a mask: all count as clean.", remedy)
@@ -136,18 +122,15 @@ def _find_others(root: Path, against: Path) -> tuple[LabelledImages, list[str]]:
         raise UsageError(f"{against} is the folder itself, whose own copies are listed anyway.", argument="against")
     folder, rows_of = find_labels(against)
     # A folder around `root` holds its images too; a link to one elsewhere is a copy like any other.
-    found = [
-        image
-        for image in find_images([folder], keep_faulty=True)
-        if not image.path.parent.resolve().is_relative_to(own)
-    ]
+    found = find_images([folder], keep_faulty=True)
+    found = [image for image in found if not image.path.parent.resolve().is_relative_to(own)]
     unlabelled = read_not_labelled(against) if rows_of is not None else frozenset()
     sound = [image for image in found if not image.fault and image.image_id not in unlabelled]
     return LabelledImages(sound, rows_of), [image.fault for image in found if image.fault]
 
 
 def _class_names(root: Path, rows: Sequence[LabelRow]) -> tuple[tuple[str, ...], list[Fault]]:
-    largest = max((row.class_id for row in rows if row.encoded and row.class_id != IGNORE_CLASS_ID), default=0)
+    largest = max((row.class_id for row in rows if row.has_mask), default=0)
     try:
         names = read_class_names(root, largest)
         check_class_names(names, where=str(root / CLASSES_NAME))
@@ -183,38 +166,27 @@ def _notes(inspections: Sequence[Inspection]) -> Iterator[Fault]:
         for note in one.notes:
             ids_of[note.partition(";")[0]].append(one.image_id)
     for note, image_ids in sorted(ids_of.items()):
-        yield warning(
-            "image-note",
-            f"{note}: {len(image_ids)} images, the first {image_ids[0]}.",
-            "Make sure that the masks were drawn on the picture as it is read here; see docs/formats.md.",
-            image=image_ids[0],
-        )
+        message = f"{note}: {len(image_ids)} images, the first {image_ids[0]}."
+        remedy = "Make sure that the masks were drawn on the picture as it is read here; see docs/formats.md."
+        yield warning("image-note", message, remedy, image=image_ids[0])
 
 
 def _odd_sizes(inspections: Sequence[Inspection]) -> list[Fault]:
     readable = [one for one in inspections if one.size_hw is not None]
     counts = by_count(Counter((one.size_hw, one.size_text) for one in readable))
     usual = counts[0][0][1] if counts else ""
-    odd = {
-        one.image_id: f"{one.size_text} px, where most images have {usual}."
-        for one in readable
-        if one.size_text != usual
-    }
+    odd = {one.image_id: f"{one.size_text} px, where most have {usual}." for one in readable if one.size_text != usual}
     remedy = "Leave it if the line makes several sizes; else look for a stray picture."
     summary = f"Images have {len(counts)} sizes: {len(odd)} are not {usual}."
     return _one_or_each("size", odd, summary, remedy)
 
 
 def _dark_images(inspections: Sequence[Inspection]) -> list[Fault]:
-    dark = {
-        one.image_id: f"{100 * one.dark_share:.0f} % of it is black."
-        for one in inspections
-        if one.dark_share > MOSTLY_DARK
-    }
+    share = {one.image_id: one.dark_share for one in inspections if one.dark_share > MOSTLY_DARK}
+    dark = {image_id: f"{100 * black:.0f} % of it is black." for image_id, black in share.items()}
+    summary = f"{len(dark)} images are mostly black, the first {min(dark, default='')}."
     remedy = "Leave it if it shows an end of the sheet; else take it out, for there is nothing to learn from it."
-    return _one_or_each(
-        "dark", dark, f"{len(dark)} images are mostly black, the first {min(dark, default='')}.", remedy
-    )
+    return _one_or_each("dark", dark, summary, remedy)
 
 
 def _one_or_each(kind: str, messages: Mapping[str, str], summary: str, remedy: str) -> list[Fault]:

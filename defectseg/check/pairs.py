@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from defectseg.copies.descriptors import DETAIL_CELLS, turned
 from defectseg.copies.find import Copy
 from defectseg.data.folder import IMAGES_NAME
-from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, Fault, LabelRow, error, scan_label_rows
+from defectseg.data.table import TABLE_NAMES, Fault, LabelRow, error, scan_label_rows
 from defectseg.errors import ImageError, LabelError
 from defectseg.image import read, rle
 from defectseg.image.find import FoundImage
@@ -101,11 +101,8 @@ def _masks(image: FoundImage, rows_of: RowsByImage) -> _Masks:
     """ClassId -> mask, bool (H, W), of the classes that occur; None where the image or a row is faulty."""
     try:
         size_hw = read.read_size(image.path)
-        return {
-            row.class_id: rle.decode(row.encoded, size_hw)
-            for row in rows_of.get(image.image_id, ())
-            if row.encoded and row.class_id != IGNORE_CLASS_ID
-        }
+        rows = [row for row in rows_of.get(image.image_id, ()) if row.has_mask]
+        return {row.class_id: rle.decode(row.encoded, size_hw) for row in rows}
     except (ImageError, LabelError):
         return None
 

@@ -161,7 +161,6 @@ def summarise(
     class_names: Sequence[str],
     scan: LabelScan,
     *,
-    missing_images: int,
     not_labelled_images: int,
     faults: Sequence[Fault],
     duplicates: Sequence[CopyPair],
@@ -174,7 +173,6 @@ def summarise(
         inspections: of all images.
         class_names: of ClassId 1 and so on.
         scan: the rows of the label table, sound and faulty.
-        missing_images: number of images that have a row and no file.
         not_labelled_images: number of images that nobody has labelled.
         faults, duplicates, leaks, low_bit_depth: what is wrong.
     """
@@ -198,7 +196,7 @@ def summarise(
         clean_images=len(ids - perhaps_defective),
         images_without_rows=len(ids - faulty - {row.image_id for row in scan.rows}),
         unreadable_images=sum(one.size_hw is None for one in inspections),
-        missing_images=missing_images,
+        missing_images=sum(fault.kind == "missing-image" for fault in faults),
         not_labelled_images=not_labelled_images,
         dark_images=sum(one.dark_share > MOSTLY_DARK for one in inspections),
         sheet_end_images=sum(one.sheet_end for one in inspections),
@@ -294,10 +292,7 @@ class _Pictures:
     def __init__(self, root: Path, bit_depth: int | None) -> None:
         self.bit_depth = bit_depth
         self.folder, rows_of = find_labels(root)
-        self.rows_of = {
-            image_id: [row for row in rows if row.encoded and row.class_id != IGNORE_CLASS_ID]
-            for image_id, rows in (rows_of or {}).items()
-        }
+        self.rows_of = {one: [row for row in rows if row.has_mask] for one, rows in (rows_of or {}).items()}
 
     def strata(self, image_ids: Sequence[str]) -> list[list[str]]:
         """ImageIds by set of classes, the largest sets first."""

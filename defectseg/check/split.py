@@ -60,9 +60,7 @@ def check_groups_and_split(
         folds_of_group[groups[image_id]].add(fold_of[image_id])
     for group, folds in sorted(folds_of_group.items()):
         if len(folds) > 1:
-            message = (
-                f"{path}: group '{group}' lies in folds {', '.join(sorted(map(str, folds)))}; scores would flatter."
-            )
+            message = f"{path}: group '{group}' is in folds {', '.join(sorted(map(str, folds)))}; scores would flatter."
             faults.append(error("split", message, f"{again}, which keeps groups together."))
     leaks = [pair for pair in duplicates if are_apart(pair.image, pair.other)]
     if leaks:
@@ -71,10 +69,8 @@ def check_groups_and_split(
         faults.append(error("split", message, f"{again}, which keeps copies together."))
     strips = [(ids[one.first], ids[one.second]) for one in neighbours]
     if apart := [pair for pair in strips if are_apart(*pair)]:
-        message = (
-            f"{path}: {len(apart)} pairs of images that look like the same strip lie in different folds, "
-            f"the first {apart[0][0]} and {apart[0][1]}; scores may flatter."
-        )
+        example = f"the first {' and '.join(apart[0])}"
+        message = f"{path}: {len(apart)} pairs that look like the same strip are in different folds, {example}."
         faults.append(warning("split", message, f"{again}, which keeps them together as far as it can."))
     return faults, leaks
 

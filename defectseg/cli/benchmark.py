@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import Device, Json, Model, Verbose
@@ -14,16 +14,15 @@ def benchmark(
     model: Model,
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(help="Folders, images or glob patterns. Default: synthetic sheets.", metavar="[INPUT...]"),
+        Argument(help="Folders, images or glob patterns. Default: synthetic sheets.", metavar="[INPUT...]"),
     ] = None,
     runtime: Annotated[
-        str,
-        typer.Option(help="Runtimes to measure, comma-separated, or all.", metavar="auto|torch|openvino|onnx|all"),
+        str, Option(help="Runtimes to measure, comma-separated, or all.", metavar="auto|torch|openvino|onnx|all")
     ] = "auto",
-    images: Annotated[int, typer.Option(help="Largest number of images to measure on.", min=1, metavar="N")] = 32,
+    images: Annotated[int, Option(help="Largest number of images to measure on.", min=1, metavar="N")] = 32,
     workers: Annotated[
         int | None,
-        typer.Option(help="Images that the network works on at once; 1 answers a single image soonest.", metavar="N"),
+        Option(help="Images that the network works on at once; 1 answers a single image soonest.", metavar="N"),
     ] = None,
     device: Device = "auto",
     json_output: Json = False,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.data_formats import export_app, import_labels
@@ -30,9 +31,9 @@ app.add_typer(download_app, name="download")
 @app.command()
 def synthesize(
     out: NewFolder,
-    images: Annotated[int, typer.Option(help="Number of sheets.", min=1, metavar="N")] = 100,
+    images: Annotated[int, Option(help="Number of sheets.", min=1, metavar="N")] = 100,
     seed: Seed = 0,
-    size: Annotated[str, typer.Option(help="Height x width in px.", metavar="HxW")] = "256x1600",
+    size: Annotated[str, Option(help="Height x width in px.", metavar="HxW")] = "256x1600",
     verbose: Verbose = False,
 ) -> None:
     """Make synthetic steel sheets in the Severstal layout."""
@@ -45,9 +46,7 @@ def synthesize(
 
 @download_app.command("severstal")
 def download_severstal(
-    out: Annotated[
-        Path, typer.Option(help="Data folder to write; an interrupted download is continued.", metavar="DIR")
-    ],
+    out: Annotated[Path, Option(help="Data folder to write; an interrupted download is continued.", metavar="DIR")],
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -79,14 +78,14 @@ def check(
     root: DataFolder,
     against: Annotated[
         Path | None,
-        typer.Option(help="Other data folder, or folder of images, that must share no image.", metavar="OTHER_DIR"),
+        Option(help="Other data folder, or folder of images, that must share no image.", metavar="OTHER_DIR"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write check.json, contact_sheet.jpg and report.html here.", metavar="OUT")
+        Path | None, Option(help="Write check.json, contact_sheet.jpg and report.html here.", metavar="OUT")
     ] = None,
     overwrite: Overwrite = False,
     bit_depth: BitDepth = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 for warnings, too.")] = False,
+    strict: Annotated[bool, Option("--strict", help="Exit with 3 for warnings, too.")] = False,
     max_pixels: MaxPixels = None,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -171,10 +170,10 @@ def _print_pairs(pairs: "Sequence[CopyPair]", title: str) -> None:
 @app.command()
 def split(
     root: DataFolder,
-    folds: Annotated[int, typer.Option(help="Number of folds.", min=2, metavar="K")] = 5,
+    folds: Annotated[int, Option(help="Number of folds.", min=2, metavar="K")] = 5,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Default: split.csv in DIR.", metavar="FILE")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    out: Annotated[Path | None, Option(help="Default: split.csv in DIR.", metavar="FILE")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an existing file.")] = False,
     bit_depth: BitDepth = None,
     verbose: Verbose = False,
 ) -> None:
@@ -207,9 +206,7 @@ def split(
         rows.append([str(fold), str(len(members)), str(clean), *map(str, counts)])
     print_rows(rows)
     if folder.unknown:
-        print(
-            f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none of them is clean."
-        )
+        print(f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none is clean.")
     usual = related.across_folds({**kept, **divide_each_alone(rest, folds=folds, seed=seed)})
     apart = related.across_folds(chosen)
     print_rows(

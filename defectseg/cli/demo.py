@@ -11,11 +11,7 @@ TRAINING_SHEETS = 1000
 UNSEEN_SHEETS = 40
 
 
-def demo(
-    out: NewFolder = Path("defectseg-demo"),
-    device: Device = "auto",
-    verbose: Verbose = False,
-) -> None:
+def demo(out: NewFolder = Path("defectseg-demo"), device: Device = "auto", verbose: Verbose = False) -> None:
     """Try the whole workflow on synthetic sheets: make them, train, evaluate, predict.
 
     Takes about six minutes on two CPU cores. Nothing is downloaded.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Option
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import (
@@ -26,15 +26,15 @@ from defectseg.errors import UsageError
 def evaluate(
     model: Annotated[str | None, MODEL] = None,
     data: Annotated[Path | None, DATA] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; absent or empty.", metavar="DIR")] = None,
+    out: Annotated[Path | None, Option(help="Folder to write; absent or empty.", metavar="DIR")] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="Score this CSV in the Kaggle format; without --data, check it.", metavar="FILE")
+        Path | None, Option(help="Score this CSV in the Kaggle format; without --data, check it.", metavar="FILE")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of the images of FILE, to check names and sizes.", metavar="DIR")
+        Path | None, Option(help="Folder of the images of FILE, to check names and sizes.", metavar="DIR")
     ] = None,
     subset: Annotated[
-        Literal["all", "train", "val", "test"], typer.Option(help="Images to score: all, or a part of split.csv.")
+        Literal["all", "train", "val", "test"], Option(help="Images to score: all, or a part of split.csv.")
     ] = "all",
     split: Split = None,
     overwrite: Overwrite = False,
@@ -69,9 +69,7 @@ def evaluate(
         _check(predictions, images, json_output)
         return
     if data is None:
-        raise UsageError(
-            "evaluate needs --data DIR. Without labels, it can check --predictions FILE and writes nothing."
-        )
+        raise UsageError("evaluate needs --data DIR. Without labels, it checks --predictions FILE and writes nothing.")
     if images is not None:
         raise UsageError("--images goes with --predictions FILE alone; --data DIR has its own images.")
     if predictions is not None:

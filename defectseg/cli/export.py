@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from defectseg.cli.options import BitDepth, Json, Verbose, parse_size
 from defectseg.cli.show import print_json, shown
@@ -16,29 +16,25 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Model file or run folder of train.", metavar="MODEL")],
+    model: Annotated[str, Argument(help="Model file or run folder of train.", metavar="MODEL")],
     file_format: Annotated[
-        Literal["openvino", "onnx"], typer.Option("--format", help="openvino: an .xml and a .bin; onnx: an .onnx.")
+        Literal["openvino", "onnx"], Option("--format", help="openvino: an .xml and a .bin; onnx: an .onnx.")
     ],
-    out: Annotated[Path, typer.Option(help="File to write.", metavar="FILE")],
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Compute in 8-bit integers; only for openvino, needs --data.")
-    ] = False,
+    out: Annotated[Path, Option(help="File to write.", metavar="FILE")],
+    int8: Annotated[bool, Option("--int8", help="Compute in 8-bit integers; only for openvino, needs --data.")] = False,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="Images to compare on; --int8 needs a data folder. Default: synthetic sheets.", metavar="DIR"
-        ),
+        Option(help="Images to compare on; --int8 needs a data folder. Default: synthetic sheets.", metavar="DIR"),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Only size that the file accepts, e.g. 256x1600. Default: any.", metavar="HxW")
+        str | None, Option(help="Only size that the file accepts, e.g. 256x1600. Default: any.", metavar="HxW")
     ] = None,
     opset: Annotated[
         int | None,
-        typer.Option(help="Version of ONNX's operators, 18 to 23. Default: 18, which most runtimes read.", metavar="N"),
+        Option(help="Version of ONNX's operators, 18 to 23. Default: 18, which most runtimes read.", metavar="N"),
     ] = None,
     bit_depth: BitDepth = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace FILE.")] = False,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:

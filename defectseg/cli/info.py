@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument
 
 from defectseg.cli.options import Json, Verbose
 from defectseg.cli.show import print_json, print_rows
@@ -18,7 +18,7 @@ _PACKAGES = (
 
 
 def info(
-    model: Annotated[Path | None, typer.Argument(help="Model file or run folder of train.", metavar="MODEL")] = None,
+    model: Annotated[Path | None, Argument(help="Model file or run folder of train.", metavar="MODEL")] = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:

@@ -9,6 +9,7 @@ import traceback
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer import Option
 
 from defectseg import errors
 from defectseg.cli import benchmark, data, demo, evaluate, export, info, predict, train, tune
@@ -48,7 +49,7 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+        bool, Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     pass
@@ -73,10 +74,7 @@ def main() -> None:
         _fail("out of memory. Close other programs, or use smaller images or tiles.", ExitCode.CANNOT_CONTINUE)
     except OSError as error:
         what = "" if error.filename is None else f"{error.filename}: "
-        _fail(
-            f"{what}{error.strerror or error}. Check the path, its permissions and the space on the disk.",
-            ExitCode.CANNOT_CONTINUE,
-        )
+        _fail(f"{what}{error.strerror or error}. Check path, permissions and disk space.", ExitCode.CANNOT_CONTINUE)
     except Exception as error:
         _fail(
             f"unexpected {type(error).__name__}: {error}. This is a bug in defectseg; please report it with the output "

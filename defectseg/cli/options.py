@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from defectseg.errors import UsageError
 from defectseg.image.whole import MAX_PIXELS, allow_pixels
@@ -22,30 +22,30 @@ def _allow_pixels(count: int | None) -> int | None:
     return count
 
 
-MODEL = typer.Argument(
+MODEL = Argument(
     help="Model file or run folder of train. Several are averaged: comma-separated, or the folder of train --fold all.",
     metavar="MODEL",
 )
 Model = Annotated[str, MODEL]
-DataFolder = Annotated[Path, typer.Argument(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
-DATA = typer.Option(help="Data folder: train.csv beside train_images/.", metavar="DIR")
+DataFolder = Annotated[Path, Argument(help="Data folder: train.csv beside train_images/.", metavar="DIR")]
+DATA = Option(help="Data folder: train.csv beside train_images/.", metavar="DIR")
 Data = Annotated[Path, DATA]
-NewFolder = Annotated[Path, typer.Option(help="Folder to write; absent or empty.", metavar="DIR")]
+NewFolder = Annotated[Path, Option(help="Folder to write; absent or empty.", metavar="DIR")]
 Split = Annotated[
-    Path | None, typer.Option(help="split.csv that defines train, val and test. Default: beside MODEL.", metavar="FILE")
+    Path | None, Option(help="split.csv that defines train, val and test. Default: beside MODEL.", metavar="FILE")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
 Runtime = Annotated[
     Literal["auto", "torch", "openvino", "onnx"],
-    typer.Option(help="Library that runs the network. auto: torch on a GPU, openvino on a CPU."),
+    Option(help="Library that runs the network. auto: torch on a GPU, openvino on a CPU."),
 ]
 Tta = Annotated[
     Literal["none", "flips", "turns"] | None,
-    typer.Option(help="Average over 4 mirrored views, or over 8 views of square images. Default: as MODEL says."),
+    Option(help="Average over 4 mirrored views, or over 8 views of square images. Default: as MODEL says."),
 ]
 BitDepth = Annotated[
     int | None,
-    typer.Option(
+    Option(
         help="Bits used in 16-bit files. Default: from the TIFF tag, else as in training, else 16.",
         metavar="BITS",
         min=9,
@@ -54,7 +54,7 @@ BitDepth = Annotated[
 ]
 MaxPixels = Annotated[
     int | None,
-    typer.Option(
+    Option(
         help=f"Do not decode images with more pixels, to save memory. Default: {MAX_PIXELS}.",
         metavar="N",
         min=1,
@@ -62,11 +62,11 @@ MaxPixels = Annotated[
         callback=_allow_pixels,
     ),
 ]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0, metavar="S")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run in --out.")]
+Seed = Annotated[int, Option(help="The same seed gives the same result.", min=0, metavar="S")]
+Json = Annotated[bool, Option("--json", help="Print one JSON object to standard output.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace the results of an earlier run in --out.")]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", help="Show details, and the traceback of an error.", callback=_set_verbose)
+    bool, Option("--verbose", help="Show details, and the traceback of an error.", callback=_set_verbose)
 ]
 
 

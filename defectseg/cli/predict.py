@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Model, Overwrite, Runtime, Tta, Verbose, entries
@@ -19,34 +20,30 @@ def predict(
     model: Model,
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Folders, images or glob patterns; - reads paths from standard input.", metavar="INPUT..."),
+        Argument(help="Folders, images or glob patterns; - reads paths from standard input.", metavar="INPUT..."),
     ],
-    out: Annotated[
-        Path, typer.Option(help="Folder to write. Results with the same settings are continued.", metavar="DIR")
-    ],
-    recursive: Annotated[bool, typer.Option("--recursive/--no-recursive", help="Search subfolders.")] = True,
+    out: Annotated[Path, Option(help="Folder to write. Results with the same settings are continued.", metavar="DIR")],
+    recursive: Annotated[bool, Option("--recursive/--no-recursive", help="Search subfolders.")] = True,
     classes: Annotated[
-        str | None, typer.Option(help="Report only these classes, by number or name, e.g. 1,scratch.", metavar="LIST")
+        str | None, Option(help="Report only these classes, by number or name, e.g. 1,scratch.", metavar="LIST")
     ] = None,
     overwrite: Overwrite = False,
     fail_on_defect: Annotated[
-        bool, typer.Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect.")
+        bool, Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect.")
     ] = False,
     fail_on_blank: Annotated[
-        bool, typer.Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank (shows nothing).")
+        bool, Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank (shows nothing).")
     ] = False,
     outputs: Annotated[
-        str | None,
-        typer.Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions"),
+        str | None, Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions")
     ] = None,
     overlays: Annotated[
-        Literal["all", "defects", "none"] | None, typer.Option(help="Images that get an overlay. Default: all.")
+        Literal["all", "defects", "none"] | None, Option(help="Images that get an overlay. Default: all.")
     ] = None,
     device: Device = "auto",
     runtime: Runtime = "auto",
     workers: Annotated[
-        int | None,
-        typer.Option(help="Images in the network at once; results stay the same.", min=1, metavar="N"),
+        int | None, Option(help="Images in the network at once; results stay the same.", min=1, metavar="N")
     ] = None,
     tta: Tta = None,
     bit_depth: BitDepth = None,

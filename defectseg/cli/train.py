@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Verbose
@@ -20,44 +20,40 @@ if TYPE_CHECKING:
 def train(
     config: Annotated[
         str,
-        typer.Argument(
+        Argument(
             help="YAML file or shipped recipe (severstal, severstal-small, fast, neu900, demo).", metavar="CONFIG"
         ),
     ] = "severstal",
-    data: Annotated[
-        Path | None, typer.Option(help="Data folder: train.csv beside train_images/.", metavar="DIR")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to write; absent or empty.", metavar="RUN")] = None,
+    data: Annotated[Path | None, Option(help="Data folder: train.csv beside train_images/.", metavar="DIR")] = None,
+    out: Annotated[Path | None, Option(help="Run folder to write; absent or empty.", metavar="RUN")] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a recipe key, e.g. training.epochs=5; repeatable.", metavar="KEY=VALUE"),
+        Option("--set", help="Change a recipe key, e.g. training.epochs=5; repeatable.", metavar="KEY=VALUE"),
     ] = None,
     encoder_weights: Annotated[
         str | None,
-        typer.Option(help="Initial weights; FILE has timm's names. Default: see recipe.", metavar="imagenet|none|FILE"),
+        Option(help="Initial weights; FILE has timm's names. Default: see recipe.", metavar="imagenet|none|FILE"),
     ] = None,
     fold: Annotated[
         str | None,
-        typer.Option(help="Fold to validate on, none, or all in turn. Default: see recipe.", metavar="N|val|none|all"),
+        Option(help="Fold to validate on, none, or all in turn. Default: see recipe.", metavar="N|val|none|all"),
     ] = None,
-    use_val: Annotated[bool, typer.Option("--use-val", help="With --fold none: train on val, too.")] = False,
+    use_val: Annotated[bool, Option("--use-val", help="With --fold none: train on val, too.")] = False,
     batch_size: Annotated[
-        str | None, typer.Option(help="Crops per step. auto: as many as fit into memory.", metavar="N|auto")
+        str | None, Option(help="Crops per step. auto: as many as fit into memory.", metavar="N|auto")
     ] = None,
     bit_depth: BitDepth = None,
     max_minutes: Annotated[
-        float | None, typer.Option(help="Train as many epochs as fit into this time.", metavar="MIN")
+        float | None, Option(help="Train as many epochs as fit into this time.", metavar="MIN")
     ] = None,
     thresholds: Annotated[
-        Path | None, typer.Option(help="Model, or file of tune --out, to take the thresholds from.", metavar="FILE")
+        Path | None, Option(help="Model, or file of tune --out, to take the thresholds from.", metavar="FILE")
     ] = None,
-    init: Annotated[
-        Path | None, typer.Option(help="Model to start from; its classes may differ.", metavar="MODEL")
-    ] = None,
+    init: Annotated[Path | None, Option(help="Model to start from; its classes may differ.", metavar="MODEL")] = None,
     device: Device = "auto",
     max_pixels: MaxPixels = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and exit.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue the interrupted run in --out.")] = False,
+    print_config: Annotated[bool, Option("--print-config", help="Print the resolved recipe and exit.")] = False,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -101,9 +97,8 @@ def train(
         assert data is not None
         asked |= {"recipe": recipe, "every_fold": fold == "all", "use_val": use_val}
         asked["init"] = None if init is None else find_model(init)
-        asked["thresholds"] = (
-            None if thresholds is None else read_thresholds(thresholds, open_data_folder(data).class_names)
-        )
+        if thresholds is not None:
+            asked["thresholds"] = read_thresholds(thresholds, open_data_folder(data).class_names)
     with progress_bar("training", after_interrupt="Continue it with --resume.") as progress:
         results = run_training(**asked, progress=progress)
     if is_main_process():
@@ -116,12 +111,8 @@ def _report(results: Sequence["TrainResult"], json_output: bool) -> None:
         warn([str(low)], low)
     if json_output:
         entries = [
-            {
-                "model": str(result.model),
-                "validation": None if result.metrics is None else result.metrics.to_json(),
-                "unreadable": result.unreadable,
-            }
-            for result in results
+            {"model": str(one.model), "validation": one.metrics and one.metrics.to_json(), "unreadable": one.unreadable}
+            for one in results
         ]
         print_json(entries[0] if len(entries) == 1 else entries)
         return

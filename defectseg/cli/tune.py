@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Option
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import BitDepth, Data, Device, Json, MaxPixels, Model, Runtime, Split, Tta, Verbose
@@ -19,27 +19,23 @@ if TYPE_CHECKING:
 def tune(
     model: Model,
     data: Data,
-    subset: Annotated[
-        Literal["val", "all"], typer.Option(help="Images to choose on: val of split.csv, or all.")
-    ] = "val",
+    subset: Annotated[Literal["val", "all"], Option(help="Images to choose on: val of split.csv, or all.")] = "val",
     split: Split = None,
     target_recall: Annotated[
-        float | None,
-        typer.Option(help="Goal: find each class in this share of its images.", metavar="SHARE", min=0, max=1),
+        float | None, Option(help="Goal: find each class in this share of its images.", metavar="SHARE", min=0, max=1)
     ] = None,
     max_false_alarms: Annotated[
-        float | None,
-        typer.Option(help="Goal: false alarms in at most this share of images.", metavar="SHARE", min=0, max=1),
+        float | None, Option(help="Goal: false alarms in at most this share of images.", metavar="SHARE", min=0, max=1)
     ] = None,
     cost_miss: Annotated[
-        float | None, typer.Option(help="Cost of a missed image. Goal: least cost.", metavar="COST", min=0, max=10**9)
+        float | None, Option(help="Cost of a missed image. Goal: least cost.", metavar="COST", min=0, max=10**9)
     ] = None,
     cost_false_alarm: Annotated[
-        float | None, typer.Option(help="Cost of a false alarm. Goal: least cost.", metavar="COST", min=0, max=10**9)
+        float | None, Option(help="Cost of a false alarm. Goal: least cost.", metavar="COST", min=0, max=10**9)
     ] = None,
-    folds: Annotated[int, typer.Option(help="Folds of the cross-validation.", min=2, metavar="K")] = 5,
+    folds: Annotated[int, Option(help="Folds of the cross-validation.", min=2, metavar="K")] = 5,
     out: Annotated[
-        Path | None, typer.Option(help="Also write the thresholds here, for train --thresholds.", metavar="FILE")
+        Path | None, Option(help="Also write the thresholds here, for train --thresholds.", metavar="FILE")
     ] = None,
     device: Device = "auto",
     runtime: Runtime = "auto",
@@ -47,7 +43,7 @@ def tune(
     bit_depth: BitDepth = None,
     max_pixels: MaxPixels = None,
     json_output: Json = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do not change the model.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Do not change the model.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Choose the thresholds of a model on labelled images.

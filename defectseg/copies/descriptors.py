@@ -123,11 +123,7 @@ def describe(pixels: NDArray[np.uint8]) -> Descriptor:
 
 
 def describe_all(
-    paths: Sequence[Path],
-    *,
-    reduced: bool = True,
-    bit_depth: int | None = None,
-    progress: Progress = silent,
+    paths: Sequence[Path], *, reduced: bool = True, bit_depth: int | None = None, progress: Progress = silent
 ) -> tuple[Descriptors, dict[int, str]]:
     """Read and describe images, on all cores.
 

@@ -113,12 +113,8 @@ def _identical(descriptors: Descriptors) -> dict[bytes, list[int]]:
     groups: dict[bytes, list[int]] = {}
     for index, detail in enumerate(descriptors.detail):
         structured = detail.min() < 0 < detail.max()
-        key = (
-            hashlib.blake2b(detail.tobytes(), digest_size=16).digest()
-            if structured
-            else str((id(descriptors), index)).encode()
-        )
-        groups.setdefault(key, []).append(index)
+        key = hashlib.blake2b(detail.tobytes(), digest_size=16).digest()
+        groups.setdefault(key if structured else str((id(descriptors), index)).encode(), []).append(index)
     return groups
 
 

@@ -39,10 +39,7 @@ def find_neighbours(descriptors: Descriptors) -> list[Neighbours]:
     """Find the pairs of images that look like the same strip, sorted by their indices."""
     top, bottom, whole = (descriptors.strip[:, number] for number in range(3))
     score_of: dict[tuple[int, int], float] = {}
-    for one, other, least in (
-        (bottom, top, _LEAST_SEAM_CORRELATION),
-        (whole, whole, _LEAST_PROFILE_CORRELATION),
-    ):
+    for one, other, least in ((bottom, top, _LEAST_SEAM_CORRELATION), (whole, whole, _LEAST_PROFILE_CORRELATION)):
         for first, second, score in _alike(one, other, least):
             pair = (min(first, second), max(first, second))
             score_of[pair] = max(score_of.get(pair, 0.0), score)

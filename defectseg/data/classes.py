@@ -30,9 +30,7 @@ def read_class_names(root: Path, largest_class_id: int) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); expected UTF-8 text with a class name on each line."
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error}); expected UTF-8 text with a name on each line.") from error
     return tuple(line.strip() for line in text.rstrip().splitlines())
 
 
@@ -48,9 +46,7 @@ def check_class_names(names: Sequence[str], *, where: str) -> None:
         if not name.strip():
             raise DataError(f"{where}: the name of ClassId {number} is blank. Line n names ClassId n.")
         if name in names[: number - 1]:
-            raise DataError(
-                f"{where}: '{name}' names ClassId {names.index(name) + 1} and {number}. Rename one of them."
-            )
+            raise DataError(f"{where}: '{name}' names ClassId {names.index(name) + 1} and {number}. Rename one.")
 
 
 def match_classes(path: Path, names: Sequence[str], model_names: Sequence[str]) -> dict[str, int]:

@@ -129,9 +129,7 @@ def _fetch(client: Any, archive: Path, *, show_progress: bool) -> None:
         raise _explain(error, begun=archive.exists()) from error
     if not archive.is_file():
         found = ", ".join(sorted(entry.name for entry in work.iterdir())) or "nothing"
-        raise DataError(
-            f"{work}: Kaggle's client left {found}; expected {archive.name}. Update it: pip install -U kaggle"
-        )
+        raise DataError(f"{work}: Kaggle's client left {found}; expected {archive.name}. Update: pip install -U kaggle")
 
 
 def log_in() -> Any:
@@ -197,11 +195,8 @@ def _verify(folder: Path, expected: Figures, *, was_there: bool, remedy: str = _
     if found != expected:
         raise DataError(f"{folder}: {_describe(found)}; expected {_describe(expected)}. {remedy}")
     test_images = folder / TEST_IMAGES_NAME
-    return DownloadReport(
-        **vars(found),
-        test_images=sum(1 for _ in test_images.iterdir()) if test_images.is_dir() else 0,
-        was_there=was_there,
-    )
+    count = sum(1 for _ in test_images.iterdir()) if test_images.is_dir() else 0
+    return DownloadReport(**vars(found), test_images=count, was_there=was_there)
 
 
 def _describe(figures: Figures) -> str:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.classes import CLASSES_NAME, check_class_names, match_classes, read_class_names
-from defectseg.data.names import respellings
+from defectseg.data.names import read_by_image
 from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, LabelTable, read_label_table
 from defectseg.errors import DataError, ImageError, LabelError
-from defectseg.files import atomic_csv, open_regular, read_by_image, size_and_time
+from defectseg.files import atomic_csv, open_regular, size_and_time
 from defectseg.image import rle
 from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import DecodedImage, decode, read_size
@@ -192,9 +192,7 @@ def open_data_folder(
     if not image_ids:
         raise DataError(f"{images_folder(root)}: holds no image that can be read. The first: {faulty[0].fault}")
     if faulty:
-        log.warning(
-            "%d files or folders are left out, `data check` lists them. The first: %s", len(faulty), faulty[0].fault
-        )
+        log.warning("%d files or folders are left out; see `data check`. The first: %s", len(faulty), faulty[0].fault)
     not_labelled, groups = read_not_labelled(root, image_ids), read_groups(root, image_ids)
     unnamed = class_names is not None and not (root / CLASSES_NAME).exists()
     table = read_label_table(table_path, image_ids, class_names=class_names if unnamed else None)
@@ -213,10 +211,7 @@ def open_data_folder(
     elif class_names is not None:
         ids = match_classes(root / CLASSES_NAME, names, class_names)
         new_ids = {old: new for new, old in enumerate(ids.values(), start=1)} | {IGNORE_CLASS_ID: IGNORE_CLASS_ID}
-        rles = {
-            image_id: {new_ids[class_id]: encoded for class_id, encoded in by_class.items()}
-            for image_id, by_class in table.rles.items()
-        }
+        rles = {one: {new_ids[c]: encoded for c, encoded in by_class.items()} for one, by_class in table.rles.items()}
         names, table = tuple(ids), LabelTable(rles, table.listed)
     return DataFolder(root, image_ids, table, names, groups, bit_depth, faulty, not_labelled)
 
@@ -224,9 +219,7 @@ def open_data_folder(
 def _labelled(path: Path, table: LabelTable, image_ids: Sequence[str], not_labelled: frozenset[str]) -> tuple[str, ...]:
     """The images that not_labelled.csv does not list. Raises LabelError if none is left, or a listed one has a row."""
     if both := sorted(table.listed & not_labelled):
-        raise LabelError(
-            f"{path}: has rows for {some(both)}, which {NOT_LABELLED_NAME} lists. Take out one of the two."
-        )
+        raise LabelError(f"{path}: has rows for {some(both)}, which {NOT_LABELLED_NAME} lists. Take out one.")
     labelled = tuple(image_id for image_id in image_ids if image_id not in not_labelled)
     if not labelled:
         raise LabelError(f"{path.with_name(NOT_LABELLED_NAME)}: lists every image, so there are no labels to use.")
@@ -241,10 +234,7 @@ def images_folder(root: Path) -> Path:
         raise DataError(f"{root}: no such folder; expected one with {IMAGES_NAME}/ and {TABLE_NAMES[0]}.")
     folder = root / IMAGES_NAME
     if not folder.is_dir():
-        raise DataError(
-            f"{root}: has no {IMAGES_NAME}/; expected the images there and their masks in {TABLE_NAMES[0]}."
-            f" {_HOW_TO_IMPORT}"
-        )
+        raise DataError(f"{root}: has no {IMAGES_NAME}/; expected the images there. {_HOW_TO_IMPORT}")
     return folder
 
 
@@ -253,10 +243,7 @@ def find_table(root: Path) -> Path:
     images_folder(root)
     tables = [root / name for name in TABLE_NAMES if (root / name).is_file()]
     if not tables:
-        raise DataError(
-            f"{root}: has neither {' nor '.join(TABLE_NAMES)}; expected the masks there, with the header "
-            f"'ImageId,ClassId,EncodedPixels'. {_HOW_TO_IMPORT}"
-        )
+        raise DataError(f"{root}: has neither {' nor '.join(TABLE_NAMES)}; expected the masks there. {_HOW_TO_IMPORT}")
     if len(tables) > 1:
         raise DataError(f"{root}: has {' and '.join(TABLE_NAMES)}. Keep the one that is right.")
     return tables[0]
@@ -268,10 +255,8 @@ def read_not_labelled(root: Path, image_ids: Collection[str] = ()) -> frozenset[
     Names are matched with `image_ids` as in `read_label_table`. Raises LabelError.
     """
     path = root / NOT_LABELLED_NAME
-    if not path.exists():
-        return frozenset()
-    names = [image_id for _, image_id, _ in read_by_image(path, "ImageId")]
-    return frozenset(respellings(names, image_ids, where=path).values())
+    rows = read_by_image(path, "ImageId", image_ids) if path.exists() else ()
+    return frozenset(image_id for _, image_id, _ in rows)
 
 
 def write_not_labelled(root: Path, image_ids: Iterable[str]) -> None:
@@ -286,16 +271,13 @@ def read_groups(root: Path, image_ids: Collection[str] = ()) -> dict[str, str]:
     Names are matched with `image_ids` as in `read_label_table`. Raises LabelError.
     """
     path = root / GROUPS_NAME
-    if not path.exists():
-        return {}
     groups: dict[str, str] = {}
-    for where, image_id, group in read_by_image(path, "Group"):
+    for where, image_id, group in read_by_image(path, "Group", image_ids) if path.exists() else ():
         if not group:
             raise LabelError(f"{where}: {image_id} has a blank group. Name one, or leave the row out.")
         if groups.setdefault(image_id, group) != group:
             raise LabelError(f"{where}: {image_id} is in group '{groups[image_id]}' already; an image has one group.")
-    spelled = respellings(groups, image_ids, where=path)
-    return {spelled[image_id]: group for image_id, group in groups.items()}
+    return groups
 
 
 def _check_class_ids(table: LabelTable, names: Sequence[str], path: Path) -> None:

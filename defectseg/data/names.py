@@ -1,11 +1,13 @@
-"""ImageIds in another Unicode form: macOS may store 'é' as 'e' and an accent where a table has one character."""
+"""ImageIds in tables, also in another Unicode form: macOS may store 'é' as 'e' and an accent."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from unicodedata import normalize
 
 from defectseg.errors import LabelError
+from defectseg.files import check_image_id, read_csv
+from defectseg.progress import some
 
 
 def respellings(listed: Iterable[str], image_ids: Iterable[str], *, where: Path) -> dict[str, str]:
@@ -28,9 +30,34 @@ def respellings(listed: Iterable[str], image_ids: Iterable[str], *, where: Path)
         others = alike[normalize("NFC", name)] - {name}
         if others & images:
             if len(others) > 1 or others & names:
-                raise LabelError(
-                    f"{where}: {name!a} and {', '.join(map(ascii, sorted(others)))} are the same letters, spelled "
-                    "otherwise (in another Unicode form). Rename them so that one of the names is left."
-                )
+                told = f"{name!a} and {some(map(ascii, others))} are the same letters"
+                raise LabelError(f"{where}: {told} in another Unicode form. Rename them so that one is left.")
             spelled[name] = others.pop()
     return spelled
+
+
+def read_by_image(path: Path, column: str, image_ids: Iterable[str] = ()) -> Iterator[tuple[str, str, str]]:
+    """File and line, ImageId, and the value of another column, for each row of a table such as groups.csv.
+
+    Args:
+        path: the table.
+        column: the other column.
+        image_ids: images; names that differ from one of these only by their Unicode form are given as that image.
+
+    Raises:
+        LabelError: as `read_csv`, `check_image_id` and `respellings`; a column is missing; or a row has too few or too
+            many fields.
+    """
+    table = read_csv(path)
+    places = table.columns("ImageId", column)
+    if places is None:
+        expected = ",".join(dict.fromkeys(["ImageId", column]))
+        raise LabelError(f"{path}: has the columns {', '.join(table.header)}; expected {expected}.")
+    if table.ragged:
+        line, count = table.ragged[0]
+        raise LabelError(f"{path}, line {line}: has {count} fields; expected {len(table.header)} as in the header.")
+    spelled = respellings({fields[places[0]] for _, fields in table.rows}, image_ids, where=path)
+    for line, fields in table.rows:
+        where, image_id = f"{path}, line {line}", spelled[fields[places[0]]]
+        check_image_id(image_id, where=where)
+        yield where, image_id, fields[places[1]].strip()

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,10 +12,10 @@ from defectseg.copies.descriptors import describe_all
 from defectseg.copies.find import DisjointSets, find_copies
 from defectseg.copies.strips import find_neighbours
 from defectseg.data.folder import DataFolder
-from defectseg.data.names import respellings
-from defectseg.data.table import IGNORE_CLASS_ID, LabelTable
+from defectseg.data.names import read_by_image
+from defectseg.data.table import IGNORE_CLASS_ID, WHOLE_NUMBER, LabelTable
 from defectseg.errors import DataError, LabelError, UsageError
-from defectseg.files import atomic_csv, read_by_image
+from defectseg.files import atomic_csv
 from defectseg.progress import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,6 @@ Stratum = frozenset[int]
 Pair = tuple[str, str]
 
 _PARTS: Folds = {"train": "train", "val": "val", "test": "test"}
-_NUMBER = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 1.0 once a column has had a gap
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,7 @@ def divide(folder: DataFolder, related: RelatedImages, *, folds: int, seed: int)
         raise UsageError(f"{folds} folds; expected at least 2, one of which is held back.")
     units = _units(folder, related, folds)
     if folds > len(units):
-        raise UsageError(
-            f"{folds} folds of {len(units)} images or groups (copies count as one): some would be empty. "
-            "Ask for fewer folds, or add images."
-        )
+        raise UsageError(f"{folds} folds of {len(units)} images or groups: some would be empty. Ask for fewer folds.")
     stratum_of = _strata(folder, folds)
     sizes = Counter(stratum_of.values())
     held: list[Counter[Stratum]] = [Counter() for _ in range(folds)]
@@ -142,20 +137,17 @@ def read_split(path: Path, image_ids: Collection[str] = ()) -> dict[str, Fold]:
             image is named twice; or the file has both numbers and train. The message names the file and the line.
     """
     folds: dict[str, Fold] = {}
-    for where, image_id, text in read_by_image(path, "fold"):
-        number = _NUMBER.fullmatch(text)
+    for where, image_id, text in read_by_image(path, "fold", image_ids):
+        number = WHOLE_NUMBER.fullmatch(text)
         fold = int(number[1]) if number else _PARTS.get(text.lower())
         if fold is None:
-            raise LabelError(
-                f"{where}: fold {text!r} of {image_id}; expected a whole number from 0, train, val or test."
-            )
+            raise LabelError(f"{where}: fold {text!r} of {image_id}; expected a whole number from 0, train, val, test.")
         if image_id in folds:
             raise LabelError(f"{where}: {image_id} stands there a second time. Keep one row of the two.")
         folds[image_id] = fold
     if "train" in folds.values() and any(isinstance(fold, int) for fold in folds.values()):
         raise LabelError(f"{path}: has train and numbered folds. Numbers divide what would be train: keep either.")
-    spelled = respellings(folds, image_ids, where=path)
-    return {spelled[image_id]: fold for image_id, fold in folds.items()}
+    return folds
 
 
 def leave_out_test(folder: DataFolder, *splits: Folds) -> DataFolder:
@@ -195,10 +187,8 @@ def _strata(folder: DataFolder, folds: int) -> dict[str, Stratum]:
 
     255 in a set means that ignored pixels may hide more classes, so such an image never counts as clean.
     """
-    set_of = {
-        image_id: frozenset(folder.classes_of(image_id)) | ({IGNORE_CLASS_ID} if image_id in folder.unknown else set())
-        for image_id in folder.image_ids
-    }
+    hidden = dict.fromkeys(folder.unknown, (IGNORE_CLASS_ID,))
+    set_of = {one: frozenset((*folder.classes_of(one), *hidden.get(one, ()))) for one in folder.image_ids}
     images_of_set = Counter(set_of.values())
     images_of_class = Counter(class_id for classes in set_of.values() for class_id in classes)
 

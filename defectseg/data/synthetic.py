@@ -68,9 +68,7 @@ def make_sheet(seed: int, index: int, size_hw: tuple[int, int] = (256, 1600)) ->
     if seed < 0:
         raise UsageError(f"{seed} is negative. Choose 0 or a larger whole number.", argument="seed")
     if min(size_hw) < SMALLEST_SIDE_PX:
-        raise UsageError(
-            f"sheets of {size_hw[0]}x{size_hw[1]} px are too small. Each side takes {SMALLEST_SIDE_PX} px."
-        )
+        raise UsageError(f"sheets of {size_hw[0]}x{size_hw[1]} are too small. Each side takes {SMALLEST_SIDE_PX} px.")
     rng = np.random.default_rng([seed, index])
     brightness = _rolled_steel(rng, size_hw)
     steel = _sheet_end(rng, brightness) if rng.random() < SHEET_END_SHARE else np.ones(size_hw, dtype=np.bool_)
@@ -89,12 +87,7 @@ def make_sheet(seed: int, index: int, size_hw: tuple[int, int] = (256, 1600)) ->
 
 
 def write_data_folder(
-    out: Path,
-    *,
-    images: int,
-    seed: int,
-    size_hw: tuple[int, int] = (256, 1600),
-    progress: Progress = silent,
+    out: Path, *, images: int, seed: int, size_hw: tuple[int, int] = (256, 1600), progress: Progress = silent
 ) -> None:
     """Write sheets 0 to `images` - 1 as a data folder: `train_images/*.jpg`, `train.csv`, `classes.txt`.
 
@@ -192,10 +185,8 @@ def _shadow(rng: Generator, size_hw: tuple[int, int]) -> Floats:
     """A soft, broad, slanted shadow."""
     height, width = size_hw
     across = np.arange(width)[None, :] - rng.uniform(0, width) + rng.uniform(-1, 1) * np.arange(height)[:, None]
-    return np.asarray(
-        rng.uniform(-0.4, -0.2) * np.exp(-((across / max(10.0, rng.uniform(0.02, 0.06) * width)) ** 2)),
-        dtype=np.float32,
-    )
+    depth, spread_px = rng.uniform(-0.4, -0.2), max(10.0, rng.uniform(0.02, 0.06) * width)
+    return np.asarray(depth * np.exp(-((across / spread_px) ** 2)), dtype=np.float32)
 
 
 def _roller_marks(rng: Generator, size_hw: tuple[int, int]) -> Floats:

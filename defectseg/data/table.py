@@ -37,7 +37,7 @@ _REMEDIES = {
 _UNITE = "`defectseg data import DIR --unite --out NEW` unites them all, and nothing is lost"
 _BLANKS = frozenset({"", "nan", "none", "null", "<na>", "-1", "0 0"})
 _WHOLE_IMAGE = re.compile(r"1 [0-9]+")  # with ClassId 0: the placeholder of Severstal's sample_submission.csv
-_CLASS_ID = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 3.0 once a column has had a gap
+WHOLE_NUMBER = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 3.0 once a column has had a gap
 _RUNS = re.compile(r"\s*[0-9]+\s+[0-9]+(?:\s+[0-9]+\s+[0-9]+)*\s*")
 _NUMBERED = re.compile(r"(.*\D)([1-9][0-9]{0,2})")  # e1, e2 or defect 1, defect 2
 
@@ -57,6 +57,11 @@ class LabelRow:
     image_id: str
     class_id: int
     encoded: str
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether it is the mask of a class, not blank and not pixels to ignore."""
+        return bool(self.encoded) and self.class_id != IGNORE_CLASS_ID
 
 
 @dataclass(frozen=True)
@@ -119,12 +124,15 @@ class _FaultyRowError(Exception):
     """Its arguments are the kind of the fault and the message."""
 
 
-def scan_label_rows(path: Path, class_names: Names = None, *, unite: bool = False) -> LabelScan:
+def scan_label_rows(
+    path: Path, class_names: Names = None, *, image_ids: Collection[str] = (), unite: bool = False
+) -> LabelScan:
     """Read a label table and separate its valid rows from its faults.
 
     Args:
         path: the file, .csv or .csv.gz.
         class_names: names of ClassId 1, 2 and so on, which columns may have; None takes those of classes.txt beside it.
+        image_ids: images; names that differ from one of these only by their Unicode form are read as that image.
         unite: unite the masks of rows for the same ImageId and ClassId, which is a fault otherwise.
 
     Raises:
@@ -159,8 +167,9 @@ def scan_label_rows(path: Path, class_names: Names = None, *, unite: bool = Fals
         first = rows[row.image_id, row.class_id].line
         told = f"stands in line {first} already; {images} images have such rows. Where each is an instance, {_UNITE}."
         add_fault("duplicate", row.line, f"{row.image_id}, ClassId {row.class_id} {told}", row.image_id)
-    united = len(repeated) if unite else 0
-    return LabelScan(list(rows.values()), sorted(faults, key=lambda fault: fault.row or 0), united)
+    spelled = respellings({row.image_id for row in rows.values()}, image_ids, where=path)
+    valid = [replace(row, image_id=spelled[row.image_id]) for row in rows.values()]
+    return LabelScan(valid, sorted(faults, key=lambda fault: fault.row or 0), len(repeated) if unite else 0)
 
 
 def _cells(table: CsvTable, class_names: Names) -> Iterator[tuple[int, str, str, str]]:
@@ -194,11 +203,8 @@ def _wide_columns(table: CsvTable, class_names: Names) -> tuple[int, list[tuple[
     # pandas writes its row numbers into a first column without a name.
     named = [(name, place) for place, name in enumerate(table.header) if name not in ("", "Unnamed: 0")]
     place_of, image = dict(named), next((name for name, _ in named if name.lower() == "imageid"), None)
-    filled = {
-        name: [text for _, fields in table.rows if (text := fields[place].strip()).lower() not in _BLANKS]
-        for name, place in named
-        if name != image
-    }
+    cells = {name: [fields[place].strip() for _, fields in table.rows] for name, place in named if name != image}
+    filled = {name: [text for text in texts if text.lower() not in _BLANKS] for name, texts in cells.items()}
     class_ids = _class_ids(table, filled, class_names)
     others = [name for name in filled if name not in class_ids]
     overlooked = any(_RUNS.fullmatch(text) for name in others for text in filled[name])
@@ -243,20 +249,17 @@ def _class_ids(table: CsvTable, filled: Mapping[str, Sequence[str]], class_names
 
 
 def _parse_row(line: int, image_id: str, class_text: str, encoded: str) -> LabelRow:
+    kind = "image-id"
     try:
         check_image_id(image_id, where="")
+        kind = "class"
+        encoded = "" if encoded.lower() in _BLANKS else encoded
+        class_id = _parse_class_id(class_text.strip(), encoded)
+        kind = "rle"
+        encoded = encoded if class_id else ""
+        rle.parse_pairs(encoded, where=f"{image_id}, ClassId {class_id}")
     except LabelError as error:
-        raise _FaultyRowError("image-id", str(error).removeprefix(": ")) from None
-    if encoded.lower() in _BLANKS:
-        encoded = ""
-    class_id = _parse_class_id(class_text.strip(), encoded)
-    if class_id == 0:
-        encoded = ""
-    if encoded:
-        try:
-            rle.parse_pairs(encoded, where=f"{image_id}, ClassId {class_id}")
-        except LabelError as error:
-            raise _FaultyRowError("rle", str(error)) from None
+        raise _FaultyRowError(kind, str(error).removeprefix(": ")) from None
     return LabelRow(line, image_id, class_id, encoded)
 
 
@@ -264,15 +267,13 @@ def _parse_class_id(text: str, encoded: str) -> int:
     """ClassId 1..255, or 0 if the row only lists its image."""
     if not encoded and text.lower() in _BLANKS:
         return 0
-    number = _CLASS_ID.fullmatch(text)
+    number = WHOLE_NUMBER.fullmatch(text)
     class_id = int(number[1]) if number else -1
     if class_id == 0 and (not encoded or _WHOLE_IMAGE.fullmatch(encoded)):
         return 0
     if not 1 <= class_id <= IGNORE_CLASS_ID:
-        raise _FaultyRowError(
-            "class",
-            f"ClassId {text!r}; expected a whole number, 1 to {MAX_CLASSES} ({IGNORE_CLASS_ID} for pixels to ignore).",
-        )
+        expected = f"a whole number, 1 to {MAX_CLASSES} ({IGNORE_CLASS_ID} for pixels to ignore)"
+        raise LabelError(f"ClassId {text!r}; expected {expected}.")
     return class_id
 
 
@@ -281,21 +282,19 @@ def read_label_table(path: Path, image_ids: Collection[str] = (), *, class_names
 
     Args:
         path: the file.
-        image_ids: images; names that differ from one of these only by their Unicode form are read as that image.
-        class_names: as in `scan_label_rows`.
+        image_ids, class_names: as in `scan_label_rows`.
 
     Raises:
         LabelError: the file cannot be read, its header is unknown, or a row is faulty (an ImageId that leaves its
             folder, an invalid ClassId, invalid run-lengths, a duplicate pair of ImageId and ClassId); the message names
             the first such row.
     """
-    rows = scan_label_rows(path, class_names).sound()
-    spelled = respellings({row.image_id for row in rows}, image_ids, where=path)
+    rows = scan_label_rows(path, class_names, image_ids=image_ids).sound()
     rles: Labels = {}
     for row in rows:
         if row.encoded:
-            rles.setdefault(spelled[row.image_id], {})[row.class_id] = row.encoded
-    return LabelTable(rles, frozenset(spelled.values()))
+            rles.setdefault(row.image_id, {})[row.class_id] = row.encoded
+    return LabelTable(rles, frozenset(row.image_id for row in rows))
 
 
 def write_label_table(root: Path, labels: Labels) -> None:

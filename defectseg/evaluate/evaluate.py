@@ -157,8 +157,6 @@ def _facts_of_models(models: Sequence[Path], infos: Sequence[ModelInfo]) -> dict
 
 
 def _describe(thresholds: Thresholds) -> str:
-    gate, pixel, area = (
-        " / ".join(f"{value:g}" for value in values)
-        for values in (thresholds.gate, thresholds.pixel, thresholds.min_area_px)
-    )
+    figures = (thresholds.gate, thresholds.pixel, thresholds.min_area_px)
+    gate, pixel, area = (" / ".join(f"{value:g}" for value in values) for values in figures)
     return f"gate {gate}; pixel {pixel}; minimum area {area} px ({thresholds.chosen_by})"

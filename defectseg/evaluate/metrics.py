@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from defectseg.data.folder import unknown_classes
-from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import DataError
 from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of
 
@@ -204,10 +203,7 @@ def _tabulate(counts: Counts, num_classes: int) -> Tally:
     table = np.array([(one.true_px, one.predicted_px, one.both_px, one.unknown) for one in pairs], np.int64)
     true_px, predicted_px, both_px, unknown = table.T.reshape(4, len(image_ids), num_classes)
     if unknown.all():
-        raise DataError(
-            f"Nothing can be scored: ignored pixels (ClassId {IGNORE_CLASS_ID}) may hide every class in all "
-            f"{len(image_ids)} images. Choose a folder or subset that has other images, too."
-        )
+        raise DataError("Nothing can be scored: ignored pixels may hide every class in all images. Choose others.")
     dice = np.where(unknown, np.nan, dice_of(true_px, predicted_px, both_px))
     return Tally(dice, true_px, predicted_px, both_px)
 
@@ -215,9 +211,8 @@ def _tabulate(counts: Counts, num_classes: int) -> Tally:
 def _class_metrics(tally: Tally, index: int, name: str) -> ClassMetrics:
     dice, positive, predicted = tally.dice[:, index], tally.positive[:, index], tally.predicted_px[:, index] > 0
     known = tally.known[:, index]
-    true_px, predicted_px, both_px = (
-        int(px[:, index].sum()) for px in (tally.true_px, tally.predicted_px, tally.both_px)
-    )
+    sums = (int(px[:, index].sum()) for px in (tally.true_px, tally.predicted_px, tally.both_px))
+    true_px, predicted_px, both_px = sums
     return ClassMetrics(
         class_id=index + 1,
         name=name,

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from defectseg.data.folder import IMAGES_NAME, DataFolder
-from defectseg.data.names import respellings
 from defectseg.data.table import IGNORE_CLASS_ID, read_label_table, scan_label_rows
 from defectseg.errors import ImageError, LabelError
 from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs
@@ -16,6 +15,7 @@ from defectseg.image import rle
 from defectseg.image.find import find_images
 from defectseg.image.read import read_size
 from defectseg.inference.stream import Unreadable
+from defectseg.progress import some
 
 
 def score_predictions(path: Path, folder: DataFolder) -> tuple[Counts, list[str], list[Unreadable]]:
@@ -93,14 +93,13 @@ def check_predictions(path: Path, images: Path | None = None) -> PredictionFile:
         DataError, ImageError: the folder has no images, or one with a mask cannot be read.
     """
     found = {} if images is None else {image.image_id: image.path for image in find_images([images])}
-    rows = scan_label_rows(path).sound()
-    image_id_of = respellings({row.image_id for row in rows}, found, where=path)
-    listed = frozenset(image_id_of.values())
+    rows = scan_label_rows(path, image_ids=found.keys()).sound()
+    listed = frozenset(row.image_id for row in rows)
     warnings = [] if images is None else _compare_names(path, listed, set(found), images)
     masks, px = Counter[int](), Counter[int]()
     filled = [row for row in rows if row.encoded]
     for row in sorted(filled, key=lambda row: row.class_id):
-        where, file = f"{path}, line {row.line}: {row.image_id}, ClassId", found.get(image_id_of[row.image_id])
+        where, file = f"{path}, line {row.line}: {row.image_id}, ClassId", found.get(row.image_id)
         if row.class_id == IGNORE_CLASS_ID:
             raise LabelError(f"{where} {IGNORE_CLASS_ID} marks pixels to ignore in labels; it is no prediction.")
         size_hw = None if file is None else read_size(file)
@@ -114,18 +113,10 @@ def _compare_names(path: Path, listed: frozenset[str], images: set[str], folder:
     unlisted, unknown = images - listed, listed - images
     if unlisted == images:
         first = f"; its first ImageId is {min(listed)!r}, theirs {min(images)!r}" if listed else ""
-        raise LabelError(
-            f"{path}: lists none of the {len(images)} images to score{first}. Expected paths relative to {folder}."
-        )
+        raise LabelError(f"{path}: lists none of the {len(images)} images{first}. Expected paths relative to {folder}.")
     warnings = []
     if unlisted:
-        warnings.append(
-            f"{len(unlisted)} of {len(images)} images are not listed in {path.name} and count as predicted empty, "
-            f"for instance {min(unlisted)}."
-        )
+        warnings.append(f"{len(unlisted)} images are not in {path.name} and count as empty: {some(unlisted)}.")
     if unknown:
-        warnings.append(
-            f"{len(unknown)} images listed in {path.name} are not in {folder} and are left out, "
-            f"for instance {min(unknown)}."
-        )
+        warnings.append(f"{len(unknown)} images of {path.name} are not in {folder} and are left out: {some(unknown)}.")
     return warnings

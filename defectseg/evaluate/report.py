@@ -125,10 +125,8 @@ def _pairs_frame(counts: Counts) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    rows = [
-        (image_id, class_id, pair.true_px, pair.predicted_px, pair.both_px, pair.dice)
-        for (image_id, class_id), pair in sorted(counts.items())
-    ]
+    pairs = sorted(counts.items())
+    rows = [(*key, pair.true_px, pair.predicted_px, pair.both_px, pair.dice) for key, pair in pairs]
     return pd.DataFrame(rows, columns=["ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dice"])
 
 

@@ -136,9 +136,7 @@ def all_unreadable(
         DataError: none was `scored`, because none could be read.
     """
     if unreadable and not scored:
-        raise DataError(
-            f"{folder.root}: none of the {len(unreadable)} images can be read. The first: {unreadable[0].message}"
-        )
+        raise DataError(f"{folder.root}: no image can be read. The first: {unreadable[0].message}")
     faulty = (Unreadable(image.image_id, image.path, image.fault) for image in folder.faulty)
     left_out = (*faulty, *unreadable)
     return left_out, [f"left out, unreadable: {one.message}" for one in left_out]

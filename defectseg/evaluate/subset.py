@@ -27,10 +27,8 @@ def choose_subset(
     Raises:
         UsageError: it is not known which images are train, val and test, or the models differ in train and val.
     """
-    if subset == "all":
-        return folder.image_ids, [*_missing(folder), *_seen_warnings(folder, info, folder.image_ids, subset)]
-    if subset == "test":
-        chosen = _test_images(folder, models, split)
+    if subset in ("all", "test"):
+        chosen = folder.image_ids if subset == "all" else _test_images(folder, models, split)
         return chosen, [*_missing(folder), *_seen_warnings(folder, info, chosen, subset)]
     if info.fold is None and len(models) == 1:
         raise _no_subset(subset, f"{models[0]} was trained on all folds.")
@@ -72,15 +70,10 @@ def held_out(
             raise UsageError(f"{model}: held out fold {info.fold}, and so did {earlier}. Give one model for each fold.")
     paths, folds, agree = _read_splits(folder, models, split)
     if not agree:
-        raise UsageError(
-            f"{', '.join(map(str, dict.fromkeys(paths)))}: not the same split. Give models of the folds of one split."
-        )
+        raise UsageError(f"{', '.join(map(str, dict.fromkeys(paths)))}: not the same split. Give models of one split.")
     parts = [tuple(image_id for image_id in folder.image_ids if folds.get(image_id) == fold) for fold in model_of]
     if not any(parts):
-        raise UsageError(
-            f"{paths[0]}: none of the images of {folder.root} is in a fold that one of the models held out.",
-            go_on={"subset": "all"},
-        )
+        raise UsageError(f"{paths[0]}: the models held out no image of {folder.root}.", go_on={"subset": "all"})
     warnings = [*_unlisted(folder, folds, paths[0]), *_missing(folder)]
     for info, part in zip(infos, parts, strict=True):
         warnings += _seen_warnings(folder, info, part, "val")
@@ -129,9 +122,7 @@ def _read_splits(folder: DataFolder, models: Sequence[Path], split: Path | None)
     paths = [model.parent / SPLIT_NAME for model in models] if split is None else [split]
     for path, model in zip(paths, models, strict=False):
         if split is None and not path.is_file():
-            raise UsageError(
-                f"no {SPLIT_NAME} beside {model} tells which images it held out. Give one.", argument="split"
-            )
+            raise UsageError(f"no {SPLIT_NAME} beside {model} tells what it held out. Give one.", argument="split")
     folds, *others = [read_split(path, folder.image_ids) for path in paths]
     return paths, folds, all(other == folds for other in others)
 

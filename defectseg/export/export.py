@@ -17,25 +17,9 @@ from numpy.typing import NDArray
 from defectseg.config import SizeHW, changed
 from defectseg.errors import DefectsegError, ModelError, OutputExistsError, UsageError
 from defectseg.export import int8 as quantize
-from defectseg.export.parity import (
-    MIN_DICE,
-    ODD_HW,
-    Comparison,
-    check,
-    compare,
-    fit,
-    real_images,
-    synthetic_images,
-)
+from defectseg.export.parity import MIN_DICE, ODD_HW, Comparison, check, compare, fit, real_images, synthetic_images
 from defectseg.files import TEMPORARY_PREFIX, resource_errors
-from defectseg.model.info import (
-    ONNX_SUFFIX,
-    OPENVINO_SUFFIX,
-    ExportInfo,
-    ModelInfo,
-    read_model_info,
-    write_model_info,
-)
+from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ExportInfo, ModelInfo, read_model_info, write_model_info
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.runtime.base import Runtime
 
@@ -211,10 +195,7 @@ def _convert(
             else:
                 converted = to_openvino(network, info, size_hw=size_hw)
                 if size_hw is None and not takes_any_size(converted, network):
-                    raise ModelError(
-                        f"{staged.name}: not written, since OpenVINO cannot compute this network for all sizes of "
-                        "image at once. Export it for one size only."
-                    )
+                    raise ModelError(f"{staged.name}: OpenVINO takes this network for one size only. Name it.")
                 save_model(converted, staged)
         runtimes = _runtimes(staged, info)
         found = compare(TorchRuntime(network, info), runtimes, images, odd, info.thresholds)
@@ -222,9 +203,7 @@ def _convert(
         raise
     except Exception as error:  # converters have no exception class for an unsupported network
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ModelError(
-            f"{bundle}: this network cannot be converted ({why}). Try one size of image only, or the other format."
-        ) from error
+        raise ModelError(f"{bundle}: cannot be converted ({why}). Try one size, or the other format.") from error
     exact, shipped = found["exact"], found.get("shipped", found["exact"])
     if shipped.dice < MIN_DICE <= exact.dice:
         log.info("in %s the masks agree at Dice %.4f only", runtimes["shipped"].name, shipped.dice)
@@ -242,10 +221,8 @@ def _runtimes(path: Path, info: ModelInfo) -> dict[str, Runtime]:
     from defectseg.runtime.openvino import OpenVinoRuntime
 
     model = read_model(path)
-    return {
-        "exact": OpenVinoRuntime(model, info, precision="f32", workers=1),
-        "shipped": OpenVinoRuntime(model, info, workers=1),
-    }
+    exact = OpenVinoRuntime(model, info, precision="f32", workers=1)
+    return {"exact": exact, "shipped": OpenVinoRuntime(model, info, workers=1)}
 
 
 def _quantise(

@@ -119,24 +119,17 @@ def choose_images(data: Path, info: ModelInfo, model: Path, *, bit_depth: int | 
     listed = [image_id for image_id in folder.image_ids if image_id in folds]
     training = [image_id for image_id in listed if folds[image_id] not in (info.fold, "val")]
     held_out = [image_id for image_id in listed if folds[image_id] == info.fold]
-    told = f"calibrated on training images, judged on fold {info.fold}, which was held out"
-    chosen_by = f"{splits[0] if splits else data}: {told}"
+    chosen_by = f"{(splits or [data])[0]}: calibrated on training images, judged on fold {info.fold} (held out)"
     if not training or not held_out:
         if len(folder.image_ids) < 2:
             raise DataError(f"{data}: int8 needs at least two images, one to calibrate on and one to judge by.")
         # Sorted by their classes, so that each half gets half of the images of every combination.
         ordered = sorted(rng.sample(folder.image_ids, len(folder.image_ids)), key=folder.classes_of, reverse=True)
         training, held_out = ordered[1::2], ordered[::2]
-        chosen_by = (
-            "no split tells what the model held out: calibrated and judged on halves of the images, which it may have "
-            "been trained on"
-        )
+        chosen_by = "no split tells what the model held out: calibrated and judged on halves, which it may have seen"
     validation = _sample(held_out, VALIDATION_IMAGES, rng)
     if not any(folder.classes_of(image_id) for image_id in validation):
-        raise DataError(
-            f"{data}: none of the {len(validation)} images to judge int8 on has a labelled defect ({chosen_by}). "
-            "Give a data folder with labelled defects in them."
-        )
+        raise DataError(f"{data}: no defect in {len(validation)} images to judge int8 on ({chosen_by}). Label more.")
     return LabelledImages(folder, _sample(training, CALIBRATION_IMAGES, rng), validation, chosen_by)
 
 

@@ -144,9 +144,8 @@ class _Search:
         folders, links = deque([base]), deque[Path]()
         while folders or links:
             folder = (folders or links).popleft()
-            for _, subfolders, files in islice(
-                os.walk(folder, onerror=fail), 1
-            ):  # whole, it is recursive in Python 3.11
+            # Only its first step: taken whole, os.walk is recursive in Python 3.11.
+            for _, subfolders, files in islice(os.walk(folder, onerror=fail), 1):
                 real = os.path.realpath(folder)  # Path.resolve fails on links in a circle
                 if not self._is_new(real + os.sep):
                     continue
@@ -222,8 +221,6 @@ def _name_apart(found: Mapping[Path, Sequence[FoundImage]]) -> list[FoundImage]:
         extendable = [base for base in clashing if parents[base] < len(base.parts) - 1]
         if not extendable:
             names = ", ".join(sorted(map(str, clashing)))
-            raise DataError(
-                f"{names}: hold images of the same names that cannot be told apart. Process them one by one."
-            )
+            raise DataError(f"{names}: hold images of the same names. Process them one by one.")
         for base in extendable:
             parents[base] += 1

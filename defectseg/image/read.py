@@ -24,11 +24,7 @@ _FLAGS = {
     "JPEG": cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,  # the luma as JPEG stores it
     "AVIF": cv2.IMREAD_COLOR,  # scales 10 and 12 bits to 8, which IMREAD_UNCHANGED does not
 }
-_REDUCED_FLAGS = {
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-}
+_REDUCED_FLAGS = {divisor: getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{divisor}") for divisor in (8, 4, 2)}
 
 
 @dataclass(frozen=True)
@@ -178,9 +174,7 @@ def decode_payload(payload: bytes, flags: int, *, name: str) -> NDArray[Any]:
         pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(payload, np.uint8), flags)
     except (cv2.error, MemoryError) as error:
         why = getattr(error, "err", "") or "out of memory"
-        raise ImageError(
-            f"{name}: cannot be decoded ({why}). Cut it into smaller images if it is very large."
-        ) from error
+        raise ImageError(f"{name}: cannot be decoded ({why}). Cut it into smaller ones if it is very large.") from error
     if pixels is None:
         raise ImageError(
             f"{name}: cannot be decoded; its picture data are damaged, cut short or of an unusual kind. "
@@ -232,9 +226,7 @@ def to_grey(pixels: NDArray[Any], name: str, *, bit_depth: int | None = None) ->
         ImageError: neither uint8 nor uint16, another number of channels, or a value beyond the bit depth.
     """
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise ImageError(
-            f"{name}: holds {pixels.dtype} values; expected 8 or 16 bit without sign. Save it as one of these."
-        )
+        raise ImageError(f"{name}: holds {pixels.dtype} values; expected 8 or 16 bit without sign. Save it as such.")
     notes: tuple[str, ...] = ()
     colours, size_hw = pixels, pixels.shape[:2]
     if pixels.ndim == 3:

@@ -31,11 +31,7 @@ class Region:
 
 
 def find_regions(
-    mask: NDArray[np.bool_],
-    *,
-    class_id: int,
-    probabilities: NDArray[np.float32] | None = None,
-    min_area_px: int = 0,
+    mask: NDArray[np.bool_], *, class_id: int, probabilities: NDArray[np.float32] | None = None, min_area_px: int = 0
 ) -> tuple[NDArray[np.bool_], list[Region]]:
     """Split a mask into its 8-connected regions and drop the small ones.
 

@@ -70,16 +70,11 @@ def parse_pairs(
             return np.empty((0, 2), np.int64)
         for index, word in enumerate(words):
             if not _NUMBER.fullmatch(word):
-                raise LabelError(
-                    f"{where}: pair {index // 2 + 1} has {word[:40]!r}; expected a whole number of pixels."
-                )
+                raise LabelError(f"{where}: pair {index // 2 + 1} has {word[:40]!r}; expected a whole number.")
         encoded = " ".join(words)
     numbers = np.fromstring(encoded, np.int64, sep=" ")
     if len(numbers) % 2:
-        raise LabelError(
-            f"{where}: pair {len(numbers) // 2 + 1} ('{numbers[-1]}') lacks its length; expected pairs of start and "
-            f"length, not an odd count of {len(numbers)} numbers."
-        )
+        raise LabelError(f"{where}: pair {len(numbers) // 2 + 1} ('{numbers[-1]}') lacks its length.")
     pairs = numbers.reshape(-1, 2)
     starts, lengths = pairs[:, 0], pairs[:, 1]
     stops = starts + lengths

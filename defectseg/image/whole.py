@@ -34,10 +34,8 @@ PNG_SIGNATURE_BYTES = 8
 _ANIMATION_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
 _FIRST_FRAME = "first frame of an animation used"
 _JPEG2000_START = b"\xff\x4f\xff\x51"
-_EXIF_ORIENTATION = re.compile(
-    rb"\x12\x01\x03\0\x01\0\0\0(.)\0|\x01\x12\0\x03\0\0\0\x01\0(.)",  # little-endian; big-endian
-    re.DOTALL,
-)
+# Little-endian or big-endian.
+_EXIF_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0(.)\0|\x01\x12\0\x03\0\0\0\x01\0(.)", re.DOTALL)
 _HEADER_BYTES = 2**16
 _REMEDY = "Copy the file again from where it came from."
 _pillow_lock = threading.Lock()
@@ -259,10 +257,7 @@ def _walk_jpeg2000(content: bytes, name: str) -> Container:
     (components,) = struct.unpack_from(">H", content, start + 40)
     bits, *others = {1 + depth for depth in content[start + 42 : start + 42 + 3 * components : 3]}
     if bits > 16 or others:
-        raise ImageError(
-            f"{name}: holds values with a sign, above 16 bits or of several depths; expected 8 or 16 bit without sign. "
-            "Save it as one of these."
-        )
+        raise ImageError(f"{name}: holds values with a sign, above 16 bits or of several depths. Save as 8 or 16 bit.")
     is_scaled = bits in (8, 16) or b"pclr" in content[:start]
     return Container("JPEG 2000", content, _jpeg2000_size(content, name), bits=None if is_scaled else bits)
 

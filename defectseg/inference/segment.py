@@ -81,12 +81,8 @@ def segment(
         probabilities, least = prediction.probabilities[index], np.float32(thresholds.pixel[index])
         if probabilities.size == 0 or probabilities.max() < least:
             continue
-        masks[index], found = find_regions(
-            probabilities >= least,
-            class_id=index + 1,
-            probabilities=probabilities,
-            min_area_px=thresholds.min_area_px[index],
-        )
+        least_px, mask = thresholds.min_area_px[index], probabilities >= least
+        masks[index], found = find_regions(mask, class_id=index + 1, probabilities=probabilities, min_area_px=least_px)
         regions += found
         present += [index] if found else []
     _paint(class_map, masks, prediction.probabilities, present)
@@ -95,11 +91,8 @@ def segment(
 
 def _passing(gate: NDArray[np.float32], thresholds: Thresholds, only_classes: Collection[int] | None) -> list[int]:
     """The indices of the wanted classes that pass the gate."""
-    return [
-        index
-        for index, least in enumerate(thresholds.gate)
-        if _is_wanted(index, only_classes) and not gate[index] < np.float32(least)
-    ]
+    passing = [index for index, least in enumerate(thresholds.gate) if not gate[index] < np.float32(least)]
+    return [index for index in passing if _is_wanted(index, only_classes)]
 
 
 def _is_wanted(index: int, only_classes: Collection[int] | None) -> bool:
@@ -107,10 +100,7 @@ def _is_wanted(index: int, only_classes: Collection[int] | None) -> bool:
 
 
 def _paint(
-    class_map: NDArray[np.uint8],
-    masks: NDArray[np.bool_],
-    probabilities: NDArray[np.float32],
-    present: Sequence[int],
+    class_map: NDArray[np.uint8], masks: NDArray[np.bool_], probabilities: NDArray[np.float32], present: Sequence[int]
 ) -> None:
     """Write the ClassId of the most probable class among those whose mask holds the pixel into a class map of zeros.
 
@@ -192,9 +182,8 @@ def _regions_across(
             bits, values = reached[index]
             mask[box] = _unpack(bits, mask[box].shape)
             probabilities[box][mask[box]] = values
-    mask, regions = find_regions(
-        mask, class_id=index + 1, probabilities=probabilities, min_area_px=thresholds.min_area_px[index]
-    )
+    least_px = thresholds.min_area_px[index]
+    mask, regions = find_regions(mask, class_id=index + 1, probabilities=probabilities, min_area_px=least_px)
     return regions, np.packbits(mask)
 
 

@@ -77,9 +77,7 @@ def decode(found: FoundImage, settings: Settings) -> DecodedImage:
         return image_files.decode(found, bit_depth=bit_depth, model_bit_depth=model_bit_depth)
     array = found.array
     if array.ndim not in (2, 3) or array.size == 0:
-        raise ImageError(
-            f"{found.image_id}: an array of shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4), not empty."
-        )
+        raise ImageError(f"{found.image_id}: shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4), not empty.")
     return image_files.to_grey(array, found.image_id, bit_depth=model_bit_depth if bit_depth is None else bit_depth)
 
 

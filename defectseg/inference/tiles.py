@@ -117,10 +117,8 @@ def _tiling(image: NDArray[np.uint8], settings: Settings) -> tuple[bool, tuple[i
     wide = image.shape[1] > image.shape[0]
     step = -1 if wide else 1
     tile_h, tile_w = map(min, settings.tile_hw[::step], image.shape[::step])
-    tops, lefts = (
-        tile_starts(length, tile, settings.tile_overlap_px)
-        for length, tile in zip(image.shape[::step], (tile_h, tile_w), strict=True)
-    )
+    sides = zip(image.shape[::step], (tile_h, tile_w), strict=True)
+    tops, lefts = (tile_starts(length, tile, settings.tile_overlap_px) for length, tile in sides)
     return wide, (tile_h, tile_w), tops, lefts
 
 

@@ -34,17 +34,9 @@ class View:
 # Neighbours in this order are added first, then neighbouring pairs, and so on. Each view is next to its half turn,
 # which commutes with all others. So the sum for a mirrored or turned image has the same terms in the same brackets, and
 # is equal bit for bit.
-_FLIPS = (
-    View(),
-    View(row_step=-1, column_step=-1),
-    View(column_step=-1),
-    View(row_step=-1),
-)
-VIEWS: dict[str, tuple[View, ...]] = {
-    "none": (View(),),
-    "flips": _FLIPS,
-    "turns": (*_FLIPS, *(replace(view, transposed=True) for view in _FLIPS)),
-}
+_FLIPS = (View(), View(row_step=-1, column_step=-1), View(column_step=-1), View(row_step=-1))
+_TURNS = (*_FLIPS, *(replace(view, transposed=True) for view in _FLIPS))
+VIEWS: dict[str, tuple[View, ...]] = {"none": (View(),), "flips": _FLIPS, "turns": _TURNS}
 
 
 def answer_views(runtime: Runtime, images: NDArray[np.uint8], tta: str) -> Answer:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import openvino
@@ -19,9 +19,6 @@ from defectseg.files import write_bytes
 from defectseg.model.info import METADATA_KEY, ModelInfo
 from defectseg.model.network import DefectNetwork
 from defectseg.model.openvino_io import core, keep_sensitive_in_float32
-
-if TYPE_CHECKING:
-    import onnx_ir
 
 INPUT, OUTPUTS = "image", ("probabilities", "gate")
 DEFAULT_OPSET = 18  # the oldest that PyTorch writes, and so what most runtimes read; a newer one is no faster
@@ -53,11 +50,8 @@ def to_openvino(network: DefectNetwork, info: ModelInfo, *, size_hw: tuple[int, 
     """
     height, width = size_hw or (-1, -1)
     with _quiet(), torch.no_grad():
-        model = openvino.convert_model(
-            _Graph(network).eval(),
-            example_input=_example(size_hw),
-            input=[openvino.PartialShape([-1, 1, height, width])],
-        )
+        shape = openvino.PartialShape([-1, 1, height, width])
+        model = openvino.convert_model(_Graph(network).eval(), example_input=_example(size_hw), input=[shape])
     model.input(0).set_names({INPUT})
     for output, name in zip(model.outputs, OUTPUTS, strict=True):
         output.set_names({name})
@@ -116,8 +110,8 @@ def to_onnx(
         write_bytes(path, proto.SerializeToString())
 
 
-def _simplify(model: "onnx_ir.Model") -> None:
-    """Rewrite a model for one size, in place, in operators that more runtimes know, such as OpenCV 4.
+def _simplify(model: Any) -> None:
+    """Rewrite an onnx_ir.Model for one size, in place, in operators that more runtimes know, such as OpenCV 4.
 
     What does not depend on the image becomes a constant. A new size that would be computed from the number of images
     becomes a constant factor, unless that would be rounded. A maximum over the image becomes a pooling, because OpenCV
@@ -128,7 +122,6 @@ def _simplify(model: "onnx_ir.Model") -> None:
     from onnxscript import optimizer
 
     optimizer.fold_constants(model, input_size_limit=_FOLDED_ELEMENTS, output_size_limit=_FOLDED_ELEMENTS)
-    node: Any
     for node in model.graph:
         if node.op_type == "Resize" and len(node.inputs) == 4:  # image, region, factors, size
             before, after = (list(value.shape)[2:] for value in (node.inputs[0], node.outputs[0]))

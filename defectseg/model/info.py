@@ -100,9 +100,7 @@ class ModelInfo(Frozen):
     @model_validator(mode="after")
     def _thresholds_fit_classes(self) -> Self:
         if len(self.thresholds.pixel) != len(self.class_names):
-            raise ValueError(
-                f"thresholds for {len(self.thresholds.pixel)} classes, but {len(self.class_names)} class names"
-            )
+            raise ValueError(f"thresholds for {len(self.thresholds.pixel)} classes, but {len(self.class_names)} names")
         return self
 
 
@@ -177,9 +175,7 @@ def parse_model_info(text: str, *, source: Path) -> ModelInfo:
         content = json.loads(text)
         version = content.get("format_version")
         if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise ModelError(
-                f"{source}: format {version}; this defectseg reads up to {FORMAT_VERSION}. Upgrade defectseg."
-            )
+            raise ModelError(f"{source}: format {version}; this defectseg reads up to {FORMAT_VERSION}. Upgrade it.")
         return ModelInfo.model_validate(content)
     except (ValidationError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"{source}: its description cannot be read: {str(error).splitlines()[0]}") from error
@@ -189,9 +185,7 @@ def parse_model_info(text: str, *, source: Path) -> ModelInfo:
 def open_description(path: Path) -> Iterator[Description]:
     """Open a model file and find its description. Raises ModelError as `read_model_info` does."""
     if not path.is_file():
-        raise ModelError(
-            f"{path}: no such model file. Expected the model.safetensors that defectseg train writes, or an export."
-        )
+        raise ModelError(f"{path}: no such model file. Expected model.safetensors of defectseg train, or an export.")
     suffix = path.suffix.lower()
     if suffix == ".bin" and path.with_suffix(OPENVINO_SUFFIX).is_file():
         raise ModelError(f"{path}: only the weights of an export. Give {path.with_suffix(OPENVINO_SUFFIX).name}.")
@@ -207,9 +201,7 @@ def open_description(path: Path) -> Iterator[Description]:
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError, ElementTree.ParseError) as error:
             raise ModelError(f"{path}: not {kind}, or damaged ({error}).") from error
         if found is None:
-            raise ModelError(
-                f"{path}: holds weights, but was not written by defectseg. Expected a bundle of train, or an export."
-            )
+            raise ModelError(f"{path}: holds weights, but not of defectseg. Expected a bundle of train, or an export.")
         yield found
 
 

@@ -42,19 +42,14 @@ def model_paths(argument: str | Path) -> tuple[Path, ...]:
         return _models_at(Path(text))
     entries = [entry.strip() for entry in text.split(",")]
     if not all(entries):
-        raise ModelError(
-            f"{text}: expected model files with one comma between each two, as in a.safetensors,b.safetensors."
-        )
+        raise ModelError(f"{text}: expected model files, separated by commas, as in a.safetensors,b.safetensors.")
     return tuple(model for entry in entries for model in _models_at(Path(entry)))
 
 
 def _models_at(path: Path) -> tuple[Path, ...]:
     """The model of a run folder, or the models of its folds, ordered by number."""
-    folds = [
-        (int(number), folder)
-        for folder in path.glob(f"{FOLD_PREFIX}*")
-        if (number := folder.name.removeprefix(FOLD_PREFIX)).isdecimal()
-    ]
+    numbered = ((folder.name.removeprefix(FOLD_PREFIX), folder) for folder in path.glob(f"{FOLD_PREFIX}*"))
+    folds = [(int(number), folder) for number, folder in numbered if number.isdecimal()]
     if not folds or (path / MODEL_NAME).is_file() or (path / CHECKPOINT_NAME).exists():
         return (find_model(path),)
     return tuple(find_model(folder) for _, folder in sorted(folds))
@@ -72,9 +67,7 @@ def find_model(path: Path) -> Path:
     if model.is_file():
         return model
     if (path / CHECKPOINT_NAME).exists():
-        raise ModelError(
-            f"{path}: this training run has not ended. Resume it with defectseg train, and use its model then."
-        )
+        raise ModelError(f"{path}: the training has not ended. Resume it with defectseg train, and use its model then.")
     raise ModelError(f"{path}: a folder without {MODEL_NAME}. Give the model file that defectseg train wrote.")
 
 

@@ -185,9 +185,7 @@ def transfer_weights(
         elif source[key].shape == current.shape:
             state[key] = source[key]
         else:
-            raise ModelError(
-                f"weight {key!r} has another shape in the model; it is another kind of network.", argument="init"
-            )
+            raise ModelError(f"weight {key!r} has another shape in this model: another network.", argument="init")
     target.load_state_dict(state)
     return [target_classes[row] for row, _ in pairs]
 
@@ -299,9 +297,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         is_safetensors = path.suffix == ".safetensors"
         content: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ModelError(
-            f"{path}: no such file. Expected imagenet, none, or a file of weights.", argument="encoder_weights"
-        ) from None
+        raise ModelError(f"{path}: not there. Expected imagenet, none or a file.", argument="encoder_weights") from None
     except Exception as error:  # of many kinds, depending on the damage
         raise ModelError(f"{path}: not a file of weights alone, or damaged ({_first_line(error)}).") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else {}

@@ -56,9 +56,7 @@ def read_model(path: Path) -> openvino.Model:
     try:
         return core().read_model(path)
     except RuntimeError as error:
-        raise ModelError(
-            f"{path}: OpenVINO cannot read it; damaged, or of a newer version of OpenVINO. Export the model again."
-        ) from error
+        raise ModelError(f"{path}: OpenVINO cannot read it; damaged or too new. Export it again.") from error
 
 
 def save_model(model: openvino.Model, path: Path) -> None:
@@ -86,11 +84,8 @@ def keep_sensitive_in_float32(model: openvino.Model) -> openvino.Model:
         operation for operation in model.get_ordered_ops() if operation.get_type_name() in _CONVOLUTIONS
     ]
     # Depthwise means one input channel per group; the weights are (groups, outputs, inputs, height, width).
-    depthwise = [
-        operation
-        for operation in convolutions
-        if operation.get_type_name() == "GroupConvolution" and operation.input(1).get_partial_shape()[2] == 1
-    ]
+    grouped = [operation for operation in convolutions if operation.get_type_name() == "GroupConvolution"]
+    depthwise = [operation for operation in grouped if operation.input(1).get_partial_shape()[2] == 1]
     if not depthwise:
         return model
     names = {operation.get_friendly_name() for operation in (convolutions[0], *depthwise)}

@@ -38,9 +38,7 @@ class Journal:
                 damaged += 1
             end += len(line)
         if damaged:
-            log.warning(
-                "%s: left out %d damaged lines; their images are done again where they are given", path, damaged
-            )
+            log.warning("%s: left out %d damaged lines; their images are done again where given", path, damaged)
         if lines > len(self._offsets) and not read_only:
             self._write_anew()
 

@@ -19,20 +19,10 @@ from typing import Any
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError
 from defectseg.files import atomic_csv, resource_errors, result_folder, size_and_time, write_result, write_text
 from defectseg.image.find import FoundImage
+from defectseg.predict import tables
 from defectseg.predict.journal import Journal
 from defectseg.predict.names import output_names, without_suffix
-from defectseg.predict.tables import (
-    IMAGES,
-    OVERLAYS,
-    PICTURES,
-    STATUS_DEFECT,
-    STATUS_UNREADABLE,
-    STATUSES,
-    TABLES,
-    OutputChoice,
-    Record,
-    tables_of,
-)
+from defectseg.predict.tables import OutputChoice, Record
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +109,7 @@ def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str
             "another output folder.",
             go_on={"overwrite": True},
         )
-    if (root / IMAGES).exists() and not (root / _JOURNAL).exists():
+    if (root / tables.IMAGES).exists() and not (root / _JOURNAL).exists():
         raise CannotContinueError(
             f"{root / _JOURNAL}: is gone, and with it the results behind the tables. Put it back, or choose "
             "another output folder.",
@@ -130,9 +120,9 @@ def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str
 def _clear(root: Path) -> None:
     """Delete the results of earlier runs, but not run.json, which marks the folder as one of predict."""
     with resource_errors(root):
-        for name in (*TABLES, _JOURNAL):
+        for name in (*tables.TABLES, _JOURNAL):
             (root / name).unlink(missing_ok=True)
-    for folder in PICTURES:
+    for folder in tables.PICTURES:
         shutil.rmtree(root / folder, ignore_errors=True)
 
 
@@ -161,11 +151,8 @@ class OutputFolder:
         self._names = output_names(self.journal.image_ids)
         self._rename_pictures(output_names([*self.journal.image_ids, *(image.image_id for image in images)]))
         given = {image.image_id: image for image in images}
-        done = {
-            record.image_id
-            for record in self.journal.records()
-            if record.image_id in given and self._is_done(given[record.image_id], record)
-        }
+        known = (record for record in self.journal.records() if record.image_id in given)
+        done = {record.image_id for record in known if self._is_done(given[record.image_id], record)}
         return [image for image in images if image.image_id not in done]
 
     def add_run(self, computed_by: Mapping[str, str], *, started: str) -> None:
@@ -220,13 +207,11 @@ class OutputFolder:
             the content of run.json.
         """
         self.journal.flush()
-        counts = dict.fromkeys(STATUSES, 0)
+        counts = dict.fromkeys(tables.STATUSES, 0)
         lacking: Counter[str] = Counter()
         with ExitStack() as stack:
-            writers = {
-                name: stack.enter_context(atomic_csv(self.root / name, columns))
-                for name, columns in tables_of(self.choice).items()
-            }
+            chosen = tables.tables_of(self.choice).items()
+            writers = {name: stack.enter_context(atomic_csv(self.root / name, columns)) for name, columns in chosen}
             for record in self.journal.records():
                 counts[record.status] += 1
                 lacking.update(record.younger_columns)
@@ -244,13 +229,13 @@ class OutputFolder:
 
     def picture_path(self, kind: str, image_id: str) -> Path:
         """The path of the overlay ("overlays") or the class map ("masks") of an image."""
-        return self.root / kind / (self._names[image_id] + PICTURES[kind])
+        return self.root / kind / (self._names[image_id] + tables.PICTURES[kind])
 
     def _drop_folders(self, images: Sequence[FoundImage]) -> None:
         """Drop the rows of folders that could not be listed before, but that now have images."""
         folders = {str(parent) for image in images for parent in PurePosixPath(image.image_id).parents}
         for image_id in folders.intersection(self.journal.image_ids):
-            if self.journal.record(image_id).status == STATUS_UNREADABLE:
+            if self.journal.record(image_id).status == tables.STATUS_UNREADABLE:
                 self.journal.drop(image_id)
 
     def _rename_pictures(self, names: dict[str, str]) -> None:
@@ -263,17 +248,17 @@ class OutputFolder:
                 for kind in self.choice.pictures:
                     old = self.picture_path(kind, image_id)
                     if old.exists():
-                        old.replace(self.root / kind / (names[image_id] + PICTURES[kind]))
+                        old.replace(self.root / kind / (names[image_id] + tables.PICTURES[kind]))
         self._names = names
 
     def _is_done(self, image: FoundImage, record: Record) -> bool:
         seen = record.image["size_bytes"], record.image["modified_ns"]
-        if record.status == STATUS_UNREADABLE or image.fault or seen != size_and_time(image.path):
+        if record.status == tables.STATUS_UNREADABLE or image.fault or seen != size_and_time(image.path):
             return False
         pictures = [
             self.picture_path(kind, image.image_id)
             for kind in self.choice.pictures
-            if kind != OVERLAYS or self.choice.has_overlay(with_defect=record.status == STATUS_DEFECT)
+            if kind != tables.OVERLAYS or self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT)
         ]
         return all(path.is_file() and path.stat().st_size for path in pictures)
 

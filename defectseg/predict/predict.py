@@ -124,9 +124,7 @@ def predict(
     """
     choice = choose_outputs(outputs, overlays)
     if workers is not None and workers < 1:
-        raise UsageError(
-            f"expected 1 or more, found {workers}. Leave it out for what suits the machine.", argument="workers"
-        )
+        raise UsageError(f"expected 1 or more, found {workers}. Leave it out to fit the machine.", argument="workers")
     workers = 1 if len(images) == 1 else workers  # which gets all cores
     network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))

@@ -14,19 +14,8 @@ from defectseg.image.find import escaped
 from defectseg.image.overlay import JPEG_LONGEST_SIDE_PX, encode_jpeg, paint_prediction
 from defectseg.image.read import is_blank
 from defectseg.inference.stream import Segmented, Unreadable
-from defectseg.predict.tables import (
-    IMAGE_COLUMNS,
-    MASKS,
-    OVERLAYS,
-    REGIONS,
-    RLE,
-    STATUS_BLANK,
-    STATUS_CLEAN,
-    STATUS_DEFECT,
-    STATUS_UNREADABLE,
-    OutputChoice,
-    Record,
-)
+from defectseg.predict import tables
+from defectseg.predict.tables import OutputChoice, Record
 
 # OpenCV's default filter and level: with a given level, libpng tries every filter, which takes four times as long.
 _PNG = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
@@ -51,12 +40,14 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
         picture = paint_prediction(one.decoded.pixels, masks, class_names)
         if max(picture.shape) > JPEG_LONGEST_SIDE_PX:
             notes = (*notes, "overlay shrunk to fit a JPEG")
-        pictures[OVERLAYS] = encode_jpeg(picture)
-    if MASKS in choice.names:
-        pictures[MASKS] = _encode_png(class_map) if regions else _blank_png(*class_map.shape)
+        pictures[tables.OVERLAYS] = encode_jpeg(picture)
+    if tables.MASKS in choice.names:
+        pictures[tables.MASKS] = _encode_png(class_map) if regions else _blank_png(*class_map.shape)
     class_ids = sorted({region.class_id for region in regions})
     area_px = int(np.count_nonzero(class_map)) if regions else 0
-    status = STATUS_DEFECT if regions else STATUS_BLANK if is_blank(one.decoded.pixels) else STATUS_CLEAN
+    status = tables.STATUS_DEFECT
+    if not regions:
+        status = tables.STATUS_BLANK if is_blank(one.decoded.pixels) else tables.STATUS_CLEAN
     found = "; ".join(class_names[class_id - 1] for class_id in class_ids), len(regions)
     area_percent = f"{100.0 * area_px / class_map.size:.4f}"
     top_score = f"{max(region.score for region in regions):.4f}" if regions else ""
@@ -64,7 +55,7 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
     predictions = [
         [image_id, class_id, rle.encode(mask) if class_id in class_ids else ""]
         for class_id, mask in enumerate(one.segmentation.masks, start=1)
-        if RLE in choice.names
+        if tables.RLE in choice.names
     ]
     region_rows = [
         [
@@ -72,17 +63,17 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
             *(f"{region.centroid_xy[0]:.1f}", f"{region.centroid_xy[1]:.1f}", f"{region.score:.4f}"),
         ]
         for region in regions
-        if REGIONS in choice.names
+        if tables.REGIONS in choice.names
     ]
-    record = Record(dict(zip(IMAGE_COLUMNS, image, strict=True)), predictions, region_rows, [])
+    record = Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), predictions, region_rows, [])
     return Rendered(record, pictures, one.decoded.brightest16)
 
 
 def render_unreadable(unreadable: Unreadable) -> Rendered:
     """The rows of an unreadable image."""
     image_id, path, message = unreadable.image_id, unreadable.path, unreadable.message
-    image = (image_id, STATUS_UNREADABLE, *[""] * 7, message, *size_and_time(path))
-    record = Record(dict(zip(IMAGE_COLUMNS, image, strict=True)), [], [], [[image_id, escaped(path), message]])
+    image = (image_id, tables.STATUS_UNREADABLE, *[""] * 7, message, *size_and_time(path))
+    record = Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), [], [], [[image_id, escaped(path), message]])
     return Rendered(record, {})
 
 

@@ -48,12 +48,9 @@ def choose_outputs(outputs: Sequence[str] | None, overlays: str | None) -> Outpu
     if overlays is not None and overlays not in OVERLAYS_OF:
         raise UsageError(f"expected {', '.join(OVERLAYS_OF)}, found {overlays}.", argument="overlays")
     if outputs is not None and overlays is not None and (OVERLAYS in outputs) == (overlays == "none"):
-        raise UsageError(
-            f"{overlays} contradicts the outputs {','.join(outputs)}. Leave one of them out.", argument="overlays"
-        )
-    names = tuple(
-        name for name in OUTPUTS if name in (outputs or OUTPUTS) and not (name == OVERLAYS and overlays == "none")
-    )
+        raise UsageError(f"{overlays} contradicts the outputs {','.join(outputs)}. Leave one out.", argument="overlays")
+    unwanted = OVERLAYS if overlays == "none" else ""
+    names = tuple(name for name in OUTPUTS if name in (outputs or OUTPUTS) and name != unwanted)
     return OutputChoice(names, (overlays or "all") if OVERLAYS in names else "all")
 
 
@@ -116,6 +113,4 @@ class Record:
 
 def tables_of(choice: OutputChoice) -> dict[str, tuple[str, ...]]:
     """The tables of a choice of outputs, with their columns."""
-    return {
-        name: columns for name, columns in TABLES.items() if name not in _OPTIONAL or _OPTIONAL[name] in choice.names
-    }
+    return {name: columns for name, columns in TABLES.items() if _OPTIONAL.get(name) in (None, *choice.names)}

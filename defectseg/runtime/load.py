@@ -36,10 +36,7 @@ def choose_runtime(path: Path, device: str, runtime: str) -> str:
         raise UsageError(f"expected {', '.join(RUNTIMES)}, found {runtime}.", argument="runtime")
     exported_for = _OF_SUFFIX.get(path.suffix.lower())
     if exported_for is not None and runtime not in (AUTO, exported_for):
-        raise UsageError(
-            f"{path} was exported for {exported_for}, not for {runtime}. Leave it out, or give the bundle.",
-            argument="runtime",
-        )
+        raise UsageError(f"{path} is for {exported_for}, not for {runtime}. Give the bundle.", argument="runtime")
     chosen = exported_for or (_for_bundle(kind) if runtime == AUTO else runtime)
     if kind not in _DEVICES[chosen]:
         devices = " or ".join(name for name in _DEVICES[chosen] if name != AUTO)
@@ -96,10 +93,8 @@ def load_runtime(
     paths = as_paths(model)
     infos = [read_model_info(path) for path in paths]  # so that a wrong path is reported before a heavy import
     joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
-    choices = [choose_runtime(path, device, runtime) for path in paths]
-    runtimes = [
-        _load(path, info, choice, device, workers) for path, info, choice in zip(paths, infos, choices, strict=True)
-    ]
+    kinds = [choose_runtime(path, device, runtime) for path in paths]
+    runtimes = [_load(path, info, kind, device, workers) for path, info, kind in zip(paths, infos, kinds, strict=True)]
     return (runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes)), joined
 
 

@@ -38,9 +38,7 @@ class OnnxRuntime:
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # its exceptions have no base class of their own
-            raise ModelError(
-                f"{path}: ONNX Runtime cannot read it; damaged, or of a newer version. Export the model again."
-            ) from error
+            raise ModelError(f"{path}: ONNX Runtime cannot read it; damaged or too new. Export it again.") from error
         self.name = f"onnxruntime {'cuda' if _CUDA in self._session.get_providers() else 'cpu'} f32"
         self.class_names = info.class_names
         self.parallel = workers or 1

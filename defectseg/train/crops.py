@@ -78,10 +78,8 @@ def _targets(masks: NDArray[np.bool_], class_id: int | None, rng: np.random.Gene
 
 def _inside(size_hw: Sequence[int], corner: tuple[int, int], crop_hw: tuple[int, int]) -> tuple[slice, slice]:
     """The rows and columns of the image that the crop covers."""
-    rows, columns = (
-        slice(max(start, 0), min(start + crop, length))
-        for length, start, crop in zip(size_hw, corner, crop_hw, strict=True)
-    )
+    sides = zip(size_hw, corner, crop_hw, strict=True)
+    rows, columns = (slice(max(start, 0), min(start + crop, length)) for length, start, crop in sides)
     return rows, columns
 
 

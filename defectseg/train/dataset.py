@@ -75,10 +75,8 @@ class CropSampler(Sampler[CropKey]):
         self.defective = [image_id for image_id in image_ids if folder.classes_of(image_id)]
         self.config = config
         self.length = config.samples_per_epoch or len(self.image_ids)
-        by_class = {
-            class_id: [image_id for image_id in self.defective if class_id in folder.classes_of(image_id)]
-            for class_id in range(1, folder.num_classes + 1)
-        }
+        ids = range(1, folder.num_classes + 1)
+        by_class = {number: [one for one in self.defective if number in folder.classes_of(one)] for number in ids}
         self.by_class = {class_id: members for class_id, members in by_class.items() if members}
         self.seed = seed
         self.begin(0)
@@ -160,10 +158,8 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
             )
             pixels, layers = cut(pixels, layers, corner, self.crop_hw)
         # A copy: the cache is read-only, and a view would keep the whole image in memory.
-        image, changed = self.augment(
-            pixels.copy(), np.ascontiguousarray(layers.transpose(1, 2, 0)), int(rng.integers(2**31))
-        )
-        return key, image, changed
+        layers = np.ascontiguousarray(layers.transpose(1, 2, 0))
+        return key, *self.augment(pixels.copy(), layers, int(rng.integers(2**31)))
 
 
 def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:

@@ -19,6 +19,7 @@ from defectseg.image.read import DecodedImage, LowBitDepth, find_low_bit_depth
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
 from defectseg.model.info import ModelInfo
+from defectseg.progress import some
 
 log = logging.getLogger(__name__)
 
@@ -71,19 +72,14 @@ class Images:
         if not train or (fold is not None and not val):
             raise DataError(f"{root}: {len(train)} images to train on and {len(val)} to validate on; give more.")
         if not any(self.data.classes_of(image_id) for image_id in train):
-            raise DataError(
-                f"{root}: none of the {len(train)} images to train on has a mask to learn. Check train.csv."
-            )
+            raise DataError(f"{root}: none of the {len(train)} images to train on has a mask. Check train.csv.")
         return Part(train, val, frozenset(self.sizes[image_id] for image_id in train))
 
 
 def check_data(data: DataFolder, info: ModelInfo) -> None:
     """Raise DataError if a model was trained on other data."""
     if (info.class_names, info.data_fingerprint) != (data.class_names, data.fingerprint()):
-        raise DataError(
-            f"{data.root}: not the data that this training began with: images or labels differ. "
-            "Resume with the same data folder, or train anew in another run folder."
-        )
+        raise DataError(f"{data.root}: not the data that the training began with: images or labels differ. Train anew.")
 
 
 def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> Folds:
@@ -105,10 +101,7 @@ def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> Folds
     if unlisted := [image_id for image_id in data.image_ids if image_id not in found]:
         if path == split:
             raise DataError(f"{data.root}: not the data that this training began with: {unlisted[0]} is new.")
-        raise DataError(
-            f"{path}: gives no fold for {len(unlisted)} images (first: {unlisted[0]}). "
-            f"Run: defectseg data split {data.root}"
-        )
+        raise DataError(f"{path}: gives no fold for {some(unlisted)}. Run: defectseg data split {data.root}")
     return {image_id: found[image_id] for image_id in data.image_ids}
 
 

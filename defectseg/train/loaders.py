@@ -51,14 +51,9 @@ def make_loader(stage: Stage, accelerator: Accelerator, images: Images, part: Pa
     settings = recipe.data.model_copy(update={"samples_per_epoch": stage.samples})
     sampler = CropSampler(images.data, part.train, settings, recipe.seed)
     size_hw = crop_size(stage, part.train_sizes, recipe)
-    dataset = CropDataset(
-        images.data,
-        None if stage.crop_hw is None else size_hw,
-        build_augment(recipe.augment),
-        recipe.seed,
-        cache=images.cache,
-        black_limit=recipe.data.black_limit,
-    )
+    crop_hw, augment = None if stage.crop_hw is None else size_hw, build_augment(recipe.augment)
+    limit = recipe.data.black_limit
+    dataset = CropDataset(images.data, crop_hw, augment, recipe.seed, cache=images.cache, black_limit=limit)
     on_gpu = accelerator.device.type == "cuda"
     can_fork = sys.platform == "linux"  # macOS has fork, but its libraries are not fork-safe
     # On a CPU, workers would compete with the network for cores.
@@ -106,9 +101,7 @@ def crop_size(stage: Stage, sizes: Set[tuple[int, int]], recipe: Recipe) -> tupl
         problem = f"augment.quarter_turns needs square crops and the images are {height}x{width}"
     else:
         return height, width
-    raise ConfigError(
-        f"{stage.crop_key} is null, but {problem}. Set a crop size, for example {stage.crop_key}=[256,256]"
-    )
+    raise ConfigError(f"{stage.crop_key} is null, but {problem}. Set a crop size, such as {stage.crop_key}=[256,256]")
 
 
 def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator, part: Part) -> Recipe:
@@ -137,9 +130,7 @@ def fit_memory(recipe: Recipe, network: DefectNetwork, accelerator: Accelerator,
         if all(gather_object([fits])):  # all processes must use the same batch size
             log.info("steps of %d crops, gradients of %d added up", batch_size // parts, smaller.training.accumulation)
             return smaller
-    raise ResourceError(
-        f"{accelerator.device}: out of memory on one crop. Lower data.crop_hw, or choose a smaller model.encoder."
-    )
+    raise ResourceError(f"{accelerator.device}: out of memory on one crop. Lower data.crop_hw or model.encoder.")
 
 
 def _fits(

@@ -83,11 +83,8 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
     state, rates = run.state, run.recipe.optimizer
     run.prepared.train()
     crops, done_before, planned = _stage_of(run)
-    crops.sampler.begin(
-        state.epoch,
-        share_done=min(1.0, state.epoch / state.total_epochs),
-        start=state.batch * crops.stage.batch_size * run.accelerator.num_processes,
-    )
+    done = state.batch * crops.stage.batch_size * run.accelerator.num_processes
+    crops.sampler.begin(state.epoch, share_done=min(1.0, state.epoch / state.total_epochs), start=done)
     data_s = 0.0
     begun = fetched = time.monotonic()
     for batch in crops.loader:
@@ -182,9 +179,8 @@ def _validate_candidates(run: Run) -> dict[str, Any]:
     """Validate the weights and their moving average; returns the metrics of the better one."""
     pictures = Pictures(run.data, run.val_ids[:: run.accelerator.num_processes])  # the main process's share
     networks = {"epoch": run.network} | ({} if run.ema is None else {"ema": averaged_network(run.ema)})
-    scored = {
-        kind: (validate(run, network, visitors=(pictures,), views=False), network) for kind, network in networks.items()
-    }
+    validated = {kind: validate(run, network, visitors=(pictures,), views=False) for kind, network in networks.items()}
+    scored = {kind: (validated[kind], network) for kind, network in networks.items()}
     better = offer(run, scored)
     pictures.log(run.accelerator, run.state.epoch)
     validation = scored[better][0]
@@ -198,10 +194,7 @@ def _explained(run: Run) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error):
-            raise ResourceError(
-                f"{run.accelerator.device}: out of memory. Set training.fit_memory, or lower training.batch_size or "
-                "data.crop_hw."
-            ) from error
+            raise ResourceError(f"{run.accelerator.device}: out of memory. Set training.fit_memory.") from error
         if "DataLoader worker" in str(error):
             raise ResourceError(
                 f"a worker that loads data was killed ({str(error).splitlines()[0]}). Mostly memory has run out, in a "

@@ -171,9 +171,7 @@ def _start_network(recipe: Recipe, data: DataFolder, part: Part, init: Path | No
         check_size(network, crop_size(stage, part.train_sizes, recipe))
     weights = recipe.loss.positive_weights
     if weights is not None and len(weights) != data.num_classes:
-        raise ConfigError(
-            f"loss.positive_weights: {len(weights)} values for {data.num_classes} classes. Give one for each, or null."
-        )
+        raise ConfigError(f"loss.positive_weights: {len(weights)} values; expected {data.num_classes}, or null.")
     packages = ("torch", "segmentation-models-pytorch", "timm", "accelerate", "albumentations", "numpy")
     info = ModelInfo(
         class_names=data.class_names,

@@ -59,13 +59,11 @@ def make_optimizer(network: DefectNetwork, rates: OptimizerConfig) -> torch.opti
         decay = rates.weight_decay if parameter.dim() > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     fused = next(network.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
-            for (rate, decay), parameters in groups.items()
-        ],
-        fused=fused,
-    )
+    kinds = [
+        {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(kinds, fused=fused)
 
 
 def planned_epochs(

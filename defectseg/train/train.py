@@ -128,23 +128,20 @@ def _held_out(request: Request, folds: Folds) -> list[HeldOut | None]:
     """The validation fold of each run. Raises UsageError if the split lacks it."""
     fold, wanted = request.recipe.data.fold, request.threshold_folds
     numbers = sorted({fold for fold in folds.values() if isinstance(fold, int)})
-    val: list[HeldOut] = ["val"] if "val" in folds.values() else []
-    everything = val[0] if val else None
+    everything: HeldOut | None = "val" if "val" in folds.values() else None
     if request.every_fold:
         return [*numbers] or [everything]
-    if wanted > len(numbers):
-        count = len(numbers)
-        raise UsageError(
-            f"training.threshold_folds: {wanted}, but the split has only {count} folds. Set it to {count}, or "
-            "hold a fold out with data.fold."
-        )
+    count = len(numbers)
+    if wanted > count:
+        raise UsageError(f"training.threshold_folds: {wanted}, but there are {count} folds. Lower it or set data.fold.")
     if wanted:
         return [*numbers[:wanted], everything]
-    if fold is None or (val and (fold == "auto" or not numbers)):
+    if fold is None or (everything and (fold == "auto" or not numbers)):
         return [everything]
     fold = 0 if fold == "auto" else fold
-    if fold not in [*numbers, *val]:
-        raise UsageError(f"data.fold: {fold}, but the split has the folds {[*numbers, *val]}.")
+    known = [*numbers, *filter(None, [everything])]
+    if fold not in known:
+        raise UsageError(f"data.fold: {fold}, but the split has the folds {known}.")
     return [fold]
 
 

@@ -50,10 +50,8 @@ def average_of_best(run: Run) -> dict[str, Tensor] | None:
     if len(run.state.kept) < 2:
         return None
     parts = [read_bundle(run.folder / _name(epoch))[1] for _, epoch in run.state.kept]
-    return {
-        key: torch.stack([part[key] for part in parts]).mean(dim=0) if value.is_floating_point() else value
-        for key, value in parts[0].items()
-    }
+    weights = {key for key, value in parts[0].items() if value.is_floating_point()}
+    return parts[0] | {key: torch.stack([part[key] for part in parts]).mean(dim=0) for key in weights}
 
 
 def tidy(run: Run) -> None:

@@ -253,7 +253,5 @@ def _dropped_regions(table: Table, classes: Sequence[ClassChoice]) -> Iterator[s
                 largest_px = of_class[:, column]
                 dropped_px += of_class[(largest_px > 0) & (largest_px < one.min_area_px), 1].tolist()
         if dropped_px:
-            yield (
-                f"minimum area {one.min_area_px} px of {one.name} drops {len(dropped_px)} of {regions} true regions, "
-                f"the largest of {max(dropped_px)} px"
-            )
+            dropped = f"{len(dropped_px)} of {regions} true regions, the largest of {max(dropped_px)} px"
+            yield f"minimum area {one.min_area_px} px of {one.name} drops {dropped}"

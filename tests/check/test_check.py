@@ -144,7 +144,7 @@ DARK = {f"d{number}": np.full((2, 3), 2) for number in range(21)}
             ONE,
             {"images": {**EVEN, "x": np.full((5, 3), 90)}},
             ["warning size x.png -"],
-            "5x3 px, where most images hav",
+            "5x3 px, where most hav",
         ),
         (ONE, {"images": EVEN | ODD}, ["warning size - -"], "Images have 26 sizes: 25 are not 2x3."),
         (ONE_DARK, {"images": DARK}, ["warning dark - -"], "21 images are mostly black, the first d0.png."),
@@ -162,7 +162,7 @@ DARK = {f"d{number}": np.full((2, 3), 2) for number in range(21)}
             SOUND,
             GROUPS,
             ["error split - -", "error split d.png -", "warning groups gone.png -"],
-            "group 'coil 1' lies in folds 0, 1; scores would flatter.",
+            "group 'coil 1' is in folds 0, 1; scores would flatter.",
         ),
     ],
 )

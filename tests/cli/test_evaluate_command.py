@@ -76,7 +76,7 @@ def test_flags_reach_the_library_and_warnings_the_user(call: Call, monkeypatch: 
         (["--predictions", "p.csv", "--split", "s.csv"], 2, "--subset and --split go with MODEL"),
         (["m.safetensors"], 2, "needs --out"),
         (["m.safetensors", "--out", "out", "--split", "s.csv"], 2, "--split tells train from val"),
-        (["m.safetensors,", "--out", "out"], 4, "one comma between"),
+        (["m.safetensors,", "--out", "out"], 4, "separated by commas"),
         (["l.safetensors,m.safetensors", "--out", "out"], 4, "l.safetensors: no such model file"),
     ],
 )

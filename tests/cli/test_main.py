@@ -51,7 +51,7 @@ def test_wrong_usage_is_one_line_that_names_the_help(refused: Call, arguments: l
     [
         (KeyError("oops"), 1, ["unexpected KeyError: 'oops'", "a bug in defectseg", "--verbose"]),
         (MemoryError(), 4, ["out of memory"]),
-        (OSError(28, "No space left", "a/b.png"), 4, ["a/b.png: No space left", "the space on the disk"]),
+        (OSError(28, "No space left", "a/b.png"), 4, ["a/b.png: No space left", "disk space"]),
         (OSError("odd"), 4, ["error: odd. Check"]),
     ],
 )

@@ -112,7 +112,7 @@ def test_no_more_images_than_are_needed(folder: Path, model: Path, monkeypatch: 
 
 def test_images_that_int8_cannot_be_judged_by_are_an_error(folder: Path, model: Path, tmp_path: Path) -> None:
     write_split(folder / "split.csv", {"p5.png": 1, "s0.png": 0})
-    with pytest.raises(DataError, match="none of the 1 images to judge int8 on has a labelled defect"):
+    with pytest.raises(DataError, match="no defect in 1 images to judge int8 on"):
         choose_images(folder, _info(fold=0), model)
     one = _write_folder(tmp_path / "one", {"a.png": {1: "1 4"}}, np.zeros((4, 5), np.uint8))
     with pytest.raises(DataError, match="at least two images"):

@@ -352,9 +352,9 @@ HUGE = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 23_000, 23_000, 16, 6, 0, 0, 0
         (encoded_by_pillow(GREY.astype(np.float32), "TIFF"), "^a: holds float32 values; expected 8 or 16 bit"),
         (encoded_by_pillow(GREY.astype(np.int32), "TIFF"), "^a: holds int32 values; expected 8 or 16 bit"),
         (encoded_by_pillow(COLOURS, "TIFF", "CMYK"), "CMYK"),  # not taken for alpha
-        (patched(encoded_by_pillow(GREY, "JPEG2000"), b"\xff\x4f\xff\x51", 42, b"\x87"), "8 or 16 bit without sign"),
-        (patched(encoded_by_pillow(GREY, "JPEG2000"), b"\xff\x4f\xff\x51", 42, b"\x10"), "8 or 16 bit without sign"),
-        (patched(encoded(".bmp", GREY), b"BM", 18, struct.pack("<ii", 2**21, 16)), "Cut it into smaller images"),
+        (patched(encoded_by_pillow(GREY, "JPEG2000"), b"\xff\x4f\xff\x51", 42, b"\x87"), "8 or 16 bit"),
+        (patched(encoded_by_pillow(GREY, "JPEG2000"), b"\xff\x4f\xff\x51", 42, b"\x10"), "8 or 16 bit"),
+        (patched(encoded(".bmp", GREY), b"BM", 18, struct.pack("<ii", 2**21, 16)), "Cut it into smaller ones"),
         (PNG[:8] + HUGE + png_chunk(b"IDAT", zlib.compress(bytes(10**6))) + PNG[-12:], "529,000,000.*268,435,456"),
         (animated_png(WHOLE_FRAME, WHOLE_FRAME, shown=GREY[:20]), "cannot be decoded"),
         (COLOUR_JPEG[: len(COLOUR_JPEG) // 2] + b"\xff\xd9", "^a: "),  # an end marker, put there

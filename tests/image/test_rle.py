@@ -67,7 +67,7 @@ def test_runs_may_touch_and_blanks_do_not_matter() -> None:
 @pytest.mark.parametrize(
     ("encoded", "pair", "why"),
     [
-        ("1 2 5", "pair 2 \\('5'\\)", "odd count"),
+        ("1 2 5", "pair 2 \\('5'\\)", "lacks its length"),
         ("1 2 5 0", "pair 2 \\('5 0'\\)", "length below 1"),
         ("1 -2", "pair 1 \\('1 -2'\\)", "length below 1"),
         ("0 3", "pair 1 \\('0 3'\\)", "starts below 1"),

@@ -177,11 +177,11 @@ def test_a_damaged_file_is_refused_or_read_and_never_a_bug(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "holds weights, but was not written by defectseg"),
+        (None, "holds weights, but not of defectseg"),
         *((text, "its description cannot be read") for text in ("", "{", "[]", "3", '{"format_version": 1}')),
         ('{"format_version": 1, "colour": 2}', "its description cannot be read"),
         ("[" * 100_000, "its description cannot be read"),
-        (TEXT.replace('"format_version":1', '"format_version":99'), r"format 99; .* up to 1\. Upgrade defectseg"),
+        (TEXT.replace('"format_version":1', '"format_version":99'), r"format 99; .* up to 1\. Upgrade it"),
     ],
 )
 def test_a_description_of_another_program_or_version_is_refused(

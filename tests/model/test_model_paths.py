@@ -46,10 +46,10 @@ def test_a_run_without_a_model_is_refused_with_what_was_expected(tmp_path: Path)
     with pytest.raises(ModelError, match=r"a folder without model\.safetensors"):
         model_paths(tmp_path)
     _models(tmp_path, "fold-0/model.safetensors", "fold-1/last.ckpt")
-    with pytest.raises(ModelError, match=r"fold-1: this training run has not ended"):
+    with pytest.raises(ModelError, match=r"fold-1: the training has not ended"):
         model_paths(tmp_path)
     _models(tmp_path, "last.ckpt")
-    with pytest.raises(ModelError, match=re.escape(f"{tmp_path}: this training run has not ended")):
+    with pytest.raises(ModelError, match=re.escape(f"{tmp_path}: the training has not ended")):
         model_paths(tmp_path)
 
 

@@ -59,9 +59,9 @@ def test_the_runtime_follows_from_the_file_the_device_and_the_flag(
         ),
         ("m.safetensors", "mps", "onnx", "device: onnx computes on cpu or cuda only, not on mps"),
         ("m.safetensors", "gpu", "auto", "device: expected auto, cpu, cuda, cuda:N or mps, found 'gpu'"),
-        ("m.xml", "auto", "torch", "runtime: m.xml was exported for openvino, not for torch"),
+        ("m.xml", "auto", "torch", "runtime: m.xml is for openvino, not for torch"),
         ("m.xml", "cuda", "auto", "device: openvino computes on cpu only, not on cuda. Or go on with device='auto'"),
-        ("m.onnx", "auto", "openvino", "runtime: m.onnx was exported for onnx, not for openvino"),
+        ("m.onnx", "auto", "openvino", "runtime: m.onnx is for onnx, not for openvino"),
     ],
 )
 def test_what_does_not_go_together_is_refused(name: str, device: str, runtime: str, message: str) -> None:

@@ -147,7 +147,7 @@ def test_a_failed_trial_is_an_error(
     recipe = load_recipe(str(tiny_recipe))
     network = build_network(recipe.model, 4, "none")
     Full(monkeypatch, most=0)
-    with pytest.raises(ResourceError, match=r"cpu: out of memory on one crop. Lower data.crop_hw, or choose a smaller"):
+    with pytest.raises(ResourceError, match=r"cpu: out of memory on one crop. Lower data.crop_hw or model.encoder"):
         fit_memory(recipe, network, accelerator, PART)
     monkeypatch.delattr(DefectNetwork, "forward")
     with pytest.raises(NotImplementedError):

@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_names_the_images(timed: Start) -> None:
 @pytest.mark.parametrize(
     ("failure", "told", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), ResourceError, r"cpu: out of memory\. .*lower"),
+        (torch.OutOfMemoryError("CUDA out of memory"), ResourceError, r"cpu: out of memory\. .*fit_memory"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), ResourceError, r"pid 7.*shm-size"),
         (RuntimeError("a bug"), RuntimeError, "a bug"),
     ],

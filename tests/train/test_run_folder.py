@@ -169,14 +169,14 @@ def test_an_output_that_is_not_empty_is_left_alone(start: Start, out: Path, kind
 @pytest.mark.parametrize(
     ("settings", "every_fold", "message"),
     [
-        (("loss.positive_weights=[1,2]",), False, r"loss.positive_weights: 2 values for 4 classes"),
+        (("loss.positive_weights=[1,2]",), False, r"loss.positive_weights: 2 values; expected 4"),
         (("training.precision=fp16",), False, r"training.precision: fp16 needs a GPU"),
         (("model.encoder=tu-test_resnett",), False, r"Did you mean 'tu-test_resnet'"),
         (("data.folds=99",), False, r"99 folds of 24 images"),
         (("data.fold=9",), False, r"data.fold: 9, but the split has the folds \[0, 1, 2, 3\]"),
-        (("data.fold=null", "training.threshold_folds=5"), False, r"threshold_folds: 5, but the split has only 4 f"),
-        (("data.fold=null", "training.threshold_folds=1", "loss.positive_weights=[1]"), False, r"1 values for 4 cl"),
-        (("data.folds=2", "loss.positive_weights=[1]"), True, r"1 values for 4 classes"),
+        (("data.fold=null", "training.threshold_folds=5"), False, r"threshold_folds: 5, but there are 4 f"),
+        (("data.fold=null", "training.threshold_folds=1", "loss.positive_weights=[1]"), False, r"1 values; expected 4"),
+        (("data.folds=2", "loss.positive_weights=[1]"), True, r"1 values; expected 4"),
         (
             ("model.architecture=DPT", "model.encoder=tu-test_vit", 'model.options={"dynamic_img_size": false}'),
             False,

@@ -243,7 +243,7 @@ def test_one_split_may_be_given_for_all(data: Path, models: _Models, tmp_path: P
         ((0, None), ("abcdef", "abcdef"), {"subset": "all"}, "trained on all folds"),
         ((0, 1), ("abcdef", "fedcba"), {}, "not the same split"),
         ((0, 1), ("abcdef", None), {}, "no split.csv beside"),
-        ((7, 8), ("abcdef", "abcdef"), {}, "none of the images"),
+        ((7, 8), ("abcdef", "abcdef"), {}, "held out no image"),
         ((0, 0), ("abcdef", "fedcba"), {}, "did not all hold back the same images"),
         ((None,), (None,), {}, "was trained on all folds. Or go on with subset='all'"),
         ((0,), (None,), {}, "no split.csv beside"),
@@ -279,7 +279,7 @@ def test_unreadable_images_are_left_out_with_a_warning(data: Path, models: _Mode
     assert tuning.choice.images == 1
     assert any(warning.startswith("left out, unreadable: ") for warning in tuning.warnings)
     (data / "train_images" / "b.png").write_bytes(b"torn")
-    with pytest.raises(DataError, match="none of the 2 images can be read"):
+    with pytest.raises(DataError, match="no image can be read"):
         _tune([model], data)
 
 
