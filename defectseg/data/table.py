@@ -6,6 +6,7 @@
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -133,7 +134,7 @@ def scan_label_rows(
         path: the file, .csv or .csv.gz.
         class_names: names of ClassId 1, 2 and so on, which columns may have; None takes those of classes.txt beside it.
         image_ids: images; names that differ from one of these only by their Unicode form are read as that image.
-        unite: unite the masks of rows for the same ImageId and ClassId, which is a fault otherwise.
+        unite: unite overlapping runs, and the masks of rows for the same ImageId and ClassId; else both are faults.
 
     Raises:
         LabelError: the file cannot be read, or its header is not one of the known layouts.
@@ -151,7 +152,7 @@ def scan_label_rows(
         add_fault("fields", line, f"has {count} fields; expected {len(table.header)}.")
     for line, image_id, class_text, encoded in _cells(table, class_names):
         try:
-            row = _parse_row(line, image_id, class_text, encoded.strip())
+            row = _parse_row(line, image_id, class_text, encoded.strip(), unite=unite)
         except _FaultyRowError as fault:
             kind, message = fault.args
             add_fault(kind, line, message, image_id)
@@ -248,7 +249,7 @@ def _class_ids(table: CsvTable, filled: Mapping[str, Sequence[str]], class_names
     return found
 
 
-def _parse_row(line: int, image_id: str, class_text: str, encoded: str) -> LabelRow:
+def _parse_row(line: int, image_id: str, class_text: str, encoded: str, *, unite: bool) -> LabelRow:
     kind = "image-id"
     try:
         check_image_id(image_id, where="")
@@ -257,9 +258,14 @@ def _parse_row(line: int, image_id: str, class_text: str, encoded: str) -> Label
         class_id = _parse_class_id(class_text.strip(), encoded)
         kind = "rle"
         encoded = encoded if class_id else ""
+        encoded = rle.unite(encoded) if unite else encoded
         rle.parse_pairs(encoded, where=f"{image_id}, ClassId {class_id}")
     except LabelError as error:
-        raise _FaultyRowError(kind, str(error).removeprefix(": ")) from None
+        hint = ""
+        if kind == "rle" and not unite:
+            with suppress(LabelError):
+                hint = f" United, its runs are '{rle.unite(encoded)[:40]}'; {_UNITE}."
+        raise _FaultyRowError(kind, str(error).removeprefix(": ") + hint) from None
     return LabelRow(line, image_id, class_id, encoded)
 
 

@@ -86,11 +86,16 @@ def parse_pairs(
     return pairs
 
 
-def unite(one: str, other: str) -> str:
-    """The run-lengths of the pixels that are in either of two masks. Raises LabelError as `parse_pairs`."""
-    if not (one and other):
-        return one or other
-    pairs = np.concatenate([parse_pairs(one), parse_pairs(other)])
+def unite(*masks: str) -> str:
+    """The run-lengths of the pixels that are in any of the masks, whose pairs may overlap and stand in any order.
+
+    Raises:
+        LabelError: as `parse_pairs`, for one pair at a time.
+    """
+    words = " ".join(masks).split()
+    pairs = np.array([parse_pairs(" ".join(words[at : at + 2]))[0] for at in range(0, len(words), 2)]).reshape(-1, 2)
+    if len(pairs) == 0:
+        return ""
     pairs = pairs[np.argsort(pairs[:, 0])]
     stops = np.maximum.accumulate(pairs.sum(axis=1))
     first = np.append(True, pairs[1:, 0] > stops[:-1])  # of each run

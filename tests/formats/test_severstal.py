@@ -84,3 +84,13 @@ def test_the_only_table_is_found_whatever_its_name_and_a_column_of_folds_is_told
     (src / "sample_submission.csv").write_text("ImageId,EncodedPixels,ClassId\na.png,,0\n")
     assert [loss.kind for loss in run(src).lost] == ["fold_column"]
     assert labels(tmp_path / "out") == ["a.png,1,1 3"]
+
+
+def test_overlapping_runs_of_a_row_are_refused_with_the_way_on_and_united_on_request(
+    table: Make, tmp_path: Path
+) -> None:
+    src = table(HEADER + "a.png,1,1 10 5 10\n")
+    with pytest.raises(LabelError, match=r"line 2: .* overlaps .* United, its runs are '1 14'; .*--unite"):
+        run(src)
+    run(src, unite=True)
+    assert labels(tmp_path / "out") == ["a.png,1,1 14"]

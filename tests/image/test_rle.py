@@ -106,3 +106,6 @@ def test_any_text_is_either_decoded_as_the_rule_says_or_refused(encoded: str) ->
 def test_united_run_lengths_are_those_of_both_masks(pixels: list[tuple[bool, bool]]) -> None:
     one, other = np.array(pixels).T[:, None]
     assert rle.unite(rle.encode(one), rle.encode(other)) == rle.encode(one | other)
+    runs = rle.encode(one).split()
+    turned = [" ".join(runs[at : at + 2]) for at in range(0, len(runs), 2)][::-1]
+    assert rle.unite(*turned, rle.encode(one)) == rle.encode(one)
