@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from defectseg.errors import DataError, LabelError, UsageError
-from defectseg.formats.labels import Choices, Kind, LabelSet, Record
+from defectseg.formats.labels import Choices, Kind, LabelSet, Part, Record, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.masks.layouts import Picture, find_pictures, listed_parts, pair
-from defectseg.formats.masks.meaning import meaning_in_one_class, meaning_of_all
+from defectseg.formats.masks.meaning import meaning_of
 from defectseg.formats.masks.names import LABELMAP, VOC_NAMES, Names, read_names
 from defectseg.formats.masks.values import MaskValues, read_values
 from defectseg.formats.source import LabelSource
 
+_PATH = "expected 0 and one other value, since its path"
 _VOC_FOLDER = "SegmentationClass"
 _GOOD, _FREE = "good", "MT_Free"  # folders of sound images in MVTec AD, and of magnetic tiles
 
@@ -38,12 +39,17 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     values = read_values([mask.path for mask in paired], by_colour=names.by_colour)
     if not names.where and all(one.is_voc and one.path.parent.name == _VOC_FOLDER for one in values):
         used = {value for one in values for value in one.px}
-        of_value = {value: name for value, name in enumerate(VOC_NAMES.split(",")) if value in used}
-        names = Names("the table of Pascal VOC", of_value)
+        names = Names(
+            "the table of Pascal VOC", {value: it for value, it in enumerate(VOC_NAMES.split(",")) if value in used}
+        )
     labels = _labels(paired, values, names, choices, tally)
+    parts = {image.key: part_among(image.folders) for image in images} | listed_parts(source)
+    if is_mvtec:
+        tally.add("mvtec_parts", sum(part != "" for part in parts.values()))
+        parts = {}
     are_paired, root = {mask.path for mask in paired}, source.root / "images"
     return LabelSet(
-        _records(images, labels, source, choices, tally, is_mvtec=is_mvtec),
+        _records(images, labels, parts, choices, is_mvtec=is_mvtec),
         names.classes,
         numbered=not names.where and not any(mask.class_name for mask in paired),
         roots=[root] if all(image.path.is_relative_to(root) for image in images) else (),
@@ -55,49 +61,43 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
 def _labels(
     masks: Sequence[Picture], values: Sequence[MaskValues], names: Names, choices: Choices, tally: Tally
 ) -> dict[str, Record]:
-    """Key of an image -> its labels, not yet with the image."""
-    are_by_class = any(mask.class_name for mask in masks)
-    meaning = {} if are_by_class else meaning_of_all(values, names, choices, tally)
-    labels: dict[str, Record] = {}
-    for mask, found in zip(masks, values, strict=True):
-        if are_by_class:
-            meaning = meaning_in_one_class(found, mask.class_name, choices, tally)
-        record = labels.get(mask.image) or Record("", str(mask.path), (), found.size_hw)
-        if record.size_hw != found.size_hw:
-            raise LabelError(f"{found.path}: has another size than {record.where}, of the same image. Save both alike.")
-        labels[mask.image] = replace(record, shapes=(*record.shapes, *found.shapes(meaning)))
+    """Key of an image -> its labels, not yet with the image. Each class that a folder or name says has its values."""
+    meanings, labels = {}, dict[str, Record]()
+    for name in {mask.class_name: None for mask in masks}:
+        found = [one for mask, one in zip(masks, values, strict=True) if mask.class_name == name]
+        meanings[name] = meaning_of(found, Names(_PATH, {255: name}) if name else names, choices, tally)
+    for mask, one in zip(masks, values, strict=True):
+        record = labels.get(mask.image) or Record("", str(mask.path), (), one.size_hw)
+        if record.size_hw != one.size_hw:
+            raise LabelError(f"{one.path}: has another size than {record.where}, of the same image. Save both alike.")
+        labels[mask.image] = replace(record, shapes=(*record.shapes, *one.shapes(meanings[mask.class_name])))
     return labels
 
 
 def _records(
     images: Sequence[Picture],
     labels: Mapping[str, Record],
-    source: LabelSource,
+    parts: Mapping[str, Part],
     choices: Choices,
-    tally: Tally,
     *,
     is_mvtec: bool,
 ) -> list[Record]:
     """A record for each image. One without a mask is not labelled, unless its folder is known to hold sound images."""
     if choices.sound and all(choices.sound not in image.folders for image in images):
         raise UsageError(f"no image lies in a folder called '{choices.sound}'.", argument="sound")
-    sound = {_FREE, choices.sound, *([_GOOD] if is_mvtec else ())}
-    with_masks = {image.folders for image in images if image.key in labels}
-    listed, records = listed_parts(source), []
+    sound = {choices.sound, _FREE, *([_GOOD] if is_mvtec else ())}
+    with_masks, records = {image.folders for image in images if image.key in labels}, []
     for image in images:
-        record = labels.get(image.key, Record("", str(image.path), status="unlabelled"))
-        if image.key not in labels and not sound.isdisjoint(image.folders):
-            record = replace(record, status="labelled")
-        elif is_mvtec and image.folders not in with_masks and not choices.sound and choices.unlabelled is None:
+        is_labelled = image.key in labels or not sound.isdisjoint(image.folders)
+        if is_mvtec and not (is_labelled or image.folders in with_masks or choices.sound or choices.unlabelled):
             raise DataError(
                 f"{image.path.parent}: its images have no masks. If they are not sound, have unlabelled ones skipped.",
                 go_on={"sound": image.path.parent.name},
             )
-        part = listed.get(image.key, image.part)
-        if is_mvtec and part:
-            tally.add("mvtec_parts")
-            part = ""
-        records.append(replace(record, image=image.path, part=part))
+        record = labels.get(image.key) or Record(
+            "", str(image.path), status="labelled" if is_labelled else "unlabelled"
+        )
+        records.append(replace(record, image=image.path, part=parts.get(image.key, "")))
     return records
 
 

@@ -1,8 +1,6 @@
 """The values in masks: how many pixels have each, and which of them count, numbers or colours."""
 
 import io
-import struct
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,15 +20,19 @@ from defectseg.image import read, whole
 from defectseg.machine import cores
 
 _LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")
-_HEADER_BYTES, _COLOUR_TYPE_AT, _PALETTE = 33, 25, 3  # of a PNG
+_COLOUR_TYPE_AT, _PALETTE = 25, 3  # of a PNG
 _MOST_COLOUR_IN_GREY = 48  # what JPEG adds to grey pixels
-_MARK = b"tEXtSoftware\0defectseg"
-_MARK_CHUNK = struct.pack(">I", len(_MARK) - 4) + _MARK + struct.pack(">I", zlib.crc32(_MARK))
+_MARK, _MARK_AT = (b"Software", b"defectseg"), 37  # a text chunk behind the header of a PNG
 
 
-def marked_as_own(png: bytes) -> bytes:
-    """A PNG with a text chunk behind its header that says that defectseg wrote it. Editors drop it when they save."""
-    return png[:_HEADER_BYTES] + _MARK_CHUNK + png[_HEADER_BYTES:]
+def write_mask(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write a PNG with a text that says that defectseg wrote it. Editors drop it when they save."""
+    from PIL import Image, PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_text(*_MARK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, pnginfo=text)
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,7 @@ def _read_values(path: Path, *, by_colour: bool) -> MaskValues:
     px, stored, is_voc = Counter[int](), defaultdict[int, list[int]](list), True
     for value, count in found.items():
         grey = value if value >= COLOUR or not value else min(value, 255) * 0x010101 + COLOUR
-        colour = palette.get(value, grey)
-        number = VOC_NUMBERS.get(value, value) if value >= COLOUR else value
+        colour, number = palette.get(value, grey), VOC_NUMBERS.get(value, value)
         is_voc &= VOC_NUMBERS.get(colour) == number
         px[colour if by_colour else number] += count
         stored[colour if by_colour else number].append(value)
@@ -100,8 +101,8 @@ def _paint(path: Path, values: Sequence[int], size_hw: tuple[int, int]) -> NDArr
 def _decode(path: Path) -> tuple[NDArray[Any], dict[int, int], bool, bool]:
     """What is stored in a mask of any format, (H, W); its palette, index -> colour; whether it is lossy, and our own.
 
-    In a PNG with a coloured palette, as labelling tools write it, the indices are taken; with a grey palette, or one
-    that has black at another place than the first, the colours. Three equal channels count as one. Alpha is ignored.
+    In a PNG with a palette, as labelling tools write it, the indices are taken; if its first colour is not black but
+    another one that occurs is, the colours. Three equal channels count as one. Alpha is ignored.
 
     Raises:
         ImageError: the file cannot be read, is not complete, or its values are no whole numbers of up to 16 bits.
@@ -117,8 +118,8 @@ def _decode(path: Path) -> tuple[NDArray[Any], dict[int, int], bool, bool]:
         raise ImageError(f"{path}: holds {pixels.dtype} values; expected whole numbers of 8 or 16 bits.")
     pixels = ~pixels if container.inverted else pixels
     if pixels.ndim == 3:
-        pixels = _one_channel(pixels[:, :, :3], str(path), lossy=lossy)
-    return pixels, palette, lossy, content[_HEADER_BYTES:].startswith(_MARK_CHUNK)
+        pixels = _one_channel(pixels, str(path), lossy=lossy)
+    return pixels, palette, lossy, content.startswith(b"tEXt" + b"\0".join(_MARK), _MARK_AT)
 
 
 def _read_palette(png: bytes, colours: NDArray[Any], name: str) -> tuple[NDArray[Any], dict[int, int]]:
@@ -130,20 +131,19 @@ def _read_palette(png: bytes, colours: NDArray[Any], name: str) -> tuple[NDArray
         entries = np.array(picture.getpalette() or (), np.int32).reshape(-1, 3)
         indices = np.asarray(picture)
     palette = dict(enumerate(_colours(entries).tolist()))
-    is_grey = not np.ptp(entries, axis=1).any()
-    black = [index for index, colour in palette.items() if colour == 0]
-    return (colours, {}) if is_grey or (palette[0] and np.isin(indices, black).any()) else (indices, palette)
+    if palette[0] and any(palette[index] == 0 for index in np.unique(indices).tolist()):
+        return colours, {}
+    return indices, palette
 
 
-def _one_channel(bgr: NDArray[Any], name: str, *, lossy: bool) -> NDArray[Any]:
+def _one_channel(pixels: NDArray[Any], name: str, *, lossy: bool) -> NDArray[Any]:
     """Grey values, or colours."""
-    if (bgr == bgr[:, :, :1]).all():
-        return np.ascontiguousarray(bgr[:, :, 0])
-    if lossy and np.ptp(bgr, axis=2).max() <= _MOST_COLOUR_IN_GREY:
-        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY))
-    if lossy or bgr.dtype != np.uint8 or bgr.shape[2] != 3:
+    first, *others = cv2.split(pixels)[:3]
+    if max(cv2.absdiff(first, other).max() for other in others) <= (_MOST_COLOUR_IN_GREY if lossy else 0):
+        return np.asarray(others[0])  # green is next to the grey value
+    if lossy or pixels.dtype != np.uint8 or len(others) != 2:
         raise ImageError(f"{name}: colours that are smeared, or of 16 bits. Save masks as PNG of 8 bits.")
-    return _colours(bgr[:, :, ::-1])
+    return _colours(pixels[:, :, 2::-1])
 
 
 def _colours(rgb: NDArray[Any]) -> NDArray[np.int32]:
