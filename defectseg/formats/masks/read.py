@@ -36,12 +36,14 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         )
     paired, is_mvtec = pair(images, masks)
     names = read_names(source)
-    values = read_values([mask.path for mask in paired], by_colour=names.by_colour)
-    if not names.where and all(one.is_voc and one.path.parent.name == _VOC_FOLDER for one in values):
-        used = {value for one in values for value in one.px}
-        names = Names(
-            "the table of Pascal VOC", {value: it for value, it in enumerate(VOC_NAMES.split(",")) if value in used}
-        )
+    paths = [mask.path for mask in paired]
+    values = read_values(paths, by_colour=names.by_colour)
+    if not names.where and all(path.parent.name == _VOC_FOLDER for path in paths):
+        coloured = read_values(paths, by_colour=True)
+        used = {colour for one in coloured for colour in one.px}
+        if used <= VOC_NAMES.keys():
+            of_colour = {colour: name for colour, name in VOC_NAMES.items() if colour in used}
+            values, names = coloured, Names("the table of Pascal VOC", of_colour, by_colour=True)
     labels = _labels(paired, values, names, choices, tally)
     parts = {image.key: part_among(image.folders) for image in images} | listed_parts(source)
     if is_mvtec:
