@@ -17,6 +17,7 @@ from defectseg.data.folder import open_data_folder
 from defectseg.errors import DataError, ImageError, LabelError, UsageError
 from defectseg.formats.data_import import ImportReport, import_labels
 from defectseg.formats.labels import Choices
+from defectseg.formats.masks.layouts import Picture
 from defectseg.formats.masks.read import recognise
 from defectseg.formats.masks.values import read_values
 from defectseg.formats.masks.write import export_masks
@@ -319,7 +320,7 @@ MANY = [[10 * row + column + 1 for column in range(3)] for row in range(2)]
         ),
         ({"a": BOTH, "b": CLEAN}, {"classes": ["x"]}, "1 names, but the labels hold the values 1, 2", ""),
         ({"a": BOTH, "b": [[0, 0], [0, 0]]}, {}, r"masks/b\.png: the labels are for 2x2 px, but .*b\.png has 3x2", ""),
-        ({"rust/a": BOTH}, {}, r"rust/a\.png: holds 1\. .*one other value, .* rust", "ignore"),
+        ({"rust/a": BOTH}, {}, r"rust/a\.png: holds 2\. .*one other value, .* rust", "ignore"),
         ({"a": BOTH, "b": CLEAN, "c": CLEAN}, {}, r"1 of 3 labels have no image: masks/c\.png", "absent"),
         ({"rust/a": LEFT, "loose": CLEAN}, {}, r"no image: masks/loose\.png", "absent"),
         ({"rust/a": LEFT, "rust/b": [[1, 0], [0, 0]]}, {}, r"rust/b\.png: the labels are for 2x2 px", ""),
@@ -459,6 +460,10 @@ def test_a_single_colour_is_one_class(tmp_path: Path, source: Make, colour: tupl
     assert labels_of(tmp_path / "out") == {"a.png": {name: "1 2"}}
 
 
+def mask_at(path: Path) -> Picture:
+    return Picture(path, "mask", (), path.stem)
+
+
 NUMBERS = np.array([[0, 1, 2, 3], [3, 2, 1, 255]], np.uint8)
 
 
@@ -470,7 +475,7 @@ def test_mask_holds_the_same_numbers_in_every_format(tmp_path: Path, suffix: str
         return
     numbers = NUMBERS.astype(f"uint{bits}")
     assert cv2.imwrite(str(tmp_path / f"a{suffix}"), cv2.merge([numbers] * channels))
-    (mask,) = read_values([tmp_path / f"a{suffix}"])
+    (mask,) = read_values([mask_at(tmp_path / f"a{suffix}")])
     assert (mask.px, mask.size_hw, mask.lossy) == ({0: 1, 1: 2, 2: 2, 3: 2, 255: 1}, (2, 4), False)
 
 
@@ -489,18 +494,18 @@ def test_coloured_palette_gives_indices_unless_its_first_entry_cannot_be_the_bac
     picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("L")
     picture.putpalette(palette)
     picture.save(tmp_path / "a.png", bits=bits)
-    assert read_values([tmp_path / "a.png"])[0].px == px
-    assert read_values([tmp_path / "a.png"], by_colour=True)[0].px == colours
+    assert read_values([mask_at(tmp_path / "a.png")])[0].px == px
+    assert read_values([mask_at(tmp_path / "a.png")], by_colour=True)[0].px == colours
 
 
 def test_masks_of_fractions_and_damaged_masks_are_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.tif"), NUMBERS.astype(np.float32))
     with pytest.raises(ImageError, match=r"a\.tif: holds float32 values"):
-        read_values([tmp_path / "a.tif"])
+        read_values([mask_at(tmp_path / "a.tif")])
     cv2.imwrite(str(tmp_path / "b.png"), NUMBERS)
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:-9])
     with pytest.raises(ImageError, match=r"b\.png"):
-        read_values([tmp_path / "b.png"])
+        read_values([mask_at(tmp_path / "b.png")])
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -19,7 +19,7 @@ _FOLDER = re.compile(  # such as masks, train_masks, masks-val, labelsTr
     f"(?:({_PART})[_-]?)?(?:(?P<image>{_IMAGES})|(?P<truth>ground_?truths?)|{_MASKS})(?:[_-]?(?P<part>{_PART}))?",
     re.IGNORECASE,
 )
-_OTHER_FOLDER = re.compile(r"segmentation_?object\w*|\w*visuali[sz]ations?|\w*_viz", re.IGNORECASE)
+_OTHER_FOLDER = re.compile(r"(?:^|/)(?:segmentation_?object\w*|\w*visuali[sz]ations?|\w*_viz)/", re.IGNORECASE)
 _ENDING = re.compile(r"[_\-. ](?:masks?|gt|labels?|seg|segmentation|ground_?truth|label(?:train)?ids)$", re.IGNORECASE)
 _TAIL = re.compile(r"[_\-. ](?:(?:masks?|gt|labels?|seg)(?![^\W\d_])[_\-. ]*)?", re.IGNORECASE)
 _SHORT_PARTS = {"tr": "train", "ts": "test"}  # nnU-Net, whose images have the number of their channel behind the name
@@ -62,9 +62,7 @@ def find_pictures(source: LabelSource, images: Path | None = None) -> tuple[list
     Masks lie in a folder called masks, labels, ground_truth or so. Where there is none, they lie among the images:
     a_mask.png or a_GT.png beside a.png, or a.png beside a.jpg.
     """
-    files = [
-        file for file in source.with_suffix(*IMAGE_SUFFIXES) if not any(map(_OTHER_FOLDER.fullmatch, file.split("/")))
-    ]
+    files = [file for file in source.with_suffix(*IMAGE_SUFFIXES) if not _OTHER_FOLDER.search(file)]
     by_top = {file.partition("/")[0] for file in files} == {"images", "masks"}
     pictures = [_picture(source.path(file), file, by_top=by_top) for file in files]
     masks = [picture for picture in pictures if picture.role in ("mask", "truth")] or _masks_among(pictures)
@@ -82,15 +80,14 @@ def _picture(path: Path, name: str, *, by_top: bool = False) -> Picture:
     *folders, last = PurePosixPath(unicodedata.normalize("NFC", name)).parts  # macOS spells accents differently
     stem = last.rpartition(".")[0]
     matches = [(place, match) for place, folder in enumerate(folders) if (match := _FOLDER.fullmatch(folder))]
-    if not matches:
-        return Picture(path, "", tuple(folders), stem)
-    place, match = matches[0 if by_top else -1]
-    part = (match[1] or match["part"] or "").lower()
-    folders[place : place + 1] = [_SHORT_PARTS.get(part, part)] if part else []
-    role = "image" if match["image"] else "truth" if match["truth"] else "mask"
-    return Picture(
-        path, role, tuple(folders), _CHANNEL.sub("", stem) if match["image"] and part in _SHORT_PARTS else stem
-    )
+    role = ""
+    for place, match in matches[:1] if by_top else matches[-1:]:
+        part = (match[1] or match["part"] or "").lower()
+        folders[place : place + 1] = [_SHORT_PARTS.get(part, part)] if part else []
+        role = "image" if match["image"] else "truth" if match["truth"] else "mask"
+        if match["image"] and part in _SHORT_PARTS:
+            stem = _CHANNEL.sub("", stem)
+    return Picture(path, role, tuple(folders), stem)
 
 
 def _masks_among(pictures: Sequence[Picture]) -> list[Picture]:

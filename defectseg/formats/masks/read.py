@@ -1,10 +1,11 @@
 """Masks as a kind of labels."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 from defectseg.errors import DataError, LabelError, UsageError
-from defectseg.formats.labels import Choices, Kind, LabelSet, Part, Record, part_among
+from defectseg.formats.labels import Choices, Kind, LabelSet, Part, Record, Status, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.masks.layouts import Picture, find_pictures, listed_parts, pair
 from defectseg.formats.masks.meaning import meaning_of
@@ -36,15 +37,14 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         )
     paired, is_mvtec = pair(images, masks)
     names = read_names(source)
-    paths = [mask.path for mask in paired]
-    values = read_values(paths, by_colour=names.by_colour)
-    if not names.where and all(path.parent.name == _VOC_FOLDER for path in paths):
-        coloured = read_values(paths, by_colour=True)
+    values = read_values(paired, by_colour=names.by_colour)
+    if not names.where and all(mask.path.parent.name == _VOC_FOLDER for mask in paired):
+        coloured = read_values(paired, by_colour=True)
         used = {colour for one in coloured for colour in one.px}
         if used <= VOC_NAMES.keys():
             of_colour = {colour: name for colour, name in VOC_NAMES.items() if colour in used}
             values, names = coloured, Names("the table of Pascal VOC", of_colour, by_colour=True)
-    labels = _labels(paired, values, names, choices, tally)
+    labels = _labels(values, names, choices, tally)
     parts = {image.key: part_among(image.folders) for image in images} | listed_parts(source)
     if is_mvtec:
         tally.add("mvtec_parts", sum(part != "" for part in parts.values()))
@@ -60,29 +60,23 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     )
 
 
-def _labels(
-    masks: Sequence[Picture], values: Sequence[MaskValues], names: Names, choices: Choices, tally: Tally
-) -> dict[str, Record]:
+def _labels(masks: Sequence[MaskValues], names: Names, choices: Choices, tally: Tally) -> dict[str, Record]:
     """Key of an image -> its labels, not yet with the image. Each class that a folder or name says has its values."""
-    meanings, labels = {}, dict[str, Record]()
-    for name in {mask.class_name: None for mask in masks}:
-        found = [one for mask, one in zip(masks, values, strict=True) if mask.class_name == name]
-        meanings[name] = meaning_of(found, Names(_PATH, {255: name}) if name else names, choices, tally)
-    for mask, one in zip(masks, values, strict=True):
-        record = labels.get(mask.image) or Record("", str(mask.path), (), one.size_hw)
-        if record.size_hw != one.size_hw:
-            raise LabelError(f"{one.path}: has another size than {record.where}, of the same image. Save both alike.")
-        labels[mask.image] = replace(record, shapes=(*record.shapes, *one.shapes(meanings[mask.class_name])))
+    by_class, labels = defaultdict[str, list[MaskValues]](list), dict[str, Record]()
+    for mask in masks:
+        by_class[mask.picture.class_name].append(mask)
+    for name, group in by_class.items():
+        meaning = meaning_of(group, Names(_PATH, {255: name}) if name else names, choices, tally)
+        for mask in group:
+            record = labels.get(mask.picture.image) or Record("", str(mask.picture.path), (), mask.size_hw)
+            if record.size_hw != mask.size_hw:
+                raise LabelError(f"{mask.picture.path} and {record.where}, of one image, differ in size. Correct them.")
+            labels[mask.picture.image] = replace(record, shapes=(*record.shapes, *mask.shapes(meaning)))
     return labels
 
 
 def _records(
-    images: Sequence[Picture],
-    labels: Mapping[str, Record],
-    parts: Mapping[str, Part],
-    choices: Choices,
-    *,
-    is_mvtec: bool,
+    images: Sequence[Picture], labels: dict[str, Record], parts: dict[str, Part], choices: Choices, *, is_mvtec: bool
 ) -> list[Record]:
     """A record for each image. One without a mask is not labelled, unless its folder is known to hold sound images."""
     if choices.sound and all(choices.sound not in image.folders for image in images):
@@ -90,15 +84,12 @@ def _records(
     sound = {choices.sound, _FREE, *([_GOOD] if is_mvtec else ())}
     with_masks, records = {image.folders for image in images if image.key in labels}, []
     for image in images:
-        is_labelled = image.key in labels or not sound.isdisjoint(image.folders)
-        if is_mvtec and not (is_labelled or image.folders in with_masks or choices.sound or choices.unlabelled):
-            raise DataError(
-                f"{image.path.parent}: its images have no masks. If they are not sound, have unlabelled ones skipped.",
-                go_on={"sound": image.path.parent.name},
-            )
-        record = labels.get(image.key) or Record(
-            "", str(image.path), status="labelled" if is_labelled else "unlabelled"
-        )
+        status: Status = "labelled" if image.key in labels or sound.intersection(image.folders) else "unlabelled"
+        is_asked = is_mvtec and status == "unlabelled" and not (choices.sound or choices.unlabelled)
+        if is_asked and image.folders not in with_masks:
+            why = f"{image.path.parent}: its images have no masks. If they are not sound, have unlabelled ones skipped."
+            raise DataError(why, go_on={"sound": image.path.parent.name})
+        record = labels.get(image.key) or Record("", str(image.path), status=status)
         records.append(replace(record, image=image.path, part=parts.get(image.key, "")))
     return records
 

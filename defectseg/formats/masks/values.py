@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from defectseg.errors import ImageError
 from defectseg.formats.labels import Shape
+from defectseg.formats.masks.layouts import Picture
 from defectseg.formats.masks.names import COLOUR, VOC_NUMBERS
 from defectseg.image import read, whole
 from defectseg.machine import cores
@@ -39,7 +40,7 @@ class MaskValues:
     """What one mask holds.
 
     Attributes:
-        path: the file.
+        picture: its file, and what its name and folders say.
         size_hw: height and width in px.
         px: value -> number of pixels. Values are grey values, indices of a palette, numbers in VOC's table, or colours.
         paint: (values, size) -> where the mask has them, bool (H, W).
@@ -47,7 +48,7 @@ class MaskValues:
         own: defectseg wrote the file, and nothing has saved it since.
     """
 
-    path: Path
+    picture: Picture
     size_hw: tuple[int, int]
     px: Mapping[int, int]
     paint: Callable[[Collection[int], tuple[int, int]], NDArray[np.bool_]]
@@ -59,22 +60,22 @@ class MaskValues:
         values: dict[str, list[int]] = {}
         for value in meaning.keys() & self.px.keys():
             values.setdefault(meaning[value], []).append(value)
-        return [Shape(name, partial(self.paint, found), str(self.path)) for name, found in values.items()]
+        return [Shape(name, partial(self.paint, found), str(self.picture.path)) for name, found in values.items()]
 
 
-def read_values(paths: Sequence[Path], *, by_colour: bool = False) -> list[MaskValues]:
+def read_values(masks: Sequence[Picture], *, by_colour: bool = False) -> list[MaskValues]:
     """Decode masks, in threads, and count their values. Raises ImageError.
 
     Args:
-        paths: the masks.
+        masks: the files.
         by_colour: the colours of palettes count, and of grey values. Else indices and grey values count.
     """
     with ThreadPoolExecutor(min(8, cores())) as pool:
-        return list(pool.map(partial(_read_values, by_colour=by_colour), paths))
+        return list(pool.map(partial(_read_values, by_colour=by_colour), masks))
 
 
-def _read_values(path: Path, *, by_colour: bool) -> MaskValues:
-    pixels, lossy, own = _decode(path, by_colour=by_colour)
+def _read_values(mask: Picture, *, by_colour: bool) -> MaskValues:
+    pixels, lossy, own = _decode(mask.path, by_colour=by_colour)
     if pixels.dtype == np.uint8:  # ten times as fast
         counts = cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
         found = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
@@ -85,9 +86,11 @@ def _read_values(path: Path, *, by_colour: bool) -> MaskValues:
 
     def paint(values: Collection[int], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
         """Decode again: all masks of a large set would not fit into memory. Their size has been compared before."""
-        return np.asarray(np.isin(_decode(path, by_colour=by_colour)[0], [stored[value] for value in values]), np.bool_)
+        return np.asarray(
+            np.isin(_decode(mask.path, by_colour=by_colour)[0], [stored[value] for value in values]), np.bool_
+        )
 
-    return MaskValues(path, (pixels.shape[0], pixels.shape[1]), px, paint, lossy, own)
+    return MaskValues(mask, (pixels.shape[0], pixels.shape[1]), px, paint, lossy, own)
 
 
 def _number(stored: int, *, by_colour: bool) -> int:
