@@ -96,11 +96,12 @@ def _check_meant(
         refuse(main, f"That is one class, but {names.where or 'the given list'} names {count}.")
     if not values and any(mask.lossy for mask in masks):
         refuse(max(px), "JPEG and the like change numbers. Save class maps as PNG.")
-    if not values and 2 * px[IGNORE_CLASS_ID] > px.total():
-        why = f"Is 255 sound steel, and 0 the first class? To ignore it, say {spelling('ignore', '255')}."
-        refuse(IGNORE_CLASS_ID, why, background="255")
-    if not values and px.keys() == {1, IGNORE_CLASS_ID} and not any(mask.px.keys() >= px.keys() for mask in masks):
-        refuse(IGNORE_CLASS_ID, "No mask holds both. If both mean the defect, save all masks alike.", ignore="255")
+    if not values and IGNORE_CLASS_ID not in names.of_value:
+        if 2 * px[IGNORE_CLASS_ID] > px.total():
+            why = f"Is 255 sound steel, and 0 the first class? To ignore it, say {spelling('ignore', '255')}."
+            refuse(IGNORE_CLASS_ID, why, background="255")
+        if px.keys() == {1, IGNORE_CLASS_ID} and not any(mask.px.keys() >= px.keys() for mask in masks):
+            refuse(IGNORE_CLASS_ID, "No mask holds both. If both mean the defect, save all masks alike.", ignore="255")
     if share > _MOST_OF_ALL and not choices.background:
         refuse(main, f"{_shown(main)} covers {share:.0%}. Which value is sound?", background=f"{main}|0")
 

@@ -12,20 +12,20 @@ LABELMAP, _DATASET, _VALUES = "labelmap.txt", "dataset.json", "_classes.csv"
 _LISTS = ("class_names.txt", "labels.txt", "classes.txt")
 _IGNORED_VALUE = 255  # labelme's -1
 
+# Added to the 0xRRGGBB of every colour but black, so that colours are no numbers.
 COLOUR = 1 << 24
-"""Added to the 0xRRGGBB of every colour but black, so that colours are no numbers."""
+# Colour -> number, by the colour table of Pascal VOC, which labelme has as well. The bits of a number are dealt to red,
+# green and blue in turn, the highest bit of each colour first.
 VOC_NUMBERS = {
     sum(((number >> bit) & 1) << (23 - 8 * (bit % 3) - bit // 3) for bit in range(8)) + COLOUR * (number > 0): number
     for number in range(256)
 }
-"""Colour -> number, by the colour table of Pascal VOC, which labelme has as well. The bits of a number are dealt to
-red, green and blue in turn, the highest bit of each colour first."""
 _VOC = (
     "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,"
     "pottedplant,sheep,sofa,train,tvmonitor"
 )
+# Colour -> class of Pascal VOC
 VOC_NAMES = dict(zip(VOC_NUMBERS, _VOC.split(","), strict=False)) | {COLOUR + 0xE0E0C0: IGNORE_NAMES[0]}
-"""Colour -> class of Pascal VOC."""
 
 
 @dataclass(frozen=True)

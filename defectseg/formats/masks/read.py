@@ -66,7 +66,10 @@ def _labels(masks: Sequence[MaskValues], names: Names, choices: Choices, tally: 
     for mask in masks:
         by_class[mask.picture.class_name].append(mask)
     for name, group in by_class.items():
-        meaning = meaning_of(group, Names(_PATH, {255: name}) if name else names, choices, tally)
+        if name:  # both are usual, and different tools may have written the masks
+            usual = (255,) if any(mask.px.keys() >= {1, 255} for mask in group) else (1, 255)
+            names = Names(_PATH, dict.fromkeys(usual, name))
+        meaning = meaning_of(group, names, choices, tally)
         for mask in group:
             record = labels.get(mask.picture.image) or Record("", str(mask.picture.path), (), mask.size_hw)
             if record.size_hw != mask.size_hw:

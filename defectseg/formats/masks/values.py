@@ -86,9 +86,8 @@ def _read_values(mask: Picture, *, by_colour: bool) -> MaskValues:
 
     def paint(values: Collection[int], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
         """Decode again: all masks of a large set would not fit into memory. Their size has been compared before."""
-        return np.asarray(
-            np.isin(_decode(mask.path, by_colour=by_colour)[0], [stored[value] for value in values]), np.bool_
-        )
+        pixels, _, _ = _decode(mask.path, by_colour=by_colour)
+        return np.asarray(np.isin(pixels, [stored[value] for value in values]), np.bool_)
 
     return MaskValues(mask, (pixels.shape[0], pixels.shape[1]), px, paint, lossy, own)
 
