@@ -90,11 +90,11 @@ def _read_table(entries: Iterable[Sequence[object]], count: int, where: str) -> 
             levels = bytes(map(int, str(numbers).split(",")))
         except ValueError:
             levels = b""
-        key, name = int.from_bytes(levels), str(name).strip()
+        entry, key, name = f"{name}:{numbers}"[:60], int.from_bytes(levels), str(name).strip()
         key += COLOUR * (count > 1 and key > 0)
         if len(levels) != count or not name or table.setdefault(key, name) != name:
             form = "name:red,green,blue::, with a colour" if count > 1 else "a class, and a number from 0 to 255"
-            raise LabelError(f"{where}: '{name}:{str(numbers)[:60]}'; expected {form} of its own. Correct it.")
+            raise LabelError(f"{where}: '{entry}'; expected {form} of its own. Correct it.")
     return table
 
 
