@@ -405,6 +405,9 @@ def test_images_may_lie_elsewhere(tmp_path: Path, source: Make, write_image: Mak
     src = source({"a.png": LEFT})
     import_labels(src, tmp_path / "out", Choices(images=tmp_path / "pictures"), kind="masks")
     assert labels_of(tmp_path / "out") == {"a.jpg": {"class 1": "1 2"}}
+    write_image(tmp_path / "pictures/masks/a.png", LEFT)
+    import_labels(tmp_path / "pictures", tmp_path / "2", Choices(images=tmp_path / "pictures"))
+    assert labels_of(tmp_path / "2") == {"a.jpg": {"class 1": "1 2"}}
 
 
 BLACK = (0, 0, 0)

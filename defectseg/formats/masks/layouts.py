@@ -24,6 +24,7 @@ _ENDING = re.compile(r"[_\-. ](?:masks?|gt|labels?|seg|segmentation|ground_?trut
 _TAIL = re.compile(r"[_\-. ](?:(?:masks?|gt|labels?|seg)(?![^\W\d_])[_\-. ]*)?", re.IGNORECASE)
 _SHORT_PARTS = {"tr": "train", "ts": "test"}  # nnU-Net, whose images have the number of their channel behind the name
 _CHANNEL = re.compile("_[0-9]{4}$")
+_MASK_ROLES = ("mask", "truth")
 _TILE_FOLDER = "MT_"  # magnetic tiles: MT_Blowhole/Imgs
 _SAME, _CLASS_FOLDER, _TAILS, _DEEPER = range(4)
 
@@ -65,13 +66,13 @@ def find_pictures(source: LabelSource, images: Path | None = None) -> tuple[list
     files = [file for file in source.with_suffix(*IMAGE_SUFFIXES) if not _OTHER_FOLDER.search(file)]
     by_top = {file.partition("/")[0] for file in files} == {"images", "masks"}
     pictures = [_picture(source.path(file), file, by_top=by_top) for file in files]
-    masks = [picture for picture in pictures if picture.role in ("mask", "truth")] or _masks_among(pictures)
+    masks = [picture for picture in pictures if picture.role in _MASK_ROLES] or _masks_among(pictures)
     if not masks and (images or ((match := _FOLDER.fullmatch(source.root.name)) and not match["image"])):
         masks = pictures
     if images:
         pictures = [_picture(image.path, image.image_id) for image in find_images([images], tell=False)]
         elsewhere = {picture.path.resolve() for picture in pictures}
-        masks = [mask for mask in masks if mask.path.resolve() not in elsewhere]
+        masks = [mask for mask in masks if mask.role in _MASK_ROLES or mask.path.resolve() not in elsewhere]
     are_masks = {mask.path for mask in masks}
     return [picture for picture in pictures if picture.path not in are_masks], masks
 

@@ -78,9 +78,9 @@ def _class_map(image: LabelledImage, tally: Tally) -> NDArray[np.uint8]:
 def _check_folder_names(folder: DataFolder) -> None:
     stems, taken = set(map(stem_of, folder.image_ids)), {IGNORE_NAME}
     for name in folder.class_names:
-        why = "cannot be the name of a folder on every system" if _UNFIT_FOR_A_FOLDER.search(name) else ""
-        if name.casefold() in taken:
-            why = "and another class, or 'ignore', cannot both be the name of a folder on every system"
+        why = ""
+        if name.casefold() in taken or _UNFIT_FOR_A_FOLDER.search(name):
+            why = "cannot be the name of a folder on every system, beside 'ignore' and the other classes"
         if any(f"{name}/{stem}" in stems for stem in stems):
             why = "has the name of a folder of images, so that their masks would be ambiguous"
         if why:
