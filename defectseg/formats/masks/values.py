@@ -101,8 +101,9 @@ def _number(stored: int, *, by_colour: bool) -> int:
 def _decode(path: Path, *, by_colour: bool) -> tuple[NDArray[Any], bool, bool]:
     """What is stored in a mask of any format, (H, W): numbers or colours; whether it is lossy, and our own.
 
-    In a PNG with a palette, as labelling tools write it, the indices are taken; if its first colour is not black but
-    another one that occurs is, the colours. Three equal channels count as one. Alpha is ignored.
+    In a PNG with a coloured palette, as labelling tools write it, the indices are taken; with a grey palette, or one
+    whose first colour is not black while another one that occurs is, the colours. Three equal channels count as one.
+    Alpha is ignored.
 
     Raises:
         ImageError: the file cannot be read, is not complete, or its values are no whole numbers of up to 16 bits.
@@ -129,7 +130,8 @@ def _indices(png: bytes, colours: NDArray[Any], name: str) -> NDArray[Any]:
         palette = np.reshape(picture.getpalette() or (0, 0, 0), (-1, 3))
         indices = np.asarray(picture)
     black_is_later = palette[0].any() and np.isin(indices, np.flatnonzero(~palette.any(axis=1))).any()
-    return colours if black_is_later else indices
+    is_grey = not np.ptp(palette, axis=1).any()
+    return colours if is_grey or black_is_later else indices
 
 
 def _one_channel(pixels: NDArray[Any], name: str, *, lossy: bool) -> NDArray[Any]:
