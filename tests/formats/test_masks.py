@@ -17,6 +17,7 @@ from defectseg.data.folder import open_data_folder
 from defectseg.errors import DataError, ImageError, LabelError, UsageError
 from defectseg.formats.data_import import ImportReport, import_labels
 from defectseg.formats.labels import Choices
+from defectseg.formats.masks.layouts import Picture
 from defectseg.formats.masks.read import recognise
 from defectseg.formats.masks.values import read_values
 from defectseg.formats.masks.write import export_masks
@@ -180,10 +181,11 @@ LAYOUTS: dict[str, tuple[Files, Mapping[str, Mapping[str, str]]]] = {
             "images/a.png": GREY,
             "images/b.png": GREY,
             "masks/rust/a.png": times(LEFT, 255),
+            "masks/rust/b.png": RIGHT,
             "masks/dent/a.png": [[7, 7, 0], [0, 0, 0]],
             "masks/dent/b.png": CLEAN,
         },
-        {"a.png": {"dent": "1 1 3 1", "rust": "1 2"}, "b.png": {}},
+        {"a.png": {"dent": "1 1 3 1", "rust": "1 2"}, "b.png": {"rust": "5 2"}},
     ),
     "a class behind the name": (
         {"images/a_1.png": GREY, "masks/a_1_rust.png": LEFT, "masks/a_1_deep_dent.png": times(RIGHT, 200)},
@@ -319,8 +321,9 @@ MANY = [[10 * row + column + 1 for column in range(3)] for row in range(2)]
         ),
         ({"a": BOTH, "b": CLEAN}, {"classes": ["x"]}, "1 names, but the labels hold the values 1, 2", ""),
         ({"a": BOTH, "b": [[0, 0], [0, 0]]}, {}, r"masks/b\.png: the labels are for 2x2 px, but .*b\.png has 3x2", ""),
-        ({"rust/a": BOTH}, {}, r"rust/a\.png: holds 1\. .*one other value in a mask of 'rust'", "ignore"),
+        ({"rust/a": BOTH}, {}, r"rust/a\.png: holds 2\. .*one other value, .* rust", "ignore"),
         ({"a": BOTH, "b": CLEAN, "c": CLEAN}, {}, r"1 of 3 labels have no image: masks/c\.png", "absent"),
+        ({"rust/a": MIXED}, {}, r"rust/a\.png: holds 2\. .*one other value, .* rust", "ignore"),
         ({"rust/a": LEFT, "loose": CLEAN}, {}, r"no image: masks/loose\.png", "absent"),
         ({"rust/a": LEFT, "rust/b": [[1, 0], [0, 0]]}, {}, r"rust/b\.png: the labels are for 2x2 px", ""),
         ({"a": CLEAN, "b": CLEAN}, {}, "nothing is labelled in 2 images", "unlabelled"),
@@ -357,7 +360,10 @@ def test_masks_that_cannot_be_meant_are_refused_with_a_way_on_and_leave_nothing(
             r"labelmap\.txt: 'pit:1,2'; expected",
         ),
         ({"masks/a.png": LEFT, "images/a.png": GREY, "labelmap.txt": "a:256,0,0::\n"}, r"labelmap\.txt: 'a:256"),
-        ({"masks/a.png": LEFT, "images/a.png": GREY, "labelmap.txt": "a:1,1,1::\nb:1,1,1::"}, "'a' has the same"),
+        (
+            {"masks/a.png": LEFT, "images/a.png": GREY, "labelmap.txt": "a:1,1,1::\nb:1,1,1::"},
+            "'b:1,1,1'; expected .* of its own",
+        ),
         (
             {"labelsTr/a.png": LEFT, "imagesTr/a_0000.png": GREY, "dataset.json": '{"labels": {"x": [1, 2]}}'},
             r"x:\[1, 2",
@@ -399,6 +405,9 @@ def test_images_may_lie_elsewhere(tmp_path: Path, source: Make, write_image: Mak
     src = source({"a.png": LEFT})
     import_labels(src, tmp_path / "out", Choices(images=tmp_path / "pictures"), kind="masks")
     assert labels_of(tmp_path / "out") == {"a.jpg": {"class 1": "1 2"}}
+    write_image(tmp_path / "pictures/masks/a.png", LEFT)
+    import_labels(tmp_path / "pictures", tmp_path / "2", Choices(images=tmp_path / "pictures"))
+    assert labels_of(tmp_path / "2") == {"a.jpg": {"class 1": "1 2"}}
 
 
 BLACK = (0, 0, 0)
@@ -456,6 +465,10 @@ def test_a_single_colour_is_one_class(tmp_path: Path, source: Make, colour: tupl
     assert labels_of(tmp_path / "out") == {"a.png": {name: "1 2"}}
 
 
+def mask_at(path: Path) -> Picture:
+    return Picture(path, "mask", (), path.stem)
+
+
 NUMBERS = np.array([[0, 1, 2, 3], [3, 2, 1, 255]], np.uint8)
 
 
@@ -467,7 +480,7 @@ def test_mask_holds_the_same_numbers_in_every_format(tmp_path: Path, suffix: str
         return
     numbers = NUMBERS.astype(f"uint{bits}")
     assert cv2.imwrite(str(tmp_path / f"a{suffix}"), cv2.merge([numbers] * channels))
-    (mask,) = read_values([tmp_path / f"a{suffix}"])
+    (mask,) = read_values([mask_at(tmp_path / f"a{suffix}")])
     assert (mask.px, mask.size_hw, mask.lossy) == ({0: 1, 1: 2, 2: 2, 3: 2, 255: 1}, (2, 4), False)
 
 
@@ -477,6 +490,7 @@ def test_mask_holds_the_same_numbers_in_every_format(tmp_path: Path, suffix: str
         ([0, 0, 0, 255, 0, 0, 0, 255, 0], 2, {0: 1, 1: 1, 2: 1}, {0: 1, 0x1FF0000: 1, 0x100FF00: 1}),
         ([0, 0, 0, 255, 0, 0, 0, 255, 0], 8, {0: 1, 1: 1, 2: 1}, {0: 1, 0x1FF0000: 1, 0x100FF00: 1}),
         ([2, 2, 2, 0, 0, 0, 1, 1, 1], 8, {0: 1, 1: 1, 2: 1}, {0: 1, 0x1010101: 1, 0x1020202: 1}),
+        ([0, 0, 0, 9, 9, 9, 255, 255, 255], 8, {0: 1, 9: 1, 255: 1}, {0: 1, 0x1090909: 1, 0x1FFFFFF: 1}),
         ([255, 0, 0, 0, 0, 0, 255, 0, 0], 8, {0: 1, 0x1FF0000: 2}, {0: 1, 0x1FF0000: 2}),
     ],
 )
@@ -486,18 +500,18 @@ def test_coloured_palette_gives_indices_unless_its_first_entry_cannot_be_the_bac
     picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("L")
     picture.putpalette(palette)
     picture.save(tmp_path / "a.png", bits=bits)
-    assert read_values([tmp_path / "a.png"])[0].px == px
-    assert read_values([tmp_path / "a.png"], by_colour=True)[0].px == colours
+    assert read_values([mask_at(tmp_path / "a.png")])[0].px == px
+    assert read_values([mask_at(tmp_path / "a.png")], by_colour=True)[0].px == colours
 
 
 def test_masks_of_fractions_and_damaged_masks_are_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.tif"), NUMBERS.astype(np.float32))
     with pytest.raises(ImageError, match=r"a\.tif: holds float32 values"):
-        read_values([tmp_path / "a.tif"])
+        read_values([mask_at(tmp_path / "a.tif")])
     cv2.imwrite(str(tmp_path / "b.png"), NUMBERS)
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:-9])
     with pytest.raises(ImageError, match=r"b\.png"):
-        read_values([tmp_path / "b.png"])
+        read_values([mask_at(tmp_path / "b.png")])
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -604,7 +618,7 @@ def test_folder_of_images_named_like_a_class_is_refused_where_it_would_be_ambigu
     tmp_path: Path, make_folder: Make
 ) -> None:
     root = make_folder(tmp_path / "data", {"crack/a.png": {1: DOT}, "a.png": {}})
-    with pytest.raises(DataError, match="has the name of a class"):
+    with pytest.raises(DataError, match="has the name of a folder of images"):
         export_masks(root, tmp_path / "out", per_class=True)
     export_masks(root, tmp_path / "out")
     import_labels(tmp_path / "out", tmp_path / "back")

@@ -19,13 +19,14 @@ _FOLDER = re.compile(  # such as masks, train_masks, masks-val, labelsTr
     f"(?:({_PART})[_-]?)?(?:(?P<image>{_IMAGES})|(?P<truth>ground_?truths?)|{_MASKS})(?:[_-]?(?P<part>{_PART}))?",
     re.IGNORECASE,
 )
-_OTHER_FOLDER = re.compile(r"segmentation_?object\w*|\w*visuali[sz]ations?|\w*_viz", re.IGNORECASE)
+_OTHER_FOLDER = re.compile(r"(?:^|/)(?:segmentation_?object\w*|\w*visuali[sz]ations?|\w*_viz)/", re.IGNORECASE)
 _ENDING = re.compile(r"[_\-. ](?:masks?|gt|labels?|seg|segmentation|ground_?truth|label(?:train)?ids)$", re.IGNORECASE)
 _TAIL = re.compile(r"[_\-. ](?:(?:masks?|gt|labels?|seg)(?![^\W\d_])[_\-. ]*)?", re.IGNORECASE)
 _SHORT_PARTS = {"tr": "train", "ts": "test"}  # nnU-Net, whose images have the number of their channel behind the name
 _CHANNEL = re.compile("_[0-9]{4}$")
+_MASK_ROLES = ("mask", "truth")
 _TILE_FOLDER = "MT_"  # magnetic tiles: MT_Blowhole/Imgs
-_SAME, _CLASS_FOLDER, _CLASS_TAIL, _BOTH, _DEEPER = range(5)
+_SAME, _CLASS_FOLDER, _TAILS, _DEEPER = range(4)
 
 
 @dataclass(frozen=True)
@@ -34,31 +35,26 @@ class Picture:
 
     Attributes:
         path: the file.
-        role: "image" or "mask", if a folder says so.
+        role: "image", "mask" or "truth" (a mask in a folder ground_truth), if a folder says so.
         folders: its folders without the one that says so; "train" if that is "train_masks" or "labelsTr".
         stem: the file's name without suffix.
-        is_truth: it lies in a folder called ground_truth.
         image: of a mask: the key of its image.
         class_name: of a mask: the class that its folder or name says; "" if none does.
+        tail: of a mask: what its name has more than that of its image, such as the number of a region.
     """
 
     path: Path
     role: str
     folders: tuple[str, ...]
     stem: str
-    is_truth: bool = False
     image: str = ""
     class_name: str = ""
+    tail: str = ""
 
     @property
     def key(self) -> str:
         """Names an image among the images."""
         return "/".join([*self.folders, self.stem])
-
-    @property
-    def part(self) -> Part:
-        """The part of the data set that a folder names."""
-        return next((part for folder in self.folders if (part := part_of(folder))), "")
 
 
 def find_pictures(source: LabelSource, images: Path | None = None) -> tuple[list[Picture], list[Picture]]:
@@ -67,18 +63,16 @@ def find_pictures(source: LabelSource, images: Path | None = None) -> tuple[list
     Masks lie in a folder called masks, labels, ground_truth or so. Where there is none, they lie among the images:
     a_mask.png or a_GT.png beside a.png, or a.png beside a.jpg.
     """
-    files = [
-        file for file in source.with_suffix(*IMAGE_SUFFIXES) if not any(map(_OTHER_FOLDER.fullmatch, file.split("/")))
-    ]
+    files = [file for file in source.with_suffix(*IMAGE_SUFFIXES) if not _OTHER_FOLDER.search(file)]
     by_top = {file.partition("/")[0] for file in files} == {"images", "masks"}
     pictures = [_picture(source.path(file), file, by_top=by_top) for file in files]
-    masks = [picture for picture in pictures if picture.role == "mask"] or _masks_among(pictures)
+    masks = [picture for picture in pictures if picture.role in _MASK_ROLES] or _masks_among(pictures)
     if not masks and (images or ((match := _FOLDER.fullmatch(source.root.name)) and not match["image"])):
         masks = pictures
     if images:
         pictures = [_picture(image.path, image.image_id) for image in find_images([images], tell=False)]
         elsewhere = {picture.path.resolve() for picture in pictures}
-        masks = [mask for mask in masks if mask.path.resolve() not in elsewhere]
+        masks = [mask for mask in masks if mask.role in _MASK_ROLES or mask.path.resolve() not in elsewhere]
     are_masks = {mask.path for mask in masks}
     return [picture for picture in pictures if picture.path not in are_masks], masks
 
@@ -87,29 +81,26 @@ def _picture(path: Path, name: str, *, by_top: bool = False) -> Picture:
     *folders, last = PurePosixPath(unicodedata.normalize("NFC", name)).parts  # macOS spells accents differently
     stem = last.rpartition(".")[0]
     matches = [(place, match) for place, folder in enumerate(folders) if (match := _FOLDER.fullmatch(folder))]
-    if not matches:
-        return Picture(path, "", tuple(folders), stem)
-    place, match = matches[0 if by_top else -1]
-    part = (match[1] or match["part"] or "").lower()
-    folders[place : place + 1] = [_SHORT_PARTS.get(part, part)] if part else []
-    if match["image"]:
-        return Picture(path, "image", tuple(folders), _CHANNEL.sub("", stem) if part in _SHORT_PARTS else stem)
-    return Picture(path, "mask", tuple(folders), stem, is_truth=bool(match["truth"]))
+    role = ""
+    for place, match in matches[:1] if by_top else matches[-1:]:
+        part = (match[1] or match["part"] or "").lower()
+        folders[place : place + 1] = [_SHORT_PARTS.get(part, part)] if part else []
+        role = "image" if match["image"] else "truth" if match["truth"] else "mask"
+        if match["image"] and part in _SHORT_PARTS:
+            stem = _CHANNEL.sub("", stem)
+    return Picture(path, role, tuple(folders), stem)
 
 
 def _masks_among(pictures: Sequence[Picture]) -> list[Picture]:
     """Masks in the same folders as their images."""
-    beside: dict[tuple[Path, str], list[Picture]] = defaultdict(list)
-    for picture in pictures:
-        beside[picture.path.parent, picture.stem].append(picture)
-    masks = []
-    for (folder, stem), same in beside.items():
-        lossless = [one for one in same if one.path.suffix.lower() not in (".jpg", ".jpeg", ".jfif")]
-        if any((folder, shorter) in beside for shorter in _stems(stem)[1:]):
-            masks += same
-        elif len(same) == 2 and len(lossless) == 1:
-            masks += lossless
-    return masks
+    is_lossy = {picture.path: picture.path.suffix.lower() in (".jpg", ".jpeg", ".jfif") for picture in pictures}
+    keys, lossy_keys = {one.key for one in pictures}, {one.key for one in pictures if is_lossy[one.path]}
+    return [
+        one
+        for one in pictures
+        if any("/".join([*one.folders, shorter]) in keys for shorter in _stems(one.stem)[1:])
+        or (one.key in lossy_keys and not is_lossy[one.path])
+    ]
 
 
 def pair(images: Sequence[Picture], masks: Sequence[Picture]) -> tuple[list[Picture], bool]:
@@ -119,48 +110,43 @@ def pair(images: Sequence[Picture], masks: Sequence[Picture]) -> tuple[list[Pict
     Raises:
         DataError: two images have one key, or an image has two masks of one class.
     """
-    known, deeper = {image.key for image in images}, defaultdict[str, set[str]](set)
     index_unique(((image.key, image.path) for image in images), "images")
+    known: dict[str, set[str]] = defaultdict(set)
     for image in images:
-        for _, others in _without_one(image.folders):
-            deeper["/".join([*others, image.stem])].add(image.key)
-    fits: list[dict[Path, Picture]] = [{} for _ in range(5)]
+        for key in (image.key, *(f"*/{key}" for _, key in _without_one(image.folders, image.stem))):
+            known[key].add(image.key)
+    fits: list[dict[Path, Picture]] = [{} for _ in range(4)]
     for mask in masks:
-        for rule, key, class_name in _guesses(mask):
-            found = deeper.get(key, set()) if rule == _DEEPER else {key} & known
-            if len(found) == 1:
-                fits[rule].setdefault(mask.path, replace(mask, image=min(found), class_name=class_name))
-    rule = max(range(5), key=lambda rule: (len(fits[rule]), -rule))
+        for rule, key, class_name, tail in _guesses(mask):
+            if len(found := known.get(key, ())) == 1:
+                fits[rule].setdefault(mask.path, replace(mask, image=min(found), class_name=class_name, tail=tail))
+    rule = max(range(4), key=lambda rule: len(fits[rule]))
     paired = [*fits[rule].values()]
-    if rule == _CLASS_TAIL and _are_regions(paired):
-        paired = [replace(mask, class_name="") for mask in paired]
-    elif rule != _BOTH:
-        index_unique(((f"{mask.class_name}/{mask.image}", mask.path) for mask in paired), "masks")
-    if any(mask.class_name for mask in paired):
-        paired = [mask for mask in paired if mask.class_name]
-    return paired, rule == _DEEPER and any(mask.is_truth for mask in paired)
+    if rule == _TAILS and not _are_regions(paired):
+        paired = [replace(mask, class_name=mask.tail) for mask in paired]
+    index_unique(((f"{mask.class_name}/{mask.image}/{mask.tail}", mask.path) for mask in paired), "masks")
+    by_class = [mask for mask in paired if mask.class_name]
+    return by_class or paired, rule == _DEEPER and any(mask.role == "truth" for mask in paired)
 
 
-def _guesses(mask: Picture) -> Iterator[tuple[int, str, str]]:
-    """The keys that the image of a mask may have, by each rule, and the class that the rule finds.
+def _guesses(mask: Picture) -> Iterator[tuple[int, str, str, str]]:
+    """The rule, the key that the image of a mask may have by it, the class, and the tail of the mask's name.
 
-    _SAME: the image's name, or that and an ending such as _mask. _CLASS_FOLDER: the mask has one folder more.
-    _CLASS_TAIL: a class or number follows the image's name. _BOTH: a folder of the class, and a number. _DEEPER: the
-    image has one folder more.
+    _SAME: the image's name, or that and an ending such as _mask. _CLASS_FOLDER: the mask has one folder more, and
+    perhaps a number. _TAILS: a class or number follows the image's name. _DEEPER: the image has one folder more, "*".
     """
     tile = next((folder for folder in mask.folders if folder.startswith(_TILE_FOLDER)), "")
-    class_folders = [("" if part_of(folder) else folder, others) for folder, others in _without_one(mask.folders)]
+    kind_of_defect = mask.folders[-1] if mask.role == "truth" and mask.folders else ""
     for stem in _stems(mask.stem):
         key = "/".join([*mask.folders, stem])
-        yield _SAME, key, tile
-        yield _DEEPER, key, mask.folders[-1] if mask.is_truth and mask.folders else ""
-        for folder, others in class_folders:
-            yield _CLASS_FOLDER, "/".join([*others, stem]), folder
-        for cut in reversed([*_TAIL.finditer(stem)]):
-            shorter, tail = stem[: cut.start()], stem[cut.end() :]
-            yield _CLASS_TAIL, "/".join([*mask.folders, shorter]), tail
-            for folder, others in class_folders if tail.isdecimal() else ():
-                yield _BOTH, "/".join([*others, shorter]), folder
+        yield _SAME, key, tile, ""
+        yield _DEEPER, f"*/{key}", kind_of_defect, ""
+        cuts = [(stem[: cut.start()], stem[cut.end() :]) for cut in _TAIL.finditer(stem)]
+        for shorter, tail in [(stem, ""), *reversed(cuts)]:
+            if tail:
+                yield _TAILS, "/".join([*mask.folders, shorter]), "", tail
+            for folder, key in _without_one(mask.folders, shorter) if tail.isdecimal() or not tail else ():
+                yield _CLASS_FOLDER, key, "" if part_of(folder) else folder, tail
 
 
 def _stems(stem: str) -> list[str]:
@@ -170,27 +156,25 @@ def _stems(stem: str) -> list[str]:
     return [stem] if shorter == stem else [stem, shorter]
 
 
-def _without_one(folders: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each folder, and the others."""
-    for place, folder in enumerate(folders):
-        yield folder, folders[:place] + folders[place + 1 :]
+def _without_one(folders: tuple[str, ...], stem: str) -> list[tuple[str, str]]:
+    """Each folder, and the key without it."""
+    return [(it, "/".join([*folders[:place], *folders[place + 1 :], stem])) for place, it in enumerate(folders)]
 
 
 def _are_regions(masks: Sequence[Picture]) -> bool:
-    """Whether what follows the names are numbers of regions, which count from 0 or 1 in each image; else, classes."""
+    """Whether the tails are numbers of regions, which count from 0 or 1 in each image; else, they are classes."""
     numbers: dict[str, set[int]] = defaultdict(set)
     for mask in masks:
-        numbers[mask.image].add(int(mask.class_name) if mask.class_name.isdecimal() else -1)
+        numbers[mask.image].add(int(mask.tail) if mask.tail.isdecimal() else -1)
     return any(all(found == set(range(first, first + len(found))) for found in numbers.values()) for first in (0, 1))
 
 
 def listed_parts(source: LabelSource) -> dict[str, Part]:
     """Key of an image -> part, from the lists in VOC's ImageSets/Segmentation/. Raises LabelError."""
     parts: dict[str, Part] = {}
-    lists = [file for file in source.with_suffix(".txt") if "imagesets/segmentation/" in file.lower()]
     for part in ("train", "val", "test"):  # an image in several lists is held out
-        for file in lists:
-            if part_of(PurePosixPath(file).stem) == part:
+        for file in source.named(f"{part}.txt"):
+            if "imagesets/segmentation/" in file.lower():
                 lines = read_text(source.path(file), "expected names of images").splitlines()
-                parts |= dict.fromkeys(map(str.strip, lines), part)
+                parts |= dict.fromkeys(map(str.strip, lines), part_of(part))
     return parts

@@ -1,17 +1,19 @@
 """Masks as a kind of labels."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 from defectseg.errors import DataError, LabelError, UsageError
-from defectseg.formats.labels import Choices, Kind, LabelSet, Record
+from defectseg.formats.labels import Choices, Kind, LabelSet, Part, Record, Status, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.masks.layouts import Picture, find_pictures, listed_parts, pair
-from defectseg.formats.masks.meaning import meaning_in_one_class, meaning_of_all
+from defectseg.formats.masks.meaning import meaning_of
 from defectseg.formats.masks.names import LABELMAP, VOC_NAMES, Names, read_names
 from defectseg.formats.masks.values import MaskValues, read_values
 from defectseg.formats.source import LabelSource
 
+_PATH = "expected 0 and one other value, since its path"
 _VOC_FOLDER = "SegmentationClass"
 _GOOD, _FREE = "good", "MT_Free"  # folders of sound images in MVTec AD, and of magnetic tiles
 
@@ -35,15 +37,21 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         )
     paired, is_mvtec = pair(images, masks)
     names = read_names(source)
-    values = read_values([mask.path for mask in paired], by_colour=names.by_colour)
-    if not names.where and all(one.is_voc and one.path.parent.name == _VOC_FOLDER for one in values):
-        used = {value for one in values for value in one.px}
-        of_value = {value: name for value, name in enumerate(VOC_NAMES.split(",")) if value in used}
-        names = Names("the table of Pascal VOC", of_value)
-    labels = _labels(paired, values, names, choices, tally)
+    values = read_values(paired, by_colour=names.by_colour)
+    if not names.where and all(mask.path.parent.name == _VOC_FOLDER for mask in paired):
+        coloured = read_values(paired, by_colour=True)
+        used = {colour for one in coloured for colour in one.px}
+        if used <= VOC_NAMES.keys():
+            of_colour = {colour: name for colour, name in VOC_NAMES.items() if colour in used}
+            values, names = coloured, Names("the table of Pascal VOC", of_colour, by_colour=True)
+    labels = _labels(values, names, choices, tally)
+    parts = {image.key: part_among(image.folders) for image in images} | listed_parts(source)
+    if is_mvtec:
+        tally.add("mvtec_parts", sum(part != "" for part in parts.values()))
+        parts = {}
     are_paired, root = {mask.path for mask in paired}, source.root / "images"
     return LabelSet(
-        _records(images, labels, source, choices, tally, is_mvtec=is_mvtec),
+        _records(images, labels, parts, choices, is_mvtec=is_mvtec),
         names.classes,
         numbered=not names.where and not any(mask.class_name for mask in paired),
         roots=[root] if all(image.path.is_relative_to(root) for image in images) else (),
@@ -52,52 +60,40 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     )
 
 
-def _labels(
-    masks: Sequence[Picture], values: Sequence[MaskValues], names: Names, choices: Choices, tally: Tally
-) -> dict[str, Record]:
-    """Key of an image -> its labels, not yet with the image."""
-    are_by_class = any(mask.class_name for mask in masks)
-    meaning = {} if are_by_class else meaning_of_all(values, names, choices, tally)
-    labels: dict[str, Record] = {}
-    for mask, found in zip(masks, values, strict=True):
-        if are_by_class:
-            meaning = meaning_in_one_class(found, mask.class_name, choices, tally)
-        record = labels.get(mask.image) or Record("", str(mask.path), (), found.size_hw)
-        if record.size_hw != found.size_hw:
-            raise LabelError(f"{found.path}: has another size than {record.where}, of the same image. Save both alike.")
-        labels[mask.image] = replace(record, shapes=(*record.shapes, *found.shapes(meaning)))
+def _labels(masks: Sequence[MaskValues], names: Names, choices: Choices, tally: Tally) -> dict[str, Record]:
+    """Key of an image -> its labels, not yet with the image. Each class that a folder or name says has its values."""
+    by_class, labels = defaultdict[str, list[MaskValues]](list), dict[str, Record]()
+    for mask in masks:
+        by_class[mask.picture.class_name].append(mask)
+    for name, group in by_class.items():
+        if name:  # both are usual, and different tools may have written the masks
+            usual = (255,) if any(mask.px.keys() >= {1, 255} for mask in group) else (1, 255)
+            names = Names(_PATH, dict.fromkeys(usual, name))
+        meaning = meaning_of(group, names, choices, tally)
+        for mask in group:
+            record = labels.get(mask.picture.image) or Record("", str(mask.picture.path), (), mask.size_hw)
+            if record.size_hw != mask.size_hw:
+                raise LabelError(f"{mask.picture.path} and {record.where}, of one image, differ in size. Correct them.")
+            labels[mask.picture.image] = replace(record, shapes=(*record.shapes, *mask.shapes(meaning)))
     return labels
 
 
 def _records(
-    images: Sequence[Picture],
-    labels: Mapping[str, Record],
-    source: LabelSource,
-    choices: Choices,
-    tally: Tally,
-    *,
-    is_mvtec: bool,
+    images: Sequence[Picture], labels: dict[str, Record], parts: dict[str, Part], choices: Choices, *, is_mvtec: bool
 ) -> list[Record]:
     """A record for each image. One without a mask is not labelled, unless its folder is known to hold sound images."""
     if choices.sound and all(choices.sound not in image.folders for image in images):
         raise UsageError(f"no image lies in a folder called '{choices.sound}'.", argument="sound")
-    sound = {_FREE, choices.sound, *([_GOOD] if is_mvtec else ())}
-    with_masks = {image.folders for image in images if image.key in labels}
-    listed, records = listed_parts(source), []
+    sound = {choices.sound, _FREE, *([_GOOD] if is_mvtec else ())}
+    with_masks, records = {image.folders for image in images if image.key in labels}, []
     for image in images:
-        record = labels.get(image.key, Record("", str(image.path), status="unlabelled"))
-        if image.key not in labels and not sound.isdisjoint(image.folders):
-            record = replace(record, status="labelled")
-        elif is_mvtec and image.folders not in with_masks and not choices.sound and choices.unlabelled is None:
-            raise DataError(
-                f"{image.path.parent}: its images have no masks. If they are not sound, have unlabelled ones skipped.",
-                go_on={"sound": image.path.parent.name},
-            )
-        part = listed.get(image.key, image.part)
-        if is_mvtec and part:
-            tally.add("mvtec_parts")
-            part = ""
-        records.append(replace(record, image=image.path, part=part))
+        status: Status = "labelled" if image.key in labels or sound.intersection(image.folders) else "unlabelled"
+        is_asked = is_mvtec and status == "unlabelled" and not (choices.sound or choices.unlabelled)
+        if is_asked and image.folders not in with_masks:
+            why = f"{image.path.parent}: its images have no masks. If they are not sound, have unlabelled ones skipped."
+            raise DataError(why, go_on={"sound": image.path.parent.name})
+        record = labels.get(image.key) or Record("", str(image.path), status=status)
+        records.append(replace(record, image=image.path, part=parts.get(image.key, "")))
     return records
 
 

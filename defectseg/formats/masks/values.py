@@ -1,10 +1,7 @@
 """The values in masks: how many pixels have each, and which of them count, numbers or colours."""
 
 import io
-import struct
-import zlib
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,20 +14,25 @@ from numpy.typing import NDArray
 
 from defectseg.errors import ImageError
 from defectseg.formats.labels import Shape
+from defectseg.formats.masks.layouts import Picture
 from defectseg.formats.masks.names import COLOUR, VOC_NUMBERS
 from defectseg.image import read, whole
 from defectseg.machine import cores
 
 _LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")
-_HEADER_BYTES, _COLOUR_TYPE_AT, _PALETTE = 33, 25, 3  # of a PNG
+_COLOUR_TYPE_AT, _PALETTE = 25, 3  # of a PNG
 _MOST_COLOUR_IN_GREY = 48  # what JPEG adds to grey pixels
-_MARK = b"tEXtSoftware\0defectseg"
-_MARK_CHUNK = struct.pack(">I", len(_MARK) - 4) + _MARK + struct.pack(">I", zlib.crc32(_MARK))
+_MARK, _MARK_AT = (b"Software", b"defectseg"), 37  # a text chunk behind the header of a PNG
 
 
-def marked_as_own(png: bytes) -> bytes:
-    """A PNG with a text chunk behind its header that says that defectseg wrote it. Editors drop it when they save."""
-    return png[:_HEADER_BYTES] + _MARK_CHUNK + png[_HEADER_BYTES:]
+def write_mask(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write a PNG with a text that says that defectseg wrote it. Editors drop it when they save."""
+    from PIL import Image, PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_text(*_MARK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, pnginfo=text)
 
 
 @dataclass(frozen=True)
@@ -38,20 +40,18 @@ class MaskValues:
     """What one mask holds.
 
     Attributes:
-        path: the file.
+        picture: its file, and what its name and folders say.
         size_hw: height and width in px.
         px: value -> number of pixels. Values are grey values, indices of a palette, numbers in VOC's table, or colours.
-        stored: value -> what is stored for it.
-        is_voc: all values have the colours of VOC's table.
+        paint: (values, size) -> where the mask has them, bool (H, W).
         lossy: the format changes values.
         own: defectseg wrote the file, and nothing has saved it since.
     """
 
-    path: Path
+    picture: Picture
     size_hw: tuple[int, int]
     px: Mapping[int, int]
-    stored: Mapping[int, Sequence[int]]
-    is_voc: bool
+    paint: Callable[[Collection[int], tuple[int, int]], NDArray[np.bool_]]
     lossy: bool
     own: bool
 
@@ -59,49 +59,51 @@ class MaskValues:
         """The shapes; `meaning` is value -> class. Other values are sound steel."""
         values: dict[str, list[int]] = {}
         for value in meaning.keys() & self.px.keys():
-            values.setdefault(meaning[value], []).extend(self.stored[value])
-        return [Shape(name, partial(_paint, self.path, found), str(self.path)) for name, found in values.items()]
+            values.setdefault(meaning[value], []).append(value)
+        return [Shape(name, partial(self.paint, found), str(self.picture.path)) for name, found in values.items()]
 
 
-def read_values(paths: Sequence[Path], *, by_colour: bool = False) -> list[MaskValues]:
+def read_values(masks: Sequence[Picture], *, by_colour: bool = False) -> list[MaskValues]:
     """Decode masks, in threads, and count their values. Raises ImageError.
 
     Args:
-        paths: the masks.
+        masks: the files.
         by_colour: the colours of palettes count, and of grey values. Else indices and grey values count.
     """
     with ThreadPoolExecutor(min(8, cores())) as pool:
-        return list(pool.map(partial(_read_values, by_colour=by_colour), paths))
+        return list(pool.map(partial(_read_values, by_colour=by_colour), masks))
 
 
-def _read_values(path: Path, *, by_colour: bool) -> MaskValues:
-    pixels, palette, lossy, own = _decode(path)
+def _read_values(mask: Picture, *, by_colour: bool) -> MaskValues:
+    pixels, lossy, own = _decode(mask.path, by_colour=by_colour)
     if pixels.dtype == np.uint8:  # ten times as fast
         counts = cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
         found = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
     else:
         found = dict(zip(*(part.tolist() for part in np.unique(pixels, return_counts=True)), strict=True))
-    px, stored, is_voc = Counter[int](), defaultdict[int, list[int]](list), True
-    for value, count in found.items():
-        grey = value if value >= COLOUR or not value else min(value, 255) * 0x010101 + COLOUR
-        colour = palette.get(value, grey)
-        number = VOC_NUMBERS.get(value, value) if value >= COLOUR else value
-        is_voc &= VOC_NUMBERS.get(colour) == number
-        px[colour if by_colour else number] += count
-        stored[colour if by_colour else number].append(value)
-    return MaskValues(path, (pixels.shape[0], pixels.shape[1]), px, stored, is_voc, lossy, own)
+    stored = {_number(value, by_colour=by_colour): value for value in found}
+    px = {number: found[value] for number, value in stored.items()}
+
+    def paint(values: Collection[int], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+        """Decode again: all masks of a large set would not fit into memory. Their size has been compared before."""
+        pixels, _, _ = _decode(mask.path, by_colour=by_colour)
+        return np.asarray(np.isin(pixels, [stored[value] for value in values]), np.bool_)
+
+    return MaskValues(mask, (pixels.shape[0], pixels.shape[1]), px, paint, lossy, own)
 
 
-def _paint(path: Path, values: Sequence[int], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Decode again: all masks of a large set would not fit into memory. Their size has been compared before."""
-    return np.asarray(np.isin(_decode(path)[0], values), np.bool_)
+def _number(stored: int, *, by_colour: bool) -> int:
+    if by_colour:
+        return stored * 0x010101 + COLOUR if 0 < stored <= 0xFF else stored
+    return VOC_NUMBERS.get(stored, stored)
 
 
-def _decode(path: Path) -> tuple[NDArray[Any], dict[int, int], bool, bool]:
-    """What is stored in a mask of any format, (H, W); its palette, index -> colour; whether it is lossy, and our own.
+def _decode(path: Path, *, by_colour: bool) -> tuple[NDArray[Any], bool, bool]:
+    """What is stored in a mask of any format, (H, W): numbers or colours; whether it is lossy, and our own.
 
     In a PNG with a coloured palette, as labelling tools write it, the indices are taken; with a grey palette, or one
-    that has black at another place than the first, the colours. Three equal channels count as one. Alpha is ignored.
+    whose first colour is not black while another one that occurs is, the colours. Three equal channels count as one.
+    Alpha is ignored.
 
     Raises:
         ImageError: the file cannot be read, is not complete, or its values are no whole numbers of up to 16 bits.
@@ -109,44 +111,35 @@ def _decode(path: Path) -> tuple[NDArray[Any], dict[int, int], bool, bool]:
     content = read.read_file(path)
     container = whole.inspect(content, name=str(path))
     lossy, payload = container.kind not in _LOSSLESS, container.payload
-    pixels = read.decode_payload(payload, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION, name=str(path))
-    palette: dict[int, int] = {}
-    if container.kind == "PNG" and payload[_COLOUR_TYPE_AT] == _PALETTE:
-        pixels, palette = _read_palette(payload, pixels, str(path))
+    pixels = read.decode_payload(payload, cv2.IMREAD_UNCHANGED, name=str(path))
+    if not by_colour and container.kind == "PNG" and payload[_COLOUR_TYPE_AT] == _PALETTE:
+        pixels = _indices(payload, pixels, str(path))
     if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise ImageError(f"{path}: holds {pixels.dtype} values; expected whole numbers of 8 or 16 bits.")
     pixels = ~pixels if container.inverted else pixels
     if pixels.ndim == 3:
-        pixels = _one_channel(pixels[:, :, :3], str(path), lossy=lossy)
-    return pixels, palette, lossy, content[_HEADER_BYTES:].startswith(_MARK_CHUNK)
+        pixels = _one_channel(pixels, str(path), lossy=lossy)
+    return pixels, lossy, content.startswith(b"tEXt" + b"\0".join(_MARK), _MARK_AT)
 
 
-def _read_palette(png: bytes, colours: NDArray[Any], name: str) -> tuple[NDArray[Any], dict[int, int]]:
-    """Indices, and index -> colour; or colours as they are."""
+def _indices(png: bytes, colours: NDArray[Any], name: str) -> NDArray[Any]:
     from PIL.PngImagePlugin import PngImageFile
 
     with whole.as_image_errors(name):
         picture = PngImageFile(io.BytesIO(png))
-        entries = np.array(picture.getpalette() or (), np.int32).reshape(-1, 3)
+        palette = np.reshape(picture.getpalette() or (0, 0, 0), (-1, 3))
         indices = np.asarray(picture)
-    palette = dict(enumerate(_colours(entries).tolist()))
-    is_grey = not np.ptp(entries, axis=1).any()
-    black = [index for index, colour in palette.items() if colour == 0]
-    return (colours, {}) if is_grey or (palette[0] and np.isin(indices, black).any()) else (indices, palette)
+    black_is_later = palette[0].any() and np.isin(indices, np.flatnonzero(~palette.any(axis=1))).any()
+    is_grey = not np.ptp(palette, axis=1).any()
+    return colours if is_grey or black_is_later else indices
 
 
-def _one_channel(bgr: NDArray[Any], name: str, *, lossy: bool) -> NDArray[Any]:
-    """Grey values, or colours."""
-    if (bgr == bgr[:, :, :1]).all():
-        return np.ascontiguousarray(bgr[:, :, 0])
-    if lossy and np.ptp(bgr, axis=2).max() <= _MOST_COLOUR_IN_GREY:
-        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY))
-    if lossy or bgr.dtype != np.uint8 or bgr.shape[2] != 3:
+def _one_channel(pixels: NDArray[Any], name: str, *, lossy: bool) -> NDArray[Any]:
+    """Grey values, or colours: 0xRRGGBB + COLOUR, 0 for black."""
+    first, *others = cv2.split(pixels)[:3]
+    if max(cv2.absdiff(first, other).max() for other in others) <= (_MOST_COLOUR_IN_GREY if lossy else 0):
+        return np.asarray(others[0])  # green is next to the grey value
+    if lossy or pixels.dtype != np.uint8 or len(others) != 2:
         raise ImageError(f"{name}: colours that are smeared, or of 16 bits. Save masks as PNG of 8 bits.")
-    return _colours(bgr[:, :, ::-1])
-
-
-def _colours(rgb: NDArray[Any]) -> NDArray[np.int32]:
-    """0xRRGGBB + COLOUR of pixels (..., 3), 0 for black."""
-    colours = rgb.astype(np.int32) @ np.array([0x10000, 0x100, 1], np.int32)
+    colours = pixels[:, :, :3].astype(np.int32) @ np.array([1, 0x100, 0x10000], np.int32)
     return np.asarray(colours + COLOUR * (colours > 0), np.int32)

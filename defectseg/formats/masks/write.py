@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +14,7 @@ from defectseg.files import new_folder
 from defectseg.formats.common import IGNORE_NAME, place_image, stem_of
 from defectseg.formats.exporting import ExportReport, LabelledImage, Source
 from defectseg.formats.losses import Tally
-from defectseg.formats.masks.values import marked_as_own
+from defectseg.formats.masks.values import write_mask
 from defectseg.progress import Progress, silent
 
 _UNFIT_FOR_A_FOLDER = re.compile(r'^\.|[<>:"/\\|?*\x00-\x1f]|[. ]$')
@@ -59,7 +58,7 @@ def export_masks(
             else:
                 pictures = {"": _class_map(image, source.tally)}
             for name, pixels in pictures.items():
-                _write_png(building / "masks" / name / f"{stem_of(image.image_id)}.png", pixels)
+                write_mask(building / "masks" / name / f"{stem_of(image.image_id)}.png", pixels)
         write_class_names(building, class_names)
     return source.report()
 
@@ -77,27 +76,13 @@ def _class_map(image: LabelledImage, tally: Tally) -> NDArray[np.uint8]:
 
 
 def _check_folder_names(folder: DataFolder) -> None:
-    taken = {IGNORE_NAME: IGNORE_NAME}
+    stems, taken = set(map(stem_of, folder.image_ids)), {IGNORE_NAME}
     for name in folder.class_names:
-        other = taken.setdefault(name.casefold(), name)
-        if other != name or _UNFIT_FOR_A_FOLDER.search(name):
-            why = "cannot be" if other == name else f"differs by case alone from '{other}', and both cannot be"
-            raise DataError(
-                f"{folder.root}: the class '{name}' {why} the name of a folder on every system. Rename it in "
-                "classes.txt, or export class maps."
-            )
-    stems = set(map(stem_of, folder.image_ids))
-    for stem in stems:
-        first, _, rest = stem.partition("/")
-        if first in folder.class_names and rest in stems:
-            raise DataError(
-                f"{folder.root}: the folder '{first}' of images has the name of a class, so that masks/{stem}.png "
-                "would be ambiguous. Rename one of them, or export class maps."
-            )
-
-
-def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded, content = cv2.imencode(".png", pixels)
-    assert encoded
-    path.write_bytes(marked_as_own(content.tobytes()))
+        why = ""
+        if name.casefold() in taken or _UNFIT_FOR_A_FOLDER.search(name):
+            why = "cannot be the name of a folder on every system, beside 'ignore' and the other classes"
+        if any(f"{name}/{stem}" in stems for stem in stems):
+            why = "has the name of a folder of images, so that their masks would be ambiguous"
+        if why:
+            raise DataError(f"{folder.root}: the class '{name}' {why}. Rename it, or export class maps.")
+        taken.add(name.casefold())
