@@ -4,12 +4,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from defectseg import Prediction, Predictor
 from defectseg.export.export import export
-from defectseg.image.read import read_class_map
 from defectseg.model.info import Thresholds, read_model_info, write_model_info
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,7 +51,8 @@ def test_the_program_writes_the_class_map_of_predict(
         predictor = Predictor.load(model, tta="none")
         for sheet in sheets:
             subprocess.run([program, model, sheet, tmp_path / "map.png"], check=True, timeout=60)
-            found = read_class_map(tmp_path / "map.png")
+            found = cv2.imread(str(tmp_path / "map.png"), cv2.IMREAD_UNCHANGED)
+            assert found is not None
             expected = predictor(sheet)
             assert isinstance(expected, Prediction)
             np.testing.assert_array_equal(found, expected.class_map)

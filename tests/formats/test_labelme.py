@@ -140,6 +140,13 @@ def test_of_two_images_of_one_name_the_one_beside_the_json_is_meant(
     assert open_data_folder(tmp_path / "out").table.rles.keys() == {"line 2/a.png"}
 
 
+def test_a_path_to_another_image_is_refused(tmp_path: Path, labelme: Make, write_image: Make) -> None:
+    src = labelme("b", [entry()], imagePath="a.png")
+    write_image(src / "a.png", HW)
+    with pytest.raises(DataError, match=r"b\.json: its 'imagePath', a\.png, is another image"):
+        import_labels(src, tmp_path / "out")
+
+
 def test_image_without_json_is_not_labelled_and_masks_of_labelled_ones_are_left_out(
     tmp_path: Path, labelme: Make, write_image: Make
 ) -> None:

@@ -307,7 +307,7 @@ MANY = [[10 * row + column + 1 for column in range(3)] for row in range(2)]
 @pytest.mark.parametrize(
     ("masks", "choices", "message", "go_on"),
     [
-        ({"a": times(LEFT, 255), "b": RIGHT}, {}, r"b\.png|a\.png: holds 255.*No mask holds both", "ignore"),
+        ({"a": times(LEFT, 255), "b": RIGHT}, {}, r"b\.png|a\.png: holds 255.*No mask holds both", ""),
         ({"a": ZERO_IS_A_CLASS, "b": WHITE}, {}, r"a\.png: holds 255.*ignore='255'", "background"),
         ({"a": [[85, 170, 255], [85, 0, 0]], "b": CLEAN}, {}, r"a\.png: holds 170\. .* 85 \(2 px\)", "ignore"),
         ({"a": WHITE, "b": times(1 - np.array(LEFT), 255)}, {}, r"a\.png: holds 255.* 255 covers 83%", "background"),
@@ -623,3 +623,73 @@ def test_folder_of_images_named_like_a_class_is_refused_where_it_would_be_ambigu
     export_masks(root, tmp_path / "out")
     import_labels(tmp_path / "out", tmp_path / "back")
     assert labels_of(tmp_path / "back") == {"a.png": {}, "crack/a.png": {"crack": "5 1"}}
+
+
+RGBA_WHITE = np.dstack([np.full((2, 3), 255)] * 3 + [times(LEFT, 255)])
+RGBA_BLACK = np.dstack([np.zeros((2, 3), int)] * 3 + [times(LEFT, 255)])
+PREVIEWS: Files = {"images/a.png": GREY, "masks/a.png": LEFT, "overlay/a.png": GREY, "overlay/b.png": GREY}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param(PREVIEWS, {"a.png": {"class 1": "1 2"}}, id="previews"),
+        pytest.param(
+            {"images/a.png": GREY, "masks/a.png": RGBA_WHITE}, {"a.png": {"class 1": "1 2"}}, id="white and alpha"
+        ),
+        pytest.param(
+            {"images/a.png": GREY, "masks/a.png": RGBA_BLACK}, {"a.png": {"class 1": "1 2"}}, id="black and alpha"
+        ),
+        pytest.param(
+            {"images/a.png": GREY, "masks/a.png": BOTH, "classes.txt": "No defect\npit\ncrack\n"},
+            {"a.png": {"pit": "1 2", "crack": "5 2"}},
+            id="sound steel first in a list",
+        ),
+        pytest.param(
+            {"images/a.png": GREY, "masks/a.png": BOTH, "classes.txt": "0 steel\n1 pit\n2: crack\n"},
+            {"a.png": {"pit": "1 2", "crack": "5 2"}},
+            id="numbers in a list",
+        ),
+        pytest.param(
+            {
+                **{f"images/{name}.png": GREY for name in "ab"},
+                "masks/a_1.png": LEFT,
+                "masks/a_2.png": CLEAN,
+                "masks/b_1.png": CLEAN,
+                "masks/b_2.png": RIGHT,
+            },
+            {"a.png": {"1": "1 2"}, "b.png": {"2": "5 2"}},
+            id="numbers of classes",
+        ),
+        pytest.param(
+            {"Source Images/a.png": GREY, "Ground truth/a.png": LEFT}, {"a.png": {"class 1": "1 2"}}, id="blanks"
+        ),
+        pytest.param(
+            {"Class1/a.png": GREY, "Class1/Label/a_label.png": LEFT, "Class1/Label/Labels.txt": "1\t0\ta.png\n"},
+            {"a.png": {"class 1": "1 2"}},
+            id="a list that names no classes",
+        ),
+    ],
+)
+def test_what_people_have_beside_or_in_their_masks(
+    source: Make, tmp_path: Path, files: Files, expected: Mapping[str, Mapping[str, str]]
+) -> None:
+    import_labels(source(files), tmp_path / "out")
+    assert labels_of(tmp_path / "out") == expected
+
+
+def test_parts_come_from_lists_in_a_folder_and_from_the_folders_of_masks(source: Make, tmp_path: Path) -> None:
+    voc = {f"VOC2012/JPEGImages/{name}.jpg": GREY for name in "ab"}
+    voc |= {f"VOC2012/SegmentationClass/{name}.png": LEFT for name in "ab"}
+    lists = {f"VOC2012/ImageSets/Segmentation/{part}.txt": f"{name}\n" for part, name in (("train", "a"), ("val", "b"))}
+    report = import_labels(source(voc | lists), tmp_path / "voc")
+    assert report.parts == {"train": 1, "val": 1}
+    (tmp_path / "src").rename(tmp_path / "first")
+    flat = {"images/a.png": GREY, "images/b.png": GREY, "masks/train/a.png": LEFT, "masks/test/b.png": LEFT}
+    assert import_labels(source(flat), tmp_path / "flat").parts == {"train": 1, "test": 1}
+
+
+@pytest.mark.parametrize("choices", [{"background": "9"}, {"ignore": "9"}])
+def test_values_that_no_mask_holds_are_refused(source: Make, tmp_path: Path, choices: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="no mask holds 9"):
+        import_labels(source({"images/a.png": GREY, "masks/a.png": LEFT}), tmp_path / "out", Choices(**choices))

@@ -13,10 +13,13 @@ from defectseg.formats.source import LabelSource
 from defectseg.image.find import IMAGE_SUFFIXES, find_images
 
 _PART = "train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|tr|ts"
-_IMAGES = "images?|jpegimages|imgs?|img_dir"
-_MASKS = "masks?|labels?|annots?|annotations?|ann_dir|gts?|segs?|segmentations?|segmentation_?class(?:png|raw)?"
+_IMAGES = "(?:source )?images?|jpegimages|imgs?|img_dir"
+_MASKS = (
+    "masks?(?:[_ -](?:images?|pngs?))?|labels?|lab|annots?|annotations?|ann_dir|gts?|segs?|segmentations?|"
+    "segmentation_?class(?:png|raw)?"
+)
 _FOLDER = re.compile(  # such as masks, train_masks, masks-val, labelsTr
-    f"(?:({_PART})[_-]?)?(?:(?P<image>{_IMAGES})|(?P<truth>ground_?truths?)|{_MASKS})(?:[_-]?(?P<part>{_PART}))?",
+    f"(?:({_PART})[_-]?)?(?:(?P<image>{_IMAGES})|(?P<truth>ground[_ -]?truths?)|{_MASKS})(?:[_-]?(?P<part>{_PART}))?",
     re.IGNORECASE,
 )
 _OTHER_FOLDER = re.compile(r"(?:^|/)(?:segmentation_?object\w*|\w*visuali[sz]ations?|\w*_viz)/", re.IGNORECASE)
@@ -57,7 +60,9 @@ class Picture:
         return "/".join([*self.folders, self.stem])
 
 
-def find_pictures(source: LabelSource, images: Path | None = None) -> tuple[list[Picture], list[Picture]]:
+def find_pictures(
+    source: LabelSource, images: Path | None = None, sound: str = ""
+) -> tuple[list[Picture], list[Picture]]:
     """The images and the masks of a source. The images may lie in a folder elsewhere.
 
     Masks lie in a folder called masks, labels, ground_truth or so. Where there is none, they lie among the images:
@@ -67,14 +72,22 @@ def find_pictures(source: LabelSource, images: Path | None = None) -> tuple[list
     by_top = {file.partition("/")[0] for file in files} == {"images", "masks"}
     pictures = [_picture(source.path(file), file, by_top=by_top) for file in files]
     masks = [picture for picture in pictures if picture.role in _MASK_ROLES] or _masks_among(pictures)
-    if not masks and (images or ((match := _FOLDER.fullmatch(source.root.name)) and not match["image"])):
+    if not masks and (images or is_mask_folder(source.root.name)):
         masks = pictures
     if images:
         pictures = [_picture(image.path, image.image_id) for image in find_images([images], tell=False)]
         elsewhere = {picture.path.resolve() for picture in pictures}
         masks = [mask for mask in masks if mask.role in _MASK_ROLES or mask.path.resolve() not in elsewhere]
+    if any(picture.role == "image" for picture in pictures):  # what lies elsewhere are previews and the like
+        pictures = [picture for picture in pictures if picture.role or sound in picture.folders]
     are_masks = {mask.path for mask in masks}
     return [picture for picture in pictures if picture.path not in are_masks], masks
+
+
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder of this name holds masks."""
+    match = _FOLDER.fullmatch(name)
+    return match is not None and not match["image"]
 
 
 def _picture(path: Path, name: str, *, by_top: bool = False) -> Picture:
@@ -176,5 +189,6 @@ def listed_parts(source: LabelSource) -> dict[str, Part]:
         for file in source.named(f"{part}.txt"):
             if "imagesets/segmentation/" in file.lower():
                 lines = read_text(source.path(file), "expected names of images").splitlines()
-                parts |= dict.fromkeys(map(str.strip, lines), part_of(part))
+                base = PurePosixPath(file).parents[2]
+                parts |= {str(base / line.strip()): part_of(part) for line in lines if line.strip()}
     return parts

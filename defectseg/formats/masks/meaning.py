@@ -18,7 +18,7 @@ from defectseg.progress import some
 _NEARLY_WHITE = 239  # JPEG and anti-aliasing leave most pixels of a mask close to 0 or 255
 _LARGEST_CLASS = 20  # without names; larger values are grey levels
 _MOST_ODD_PX = 9  # in one mask
-_MOST_OF_ALL = 0.75  # what covers more pixels than this is sound steel
+_MOST_OF_ALL = 0.5  # what covers more pixels than this is sound steel
 _EXPECTED = "expected 0 and one other value, class numbers, or colours that labelmap.txt gives (name:red,green,blue::)"
 
 
@@ -97,11 +97,11 @@ def _check_meant(
     if not values and any(mask.lossy for mask in masks):
         refuse(max(px), "JPEG and the like change numbers. Save class maps as PNG.")
     if not values and IGNORE_CLASS_ID not in names.of_value:
+        if px.keys() == {1, IGNORE_CLASS_ID} and not any(mask.px.keys() >= px.keys() for mask in masks):
+            refuse(IGNORE_CLASS_ID, "No mask holds both. If both mean the defect, save all masks alike.")
         if 2 * px[IGNORE_CLASS_ID] > px.total():
             why = f"Is 255 sound steel, and 0 the first class? To ignore it, say {spelling('ignore', '255')}."
             refuse(IGNORE_CLASS_ID, why, background="255")
-        if px.keys() == {1, IGNORE_CLASS_ID} and not any(mask.px.keys() >= px.keys() for mask in masks):
-            refuse(IGNORE_CLASS_ID, "No mask holds both. If both mean the defect, save all masks alike.", ignore="255")
     if share > _MOST_OF_ALL and not choices.background:
         refuse(main, f"{_shown(main)} covers {share:.0%}. Which value is sound?", background=f"{main}|0")
 

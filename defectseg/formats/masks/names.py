@@ -1,16 +1,30 @@
 """The files that say what the values and colours of masks mean."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from defectseg.errors import LabelError
 from defectseg.formats.classes import BACKGROUND_NAMES, IGNORE_NAMES
 from defectseg.formats.common import read_text
+from defectseg.formats.masks.layouts import is_mask_folder
 from defectseg.formats.source import LabelSource
 
 LABELMAP, _DATASET, _VALUES = "labelmap.txt", "dataset.json", "_classes.csv"
 _LISTS = ("class_names.txt", "labels.txt", "classes.txt")
 _IGNORED_VALUE = 255  # labelme's -1
+# In the first line of a list.
+_SOUND = (
+    "normal",
+    "sound",
+    "good",
+    "ok",
+    "none",
+    "no_defect",
+    "unlabeled",
+    "unlabelled",
+)
 
 # Added to the 0xRRGGBB of every colour but black, so that colours are no numbers.
 COLOUR = 1 << 24
@@ -59,7 +73,8 @@ def read_names(source: LabelSource) -> Names:
         LabelError: the file is damaged; names the line.
     """
     for name in (LABELMAP, _DATASET, _VALUES, *_LISTS):
-        for file in sorted(source.named(name), key=lambda file: file.count("/"))[:1]:
+        files = [file for file in source.named(name) if not is_mask_folder(PurePosixPath(file).parent.name)]
+        for file in sorted(files, key=lambda file: file.count("/"))[:1]:
             where = str(source.path(file))
             lines = [line.strip() for line in read_text(source.path(file), "expected names").rstrip().splitlines()]
             if name == _DATASET:
@@ -99,9 +114,13 @@ def _read_table(entries: Iterable[Sequence[object]], count: int, where: str) -> 
 
 
 def _read_list(lines: Sequence[str], where: str) -> dict[int, str]:
+    numbered = [re.fullmatch(r"([0-9]+)[\s:]+(.+)", line) for line in lines]
+    if all(match and int(match[1]) == number for number, match in enumerate(numbered)):  # 0 background, 1 pit
+        lines = [BACKGROUND_NAMES[0], *(line.split(maxsplit=1)[-1] for line in lines[1:])]
     if "" in lines:
         raise LabelError(f"{where}: line {lines.index('') + 1} is blank; expected a name on each line.")
     first = {_IGNORED_VALUE: lines[0]} if lines and lines[0].lower() in IGNORE_NAMES else {}
     rest = lines[len(first) :]
-    start = 0 if rest and rest[0].lower() in BACKGROUND_NAMES else 1
-    return dict(enumerate(rest, start)) | first
+    if rest and rest[0].lower().replace(" ", "_") in (*BACKGROUND_NAMES, *_SOUND):
+        return dict(enumerate([BACKGROUND_NAMES[0], *rest[1:]])) | first
+    return dict(enumerate(rest, 1)) | first

@@ -1,6 +1,6 @@
 """Masks as a kind of labels."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def recognise(source: LabelSource) -> str:
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`."""
-    images, masks = find_pictures(source, choices.images)
+    images, masks = find_pictures(source, choices.images, choices.sound)
     if not masks:
         raise LabelError(
             f"{source.given}: {'no masks' if images else 'neither masks nor images'}; expected masks in a folder "
@@ -44,8 +44,13 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         if used <= VOC_NAMES.keys():
             of_colour = {colour: name for colour, name in VOC_NAMES.items() if colour in used}
             values, names = coloured, Names("the table of Pascal VOC", of_colour, by_colour=True)
+    of_image = Counter(mask.image for mask in paired if mask.tail and not mask.class_name)
+    if any(of_image[one.picture.image] > 1 and one.px.keys() <= {0} for one in values):  # a region is never empty
+        values = [_by_class(one) for one in values]
+    _check_chosen(values, choices)
     labels = _labels(values, names, choices, tally)
-    parts = {image.key: part_among(image.folders) for image in images} | listed_parts(source)
+    parts = {mask.image: part_among(mask.folders) for mask in paired}
+    parts |= {image.key: part for image in images if (part := part_among(image.folders))} | listed_parts(source)
     if is_mvtec:
         tally.add("mvtec_parts", sum(part != "" for part in parts.values()))
         parts = {}
@@ -53,11 +58,22 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     return LabelSet(
         _records(images, labels, parts, choices, is_mvtec=is_mvtec),
         names.classes,
-        numbered=not names.where and not any(mask.class_name for mask in paired),
+        numbered=not names.where and not any(one.picture.class_name for one in values),
         roots=[root] if all(image.path.is_relative_to(root) for image in images) else (),
         own=bool(values) and all(one.own for one in values),
         lonely=[str(mask.path.relative_to(source.root)) for mask in masks if mask.path not in are_paired],
     )
+
+
+def _by_class(mask: MaskValues) -> MaskValues:
+    return replace(mask, picture=replace(mask.picture, class_name=mask.picture.tail))
+
+
+def _check_chosen(masks: Sequence[MaskValues], choices: Choices) -> None:
+    """Raise UsageError where a chosen value occurs in no mask; 0 may always be named."""
+    for option, chosen in (("background", choices.background), ("ignore", choices.ignore)):
+        if chosen.isdecimal() and int(chosen) and not any(int(chosen) in mask.px for mask in masks):
+            raise UsageError(f"no mask holds {chosen}.", argument=option)
 
 
 def _labels(masks: Sequence[MaskValues], names: Names, choices: Choices, tally: Tally) -> dict[str, Record]:

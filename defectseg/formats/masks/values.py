@@ -103,7 +103,7 @@ def _decode(path: Path, *, by_colour: bool) -> tuple[NDArray[Any], bool, bool]:
 
     In a PNG with a coloured palette, as labelling tools write it, the indices are taken; with a grey palette, or one
     whose first colour is not black while another one that occurs is, the colours. Three equal channels count as one.
-    Alpha is ignored.
+    What is transparent is 0; if that is all there is to see, alpha is the mask.
 
     Raises:
         ImageError: the file cannot be read, is not complete, or its values are no whole numbers of up to 16 bits.
@@ -117,6 +117,9 @@ def _decode(path: Path, *, by_colour: bool) -> tuple[NDArray[Any], bool, bool]:
     if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise ImageError(f"{path}: holds {pixels.dtype} values; expected whole numbers of 8 or 16 bits.")
     pixels = ~pixels if container.inverted else pixels
+    if pixels.ndim == 3 and pixels.shape[2] == 4 and np.ptp(alpha := pixels[..., 3]):
+        is_flat = not np.ptp(pixels[..., :3].reshape(-1, 3), axis=0).any()  # then alpha is the mask
+        pixels = alpha if is_flat else np.where(alpha[..., None] > 0, pixels, 0)
     if pixels.ndim == 3:
         pixels = _one_channel(pixels, str(path), lossy=lossy)
     return pixels, lossy, content.startswith(b"tEXt" + b"\0".join(_MARK), _MARK_AT)
