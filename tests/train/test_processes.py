@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="need
 # Imports torch once. For each task on stdin it forks the processes of one training and prints their exit codes. A task
 # can say after which step the process group gets SIGTERM, and during which write (file name, n-th time) it is killed.
 SERVER = """
-import json, os, signal, socket, subprocess, sys
+import json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 from defectseg.config import load_recipe
 from defectseg.data import split
@@ -61,6 +61,7 @@ def work(task, rank, port):
     def progress(done, total, text=""):
         if done == task["signal_at"]:  # workers get it too, and not from their parent
             subprocess.run(["kill", "-TERM", "--", f"-{os.getpgid(0)}"])
+            time.sleep(0.2)  # another thread may take the signal first
 
     Path.replace = killed
     init, asked = task["init"], {"data": None, "resume": True}

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -71,6 +71,7 @@ def test_counts_and_figures_are_those_of_the_pipeline(seed: int) -> None:
     generator = np.random.default_rng(seed)
     images = [_random_image(generator) for _ in range(2)]
     search = _search(*images)
+    assume(any(image.known.any() for image in search.images.values()))
     choice = search.best()
 
     def counted(thresholds: Thresholds) -> Counts:
