@@ -57,7 +57,7 @@ def masks(root: Path, image_id: str = "a.png") -> dict[int, NDArray[np.bool_]]:
 def rows(text: str) -> NDArray[np.bool_]:
     """A mask of 8 x 10 px from its first rows."""
     lines = [list(line.ljust(WIDTH, ".")) for line in text.split("/")]
-    return np.array(lines + [["."] * WIDTH] * (HEIGHT - len(lines))) == "#"
+    return np.asarray(np.array(lines + [["."] * WIDTH] * (HEIGHT - len(lines))) == "#", np.bool_)
 
 
 def losses(report: ImportReport) -> dict[str, int]:

@@ -179,7 +179,7 @@ def test_images_are_turned_as_pillow_displays_them_or_kept(
     exif[0x0112] = orientation
     (tmp_path / "src/images").mkdir(parents=True)
     path = tmp_path / f"src/images/a.{suffix}"
-    picture.save(path, exif=exif, **({"quality": 100} if suffix == "jpg" else {}))
+    picture.save(path, exif=exif, quality=100)
     if suffix == "jpg":
         with Image.open(path) as opened:
             picture = Image.fromarray(np.asarray(opened))
@@ -193,7 +193,7 @@ def test_images_are_turned_as_pillow_displays_them_or_kept(
             continue
         with pytest.raises(DataError, match=rf"a\.{suffix}: has the EXIF orientation {orientation}.*exif='keep\|turn'"):
             import_labels(src, tmp_path / exif_choice)
-        report = import_labels(src, tmp_path / exif_choice, Choices(exif=exif_choice))
+        report = import_labels(src, tmp_path / exif_choice, Choices(exif=exif_choice))  # type: ignore[arg-type]
         assert losses(report) == ({"turned": 1} if exif_choice == "turn" else {})
         mask = masks(tmp_path / exif_choice, image_id, size_hw)[0]
         assert np.argwhere(mask).tolist() == [[y, x] for y in range(2, 8) for x in range(1, 4)]

@@ -13,7 +13,7 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -170,7 +170,7 @@ ODD_TEXTS = (
     *("5,5;" * 5_000, "5,5;5,5;900,5", "0, " * 9_999 + "80", "80", "1, 2, 3", "1e5", "30.0"),
 )
 DEEP = "very deep"  # stands for 900 lists within each other
-ODD_VALUES = (
+ODD_VALUES: tuple[Any, ...] = (
     *(None, True, [], {}, [[]], [{}], {"a": None}, [None], -1, 0, 1, 2.5, 1e7, math.nan, math.inf, 10**400, DEEP),
     *([1], [1, 2], [1, "2"], [[1, 2], [3]], [[1e9, 1e9]] * 3, [[1, 1], [1, 1], [1, 1]], [0] * 9_999, *ODD_TEXTS),
 )
@@ -240,7 +240,7 @@ def mutated(files: dict[str, bytes], luck: random.Random) -> dict[str, bytes]:
     return changed
 
 
-def write(root: Path, files: dict[str, bytes | str]) -> Path:
+def write(root: Path, files: Mapping[str, bytes | str]) -> Path:
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def losses(report: ImportReport) -> dict[str, int]:
     return {loss.kind: loss.count for loss in report.lost}
 
 
-def times(values: Any, factor: int) -> Any:
+def times(values: Any, factor: float) -> Any:
     return (np.array(values) * factor).tolist()
 
 
@@ -251,7 +251,7 @@ def test_grey_edges_are_cut_at_127_and_counted(tmp_path: Path, source: Make, nam
     mask[5:30, 10:40] = 255
     noise = np.random.default_rng(3).integers(-3, 4, mask.shape)
     src = source({"images/a.png": mask.shape, name: np.clip(cv2.GaussianBlur(mask, (0, 0), 1) + noise, 0, 255)})
-    stored = cv2.imread(str(src / name), cv2.IMREAD_GRAYSCALE)
+    stored = np.asarray(cv2.imread(str(src / name), cv2.IMREAD_GRAYSCALE))
     report = import_labels(src, tmp_path / "out")
     masks, _ = open_data_folder(tmp_path / "out").masks_of("a.png", mask.shape)
     np.testing.assert_array_equal(masks[0], stored > 127)
@@ -535,7 +535,7 @@ LEFT_TEXT, DOT, EDGE = "##../##../....", "..../.#../....", "...#/...#/...#"
 
 
 def stored(path: Path) -> Any:
-    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED).tolist()
+    return np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)).tolist()
 
 
 def test_class_map_gives_shared_pixels_to_the_smaller_mask_and_counts_them(tmp_path: Path, make_folder: Make) -> None:
@@ -574,7 +574,7 @@ def test_sound_and_ignored_images_come_back_as_they_were(
 
 def test_an_export_that_was_painted_over_is_no_longer_taken_for_complete(tmp_path: Path, make_folder: Make) -> None:
     export_masks(make_folder(tmp_path / "data", {"a.png": {1: DOT, 255: EDGE}}), tmp_path / "masks")
-    painted = cv2.imread(str(tmp_path / "masks/masks/a.png"), cv2.IMREAD_UNCHANGED)
+    painted = np.asarray(cv2.imread(str(tmp_path / "masks/masks/a.png"), cv2.IMREAD_UNCHANGED))
     cv2.imwrite(str(tmp_path / "masks/masks/a.png"), painted)
     with pytest.raises(DataError, match="Is 255 sound steel"):
         import_labels(tmp_path / "masks", tmp_path / "back")
@@ -679,7 +679,7 @@ def test_what_people_have_beside_or_in_their_masks(
 
 
 def test_parts_come_from_lists_in_a_folder_and_from_the_folders_of_masks(source: Make, tmp_path: Path) -> None:
-    voc = {f"VOC2012/JPEGImages/{name}.jpg": GREY for name in "ab"}
+    voc: dict[str, Any] = {f"VOC2012/JPEGImages/{name}.jpg": GREY for name in "ab"}
     voc |= {f"VOC2012/SegmentationClass/{name}.png": LEFT for name in "ab"}
     lists = {f"VOC2012/ImageSets/Segmentation/{part}.txt": f"{name}\n" for part, name in (("train", "a"), ("val", "b"))}
     report = import_labels(source(voc | lists), tmp_path / "voc")

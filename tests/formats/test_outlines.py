@@ -49,13 +49,13 @@ def test_simplified_outline_of_a_tiny_region_does_not_vanish(rows: tuple[str, ..
 
 
 def test_polygons_hold_the_pixels_whose_centre_lies_inside_and_are_united_and_cut_at_the_border() -> None:
-    square, corner, beyond = [1, 1, 3, 1, 3, 2, 1, 2], [0, 0, 1, 0, 1, 1, 0, 1], [4, 3, 9, 3, 9, 8, 4, 8]
+    square, corner, beyond = [1.0, 1, 3, 1, 3, 2, 1, 2], [0.0, 0, 1, 0, 1, 1, 0, 1], [4.0, 3, 9, 3, 9, 8, 4, 8]
     expected = mask_of("#....", ".##..", ".....", "....#")
     np.testing.assert_array_equal(paint_outlines([square, corner, beyond], (4, 5), where=""), expected)
 
 
 @pytest.mark.parametrize("polygon", [[], [1, 1], [0, 0, 4, 4]])
-def test_polygon_of_fewer_than_three_points_is_empty_and_not_taken_for_a_box(polygon: list[int]) -> None:
+def test_polygon_of_fewer_than_three_points_is_empty_and_not_taken_for_a_box(polygon: list[float]) -> None:
     assert not paint_outlines([polygon], (5, 5), where="").any()
 
 
