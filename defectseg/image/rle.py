@@ -64,6 +64,21 @@ def parse_pairs(
         LabelError: an odd count, something that is not a whole number, a start below 1, a length below 1, pairs that
             overlap or are not sorted, or a run beyond the image. The message names `where` and the pair.
     """
+    pairs = _read_pairs(encoded, where)
+    if len(pairs) == 0:
+        return pairs
+    starts, lengths = pairs[:, 0], pairs[:, 1]
+    stops = starts + lengths
+    pixels = np.iinfo(np.int64).max if size_hw is None else size_hw[0] * size_hw[1]
+    sound = starts[0] >= 1 and lengths.min() >= 1 and bool((starts[1:] >= stops[:-1]).all()) and stops[-1] - 1 <= pixels
+    if not sound:
+        index, fault = _first_fault(pairs, pixels, size_hw)
+        raise LabelError(f"{where}: pair {index + 1} ('{starts[index]} {lengths[index]}') {fault}.")
+    return pairs
+
+
+def _read_pairs(encoded: str, where: str) -> NDArray[np.int64]:
+    """The pairs of numbers, int64 (N, 2), whatever they are."""
     if not _PLAIN.fullmatch(encoded):
         words = encoded.split()
         if not words:
@@ -75,27 +90,20 @@ def parse_pairs(
     numbers = np.fromstring(encoded, np.int64, sep=" ")
     if len(numbers) % 2:
         raise LabelError(f"{where}: pair {len(numbers) // 2 + 1} ('{numbers[-1]}') lacks its length.")
-    pairs = numbers.reshape(-1, 2)
-    starts, lengths = pairs[:, 0], pairs[:, 1]
-    stops = starts + lengths
-    pixels = np.iinfo(np.int64).max if size_hw is None else size_hw[0] * size_hw[1]
-    sound = starts[0] >= 1 and lengths.min() >= 1 and bool((starts[1:] >= stops[:-1]).all()) and stops[-1] - 1 <= pixels
-    if not sound:
-        index, fault = _first_fault(pairs, pixels, size_hw)
-        raise LabelError(f"{where}: pair {index + 1} ('{starts[index]} {lengths[index]}') {fault}.")
-    return pairs
+    return numbers.reshape(-1, 2)
 
 
 def unite(*masks: str) -> str:
     """The run-lengths of the pixels that are in any of the masks, whose pairs may overlap and stand in any order.
 
     Raises:
-        LabelError: as `parse_pairs`, for one pair at a time.
+        LabelError: as `parse_pairs`, but for the order and overlaps of pairs.
     """
-    words = " ".join(masks).split()
-    pairs = np.array([parse_pairs(" ".join(words[at : at + 2]))[0] for at in range(0, len(words), 2)]).reshape(-1, 2)
+    pairs = _read_pairs(" ".join(masks), "EncodedPixels")
     if len(pairs) == 0:
         return ""
+    for start, length in pairs[(pairs < 1).any(axis=1)][:1].tolist():
+        parse_pairs(f"{start} {length}")  # raises
     pairs = pairs[np.argsort(pairs[:, 0])]
     stops = np.maximum.accumulate(pairs.sum(axis=1))
     first = np.append(True, pairs[1:, 0] > stops[:-1])  # of each run
