@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 CLASSES_NAME = "classes.txt"
 MAX_CLASSES = 254
-_MOST_UNNAMED_CLASSES = 20
+MOST_UNNAMED_CLASSES = 20
 _PLACEHOLDER = re.compile(r"class ([1-9][0-9]*)")
 _FEWEST_UNNAMED_CLASSES = 4  # as Severstal has, so that a part of its table without rare classes has four, too
 
@@ -84,7 +84,7 @@ def match_classes(path: Path, names: Sequence[str], model_names: Sequence[str]) 
 
 def are_grey_values(names: Sequence[str]) -> bool:
     """Whether there are so many classes without names that they are probably the grey values of a picture."""
-    return len(names) > _MOST_UNNAMED_CLASSES and bool(_placeholder_numbers(names))
+    return len(names) > MOST_UNNAMED_CLASSES and bool(_placeholder_numbers(names))
 
 
 def _placeholder_numbers(names: Sequence[str]) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from defectseg.data.classes import check_class_names
+from defectseg.data.classes import MOST_UNNAMED_CLASSES, check_class_names
 from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import DataError, UsageError
 from defectseg.formats.labels import Choices, LabelSet
@@ -12,7 +12,6 @@ from defectseg.progress import some
 IGNORE_NAMES = ("ignore", "__ignore__", "_ignore_")
 BACKGROUND_NAMES = ("background", "_background_", "__background__")
 SOUND_CLASS_ID = 0
-_MOST_UNNAMED = 20
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def _name_numbers(
 ) -> tuple[str, ...]:
     largest = max(map(int, own), default=1)
     if given is None:
-        if len(own) > _MOST_UNNAMED:
+        if len(own) > MOST_UNNAMED_CLASSES:
             raise DataError(
                 f"{where}: holds {len(own)} different values ({some(own)}); as many classes are rare. If they are "
                 "classes, name them: entry n names the value n.",

@@ -2,11 +2,9 @@
 
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from defectseg.data.classes import CLASSES_NAME, read_class_names
 from defectseg.data.folder import GROUPS_NAME, IMAGES_NAME, read_not_labelled
-from defectseg.data.names import respellings
 from defectseg.data.split import SPLIT_NAME
 from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, scan_label_rows
 from defectseg.errors import LabelError
@@ -23,46 +21,44 @@ _SAMPLE_NAME = "sample_submission.csv"
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    table = _find_table(source)
+    table, _ = _find_table(source)
     return f"{table} is a table of run-lengths" if table else ""
 
 
-def _find_table(source: LabelSource) -> str:
-    """train.csv, or else the only table of labels; "" if there is none."""
+def _find_table(source: LabelSource) -> tuple[str, set[str]]:
+    """train.csv, or else the only table of labels, and its columns; "" if there is none."""
     files = source.named(*TABLE_NAMES) or [one for one in source.files if one.lower().endswith((".csv", ".csv.gz"))]
-    tables = [one for one in files if one != _SAMPLE_NAME and _is_table(source.path(one))]
-    return tables[0] if len(tables) == 1 else ""
-
-
-def _is_table(path: Path) -> bool:
-    with suppress(LabelError):
-        header = set(read_csv(path).header)
-        return path.name in TABLE_NAMES or "ImageId_ClassId" in header or header >= {"ImageId", "EncodedPixels"}
-    return False
+    tables = []
+    for file in files:
+        with suppress(LabelError):
+            columns = set(read_csv(source.path(file)).header) if file != _SAMPLE_NAME else set()
+            has_labels = "ImageId_ClassId" in columns or columns >= {"ImageId", "EncodedPixels"}
+            tables += [(file, columns)] if has_labels or source.path(file).name in TABLE_NAMES else []
+    return tables[0] if len(tables) == 1 else ("", set())
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Images without a row are sound, as in a data folder; its other files come along."""
-    if not (table := _find_table(source)):
+    table, columns = _find_table(source)
+    if not table:
         raise LabelError(f"{source.given}: no label table; expected one, in CSV with commas, with a column ImageId.")
     path = source.path(table)
     folder = path.parent / IMAGES_NAME
     roots = [choices.images or (folder if folder.is_dir() else source.root)]
     image_of = {image.image_id: image.path for image in find_images(roots)}
-    if "fold" in read_csv(path).header:
+    if "fold" in columns:
         tally.add("fold_column", example=path.name)
-    scan = scan_label_rows(path, unite=choices.unite)
+    scan = scan_label_rows(path, image_ids=image_of, unite=choices.unite)
     rows = scan.sound()
     if scan.united:
         tally.add("united", scan.united)
-    spelled = respellings({row.image_id for row in rows}, image_of, where=path)
     largest = max((row.class_id for row in rows if row.class_id != IGNORE_CLASS_ID), default=1)
     named = (path.parent / CLASSES_NAME).is_file()
     names = list(read_class_names(path.parent, largest) if named else map(str, range(1, largest + 1)))
     name_of = dict(enumerate(names, start=1)) | {IGNORE_CLASS_ID: IGNORE_NAMES[0]}
     shapes: dict[str, list[Shape]] = {image_id: [] for image_id in image_of}
     for row in rows:
-        listed, where = shapes.setdefault(spelled[row.image_id], []), f"{path}, line {row.line}"
+        listed, where = shapes.setdefault(row.image_id, []), f"{path}, line {row.line}"
         if row.encoded and row.class_id not in name_of:
             raise LabelError(f"{where}: ClassId {row.class_id}, but {CLASSES_NAME} names {len(names)} classes.")
         if row.encoded:
