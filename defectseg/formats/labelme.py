@@ -19,7 +19,6 @@ from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import Piece, cut_pieces, pixel_outline
 from defectseg.formats.reading import find_json, jsons_of, paint_bitmap, points_of, reaches_beyond, size_of, value_at
 from defectseg.formats.source import LabelSource
-from defectseg.image.find import IMAGE_SUFFIXES
 from defectseg.progress import Progress, silent
 
 NAMES_FILE = "labels.txt"
@@ -44,26 +43,26 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in the order of labels.txt, else in that in which they first appear."""
     lists = [read_text(source.path(file), "expected a class in each line") for file in source.named(NAMES_FILE)]
     names = [line.strip() for text in lists for line in text.splitlines() if line.strip()]
-    images = {PurePosixPath(file).stem for file in source.with_suffix(*IMAGE_SUFFIXES)}
     records, own = [], True
     for file, where, content in jsons_of(source, _is_labels, tally):
-        records.append(_record(file, where, content, images, choices, tally))
+        if source.means_another(file, str(path := content["imagePath"])):
+            raise LabelError(
+                f"{where}: its 'imagePath', {path}, is another image than that of its name. Correct it."
+            )
+        records.append(_record(file, where, content, choices, tally))
         names += [shape.name for shape in records[-1].shapes]
         own &= content.get("writer") == _WRITER
     roots = [choices.images or source.root] if own else []
     return LabelSet(records, list(dict.fromkeys(names)), own=own, roots=roots, file_each=True)
 
 
-def _record(file: str, where: str, content: dict[str, Any], images: set[str], choices: Choices, tally: Tally) -> Record:
+def _record(file: str, where: str, content: dict[str, Any], choices: Choices, tally: Tally) -> Record:
     size_hw = size_of(content.get("imageHeight"), content.get("imageWidth"))
     entries = enumerate(content["shapes"], start=1)
     made = [_shape(one, f"{where}, shape {number}", size_hw, choices, tally) for number, one in entries]
     shapes = [shape for shape in made if shape is not None]
     own_name, path = PurePosixPath(file).with_suffix(""), content["imagePath"]
     image = f"{own_name.parent}/{path}" if isinstance(path, str) else str(own_name)
-    stem = PurePosixPath(str(path).replace("\\", "/")).stem
-    if {own_name.name, stem} <= images and stem != own_name.name:
-        raise LabelError(f"{where}: its 'imagePath', {path}, is another image than that of its own name. Correct it.")
     status: Status = "unclear" if made and not shapes else "labelled"
     return Record(image, where, shapes, size_hw, part_among(own_name.parts[:-1]), status, (str(own_name),))
 

@@ -36,7 +36,10 @@ class ImageFinder:
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
-        self.images: list[FoundImage] = find_images(roots, tell=False)
+        try:
+            self.images: list[FoundImage] = find_images(roots, tell=False)
+        except DataError as error:
+            raise DataError(f"{error} Give the folder that holds the images.", argument="images") from error
         self._by_name: dict[str, list[FoundImage]] = defaultdict(list)
         for image in self.images:
             name = _parts(image.image_id)[-1]
@@ -108,12 +111,7 @@ def place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally)
     if not labels.records and not labels.lonely:
         raise DataError(f"{source.given}: holds no labels of this kind.")
     root = choices.images or source.root
-    finder = None
-    if any(isinstance(record.image, str) for record in labels.records):
-        try:
-            finder = ImageFinder([root])
-        except DataError as error:
-            raise DataError(f"{error} Give the folder that holds the images.", argument="images") from error
+    finder = ImageFinder([root]) if any(isinstance(record.image, str) for record in labels.records) else None
     found: dict[Path, Record] = {}
     missing = list(labels.lonely)
     for record in labels.records:

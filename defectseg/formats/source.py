@@ -14,10 +14,12 @@ from xml.etree import ElementTree
 from defectseg.errors import DataError, DefectsegError, LabelError
 from defectseg.files import resource_errors, unpack_zip
 from defectseg.formats.common import read_text
+from defectseg.image.find import IMAGE_SUFFIXES
 from defectseg.progress import Progress
 
 _SKIPPED_FOLDERS = ("__MACOSX",)
-_MOST_KEPT = 20
+_FEW = 20
+_MOST_KEPT = 2 * _FEW  # the first few of each kind are looked at again and again
 _ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
 
@@ -60,6 +62,16 @@ class LabelSource:
         """Files with one of these names, which are given in lower case, in any folder."""
         return [file for file in self.files if PurePosixPath(file).name.lower() in names]
 
+    @cached_property
+    def image_stems(self) -> frozenset[str]:
+        """The names of all images, without folders and suffixes."""
+        return frozenset(PurePosixPath(file).stem for file in self.with_suffix(*IMAGE_SUFFIXES))
+
+    def means_another(self, file: str, image: str) -> bool:
+        """Whether both the image that a label file names and one that is called like the file are there."""
+        stems = {PurePosixPath(file).stem, PurePosixPath(image.replace("\\", "/")).stem}
+        return len(stems & self.image_stems) > 1
+
     def path(self, file: str) -> Path:
         """The path of one of the files."""
         return self.root / file
@@ -84,13 +96,13 @@ class LabelSource:
 
     def jsons(self) -> Iterator[tuple[str, Any]]:
         """Name and content of the first few JSON files that are valid, to recognise what they are."""
-        for file in self.with_suffix(".json")[:_MOST_KEPT]:
+        for file in self.with_suffix(".json")[:_FEW]:
             with suppress(LabelError):
                 yield file, self.json(file)
 
     def xmls(self) -> Iterator[tuple[str, ElementTree.Element]]:
         """Name and root element of the first few XML files that are valid."""
-        for file in self.with_suffix(".xml")[:_MOST_KEPT]:
+        for file in self.with_suffix(".xml")[:_FEW]:
             with suppress(LabelError):
                 yield file, self.xml(file)
 

@@ -13,7 +13,6 @@ from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
 from defectseg.formats.reading import parse_numbers, reaches_beyond
 from defectseg.formats.source import LabelSource
-from defectseg.image.find import IMAGE_SUFFIXES
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -37,12 +36,11 @@ def _is_voc(root: Element) -> bool:
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in the order in which they first appear. A file without objects is a sound image."""
     records, listed = [], _listed_parts(source)
-    images = {PurePosixPath(file).stem for file in source.with_suffix(*IMAGE_SUFFIXES)}
     names: dict[str, None] = {}
     for file in source.with_suffix(".xml"):
         if _is_voc(root := source.xml(file)):
-            named = (root.findtext("filename") or "").replace("\\", "/")
-            if len({PurePosixPath(name).stem for name in (file, named)} & images) == 2:
+            named = root.findtext("filename") or ""
+            if source.means_another(file, named):
                 raise LabelError(f"{source.path(file)}: its 'filename', {named}, is another image. Correct it.")
             records.append(_record(root, PurePosixPath(file), listed, str(source.path(file)), tally))
             names |= {shape.name: None for shape in records[-1].shapes}

@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from defectseg.data.classes import MAX_CLASSES, check_class_names
-from defectseg.errors import DataError, LabelError
+from defectseg.errors import LabelError
 from defectseg.formats.common import index_unique, read_text
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_among, part_of
 from defectseg.formats.locate import ImageFinder
@@ -97,10 +97,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     source = source if source.file is None else LabelSource(source.given, source.root)  # the folder of data.yaml
     given_names = _names(source, file, document)
     names = given_names or list(map(str, range(1, MAX_CLASSES + 1)))
-    try:
-        finder = ImageFinder([choices.images or source.root])
-    except DataError as error:
-        raise DataError(f"{error} Give the folder that holds the images.", argument="images") from error
+    finder = ImageFinder([choices.images or source.root])
     label_of, lonely = _pair(source, finder, by_name=choices.images is not None)
     places = {image.path: _place_of(label_of.get(image.path, image.image_id)) for image in finder.images}
     parts, absent = _divide(source, file, document, places, finder, tally)
