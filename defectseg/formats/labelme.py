@@ -46,9 +46,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     records, own = [], True
     for file, where, content in jsons_of(source, _is_labels, tally):
         if source.means_another(file, str(path := content["imagePath"])):
-            raise LabelError(
-                f"{where}: its 'imagePath', {path}, is another image than that of its name. Correct it."
-            )
+            raise LabelError(f"{where}: its 'imagePath', {path}, is another image than that of its name. Correct it.")
         records.append(_record(file, where, content, choices, tally))
         names += [shape.name for shape in records[-1].shapes]
         own &= content.get("writer") == _WRITER
