@@ -10,7 +10,7 @@ import typer
 from typer import Option
 
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.data_formats import export_app, import_labels
+from defectseg.cli.data_formats import export_app, import_labels, print_report
 from defectseg.cli.options import BitDepth, DataFolder, Json, MaxPixels, NewFolder, Overwrite, Seed, Verbose, parse_size
 from defectseg.cli.show import bit_depth_hint, finish, print_json, print_rows, shown
 from defectseg.errors import OutputExistsError
@@ -58,31 +58,22 @@ def download_severstal(
     Example: defectseg data download severstal --out severstal/
     """
     import sys
-    from dataclasses import asdict
 
     from defectseg.data import download
 
     with progress_bar("unpacking") as progress:
         report = download.download_severstal(out, show_progress=sys.stderr.isatty(), progress=progress)
-    if json_output:
-        print_json({**asdict(report), "out": str(out)})
-        return
     masks = " / ".join(map(str, report.masks_per_class))
-    print(f"{report.images} images, {report.defect_images} with a defect; masks per class {masks}")
-    print(f"{report.test_images} test images without labels")
-    print(f"{'Was complete already' if report.was_there else 'Complete'}: {shown(out)}")
+    labelled = f"{report.images} images, {report.defect_images} with a defect; masks per class {masks}"
+    done = f"{'Was complete already' if report.was_there else 'Complete'}: {shown(out)}"
+    print_report(report, out, json_output, labelled, f"{report.test_images} test images without labels", done)
 
 
 @app.command()
 def check(
     root: DataFolder,
-    against: Annotated[
-        Path | None,
-        Option(help="Other data folder, or folder of images, that must share no image.", metavar="OTHER_DIR"),
-    ] = None,
-    out: Annotated[
-        Path | None, Option(help="Write check.json, contact_sheet.jpg and report.html here.", metavar="OUT")
-    ] = None,
+    against: Annotated[Path | None, Option(help="Other folder, to share no image with.", metavar="OTHER_DIR")] = None,
+    out: Annotated[Path | None, Option(help="Write JSON, a contact sheet and a report here.", metavar="OUT")] = None,
     overwrite: Overwrite = False,
     bit_depth: BitDepth = None,
     strict: Annotated[bool, Option("--strict", help="Exit with 3 for warnings, too.")] = False,
@@ -124,8 +115,7 @@ def _print_check(report: "CheckReport", against: Path | None) -> None:
     )
     if report.not_labelled_images:
         print(f"{report.not_labelled_images} more are in not_labelled.csv: neither clean nor defective, and left out")
-    dark = f", {report.dark_images} mostly black" if report.dark_images else ""
-    print(f"{report.sheet_end_images} show an end of the sheet{dark}")
+    print(f"{report.sheet_end_images} show an end of the sheet, {report.dark_images} are mostly black")
     print(f"grey levels: mean {report.grey_mean:.4f}, deviation {report.grey_std:.4f}")
     head = ["class", "images", "% of images", "% of pixels", "smallest px", "median px", "largest px", "regions"]
     rows = [
@@ -209,13 +199,10 @@ def split(
         print(f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none is clean.")
     usual = related.across_folds({**kept, **divide_each_alone(rest, folds=folds, seed=seed)})
     apart = related.across_folds(chosen)
-    print_rows(
-        [
-            ["pairs of images", "in all", "across folds", "across in a random split"],
-            ["copies", *(str(len(one.copies)) for one in (related, apart, usual))],
-            ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (related, apart, usual))],
-        ]
-    )
+    head = ["pairs of images", "in all", "across folds", "across in a random split"]
+    copies = ["copies", *(str(len(one.copies)) for one in (related, apart, usual))]
+    alike = ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (related, apart, usual))]
+    print_rows([head, copies, alike])
     count = len(folder.image_ids)
     print(f"A random split would have leaked into {usual.images} of {count} images; this one into {apart.images}.")
     print(f"Split: {shown(path)}")

@@ -1,25 +1,26 @@
 """`defectseg data import` and `data export`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import DataFolder, Json, NewFolder, Verbose, entries
 from defectseg.cli.show import print_json, print_rows, shown
+from defectseg.progress import some
 
 if TYPE_CHECKING:
-    from defectseg.formats.data_import import ImportReport
     from defectseg.formats.exporting import ExportReport
-    from defectseg.formats.losses import Loss
 
 export_app = typer.Typer(help="Turn a data folder, or predictions, into another label format.", no_args_is_help=True)
 
-Link = Annotated[bool, typer.Option("--link", help="Link the images instead of copying them.")]
+Link = Annotated[bool, Option("--link", help="Link the images instead of copying them.")]
+Output = Annotated[Path, Argument(help="Output folder of predict.", metavar="OUT")]
 
 
 def _print_kinds(value: bool) -> None:
@@ -31,54 +32,34 @@ def _print_kinds(value: bool) -> None:
 
 
 def import_labels(
-    src: Annotated[
-        Path, typer.Argument(help="Labels: a file, a folder, or a ZIP archive as the tools write it.", metavar="SRC")
-    ],
+    src: Annotated[Path, Argument(help="Labels: a file, a folder, or a ZIP archive of a tool.", metavar="SRC")],
     out: NewFolder,
-    kind: Annotated[
-        str | None, typer.Option("--as", help="Kind of the labels. Default: recognised by the content.", metavar="KIND")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the images, if they are not in SRC.", metavar="DIR")
-    ] = None,
+    kind: Annotated[str | None, Option("--as", help="Kind of the labels. Default: by content.", metavar="KIND")] = None,
+    images: Annotated[Path | None, Option(help="Folder of the images, if not SRC.", metavar="DIR")] = None,
+    absent: Annotated[Literal["skip"] | None, Option(help="Leave out labels whose image is not there.")] = None,
     classes: Annotated[
         str | None,
-        typer.Option(
-            help="All classes in the wanted order. OLD=NEW renames one, OLD= drops one. For labels without names, "
-            "entry n names the value n.",
-            metavar="A,B,C",
-        ),
+        Option(help="All classes in order; OLD=NEW renames, OLD= drops. Without names: 1, 2, ...", metavar="A,B,C"),
     ] = None,
     unlabelled: Annotated[
         Literal["clean", "skip"] | None,
-        typer.Option(help="Images without labels: clean takes them as sound, skip keeps them out of training."),
+        Option(help="Images without labels: clean takes them as sound, skip keeps them out of training."),
     ] = None,
-    boxes: Annotated[
-        Literal["ignore"] | None, typer.Option(help="Boxes without an outline: their pixels are ignored.")
-    ] = None,
-    absent: Annotated[
-        Literal["skip"] | None, typer.Option(help="Labels whose image is not there are left out.")
-    ] = None,
+    boxes: Annotated[Literal["ignore"] | None, Option(help="Ignore the pixels of boxes without an outline.")] = None,
     dropped: Annotated[
-        Literal["sound"] | None, typer.Option(help="Pixels of dropped classes count as sound. Default: ignored.")
+        Literal["sound"] | None, Option(help="Pixels of dropped classes are sound, not ignored.")
     ] = None,
     exif: Annotated[
         Literal["keep", "turn"] | None,
-        typer.Option(help="Images with an EXIF orientation: labels were drawn as stored (keep) or displayed (turn)."),
+        Option(help="Images with an EXIF orientation: labels were drawn as stored (keep) or displayed (turn)."),
     ] = None,
-    sound: Annotated[str, typer.Option(help="Folder of sound images, by its name.", metavar="NAME")] = "",
-    background: Annotated[
-        str, typer.Option(help="Value or class that means sound steel.", metavar="N", show_default=False)
-    ] = "",
-    ignore: Annotated[
-        str, typer.Option(help="Value or class that marks pixels to ignore.", metavar="N", show_default=False)
-    ] = "",
-    unite: Annotated[
-        bool, typer.Option("--unite", help="Unite the rows of a label table that have the same image and class.")
-    ] = False,
+    sound: Annotated[str, Option(help="Folder of sound images, by its name.", metavar="NAME")] = "",
+    background: Annotated[str, Option(help="Value or class that means sound steel.", metavar="N")] = "",
+    ignore: Annotated[str, Option(help="Value or class that marks pixels to ignore.", metavar="N")] = "",
+    unite: Annotated[bool, Option("--unite", help="Unite rows of a table that have the same image and class.")] = False,
     link: Link = False,
     list_kinds: Annotated[
-        bool, typer.Option("--list", help="Show the kinds of labels and exit.", callback=_print_kinds, is_eager=True)
+        bool, Option("--list", help="Show the kinds of labels and exit.", callback=_print_kinds, is_eager=True)
     ] = False,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -93,58 +74,41 @@ def import_labels(
     from defectseg.formats.data_import import import_labels
     from defectseg.formats.labels import Choices
 
-    choices = Choices(
-        images=images,
-        absent=absent,
-        classes=entries(classes),
-        unlabelled=unlabelled,
-        boxes=boxes,
-        dropped=dropped,
-        exif=exif,
-        sound=sound,
-        background=background,
-        ignore=ignore,
-        unite=unite,
-    )
+    named = entries(classes)
+    choices = Choices(images, absent, named, unlabelled, boxes, dropped, exif, sound, background, ignore, unite)
     with progress_bar("importing") as progress:
         report = import_labels(src, out, choices, kind=kind, link=link, progress=progress)
+    if not json_output:
+        rows = [["ClassId", "class", "in the labels", "images", "regions", "px"]]
+        for one in report.classes:
+            sources = ", ".join(one.source_names)
+            rows.append([str(one.class_id), one.name, sources, str(one.images), str(one.regions), str(one.px)])
+        print_rows(rows)
+    parts = ", ".join(f"{count} {part}" for part, count in report.parts.items())
+    notes = {
+        f"note: labels without an image, left out: {some(report.missing_images)}": report.missing_images,
+        f"note: images without a label: {report.not_labelled}. They are in not_labelled.csv, and neither train nor "
+        "count. If they are sound: --unlabelled clean.": report.not_labelled,
+        f"split.csv: {parts}": parts,
+    }
+    found = f"{report.images} images, {report.defect_images} with a defect, {report.sound_images} sound"
+    rest = f"{report.not_labelled} not labelled; {report.ignored_px} px to ignore: {shown(out)}"
+    print_report(report, out, json_output, *(note for note, holds in notes.items() if holds), f"{found}, {rest}")
+
+
+def print_report(report: Any, out: Path, json_output: bool, *lines: str) -> None:
+    """Print a report, a dataclass, as JSON; or what was lost, if it says that, and the lines."""
     if json_output:
         print_json({**asdict(report), "out": str(out)})
-    else:
-        _print_import(report, out)
-
-
-def _print_import(report: "ImportReport", out: Path) -> None:
-    head = ["ClassId", "class", "in the labels", "images", "regions", "px"]
-    rows = [
-        [str(one.class_id), one.name, ", ".join(one.source_names), str(one.images), str(one.regions), str(one.px)]
-        for one in report.classes
-    ]
-    print_rows([head, *rows])
-    _print_losses(report.lost)
-    if report.missing_images:
-        named = ", ".join(report.missing_images[:5])
-        print(f"note: {len(report.missing_images)} labels have no image and were left out. For example: {named}.")
-    if report.not_labelled:
-        print(
-            f"note: {report.not_labelled} images have no label. They are in not_labelled.csv, and neither train nor "
-            "count. If they are sound: --unlabelled clean."
-        )
-    if report.parts:
-        print("split.csv: " + ", ".join(f"{count} {part}" for part, count in report.parts.items()))
-    print(
-        f"{report.images} images, {report.defect_images} with a defect, {report.sound_images} sound, "
-        f"{report.not_labelled} not labelled; {report.ignored_px} px to ignore: {shown(out)}"
-    )
+        return
+    print(*(f"note: {loss.message}" for loss in getattr(report, "lost", ())), *lines, sep="\n")
 
 
 @export_app.command("coco")
 def export_coco(
     root: DataFolder,
     out: NewFolder,
-    polygons: Annotated[
-        bool, typer.Option("--polygons", help="Write polygons instead of run-lengths; holes are filled.")
-    ] = False,
+    polygons: Annotated[bool, Option("--polygons", help="Polygons, not run-lengths; holes are filled.")] = False,
     link: Link = False,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -175,9 +139,7 @@ def export_labelme(
 def export_masks(
     root: DataFolder,
     out: NewFolder,
-    per_class: Annotated[
-        bool, typer.Option("--per-class", help="Write masks/CLASS/STEM.png with 0 and 255 instead of class maps.")
-    ] = False,
+    per_class: Annotated[bool, Option("--per-class", help="Write masks/CLASS/STEM.png with 0 and 255.")] = False,
     link: Link = False,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -197,7 +159,7 @@ def export_yolo(
     out: NewFolder,
     fold: Annotated[
         int | None,
-        typer.Option(help="Fold of split.csv that becomes val. Default: its part val, else 0.", min=0, metavar="I"),
+        Option(help="Fold of split.csv that becomes val. Default: its part val, else 0.", min=0, metavar="I"),
     ] = None,
     link: Link = False,
     json_output: Json = False,
@@ -215,21 +177,16 @@ def export_yolo(
 def _export(write: "Callable[..., ExportReport]", out: Path, json_output: bool) -> None:
     with progress_bar("exporting") as progress:
         report = write(progress=progress)
-    if json_output:
-        print_json({**asdict(report), "out": str(out)})
-        return
-    _print_losses(report.lost)
-    if not report.lost:
-        print("Nothing was lost.")
-    print(f"{report.images} images with {report.masks} masks of {len(report.class_names)} classes: {shown(out)}")
+    made = f"{report.images} images with {report.masks} masks of {len(report.class_names)} classes: {shown(out)}"
+    print_report(report, out, json_output, *([] if report.lost else ["Nothing was lost."]), made)
 
 
 @export_app.command("predictions")
 def export_predictions(
-    output: Annotated[Path, typer.Argument(help="Output folder of predict.", metavar="OUT")],
-    out: Annotated[Path, typer.Option(help="COCO JSON to write; it must not exist.", metavar="FILE")],
+    output: Output,
+    out: Annotated[Path, Option(help="COCO JSON to write; it must not exist.", metavar="FILE")],
     run_lengths: Annotated[
-        bool, typer.Option("--rle", help="Write exact run-lengths; the default, polygons, is easier to correct.")
+        bool, Option("--rle", help="Write exact run-lengths; the default, polygons, is easier to correct.")
     ] = False,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -242,20 +199,18 @@ def export_predictions(
 
     with progress_bar("converting") as progress:
         report = predictions_to_coco(output, out, run_lengths=run_lengths, progress=progress)
-    if json_output:
-        print_json({**asdict(report), "out": str(out)})
-        return
-    _print_losses(report.lost)
-    print(f"{report.images} images with {report.annotations} regions: {shown(out)}")
     again = f"defectseg data import {shown(out)} --images DIR --out DIR --unlabelled clean"
-    print(f"Once corrected: {again} (or skip, if nobody has looked at the images without a region)")
+    hint = f"Once corrected: {again} (or skip, if nobody has looked at the images without a region)"
+    print_report(
+        report, out, json_output, f"{report.images} images with {report.annotations} regions: {shown(out)}", hint
+    )
 
 
 @export_app.command("submission")
 def export_submission(
-    output: Annotated[Path, typer.Argument(help="Output folder of predict.", metavar="OUT")],
-    sample: Annotated[Path, typer.Option(help="sample_submission.csv of the competition.", metavar="FILE")],
-    out: Annotated[Path, typer.Option(help="CSV to write; it must not exist.", metavar="FILE")],
+    output: Output,
+    sample: Annotated[Path, Option(help="sample_submission.csv of the competition.", metavar="FILE")],
+    out: Annotated[Path, Option(help="CSV to write; it must not exist.", metavar="FILE")],
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -266,14 +221,8 @@ def export_submission(
     from defectseg.formats.submission import export_submission as export
 
     report = export(output, sample, out)
-    if json_output:
-        print_json({**asdict(report), "out": str(out)})
-        return
-    if report.unlisted:
-        print(f"note: {len(report.unlisted)} images are not in the sample and were left out.")
-    print(f"{report.images} images, {report.rows} rows, {report.masks} of them with a mask: {shown(out)}")
-
-
-def _print_losses(lost: Sequence["Loss"]) -> None:
-    for loss in lost:
-        print(f"note: {loss.message}")
+    notes = [f"note: images that are not in the sample, and were left out: {len(report.unlisted)}"] * bool(
+        report.unlisted
+    )
+    made = f"{report.images} images, {report.rows} rows, {report.masks} of them with a mask: {shown(out)}"
+    print_report(report, out, json_output, *notes, made)

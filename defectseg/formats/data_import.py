@@ -4,14 +4,14 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from defectseg.data.classes import write_class_names
 from defectseg.data.folder import IMAGES_NAME, write_not_labelled
 from defectseg.data.split import SPLIT_NAME, Fold, write_split
-from defectseg.data.table import IGNORE_CLASS_ID, Labels, write_label_table
+from defectseg.data.table import IGNORE_CLASS_ID, write_label_table
 from defectseg.errors import DataError, ImageError, UsageError
 from defectseg.files import check_is_free, new_folder
 from defectseg.formats.classes import Classes, choose_classes
@@ -65,9 +65,9 @@ class ImportReport:
     not_labelled: int
     classes: tuple[ClassReport, ...]
     ignored_px: int
-    parts: dict[str, int] = field(default_factory=dict)
-    missing_images: tuple[str, ...] = ()
-    lost: tuple[Loss, ...] = ()
+    parts: dict[str, int]
+    missing_images: tuple[str, ...]
+    lost: tuple[Loss, ...]
 
 
 def import_labels(
@@ -100,7 +100,7 @@ def import_labels(
     check_is_free(out)
     tally = Tally()
     with open_source(src, beside=out, progress=progress) as source:
-        if link and choices.images is None and not source.root.samefile(src if source.file is None else src.parent):
+        if link and choices.images is None and src not in (source.root, source.file):
             raise UsageError("links into an archive would break. Unpack it, and give the folder.", argument="link")
         recognised, evidence = recognise(source, kind)
         log.info("%s: recognised as %s: %s", src, recognised.name, evidence)
@@ -109,22 +109,21 @@ def import_labels(
                 raise UsageError(f"these labels are {recognised.name}; it is for {only}.", argument=option)
         labels = recognised.read(source, choices, tally)
         placed, missing = place(labels, source, choices, tally)
-        labelled, not_labelled = _sort_out(labels, placed, choices, missing, where=str(src))
+        labelled, not_labelled = _sort_out(labels, placed, choices, where=str(src))
         used = {shape.name for one in labelled for shape in one.record.shapes if isinstance(shape, Shape)}
         classes = choose_classes(labels, used, choices, where=str(src))
         with new_folder(out, last="train.csv") as building:
             folder = building / IMAGES_NAME
-            paint_one = partial(paint, classes=classes, choices=choices, folder=folder, link=link)
+            paint_one = partial(paint, classes=classes, choices=choices, tally=tally, folder=folder, link=link)
             painted = _paint_all(labelled, paint_one, tally, skip=choices.absent is not None, progress=progress)
             _check_meant(painted, labels, choices, where=str(src))
             for one in not_labelled:
                 place_image(one.path, folder / one.image_id, link=link)
-            _write_tables(building, classes, painted, not_labelled)
+            folds = _write_tables(building, classes, painted, not_labelled)
             for path in labels.keep:
                 place_image(path, building / path.name, link=False)
-    for image in painted:
-        tally.update(image.tally)
-    report = ImportReport(
+    inside = str(source.root / "x")[:-1]  # paths are told as seen from the source, which may be an unpacked archive
+    return ImportReport(
         recognised.name,
         evidence,
         images=len(painted),
@@ -133,82 +132,69 @@ def import_labels(
         not_labelled=len(not_labelled),
         classes=_report_classes(classes, painted),
         ignored_px=sum(image.px[IGNORE_CLASS_ID] for image in painted),
-        parts=dict(Counter(map(str, _folds(painted).values()))),
+        parts=dict(Counter(map(str, folds.values()))),
         missing_images=tuple(missing),
-    )
-    inside = str(source.root / "x")[:-1]  # paths are told as seen from the source, which may be an unpacked archive
-    return replace(
-        report, lost=tuple(replace(loss, message=loss.message.replace(inside, "")) for loss in tally.losses())
+        lost=tuple(replace(loss, message=loss.message.replace(inside, "")) for loss in tally.losses()),
     )
 
 
 def _sort_out(
-    labels: LabelSet, placed: Sequence[Placed], choices: Choices, missing: Sequence[str], *, where: str
+    labels: LabelSet, placed: Sequence[Placed], choices: Choices, *, where: str
 ) -> tuple[list[Placed], list[Placed]]:
     """The labelled images, and the unlabelled ones. Raises DataError where that is not clear."""
     shapes = [shape for one in placed for shape in one.record.shapes]
-    sound = labels.own or choices.unlabelled == "clean"
-    if not shapes and missing:
-        raise DataError(
-            f"{where}: no label fits an image: {some(missing)} lie without one, and {placed[0].path.name} is an image "
-            "without labels. Give both the same name."
-        )
-    if not shapes and not sound:
+    taken = {"labelled"}
+    if labels.own or choices.unlabelled == "clean":
+        taken.add("unclear")
+    if choices.unlabelled == "clean":
+        taken.add("unlabelled")
+    labelled = [one for one in placed if one.record.status in taken]
+    if not labelled or not (shapes or "unclear" in taken):
         raise DataError(
             f"{where}: nothing is labelled in {len(placed)} images. {labels.hint}".strip(),
             go_on={"unlabelled": "clean"},
         )
     boxes = [shape for shape in shapes if isinstance(shape, Box)]
     vague: Sequence[Shape | Box] = boxes or [shape for shape in shapes if not shape.name]
-    lack = "are boxes without an outline" if boxes else "have no class"
     if vague and choices.boxes is None:
         raise DataError(
-            f"{where}: {len(vague)} of {len(shapes)} labels {lack} (the first: {vague[0].where}). Nobody knows which "
-            "of their pixels show which defect. Complete them, or have their pixels ignored: they then count neither "
-            "as defect nor as sound steel.",
+            f"{where}: {'boxes without an outline' if boxes else 'labels without a class'}: {len(vague)} of "
+            f"{len(shapes)} labels (the first: {vague[0].where}). Nobody knows which of their pixels show which "
+            "defect. Complete them, or have their pixels ignored: they are then neither defect nor sound steel.",
             go_on={"boxes": "ignore"},
         )
-    unclear = [one for one in placed if one.record.status == "unclear"]
-    if unclear and not sound and choices.unlabelled is None:
+    unclear = [one.image_id for one in placed if one.record.status == "unclear"]
+    if unclear and "unclear" not in taken and choices.unlabelled is None:
         raise DataError(
-            f"{where}: {len(unclear)} of {len(placed)} images have no label of an area: "
-            f"{some([one.image_id for one in unclear])}. They may be sound (clean), or not be labelled yet (skip).",
+            f"{where}: {len(unclear)} of {len(placed)} images have no label of an area: {some(unclear)}. They may be "
+            "sound (clean), or not be labelled yet (skip).",
             go_on={"unlabelled": "clean|skip"},
         )
-    taken = {"labelled", "unclear"} if sound else {"labelled"}
-    if choices.unlabelled == "clean":
-        taken.add("unlabelled")
-    labelled = [one for one in placed if one.record.status in taken]
-    if not labelled:
-        raise DataError(f"{where}: none of {len(placed)} images is labelled.", go_on={"unlabelled": "clean"})
     return labelled, [one for one in placed if one.record.status not in taken]
 
 
 def _paint_all(
     labelled: Sequence[Placed], paint_one: Callable[[Placed], Painted], tally: Tally, *, skip: bool, progress: Progress
 ) -> list[Painted]:
-    """Paint and place every labelled image. Raises DataError for all unreadable images together, or skips them."""
+    """Paint and place every labelled image. Raises DataError at the first unreadable one, or skips all of them."""
 
-    def attempt(placed: Placed) -> Painted | ImageError:
+    def attempt(placed: Placed) -> list[Painted]:
         try:
-            return paint_one(placed)
+            return [paint_one(placed)]
         except ImageError as error:
-            return error
+            if not skip:
+                raise DataError(str(error), go_on={"absent": "skip"}) from error
+            tally.add("unreadable_images", example=str(placed.path))
+            return []
 
-    painted, unreadable = [], []
+    painted = []
     threads = min(8, cores())
     with ThreadPoolExecutor(threads) as pool:
         for done, one in enumerate(in_order(pool, attempt, labelled, most=4 * threads), start=1):
-            if isinstance(one, ImageError):
-                unreadable.append(one)
-            else:
-                painted.append(one)
+            painted += one
             progress(done, len(labelled))
-    if unreadable and not (skip and painted):
-        more = f" ({len(unreadable) - 1} more are unreadable.)" if len(unreadable) > 1 else ""
-        raise DataError(f"{unreadable[0]}{more}", go_on={"absent": "skip"} if painted else None)
-    for error in unreadable:
-        tally.add("unreadable_images", example=str(error).partition(": ")[0])
+    if not painted:
+        raise DataError(f"{labelled[0].path} and all other labelled images are unreadable.")
     return painted
 
 
@@ -219,12 +205,10 @@ def _check_meant(painted: Sequence[Painted], labels: LabelSet, choices: Choices,
     class_px = sum(image.px.total() - image.px[IGNORE_CLASS_ID] for image in painted)
     doubtful_px = sum(image.doubtful_px for image in painted)
     if doubtful_px > class_px and not choices.ignore:
-        share = 100 * doubtful_px / (class_px + doubtful_px)
-        value = "255" if labels.numbered else "ignore"
         raise DataError(
-            f"{where}: {share:.0f} % of the labelled pixels are marked to be ignored, which can hardly be meant. If "
-            "the mark means sound steel, name it as background; if it is a class, name the class.",
-            go_on={"ignore": value},
+            f"{where}: {doubtful_px} px are marked to be ignored, but only {class_px} px are of a class, which can "
+            "hardly be meant. If the mark means sound steel, name it as background; if it is a class, name the class.",
+            go_on={"ignore": "255" if labels.numbered else "ignore"},
         )
     if not any(image.px for image in painted) and choices.unlabelled != "clean":
         raise DataError(
@@ -233,21 +217,19 @@ def _check_meant(painted: Sequence[Painted], labels: LabelSet, choices: Choices,
         )
 
 
-def _folds(painted: Sequence[Painted]) -> dict[str, Fold]:
-    """ImageId -> part, where the source has parts other than train."""
-    if all(image.part in ("", "train") for image in painted):
-        return {}
-    return {image.image_id: image.part or "train" for image in painted}
-
-
-def _write_tables(building: Path, classes: Classes, painted: Sequence[Painted], not_labelled: Sequence[Placed]) -> None:
-    labels: Labels = {image.image_id: image.labels for image in painted}
+def _write_tables(
+    building: Path, classes: Classes, painted: Sequence[Painted], not_labelled: Sequence[Placed]
+) -> dict[str, Fold]:
+    """Write all tables. Returns ImageId -> part, where the source has parts other than train."""
     write_class_names(building, classes.names)
-    write_label_table(building, labels)
-    if folds := _folds(painted):
-        write_split(building / SPLIT_NAME, folds)
+    write_label_table(building, {image.image_id: image.labels for image in painted})
     if not_labelled:
         write_not_labelled(building, (one.image_id for one in not_labelled))
+    folds: dict[str, Fold] = {image.image_id: image.part or "train" for image in painted}
+    if set(folds.values()) == {"train"}:
+        return {}
+    write_split(building / SPLIT_NAME, folds)
+    return folds
 
 
 def _report_classes(classes: Classes, painted: Sequence[Painted]) -> tuple[ClassReport, ...]:

@@ -7,17 +7,8 @@ from defectseg.formats.masks import read as masks
 from defectseg.formats.source import LabelSource
 from defectseg.formats.yolo import read as yolo
 
-KINDS: tuple[Kind, ...] = (
-    masks.KIND,
-    coco.KIND,
-    yolo.KIND,
-    labelme.KIND,
-    cvat.KIND,
-    label_studio.KIND,
-    supervisely.KIND,
-    voc.KIND,
-    severstal.KIND,
-)
+_READERS = (masks, coco, yolo, labelme, cvat, label_studio, supervisely, voc, severstal)
+KINDS: tuple[Kind, ...] = tuple(reader.KIND for reader in _READERS)
 
 
 def recognise(source: LabelSource, name: str | None = None) -> tuple[Kind, str]:

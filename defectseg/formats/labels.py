@@ -18,6 +18,7 @@ Status = Literal["labelled", "unlabelled", "unclear"]
 
 _PARTS: dict[str, Part] = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _PARTS |= {"test": "test", "testing": "test"}
+_ROUNDING_PX = 0.01  # 0.3 of 10 px may be 2.9999 px
 
 
 def part_among(folders: Iterable[str]) -> Part:
@@ -87,11 +88,14 @@ class Box:
     where: str
     in_fractions: bool = False
 
-    def in_px(self, size_hw: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Left, top, width and height in an image of that size."""
-        height, width = size_hw if self.in_fractions else (1, 1)
-        left, top, box_width, box_height = self.box_xywh
-        return left * width, top * height, box_width * width, box_height * height
+    def paint(self, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+        """Its pixels in an image of that size, bool (H, W). What lies outside is cut off."""
+        mask = np.zeros(size_hw, np.bool_)
+        corner, extent = np.reshape(self.box_xywh, (2, 2)) * (size_hw[::-1] if self.in_fractions else (1, 1))
+        left, top = np.floor(corner + _ROUNDING_PX).astype(int).clip(0)
+        right, bottom = np.ceil(corner + extent - _ROUNDING_PX).astype(int).clip(0)
+        mask[top:bottom, left:right] = True
+        return mask
 
 
 @dataclass(frozen=True)

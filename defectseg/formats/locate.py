@@ -58,7 +58,7 @@ class ImageFinder:
             if not wanted or not (there := self._by_name.get(wanted[-1])):
                 continue
             exact = unicodedata.normalize("NFC", name)
-            ranks = [(_shared(wanted, _parts(one.image_id)), exact.endswith(one.path.name)) for one in there]
+            ranks = [(len({*wanted} & {*_parts(one.image_id)}), exact.endswith(one.path.name)) for one in there]
             best = [one for one, rank in zip(there, ranks, strict=True) if rank == max(ranks)]
             if len(best) == 1:
                 return best[0]
@@ -77,16 +77,6 @@ def _parts(name: str) -> list[str]:
         for part in re.split(r"[\\/]", unicodedata.normalize("NFC", path).casefold())
         if part not in ("", ".", "..")
     ]
-
-
-def _shared(wanted: Sequence[str], there: Sequence[str]) -> int:
-    """How many parts of a wanted path occur in another one, in order, counted from the end."""
-    count, place = 0, len(there)
-    for part in reversed(wanted):
-        before = next((index for index in range(place - 1, -1, -1) if there[index] == part), None)
-        if before is not None:
-            count, place = count + 1, before
-    return count
 
 
 def image_ids(paths: Sequence[Path], root: Path) -> dict[Path, str]:
@@ -124,12 +114,13 @@ def place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally)
             path = image.path
         if (other := found.setdefault(path, record)) is not record:
             raise DataError(f"{record.where} and {other.where} both stand for {path}. Keep one of the two.")
-    if not found or (missing and choices.absent is None):
+    is_any_labelled = any(record.shapes for record in found.values())
+    if not found or (missing and (choices.absent is None or not is_any_labelled)):
         what = f"{len(missing)} of {len(labels.records) + len(labels.lonely)} labels have no image: {some(missing)}"
         raise DataError(
-            f"{source.given}: {what}. Give the folder that holds the images.",
+            f"{source.given}: {what}. Give the folder that holds the images, or give both the same names.",
             argument="images",
-            go_on={"absent": "skip"} if found else None,
+            go_on={"absent": "skip"} if is_any_labelled else None,
         )
     if finder and (source.file is None or choices.images):
         _add_others(found, finder.images, tally, unlabelled=labels.file_each and source.file is None)

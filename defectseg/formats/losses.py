@@ -1,7 +1,7 @@
 """What an import or export changes, clips, drops or leaves out."""
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from defectseg.progress import EXAMPLES_SHOWN
@@ -64,28 +64,18 @@ class Loss:
 
 
 class Tally:
-    """Counts losses by kind, with a few examples of each. Several threads may add at the same time."""
+    """Counts losses by kind, with the first few examples of each by name. Several threads may add at the same time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._examples: dict[str, list[str]] = {}
+        self._examples: dict[str, list[str]] = defaultdict(list)
 
     def add(self, kind: str, count: int = 1, *, example: str = "") -> None:
         """Count losses of a kind; `example` names a place where one occurred."""
-        assert kind in LOSSES
         with self._lock:
             self._counts[kind] += count
-            examples = self._examples.setdefault(kind, [])
-            if example and example not in examples and len(examples) < EXAMPLES_SHOWN:
-                examples.append(example)
-
-    def update(self, other: "Tally") -> None:
-        """Add what another tally has counted."""
-        for kind, count in other._counts.items():
-            self.add(kind, count)
-            for example in other._examples[kind]:
-                self.add(kind, 0, example=example)
+            self._examples[kind] = sorted({*self._examples[kind], example} - {""})[:EXAMPLES_SHOWN]
 
     def losses(self) -> tuple[Loss, ...]:
         """What was counted, in the order of `LOSSES`."""

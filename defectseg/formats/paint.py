@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,66 +16,18 @@ from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import DataError
 from defectseg.formats.classes import SOUND_CLASS_ID, Classes
 from defectseg.formats.common import place_image, stem_of, write_png
-from defectseg.formats.labels import Box, Choices, Part
+from defectseg.formats.labels import Box, Choices, Part, Shape
 from defectseg.formats.locate import Placed
 from defectseg.formats.losses import Tally
 from defectseg.image import read, rle
 
-_ROUNDING_PX = 0.01  # 0.3 of 10 px may be 2.9999 px
-
-
-class Canvas:
-    """The masks of one image, painted annotation by annotation.
-
-    Args:
-        size_hw: height and width of the image in pixels.
-        tally: receives what is lost.
-    """
-
-    def __init__(self, size_hw: tuple[int, int], tally: Tally) -> None:
-        self.size_hw = size_hw
-        self._tally = tally
-        self._masks: dict[int, NDArray[np.bool_]] = {}
-        self._boxes = np.zeros(size_hw, np.bool_)
-        self.missed: list[str] = []
-
-    def add_mask(self, class_id: int, mask: NDArray[np.bool_], *, example: str) -> None:
-        """Unite a mask, bool (H, W), with the earlier ones of its class. The canvas keeps the array."""
-        if not mask.any():
-            self._tally.add("no_pixel", example=example)
-            self.missed.append(example)
-        elif class_id in self._masks:
-            self._masks[class_id] |= mask
-            self._tally.add("united")
-        else:
-            self._masks[class_id] = mask
-
-    def erase(self, hole: NDArray[np.bool_]) -> None:
-        """Take pixels, bool (H, W), out of the masks so far."""
-        for mask in self._masks.values():
-            mask &= ~hole
-
-    def add_box(self, left: float, top: float, width: float, height: float, *, example: str) -> None:
-        """Mark a box, in pixels, that holds a defect of unknown shape."""
-        self._tally.add("boxes", example=example)
-        first = np.floor(np.array([top, left]) + _ROUNDING_PX).astype(int).clip(0)
-        end = np.ceil(np.array([top + height, left + width]) - _ROUNDING_PX).astype(int).clip(0)
-        rows, columns = slice(first[0], end[0]), slice(first[1], end[1])
-        self._boxes[rows, columns] = True
-
-    def masks(self) -> dict[int, NDArray[np.bool_]]:
-        """ClassId -> mask, bool (H, W), by ClassId. Pixels in boxes are ignored unless a mask covers them."""
-        masks = {class_id: mask for class_id, mask in self._masks.items() if mask.any()}
-        for mask in self._masks.values():
-            self._boxes &= ~mask
-        if self._boxes.any():
-            masks[IGNORE_CLASS_ID] = self._boxes | masks.get(IGNORE_CLASS_ID, False)
-        return dict(sorted(masks.items()))
-
 
 @dataclass(frozen=True)
 class Painted:
-    """The masks of one image, and what was counted on the way."""
+    """The masks of one image as run-lengths, with their pixels and regions, by ClassId.
+
+    `doubtful_px` counts the pixels of annotations of the class that marks pixels to ignore.
+    """
 
     image_id: str
     part: Part
@@ -82,10 +35,9 @@ class Painted:
     px: Counter[int]
     regions: Counter[int]
     doubtful_px: int
-    tally: Tally
 
 
-def paint(placed: Placed, classes: Classes, choices: Choices, folder: Path, *, link: bool) -> Painted:
+def paint(placed: Placed, classes: Classes, choices: Choices, tally: Tally, folder: Path, *, link: bool) -> Painted:
     """Place an image in a folder, turned if that is asked for, and paint its masks.
 
     Raises:
@@ -93,51 +45,65 @@ def paint(placed: Placed, classes: Classes, choices: Choices, folder: Path, *, l
         LabelError: a shape is not valid.
         DataError: the labels are for another size, or it is not known how the image was turned.
     """
-    record, tally = placed.record, Tally()
+    record = placed.record
     image_id, size_hw = _place(placed, choices, folder, tally, link=link)
-    if record.size_hw is not None and record.size_hw != size_hw:
-        height, width = record.size_hw
+    masks, doubtful_px, missed = _paint_shapes(record.shapes, image_id, size_hw, classes, tally)
+    if missed and not masks and choices.unlabelled != "clean":
         raise DataError(
-            f"{record.where}: the labels are for {width}x{height} px, but {placed.path} has {size_hw[1]}x{size_hw[0]}. "
-            "Use the images that the labels were drawn on."
-        )
-    canvas, doubtful_px = Canvas(size_hw, tally), 0
-    for shape in record.shapes:
-        example = f"{image_id}: {shape.where.rpartition(': ')[2]}"
-        if isinstance(shape, Box):
-            canvas.add_box(*shape.in_px(size_hw), example=example)
-            continue
-        class_id, is_dropped = classes.ids[shape.name], shape.name in classes.dropped
-        if class_id == SOUND_CLASS_ID:
-            tally.add("as_sound", example=example)
-            if shape.covers and not is_dropped:
-                canvas.erase(shape.paint(size_hw))
-            continue
-        mask = shape.paint(size_hw)
-        if class_id == IGNORE_CLASS_ID and (is_dropped or not shape.name):
-            tally.add("dropped" if is_dropped else "no_class", example=example)
-        elif class_id == IGNORE_CLASS_ID:
-            doubtful_px += int(np.count_nonzero(mask))
-        canvas.add_mask(class_id, mask, example=example)
-    masks = canvas.masks()
-    if not masks and choices.unlabelled != "clean" and (nowhere := canvas.missed):
-        raise DataError(
-            f"{record.where}: {nowhere[0].rpartition(': ')[2]} covers no pixel of {placed.path}, nor does another "
-            "label, so that the image would count as sound. Draw it again, or delete it if the steel is sound.",
+            f"{record.where}: {missed[0]} covers no pixel of {placed.path}, nor does another label, so that the image "
+            "would count as sound. Draw it again, or delete it if the steel is sound.",
             go_on={"unlabelled": "clean"},
         )
     labels = {class_id: rle.encode(mask) for class_id, mask in masks.items()}
     px = Counter({class_id: int(np.count_nonzero(mask)) for class_id, mask in masks.items()})
-    regions = Counter({class_id: _count_regions(mask) for class_id, mask in masks.items()})
-    return Painted(image_id, record.part, labels, px, regions, doubtful_px, tally)
+    regions = Counter({one: cv2.connectedComponents(mask.astype(np.uint8))[0] - 1 for one, mask in masks.items()})
+    return Painted(image_id, record.part, labels, px, regions, doubtful_px)
+
+
+def _paint_shapes(
+    shapes: Sequence[Shape | Box], image_id: str, size_hw: tuple[int, int], classes: Classes, tally: Tally
+) -> tuple[dict[int, NDArray[np.bool_]], int, list[str]]:
+    """Masks, bool (H, W), by ClassId; pixels that a class marks to be ignored; the shapes that cover no pixel."""
+    masks: dict[int, NDArray[np.bool_]] = {}
+    boxes, doubtful_px, missed = np.zeros(size_hw, np.bool_), 0, []
+    for shape in shapes:
+        entry = shape.where.rpartition(": ")[2]
+        count = partial(tally.add, example=f"{image_id}: {entry}")
+        if isinstance(shape, Box):
+            count("boxes")
+            boxes |= shape.paint(size_hw)
+            continue
+        class_id, is_dropped = classes.ids[shape.name], shape.name in classes.dropped
+        if class_id == SOUND_CLASS_ID:
+            count("as_sound")
+        elif is_dropped or not shape.name:
+            count("dropped" if is_dropped else "no_class")
+        if class_id == SOUND_CLASS_ID and (is_dropped or not shape.covers):
+            continue
+        mask = shape.paint(size_hw)
+        if class_id == SOUND_CLASS_ID:
+            masks = {other: earlier & ~mask for other, earlier in masks.items()}
+        elif mask.any():
+            tally.add("united", int(class_id in masks))
+            masks[class_id] = mask | masks.get(class_id, False)
+            if class_id == IGNORE_CLASS_ID and shape.name and not is_dropped:
+                doubtful_px += int(np.count_nonzero(mask))
+        else:
+            count("no_pixel")
+            missed.append(entry)
+    for mask in masks.values():
+        boxes &= ~mask
+    masks[IGNORE_CLASS_ID] = boxes | masks.get(IGNORE_CLASS_ID, False)
+    return {class_id: mask for class_id, mask in sorted(masks.items()) if mask.any()}, doubtful_px, missed
 
 
 def _place(placed: Placed, choices: Choices, folder: Path, tally: Tally, *, link: bool) -> tuple[str, tuple[int, int]]:
     """Place an image; its ImageId and its size (H, W)."""
     path, image_id, record = placed.path, placed.image_id, placed.record
     decoded = read.decode(path)
-    size_hw = (decoded.pixels.shape[0], decoded.pixels.shape[1])
-    turn = _orientation(decoded.notes) if record.shapes or record.size_hw not in (None, size_hw) else 1
+    size_hw = decoded.pixels.shape
+    noted = re.search(r"EXIF orientation ([2-8])", " ".join(decoded.notes))
+    turn = int(noted[1]) if noted and (record.shapes or record.size_hw not in (None, size_hw)) else 1
     if turn != 1 and choices.exif is None:
         raise DataError(
             f"{path}: has the EXIF orientation {turn}, and nobody can tell from the file whether the labels were drawn "
@@ -146,12 +112,18 @@ def _place(placed: Placed, choices: Choices, folder: Path, tally: Tally, *, link
         )
     if turn == 1 or choices.exif == "keep":
         place_image(path, folder / image_id, link=link)
-        return image_id, size_hw
-    pixels = _turned(read.decode_stored(read.read_file(path), name=str(path)), turn)
-    image_id = f"{stem_of(image_id)}.png"
-    write_png(folder / image_id, pixels)
-    tally.add("turned", example=image_id)
-    return image_id, (pixels.shape[0], pixels.shape[1])
+    else:
+        pixels = _turned(read.decode_stored(read.read_file(path), name=str(path)), turn)
+        image_id, size_hw = f"{stem_of(image_id)}.png", pixels.shape[:2]
+        write_png(folder / image_id, pixels)
+        tally.add("turned", example=image_id)
+    if record.size_hw is not None and record.size_hw != size_hw:
+        height, width = record.size_hw
+        raise DataError(
+            f"{record.where}: the labels are for {width}x{height} px, but {path} has {size_hw[1]}x{size_hw[0]}. Use "
+            "the images that the labels were drawn on."
+        )
+    return image_id, size_hw
 
 
 def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -160,14 +132,3 @@ def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
         pixels = pixels.swapaxes(0, 1)
     rows, columns = -1 if orientation in (3, 4, 7, 8) else 1, -1 if orientation in (2, 3, 6, 7) else 1
     return np.ascontiguousarray(pixels[::rows, ::columns])
-
-
-def _count_regions(mask: NDArray[np.bool_]) -> int:
-    """Number of 8-connected regions of a mask, bool (H, W)."""
-    return cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)[0] - 1
-
-
-def _orientation(notes: Sequence[str]) -> int:
-    """The EXIF orientation that decoding ignored; 1 if there is none."""
-    found = (re.search(r"EXIF orientation ([2-8])", note) for note in notes)
-    return next((int(match[1]) for match in found if match), 1)

@@ -4,9 +4,9 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 from xml.etree import ElementTree
@@ -19,7 +19,6 @@ from defectseg.progress import Progress
 
 _SKIPPED_FOLDERS = ("__MACOSX",)
 _FEW = 20
-_MOST_KEPT = 2 * _FEW  # the first few of each kind are looked at again and again
 _ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
 
@@ -35,7 +34,8 @@ class LabelSource:
 
     def __init__(self, given: Path, root: Path, file: Path | None = None) -> None:
         self.given, self.root, self.file = given, root, file
-        self._kept: dict[str, Any] = {}
+        # The first few of each kind are looked at again and again. Files of labelme hold their images.
+        self._parsed = lru_cache(2 * _FEW)(self._parse)
 
     @cached_property
     def files(self) -> tuple[str, ...]:
@@ -78,21 +78,18 @@ class LabelSource:
 
     def json(self, file: str) -> Any:
         """The content of a JSON file, which is kept for a while. Raises LabelError if it is none."""
-        return self._parsed(file, "JSON", json.loads)
+        return self._parsed(file, "JSON")
 
     def xml(self, file: str) -> ElementTree.Element:
         """The root element of an XML file, which is kept for a while. Raises LabelError if it is none."""
-        return cast(ElementTree.Element, self._parsed(file, "XML", _parse_xml))
+        return cast(ElementTree.Element, self._parsed(file, "XML"))
 
-    def _parsed(self, file: str, kind: str, parse: Callable[[str], Any]) -> Any:
-        if file not in self._kept:
-            if len(self._kept) >= _MOST_KEPT:  # files of labelme hold their images
-                self._kept.pop(next(iter(self._kept)))
-            try:
-                self._kept[file] = parse(read_text(self.path(file), f"expected {kind}"))
-            except (ValueError, SyntaxError, RecursionError) as error:
-                raise LabelError(f"{self.path(file)}: not valid {kind} ({error}).") from error
-        return self._kept[file]
+    def _parse(self, file: str, kind: str) -> Any:
+        try:
+            text = read_text(self.path(file), f"expected {kind}")
+            return json.loads(text) if kind == "JSON" else _parse_xml(text)
+        except (ValueError, SyntaxError, RecursionError) as error:
+            raise LabelError(f"{self.path(file)}: not valid {kind} ({error}).") from error
 
     def jsons(self) -> Iterator[tuple[str, Any]]:
         """Name and content of the first few JSON files that are valid, to recognise what they are."""
