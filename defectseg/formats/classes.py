@@ -12,6 +12,7 @@ from defectseg.progress import some
 IGNORE_NAMES = ("ignore", "__ignore__", "_ignore_")
 BACKGROUND_NAMES = ("background", "_background_", "__background__")
 SOUND_CLASS_ID = 0
+_SPECIAL = (("ignore", IGNORE_NAMES, IGNORE_CLASS_ID), ("background", BACKGROUND_NAMES, SOUND_CLASS_ID))
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,18 @@ def choose_classes(labels: LabelSet, used: Collection[str], choices: Choices, *,
         DataError: the names cannot tell classes apart, or there are many and nobody named them.
     """
     own = list(dict.fromkeys([*labels.names, *sorted(used)]))
-    background, ignore = ("", "") if labels.numbered else (choices.background, choices.ignore)
-    for option, chosen in (("background", choices.background), ("ignore", choices.ignore)):
-        known = [*IGNORE_NAMES, *BACKGROUND_NAMES, *([] if labels.numbered else map(_tidy, own))]
-        if chosen and not chosen.isdecimal() and chosen not in known:
+    special = {"": IGNORE_CLASS_ID}
+    for option, usual, class_id in _SPECIAL:
+        chosen = getattr(choices, option)
+        if chosen and not chosen.isdecimal() and chosen not in (*IGNORE_NAMES, *BACKGROUND_NAMES, *map(_tidy, own)):
             raise UsageError(f"'{chosen}' is no class of the labels. {where} has {some(own)}.", argument=option)
-    special = {name: IGNORE_CLASS_ID for name in own if _is(name, IGNORE_NAMES, ignore)}
-    special |= {name: SOUND_CLASS_ID for name in own if _is(name, BACKGROUND_NAMES, background)}
-    special |= {name: IGNORE_CLASS_ID for name in own if not name}
+        if chosen and not labels.numbered:
+            special |= {name: class_id for name in own if _tidy(name) == chosen}
+        else:
+            special |= {name: class_id for name in own if _tidy(name).lower() in usual}
     own = [name for name in own if name not in special]
     if labels.numbered:
-        names = _name_numbers(own, used, choices.classes, where)
+        names = _name_numbers(own, choices.classes, where)
         return Classes(names, {name: int(name) for name in own} | special)
     own = own or list(choices.classes or ())
     if not own:
@@ -70,18 +72,12 @@ def choose_classes(labels: LabelSet, used: Collection[str], choices: Choices, *,
     return Classes(names, ids | special, frozenset(old for old, new in target.items() if not new))
 
 
-def _is(name: str, usual: Sequence[str], chosen: str) -> bool:
-    return _tidy(name) == chosen if chosen else _tidy(name).lower() in usual
-
-
 def _tidy(name: str) -> str:
     """Line ends and repeated blanks become single blanks."""
     return " ".join(name.split())
 
 
-def _name_numbers(
-    own: Sequence[str], used: Collection[str], given: Sequence[str] | None, where: str
-) -> tuple[str, ...]:
+def _name_numbers(own: Sequence[str], given: Sequence[str] | None, where: str) -> tuple[str, ...]:
     largest = max(map(int, own), default=1)
     if given is None:
         if len(own) > MOST_UNNAMED_CLASSES:

@@ -1,7 +1,7 @@
 """The entry of `defectseg data import`: labels of any known kind become a data folder, whole or not at all."""
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -119,9 +119,7 @@ def import_labels(
             _check_meant(painted, labels, choices, where=str(src))
             for one in not_labelled:
                 place_image(one.path, folder / one.image_id, link=link)
-            folds = _write_tables(building, classes, painted, not_labelled)
-            for path in labels.keep:
-                place_image(path, building / path.name, link=False)
+            folds = _write_tables(building, labels, classes, painted, not_labelled)
     inside = str(source.root / "x")[:-1]  # paths are told as seen from the source, which may be an unpacked archive
     return ImportReport(
         recognised.name,
@@ -154,13 +152,12 @@ def _sort_out(
             f"{where}: nothing is labelled in {len(placed)} images. {labels.hint}".strip(),
             go_on={"unlabelled": "clean"},
         )
-    boxes = [shape for shape in shapes if isinstance(shape, Box)]
-    vague: Sequence[Shape | Box] = boxes or [shape for shape in shapes if not shape.name]
+    vague = [shape for shape in shapes if isinstance(shape, Box) or not shape.name]
     if vague and choices.boxes is None:
         raise DataError(
-            f"{where}: {'boxes without an outline' if boxes else 'labels without a class'}: {len(vague)} of "
-            f"{len(shapes)} labels (the first: {vague[0].where}). Nobody knows which of their pixels show which "
-            "defect. Complete them, or have their pixels ignored: they are then neither defect nor sound steel.",
+            f"{where}: {len(vague)} of {len(shapes)} labels are boxes without an outline, or have no class (the first: "
+            f"{vague[0].where}). Nobody knows which of their pixels show which defect. Complete them, or have their "
+            "pixels ignored: they then count neither as defect nor as sound steel.",
             go_on={"boxes": "ignore"},
         )
     unclear = [one.image_id for one in placed if one.record.status == "unclear"]
@@ -212,15 +209,17 @@ def _check_meant(painted: Sequence[Painted], labels: LabelSet, choices: Choices,
         )
     if not any(image.px for image in painted) and choices.unlabelled != "clean":
         raise DataError(
-            f"{where}: the labels cover no pixel of {len(painted)} images, so that all would count as sound.",
+            f"{where}: the labels cover no pixel of any image, so that all would count as sound.",
             go_on={"unlabelled": "clean"},
         )
 
 
 def _write_tables(
-    building: Path, classes: Classes, painted: Sequence[Painted], not_labelled: Sequence[Placed]
+    building: Path, labels: LabelSet, classes: Classes, painted: Sequence[Painted], not_labelled: Sequence[Placed]
 ) -> dict[str, Fold]:
     """Write all tables. Returns ImageId -> part, where the source has parts other than train."""
+    for path in labels.keep:
+        place_image(path, building / path.name, link=False)
     write_class_names(building, classes.names)
     write_label_table(building, {image.image_id: image.labels for image in painted})
     if not_labelled:
@@ -233,13 +232,11 @@ def _write_tables(
 
 
 def _report_classes(classes: Classes, painted: Sequence[Painted]) -> tuple[ClassReport, ...]:
-    images = Counter(class_id for image in painted for class_id in image.labels)
-    regions = sum((image.regions for image in painted), Counter[int]())
-    px = sum((image.px for image in painted), Counter[int]())
-    olds: dict[int, tuple[str, ...]] = defaultdict(tuple)
-    for old, number in classes.ids.items():
-        olds[number] += (old,)
-    return tuple(
-        ClassReport(number, name, olds[number], images[number], regions[number], px[number])
-        for number, name in enumerate(classes.names, start=1)
-    )
+    reports = []
+    for number, name in enumerate(classes.names, start=1):
+        source_names = tuple(old for old, class_id in classes.ids.items() if class_id == number)
+        images = [image for image in painted if number in image.labels]
+        regions = sum(image.regions[number] for image in images)
+        px = sum(image.px[number] for image in images)
+        reports.append(ClassReport(number, name, source_names, len(images), regions, px))
+    return tuple(reports)

@@ -79,14 +79,6 @@ def _parts(name: str) -> list[str]:
     ]
 
 
-def image_ids(paths: Sequence[Path], root: Path) -> dict[Path, str]:
-    """ImageIds of images below `root`: their paths below the last folder called "images" or so, or the common one."""
-    common = Path(os.path.commonpath([path.parent for path in paths]))
-    between = [folder for folder in (common, *common.parents) if folder.is_relative_to(root)]
-    base = next((folder for folder in between if folder.name.lower() in _IMAGE_FOLDERS), common)
-    return {path: path.relative_to(base).as_posix() for path in paths}
-
-
 @dataclass(frozen=True)
 class Placed:
     """The labels of one image, its file and its ImageId."""
@@ -123,23 +115,29 @@ def place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally)
             go_on={"absent": "skip"} if is_any_labelled else None,
         )
     if finder and (source.file is None or choices.images):
-        _add_others(found, finder.images, tally, unlabelled=labels.file_each and source.file is None)
-    below = labels.roots and ImageFinder(labels.roots).images
-    names = {image.path: image.image_id for image in below} if below else image_ids(list(found), root)
-    for path in found:
-        check_image_id(names[path], where=escaped(path))
+        beside = {path.parent for path in found} if labels.file_each and source.file is None else set()
+        for image in finder.images:
+            if image.path not in found and image.path.parent in beside:
+                found[image.path] = Record(image.path, str(image.path), status="unlabelled")
+            elif image.path not in found:
+                tally.add("unlisted_images", example=image.image_id)
+    names = _name(list(found), labels.roots, root)
     if choices.exif == "turn":  # turned images end in .png
         index_unique(((stem_of(names[path]), path) for path in found), "images")
     return [Placed(found[path], path, names[path]) for path in sorted(found, key=names.__getitem__)], missing
 
 
-def _add_others(found: dict[Path, Record], images: Sequence[FoundImage], tally: Tally, *, unlabelled: bool) -> None:
-    """Count the images that no label names, or add those that lie beside labelled ones as not labelled."""
-    beside = {path.parent for path in found} if unlabelled else set()
-    for image in images:
-        if image.path in found:
-            continue
-        if image.path.parent in beside:
-            found[image.path] = Record(image.path, str(image.path), status="unlabelled")
-        else:
-            tally.add("unlisted_images", example=image.image_id)
+def _name(paths: Sequence[Path], roots: Sequence[Path], root: Path) -> dict[Path, str]:
+    """ImageIds of images: their paths below `roots`; without these, below the folder called "images" or so, if one
+    holds all of them, or below their common folder. Raises DataError.
+    """
+    if roots:
+        names = {image.path: image.image_id for image in ImageFinder(roots).images}
+    else:
+        common = Path(os.path.commonpath([path.parent for path in paths]))
+        between = [folder for folder in (common, *common.parents) if folder.is_relative_to(root)]
+        base = next((folder for folder in between if folder.name.lower() in _IMAGE_FOLDERS), common)
+        names = {path: path.relative_to(base).as_posix() for path in paths}
+    for path in paths:
+        check_image_id(names[path], where=escaped(path))
+    return names

@@ -72,6 +72,7 @@ def _paint_shapes(
         if isinstance(shape, Box):
             count("boxes")
             boxes |= shape.paint(size_hw)
+            missed += [] if boxes.any() else [entry]
             continue
         class_id, is_dropped = classes.ids[shape.name], shape.name in classes.dropped
         if class_id == SOUND_CLASS_ID:

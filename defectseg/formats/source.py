@@ -17,9 +17,7 @@ from defectseg.formats.common import read_text
 from defectseg.image.find import IMAGE_SUFFIXES
 from defectseg.progress import Progress
 
-_SKIPPED_FOLDERS = ("__MACOSX",)
 _FEW = 20
-_ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
 
 class LabelSource:
@@ -49,7 +47,7 @@ class LabelSource:
                 subfolders.clear()
                 continue
             seen.add(real)
-            subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in _SKIPPED_FOLDERS]
+            subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != "__MACOSX"]
             prefix = Path(folder).relative_to(self.root).as_posix()
             found += [name if prefix == "." else f"{prefix}/{name}" for name in names if not name.startswith(".")]
         return tuple(sorted(found))
@@ -128,7 +126,7 @@ def open_source(src: Path, *, beside: Path, progress: Progress) -> Iterator[Labe
     elif not os.path.isfile(src):  # noqa: PTH113
         raise DataError(f"{src}: no such file or folder, or no permission to see it; expected labels.")
     elif not zipfile.is_zipfile(src):
-        if src.name.lower().endswith(_ARCHIVES):
+        if src.name.lower().endswith((".zip", ".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")):
             raise DataError(f"{src}: no whole ZIP archive. Download it again, or unpack it and give the folder.")
         yield LabelSource(src, src.parent, src)
     else:

@@ -97,7 +97,7 @@ def test_what_is_missing_or_may_mean_two_things_stops_and_the_named_flag_goes_on
     done = call(*arguments, "--classes", "crack=dent")
     assert done.code == 0
     assert "note: labels without an image, left out: b.png" in done.out
-    assert "note: 1 boxes have no outline" in done.out
+    assert "note: Boxes without an outline: 1." in done.out
     assert done.out.endswith("1 images, 0 with a defect, 0 sound, 0 not labelled; 4 px to ignore: out\n")
     assert (tmp_path / "out/classes.txt").read_text() == "dent\n"
 

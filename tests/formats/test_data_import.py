@@ -130,10 +130,14 @@ def test_marks_to_ignore_and_background_are_known_by_name_and_in_any_case(
 @pytest.mark.parametrize(
     ("shapes", "expected", "choices"),
     [
-        ([PIT, box("ignore", 5, 1, 7, 4)], "6 px are marked to be ignored, but only 4 px.*ignore='ignore'", {"ignore": "ignore"}),
+        (
+            [PIT, box("ignore", 5, 1, 7, 4)],
+            "6 px are marked to be ignored, but only 4 px.*ignore='ignore'",
+            {"ignore": "ignore"},
+        ),
         ([], "nothing is labelled in 1 images.*unlabelled='clean'", {"unlabelled": "clean"}),
         ([box("pit", 3, 3, 3, 3)], "covers no pixel of .*unlabelled='clean'", {"unlabelled": "clean"}),
-        ([box("background", 0, 0, 9, 6)], "cover no pixel of 1 images.*unlabelled='clean'", {"unlabelled": "clean"}),
+        ([box("background", 0, 0, 9, 6)], "cover no pixel of any image.*unlabelled='clean'", {"unlabelled": "clean"}),
     ],
 )
 def test_what_can_hardly_be_meant_stops_and_names_the_way_on(
@@ -308,13 +312,20 @@ def test_labels_of_another_size_are_refused(cvat: Callable[..., Path], tmp_path:
         import_labels(cvat(image("a.png", PIT, size_hw=(12, 20))), tmp_path / "out")
 
 
-def test_a_label_beside_its_image_does_not_make_the_image_sound(cvat: Callable[..., Path], tmp_path: Path) -> None:
-    outside = box("pit", WIDTH + 2, 1, WIDTH + 5, 4)
-    src = cvat(image("a.png", PIT), image("b.png", outside))
-    with pytest.raises(DataError, match=r"annotations\.xml: b\.png: polygon 1 covers no pixel of .*as sound") as caught:
-        import_labels(src, tmp_path / "out")
+@pytest.mark.parametrize("tag", ["polygon", "box"])
+def test_a_label_beside_its_image_does_not_make_the_image_sound(
+    cvat: Callable[..., Path], tmp_path: Path, tag: str
+) -> None:
+    outside = {
+        "polygon": box("pit", WIDTH + 2, 1, WIDTH + 5, 4),
+        "box": f'<box label="pit" xtl="{WIDTH + 2}" ytl="1" xbr="{WIDTH + 5}" ybr="4"/>',
+    }
+    src = cvat(image("a.png", PIT), image("b.png", outside[tag]))
+    expected = rf"annotations\.xml: b\.png: {tag} 1 covers no pixel of .*as sound"
+    with pytest.raises(DataError, match=expected) as caught:
+        import_labels(src, tmp_path / "out", Choices(boxes="ignore"))
     assert caught.value.go_on == {"unlabelled": "clean"}
-    assert import_labels(src, tmp_path / "out", Choices(unlabelled="clean")).sound_images == 1
+    assert import_labels(src, tmp_path / "out", Choices(boxes="ignore", unlabelled="clean")).sound_images == 1
 
 
 def test_labels_that_fit_no_image_do_not_make_all_images_sound(cvat: Callable[..., Path], tmp_path: Path) -> None:
