@@ -72,7 +72,7 @@ def download_severstal(
 @app.command()
 def check(
     root: DataFolder,
-    against: Annotated[Path | None, Option(help="Other folder, to share no image with.", metavar="OTHER_DIR")] = None,
+    against: Annotated[Path | None, Option(help="Other folder that must share no image.", metavar="OTHER_DIR")] = None,
     out: Annotated[Path | None, Option(help="Write JSON, a contact sheet and a report here.", metavar="OUT")] = None,
     overwrite: Overwrite = False,
     bit_depth: BitDepth = None,

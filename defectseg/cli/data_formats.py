@@ -39,16 +39,14 @@ def import_labels(
     absent: Annotated[Literal["skip"] | None, Option(help="Leave out labels whose image is not there.")] = None,
     classes: Annotated[
         str | None,
-        Option(help="All classes in order; OLD=NEW renames, OLD= drops. Without names: 1, 2, ...", metavar="A,B,C"),
+        Option(help="All classes in order. OLD=NEW renames, OLD= drops. Entry n names the value n.", metavar="A,B,C"),
     ] = None,
     unlabelled: Annotated[
         Literal["clean", "skip"] | None,
         Option(help="Images without labels: clean takes them as sound, skip keeps them out of training."),
     ] = None,
     boxes: Annotated[Literal["ignore"] | None, Option(help="Ignore the pixels of boxes without an outline.")] = None,
-    dropped: Annotated[
-        Literal["sound"] | None, Option(help="Pixels of dropped classes are sound, not ignored.")
-    ] = None,
+    dropped: Annotated[Literal["sound"] | None, Option(help="Dropped classes are sound steel, not ignored.")] = None,
     exif: Annotated[
         Literal["keep", "turn"] | None,
         Option(help="Images with an EXIF orientation: labels were drawn as stored (keep) or displayed (turn)."),

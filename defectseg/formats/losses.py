@@ -28,7 +28,7 @@ LOSSES = {
     "no_pixel": "Annotations that hold no centre of a pixel of their image, and were left out: {count}.",
     "as_sound": "Annotations that count as sound steel, as their class says: {count}.",
     "dropped": "Annotations of dropped classes, whose pixels are ignored: {count}.",
-    "united": "Annotations united with others of their class and image, which have one mask: {count}.",
+    "united": "Annotations united with others of their class and image into one mask: {count}.",
     "turned": "Images turned as EXIF says, into PNG: {count}. `predict` sees files as stored: turn those, too.",
     "unlisted_images": "Images in the folder that the labels do not name, and that were left out: {count}.",
     "other_file": "Files that are not of this kind, and were passed over: {count}.",
