@@ -48,9 +48,7 @@ def choose_classes(labels: LabelSet, used: Collection[str], choices: Choices, *,
     for option, usual, class_id in _SPECIAL:
         chosen = getattr(choices, option)
         if chosen and not chosen.isdecimal() and chosen not in (*IGNORE_NAMES, *BACKGROUND_NAMES, *map(_tidy, own)):
-            raise UsageError(
-                f"'{chosen}' is no class of the labels. {where} has {some(filter(None, own))}.", argument=option
-            )
+            raise UsageError(f"'{chosen}' is no class. {where} has {some(filter(None, own))}.", argument=option)
         if chosen and not labels.numbered:
             special |= {name: class_id for name in own if _tidy(name) == chosen}
         else:
