@@ -1,6 +1,5 @@
 """SRC of an import: a file, a folder, or a ZIP archive, which is unpacked."""
 
-import json
 import os
 import tempfile
 import zipfile
@@ -13,9 +12,9 @@ from xml.etree import ElementTree
 
 from defectseg.errors import DataError, DefectsegError, LabelError
 from defectseg.files import resource_errors, unpack_zip
-from defectseg.formats.common import read_text
 from defectseg.image.find import IMAGE_SUFFIXES
 from defectseg.progress import Progress
+from defectseg.text import read_json, read_xml
 
 _SKIPPED_FOLDERS = ("__MACOSX",)
 _FEW = 20
@@ -78,20 +77,17 @@ class LabelSource:
 
     def json(self, file: str) -> Any:
         """The content of a JSON file, which is kept for a while. Raises LabelError if it is none."""
-        return self._parsed(file, "JSON", json.loads)
+        return self._parsed(file, read_json)
 
     def xml(self, file: str) -> ElementTree.Element:
         """The root element of an XML file, which is kept for a while. Raises LabelError if it is none."""
-        return cast(ElementTree.Element, self._parsed(file, "XML", _parse_xml))
+        return cast(ElementTree.Element, self._parsed(file, read_xml))
 
-    def _parsed(self, file: str, kind: str, parse: Callable[[str], Any]) -> Any:
+    def _parsed(self, file: str, parse: Callable[[Path], Any]) -> Any:
         if file not in self._kept:
             if len(self._kept) >= _MOST_KEPT:  # files of labelme hold their images
                 self._kept.pop(next(iter(self._kept)))
-            try:
-                self._kept[file] = parse(read_text(self.path(file), f"expected {kind}"))
-            except (ValueError, SyntaxError, RecursionError) as error:
-                raise LabelError(f"{self.path(file)}: not valid {kind} ({error}).") from error
+            self._kept[file] = parse(self.path(file))
         return self._kept[file]
 
     def jsons(self) -> Iterator[tuple[str, Any]]:
@@ -105,13 +101,6 @@ class LabelSource:
         for file in self.with_suffix(".xml")[:_FEW]:
             with suppress(LabelError):
                 yield file, self.xml(file)
-
-
-def _parse_xml(text: str) -> ElementTree.Element:
-    if "<!DOCTYPE" in text:
-        raise ValueError("it has a document type, whose entities can grow without limit; remove it")
-    parser = ElementTree.XMLParser(encoding="utf-8")  # whatever the file says of itself  # noqa: S314
-    return ElementTree.fromstring(text.encode(), parser)  # noqa: S314 - no entities
 
 
 def _refuse_folder(error: OSError) -> None:
