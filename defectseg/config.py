@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from defectseg.errors import ConfigError
+from defectseg.errors import ConfigError, DataError
+from defectseg.text import parse_yaml, read_text
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -210,14 +211,14 @@ def dump_recipe(recipe: Recipe) -> str:
 def _read_recipe(name_or_path: str) -> tuple[str, dict[str, Any]]:
     shipped = shipped_recipes()
     path = shipped.get(name_or_path, Path(name_or_path))
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         close = difflib.get_close_matches(name_or_path, shipped, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{name_or_path}: no such file, nor a shipped recipe ({', '.join(shipped)}).{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}). Expected a YAML text file.") from None
+        raise ConfigError(f"{name_or_path}: no such file, nor a shipped recipe ({', '.join(shipped)}).{hint}")
+    try:
+        content = parse_yaml(read_text(path, "expected a YAML text file"))
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
@@ -233,7 +234,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise ConfigError(f"{override}: expected key=value, for example training.epochs=5")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"{override}: the value is not valid YAML; quote it if it has special signs") from None
     *parents, leaf = key.strip().split(".")

@@ -1,10 +1,8 @@
-"""Files: atomic writes, locks, the guard for result folders, CSV tables, and safe reading."""
+"""Files: atomic writes, locks, the guard for result folders, writing of CSV tables, and safe reading."""
 
 import csv
 import errno
-import gzip
 import hashlib
-import io
 import lzma
 import os
 import re
@@ -15,7 +13,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -295,68 +292,6 @@ def check_image_id(image_id: str, *, where: str) -> None:
             f"{where}: ImageId {image_id!r} is not a path below train_images/; expected a name such as 'a.jpg' or "
             "'line1/a.jpg' (no drive, no leading '/', no '..', no backslash)."
         )
-
-
-@dataclass(frozen=True)
-class CsvTable:
-    """Header and rows of a CSV file; every row has as many fields as the header.
-
-    Attributes:
-        path: the file, for messages.
-        header: the names of the columns, stripped.
-        rows: line number in the file (the header is line 1) and fields.
-        ragged: line number and field count of the rows left out because their count differs from the header's.
-    """
-
-    path: Path
-    header: tuple[str, ...]
-    rows: list[tuple[int, list[str]]]
-    ragged: list[tuple[int, int]]
-
-    def columns(self, *names: str) -> tuple[int, ...] | None:
-        """Indices of the named columns, ignoring case; None if one is missing."""
-        lower = [name.lower() for name in self.header]
-        wanted = [name.lower() for name in names]
-        return tuple(lower.index(name) for name in wanted) if all(name in lower for name in wanted) else None
-
-
-def read_csv(path: Path) -> CsvTable:
-    """Read a CSV file (UTF-8, comma-separated, gzip recognised by its content). Empty lines are skipped.
-
-    Raises:
-        LabelError: it is missing, empty, truncated, or not UTF-8 CSV.
-    """
-    csv.field_size_limit(2**31 - 1)  # the run-lengths of a large mask exceed the default of 128 KiB
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""))
-    rows: list[tuple[int, list[str]]] = []
-    ragged: list[tuple[int, int]] = []
-    try:
-        header = tuple(name.strip() for name in next(reader, []))
-        for fields in reader:
-            if len(fields) == len(header):
-                rows.append((reader.line_num, fields))
-            elif fields:
-                ragged.append((reader.line_num, len(fields)))
-    except csv.Error as error:
-        raise LabelError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
-    if not header:
-        raise LabelError(f"{path}: the file is empty; expected a header line and rows.")
-    return CsvTable(path, header, rows, ragged)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise LabelError(f"{path}: the gzip file is damaged or cut short. Copy it again.") from error
-    except OSError as error:
-        raise LabelError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except UnicodeDecodeError as error:
-        kind = "a zip archive; unpack it" if content.startswith(b"PK") else "not UTF-8 text; save it as CSV UTF-8"
-        raise LabelError(f"{path}: is {kind}.") from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from defectseg.errors import DataError
 from defectseg.files import write_text
+from defectseg.text import read_text
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +28,8 @@ def read_class_names(root: Path, largest_class_id: int) -> tuple[str, ...]:
     path = root / CLASSES_NAME
     if not path.exists():
         return tuple(f"class {number}" for number in range(1, max(_FEWEST_UNNAMED_CLASSES, largest_class_id) + 1))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected UTF-8 text with a name on each line.") from error
-    return tuple(line.strip() for line in text.rstrip().splitlines())
+    lines = read_text(path, "expected a name on each line").rstrip().splitlines()
+    return tuple(line.strip() for line in lines)
 
 
 def check_class_names(names: Sequence[str], *, where: str) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from unicodedata import normalize
 
 from defectseg.errors import LabelError
-from defectseg.files import check_image_id, read_csv
+from defectseg.files import check_image_id
 from defectseg.progress import some
+from defectseg.text import read_csv
 
 
 def respellings(listed: Iterable[str], image_ids: Iterable[str], *, where: Path) -> dict[str, str]:

@@ -15,8 +15,9 @@ from typing import Literal
 from defectseg.data.classes import CLASSES_NAME, MAX_CLASSES, read_class_names
 from defectseg.data.names import respellings
 from defectseg.errors import LabelError
-from defectseg.files import CsvTable, atomic_csv, check_image_id, read_csv
+from defectseg.files import atomic_csv, check_image_id
 from defectseg.image import rle
+from defectseg.text import CsvTable, read_csv
 
 log = logging.getLogger(__name__)
 

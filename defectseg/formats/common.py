@@ -6,8 +6,7 @@ from pathlib import Path
 
 import cv2
 
-from defectseg.errors import DataError, LabelError
-from defectseg.files import open_regular
+from defectseg.errors import DataError
 
 IGNORE_NAME = "ignore"  # the name of ClassId 255 in formats that know classes by name
 
@@ -28,17 +27,6 @@ def index_unique(files: Iterable[tuple[str, Path]], kind: str) -> dict[str, Path
                 "and its labels."
             )
     return file_of
-
-
-def read_text(path: Path, expected: str) -> str:
-    """UTF-8 text, with or without a byte-order mark. Raises LabelError, which says what was expected."""
-    try:
-        with open_regular(path) as handle:
-            return handle.read().decode("utf-8-sig")
-    except OSError as error:
-        raise LabelError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except UnicodeDecodeError as error:
-        raise LabelError(f"{path}: not UTF-8 text; {expected}. Save it as UTF-8, or unpack an archive.") from error
 
 
 def write_png(path: Path, pixels: cv2.typing.MatLike) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
 from defectseg.files import new_folder
-from defectseg.formats.common import place_image, read_text, stem_of
+from defectseg.formats.common import place_image, stem_of
 from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
 from defectseg.formats.losses import Tally
@@ -20,6 +20,7 @@ from defectseg.formats.polygons import Piece, cut_pieces, pixel_outline
 from defectseg.formats.reading import find_json, jsons_of, paint_bitmap, points_of, reaches_beyond, size_of, value_at
 from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent
+from defectseg.text import read_text
 
 NAMES_FILE = "labels.txt"
 _IGNORE_NAME, _BACKGROUND_NAME = "__ignore__", "_background_"

@@ -8,13 +8,13 @@ from defectseg.data.folder import GROUPS_NAME, IMAGES_NAME, read_not_labelled
 from defectseg.data.split import SPLIT_NAME
 from defectseg.data.table import IGNORE_CLASS_ID, TABLE_NAMES, scan_label_rows
 from defectseg.errors import LabelError
-from defectseg.files import read_csv
 from defectseg.formats.classes import IGNORE_NAMES
 from defectseg.formats.labels import Choices, Kind, LabelSet, Record, Shape, Status
 from defectseg.formats.losses import Tally
 from defectseg.formats.source import LabelSource
 from defectseg.image import rle
 from defectseg.image.find import find_images
+from defectseg.text import read_csv
 
 _SAMPLE_NAME = "sample_submission.csv"
 

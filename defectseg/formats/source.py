@@ -1,6 +1,5 @@
 """SRC of an import: a file, a folder, or a ZIP archive, which is unpacked."""
 
-import json
 import os
 import tempfile
 import zipfile
@@ -13,9 +12,9 @@ from xml.etree import ElementTree
 
 from defectseg.errors import DataError, DefectsegError, LabelError
 from defectseg.files import resource_errors, unpack_zip
-from defectseg.formats.common import read_text
 from defectseg.image.find import IMAGE_SUFFIXES
 from defectseg.progress import Progress
+from defectseg.text import read_json, read_xml
 
 _FEW = 20
 
@@ -33,7 +32,7 @@ class LabelSource:
     def __init__(self, given: Path, root: Path, file: Path | None = None) -> None:
         self.given, self.root, self.file = given, root, file
         # The first few of each kind are looked at again and again. Files of labelme hold their images.
-        self._parsed = lru_cache(2 * _FEW)(self._parse)
+        self._parsed = lru_cache(2 * _FEW)(lambda parse, file: parse(self.root / file))
 
     @cached_property
     def files(self) -> tuple[str, ...]:
@@ -76,18 +75,11 @@ class LabelSource:
 
     def json(self, file: str) -> Any:
         """The content of a JSON file, which is kept for a while. Raises LabelError if it is none."""
-        return self._parsed(file, "JSON")
+        return self._parsed(read_json, file)
 
     def xml(self, file: str) -> ElementTree.Element:
         """The root element of an XML file, which is kept for a while. Raises LabelError if it is none."""
-        return cast(ElementTree.Element, self._parsed(file, "XML"))
-
-    def _parse(self, file: str, kind: str) -> Any:
-        try:
-            text = read_text(self.path(file), f"expected {kind}")
-            return json.loads(text) if kind == "JSON" else _parse_xml(text)
-        except (ValueError, SyntaxError, RecursionError) as error:
-            raise LabelError(f"{self.path(file)}: not valid {kind} ({error}).") from error
+        return cast(ElementTree.Element, self._parsed(read_xml, file))
 
     def jsons(self) -> Iterator[tuple[str, Any]]:
         """Name and content of the first few JSON files that are valid, to recognise what they are."""
@@ -100,13 +92,6 @@ class LabelSource:
         for file in self.with_suffix(".xml")[:_FEW]:
             with suppress(LabelError):
                 yield file, self.xml(file)
-
-
-def _parse_xml(text: str) -> ElementTree.Element:
-    if "<!DOCTYPE" in text:
-        raise ValueError("it has a document type, whose entities can grow without limit; remove it")
-    parser = ElementTree.XMLParser(encoding="utf-8")  # whatever the file says of itself  # noqa: S314
-    return ElementTree.fromstring(text.encode(), parser)  # noqa: S314 - no entities
 
 
 def _refuse_folder(error: OSError) -> None:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defectseg.errors import DataError, LabelError, OutputExistsError
-from defectseg.files import CsvTable, atomic_csv, read_csv
+from defectseg.files import atomic_csv
 from defectseg.predict.output import read_results
 from defectseg.predict.tables import RLE, STATUS_UNREADABLE
 from defectseg.progress import some
+from defectseg.text import CsvTable, read_csv
 
 _LAYOUTS = ("ImageId", "ClassId", "EncodedPixels"), ("ImageId_ClassId", "EncodedPixels")
 _PLACEHOLDER = "0"  # the sample of the competition has one row for each image, with ClassId 0

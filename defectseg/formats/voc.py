@@ -7,12 +7,12 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from defectseg.errors import LabelError
-from defectseg.formats.common import read_text
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_of
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
 from defectseg.formats.reading import parse_numbers, reaches_beyond
 from defectseg.formats.source import LabelSource
+from defectseg.text import read_text
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 

@@ -56,7 +56,7 @@ def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], O
         outputs = run["key"]["outputs"]
         choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"])
         return {**run, "status": run["status"], "runs": list(run["runs"])}, choice
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise kind(f"{path}: not as predict writes it. Choose another folder; this one is left alone.") from None
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from defectseg.config import Frozen
-from defectseg.errors import ConfigError, DataError
+from defectseg.errors import ConfigError
 from defectseg.files import write_text
 from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, Thresholds, read_model_info
+from defectseg.text import read_json
 
 _MODEL_SUFFIXES = (".safetensors", OPENVINO_SUFFIX, ONNX_SUFFIX)
 _EXPECTED = "Expected a model, or a file of thresholds that defectseg tune wrote."
@@ -47,9 +48,7 @@ def read_thresholds(path: Path, class_names: Sequence[str]) -> Thresholds:
 
 def _read_json(path: Path) -> _Content:
     try:
-        content = _Content.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}). {_EXPECTED}") from error
+        content = _Content.model_validate(read_json(path))
     except ValidationError as error:
         problem = error.errors()[0]
         where, what = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")

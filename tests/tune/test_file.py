@@ -71,8 +71,8 @@ def test_invalid_content_is_refused_with_the_file(tmp_path: Path, changes: dict[
     ("name", "content", "kind", "told"),
     [
         ("absent.json", None, DataError, "cannot be read"),
-        ("t.json", b"{", ConfigError, "Invalid JSON"),
-        ("t.json", b"\xff\xfe", ConfigError, "Invalid JSON"),
+        ("t.json", b"{", DataError, "not valid JSON"),
+        ("t.json", b"\xff\xfe", DataError, "not UTF-8"),
         ("t.json", b"[]", ConfigError, "Expected a model, or a file"),
         ("m.safetensors", b"weights", ModelError, "not a model file"),
         ("absent.safetensors", None, ModelError, "no such model file"),

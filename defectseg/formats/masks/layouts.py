@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from defectseg.formats.common import index_unique, read_text
+from defectseg.formats.common import index_unique
 from defectseg.formats.labels import Part, part_of
 from defectseg.formats.source import LabelSource
 from defectseg.image.find import IMAGE_SUFFIXES, find_images
+from defectseg.text import read_text
 
 _PART = "train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|tr|ts"
 _IMAGES = "(?:source )?images?|jpegimages|imgs?|img_dir"

@@ -7,9 +7,9 @@ from pathlib import PurePosixPath
 
 from defectseg.errors import LabelError
 from defectseg.formats.classes import BACKGROUND_NAMES, IGNORE_NAMES
-from defectseg.formats.common import read_text
 from defectseg.formats.masks.layouts import is_mask_folder
 from defectseg.formats.source import LabelSource
+from defectseg.text import read_text
 
 LABELMAP, _DATASET, _VALUES = "labelmap.txt", "dataset.json", "_classes.csv"
 _LISTS = ("class_names.txt", "labels.txt", "classes.txt")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from defectseg.data.classes import MAX_CLASSES, check_class_names
 from defectseg.errors import LabelError
-from defectseg.formats.common import index_unique, read_text
+from defectseg.formats.common import index_unique
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_among, part_of
 from defectseg.formats.locate import ImageFinder
 from defectseg.formats.losses import Tally
@@ -24,11 +24,11 @@ from defectseg.formats.polygons import lies_within
 from defectseg.formats.source import LabelSource
 from defectseg.formats.yolo.write import OWN_LINE, label_path
 from defectseg.image.find import FoundImage
+from defectseg.text import parse_yaml, read_text
 
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 _NAMES_FILES = ("obj.names", "classes.txt")
 _FEW = 20
-_LONGEST_YAML = 1_000_000  # which takes PyYAML half a minute
 _EXPECTED = "expected numbers: a class, then x, y pairs of three points or more, or the four numbers of a box"
 _BEYOND = (1.0, 1.0)  # tools let points stray over the border; farther out, the numbers are pixels
 _NO_PARTS = ("names", "nc", "path", "classes", "backup", "download")
@@ -137,11 +137,11 @@ def _read_description(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".data":
         text = re.sub("[ \t]*=[ \t]*", ": ", text)  # train = train.txt
     try:
-        document = yaml.load(text, yaml.BaseLoader) if len(text) <= _LONGEST_YAML else None  # noqa: S506 - only texts
-    except (yaml.YAMLError, RecursionError) as error:
+        document = parse_yaml(text, yaml.BaseLoader)  # which makes no numbers of texts
+    except yaml.YAMLError as error:
         raise LabelError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]}); {expected}.") from error
     if not isinstance(document, dict) or "kpt_shape" in document:
-        raise LabelError(f"{path}: {expected}, of up to {_LONGEST_YAML} letters, and no key points ('kpt_shape').")
+        raise LabelError(f"{path}: {expected}, and no key points ('kpt_shape').")
     return document
 
 
