@@ -1,12 +1,12 @@
 """What imports and exports share: names, text files, pictures."""
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 
 from defectseg.errors import DataError
+from defectseg.image.read import read_file
 
 IGNORE_NAME = "ignore"  # the name of ClassId 255 in formats that know classes by name
 
@@ -38,9 +38,9 @@ def write_png(path: Path, pixels: cv2.typing.MatLike) -> None:
 
 
 def place_image(source: Path, target: Path, *, link: bool) -> None:
-    """Copy or link an image. Raises OSError."""
+    """Copy or link an image. Raises ImageError if it cannot be read, and OSError if it cannot be written."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if link:
         target.symlink_to(source.resolve())
     else:
-        shutil.copyfile(source, target)
+        target.write_bytes(read_file(source))

@@ -22,12 +22,16 @@ class Journal:
     Args:
         path: the file; made if absent.
         read_only: the file must exist and is not changed.
+
+    Raises:
+        ResourceError: the disk is full or the folder cannot be written.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self._offsets: dict[str, int] = {}
-        self._file = path.open("rb" if read_only else "ab+")
+        with resource_errors(path):
+            self._file = path.open("rb" if read_only else "ab+")
         self._file.seek(0)
         end = lines = damaged = 0
         for line in self._file:
@@ -43,8 +47,9 @@ class Journal:
             self._write_anew()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. Raises ResourceError if the disk is full."""
+        with resource_errors(self._path):
+            self._file.close()
 
     @property
     def image_ids(self) -> Collection[str]:
