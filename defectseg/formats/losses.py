@@ -35,6 +35,7 @@ LOSSES = {
     "predictions_file": "{count} files hold predictions (lists of COCO results) and were passed over.",
     "absent_folder": "{count} folders or lists that the labels name are not there; others of that meaning were taken.",
     "several_parts": "{count} images belong to several parts, and count as the first of train, val and test.",
+    "listed": "{count} lines in lists of parts, such as train.txt, name no image that is there.",
     "other_part": "{count} images of other subsets count as train.",
     "odd_px": "{count} px of binary masks have another value than the usual two, and count as the nearer of these.",
     "from_zero": "The value 0 is a class, since another is the background: value n became ClassId n + 1.",

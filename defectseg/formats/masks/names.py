@@ -15,16 +15,7 @@ LABELMAP, _DATASET, _VALUES = "labelmap.txt", "dataset.json", "_classes.csv"
 _LISTS = ("class_names.txt", "labels.txt", "classes.txt")
 _IGNORED_VALUE = 255  # labelme's -1
 # In the first line of a list.
-_SOUND = (
-    "normal",
-    "sound",
-    "good",
-    "ok",
-    "none",
-    "no_defect",
-    "unlabeled",
-    "unlabelled",
-)
+_SOUND = ("normal", "sound", "good", "ok", "none", "no_defect", "unlabeled", "unlabelled")
 
 # Added to the 0xRRGGBB of every colour but black, so that colours are no numbers.
 COLOUR = 1 << 24
@@ -75,8 +66,9 @@ def read_names(source: LabelSource) -> Names:
     for name in (LABELMAP, _DATASET, _VALUES, *_LISTS):
         files = [file for file in source.named(name) if not is_mask_folder(PurePosixPath(file).parent.name)]
         for file in sorted(files, key=lambda file: file.count("/"))[:1]:
-            where = str(source.path(file))
             lines = [line.strip() for line in read_text(source.path(file), "expected names").rstrip().splitlines()]
+            rows = [line.rsplit(":", 3) for line in lines if line and line[0] != "#"] if name == LABELMAP else []
+            by_colour = any(row[1:] != ["", "", ""] for row in rows)  # else they are those of VOC
             if name == _DATASET:
                 content = source.json(file)
                 labels = content.get("labels") if isinstance(content, dict) else None
@@ -86,18 +78,16 @@ def read_names(source: LabelSource) -> Names:
                 entries = [(it, key) if isinstance(it, str) else (key, it) for key, it in labels.items()]
             elif name == _VALUES:
                 entries = [(row[2], row[0]) for row in (line.partition(",") for line in lines[1:])]
-            elif name != LABELMAP:
-                return Names(where, _read_list(lines, where))
+            elif by_colour:
+                entries = [(row[0], ":".join(row[1:2])) for row in rows]
             else:
-                rows = [line.rsplit(":", 3) for line in lines if line and line[0] != "#"]
-                if all(row[1:] == ["", "", ""] for row in rows):  # the colours are those of VOC
-                    return Names(where, _read_list([row[0] for row in rows], where))
-                return Names(where, _read_table([(*row, "")[:2] for row in rows], 3, where), True)
-            return Names(where, _read_table(entries, 1, where))
+                entries = _in_order([row[0] for row in rows] if name == LABELMAP else lines)
+            where = str(source.path(file))
+            return Names(where, _table(entries, where, by_colour=by_colour), by_colour)
     return Names()
 
 
-def _read_table(entries: Iterable[Sequence[object]], count: int, where: str) -> dict[int, str]:
+def _table(entries: Iterable[tuple[str, object]], where: str, *, by_colour: bool) -> dict[int, str]:
     """Value or colour -> class, from names, each with 1 or 3 numbers."""
     table: dict[int, str] = {}
     for name, numbers in entries:
@@ -105,22 +95,22 @@ def _read_table(entries: Iterable[Sequence[object]], count: int, where: str) -> 
             levels = bytes(map(int, str(numbers).split(",")))
         except ValueError:
             levels = b""
-        entry, key, name = f"{name}:{numbers}"[:60], int.from_bytes(levels), str(name).strip()
-        key += COLOUR * (count > 1 and key > 0)
-        if len(levels) != count or not name or table.setdefault(key, name) != name:
-            form = "name:red,green,blue::, with a colour" if count > 1 else "a class, and a number from 0 to 255"
-            raise LabelError(f"{where}: '{entry}'; expected {form} of its own. Correct it.")
+        key, name = int.from_bytes(levels), name.strip()
+        key += COLOUR * (by_colour and key > 0)
+        if len(levels) != (3 if by_colour else 1) or not name or table.setdefault(key, name) != name:
+            form = "name:red,green,blue::, with a colour" if by_colour else "a class, and a number from 0 to 255"
+            raise LabelError(f"{where}: '{f'{name}:{numbers}'[:60]}'; expected {form} of its own. Correct it.")
     return table
 
 
-def _read_list(lines: Sequence[str], where: str) -> dict[int, str]:
-    numbered = [re.fullmatch(r"([0-9]+)[\s:]+(.+)", line) for line in lines]
-    if all(match and int(match[1]) == number for number, match in enumerate(numbered)):  # 0 background, 1 pit
-        lines = [BACKGROUND_NAMES[0], *(line.split(maxsplit=1)[-1] for line in lines[1:])]
-    if "" in lines:
-        raise LabelError(f"{where}: line {lines.index('') + 1} is blank; expected a name on each line.")
-    first = {_IGNORED_VALUE: lines[0]} if lines and lines[0].lower() in IGNORE_NAMES else {}
-    rest = lines[len(first) :]
-    if rest and rest[0].lower().replace(" ", "_") in (*BACKGROUND_NAMES, *_SOUND):
-        return dict(enumerate([BACKGROUND_NAMES[0], *rest[1:]])) | first
-    return dict(enumerate(rest, 1)) | first
+def _in_order(lines: Sequence[str]) -> list[tuple[str, object]]:
+    """Names with their values, from a list that may have the values before the names."""
+    numbered = [match for line in lines if (match := re.fullmatch(r"([0-9]+)[\s:]+(.+)", line))]
+    if len(numbered) == len(lines):
+        return [(BACKGROUND_NAMES[0] if match[1] == "0" else match[2], match[1]) for match in numbered]
+    ignored = [(line, _IGNORED_VALUE) for line in lines[:1] if line.lower() in IGNORE_NAMES]
+    names = list(lines[len(ignored) :])
+    from_zero = bool(names) and names[0].lower().replace(" ", "_") in (*BACKGROUND_NAMES, *_SOUND)
+    if from_zero:
+        names[0] = BACKGROUND_NAMES[0]
+    return [*ignored, *((name, number) for number, name in enumerate(names, 0 if from_zero else 1))]
