@@ -8,8 +8,7 @@ from defectseg.errors import DataError, LabelError, UsageError
 from defectseg.formats.labels import Choices, Kind, LabelSet, Part, Record, Status, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.masks.layouts import Picture, find_pictures, listed_parts, pair
-from defectseg.formats.masks.meaning import meaning_of
-from defectseg.formats.masks.names import LABELMAP, VOC_NAMES, Names, read_names
+from defectseg.formats.masks.meaning import LABELMAP, VOC_NAMES, Names, meaning_of, read_names
 from defectseg.formats.masks.values import MaskValues, read_values
 from defectseg.formats.source import LabelSource
 

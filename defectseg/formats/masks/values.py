@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from defectseg.errors import ImageError
 from defectseg.formats.labels import Shape
 from defectseg.formats.masks.layouts import Picture
-from defectseg.formats.masks.names import COLOUR, VOC_NUMBERS
 from defectseg.image import read, whole
 from defectseg.machine import cores
 
@@ -23,6 +22,14 @@ _LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")
 _COLOUR_TYPE_AT, _PALETTE = 25, 3  # of a PNG
 _MOST_COLOUR_IN_GREY = 48  # what JPEG adds to grey pixels
 MARK, _MARK_AT = (b"Software", b"defectseg"), 37  # a text chunk behind the header of a PNG
+# Added to the 0xRRGGBB of every colour but black, so that colours are no numbers.
+COLOUR = 1 << 24
+# Colour -> number, by the colour table of Pascal VOC, which labelme has as well. The bits of a number are dealt to red,
+# green and blue in turn, the highest bit of each colour first.
+VOC_NUMBERS = {
+    sum(((number >> bit) & 1) << (23 - 8 * (bit % 3) - bit // 3) for bit in range(8)) + COLOUR * (number > 0): number
+    for number in range(256)
+}
 
 
 @dataclass(frozen=True)
