@@ -101,9 +101,8 @@ def is_mask_folder(name: str) -> bool:
 
 
 def _picture(path: Path, name: str, *, by_top: bool = False) -> Picture:
-    *folders, last = PurePosixPath(unicodedata.normalize("NFC", name)).parts or (
-        "",
-    )  # macOS spells accents differently
+    name = unicodedata.normalize("NFC", name)  # macOS spells accents differently
+    *folders, last = PurePosixPath(name).parts or ("",)
     suffix = PurePosixPath(last).suffix
     stem = last.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else last
     matches = [(place, match) for place, folder in enumerate(folders) if (match := _FOLDER.fullmatch(folder))]
@@ -118,15 +117,12 @@ def _picture(path: Path, name: str, *, by_top: bool = False) -> Picture:
 
 
 def _masks_among(pictures: Sequence[Picture]) -> list[Picture]:
-    """Masks in the same folders as their images."""
-    is_lossy = {picture.path: picture.path.suffix.lower() in (".jpg", ".jpeg", ".jfif") for picture in pictures}
-    keys, lossy_keys = {one.key for one in pictures}, {one.key for one in pictures if is_lossy[one.path]}
-    return [
-        one
-        for one in pictures
-        if any(_key(one.folders, shorter) in keys for shorter in _stems(one.stem)[1:])
-        or (one.key in lossy_keys and not is_lossy[one.path])
-    ]
+    """Masks in the same folders as their images: those with an ending such as _mask, and lossless beside lossy ones."""
+    lossy = {one.path: one.key for one in pictures if one.path.suffix.lower() in (".jpg", ".jpeg", ".jfif")}
+    keys, lossy_keys = {one.key for one in pictures}, set(lossy.values())
+    masks = {one.path for one in pictures if one.key in lossy_keys} - lossy.keys()
+    masks |= {one.path for one in pictures if any(_key(one.folders, stem) in keys for stem in _stems(one.stem)[1:])}
+    return [one for one in pictures if one.path in masks]
 
 
 def pair(images: Sequence[Picture], masks: Sequence[Picture]) -> tuple[list[Picture], bool]:

@@ -12,6 +12,8 @@ from defectseg.formats.masks.meaning import LABELMAP, VOC_NAMES, Names, meaning_
 from defectseg.formats.masks.values import MaskValues, read_values
 from defectseg.formats.source import LabelSource
 
+_MENU = "CVAT: Segmentation mask 1.1; labelme2voc; nnU-Net, MMSegmentation, MVTec AD, KolektorSDD; any image editor"
+_EXPECTED = "expected masks in a folder called masks, SegmentationClass or so, or beside the images, as a_mask.png."
 _PATH = "expected 0 and one other value, since its path"
 _VOC_FOLDER = "SegmentationClass"
 _GOOD, _FREE = "good", "MT_Free"  # folders of sound images in MVTec AD, and of magnetic tiles
@@ -30,10 +32,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`."""
     images, masks = find_pictures(source, choices.images, choices.sound)
     if not masks:
-        raise LabelError(
-            f"{source.given}: {'no masks' if images else 'neither masks nor images'}; expected masks in a folder "
-            "called masks, SegmentationClass or so, or beside the images, called a_mask.png for a.png."
-        )
+        raise LabelError(f"{source.given}: {'no masks' if images else 'neither masks nor images'}; {_EXPECTED}")
     paired, is_mvtec = pair(images, masks)
     names = read_names(source)
     given = [entry.partition("=")[0].strip() for entry in choices.classes or () if "=" in entry]
@@ -104,12 +103,12 @@ def _records(
     """A record for each image. One without a mask is not labelled, unless its folder is known to hold sound images."""
     if choices.sound and all(choices.sound not in image.folders for image in images):
         raise UsageError(f"no image lies in a folder called '{choices.sound}'.", argument="sound")
+    ask = is_mvtec and not choices.sound and not choices.unlabelled
     sound = {choices.sound, _FREE, *([_GOOD] if is_mvtec else ())}
     with_masks, records = {image.folders for image in images if image.key in labels}, []
     for image in images:
         status: Status = "labelled" if image.key in labels or sound.intersection(image.folders) else "unlabelled"
-        is_asked = is_mvtec and status == "unlabelled" and not (choices.sound or choices.unlabelled)
-        if is_asked and image.folders not in with_masks:
+        if ask and status == "unlabelled" and image.folders not in with_masks:
             why = f"{image.path.parent}: its images have no masks. If they are not sound, have unlabelled ones skipped."
             raise DataError(why, go_on={"sound": image.path.parent.name})
         record = labels.get(image.key) or Record("", str(image.path), status=status)
@@ -117,9 +116,4 @@ def _records(
     return records
 
 
-KIND = Kind(
-    "masks",
-    "CVAT: Segmentation mask 1.1; labelme2voc; nnU-Net, MMSegmentation, MVTec AD, KolektorSDD; any image editor",
-    recognise,
-    read,
-)
+KIND = Kind("masks", _MENU, recognise, read)
