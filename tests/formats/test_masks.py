@@ -272,6 +272,7 @@ TWO = {"images/a.png": GREY, "images/b.png": GREY}
 MIXED = [[1, 1, 255], [2, 1, 0]]
 ZERO_IS_A_CLASS = [[0, 1, 255], [255, 255, 255]]
 WHITE = times([[1, 1, 1]] * 2, 255)
+MANY = [[85, 170, 255], [85, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -288,6 +289,18 @@ WHITE = times([[1, 1, 1]] * 2, 255)
         ((times(LEFT, 255), RIGHT), {"ignore": "1"}, ({"class 1": "1 2"}, {"ignore": "5 2"}), {}),
         ((times(LEFT, 255), RIGHT), {"ignore": "255"}, ({"ignore": "1 2"}, {"class 1": "5 2"}), {}),
         ((ZERO_IS_A_CLASS, WHITE), {"background": "255"}, ({"class 1": "1 1", "class 2": "3 1"}, {}), {"from_zero": 1}),
+        (
+            (ZERO_IS_A_CLASS, WHITE),
+            {"background": "255", "classes": ["1=pit", "0=dent"]},
+            ({"dent": "1 1", "pit": "3 1"}, {}),
+            {},
+        ),
+        (
+            (MANY, CLEAN),
+            {"classes": ["170=pit", "85=dent", "255="]},
+            ({"dent": "1 2", "pit": "3 1", "ignore": "5 1"}, {}),
+            {"dropped": 1},
+        ),
         ((times(1 - np.array(LEFT), 255), WHITE), {"background": "255"}, ({"class 1": "1 2"}, {}), {}),
         ((WHITE, WHITE), {"background": "0"}, ({"class 1": "1 6"}, {"class 1": "1 6"}), {}),
     ],
@@ -301,18 +314,22 @@ def test_values_mean_what_the_whole_set_says(
     assert losses(report) == lost
 
 
-MANY = [[10 * row + column + 1 for column in range(3)] for row in range(2)]
-
-
 @pytest.mark.parametrize(
     ("masks", "choices", "message", "go_on"),
     [
         ({"a": times(LEFT, 255), "b": RIGHT}, {}, r"b\.png|a\.png: holds 255.*No mask holds both", ""),
-        ({"a": ZERO_IS_A_CLASS, "b": WHITE}, {}, r"a\.png: holds 255.*ignore='255'", "background"),
-        ({"a": [[85, 170, 255], [85, 0, 0]], "b": CLEAN}, {}, r"a\.png: holds 170\. .* 85 \(2 px\)", "ignore"),
+        ({"a": ZERO_IS_A_CLASS, "b": WHITE}, {}, r"a\.png: holds 255.* 255 covers 83%.*255\|0", "background"),
+        ({"a": MANY, "b": CLEAN}, {}, r"a\.png: holds 170\. .* 85 \(2 px\).*85=NAME,170=NAME,255=NAME", "classes"),
+        (
+            {"a": MANY, "b": CLEAN},
+            {"classes": ["85=pit"]},
+            r"255 is no class: the given list names 85|170 is",
+            "ignore",
+        ),
+        ({"a": times(BOTH, 10), "b": CLEAN}, {}, r"a\.png: holds 20\. .* 20 is no class", "classes"),
         ({"a": WHITE, "b": times(1 - np.array(LEFT), 255)}, {}, r"a\.png: holds 255.* 255 covers 83%", "background"),
         ({"a": times(WHITE, 4 / 255), "b": [[4, 4, 4], [1, 4, 4]]}, {}, r"4 covers 92%\. Which", "background"),
-        ({"a": times(LEFT, 300), "b": RIGHT}, {}, r"a\.png: holds 300", "ignore"),
+        ({"a": times(LEFT, 300), "b": RIGHT}, {}, r"a\.png: holds 300", "classes"),
         (
             {"a": times(LEFT, 255), "b": CLEAN},
             {"classes": ["x", "y"]},
@@ -354,7 +371,7 @@ def test_masks_that_cannot_be_meant_are_refused_with_a_way_on_and_leave_nothing(
             {"masks/a.png": times(LEFT, 255), "images/a.png": GREY, "classes.txt": "pit\ndent\n"},
             r"one class, but .*classes\.txt names 2",
         ),
-        ({"masks/a.png": LEFT, "images/a.png": GREY, "classes.txt": "pit\n\nx\n"}, "line 2 is blank"),
+        ({"masks/a.png": LEFT, "images/a.png": GREY, "classes.txt": "pit\n\nx\n"}, "':2'; expected"),
         (
             {"masks/a.png": LEFT, "images/a.png": GREY, "labelmap.txt": "pit:1,2\n"},
             r"labelmap\.txt: 'pit:1,2'; expected",
@@ -545,28 +562,13 @@ def test_class_map_gives_shared_pixels_to_the_smaller_mask_and_counts_them(tmp_p
     assert [(loss.kind, loss.count) for loss in report.lost] == [("overlap_px", 1), ("under_ignore_px", 3)]
 
 
-def test_pictures_per_class_hold_0_and_255_and_sound_images_have_an_empty_one(
-    tmp_path: Path, make_folder: Make
-) -> None:
-    root = make_folder(tmp_path / "data", {"a.png": {2: DOT, 255: EDGE}, "b.png": {}})
-    export_masks(root, tmp_path / "masks", per_class=True)
-    found = {
-        path.relative_to(tmp_path / "masks/masks").as_posix() for path in (tmp_path / "masks/masks").rglob("*.png")
-    }
-    assert found == {"dent/a.png", "ignore/a.png", "crack/b.png"}
-    assert stored(tmp_path / "masks/masks/dent/a.png") == [[0, 0, 0, 0], [0, 255, 0, 0], [0, 0, 0, 0]]
-    assert not np.any(stored(tmp_path / "masks/masks/crack/b.png"))
-
-
-@pytest.mark.parametrize("per_class", [False, True])
-@pytest.mark.parametrize("labels", [{}, {255: EDGE}, {255: "####/####/####", 2: DOT}])
+@pytest.mark.parametrize("labels", [{}, {255: EDGE}, {255: "####/####/####"}])
 @pytest.mark.parametrize("names", [("crack", "dent"), ("_background_x", "#2"), ("crack", "label")])
 def test_sound_and_ignored_images_come_back_as_they_were(
-    tmp_path: Path, make_folder: Make, labels: dict[int, str], per_class: bool, names: tuple[str, ...]
+    tmp_path: Path, make_folder: Make, labels: dict[int, str], names: tuple[str, ...]
 ) -> None:
-    kept = {255: labels[255]} if len(labels) == 2 and not per_class else labels  # a class map holds one of both
-    root = make_folder(tmp_path / "data", {"masks/a.png": kept, "masks/a_mask.png": {}}, names)
-    export_masks(root, tmp_path / "masks", per_class=per_class)
+    root = make_folder(tmp_path / "data", {"masks/a.png": labels, "masks/a_mask.png": {}}, names)
+    export_masks(root, tmp_path / "masks")
     import_labels(tmp_path / "masks", tmp_path / "back")
     assert labels_of(tmp_path / "back") == labels_of(root)
     assert open_data_folder(tmp_path / "back").class_names == names
@@ -576,14 +578,14 @@ def test_an_export_that_was_painted_over_is_no_longer_taken_for_complete(tmp_pat
     export_masks(make_folder(tmp_path / "data", {"a.png": {1: DOT, 255: EDGE}}), tmp_path / "masks")
     painted = np.asarray(cv2.imread(str(tmp_path / "masks/masks/a.png"), cv2.IMREAD_UNCHANGED))
     cv2.imwrite(str(tmp_path / "masks/masks/a.png"), painted)
-    with pytest.raises(DataError, match="Is 255 sound steel"):
+    with pytest.raises(DataError, match="75 % of the labelled pixels are marked"):
         import_labels(tmp_path / "masks", tmp_path / "back")
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), per_class=st.booleans())
-def test_random_label_sets_come_back_from_both_exports_as_they_were(
-    make_folder: Make, tmp_path_factory: pytest.TempPathFactory, seed: int, per_class: bool
+@given(seed=st.integers(0, 2**32 - 1))
+def test_random_label_sets_come_back_from_an_export_as_they_were(
+    make_folder: Make, tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
     rng, tmp_path = np.random.default_rng(seed), tmp_path_factory.mktemp("random")
     drawn: dict[str, dict[int, Any]] = {}
@@ -591,14 +593,11 @@ def test_random_label_sets_come_back_from_both_exports_as_they_were(
         name = (
             f"{rng.choice(['', 'images/', 'train/', 'label/'])}{rng.choice(['a', 'a_1', 'b_mask', 'c.x'])}{number}.png"
         )
-        size_hw, density = rng.integers(1, 13, 2), rng.choice([0.0, 0.1, 0.5, 0.9])
-        drawn[name] = {class_id: rng.random(size_hw) < density for class_id in (1, 2, 255)}
-        if not per_class:  # a class map holds one class for each pixel
-            class_map = rng.choice(rng.choice([0, 1, 2, 255], 2), size_hw)
-            drawn[name] = {class_id: class_map == class_id for class_id in (1, 2, 255)}
+        class_map = rng.choice(rng.choice([0, 1, 2, 255], 2), rng.integers(1, 13, 2))
+        drawn[name] = {class_id: class_map == class_id for class_id in (1, 2, 255)}
     present = {one: {number: mask for number, mask in masks.items() if mask.any()} for one, masks in drawn.items()}
     root = make_folder(tmp_path / "data", present)
-    report = export_masks(root, tmp_path / "masks", per_class=per_class)
+    report = export_masks(root, tmp_path / "masks")
     assert report.lost == ()
     assert not import_labels(tmp_path / "masks", tmp_path / "back").lost
     before, after = open_data_folder(root), open_data_folder(tmp_path / "back")
@@ -606,20 +605,8 @@ def test_random_label_sets_come_back_from_both_exports_as_they_were(
     assert after.image_ids == before.image_ids
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".x", "x.", "a:b", "Crack", "Ignore"])
-def test_class_that_cannot_name_a_folder_is_refused(tmp_path: Path, make_folder: Make, name: str) -> None:
-    root = make_folder(tmp_path / "data", {"a.png": {1: DOT}}, ("crack", name))
-    with pytest.raises(DataError, match=r"the class .* the name of a folder on every system"):
-        export_masks(root, tmp_path / "out", per_class=True)
-    export_masks(root, tmp_path / "out")
-
-
-def test_folder_of_images_named_like_a_class_is_refused_where_it_would_be_ambiguous(
-    tmp_path: Path, make_folder: Make
-) -> None:
+def test_folder_of_images_may_be_named_like_a_class(tmp_path: Path, make_folder: Make) -> None:
     root = make_folder(tmp_path / "data", {"crack/a.png": {1: DOT}, "a.png": {}})
-    with pytest.raises(DataError, match="has the name of a folder of images"):
-        export_masks(root, tmp_path / "out", per_class=True)
     export_masks(root, tmp_path / "out")
     import_labels(tmp_path / "out", tmp_path / "back")
     assert labels_of(tmp_path / "back") == {"a.png": {}, "crack/a.png": {"crack": "5 1"}}
@@ -678,6 +665,14 @@ def test_what_people_have_beside_or_in_their_masks(
     assert labels_of(tmp_path / "out") == expected
 
 
+def test_lists_of_paddleseg_give_parts_and_names_match_in_any_case(source: Make, tmp_path: Path) -> None:
+    files: dict[str, Any] = {"images/A.JPG": GREY, "images/b.jpg": GREY, "labels/a.png": LEFT, "labels/b.png": LEFT}
+    lists = {"train.txt": "images/A.JPG labels/a.png\nimages/x.jpg labels/x.png\n", "splits/val.txt": "b\n.\n"}
+    report = import_labels(source(files | lists), tmp_path / "out")
+    assert report.parts == {"train": 1, "val": 1}
+    assert losses(report) == {"listed": 2}
+
+
 def test_parts_come_from_lists_in_a_folder_and_from_the_folders_of_masks(source: Make, tmp_path: Path) -> None:
     voc: dict[str, Any] = {f"VOC2012/JPEGImages/{name}.jpg": GREY for name in "ab"}
     voc |= {f"VOC2012/SegmentationClass/{name}.png": LEFT for name in "ab"}
@@ -689,7 +684,24 @@ def test_parts_come_from_lists_in_a_folder_and_from_the_folders_of_masks(source:
     assert import_labels(source(flat), tmp_path / "flat").parts == {"train": 1, "test": 1}
 
 
-@pytest.mark.parametrize("choices", [{"background": "9"}, {"ignore": "9"}])
-def test_values_that_no_mask_holds_are_refused(source: Make, tmp_path: Path, choices: dict[str, Any]) -> None:
+def test_background_that_no_mask_holds_is_refused(source: Make, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no mask holds 9"):
-        import_labels(source({"images/a.png": GREY, "masks/a.png": LEFT}), tmp_path / "out", Choices(**choices))
+        import_labels(source({"images/a.png": GREY, "masks/a.png": LEFT}), tmp_path / "out", Choices(background="9"))
+
+
+@pytest.mark.parametrize("swapped", [[1, 2], [2, 1]])
+def test_palettes_that_disagree_are_read_by_colour_and_refused(
+    source: Make, tmp_path: Path, swapped: list[int]
+) -> None:
+    src = source({"images/a.png": GREY, "images/b.png": GREY})
+    (src / "masks").mkdir()
+    for name, order in (("a", [1, 2]), ("b", swapped)):
+        picture = Image.fromarray(np.array(BOTH, np.uint8), "P")
+        picture.putpalette([*BLACK, *(level for index in order for level in ((255, 0, 0), (0, 255, 0))[index - 1])])
+        picture.save(src / "masks" / f"{name}.png")
+    if swapped == [1, 2]:
+        import_labels(src, tmp_path / "out")
+        assert labels_of(tmp_path / "out")["b.png"] == {"class 1": "1 2", "class 2": "5 2"}
+    else:
+        with pytest.raises(LabelError, match=r"255,0,0 is no class: .*labelmap\.txt"):
+            import_labels(src, tmp_path / "out")
