@@ -135,15 +135,22 @@ def export_labelme(
 
 @export_app.command("masks")
 def export_masks(
-    root: DataFolder, out: NewFolder, link: Link = False, json_output: Json = False, verbose: Verbose = False
+    root: DataFolder,
+    out: NewFolder,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Write masks/CLASS/STEM.png with 0 and 255 instead of class maps.")
+    ] = False,
+    link: Link = False,
+    json_output: Json = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Write mask PNGs to masks/, beside images/ and classes.txt: the ClassId of each pixel, and 255 to ignore it.
+    """Write mask PNGs to masks/, beside images/ and classes.txt: class maps, or one mask for each class.
 
     Example: defectseg data export masks data/mill --out masks/
     """
     from defectseg.formats.masks import write
 
-    _export(partial(write.export_masks, root, out, link=link), out, json_output)
+    _export(partial(write.export_masks, root, out, per_class=per_class, link=link), out, json_output)
 
 
 @export_app.command("yolo")

@@ -26,7 +26,9 @@ def succeed(call: Call) -> Callable[..., str]:
     return run
 
 
-@pytest.mark.parametrize("export", [["coco"], ["coco", "--polygons"], ["masks"], ["yolo"], ["labelme"]])
+@pytest.mark.parametrize(
+    "export", [["coco"], ["coco", "--polygons"], ["masks"], ["masks", "--per-class"], ["yolo"], ["labelme"]]
+)
 def test_every_export_is_recognised_comes_back_without_a_flag_and_says_what_was_lost(
     succeed: Callable[..., str], data_folder: Path, tmp_path: Path, export: list[str]
 ) -> None:

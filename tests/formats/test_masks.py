@@ -562,13 +562,28 @@ def test_class_map_gives_shared_pixels_to_the_smaller_mask_and_counts_them(tmp_p
     assert [(loss.kind, loss.count) for loss in report.lost] == [("overlap_px", 1), ("under_ignore_px", 3)]
 
 
-@pytest.mark.parametrize("labels", [{}, {255: EDGE}, {255: "####/####/####"}])
+def test_pictures_per_class_hold_0_and_255_and_sound_images_have_an_empty_one(
+    tmp_path: Path, make_folder: Make
+) -> None:
+    root = make_folder(tmp_path / "data", {"a.png": {2: DOT, 255: EDGE}, "b.png": {}})
+    export_masks(root, tmp_path / "masks", per_class=True)
+    found = {
+        path.relative_to(tmp_path / "masks/masks").as_posix() for path in (tmp_path / "masks/masks").rglob("*.png")
+    }
+    assert found == {"dent/a.png", "ignore/a.png", "crack/b.png"}
+    assert stored(tmp_path / "masks/masks/dent/a.png") == [[0, 0, 0, 0], [0, 255, 0, 0], [0, 0, 0, 0]]
+    assert not np.any(stored(tmp_path / "masks/masks/crack/b.png"))
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("labels", [{}, {255: EDGE}, {255: "####/####/####", 2: DOT}])
 @pytest.mark.parametrize("names", [("crack", "dent"), ("_background_x", "#2"), ("crack", "label")])
 def test_sound_and_ignored_images_come_back_as_they_were(
-    tmp_path: Path, make_folder: Make, labels: dict[int, str], names: tuple[str, ...]
+    tmp_path: Path, make_folder: Make, labels: dict[int, str], per_class: bool, names: tuple[str, ...]
 ) -> None:
-    root = make_folder(tmp_path / "data", {"masks/a.png": labels, "masks/a_mask.png": {}}, names)
-    export_masks(root, tmp_path / "masks")
+    kept = {255: labels[255]} if len(labels) == 2 and not per_class else labels  # a class map holds one of both
+    root = make_folder(tmp_path / "data", {"masks/a.png": kept, "masks/a_mask.png": {}}, names)
+    export_masks(root, tmp_path / "masks", per_class=per_class)
     import_labels(tmp_path / "masks", tmp_path / "back")
     assert labels_of(tmp_path / "back") == labels_of(root)
     assert open_data_folder(tmp_path / "back").class_names == names
@@ -583,9 +598,9 @@ def test_an_export_that_was_painted_over_is_no_longer_taken_for_complete(tmp_pat
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_random_label_sets_come_back_from_an_export_as_they_were(
-    make_folder: Make, tmp_path_factory: pytest.TempPathFactory, seed: int
+@given(seed=st.integers(0, 2**32 - 1), per_class=st.booleans())
+def test_random_label_sets_come_back_from_both_exports_as_they_were(
+    make_folder: Make, tmp_path_factory: pytest.TempPathFactory, seed: int, per_class: bool
 ) -> None:
     rng, tmp_path = np.random.default_rng(seed), tmp_path_factory.mktemp("random")
     drawn: dict[str, dict[int, Any]] = {}
@@ -593,11 +608,14 @@ def test_random_label_sets_come_back_from_an_export_as_they_were(
         name = (
             f"{rng.choice(['', 'images/', 'train/', 'label/'])}{rng.choice(['a', 'a_1', 'b_mask', 'c.x'])}{number}.png"
         )
-        class_map = rng.choice(rng.choice([0, 1, 2, 255], 2), rng.integers(1, 13, 2))
-        drawn[name] = {class_id: class_map == class_id for class_id in (1, 2, 255)}
+        size_hw, density = rng.integers(1, 13, 2), rng.choice([0.0, 0.1, 0.5, 0.9])
+        drawn[name] = {class_id: rng.random(size_hw) < density for class_id in (1, 2, 255)}
+        if not per_class:  # a class map holds one class for each pixel
+            class_map = rng.choice(rng.choice([0, 1, 2, 255], 2), size_hw)
+            drawn[name] = {class_id: class_map == class_id for class_id in (1, 2, 255)}
     present = {one: {number: mask for number, mask in masks.items() if mask.any()} for one, masks in drawn.items()}
     root = make_folder(tmp_path / "data", present)
-    report = export_masks(root, tmp_path / "masks")
+    report = export_masks(root, tmp_path / "masks", per_class=per_class)
     assert report.lost == ()
     assert not import_labels(tmp_path / "masks", tmp_path / "back").lost
     before, after = open_data_folder(root), open_data_folder(tmp_path / "back")
@@ -605,8 +623,20 @@ def test_random_label_sets_come_back_from_an_export_as_they_were(
     assert after.image_ids == before.image_ids
 
 
-def test_folder_of_images_may_be_named_like_a_class(tmp_path: Path, make_folder: Make) -> None:
+@pytest.mark.parametrize("name", ["a/b", "..", ".x", "x.", "a:b", "Crack", "Ignore"])
+def test_class_that_cannot_name_a_folder_is_refused(tmp_path: Path, make_folder: Make, name: str) -> None:
+    root = make_folder(tmp_path / "data", {"a.png": {1: DOT}}, ("crack", name))
+    with pytest.raises(DataError, match=r"the class .* the name of a folder on every system"):
+        export_masks(root, tmp_path / "out", per_class=True)
+    export_masks(root, tmp_path / "out")
+
+
+def test_folder_of_images_named_like_a_class_is_refused_where_it_would_be_ambiguous(
+    tmp_path: Path, make_folder: Make
+) -> None:
     root = make_folder(tmp_path / "data", {"crack/a.png": {1: DOT}, "a.png": {}})
+    with pytest.raises(DataError, match="has the name of a folder of images"):
+        export_masks(root, tmp_path / "out", per_class=True)
     export_masks(root, tmp_path / "out")
     import_labels(tmp_path / "out", tmp_path / "back")
     assert labels_of(tmp_path / "back") == {"a.png": {}, "crack/a.png": {"crack": "5 1"}}
