@@ -28,13 +28,15 @@ def recognise(source: LabelSource) -> str:
 def _find_table(source: LabelSource) -> tuple[str, set[str]]:
     """train.csv, or else the only table of labels, and its columns; "" if there is none."""
     files = source.named(*TABLE_NAMES) or [one for one in source.files if one.lower().endswith((".csv", ".csv.gz"))]
-    tables = []
+    tables: dict[str, set[str]] = {}
     for file in files:
         with suppress(LabelError):
-            columns = set(read_csv(source.path(file)).header) if file != _SAMPLE_NAME else set()
+            columns = set(read_csv(source.path(file)).header)
             has_labels = "ImageId_ClassId" in columns or columns >= {"ImageId", "EncodedPixels"}
-            tables += [(file, columns)] if has_labels or source.path(file).name in TABLE_NAMES else []
-    return tables[0] if len(tables) == 1 else ("", set())
+            if has_labels or source.path(file).name in TABLE_NAMES:
+                tables[file] = columns
+    tables.pop(_SAMPLE_NAME, None)
+    return tables.popitem() if len(tables) == 1 else ("", set())
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -48,10 +50,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     image_of = {image.image_id: image.path for image in find_images(roots)}
     if "fold" in columns:
         tally.add("fold_column", example=path.name)
-    scan = scan_label_rows(path, image_ids=image_of, unite=choices.unite)
-    rows = scan.sound()
-    if scan.united:
-        tally.add("united", scan.united)
+    rows = scan_label_rows(path, image_ids=image_of, unite=choices.unite).sound()
     largest = max((row.class_id for row in rows if row.class_id != IGNORE_CLASS_ID), default=1)
     named = (path.parent / CLASSES_NAME).is_file()
     names = list(read_class_names(path.parent, largest) if named else map(str, range(1, largest + 1)))
