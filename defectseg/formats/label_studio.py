@@ -1,7 +1,9 @@
-"""Label Studio JSON: the full export and JSON-MIN, with polygons, brushes and ellipses."""
+"""Label Studio JSON: the full export, with polygons, brushes and ellipses."""
 
+import io
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -20,18 +22,19 @@ from defectseg.image.find import IMAGE_SUFFIXES
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 _FORMS = {"points": "polygon", "rle": "brush", "radiusX": "ellipse", "height": "rectangle"}  # key of a region -> form
 _REMARKS = ("choices", "taxonomy", "text", "number", "rating", "datetime")  # about an image or one of its regions
-_CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
 _VALUE_BITS = 8
+_LISTS = {"annotations", "completions"}  # the second is of old versions
+_HINT = "Predictions and drafts do not count: submit them as annotations in Label Studio, and export again."
 
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    return find_json(source, _is_export, "is a list of tasks with 'annotations' or 'annotation_id'")
+    return find_json(source, _is_export, "is a list of tasks with 'annotations'")
 
 
 def _is_export(content: Any) -> bool:
-    keys = set(content[0]) if isinstance(content, list) and content and isinstance(content[0], dict) else set()
-    return "annotation_id" in keys or {"annotations", "data"} <= keys
+    task = content[0] if isinstance(content, list) and content else content
+    return isinstance(task, dict) and ("annotation_id" in task or ("data" in task and not _LISTS.isdisjoint(task)))
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -44,24 +47,16 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         wanted = "Label the images with polygonlabels, brushlabels or ellipselabels."
         raise DataError(f"{source.given}: holds {found}. {wanted}", go_on={"boxes": "ignore"} if shapes else None)
-    return LabelSet(records, list(dict.fromkeys(shape.name for shape in shapes)), file_each=True)
+    return LabelSet(records, list(dict.fromkeys(shape.name for shape in shapes)), file_each=True, hint=_HINT)
 
 
-def _tasks(content: list[Any], where: str) -> list[tuple[str, dict[str, Any]]]:
-    """Where it is and task, in the form of the full export. Rows of JSON-MIN for one task are united."""
-    tasks: dict[tuple[str, int], dict[str, Any]] = {}
-    for number, row in enumerate(content, start=1):
-        if not isinstance(row, dict):
-            raise LabelError(f"{where}: entry {number} is {str(row)[:60]}; expected a task.")
-        name = f"{where}, task {str(row.get('id', number))[:60]}"
-        if "annotation_id" not in row:
-            tasks[name, number] = row
-            continue
-        task = tasks.setdefault((name, 0), {"data": row, "annotations": []})
-        if row["annotation_id"] is not None:
-            regions = [region for key in row for region in list_at(row, key)]
-            task["annotations"].append({**row, "result": regions})
-    return [(name, task) for (name, _), task in tasks.items()]
+def _tasks(content: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where it is and task."""
+    for number, task in enumerate(content if isinstance(content, list) else [content], start=1):
+        if not isinstance(task, dict) or "annotations" not in task:
+            expected = "a task with 'annotations'. Export JSON, not JSON-MIN, from Label Studio 1.0 or later"
+            raise LabelError(f"{where}: entry {number} is {str(task)[:60]}; expected {expected}.")
+        yield f"{where}, task {str(task.get('id', number))[:60]}", task
 
 
 def _record(where: str, task: dict[str, Any], kinds: Counter[str], tally: Tally) -> Record:
@@ -75,7 +70,6 @@ def _record(where: str, task: dict[str, Any], kinds: Counter[str], tally: Tally)
     size_hw = next((size for size in sizes if size is not None), None)
     labelled = [region["id"] for region in regions if "id" in region and _labels_of(region)[1]]
     shapes: list[Shape | Box] = []
-    status: Status = "labelled"
     for number, region in enumerate(regions, start=1):
         (kind, labels), entry = _labels_of(region), f"{where}, result {number}"
         form = next((form for key, form in _FORMS.items() if key in region or form in kind), "")
@@ -87,10 +81,10 @@ def _record(where: str, task: dict[str, Any], kinds: Counter[str], tally: Tally)
                 raise LabelError(f"{entry}: has no label. Give this region a label in Label Studio, or delete it.")
         else:
             tally.add("other_shape", example=f"{entry.rpartition(': ')[2]} ({kind})")
-            status = status if kind in _REMARKS and not form else "unclear"
     if not results and any(list_at(one, "result") for one in annotations) and not annotations[-1].get("ground_truth"):
         raise LabelError(f"{where}: the newest annotation is empty, an older one is not. Mark one as ground truth.")
-    return Record(image, where, shapes, size_hw, status="labelled" if shapes else status, also=tuple(also))
+    status: Status = "labelled" if shapes or not regions else "unclear"
+    return Record(image, where, shapes, size_hw, status=status, also=tuple(also))
 
 
 def _labels_of(region: dict[str, Any]) -> tuple[str, list[str]]:
@@ -141,19 +135,15 @@ def _shape(
     numbers: list[Any] = [*map(region.get, keys), region.get("rotation", 0)]
     if not all(map(is_number, numbers)) or size_hw is None:
         raise LabelError(f"{where}: {', '.join(keys)}, original_width, original_height are not all numbers.")
-    place, extent = np.reshape(numbers[:4], (2, 2)) * (np.array(size_hw[::-1]) / 100)
+    x, y, width, height = (np.array(numbers[:4]) * np.tile(size_hw[::-1], 2) / 100).tolist()
+    turn = np.exp(1j * np.radians(numbers[4]))  # clockwise on the screen
     if form == "ellipse":
-        return Shape(name, partial(_paint_ellipse, place, extent, numbers[4]), where)
+        return Shape(name, partial(_paint_ellipse, complex(x, y), (width, height), turn), where)
     if numbers[4]:
         tally.add("rotated", example=where.rpartition(": ")[2])
-    corners = _turned(_CORNERS * extent, numbers[4]) + place
-    return Box(name, (*corners.min(axis=0).tolist(), *np.ptp(corners, axis=0).tolist()), where)
-
-
-def _turned(points: NDArray[np.float64], degrees: float) -> NDArray[np.float64]:
-    """Points x, y turned clockwise on the screen around 0, 0."""
-    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.asarray(points @ np.array([[cos, sin], [-sin, cos]]))
+    corners = complex(x, y) + turn * np.array([0, width, 1j * height, width + 1j * height])
+    (left, top), (width, height) = [(part(corners.real), part(corners.imag)) for part in (np.min, np.ptp)]
+    return Box(name, (float(left), float(top), float(width), float(height)), where)
 
 
 def _paint_polygon(points: NDArray[np.float64], where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -162,12 +152,13 @@ def _paint_polygon(points: NDArray[np.float64], where: str, size_hw: tuple[int, 
 
 
 def _paint_ellipse(
-    centre: NDArray[np.float64], radii: NDArray[np.float64], degrees: float, size_hw: tuple[int, int]
+    centre: complex, radii: tuple[float, float], turn: complex, size_hw: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """The pixels whose centres lie in an ellipse."""
-    pixels = np.stack(np.meshgrid(np.arange(size_hw[1]) + 0.5, np.arange(size_hw[0]) + 0.5), axis=-1)
-    from_centre = _turned(pixels - centre, -degrees) / np.maximum(radii, 1e-9)
-    return np.asarray((from_centre**2).sum(axis=-1) <= 1)
+    """The pixels whose centres lie in an ellipse; points are complex numbers x + iy."""
+    rows, columns = np.mgrid[: size_hw[0], : size_hw[1]] + 0.5
+    from_centre = (columns + 1j * rows - centre) / turn
+    x_radius, y_radius = np.maximum(radii, 1e-9)
+    return np.asarray((from_centre.real / x_radius) ** 2 + (from_centre.imag / y_radius) ** 2 <= 1)
 
 
 def paint_brush(run_lengths: Any, where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -181,26 +172,24 @@ def paint_brush(run_lengths: Any, where: str, size_hw: tuple[int, int]) -> NDArr
     Raises:
         LabelError: the run-lengths are damaged, or for another image size.
     """
-    bits, place, values, length = "", 0, bytearray(), 4 * size_hw[0] * size_hw[1]
+    bits, values, length = io.StringIO(), bytearray(), 4 * size_hw[0] * size_hw[1]
 
     def take(count: int) -> int:
-        nonlocal place
-        place += count
-        return int(bits[place - count : place], 2)  # ValueError at the end
+        return int(bits.read(count).ljust(count, "?"), 2)  # ValueError at the end
 
     try:
-        bits = "".join(f"{byte:08b}" for byte in bytes(run_lengths if isinstance(run_lengths, list) else ()))
+        bits = io.StringIO(
+            "".join(f"{byte:08b}" for byte in bytes(run_lengths if isinstance(run_lengths, list) else ()))
+        )
         if (take(32), take(5)) != (length, _VALUE_BITS - 1):
             raise ValueError
         length_bits = [take(4) + 1 for _ in range(4)]
         while len(values) < length:
             repeated, count = take(1), take(length_bits[take(2)]) + 1
             values += bytes([take(_VALUE_BITS)]) * count if repeated else take(_VALUE_BITS * count).to_bytes(count)
-        if place > len(bits):
-            raise ValueError
     except (ValueError, TypeError) as error:
         raise LabelError(f"{where}: its brush is damaged, or for another image size. Export it again.") from error
     return np.frombuffer(values, np.uint8)[3:length:4].reshape(size_hw) > 0
 
 
-KIND = Kind("label-studio", "Label Studio: Export as JSON or JSON-MIN", recognise, read)
+KIND = Kind("label-studio", "Label Studio: Export as JSON", recognise, read)
