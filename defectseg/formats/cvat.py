@@ -4,7 +4,6 @@ Polygons are filled as CVAT's own mask exports do it, by pycocotools; ellipses b
 rounded radii (cvat/apps/dataset_manager/formats/transformations.py).
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import PurePosixPath
@@ -68,8 +67,7 @@ def _record(image: Element, folder: PurePosixPath, subset: str, where: str, tall
     if subset not in ("", _NO_SUBSET) and not part_of(subset):
         tally.add("other_part", example=str(name))
     size_hw, numbered = (height, width), enumerate(image, start=1)
-    made = [_shape(one, size_hw, f"{where}: {one.tag} {number}", tally) for number, one in numbered]
-    shapes = [shape for shape in made if shape is not None]
+    shapes = [made for number, one in numbered if (made := _shape(one, size_hw, f"{where}: {one.tag} {number}", tally))]
     status: Status = "labelled" if shapes else "unclear"
     return Record(str(folder / name), where, shapes, size_hw, part_of(subset), status)
 
@@ -95,17 +93,15 @@ def _numbers(element: Element, where: str, *names: str) -> list[float]:
     return parse_numbers(texts, f"{where}: {', '.join(names)}")
 
 
-def _around(x: float, y: float, x_radius: float, y_radius: float, degrees: float) -> NDArray[np.float64]:
-    """Two corners of the upright box around a turned one that is given by its centre and half its sides."""
-    cosine, sine = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
-    half = np.array([x_radius * cosine + y_radius * sine, x_radius * sine + y_radius * cosine])
-    return np.add((x, y), [-half, half])
+def _corners(centre: tuple[float, float], sides: tuple[float, float], degrees: float) -> NDArray[np.float64]:
+    """The corners of a turned box, float64 (4, 2), rounded as CVAT rounds, too."""
+    return np.array(cv2.boxPoints((centre, sides, degrees)), np.float64).round(2)
 
 
 def _box(one: Element, where: str) -> tuple[NDArray[np.float64], None]:
     left, top, right, bottom, degrees = _numbers(one, where, "xtl", "ytl", "xbr", "ybr", "rotation")
-    half_width, half_height = (right - left) / 2, (bottom - top) / 2
-    return _around(left + half_width, top + half_height, half_width, half_height, degrees), None
+    centre, sides = ((left + right) / 2, (top + bottom) / 2), (right - left, bottom - top)
+    return _corners(centre, sides, degrees), None
 
 
 def _polygon(one: Element, where: str) -> tuple[NDArray[np.float64], _Paint]:
@@ -116,15 +112,14 @@ def _polygon(one: Element, where: str) -> tuple[NDArray[np.float64], _Paint]:
 
 
 def _ellipse(one: Element, where: str) -> tuple[NDArray[np.float64], _Paint]:
-    x, y, *radii, degrees = _numbers(one, where, "cx", "cy", "rx", "ry", "rotation")
-    x_radius, y_radius = map(abs, radii)
+    x, y, x_radius, y_radius, degrees = _numbers(one, where, "cx", "cy", "rx", "ry", "rotation")
 
     def paint(size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-        center, axes = (round(x), round(y)), (round(x_radius), round(y_radius))
+        center, axes = (round(x), round(y)), (abs(round(x_radius)), abs(round(y_radius)))
         mask = cv2.ellipse(np.zeros(size_hw, np.uint8), center, axes, degrees, 0, 360, 1, thickness=-1)
         return np.asarray(mask).view(np.bool_)
 
-    return _around(x, y, x_radius, y_radius, degrees), paint
+    return _corners((x, y), (2 * x_radius, 2 * y_radius), degrees), paint
 
 
 def _mask(one: Element, where: str) -> tuple[NDArray[np.float64], _Paint]:

@@ -182,13 +182,13 @@ def _are_regions(masks: Sequence[Picture]) -> bool:
     return any(all(found == set(range(first, first + len(found))) for found in numbers.values()) for first in (0, 1))
 
 
-def listed_parts(source: LabelSource) -> dict[str, Part]:
-    """Key of an image -> part, from the lists in VOC's ImageSets/Segmentation/. Raises LabelError."""
+def listed_parts(source: LabelSource, lists: str = "segmentation") -> dict[str, Part]:
+    """Key of an image -> part, from the lists in VOC's ImageSets/Segmentation/ (or Main). Raises LabelError."""
     parts: dict[str, Part] = {}
     for part in ("train", "val", "test"):  # an image in several lists is held out
         for file in source.named(f"{part}.txt"):
-            if "imagesets/segmentation/" in file.lower():
+            if f"imagesets/{lists}/" in file.lower():
                 lines = read_text(source.path(file), "expected names of images").splitlines()
                 base = PurePosixPath(file).parents[2]
-                parts |= {str(base / line.strip()): part_of(part) for line in lines if line.strip()}
+                parts |= {str(base / line.strip(' "')): part_of(part) for line in lines if line.strip()}
     return parts
