@@ -1,4 +1,4 @@
-"""Label Studio JSON: the full export, with polygons, brushes and ellipses."""
+"""Label Studio JSON: the full export, with polygons and brushes; ellipses count as boxes."""
 
 import io
 import re
@@ -45,7 +45,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     shapes = [shape for record in records for shape in record.shapes]
     if kinds and not any(isinstance(shape, Shape) for shape in shapes) and not (shapes and choices.boxes):
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        wanted = "Label the images with polygonlabels, brushlabels or ellipselabels."
+        wanted = "Label the images with polygonlabels or brushlabels."
         raise DataError(f"{source.given}: holds {found}. {wanted}", go_on={"boxes": "ignore"} if shapes else None)
     return LabelSet(records, list(dict.fromkeys(shape.name for shape in shapes)), file_each=True, hint=_HINT)
 
@@ -136,12 +136,11 @@ def _shape(
     if not all(map(is_number, numbers)) or size_hw is None:
         raise LabelError(f"{where}: {', '.join(keys)}, original_width, original_height are not all numbers.")
     x, y, width, height = (np.array(numbers[:4]) * np.tile(size_hw[::-1], 2) / 100).tolist()
-    turn = np.exp(1j * np.radians(numbers[4]))  # clockwise on the screen
-    if form == "ellipse":
-        return Shape(name, partial(_paint_ellipse, complex(x, y), (width, height), turn), where)
     if numbers[4]:
         tally.add("rotated", example=where.rpartition(": ")[2])
-    corners = complex(x, y) + turn * np.array([0, width, 1j * height, width + 1j * height])
+    least = -1 if form == "ellipse" else 0  # an ellipse turns around its centre, a box around its left upper corner
+    sides = np.array([complex(right * width, down * height) for right in (least, 1) for down in (least, 1)])
+    corners = complex(x, y) + sides * np.exp(1j * np.radians(numbers[4]))
     (left, top), (width, height) = [(part(corners.real), part(corners.imag)) for part in (np.min, np.ptp)]
     return Box(name, (float(left), float(top), float(width), float(height)), where)
 
@@ -149,16 +148,6 @@ def _shape(
 def _paint_polygon(points: NDArray[np.float64], where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """Points in percent, filled by COCO's rule, as in Label Studio's own COCO export."""
     return paint_outlines([(points * size_hw[::-1] / 100).ravel().tolist()], size_hw, where=where)
-
-
-def _paint_ellipse(
-    centre: complex, radii: tuple[float, float], turn: complex, size_hw: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """The pixels whose centres lie in an ellipse; points are complex numbers x + iy."""
-    rows, columns = np.mgrid[: size_hw[0], : size_hw[1]] + 0.5
-    from_centre = (columns + 1j * rows - centre) / turn
-    x_radius, y_radius = np.maximum(radii, 1e-9)
-    return np.asarray((from_centre.real / x_radius) ** 2 + (from_centre.imag / y_radius) ** 2 <= 1)
 
 
 def paint_brush(run_lengths: Any, where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:

@@ -86,10 +86,6 @@ SPLIT_IN_TWO = [
         ([result(points=[[-30, 0], [50, 0], [50, 100], [-30, 100]])], LEFT_HALF_RLE, {"clipped": 1}),
         ([result("brushlabels", format="rle", rle=brush())], LEFT_HALF_RLE, {}),
         ([result("brushlabels", format="rle", rle=brush(alpha=1))], LEFT_HALF_RLE, {}),  # a soft edge is drawn, too
-        # radii of 2 px in an image of 4 x 10 px, around 5, 2
-        ([result("ellipselabels", x=50, y=50, radiusX=20, radiusY=50, rotation=0)], "14 2 17 8 26 2", {}),
-        # 3 px long and half a px high, turned upright around 4.5, 2
-        ([result("ellipselabels", x=45, y=50, radiusX=15, radiusY=12, rotation=90)], "17 4", {}),
         (SPLIT_IN_TWO, LEFT_HALF_RLE, {}),
         ([result(), result("keypointlabels", x=9, y=9, width=1)], LEFT_HALF_RLE, {"other_shape": 1}),
         ([result(), {"type": "choices", "value": {"choices": ["bad"]}}], LEFT_HALF_RLE, {"other_shape": 1}),
@@ -184,6 +180,9 @@ def test_boxes_stop_and_are_ignored_on_request(tmp_path: Path, export: Make) -> 
     report = import_labels(src, tmp_path / "out", Choices(boxes="ignore"))
     assert rles(tmp_path / "out") == {"b.png": {255: "6 2 10 2 14 2 29 4"}}
     assert kinds(report) == {"boxes": 2, "rotated": 1}
+    ellipse = result("ellipselabels", x=50, y=50, radiusX=20, radiusY=25, rotation=90)  # 1 px and 2 px around 5, 2
+    import_labels(export([task(1, annotation(ellipse))]), tmp_path / "ellipse", Choices(boxes="ignore"))
+    assert rles(tmp_path / "ellipse") == {"b.png": {255: "17 8"}}
     mixed = export([task(1, annotation(result(), turned))])
     with pytest.raises(DataError, match="1 of 2 labels are boxes"):
         import_labels(mixed, tmp_path / "out2")
