@@ -48,11 +48,6 @@ class RelatedImages:
         neighbours = {pair: score for pair, score in self.neighbours.items() if pair in apart}
         return RelatedImages(self.copies & apart, neighbours)
 
-    @property
-    def images(self) -> int:
-        """Number of images in any pair."""
-        return len({image_id for pair in self.copies | self.neighbours.keys() for image_id in pair})
-
 
 def make_folds(folder: DataFolder, *, folds: int = 5, seed: int = 0, progress: Progress = silent) -> dict[str, int]:
     """Divide the images into folds 0..folds-1, keeping copies, strips and groups together.
@@ -159,11 +154,6 @@ def leave_out_test(folder: DataFolder, *splits: Folds) -> DataFolder:
     if left_out := len(folder.image_ids) - len(kept):
         log.info("%d images of test are left out", left_out)
     return replace(folder, image_ids=kept, table=LabelTable(folder.table.rles, folder.table.listed - test))
-
-
-def divide_each_alone(folder: DataFolder, *, folds: int, seed: int) -> dict[str, int]:
-    """The usual split, for comparison: class sets are spread evenly, but nothing is kept together."""
-    return divide(replace(folder, groups={}), RelatedImages(), folds=folds, seed=seed)
 
 
 def _units(folder: DataFolder, related: RelatedImages, folds: int) -> list[tuple[str, ...]]:

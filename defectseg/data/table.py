@@ -136,7 +136,7 @@ def scan_label_rows(
     rows: list[LabelRow] = []
     repeated: list[LabelRow] = []
     line_of: dict[tuple[str, int], int] = {}
-    for cells in _cells(table, class_names):
+    for cells in label_cells(table, class_names):
         row = _parse_row(path, *cells, unite=unite)
         if isinstance(row, Fault):
             faults.append(row)
@@ -158,7 +158,7 @@ def _fault(path: Path, line: int, kind: str, message: str, image_id: str = "") -
     return error(kind, f"{path}, line {line}: {message}", _REMEDIES[kind], image=image_id, row=line)
 
 
-def _cells(table: CsvTable, class_names: Names) -> Iterator[tuple[int, str, str, str]]:
+def label_cells(table: CsvTable, class_names: Names = None) -> Iterator[tuple[int, str, str, str]]:
     """Line, ImageId, ClassId as text, and EncodedPixels of each label in the table.
 
     Raises:
@@ -199,11 +199,10 @@ def _wide_columns(table: CsvTable, class_names: Names) -> tuple[int, list[tuple[
     is_certain = class_ids and with_runs <= class_ids.keys() and len(place_of) == len(named)
     if not is_certain or (image is None and len(others) != 1):
         raise LabelError(
-            f"{table.path}: the header '{','.join(table.header)[:200]}' is not known; expected "
-            "'ImageId,ClassId,EncodedPixels', 'ImageId_ClassId,EncodedPixels', or one column for each class "
-            "('ImageId,1,2,3,4'), separated by commas. Where columns have other names, rename that of the images to "
-            f"ImageId, list those of all classes in {CLASSES_NAME} beside the table, one a line in the order of their "
-            "ClassIds, and delete others that hold run-lengths."
+            f"{table.path}: the header '{','.join(table.header)[:200]}' is not known; expected, separated by commas, "
+            "'ImageId,ClassId,EncodedPixels', 'ImageId_ClassId,EncodedPixels', or a column for each class "
+            f"('ImageId,1,2,3,4'). If these are called otherwise, write all their names into {CLASSES_NAME} beside the "
+            "table, one a line. Rename the column of the images to ImageId; delete others that hold run-lengths."
         )
     return place_of[image or others[0]], [(place_of[name], class_id) for name, class_id in class_ids.items()]
 

@@ -1,7 +1,9 @@
 """What imports and exports share: names, text files, pictures."""
 
+import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -9,6 +11,7 @@ import cv2
 from defectseg.errors import DataError, LabelError
 from defectseg.files import open_regular
 
+_XML_ENCODING = re.compile(rb"""<\?xml [^>]*encoding=["']([A-Za-z][\w.-]*)""", re.ASCII)
 IGNORE_NAME = "ignore"  # the name of ClassId 255 in formats that know classes by name
 
 
@@ -31,13 +34,20 @@ def index_unique(files: Iterable[tuple[str, Path]], kind: str) -> dict[str, Path
 
 
 def read_text(path: Path, expected: str) -> str:
-    """UTF-8 text, with or without a byte-order mark. Raises LabelError, which says what was expected."""
+    """UTF-8 text, with or without a byte-order mark, or XML in the encoding that it declares.
+
+    Raises LabelError, which says what was expected.
+    """
     try:
         with open_regular(path) as handle:
-            return handle.read().decode("utf-8-sig")
+            content = handle.read()
+        with suppress(UnicodeDecodeError):  # UTF-8 that declares another encoding is common, too
+            return content.decode("utf-8-sig")
+        declared = _XML_ENCODING.match(content)
+        return content.decode(declared[1].decode("ascii") if declared else "utf-8")
     except OSError as error:
         raise LabelError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, LookupError) as error:
         raise LabelError(f"{path}: not UTF-8 text; {expected}. Save it as UTF-8, or unpack an archive.") from error
 
 

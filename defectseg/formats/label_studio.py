@@ -15,13 +15,12 @@ from defectseg.errors import DataError, LabelError
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
-from defectseg.formats.reading import find_json, is_number, jsons_of, list_at, points_of, reaches_beyond, size_of
+from defectseg.formats.reading import find_json, is_number, jsons_of, list_at, points_of, size_of
 from defectseg.formats.source import LabelSource
 from defectseg.image.find import IMAGE_SUFFIXES
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
-_FORMS = {"points": "polygon", "rle": "brush", "radiusX": "ellipse", "height": "rectangle"}  # key of a region -> form
-_REMARKS = ("choices", "taxonomy", "text", "number", "rating", "datetime")  # about an image or one of its regions
+_FORMS = ("polygon", "brush", "ellipse", "rectangle")
 _VALUE_BITS = 8
 _LISTS = {"annotations", "completions"}  # the second is of old versions
 _HINT = "Predictions and drafts do not count: submit them as annotations in Label Studio, and export again."
@@ -68,31 +67,23 @@ def _record(where: str, task: dict[str, Any], kinds: Counter[str], tally: Tally)
     regions = [{**one, **value} if isinstance(value := one.get("value"), dict) else one for one in results]
     sizes = [size_of(one.get("original_height"), one.get("original_width")) for one in regions]
     size_hw = next((size for size in sizes if size is not None), None)
-    labelled = [region["id"] for region in regions if "id" in region and _labels_of(region)[1]]
     shapes: list[Shape | Box] = []
     for number, region in enumerate(regions, start=1):
-        (kind, labels), entry = _labels_of(region), f"{where}, result {number}"
-        form = next((form for key, form in _FORMS.items() if key in region or form in kind), "")
+        kind, entry = str(region.get("type")), f"{where}, result {number}"
+        form, labels = next((form for form in _FORMS if form in kind), ""), list_at(region, kind)
         kinds[kind] += 1
-        if form and labels:
-            shapes += [_shape(name, form, region, size_hw, entry, tally) for name in labels]
-        elif form and kind not in _REMARKS:
-            if region.get("id") not in labelled:  # else a result of the type "labels" repeats it with its labels
-                raise LabelError(f"{entry}: has no label. Give this region a label in Label Studio, or delete it.")
-        else:
+        if not form:
             tally.add("other_shape", example=f"{entry.rpartition(': ')[2]} ({kind})")
+        elif labels and all(isinstance(label, str) for label in labels):
+            shapes += [_shape(name, form, region, size_hw, entry, tally) for name in labels]
+        else:
+            raise LabelError(
+                f"{entry}: has no label of its own. Give it one, as polygonlabels or brushlabels, or delete it."
+            )
     if not results and any(list_at(one, "result") for one in annotations) and not annotations[-1].get("ground_truth"):
         raise LabelError(f"{where}: the newest annotation is empty, an older one is not. Mark one as ground truth.")
     status: Status = "labelled" if shapes or not regions else "unclear"
     return Record(image, where, shapes, size_hw, status=status, also=tuple(also))
-
-
-def _labels_of(region: dict[str, Any]) -> tuple[str, list[str]]:
-    """What kind of label a region has, and its labels."""
-    kinds = [key for key in region if key.endswith("labels")] + [key for key in _REMARKS if key in region]
-    kind = next(iter(kinds), str(region.get("type")))
-    labels = list_at(region, kind) if kind.endswith("labels") else []
-    return kind, labels if all(isinstance(label, str) for label in labels) else []
 
 
 def _annotations(task: dict[str, Any], where: str, tally: Tally) -> list[dict[str, Any]]:
@@ -126,15 +117,15 @@ def _shape(
         raise LabelError(f"{where}: has an image_rotation. Turn the image back in Label Studio.")
     if form == "brush":
         return Shape(name, partial(paint_brush, region.get("rle"), where), where)
-    if form == "polygon":
-        points = points_of(region.get("points"), where)
-        if reaches_beyond(points, (100, 100)):
-            tally.add("clipped", example=where.rpartition(": ")[2])
-        return Shape(name, partial(_paint_polygon, points, where), where)
+    if size_hw is None:
+        raise LabelError(f"{where}: its original_width and original_height are not both whole numbers.")
+    if form == "polygon":  # filled by COCO's rule, as in Label Studio's own COCO export; given in percent
+        outline = (points_of(region.get("points"), where) * size_hw[::-1] / 100).ravel().tolist()
+        return Shape(name, partial(paint_outlines, [outline], where=where, tally=tally), where)
     keys = ["x", "y", *(("radiusX", "radiusY") if form == "ellipse" else ("width", "height"))]
     numbers: list[Any] = [*map(region.get, keys), region.get("rotation", 0)]
-    if not all(map(is_number, numbers)) or size_hw is None:
-        raise LabelError(f"{where}: {', '.join(keys)}, original_width, original_height are not all numbers.")
+    if not all(map(is_number, numbers)):
+        raise LabelError(f"{where}: {', '.join(keys)}, rotation are not all numbers.")
     x, y, width, height = (np.array(numbers[:4]) * np.tile(size_hw[::-1], 2) / 100).tolist()
     if numbers[4]:
         tally.add("rotated", example=where.rpartition(": ")[2])
@@ -143,11 +134,6 @@ def _shape(
     corners = complex(x, y) + sides * np.exp(1j * np.radians(numbers[4]))
     (left, top), (width, height) = [(part(corners.real), part(corners.imag)) for part in (np.min, np.ptp)]
     return Box(name, (float(left), float(top), float(width), float(height)), where)
-
-
-def _paint_polygon(points: NDArray[np.float64], where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Points in percent, filled by COCO's rule, as in Label Studio's own COCO export."""
-    return paint_outlines([(points * size_hw[::-1] / 100).ravel().tolist()], size_hw, where=where)
 
 
 def paint_brush(run_lengths: Any, where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from defectseg.data.table import label_cells
 from defectseg.errors import DataError, LabelError, OutputExistsError
 from defectseg.files import CsvTable, atomic_csv, read_csv
 from defectseg.predict.output import read_results
@@ -75,11 +76,8 @@ def _asked(table: CsvTable, class_ids: list[str]) -> Iterator[tuple[str, str]]:
     if set(table.header) not in map(set, _LAYOUTS):
         expected = " or ".join(map(", ".join, _LAYOUTS))
         raise LabelError(f"{table.path}: has the columns {', '.join(table.header)}; expected {expected}.")
-    for line, fields in table.rows:
-        cells = dict(zip(table.header, fields, strict=True))
-        both = cells["ImageId_ClassId"] if len(cells) == 2 else f"{cells['ImageId']}_{cells['ClassId'].strip()}"
-        image_id, _, class_id = both.rpartition("_")
-        if class_id not in (_PLACEHOLDER, *class_ids):
+    for line, image_id, class_text, _ in label_cells(table):
+        if (class_id := class_text.strip()) not in (_PLACEHOLDER, *class_ids):
             known = f"the model has the classes 1 to {len(class_ids)}"
             raise LabelError(f"{table.path}, line {line}: ClassId {class_id!r}; {known}.")
         yield from ((image_id, one) for one in (class_ids if class_id == _PLACEHOLDER else [class_id]))

@@ -6,7 +6,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from defectseg.errors import LabelError
-from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Status, part_among
+from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.masks.layouts import listed_parts
 from defectseg.formats.reading import parse_numbers, reaches_beyond
@@ -50,18 +50,14 @@ def _record(root: Element, file: PurePosixPath, listed: dict[str, Part], where: 
     height, width = map(int, parse_numbers(texts, f"{where}: height, width"))
     size_hw = (height, width) if height and width else None
     objects = enumerate(root.findall("object"), start=1)
-    shapes = [made for number, one in objects if (made := _shape(one, size_hw, f"{where}: object {number}", tally))]
-    status: Status = "labelled" if shapes or root.find("object") is None else "unclear"
+    boxes = [_box(one, size_hw, f"{where}: object {number}", tally) for number, one in objects]
     part = listed.get(str(file.parent.parent / file.stem)) or part_among(file.parts[:-1])
     image = f"{file.parent}/{root.findtext('filename') or file.stem}"
-    return Record(image, where, shapes, size_hw, part, status, also=(str(file.with_suffix("")),))
+    return Record(image, where, boxes, size_hw, part, also=(str(file.with_suffix("")),))
 
 
-def _shape(one: Element, size_hw: tuple[int, int] | None, where: str, tally: Tally) -> Box | None:
-    if (box := one.find("bndbox")) is None:
-        tally.add("no_shape", example=where)
-        return None
-    texts = [box.findtext(edge) or "" for edge in _EDGES]
+def _box(one: Element, size_hw: tuple[int, int] | None, where: str, tally: Tally) -> Box:
+    texts = [one.findtext(f"bndbox/{edge}") or "" for edge in _EDGES]
     points = np.reshape(parse_numbers(texts, f"{where}: {', '.join(_EDGES)}"), (2, 2))
     if reaches_beyond(points, size_hw):
         tally.add("clipped", example=where)

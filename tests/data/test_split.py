@@ -14,7 +14,6 @@ from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.data.split import (
     RelatedImages,
     divide,
-    divide_each_alone,
     find_related,
     leave_out_test,
     make_folds,
@@ -219,17 +218,8 @@ def test_copies_join_groups_and_stay_together_whatever_their_number() -> None:
     assert set(folds.values()) == {0, 1, 2}
 
 
-def test_pairs_across_folds_and_their_images_are_counted() -> None:
+def test_pairs_across_folds_are_counted() -> None:
     related = RelatedImages(frozenset({("a", "b"), ("c", "d")}), {("b", "c"): 0.5, ("d", "e"): 0.6})
     across = related.across_folds({"a": 0, "b": 0, "c": 1, "d": 2, "e": 2})
     assert across.copies == {("c", "d")}
     assert across.neighbours == {("b", "c"): 0.5}
-    assert (related.images, across.images) == (5, 3)
-
-
-def test_split_of_each_image_alone_is_the_usual_one() -> None:
-    sets = severstal_like()
-    groups = dict.fromkeys(list(sets)[:30], "one")
-    usual = divide_each_alone(folder(sets, groups), folds=5, seed=2)
-    assert usual == divide(folder(sets), RelatedImages(), folds=5, seed=2)
-    assert len({usual[image_id] for image_id in groups}) == 5

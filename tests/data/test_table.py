@@ -120,7 +120,7 @@ def test_all_faults_are_collected_by_line_beside_the_sound_rows(tmp_path: Path) 
     ("content", "message"),
     [
         (b"", "the file is empty"),
-        (b"a.jpg,1,1 3\n", "the header 'a.jpg,1,1 3' is not known; expected 'ImageId,ClassId,EncodedPixels'"),
+        (b"a.jpg,1,1 3\n", "the header 'a.jpg,1,1 3' is not known; expected, separated by commas"),
         (b"ImageId;ClassId;EncodedPixels\na.jpg;1;1 3\n", "separated by commas"),
         (b"ImageId,EncodedPixels\na.jpg,1 3\n", "is not known"),
         (b"ImageId,Class\na.jpg,1\n", "is not known"),
@@ -146,7 +146,7 @@ def test_columns_named_by_classes_are_numbered_as_these(tmp_path: Path) -> None:
     text = "ImageId,scratch,pit,note\na.jpg,1 3,,x\nb.jpg,,5 1,\n"
     path = tmp_path / "train.csv"
     path.write_text(text)
-    with pytest.raises(LabelError, match=r"is not known.*list those of all classes in classes\.txt"):
+    with pytest.raises(LabelError, match=r"is not known.*write all their names into classes\.txt"):
         read_label_table(path)
     (tmp_path / "classes.txt").write_text("pit\ncrack\nscratch\n")
     by_name = {"a.jpg": {3: "1 3"}, "b.jpg": {1: "5 1"}}
@@ -172,7 +172,7 @@ def test_a_faulty_cell_in_a_column_of_a_class_is_a_fault_of_its_row(tmp_path: Pa
     ],
 )
 def test_columns_that_are_not_certain_are_refused_with_what_to_rename(tmp_path: Path, text: str) -> None:
-    with pytest.raises(LabelError, match=r"is not known.*rename that of the images"):
+    with pytest.raises(LabelError, match=r"is not known.*Rename the column of the images"):
         table(tmp_path, text)
 
 

@@ -196,6 +196,19 @@ def test_a_document_that_cannot_be_meant_is_refused(run: Callable[..., ImportRep
         run(text)
 
 
+@pytest.mark.parametrize(
+    ("declared", "encoding"), [("ISO-8859-1", "latin-1"), ("gb2312", "gb2312"), ("utf-16", "utf-8"), ("utf-8", "utf-8")]
+)
+def test_the_declared_encoding_counts_where_the_text_is_not_utf_8(
+    tmp_path: Path, write_image: Callable[..., Path], declared: str, encoding: str
+) -> None:
+    write_image(tmp_path / "src/a.png", (HEIGHT, WIDTH))
+    name = "度" if declared == "gb2312" else "Riß"
+    text = document(image(SQUARE)).replace("'utf-8'", f'"{declared}"').replace("pit", name)
+    (tmp_path / "src/annotations.xml").write_bytes(text.encode(encoding))
+    assert import_labels(tmp_path / "src", tmp_path / "out").classes[0].name == name
+
+
 @given(data=st.data())
 def test_masks_are_the_same_as_pixel_by_pixel(data: st.DataObject) -> None:
     """Against CVAT's own way: one step for each pixel of each run."""

@@ -73,12 +73,6 @@ def brush(*, alpha: int = 255) -> list[int]:
     return as_bytes(header, *(f"100{19:08b}{alpha:08b}100{19:08b}{0:08b}" for _ in range(HW[0])))
 
 
-SPLIT_IN_TWO = [
-    {**result("polygon", None, points=LEFT_HALF), "id": "x"},
-    {**result("labels", "crack", points=LEFT_HALF), "id": "x"},
-]
-
-
 @pytest.mark.parametrize(
     ("results", "expected", "lost"),
     [
@@ -86,7 +80,6 @@ SPLIT_IN_TWO = [
         ([result(points=[[-30, 0], [50, 0], [50, 100], [-30, 100]])], LEFT_HALF_RLE, {"clipped": 1}),
         ([result("brushlabels", format="rle", rle=brush())], LEFT_HALF_RLE, {}),
         ([result("brushlabels", format="rle", rle=brush(alpha=1))], LEFT_HALF_RLE, {}),  # a soft edge is drawn, too
-        (SPLIT_IN_TWO, LEFT_HALF_RLE, {}),
         ([result(), result("keypointlabels", x=9, y=9, width=1)], LEFT_HALF_RLE, {"other_shape": 1}),
         ([result(), {"type": "choices", "value": {"choices": ["bad"]}}], LEFT_HALF_RLE, {"other_shape": 1}),
     ],
@@ -195,6 +188,7 @@ def test_boxes_stop_and_are_ignored_on_request(tmp_path: Path, export: Make) -> 
         ([task(1, annotation(result("hypertextlabels", text="no")))], "holds 1 hypertextlabels"),
         ([task(1, annotation({**result(), "image_rotation": 90}))], "task 1, result 1.*image_rotation"),
         ([task(1, annotation(result(label=None)))], "task 1, result 1: has no label"),
+        ([task(1, annotation(result("polygon", None, points=LEFT_HALF), result("labels")))], "result 1: has no label"),
         ([task(1, annotation(result(points=[["1", 2], [3, 4], [5, 6]])))], "task 1, result 1.*pairs of numbers"),
         ([task(1, annotation(result(points=[[9e5, 2], [3, 4], [5, 6]])))], "task 1, result 1.*far outside"),
         ([task(1, annotation(result("ellipselabels", x=1, y=None, radiusX=1, radiusY=1)))], "result 1.*numbers"),
