@@ -183,7 +183,7 @@ def split(
     the groups of groups.csv stay together in one fold. Images that an existing split.csv has in val or test stay there.
     """
     from defectseg.data.folder import open_data_folder
-    from defectseg.data.split import SPLIT_NAME, divide, find_related, read_split, write_split
+    from defectseg.data.split import SPLIT_NAME, count_apart, divide, find_related, read_split, write_split
 
     path = root / SPLIT_NAME if out is None else out
     if path.exists() and not overwrite:
@@ -207,12 +207,7 @@ def split(
     print_rows(rows)
     if folder.unknown:
         print(f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none is clean.")
-    apart = related.across_folds(chosen)
-    print_rows(
-        [
-            ["pairs of images", "in all", "across folds"],
-            ["copies", *(str(len(one.copies)) for one in (related, apart))],
-            ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (related, apart))],
-        ]
-    )
+    pairs = {"copies": related.copies, "of the same strip, by their looks": related.neighbours.keys()}
+    counts_of = [[what, str(len(found)), str(count_apart(found, chosen))] for what, found in pairs.items()]
+    print_rows([["pairs of images", "in all", "across folds"], *counts_of])
     print(f"Split: {shown(path)}")

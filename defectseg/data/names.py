@@ -29,8 +29,9 @@ def respellings(listed: Iterable[str], image_ids: Iterable[str], *, where: Path)
     for group in alike.values():
         if (absent := group - images) and absent != group:
             if len(group) > 2 or group <= names:
-                told = f"{some(map(ascii, sorted(group)))} are the same letters in another Unicode form"
-                raise LabelError(f"{where}: {told}. Rename them so that one is left.")
+                raise LabelError(
+                    f"{where}: {some(map(ascii, sorted(group)))} are the same letters. Rename all but one."
+                )
             spelled[absent.pop()] = (group & images).pop()
     return spelled
 

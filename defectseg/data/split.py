@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -42,11 +42,10 @@ class RelatedImages:
     copies: frozenset[Pair] = frozenset()
     neighbours: Mapping[Pair, float] = field(default_factory=dict)
 
-    def across_folds(self, fold_of: Folds) -> "RelatedImages":
-        """The pairs whose images lie in different folds."""
-        apart = {(one, other) for one, other in self.copies | self.neighbours.keys() if fold_of[one] != fold_of[other]}
-        neighbours = {pair: score for pair, score in self.neighbours.items() if pair in apart}
-        return RelatedImages(self.copies & apart, neighbours)
+
+def count_apart(pairs: Iterable[Pair], fold_of: Folds) -> int:
+    """Number of pairs whose images lie in different folds."""
+    return sum(fold_of[one] != fold_of[other] for one, other in pairs)
 
 
 def make_folds(folder: DataFolder, *, folds: int = 5, seed: int = 0, progress: Progress = silent) -> dict[str, int]:

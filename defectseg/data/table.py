@@ -131,10 +131,10 @@ def scan_label_rows(
         DataError: classes.txt is needed and cannot be read.
     """
     table = read_csv(path)
-    message = f"expected {len(table.header)}."
-    faults = [_fault(path, line, "fields", f"has {count} fields; {message}") for line, count in table.ragged]
+    faults = [
+        _fault(path, line, "fields", f"has {count} fields, not {len(table.header)}.") for line, count in table.ragged
+    ]
     rows: list[LabelRow] = []
-    repeated: list[LabelRow] = []
     line_of: dict[tuple[str, int], int] = {}
     for cells in label_cells(table, class_names):
         row = _parse_row(path, *cells, unite=unite)
@@ -143,12 +143,9 @@ def scan_label_rows(
         elif unite or line_of.setdefault((row.image_id, row.class_id), row.line) == row.line:
             rows.append(row)
         else:
-            repeated.append(row)
-    images = len({row.image_id for row in repeated})
-    for row in repeated:
-        told = f"stands in line {line_of[row.image_id, row.class_id]} already; {images} images have such rows."
-        message = f"{row.image_id}, ClassId {row.class_id} {told} Where each is an instance, {_UNITE}."
-        faults.append(_fault(path, row.line, "duplicate", message, row.image_id))
+            told = f"stands in line {line_of[row.image_id, row.class_id]} already. Where each is an instance, {_UNITE}."
+            message = f"{row.image_id}, ClassId {row.class_id} {told}"
+            faults.append(_fault(path, row.line, "duplicate", message, row.image_id))
     spelled = respellings({row.image_id for row in rows}, image_ids, where=path)
     valid = [replace(row, image_id=spelled[row.image_id]) for row in rows]
     return LabelScan(valid, sorted(faults, key=lambda fault: fault.row or 0))
@@ -243,8 +240,9 @@ def _parse_class_id(text: str, encoded: str) -> int:
     if class_id == 0 and (not encoded or _WHOLE_IMAGE.fullmatch(encoded)):
         return 0
     if not 1 <= class_id <= IGNORE_CLASS_ID:
-        expected = f"a whole number, 1 to {MAX_CLASSES} ({IGNORE_CLASS_ID} for pixels to ignore)"
-        raise LabelError(f"ClassId {text!r}; expected {expected}.")
+        raise LabelError(
+            f"ClassId {text!r}; expected a whole number, 1 to {MAX_CLASSES} ({IGNORE_CLASS_ID} to ignore)."
+        )
     return class_id
 
 

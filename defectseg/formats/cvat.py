@@ -19,7 +19,6 @@ from defectseg.formats.polygons import paint_outlines
 from defectseg.formats.reading import parse_numbers, place_bitmap, reaches_beyond
 from defectseg.formats.source import LabelSource
 
-_NO_SUBSET = "default"  # CVAT's word
 _AREAS = ("polygon", "mask")
 _BOXES = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry")}
 
@@ -61,8 +60,6 @@ def _record(image: Element, folder: PurePosixPath, subset: str, where: str, tall
     name = PurePosixPath(subset, image.get("name", ""))
     where = f"{where}: {name}"
     height, width = map(int, _numbers(image, where, "height", "width"))
-    if subset not in ("", _NO_SUBSET) and not part_of(subset):
-        tally.add("other_part", example=str(name))
     size_hw, numbered = (height, width), enumerate(image, start=1)
     shapes = [made for number, one in numbered if (made := _shape(one, size_hw, f"{where}: {one.tag} {number}", tally))]
     status: Status = "labelled" if shapes else "unclear"
@@ -71,9 +68,8 @@ def _record(image: Element, folder: PurePosixPath, subset: str, where: str, tall
 
 def _shape(one: Element, size_hw: tuple[int, int], where: str, tally: Tally) -> Shape | Box | None:
     name = one.get("label", "")
-    is_known = one.tag in (*_AREAS, *_BOXES)
-    if not is_known or one.get("outside") == "1":
-        tally.add("no_pixel" if is_known else "other_shape", example=where)
+    if one.tag not in (*_AREAS, *_BOXES) or one.get("outside") == "1":
+        tally.add("no_pixel" if one.get("outside") == "1" else "other_shape", example=where)
         return None
     if one.tag == "mask":
         return Shape(name, _mask(one, where), where)

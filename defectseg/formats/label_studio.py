@@ -21,8 +21,6 @@ from defectseg.image.find import IMAGE_SUFFIXES
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 _FORMS = ("polygon", "brush", "ellipse", "rectangle")
-_VALUE_BITS = 8
-_LISTS = {"annotations", "completions"}  # the second is of old versions
 _HINT = "Predictions and drafts do not count: submit them as annotations in Label Studio, and export again."
 
 
@@ -33,7 +31,8 @@ def recognise(source: LabelSource) -> str:
 
 def _is_export(content: Any) -> bool:
     task = content[0] if isinstance(content, list) and content else content
-    return isinstance(task, dict) and ("annotation_id" in task or ("data" in task and not _LISTS.isdisjoint(task)))
+    keys = set(task) if isinstance(task, dict) else set()
+    return {"annotations", "data"} <= keys or not keys.isdisjoint(("annotation_id", "completions"))  # else refused
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -132,8 +131,7 @@ def _shape(
     least = -1 if form == "ellipse" else 0  # an ellipse turns around its centre, a box around its left upper corner
     sides = np.array([complex(right * width, down * height) for right in (least, 1) for down in (least, 1)])
     corners = complex(x, y) + sides * np.exp(1j * np.radians(numbers[4]))
-    (left, top), (width, height) = [(part(corners.real), part(corners.imag)) for part in (np.min, np.ptp)]
-    return Box(name, (float(left), float(top), float(width), float(height)), where)
+    return Box(name, (corners.real.min(), corners.imag.min(), np.ptp(corners.real), np.ptp(corners.imag)), where)
 
 
 def paint_brush(run_lengths: Any, where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -156,12 +154,12 @@ def paint_brush(run_lengths: Any, where: str, size_hw: tuple[int, int]) -> NDArr
         bits = io.StringIO(
             "".join(f"{byte:08b}" for byte in bytes(run_lengths if isinstance(run_lengths, list) else ()))
         )
-        if (take(32), take(5)) != (length, _VALUE_BITS - 1):
+        if (take(32), take(5)) != (length, 7):
             raise ValueError
         length_bits = [take(4) + 1 for _ in range(4)]
         while len(values) < length:
             repeated, count = take(1), take(length_bits[take(2)]) + 1
-            values += bytes([take(_VALUE_BITS)]) * count if repeated else take(_VALUE_BITS * count).to_bytes(count)
+            values += bytes([take(8)]) * count if repeated else take(8 * count).to_bytes(count)
     except (ValueError, TypeError) as error:
         raise LabelError(f"{where}: its brush is damaged, or for another image size. Export it again.") from error
     return np.frombuffer(values, np.uint8)[3:length:4].reshape(size_hw) > 0

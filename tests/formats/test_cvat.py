@@ -140,7 +140,7 @@ def test_subsets_of_a_project_are_folders_and_parts(run: Callable[..., ImportRep
     )
     report = run(text, tuple(f"{subset}/a.png" for subset in subsets))
     assert report.parts == {"train": 3, "val": 1, "test": 1}
-    assert losses(report) == {"other_part": 1}
+    assert losses(report) == {}
     assert [one.name for one in report.classes] == ["dent", "pit"]
     fold = dict(line.split(",") for line in (tmp_path / "out/split.csv").read_text().splitlines()[1:])
     assert (fold["Validation/a.png"], fold["TEST/a.png"], fold["Line 3/a.png"]) == ("val", "test", "train")
