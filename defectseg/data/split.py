@@ -1,7 +1,6 @@
 """Divide a data folder into folds with similar class sets, keeping copies, strips and groups together."""
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,8 +16,6 @@ from defectseg.data.table import IGNORE_CLASS_ID, WHOLE_NUMBER, LabelTable
 from defectseg.errors import DataError, LabelError, UsageError
 from defectseg.files import atomic_csv
 from defectseg.progress import Progress, silent
-
-log = logging.getLogger(__name__)
 
 SPLIT_NAME = "split.csv"
 # A numbered fold, or a part: val is held out by every training, test is for scores alone, train is the rest.
@@ -150,8 +147,6 @@ def leave_out_test(folder: DataFolder, *splits: Folds) -> DataFolder:
     kept = tuple(image_id for image_id in folder.image_ids if image_id not in test)
     if not kept:
         raise DataError(f"{folder.root}: all images are in test, which is for scores alone. Mend the split.")
-    if left_out := len(folder.image_ids) - len(kept):
-        log.info("%d images of test are left out", left_out)
     return replace(folder, image_ids=kept, table=LabelTable(folder.table.rles, folder.table.listed - test))
 
 

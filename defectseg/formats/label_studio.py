@@ -20,6 +20,7 @@ from defectseg.formats.source import LabelSource
 from defectseg.image.find import IMAGE_SUFFIXES
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
+_Size = tuple[int, int] | None
 _FORMS = ("polygon", "brush", "ellipse", "rectangle")
 _HINT = "Predictions and drafts do not count: submit them as annotations in Label Studio, and export again."
 
@@ -109,9 +110,7 @@ def _image_names(task: dict[str, Any], where: str) -> list[str]:
     return [*names, *(_UPLOAD_PREFIX.sub("", PurePosixPath(name).name) for name in names)] or [f"no image in {where}"]
 
 
-def _shape(
-    name: str, form: str, region: dict[str, Any], size_hw: tuple[int, int] | None, where: str, tally: Tally
-) -> Shape | Box:
+def _shape(name: str, form: str, region: dict[str, Any], size_hw: _Size, where: str, tally: Tally) -> Shape | Box:
     if region.get("image_rotation"):
         raise LabelError(f"{where}: has an image_rotation. Turn the image back in Label Studio.")
     if form == "brush":
