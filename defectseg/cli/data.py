@@ -173,7 +173,15 @@ def split(
     the groups of groups.csv stay together in one fold. Images that an existing split.csv has in val or test stay there.
     """
     from defectseg.data.folder import open_data_folder
-    from defectseg.data.split import SPLIT_NAME, divide, divide_each_alone, find_related, read_split, write_split
+    from defectseg.data.split import (
+        SPLIT_NAME,
+        RelatedImages,
+        count_apart,
+        divide,
+        find_related,
+        read_split,
+        write_split,
+    )
 
     path = root / SPLIT_NAME if out is None else out
     if path.exists() and not overwrite:
@@ -197,12 +205,12 @@ def split(
     print_rows(rows)
     if folder.unknown:
         print(f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none is clean.")
-    usual = related.across_folds({**kept, **divide_each_alone(rest, folds=folds, seed=seed)})
-    apart = related.across_folds(chosen)
-    head = ["pairs of images", "in all", "across folds", "across in a random split"]
-    copies = ["copies", *(str(len(one.copies)) for one in (related, apart, usual))]
-    alike = ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (related, apart, usual))]
-    print_rows([head, copies, alike])
-    count = len(folder.image_ids)
-    print(f"A random split would have leaked into {usual.images} of {count} images; this one into {apart.images}.")
+    pairs = {"copies": related.copies, "of the same strip, by their looks": related.neighbours.keys()}
+    usual = {**kept, **divide(replace(rest, groups={}), RelatedImages(), folds=folds, seed=seed)}
+    print_rows(
+        [
+            ["pairs of images", "in all", "across folds", "across in a random split"],
+            *([name, *map(str, (len(p), count_apart(p, chosen), count_apart(p, usual)))] for name, p in pairs.items()),
+        ]
+    )
     print(f"Split: {shown(path)}")

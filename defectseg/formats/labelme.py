@@ -88,12 +88,12 @@ def _shape(one: Any, where: str, size_hw: tuple[int, int] | None, choices: Choic
     return Shape(name, partial(draw, form, corners if form == "rectangle" else points), where, covers=True)
 
 
-def draw(form: str, points: NDArray[np.float64], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def draw(form: str, points: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """Fill a shape as labelme's own `shape_to_mask` does it, bool (H, W).
 
     Args:
         form: "polygon", "rectangle", "circle", "line", "linestrip", or a rotated rectangle.
-        points: x, y in px, float64 (N, 2); of a rectangle or circle, the least and the greatest.
+        points: x, y in px, int or float (N, 2); of a rectangle or circle, the least and the greatest.
         size_hw: height and width of the image.
     """
     from PIL import Image, ImageDraw
@@ -149,8 +149,7 @@ def _entry(name: str, piece: Piece) -> dict[str, Any]:
     left, top, width, height = piece.box_xywh
     entry: dict[str, Any] = {"label": name, "group_id": None, "description": "", "flags": {}}
     points = pixel_outline(piece)
-    here = (points - (left, top)).astype(np.float64)
-    if len(points) > 2 and np.array_equal(draw("polygon", here, (height, width)), piece.mask):
+    if len(points) > 2 and np.array_equal(draw("polygon", points - (left, top), (height, width)), piece.mask):
         return entry | {"points": points.tolist(), "shape_type": "polygon", "mask": None}
     corners = [[left, top], [left + width - 1, top + height - 1]]
     content = cv2.imencode(".png", piece.mask.view(np.uint8))[1].tobytes()

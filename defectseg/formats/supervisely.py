@@ -36,8 +36,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
 
 def _record(file: str, where: str, content: dict[str, Any], tally: Tally) -> Record:
     objects = enumerate(content["objects"], start=1)
-    made = [_shape(one, f"{where}, object {number}", tally) for number, one in objects]
-    shapes = [shape for shape in made if shape is not None]
+    shapes = [made for number, one in objects if (made := _shape(one, f"{where}, object {number}", tally))]
     image = PurePosixPath(f"/{file}".replace("/ann/", "/img/")[1:]).with_suffix("")
     size_hw = size_of(content["size"].get("height"), content["size"].get("width"))
     # Supervisely writes a file without objects for images that nobody has looked at, too.

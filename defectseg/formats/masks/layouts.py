@@ -193,7 +193,7 @@ def listed_parts(source: LabelSource, keys: Collection[str], tally: Tally) -> di
     for part in ("train", "val", "test"):  # an image in several lists is held out
         for file in (PurePosixPath(file) for file in source.with_suffix(".txt")):
             text = read_text(source.path(str(file)), "expected names of images") if part_of(file.stem) == part else ""
-            for line in filter(None, map(str.strip, text.splitlines())):
+            for line in filter(None, (line.strip(' "') for line in text.splitlines())):
                 names = (line, line.split()[0])  # PaddleSeg names the mask behind the image
                 found = [key_of(f"{folder}/{name}") for folder in file.parents for name in names]
                 if known := [key for key in found if key in keys]:
