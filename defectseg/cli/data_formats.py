@@ -240,13 +240,9 @@ def export_predictions(
     """
     from defectseg.formats.predictions import predictions_to_coco
 
-    with progress_bar("converting") as progress:
-        report = predictions_to_coco(output, out, run_lengths=run_lengths, progress=progress)
+    _export(partial(predictions_to_coco, output, out, run_lengths=run_lengths), out, json_output)
     if json_output:
-        print_json({**asdict(report), "out": str(out)})
         return
-    _print_losses(report.lost)
-    print(f"{report.images} images with {report.annotations} regions: {shown(out)}")
     again = f"defectseg data import {shown(out)} --images DIR --out DIR --unlabelled clean"
     print(f"Once corrected: {again} (or skip, if nobody has looked at the images without a region)")
 

@@ -63,8 +63,8 @@ def is_number(value: Any) -> bool:
 
 
 def size_of(height: Any, width: Any) -> tuple[int, int] | None:
-    """Height and width as a label file states them; None where it states no whole numbers."""
-    return (height, width) if type(height) is int and type(width) is int else None
+    """Height and width in px as a label file states them; None where it states no numbers."""
+    return (int(height), int(width)) if is_number(height) and is_number(width) else None
 
 
 def reaches_beyond(points: NDArray[np.float64], size_hw: tuple[int, int] | None) -> bool:
