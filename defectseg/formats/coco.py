@@ -21,7 +21,7 @@ from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import count_hole_px, cut_pieces, decode_rle, encode_rle, outline, paint_outlines
-from defectseg.formats.reading import is_number, reaches_beyond, size_of
+from defectseg.formats.reading import find_json, is_number, list_at, numbers_of, reaches_beyond, size_of, value_at
 from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent, some
 
@@ -32,7 +32,6 @@ COMPLETE_INFO = INFO | {"complete": True}
 
 _LISTS = ("images", "annotations", "categories")
 _EXPECTED = "expected COCO: one object with the lists 'images', 'annotations' and 'categories'"
-_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _HINT = "COCO holds no brush strokes of Label Studio: export 'JSON' there, and import that."
 
 _Id = int | str
@@ -42,19 +41,15 @@ _Entry = tuple[str, Mapping[str, Any]]
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    for file, content in source.jsons():
-        if len(lists := _lists(content)) >= 2:
-            return f"{file} has the lists {', '.join(lists)}"
-        if _is_result(content):
-            return f"{file} is a list of results with 'image_id' and 'category_id'"
-    return ""
+    evidence = find_json(source, lambda content: len(_lists(content)) >= 2, "has lists of COCO, such as 'annotations'")
+    return evidence or find_json(source, _is_results, "is a list of results with 'image_id' and 'category_id'")
 
 
 def _lists(content: Any) -> list[str]:
     return [key for key in _LISTS if key in content] if isinstance(content, dict) else []
 
 
-def _is_result(content: Any) -> bool:
+def _is_results(content: Any) -> bool:
     """Whether it is what detectors write: https://cocodataset.org/#format-results."""
     first = content[0] if isinstance(content, list) and content else None
     return isinstance(first, dict) and first.keys() >= {"image_id", "category_id"}
@@ -62,9 +57,8 @@ def _is_result(content: Any) -> bool:
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    lists = [content["annotations"] for _, content in source.jsons() if "annotations" in _lists(content)]
-    entries = [entry for one in lists if isinstance(one, list) for entry in one if isinstance(entry, dict)]
-    return bool(entries) and not any(entry.get("segmentation") for entry in entries)
+    entries = [entry for _, content in source.jsons() for entry in list_at(content, "annotations")]
+    return bool(entries) and not any(value_at(entry, "segmentation") for entry in entries)
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -75,7 +69,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         way_on = "Predictions can be put into such a file as its 'annotations'."
         raise LabelError(f"{source.given}: {_EXPECTED}, not {some(list(contents))}. {way_on}")
     for file in (file for file in contents if file not in files):
-        tally.add("predictions_file" if _is_result(contents[file]) else "other_file", example=file)
+        tally.add("predictions_file" if _is_results(contents[file]) else "other_file", example=file)
     records: list[Record] = []
     names: dict[str, None] = {}
     corners: set[int] = set()
@@ -177,24 +171,24 @@ def _shape(
     if len(outlines) < len(polygons) or (outlines and given_box and not has_box):
         tally.add("faulty_part", example=example)
     if outlines:
-        points = np.reshape(np.concatenate(outlines), (-1, 2))
+        points = np.concatenate(outlines).reshape(-1, 2)
         corners.add(len(np.unique(points, axis=0)))
         if reaches_beyond(points, size_hw):
             tally.add("clipped", example=example)
-        return Shape(name, partial(paint_outlines, outlines, where=where), where)
+        return Shape(name, partial(paint_outlines, [one.tolist() for one in outlines], where=where), where)
     if not has_box:
         tally.add("no_shape", example=example)
         return None
-    return Box(name, (box[0], box[1], box[2], box[3]), where)
+    left, top, width, height = box.tolist()
+    return Box(name, (left, top, width, height), where)
 
 
-def _numbers(values: Any, example: str, tally: Tally) -> list[float]:
+def _numbers(values: Any, example: str, tally: Tally) -> NDArray[np.float64]:
     """A list of numbers in px, some of which may be written as text; an empty one if it is anything else."""
-    given = values if isinstance(values, list) else []
-    numbers = [float(one) if isinstance(one, str) and _NUMBER.fullmatch(one.strip()) else one for one in given]
-    if not all(map(is_number, numbers)):
-        return []
-    if any(isinstance(one, str) for one in given):
+    numbers = numbers_of(values)
+    if numbers.ndim != 1:
+        return np.empty(0)
+    if len(numbers) and any(isinstance(one, str) for one in values):
         tally.add("text_numbers", example=example)
     return numbers
 

@@ -33,7 +33,7 @@ LOSSES = {
     "unlisted_images": "{count} images in the folder are not named in the labels and were left out.",
     "other_file": "{count} files are not of this kind and were passed over.",
     "predictions_file": "{count} files hold predictions (lists of COCO results) and were passed over.",
-    "absent_folder": "{count} folders or lists that the labels name are absent; folders called after the part count.",
+    "absent_folder": "{count} folders or lists that the labels name are absent; folders called train, val or test count.",
     "several_parts": "{count} images belong to several parts, and count as the first of train, val and test.",
     "other_part": "{count} images of other subsets count as train.",
     "odd_px": "{count} px of binary masks have another value than the usual two, and count as the nearer of these.",

@@ -1,7 +1,6 @@
 """What readers of label files share: values that may be anything, and small mask pictures."""
 
 import base64
-import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -49,6 +48,15 @@ def list_at(content: Any, *keys: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def numbers_of(values: Any) -> NDArray[np.float64]:
+    """The numbers in lists, some of which may be written as text, as an array; an empty one if it is anything else."""
+    try:
+        numbers = np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return np.empty(0)
+    return numbers if (np.abs(numbers) < _FARTHEST_PX).all() else np.empty(0)  # not nan
+
+
 def points_of(value: Any, where: str) -> NDArray[np.float64]:
     """Points x, y in px, float64 (N, 2), from a list of pairs. Raises LabelError where it is anything else."""
     pairs = value if isinstance(value, list) else []
@@ -74,13 +82,10 @@ def reaches_beyond(points: NDArray[np.float64], size_hw: tuple[int, int] | None)
 
 def parse_numbers(texts: Sequence[str], what: str) -> list[float]:
     """Numbers that a tool writes as text, such as attributes in XML. Raises LabelError, which begins with `what`."""
-    try:
-        numbers = [float(text) for text in texts]
-    except ValueError:
-        numbers = [math.nan]
-    if not all(map(is_number, numbers)):
+    numbers = numbers_of(texts)
+    if len(numbers) < len(texts):
         raise LabelError(f"{what} are '{' '.join(texts)[:60]}'; expected numbers in px.")
-    return numbers
+    return [float(number) for number in numbers]
 
 
 def paint_bitmap(text: Any, corner: NDArray[np.float64], where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:

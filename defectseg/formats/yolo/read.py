@@ -21,7 +21,7 @@ from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record,
 from defectseg.formats.locate import ImageFinder
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import lies_near
-from defectseg.formats.reading import reaches_beyond
+from defectseg.formats.reading import numbers_of, reaches_beyond
 from defectseg.formats.source import LabelSource
 from defectseg.formats.yolo.write import OWN_LINE, label_path
 from defectseg.progress import some
@@ -77,16 +77,8 @@ def _texts(source: LabelSource) -> list[str]:
 def _first_numbers(path: Path) -> NDArray[np.float64]:
     """The numbers in the first line of a file; none if it is anything else. Raises nothing."""
     with suppress(LabelError):
-        return _numbers(read_text(path, "").lstrip().partition("\n")[0])
+        return numbers_of(read_text(path, "").lstrip().partition("\n")[0].split())
     return np.empty(0)
-
-
-def _numbers(line: str) -> NDArray[np.float64]:
-    """The numbers in a line; none if there is anything else."""
-    try:
-        return np.array(line.split(), np.float64)
-    except ValueError:
-        return np.empty(0)
 
 
 def boxes_only(source: LabelSource) -> bool:
@@ -303,7 +295,7 @@ def _read_shapes(
 
 def _parse(line: str, names: Sequence[str], where: str) -> tuple[str, NDArray[np.float64]]:
     """Class and pairs of fractions in a line. Raises LabelError."""
-    numbers = _numbers(line)
+    numbers = numbers_of(line.split())
     points = numbers[1:].reshape(-1, 2) if len(numbers) % 2 else np.empty((0, 2))
     if len(points) < 2:
         raise LabelError(f"{where}: {line[:60]!r}; {_EXPECTED}, without a confidence at the end.")
