@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.data.classes import check_class_names
 from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import LabelError
 from defectseg.files import new_folder, write_text
@@ -94,7 +93,7 @@ def _read_file(
 ) -> tuple[list[Record], Sequence[str]]:
     """The images of one file and its classes; and how many corners its outlines have. Raises LabelError."""
     images, annotations = _by_id(path, content, "images"), _entries(path, content, "annotations")
-    names = _names(path, _by_id(path, content, "categories"), annotations)
+    names = _names(_by_id(path, content, "categories"), annotations)
     shapes: dict[_Id, list[Shape | Box | None]] = {image_id: [] for image_id in images}
     for where, entry in annotations:
         try:
@@ -122,7 +121,7 @@ def _by_id(path: Path, content: Mapping[str, Any], key: str) -> dict[_Id, _Entry
     return found
 
 
-def _names(path: Path, categories: Mapping[_Id, _Entry], annotations: Sequence[_Entry]) -> dict[_Id, str]:
+def _names(categories: Mapping[_Id, _Entry], annotations: Sequence[_Entry]) -> dict[_Id, str]:
     """Id -> name, without Roboflow's id 0: it is the whole project, and every other category belongs to it."""
     for number, (where, entry) in categories.items():
         if not isinstance(number, int) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
@@ -132,8 +131,6 @@ def _names(path: Path, categories: Mapping[_Id, _Entry], annotations: Sequence[_
     is_used = any(entry.get("category_id") == 0 for _, entry in annotations)
     if 0 in names and parents and all(parent == names[0] for parent in parents) and not is_used:
         del names[0]
-    if names:
-        check_class_names(list(names.values()), where=str(path))
     return names
 
 
@@ -213,17 +210,16 @@ class CocoDocument:
         self, file_name: str, size_hw: tuple[int, int], masks: Mapping[int, NDArray[np.bool_]]
     ) -> list[dict[str, Any]]:
         """Add an image and every region of its masks, ClassId -> bool (H, W). Returns their annotations."""
-        image = {"id": len(self.images) + 1, "file_name": file_name, "height": size_hw[0], "width": size_hw[1]}
-        self.images.append(image | {"license": 0})
-        before = len(self.annotations)
+        before, (height, width) = len(self.annotations), size_hw
+        self.images.append({"id": len(self.images) + 1, "file_name": file_name, "height": height, "width": width})
         for class_id, piece in ((class_id, piece) for class_id, mask in masks.items() for piece in cut_pieces(mask)):
             if self._tolerance_px is None:
                 segmentation: Any = encode_rle(piece.place(size_hw))
             else:
                 segmentation = [outline(piece, tolerance_px=self._tolerance_px).ravel().tolist()]
-            annotation = {"id": len(self.annotations) + 1, "image_id": image["id"], "category_id": class_id}
-            annotation |= {"segmentation": segmentation, "area": piece.area_px, "bbox": list(piece.box_xywh)}
-            self.annotations.append(annotation | {"iscrowd": 0})
+            ids = {"id": len(self.annotations) + 1, "image_id": len(self.images), "category_id": class_id}
+            shape = {"segmentation": segmentation, "area": piece.area_px, "bbox": list(piece.box_xywh), "iscrowd": 0}
+            self.annotations.append({**ids, **shape})
         if self._tolerance_px is not None:
             self._tally.add("hole_px", sum(map(count_hole_px, masks.values())), example=file_name)
         return self.annotations[before:]
@@ -239,7 +235,6 @@ class CocoDocument:
             self._categories[IGNORE_CLASS_ID] = IGNORE_NAME
         document = {
             "info": COMPLETE_INFO if complete else INFO,
-            "licenses": [{"id": 0, "name": "", "url": ""}],
             "categories": [{"id": one, "name": name, "supercategory": ""} for one, name in self._categories.items()],
             "images": self.images,
             "annotations": self.annotations,

@@ -1,6 +1,5 @@
 """What an import or export changes, clips, drops or leaves out."""
 
-import threading
 from collections import Counter
 from dataclasses import dataclass
 
@@ -33,7 +32,7 @@ LOSSES = {
     "unlisted_images": "{count} images in the folder are not named in the labels and were left out.",
     "other_file": "{count} files are not of this kind and were passed over.",
     "predictions_file": "{count} files hold predictions (lists of COCO results) and were passed over.",
-    "absent_folder": "{count} folders or lists that the labels name are absent; folders called train, val or test count.",
+    "absent_folder": "{count} folders or lists that the labels name are absent; folders of the part's name count.",
     "several_parts": "{count} images belong to several parts, and count as the first of train, val and test.",
     "other_part": "{count} images of other subsets count as train.",
     "odd_px": "{count} px of binary masks have another value than the usual two, and count as the nearer of these.",
@@ -64,21 +63,19 @@ class Loss:
 
 
 class Tally:
-    """Counts losses by kind, with a few examples of each. Several threads may add at the same time."""
+    """Counts losses by kind, with a few examples of each. For one thread: others keep a tally of their own."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
 
     def add(self, kind: str, count: int = 1, *, example: str = "") -> None:
         """Count losses of a kind; `example` names a place where one occurred."""
         assert kind in LOSSES
-        with self._lock:
-            self._counts[kind] += count
-            examples = self._examples.setdefault(kind, [])
-            if example and example not in examples and len(examples) < EXAMPLES_SHOWN:
-                examples.append(example)
+        self._counts[kind] += count
+        examples = self._examples.setdefault(kind, [])
+        if example and example not in examples and len(examples) < EXAMPLES_SHOWN:
+            examples.append(example)
 
     def update(self, other: "Tally") -> None:
         """Add what another tally has counted."""

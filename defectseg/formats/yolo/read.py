@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from defectseg.data.classes import MAX_CLASSES, check_class_names
+from defectseg.data.classes import MAX_CLASSES
 from defectseg.errors import LabelError
 from defectseg.formats.common import read_text
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_among, part_of
@@ -30,9 +30,8 @@ _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 _NAMES_FILES = ("obj.names", "classes.txt")
 _FEW = 20
 _LONGEST_YAML = 1_000_000  # which takes PyYAML half a minute
-_EXPECTED = "expected numbers: a class, then x, y pairs of three points or more, or the four numbers of a box"
+_EXPECTED = "expected a class, then three or more points x, y or a box, as fractions of the image's size; no confidence"
 _NO_PARTS = ("names", "nc", "path", "classes", "backup", "download")
-_DEEPEST = 50
 _ORDER: tuple[Part, ...] = ("train", "val", "test", "")
 _ROOT = re.compile("(.*/)?images(?=/)(/(train|training|val|valid|validation|test|testing)(?=/))?", re.IGNORECASE)
 _ROUNDING_PX = 0.01  # 333 of 1000 px written as 0.333000 must not become pixel 332; five digits do for 2000 px
@@ -43,8 +42,7 @@ _Places = Mapping[Path, PurePosixPath]
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    has_masks = any("mask" in file.lower().rpartition("/")[0] for file in source.files)
-    if has_masks and source.file is None and not source.with_suffix(".txt"):
+    if any("mask" in file.lower().rpartition("/")[0] for file in source.files) and not source.with_suffix(".txt"):
         return ""
     if found := _descriptions(source) or source.named("obj.names"):
         return f"there is {found[0]}"
@@ -159,9 +157,12 @@ def _names(source: LabelSource, file: str, document: _Document) -> list[str]:
     if isinstance(names, dict) and names.keys() == set(map(str, range(len(names)))):
         names = [names[str(number)] for number in range(len(names))]
     count = document.get("nc", document.get("classes", str(len(names))))
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or count != str(len(names)):
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) and name.strip() for name in names)
+        or count != str(len(names))
+    ):
         raise LabelError(f"{where}: 'names' is {brief(names)}; expected {brief(count)} names as a list or from 0 on.")
-    check_class_names(names, where=str(where))
     return names
 
 
@@ -216,8 +217,8 @@ def _divide(
         image -> its part, for all images that belong to the data set; and what the data set names that is not there.
 
     Raises:
-        DataError: a list cannot be read, or a name in it fits several images; or a part is nowhere, and may be the
-            images that no other part has.
+        DataError: a list cannot be read, or a name in it fits several images; or a part is nowhere, and the folders'
+            names do not tell which images it has.
     """
     base = _place_of(f"{file}/.").parent
     by_folder = {image: part_among(place.parts[:-1]) for image, place in places.items()}
@@ -225,9 +226,9 @@ def _divide(
     known = lists.keys() | {folder for place in places.values() for folder in place.parents}
     parts: dict[Path, Part] = {}
     absent: list[str] = []
-    nowhere: list[str] = []
+    nowhere: dict[Part, str] = {}
     for part, entry, path in _part_entries(document):
-        place = _find_place(path, base, known)
+        place, found = _find_place(path, base, known), []
         if place in lists:
             lines = _lines(lists[place], "expected a path on each line")
             listed = {line: finder.find(line, where=str(lists[place])) for line in lines}
@@ -235,21 +236,20 @@ def _divide(
             found = [image.path for image in listed.values() if image]
         elif place:
             found = [image for image, its_place in places.items() if place in its_place.parents]
-        else:
-            found = [image for image, its_part in by_folder.items() if part and its_part == part]
-            nowhere += [entry] if part and not found else []
-            tally.add("absent_folder", int(part != ""), example=entry)
+        elif part:
+            nowhere[part] = entry
         for image in found:
             if parts.setdefault(image, part) != part or not part:
                 tally.add("several_parts" if parts[image] != part else "other_part", example=image.name)
-    if not parts and not absent:
-        return by_folder, []
-    unlisted = [image.name for image in places if image not in parts]
-    if nowhere and unlisted:
-        what = f"{nowhere[0]!r} is not there, but {some(unlisted)} are there and in no other part"
-        raise LabelError(f"{source.path(file)}: {what}. Correct this entry, or delete it.")
-    for name in unlisted:
-        tally.add("unlisted_images", example=name)
+    unlisted = [image for image in places if image not in parts]
+    if nowhere or not (parts or absent):
+        if parts and (lost := [image.name for image in unlisted if by_folder[image] not in nowhere]):
+            what = f"'{some(nowhere.values())}' is not there, and may be the folder of {some(lost)}"
+            raise LabelError(f"{source.path(file)}: {what}. Correct this entry, or delete it.")
+        tally.add("absent_folder", len(nowhere), example=some(nowhere.values()))
+        return by_folder | parts, absent
+    for image in unlisted:
+        tally.add("unlisted_images", example=image.name)
     return parts, absent
 
 
@@ -268,7 +268,7 @@ def _find_place(path: str, base: PurePosixPath, known: Collection[PurePosixPath]
     Roboflow writes ../train/images for train/images, and other tools the path on the machine that wrote the set. So
     leading parts are left off until something is found, but none that says train, val or test.
     """
-    parts = [part for part in _place_of(path).parts if part != ".."][-_DEEPEST:]
+    parts = [part for part in _place_of(path).parts if part != ".."][-_FEW:]
     most = next((start for start, part in enumerate(parts) if part_of(part)), max(0, len(parts) - 1))
     return next((one for start in range(most + 1) if (one := base.joinpath(*parts[start:])) in known), None)
 
@@ -279,31 +279,25 @@ def _read_shapes(
     """The outlines and boxes in a label file; `corners` receives the number of each outline's. Raises LabelError."""
     shapes: list[Shape | Box] = []
     for number, line in enumerate(read_text(source.path(file), _EXPECTED).splitlines(), start=1):
-        if line.strip():
-            where = f"{source.given}: {file}, line {number}"
-            name, points = _parse(line, names, where)
-            if len(points) == 2:
-                (x, y), (width, height) = points.tolist()
-                shapes.append(Box(name, (x - width / 2, y - height / 2, width, height), where, in_fractions=True))
-                continue
-            corners.add(len(np.unique(points, axis=0)))
-            if reaches_beyond(points, (1, 1)):
-                tally.add("clipped", example=f"{file}, line {number}")
-            shapes.append(Shape(name, partial(_paint, points), where))
+        if not line.strip():
+            continue
+        numbers, where = numbers_of(line.split()), f"{source.given}: {file}, line {number}"
+        points = numbers[1:].reshape(-1, 2) if len(numbers) % 2 else np.empty((0, 2))
+        is_box = len(points) == 2
+        if len(points) < 2 or not lies_near(points, (1, 1)) or (is_box and points[1].min() <= 0):
+            raise LabelError(f"{where}: {line[:60]!r}; {_EXPECTED}.")
+        if numbers[0] not in range(len(names)):
+            raise LabelError(f"{where}: class {numbers[0]:g}; expected 0 to {len(names) - 1}.")
+        name = names[int(numbers[0])]
+        if is_box:
+            (x, y), (width, height) = points.tolist()
+            shapes.append(Box(name, (x - width / 2, y - height / 2, width, height), where, in_fractions=True))
+            continue
+        corners.add(len(np.unique(points, axis=0)))
+        if reaches_beyond(points, (1, 1)):
+            tally.add("clipped", example=f"{file}, line {number}")
+        shapes.append(Shape(name, partial(_paint, points), where))
     return shapes
-
-
-def _parse(line: str, names: Sequence[str], where: str) -> tuple[str, NDArray[np.float64]]:
-    """Class and pairs of fractions in a line. Raises LabelError."""
-    numbers = numbers_of(line.split())
-    points = numbers[1:].reshape(-1, 2) if len(numbers) % 2 else np.empty((0, 2))
-    if len(points) < 2:
-        raise LabelError(f"{where}: {line[:60]!r}; {_EXPECTED}, without a confidence at the end.")
-    if numbers[0] not in range(len(names)):
-        raise LabelError(f"{where}: class {numbers[0]:g}; expected 0 to {len(names) - 1}.")
-    if not lies_near(points, (1, 1)) or (len(points) == 2 and points[1].min() <= 0):
-        raise LabelError(f"{where}: {line[:60]!r}; expected fractions of the image's size, and boxes of some size.")
-    return names[int(numbers[0])], points
 
 
 def _paint(points: NDArray[np.float64], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
