@@ -304,7 +304,7 @@ def test_sets_without_label_files_are_refused_and_masks_are_known(
         run(src)
     write_image(src / "masks/train/a.png")
     assert recognise(LabelSource(src, src))[0].name == "masks"
-    with pytest.raises(DataError, match=r"may be .*a\.jpg or .*a\.png"):
+    with pytest.raises(DataError, match="two images of one name"):
         import_labels(yolo({"train/a.png": "", "train/a.jpg": ""}), tmp_path / "out", kind="yolo")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from defectseg.data.classes import MAX_CLASSES
 from defectseg.errors import LabelError
-from defectseg.formats.common import read_text
+from defectseg.formats.common import index_unique, read_text
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_among, part_of
 from defectseg.formats.locate import ImageFinder
 from defectseg.formats.losses import Tally
@@ -44,10 +44,8 @@ def recognise(source: LabelSource) -> str:
     """See `Kind`."""
     if any("mask" in file.lower().rpartition("/")[0] for file in source.files) and not source.with_suffix(".txt"):
         return ""
-    if found := _descriptions(source) or source.named("obj.names"):
-        return f"there is {found[0]}"
-    labels = _some_labels(source)
-    return f"{labels[0]} has lines of a class and fractions" if labels else ""
+    found = _descriptions(source) or source.named("obj.names") or _some_labels(source)
+    return f"there is {found[0]}" if found else ""
 
 
 def _descriptions(source: LabelSource) -> list[str]:
@@ -81,8 +79,7 @@ def _first_numbers(path: Path) -> NDArray[np.float64]:
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    counts = [len(_first_numbers(source.path(file))) for file in _some_labels(source)]
-    return bool(counts) and set(counts) == {5}
+    return {len(_first_numbers(source.path(file))) for file in _some_labels(source)} == {5}
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -144,26 +141,20 @@ def _read_description(path: Path) -> _Document:
 
 def _names(source: LabelSource, file: str, document: _Document) -> list[str]:
     """The classes, from data.yaml, else from a file with a name on each line; none if nobody named them."""
-    where = source.path(file)
     names: Any = document.get("names")
     if not names or file.endswith(".data"):  # which has the path of obj.names
-        files = source.named(*_NAMES_FILES)
-        lists = [_lines(source.path(one), "expected a class on each line") for one in files]
-        if any(one != lists[0] for one in lists):
-            raise LabelError(f"{source.given}: {' and '.join(files)} name different classes. Keep one of them.")
-        if not lists:
-            return []
-        where, names = source.path(files[0]), lists[0]
+        lists = {one: _lines(source.path(one), "expected a class on each line") for one in source.named(*_NAMES_FILES)}
+        if len(set(map(tuple, lists.values()))) > 1:
+            raise LabelError(f"{source.given}: {' and '.join(lists)} name different classes. Keep one of them.")
+        names = next(iter(lists.values()), [])
     if isinstance(names, dict) and names.keys() == set(map(str, range(len(names)))):
         names = [names[str(number)] for number in range(len(names))]
     count = document.get("nc", document.get("classes", str(len(names))))
-    if (
-        not isinstance(names, list)
-        or not all(isinstance(name, str) and name.strip() for name in names)
-        or count != str(len(names))
-    ):
-        raise LabelError(f"{where}: 'names' is {brief(names)}; expected {brief(count)} names as a list or from 0 on.")
-    return names
+    are_names = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
+    if not are_names or count != str(len(names)):
+        what = f"'names' is {brief(names)}; expected {brief(count)} names as a list or from 0 on"
+        raise LabelError(f"{source.path(file)}: {what}.")
+    return list(names)
 
 
 def _lines(path: Path, expected: str) -> list[str]:
@@ -175,14 +166,17 @@ def _pair(source: LabelSource, finder: ImageFinder, *, elsewhere: bool) -> tuple
 
     Their paths must be alike, see `_place_of`, unless the images lie elsewhere.
     """
+    image_at = index_unique(((str(_place_of(image.image_id)), image.path) for image in finder.images), "images")
     label_of: dict[Path, str] = {}
     lonely = []
     for file in _texts(source):
-        image = finder.find(f"{_place_of(file)}", where=str(source.path(file)))
-        if image is None or not (elsewhere or _place_of(image.image_id) == _place_of(file)):
+        path = image_at.get(str(_place_of(file)))
+        if path is None and elsewhere and (image := finder.find(file[: -len(".txt")], where=str(source.path(file)))):
+            path = image.path
+        if path is None:
             lonely.append(file)
-        elif label_of.setdefault(image.path, file) != file:
-            raise LabelError(f"{source.given}: {file} and {label_of[image.path]} both fit {image.path}. Keep one.")
+        elif label_of.setdefault(path, file) != file:
+            raise LabelError(f"{source.given}: {file} and {label_of[path]} both fit {path}. Keep one of the two.")
     return label_of, [file for file in lonely if len(_first_numbers(source.path(file))) > 4]
 
 
