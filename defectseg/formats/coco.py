@@ -25,8 +25,7 @@ from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent, some
 
 FILE_NAME = "annotations.json"
-INFO = {"description": "written by defectseg"}
-COMPLETE_INFO = INFO | {"complete": True}
+COMPLETE_INFO = {"description": "written by defectseg", "complete": True}
 """`info` of a file whose images without an annotation are sound."""
 
 _LISTS = ("images", "annotations", "categories")
@@ -234,7 +233,7 @@ class CocoDocument:
         if any(annotation["category_id"] == IGNORE_CLASS_ID for annotation in self.annotations):
             self._categories[IGNORE_CLASS_ID] = IGNORE_NAME
         document = {
-            "info": COMPLETE_INFO if complete else INFO,
+            "info": COMPLETE_INFO if complete else {},
             "categories": [{"id": one, "name": name, "supercategory": ""} for one, name in self._categories.items()],
             "images": self.images,
             "annotations": self.annotations,
