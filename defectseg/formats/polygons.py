@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
+from defectseg.formats.reading import reaches_beyond
 
 _NUMBER = "[P-o]{0,7}[0-O]"  # in compressed run-lengths
 
@@ -91,16 +92,11 @@ def paint_outlines(polygons: Sequence[list[float]], size_hw: tuple[int, int], *,
     if not filled:
         return np.zeros(size_hw, np.bool_)
     points = np.reshape(np.concatenate(filled), (-1, 2))
-    if not lies_near(points, size_hw):
+    if reaches_beyond(points, size_hw, sizes=1):
         what = f"has points from {points.min():g} to {points.max():g}, far outside its image of"
         raise LabelError(f"{where}: {what} {size_hw[1]} x {size_hw[0]}. Export the labels at the images' own size.")
     counts = coco.merge(coco.frPyObjects(filled, *size_hw))["counts"].decode("ascii")
     return decode_rle({"size": list(size_hw), "counts": counts}, size_hw, where=where)
-
-
-def lies_near(points: NDArray[np.float64], size_hw: tuple[int, int]) -> bool:
-    """Whether points x, y, (N, 2), lie in an image or no farther outside than its own size; not nan."""
-    return bool((np.abs(points / size_hw[::-1] - 0.5) <= 1.5).all())
 
 
 def pixel_outline(piece: Piece) -> NDArray[np.intp]:

@@ -75,9 +75,9 @@ def size_of(height: Any, width: Any) -> tuple[int, int] | None:
     return (int(height), int(width)) if is_number(height) and is_number(width) else None
 
 
-def reaches_beyond(points: NDArray[np.float64], size_hw: tuple[int, int] | None) -> bool:
-    """Whether points x, y in px, (N, 2), leave an image of known size."""
-    return size_hw is not None and bool((points < 0).any() or (points > size_hw[::-1]).any())
+def reaches_beyond(points: NDArray[np.float64], size_hw: tuple[int, int] | None, *, sizes: int = 0) -> bool:
+    """Whether points x, y in px, (N, 2), leave an image of known size by more than so many of its sizes; nan do."""
+    return size_hw is not None and not (np.abs(points / size_hw[::-1] - 0.5) <= 0.5 + sizes).all()
 
 
 def parse_numbers(texts: Sequence[str], what: str) -> list[float]:

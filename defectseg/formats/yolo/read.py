@@ -20,7 +20,6 @@ from defectseg.formats.common import index_unique, read_text
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_among, part_of
 from defectseg.formats.locate import ImageFinder
 from defectseg.formats.losses import Tally
-from defectseg.formats.polygons import lies_near
 from defectseg.formats.reading import numbers_of, reaches_beyond
 from defectseg.formats.source import LabelSource
 from defectseg.formats.yolo.write import OWN_LINE, label_path
@@ -96,7 +95,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     records, corners = [], set[int]()
     for image in images:
         label = label_of.get(image.path)
-        shapes = _read_shapes(source, label, names, tally, corners) if label else []
+        shapes = _shapes(source, label, names, tally, corners) if label else []
         where = f"{source.given}: {label or image.image_id}"
         status: Status = "labelled" if label else "unclear"
         records.append(Record(image.path, where, shapes, part=parts[image.path], status=status))
@@ -267,9 +266,7 @@ def _find_place(path: str, base: PurePosixPath, known: Collection[PurePosixPath]
     return next((one for start in range(most + 1) if (one := base.joinpath(*parts[start:])) in known), None)
 
 
-def _read_shapes(
-    source: LabelSource, file: str, names: Sequence[str], tally: Tally, corners: set[int]
-) -> list[Shape | Box]:
+def _shapes(source: LabelSource, file: str, names: Sequence[str], tally: Tally, corners: set[int]) -> list[Shape | Box]:
     """The outlines and boxes in a label file; `corners` receives the number of each outline's. Raises LabelError."""
     shapes: list[Shape | Box] = []
     for number, line in enumerate(read_text(source.path(file), _EXPECTED).splitlines(), start=1):
@@ -278,7 +275,7 @@ def _read_shapes(
         numbers, where = numbers_of(line.split()), f"{source.given}: {file}, line {number}"
         points = numbers[1:].reshape(-1, 2) if len(numbers) % 2 else np.empty((0, 2))
         is_box = len(points) == 2
-        if len(points) < 2 or not lies_near(points, (1, 1)) or (is_box and points[1].min() <= 0):
+        if len(points) < 2 or reaches_beyond(points, (1, 1), sizes=1) or (is_box and points[1].min() <= 0):
             raise LabelError(f"{where}: {line[:60]!r}; {_EXPECTED}.")
         if numbers[0] not in range(len(names)):
             raise LabelError(f"{where}: class {numbers[0]:g}; expected 0 to {len(names) - 1}.")
