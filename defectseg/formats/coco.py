@@ -168,7 +168,7 @@ def _shape(
         tally.add("faulty_part", example=example)
     if outlines:
         points = np.concatenate(outlines).reshape(-1, 2)
-        corners.add(len(np.unique(points, axis=0)))
+        corners.add(len(set(map(tuple, points.tolist()))))
         if reaches_beyond(points, size_hw):
             tally.add("clipped", example=example)
         return Shape(name, partial(paint_outlines, [one.tolist() for one in outlines], where=where), where)

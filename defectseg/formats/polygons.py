@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from defectseg.errors import LabelError
 from defectseg.formats.reading import reaches_beyond
 
-_NUMBER = "[P-o]{0,7}[0-O]"  # in compressed run-lengths
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -133,7 +131,7 @@ def decode_rle(run_lengths: Mapping[str, Any], size_hw: tuple[int, int], *, wher
     """
     height, width = size_hw
     size, given = run_lengths.get("size"), run_lengths.get("counts")
-    counts: Any = _unpack(given) if isinstance(given, str) else given
+    counts: Any = _unpack(given).tolist() if isinstance(given, str) else given
     is_valid = isinstance(counts, list) and all(isinstance(n, int) and 0 <= n <= height * width for n in counts)
     if size != [height, width] or not is_valid or sum(counts) != height * width:
         expected = f"expected [{height}, {width}] (rows, columns), and numbers that add up to {height * width} px"
@@ -142,15 +140,19 @@ def decode_rle(run_lengths: Mapping[str, Any], size_hw: tuple[int, int], *, wher
     return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
 
 
-def _unpack(text: str) -> list[int]:
+def _unpack(text: str) -> NDArray[np.int64]:
     """The numbers in compressed run-lengths; none if they are damaged.
 
-    From the fourth on, each is stored minus the one two before it.
+    Each consists of digits of five bits, the least first; 32 in a digit says that another follows, 16 in the last one
+    that the number is negative. From the fourth on, each is stored minus the one two before it.
     """
-    counts: list[int] = []
-    for number in re.findall(_NUMBER, text) if re.fullmatch(f"({_NUMBER})*", text) else ():
-        digits = [ord(letter) - 48 for letter in number]  # the least first; 32 says that another follows
-        value = sum((digit & 31) << 5 * place for place, digit in enumerate(digits))
-        value -= (digits[-1] & 16) << 5 * len(digits) - 4  # the sign
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
+    if not re.fullmatch("([P-o]{0,7}[0-O])+", text):
+        return np.empty(0, np.int64)
+    digits = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - ord("0")
+    last = np.flatnonzero(digits < 32)
+    first = np.append(0, last[:-1] + 1)
+    places = np.arange(len(digits)) - np.repeat(first, last + 1 - first)
+    counts: NDArray[np.int64] = np.add.reduceat((digits & 31) << 5 * places, first)
+    counts -= (digits[last] & 16) << 5 * places[last] + 1
+    counts[1::2], counts[2::2] = counts[1::2].cumsum(), counts[2::2].cumsum()
     return counts

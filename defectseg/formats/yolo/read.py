@@ -284,7 +284,7 @@ def _shapes(source: LabelSource, file: str, names: Sequence[str], tally: Tally, 
             (x, y), (width, height) = points.tolist()
             shapes.append(Box(name, (x - width / 2, y - height / 2, width, height), where, in_fractions=True))
             continue
-        corners.add(len(np.unique(points, axis=0)))
+        corners.add(len(set(map(tuple, points.tolist()))))
         if reaches_beyond(points, (1, 1)):
             tally.add("clipped", example=f"{file}, line {number}")
         shapes.append(Shape(name, partial(_paint, points), where))
