@@ -174,11 +174,11 @@ def export_yolo(
     _export(partial(write.export_yolo, root, out, fold=fold, link=link), out, json_output)
 
 
-def _export(write: "Callable[..., ExportReport]", out: Path, json_output: bool) -> None:
+def _export(write: "Callable[..., ExportReport]", out: Path, json_output: bool, *hints: str) -> None:
     with progress_bar("exporting") as progress:
         report = write(progress=progress)
     made = f"{report.images} images with {report.masks} masks of {len(report.class_names)} classes: {shown(out)}"
-    print_report(report, out, json_output, *([] if report.lost else ["Nothing was lost."]), made)
+    print_report(report, out, json_output, *([] if report.lost else ["Nothing was lost."]), made, *hints)
 
 
 @export_app.command("predictions")
@@ -197,13 +197,9 @@ def export_predictions(
     """
     from defectseg.formats.predictions import predictions_to_coco
 
-    with progress_bar("converting") as progress:
-        report = predictions_to_coco(output, out, run_lengths=run_lengths, progress=progress)
     again = f"defectseg data import {shown(out)} --images DIR --out DIR --unlabelled clean"
     hint = f"Once corrected: {again} (or skip, if nobody has looked at the images without a region)"
-    print_report(
-        report, out, json_output, f"{report.images} images with {report.annotations} regions: {shown(out)}", hint
-    )
+    _export(partial(predictions_to_coco, output, out, run_lengths=run_lengths), out, json_output, hint)
 
 
 @export_app.command("submission")

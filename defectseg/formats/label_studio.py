@@ -15,7 +15,7 @@ from defectseg.errors import DataError, LabelError
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
-from defectseg.formats.reading import find_json, is_number, jsons_of, list_at, points_of, size_of
+from defectseg.formats.reading import find_json, is_number, jsons_of, list_at, points_of, reaches_beyond, size_of
 from defectseg.formats.source import LabelSource
 from defectseg.image.find import IMAGE_SUFFIXES
 
@@ -118,8 +118,11 @@ def _shape(name: str, form: str, region: dict[str, Any], size_hw: _Size, where: 
     if size_hw is None:
         raise LabelError(f"{where}: its original_width and original_height are not both whole numbers.")
     if form == "polygon":  # filled by COCO's rule, as in Label Studio's own COCO export; given in percent
-        outline = (points_of(region.get("points"), where) * size_hw[::-1] / 100).ravel().tolist()
-        return Shape(name, partial(paint_outlines, [outline], where=where, tally=tally), where)
+        points = points_of(region.get("points"), where)
+        if reaches_beyond(points, (100, 100)):
+            tally.add("clipped", example=where.rpartition(": ")[2])
+        outline = (points * size_hw[::-1] / 100).ravel().tolist()
+        return Shape(name, partial(paint_outlines, [outline], where=where), where)
     keys = ["x", "y", *(("radiusX", "radiusY") if form == "ellipse" else ("width", "height"))]
     numbers: list[Any] = [*map(region.get, keys), region.get("rotation", 0)]
     if not all(map(is_number, numbers)):
