@@ -17,7 +17,7 @@ from defectseg.data.folder import IMAGES_NAME, NOT_LABELLED_NAME, find_table, re
 from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelRow, LabelScan, error, scan_label_rows, warning
 from defectseg.errors import DataError, UsageError
 from defectseg.image.find import IMAGE_SUFFIXES, find_images
-from defectseg.image.read import find_low_bit_depth
+from defectseg.image.read import bit_depth_warnings
 from defectseg.machine import cores
 from defectseg.progress import Progress, silent
 
@@ -81,9 +81,8 @@ def check_data_folder(
     faults += [fault for one in inspections for fault in one.faults]
     faults += [*_notes(inspections), *_odd_sizes(inspections), *_dark_images(inspections)]
     faults += _odd_labels(inspections, scan, names)
-    low = find_low_bit_depth(Counter(one.brightest16 for one in inspections))
-    if low is not None:
-        faults.append(warning("bit-depth", str(low), f"Say that they have {low.bit_depth} bits, or all 16."))
+    for message in bit_depth_warnings(Counter(one.brightest16 for one in inspections)):
+        faults.append(warning("bit-depth", message, "Give it to train, too."))
     return summarise(
         inspections,
         names,
@@ -92,7 +91,6 @@ def check_data_folder(
         faults=faults,
         duplicates=duplicates,
         leaks=leaks,
-        low_bit_depth=low,
     )
 
 

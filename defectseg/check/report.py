@@ -20,7 +20,6 @@ from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelScan
 from defectseg.errors import ImageError, LabelError
 from defectseg.image import read, rle
 from defectseg.image.overlay import encode_jpeg, paint_truth
-from defectseg.image.read import LowBitDepth
 from defectseg.pages.contact_sheet import choose_evenly, make_contact_sheet
 from defectseg.pages.page import render_page
 from defectseg.pages.pictures import data_uri
@@ -87,7 +86,6 @@ class CheckReport:
         faults: errors first; then by image and row.
         duplicates: pairs of copies within the folder.
         leaks: pairs of copies across the two folders, or, without a second folder, across the folds of split.csv.
-        low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits; a fault says so, too.
     """
 
     image_ids: tuple[str, ...]
@@ -108,7 +106,6 @@ class CheckReport:
     faults: tuple[Fault, ...]
     duplicates: tuple[CopyPair, ...]
     leaks: tuple[CopyPair, ...]
-    low_bit_depth: LowBitDepth | None = None
 
     @property
     def errors(self) -> int:
@@ -165,7 +162,6 @@ def summarise(
     faults: Sequence[Fault],
     duplicates: Sequence[CopyPair],
     leaks: Sequence[CopyPair],
-    low_bit_depth: LowBitDepth | None,
 ) -> CheckReport:
     """Put together what a check found.
 
@@ -174,7 +170,7 @@ def summarise(
         class_names: of ClassId 1 and so on.
         scan: the rows of the label table, sound and faulty.
         not_labelled_images: number of images that nobody has labelled.
-        faults, duplicates, leaks, low_bit_depth: what is wrong.
+        faults, duplicates, leaks: what is wrong.
     """
     ids = {one.image_id for one in inspections}
     faulty = {fault.image for fault in scan.faults}
@@ -212,7 +208,6 @@ def summarise(
         faults=tuple(sorted(faults, key=lambda fault: (fault.severity, fault.image, fault.row or 0, fault.kind))),
         duplicates=tuple(duplicates),
         leaks=tuple(leaks),
-        low_bit_depth=low_bit_depth,
     )
 
 

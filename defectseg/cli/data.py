@@ -12,7 +12,7 @@ from typer import Option
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.data_formats import export_app, import_labels
 from defectseg.cli.options import BitDepth, DataFolder, Json, MaxPixels, NewFolder, Overwrite, Seed, Verbose, parse_size
-from defectseg.cli.show import bit_depth_hint, finish, print_json, print_rows, shown
+from defectseg.cli.show import finish, print_json, print_rows, shown
 from defectseg.errors import OutputExistsError
 
 if TYPE_CHECKING:
@@ -141,10 +141,7 @@ def _print_check(report: "CheckReport", against: Path | None) -> None:
         bins = [[one.name, *map(str, bars.values())] for one, bars in zip(report.classes, histograms, strict=True)]
         print_rows([[title, *histograms[0]], *bins])
     for fault in report.faults:
-        remedy = fault.remedy
-        if report.low_bit_depth is not None and fault.kind == "bit-depth":
-            remedy = bit_depth_hint(report.low_bit_depth)
-        print(f"{fault.severity}: {fault.message} {remedy}")
+        print(f"{fault.severity}: {fault.message} {fault.remedy}")
     where = "across the folds of split.csv" if against is None else f"shared with {against}"
     _print_pairs(report.duplicates, "copies within the folder")
     _print_pairs(report.leaks, f"copies {where}")

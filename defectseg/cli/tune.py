@@ -79,7 +79,7 @@ def tune(
             bit_depth=bit_depth,
             progress=progress,
         )
-    warn(tuning.warnings, tuning.low_bit_depth)
+    warn(tuning.warnings)
     _report(tuning, out, json_output)
     finish(partial=bool(tuning.unreadable))
 

@@ -5,14 +5,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from defectseg.errors import DefectsegError, ExitCode, UsageError
 from defectseg.image.find import FoundImage
-from defectseg.image.read import find_low_bit_depth
+from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.machine import __version__, package_versions
@@ -50,7 +49,7 @@ def run_batch(
 
     Returns:
         entries of run.json: the numbers of images `processed` and `unreadable`; among the processed, the numbers
-        `with_defect` and `blank`; `low_bit_depth`, a LowBitDepth as a dict, or None.
+        `with_defect` and `blank`; `warnings`, sentences for people.
 
     Raises:
         ResourceError: memory or disk space ran out; finished images are kept.
@@ -72,13 +71,12 @@ def run_batch(
             brightest[result.brightest16] += 1
             progress(done, len(images))
     unreadable = statuses[STATUS_UNREADABLE]
-    low_bit_depth = find_low_bit_depth(brightest)
     return {
         "processed": statuses.total() - unreadable,
         "with_defect": statuses[STATUS_DEFECT],
         STATUS_BLANK: statuses[STATUS_BLANK],
         STATUS_UNREADABLE: unreadable,
-        "low_bit_depth": None if low_bit_depth is None else asdict(low_bit_depth),
+        "warnings": bit_depth_warnings(brightest),
     }
 
 
