@@ -117,15 +117,16 @@ def check(
 
 def _print_check(report: "CheckReport", against: Path | None) -> None:
     sizes = ", ".join(f"{count} of {size}" for size, count in report.sizes.items())
-    print(f"{report.images} images ({sizes}), {report.unreadable_images} unreadable")
+    counts = report.counts
+    print(f"{counts['images']} images ({sizes}), {counts['unreadable']} unreadable")
     print(
-        f"{report.clean_images} taken as clean: no row has a mask or ignored pixels for them "
-        f"({report.images_without_rows} have no row)"
+        f"{counts['clean']} taken as clean: no row has a mask or ignored pixels for them "
+        f"({counts['without_rows']} have no row)"
     )
-    if report.not_labelled_images:
-        print(f"{report.not_labelled_images} more are in not_labelled.csv: neither clean nor defective, and left out")
-    dark = f", {report.dark_images} mostly black" if report.dark_images else ""
-    print(f"{report.sheet_end_images} show an end of the sheet{dark}")
+    if counts["not_labelled"]:
+        print(f"{counts['not_labelled']} more are in not_labelled.csv: neither clean nor defective, and left out")
+    dark = f", {counts['mostly_black']} mostly black" if counts["mostly_black"] else ""
+    print(f"{counts['sheet_end']} show an end of the sheet{dark}")
     print(f"grey levels: mean {report.grey_mean:.4f}, deviation {report.grey_std:.4f}")
     head = ["class", "images", "% of images", "% of pixels", "smallest px", "median px", "largest px", "regions"]
     rows = [
@@ -146,8 +147,8 @@ def _print_check(report: "CheckReport", against: Path | None) -> None:
     _print_pairs(report.duplicates, "copies within the folder")
     _print_pairs(report.leaks, f"copies {where}")
     print(
-        f"{report.errors} errors, {report.warnings} warnings, "
-        f"{len(report.duplicates)} pairs of copies within the folder, {len(report.leaks)} {where}"
+        f"{counts['errors']} errors, {counts['warnings']} warnings, "
+        f"{counts['duplicates']} pairs of copies within the folder, {counts['leaks']} {where}"
     )
 
 

@@ -129,17 +129,17 @@ def paint_truth(image: NDArray[np.uint8], truth: NDArray[np.bool_]) -> NDArray[n
     return paint_comparison(image, np.zeros_like(truth), truth)[: image.shape[0]]
 
 
-def encode_jpeg(bgr: NDArray[np.uint8]) -> bytes:
-    """Encode uint8 (H, W, 3) BGR as a JPEG of quality 95 with 4:4:4 sampling; 4:2:0 would smear red over the border.
+def encode_jpeg(bgr: NDArray[np.uint8], quality: int = JPEG_QUALITY, longest_px: int = JPEG_LONGEST_SIDE_PX) -> bytes:
+    """Encode uint8 (H, W, 3) BGR as a JPEG with 4:4:4 sampling; 4:2:0 would smear red over the border.
 
-    A picture with a side above `JPEG_LONGEST_SIDE_PX` is shrunk to fit.
+    A picture with a side above `longest_px` is shrunk to fit.
     """
-    factor = JPEG_LONGEST_SIDE_PX / max(bgr.shape[:2])
+    factor = longest_px / max(bgr.shape[:2])
     if factor < 1:
         size_wh = (max(1, int(bgr.shape[1] * factor)), max(1, int(bgr.shape[0] * factor)))
         bgr = np.asarray(cv2.resize(bgr, size_wh, interpolation=cv2.INTER_AREA), np.uint8)
     sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, *sampling])
+    done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling])
     assert done, "cv2 encodes every uint8 picture that fits"
     return content.tobytes()
 

@@ -121,8 +121,6 @@ def predict(
         ModelError, ResourceError, UsageError: the run cannot go on; finished images are kept, and it can be continued.
     """
     choice = choose_outputs(outputs, overlays)
-    if workers is not None and workers < 1:
-        raise UsageError(f"expected 1 or more, found {workers}. Leave it out to fit the machine.", argument="workers")
     workers = 1 if len(images) == 1 else workers  # which gets all cores
     network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
@@ -132,7 +130,7 @@ def predict(
     key = {
         "model_sha256": model_identity(models),
         "only_classes": only_classes,
-        "thresholds": settings.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+        "thresholds": info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
         "tta": settings.tta,
         "bit_depth": settings.bit_depth,
         "model_bit_depth": settings.model_bit_depth,

@@ -458,8 +458,6 @@ def test_the_runtime_asked_for_is_loaded(process: Run, runtime: Any, model: Path
     process(sheets / "00.png", into="one", workers=3)
     assert runtime.asked == (model, "auto", "auto", 1), "all cores work on the one image"
 
-    with pytest.raises(UsageError, match="workers: expected 1 or more, found 0"):
-        process(sheets, into="none", workers=0)
     assert not (out.with_name("none")).exists()
 
 
