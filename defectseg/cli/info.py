@@ -69,11 +69,10 @@ def _model(path: Path) -> dict[str, Any]:
     from defectseg.model.locate import find_model
 
     description = read_model_info(find_model(path))
-    recipe = description.recipe
-    thresholds = description.thresholds
+    dumped, thresholds, network = description.model_dump(mode="json"), description.thresholds, description.recipe.model
     return {
         "model": str(path),
-        "network": f"{recipe.model.architecture}, {recipe.model.encoder}, {recipe.model.in_channels} input channel(s)",
+        "network": f"{network.architecture}, {network.encoder}, {network.in_channels} input channel(s)",
         "classes": dict(enumerate(description.class_names, start=1)),
         "gate": list(thresholds.gate),
         "pixel_threshold": list(thresholds.pixel),
@@ -81,10 +80,5 @@ def _model(path: Path) -> dict[str, Any]:
         "thresholds_chosen_by": thresholds.chosen_by,
         "trained_on_images": len(description.trained_on),
         "fold_held_out": description.fold,
-        "metrics": description.metrics,
-        "created": description.created,
-        "export": None if description.export is None else description.export.model_dump(mode="json"),
-        "versions": description.versions,
-        "data_fingerprint": description.data_fingerprint,
-        "recipe": recipe.model_dump(mode="json"),
+        **{key: dumped[key] for key in ("metrics", "created", "export", "versions", "data_fingerprint", "recipe")},
     }

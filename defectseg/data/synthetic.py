@@ -109,8 +109,7 @@ def write_data_folder(
         for index in range(images):
             sheet = make_sheet(seed, index, size_hw)
             image_id = f"sheet_{index:05d}.jpg"
-            encoded, content = cv2.imencode(".jpg", sheet.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            assert encoded
+            _, content = cv2.imencode(".jpg", sheet.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
             files.write_result(building / IMAGES_NAME / image_id, content.tobytes())
             labels[image_id] = {n: rle.encode(mask) for n, mask in enumerate(sheet.masks, start=1) if mask.any()}
             progress(index + 1, images)

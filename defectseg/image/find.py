@@ -23,6 +23,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".
     if cv2.haveImageWriter(f"x{suffix}")
 )
 
+_SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
 _UNFIT_FOR_AN_IMAGE_ID = re.compile(UNFIT_CHARACTERS)
 
 
@@ -87,7 +88,7 @@ def find_images(
         names = ", ".join(map(str, [*inputs, *listed][:3])) or "an empty list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
         why = f" {skip} is left out, since results go there: choose another output folder for images in it."
-        raise DataError(f"No image in {names}{where}. Files that count end in {_suffixes()}.{why if skip else ''}")
+        raise DataError(f"No image in {names}{where}. Files that count end in {_SUFFIXES}.{why if skip else ''}")
     if not keep_faulty and (fault := next((image.fault for image in images if image.fault), "")):
         raise DataError(fault)
     return images
@@ -119,14 +120,12 @@ class _Search:
         if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises PermissionError
             self._add_folder(given, whole)
             return
-        folder, fault = str(whole.parent), ""
+        fault = ""
         if not os.path.lexists(given):
             fault = f"{escaped(given)}: no such file or folder, or no permission to see it."
         elif _suffix(given.name) not in IMAGE_SUFFIXES:
-            fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_suffixes()}."
-        else:
-            folder = os.path.realpath(given.parent)
-        if self._is_new(folder + os.sep + whole.name):
+            fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_SUFFIXES}."
+        if self._is_new(os.path.realpath(given.parent) + os.sep + whole.name):
             self.found[whole.parent].append(FoundImage(whole.name, given, fault))
 
     def _add_folder(self, base: Path, whole: Path) -> None:
@@ -174,10 +173,6 @@ class _Search:
 
 def _suffix(name: str) -> str:
     return PurePath(name).suffix.lower()
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:

@@ -79,14 +79,15 @@ def paint_prediction(
         uint8 (H + legend, W, 3), BGR. In rows 0 to H - 1, pixels outside all masks are those of the image.
     """
     found = [index for index, mask in enumerate(masks) if mask.any()]
-    entries = [_Entry(legend_text(class_names[index], index + 1), RED_BGR, _outline_bgr(index)) for index in found]
+    colours = {index: OUTLINE_BGR[index % len(OUTLINE_BGR)] for index in found}
+    entries = [_Entry(legend_text(class_names[index], index + 1), RED_BGR, colours[index]) for index in found]
     whole = _with_legend(image, entries if len(class_names) > 1 else ())
     picture = whole[: image.shape[0]]
     union = masks[found[0]] if len(found) == 1 else np.logical_or.reduce(masks[found], axis=0)
     for box in _boxes(union) if found else ():
         _blend(picture[box], union[box], RED_BGR)
         for index in found:
-            picture[box][_outline(masks[index][box])] = _outline_bgr(index)
+            picture[box][_outline(masks[index][box])] = colours[index]
     return whole
 
 
@@ -156,10 +157,6 @@ def legend_text(class_name: str, class_id: int) -> str:
     return f"{class_id} {plain}"
 
 
-def _outline_bgr(index: int) -> Bgr:
-    return OUTLINE_BGR[index % len(OUTLINE_BGR)]
-
-
 def _boxes(mask: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
     """A box (rows, columns) around each run of columns that contain a pixel; cheaper than connected components.
 
@@ -204,7 +201,7 @@ def _legend(entries: tuple[_Entry, ...], width_px: int) -> NDArray[np.uint8]:
     x, row = gap_px, 0
     placed: list[tuple[_Entry, str, int, int]] = []
     for entry in entries:
-        text = _shorten(entry.text, width_px - lead_px - 2 * gap_px, scale)
+        text = shortened(entry.text, width_px - lead_px - 2 * gap_px, scale)
         needed_px = lead_px + _text_width_px(text, scale)
         if x > gap_px and x + needed_px + gap_px > width_px:
             x, row = gap_px, row + 1
@@ -225,10 +222,10 @@ def _text_width_px(text: str, scale: float) -> int:
     return int(cv2.getTextSize(text, _FONT, scale, 1)[0][0])
 
 
-def _shorten(text: str, width_px: int, scale: float) -> str:
-    """The text if it fits, else its beginning and two dots."""
+def shortened(text: str, width_px: int, scale: float, *, keep_end: bool = False) -> str:
+    """The text if it fits, else its beginning (or its end) and two dots."""
     short = text
     while text and _text_width_px(short, scale) > width_px:
-        text = text[:-1].rstrip()
-        short = f"{text}.."
+        text = text[1:] if keep_end else text[:-1].rstrip()
+        short = f"..{text}" if keep_end else f"{text}.."
     return short if text else ""

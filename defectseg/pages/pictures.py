@@ -7,10 +7,8 @@ from numpy.typing import NDArray
 
 from defectseg.image.overlay import encode_jpeg
 
-_JPEG_QUALITY = 85  # a third of an overlay's own size
-
 
 def data_uri(bgr: NDArray[np.uint8], *, largest_px: int) -> str:
     """A picture, uint8 (H, W, 3), BGR, as a JPEG of at most `largest_px` width and height, for the src of an <img>."""
-    jpeg = encode_jpeg(bgr, _JPEG_QUALITY, largest_px)
+    jpeg = encode_jpeg(bgr, quality=85, longest_px=largest_px)  # a third of the size of quality 95
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

@@ -32,12 +32,10 @@ class Tuning(Evaluation):
     """Chosen thresholds, and their metrics on the images they were chosen on; warnings include those of the choice.
 
     Attributes:
-        thresholds: of the classes of the data folder.
-        choice: figures of each of these classes.
+        choice: thresholds and figures of the classes of the data folder.
         stored: the model files that were changed.
     """
 
-    thresholds: Thresholds
     choice: Choice
     stored: tuple[Path, ...] = ()
 
@@ -113,8 +111,7 @@ def tune(
     ids = [index + 1 for index in joined.indices_of(folder.class_names)]  # as the model numbers them
     classes = tuple(replace(one, class_id=ids[one.class_id - 1]) for one in choice.classes)
     return Tuning(
-        thresholds=thresholds,
-        choice=replace(choice, classes=classes),
+        choice=replace(choice, thresholds=thresholds, classes=classes),
         metrics=metrics,
         warnings=(*warnings, *choice.warnings),
         unreadable=unreadable,
