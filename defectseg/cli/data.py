@@ -12,7 +12,7 @@ from typer import Option
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.data_formats import export_app, import_labels, print_report
 from defectseg.cli.options import BitDepth, DataFolder, Json, MaxPixels, NewFolder, Overwrite, Seed, Verbose, parse_size
-from defectseg.cli.show import bit_depth_hint, finish, print_json, print_rows, shown
+from defectseg.cli.show import finish, print_json, print_rows, shown
 from defectseg.errors import OutputExistsError
 
 if TYPE_CHECKING:
@@ -108,14 +108,15 @@ def check(
 
 def _print_check(report: "CheckReport", against: Path | None) -> None:
     sizes = ", ".join(f"{count} of {size}" for size, count in report.sizes.items())
-    print(f"{report.images} images ({sizes}), {report.unreadable_images} unreadable")
+    counts = report.counts
+    print(f"{counts['images']} images ({sizes}), {counts['unreadable']} unreadable")
     print(
-        f"{report.clean_images} taken as clean: no row has a mask or ignored pixels for them "
-        f"({report.images_without_rows} have no row)"
+        f"{counts['clean']} taken as clean: no row has a mask or ignored pixels for them "
+        f"({counts['without_rows']} have no row)"
     )
-    if report.not_labelled_images:
-        print(f"{report.not_labelled_images} more are in not_labelled.csv: neither clean nor defective, and left out")
-    print(f"{report.sheet_end_images} show an end of the sheet, {report.dark_images} are mostly black")
+    if counts["not_labelled"]:
+        print(f"{counts['not_labelled']} more are in not_labelled.csv: neither clean nor defective, and left out")
+    print(f"{counts['sheet_end']} show an end of the sheet, {counts['mostly_black']} are mostly black")
     print(f"grey levels: mean {report.grey_mean:.4f}, deviation {report.grey_std:.4f}")
     head = ["class", "images", "% of images", "% of pixels", "smallest px", "median px", "largest px", "regions"]
     rows = [
@@ -131,16 +132,13 @@ def _print_check(report: "CheckReport", against: Path | None) -> None:
         bins = [[one.name, *map(str, bars.values())] for one, bars in zip(report.classes, histograms, strict=True)]
         print_rows([[title, *histograms[0]], *bins])
     for fault in report.faults:
-        remedy = fault.remedy
-        if report.low_bit_depth is not None and fault.kind == "bit-depth":
-            remedy = bit_depth_hint(report.low_bit_depth)
-        print(f"{fault.severity}: {fault.message} {remedy}")
+        print(f"{fault.severity}: {fault.message} {fault.remedy}")
     where = "across the folds of split.csv" if against is None else f"shared with {against}"
     _print_pairs(report.duplicates, "copies within the folder")
     _print_pairs(report.leaks, f"copies {where}")
     print(
-        f"{report.errors} errors, {report.warnings} warnings, "
-        f"{len(report.duplicates)} pairs of copies within the folder, {len(report.leaks)} {where}"
+        f"{counts['errors']} errors, {counts['warnings']} warnings, "
+        f"{counts['duplicates']} pairs of copies within the folder, {counts['leaks']} {where}"
     )
 
 

@@ -373,7 +373,6 @@ def test_flags_choose_outputs(outputs: list[str] | None, overlays: str | None, n
     [
         (["masks", "rle2"], None, "outputs: expected some of overlays, masks, rle, regions, found rle2"),
         ([], None, "outputs: names nothing"),
-        (None, "some", "overlays: expected all, defects, none, found some"),
         (["masks"], "all", "overlays: all contradicts the outputs masks"),
         (["overlays", "rle"], "none", "overlays: none contradicts the outputs overlays,rle"),
     ],
