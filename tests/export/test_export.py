@@ -316,7 +316,7 @@ def test_tuned_thresholds_reach_an_export_and_the_weights_stay(
 
     after = read_model_info(model)
     assert tuning.stored == (model,)
-    assert after.thresholds == tuning.thresholds != before.thresholds
+    assert after.thresholds == tuning.choice.thresholds != before.thresholds
     assert after.metrics["tuned"]["kaggle_dice"] == tuning.metrics.kaggle_dice
     assert after.export == before.export
     assert model_identity(model) == model_identity(exported[0])
