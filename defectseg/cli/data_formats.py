@@ -55,6 +55,9 @@ def import_labels(
     background: Annotated[str, Option(help="Value or class that means sound steel.", metavar="N")] = "",
     ignore: Annotated[str, Option(help="Value or class that marks pixels to ignore.", metavar="N")] = "",
     unite: Annotated[bool, Option("--unite", help="Unite rows of a table that have the same image and class.")] = False,
+    follow_links: Annotated[
+        bool, Option("--follow-links", help="Also take files behind links that lead out of the folder.")
+    ] = False,
     link: Link = False,
     list_kinds: Annotated[
         bool, Option("--list", help="Show the kinds of labels and exit.", callback=_print_kinds, is_eager=True)
@@ -73,7 +76,9 @@ def import_labels(
     from defectseg.formats.labels import Choices
 
     named = entries(classes)
-    choices = Choices(images, absent, named, unlabelled, boxes, dropped, exif, sound, background, ignore, unite)
+    choices = Choices(
+        images, absent, named, unlabelled, boxes, dropped, exif, sound, background, ignore, unite, follow_links
+    )
     with progress_bar("importing") as progress:
         report = import_labels(src, out, choices, kind=kind, link=link, progress=progress)
     if not json_output:

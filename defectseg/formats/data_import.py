@@ -99,7 +99,11 @@ def import_labels(
     choices = choices or Choices()
     check_is_free(out)
     tally = Tally()
-    with open_source(src, beside=out, progress=progress) as source:
+    with open_source(src, beside=out, follow_links=choices.follow_links, progress=progress) as source:
+        if source.files and source.left_out:
+            log.warning(
+                "%s: links that lead out of it, which are left out (--follow-links): %s", src, some(source.left_out)
+            )
         if link and choices.images is None and src not in (source.root, source.file):
             raise UsageError("links into an archive would break. Unpack it, and give the folder.", argument="link")
         recognised, evidence = recognise(source, kind)

@@ -16,7 +16,7 @@ from defectseg.formats.common import place_image, stem_of
 from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
 from defectseg.formats.losses import Tally
-from defectseg.formats.polygons import Piece, cut_pieces, pixel_outline
+from defectseg.formats.polygons import Piece, check_outline, cut_pieces, pixel_outline
 from defectseg.formats.reading import find_json, jsons_of, paint_bitmap, points_of, reaches_beyond, size_of, value_at
 from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent
@@ -85,6 +85,7 @@ def _shape(one: Any, where: str, size_hw: tuple[int, int] | None, choices: Choic
         tally.add(_TOLD[form], example=example)
     if reaches_beyond(points, size_hw):
         tally.add("clipped", example=example)
+    check_outline(points, where)
     return Shape(name, partial(draw, form, corners if form == "rectangle" else points), where, covers=True)
 
 

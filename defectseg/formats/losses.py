@@ -35,6 +35,7 @@ LOSSES = {
     "predictions_file": "Files of predictions (lists of COCO results), which were passed over: {count}.",
     "absent_folder": "Folders or lists that the labels name, and that are not there, replaced by others: {count}.",
     "several_parts": "Images of several parts, which count as the first of train, val and test: {count}.",
+    "links": "Images behind links that lead out of their folder, and that were left out (--follow-links): {count}.",
     "listed": "Lines in lists of parts, such as train.txt, that name no image that is there: {count}.",
     "other_part": "Images of other subsets, which count as train: {count}.",
     "odd_px": "{count} px of binary masks have another value than the usual two, and count as the nearer of these.",

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from defectseg.errors import LabelError
 from defectseg.formats.reading import reaches_beyond
 
+MOST_OUTLINE_PX = 5_000_000  # for which pycocotools takes half a gigabyte
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -93,8 +95,22 @@ def paint_outlines(polygons: Sequence[list[float]], size_hw: tuple[int, int], *,
     if reaches_beyond(points, size_hw, sizes=1):
         what = f"has points from {points.min():g} to {points.max():g}, far outside its image of"
         raise LabelError(f"{where}: {what} {size_hw[1]} x {size_hw[0]}. Export the labels at the images' own size.")
+    for polygon in filled:
+        check_outline(np.reshape(polygon, (-1, 2)), where)
     counts = coco.merge(coco.frPyObjects(filled, *size_hw))["counts"].decode("ascii")
     return decode_rle({"size": list(size_hw), "counts": counts}, size_hw, where=where)
+
+
+def check_outline(points: NDArray[Any], where: str) -> None:
+    """Refuse an outline, x and y in px, (N, 2), that would take much memory and time to draw.
+
+    Raises:
+        LabelError: it is longer than `MOST_OUTLINE_PX`; names `where`.
+    """
+    length_px = np.abs(np.diff(points, axis=0)).max(axis=1, initial=0).sum()
+    if length_px > MOST_OUTLINE_PX:
+        most = f"up to {MOST_OUTLINE_PX:,} px are drawn. Export a mask instead."
+        raise LabelError(f"{where}: its outline is {length_px:,.0f} px long; {most}")
 
 
 def pixel_outline(piece: Piece) -> NDArray[np.intp]:

@@ -27,10 +27,12 @@ class LabelSource:
         root: the folder; for a single file, its folder.
         file: the single file, or None.
         files: relative POSIX paths of all files, sorted; for a single file, its name alone.
+        left_out: paths that are not in `files`, because they are links that lead out of the root.
     """
 
-    def __init__(self, given: Path, root: Path, file: Path | None = None) -> None:
-        self.given, self.root, self.file = given, root, file
+    def __init__(self, given: Path, root: Path, file: Path | None = None, *, follow_links: bool = False) -> None:
+        self.given, self.root, self.file, self._follow_links = given, root, file, follow_links
+        self.left_out: list[str] = []
         # The first few of each kind are looked at again and again. Files of labelme hold their images.
         self._parsed = lru_cache(2 * _FEW)(lambda parse, file: parse(self.root / file))
 
@@ -46,9 +48,13 @@ class LabelSource:
                 subfolders.clear()
                 continue
             seen.add(real)
-            subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != "__MACOSX"]
+            links = [path for name in (*subfolders, *names) if (path := Path(folder, name)).is_symlink()]
+            out = {path.name for path in links if leads_out(path, self.root) and not self._follow_links}
+            self.left_out += [str(Path(folder, name)) for name in sorted(out)]
+            subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in {*out, "__MACOSX"}]
             prefix = Path(folder).relative_to(self.root).as_posix()
-            found += [name if prefix == "." else f"{prefix}/{name}" for name in names if not name.startswith(".")]
+            shown = (name for name in names if not name.startswith(".") and name not in out)
+            found += [name if prefix == "." else f"{prefix}/{name}" for name in shown]
         return tuple(sorted(found))
 
     def with_suffix(self, *suffixes: str) -> list[str]:
@@ -94,12 +100,18 @@ class LabelSource:
                 yield file, self.xml(file)
 
 
+def leads_out(path: Path, *roots: Path) -> bool:
+    """Whether a path leads out of folders by a link."""
+    real = Path(os.path.realpath(path))
+    return not any(real.is_relative_to(os.path.realpath(root)) for root in roots)
+
+
 def _refuse_folder(error: OSError) -> None:
     raise DataError(f"{error.filename}: the folder cannot be listed ({error.strerror}). Check its permissions.")
 
 
 @contextmanager
-def open_source(src: Path, *, beside: Path, progress: Progress) -> Iterator[LabelSource]:
+def open_source(src: Path, *, beside: Path, follow_links: bool, progress: Progress) -> Iterator[LabelSource]:
     """Open a source. An archive is unpacked beside the folder to be written, and removed at the end.
 
     Raises:
@@ -107,7 +119,7 @@ def open_source(src: Path, *, beside: Path, progress: Progress) -> Iterator[Labe
         ResourceError: there is no space to unpack it.
     """
     if os.path.isdir(src):  # noqa: PTH112 - Path.is_dir raises PermissionError
-        yield LabelSource(src, src)
+        yield LabelSource(src, src, follow_links=follow_links)
     elif not os.path.isfile(src):  # noqa: PTH113
         raise DataError(f"{src}: no such file or folder, or no permission to see it; expected labels.")
     elif not zipfile.is_zipfile(src):

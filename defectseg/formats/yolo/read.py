@@ -18,8 +18,9 @@ from defectseg.data.classes import MAX_CLASSES
 from defectseg.errors import LabelError
 from defectseg.formats.common import index_unique
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_among, part_of
-from defectseg.formats.locate import ImageFinder
+from defectseg.formats.locate import ImageFinder, find_all
 from defectseg.formats.losses import Tally
+from defectseg.formats.polygons import check_outline
 from defectseg.formats.reading import numbers_of, reaches_beyond
 from defectseg.formats.source import LabelSource
 from defectseg.formats.yolo.write import OWN_LINE, label_path
@@ -84,10 +85,11 @@ def boxes_only(source: LabelSource) -> bool:
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in YOLO's order, or numbered from 1 if there are no names."""
     file, document = _describe(source)
-    source = source if source.file is None else LabelSource(source.given, source.root)  # the folder of data.yaml
+    if source.file is not None:  # data.yaml
+        source = LabelSource(source.given, source.root, follow_links=choices.follow_links)
     given_names = _names(source, file, document)
     names = given_names or list(map(str, range(1, MAX_CLASSES + 1)))
-    finder = ImageFinder([choices.images or source.root])
+    finder = find_all(source, choices, tally)
     label_of, lonely = _pair(source, finder, elsewhere=choices.images is not None)
     places = {image.path: _place_of(label_of.get(image.path, image.image_id)) for image in finder.images}
     parts, absent = _divide(source, file, document, places, finder, tally)
@@ -287,12 +289,13 @@ def _shapes(source: LabelSource, file: str, names: Sequence[str], tally: Tally, 
         corners.add(len(set(map(tuple, points.tolist()))))
         if reaches_beyond(points, (1, 1)):
             tally.add("clipped", example=f"{file}, line {number}")
-        shapes.append(Shape(name, partial(_paint, points), where))
+        shapes.append(Shape(name, partial(_paint, points, where), where))
     return shapes
 
 
-def _paint(points: NDArray[np.float64], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def _paint(points: NDArray[np.float64], where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     pixels = np.floor(points * size_hw[::-1] + _ROUNDING_PX).astype(np.int32)
+    check_outline(pixels, where)
     return np.asarray(cv2.fillPoly(np.zeros(size_hw, np.uint8), [pixels], 1)).view(np.bool_)
 
 
