@@ -3,13 +3,16 @@
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument
 
 from defectseg.cli.options import Json, Verbose
 from defectseg.cli.show import print_json, print_rows
 from defectseg.machine import __version__, machine_facts, package_versions
+
+if TYPE_CHECKING:
+    from defectseg.model.info import ModelInfo
 
 _PACKAGES = (
     *("segmentation-models-pytorch", "timm", "accelerate", "albumentations", "nncf", "onnx"),
@@ -24,7 +27,8 @@ def info(
 ) -> None:
     """Describe this machine, or a model file.
 
-    Shows versions, runtimes, devices and CPU features; with MODEL, its network, classes, thresholds, scores and recipe.
+    Shows versions, runtimes, devices and CPU features; with MODEL, its checksum, the runtime and precision that this
+    machine takes for it, its network, classes, thresholds, scores and recipe.
     """
     content = _system() if model is None else _model(model)
     if json_output:
@@ -65,13 +69,16 @@ def _devices(runtime: str) -> list[str]:
 
 def _model(path: Path) -> dict[str, Any]:
     from defectseg.model.info import read_model_info
-    from defectseg.model.locate import find_model
+    from defectseg.model.locate import find_model, model_identity
 
-    description = read_model_info(find_model(path))
+    model = find_model(path)
+    description = read_model_info(model)
     recipe = description.recipe
     thresholds = description.thresholds
     return {
         "model": str(path),
+        "sha256": model_identity(model),
+        "runs_here_in": _runtime_name(model, description),
         "network": f"{recipe.model.architecture}, {recipe.model.encoder}, {recipe.model.in_channels} input channel(s)",
         "classes": {str(number): name for number, name in enumerate(description.class_names, start=1)},
         "gate": list(thresholds.gate),
@@ -87,6 +94,15 @@ def _model(path: Path) -> dict[str, Any]:
         "data_fingerprint": description.data_fingerprint,
         "recipe": recipe.model_dump(mode="json"),
     }
+
+
+def _runtime_name(model: Path, description: "ModelInfo") -> str:
+    from defectseg.runtime.load import runtime_name
+
+    try:
+        return runtime_name(model, description)
+    except Exception as error:  # whatever a broken installation raises when it is imported
+        return f"cannot run here: {error}"
 
 
 def _lines(key: str, value: Any) -> list[tuple[str, str]]:

@@ -98,6 +98,21 @@ def load_runtime(
     return (runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes)), joined
 
 
+def runtime_name(path: Path, info: ModelInfo) -> str:
+    """The library, device and precision that this machine takes for a model file. Raises as `load_runtime`."""
+    kind = choose_runtime(path, AUTO, AUTO)
+    if kind == OPENVINO:
+        from defectseg.runtime.openvino import name_of
+
+        return name_of(info)
+    if kind == ONNX:
+        return _load(path, info, ONNX, AUTO, 1).name
+    from defectseg.model.devices import half_precision, resolve_device
+    from defectseg.runtime.torch import name_of as name_of_torch
+
+    return name_of_torch(resolve_device(AUTO), half_precision(resolve_device(AUTO)))
+
+
 def _load(path: Path, info: ModelInfo, runtime: str, device: str, workers: int | None) -> Runtime:
     if runtime == TORCH:
         require_extra(f"{path}: running a bundle in torch", "train", "torch", "segmentation_models_pytorch")

@@ -12,6 +12,7 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset8
 
+from defectseg.machine import with_amx
 from defectseg.model.info import ModelInfo
 from defectseg.model.openvino_io import core, unmark
 from defectseg.runtime.base import Answer, memory_errors, wrong_size
@@ -49,11 +50,9 @@ class OpenVinoRuntime:
         workers: int | None = None,
     ) -> None:
         self.class_names = info.class_names
-        in_f32 = precision == "f32" or (info.export is not None and info.export.float_layers == "f32")
-        hint = {"INFERENCE_PRECISION_HINT": "f32"} if in_f32 else {}
-        cores, computed_in = _probe(tuple(hint.items()))
-        is_int8 = info.export is not None and info.export.precision == "int8"
-        self.name = f"openvino cpu {'int8 and ' if is_int8 else ''}{computed_in}"  # for example 'openvino cpu bf16'
+        hint = _hint(info, precision)
+        cores, _ = _probe(tuple(hint.items()))
+        self.name = name_of(info, precision)
         self.parallel = workers or min(cores, MOST_STREAMS)
         options = {"NUM_STREAMS": self.parallel, "INFERENCE_NUM_THREADS": max(cores, self.parallel), **hint}
         self._compiled = functools.lru_cache(_KEPT_SIZES)(functools.partial(_compile, model, options))
@@ -65,6 +64,18 @@ class OpenVinoRuntime:
             with self._lock:  # compiling uses all cores, so other threads lose nothing by waiting
                 compiled = self._compiled(images.shape)
             return compiled(np.require(images, requirements=["C", "W"]))
+
+
+def name_of(info: ModelInfo, precision: Precision = "auto") -> str:
+    """The name of a runtime on this processor, for example 'openvino cpu int8 and bf16 with AMX'."""
+    _, computed_in = _probe(tuple(_hint(info, precision).items()))
+    is_int8 = info.export is not None and info.export.precision == "int8"
+    return f"openvino cpu {with_amx(f'int8 and {computed_in}' if is_int8 else computed_in)}"
+
+
+def _hint(info: ModelInfo, precision: Precision) -> dict[str, str]:
+    in_f32 = precision == "f32" or (info.export is not None and info.export.float_layers == "f32")
+    return {"INFERENCE_PRECISION_HINT": "f32"} if in_f32 else {}
 
 
 def _compile(model: openvino.Model | Models, options: Mapping[str, Any], shape: tuple[int, ...]) -> "_Compiled":

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import defectseg
+from defectseg.model.locate import model_identity
+from defectseg.runtime.load import load_runtime
 
 Call = Callable[..., Any]
 
@@ -24,6 +26,8 @@ def test_a_model_is_described(call: Call, trained_run: Path) -> None:
     assert lines["network"].strip() == "Unet, tu-test_resnet, 1 input channel(s)"
     assert lines["classes"].strip() == "1 pits, 2 cracks, 3 scratches, 4 patches"
     assert lines["export"].strip() == "none"
+    assert lines["sha256"].strip() == content["sha256"] == model_identity(trained_run / "model.safetensors")
+    assert content["runs_here_in"] == load_runtime(trained_run / "model.safetensors")[0].name
     kaggle_dice = f"kaggle dice {content['metrics']['tuned']['kaggle_dice']:.4g}, all empty "
     assert lines["metrics, tuned"].strip().startswith(kaggle_dice)
 
