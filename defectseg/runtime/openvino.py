@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
@@ -12,6 +13,7 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset8
 
+from defectseg.errors import ModelError
 from defectseg.machine import with_amx
 from defectseg.model.info import ModelInfo
 from defectseg.model.openvino_io import core, unmark
@@ -23,6 +25,7 @@ Precision = Literal["auto", "f32"]
 Models = Callable[[tuple[int, int]], openvino.Model]  # the model for images of (H, W)
 
 MOST_STREAMS = 16  # with more cores, each stream gets several, since each holds 50 to 600 MB of activations
+_MOST_VALUES, _MOST_VALUES_PER_PIXEL = 1 << 27, 1024  # of one tensor; a U-Net has 16 to 64 per pixel
 _KEPT_SIZES = 3  # compiled models; each holds another copy of the weights
 
 
@@ -85,6 +88,7 @@ def _compile(model: openvino.Model | Models, options: Mapping[str, Any], shape: 
     if not given.compatible(wanted):
         raise wrong_size(list(given)[2:], shape)
     own.reshape(wanted)
+    _check_memory(own, shape)
     try:
         return _Compiled(core().compile_model(own, "CPU", options))
     except RuntimeError:
@@ -92,6 +96,17 @@ def _compile(model: openvino.Model | Models, options: Mapping[str, Any], shape: 
             raise
     log.info("this processor cannot keep a few layers in float32, so they are in the precision of the others")
     return _Compiled(core().compile_model(own, "CPU", options))
+
+
+def _check_memory(model: openvino.Model, shape: tuple[int, ...]) -> None:
+    """Refuse a model with a value far larger than those of any network for images of this shape (N, 1, H, W)."""
+    outputs = (output for operation in model.get_ops() for output in operation.outputs())
+    shapes = (list(output.get_shape()) for output in outputs if output.get_partial_shape().is_static)
+    largest = max(shapes, key=math.prod)
+    if math.prod(largest) > max(_MOST_VALUES, _MOST_VALUES_PER_PIXEL * math.prod(shape)):
+        raise ModelError(
+            f"This model computes {largest} values at once, more than any network of defectseg. Export again."
+        )
 
 
 class _Compiled:

@@ -108,6 +108,20 @@ def test_the_name_tells_the_precision_and_whether_amx_computes_in_it(
     assert name_of(torch.device("cuda", 1), torch.bfloat16) == "torch cuda:1 bfloat16"
 
 
+@pytest.mark.parametrize(("channels", "constant"), [(20_000, 1), (1, 100_000)])
+def test_a_model_that_asks_for_giant_values_is_refused_before_they_take_memory(channels: int, constant: int) -> None:
+    x = opset8.parameter([-1, 1, -1, -1], np.uint8)
+    grey = opset8.convert(x, "f32")
+    many = opset8.convolution(grey, np.ones((channels, 1, 1, 1), np.float32), [1, 1], [0, 0], [0, 0], [1, 1])
+    giant = opset8.broadcast(np.float32(1), np.array([constant, constant]))
+    added = opset8.add(many, opset8.reduce_max(giant, np.array([0, 1])))
+    probabilities = opset8.reduce_max(added, np.array([1]), keep_dims=True)
+    gate = opset8.reduce_max(probabilities, np.array([2, 3]))
+    runtime = OpenVinoRuntime(openvino.Model([probabilities, gate], [x]), INFO)
+    with pytest.raises(ModelError, match=r"computes \[.*\] values at once"):
+        runtime(_images(1, 1, 256, 1600))
+
+
 def test_only_a_few_sizes_are_kept_compiled_each_once() -> None:
     asked: list[tuple[int, int]] = []
 
