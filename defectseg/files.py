@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import hashlib
 import lzma
 import os
 import re
@@ -272,12 +271,6 @@ def unpack_zip(archive: Path, folder: Path, *, remedy: str, progress: Callable[[
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, IndexError, RuntimeError, ValueError) as error:
         # IndexError: no name; RuntimeError: encrypted, or an unknown compression; ValueError: a name that is not UTF-8
         raise DataError(f"{archive}: the archive is damaged, encrypted or not complete ({error}). {remedy}") from error
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal. Raises OSError where it cannot be read."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def check_image_id(image_id: str, *, where: str) -> None:

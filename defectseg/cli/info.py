@@ -3,7 +3,7 @@
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from typer import Argument
@@ -11,6 +11,9 @@ from typer import Argument
 from defectseg.cli.options import Json, Verbose
 from defectseg.cli.show import print_json
 from defectseg.machine import __version__, machine_facts, package_versions
+
+if TYPE_CHECKING:
+    from defectseg.model.info import ModelInfo
 
 _PACKAGES = (
     *("segmentation-models-pytorch", "timm", "accelerate", "albumentations", "nncf", "onnx"),
@@ -25,7 +28,8 @@ def info(
 ) -> None:
     """Describe this machine, or a model file.
 
-    Shows versions, runtimes, devices and CPU features; with MODEL, its network, classes, thresholds, scores and recipe.
+    Shows versions, runtimes, devices and CPU features; with MODEL, its checksum, the runtime and precision that this
+    machine takes for it, its network, classes, thresholds, scores and recipe.
     """
     content = _system() if model is None else _model(model)
     if json_output:
@@ -66,12 +70,15 @@ def _devices(runtime: str) -> list[str]:
 
 def _model(path: Path) -> dict[str, Any]:
     from defectseg.model.info import read_model_info
-    from defectseg.model.locate import find_model
+    from defectseg.model.locate import find_model, model_identity
 
-    description = read_model_info(find_model(path))
+    model = find_model(path)
+    description = read_model_info(model)
     dumped, thresholds, network = description.model_dump(mode="json"), description.thresholds, description.recipe.model
     return {
         "model": str(path),
+        "sha256": model_identity(model),
+        "runs_here_in": _runtime_name(model, description),
         "network": f"{network.architecture}, {network.encoder}, {network.in_channels} input channel(s)",
         "classes": dict(enumerate(description.class_names, start=1)),
         "gate": list(thresholds.gate),
@@ -82,3 +89,12 @@ def _model(path: Path) -> dict[str, Any]:
         "fold_held_out": description.fold,
         **{key: dumped[key] for key in ("metrics", "created", "export", "versions", "data_fingerprint", "recipe")},
     }
+
+
+def _runtime_name(model: Path, description: "ModelInfo") -> str:
+    from defectseg.runtime.load import runtime_name
+
+    try:
+        return runtime_name(model, description)
+    except Exception as error:  # whatever a broken installation raises when it is imported
+        return f"cannot run here: {error}"

@@ -19,7 +19,7 @@ from defectseg.errors import DefectsegError, ModelError, OutputExistsError, Usag
 from defectseg.export import int8 as quantize
 from defectseg.export.parity import MIN_DICE, ODD_HW, Comparison, check, compare, fit, real_images, synthetic_images
 from defectseg.files import TEMPORARY_PREFIX, resource_errors
-from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ExportInfo, ModelInfo, read_model_info, write_model_info
+from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ExportInfo, ModelInfo, read_model_info, seal_model
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.runtime.base import Runtime
 
@@ -127,7 +127,7 @@ def export(
             figures |= {name: float(value) for name, value in asdict(cost).items()}
         made = made.model_copy(update={"parity": figures, "float_layers": float_layers})
         info = info.model_copy(update={"export": made})
-        write_model_info(staged, info)
+        seal_model(staged, info)
         size_bytes = sum(path.stat().st_size for path in staged.parent.iterdir())
         _publish(staged.parent, out)
     chosen_by = "" if labelled is None else labelled.chosen_by
@@ -254,12 +254,12 @@ def _quantise(
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A temporary folder beside the file to write."""
+    """A temporary folder beside the file to write. Raises ResourceError wherever the disk fails while it is filled."""
     with resource_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = tempfile.TemporaryDirectory(dir=out.parent, prefix=TEMPORARY_PREFIX, ignore_cleanup_errors=True)
-    with staging as folder:
-        yield Path(folder)
+        with staging as folder:
+            yield Path(folder)
 
 
 def _publish(folder: Path, out: Path) -> None:

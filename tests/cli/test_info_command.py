@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 import defectseg
+from defectseg.model.locate import model_identity
+from defectseg.runtime.load import load_runtime
 
 Call = Callable[..., Any]
 
@@ -23,7 +25,9 @@ def test_a_model_is_described(call: Call, trained_run: Path) -> None:
     assert (content["trained_on_images"], content["fold_held_out"], content["export"]) == (18, 0, None)
     told = yaml.safe_load(shown.out)
     assert told == {**content, "classes": {1: "pits", 2: "cracks", 3: "scratches", 4: "patches"}}
-    assert list(told)[:3] == ["model", "network", "classes"]
+    assert list(told)[:4] == ["model", "sha256", "runs_here_in", "network"]
+    assert content["sha256"] == model_identity(trained_run / "model.safetensors")
+    assert content["runs_here_in"] == load_runtime(trained_run / "model.safetensors")[0].name
 
 
 @pytest.mark.slow

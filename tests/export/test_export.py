@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from defectseg.errors import DataError, ExitCode, ModelError, OutputExistsError, UsageError
+from defectseg.errors import DataError, ExitCode, ModelError, OutputExistsError, ResourceError, UsageError
 from defectseg.export import int8 as quantize
 from defectseg.export import parity
 from defectseg.export.export import Exported, export
@@ -182,6 +183,49 @@ def test_an_existing_file_is_replaced_only_on_demand(
     assert _export_info(out).format == "openvino"
 
 
+def test_a_replacement_killed_between_its_two_files_is_refused_and_the_next_export_mends_it(
+    export_to: Export, out: Path, converted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_to()
+    replace_file = Path.replace
+
+    def die(self: Path, target: Path) -> Path:
+        if Path(target) == out:
+            raise KeyboardInterrupt
+        return replace_file(self, target)
+
+    weights = np.fromfile(out.with_suffix(".bin"), np.float32) * np.float32(1 + 1e-6)
+    other = core().read_model(out.read_bytes(), openvino.Tensor(weights.view(np.uint8)))
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "to_openvino", lambda *arguments, **options: other)
+        patch.setattr(Path, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            export_to(overwrite=True)
+    with pytest.raises(ModelError, match=r"model\.xml: damaged; the checksum of it and model\.bin.* export") as refused:
+        load_runtime(out)
+    assert refused.value.exit_code is ExitCode.CANNOT_CONTINUE
+
+    export_to(overwrite=True)
+    assert load_runtime(out)[1].export == _export_info(out)
+    assert _left(out) == ["model.bin", "model.xml"]
+
+
+@pytest.mark.parametrize("most_bytes", [0, 10_000, 400_000])
+def test_where_the_disk_takes_no_more_the_reason_is_told_and_no_file_is_left(
+    export_to: Export, out: Path, converted: None, most_bytes: int
+) -> None:
+    resource = pytest.importorskip("resource", reason="Windows does not limit the size of files")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limit[1]))
+    try:
+        with pytest.raises(ResourceError, match=r"cannot be written \(File too large\)") as refused:
+            export_to()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert refused.value.exit_code is ExitCode.CANNOT_CONTINUE
+    assert _left(out) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -292,6 +336,7 @@ def test_layers_that_stay_floating_point_are_in_fp32_where_less_would_cost_too_m
 
     monkeypatch.setattr(quantize, "quantize", lambda model, *arguments: model)  # which takes seconds
     monkeypatch.setattr(quantize, "measure", measure)
+    monkeypatch.setattr("defectseg.machine.cpu_flags", list)
     monkeypatch.setattr(openvino_runtime, "_probe", lambda options: (1, "f32" if options else "bf16"))
     if not written:
         with pytest.raises(ModelError, match=r"int8 loses 0\.1000 of positive-pair Dice"):
