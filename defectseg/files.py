@@ -31,6 +31,7 @@ if sys.platform != "win32":  # where an open file cannot be deleted
 # No ImageId has backslashes, control characters, or (the last range) bytes that are not UTF-8.
 UNFIT_CHARACTERS = r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 _UNFIT = re.compile(f"^/|^[A-Za-z]:|{UNFIT_CHARACTERS}")
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
 _MOVING = "moving.json"
@@ -454,11 +455,26 @@ def _read_text(path: Path) -> str:
         raise LabelError(f"{path}: is {kind}.") from error
 
 
+def text_not_formula(cell: Any) -> Any:
+    """A cell for people: an apostrophe goes before text that a spreadsheet would take for a formula.
+
+    To make this reversible, text that begins with apostrophes and continues so gets one more.
+    """
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
 @contextmanager
-def atomic_csv(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Iterable[Iterable[Any]]], Any]]:
+def atomic_csv(
+    path: Path, columns: Sequence[str], *, for_people: bool = False
+) -> Iterator[Callable[[Iterable[Iterable[Any]]], Any]]:
     """Yield a function that writes rows to a table with these columns; the file is written whole or not at all.
 
     Bytes of a file name that are not valid UTF-8 are written as escapes.
+
+    Args:
+        path: the file.
+        columns: the header.
+        for_people: apply `text_not_formula` to all cells.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
@@ -469,4 +485,4 @@ def atomic_csv(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Iterabl
     ):
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(columns)
-        yield writer.writerows
+        yield lambda rows: writer.writerows(map(text_not_formula, row) if for_people else row for row in rows)

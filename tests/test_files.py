@@ -2,17 +2,22 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from defectseg.errors import LabelError, OutputExistsError, ResourceError
 from defectseg.files import (
     LOCK_NAME,
     TEMPORARY_PREFIX,
+    atomic_csv,
     atomic_path,
     check_image_id,
     check_is_free,
@@ -26,6 +31,8 @@ from defectseg.files import (
     write_result,
     write_text,
 )
+
+DOCS = Path(__file__).parents[1] / "docs" / "formats.md"
 
 
 def _names(folder: Path) -> list[str]:
@@ -267,6 +274,21 @@ def test_a_folder_is_free_while_it_holds_nothing_but_hidden_entries(tmp_path: Pa
         check_is_free(tmp_path, "abc", writer="predict")
     with pytest.raises(OutputExistsError, match="is a file"):
         check_is_free(tmp_path / "a")
+
+
+@given(st.lists(st.text("'=+-@\t\ra1,\"\n", max_size=6), min_size=1))
+def test_no_cell_for_people_begins_a_formula_and_the_documented_line_restores_all(cells: list[str]) -> None:
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.csv"
+        with atomic_csv(path, ["ImageId", "n"], for_people=True) as write_rows:
+            write_rows((cell, -1) for cell in cells)
+        table = pd.read_csv(path, dtype={"ImageId": str}, keep_default_na=False, lineterminator="\n")
+    assert not table["ImageId"].str.startswith(("=", "+", "-", "@", "\t", "\r")).any()
+    assert (table["n"] == -1).all()
+    (line,) = re.findall(r"table = table\.replace\(.*\)", DOCS.read_text(encoding="utf-8"))
+    assert eval(line.removeprefix("table = "), {"table": table})["ImageId"].tolist() == cells
 
 
 def test_a_file_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
