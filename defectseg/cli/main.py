@@ -87,6 +87,7 @@ def main() -> None:
     finally:
         # KeyboardInterrupt would end Python's wait for the threads of libraries, which then abort the process.
         _on_interrupt(lambda number, frame: os._exit(ExitCode.INTERRUPTED))
+        exec("")  # noqa: S102  # else `python -m` ends by SIGINT, if the interrupt came within an `exec` of text
         atexit.register(_on_interrupt, signal.SIG_IGN)  # called after that wait
 
 

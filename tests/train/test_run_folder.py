@@ -139,11 +139,11 @@ def test_an_image_that_cannot_be_read_is_left_out_and_listed(start: Start, out: 
     (broken.parent / "a\\b.jpg").touch()
     os.mkfifo(broken.parent / "pipe.jpg")
     result = start(*QUICK, data=data)
-    assert [image_id for image_id, _ in result.unreadable] == ["-gone.jpg", "a%5Cb.jpg", "pipe.jpg", "sheet_00004.jpg"]
+    assert [image_id for image_id, _ in result.unreadable] == ["a%5Cb.jpg", "-gone.jpg", "pipe.jpg", "sheet_00004.jpg"]
     assert _names(out) == RUN_FILES | {"errors.csv"}
     with (out / "errors.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    assert rows[0].pop("ImageId") == "'-gone.jpg"  # spreadsheets would run the name as a formula
+    assert rows[1].pop("ImageId") == "'-gone.jpg"  # spreadsheets would run the name as a formula
     told = [(row.get("ImageId", "-gone.jpg"), row["error"]) for row in rows]
     assert told == list(result.unreadable)
     assert all(image_id in reason for image_id, reason in result.unreadable)
