@@ -262,6 +262,8 @@ def work_folder(out: Path) -> Iterator[Path]:
                 shutil.rmtree(work, ignore_errors=True)
     finally:
         with suppress(OSError):  # another process may be using it by now
+            if os.name == "nt":
+                (hidden / LOCK_NAME).unlink(missing_ok=True)
             hidden.rmdir()
 
 
