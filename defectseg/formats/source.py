@@ -1,7 +1,7 @@
 """SRC of an import: a file, a folder, or a ZIP archive, which is unpacked."""
 
 import os
-import tempfile
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +11,7 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 from defectseg.errors import DataError, DefectsegError, LabelError
-from defectseg.files import resource_errors, unpack_zip
+from defectseg.files import unpack_zip
 from defectseg.image.find import IMAGE_SUFFIXES
 from defectseg.progress import Progress
 from defectseg.text import read_json, read_xml
@@ -111,8 +111,8 @@ def _refuse_folder(error: OSError) -> None:
 
 
 @contextmanager
-def open_source(src: Path, *, beside: Path, follow_links: bool, progress: Progress) -> Iterator[LabelSource]:
-    """Open a source. An archive is unpacked beside the folder to be written, and removed at the end.
+def open_source(src: Path, unpacked: Path, follow_links: bool, progress: Progress) -> Iterator[LabelSource]:
+    """Open a source. An archive is unpacked into the folder `unpacked`, which is made, and removed at the end.
 
     Raises:
         DataError: it does not exist, or is a damaged archive.
@@ -127,14 +127,11 @@ def open_source(src: Path, *, beside: Path, follow_links: bool, progress: Progre
             raise DataError(f"{src}: no whole ZIP archive. Download it again, or unpack it and give the folder.")
         yield LabelSource(src, src.parent, src)
     else:
-        with resource_errors(beside):
-            beside.absolute().parent.mkdir(parents=True, exist_ok=True)
-            unpacked = tempfile.TemporaryDirectory(prefix=".tmp-", dir=beside.absolute().parent)
-        with unpacked as folder:
-            root = Path(folder) / "files"
-            try:
-                unpack_zip(src, root, remedy="Export it again.", progress=progress)
-                yield LabelSource(src, root)
-            except DefectsegError as error:  # the user does not know the unpacked folder
-                error.args = (str(error.args[0]).replace(str(root), str(src)),)
-                raise
+        try:
+            unpack_zip(src, unpacked, remedy="Export it again.", progress=progress)
+            yield LabelSource(src, unpacked)
+        except DefectsegError as error:  # the user does not know the unpacked folder
+            error.args = (str(error.args[0]).replace(str(unpacked), str(src)),)
+            raise
+        finally:
+            shutil.rmtree(unpacked, ignore_errors=True)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from defectseg import errors
 from defectseg.errors import DefectsegError, ExitCode, UsageError
 from defectseg.image.find import FoundImage
 from defectseg.image.read import bit_depth_warnings
@@ -52,11 +53,12 @@ def run_batch(
         `with_defect` and `blank`; `warnings`, sentences for people.
 
     Raises:
-        ResourceError: memory or disk space ran out; finished images are kept.
+        ResourceError: disk space ran out; finished images are kept.
         ModelError: the network answers with NaN.
     """
     statuses: Counter[str] = Counter()
     brightest: Counter[int | None] = Counter()
+    memory_short = 0
 
     def paint(one: Segmented) -> Rendered:
         return render(one, runtime.class_names, output.choice)
@@ -65,11 +67,16 @@ def run_batch(
         for done, result in enumerate(results, start=1):
             if isinstance(result, Unreadable):
                 log.warning("%s", result.message)
+                memory_short += result.memory_short
                 result = render_unreadable(result)
             output.write(result.record, result.pictures)
             statuses[result.record.status] += 1
             brightest[result.brightest16] += 1
             progress(done, len(images))
+    if memory_short:
+        fewer = f", with {errors.spelling('workers', 1)}" if runtime.parallel > 1 else ""
+        advice = "Close other programs and run the same command again"
+        log.warning("memory did not suffice for %d images. %s%s.", memory_short, advice, fewer)
     unreadable = statuses[STATUS_UNREADABLE]
     return {
         "processed": statuses.total() - unreadable,

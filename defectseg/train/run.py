@@ -20,7 +20,7 @@ from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.model.locate import MODEL_NAME
 from defectseg.model.network import DefectNetwork, build_network, check_size, transfer_weights
 from defectseg.progress import Progress
-from defectseg.train.checkpoint import Run, TrainingState, read_checkpoint, restore, save_checkpoint
+from defectseg.train.checkpoint import BEST_NAME, Run, TrainingState, read_checkpoint, restore, save_checkpoint
 from defectseg.train.curves import draw_curves, read_history
 from defectseg.train.images import Images, Part, check_data
 from defectseg.train.loaders import crop_size, fit_memory, make_loader
@@ -29,7 +29,7 @@ from defectseg.train.processes import accelerated
 from defectseg.train.run_folder import CURVES_NAME, METRICS_NAME, has_begun, write_start
 from defectseg.train.schedule import make_optimizer, stages_of
 from defectseg.train.validation import validate
-from defectseg.train.weights import BEST_NAME, average_of_best, make_ema, tidy
+from defectseg.train.weights import average_of_best, make_ema, tidy
 from defectseg.tune.choice import ThresholdSearch
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,8 @@
 """An export from a trained bundle to a file: compared, described, whole or absent."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +169,24 @@ def test_a_network_that_the_processors_own_precision_changes_too_much_computes_i
     assert (info.precision, info.float_layers) == ("fp32", "f32")
     assert (told.shipped.dice, info.parity["mask_dice"]) == (1.0, 1.0)
     assert load_runtime(out)[0].name == "openvino cpu f32"
+
+
+def test_what_a_killed_export_left_is_deleted_by_the_next(export_to: Export, out: Path, converted: None) -> None:
+    dying = """
+import os, pathlib, sys
+from defectseg.export import export
+export._check_arguments = lambda *arguments, **options: None
+export._read_bundle = lambda models: (models[0], export.ModelInfo.model_construct(recipe=None))
+export.model_identity = lambda model: ""
+export._images = lambda *arguments: ([None], "")
+export.fit = lambda *arguments: None
+export._convert = lambda bundle, info, staged, *arguments: (staged.touch(), os._exit(9))
+export.export(pathlib.Path("bundle"), pathlib.Path(sys.argv[1]), format="openvino")
+"""
+    assert subprocess.run([sys.executable, "-c", dying, out], check=False).returncode == 9
+    assert [name[:5] for name in _left(out)] == [".tmp-"]
+    export_to()
+    assert _left(out) == ["model.bin", "model.xml"]
 
 
 @pytest.mark.parametrize("existing", ["model.xml", "model.bin"])

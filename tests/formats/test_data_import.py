@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -394,3 +396,31 @@ def test_names_that_differ_by_case_alone_are_asked_about(cvat: Callable[..., Pat
         import_labels(src, tmp_path / "out")
     report = import_labels(src, tmp_path / "out", Choices(classes=["pit", "Pit=pit"]))
     assert [(one.name, one.px) for one in report.classes] == [("pit", 10)]
+
+
+DYING_IMPORT = """
+import os, pathlib, sys
+from defectseg.formats import data_import
+setattr(data_import, sys.argv[1], lambda *arguments, **options: os._exit(9))
+data_import.import_labels(*map(pathlib.Path, sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("killed_at", ["recognise", "_write_tables"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_the_import_after_a_killed_one_leaves_what_an_undisturbed_one_does(
+    cvat: Callable[..., Path], tmp_path: Path, killed_at: str, exists: bool
+) -> None:
+    src = tmp_path / "src.zip"
+    with zipfile.ZipFile(src, "w") as archive:
+        for path in cvat(image("a.png", PIT)).rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path / "src"))
+    out = tmp_path / "parent" / "out"
+    if exists:
+        out.mkdir(parents=True)
+    command = [sys.executable, "-c", DYING_IMPORT, killed_at, str(src), str(out)]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert list((tmp_path / "parent").rglob(".tmp-*"))
+    import_labels(src, out)
+    names = sorted(path.relative_to(out).as_posix() for path in (tmp_path / "parent").rglob("*") if path != out)
+    assert names == ["classes.txt", "train.csv", "train_images", "train_images/a.png"]
