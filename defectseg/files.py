@@ -3,12 +3,14 @@
 import csv
 import errno
 import hashlib
+import json
 import lzma
 import os
 import re
 import secrets
 import shutil
 import stat
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -20,11 +22,16 @@ from filelock import FileLock, Timeout
 
 from defectseg.errors import DataError, LabelError, OutputExistsError, ResourceError
 
+if sys.platform != "win32":  # where an open file cannot be deleted
+    import fcntl
+
 # No ImageId has backslashes, control characters, or (the last range) bytes that are not UTF-8.
 UNFIT_CHARACTERS = r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 _UNFIT = re.compile(f"^/|^[A-Za-z]:|{UNFIT_CHARACTERS}")
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
+_MOVING = "moving.json"
 _SPARE_BYTES = 64 * 2**20
 _LITTER = ("Thumbs.db", "desktop.ini")  # written by Windows; other systems hide theirs
 
@@ -59,9 +66,14 @@ def _check_regular(status: os.stat_result) -> None:
         raise OSError(errno.EINVAL, "a folder, a named pipe, a socket or a device, not a file")
 
 
+def _temporary_name(path: Path) -> str:
+    """The beginning of the names of temporaries for `path`, by which the next run finds those of a killed one."""
+    return TEMPORARY_PREFIX + hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
+
+
 def temporary_beside(path: Path) -> Path:
     """An unused, short name in the folder of `path`, with the suffix of `path`."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}{path.suffix[-16:]}")
+    return path.with_name(f"{_temporary_name(path)}-{secrets.token_hex(4)}{path.suffix[-16:]}")
 
 
 @contextmanager
@@ -72,24 +84,48 @@ def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
 
     Args:
         path: the file; its folder is made if absent.
-        flush: wait until the content is on the disk, so that a power cut cannot leave an empty file.
+        flush: wait until the content is on the disk, so that a power cut cannot leave an empty file; and delete what
+            killed processes left of the same file.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
     temporary = temporary_beside(path)
+    in_use: BinaryIO | None = None
     try:
         with resource_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
             if flush:
+                for other in path.parent.glob(f"{_temporary_name(path)}-*"):
+                    _remove_unless_in_use(other)
+                in_use = temporary.open("xb")
+                with suppress(OSError):  # a file system without locks: nobody deletes it
+                    _lock(in_use)
+            yield temporary
+            if in_use is not None:
                 with temporary.open("rb+") as handle:
                     os.fsync(handle.fileno())
+                in_use.close()
             temporary.replace(path)
     except BaseException:
+        if in_use is not None:
+            in_use.close()
         with suppress(OSError):  # a failure to remove it must not hide the first error
             temporary.unlink()
         raise
+
+
+def _lock(handle: BinaryIO) -> None:
+    """Lock a file until it is closed, or its process dies. Raises OSError if another process has the lock."""
+    if sys.platform != "win32":
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_unless_in_use(temporary: Path) -> None:
+    with suppress(OSError):
+        with temporary.open("rb+") as handle:
+            _lock(handle)
+        temporary.unlink()
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -171,25 +207,68 @@ def result_folder(
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path, *, of: Path | None = None) -> Iterator[None]:
     """Lock `folder` (made if absent) for this process; the lock file of a dead process does not count.
+
+    Args:
+        folder: the folder.
+        of: what messages name in its place.
 
     Raises:
         ResourceError: another process holds the lock, or the folder cannot be made.
     """
     lock = FileLock(folder / LOCK_NAME)
-    with resource_errors(folder):
+    with resource_errors(of or folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ResourceError(f"{folder}: another defectseg writes there. Wait, or choose another folder.") from None
+            told = f"{of or folder}: another defectseg writes there. Wait, or choose another name."
+            raise ResourceError(told) from None
     try:
         yield
     finally:
         with suppress(OSError):  # Windows does not delete an open file
             (folder / LOCK_NAME).unlink()
         lock.release()
+
+
+@contextmanager
+def work_folder(out: Path) -> Iterator[Path]:
+    """Lock the file or folder `out` for this process, and yield an empty folder for the work on it.
+
+    This is in a hidden folder beside `out`, whose name depends on that of `out`, so that what a killed process left
+    there is found and deleted.
+
+    Raises:
+        ResourceError: another process works on `out`, or its folder cannot be written.
+    """
+    hidden = out.absolute().with_name(_temporary_name(out.absolute()))
+    work = hidden / "work"
+    try:
+        with folder_lock(hidden, of=out):
+            try:
+                with resource_errors(out):
+                    _undo_moves(hidden)
+                    for entry in hidden.iterdir():
+                        if entry.name != LOCK_NAME:
+                            _remove(entry)
+                    work.mkdir()
+                yield work
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # another process may be using it by now
+            if os.name == "nt":
+                (hidden / LOCK_NAME).unlink(missing_ok=True)
+            hidden.rmdir()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_empty_folder(folder: Path) -> bool:
@@ -208,28 +287,47 @@ def new_folder(out: Path, *, last: str) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes `out` if the block ends without an error, else it is removed.
 
     Args:
-        out: a folder that is absent or empty.
+        out: a folder that is absent or empty, or that a killed process has begun to fill.
         last: the entry that makes the folder complete. If `out` exists, this entry is moved into it last.
 
     Raises:
         OutputExistsError: `out` is not empty.
-        ResourceError: it cannot be written.
+        ResourceError: it cannot be written, or another process writes there.
     """
-    check_is_free(out)
     out = out.absolute()
     # An existing folder may be a mount point or somebody's working directory, so it is filled instead of replaced.
-    building = temporary_beside(out / "folder" if out.exists() else out)
-    try:
+    exists = out.is_dir()
+    with work_folder(out / "content" if exists else out) as building:
+        check_is_free(out)
         with resource_errors(out):
-            building.mkdir(parents=True)
             yield building
-            if building.parent == out:
-                for entry in sorted(building.iterdir(), key=lambda entry: (entry.name == last, entry.name)):
-                    entry.rename(out / entry.name)
+            if exists:
+                _move_entries(building, out, last)
             else:
                 building.rename(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+
+
+def _move_entries(source: Path, target: Path, last: str) -> None:
+    """Move all entries of a work folder, `last` last, after noting them for `_undo_moves`."""
+    entries = sorted(source.iterdir(), key=lambda entry: (entry.name == last, entry.name))
+    noted = source.with_name(_MOVING)
+    noted.write_text(json.dumps({entry.name: entry.lstat().st_ino for entry in entries}), encoding="utf-8")
+    for entry in entries:
+        entry.rename(target / entry.name)
+    noted.unlink()
+
+
+def _undo_moves(hidden: Path) -> None:
+    """Delete what a killed process moved out of the work folder in `hidden`, unless it had moved everything."""
+    try:
+        noted: dict[str, int] = json.loads((hidden / _MOVING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # nothing was moved yet
+        return
+    paths = [hidden.parent / name for name in noted]
+    moved = [path for path in paths if os.path.lexists(path) and path.lstat().st_ino == noted[path.name]]
+    if moved != paths:
+        for path in moved:
+            _remove(path)
 
 
 @contextmanager
@@ -274,12 +372,6 @@ def unpack_zip(archive: Path, folder: Path, *, remedy: str, progress: Callable[[
         raise DataError(f"{archive}: the archive is damaged, encrypted or not complete ({error}). {remedy}") from error
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal. Raises OSError where it cannot be read."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def check_image_id(image_id: str, *, where: str) -> None:
     """Refuse an ImageId that is not a plain relative POSIX path below its folder.
 
@@ -294,11 +386,26 @@ def check_image_id(image_id: str, *, where: str) -> None:
         )
 
 
+def text_not_formula(cell: Any) -> Any:
+    """A cell for people: an apostrophe goes before text that a spreadsheet would take for a formula.
+
+    To make this reversible, text that begins with apostrophes and continues so gets one more.
+    """
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
 @contextmanager
-def atomic_csv(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Iterable[Iterable[Any]]], Any]]:
+def atomic_csv(
+    path: Path, columns: Sequence[str], *, for_people: bool = False
+) -> Iterator[Callable[[Iterable[Iterable[Any]]], Any]]:
     """Yield a function that writes rows to a table with these columns; the file is written whole or not at all.
 
     Bytes of a file name that are not valid UTF-8 are written as escapes.
+
+    Args:
+        path: the file.
+        columns: the header.
+        for_people: apply `text_not_formula` to all cells.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
@@ -309,4 +416,4 @@ def atomic_csv(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Iterabl
     ):
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(columns)
-        yield writer.writerows
+        yield lambda rows: writer.writerows(map(text_not_formula, row) if for_people else row for row in rows)

@@ -21,7 +21,7 @@ def machine_facts() -> dict[str, Any]:
     facts = {
         "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
         "cores": cores(),
-        "cpu_flags": [flag for flag in _FLAGS if flag in _cpu_info("flags", "Features").split()],
+        "cpu_flags": cpu_flags(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {"defectseg": __version__, **package_versions(_PACKAGES)},
@@ -29,6 +29,19 @@ def machine_facts() -> dict[str, Any]:
     if hasattr(os, "getloadavg"):
         facts["load_1_min"] = round(os.getloadavg()[0], 2)
     return facts
+
+
+def cpu_flags() -> list[str]:
+    """Instruction sets of this processor that decide how fast, and with which rounding, a network runs."""
+    flags = _cpu_info("flags", "Features").split()
+    return [flag for flag in _FLAGS if flag in flags]
+
+
+def with_amx(precision: str) -> str:
+    """The precision that a network computes in on this CPU, and whether AMX does it, which rounds in its own way."""
+    kinds = {"amx_bf16": ("bf16", "bfloat16"), "amx_int8": ("int8",)}
+    used = any(kind in precision for flag in cpu_flags() for kind in kinds.get(flag, ()))
+    return f"{precision} with AMX" if used else precision
 
 
 def cores() -> int:

@@ -4,8 +4,10 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ _CSV_BYTES = {"\n": 250, "\r": 250, ",": 60}
 _TEXT_BYTES = 6  # each letter, read and decoded
 _MOST_YAML = 100_000  # letters, which take PyYAML a few seconds
 _DEEPEST_YAML = 50
+
+_XML_ENCODING = re.compile(rb"""<\?xml [^>]*encoding=["']([A-Za-z][\w.-]*)""", re.ASCII)
 
 _most_bytes = 3 * 2**29
 
@@ -43,7 +47,7 @@ def check_memory(path: Path, needed_bytes: float) -> None:
 
 
 def read_text(path: Path, expected: str) -> str:
-    """UTF-8 text, with or without a byte-order mark; gzip is recognised by its content.
+    """UTF-8 text, with or without a byte-order mark, or XML in the encoding that it declares; gzip is unpacked.
 
     Raises:
         LabelError: it cannot be read, or is something else; says what was expected.
@@ -56,12 +60,15 @@ def read_text(path: Path, expected: str) -> str:
             stream = gzip.GzipFile(fileobj=handle) if is_gzip else handle
             content = stream.read(_most_bytes // _TEXT_BYTES + 1)
         check_memory(path, len(content) * _TEXT_BYTES)
-        return content.decode("utf-8-sig")
+        with suppress(UnicodeDecodeError):  # UTF-8 that declares another encoding is common, too
+            return content.decode("utf-8-sig")
+        declared = _XML_ENCODING.match(content)
+        return content.decode(declared[1].decode("ascii") if declared else "utf-8")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise LabelError(f"{path}: the gzip file is damaged or cut short. Copy it again.") from error
     except OSError as error:
         raise LabelError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, LookupError) as error:
         kind = "a ZIP archive: unpack it" if content.startswith(b"PK") else "not UTF-8 text: save it as UTF-8"
         raise LabelError(f"{path}: {kind}; {expected}.") from error
 

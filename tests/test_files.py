@@ -2,28 +2,37 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from defectseg.errors import LabelError, OutputExistsError, ResourceError
 from defectseg.files import (
     LOCK_NAME,
     TEMPORARY_PREFIX,
+    atomic_csv,
     atomic_path,
     check_image_id,
     check_is_free,
     folder_lock,
     is_empty_folder,
+    new_folder,
     open_regular,
     remove_stale_temporaries,
+    work_folder,
     write_bytes,
     write_result,
     write_text,
 )
+
+DOCS = Path(__file__).parents[1] / "docs" / "formats.md"
 
 
 def _names(folder: Path) -> list[str]:
@@ -166,6 +175,87 @@ def test_a_lock_file_left_by_a_dead_process_does_not_count(tmp_path: Path) -> No
         pass
 
 
+def _run_and_die(script: str, *arguments: object) -> None:
+    """Run Python code that ends as kill -9 ends it, without any clean-up."""
+    lines = ("import os, pathlib, sys", "from defectseg.files import *", "out = pathlib.Path(sys.argv[1])", script)
+    command = [sys.executable, "-c", "\n".join(lines), *map(str, arguments)]
+    assert subprocess.run(command, check=False).returncode == 9
+
+
+def test_the_next_write_of_a_file_deletes_what_a_killed_one_left_and_nothing_that_is_in_use(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        dying = "with atomic_path(out) as temporary:\n    temporary.write_text('half')\n    os._exit(9)"
+        _run_and_die(dying, tmp_path / name)
+    assert len(_names(tmp_path)) == 2
+    with atomic_path(tmp_path / "a.txt") as in_use:
+        in_use.write_text("slow")
+        write_text(tmp_path / "a.txt", "quick")
+        assert in_use.read_text() == "slow"
+    assert (tmp_path / "a.txt").read_text() == "slow"
+    assert [name[:5] for name in reversed(_names(tmp_path))] == ["a.txt", ".tmp-"]
+    write_text(tmp_path / "b.txt", "b")
+    assert _names(tmp_path) == ["a.txt", "b.txt"]
+
+
+def test_work_left_by_a_killed_process_is_deleted_but_not_that_of_a_running_one(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _run_and_die("with work_folder(out) as work:\n    (work / 'big').touch()\n    os._exit(9)", out)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(TEMPORARY_PREFIX)
+    with work_folder(out) as work, work_folder(tmp_path / "other"):
+        assert _names(work) == []
+        with pytest.raises(ResourceError, match="out: another defectseg writes there"), work_folder(out):
+            pass
+        assert work.is_dir()
+    assert _names(tmp_path) == []
+
+
+DYING_AT_A_RENAME = """
+rename = pathlib.Path.rename
+left = int(sys.argv[2])
+
+def rename_or_die(self, target):
+    global left
+    if not left:
+        os._exit(9)
+    left -= 1
+    return rename(self, target)
+
+pathlib.Path.rename = rename_or_die
+pathlib.Path.unlink = lambda self: os._exit(9)  # of the note on what is being moved
+with new_folder(out, last="last.csv") as building:
+    (building / "images").mkdir()
+    for name in ("last.csv", "first.csv", "images/1.png"):
+        (building / name).write_text("killed")
+os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_folder_that_a_killed_process_began_to_fill_is_filled_anew(tmp_path: Path, renames: int) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    _run_and_die(DYING_AT_A_RENAME, out, renames)
+    assert len(_names(out)) == renames + 1
+    with new_folder(out, last="last.csv") as building:
+        (building / "last.csv").write_text("new")
+    assert _names(out) == ["last.csv"]
+    assert (out / "last.csv").read_text() == "new"
+
+
+def test_neither_a_whole_result_nor_foreign_files_in_its_place_are_deleted(tmp_path: Path) -> None:
+    whole, mixed = tmp_path / "whole", tmp_path / "mixed"
+    for out, renames in ((whole, 3), (mixed, 1)):
+        out.mkdir()
+        _run_and_die(DYING_AT_A_RENAME, out, renames)
+    (mixed / "first.csv").replace(mixed / "theirs")
+    (mixed / "first.csv").write_text("mine")
+    for out, found in ((whole, "first.csv, images, last.csv"), (mixed, "first.csv, theirs")):
+        with pytest.raises(OutputExistsError, match=f"holds {found}"), new_folder(out, last="last.csv"):
+            pass
+        assert not [name for name in _names(out) if name.startswith(".")]
+
+
 def test_a_folder_is_free_while_it_holds_nothing_but_hidden_entries(tmp_path: Path) -> None:
     check_is_free(tmp_path / "absent")
     assert is_empty_folder(tmp_path / "absent")
@@ -184,6 +274,21 @@ def test_a_folder_is_free_while_it_holds_nothing_but_hidden_entries(tmp_path: Pa
         check_is_free(tmp_path, "abc", writer="predict")
     with pytest.raises(OutputExistsError, match="is a file"):
         check_is_free(tmp_path / "a")
+
+
+@given(st.lists(st.text("'=+-@\t\ra1,\"\n", max_size=6), min_size=1))
+def test_no_cell_for_people_begins_a_formula_and_the_documented_line_restores_all(cells: list[str]) -> None:
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.csv"
+        with atomic_csv(path, ["ImageId", "n"], for_people=True) as write_rows:
+            write_rows((cell, -1) for cell in cells)
+        table = pd.read_csv(path, dtype={"ImageId": str}, keep_default_na=False, lineterminator="\n")
+    assert not table["ImageId"].str.startswith(("=", "+", "-", "@", "\t", "\r")).any()
+    assert (table["n"] == -1).all()
+    (line,) = re.findall(r"table = table\.replace\(.*\)", DOCS.read_text(encoding="utf-8"))
+    assert eval(line.removeprefix("table = "), {"table": table})["ImageId"].tolist() == cells
 
 
 def test_a_file_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

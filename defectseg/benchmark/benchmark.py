@@ -246,7 +246,7 @@ def run_stages(runtime: Runtime, settings: Settings, images: Sequence[FoundImage
             times.append(time.perf_counter())
             answer = predict_image(runtime, decoded.pixels, settings)
             times.append(time.perf_counter())
-            segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
+            segmentation = segment(answer, settings.thresholds)
             times.append(time.perf_counter())
             one = Segmented(found, size_and_time(found.path), decoded, segmentation)
             rendered = render(one, runtime.class_names, output.choice)

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from defectseg.check.image import MOSTLY_DARK, Inspection, inspect_image
 from defectseg.check.pairs import LabelledImages, RowsByImage, disagreements, find_labels, name_pairs, rows_by_image
@@ -16,8 +16,8 @@ from defectseg.data.classes import CLASSES_NAME, are_grey_values, check_class_na
 from defectseg.data.folder import IMAGES_NAME, NOT_LABELLED_NAME, find_table, read_not_labelled
 from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelRow, LabelScan, error, scan_label_rows, warning
 from defectseg.errors import DataError, UsageError
-from defectseg.image.find import IMAGE_SUFFIXES, find_images
-from defectseg.image.read import find_low_bit_depth
+from defectseg.image.find import find_images
+from defectseg.image.read import bit_depth_warnings
 from defectseg.machine import cores
 from defectseg.progress import Progress, silent
 
@@ -81,9 +81,8 @@ def check_data_folder(
     faults += [fault for one in inspections for fault in one.faults]
     faults += [*_notes(inspections), *_odd_sizes(inspections), *_dark_images(inspections)]
     faults += _odd_labels(inspections, scan, names)
-    low = find_low_bit_depth(Counter(one.brightest16 for one in inspections))
-    if low is not None:
-        faults.append(warning("bit-depth", str(low), f"Say that they have {low.bit_depth} bits, or all 16."))
+    for message in bit_depth_warnings(Counter(one.brightest16 for one in inspections)):
+        faults.append(warning("bit-depth", message, "Give it to train, too."))
     return summarise(
         inspections,
         names,
@@ -92,7 +91,6 @@ def check_data_folder(
         faults=faults,
         duplicates=duplicates,
         leaks=leaks,
-        low_bit_depth=low,
     )
 
 
@@ -141,22 +139,15 @@ def _class_names(root: Path, rows: Sequence[LabelRow]) -> tuple[tuple[str, ...],
 
 
 def _missing_images(rows_of: RowsByImage, present: set[str]) -> list[Fault]:
-    """A fault for each image that has a row and no file."""
-    alike = {_loose(image_id): image_id for image_id in present}
+    """A fault for each image that has a row and no file; case, suffix, blanks and folder are what people get wrong."""
+    alike = {PurePosixPath(image_id).stem.lower(): image_id for image_id in present}
     missing = []
     for image_id in rows_of.keys() - present:
-        other = alike.get(_loose(image_id))
+        other = alike.get(PurePosixPath(image_id.strip()).stem.lower())
         remedy = f"The folder has {other!r}: write it so." if other else "Add the image, or take its rows out."
         message = f"{image_id!r} is not below train_images/."
         missing.append(error("missing-image", message, remedy, image=image_id, row=rows_of[image_id][0].line))
     return missing
-
-
-def _loose(image_id: str) -> str:
-    """An ImageId without what people get wrong: case, suffix, blanks, folder."""
-    name = image_id.strip().lower().rpartition("/")[2]
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and f".{suffix}" in IMAGE_SUFFIXES else name
 
 
 def _notes(inspections: Sequence[Inspection]) -> Iterator[Fault]:

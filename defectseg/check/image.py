@@ -134,18 +134,19 @@ def _odd_mask(
     row: LabelRow, mask: NDArray[np.bool_], area_px: int, name: str, taken: NDArray[np.bool_]
 ) -> Iterator[Fault]:
     """Warnings about a mask that shares pixels with the masks before it, `taken`, or has an unusual area."""
-    faults = []
+
+    def odd(kind: str, message: str, remedy: str) -> Fault:
+        return warning(kind, f"{row.image_id}: {message}", remedy, image=row.image_id, row=row.line)
+
     if shared_px := int(np.count_nonzero(mask & taken)):
         remedy = "Leave it if one spot can be of two classes; else mend the masks."
-        faults.append(("overlap", f"{shared_px} px of '{name}' belong to another class too.", remedy))
+        yield odd("overlap", f"{shared_px} px of '{name}' belong to another class too.", remedy)
     if area_px >= _WHOLE_IMAGE * mask.size:
         message = f"the mask of '{name}' covers {100 * area_px / mask.size:.0f} % of the image."
         remedy = "Make sure that it is not inverted, or drawn around the image instead of the defect."
-        faults.append(("mask-size", message, remedy))
+        yield odd("mask-size", message, remedy)
     elif area_px < min(_FEW_PX, _FEW_SHARE * mask.size):
-        faults.append(("mask-size", f"the mask of '{name}' has only {area_px} px.", "Look for a stray click."))
-    for kind, message, remedy in faults:
-        yield warning(kind, f"{row.image_id}: {message}", remedy, image=row.image_id, row=row.line)
+        yield odd("mask-size", f"the mask of '{name}' has only {area_px} px.", "Look for a stray click.")
 
 
 def _has_sheet_end(pixels: NDArray[np.uint8]) -> bool:

@@ -20,7 +20,6 @@ from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelScan
 from defectseg.errors import ImageError, LabelError
 from defectseg.image import read, rle
 from defectseg.image.overlay import encode_jpeg, paint_truth
-from defectseg.image.read import LowBitDepth
 from defectseg.pages.contact_sheet import choose_evenly, make_contact_sheet
 from defectseg.pages.page import render_page
 from defectseg.pages.pictures import data_uri
@@ -70,15 +69,17 @@ class CheckReport:
 
     Attributes:
         image_ids: of all files below train_images/, readable or not, sorted.
-        images: their number.
-        clean_images: images without a mask, without pixels to ignore, and without a faulty row that may be a mask.
-        images_without_rows: images that no row names; they are taken as clean.
-        unreadable_images: images that cannot be read whole.
-        missing_images: ImageIds with a row and no file.
-        not_labelled_images: images that not_labelled.csv lists; all other numbers are without them.
-        dark_images: images that are mostly black.
-        sheet_end_images: images that show an end of the sheet.
-        ignored_px: pixels marked to be ignored, over all images.
+        counts: name -> number. The names and what they count:
+            `images`: all of `image_ids`;
+            `clean`: images without a mask, without pixels to ignore, and without a faulty row that may be a mask;
+            `without_rows`: images that no row names; they are taken as clean;
+            `unreadable`: images that cannot be read whole;
+            `missing`: ImageIds with a row and no file;
+            `not_labelled`: images that not_labelled.csv lists; all other numbers are without them;
+            `mostly_black`: images that are mostly black;
+            `sheet_end`: images that show an end of the sheet;
+            `ignored_px`: pixels marked to be ignored, over all images;
+            `errors`, `warnings`, `duplicates`, `leaks`: what was found.
         sizes: "HxW" in pixels -> number of images, the most frequent first.
         class_sets: names of the classes in an image, joined by " + ", or "clean" -> number of images, the most
             frequent first.
@@ -87,19 +88,10 @@ class CheckReport:
         faults: errors first; then by image and row.
         duplicates: pairs of copies within the folder.
         leaks: pairs of copies across the two folders, or, without a second folder, across the folds of split.csv.
-        low_bit_depth: set where most 16-bit images seem to come from a camera of fewer bits; a fault says so, too.
     """
 
     image_ids: tuple[str, ...]
-    images: int
-    clean_images: int
-    images_without_rows: int
-    unreadable_images: int
-    missing_images: int
-    not_labelled_images: int
-    dark_images: int
-    sheet_end_images: int
-    ignored_px: int
+    counts: Mapping[str, int]
     sizes: Mapping[str, int]
     class_sets: Mapping[str, int]
     classes: tuple[ClassSummary, ...]
@@ -108,51 +100,23 @@ class CheckReport:
     faults: tuple[Fault, ...]
     duplicates: tuple[CopyPair, ...]
     leaks: tuple[CopyPair, ...]
-    low_bit_depth: LowBitDepth | None = None
-
-    @property
-    def errors(self) -> int:
-        """Number of faults that are errors."""
-        return sum(fault.severity == "error" for fault in self.faults)
-
-    @property
-    def warnings(self) -> int:
-        """Number of faults that are warnings."""
-        return len(self.faults) - self.errors
 
     @property
     def has_problems(self) -> bool:
         """Whether there is an error, a duplicate or a leak. Warnings may be intended, and do not count."""
-        return bool(self.errors or self.duplicates or self.leaks)
+        return any(self.counts[kind] for kind in ("errors", "duplicates", "leaks"))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
-        leaks = [asdict(pair) for pair in self.leaks]
-        for leak in leaks:
-            del leak["masks_agree"]
         return {
-            "counts": {
-                "images": self.images,
-                "clean": self.clean_images,
-                "without_rows": self.images_without_rows,
-                "unreadable": self.unreadable_images,
-                "missing": self.missing_images,
-                "not_labelled": self.not_labelled_images,
-                "mostly_black": self.dark_images,
-                "sheet_end": self.sheet_end_images,
-                "ignored_px": self.ignored_px,
-                "errors": self.errors,
-                "warnings": self.warnings,
-                "duplicates": len(self.duplicates),
-                "leaks": len(self.leaks),
-            },
+            "counts": dict(self.counts),
             "sizes": dict(self.sizes),
             "normalisation": {"mean": self.grey_mean, "std": self.grey_std},
             "class_balance": dict(self.class_sets),
             "classes": [asdict(one) for one in self.classes],
             "faults": [asdict(fault) for fault in self.faults],
             "duplicates": [asdict(pair) for pair in self.duplicates],
-            "leaks": leaks,
+            "leaks": [asdict(pair) for pair in self.leaks],
         }
 
 
@@ -165,7 +129,6 @@ def summarise(
     faults: Sequence[Fault],
     duplicates: Sequence[CopyPair],
     leaks: Sequence[CopyPair],
-    low_bit_depth: LowBitDepth | None,
 ) -> CheckReport:
     """Put together what a check found.
 
@@ -174,7 +137,7 @@ def summarise(
         class_names: of ClassId 1 and so on.
         scan: the rows of the label table, sound and faulty.
         not_labelled_images: number of images that nobody has labelled.
-        faults, duplicates, leaks, low_bit_depth: what is wrong.
+        faults, duplicates, leaks: what is wrong.
     """
     ids = {one.image_id for one in inspections}
     faulty = {fault.image for fault in scan.faults}
@@ -190,17 +153,24 @@ def summarise(
             class_sets[" + ".join(class_names[class_id - 1] for class_id in classes)] += 1
         elif one.image_id not in perhaps_defective:
             class_sets["clean"] += 1
+    errors = sum(fault.severity == "error" for fault in faults)
     return CheckReport(
         image_ids=tuple(sorted(ids)),
-        images=len(inspections),
-        clean_images=len(ids - perhaps_defective),
-        images_without_rows=len(ids - faulty - {row.image_id for row in scan.rows}),
-        unreadable_images=sum(one.size_hw is None for one in inspections),
-        missing_images=sum(fault.kind == "missing-image" for fault in faults),
-        not_labelled_images=not_labelled_images,
-        dark_images=sum(one.dark_share > MOSTLY_DARK for one in inspections),
-        sheet_end_images=sum(one.sheet_end for one in inspections),
-        ignored_px=sum(mask.area_px for mask in masks if mask.class_id == IGNORE_CLASS_ID),
+        counts={
+            "images": len(inspections),
+            "clean": len(ids - perhaps_defective),
+            "without_rows": len(ids - faulty - {row.image_id for row in scan.rows}),
+            "unreadable": sum(one.size_hw is None for one in inspections),
+            "missing": sum(fault.kind == "missing-image" for fault in faults),
+            "not_labelled": not_labelled_images,
+            "mostly_black": sum(one.dark_share > MOSTLY_DARK for one in inspections),
+            "sheet_end": sum(one.sheet_end for one in inspections),
+            "ignored_px": sum(mask.area_px for mask in masks if mask.class_id == IGNORE_CLASS_ID),
+            "errors": errors,
+            "warnings": len(faults) - errors,
+            "duplicates": len(duplicates),
+            "leaks": len(leaks),
+        },
         sizes=dict(by_count(Counter(one.size_text for one in inspections if one.size_hw is not None))),
         class_sets=dict(by_count(class_sets)),
         classes=tuple(
@@ -212,7 +182,6 @@ def summarise(
         faults=tuple(sorted(faults, key=lambda fault: (fault.severity, fault.image, fault.row or 0, fault.kind))),
         duplicates=tuple(duplicates),
         leaks=tuple(leaks),
-        low_bit_depth=low_bit_depth,
     )
 
 

@@ -1,6 +1,7 @@
 """What the command line writes to stderr: log messages and progress."""
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 
+from defectseg.errors import ExitCode
 from defectseg.machine import is_main_process
 from defectseg.progress import Progress
 
@@ -53,21 +55,25 @@ def progress_bar(what: str, *, after_interrupt: str = "") -> Iterator[Progress]:
 def _interrupted_at(progress: Progress) -> Iterator[Progress]:
     """Raise KeyboardInterrupt for Ctrl-C and SIGTERM at the next step, or after PATIENCE_S if there is none.
 
-    Raised anywhere, it could leave a lock inside a thread pool taken, and the command would never end.
+    Raised anywhere, it could leave a lock inside a thread pool taken, and the command would never end. A signal that
+    follows does not disturb the clean-up; after PATIENCE_S more, it ends the process at once.
     """
     if not hasattr(signal, "setitimer"):  # Windows
         yield progress
         return
-    came = False
+    came_s: float | None = None
 
     def remember(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+        nonlocal came_s
+        if came_s is None:
+            came_s = time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+        elif time.monotonic() - came_s > 2 * PATIENCE_S:
+            os._exit(ExitCode.INTERRUPTED)
 
     def step(done: int, total: int, text: str = "") -> None:
         progress(done, total, text)
-        if came:
+        if came_s is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             raise KeyboardInterrupt
 

@@ -12,7 +12,7 @@ from typer import Option
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.data_formats import export_app, import_labels, print_report
 from defectseg.cli.options import BitDepth, DataFolder, Json, MaxPixels, NewFolder, Overwrite, Seed, Verbose, parse_size
-from defectseg.cli.show import bit_depth_hint, finish, print_json, print_rows, shown
+from defectseg.cli.show import finish, print_json, print_rows, shown
 from defectseg.errors import OutputExistsError
 
 if TYPE_CHECKING:
@@ -108,14 +108,15 @@ def check(
 
 def _print_check(report: "CheckReport", against: Path | None) -> None:
     sizes = ", ".join(f"{count} of {size}" for size, count in report.sizes.items())
-    print(f"{report.images} images ({sizes}), {report.unreadable_images} unreadable")
+    counts = report.counts
+    print(f"{counts['images']} images ({sizes}), {counts['unreadable']} unreadable")
     print(
-        f"{report.clean_images} taken as clean: no row has a mask or ignored pixels for them "
-        f"({report.images_without_rows} have no row)"
+        f"{counts['clean']} taken as clean: no row has a mask or ignored pixels for them "
+        f"({counts['without_rows']} have no row)"
     )
-    if report.not_labelled_images:
-        print(f"{report.not_labelled_images} more are in not_labelled.csv: neither clean nor defective, and left out")
-    print(f"{report.sheet_end_images} show an end of the sheet, {report.dark_images} are mostly black")
+    if counts["not_labelled"]:
+        print(f"{counts['not_labelled']} more are in not_labelled.csv: neither clean nor defective, and left out")
+    print(f"{counts['sheet_end']} show an end of the sheet, {counts['mostly_black']} are mostly black")
     print(f"grey levels: mean {report.grey_mean:.4f}, deviation {report.grey_std:.4f}")
     head = ["class", "images", "% of images", "% of pixels", "smallest px", "median px", "largest px", "regions"]
     rows = [
@@ -131,16 +132,13 @@ def _print_check(report: "CheckReport", against: Path | None) -> None:
         bins = [[one.name, *map(str, bars.values())] for one, bars in zip(report.classes, histograms, strict=True)]
         print_rows([[title, *histograms[0]], *bins])
     for fault in report.faults:
-        remedy = fault.remedy
-        if report.low_bit_depth is not None and fault.kind == "bit-depth":
-            remedy = bit_depth_hint(report.low_bit_depth)
-        print(f"{fault.severity}: {fault.message} {remedy}")
+        print(f"{fault.severity}: {fault.message} {fault.remedy}")
     where = "across the folds of split.csv" if against is None else f"shared with {against}"
     _print_pairs(report.duplicates, "copies within the folder")
     _print_pairs(report.leaks, f"copies {where}")
     print(
-        f"{report.errors} errors, {report.warnings} warnings, "
-        f"{len(report.duplicates)} pairs of copies within the folder, {len(report.leaks)} {where}"
+        f"{counts['errors']} errors, {counts['warnings']} warnings, "
+        f"{counts['duplicates']} pairs of copies within the folder, {counts['leaks']} {where}"
     )
 
 
@@ -173,7 +171,15 @@ def split(
     the groups of groups.csv stay together in one fold. Images that an existing split.csv has in val or test stay there.
     """
     from defectseg.data.folder import open_data_folder
-    from defectseg.data.split import SPLIT_NAME, divide, divide_each_alone, find_related, read_split, write_split
+    from defectseg.data.split import (
+        SPLIT_NAME,
+        RelatedImages,
+        count_apart,
+        divide,
+        find_related,
+        read_split,
+        write_split,
+    )
 
     path = root / SPLIT_NAME if out is None else out
     if path.exists() and not overwrite:
@@ -197,12 +203,12 @@ def split(
     print_rows(rows)
     if folder.unknown:
         print(f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none is clean.")
-    usual = related.across_folds({**kept, **divide_each_alone(rest, folds=folds, seed=seed)})
-    apart = related.across_folds(chosen)
-    head = ["pairs of images", "in all", "across folds", "across in a random split"]
-    copies = ["copies", *(str(len(one.copies)) for one in (related, apart, usual))]
-    alike = ["of the same strip, by their looks", *(str(len(one.neighbours)) for one in (related, apart, usual))]
-    print_rows([head, copies, alike])
-    count = len(folder.image_ids)
-    print(f"A random split would have leaked into {usual.images} of {count} images; this one into {apart.images}.")
+    pairs = {"copies": related.copies, "of the same strip, by their looks": related.neighbours.keys()}
+    usual = {**kept, **divide(replace(rest, groups={}), RelatedImages(), folds=folds, seed=seed)}
+    print_rows(
+        [
+            ["pairs of images", "in all", "across folds", "across in a random split"],
+            *([name, *map(str, (len(p), count_apart(p, chosen), count_apart(p, usual)))] for name, p in pairs.items()),
+        ]
+    )
     print(f"Split: {shown(path)}")

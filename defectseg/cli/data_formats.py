@@ -55,6 +55,9 @@ def import_labels(
     background: Annotated[str, Option(help="Value or class that means sound steel.", metavar="N")] = "",
     ignore: Annotated[str, Option(help="Value or class that marks pixels to ignore.", metavar="N")] = "",
     unite: Annotated[bool, Option("--unite", help="Unite rows of a table that have the same image and class.")] = False,
+    follow_links: Annotated[
+        bool, Option("--follow-links", help="Also take files behind links that lead out of the folder.")
+    ] = False,
     link: Link = False,
     list_kinds: Annotated[
         bool, Option("--list", help="Show the kinds of labels and exit.", callback=_print_kinds, is_eager=True)
@@ -73,7 +76,9 @@ def import_labels(
     from defectseg.formats.labels import Choices
 
     named = entries(classes)
-    choices = Choices(images, absent, named, unlabelled, boxes, dropped, exif, sound, background, ignore, unite)
+    choices = Choices(
+        images, absent, named, unlabelled, boxes, dropped, exif, sound, background, ignore, unite, follow_links
+    )
     with progress_bar("importing") as progress:
         report = import_labels(src, out, choices, kind=kind, link=link, progress=progress)
     if not json_output:
@@ -137,7 +142,9 @@ def export_labelme(
 def export_masks(
     root: DataFolder,
     out: NewFolder,
-    per_class: Annotated[bool, Option("--per-class", help="Write masks/CLASS/STEM.png with 0 and 255.")] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Write masks/CLASS/STEM.png with 0 and 255 instead of class maps.")
+    ] = False,
     link: Link = False,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -172,11 +179,11 @@ def export_yolo(
     _export(partial(write.export_yolo, root, out, fold=fold, link=link), out, json_output)
 
 
-def _export(write: "Callable[..., ExportReport]", out: Path, json_output: bool) -> None:
+def _export(write: "Callable[..., ExportReport]", out: Path, json_output: bool, *hints: str) -> None:
     with progress_bar("exporting") as progress:
         report = write(progress=progress)
     made = f"{report.images} images with {report.masks} masks of {len(report.class_names)} classes: {shown(out)}"
-    print_report(report, out, json_output, *([] if report.lost else ["Nothing was lost."]), made)
+    print_report(report, out, json_output, *([] if report.lost else ["Nothing was lost."]), made, *hints)
 
 
 @export_app.command("predictions")
@@ -195,13 +202,9 @@ def export_predictions(
     """
     from defectseg.formats.predictions import predictions_to_coco
 
-    with progress_bar("converting") as progress:
-        report = predictions_to_coco(output, out, run_lengths=run_lengths, progress=progress)
     again = f"defectseg data import {shown(out)} --images DIR --out DIR --unlabelled clean"
     hint = f"Once corrected: {again} (or skip, if nobody has looked at the images without a region)"
-    print_report(
-        report, out, json_output, f"{report.images} images with {report.annotations} regions: {shown(out)}", hint
-    )
+    _export(partial(predictions_to_coco, output, out, run_lengths=run_lengths), out, json_output, hint)
 
 
 @export_app.command("submission")

@@ -94,7 +94,7 @@ def evaluate(
                 bit_depth=bit_depth,
                 progress=progress,
             )
-    warn(evaluation.warnings, evaluation.low_bit_depth)
+    warn(evaluation.warnings)
     if json_output:
         print_json({**evaluation.metrics.to_json(), "warnings": evaluation.warnings})
     else:
@@ -116,5 +116,5 @@ def _check(predictions: Path, images: Path | None, json_output: bool) -> None:
         print(f"{content.images} images, {content.empty_images} of them without a mask{compared}")
         numbers = [[str(class_id), str(content.masks[class_id]), str(px)] for class_id, px in content.px.items()]
         print_rows([["class", "masks", "pixels"], *numbers])
-    warn(content.warnings, None)
+    warn(content.warnings)
     finish(partial=bool(content.warnings))

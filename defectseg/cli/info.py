@@ -3,13 +3,17 @@
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import yaml
 from typer import Argument
 
 from defectseg.cli.options import Json, Verbose
-from defectseg.cli.show import print_json, print_rows
+from defectseg.cli.show import print_json
 from defectseg.machine import __version__, machine_facts, package_versions
+
+if TYPE_CHECKING:
+    from defectseg.model.info import ModelInfo
 
 _PACKAGES = (
     *("segmentation-models-pytorch", "timm", "accelerate", "albumentations", "nncf", "onnx"),
@@ -24,13 +28,14 @@ def info(
 ) -> None:
     """Describe this machine, or a model file.
 
-    Shows versions, runtimes, devices and CPU features; with MODEL, its network, classes, thresholds, scores and recipe.
+    Shows versions, runtimes, devices and CPU features; with MODEL, its checksum, the runtime and precision that this
+    machine takes for it, its network, classes, thresholds, scores and recipe.
     """
     content = _system() if model is None else _model(model)
     if json_output:
         print_json(content)
         return
-    print_rows([[key, text] for key, value in content.items() for key, text in _lines(key, value)], align_right=False)
+    print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120), end="")
 
 
 def _system() -> dict[str, Any]:
@@ -46,7 +51,7 @@ def _system() -> dict[str, Any]:
 def _runtime(name: str) -> dict[str, Any]:
     """Version and devices of an installed runtime, or why it cannot be used here."""
     try:
-        return {"devices": _devices(name), "version": sys.modules[name].__version__}
+        return {"devices": _devices(name), "version": str(sys.modules[name].__version__)}
     except Exception as error:  # whatever a broken installation raises when it is imported
         return {"error": f"installed, but cannot be imported: {type(error).__name__}: {error}"}
 
@@ -65,42 +70,31 @@ def _devices(runtime: str) -> list[str]:
 
 def _model(path: Path) -> dict[str, Any]:
     from defectseg.model.info import read_model_info
-    from defectseg.model.locate import find_model
+    from defectseg.model.locate import find_model, model_identity
 
-    description = read_model_info(find_model(path))
-    recipe = description.recipe
-    thresholds = description.thresholds
+    model = find_model(path)
+    description = read_model_info(model)
+    dumped, thresholds, network = description.model_dump(mode="json"), description.thresholds, description.recipe.model
     return {
         "model": str(path),
-        "network": f"{recipe.model.architecture}, {recipe.model.encoder}, {recipe.model.in_channels} input channel(s)",
-        "classes": {str(number): name for number, name in enumerate(description.class_names, start=1)},
+        "sha256": model_identity(model),
+        "runs_here_in": _runtime_name(model, description),
+        "network": f"{network.architecture}, {network.encoder}, {network.in_channels} input channel(s)",
+        "classes": dict(enumerate(description.class_names, start=1)),
         "gate": list(thresholds.gate),
         "pixel_threshold": list(thresholds.pixel),
         "min_area_px": list(thresholds.min_area_px),
         "thresholds_chosen_by": thresholds.chosen_by,
         "trained_on_images": len(description.trained_on),
         "fold_held_out": description.fold,
-        "metrics": description.metrics,
-        "created": description.created,
-        "export": None if description.export is None else description.export.model_dump(mode="json"),
-        "versions": description.versions,
-        "data_fingerprint": description.data_fingerprint,
-        "recipe": recipe.model_dump(mode="json"),
+        **{key: dumped[key] for key in ("metrics", "created", "export", "versions", "data_fingerprint", "recipe")},
     }
 
 
-def _lines(key: str, value: Any) -> list[tuple[str, str]]:
-    """A line of a table for people; a line for each part where the parts have parts of their own."""
-    if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
-        plain = {name: part for name, part in value.items() if not isinstance(part, dict)}
-        parts = [(f"{key}, {name}", _text(part)) for name, part in value.items() if isinstance(part, dict)]
-        return [(key, _text(plain)), *parts] if plain else parts
-    return [(key, _text(value))]
+def _runtime_name(model: Path, description: "ModelInfo") -> str:
+    from defectseg.runtime.load import runtime_name
 
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {_text(part)}" for name, part in value.items()) or "none"
-    if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "none"
-    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    try:
+        return runtime_name(model, description)
+    except Exception as error:  # whatever a broken installation raises when it is imported
+        return f"cannot run here: {error}"

@@ -1,5 +1,6 @@
 """The command line: maps commands to functions and errors to exit codes."""
 
+import atexit
 import io
 import logging
 import os
@@ -70,6 +71,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     try:
         sys.exit(app(prog_name="defectseg", standalone_mode=False))
+    except KeyboardInterrupt:  # typer turns the first into an exit code, but not one that comes while it does
+        sys.exit(ExitCode.INTERRUPTED)
     except _TyperUsageError as error:
         _fail_usage(error)
     except DefectsegError as error:
@@ -85,6 +88,16 @@ def main() -> None:
             "of the same command with --verbose.",
             ExitCode.BUG,
         )
+    finally:
+        # KeyboardInterrupt would end Python's wait for the threads of libraries, which then abort the process.
+        _on_interrupt(lambda number, frame: os._exit(ExitCode.INTERRUPTED))
+        exec("")  # noqa: S102  # else `python -m` ends by SIGINT, if the interrupt came within an `exec` of text
+        atexit.register(_on_interrupt, signal.SIG_IGN)  # called after that wait
+
+
+def _on_interrupt(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _fail_usage(error: Any) -> NoReturn:

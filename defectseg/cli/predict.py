@@ -65,7 +65,6 @@ def predict(
     Faster, with an exported model: defectseg predict fast.xml night_shift/ --out results/ --overlays defects
     """
     from defectseg.image.find import find_images
-    from defectseg.image.read import LowBitDepth
     from defectseg.model.locate import model_paths
     from defectseg.predict.predict import exit_code_of
     from defectseg.predict.predict import predict as run_prediction
@@ -88,9 +87,7 @@ def predict(
             bit_depth=bit_depth,
             progress=progress,
         )
-    if run["low_bit_depth"] is not None:
-        low = LowBitDepth(**run["low_bit_depth"])
-        warn([str(low)], low)
+    warn(run["warnings"])
     if json_output:
         print_json(run)
     else:

@@ -4,14 +4,11 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from defectseg.errors import ExitCode
-
-if TYPE_CHECKING:
-    from defectseg.image.read import LowBitDepth
 
 log = logging.getLogger("defectseg")
 
@@ -38,17 +35,10 @@ def shown(path: Path) -> str:
     return str(resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else path)
 
 
-def bit_depth_hint(low: "LowBitDepth") -> str:
-    """Which flag to give if 16-bit images seem to come from a camera with fewer bits."""
-    return f"If so, give --bit-depth {low.bit_depth}; if the range is full, --bit-depth 16."
-
-
-def warn(warnings: Iterable[str], low: "LowBitDepth | None") -> None:
-    """Log warnings of the library, and the flag to give if a camera with fewer bits is among them."""
+def warn(warnings: Iterable[str]) -> None:
+    """Log warnings of the library."""
     for warning in warnings:
         log.warning("%s", warning)
-    if low is not None:
-        log.warning("%s", bit_depth_hint(low))
 
 
 def finish(*, partial: bool) -> None:

@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Verbose
-from defectseg.cli.show import finish, print_json, print_rows, shown, warn
+from defectseg.cli.show import finish, print_json, print_rows, shown
 from defectseg.errors import UsageError, require_extra
 from defectseg.machine import is_main_process
 
@@ -107,8 +107,6 @@ def train(
 
 
 def _report(results: Sequence["TrainResult"], json_output: bool) -> None:
-    if low := results[0].low_bit_depth:
-        warn([str(low)], low)
     if json_output:
         entries = [
             {"model": str(one.model), "validation": one.metrics and one.metrics.to_json(), "unreadable": one.unreadable}

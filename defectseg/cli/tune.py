@@ -79,7 +79,7 @@ def tune(
             bit_depth=bit_depth,
             progress=progress,
         )
-    warn(tuning.warnings, tuning.low_bit_depth)
+    warn(tuning.warnings)
     _report(tuning, out, json_output)
     finish(partial=bool(tuning.unreadable))
 
@@ -111,7 +111,6 @@ def _report(tuning: "Tuning", out: Path | None, json_output: bool) -> None:
     if json_output:
         content = {
             **choice.to_json(),
-            "thresholds": tuning.thresholds.model_dump(mode="json"),
             "metrics": headline(tuning.metrics),
             "warnings": tuning.warnings,
             "unreadable": [[one.image_id, one.message] for one in tuning.unreadable],
@@ -119,7 +118,7 @@ def _report(tuning: "Tuning", out: Path | None, json_output: bool) -> None:
         }
         print_json(content)
         return
-    print(f"Chosen by {tuning.thresholds.chosen_by}. Scores are Kaggle plus positive Dice.")
+    print(f"Chosen by {choice.thresholds.chosen_by}. Scores are Kaggle plus positive Dice.")
     print_rows(_table(choice))
     if choice.gain is not None and choice.gain_interval is not None:
         low, high = signed(choice.gain_interval.low), signed(choice.gain_interval.high)

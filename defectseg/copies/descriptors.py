@@ -83,14 +83,9 @@ class Descriptors:
         self.thumb = np.zeros((count, THUMB_CELLS, THUMB_CELLS), np.float16)
         self.strip = np.zeros((count, 3, STRIP_CELLS), np.float16)
 
-    def __len__(self) -> int:
-        return len(self.log_aspect)
-
     def __setitem__(self, index: int, one: Descriptor) -> None:
-        self.log_aspect[index] = one.log_aspect
-        self.detail[index] = one.detail
-        self.thumb[index] = one.thumb
-        self.strip[index] = one.strip
+        for name, value in vars(one).items():
+            getattr(self, name)[index] = value
 
 
 def turned(picture: _Array, turn: str) -> _Array:

@@ -99,13 +99,11 @@ def _ordered(copy: Copy) -> Copy:
 
 def _shift_back(shift: tuple[int, int], turn: str) -> tuple[int, int]:
     """The inverse of a shift, in the coordinates of the picture that `turn` makes."""
-    down, right = -shift[0], -shift[1]
-    number = TURNS.index(turn)
-    if number >= 4:
-        right = -right
-    for _ in range(number % 4):
-        down, right = -right, down  # counter-clockwise, right becomes up
-    return down, right
+    most = _LARGEST_SHIFT_CELLS
+    place = np.zeros((2 * most + 1, 2 * most + 1), np.bool_)
+    place[most - shift[0], most - shift[1]] = True
+    down, right = np.argwhere(turned(place, turn))[0].tolist()
+    return down - most, right - most
 
 
 def _identical(descriptors: Descriptors) -> dict[bytes, list[int]]:
@@ -194,7 +192,7 @@ class _Search:
     def _verify(self, candidate: tuple[int, int, str]) -> Copy | None:
         first, second, turn = candidate
         peak = find_peak(self.row_picture(first), turned(self.column_picture(second), turn))
-        if not peak.tells_copies:
+        if peak.deviations < _LEAST_PEAK_DEVIATIONS or peak.to_rival < _LEAST_PEAK_TO_RIVAL:
             return None
         score = _correlation(self.descriptors.detail[first], turned(self.others.detail[second], turn), peak.shift)
         return Copy(first, second, turn, score, peak.shift)
@@ -219,11 +217,6 @@ class Peak:
     deviations: float
     to_rival: float
     shift: tuple[int, int]
-
-    @property
-    def tells_copies(self) -> bool:
-        """Whether the peak is one that only copies have."""
-        return self.deviations >= _LEAST_PEAK_DEVIATIONS and self.to_rival >= _LEAST_PEAK_TO_RIVAL
 
 
 def find_peak(one: Floats, other: Floats) -> Peak:

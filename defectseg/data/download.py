@@ -29,6 +29,10 @@ _TOKEN_HELP = (
     "~/.kaggle/access_token; an older kaggle.json in ~/.kaggle works too."
 )
 _RULES_HELP = f"Log in with the same account, open {RULES_PAGE}, accept the rules, and run the same command again."
+_REFUSALS = {
+    401: f"Kaggle does not accept the token (401). {_TOKEN_HELP}",
+    403: f"Kaggle refuses the data (403): its rules are not accepted yet. {_RULES_HELP}",
+}
 _AGAIN = "Delete it and run the same command again."
 _NOT_WHOLE = "It is not a whole download of the competition's data; choose another folder."
 
@@ -160,21 +164,16 @@ def _explain(error: BaseException, *, begun: bool = False) -> CannotContinueErro
     Once the file has begun to arrive, a 403 comes from the storage, whose links expire, and not from the rules.
     """
     status = None if begun else _http_status(error)
-    if status == 401:
-        return CannotContinueError(f"Kaggle does not accept the token (401). {_TOKEN_HELP}")
-    if status == 403:
-        return CannotContinueError(f"Kaggle refuses the data (403): its rules are not accepted yet. {_RULES_HELP}")
-    if status == 404:
-        return CannotContinueError(f"Kaggle has no competition {COMPETITION} (404). Open {RULES_PAGE} to see why.")
+    if status in _REFUSALS:
+        return CannotContinueError(_REFUSALS[status])
     what = f"status {status}" if status else f"{type(error).__name__}: {error}"
     again = "What has arrived is kept: run the same command again to go on."
     return CannotContinueError(f"The download from Kaggle failed ({what[:300]}). {again}")
 
 
-def _http_status(error: BaseException) -> int | None:
-    """The HTTP status in an exception of requests."""
-    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
-    return status
+def _http_status(error: BaseException) -> Any:
+    """The HTTP status in an exception of requests, or None."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _verify(folder: Path, expected: Figures, *, was_there: bool, remedy: str = _NOT_WHOLE) -> DownloadReport:

@@ -200,7 +200,7 @@ def open_data_folder(
     largest = max((c for by_class in table.rles.values() for c in by_class if c != IGNORE_CLASS_ID), default=0)
     names = tuple(class_names or ()) if unnamed else read_class_names(root, largest)
     check_class_names(names, where=str(root if unnamed else root / CLASSES_NAME))
-    _check_class_ids(table, names, table_path)
+    check_class_ids(table, names, table_path, ignored=IGNORE_CLASS_ID)
     if table.listed and table.listed.isdisjoint(image_ids):
         raise DataError(
             f"{root}: none of the images of {table_path.name} is there: it names '{min(table.listed)}', "
@@ -280,11 +280,12 @@ def read_groups(root: Path, image_ids: Collection[str] = ()) -> dict[str, str]:
     return groups
 
 
-def _check_class_ids(table: LabelTable, names: Sequence[str], path: Path) -> None:
+def check_class_ids(table: LabelTable, names: Sequence[str], path: Path, *, ignored: int | None = None) -> None:
+    """Refuse masks of a ClassId that no name belongs to, other than `ignored`. Raises LabelError."""
     for image_id, by_class in table.rles.items():
         for class_id in by_class:
-            if len(names) < class_id != IGNORE_CLASS_ID:
-                raise DataError(
+            if len(names) < class_id != ignored:
+                raise LabelError(
                     f"{path}: {image_id} has a mask of ClassId {class_id}, but there are {len(names)} classes "
                     f"({', '.join(names)}). Mend the row, or add the class to classes.txt."
                 )

@@ -23,17 +23,17 @@ def respellings(listed: Iterable[str], image_ids: Iterable[str], *, where: Path)
         LabelError: several names, or several images, have the same letters.
     """
     names, images = set(listed), set(image_ids)
-    spelled = {name: name for name in names}
     alike: dict[str, set[str]] = defaultdict(set)
     for name in names | images:
         alike[normalize("NFC", name)].add(name)
-    for name in sorted(names - images):
-        others = alike[normalize("NFC", name)] - {name}
-        if others & images:
-            if len(others) > 1 or others & names:
-                told = f"{name!a} and {some(map(ascii, others))} are the same letters"
-                raise LabelError(f"{where}: {told} in another Unicode form. Rename them so that one is left.")
-            spelled[name] = others.pop()
+    spelled = {name: name for name in names}
+    for group in alike.values():
+        if (absent := group - images) and absent != group:
+            if len(group) > 2 or group <= names:
+                raise LabelError(
+                    f"{where}: {some(map(ascii, sorted(group)))} are the same letters. Rename all but one."
+                )
+            spelled[absent.pop()] = (group & images).pop()
     return spelled
 
 
@@ -55,8 +55,7 @@ def read_by_image(path: Path, column: str, image_ids: Iterable[str] = ()) -> Ite
         expected = ",".join(dict.fromkeys(["ImageId", column]))
         raise LabelError(f"{path}: has the columns {', '.join(table.header)}; expected {expected}.")
     if table.ragged:
-        line, count = table.ragged[0]
-        raise LabelError(f"{path}, line {line}: has {count} fields; expected {len(table.header)} as in the header.")
+        raise LabelError(f"{path}, line {table.ragged[0][0]}: has another number of fields than the header.")
     spelled = respellings({fields[places[0]] for _, fields in table.rows}, image_ids, where=path)
     for line, fields in table.rows:
         where, image_id = f"{path}, line {line}", spelled[fields[places[0]]]

@@ -1,9 +1,8 @@
 """Divide a data folder into folds with similar class sets, keeping copies, strips and groups together."""
 
 import hashlib
-import logging
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -17,8 +16,6 @@ from defectseg.data.table import IGNORE_CLASS_ID, WHOLE_NUMBER, LabelTable
 from defectseg.errors import DataError, LabelError, UsageError
 from defectseg.files import atomic_csv
 from defectseg.progress import Progress, silent
-
-log = logging.getLogger(__name__)
 
 SPLIT_NAME = "split.csv"
 # A numbered fold, or a part: val is held out by every training, test is for scores alone, train is the rest.
@@ -42,16 +39,10 @@ class RelatedImages:
     copies: frozenset[Pair] = frozenset()
     neighbours: Mapping[Pair, float] = field(default_factory=dict)
 
-    def across_folds(self, fold_of: Folds) -> "RelatedImages":
-        """The pairs whose images lie in different folds."""
-        apart = {(one, other) for one, other in self.copies | self.neighbours.keys() if fold_of[one] != fold_of[other]}
-        neighbours = {pair: score for pair, score in self.neighbours.items() if pair in apart}
-        return RelatedImages(self.copies & apart, neighbours)
 
-    @property
-    def images(self) -> int:
-        """Number of images in any pair."""
-        return len({image_id for pair in self.copies | self.neighbours.keys() for image_id in pair})
+def count_apart(pairs: Iterable[Pair], fold_of: Folds) -> int:
+    """Number of pairs whose images lie in different folds."""
+    return sum(fold_of[one] != fold_of[other] for one, other in pairs)
 
 
 def make_folds(folder: DataFolder, *, folds: int = 5, seed: int = 0, progress: Progress = silent) -> dict[str, int]:
@@ -156,14 +147,7 @@ def leave_out_test(folder: DataFolder, *splits: Folds) -> DataFolder:
     kept = tuple(image_id for image_id in folder.image_ids if image_id not in test)
     if not kept:
         raise DataError(f"{folder.root}: all images are in test, which is for scores alone. Mend the split.")
-    if left_out := len(folder.image_ids) - len(kept):
-        log.info("%d images of test are left out", left_out)
     return replace(folder, image_ids=kept, table=LabelTable(folder.table.rles, folder.table.listed - test))
-
-
-def divide_each_alone(folder: DataFolder, *, folds: int, seed: int) -> dict[str, int]:
-    """The usual split, for comparison: class sets are spread evenly, but nothing is kept together."""
-    return divide(replace(folder, groups={}), RelatedImages(), folds=folds, seed=seed)
 
 
 def _units(folder: DataFolder, related: RelatedImages, folds: int) -> list[tuple[str, ...]]:

@@ -63,10 +63,8 @@ def make_sheet(seed: int, index: int, size_hw: tuple[int, int] = (256, 1600)) ->
     """Sheet number `index` of the series `seed`. Its pixels depend on nothing else.
 
     Raises:
-        UsageError: a side is shorter than 64 px, or the seed is negative.
+        UsageError: a side is shorter than 64 px.
     """
-    if seed < 0:
-        raise UsageError(f"{seed} is negative. Choose 0 or a larger whole number.", argument="seed")
     if min(size_hw) < SMALLEST_SIDE_PX:
         raise UsageError(f"sheets of {size_hw[0]}x{size_hw[1]} are too small. Each side takes {SMALLEST_SIDE_PX} px.")
     rng = np.random.default_rng([seed, index])
@@ -102,19 +100,16 @@ def write_data_folder(
 
     Raises:
         OutputExistsError: `out` is not empty.
-        UsageError: fewer than one image, or too small images.
+        UsageError: a side is shorter than 64 px.
         ResourceError: the disk is full or the folder cannot be written.
     """
-    if images < 1:
-        raise UsageError(f"expected at least 1, found {images}.", argument="images")
     with files.new_folder(out, last=TABLE_NAMES[0]) as building:
         (building / IMAGES_NAME).mkdir()
         labels: Labels = {}
         for index in range(images):
             sheet = make_sheet(seed, index, size_hw)
             image_id = f"sheet_{index:05d}.jpg"
-            encoded, content = cv2.imencode(".jpg", sheet.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            assert encoded
+            _, content = cv2.imencode(".jpg", sheet.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
             files.write_result(building / IMAGES_NAME / image_id, content.tobytes())
             labels[image_id] = {n: rle.encode(mask) for n, mask in enumerate(sheet.masks, start=1) if mask.any()}
             progress(index + 1, images)

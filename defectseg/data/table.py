@@ -3,10 +3,8 @@
 `read_label_table` stops at the first fault; `data check` lists all of them.
 """
 
-import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +16,6 @@ from defectseg.errors import LabelError
 from defectseg.files import atomic_csv, check_image_id
 from defectseg.image import rle
 from defectseg.text import CsvTable, read_csv
-
-log = logging.getLogger(__name__)
 
 TABLE_NAMES = ("train.csv", "train.csv.gz")
 IGNORE_CLASS_ID = MAX_CLASSES + 1
@@ -36,12 +32,12 @@ _REMEDIES = {
     "rle": f"Export this mask again, or {NOT_CLEAN}.",
     "duplicate": "Unite the two masks in one row; where they are the same, keep one.",
 }
-_UNITE = "`defectseg data import DIR --unite --out NEW` unites them all, and nothing is lost"
+_UNITE = "unite them all by `defectseg data import DIR --unite --out NEW`: nothing is lost"
 _BLANKS = frozenset({"", "nan", "none", "null", "<na>", "-1", "0 0"})
 _WHOLE_IMAGE = re.compile(r"1 [0-9]+")  # with ClassId 0: the placeholder of Severstal's sample_submission.csv
 WHOLE_NUMBER = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 3.0 once a column has had a gap
-_RUNS = re.compile(r"\s*[0-9]+\s+[0-9]+(?:\s+[0-9]+\s+[0-9]+)*\s*")
-_NUMBERED = re.compile(r"(.*\D)([1-9][0-9]{0,2})")  # e1, e2 or defect 1, defect 2
+_RUNS = re.compile(r"\s*[1-9][0-9]*\s+[0-9]+(?:\s+[0-9]+\s+[0-9]+)*\s*")
+_NUMBERED = re.compile(r"(|.*\D)([1-9][0-9]{0,2})")  # 1, 2 or e1, e2 or defect 1, defect 2
 
 
 @dataclass(frozen=True)
@@ -107,23 +103,17 @@ warning = partial(Fault, "warning")
 
 @dataclass(frozen=True)
 class LabelScan:
-    """All valid rows of a label table, and all faults, by line; `united` rows were added to an earlier one."""
+    """All valid rows of a label table, and all faults, by line."""
 
     rows: list[LabelRow]
     faults: list[Fault]
-    united: int = 0
 
     def sound(self) -> list[LabelRow]:
         """The rows. Raises LabelError if there are faults, with the message of the first."""
         if self.faults:
-            more = len(self.faults) - 1
-            others = f" ({more} more faulty row{'s' * (more > 1)}.)" if more else ""
+            others = f" ({len(self.faults) - 1} more faulty rows.)" if len(self.faults) > 1 else ""
             raise LabelError(self.faults[0].message + others)
         return self.rows
-
-
-class _FaultyRowError(Exception):
-    """Its arguments are the kind of the fault and the message."""
 
 
 def scan_label_rows(
@@ -135,46 +125,38 @@ def scan_label_rows(
         path: the file, .csv or .csv.gz.
         class_names: names of ClassId 1, 2 and so on, which columns may have; None takes those of classes.txt beside it.
         image_ids: images; names that differ from one of these only by their Unicode form are read as that image.
-        unite: unite overlapping runs, and the masks of rows for the same ImageId and ClassId; else both are faults.
+        unite: unite overlapping runs, and take several rows for the same ImageId and ClassId; else both are faults.
 
     Raises:
         LabelError: the file cannot be read, or its header is not one of the known layouts.
         DataError: classes.txt is needed and cannot be read.
     """
     table = read_csv(path)
-    rows: dict[tuple[str, int], LabelRow] = {}
-    repeated: list[LabelRow] = []
-    faults: list[Fault] = []
-
-    def add_fault(kind: str, line: int, message: str, image_id: str = "") -> None:
-        faults.append(error(kind, f"{path}, line {line}: {message}", _REMEDIES[kind], image=image_id, row=line))
-
-    for line, count in table.ragged:
-        add_fault("fields", line, f"has {count} fields; expected {len(table.header)}.")
-    for line, image_id, class_text, encoded in _cells(table, class_names):
-        try:
-            row = _parse_row(line, image_id, class_text, encoded.strip(), unite=unite)
-        except _FaultyRowError as fault:
-            kind, message = fault.args
-            add_fault(kind, line, message, image_id)
-            continue
-        key = row.image_id, row.class_id
-        if rows.setdefault(key, row) is row:
-            continue
-        repeated.append(row)
-        if unite:
-            rows[key] = replace(rows[key], encoded=rle.unite(rows[key].encoded, row.encoded))
-    images = len({row.image_id for row in repeated})
-    for row in () if unite else repeated:
-        first = rows[row.image_id, row.class_id].line
-        told = f"stands in line {first} already; {images} images have such rows. Where each is an instance, {_UNITE}."
-        add_fault("duplicate", row.line, f"{row.image_id}, ClassId {row.class_id} {told}", row.image_id)
-    spelled = respellings({row.image_id for row in rows.values()}, image_ids, where=path)
-    valid = [replace(row, image_id=spelled[row.image_id]) for row in rows.values()]
-    return LabelScan(valid, sorted(faults, key=lambda fault: fault.row or 0), len(repeated) if unite else 0)
+    faults = [
+        _fault(path, line, "fields", f"has {count} fields, not {len(table.header)}.") for line, count in table.ragged
+    ]
+    rows: list[LabelRow] = []
+    line_of: dict[tuple[str, int], int] = {}
+    for cells in label_cells(table, class_names):
+        row = _parse_row(path, *cells, unite=unite)
+        if isinstance(row, Fault):
+            faults.append(row)
+        elif unite or line_of.setdefault((row.image_id, row.class_id), row.line) == row.line:
+            rows.append(row)
+        else:
+            told = f"stands in line {line_of[row.image_id, row.class_id]} already. Where each is an instance, {_UNITE}."
+            message = f"{row.image_id}, ClassId {row.class_id} {told}"
+            faults.append(_fault(path, row.line, "duplicate", message, row.image_id))
+    spelled = respellings({row.image_id for row in rows}, image_ids, where=path)
+    valid = [replace(row, image_id=spelled[row.image_id]) for row in rows]
+    return LabelScan(valid, sorted(faults, key=lambda fault: fault.row or 0))
 
 
-def _cells(table: CsvTable, class_names: Names) -> Iterator[tuple[int, str, str, str]]:
+def _fault(path: Path, line: int, kind: str, message: str, image_id: str = "") -> Fault:
+    return error(kind, f"{path}, line {line}: {message}", _REMEDIES[kind], image=image_id, row=line)
+
+
+def label_cells(table: CsvTable, class_names: Names = None) -> Iterator[tuple[int, str, str, str]]:
     """Line, ImageId, ClassId as text, and EncodedPixels of each label in the table.
 
     Raises:
@@ -205,53 +187,36 @@ def _wide_columns(table: CsvTable, class_names: Names) -> tuple[int, list[tuple[
     # pandas writes its row numbers into a first column without a name.
     named = [(name, place) for place, name in enumerate(table.header) if name not in ("", "Unnamed: 0")]
     place_of, image = dict(named), next((name for name, _ in named if name.lower() == "imageid"), None)
-    cells = {name: [fields[place].strip() for _, fields in table.rows] for name, place in named if name != image}
-    filled = {name: [text for text in texts if text.lower() not in _BLANKS] for name, texts in cells.items()}
-    class_ids = _class_ids(table, filled, class_names)
-    others = [name for name in filled if name not in class_ids]
-    overlooked = any(_RUNS.fullmatch(text) for name in others for text in filled[name])
-    if not class_ids or overlooked or len(place_of) < len(named) or (image is None and len(others) != 1):
+    columns = [name for name in place_of if name != image]
+    with_runs = {one for one in columns if any(_RUNS.fullmatch(fields[place_of[one]]) for _, fields in table.rows)}
+    if class_names is None and (table.path.parent / CLASSES_NAME).exists():
+        class_names = read_class_names(table.path.parent, 0)
+    class_ids = {name: str(number) for number, name in enumerate(class_names or (), start=1) if name in columns}
+    class_ids = class_ids or _numbered(columns, with_runs)
+    others = [name for name in columns if name not in class_ids]
+    is_certain = class_ids and with_runs <= class_ids.keys() and len(place_of) == len(named)
+    if not is_certain or (image is None and len(others) != 1):
         raise LabelError(
-            f"{table.path}: the header '{','.join(table.header)[:200]}' is not known; expected "
-            "'ImageId,ClassId,EncodedPixels', 'ImageId_ClassId,EncodedPixels', or one column for each class "
-            "('ImageId,1,2,3,4'), separated by commas. Where columns have other names, rename that of each class to "
-            "its ClassId, that of the images to ImageId, and delete others that hold run-lengths."
+            f"{table.path}: the header '{','.join(table.header)[:200]}' is not known; expected, separated by commas, "
+            "'ImageId,ClassId,EncodedPixels', 'ImageId_ClassId,EncodedPixels', or a column for each class "
+            f"('ImageId,1,2,3,4'). If these are called otherwise, write all their names into {CLASSES_NAME} beside the "
+            "table, one a line. Rename the column of the images to ImageId; delete others that hold run-lengths."
         )
     return place_of[image or others[0]], [(place_of[name], class_id) for name, class_id in class_ids.items()]
 
 
-def _class_ids(table: CsvTable, filled: Mapping[str, Sequence[str]], class_names: Names) -> dict[str, str]:
-    """Name of a column -> ClassId, of columns named by number, by class, by a word and a number (e1), or by content.
+def _numbered(columns: Sequence[str], with_runs: Collection[str]) -> dict[str, str]:
+    """Name of a column -> ClassId, of columns named by number, or by one word and a number (e1); else nothing.
 
-    Args:
-        table: the table.
-        filled: its cells that are not blank, by column, without the column ImageId.
-        class_names: as in `scan_label_rows`.
-
-    Returns:
-        nothing if it is not certain.
+    Of several words, that of the columns `with_runs` counts; a table without runs has numbers alone.
     """
-    if numbers := {name: name for name in filled if name.isdecimal()}:
-        return numbers
-    if class_names is None and (table.path.parent / CLASSES_NAME).exists():
-        class_names = read_class_names(table.path.parent, 0)
-    if by_name := {name: str(number) for number, name in enumerate(class_names or (), start=1) if name in filled}:
-        return by_name
-    runs = [name for name, texts in filled.items() if any(map(_RUNS.fullmatch, texts))]
-    numbered = {name: match for name in filled if (match := _NUMBERED.fullmatch(name))}
-    words = {numbered[name][1] if name in numbered else "" for name in runs}
-    found: dict[str, str] = {}
-    if len(words) == 1 and "" not in words:
-        found = {name: match[2] for name, match in numbered.items() if match[1] in words}
-    # A blank column may belong to a class, and a column of many classes has no name of one.
-    elif all(filled.values()) and all(_RUNS.fullmatch(text) for name in runs for text in filled[name]):
-        found = {name: str(number) for number, name in enumerate(runs, start=1) if name.lower() != "encodedpixels"}
-    log.info("%s: ClassIds of the columns: %s", table.path, found)
-    return found
+    numbered = {name: match for name in columns if (match := _NUMBERED.fullmatch(name))}
+    words = {match[1] for name, match in numbered.items() if name in with_runs} or {""}
+    return {name: match[2] for name, match in numbered.items() if words == {match[1]}}
 
 
-def _parse_row(line: int, image_id: str, class_text: str, encoded: str, *, unite: bool) -> LabelRow:
-    kind = "image-id"
+def _parse_row(path: Path, line: int, image_id: str, class_text: str, encoded: str, *, unite: bool) -> LabelRow | Fault:
+    kind, encoded = "image-id", encoded.strip()
     try:
         check_image_id(image_id, where="")
         kind = "class"
@@ -262,11 +227,8 @@ def _parse_row(line: int, image_id: str, class_text: str, encoded: str, *, unite
         encoded = rle.unite(encoded) if unite else encoded
         rle.parse_pairs(encoded, where=f"{image_id}, ClassId {class_id}")
     except LabelError as error:
-        hint = ""
-        if kind == "rle" and not unite:
-            with suppress(LabelError):
-                hint = f" United, its runs are '{rle.unite(encoded)[:40]}'; {_UNITE}."
-        raise _FaultyRowError(kind, str(error).removeprefix(": ") + hint) from None
+        hint = f" Overlapping runs: {_UNITE}." if "pair ahead" in str(error) else ""
+        return _fault(path, line, kind, str(error).removeprefix(": ") + hint, image_id)
     return LabelRow(line, image_id, class_id, encoded)
 
 
@@ -279,8 +241,9 @@ def _parse_class_id(text: str, encoded: str) -> int:
     if class_id == 0 and (not encoded or _WHOLE_IMAGE.fullmatch(encoded)):
         return 0
     if not 1 <= class_id <= IGNORE_CLASS_ID:
-        expected = f"a whole number, 1 to {MAX_CLASSES} ({IGNORE_CLASS_ID} for pixels to ignore)"
-        raise LabelError(f"ClassId {text!r}; expected {expected}.")
+        raise LabelError(
+            f"ClassId {text!r}; expected a whole number, 1 to {MAX_CLASSES} ({IGNORE_CLASS_ID} to ignore)."
+        )
     return class_id
 
 

@@ -13,7 +13,7 @@ from defectseg.evaluate.score import Evaluation, Scored, all_unreadable, score_i
 from defectseg.evaluate.subset import choose_subset
 from defectseg.files import result_folder, write_result
 from defectseg.image.overlay import encode_jpeg, paint_comparison
-from defectseg.image.read import find_low_bit_depth
+from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.model.locate import as_paths
@@ -76,8 +76,7 @@ def evaluate(
 
         score = score_images(network, folder, image_ids, settings, visitors=(write_overlay,), progress=progress)
         unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
-        low = find_low_bit_depth(score.brightest)
-        warnings += [*left_out, *([] if low is None else [str(low)])]
+        warnings += [*left_out, *bit_depth_warnings(score.brightest)]
         absent = [name for name in info.class_names if name not in folder.class_names]
         metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names), score.counts)
         write_evaluation(
@@ -100,7 +99,7 @@ def evaluate(
             warnings=warnings,
             unreadable=unreadable,
         )
-    return Evaluation(metrics, tuple(warnings), unreadable, low)
+    return Evaluation(metrics, tuple(warnings), unreadable)
 
 
 def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, overwrite: bool = False) -> Evaluation:

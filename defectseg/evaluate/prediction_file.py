@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from defectseg.data.folder import IMAGES_NAME, DataFolder
+from defectseg.data.folder import IMAGES_NAME, DataFolder, check_class_ids
 from defectseg.data.table import IGNORE_CLASS_ID, read_label_table, scan_label_rows
 from defectseg.errors import ImageError, LabelError
 from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs
@@ -36,12 +36,7 @@ def score_predictions(path: Path, folder: DataFolder) -> tuple[Counts, list[str]
             lists none of the folder's images.
     """
     table = read_label_table(path, {*folder.image_ids, *folder.not_labelled}, class_names=folder.class_names)
-    for image_id, encoded in table.rles.items():
-        if (beyond := max(encoded)) > folder.num_classes:
-            raise LabelError(
-                f"{path}: {image_id}, class {beyond}: expected a ClassId from 1 to {folder.num_classes}, "
-                "as many as the data folder has. Name its classes in classes.txt."
-            )
+    check_class_ids(table, folder.class_names, path)
     listed, images = table.listed - folder.not_labelled, set(folder.image_ids)
     warnings = _compare_names(path, listed, images, folder.root / IMAGES_NAME)
     counts: Counts = {}

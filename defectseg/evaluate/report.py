@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from defectseg.evaluate.metrics import Counts, Metrics, score, signed
-from defectseg.files import atomic_csv, write_text
+from defectseg.files import atomic_csv, text_not_formula, write_text
 from defectseg.image.find import escaped
 from defectseg.inference.stream import Unreadable
 from defectseg.pages.page import render_page
@@ -61,7 +61,8 @@ def write_evaluation(
     content = {"title": title, **metrics.to_json(), "facts": dict(facts), "warnings": list(warnings)}
     write_text(out / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     pairs = _pairs_frame(counts)
-    write_text(out / "pairs.csv", pairs.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
+    for_people = pairs.assign(ImageId=pairs["ImageId"].map(text_not_formula))
+    write_text(out / "pairs.csv", for_people.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
     faulty = _faulty_pairs(pairs)
     shown = _pairs_to_show(faulty[faulty["ImageId"].isin(overlays.keys())])
     pictures = [(pair, _embedded(out / overlays[str(pair.ImageId)])) for pair in shown.itertuples()]
@@ -81,7 +82,7 @@ def write_evaluation(
     )
     write_text(out / "report.html", page)
     if unreadable:
-        with atomic_csv(out / ERRORS, ("ImageId", "path", "error")) as write_rows:
+        with atomic_csv(out / ERRORS, ("ImageId", "path", "error"), for_people=True) as write_rows:
             write_rows((one.image_id, escaped(one.path), one.message) for one in unreadable)
 
 

@@ -12,7 +12,6 @@ from defectseg.data.folder import DataFolder
 from defectseg.errors import DataError
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs
 from defectseg.image.find import FoundImage
-from defectseg.image.read import LowBitDepth
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.inference.tiles import ImageAnswer
@@ -60,12 +59,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, warnings and unreadable images; `low_bit_depth` is also among the warnings."""
+    """Figures, warnings and unreadable images."""
 
     metrics: Metrics
     warnings: tuple[str, ...]
     unreadable: tuple[Unreadable, ...] = ()
-    low_bit_depth: LowBitDepth | None = None
 
 
 def score_images(

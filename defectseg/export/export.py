@@ -3,10 +3,9 @@
 import io
 import logging
 import os
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +17,8 @@ from defectseg.config import SizeHW, changed
 from defectseg.errors import DefectsegError, ModelError, OutputExistsError, UsageError
 from defectseg.export import int8 as quantize
 from defectseg.export.parity import MIN_DICE, ODD_HW, Comparison, check, compare, fit, real_images, synthetic_images
-from defectseg.files import TEMPORARY_PREFIX, resource_errors
-from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ExportInfo, ModelInfo, read_model_info, write_model_info
+from defectseg.files import resource_errors, work_folder
+from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ExportInfo, ModelInfo, read_model_info, seal_model
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.runtime.base import Runtime
 
@@ -106,7 +105,7 @@ def export(
     else:
         images, odd = [fit(image, size_hw) for image in images], []
     compared_on = f"{len(images)} {kind}"
-    with _staging(out) as folder:
+    with work_folder(out) as folder:
         staged = folder / out.name
         log.info("converting %s to %s, and comparing on %s", bundle, format, compared_on)
         exact, shipped, float_layers = _convert(bundle, info, staged, images, odd, opset)
@@ -127,7 +126,7 @@ def export(
             figures |= {name: float(value) for name, value in asdict(cost).items()}
         made = made.model_copy(update={"parity": figures, "float_layers": float_layers})
         info = info.model_copy(update={"export": made})
-        write_model_info(staged, info)
+        seal_model(staged, info)
         size_bytes = sum(path.stat().st_size for path in staged.parent.iterdir())
         _publish(staged.parent, out)
     chosen_by = "" if labelled is None else labelled.chosen_by
@@ -250,16 +249,6 @@ def _quantise(
         if cost.loss <= quantize.MAX_LOSS:
             break
     return cost, precision
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A temporary folder beside the file to write."""
-    with resource_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.TemporaryDirectory(dir=out.parent, prefix=TEMPORARY_PREFIX, ignore_cleanup_errors=True)
-    with staging as folder:
-        yield Path(folder)
 
 
 def _publish(folder: Path, out: Path) -> None:

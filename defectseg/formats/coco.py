@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.data.classes import check_class_names
 from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.errors import LabelError
 from defectseg.files import new_folder, write_text
@@ -21,18 +20,16 @@ from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import count_hole_px, cut_pieces, decode_rle, encode_rle, outline, paint_outlines
-from defectseg.formats.reading import is_number
+from defectseg.formats.reading import find_json, is_number, list_at, numbers_of, reaches_beyond, size_of, value_at
 from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent, some
 
 FILE_NAME = "annotations.json"
-INFO = {"description": "written by defectseg"}
-COMPLETE_INFO = INFO | {"complete": True}
+COMPLETE_INFO = {"description": "written by defectseg", "complete": True}
 """`info` of a file whose images without an annotation are sound."""
 
 _LISTS = ("images", "annotations", "categories")
 _EXPECTED = "expected COCO: one object with the lists 'images', 'annotations' and 'categories'"
-_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _HINT = "COCO holds no brush strokes of Label Studio: export 'JSON' there, and import that."
 
 _Id = int | str
@@ -42,19 +39,15 @@ _Entry = tuple[str, Mapping[str, Any]]
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    for file, content in source.jsons():
-        if len(lists := _lists(content)) >= 2:
-            return f"{file} has the lists {', '.join(lists)}"
-        if _is_result(content):
-            return f"{file} is a list of results with 'image_id' and 'category_id'"
-    return ""
+    evidence = find_json(source, lambda content: len(_lists(content)) >= 2, "has lists of COCO, such as 'annotations'")
+    return evidence or find_json(source, _is_results, "is a list of results with 'image_id' and 'category_id'")
 
 
 def _lists(content: Any) -> list[str]:
     return [key for key in _LISTS if key in content] if isinstance(content, dict) else []
 
 
-def _is_result(content: Any) -> bool:
+def _is_results(content: Any) -> bool:
     """Whether it is what detectors write: https://cocodataset.org/#format-results."""
     first = content[0] if isinstance(content, list) and content else None
     return isinstance(first, dict) and first.keys() >= {"image_id", "category_id"}
@@ -62,26 +55,22 @@ def _is_result(content: Any) -> bool:
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    lists = [content["annotations"] for _, content in source.jsons() if "annotations" in _lists(content)]
-    entries = [entry for one in lists if isinstance(one, list) for entry in one if isinstance(entry, dict)]
-    return bool(entries) and not any(entry.get("segmentation") for entry in entries)
+    entries = [entry for _, content in source.jsons() for entry in list_at(content, "annotations")]
+    return bool(entries) and not any(value_at(entry, "segmentation") for entry in entries)
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Files are united; their classes are the same if they have the same name."""
     contents = {file: source.json(file) for file in source.with_suffix(".json")}
-    most = max((len(_lists(content)) for content in contents.values()), default=0)
-    files = [file for file, content in contents.items() if most and len(_lists(content)) == most]
-    results = [file for file, content in contents.items() if _is_result(content)]
+    files = [file for file, content in contents.items() if len(_lists(content)) == len(_LISTS)]
     if not files:
-        predictions = (
-            f"{some(results)} holds predictions: put them into the COCO file of their images as 'annotations'; "
-        )
-        raise LabelError(f"{source.given}: {predictions if results else ''}{_EXPECTED}.")
+        way_on = "Predictions can be put into such a file as its 'annotations'."
+        raise LabelError(f"{source.given}: {_EXPECTED}, not {some(list(contents))}. {way_on}")
     for file in (file for file in contents if file not in files):
-        tally.add("predictions_file" if file in results else "other_file", example=file)
+        tally.add("predictions_file" if _is_results(contents[file]) else "other_file", example=file)
     records: list[Record] = []
     names: dict[str, None] = {}
+    corners: set[int] = set()
     for file in files:
         path = PurePosixPath(file)
         # Of several files, the name may tell the part, and the folder of its images: instances_val2017.json
@@ -89,27 +78,29 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         subset = path.stem.rpartition("_")[2] if part_among(words) else ""
         folder = "".join(f"{one}/" for one in (*path.parts[:-1], subset) if one)
         part = part_among([*words, *path.parts[-2::-1]])
-        found, categories = _read_file(source.path(file), contents[file], choices, tally)
+        found, categories = _read_file(source.path(file), contents[file], choices, tally, corners)
         records += [replace(record, part=part, image=f"{folder}{record.image}") for record in found]
         names |= dict.fromkeys(categories)
+    if corners == {4}:
+        tally.add("like_boxes")
     own = all(contents[file].get("info") == COMPLETE_INFO for file in files)
     return LabelSet(records, list(names), own=own, hint=_HINT)
 
 
 def _read_file(
-    path: Path, content: Mapping[str, Any], choices: Choices, tally: Tally
+    path: Path, content: Mapping[str, Any], choices: Choices, tally: Tally, corners: set[int]
 ) -> tuple[list[Record], Sequence[str]]:
-    """The images of one file and its classes. Raises LabelError, which names the entry."""
+    """The images of one file and its classes; and how many corners its outlines have. Raises LabelError."""
     images, annotations = _by_id(path, content, "images"), _entries(path, content, "annotations")
-    names = _names(path, _by_id(path, content, "categories"), annotations)
+    names = _names(_by_id(path, content, "categories"), annotations)
     shapes: dict[_Id, list[Shape | Box | None]] = {image_id: [] for image_id in images}
     for where, entry in annotations:
         try:
-            name, found = names[entry["category_id"]], shapes[entry["image_id"]]
+            name, found, (_, image) = names[entry["category_id"]], shapes[entry["image_id"]], images[entry["image_id"]]
         except (KeyError, TypeError) as error:
             ids = f"'image_id' {brief(entry.get('image_id'))} and 'category_id' {brief(entry.get('category_id'))}"
             raise LabelError(f"{where}: has {ids}, which are not both in the lists. Export it again.") from error
-        found.append(_shape(entry, name, where, tally))
+        found.append(_shape(entry, name, size_of(image.get("height"), image.get("width")), where, tally, corners))
     records = [_record(entry, shapes[image_id], where, choices) for image_id, (where, entry) in images.items()]
     return records, list(names.values())
 
@@ -129,7 +120,7 @@ def _by_id(path: Path, content: Mapping[str, Any], key: str) -> dict[_Id, _Entry
     return found
 
 
-def _names(path: Path, categories: Mapping[_Id, _Entry], annotations: Sequence[_Entry]) -> dict[_Id, str]:
+def _names(categories: Mapping[_Id, _Entry], annotations: Sequence[_Entry]) -> dict[_Id, str]:
     """Id -> name, without Roboflow's id 0: it is the whole project, and every other category belongs to it."""
     for number, (where, entry) in categories.items():
         if not isinstance(number, int) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
@@ -139,16 +130,13 @@ def _names(path: Path, categories: Mapping[_Id, _Entry], annotations: Sequence[_
     is_used = any(entry.get("category_id") == 0 for _, entry in annotations)
     if 0 in names and parents and all(parent == names[0] for parent in parents) and not is_used:
         del names[0]
-    if names:
-        check_class_names(list(names.values()), where=str(path))
     return names
 
 
 def _record(entry: Mapping[str, Any], found: Sequence[Shape | Box | None], where: str, choices: Choices) -> Record:
-    name = entry.get("file_name")
-    size: list[Any] = [entry.get("height"), entry.get("width")]
-    size_hw = (int(size[0]), int(size[1])) if all(map(is_number, size)) else None
-    if not isinstance(name, str) or not name.strip() or (size_hw is None and size != [None, None]):
+    name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
+    size_hw = size_of(*size)
+    if not isinstance(name, str) or not name.strip() or (size_hw is None and size != (None, None)):
         said = f"'file_name' {brief(name)}, 'height' and 'width' {brief(size)}"
         raise LabelError(f"{where}: has {said}; expected the name of a file, and its size in px.")
     where = f"{where} ({name})"
@@ -160,38 +148,45 @@ def _record(entry: Mapping[str, Any], found: Sequence[Shape | Box | None], where
     return Record(name, where, shapes, size_hw, status=status)
 
 
-def _shape(entry: Mapping[str, Any], name: str, where: str, tally: Tally) -> Shape | Box | None:
+def _shape(
+    entry: Mapping[str, Any], name: str, size_hw: tuple[int, int] | None, where: str, tally: Tally, corners: set[int]
+) -> Shape | Box | None:
     """The best that an annotation has: run-lengths, outlines, else its box. The rest is told."""
-    segmentation: Any = entry.get("segmentation") or []
-    given_box: Any = entry.get("bbox") or []
-    is_mask = isinstance(segmentation, dict)
-    is_nested = isinstance(segmentation, list) and all(isinstance(one, list) for one in segmentation[:1])
-    polygons = [] if is_mask else [one for one in segmentation if one] if is_nested else [segmentation]
-    used = [one for one in polygons if len(numbers := _numbers(one)) >= 6 and len(numbers) % 2 == 0]
-    box = _numbers(given_box)
-    has_box = len(box) == 4 and min(box[2:]) > 0
-    told = {
-        "score": is_number(entry.get("score")),
-        "faulty_outline": len(used) < len(polygons),
-        "text_numbers": any(isinstance(number, str) for one in used or [given_box] * has_box for number in one),
-        "faulty_box": bool(used and given_box and not has_box),
-        "no_shape": not (is_mask or used or has_box),
-    }
-    for kind in (kind for kind, is_so in told.items() if is_so):
-        tally.add(kind, example=where.rpartition(": ")[2])
-    if is_mask:
+    segmentation, given_box = entry.get("segmentation") or [], entry.get("bbox") or []
+    example = where.rpartition(": ")[2]
+    if is_number(entry.get("score")):
+        tally.add("score", example=example)
+    if isinstance(segmentation, dict):
+        corners.add(0)
         return Shape(name, partial(decode_rle, segmentation, where=where), where)
-    if used:
-        return Shape(name, partial(paint_outlines, list(map(_numbers, used)), where=where, tally=tally), where)
-    return Box(name, (box[0], box[1], box[2], box[3]), where) if has_box else None
+    is_nested = isinstance(segmentation, list) and all(isinstance(one, list) for one in segmentation[:1])
+    polygons = [_numbers(one, example, tally) for one in (segmentation if is_nested else [segmentation]) if one]
+    outlines = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    box = _numbers(given_box, example, tally)
+    has_box = len(box) == 4 and min(box[2:]) > 0
+    if len(outlines) < len(polygons) or (outlines and given_box and not has_box):
+        tally.add("faulty_part", example=example)
+    if outlines:
+        points = np.concatenate(outlines).reshape(-1, 2)
+        corners.add(len(set(map(tuple, points.tolist()))))
+        if reaches_beyond(points, size_hw):
+            tally.add("clipped", example=example)
+        return Shape(name, partial(paint_outlines, [one.tolist() for one in outlines], where=where), where)
+    if not has_box:
+        tally.add("no_shape", example=example)
+        return None
+    left, top, width, height = box.tolist()
+    return Box(name, (left, top, width, height), where)
 
 
-def _numbers(values: Any) -> list[float]:
+def _numbers(values: Any, example: str, tally: Tally) -> NDArray[np.float64]:
     """A list of numbers in px, some of which may be written as text; an empty one if it is anything else."""
-    if not isinstance(values, list):
-        return []
-    numbers = [float(one) if isinstance(one, str) and _NUMBER.fullmatch(one.strip()) else one for one in values]
-    return numbers if all(map(is_number, numbers)) else []
+    numbers = numbers_of(values)
+    if numbers.ndim != 1:
+        return np.empty(0)
+    if len(numbers) and any(isinstance(one, str) for one in values):
+        tally.add("text_numbers", example=example)
+    return numbers
 
 
 class CocoDocument:
@@ -210,33 +205,22 @@ class CocoDocument:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
-    def add_image(self, file_name: str, size_hw: tuple[int, int]) -> None:
-        """Begin an image, to which the masks that follow belong."""
-        image = {"id": len(self.images) + 1, "file_name": file_name, "height": size_hw[0], "width": size_hw[1]}
-        self.images.append(image | {"license": 0})
-
-    def add_mask(self, class_id: int, mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
-        """Add every region of a mask, bool (H, W), of a ClassId. Returns their annotations."""
-        before = len(self.annotations)
-        if class_id == IGNORE_CLASS_ID and mask.any():
-            self._categories[IGNORE_CLASS_ID] = IGNORE_NAME
-        for piece in cut_pieces(mask):
+    def add_image(
+        self, file_name: str, size_hw: tuple[int, int], masks: Mapping[int, NDArray[np.bool_]]
+    ) -> list[dict[str, Any]]:
+        """Add an image and every region of its masks, ClassId -> bool (H, W). Returns their annotations."""
+        before, (height, width) = len(self.annotations), size_hw
+        self.images.append({"id": len(self.images) + 1, "file_name": file_name, "height": height, "width": width})
+        for class_id, piece in ((class_id, piece) for class_id, mask in masks.items() for piece in cut_pieces(mask)):
             if self._tolerance_px is None:
-                segmentation: Any = encode_rle(piece.place(mask.shape))
+                segmentation: Any = encode_rle(piece.place(size_hw))
             else:
                 segmentation = [outline(piece, tolerance_px=self._tolerance_px).ravel().tolist()]
-            annotation = {
-                "id": len(self.annotations) + 1,
-                "image_id": self.images[-1]["id"],
-                "category_id": class_id,
-                "segmentation": segmentation,
-                "area": piece.area_px,
-                "bbox": list(piece.box_xywh),
-                "iscrowd": 0,
-            }
-            self.annotations.append(annotation)
+            ids = {"id": len(self.annotations) + 1, "image_id": len(self.images), "category_id": class_id}
+            shape = {"segmentation": segmentation, "area": piece.area_px, "bbox": list(piece.box_xywh), "iscrowd": 0}
+            self.annotations.append({**ids, **shape})
         if self._tolerance_px is not None:
-            self._tally.add("hole_px", count_hole_px(mask), example=self.images[-1]["file_name"])
+            self._tally.add("hole_px", sum(map(count_hole_px, masks.values())), example=file_name)
         return self.annotations[before:]
 
     def write(self, path: Path, *, complete: bool) -> None:
@@ -246,9 +230,10 @@ class CocoDocument:
             path: the file.
             complete: somebody has labelled every image, so that those without an annotation are sound.
         """
+        if any(annotation["category_id"] == IGNORE_CLASS_ID for annotation in self.annotations):
+            self._categories[IGNORE_CLASS_ID] = IGNORE_NAME
         document = {
-            "info": COMPLETE_INFO if complete else INFO,
-            "licenses": [{"id": 0, "name": "", "url": ""}],
+            "info": COMPLETE_INFO if complete else {},
             "categories": [{"id": one, "name": name, "supercategory": ""} for one, name in self._categories.items()],
             "images": self.images,
             "annotations": self.annotations,
@@ -283,9 +268,8 @@ def export_coco(
     with new_folder(out, last=FILE_NAME) as building:
         for image in source.images(progress):
             place_image(image.path, building / "images" / image.image_id, link=link)
-            document.add_image(image.image_id, image.ignore.shape)
-            for class_id, mask in [*enumerate(image.masks, start=1), (IGNORE_CLASS_ID, image.ignore)]:
-                document.add_mask(class_id, mask)
+            masks = dict(enumerate(image.masks, start=1)) | {IGNORE_CLASS_ID: image.ignore}
+            document.add_image(image.image_id, image.ignore.shape, masks)
         document.write(building / FILE_NAME, complete=True)
     return source.report()
 

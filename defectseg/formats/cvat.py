@@ -1,10 +1,8 @@
-"""CVAT for images 1.1: an XML file for a task, a job or a project, with polygons, masks, ellipses and boxes.
+"""CVAT for images 1.1: an XML file for a task, a job or a project, with polygons, masks and boxes.
 
-Polygons are filled as CVAT's own mask exports do it, by pycocotools; ellipses by OpenCV, with a rounded centre and
-rounded radii (cvat/apps/dataset_manager/formats/transformations.py).
+Polygons are filled as CVAT's own mask exports do it, by pycocotools. Ellipses count as boxes.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import PurePosixPath
@@ -21,10 +19,8 @@ from defectseg.formats.polygons import paint_outlines
 from defectseg.formats.reading import parse_numbers, place_bitmap, reaches_beyond
 from defectseg.formats.source import LabelSource
 
-_NO_SUBSET = "default"  # CVAT's word
-_Paint = Callable[[tuple[int, int]], NDArray[np.bool_]]
-_Reader = Callable[[Element, str], tuple[NDArray[np.float64], _Paint | None]]
-"""Element, where -> points x, y in px that enclose it, and what paints it, None for a box."""
+_AREAS = ("polygon", "mask")
+_BOXES = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry")}
 
 
 def recognise(source: LabelSource) -> str:
@@ -35,8 +31,7 @@ def recognise(source: LabelSource) -> str:
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    areas = [f"image/{tag}" for tag in _READERS if tag != "box"]
-    return not any(root.find(area) is not None for _, root in source.xmls() for area in areas)
+    return not any(root.find(f"image/{tag}") is not None for _, root in source.xmls() for tag in _AREAS)
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -65,28 +60,28 @@ def _record(image: Element, folder: PurePosixPath, subset: str, where: str, tall
     name = PurePosixPath(subset, image.get("name", ""))
     where = f"{where}: {name}"
     height, width = map(int, _numbers(image, where, "height", "width"))
-    if subset not in ("", _NO_SUBSET) and not part_of(subset):
-        tally.add("other_part", example=str(name))
     size_hw, numbered = (height, width), enumerate(image, start=1)
-    made = [_shape(one, size_hw, f"{where}: {one.tag} {number}", tally) for number, one in numbered]
-    shapes = [shape for shape in made if shape is not None]
+    shapes = [made for number, one in numbered if (made := _shape(one, size_hw, f"{where}: {one.tag} {number}", tally))]
     status: Status = "labelled" if shapes else "unclear"
     return Record(str(folder / name), where, shapes, size_hw, part_of(subset), status)
 
 
 def _shape(one: Element, size_hw: tuple[int, int], where: str, tally: Tally) -> Shape | Box | None:
-    if one.tag not in _READERS or one.get("outside") == "1":
-        tally.add("no_pixel" if one.tag in _READERS else "other_shape", example=where)
+    name = one.get("label", "")
+    if one.tag not in (*_AREAS, *_BOXES) or one.get("outside") == "1":
+        tally.add("no_pixel" if one.get("outside") == "1" else "other_shape", example=where)
         return None
-    points, paint = _READERS[one.tag](one, where)
+    if one.tag == "mask":
+        return Shape(name, _mask(one, where), where)
+    points = _polygon(one, where) if one.tag == "polygon" else _box(one, where)
     if reaches_beyond(points, size_hw):
         tally.add("clipped", example=where)
-    if paint is not None:
-        return Shape(one.get("label", ""), paint, where)
+    if one.tag == "polygon":
+        return Shape(name, partial(paint_outlines, [points.ravel().tolist()], where=where), where)
     if one.get("rotation"):
         tally.add("rotated", example=where)
     (left, top), (width, height) = points.min(axis=0).tolist(), np.ptp(points, axis=0).tolist()
-    return Box(one.get("label", ""), (left, top, width, height), where)
+    return Box(name, (left, top, width, height), where)
 
 
 def _numbers(element: Element, where: str, *names: str) -> list[float]:
@@ -95,39 +90,22 @@ def _numbers(element: Element, where: str, *names: str) -> list[float]:
     return parse_numbers(texts, f"{where}: {', '.join(names)}")
 
 
-def _around(x: float, y: float, x_radius: float, y_radius: float, degrees: float) -> NDArray[np.float64]:
-    """Two corners of the upright box around a turned one that is given by its centre and half its sides."""
-    cosine, sine = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
-    half = np.array([x_radius * cosine + y_radius * sine, x_radius * sine + y_radius * cosine])
-    return np.add((x, y), [-half, half])
+def _box(one: Element, where: str) -> NDArray[np.float64]:
+    """The corners of a box that may be turned, or of that around an ellipse; rounded as CVAT rounds, too."""
+    first, second, third, fourth, degrees = _numbers(one, where, *_BOXES[one.tag], "rotation")
+    centre, sides = (first, second), (2 * third, 2 * fourth)
+    if one.tag == "box":
+        centre, sides = ((first + third) / 2, (second + fourth) / 2), (third - first, fourth - second)
+    return np.array(cv2.boxPoints((centre, sides, degrees)), np.float64).round(2)
 
 
-def _box(one: Element, where: str) -> tuple[NDArray[np.float64], None]:
-    left, top, right, bottom, degrees = _numbers(one, where, "xtl", "ytl", "xbr", "ybr", "rotation")
-    half_width, half_height = (right - left) / 2, (bottom - top) / 2
-    return _around(left + half_width, top + half_height, half_width, half_height, degrees), None
-
-
-def _polygon(one: Element, where: str) -> tuple[NDArray[np.float64], _Paint]:
+def _polygon(one: Element, where: str) -> NDArray[np.float64]:
     pairs = [point.split(",") for point in one.get("points", "").split(";")]
     texts = [text for pair in pairs for text in (pair if len(pair) == 2 else ("?",))]
-    flat = parse_numbers(texts, f"{where}: its points")
-    return np.reshape(flat, (-1, 2)), partial(paint_outlines, [flat], where=where)
+    return np.reshape(parse_numbers(texts, f"{where}: its points"), (-1, 2))
 
 
-def _ellipse(one: Element, where: str) -> tuple[NDArray[np.float64], _Paint]:
-    x, y, *radii, degrees = _numbers(one, where, "cx", "cy", "rx", "ry", "rotation")
-    x_radius, y_radius = map(abs, radii)
-
-    def paint(size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-        center, axes = (round(x), round(y)), (round(x_radius), round(y_radius))
-        mask = cv2.ellipse(np.zeros(size_hw, np.uint8), center, axes, degrees, 0, 360, 1, thickness=-1)
-        return np.asarray(mask).view(np.bool_)
-
-    return _around(x, y, x_radius, y_radius, degrees), paint
-
-
-def _mask(one: Element, where: str) -> tuple[NDArray[np.float64], _Paint]:
+def _mask(one: Element, where: str) -> Callable[[tuple[int, int]], NDArray[np.bool_]]:
     """Run-lengths, row by row within a box, beginning with a run outside the mask."""
     left, top, width, height = map(int, _numbers(one, where, "left", "top", "width", "height"))
     try:
@@ -138,15 +116,12 @@ def _mask(one: Element, where: str) -> tuple[NDArray[np.float64], _Paint]:
         raise LabelError(f"{where}: its run-lengths are not whole numbers that add up to its {width}x{height} px.")
 
     def paint(size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-        if not (0 < height <= 2 * size_hw[0] and 0 < width <= 2 * size_hw[1]):
+        if not (0 < height <= size_hw[0] and 0 < width <= size_hw[1]):
             raise LabelError(f"{where}: has {width}x{height} px, but its image {size_hw[1]}x{size_hw[0]}.")
         box = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
-        inside = box[max(0, -top) : max(0, size_hw[0] - top), max(0, -left) : max(0, size_hw[1] - left)]
-        return place_bitmap(inside, (min(max(0, left), size_hw[1]), min(max(0, top), size_hw[0])), size_hw, where)
+        return place_bitmap(box, (left, top), size_hw, where)
 
-    return np.array([(left, top), (left + width, top + height)]), paint
+    return paint
 
-
-_READERS: dict[str, _Reader] = {"polygon": _polygon, "mask": _mask, "ellipse": _ellipse, "box": _box}
 
 KIND = Kind("cvat", "CVAT: Export task dataset > CVAT for images 1.1", recognise, read, boxes_only)

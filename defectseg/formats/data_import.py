@@ -13,7 +13,7 @@ from defectseg.data.folder import IMAGES_NAME, write_not_labelled
 from defectseg.data.split import SPLIT_NAME, Fold, write_split
 from defectseg.data.table import IGNORE_CLASS_ID, write_label_table
 from defectseg.errors import DataError, ImageError, UsageError
-from defectseg.files import check_is_free, new_folder
+from defectseg.files import new_folder
 from defectseg.formats.classes import Classes, choose_classes
 from defectseg.formats.common import place_image
 from defectseg.formats.kinds import recognise
@@ -97,9 +97,15 @@ def import_labels(
         ResourceError: `out` cannot be written.
     """
     choices = choices or Choices()
-    check_is_free(out)
     tally = Tally()
-    with open_source(src, beside=out, progress=progress) as source:
+    with (
+        new_folder(out, last="train.csv") as building,
+        open_source(src, building.with_name("files"), choices.follow_links, progress) as source,
+    ):
+        if source.files and source.left_out:
+            log.warning(
+                "%s: links that lead out of it, which are left out (--follow-links): %s", src, some(source.left_out)
+            )
         if link and choices.images is None and src not in (source.root, source.file):
             raise UsageError("links into an archive would break. Unpack it, and give the folder.", argument="link")
         recognised, evidence = recognise(source, kind)
@@ -112,14 +118,13 @@ def import_labels(
         labelled, not_labelled = _sort_out(labels, placed, choices, where=str(src))
         used = {shape.name for one in labelled for shape in one.record.shapes if isinstance(shape, Shape)}
         classes = choose_classes(labels, used, choices, where=str(src))
-        with new_folder(out, last="train.csv") as building:
-            folder = building / IMAGES_NAME
-            paint_one = partial(paint, classes=classes, choices=choices, tally=tally, folder=folder, link=link)
-            painted = _paint_all(labelled, paint_one, tally, skip=choices.absent is not None, progress=progress)
-            _check_meant(painted, labels, choices, where=str(src))
-            for one in not_labelled:
-                place_image(one.path, folder / one.image_id, link=link)
-            folds = _write_tables(building, labels, classes, painted, not_labelled)
+        folder = building / IMAGES_NAME
+        paint_one = partial(paint, classes=classes, choices=choices, tally=tally, folder=folder, link=link)
+        painted = _paint_all(labelled, paint_one, tally, skip=choices.absent is not None, progress=progress)
+        _check_meant(painted, labels, choices, where=str(src))
+        for one in not_labelled:
+            place_image(one.path, folder / one.image_id, link=link)
+        folds = _write_tables(building, labels, classes, painted, not_labelled)
     inside = str(source.root / "x")[:-1]  # paths are told as seen from the source, which may be an unpacked archive
     return ImportReport(
         recognised.name,

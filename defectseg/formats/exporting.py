@@ -67,9 +67,7 @@ class Source:
         self.tally = Tally()
         self._masks = 0
         if IGNORE_NAME in self.folder.class_names:
-            raise DataError(
-                f"{root}: a class is called '{IGNORE_NAME}', which marks pixels to ignore. Rename it first."
-            )
+            raise DataError(f"{root}: a class is called '{IGNORE_NAME}', which marks pixels to ignore. Rename it.")
         if by_stem:
             index_unique(((stem_of(one), self.folder.image_path(one)) for one in self.folder.image_ids), "images")
         for image_id in self.folder.missing_images:

@@ -12,10 +12,8 @@ _IMAGE_LEVEL = "labels for whole images, which cannot be used here yet: draw out
 
 def refuse(source: LabelSource) -> None:
     """Raise DataError that says what the source is, if it is something known that cannot be imported."""
-    labelme_xml = [file for file, root in source.xmls() if root.find("object/polygon/pt") is not None]
     known = {
         _IMAGE_LEVEL: source.named("_classes.csv"),
-        f"XML of the first LabelMe, {_WAY_ON}": labelme_xml,
         f"JSON of VIA (VGG Image Annotator), {_WAY_ON}": [file for file, one in source.jsons() if _is_via(one)],
         f"an archive within {source.given}. Unpack it.": source.with_suffix(".zip", ".rar", ".7z", ".tar", ".tgz"),
     }

@@ -1,7 +1,9 @@
-"""Label Studio JSON: the full export and JSON-MIN, with polygons, brushes and ellipses."""
+"""Label Studio JSON: the full export, with polygons and brushes; ellipses count as boxes."""
 
+import io
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,20 +20,20 @@ from defectseg.formats.source import LabelSource
 from defectseg.image.find import IMAGE_SUFFIXES
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
-_FORMS = {"points": "polygon", "rle": "brush", "radiusX": "ellipse", "height": "rectangle"}  # key of a region -> form
-_REMARKS = ("choices", "taxonomy", "text", "number", "rating", "datetime")  # about an image or one of its regions
-_CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
-_VALUE_BITS = 8
+_Size = tuple[int, int] | None
+_FORMS = ("polygon", "brush", "ellipse", "rectangle")
+_HINT = "Predictions and drafts do not count: submit them as annotations in Label Studio, and export again."
 
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    return find_json(source, _is_export, "is a list of tasks with 'annotations' or 'annotation_id'")
+    return find_json(source, _is_export, "is a list of tasks with 'annotations'")
 
 
 def _is_export(content: Any) -> bool:
-    keys = set(content[0]) if isinstance(content, list) and content and isinstance(content[0], dict) else set()
-    return "annotation_id" in keys or {"annotations", "data"} <= keys
+    task = content[0] if isinstance(content, list) and content else content
+    keys = set(task) if isinstance(task, dict) else set()
+    return {"annotations", "data"} <= keys or not keys.isdisjoint(("annotation_id", "completions"))  # else refused
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -42,26 +44,18 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     shapes = [shape for record in records for shape in record.shapes]
     if kinds and not any(isinstance(shape, Shape) for shape in shapes) and not (shapes and choices.boxes):
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        wanted = "Label the images with polygonlabels, brushlabels or ellipselabels."
+        wanted = "Label the images with polygonlabels or brushlabels."
         raise DataError(f"{source.given}: holds {found}. {wanted}", go_on={"boxes": "ignore"} if shapes else None)
-    return LabelSet(records, list(dict.fromkeys(shape.name for shape in shapes)), file_each=True)
+    return LabelSet(records, list(dict.fromkeys(shape.name for shape in shapes)), file_each=True, hint=_HINT)
 
 
-def _tasks(content: list[Any], where: str) -> list[tuple[str, dict[str, Any]]]:
-    """Where it is and task, in the form of the full export. Rows of JSON-MIN for one task are united."""
-    tasks: dict[tuple[str, int], dict[str, Any]] = {}
-    for number, row in enumerate(content, start=1):
-        if not isinstance(row, dict):
-            raise LabelError(f"{where}: entry {number} is {str(row)[:60]}; expected a task.")
-        name = f"{where}, task {str(row.get('id', number))[:60]}"
-        if "annotation_id" not in row:
-            tasks[name, number] = row
-            continue
-        task = tasks.setdefault((name, 0), {"data": row, "annotations": []})
-        if row["annotation_id"] is not None:
-            regions = [region for key in row for region in list_at(row, key)]
-            task["annotations"].append({**row, "result": regions})
-    return [(name, task) for (name, _), task in tasks.items()]
+def _tasks(content: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where it is and task."""
+    for number, task in enumerate(content if isinstance(content, list) else [content], start=1):
+        if not isinstance(task, dict) or "annotations" not in task:
+            expected = "a task with 'annotations'. Export JSON, not JSON-MIN, from Label Studio 1.0 or later"
+            raise LabelError(f"{where}: entry {number} is {str(task)[:60]}; expected {expected}.")
+        yield f"{where}, task {str(task.get('id', number))[:60]}", task
 
 
 def _record(where: str, task: dict[str, Any], kinds: Counter[str], tally: Tally) -> Record:
@@ -73,32 +67,23 @@ def _record(where: str, task: dict[str, Any], kinds: Counter[str], tally: Tally)
     regions = [{**one, **value} if isinstance(value := one.get("value"), dict) else one for one in results]
     sizes = [size_of(one.get("original_height"), one.get("original_width")) for one in regions]
     size_hw = next((size for size in sizes if size is not None), None)
-    labelled = [region["id"] for region in regions if "id" in region and _labels_of(region)[1]]
     shapes: list[Shape | Box] = []
-    status: Status = "labelled"
     for number, region in enumerate(regions, start=1):
-        (kind, labels), entry = _labels_of(region), f"{where}, result {number}"
-        form = next((form for key, form in _FORMS.items() if key in region or form in kind), "")
+        kind, entry = str(region.get("type")), f"{where}, result {number}"
+        form, labels = next((form for form in _FORMS if form in kind), ""), list_at(region, kind)
         kinds[kind] += 1
-        if form and labels:
-            shapes += [_shape(name, form, region, size_hw, entry, tally) for name in labels]
-        elif form and kind not in _REMARKS:
-            if region.get("id") not in labelled:  # else a result of the type "labels" repeats it with its labels
-                raise LabelError(f"{entry}: has no label. Give this region a label in Label Studio, or delete it.")
-        else:
+        if not form:
             tally.add("other_shape", example=f"{entry.rpartition(': ')[2]} ({kind})")
-            status = status if kind in _REMARKS and not form else "unclear"
+        elif labels and all(isinstance(label, str) for label in labels):
+            shapes += [_shape(name, form, region, size_hw, entry, tally) for name in labels]
+        else:
+            raise LabelError(
+                f"{entry}: has no label of its own. Give it one, as polygonlabels or brushlabels, or delete it."
+            )
     if not results and any(list_at(one, "result") for one in annotations) and not annotations[-1].get("ground_truth"):
         raise LabelError(f"{where}: the newest annotation is empty, an older one is not. Mark one as ground truth.")
-    return Record(image, where, shapes, size_hw, status="labelled" if shapes else status, also=tuple(also))
-
-
-def _labels_of(region: dict[str, Any]) -> tuple[str, list[str]]:
-    """What kind of label a region has, and its labels."""
-    kinds = [key for key in region if key.endswith("labels")] + [key for key in _REMARKS if key in region]
-    kind = next(iter(kinds), str(region.get("type")))
-    labels = list_at(region, kind) if kind.endswith("labels") else []
-    return kind, labels if all(isinstance(label, str) for label in labels) else []
+    status: Status = "labelled" if shapes or not regions else "unclear"
+    return Record(image, where, shapes, size_hw, status=status, also=tuple(also))
 
 
 def _annotations(task: dict[str, Any], where: str, tally: Tally) -> list[dict[str, Any]]:
@@ -125,49 +110,30 @@ def _image_names(task: dict[str, Any], where: str) -> list[str]:
     return [*names, *(_UPLOAD_PREFIX.sub("", PurePosixPath(name).name) for name in names)] or [f"no image in {where}"]
 
 
-def _shape(
-    name: str, form: str, region: dict[str, Any], size_hw: tuple[int, int] | None, where: str, tally: Tally
-) -> Shape | Box:
+def _shape(name: str, form: str, region: dict[str, Any], size_hw: _Size, where: str, tally: Tally) -> Shape | Box:
     if region.get("image_rotation"):
         raise LabelError(f"{where}: has an image_rotation. Turn the image back in Label Studio.")
     if form == "brush":
         return Shape(name, partial(paint_brush, region.get("rle"), where), where)
-    if form == "polygon":
+    if size_hw is None:
+        raise LabelError(f"{where}: its original_width and original_height are not both whole numbers.")
+    if form == "polygon":  # filled by COCO's rule, as in Label Studio's own COCO export; given in percent
         points = points_of(region.get("points"), where)
         if reaches_beyond(points, (100, 100)):
             tally.add("clipped", example=where.rpartition(": ")[2])
-        return Shape(name, partial(_paint_polygon, points, where), where)
+        outline = (points * size_hw[::-1] / 100).ravel().tolist()
+        return Shape(name, partial(paint_outlines, [outline], where=where), where)
     keys = ["x", "y", *(("radiusX", "radiusY") if form == "ellipse" else ("width", "height"))]
     numbers: list[Any] = [*map(region.get, keys), region.get("rotation", 0)]
-    if not all(map(is_number, numbers)) or size_hw is None:
-        raise LabelError(f"{where}: {', '.join(keys)}, original_width, original_height are not all numbers.")
-    place, extent = np.reshape(numbers[:4], (2, 2)) * (np.array(size_hw[::-1]) / 100)
-    if form == "ellipse":
-        return Shape(name, partial(_paint_ellipse, place, extent, numbers[4]), where)
+    if not all(map(is_number, numbers)):
+        raise LabelError(f"{where}: {', '.join(keys)}, rotation are not all numbers.")
+    x, y, width, height = (np.array(numbers[:4]) * np.tile(size_hw[::-1], 2) / 100).tolist()
     if numbers[4]:
         tally.add("rotated", example=where.rpartition(": ")[2])
-    corners = _turned(_CORNERS * extent, numbers[4]) + place
-    return Box(name, (*corners.min(axis=0).tolist(), *np.ptp(corners, axis=0).tolist()), where)
-
-
-def _turned(points: NDArray[np.float64], degrees: float) -> NDArray[np.float64]:
-    """Points x, y turned clockwise on the screen around 0, 0."""
-    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.asarray(points @ np.array([[cos, sin], [-sin, cos]]))
-
-
-def _paint_polygon(points: NDArray[np.float64], where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Points in percent, filled by COCO's rule, as in Label Studio's own COCO export."""
-    return paint_outlines([(points * size_hw[::-1] / 100).ravel().tolist()], size_hw, where=where)
-
-
-def _paint_ellipse(
-    centre: NDArray[np.float64], radii: NDArray[np.float64], degrees: float, size_hw: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """The pixels whose centres lie in an ellipse."""
-    pixels = np.stack(np.meshgrid(np.arange(size_hw[1]) + 0.5, np.arange(size_hw[0]) + 0.5), axis=-1)
-    from_centre = _turned(pixels - centre, -degrees) / np.maximum(radii, 1e-9)
-    return np.asarray((from_centre**2).sum(axis=-1) <= 1)
+    least = -1 if form == "ellipse" else 0  # an ellipse turns around its centre, a box around its left upper corner
+    sides = np.array([complex(right * width, down * height) for right in (least, 1) for down in (least, 1)])
+    corners = complex(x, y) + sides * np.exp(1j * np.radians(numbers[4]))
+    return Box(name, (corners.real.min(), corners.imag.min(), np.ptp(corners.real), np.ptp(corners.imag)), where)
 
 
 def paint_brush(run_lengths: Any, where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -181,26 +147,24 @@ def paint_brush(run_lengths: Any, where: str, size_hw: tuple[int, int]) -> NDArr
     Raises:
         LabelError: the run-lengths are damaged, or for another image size.
     """
-    bits, place, values, length = "", 0, bytearray(), 4 * size_hw[0] * size_hw[1]
+    bits, values, length = io.StringIO(), bytearray(), 4 * size_hw[0] * size_hw[1]
 
     def take(count: int) -> int:
-        nonlocal place
-        place += count
-        return int(bits[place - count : place], 2)  # ValueError at the end
+        return int(bits.read(count).ljust(count, "?"), 2)  # ValueError at the end
 
     try:
-        bits = "".join(f"{byte:08b}" for byte in bytes(run_lengths if isinstance(run_lengths, list) else ()))
-        if (take(32), take(5)) != (length, _VALUE_BITS - 1):
+        bits = io.StringIO(
+            "".join(f"{byte:08b}" for byte in bytes(run_lengths if isinstance(run_lengths, list) else ()))
+        )
+        if (take(32), take(5)) != (length, 7):
             raise ValueError
         length_bits = [take(4) + 1 for _ in range(4)]
         while len(values) < length:
             repeated, count = take(1), take(length_bits[take(2)]) + 1
-            values += bytes([take(_VALUE_BITS)]) * count if repeated else take(_VALUE_BITS * count).to_bytes(count)
-        if place > len(bits):
-            raise ValueError
+            values += bytes([take(8)]) * count if repeated else take(8 * count).to_bytes(count)
     except (ValueError, TypeError) as error:
         raise LabelError(f"{where}: its brush is damaged, or for another image size. Export it again.") from error
     return np.frombuffer(values, np.uint8)[3:length:4].reshape(size_hw) > 0
 
 
-KIND = Kind("label-studio", "Label Studio: Export as JSON or JSON-MIN", recognise, read)
+KIND = Kind("label-studio", "Label Studio: Export as JSON", recognise, read)

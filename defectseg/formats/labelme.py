@@ -16,7 +16,7 @@ from defectseg.formats.common import place_image, stem_of
 from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
 from defectseg.formats.losses import Tally
-from defectseg.formats.polygons import Piece, cut_pieces, pixel_outline
+from defectseg.formats.polygons import Piece, check_outline, cut_pieces, pixel_outline
 from defectseg.formats.reading import find_json, jsons_of, paint_bitmap, points_of, reaches_beyond, size_of, value_at
 from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent
@@ -85,15 +85,16 @@ def _shape(one: Any, where: str, size_hw: tuple[int, int] | None, choices: Choic
         tally.add(_TOLD[form], example=example)
     if reaches_beyond(points, size_hw):
         tally.add("clipped", example=example)
+    check_outline(points, where)
     return Shape(name, partial(draw, form, corners if form == "rectangle" else points), where, covers=True)
 
 
-def draw(form: str, points: NDArray[np.float64], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def draw(form: str, points: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """Fill a shape as labelme's own `shape_to_mask` does it, bool (H, W).
 
     Args:
         form: "polygon", "rectangle", "circle", "line", "linestrip", or a rotated rectangle.
-        points: x, y in px, float64 (N, 2); of a rectangle or circle, the least and the greatest.
+        points: x, y in px, int or float (N, 2); of a rectangle or circle, the least and the greatest.
         size_hw: height and width of the image.
     """
     from PIL import Image, ImageDraw
@@ -149,8 +150,7 @@ def _entry(name: str, piece: Piece) -> dict[str, Any]:
     left, top, width, height = piece.box_xywh
     entry: dict[str, Any] = {"label": name, "group_id": None, "description": "", "flags": {}}
     points = pixel_outline(piece)
-    here = (points - (left, top)).astype(np.float64)
-    if len(points) > 2 and np.array_equal(draw("polygon", here, (height, width)), piece.mask):
+    if len(points) > 2 and np.array_equal(draw("polygon", points - (left, top), (height, width)), piece.mask):
         return entry | {"points": points.tolist(), "shape_type": "polygon", "mask": None}
     corners = [[left, top], [left + width - 1, top + height - 1]]
     content = cv2.imencode(".png", piece.mask.view(np.uint8))[1].tobytes()

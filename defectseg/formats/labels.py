@@ -47,6 +47,7 @@ class Choices:
         sound: a folder of sound images.
         background, ignore: the value or name that means sound steel, and the one of pixels to ignore.
         unite: unite the rows of a label table that have the same image and class.
+        follow_links: read and copy files behind links that lead out of the folders of labels or images.
     """
 
     images: Path | None = None
@@ -60,6 +61,7 @@ class Choices:
     background: str = ""
     ignore: str = ""
     unite: bool = False
+    follow_links: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from defectseg.files import check_image_id
 from defectseg.formats.common import index_unique, stem_of
 from defectseg.formats.labels import Choices, LabelSet, Record
 from defectseg.formats.losses import Tally
-from defectseg.formats.source import LabelSource
+from defectseg.formats.source import LabelSource, leads_out
 from defectseg.image.find import FoundImage, escaped, find_images
 from defectseg.progress import some
 
@@ -30,16 +30,21 @@ class ImageFinder:
 
     Args:
         roots: the folders.
+        inside: leave out images behind links that lead out of the folders; `left_out` counts them.
 
     Raises:
         DataError: there is no image, or a folder does not exist.
     """
 
-    def __init__(self, roots: Sequence[Path]) -> None:
+    def __init__(self, roots: Sequence[Path], *, inside: bool = False) -> None:
         try:
-            self.images: list[FoundImage] = find_images(roots, tell=False)
+            images = find_images(roots, tell=False)
         except DataError as error:
             raise DataError(f"{error} Give the folder that holds the images.", argument="images") from error
+        self.images = [one for one in images if not (inside and leads_out(one.path, *roots))]
+        self.left_out = len(images) - len(self.images)
+        if not self.images:
+            raise DataError(f"{roots[0]}: all its images lie behind links out of it.", go_on={"follow_links": True})
         self._by_name: dict[str, list[FoundImage]] = defaultdict(list)
         for image in self.images:
             name = _parts(image.image_id)[-1]
@@ -68,6 +73,14 @@ class ImageFinder:
         return None
 
 
+def find_all(source: LabelSource, choices: Choices, tally: Tally) -> ImageFinder:
+    """The images of a source, or of the folder that a choice names. Counts those that links keep out."""
+    finder = ImageFinder([choices.images or source.root], inside=not choices.follow_links)
+    if choices.images or source.file is not None:  # else, they are told with the other files of the source
+        tally.add("links", finder.left_out)
+    return finder
+
+
 def _parts(name: str) -> list[str]:
     """The parts of a path or URL, comparable."""
     path = name.partition("?d=")[2] or name  # Label Studio's /data/local-files/?d=a/b.jpg
@@ -93,7 +106,8 @@ def place(labels: LabelSet, source: LabelSource, choices: Choices, tally: Tally)
     if not labels.records and not labels.lonely:
         raise DataError(f"{source.given}: holds no labels of this kind.")
     root = choices.images or source.root
-    finder = ImageFinder([root]) if any(isinstance(record.image, str) for record in labels.records) else None
+    is_named = any(isinstance(record.image, str) for record in labels.records)
+    finder = find_all(source, choices, tally) if is_named else None
     found: dict[Path, Record] = {}
     missing = list(labels.lonely)
     for record in labels.records:

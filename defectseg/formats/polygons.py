@@ -10,6 +10,7 @@ holds them as a list ("uncompressed") or as text in six-bit digits ("compressed"
 rleToString).
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as brief
@@ -20,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
-from defectseg.formats.losses import Tally
+from defectseg.formats.reading import reaches_beyond
 
-_LONGEST_NUMBER_BITS = 40
+MOST_OUTLINE_PX = 5_000_000  # for which pycocotools takes half a gigabyte
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,13 @@ def outline(piece: Piece, *, tolerance_px: float = 0.0) -> NDArray[np.float64]:
     return (np.asarray(contour).reshape(-1, 2) + 0.5) / 2 + piece.box_xywh[:2]
 
 
-def paint_outlines(
-    polygons: Sequence[list[float]], size_hw: tuple[int, int], *, where: str, tally: Tally | None = None
-) -> NDArray[np.bool_]:
+def paint_outlines(polygons: Sequence[list[float]], size_hw: tuple[int, int], *, where: str) -> NDArray[np.bool_]:
     """The union of polygons in COCO's convention, bool (H, W), filled by pycocotools.
 
     Args:
         polygons: each a list x1, y1, x2, y2 and so on, in pixels. Polygons of fewer than three points are skipped.
         size_hw: height and width of the image in pixels.
         where: names the annotation in messages.
-        tally: told if a polygon reaches beyond the image.
 
     Raises:
         LabelError: a point is not a number, or lies far outside the image. pycocotools would crash.
@@ -94,22 +92,25 @@ def paint_outlines(
     if not filled:
         return np.zeros(size_hw, np.bool_)
     points = np.reshape(np.concatenate(filled), (-1, 2))
-    if not lies_within(points, size_hw, beyond_px=size_hw[::-1]):
-        raise LabelError(
-            f"{where}: has points from {points.min():g} to {points.max():g}, far outside its image of {size_hw[1]} x "
-            f"{size_hw[0]}. Export the labels again at the images' own size."
-        )
-    if tally is not None and not lies_within(points, size_hw):
-        tally.add("clipped", example=where.rpartition(": ")[2])
+    if reaches_beyond(points, size_hw, sizes=1):
+        what = f"has points from {points.min():g} to {points.max():g}, far outside its image of"
+        raise LabelError(f"{where}: {what} {size_hw[1]} x {size_hw[0]}. Export the labels at the images' own size.")
+    for polygon in filled:
+        check_outline(np.reshape(polygon, (-1, 2)), where)
     counts = coco.merge(coco.frPyObjects(filled, *size_hw))["counts"].decode("ascii")
     return decode_rle({"size": list(size_hw), "counts": counts}, size_hw, where=where)
 
 
-def lies_within(
-    points: NDArray[np.float64], size_hw: tuple[int, int], *, beyond_px: tuple[float, float] = (0.5, 0.5)
-) -> bool:
-    """Whether points, (N, 2), x and y in px, lie in an image or no more than `beyond_px`, x and y, beyond it."""
-    return bool(((points >= np.negative(beyond_px)) & (points <= np.add(size_hw[::-1], beyond_px))).all())
+def check_outline(points: NDArray[Any], where: str) -> None:
+    """Refuse an outline, x and y in px, (N, 2), that would take much memory and time to draw.
+
+    Raises:
+        LabelError: it is longer than `MOST_OUTLINE_PX`; names `where`.
+    """
+    length_px = np.abs(np.diff(points, axis=0)).max(axis=1, initial=0).sum()
+    if length_px > MOST_OUTLINE_PX:
+        most = f"up to {MOST_OUTLINE_PX:,} px are drawn. Export a mask instead."
+        raise LabelError(f"{where}: its outline is {length_px:,.0f} px long; {most}")
 
 
 def pixel_outline(piece: Piece) -> NDArray[np.intp]:
@@ -146,32 +147,28 @@ def decode_rle(run_lengths: Mapping[str, Any], size_hw: tuple[int, int], *, wher
     """
     height, width = size_hw
     size, given = run_lengths.get("size"), run_lengths.get("counts")
-    counts: Any = _unpack(given) if isinstance(given, str) else given
+    counts: Any = _unpack(given).tolist() if isinstance(given, str) else given
     is_valid = isinstance(counts, list) and all(isinstance(n, int) and 0 <= n <= height * width for n in counts)
     if size != [height, width] or not is_valid or sum(counts) != height * width:
-        raise LabelError(
-            f"{where}: run-lengths of size {brief(size)}, {brief(given)}; expected [{height}, {width}] (rows, columns) "
-            f"and a text or whole numbers that add up to {height * width} px. Export the labels again."
-        )
+        expected = f"expected [{height}, {width}] (rows, columns), and numbers that add up to {height * width} px"
+        raise LabelError(f"{where}: run-lengths of size {brief(size)}, {brief(given)}; {expected}. Export them again.")
     values = np.arange(len(counts)) % 2 == 1
     return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
 
 
-def _unpack(text: str) -> list[int]:
+def _unpack(text: str) -> NDArray[np.int64]:
     """The numbers in compressed run-lengths; none if they are damaged.
 
-    From the fourth on, each is stored minus the one two before it.
+    Each consists of digits of five bits, the least first; 32 in a digit says that another follows, 16 in the last one
+    that the number is negative. From the fourth on, each is stored minus the one two before it.
     """
-    counts: list[int] = []
-    value = bits = 0
-    for letter in text:
-        digit = ord(letter) - 48
-        if not 0 <= digit < 64 or bits > _LONGEST_NUMBER_BITS:
-            return []
-        value |= (digit & 31) << bits
-        bits += 5
-        if not digit & 32:
-            value -= (digit & 16) << bits - 4
-            counts.append(value + counts[-2] if len(counts) > 2 else value)
-            value = bits = 0
-    return [] if bits else counts
+    if not re.fullmatch("([P-o]{0,7}[0-O])+", text):
+        return np.empty(0, np.int64)
+    digits = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - ord("0")
+    last = np.flatnonzero(digits < 32)
+    first = np.append(0, last[:-1] + 1)
+    places = np.arange(len(digits)) - np.repeat(first, last + 1 - first)
+    counts: NDArray[np.int64] = np.add.reduceat((digits & 31) << 5 * places, first)
+    counts -= (digits[last] & 16) << 5 * places[last] + 1
+    counts[1::2], counts[2::2] = counts[1::2].cumsum(), counts[2::2].cumsum()
+    return counts

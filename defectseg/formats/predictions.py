@@ -1,12 +1,12 @@
 """Predictions as COCO, to be corrected in a labelling tool: new labels grow from a first model."""
 
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 from defectseg.errors import DataError, OutputExistsError
 from defectseg.formats.coco import CocoDocument
-from defectseg.formats.losses import Loss, Tally
+from defectseg.formats.exporting import ExportReport
+from defectseg.formats.losses import Tally
 from defectseg.image import rle
 from defectseg.predict.output import read_results
 from defectseg.predict.tables import RLE, STATUS_UNREADABLE
@@ -15,26 +15,9 @@ from defectseg.progress import Progress, silent
 TOLERANCE_PX = 1.0  # outlines may deviate so far, so that people move a few dozen points, not hundreds
 
 
-@dataclass(frozen=True)
-class CorrectionReport:
-    """What was written.
-
-    Attributes:
-        images: number of images in the file, clean ones included.
-        annotations: number of regions.
-        class_names: name n-1 belongs to category n.
-        lost: what the file does not hold.
-    """
-
-    images: int
-    annotations: int
-    class_names: tuple[str, ...]
-    lost: tuple[Loss, ...]
-
-
 def predictions_to_coco(
     root: Path, file: Path, *, run_lengths: bool = False, progress: Progress = silent
-) -> CorrectionReport:
+) -> ExportReport:
     """Write the results in an output folder of `predict` as one COCO file.
 
     Each connected region becomes an annotation with its score. Every image is listed, so that people see what was
@@ -57,25 +40,24 @@ def predictions_to_coco(
     run, outputs, records = read_results(root)
     if RLE not in outputs.names:
         raise DataError(f"{root}: was written without predictions.csv. Predict again, with rle among the outputs.")
-    class_names = tuple(map(str, run["class_names"]))
-    tally = Tally()
+    class_names, tally = tuple(map(str, run["class_names"])), Tally()
     document = CocoDocument(class_names, tally, tolerance_px=None if run_lengths else TOLERANCE_PX)
     for record in records:
         if record.status == STATUS_UNREADABLE:
             tally.add("unreadable_images", example=record.image_id)
             continue
         size_hw = int(record.image["height"]), int(record.image["width"])
-        document.add_image(record.image_id, size_hw)
+        encoded = {int(class_id): text for _, class_id, text in record.predictions}
+        masks = {class_id: rle.decode(text, size_hw, where=record.image_id) for class_id, text in encoded.items()}
         scores: dict[tuple[int, ...], list[float]] = defaultdict(list)
         for _, class_id, _, area_px, left, top, width, height, _, _, score in record.regions:
             scores[tuple(map(int, (class_id, area_px, left, top, width, height)))].append(float(score))
-        for image_id, class_id, encoded in record.predictions:
-            mask = rle.decode(encoded, size_hw, where=f"{image_id}, ClassId {class_id}")
-            for annotation in document.add_mask(int(class_id), mask):
-                if found := scores.get((int(class_id), annotation["area"], *annotation["bbox"])):
-                    annotation["score"] = found.pop(0)  # regions of one class, area and box take their scores in turn
+        for annotation in document.add_image(record.image_id, size_hw, masks):
+            if found := scores[annotation["category_id"], annotation["area"], *annotation["bbox"]]:
+                annotation["score"] = found.pop(0)  # regions of one class, area and box take their scores in turn
         progress(len(document.images), 0)
     if not run_lengths and document.annotations:
         tally.add("simplified", round(TOLERANCE_PX))
     document.write(file, complete=False)
-    return CorrectionReport(len(document.images), len(document.annotations), class_names, tally.losses())
+    masked = {(one["image_id"], one["category_id"]) for one in document.annotations}
+    return ExportReport(len(document.images), len(masked), class_names, tally.losses())

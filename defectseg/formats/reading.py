@@ -1,7 +1,6 @@
 """What readers of label files share: values that may be anything, and small mask pictures."""
 
 import base64
-import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -49,6 +48,15 @@ def list_at(content: Any, *keys: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def numbers_of(values: Any) -> NDArray[np.float64]:
+    """The numbers in lists, some of which may be written as text, as an array; an empty one if it is anything else."""
+    try:
+        numbers = np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return np.empty(0)
+    return numbers if (np.abs(numbers) < _FARTHEST_PX).all() else np.empty(0)  # not nan
+
+
 def points_of(value: Any, where: str) -> NDArray[np.float64]:
     """Points x, y in px, float64 (N, 2), from a list of pairs. Raises LabelError where it is anything else."""
     pairs = value if isinstance(value, list) else []
@@ -63,24 +71,21 @@ def is_number(value: Any) -> bool:
 
 
 def size_of(height: Any, width: Any) -> tuple[int, int] | None:
-    """Height and width as a label file states them; None where it states no whole numbers."""
-    return (height, width) if type(height) is int and type(width) is int else None
+    """Height and width in px as a label file states them; None where it states no numbers."""
+    return (int(height), int(width)) if is_number(height) and is_number(width) else None
 
 
-def reaches_beyond(points: NDArray[np.float64], size_hw: tuple[int, int] | None) -> bool:
-    """Whether points x, y in px, (N, 2), leave an image of known size."""
-    return size_hw is not None and bool((points < 0).any() or (points > size_hw[::-1]).any())
+def reaches_beyond(points: NDArray[np.float64], size_hw: tuple[int, int] | None, *, sizes: int = 0) -> bool:
+    """Whether points x, y in px, (N, 2), leave an image of known size by more than so many of its sizes; nan do."""
+    return size_hw is not None and not (np.abs(points / size_hw[::-1] - 0.5) <= 0.5 + sizes).all()
 
 
 def parse_numbers(texts: Sequence[str], what: str) -> list[float]:
     """Numbers that a tool writes as text, such as attributes in XML. Raises LabelError, which begins with `what`."""
-    try:
-        numbers = [float(text) for text in texts]
-    except ValueError:
-        numbers = [math.nan]
-    if not all(map(is_number, numbers)):
+    numbers = numbers_of(texts)
+    if len(numbers) < len(texts):
         raise LabelError(f"{what} are '{' '.join(texts)[:60]}'; expected numbers in px.")
-    return numbers
+    return [float(number) for number in numbers]
 
 
 def paint_bitmap(text: Any, corner: NDArray[np.float64], where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from defectseg.data.classes import CLASSES_NAME, read_class_names
 from defectseg.data.folder import GROUPS_NAME, IMAGES_NAME, read_not_labelled
@@ -21,37 +22,35 @@ _SAMPLE_NAME = "sample_submission.csv"
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    table, _ = _find_table(source)
+    table = _find_table(source)
     return f"{table} is a table of run-lengths" if table else ""
 
 
-def _find_table(source: LabelSource) -> tuple[str, set[str]]:
-    """train.csv, or else the only table of labels, and its columns; "" if there is none."""
+def _find_table(source: LabelSource) -> str:
+    """train.csv, or else the only table of labels; "" if there is none."""
     files = source.named(*TABLE_NAMES) or [one for one in source.files if one.lower().endswith((".csv", ".csv.gz"))]
-    tables = []
-    for file in files:
-        with suppress(LabelError):
-            columns = set(read_csv(source.path(file)).header) if file != _SAMPLE_NAME else set()
-            has_labels = "ImageId_ClassId" in columns or columns >= {"ImageId", "EncodedPixels"}
-            tables += [(file, columns)] if has_labels or source.path(file).name in TABLE_NAMES else []
-    return tables[0] if len(tables) == 1 else ("", set())
+    tables = [file for file in files if file != _SAMPLE_NAME and _has_labels(source.path(file))]
+    return tables[0] if len(tables) == 1 else ""
+
+
+def _has_labels(path: Path) -> bool:
+    with suppress(LabelError):
+        table, layouts = read_csv(path), (["ImageId_ClassId"], ["ImageId", "EncodedPixels"])
+        return path.name in TABLE_NAMES or any(table.columns(*names) for names in layouts)
+    return False
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Images without a row are sound, as in a data folder; its other files come along."""
-    table, columns = _find_table(source)
-    if not table:
+    if not (table := _find_table(source)):
         raise LabelError(f"{source.given}: no label table; expected one, in CSV with commas, with a column ImageId.")
     path = source.path(table)
-    folder = path.parent / IMAGES_NAME
-    roots = [choices.images or (folder if folder.is_dir() else source.root)]
+    beside = path.parent / IMAGES_NAME
+    roots = [choices.images or (beside if beside.is_dir() else source.root)]
     image_of = {image.image_id: image.path for image in find_images(roots)}
-    if "fold" in columns:
+    if read_csv(path).columns("fold"):
         tally.add("fold_column", example=path.name)
-    scan = scan_label_rows(path, image_ids=image_of, unite=choices.unite)
-    rows = scan.sound()
-    if scan.united:
-        tally.add("united", scan.united)
+    rows = scan_label_rows(path, image_ids=image_of, unite=choices.unite).sound()
     largest = max((row.class_id for row in rows if row.class_id != IGNORE_CLASS_ID), default=1)
     named = (path.parent / CLASSES_NAME).is_file()
     names = list(read_class_names(path.parent, largest) if named else map(str, range(1, largest + 1)))
@@ -67,8 +66,8 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     for image_id, listed in shapes.items():
         status: Status = "unlabelled" if image_id in unlabelled else "labelled"
         records.append(Record(image_of.get(image_id, image_id), f"{path}: {image_id}", listed, status=status))
-    side_files = [path.parent / name for name in (SPLIT_NAME, GROUPS_NAME)]
-    return LabelSet(records, names, numbered=not named, roots=roots, keep=[one for one in side_files if one.is_file()])
+    keep = [file for name in (SPLIT_NAME, GROUPS_NAME) if (file := path.parent / name).is_file()]
+    return LabelSet(records, names, numbered=not named, roots=roots, keep=keep)
 
 
 KIND = Kind("severstal", "Kaggle: train.csv of Severstal, or a table like it", recognise, read)

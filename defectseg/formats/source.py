@@ -1,7 +1,7 @@
 """SRC of an import: a file, a folder, or a ZIP archive, which is unpacked."""
 
 import os
-import tempfile
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +11,7 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 from defectseg.errors import DataError, DefectsegError, LabelError
-from defectseg.files import resource_errors, unpack_zip
+from defectseg.files import unpack_zip
 from defectseg.image.find import IMAGE_SUFFIXES
 from defectseg.progress import Progress
 from defectseg.text import read_json, read_xml
@@ -27,10 +27,12 @@ class LabelSource:
         root: the folder; for a single file, its folder.
         file: the single file, or None.
         files: relative POSIX paths of all files, sorted; for a single file, its name alone.
+        left_out: paths that are not in `files`, because they are links that lead out of the root.
     """
 
-    def __init__(self, given: Path, root: Path, file: Path | None = None) -> None:
-        self.given, self.root, self.file = given, root, file
+    def __init__(self, given: Path, root: Path, file: Path | None = None, *, follow_links: bool = False) -> None:
+        self.given, self.root, self.file, self._follow_links = given, root, file, follow_links
+        self.left_out: list[str] = []
         # The first few of each kind are looked at again and again. Files of labelme hold their images.
         self._parsed = lru_cache(2 * _FEW)(lambda parse, file: parse(self.root / file))
 
@@ -46,9 +48,13 @@ class LabelSource:
                 subfolders.clear()
                 continue
             seen.add(real)
-            subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != "__MACOSX"]
+            links = [path for name in (*subfolders, *names) if (path := Path(folder, name)).is_symlink()]
+            out = {path.name for path in links if leads_out(path, self.root) and not self._follow_links}
+            self.left_out += [str(Path(folder, name)) for name in sorted(out)]
+            subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in {*out, "__MACOSX"}]
             prefix = Path(folder).relative_to(self.root).as_posix()
-            found += [name if prefix == "." else f"{prefix}/{name}" for name in names if not name.startswith(".")]
+            shown = (name for name in names if not name.startswith(".") and name not in out)
+            found += [name if prefix == "." else f"{prefix}/{name}" for name in shown]
         return tuple(sorted(found))
 
     def with_suffix(self, *suffixes: str) -> list[str]:
@@ -94,20 +100,26 @@ class LabelSource:
                 yield file, self.xml(file)
 
 
+def leads_out(path: Path, *roots: Path) -> bool:
+    """Whether a path leads out of folders by a link."""
+    real = Path(os.path.realpath(path))
+    return not any(real.is_relative_to(os.path.realpath(root)) for root in roots)
+
+
 def _refuse_folder(error: OSError) -> None:
     raise DataError(f"{error.filename}: the folder cannot be listed ({error.strerror}). Check its permissions.")
 
 
 @contextmanager
-def open_source(src: Path, *, beside: Path, progress: Progress) -> Iterator[LabelSource]:
-    """Open a source. An archive is unpacked beside the folder to be written, and removed at the end.
+def open_source(src: Path, unpacked: Path, follow_links: bool, progress: Progress) -> Iterator[LabelSource]:
+    """Open a source. An archive is unpacked into the folder `unpacked`, which is made, and removed at the end.
 
     Raises:
         DataError: it does not exist, or is a damaged archive.
         ResourceError: there is no space to unpack it.
     """
     if os.path.isdir(src):  # noqa: PTH112 - Path.is_dir raises PermissionError
-        yield LabelSource(src, src)
+        yield LabelSource(src, src, follow_links=follow_links)
     elif not os.path.isfile(src):  # noqa: PTH113
         raise DataError(f"{src}: no such file or folder, or no permission to see it; expected labels.")
     elif not zipfile.is_zipfile(src):
@@ -115,14 +127,11 @@ def open_source(src: Path, *, beside: Path, progress: Progress) -> Iterator[Labe
             raise DataError(f"{src}: no whole ZIP archive. Download it again, or unpack it and give the folder.")
         yield LabelSource(src, src.parent, src)
     else:
-        with resource_errors(beside):
-            beside.absolute().parent.mkdir(parents=True, exist_ok=True)
-            unpacked = tempfile.TemporaryDirectory(prefix=".tmp-", dir=beside.absolute().parent)
-        with unpacked as folder:
-            root = Path(folder) / "files"
-            try:
-                unpack_zip(src, root, remedy="Export it again.", progress=progress)
-                yield LabelSource(src, root)
-            except DefectsegError as error:  # the user does not know the unpacked folder
-                error.args = (str(error.args[0]).replace(str(root), str(src)),)
-                raise
+        try:
+            unpack_zip(src, unpacked, remedy="Export it again.", progress=progress)
+            yield LabelSource(src, unpacked)
+        except DefectsegError as error:  # the user does not know the unpacked folder
+            error.args = (str(error.args[0]).replace(str(unpacked), str(src)),)
+            raise
+        finally:
+            shutil.rmtree(unpacked, ignore_errors=True)

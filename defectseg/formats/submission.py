@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from defectseg.data.table import label_cells
 from defectseg.errors import DataError, LabelError, OutputExistsError
 from defectseg.files import atomic_csv
 from defectseg.predict.output import read_results
@@ -47,10 +48,8 @@ def export_submission(root: Path, sample: Path, out: Path) -> SubmissionReport:
     run, outputs, records = read_results(root)
     if RLE not in outputs.names:
         raise DataError(f"{root}: was written without predictions.csv. Predict again, with rle among the outputs.")
-    predicted: dict[str, dict[str, str]] = {}
-    for record in records:
-        if record.status != STATUS_UNREADABLE:
-            predicted[record.image_id] = {str(number): runs for _, number, runs in record.predictions if runs}
+    readable = [record for record in records if record.status != STATUS_UNREADABLE]
+    predicted = {one.image_id: {str(number): runs for _, number, runs in one.predictions if runs} for one in readable}
     table = read_csv(sample)
     class_ids = [str(number) for number in range(1, len(run["class_names"]) + 1)]
     asked = list(_asked(table, class_ids))
@@ -76,13 +75,9 @@ def _asked(table: CsvTable, class_ids: list[str]) -> Iterator[tuple[str, str]]:
     if set(table.header) not in map(set, _LAYOUTS):
         expected = " or ".join(map(", ".join, _LAYOUTS))
         raise LabelError(f"{table.path}: has the columns {', '.join(table.header)}; expected {expected}.")
-    for line, fields in table.rows:
-        cells = dict(zip(table.header, fields, strict=True))
-        both = cells["ImageId_ClassId"] if len(cells) == 2 else f"{cells['ImageId']}_{cells['ClassId'].strip()}"
-        image_id, _, class_id = both.rpartition("_")
-        if class_id not in (_PLACEHOLDER, *class_ids):
-            known = f"the model has the classes 1 to {len(class_ids)}"
-            raise LabelError(f"{table.path}, line {line}: ClassId {class_id!r}; {known}.")
+    for line, image_id, class_text, _ in label_cells(table):
+        if (class_id := class_text.strip()) not in (_PLACEHOLDER, *class_ids):
+            raise LabelError(f"{table.path}, line {line}: ClassId {class_id!r}; the model has 1 to {len(class_ids)}.")
         yield from ((image_id, one) for one in (class_ids if class_id == _PLACEHOLDER else [class_id]))
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from defectseg.errors import LabelError
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_among
 from defectseg.formats.losses import Tally
+from defectseg.formats.polygons import check_outline
 from defectseg.formats.reading import find_json, jsons_of, list_at, paint_bitmap, points_of, size_of, value_at
 from defectseg.formats.source import LabelSource
 
@@ -36,8 +37,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
 
 def _record(file: str, where: str, content: dict[str, Any], tally: Tally) -> Record:
     objects = enumerate(content["objects"], start=1)
-    made = [_shape(one, f"{where}, object {number}", tally) for number, one in objects]
-    shapes = [shape for shape in made if shape is not None]
+    shapes = [made for number, one in objects if (made := _shape(one, f"{where}, object {number}", tally))]
     image = PurePosixPath(f"/{file}".replace("/ann/", "/img/")[1:]).with_suffix("")
     size_hw = size_of(content["size"].get("height"), content["size"].get("width"))
     # Supervisely writes a file without objects for images that nobody has looked at, too.
@@ -57,16 +57,18 @@ def _shape(one: Any, where: str, tally: Tally) -> Shape | Box | None:
     exterior = points_of(value_at(one, "points", "exterior"), where)
     if geometry == "polygon":
         holes = [points_of(hole, where) for hole in list_at(one, "points", "interior")]
-        return Shape(name, partial(_paint_polygon, exterior, holes), where)
+        return Shape(name, partial(_paint_polygon, exterior, holes, where), where)
     (left, top), (width, height) = exterior.min(axis=0).tolist(), (np.ptp(exterior, axis=0) + 1).tolist()
     return Box(name, (left, top, width, height), where)
 
 
 def _paint_polygon(
-    exterior: NDArray[np.float64], holes: list[NDArray[np.float64]], size_hw: tuple[int, int]
+    exterior: NDArray[np.float64], holes: list[NDArray[np.float64]], where: str, size_hw: tuple[int, int]
 ) -> NDArray[np.bool_]:
     """Filled as Supervisely's own SDK does it: pixels on the outline belong to the shape, those on a hole's do not."""
     mask = np.zeros(size_hw, np.uint8)
+    for outline in (exterior, *holes):
+        check_outline(outline, where)
     for outlines, value in (([exterior], 1), (holes, 0)):
         cv2.fillPoly(mask, [np.floor(outline).astype(np.int32) for outline in outlines], value)
     return mask.view(np.bool_)

@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path, PurePath
 
 import cv2
@@ -23,8 +23,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".
     if cv2.haveImageWriter(f"x{suffix}")
 )
 
+_SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
 _UNFIT_FOR_AN_IMAGE_ID = re.compile(UNFIT_CHARACTERS)
-_MOST_SUFFIXES_TOLD = 8
 
 
 @dataclass(frozen=True, order=True)
@@ -55,7 +55,7 @@ def find_images(
     """List the images in folders and files, sorted by ImageId, each file once.
 
     An ImageId is the path relative to the input folder; the folder of a file is its parent. If two inputs have images
-    with the same ImageId, the name of the input folder is put in front, and more of its parents if that is not enough.
+    with the same ImageId, all are named relative to the folder that the inputs share.
     Links to folders are followed once. Hidden files are skipped. Files with another suffix are counted and logged.
 
     An image is faulty if its name cannot be an ImageId (it gets one from `escaped`), or if it is a subfolder that
@@ -88,7 +88,7 @@ def find_images(
         names = ", ".join(map(str, [*inputs, *listed][:3])) or "an empty list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
         why = f" {skip} is left out, since results go there: choose another output folder for images in it."
-        raise DataError(f"No image in {names}{where}. Files that count end in {_suffixes()}.{why if skip else ''}")
+        raise DataError(f"No image in {names}{where}. Files that count end in {_SUFFIXES}.{why if skip else ''}")
     if not keep_faulty and (fault := next((image.fault for image in images if image.fault), "")):
         raise DataError(fault)
     return images
@@ -120,55 +120,48 @@ class _Search:
         if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises PermissionError
             self._add_folder(given, whole)
             return
-        folder, fault = str(whole.parent), ""
+        fault = ""
         if not os.path.lexists(given):
             fault = f"{escaped(given)}: no such file or folder, or no permission to see it."
         elif _suffix(given.name) not in IMAGE_SUFFIXES:
-            fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_suffixes()}."
-        else:
-            folder = os.path.realpath(given.parent)
-        if self._is_new(folder + os.sep + whole.name):
+            fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_SUFFIXES}."
+        if self._is_new(os.path.realpath(given.parent) + os.sep + whole.name):
             self.found[whole.parent].append(FoundImage(whole.name, given, fault))
 
     def _add_folder(self, base: Path, whole: Path) -> None:
         """Add the images of a folder and, if recursive, its subfolders. Links to folders come last."""
-
-        def fail(error: OSError) -> None:
-            folder = Path(error.filename)
-            fault = f"{escaped(folder)}: the folder cannot be listed ({error.strerror}). Check its permissions."
-            if self._is_new(os.path.realpath(folder) + os.sep):
-                owner = whole.parent if folder == base else whole
-                name = whole.name if folder == base else folder.relative_to(base).as_posix()
-                self.found[owner].append(FoundImage(name, folder, fault))
-
         folders, links = deque([base]), deque[Path]()
         while folders or links:
             folder = (folders or links).popleft()
-            # Only its first step: taken whole, os.walk is recursive in Python 3.11.
-            for _, subfolders, files in islice(os.walk(folder, onerror=fail), 1):
-                real = os.path.realpath(folder)  # Path.resolve fails on links in a circle
-                if not self._is_new(real + os.sep):
+            real = os.path.realpath(folder)  # Path.resolve fails on links in a circle
+            if not self._is_new(real + os.sep):
+                continue
+            prefix = "" if folder == base else f"{folder.relative_to(base).as_posix()}/"
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError as error:
+                fault = f"{escaped(folder)}: the folder cannot be listed ({error.strerror}). Check its permissions."
+                owner, name = (whole, prefix[:-1]) if prefix else (whole.parent, whole.name)
+                self.found[owner].append(FoundImage(name, folder, fault))
+                continue
+            for entry in entries:
+                if entry.name.startswith("."):
                     continue
-                for name in sorted(subfolders) if self._recursive else ():
-                    if not name.startswith("."):
-                        (links if (folder / name).is_symlink() else folders).append(folder / name)
-                prefix = "" if folder == base else f"{folder.relative_to(base).as_posix()}/"
-                for file in files:
-                    if file.startswith("."):
-                        continue
-                    if _suffix(file) not in IMAGE_SUFFIXES:
-                        self._passed_over[_suffix(file)] += 1
-                    # Broken links and irregular files are kept, so that they are reported as unreadable.
-                    elif self._is_new(real + os.sep + file):
-                        self.found[whole].append(FoundImage(prefix + file, folder / file))
+                # Only links are followed with os.path, which takes a link in a circle for no folder.
+                if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112
+                    if self._recursive:
+                        (links if entry.is_symlink() else folders).append(folder / entry.name)
+                elif _suffix(entry.name) not in IMAGE_SUFFIXES:
+                    self._passed_over[_suffix(entry.name)] += 1
+                # Broken links and irregular files are kept, so that they are reported as unreadable.
+                elif self._is_new(real + os.sep + entry.name):
+                    self.found[whole].append(FoundImage(prefix + entry.name, folder / entry.name))
 
     def log_passed_over(self) -> None:
         """Log how many files have another suffix."""
         if self._passed_over:
             counts = sorted(self._passed_over.items(), key=lambda item: (-item[1], item[0]))
             told = [f"{count} {escaped(suffix) or 'without a suffix'}" for suffix, count in counts]
-            if more := sum(count for _, count in counts[_MOST_SUFFIXES_TOLD:]):
-                told[_MOST_SUFFIXES_TOLD:] = [f"{more} with others"]
             log.info("passed over for their suffix: %s", ", ".join(told))
 
     def _is_new(self, real: str) -> bool:
@@ -180,10 +173,6 @@ class _Search:
 
 def _suffix(name: str) -> str:
     return PurePath(name).suffix.lower()
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
@@ -203,24 +192,13 @@ def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
 
 
 def _name_apart(found: Mapping[Path, Sequence[FoundImage]]) -> list[FoundImage]:
-    """Give every image its ImageId; while inputs clash, more of their own path is put in front."""
-    parents = dict.fromkeys(found, 0)
-    while True:
-        owner_of: dict[str, Path] = {}
-        clashing: set[Path] = set()
-        images = []
-        for base, relatives in found.items():
-            prefix = "".join(f"{part}/" for part in base.parts[1:][-parents[base] :]) if parents[base] else ""
-            for image in relatives:
-                owner = owner_of.setdefault(prefix + image.image_id, base)
-                if owner != base:
-                    clashing |= {owner, base}
-                images.append(FoundImage(prefix + image.image_id, image.path, image.fault) if prefix else image)
-        if not clashing:
-            return images
-        extendable = [base for base in clashing if parents[base] < len(base.parts) - 1]
-        if not extendable:
-            names = ", ".join(sorted(map(str, clashing)))
-            raise DataError(f"{names}: hold images of the same names. Process them one by one.")
-        for base in extendable:
-            parents[base] += 1
+    """Give every image its ImageId: relative to its input or, if names clash, to the folder that all inputs share."""
+    images = [image for relatives in found.values() for image in relatives]
+    if len({image.image_id for image in images}) == len(images):
+        return images
+    shared = len(os.path.commonprefix([base.parts for base in found]))  # noqa: RUF071 - of parts, not of letters
+    return [
+        replace(image, image_id="/".join([*base.parts[shared:], image.image_id]))
+        for base, relatives in found.items()
+        for image in relatives
+    ]

@@ -79,14 +79,15 @@ def paint_prediction(
         uint8 (H + legend, W, 3), BGR. In rows 0 to H - 1, pixels outside all masks are those of the image.
     """
     found = [index for index, mask in enumerate(masks) if mask.any()]
-    entries = [_Entry(legend_text(class_names[index], index + 1), RED_BGR, _outline_bgr(index)) for index in found]
+    colours = {index: OUTLINE_BGR[index % len(OUTLINE_BGR)] for index in found}
+    entries = [_Entry(legend_text(class_names[index], index + 1), RED_BGR, colours[index]) for index in found]
     whole = _with_legend(image, entries if len(class_names) > 1 else ())
     picture = whole[: image.shape[0]]
     union = masks[found[0]] if len(found) == 1 else np.logical_or.reduce(masks[found], axis=0)
     for box in _boxes(union) if found else ():
         _blend(picture[box], union[box], RED_BGR)
         for index in found:
-            picture[box][_outline(masks[index][box])] = _outline_bgr(index)
+            picture[box][_outline(masks[index][box])] = colours[index]
     return whole
 
 
@@ -129,17 +130,17 @@ def paint_truth(image: NDArray[np.uint8], truth: NDArray[np.bool_]) -> NDArray[n
     return paint_comparison(image, np.zeros_like(truth), truth)[: image.shape[0]]
 
 
-def encode_jpeg(bgr: NDArray[np.uint8]) -> bytes:
-    """Encode uint8 (H, W, 3) BGR as a JPEG of quality 95 with 4:4:4 sampling; 4:2:0 would smear red over the border.
+def encode_jpeg(bgr: NDArray[np.uint8], quality: int = JPEG_QUALITY, longest_px: int = JPEG_LONGEST_SIDE_PX) -> bytes:
+    """Encode uint8 (H, W, 3) BGR as a JPEG with 4:4:4 sampling; 4:2:0 would smear red over the border.
 
-    A picture with a side above `JPEG_LONGEST_SIDE_PX` is shrunk to fit.
+    A picture with a side above `longest_px` is shrunk to fit.
     """
-    factor = JPEG_LONGEST_SIDE_PX / max(bgr.shape[:2])
+    factor = longest_px / max(bgr.shape[:2])
     if factor < 1:
         size_wh = (max(1, int(bgr.shape[1] * factor)), max(1, int(bgr.shape[0] * factor)))
         bgr = np.asarray(cv2.resize(bgr, size_wh, interpolation=cv2.INTER_AREA), np.uint8)
     sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, *sampling])
+    done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling])
     assert done, "cv2 encodes every uint8 picture that fits"
     return content.tobytes()
 
@@ -154,10 +155,6 @@ def legend_text(class_name: str, class_id: int) -> str:
     if not plain.isascii() or not plain.isprintable() or plain in ("", str(class_id), f"class {class_id}"):
         return f"class {class_id}"
     return f"{class_id} {plain}"
-
-
-def _outline_bgr(index: int) -> Bgr:
-    return OUTLINE_BGR[index % len(OUTLINE_BGR)]
 
 
 def _boxes(mask: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
@@ -204,7 +201,7 @@ def _legend(entries: tuple[_Entry, ...], width_px: int) -> NDArray[np.uint8]:
     x, row = gap_px, 0
     placed: list[tuple[_Entry, str, int, int]] = []
     for entry in entries:
-        text = _shorten(entry.text, width_px - lead_px - 2 * gap_px, scale)
+        text = shortened(entry.text, width_px - lead_px - 2 * gap_px, scale)
         needed_px = lead_px + _text_width_px(text, scale)
         if x > gap_px and x + needed_px + gap_px > width_px:
             x, row = gap_px, row + 1
@@ -225,10 +222,10 @@ def _text_width_px(text: str, scale: float) -> int:
     return int(cv2.getTextSize(text, _FONT, scale, 1)[0][0])
 
 
-def _shorten(text: str, width_px: int, scale: float) -> str:
-    """The text if it fits, else its beginning and two dots."""
+def shortened(text: str, width_px: int, scale: float, *, keep_end: bool = False) -> str:
+    """The text if it fits, else its beginning (or its end) and two dots."""
     short = text
     while text and _text_width_px(short, scale) > width_px:
-        text = text[:-1].rstrip()
-        short = f"{text}.."
+        text = text[1:] if keep_end else text[:-1].rstrip()
+        short = f"..{text}" if keep_end else f"{text}.."
     return short if text else ""

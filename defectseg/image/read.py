@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from defectseg import errors
 from defectseg.errors import ImageError
 from defectseg.files import open_regular
 from defectseg.image import whole
@@ -44,31 +45,8 @@ class DecodedImage:
     brightest16: int | None = None
 
 
-@dataclass(frozen=True)
-class LowBitDepth:
-    """16-bit images that seem to come from a camera with fewer bits.
-
-    Attributes:
-        images: their number.
-        of: the number of 16-bit images that were checked.
-        brightest: their largest value.
-        bit_depth: 10, 12 or 14, the fewest bits that hold this value.
-    """
-
-    images: int
-    of: int
-    brightest: int
-    bit_depth: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.images} of {self.of} 16-bit images hold no value above {self.brightest}, as from a camera with "
-            f"{self.bit_depth} bits. They were read over the full range, so that they are nearly black."
-        )
-
-
-def find_low_bit_depth(brightest: Mapping[int | None, int]) -> LowBitDepth | None:
-    """Check whether most 16-bit images of a run come from a camera with fewer bits.
+def bit_depth_warnings(brightest: Mapping[int | None, int]) -> list[str]:
+    """A warning where most 16-bit images of a run seem to come from a camera with fewer bits.
 
     Args:
         brightest: `DecodedImage.brightest16` -> number of images. Images whose largest value is at most 255 are black
@@ -78,8 +56,14 @@ def find_low_bit_depth(brightest: Mapping[int | None, int]) -> LowBitDepth | Non
     low = {value: count for value, count in telling.items() if value < 2 ** _CAMERA_BIT_DEPTHS[-1]}
     images, of = sum(low.values()), sum(telling.values())
     if 2 * images <= of:  # a few dark images among others that use the full range
-        return None
-    return LowBitDepth(images, of, max(low), next(bits for bits in _CAMERA_BIT_DEPTHS if max(low) < 2**bits))
+        return []
+    bits = next(bits for bits in _CAMERA_BIT_DEPTHS if max(low) < 2**bits)
+    fewer, full = (errors.spelling("bit_depth", number) for number in (bits, _FULL_BIT_DEPTH))
+    message = (
+        f"{images} of {of} 16-bit images hold no value above {max(low)}, as from a camera with {bits} bits. They were "
+        f"read over the full range, so that they are nearly black. If so, give {fewer}; if the range is full, {full}."
+    )
+    return [message]
 
 
 def decode(

@@ -30,6 +30,12 @@ class Region:
     score: float
 
 
+def box_of(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box that holds all pixels of a mask, bool (H, W); empty if it has none."""
+    left, top, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    return np.s_[top : top + height, left : left + width]
+
+
 def find_regions(
     mask: NDArray[np.bool_], *, class_id: int, probabilities: NDArray[np.float32] | None = None, min_area_px: int = 0
 ) -> tuple[NDArray[np.bool_], list[Region]]:
@@ -47,11 +53,11 @@ def find_regions(
     """
     if mask.size == 0:
         return mask, []
-    left, top, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
-    if width == 0:
-        return mask, []
-    box = np.s_[top : top + height, left : left + width]
+    box = box_of(mask)
     found = np.ascontiguousarray(mask[box])
+    if found.size == 0:
+        return mask, []
+    top, left = box[0].start, box[1].start
     label_type = cv2.CV_16U if _most_regions(found) < _MOST_LABELS_16_BIT else cv2.CV_32S
     _, label_map, stats, centroids = cv2.connectedComponentsWithStatsWithAlgorithm(
         found.view(np.uint8), 8, label_type, cv2.CCL_SPAGHETTI

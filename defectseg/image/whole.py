@@ -11,7 +11,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, BinaryIO
 from defectseg.errors import ImageError
 
 if TYPE_CHECKING:
-    from PIL.ImageFile import ImageFile
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 # 16,384 x 16,384. Decoding takes 2 bytes per pixel for a grey JPEG and up to 20 for 16-bit colour, that is 0.5 to 5 GB;
@@ -334,16 +333,10 @@ def _with_tag_of_one(content: bytes, directory: "ImageFileDirectory_v2", tag: in
 
 def _read_by_pillow(kind: str, handle: BinaryIO) -> tuple[tuple[int, int], tuple[str, ...]]:
     """Height, width and notes of a file, from its header, with Pillow's reader of this format."""
-    from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, WebPImagePlugin
+    from PIL import Image
 
-    readers: dict[str, Callable[[BinaryIO], ImageFile]] = {
-        "AVIF": AvifImagePlugin.AvifImageFile,
-        "BMP": BmpImagePlugin.BmpImageFile,
-        "GIF": GifImagePlugin.GifImageFile,
-        "WebP": WebPImagePlugin.WebPImageFile,
-    }
     with _quiet_pillow():
-        picture = readers[kind](handle)
+        picture = Image.open(handle, formats=[kind])
         notes = _orientation_notes(picture.info.get("exif", b""))
         if getattr(picture, "is_animated", False):
             notes += (_FIRST_FRAME,)

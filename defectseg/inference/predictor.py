@@ -169,7 +169,7 @@ class Predictor:
             for each image, in order, its Prediction, or Unreadable with the reason.
 
         Raises:
-            UsageError, ModelError, ResourceError: as for a single call.
+            UsageError, ModelError: as for a single call.
         """
         runtime, settings = self._model()
         found = (_found(image, f"image {number}") for number, image in enumerate(images))

@@ -1,6 +1,6 @@
 """From the answer of the network to masks and regions: gate, pixel threshold, minimum area."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.image.regions import Region, find_regions
+from defectseg.image.regions import Region, box_of, find_regions
 from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import ImageAnswer, fits_one_tile, predict_bands, predict_image
 from defectseg.model.info import Thresholds
@@ -57,27 +57,24 @@ def segment_image(
     """
     if keep_answer or fits_one_tile(image, settings):
         answer = predict_image(runtime, image, settings)
-        segmentation = segment(answer, settings.thresholds, only_classes=settings.classes)
+        segmentation = segment(answer, settings.thresholds)
         return replace(segmentation, answer=answer) if keep_answer else segmentation
     with _ONE_LARGE_IMAGE:
         return _segment_bands(runtime, image, settings)
 
 
-def segment(
-    prediction: ImageAnswer, thresholds: Thresholds, *, only_classes: Collection[int] | None = None
-) -> Segmentation:
+def segment(prediction: ImageAnswer, thresholds: Thresholds) -> Segmentation:
     """Apply thresholds to the answer for one image.
 
     Args:
         prediction: the answer.
         thresholds: one value for each class.
-        only_classes: ClassIds to report; None: all.
     """
     masks = np.zeros(prediction.probabilities.shape, np.bool_)
     class_map = np.zeros(masks.shape[1:], np.uint8)
     regions: list[Region] = []
     present: list[int] = []
-    for index in _passing(prediction.gate, thresholds, only_classes):
+    for index in _passing(prediction.gate, thresholds):
         probabilities, least = prediction.probabilities[index], np.float32(thresholds.pixel[index])
         if probabilities.size == 0 or probabilities.max() < least:
             continue
@@ -89,14 +86,9 @@ def segment(
     return Segmentation(masks, tuple(regions), class_map)
 
 
-def _passing(gate: NDArray[np.float32], thresholds: Thresholds, only_classes: Collection[int] | None) -> list[int]:
-    """The indices of the wanted classes that pass the gate."""
-    passing = [index for index, least in enumerate(thresholds.gate) if not gate[index] < np.float32(least)]
-    return [index for index in passing if _is_wanted(index, only_classes)]
-
-
-def _is_wanted(index: int, only_classes: Collection[int] | None) -> bool:
-    return only_classes is None or index + 1 in only_classes
+def _passing(gate: NDArray[np.float32], thresholds: Thresholds) -> list[int]:
+    """The indices of the classes that pass the gate."""
+    return [index for index, least in enumerate(thresholds.gate) if not gate[index] < np.float32(least)]
 
 
 def _paint(
@@ -114,13 +106,12 @@ def _paint(
         return
     best = np.full(class_map.shape if present else (0, 0), -1.0, np.float32)
     for index in present:
-        mask = masks[index].view(np.uint8)
-        left, top, width, height = cv2.boundingRect(mask)
-        box = np.s_[top : top + height, left : left + width]
+        box = box_of(masks[index])
+        mask, size_hw = masks[index][box].view(np.uint8), masks[index][box].shape
         # cv2.copyTo is many times as fast as numpy's assignment with a mask.
-        ours = cv2.copyTo(probabilities[index][box], mask[box], np.full((height, width), -1.0, np.float32))
+        ours = cv2.copyTo(probabilities[index][box], mask, np.full(size_hw, -1.0, np.float32))
         better = ours > best[box]
-        cv2.copyTo(np.full((height, width), index + 1, np.uint8), better.view(np.uint8), class_map[box])
+        cv2.copyTo(np.full(size_hw, index + 1, np.uint8), better.view(np.uint8), class_map[box])
         np.maximum(best[box], ours, out=best[box])
 
 
@@ -131,15 +122,15 @@ _HeldBand = tuple[tuple[slice, slice], _Reached]
 
 
 def _segment_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> Segmentation:
-    thresholds, only_classes = settings.thresholds, settings.classes
+    thresholds = settings.thresholds
     gate = np.zeros(len(runtime.class_names), np.float32)
     held: list[_HeldBand] = []
     for box, answer in predict_bands(runtime, image, settings):
         gate = answer.gate
-        held.append((box, _reached(answer.probabilities, thresholds, only_classes)))
+        held.append((box, _reached(answer.probabilities, thresholds)))
     regions: list[Region] = []
     packed_masks: dict[int, NDArray[np.uint8]] = {}
-    for index in _passing(gate, thresholds, only_classes):
+    for index in _passing(gate, thresholds):
         found, packed = _regions_across(held, index, image.shape, thresholds)
         regions += found
         if found:
@@ -159,13 +150,11 @@ def _segment_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Setting
     return Segmentation(masks, tuple(regions), class_map)
 
 
-def _reached(
-    probabilities: NDArray[np.float32], thresholds: Thresholds, only_classes: Collection[int] | None
-) -> _Reached:
+def _reached(probabilities: NDArray[np.float32], thresholds: Thresholds) -> _Reached:
     reached: _Reached = {}
     for index, plane in enumerate(probabilities):
         least = np.float32(thresholds.pixel[index])
-        if _is_wanted(index, only_classes) and plane.max() >= least:
+        if plane.max() >= least:
             mask = plane >= least
             reached[index] = np.packbits(mask), plane[mask]
     return reached

@@ -1,5 +1,6 @@
 """How images are presented to a network, and how its answers become results."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
@@ -14,11 +15,10 @@ class Settings:
     """Everything besides the network that a segmentation depends on.
 
     Attributes:
-        thresholds: gate, pixel threshold and minimum area of each class.
+        thresholds: gate, pixel threshold and minimum area of each class; no pixel reaches that of an unwanted class.
         tile_hw: larger images are cut into overlapping tiles of this size.
         tile_overlap_px: least overlap of neighbouring tiles.
         tta: test-time augmentation, a key of VIEWS.
-        classes: ClassIds to report; None: all.
         bit_depth: bits of the values of 16-bit images, 9 to 16; None: as a tag of the file says.
         model_bit_depth: what the model was trained with, used if neither is known. None: 16.
     """
@@ -27,7 +27,6 @@ class Settings:
     tile_hw: tuple[int, int]
     tile_overlap_px: int
     tta: str = "none"
-    classes: Collection[int] | None = None
     bit_depth: int | None = None
     model_bit_depth: int | None = None
 
@@ -41,7 +40,7 @@ class Settings:
         classes: Collection[int] | None = None,
         bit_depth: int | None = None,
     ) -> Self:
-        """The settings in a model file; arguments that are not None override them.
+        """The settings in a model file; arguments that are not None override them. `classes`: ClassIds to report.
 
         Raises:
             UsageError: unknown test-time augmentation, or a bit depth below 9 or above 16.
@@ -50,13 +49,16 @@ class Settings:
             raise UsageError(f"expected 9 to 16, found {bit_depth}.", argument="bit_depth")
         if tta is not None and tta not in VIEWS:
             raise UsageError(f"expected {', '.join(VIEWS)}, found {tta}.", argument="tta")
+        thresholds = thresholds or info.thresholds
+        if classes is not None:
+            least = [value if index + 1 in classes else math.inf for index, value in enumerate(thresholds.pixel)]
+            thresholds = thresholds.model_copy(update={"pixel": tuple(least)})
         own = info.recipe.inference
         return cls(
-            thresholds=thresholds or info.thresholds,
+            thresholds=thresholds,
             tile_hw=own.tile_hw,
             tile_overlap_px=own.tile_overlap_px,
             tta=tta or own.tta,
-            classes=classes,
             bit_depth=bit_depth,
             model_bit_depth=info.recipe.data.bit_depth,
         )

@@ -8,6 +8,7 @@ these libraries start a team of workers for each calling thread.
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Event, Lock
@@ -17,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.errors import ImageError
+from defectseg.errors import DefectsegError, ImageError
 from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
@@ -26,7 +27,7 @@ from defectseg.inference.segment import Segmentation, segment_image
 from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
-from defectseg.runtime.base import Answer, Runtime
+from defectseg.runtime.base import Answer, Runtime, is_memory_short
 
 _LOOK_AHEAD = 4  # results that wait for their turn, besides the images being processed
 _MOST_HELPERS = 8  # threads that read and post-process while the network computes
@@ -63,11 +64,12 @@ class Segmented:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that could not be processed, and why."""
+    """An image that could not be processed, and why; `memory_short` if memory did not suffice, even for it alone."""
 
     image_id: str
     path: Path
     message: str
+    memory_short: bool = False
 
 
 def decode(found: FoundImage, settings: Settings) -> DecodedImage:
@@ -93,16 +95,18 @@ def stream(
 
     Use it with `contextlib.closing`: closing abandons the images being processed, a large one at its next tile.
 
+    If memory does not suffice for an image, it is processed again, alone and tile by tile. Tiles stay the same, because
+    others would change the answer. If memory is still short, the image is Unreadable.
+
     Args:
         images: read a bounded number ahead of the caller.
         runtime: called from `runtime.parallel` threads.
         settings: of the inference.
-        then: called from several threads, in any order.
+        then: called from several threads, in any order; twice for an image for which it runs out of memory.
         keep_answers: keep the network's answers, see `segment_image`.
 
     Raises:
         ModelError: the network answers with NaN.
-        ResourceError: memory ran out.
         Exception: any error of `then` except ImageError, which makes the image Unreadable.
     """
     threads = runtime.parallel + max(2, min(cores(), _MOST_HELPERS))
@@ -112,16 +116,27 @@ def stream(
         ThreadPoolExecutor(threads, thread_name_prefix="image") as pool,
     ):
         network = _Network(runtime, network_threads)
+        tile_by_tile = copy(network)
+        tile_by_tile.parallel = 1
         pixels_in_work = _Budget(PIXELS_IN_WORK)
 
         def work(found: FoundImage) -> _Out | Unreadable:
-            try:
-                with pixels_in_work.held(_pixels_of(found)):
-                    stamp, decoded = _decode_unchanged(found, settings)
-                    segmentation = segment_image(network, decoded.pixels, settings, keep_answer=keep_answers)
-                    return then(Segmented(found, stamp, decoded, segmentation))
-            except ImageError as error:
-                return Unreadable(found.image_id, found.path, str(error))
+            reason = ""
+            for alone in (False, True):
+                try:
+                    with pixels_in_work.held(PIXELS_IN_WORK if alone else _pixels_of(found)):
+                        stamp, decoded = _decode_unchanged(found, settings)
+                        own = tile_by_tile if alone else network
+                        segmentation = segment_image(own, decoded.pixels, settings, keep_answer=keep_answers)
+                        return then(Segmented(found, stamp, decoded, segmentation))
+                except Exception as error:
+                    reason = str(error) or type(error).__name__
+                    if not is_memory_short(error.__cause__ if isinstance(error, DefectsegError) else error):
+                        if isinstance(error, ImageError):
+                            return Unreadable(found.image_id, found.path, reason)
+                        raise
+            message = f"{found.path}: memory does not suffice for it, even alone ({reason})"
+            return Unreadable(found.image_id, found.path, message, memory_short=True)
 
         try:
             yield from in_order(pool, work, images, most=threads + _LOOK_AHEAD)

@@ -15,8 +15,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from defectseg.errors import ModelError
-from defectseg.files import write_bytes
-from defectseg.model.info import METADATA_KEY, ModelInfo
+from defectseg.model.info import METADATA_KEY, ModelInfo, seal_model
 from defectseg.model.network import DefectNetwork
 from defectseg.model.openvino_io import core, keep_sensitive_in_float32
 
@@ -107,7 +106,7 @@ def to_onnx(
         program.model.metadata_props[METADATA_KEY] = info.model_dump_json()
         proto = program.model_proto
         proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
-        write_bytes(path, proto.SerializeToString())
+        seal_model(path, info, proto.SerializeToString())
 
 
 def _simplify(model: Any) -> None:

@@ -1,26 +1,16 @@
 """Model files that a MODEL argument names, and the identity of a model."""
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from defectseg.errors import ModelError
-from defectseg.model.info import open_description, parse_model_info
+from defectseg.model.info import stored_identity
 
 MODEL_NAME = "model.safetensors"
 CHECKPOINT_NAME = "last.ckpt"  # without a model beside it, the training has not ended
 FOLD_PREFIX = "fold-"  # of the run folders of the single folds, inside the folder of `train --fold all`
-# The parts of ModelInfo that decide what the network computes, besides the weights, and the names of its classes.
-_IDENTIFYING: dict[str, Any] = {
-    "class_names": True,
-    "normalization": True,
-    "recipe": {"model"},
-    "export": {"precision", "float_layers"},
-}
 
 
 def as_paths(model: Path | Sequence[Path]) -> tuple[Path, ...]:
@@ -72,26 +62,18 @@ def find_model(path: Path) -> Path:
 
 
 def model_identity(models: Path | Sequence[Path]) -> str:
-    """SHA-256, in hexadecimal, over a model's weights, network and class names; for several models, over their hashes.
+    """SHA-256, in hexadecimal, that identifies a model; for several, over their hashes.
 
-    Settings that `predict` applies afterwards (thresholds, tiles, views) are left out, so the identity survives
-    `write_model_info`. The identity of an OpenVINO model covers its `.bin`.
+    It covers the weights (with OpenVINO those of the `.bin`), the graph, and the part of the description that decides
+    what the network computes: architecture, normalisation, class names and precision. Settings that `predict` applies
+    afterwards (thresholds, tiles, views) are left out, so the identity survives `write_model_info`.
+
+    It is the checksum that the file states. Loading a model compares the file with it; this only reads it.
 
     Raises:
         ModelError: as `read_model_info`.
     """
     paths = as_paths(models)
-    if len(paths) != 1:
-        return hashlib.sha256("".join(map(model_identity, paths)).encode()).hexdigest()
-    (path,) = paths
-    with open_description(path) as description:
-        info = parse_model_info(description.text, source=path)
-        # Defaults are left out, so that the identity survives when a later version adds keys.
-        network = info.model_dump(mode="json", include=_IDENTIFYING, exclude_defaults=True)
-        digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode())
-        try:
-            for chunk in chain([description.beside()], description.before(), description.after()):
-                digest.update(chunk)
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    return digest.hexdigest()
+    if len(paths) == 1:
+        return stored_identity(paths[0])
+    return hashlib.sha256("".join(map(stored_identity, paths)).encode()).hexdigest()

@@ -18,8 +18,10 @@ import numpy as np
 import openvino
 
 from defectseg.errors import ModelError, ResourceError
+from defectseg.files import resource_errors
 
 Result = TypeVar("Result")
+_MOST_XML_BYTES = 1 << 24
 
 
 @functools.cache
@@ -64,6 +66,11 @@ def save_model(model: openvino.Model, path: Path) -> None:
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
     except (OSError, RuntimeError) as error:  # OpenVINO raises the same for all failures
+        # The system gives the reason to whoever writes as much in the same place.
+        weights_bytes = sum(op.get_byte_size() for op in model.get_ops() if op.get_type_name() == "Constant")
+        with resource_errors(path), tempfile.TemporaryFile(dir=path.parent) as file:
+            for _ in range(0, weights_bytes + _MOST_XML_BYTES, _MOST_XML_BYTES):
+                file.write(bytes(_MOST_XML_BYTES))
         raise ResourceError(f"{path}: cannot be written ({str(error).splitlines()[0]}). Check the disk.") from error
 
 
@@ -90,7 +97,7 @@ def keep_sensitive_in_float32(model: openvino.Model) -> openvino.Model:
         return model
     names = {operation.get_friendly_name() for operation in (convolutions[0], *depthwise)}
     # The attribute has no Python binding, but it can be written into the XML.
-    with tempfile.TemporaryDirectory() as folder:
+    with resource_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         save_model(model, path)
         net = ET.parse(path).getroot()  # noqa: S314  # written by OpenVINO a moment ago

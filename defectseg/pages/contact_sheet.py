@@ -1,12 +1,13 @@
 """Many pictures on one sheet, small, each with a line of text."""
 
-import math
 from collections.abc import Sequence
 from itertools import zip_longest
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from defectseg.image.overlay import shortened
 
 Image = NDArray[np.uint8]
 
@@ -51,7 +52,9 @@ def _row(shown: Sequence[tuple[Image, str]], tile_px: int) -> Image:
         left = _GAP_PX + number * (tile_px + _GAP_PX)
         row[_GAP_PX : _GAP_PX + len(tile), left : left + tile.shape[1]] = tile
         baseline = (left, _GAP_PX + len(tile) + _TEXT_PX - 5)
-        cv2.putText(row, _shorten(text, tile_px), baseline, _FONT, _FONT_SCALE, _TEXT_BGR, 1, cv2.LINE_AA)
+        # The start of a longer text is cut, since names differ at their ends.
+        plain = shortened(text.encode("ascii", "replace").decode(), tile_px, _FONT_SCALE, keep_end=True)
+        cv2.putText(row, plain, baseline, _FONT, _FONT_SCALE, _TEXT_BGR, 1, cv2.LINE_AA)
     return row
 
 
@@ -62,13 +65,3 @@ def _fit(picture: Image, width_px: int) -> Image:
     size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(picture, size_wh, interpolation=way), np.uint8)
-
-
-def _shorten(text: str, width_px: int) -> str:
-    """ASCII text that fits. The start of a longer text is cut, since names differ at their ends."""
-    plain = text.encode("ascii", "replace").decode()
-    needed_px = cv2.getTextSize(plain, _FONT, _FONT_SCALE, 1)[0][0]
-    if needed_px <= width_px:
-        return plain
-    kept = max(1, math.floor(len(plain) * width_px / needed_px) - 3)
-    return f"..{plain[-kept:]}"

@@ -211,7 +211,10 @@ class OutputFolder:
         lacking: Counter[str] = Counter()
         with ExitStack() as stack:
             chosen = tables.tables_of(self.choice).items()
-            writers = {name: stack.enter_context(atomic_csv(self.root / name, columns)) for name, columns in chosen}
+            writers = {
+                name: stack.enter_context(atomic_csv(self.root / name, columns, for_people=name != tables.PREDICTIONS))
+                for name, columns in chosen
+            }
             for record in self.journal.records():
                 counts[record.status] += 1
                 lacking.update(record.younger_columns)

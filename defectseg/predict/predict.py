@@ -5,14 +5,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from defectseg import errors
 from defectseg.errors import DefectsegError, ExitCode, UsageError
 from defectseg.image.find import FoundImage
-from defectseg.image.read import find_low_bit_depth
+from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.machine import __version__, package_versions
@@ -50,14 +50,15 @@ def run_batch(
 
     Returns:
         entries of run.json: the numbers of images `processed` and `unreadable`; among the processed, the numbers
-        `with_defect` and `blank`; `low_bit_depth`, a LowBitDepth as a dict, or None.
+        `with_defect` and `blank`; `warnings`, sentences for people.
 
     Raises:
-        ResourceError: memory or disk space ran out; finished images are kept.
+        ResourceError: disk space ran out; finished images are kept.
         ModelError: the network answers with NaN.
     """
     statuses: Counter[str] = Counter()
     brightest: Counter[int | None] = Counter()
+    memory_short = 0
 
     def paint(one: Segmented) -> Rendered:
         return render(one, runtime.class_names, output.choice)
@@ -66,19 +67,23 @@ def run_batch(
         for done, result in enumerate(results, start=1):
             if isinstance(result, Unreadable):
                 log.warning("%s", result.message)
+                memory_short += result.memory_short
                 result = render_unreadable(result)
             output.write(result.record, result.pictures)
             statuses[result.record.status] += 1
             brightest[result.brightest16] += 1
             progress(done, len(images))
+    if memory_short:
+        fewer = f", with {errors.spelling('workers', 1)}" if runtime.parallel > 1 else ""
+        advice = "Close other programs and run the same command again"
+        log.warning("memory did not suffice for %d images. %s%s.", memory_short, advice, fewer)
     unreadable = statuses[STATUS_UNREADABLE]
-    low_bit_depth = find_low_bit_depth(brightest)
     return {
         "processed": statuses.total() - unreadable,
         "with_defect": statuses[STATUS_DEFECT],
         STATUS_BLANK: statuses[STATUS_BLANK],
         STATUS_UNREADABLE: unreadable,
-        "low_bit_depth": None if low_bit_depth is None else asdict(low_bit_depth),
+        "warnings": bit_depth_warnings(brightest),
     }
 
 
@@ -123,8 +128,6 @@ def predict(
         ModelError, ResourceError, UsageError: the run cannot go on; finished images are kept, and it can be continued.
     """
     choice = choose_outputs(outputs, overlays)
-    if workers is not None and workers < 1:
-        raise UsageError(f"expected 1 or more, found {workers}. Leave it out to fit the machine.", argument="workers")
     workers = 1 if len(images) == 1 else workers  # which gets all cores
     network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
@@ -134,7 +137,7 @@ def predict(
     key = {
         "model_sha256": model_identity(models),
         "only_classes": only_classes,
-        "thresholds": settings.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+        "thresholds": info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
         "tta": settings.tta,
         "bit_depth": settings.bit_depth,
         "model_bit_depth": settings.model_bit_depth,

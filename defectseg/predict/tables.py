@@ -8,7 +8,6 @@ from defectseg.errors import UsageError
 
 OVERLAYS, MASKS, RLE, REGIONS = "overlays", "masks", "rle", "regions"
 OUTPUTS = (OVERLAYS, MASKS, RLE, REGIONS)
-OVERLAYS_OF = ("all", "defects", "none")
 PICTURES = {OVERLAYS: ".jpg", MASKS: ".png"}
 
 
@@ -35,7 +34,7 @@ class OutputChoice:
 
 
 def choose_outputs(outputs: Sequence[str] | None, overlays: str | None) -> OutputChoice:
-    """The choice according to two arguments of `predict`, which may be None.
+    """The choice according to two arguments of `predict`, which may be None; `overlays`: all, defects or none.
 
     Raises:
         UsageError: an unknown name, no name, or two arguments that contradict each other.
@@ -45,8 +44,6 @@ def choose_outputs(outputs: Sequence[str] | None, overlays: str | None) -> Outpu
         raise UsageError(f"names nothing; {expected}. Leave it out for all.", argument="outputs")
     if unknown := [name for name in outputs or () if name not in OUTPUTS]:
         raise UsageError(f"{expected}, found {unknown[0]}.", argument="outputs")
-    if overlays is not None and overlays not in OVERLAYS_OF:
-        raise UsageError(f"expected {', '.join(OVERLAYS_OF)}, found {overlays}.", argument="overlays")
     if outputs is not None and overlays is not None and (OVERLAYS in outputs) == (overlays == "none"):
         raise UsageError(f"{overlays} contradicts the outputs {','.join(outputs)}. Leave one out.", argument="overlays")
     unwanted = OVERLAYS if overlays == "none" else ""

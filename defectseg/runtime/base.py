@@ -50,6 +50,11 @@ class Runtime(Protocol):
         """
 
 
+def is_memory_short(error: BaseException | None) -> bool:
+    """Whether an error of numpy, OpenCV or the libraries means that memory ran out."""
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY)
+
+
 @contextmanager
 def memory_errors(shape: Sequence[int]) -> Iterator[None]:
     """Raise ResourceError in place of the errors of numpy and the libraries when memory runs out.
@@ -60,7 +65,7 @@ def memory_errors(shape: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-        if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY):
+        if not is_memory_short(error):
             raise
         raise ResourceError(
             f"Out of memory on {shape[0]} image(s) of {shape[2]}x{shape[3]}. Use fewer workers, compute on the CPU, or "

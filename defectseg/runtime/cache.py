@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from defectseg.errors import ModelError, ResourceError, require_extra
 from defectseg.files import TEMPORARY_PREFIX, new_folder, resource_errors
 from defectseg.machine import __version__
+from defectseg.model.info import read_model_info, seal_model
 from defectseg.model.locate import model_identity
 
 if TYPE_CHECKING:
@@ -55,17 +56,20 @@ def openvino_model(bundle: Path) -> "openvino.Model | Models":
         ModelError: the bundle cannot be used.
         MissingExtraError: the bundle is not in the cache, and torch is not installed.
     """
-    folder = _openvino_folder(bundle, None)
-    if (folder / _ONE_SIZE_ONLY).exists():
-        return lambda size_hw: _read(_openvino_folder(bundle, size_hw))
-    return _read(folder)
-
-
-def _read(folder: Path) -> "openvino.Model":
     from defectseg.model.openvino_io import read_model
 
+    folder = _openvino_folder(bundle, None)
+    if (folder / _ONE_SIZE_ONLY).exists():
+        return lambda size_hw: read_model(_checked(_openvino_folder(bundle, size_hw) / _XML))
+    return read_model(_checked(folder / _XML))
+
+
+def _checked(path: Path) -> Path:
+    """A converted model that is compared with its checksum. A damaged one is deleted; raises ModelError."""
+    folder = path.parent
     try:
-        return read_model(folder / _XML)
+        read_model_info(path)
+        return path
     except ModelError as error:
         shutil.rmtree(folder, ignore_errors=True)
         remedy = "could not be deleted. Delete it, and run" if folder.exists() else "is deleted. Run"
@@ -88,6 +92,7 @@ def _openvino_folder(bundle: Path, size_hw: tuple[int, int] | None) -> Path:
             (folder / _ONE_SIZE_ONLY).touch()
         else:
             save_model(model, folder / _XML)
+            seal_model(folder / _XML, info)
 
     return _converted(bundle, f"openvino {openvino.__version__} {size_hw}", write)
 
@@ -103,7 +108,7 @@ def onnx_model(bundle: Path) -> Path:
 
         to_onnx(*load_bundle(bundle), folder / _ONNX)
 
-    return _converted(bundle, "onnx", write) / _ONNX
+    return _checked(_converted(bundle, "onnx", write) / _ONNX)
 
 
 def _require_torch(bundle: Path) -> None:

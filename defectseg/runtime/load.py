@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from defectseg.errors import UsageError, require_extra
+from defectseg.errors import ModelError, UsageError, require_extra
 from defectseg.model.devices import parse_device
 from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ModelInfo, read_model_info
-from defectseg.model.locate import as_paths
+from defectseg.model.locate import as_paths, model_identity
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
 
@@ -84,18 +84,36 @@ def load_runtime(
             shares the cores among them, so that 1 is fastest for a single image.
 
     Raises:
-        ModelError: a file cannot be used, or the models have different classes.
+        ModelError: a file cannot be used or is replaced meanwhile, or the models have different classes.
         MissingExtraError: a required package is not installed.
         UsageError, ResourceError: the runtime or device is unknown, missing, or cannot run this file.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"expected 1 or more, found {workers}.", argument="workers")
     paths = as_paths(model)
+    identity = model_identity(paths)
     infos = [read_model_info(path) for path in paths]  # so that a wrong path is reported before a heavy import
     joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
     kinds = [choose_runtime(path, device, runtime) for path in paths]
     runtimes = [_load(path, info, kind, device, workers) for path, info, kind in zip(paths, infos, kinds, strict=True)]
+    if model_identity(paths) != identity:
+        raise ModelError(f"{', '.join(map(str, paths))}: replaced while it was loaded. Run the same command again.")
     return (runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes)), joined
+
+
+def runtime_name(path: Path, info: ModelInfo) -> str:
+    """The library, device and precision that this machine takes for a model file. Raises as `load_runtime`."""
+    kind = choose_runtime(path, AUTO, AUTO)
+    if kind == OPENVINO:
+        from defectseg.runtime.openvino import name_of
+
+        return name_of(info)
+    if kind == ONNX:
+        return _load(path, info, ONNX, AUTO, 1).name
+    from defectseg.model.devices import half_precision, resolve_device
+    from defectseg.runtime.torch import name_of as name_of_torch
+
+    return name_of_torch(resolve_device(AUTO), half_precision(resolve_device(AUTO)))
 
 
 def _load(path: Path, info: ModelInfo, runtime: str, device: str, workers: int | None) -> Runtime:

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
@@ -12,6 +13,8 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset8
 
+from defectseg.errors import ModelError
+from defectseg.machine import with_amx
 from defectseg.model.info import ModelInfo
 from defectseg.model.openvino_io import core, unmark
 from defectseg.runtime.base import Answer, memory_errors, wrong_size
@@ -22,6 +25,7 @@ Precision = Literal["auto", "f32"]
 Models = Callable[[tuple[int, int]], openvino.Model]  # the model for images of (H, W)
 
 MOST_STREAMS = 16  # with more cores, each stream gets several, since each holds 50 to 600 MB of activations
+_MOST_VALUES, _MOST_VALUES_PER_PIXEL = 1 << 27, 1024  # of one tensor; a U-Net has 16 to 64 per pixel
 _KEPT_SIZES = 3  # compiled models; each holds another copy of the weights
 
 
@@ -49,11 +53,9 @@ class OpenVinoRuntime:
         workers: int | None = None,
     ) -> None:
         self.class_names = info.class_names
-        in_f32 = precision == "f32" or (info.export is not None and info.export.float_layers == "f32")
-        hint = {"INFERENCE_PRECISION_HINT": "f32"} if in_f32 else {}
-        cores, computed_in = _probe(tuple(hint.items()))
-        is_int8 = info.export is not None and info.export.precision == "int8"
-        self.name = f"openvino cpu {'int8 and ' if is_int8 else ''}{computed_in}"  # for example 'openvino cpu bf16'
+        hint = _hint(info, precision)
+        cores, _ = _probe(tuple(hint.items()))
+        self.name = name_of(info, precision)
         self.parallel = workers or min(cores, MOST_STREAMS)
         options = {"NUM_STREAMS": self.parallel, "INFERENCE_NUM_THREADS": max(cores, self.parallel), **hint}
         self._compiled = functools.lru_cache(_KEPT_SIZES)(functools.partial(_compile, model, options))
@@ -67,6 +69,18 @@ class OpenVinoRuntime:
             return compiled(np.require(images, requirements=["C", "W"]))
 
 
+def name_of(info: ModelInfo, precision: Precision = "auto") -> str:
+    """The name of a runtime on this processor, for example 'openvino cpu int8 and bf16 with AMX'."""
+    _, computed_in = _probe(tuple(_hint(info, precision).items()))
+    is_int8 = info.export is not None and info.export.precision == "int8"
+    return f"openvino cpu {with_amx(f'int8 and {computed_in}' if is_int8 else computed_in)}"
+
+
+def _hint(info: ModelInfo, precision: Precision) -> dict[str, str]:
+    in_f32 = precision == "f32" or (info.export is not None and info.export.float_layers == "f32")
+    return {"INFERENCE_PRECISION_HINT": "f32"} if in_f32 else {}
+
+
 def _compile(model: openvino.Model | Models, options: Mapping[str, Any], shape: tuple[int, ...]) -> "_Compiled":
     own = (model if isinstance(model, openvino.Model) else model((shape[2], shape[3]))).clone()
     wanted = openvino.PartialShape(list(shape))
@@ -74,6 +88,7 @@ def _compile(model: openvino.Model | Models, options: Mapping[str, Any], shape: 
     if not given.compatible(wanted):
         raise wrong_size(list(given)[2:], shape)
     own.reshape(wanted)
+    _check_memory(own, shape)
     try:
         return _Compiled(core().compile_model(own, "CPU", options))
     except RuntimeError:
@@ -81,6 +96,17 @@ def _compile(model: openvino.Model | Models, options: Mapping[str, Any], shape: 
             raise
     log.info("this processor cannot keep a few layers in float32, so they are in the precision of the others")
     return _Compiled(core().compile_model(own, "CPU", options))
+
+
+def _check_memory(model: openvino.Model, shape: tuple[int, ...]) -> None:
+    """Refuse a model with a value far larger than those of any network for images of this shape (N, 1, H, W)."""
+    outputs = (output for operation in model.get_ops() for output in operation.outputs())
+    shapes = (list(output.get_shape()) for output in outputs if output.get_partial_shape().is_static)
+    largest = max(shapes, key=math.prod)
+    if math.prod(largest) > max(_MOST_VALUES, _MOST_VALUES_PER_PIXEL * math.prod(shape)):
+        raise ModelError(
+            f"This model computes {largest} values at once, more than any network of defectseg. Export again."
+        )
 
 
 class _Compiled:

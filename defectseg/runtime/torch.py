@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from defectseg.machine import with_amx
 from defectseg.model.bundle import load_bundle
 from defectseg.model.devices import half_precision, resolve_device
 from defectseg.model.info import ModelInfo
@@ -32,7 +33,7 @@ class TorchRuntime:
         self.class_names = info.class_names
         self.device = next(network.parameters()).device
         self.dtype = dtype
-        self.name = f"torch {self.device} {str(dtype or torch.float32).removeprefix('torch.')}"
+        self.name = name_of(self.device, dtype)
         self.parallel = workers or 1
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
@@ -70,6 +71,12 @@ class TorchRuntime:
             target.copy_(answer, non_blocking=True)
         torch.cuda.current_stream(self.device).synchronize()
         return pinned[0].numpy(), pinned[1].numpy()
+
+
+def name_of(device: torch.device, dtype: torch.dtype | None) -> str:
+    """The name of a runtime, for example 'torch cpu bfloat16 with AMX'."""
+    precision = str(dtype or torch.float32).removeprefix("torch.")
+    return f"torch {device} {with_amx(precision) if device.type == 'cpu' else precision}"
 
 
 def load_torch_runtime(path: Path, device: str = "auto", *, workers: int | None = None) -> TorchRuntime:

@@ -1,6 +1,8 @@
 """A training run: its parts, its state, and saving and restoring that state."""
 
+import hashlib
 import io
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.optim.swa_utils import AveragedModel
 
+from defectseg import errors
 from defectseg.config import Recipe
 from defectseg.data.folder import DataFolder
 from defectseg.errors import ModelError
@@ -22,6 +25,9 @@ from defectseg.model.network import DefectNetwork
 from defectseg.progress import Progress
 from defectseg.train.interrupts import Interrupts
 from defectseg.train.loaders import StageLoader
+
+BEST_NAME = "best.safetensors"
+_SUM_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass
@@ -107,6 +113,8 @@ class Run:
 def save_checkpoint(run: Run) -> None:
     """Write last.ckpt atomically. All processes must call this together; the main process writes.
 
+    The file is what `torch.save` writes, followed by its SHA-256.
+
     Raises:
         ResourceError: it cannot be written.
     """
@@ -125,14 +133,24 @@ def save_checkpoint(run: Run) -> None:
     }
     content = io.BytesIO()
     torch.save(saved, content)  # not to the file: torch does not report a full disk as OSError
+    content.write(hashlib.sha256(content.getbuffer()).digest())
     write_bytes(run.folder / CHECKPOINT_NAME, content.getbuffer())
 
 
 def read_checkpoint(folder: Path) -> tuple[ModelInfo, dict[str, Any]]:
-    """Read last.ckpt: the model's description and the state for `restore`. Raises ModelError if it is damaged."""
+    """Read last.ckpt: the model's description and the state for `restore`. Raises ModelError if it is damaged.
+
+    No code in it is run, and what it holds takes no more memory than the file is long.
+    """
     path = folder / CHECKPOINT_NAME
     with _failure_as_model_error(path):
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        if hashlib.sha256(memoryview(content)[:-_SUM_BYTES]).digest() != content[-_SUM_BYTES:]:
+            raise ValueError("its checksum does not match: damaged, or of another version")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch reads other forms, and unpacks without a limit
+            if sum(entry.file_size for entry in archive.infolist()) > len(content):
+                raise ValueError("it would be larger in memory than on the disk")
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return ModelInfo.model_validate_json(saved["info"]), saved
 
 
@@ -158,9 +176,11 @@ def _failure_as_model_error(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error).strip().splitlines()
+        best = path.with_name(BEST_NAME)
+        init = f", from the best weights so far with {errors.spelling('init', str(best))}" if best.is_file() else ""
         raise ModelError(
             f"{path}: the run cannot be resumed from it ({reason[0] if reason else type(error).__name__}). "
-            "Start again in a new folder."
+            f"Start again in a new folder{init}."
         ) from error
 
 

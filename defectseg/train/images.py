@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from defectseg.data.folder import DataFolder
 from defectseg.data.split import SPLIT_NAME, Fold, Folds, make_folds, read_split
 from defectseg.errors import DataError, ImageError, UsageError
-from defectseg.image.read import DecodedImage, LowBitDepth, find_low_bit_depth
+from defectseg.image.read import DecodedImage, bit_depth_warnings
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
 from defectseg.model.info import ModelInfo
@@ -48,7 +48,6 @@ class Images:
         unreadable: (ImageId, reason) of unreadable images.
         cache: ImageId -> pixels, uint8 (H, W), read-only; empty if images are decoded again for each crop.
         bit_depth: the bit depth of all 16-bit images; None if there are none, if they differ, or if it is unknown.
-        low_bit_depth: set if most 16-bit images seem to use fewer bits.
     """
 
     data: DataFolder
@@ -57,7 +56,6 @@ class Images:
     unreadable: tuple[tuple[str, str], ...]
     cache: Mapping[str, NDArray[np.uint8]]
     bit_depth: int | None
-    low_bit_depth: LowBitDepth | None
 
     def part(self, fold: Fold | None) -> Part:
         """The images of the run that validates on `fold`; None: no validation. Images of val are not for training.
@@ -182,9 +180,8 @@ def read_images(
                     cache.clear()
     if cache:
         log.info("%d decoded images in memory (%.0f MB)", len(cache), used_bytes / 1e6)
-    low = find_low_bit_depth(brightest)
-    if low is not None:
-        log.warning("%s Set data.bit_depth to %d, or to 16 if that is right.", low, low.bit_depth)
+    for warning in bit_depth_warnings(brightest):
+        log.warning("%s", warning)
     return Images(
         data,
         folds,
@@ -192,7 +189,6 @@ def read_images(
         tuple(unreadable),
         cache,
         bit_depth=bit_depths.pop() if len(bit_depths) == 1 else None,
-        low_bit_depth=low,
     )
 
 

@@ -14,14 +14,13 @@ from defectseg.data.folder import DataFolder, image_digest
 from defectseg.errors import ConfigError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.files import resource_errors
-from defectseg.image.read import LowBitDepth
 from defectseg.machine import __version__, package_versions
 from defectseg.model.bundle import read_bundle, save_bundle
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.model.locate import MODEL_NAME
 from defectseg.model.network import DefectNetwork, build_network, check_size, transfer_weights
 from defectseg.progress import Progress
-from defectseg.train.checkpoint import Run, TrainingState, read_checkpoint, restore, save_checkpoint
+from defectseg.train.checkpoint import BEST_NAME, Run, TrainingState, read_checkpoint, restore, save_checkpoint
 from defectseg.train.curves import draw_curves, read_history
 from defectseg.train.images import Images, Part, check_data
 from defectseg.train.loaders import crop_size, fit_memory, make_loader
@@ -30,7 +29,7 @@ from defectseg.train.processes import accelerated
 from defectseg.train.run_folder import CURVES_NAME, METRICS_NAME, has_begun, write_start
 from defectseg.train.schedule import make_optimizer, stages_of
 from defectseg.train.validation import validate
-from defectseg.train.weights import BEST_NAME, average_of_best, make_ema, tidy
+from defectseg.train.weights import average_of_best, make_ema, tidy
 from defectseg.tune.choice import ThresholdSearch
 
 log = logging.getLogger(__name__)
@@ -45,14 +44,12 @@ class TrainResult:
         metrics: metrics of the held-out images, with the bundle's thresholds; None if no images were held out.
         unreadable: (ImageId, reason) of images that were left out.
         held_out: a phrase that says which images and thresholds the metrics are about.
-        low_bit_depth: set if most 16-bit images seem to use fewer bits.
     """
 
     model: Path
     metrics: Metrics | None
     unreadable: tuple[tuple[str, str], ...]
     held_out: str = "Validation images"
-    low_bit_depth: LowBitDepth | None = None
 
 
 def train_one(
@@ -89,7 +86,7 @@ def train_one(
     if model.is_file():
         check_data(images.data, read_model_info(model))
         log.info("this run has ended before: %s", model)
-        return TrainResult(model, None, images.unreadable, low_bit_depth=images.low_bit_depth)
+        return TrainResult(model, None, images.unreadable)
     begun, saved = read_checkpoint(out) if has_begun(out) else (None, {})
     if begun is not None:
         check_data(images.data, begun)
@@ -148,7 +145,7 @@ def train_one(
             thresholds = run.info.thresholds
         metrics = _finish(run, thresholds)
         told = f"Validation images, with thresholds {'chosen on them' if thresholds is None else 'from elsewhere'}"
-        return TrainResult(model, metrics, images.unreadable, told, images.low_bit_depth)
+        return TrainResult(model, metrics, images.unreadable, told)
 
 
 def _start_network(recipe: Recipe, data: DataFolder, part: Part, init: Path | None) -> tuple[DefectNetwork, ModelInfo]:

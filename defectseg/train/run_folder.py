@@ -107,7 +107,7 @@ def write_start(folder: Path, recipe: Recipe, images: Images) -> None:
     write_text(folder / CONFIG_NAME, dump_recipe(recipe))
     write_split(folder / SPLIT_NAME, images.folds)
     if images.unreadable:
-        with atomic_csv(folder / ERRORS_NAME, ("ImageId", "error")) as write_rows:
+        with atomic_csv(folder / ERRORS_NAME, ("ImageId", "error"), for_people=True) as write_rows:
             write_rows(images.unreadable)
 
 

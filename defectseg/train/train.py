@@ -172,7 +172,7 @@ def _train_on_everything(
         log.warning("%s", warning)
     log.info("now on all images%s", f" but those of {held_out[-1]}" if held_out[-1] else "")
     scores = {**headline(tuning.metrics), "images": tuning.metrics.images, "folds": count}
-    result = run(out, recipe=request.recipe, fold=held_out[-1], thresholds=tuning.thresholds, out_of_fold=scores)
+    result = run(out, recipe=request.recipe, fold=held_out[-1], thresholds=tuning.choice.thresholds, out_of_fold=scores)
     if result.metrics is not None:
         return result
     told = f"Images that the models of {count} folds held out, with the thresholds that were chosen on them"

@@ -10,6 +10,7 @@ from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder
+from defectseg.errors import ResourceError
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, summarise
 from defectseg.evaluate.score import Scored, Visitor, score_images
 from defectseg.image.overlay import paint_comparison
@@ -80,6 +81,9 @@ def validate(
 
     runtime = TorchRuntime(network, run.info, dtype=half_precision(accelerator.device))
     score = score_images(runtime, run.data, own, settings, visitors=(open_gates, *visitors), keep_answers=True)
+    for one in score.unreadable:
+        if one.memory_short:  # epochs that are scored on different images cannot be compared
+            raise ResourceError(f"validation: {one.message}")
     metrics = summarise(dict(ChainMap(*gather_object([score.counts]))), run.info.class_names)
     defective = ChainMap(*gather_object([opened]))
     dices = [defective[key].dice for key in sorted(defective)]

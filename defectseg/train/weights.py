@@ -10,10 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 from defectseg.evaluate.metrics import headline
 from defectseg.model.bundle import read_bundle, save_bundle
 from defectseg.model.network import DefectNetwork
-from defectseg.train.checkpoint import Run
+from defectseg.train.checkpoint import BEST_NAME, Run
 from defectseg.train.validation import Validation
-
-BEST_NAME = "best.safetensors"
 
 
 def offer(run: Run, scored: Mapping[str, tuple[Validation, DefectNetwork]]) -> str:

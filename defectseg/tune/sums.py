@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from defectseg.data.folder import unknown_classes
 from defectseg.evaluate.score import Scored
+from defectseg.image.regions import box_of
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,7 @@ def _sum_class(
     true_areas_px = np.bincount(true_labels[truth])[1:]
     regions_px = np.zeros((len(true_areas_px), 1 + len(pixel_grid)), np.int32)
     regions_px[:, 0] = true_areas_px
-    window = _window(probability, pixel_grid[0])
-    if window is None:
-        return kept_px, regions_px
+    window = box_of(probability >= np.float32(pixel_grid[0]))
     probability, truth, ignore, true_labels = probability[window], truth[window], ignore[window], true_labels[window]
     region_of_pixel = true_labels[truth] - 1
     for row, threshold in enumerate(pixel_grid):
@@ -104,13 +103,3 @@ def _label(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
         np.ascontiguousarray(mask).view(np.uint8), connectivity=8, ltype=cv2.CV_32S, ccltype=cv2.CCL_SPAGHETTI
     )
     return np.asarray(label_map, np.int32).reshape(mask.shape)
-
-
-def _window(probability: NDArray[np.float32], threshold: float) -> tuple[slice, slice] | None:
-    """The smallest window that holds every pixel >= threshold; None where there is none."""
-    mask = probability >= np.float32(threshold)
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return None
-    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

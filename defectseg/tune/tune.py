@@ -13,7 +13,7 @@ from defectseg.errors import OutputExistsError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.evaluate.score import Evaluation, Score, all_unreadable, score_images
 from defectseg.evaluate.subset import choose_subset, count_seen, held_out
-from defectseg.image.read import find_low_bit_depth
+from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info, write_model_info
 from defectseg.model.locate import as_paths
@@ -32,12 +32,10 @@ class Tuning(Evaluation):
     """Chosen thresholds, and their metrics on the images they were chosen on; warnings include those of the choice.
 
     Attributes:
-        thresholds: of the classes of the data folder.
-        choice: figures of each of these classes.
+        choice: thresholds and figures of the classes of the data folder.
         stored: the model files that were changed.
     """
 
-    thresholds: Thresholds
     choice: Choice
     stored: tuple[Path, ...] = ()
 
@@ -96,8 +94,7 @@ def tune(
     parts, warnings = _choose_images(folder, paths, infos, joined, subset, split)
     search, score = _gather(folder, parts, device, runtime, tta, progress)
     unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(search.images))
-    low = find_low_bit_depth(score.brightest)
-    warnings += [*left_out, *([] if low is None else [str(low)])]
+    warnings += [*left_out, *bit_depth_warnings(score.brightest)]
     own = joined.recipe.inference.tta
     if not dry_run and tta not in (None, own):
         warnings.append(f"chosen with views that are not stored: predict with {tta}, too (the model has {own})")
@@ -114,13 +111,11 @@ def tune(
     ids = [index + 1 for index in joined.indices_of(folder.class_names)]  # as the model numbers them
     classes = tuple(replace(one, class_id=ids[one.class_id - 1]) for one in choice.classes)
     return Tuning(
-        thresholds=thresholds,
-        choice=replace(choice, classes=classes),
+        choice=replace(choice, thresholds=thresholds, classes=classes),
         metrics=metrics,
         warnings=(*warnings, *choice.warnings),
         unreadable=unreadable,
         stored=() if dry_run else paths,
-        low_bit_depth=low,
     )
 
 

@@ -36,7 +36,7 @@ def found(report: CheckReport) -> list[str]:
 def test_sound_folder_has_no_faults_and_its_counts_are_right(tmp_path: Path) -> None:
     root = data_folder(tmp_path, "a.png,1,1 2", "b.png,1,1 4", "b.png,3,6 1", "b.png,255,5 1", "c.png,255,1 1")
     report = check_data_folder(root)
-    assert (report.faults, report.has_problems, report.errors) == ((), False, 0)
+    assert (report.faults, report.has_problems, report.counts["errors"]) == ((), False, 0)
     assert [
         (one.name, one.images, one.smallest_px, one.median_px, one.largest_px, one.regions) for one in report.classes
     ] == [
@@ -90,8 +90,8 @@ def test_every_fault_of_every_row_is_listed_with_its_line(tmp_path: Path) -> Non
         "error class c.png 9",
         "error missing-image gone.png 12",
     ]
-    assert (report.errors, report.missing_images) == (10, 1)
-    assert report.clean_images == 1, "an image with a faulty row may have a defect"
+    assert (report.counts["errors"], report.counts["missing"]) == (10, 1)
+    assert report.counts["clean"] == 1, "an image with a faulty row may have a defect"
     assert report.to_dict()["faults"][2]["row"] == 2
     assert "line 3: a.png, ClassId 2: pair 1 ('6 2') ends beyond the last pixel 6" in report.faults[3].message
     assert all(fault.message and fault.remedy for fault in report.faults)
@@ -105,7 +105,7 @@ def test_unreadable_images_are_listed_and_their_rows_left_unchecked(tmp_path: Pa
     report = check_data_folder(root)
     assert found(report) == ["error image a.png -", "error image b.png -"]
     assert "the end chunk of PNG is missing" in report.faults[0].message
-    assert (report.sizes, report.unreadable_images, report.has_problems) == ({"2x3": 2}, 2, True)
+    assert (report.sizes, report.counts["unreadable"], report.has_problems) == ({"2x3": 2}, 2, True)
 
 
 def test_rows_of_missing_images_get_a_hint_where_a_name_is_nearly_right(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_dark_images_and_sheet_ends_are_counted(tmp_path: Path) -> None:
     report = check_data_folder(root)
     assert found(report) == ["warning dark black.png -", "warning dark mostly.png -"]
     assert "51 % of it is black" in report.faults[1].message
-    assert (report.dark_images, report.sheet_end_images) == (2, 2)
+    assert (report.counts["mostly_black"], report.counts["sheet_end"]) == (2, 2)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such files cannot exist there")
@@ -252,7 +252,7 @@ def test_files_with_a_faulty_name_and_pipes_are_listed_in_either_folder(tmp_path
     report = check_data_folder(root, against=other)
     listed = [(fault.kind, fault.image) for fault in report.faults if fault.kind in ("image", "against")]
     assert listed == [("image", "%FF.png"), ("image", "p.png"), ("image", "z.png"), *[("against", "")] * 3]
-    assert (report.images, report.unreadable_images) == (len(sound.split()) + 3, 3)
+    assert (report.counts["images"], report.counts["unreadable"]) == (len(sound.split()) + 3, 3)
     write_check(tmp_path / "out", root, report, against=other)
 
 
@@ -262,7 +262,7 @@ def test_images_that_nobody_has_labelled_are_counted_and_not_clean(tmp_path: Pat
     (root / "not_labelled.csv").write_text("ImageId\nc.png\nd.png\n")
     report = check_data_folder(root)
     assert found(report) == ["error not-labelled c.png 3"]
-    assert (report.images, report.clean_images, report.images_without_rows) == (2, 1, 1)
+    assert (report.counts["images"], report.counts["clean"], report.counts["without_rows"]) == (2, 1, 1)
     assert report.to_dict()["counts"]["not_labelled"] == 2
     copy = np.random.default_rng(2).integers(40, 200, (2, 3))  # of c.png
     other = data_folder(tmp_path / "other", "e.png,1,1 2", images={"e": copy, "f": np.full((2, 3), 9) + copy})
@@ -272,4 +272,4 @@ def test_images_that_nobody_has_labelled_are_counted_and_not_clean(tmp_path: Pat
 
 def test_rows_in_another_unicode_form_are_those_of_their_image(tmp_path: Path) -> None:
     report = check_data_folder(data_folder(tmp_path, "u\u0308.png,1,1 2", images="\u00fc b"))
-    assert (report.faults, report.clean_images) == ((), 1)
+    assert (report.faults, report.counts["clean"]) == ((), 1)

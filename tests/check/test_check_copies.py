@@ -51,7 +51,7 @@ def test_copies_within_the_folder_are_problems_and_leaks_where_folds_part_them(t
     report = check_data_folder(root)
     assert len(report.duplicates) == 2
     assert leaks(report) == [("a.png", "c.png", "270", True)]
-    assert list(report.to_dict()["leaks"][0]) == ["image", "other", "turn", "score"]
+    assert list(report.to_dict()["leaks"][0]) == ["image", "other", "turn", "score", "masks_agree"]
     (fault,) = report.faults
     assert (fault.severity, fault.kind) == ("error", "split")
     assert "1 pairs of copies lie in different folds, the first a.png and c.png" in fault.message

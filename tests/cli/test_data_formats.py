@@ -128,8 +128,8 @@ def test_predictions_become_labels_to_correct(
     assert call("predict", trained_run, images / "sheet_00000.jpg", "--out", "results").code == 0
     summary, hint = succeed("export", "predictions", "results", "--out", "fix.json").splitlines()[-2:]
     assert summary.startswith("1 images with ")
-    assert summary.endswith(" regions: fix.json")
+    assert summary.endswith("classes: fix.json")
     assert hint.startswith("Once corrected: defectseg data import fix.json --images DIR --out DIR --unlabelled clean")
     told = json.loads(succeed("export", "predictions", "results", "--out", "rle.json", "--rle", "--json"))
     assert (told["images"], told["out"]) == (1, "rle.json")
-    assert f"1 images with {told['annotations']} regions" in summary
+    assert f"1 images with {told['masks']} masks" in summary

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import defectseg
+from defectseg.model.locate import model_identity
+from defectseg.runtime.load import load_runtime
 
 Call = Callable[..., Any]
 
@@ -20,12 +23,11 @@ def test_a_model_is_described(call: Call, trained_run: Path) -> None:
     content = json.loads(done.out)
     assert content["classes"] == {"1": "pits", "2": "cracks", "3": "scratches", "4": "patches"}
     assert (content["trained_on_images"], content["fold_held_out"], content["export"]) == (18, 0, None)
-    lines = dict(line.split("  ", 1) for line in shown.out.splitlines())
-    assert lines["network"].strip() == "Unet, tu-test_resnet, 1 input channel(s)"
-    assert lines["classes"].strip() == "1 pits, 2 cracks, 3 scratches, 4 patches"
-    assert lines["export"].strip() == "none"
-    kaggle_dice = f"kaggle dice {content['metrics']['tuned']['kaggle_dice']:.4g}, all empty "
-    assert lines["metrics, tuned"].strip().startswith(kaggle_dice)
+    told = yaml.safe_load(shown.out)
+    assert told == {**content, "classes": {1: "pits", 2: "cracks", 3: "scratches", 4: "patches"}}
+    assert list(told)[:4] == ["model", "sha256", "runs_here_in", "network"]
+    assert content["sha256"] == model_identity(trained_run / "model.safetensors")
+    assert content["runs_here_in"] == load_runtime(trained_run / "model.safetensors")[0].name
 
 
 @pytest.mark.slow
@@ -39,5 +41,5 @@ def test_the_machine_is_described_with_a_runtime_that_is_broken(call: Call, monk
     for runtime in whole["runtimes"].values():
         assert runtime["version"]
         assert runtime["devices"][0].startswith("cpu")
-    (line,) = (line for line in broken.out.splitlines() if line.startswith("runtimes, onnxruntime"))
-    assert "cannot be imported: ModuleNotFoundError" in line
+    told = yaml.safe_load(broken.out)["runtimes"]["onnxruntime"]["error"]
+    assert "cannot be imported: ModuleNotFoundError" in told

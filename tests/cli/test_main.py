@@ -116,6 +116,50 @@ def test_a_signal_interrupts_at_the_next_step_or_soon_if_there_is_none(
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_a_second_signal_does_not_disturb_the_clean_up_and_a_late_one_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bars, "PATIENCE_S", 0.1)
+    told: list[str] = []
+    monkeypatch.setattr(os, "_exit", lambda code: told.append(f"exit {code}"))
+
+    def work(progress: Callable[[int, int], None]) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+            progress(1, 2)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.25)
+            told.append("cleaned up")
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), bars.progress_bar("predicting") as step:
+        work(step)
+    assert told == ["cleaned up", "exit 130"]
+
+
+INTERRUPTED_WITH_A_THREAD = """
+import os, signal, threading, time
+import defectseg.image.find
+from defectseg.cli.main import main
+
+def interrupted(*arguments, **options):
+    threading.Thread(target=time.sleep, args=(2,)).start()  # Python waits for it at its end
+    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
+    exec("raise KeyboardInterrupt")
+
+defectseg.image.find.find_images = interrupted
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_a_second_signal_while_python_waits_for_threads_exits_with_130_and_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(INTERRUPTED_WITH_A_THREAD)
+    command = [sys.executable, "-m", "script", "predict", "m", "in", "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 def test_a_terminal_gets_a_bar_and_a_pipe_gets_plain_results(tmp_path: Path) -> None:
     import pty

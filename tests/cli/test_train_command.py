@@ -10,7 +10,6 @@ import yaml
 
 from defectseg.config import DataConfig, Recipe, load_recipe, shipped_recipes
 from defectseg.evaluate.metrics import PairCounts, summarise
-from defectseg.image.read import LowBitDepth
 from defectseg.model.info import Thresholds, read_model_info
 from defectseg.train.run_folder import Request, read_request
 from defectseg.train.train import TrainResult
@@ -30,7 +29,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Calls:
         every_fold = read_request(out).every_fold if arguments["resume"] else arguments["every_fold"]
         calls.append(("folds" if every_fold else "train", {"data": data, **arguments}))
         if not every_fold:
-            return [TrainResult(out / "model.safetensors", METRICS, (), low_bit_depth=LowBitDepth(3, 4, 900, 10))]
+            return [TrainResult(out / "model.safetensors", METRICS, ())]
         ended = TrainResult(out / "fold-0" / "model.safetensors", None, ())
         return [ended, TrainResult(out / "fold-1" / "model.safetensors", METRICS, (("c.jpg", "torn"),))]
 
@@ -158,9 +157,6 @@ def test_json_has_an_entry_for_each_fold_and_for_one_run_is_that_entry(train: Ca
     assert entries[1]["unreadable"] == [["c.jpg", "torn"]]
     validation = json.loads(json.dumps(METRICS.to_json()))
     assert json.loads(alone.out) == {"model": "run/model.safetensors", "validation": validation, "unreadable": []}
-    low, hint = alone.err.splitlines()
-    assert low.startswith("warning: 3 of 4 16-bit images")
-    assert "--bit-depth 10" in hint
 
 
 def test_thresholds_come_from_a_file_or_a_model_for_the_same_classes(

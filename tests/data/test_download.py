@@ -195,7 +195,6 @@ class HttpError(Exception):
             r"does not accept the token.*kaggle\.com/settings/api.*KAGGLE_API_TOKEN.*~/\.kaggle/access_token",
         ),
         (HttpError(403), rf"rules are not accepted.*competitions/{COMPETITION}/rules, accept the rules"),
-        (HttpError(404), r"no competition"),
         (HttpError(500), r"status 500.*run the same command again"),
         (SystemExit(1), "failed"),
     ],

@@ -235,7 +235,7 @@ def test_groups_are_read_for_the_images_that_have_one(tmp_path: Path) -> None:
         ("ImageId,Group\na.jpg,\n", r"groups\.csv, line 2: a\.jpg has a blank group"),
         ("ImageId,Group\na.jpg,1\na.jpg,2\n", r"groups\.csv, line 3: a\.jpg is in group '1' already"),
         ("ImageId,Group\n../a.jpg,1\n", r"groups\.csv, line 2: ImageId '\.\./a\.jpg'"),
-        ("ImageId,Group\na.jpg\n", r"groups\.csv, line 2: has 1 fields"),
+        ("ImageId,Group\na.jpg\n", r"groups\.csv, line 2: has another number of fields"),
     ],
 )
 def test_faulty_groups_are_refused_with_the_line(tmp_path: Path, text: str, message: str) -> None:

@@ -13,8 +13,8 @@ from defectseg.copies.descriptors import turned
 from defectseg.data.folder import DataFolder, open_data_folder
 from defectseg.data.split import (
     RelatedImages,
+    count_apart,
     divide,
-    divide_each_alone,
     find_related,
     leave_out_test,
     make_folds,
@@ -206,8 +206,7 @@ def test_strips_that_would_outgrow_half_a_fold_are_parted_where_they_are_least_a
     data = folder(dict.fromkeys(ids, ()))
     folds = divide(data, RelatedImages(neighbours=chain), folds=4, seed=0)
     assert sorted(Counter(folds.values()).values()) == [10, 10, 10, 10]
-    kept = RelatedImages(neighbours=chain).across_folds(folds)
-    assert 0 < len(kept.neighbours) < 12
+    assert 0 < count_apart(chain, folds) < 12
     assert folds["35"] == folds["36"] == folds["37"] == folds["38"] == folds["39"], "the most alike"
 
 
@@ -217,19 +216,3 @@ def test_copies_join_groups_and_stay_together_whatever_their_number() -> None:
     folds = divide(data, related, folds=3, seed=1)
     assert len({folds[image_id] for image_id in "abcdefghij"}) == 1
     assert set(folds.values()) == {0, 1, 2}
-
-
-def test_pairs_across_folds_and_their_images_are_counted() -> None:
-    related = RelatedImages(frozenset({("a", "b"), ("c", "d")}), {("b", "c"): 0.5, ("d", "e"): 0.6})
-    across = related.across_folds({"a": 0, "b": 0, "c": 1, "d": 2, "e": 2})
-    assert across.copies == {("c", "d")}
-    assert across.neighbours == {("b", "c"): 0.5}
-    assert (related.images, across.images) == (5, 3)
-
-
-def test_split_of_each_image_alone_is_the_usual_one() -> None:
-    sets = severstal_like()
-    groups = dict.fromkeys(list(sets)[:30], "one")
-    usual = divide_each_alone(folder(sets, groups), folds=5, seed=2)
-    assert usual == divide(folder(sets), RelatedImages(), folds=5, seed=2)
-    assert len({usual[image_id] for image_id in groups}) == 5

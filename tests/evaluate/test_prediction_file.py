@@ -57,8 +57,8 @@ def test_images_that_one_side_lacks_are_warned_of(folder: DataFolder, tmp_path: 
     [
         ("train_images/a.jpg,1,1 2", r"lists none of the 3 images.*'train_images/a\.jpg', theirs 'a\.jpg'"),
         ("", "lists none of the 3 images. Expected"),
-        ("b.png,3,1 2", r"p\.csv: b\.png, class 3: expected a ClassId from 1 to 2"),
-        ("b.png,255,1 2", "class 255: expected a ClassId from 1 to 2"),
+        ("b.png,3,1 2", r"p\.csv: b\.png has a mask of ClassId 3, but there are 2 classes"),
+        ("b.png,255,1 2", "ClassId 255, but there are 2 classes"),
         ("b.png,2,1 2 24 2", r"p\.csv: b\.png, class 2: pair 2 \('24 2'\)"),
     ],
     ids=["other names", "no row", "a class beyond", "ignored pixels", "a run beyond the image"],

@@ -13,6 +13,7 @@ import pytest
 from defectseg.evaluate.bootstrap import Interval
 from defectseg.evaluate.metrics import Counts, Metrics, PairCounts, summarise
 from defectseg.evaluate.report import metrics_table, verdict, write_evaluation
+from defectseg.inference.stream import Unreadable
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
 COUNTS: Counts = {
@@ -56,6 +57,13 @@ def _write_overlays(out: Path, names: list[str], size_hw: tuple[int, int] = (20,
         red = np.full((*size_hw, 3), (0, 0, 255), np.uint8)
         (out / path).write_bytes(cv2.imencode(".jpg", red)[1].tobytes())
     return overlays
+
+
+def test_tables_hold_no_formulas(tmp_path: Path) -> None:
+    counts: Counts = {("=1+1.jpg", 1): PairCounts(1, 1, 1)}
+    _write(tmp_path, counts, ("pits",), unreadable=(Unreadable("-1.jpg", Path("@A1"), "=torn"),))
+    assert (tmp_path / "pairs.csv").read_text().splitlines()[1] == "'=1+1.jpg,1,1,1,1,1"
+    assert (tmp_path / "errors.csv").read_text().splitlines()[1] == "'-1.jpg,'@A1,'=torn"
 
 
 def test_tables_hold_the_figures_of_every_pair_in_order(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """An export from a trained bundle to a file: compared, described, whole or absent."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from defectseg.errors import DataError, ExitCode, ModelError, OutputExistsError, UsageError
+from defectseg.errors import DataError, ExitCode, ModelError, OutputExistsError, ResourceError, UsageError
 from defectseg.export import int8 as quantize
 from defectseg.export import parity
 from defectseg.export.export import Exported, export
@@ -168,6 +171,24 @@ def test_a_network_that_the_processors_own_precision_changes_too_much_computes_i
     assert load_runtime(out)[0].name == "openvino cpu f32"
 
 
+def test_what_a_killed_export_left_is_deleted_by_the_next(export_to: Export, out: Path, converted: None) -> None:
+    dying = """
+import os, pathlib, sys
+from defectseg.export import export
+export._check_arguments = lambda *arguments, **options: None
+export._read_bundle = lambda models: (models[0], export.ModelInfo.model_construct(recipe=None))
+export.model_identity = lambda model: ""
+export._images = lambda *arguments: ([None], "")
+export.fit = lambda *arguments: None
+export._convert = lambda bundle, info, staged, *arguments: (staged.touch(), os._exit(9))
+export.export(pathlib.Path("bundle"), pathlib.Path(sys.argv[1]), format="openvino")
+"""
+    assert subprocess.run([sys.executable, "-c", dying, out], check=False).returncode == 9
+    assert [name[:5] for name in _left(out)] == [".tmp-"]
+    export_to()
+    assert _left(out) == ["model.bin", "model.xml"]
+
+
 @pytest.mark.parametrize("existing", ["model.xml", "model.bin"])
 def test_an_existing_file_is_replaced_only_on_demand(
     export_to: Export, out: Path, converted: None, existing: str
@@ -180,6 +201,49 @@ def test_an_existing_file_is_replaced_only_on_demand(
     export_to(overwrite=True)
     assert _left(out) == ["model.bin", "model.xml"]
     assert _export_info(out).format == "openvino"
+
+
+def test_a_replacement_killed_between_its_two_files_is_refused_and_the_next_export_mends_it(
+    export_to: Export, out: Path, converted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_to()
+    replace_file = Path.replace
+
+    def die(self: Path, target: Path) -> Path:
+        if Path(target) == out:
+            raise KeyboardInterrupt
+        return replace_file(self, target)
+
+    weights = np.fromfile(out.with_suffix(".bin"), np.float32) * np.float32(1 + 1e-6)
+    other = core().read_model(out.read_bytes(), openvino.Tensor(weights.view(np.uint8)))
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "to_openvino", lambda *arguments, **options: other)
+        patch.setattr(Path, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            export_to(overwrite=True)
+    with pytest.raises(ModelError, match=r"model\.xml: damaged; the checksum of it and model\.bin.* export") as refused:
+        load_runtime(out)
+    assert refused.value.exit_code is ExitCode.CANNOT_CONTINUE
+
+    export_to(overwrite=True)
+    assert load_runtime(out)[1].export == _export_info(out)
+    assert _left(out) == ["model.bin", "model.xml"]
+
+
+@pytest.mark.parametrize("most_bytes", [0, 10_000, 400_000])
+def test_where_the_disk_takes_no_more_the_reason_is_told_and_no_file_is_left(
+    export_to: Export, out: Path, converted: None, most_bytes: int
+) -> None:
+    resource = pytest.importorskip("resource", reason="Windows does not limit the size of files")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limit[1]))
+    try:
+        with pytest.raises(ResourceError, match=r"cannot be written \(File too large\)") as refused:
+            export_to()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert refused.value.exit_code is ExitCode.CANNOT_CONTINUE
+    assert _left(out) == []
 
 
 @pytest.mark.parametrize(
@@ -292,6 +356,7 @@ def test_layers_that_stay_floating_point_are_in_fp32_where_less_would_cost_too_m
 
     monkeypatch.setattr(quantize, "quantize", lambda model, *arguments: model)  # which takes seconds
     monkeypatch.setattr(quantize, "measure", measure)
+    monkeypatch.setattr("defectseg.machine.cpu_flags", list)
     monkeypatch.setattr(openvino_runtime, "_probe", lambda options: (1, "f32" if options else "bf16"))
     if not written:
         with pytest.raises(ModelError, match=r"int8 loses 0\.1000 of positive-pair Dice"):
@@ -316,7 +381,7 @@ def test_tuned_thresholds_reach_an_export_and_the_weights_stay(
 
     after = read_model_info(model)
     assert tuning.stored == (model,)
-    assert after.thresholds == tuning.thresholds != before.thresholds
+    assert after.thresholds == tuning.choice.thresholds != before.thresholds
     assert after.metrics["tuned"]["kaggle_dice"] == tuning.metrics.kaggle_dice
     assert after.export == before.export
     assert model_identity(model) == model_identity(exported[0])

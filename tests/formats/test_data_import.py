@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -350,8 +352,42 @@ def test_linked_folders_are_read_once(cvat: Callable[..., Path], tmp_path: Path)
     (src / "images").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(src)
     (src / "annotations.xml").rename(tmp_path / "elsewhere" / "annotations.xml")
-    report = import_labels(src, tmp_path / "out")
+    report = import_labels(src, tmp_path / "out", Choices(follow_links=True))
     assert (report.images, report.defect_images) == (1, 1)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["in the source", "in --images"])
+@pytest.mark.parametrize("entry", ["images", "images/b.png"])
+def test_links_that_lead_out_of_the_folder_are_left_out_and_told(
+    cvat: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, entry: str, elsewhere: bool
+) -> None:
+    src = cvat(image("a.png", PIT), image("b.png", PIT))
+    folder = (src / "images").rename(tmp_path / "pictures").parent / "pictures" if elsewhere else src
+    link = folder / entry.removeprefix("images/") if elsewhere else src / entry
+    if elsewhere and entry == "images":
+        folder, link = (tmp_path / "all"), tmp_path / "all" / "pictures"
+        folder.mkdir()
+        (tmp_path / "pictures").rename(link)
+    link.rename(tmp_path / "secret")
+    link.symlink_to(tmp_path / "secret")
+    images = folder if elsewhere else None
+    if entry == "images":
+        with pytest.raises(DataError, match=r"No image|behind links"):
+            import_labels(src, tmp_path / "out", Choices(images=images))
+    else:
+        report = import_labels(src, tmp_path / "out", Choices(images=images, absent="skip"))
+        assert report.images == 1
+        told = caplog.text + "".join(loss.message for loss in report.lost)
+        assert "--follow-links" in told
+        assert "secret" not in "".join(path.name for path in (tmp_path / "out").rglob("*"))
+    assert import_labels(src, tmp_path / "all out", Choices(images=images, follow_links=True)).images == 2
+
+
+def test_links_within_the_folder_are_followed(cvat: Callable[..., Path], tmp_path: Path) -> None:
+    src = cvat(image("a.png", PIT))
+    (src / "images").rename(src / "store")
+    (src / "images").symlink_to(src / "store")
+    assert import_labels(src, tmp_path / "out").images == 1
 
 
 def test_names_that_differ_by_case_alone_are_asked_about(cvat: Callable[..., Path], tmp_path: Path) -> None:
@@ -360,3 +396,31 @@ def test_names_that_differ_by_case_alone_are_asked_about(cvat: Callable[..., Pat
         import_labels(src, tmp_path / "out")
     report = import_labels(src, tmp_path / "out", Choices(classes=["pit", "Pit=pit"]))
     assert [(one.name, one.px) for one in report.classes] == [("pit", 10)]
+
+
+DYING_IMPORT = """
+import os, pathlib, sys
+from defectseg.formats import data_import
+setattr(data_import, sys.argv[1], lambda *arguments, **options: os._exit(9))
+data_import.import_labels(*map(pathlib.Path, sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("killed_at", ["recognise", "_write_tables"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_the_import_after_a_killed_one_leaves_what_an_undisturbed_one_does(
+    cvat: Callable[..., Path], tmp_path: Path, killed_at: str, exists: bool
+) -> None:
+    src = tmp_path / "src.zip"
+    with zipfile.ZipFile(src, "w") as archive:
+        for path in cvat(image("a.png", PIT)).rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path / "src"))
+    out = tmp_path / "parent" / "out"
+    if exists:
+        out.mkdir(parents=True)
+    command = [sys.executable, "-c", DYING_IMPORT, killed_at, str(src), str(out)]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert list((tmp_path / "parent").rglob(".tmp-*"))
+    import_labels(src, out)
+    names = sorted(path.relative_to(out).as_posix() for path in (tmp_path / "parent").rglob("*") if path != out)
+    assert names == ["classes.txt", "train.csv", "train_images", "train_images/a.png"]

@@ -73,12 +73,6 @@ def brush(*, alpha: int = 255) -> list[int]:
     return as_bytes(header, *(f"100{19:08b}{alpha:08b}100{19:08b}{0:08b}" for _ in range(HW[0])))
 
 
-SPLIT_IN_TWO = [
-    {**result("polygon", None, points=LEFT_HALF), "id": "x"},
-    {**result("labels", "crack", points=LEFT_HALF), "id": "x"},
-]
-
-
 @pytest.mark.parametrize(
     ("results", "expected", "lost"),
     [
@@ -86,11 +80,6 @@ SPLIT_IN_TWO = [
         ([result(points=[[-30, 0], [50, 0], [50, 100], [-30, 100]])], LEFT_HALF_RLE, {"clipped": 1}),
         ([result("brushlabels", format="rle", rle=brush())], LEFT_HALF_RLE, {}),
         ([result("brushlabels", format="rle", rle=brush(alpha=1))], LEFT_HALF_RLE, {}),  # a soft edge is drawn, too
-        # radii of 2 px in an image of 4 x 10 px, around 5, 2
-        ([result("ellipselabels", x=50, y=50, radiusX=20, radiusY=50, rotation=0)], "14 2 17 8 26 2", {}),
-        # 3 px long and half a px high, turned upright around 4.5, 2
-        ([result("ellipselabels", x=45, y=50, radiusX=15, radiusY=12, rotation=90)], "17 4", {}),
-        (SPLIT_IN_TWO, LEFT_HALF_RLE, {}),
         ([result(), result("keypointlabels", x=9, y=9, width=1)], LEFT_HALF_RLE, {"other_shape": 1}),
         ([result(), {"type": "choices", "value": {"choices": ["bad"]}}], LEFT_HALF_RLE, {"other_shape": 1}),
     ],
@@ -113,24 +102,10 @@ def test_brush_run_lengths_are_bits_of_repeated_and_of_single_values() -> None:
         paint_brush(as_bytes(*BRUSH_BITS), "x", (4, 4))
 
 
-def test_json_min_is_read_and_its_rows_for_one_task_are_united(tmp_path: Path, export: Make) -> None:
-    row = {"image": "/data/upload/1/b.png", "id": 5, "annotator": 1, "annotation_id": 7, "lead_time": 3.2}
-    region = {
-        "points": LEFT_HALF,
-        "closed": True,
-        "polygonlabels": ["crack"],
-        "original_width": 10,
-        "original_height": 4,
-    }
-    newest = {**row, "annotation_id": 8, "updated_at": "2024-02-02", "label": [region], "quality": "bad"}
-    sound = {**row, "image": "/data/upload/1/c.png", "id": 6}
-    open_task = {**row, "image": "/data/upload/1/d.png", "id": 7, "annotation_id": None}
-    old = {**row, "updated_at": "2024-02-01", "label": [{**region, "polygonlabels": ["dent"]}]}
-    report = import_labels(export([newest, old, sound, open_task], "b.png", "c.png", "d.png"), tmp_path / "out")
-    assert rles(tmp_path / "out") == {"b.png": {1: LEFT_HALF_RLE}}
-    assert [one.name for one in report.classes] == ["crack"]
-    assert (report.images, report.sound_images, report.not_labelled) == (2, 1, 1)
-    assert kinds(report) == {"not_counted": 1}
+def test_one_task_alone_is_read_and_one_with_predictions_alone_is_told(tmp_path: Path, export: Make) -> None:
+    assert import_labels(export(task(1, annotation(result()))), tmp_path / "out").images == 1
+    with pytest.raises(DataError, match="Predictions and drafts do not count: submit"):
+        import_labels(export([task(1, predictions=[{"result": [result()]}])]), tmp_path / "more")
 
 
 def test_task_without_annotation_is_not_labelled_and_one_with_an_empty_result_is_sound(
@@ -198,6 +173,9 @@ def test_boxes_stop_and_are_ignored_on_request(tmp_path: Path, export: Make) -> 
     report = import_labels(src, tmp_path / "out", Choices(boxes="ignore"))
     assert rles(tmp_path / "out") == {"b.png": {255: "6 2 10 2 14 2 29 4"}}
     assert kinds(report) == {"boxes": 2, "rotated": 1}
+    ellipse = result("ellipselabels", x=50, y=50, radiusX=20, radiusY=25, rotation=90)  # 1 px and 2 px around 5, 2
+    import_labels(export([task(1, annotation(ellipse))]), tmp_path / "ellipse", Choices(boxes="ignore"))
+    assert rles(tmp_path / "ellipse") == {"b.png": {255: "17 8"}}
     mixed = export([task(1, annotation(result(), turned))])
     with pytest.raises(DataError, match="1 of 2 labels are boxes"):
         import_labels(mixed, tmp_path / "out2")
@@ -210,11 +188,13 @@ def test_boxes_stop_and_are_ignored_on_request(tmp_path: Path, export: Make) -> 
         ([task(1, annotation(result("hypertextlabels", text="no")))], "holds 1 hypertextlabels"),
         ([task(1, annotation({**result(), "image_rotation": 90}))], "task 1, result 1.*image_rotation"),
         ([task(1, annotation(result(label=None)))], "task 1, result 1: has no label"),
+        ([task(1, annotation(result("polygon", None, points=LEFT_HALF), result("labels")))], "result 1: has no label"),
         ([task(1, annotation(result(points=[["1", 2], [3, 4], [5, 6]])))], "task 1, result 1.*pairs of numbers"),
         ([task(1, annotation(result(points=[[9e5, 2], [3, 4], [5, 6]])))], "task 1, result 1.*far outside"),
         ([task(1, annotation(result("ellipselabels", x=1, y=None, radiusX=1, radiusY=1)))], "result 1.*numbers"),
         ([task(1, annotation(result("brushlabels", rle=[0, 0, 1])))], "task 1, result 1.*damaged"),
-        ([{"id": 1, "annotation_id": 1, "image": "b.png", "label": [{"points": LEFT_HALF}]}], "result 1: has no label"),
+        ([{"id": 1, "annotation_id": 1, "image": "b.png", "label": []}], "entry 1 is .*not JSON-MIN"),
+        ([{"id": 1, "data": {"image": "b.png"}, "completions": []}], "entry 1 is .*Label Studio 1.0 or later"),
         ([task(1, 17)], "task 1: its annotations"),
         ([{**task(1, annotation(result())), "data": {"image": ["a.png"]}}], "no image in .*task 1"),
         ([{**task(1, annotation(result())), "data": {"left": "a.png", "right": "b.png"}}], "task 1.*several images"),

@@ -272,6 +272,7 @@ TWO = {"images/a.png": GREY, "images/b.png": GREY}
 MIXED = [[1, 1, 255], [2, 1, 0]]
 ZERO_IS_A_CLASS = [[0, 1, 255], [255, 255, 255]]
 WHITE = times([[1, 1, 1]] * 2, 255)
+MANY = [[85, 170, 255], [85, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -288,6 +289,18 @@ WHITE = times([[1, 1, 1]] * 2, 255)
         ((times(LEFT, 255), RIGHT), {"ignore": "1"}, ({"class 1": "1 2"}, {"ignore": "5 2"}), {}),
         ((times(LEFT, 255), RIGHT), {"ignore": "255"}, ({"ignore": "1 2"}, {"class 1": "5 2"}), {}),
         ((ZERO_IS_A_CLASS, WHITE), {"background": "255"}, ({"class 1": "1 1", "class 2": "3 1"}, {}), {"from_zero": 1}),
+        (
+            (ZERO_IS_A_CLASS, WHITE),
+            {"background": "255", "classes": ["1=pit", "0=dent"]},
+            ({"dent": "1 1", "pit": "3 1"}, {}),
+            {},
+        ),
+        (
+            (MANY, CLEAN),
+            {"classes": ["170=pit", "85=dent", "255="]},
+            ({"dent": "1 2", "pit": "3 1", "ignore": "5 1"}, {}),
+            {"dropped": 1},
+        ),
         ((times(1 - np.array(LEFT), 255), WHITE), {"background": "255"}, ({"class 1": "1 2"}, {}), {}),
         ((WHITE, WHITE), {"background": "0"}, ({"class 1": "1 6"}, {"class 1": "1 6"}), {}),
     ],
@@ -301,18 +314,22 @@ def test_values_mean_what_the_whole_set_says(
     assert losses(report) == lost
 
 
-MANY = [[10 * row + column + 1 for column in range(3)] for row in range(2)]
-
-
 @pytest.mark.parametrize(
     ("masks", "choices", "message", "go_on"),
     [
         ({"a": times(LEFT, 255), "b": RIGHT}, {}, r"b\.png|a\.png: holds 255.*No mask holds both", ""),
-        ({"a": ZERO_IS_A_CLASS, "b": WHITE}, {}, r"a\.png: holds 255.*ignore='255'", "background"),
-        ({"a": [[85, 170, 255], [85, 0, 0]], "b": CLEAN}, {}, r"a\.png: holds 170\. .* 85 \(2 px\)", "ignore"),
+        ({"a": ZERO_IS_A_CLASS, "b": WHITE}, {}, r"a\.png: holds 255.* 255 covers 83%.*255\|0", "background"),
+        ({"a": MANY, "b": CLEAN}, {}, r"a\.png: holds 170\. .* 85 \(2 px\).*85=NAME,170=NAME,255=NAME", "classes"),
+        (
+            {"a": MANY, "b": CLEAN},
+            {"classes": ["85=pit"]},
+            r"255 is no class: the given list names 85|170 is",
+            "ignore",
+        ),
+        ({"a": times(BOTH, 10), "b": CLEAN}, {}, r"a\.png: holds 20\. .* 20 is no class", "classes"),
         ({"a": WHITE, "b": times(1 - np.array(LEFT), 255)}, {}, r"a\.png: holds 255.* 255 covers 83%", "background"),
         ({"a": times(WHITE, 4 / 255), "b": [[4, 4, 4], [1, 4, 4]]}, {}, r"4 covers 92%\. Which", "background"),
-        ({"a": times(LEFT, 300), "b": RIGHT}, {}, r"a\.png: holds 300", "ignore"),
+        ({"a": times(LEFT, 300), "b": RIGHT}, {}, r"a\.png: holds 300", "classes"),
         (
             {"a": times(LEFT, 255), "b": CLEAN},
             {"classes": ["x", "y"]},
@@ -354,7 +371,7 @@ def test_masks_that_cannot_be_meant_are_refused_with_a_way_on_and_leave_nothing(
             {"masks/a.png": times(LEFT, 255), "images/a.png": GREY, "classes.txt": "pit\ndent\n"},
             r"one class, but .*classes\.txt names 2",
         ),
-        ({"masks/a.png": LEFT, "images/a.png": GREY, "classes.txt": "pit\n\nx\n"}, "line 2 is blank"),
+        ({"masks/a.png": LEFT, "images/a.png": GREY, "classes.txt": "pit\n\nx\n"}, "':2'; expected"),
         (
             {"masks/a.png": LEFT, "images/a.png": GREY, "labelmap.txt": "pit:1,2\n"},
             r"labelmap\.txt: 'pit:1,2'; expected",
@@ -576,7 +593,7 @@ def test_an_export_that_was_painted_over_is_no_longer_taken_for_complete(tmp_pat
     export_masks(make_folder(tmp_path / "data", {"a.png": {1: DOT, 255: EDGE}}), tmp_path / "masks")
     painted = np.asarray(cv2.imread(str(tmp_path / "masks/masks/a.png"), cv2.IMREAD_UNCHANGED))
     cv2.imwrite(str(tmp_path / "masks/masks/a.png"), painted)
-    with pytest.raises(DataError, match="Is 255 sound steel"):
+    with pytest.raises(DataError, match="3 px are marked to be ignored"):
         import_labels(tmp_path / "masks", tmp_path / "back")
 
 
@@ -678,6 +695,14 @@ def test_what_people_have_beside_or_in_their_masks(
     assert labels_of(tmp_path / "out") == expected
 
 
+def test_lists_of_paddleseg_give_parts_and_names_match_in_any_case(source: Make, tmp_path: Path) -> None:
+    files: dict[str, Any] = {"images/A.JPG": GREY, "images/b.jpg": GREY, "labels/a.png": LEFT, "labels/b.png": LEFT}
+    lists = {"train.txt": "images/A.JPG labels/a.png\nimages/x.jpg labels/x.png\n", "splits/val.txt": "b\n.\n"}
+    report = import_labels(source(files | lists), tmp_path / "out")
+    assert report.parts == {"train": 1, "val": 1}
+    assert losses(report) == {"listed": 2}
+
+
 def test_parts_come_from_lists_in_a_folder_and_from_the_folders_of_masks(source: Make, tmp_path: Path) -> None:
     voc: dict[str, Any] = {f"VOC2012/JPEGImages/{name}.jpg": GREY for name in "ab"}
     voc |= {f"VOC2012/SegmentationClass/{name}.png": LEFT for name in "ab"}
@@ -689,7 +714,24 @@ def test_parts_come_from_lists_in_a_folder_and_from_the_folders_of_masks(source:
     assert import_labels(source(flat), tmp_path / "flat").parts == {"train": 1, "test": 1}
 
 
-@pytest.mark.parametrize("choices", [{"background": "9"}, {"ignore": "9"}])
-def test_values_that_no_mask_holds_are_refused(source: Make, tmp_path: Path, choices: dict[str, Any]) -> None:
+def test_background_that_no_mask_holds_is_refused(source: Make, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no mask holds 9"):
-        import_labels(source({"images/a.png": GREY, "masks/a.png": LEFT}), tmp_path / "out", Choices(**choices))
+        import_labels(source({"images/a.png": GREY, "masks/a.png": LEFT}), tmp_path / "out", Choices(background="9"))
+
+
+@pytest.mark.parametrize("swapped", [[1, 2], [2, 1]])
+def test_palettes_that_disagree_are_read_by_colour_and_refused(
+    source: Make, tmp_path: Path, swapped: list[int]
+) -> None:
+    src = source({"images/a.png": GREY, "images/b.png": GREY})
+    (src / "masks").mkdir()
+    for name, order in (("a", [1, 2]), ("b", swapped)):
+        picture = Image.fromarray(np.array(BOTH, np.uint8), "P")
+        picture.putpalette([*BLACK, *(level for index in order for level in ((255, 0, 0), (0, 255, 0))[index - 1])])
+        picture.save(src / "masks" / f"{name}.png")
+    if swapped == [1, 2]:
+        import_labels(src, tmp_path / "out")
+        assert labels_of(tmp_path / "out")["b.png"] == {"class 1": "1 2", "class 2": "5 2"}
+    else:
+        with pytest.raises(LabelError, match=r"255,0,0 is no class: .*labelmap\.txt"):
+            import_labels(src, tmp_path / "out")

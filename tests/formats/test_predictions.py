@@ -86,7 +86,7 @@ def test_each_region_becomes_an_outline_with_its_score_and_clean_images_are_list
         (2, 2, [2, 35, 4, 3], 12, 0.7),
     ]
     assert all(len(one["segmentation"]) == 1 for one in document["annotations"])
-    assert (report.images, report.annotations, report.class_names) == (2, 5, ("pits", "cracks"))
+    assert (report.images, report.masks, report.class_names) == (2, 2, ("pits", "cracks"))
     lost = {loss.kind: loss.count for loss in report.lost}
     assert lost == {"unreadable_images": 1, "hole_px": 16, "simplified": 1}
 

@@ -90,7 +90,7 @@ def test_overlapping_runs_of_a_row_are_refused_with_the_way_on_and_united_on_req
     table: Make, tmp_path: Path
 ) -> None:
     src = table(HEADER + "a.png,1,1 10 5 10\n")
-    with pytest.raises(LabelError, match=r"line 2: .* overlaps .* United, its runs are '1 14'; .*--unite"):
+    with pytest.raises(LabelError, match=r"line 2: .* overlaps .* Overlapping runs: unite them .*--unite"):
         run(src)
     run(src, unite=True)
     assert labels(tmp_path / "out") == ["a.png,1,1 14"]

@@ -13,7 +13,6 @@ from defectseg.formats.labels import Choices
 from defectseg.formats.source import LabelSource
 
 SIZE = "<size><width>10</width><height>8</height><depth>1</depth></size>"
-POLYGON = "<x1>1</x1><y1>1</y1><x2>4</x2><y2>1</y2><x3>4</x3><y3>3</y3><x4>1</x4><y4>3</y4>"
 
 
 def boxed(name: str, *edges: object) -> str:
@@ -22,8 +21,7 @@ def boxed(name: str, *edges: object) -> str:
     return f"<object><name>{name}</name><bndbox>{inside}</bndbox></object>"
 
 
-def outlined(name: str, polygon: str = POLYGON) -> str:
-    return boxed(name, 1, 1, 4, 3).replace("</object>", f"<polygon>{polygon}</polygon></object>")
+PIT = boxed("pit", 2, 2, 4, 4)
 
 
 def annotation(*objects: str, filename: str = "<filename>a.png</filename>", size: str = SIZE) -> str:
@@ -79,14 +77,6 @@ def test_boxes_stop_the_import_or_are_ignored(
     assert [one.name for one in report.classes] == ["dent"]
 
 
-def test_polygons_beside_boxes_are_masks(run: Callable[..., ImportReport], tmp_path: Path) -> None:
-    report = run({"a.png": "", "a.xml": annotation(outlined("pit"), "<object><name>dent</name></object>")})
-    (mask, *_), ignored = open_data_folder(tmp_path / "out").masks_of("a.png", (8, 10))
-    assert np.argwhere(mask).tolist() == [[y, x] for y in (1, 2) for x in (1, 2, 3)]
-    assert not ignored.any()
-    assert losses(report) == {"no_shape": 1}
-
-
 @pytest.mark.parametrize(
     ("filename", "label_file"),
     [
@@ -101,7 +91,7 @@ def test_polygons_beside_boxes_are_masks(run: Callable[..., ImportReport], tmp_p
 def test_the_image_is_found_by_either_name(
     run: Callable[..., ImportReport], tmp_path: Path, filename: str, label_file: str
 ) -> None:
-    assert run({"pictures/a.png": "", label_file: annotation(outlined("pit"), filename=filename)}).images == 1
+    assert run({"pictures/a.png": "", label_file: annotation(PIT, filename=filename)}, boxes="ignore").images == 1
 
 
 def test_a_file_without_objects_is_sound_and_an_image_without_a_file_is_not_labelled(
@@ -109,16 +99,10 @@ def test_a_file_without_objects_is_sound_and_an_image_without_a_file_is_not_labe
 ) -> None:
     files = {f"images/{name}.png": "" for name in "abc"} | {"other/d.png": ""}
     empty = annotation(filename="<filename>b.png</filename>", size="<size><width>0</width><height>0</height></size>")
-    report = run(files | {"labels/a.xml": annotation(outlined("pit")), "labels/b.xml": empty})
+    report = run(files | {"labels/a.xml": annotation(PIT), "labels/b.xml": empty}, boxes="ignore")
     assert (report.images, report.sound_images, report.not_labelled) == (2, 1, 1)
     assert (tmp_path / "out/not_labelled.csv").read_text().split() == ["ImageId", "c.png"]
-    assert losses(report) == {"unlisted_images": 1}  # in a folder where nothing is labelled
-
-
-def test_objects_without_any_shape_do_not_make_an_image_sound(run: Callable[..., ImportReport]) -> None:
-    lines = annotation("<object><name>pit</name></object>", filename="<filename>b.png</filename>")
-    with pytest.raises(DataError, match=r"b\.png.*unlabelled='clean\|skip'"):
-        run({"a.png": "", "b.png": "", "a.xml": annotation(outlined("pit")), "b.xml": lines})
+    assert losses(report) == {"boxes": 1, "unlisted_images": 1}  # in a folder where nothing is labelled
 
 
 @pytest.mark.parametrize(
@@ -140,34 +124,28 @@ def test_parts_come_from_image_sets_or_folders(
         }
     for stem, image in names.items():
         folder = "Annotations" if "JPEGImages" in image else str(Path(image).parent)
-        files[f"{folder}/{stem}.xml"] = annotation(outlined("pit"), filename=f"<filename>{stem}.png</filename>")
-    assert run(files).parts == {"train": 1, "val": 1}
+        files[f"{folder}/{stem}.xml"] = annotation(PIT, filename=f"<filename>{stem}.png</filename>")
+    assert run(files, boxes="ignore").parts == {"train": 1, "val": 1}
 
 
-def test_masks_come_before_boxes_and_polygons_do_not_give_way(tmp_path: Path) -> None:
-    (tmp_path / "a.xml").write_text(annotation(boxed("pit", 1, 1, 2, 2)))
+def test_masks_come_before_boxes(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(annotation(PIT))
     source = LabelSource(tmp_path, tmp_path)
     kind, evidence = recognise(source)
     assert (kind.name, kind.boxes_only(source)) == ("voc", True)
     assert evidence.startswith("a.xml")
-    (tmp_path / "a.xml").write_text(annotation(outlined("pit")))
-    assert not kind.boxes_only(LabelSource(tmp_path, tmp_path))
 
 
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
         ({"a.xml": annotation(boxed("pit", 1, 1, "x", 2))}, r"a\.xml: object 1: xmin, ymin, xmax, ymax"),
-        ({"a.xml": annotation(boxed("pit", 1, 1, "", 2))}, r"a\.xml: object 1: xmin, ymin, xmax, ymax"),
-        ({"a.xml": annotation(outlined("pit", POLYGON.replace("x3", "x9")))}, r"a\.xml: object 1: x1, y1"),
-        ({"a.xml": annotation(outlined("pit"), size=SIZE.replace("10", "11"))}, "11x8"),
-        ({"a.xml": annotation(outlined("pit"), size=SIZE.replace("10", "1e9"))}, "height, width"),
-        ({"a.xml": annotation(outlined("pit")), "b.xml": annotation(outlined("pit"))}, "both stand for"),
-        ({"b.xml": annotation(outlined("pit")), "b.png": ""}, r"b\.xml: its 'filename', a\.png, is another image"),
-        (
-            {"a.xml": annotation(), "ImageSets/Main/val.txt": "a", "ImageSets/Main/train.txt": "a"},
-            r"val\.txt: 'a' is in the list of another part",
-        ),
+        ({"a.xml": annotation("<object><name>pit</name></object>")}, r"a\.xml: object 1: xmin, ymin, xmax, ymax"),
+        ({"a.xml": annotation(PIT.replace("</o", "<polygon><x1>1</x1></polygon></o"))}, r"a\.xml: has polygons.*COCO"),
+        ({"a.xml": annotation(PIT, size=SIZE.replace("10", "11"))}, "11x8"),
+        ({"a.xml": annotation(PIT, size=SIZE.replace("10", "1e9"))}, "height, width"),
+        ({"a.xml": annotation(PIT), "b.xml": annotation(PIT)}, "both stand for"),
+        ({"b.xml": annotation(PIT), "b.png": ""}, r"b\.xml: its 'filename', a\.png, is another image"),
     ],
 )
 def test_what_cannot_be_meant_is_named(run: Callable[..., ImportReport], files: dict[str, str], expected: str) -> None:

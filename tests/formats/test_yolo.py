@@ -16,7 +16,7 @@ from defectseg.formats.yolo.write import export_yolo, label_path
 
 YAML = "train: images/train\nval: images/val\nnames: [crack, dent]\n"
 # Border pixels (0, 0), (4, 0), (4, 1), (0, 1) of an image of 5 x 4 px, as tools write them that divide by the size.
-UPPER_ROWS = "0 0.0 0.0 0.8 0.0 0.8 0.25 0.0 0.25"
+UPPER_ROWS = "0 0.0 0.0 0.4 0.0 0.8 0.0 0.8 0.25 0.0 0.25"
 UPPER_ROWS_RLE = "1 2 5 2 9 2 13 2 17 2"
 
 Make = Callable[..., Path]
@@ -179,7 +179,8 @@ def test_label_files_without_an_image_and_images_that_a_list_lacks_are_refused(t
     (src / "data.yaml").write_text("train: train.txt\ntest: ../test/images\n" + NAMES)
     (src / "train.txt").write_text("/x/images/train/a.png\n/x/images/train/b.png\n")
     report = run(src, absent="skip")
-    assert report.missing_images == ("labels/train/gone.txt", "/x/images/train/b.png", "test: ../test/images")
+    assert report.missing_images == ("labels/train/gone.txt", "/x/images/train/b.png")
+    assert kinds(report) == {"absent_folder": 1}
 
 
 TWO_OF_ONE_CLASS = f"{UPPER_ROWS}\n0 0 0 0 .75 0 .75\n1 0 0 0 .75 0 .75\n"
@@ -193,8 +194,8 @@ TWO_OF_ONE_CLASS = f"{UPPER_ROWS}\n0 0 0 0 .75 0 .75\n1 0 0 0 .75 0 .75\n"
         ("a.png", "0 0.199999 0 0.39 0 0.39 0.249999", {1: "5 2"}, {}),
         ("a.png", "1 0.2 0.25 0.4 0.5", {255: "1 2 5 2"}, {"boxes": 1}),  # columns 0 and 1, rows 0 and 1
         ("a b.PNG", f"\ufeff{UPPER_ROWS}\r\n\r\n", {1: UPPER_ROWS_RLE}, {}),
-        ("a.png", "0 -0.5 -0.4 1.9 -0.4 1.9 .25 -0.5 .25", {1: UPPER_ROWS_RLE}, {"clipped": 1}),
-        ("a.png", f"0 1.05 0 1.08 0 1.05 .5\n{UPPER_ROWS}", {1: UPPER_ROWS_RLE}, {"no_pixel": 1}),
+        ("a.png", "0 -0.5 -0.4 1.9 -0.4 1.9 .25 -0.5 .25", {1: UPPER_ROWS_RLE}, {"like_boxes": 1, "clipped": 1}),
+        ("a.png", f"0 1.05 0 1.08 0 1.05 .5\n{UPPER_ROWS}", {1: UPPER_ROWS_RLE}, {"clipped": 1, "no_pixel": 1}),
     ],
 )
 def test_lines_become_masks_and_what_is_lost_is_counted(
@@ -209,17 +210,17 @@ def test_lines_become_masks_and_what_is_lost_is_counted(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 a b c", "'0 a b c'; expected numbers"),
+        ("0 a b c", "'0 a b c'; expected a class"),
         ("2 0 0 1 0 1 1", "class 2; expected 0 to 1"),
         ("-1 0 0 1 0 1 1", "class -1"),
         ("0.5 0 0 1 0 1 1", "class 0.5"),
-        ("nan 0 0 1 0 1 1", "class nan"),
-        ("0 0 0 1 0 1 1 1.7", "0 1 1 1.7'; expected .* without a confidence"),
-        ("0 0 0 1 0 1 1 0.97", "without a confidence"),
-        ("0 0 0", "three points or more"),
-        ("0 0 0 3 0 3 1", "0 3 0 3 1'; expected fractions"),
-        ("0 0 0 nan 0 1 1", "nan 0 1 1'; expected fractions"),
-        ("0 0.5 0.5 0 0.1", "boxes of some size"),
+        ("nan 0 0 1 0 1 1", "expected a class"),
+        ("0 0 0 1 0 1 1 1.7", "0 1 1 1.7'; expected .* no confidence"),
+        ("0 0 0 1 0 1 1 0.97", "no confidence"),
+        ("0 0 0", "three or more points"),
+        ("0 0 0 3 0 3 1", "0 3 0 3 1'; .*as fractions"),
+        ("0 0 0 nan 0 1 1", "nan 0 1 1'; .*as fractions"),
+        ("0 0.5 0.5 0 0.1", "or a box"),
     ],
 )
 def test_faulty_lines_are_named_and_leave_nothing(tmp_path: Path, yolo: Make, line: str, message: str) -> None:
@@ -247,7 +248,7 @@ BOMB = "a: &a [x, x, x, x]\n" + "".join(
         (TRAIN + "names: {0: a, 2: b}\n", "as a list or from 0 on"),
         (TRAIN + "names: [a, {b: c}]\n", "'names' is "),
         (TRAIN + "nc: 3\nnames: [a, b]\n", r"'names' is \['a', 'b'\]; expected '3' names"),
-        (TRAIN + "names: [a, a]\n", "'a' names .* Rename one"),
+        (TRAIN + "names: [a, '']\n", "'names' is "),
         (TRAIN + "names: [a, b]\nkpt_shape: [4, 2]\n", "key points"),
     ],
 )
@@ -256,11 +257,16 @@ def test_faulty_data_yaml_is_refused(yolo: Make, yaml: str, message: str) -> Non
         run(yolo({"train/a.png": UPPER_ROWS}, yaml))
 
 
-def test_part_that_is_nowhere_is_refused(tmp_path: Path, yolo: Make) -> None:
+def test_part_that_is_nowhere_is_refused_if_images_are_left_over(tmp_path: Path, yolo: Make) -> None:
     src = yolo({"train/a.png": UPPER_ROWS, "val/b.png": ""}, TRAIN + "val: images/holdout\n" + NAMES)
     (src / "images/val").rename(src / "images/other")
-    with pytest.raises(DataError, match="no image: val: images/holdout"):
+    with pytest.raises(
+        LabelError, match=r"data\.yaml: 'val: images/holdout' is not there, and may be the folder of b\.png"
+    ):
         run(src)
+    (src / "images/other/b.png").unlink()
+    (src / "labels/val/b.txt").unlink()
+    assert kinds(run(src)) == {"absent_folder": 1}  # as in sets of Roboflow without a test part
 
 
 def test_upper_case_folders_are_paired(tmp_path: Path, yolo: Make) -> None:
@@ -361,7 +367,7 @@ def test_split_becomes_train_val_and_test(
     root = make_folder(tmp_path / "data", FOLDER)
     (root / "split.csv").touch()
     folds = dict(zip(("a.png", "line 1/b.JPG", "c.png"), names, strict=True))
-    monkeypatch.setattr("defectseg.formats.yolo.write.read_split", lambda path: folds)
+    monkeypatch.setattr("defectseg.formats.yolo.write.read_split", lambda path, image_ids: folds)
     report = export_yolo(root, tmp_path / "yolo", fold=fold)
     last = "train" if fold else "test"
     assert kinds(report) == ({"folds": 1} if fold else {})
@@ -391,9 +397,9 @@ def test_split_becomes_train_val_and_test(
 @pytest.mark.parametrize(
     ("split", "fold", "kind", "message"),
     [
-        ("a.png,0\n", 0, DataError, r"gives no fold for 2 images \(first: c\.png\)"),
+        ("a.png,0\n", 0, DataError, r"gives no fold for c\.png, line 1/b\.JPG\."),
         ("a.png,0\nc.png,1\nline 1/b.JPG,1\n", 2, UsageError, r"fold: .*split\.csv has 0, 1; 2 cannot become val"),
-        ("a.png,0\nc.png,0\nline 1/b.JPG,0\n", None, DataError, "leaves nothing to train on"),
+        ("a.png,0\nc.png,0\nline 1/b.JPG,0\n", None, UsageError, r"fold: .*split\.csv has 0; 0 cannot become val"),
     ],
 )
 def test_split_that_does_not_fit_is_refused(

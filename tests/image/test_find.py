@@ -32,11 +32,11 @@ def ids(found: list[FoundImage]) -> list[str]:
         (
             "north/a.jpg south/a.jpg south/b.jpg west/c.jpg",
             "north south west",
-            "c.jpg north/a.jpg south/a.jpg south/b.jpg",
+            "north/a.jpg south/a.jpg south/b.jpg west/c.jpg",
         ),
         ("mon/line1/a.jpg tue/line1/a.jpg", "mon/line1 tue/line1", "mon/line1/a.jpg tue/line1/a.jpg"),
         ("north/a.jpg south/a.jpg", "north/a.jpg south/a.jpg", "north/a.jpg south/a.jpg"),
-        ("x/a.jpg x/north/a.jpg y/north/a.jpg", "y/north x", "north/a.jpg x/a.jpg x/north/a.jpg"),
+        ("x/a.jpg x/north/a.jpg y/north/a.jpg", "y/north x", "x/a.jpg x/north/a.jpg y/north/a.jpg"),
     ],
     ids=["inside another", "a file", "clashing names", "clashing folders", "clashing files", "a real subfolder"],
 )
@@ -54,11 +54,6 @@ def test_images_are_found_by_suffix_and_others_counted(tmp_path: Path, caplog: p
     with caplog.at_level("INFO", "defectseg"):
         assert ids(find_images([tmp_path])) == ["a.jpeg", "b.JPG", "c.Tiff", "h.jfif", "sub/f.webp", *optional]
     assert caplog.messages == ["passed over for their suffix: 2 .txt, 1 without a suffix, 1 .db"]
-    caplog.clear()
-    touch(tmp_path, *(f"many/x.{number:03}" for number in range(20)))
-    with caplog.at_level("INFO", "defectseg"):
-        find_images([tmp_path])
-    assert caplog.messages[0].endswith("1 .005, 15 with others")
     assert ids(find_images([tmp_path], recursive=False)) == ["a.jpeg", "b.JPG", "c.Tiff", "h.jfif", *optional]
 
 

@@ -20,9 +20,9 @@ from PIL.TiffTags import DOUBLE, SHORT
 
 from defectseg.errors import ImageError
 from defectseg.image.read import (
+    bit_depth_warnings,
     decode_bytes,
     decode_small,
-    find_low_bit_depth,
     is_blank,
     read_size,
     to_grey,
@@ -196,20 +196,22 @@ def test_a_value_beyond_the_bit_depth_is_refused_and_alpha_does_not_count(said: 
 @pytest.mark.parametrize(
     ("brightest", "expected"),
     [
-        ({}, None),
-        ({None: 9}, None),  # 8-bit files, and those whose bit depth is known
-        ({255: 3}, None),
-        ({16384: 1}, None),
-        ({16383: 1}, (1, 1, 14)),
-        ({1023: 2, 1000: 1}, (3, 3, 10)),
-        ({900: 2, 3000: 1, 40: 5}, (3, 3, 12)),
-        ({12000: 1, 60000: 1}, None),  # a dark picture among others
-        ({4095: 4, 65535: 3}, (4, 7, 12)),
+        ({}, []),
+        ({None: 9}, []),  # 8-bit files, and those whose bit depth is known
+        ({255: 3}, []),
+        ({16384: 1}, []),
+        ({16383: 1}, [(1, 1, 14)]),
+        ({1023: 2, 1000: 1}, [(3, 3, 10)]),
+        ({900: 2, 3000: 1, 40: 5}, [(3, 3, 12)]),
+        ({12000: 1, 60000: 1}, []),  # a dark picture among others
+        ({4095: 4, 65535: 3}, [(4, 7, 12)]),
     ],
 )
-def test_low_bit_depth_is_seen(brightest: dict[int | None, int], expected: tuple[int, int, int] | None) -> None:
-    low = find_low_bit_depth(brightest)
-    assert (low if low is None else (low.images, low.of, low.bit_depth)) == expected
+def test_low_bit_depth_is_seen(brightest: dict[int | None, int], expected: list[tuple[int, int, int]]) -> None:
+    warnings = bit_depth_warnings(brightest)
+    assert [
+        tuple(map(int, re.findall(r"^(\d+) of (\d+) .*bit_depth=(\d+);", text)[0])) for text in warnings
+    ] == expected
 
 
 @pytest.mark.parametrize(

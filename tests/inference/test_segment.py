@@ -1,6 +1,7 @@
 import itertools
 import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from defectseg.config import Recipe
 from defectseg.image.regions import Region, find_regions
 from defectseg.inference.segment import Segmentation, segment, segment_image
+from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import ImageAnswer, predict_image
 from defectseg.model.info import Thresholds
 
@@ -22,6 +25,11 @@ def _thresholds(
 ) -> Thresholds:
     count = len(pixel)
     return Thresholds(gate=gate or (0.0,) * count, pixel=pixel, min_area_px=min_area_px or (0,) * count)
+
+
+def _settings(thresholds: Thresholds, only_classes: tuple[int, ...] | None) -> Settings:
+    info: Any = SimpleNamespace(thresholds=thresholds, recipe=Recipe())
+    return Settings.of(info, classes=only_classes)
 
 
 def _assert_equal(result: Segmentation, expected: Segmentation) -> None:
@@ -83,7 +91,7 @@ def test_short_cuts_change_nothing(
 ) -> None:
     prediction, before = ImageAnswer(probabilities, probabilities.max(axis=(1, 2))), probabilities.copy()
 
-    result = segment(prediction, thresholds, only_classes=only_classes)
+    result = segment(prediction, _settings(thresholds, only_classes).thresholds)
 
     _assert_equal(result, slow_segment(prediction, thresholds, only_classes))
     np.testing.assert_array_equal(probabilities, before)
@@ -113,7 +121,7 @@ def test_segmenting_in_bands_equals_segmenting_the_whole_answer(
 ) -> None:
     image = few_levels(size_hw, seed)
     runtime = contradicting_runtime(tile_hw=tile_hw, overlap_px=int(overlap * min(tile_hw)), parallel=parallel)
-    settings = replace(runtime.settings, thresholds=thresholds, classes=only_classes)
+    settings = replace(runtime.settings, thresholds=_settings(thresholds, only_classes).thresholds)
 
     result = segment_image(runtime, image, settings)
 

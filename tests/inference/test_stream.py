@@ -5,16 +5,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from defectseg.errors import ImageError, ModelError, ResourceError
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.inference.stream import GivenImage, Segmented, Unreadable, stream
+from defectseg.runtime.base import Answer, memory_errors
 
 STEEL, PIT = 60, 120  # grey levels, as GreyRuntime reads them
 
@@ -140,6 +142,60 @@ def test_an_error_in_a_thread_ends_the_stream_after_what_came_before(
     # Call 25 was for one of the images in work: the network's threads, its helpers, and those that are ready.
     assert 25 - (3 + 8 + 4) <= len(done) < 40
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("where", ["decoding", "network", "then"])
+@pytest.mark.parametrize("times", [1, 99])
+def test_an_image_for_which_memory_is_short_is_done_again_alone_and_with_the_same_tiles(
+    where: str, times: int, tmp_path: Path, grey_runtime: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = _found(tmp_path, 12)
+    cv2.imwrite(str(images[4].path), np.full((32, 72), PIT, np.uint8))  # six tiles
+    runtime = grey_runtime(tile_hw=(16, 24), tile_overlap_px=0, parallel=3, longest_s=0.004)
+    undisturbed = list(stream(images, runtime, runtime.settings, _area))
+    attempts: list[int] = []
+    others_at_once: set[int] = set()
+
+    def fail(place: str, large: bool) -> None:
+        if large and place == "decoding":
+            attempts.append(1)
+        if large and len(attempts) == 2:
+            others_at_once.add(runtime.at_once)
+        if large and place == where and len(attempts) <= times:
+            raise MemoryError
+
+    class Short:
+        class_names, name, parallel = runtime.class_names, runtime.name, runtime.parallel
+
+        def __call__(self, tile: NDArray[np.uint8]) -> Answer:
+            with memory_errors(tile.shape):
+                fail("network", bool((tile == PIT).all()))
+                answer: Answer = runtime(tile)
+                return answer
+
+    def imdecode(content: NDArray[np.uint8], flags: int) -> Any:
+        pixels: Any = decode(content, flags)
+        fail("decoding", pixels.size == 32 * 72)
+        return pixels
+
+    def then(one: Segmented) -> tuple[str, int]:
+        fail("then", one.decoded.pixels.size == 32 * 72)
+        return _area(one)
+
+    decode = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", imdecode)
+    found = list(stream(images, cast(Any, Short()), runtime.settings, then))
+
+    unreadable = found[4]
+    if times > 1:
+        assert isinstance(unreadable, Unreadable)
+        assert unreadable.memory_short
+        assert unreadable.message.startswith(f"{images[4].path}: memory does not suffice for it, even alone")
+        found[4] = undisturbed[4]
+    assert found == undisturbed
+    assert len(attempts) == 2
+    assert others_at_once == {0}
+    assert set(runtime.calls) == {(1, 1, 16, 24)}
 
 
 def test_a_closed_stream_gives_up_a_large_image(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:

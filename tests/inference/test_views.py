@@ -134,9 +134,10 @@ def test_settings_are_those_of_the_model_unless_told_otherwise(grey_runtime: Cal
     recipe = info.recipe.model_copy(update={"inference": info.recipe.inference.model_copy(update={"tta": "flips"})})
     flipping = info.model_copy(update={"recipe": recipe})
 
-    assert Settings.of(flipping) == Settings(info.thresholds, (64, 96), 16, "flips", None)
+    assert Settings.of(flipping) == Settings(info.thresholds, (64, 96), 16, "flips")
     chosen = Settings.of(flipping, tta="none", thresholds=other, classes=(2,), bit_depth=9)
-    assert chosen == Settings(other, (64, 96), 16, "none", (2,), 9)
+    only_second = other.model_copy(update={"pixel": (np.inf, 0.5)})
+    assert chosen == Settings(only_second, (64, 96), 16, "none", 9)
     assert Settings.of(info, bit_depth=16).bit_depth == 16
     refused: dict[str, dict[str, Any]] = {
         "tta: expected none, flips, turns, found FLIPS": {"tta": "FLIPS"},

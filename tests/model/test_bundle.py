@@ -8,11 +8,12 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import save
 
 from defectseg.config import ModelConfig, Recipe
 from defectseg.errors import ModelError
 from defectseg.model.bundle import load_bundle, read_bundle, save_bundle
-from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.model.info import ModelInfo, Normalization, Thresholds, seal_model
 from defectseg.model.network import DefectNetwork
 
 MODEL = ModelConfig(
@@ -95,9 +96,53 @@ def test_weights_that_do_not_fit_the_description_or_are_damaged_are_refused(
     save_bundle(path, network.state_dict(), INFO.model_copy(update=three))
     with pytest.raises(ModelError, match=r"m\.safetensors: its weights do not fit its description"):
         load_bundle(path)
-    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"X32"'))
+    seal_model(path, INFO, path.read_bytes().replace(b'"F32"', b'"X32"'))
     with pytest.raises(ModelError, match=r"m\.safetensors: damaged; its weights cannot be read"):
         load_bundle(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_neither_written_nor_used(
+    tmp_path: Path, network: DefectNetwork, value: float
+) -> None:
+    path, name = tmp_path / "m.safetensors", "net.encoder.model.conv1.0.weight"
+    weights = {key: weight.clone() for key, weight in network.state_dict().items()}
+    weights[name][0, 0, 1, 1] = value
+    with pytest.raises(ModelError, match=rf"m\.safetensors: not written, because {name} holds NaN or infinity"):
+        save_bundle(path, weights, INFO)
+    assert not path.exists()
+    seal_model(path, INFO, save(weights, metadata={"defectseg": ""}))
+    with pytest.raises(ModelError, match=rf"m\.safetensors: {name} holds NaN or infinity"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig(encoder="tu-vit_giant_patch14_dinov2", architecture="DPT"),
+        ModelConfig(encoder="tu-test_resnet", options={"decoder_channels": [20_000] * 5}),
+        ModelConfig(encoder="tu-convnext_atto", options={"depths": [3, 5000, 3, 3]}),
+        ModelConfig(encoder="tu-vit_tiny_patch16_224", architecture="DPT", options={"img_size": 10**6}),
+    ],
+)
+def test_a_network_larger_than_the_weights_is_refused_before_it_takes_memory(
+    tmp_path: Path, network: DefectNetwork, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def build(*arguments: Any) -> DefectNetwork:
+        devices.append(torch.empty(0).device.type)
+        return DefectNetwork(*arguments)
+
+    monkeypatch.setattr("defectseg.model.bundle.DefectNetwork", build)
+    path = tmp_path / "m.safetensors"
+    save_bundle(path, network.state_dict(), INFO)
+    assert load_bundle(path)[1] == INFO
+    assert devices == ["meta", "cpu"]
+    save_bundle(path, network.state_dict(), INFO.model_copy(update={"recipe": Recipe(model=model)}))
+    with pytest.raises(ModelError, match=r"m\.safetensors: its weights do not fit its description"):
+        load_bundle(path)
+    assert devices == ["meta", "cpu", "meta"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,16 @@ from torch import nn
 from defectseg.config import ModelConfig, Recipe
 from defectseg.errors import ModelError
 from defectseg.model.graph import fix_padding, takes_any_size, to_onnx, to_openvino
-from defectseg.model.info import METADATA_KEY, ModelInfo, Normalization, Thresholds, read_model_info, write_model_info
+from defectseg.model.info import (
+    METADATA_KEY,
+    ModelInfo,
+    Normalization,
+    Thresholds,
+    parse_model_info,
+    read_model_info,
+    seal_model,
+    write_model_info,
+)
 from defectseg.model.network import DefectNetwork
 from defectseg.model.openvino_io import core, read_model, save_model
 from defectseg.runtime.base import Runtime
@@ -141,6 +150,7 @@ def test_an_openvino_file_carries_the_description_and_its_tensors_have_names(
     network, info = plain
     model, path = to_openvino(network, info), tmp_path / "m.xml"
     save_model(model, path)
+    seal_model(path, info)
 
     assert [tensor.get_names() for tensor in (*model.inputs, *model.outputs)] == [
         *({"image"}, {"probabilities"}, {"gate"})
@@ -152,7 +162,7 @@ def test_an_openvino_file_carries_the_description_and_its_tensors_have_names(
     other = info.model_copy(update={"created": "<a> & \"b\" 'ä'"})
     write_model_info(path, other)
     text = core().read_model(path).get_rt_info([METADATA_KEY]).astype(str)
-    assert ModelInfo.model_validate_json(text) == other
+    assert parse_model_info(text, source=path) == other
     _assert_alike(OpenVinoRuntime(read_model(path), info, precision="f32"), network, (1, 1, 40, 72))
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape
 
 import numpy as np
 import onnx
@@ -18,13 +18,14 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from defectseg.config import ModelConfig, Recipe
-from defectseg.errors import ModelError, ResourceError
+from defectseg.errors import ExitCode, ModelError, ResourceError
 from defectseg.model.info import (
     ExportInfo,
     ModelInfo,
     Normalization,
     Thresholds,
     read_model_info,
+    seal_model,
     write_model_info,
 )
 from defectseg.model.locate import model_identity
@@ -43,12 +44,26 @@ LAYER = (
 )
 
 
+WITHOUT_CHECKSUM = TEXT.replace('"created":""', '"created":"before"')  # as older versions wrote it
+
+
+QUOTES = {'"': "&quot;"}
+
+
+def _sealed(path: Path, text: str | None) -> Path:
+    if text == TEXT:
+        seal_model(path, INFO)
+    return path
+
+
 def _write_xml(path: Path, text: str | None = TEXT, *, layers: str = LAYER, weights_bytes: int = 32) -> Path:
-    description = "<nncf><defectseg value='{}'/></nncf>" if text is None else f"<defectseg value={quoteattr(text)}/>"
+    description = (
+        "<nncf><defectseg value='{}'/></nncf>" if text is None else f'<defectseg value="{escape(text, QUOTES)}"/>'
+    )
     net = f'<net name="m" version="11"><layers>{layers}</layers><rt_info>{description}</rt_info></net>'
     path.write_text(f'<?xml version="1.0"?>\n{net}', encoding="utf-8")
     path.with_suffix(".bin").write_bytes(bytes(weights_bytes))
-    return path
+    return _sealed(path, text)
 
 
 def _write_onnx(path: Path, text: str | None = TEXT) -> Path:
@@ -60,13 +75,13 @@ def _write_onnx(path: Path, text: str | None = TEXT) -> Path:
     metadata = {"first": "1", **({} if text is None else {"defectseg": text}), "last": "3" * 300}
     onnx.helper.set_model_props(model, metadata)
     path.write_bytes(model.SerializeToString())
-    return path
+    return _sealed(path, text)
 
 
 def _write_bundle(path: Path, text: str | None = TEXT, *, weight: float = 0.5) -> Path:
     tensors: dict[str, NDArray[Any]] = {"b": np.full((2, 3), weight, np.float32), "a": np.arange(3)}
     save_file(tensors, path, metadata={"format": "pt", **({} if text is None else {"defectseg": text})})
-    return path
+    return _sealed(path, text)
 
 
 WRITERS: dict[str, Callable[..., Path]] = {
@@ -156,6 +171,7 @@ def test_identity_is_of_the_weights_wherever_they_lie(tmp_path: Path) -> None:
     path = _write_xml(tmp_path / "m.xml")
     before = model_identity(path)
     path.with_suffix(".bin").write_bytes(b"1" * 32)
+    seal_model(path, INFO)
     assert model_identity(path) != before
 
 
@@ -170,7 +186,59 @@ def test_a_damaged_file_is_refused_or_read_and_never_a_bug(
         content[data.draw(st.integers(0, min(len(content), 400) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     with suppress(ModelError):
-        assert read_model_info(path).class_names
+        assert read_model_info(path) == INFO
+
+
+@every_kind
+def test_one_flipped_bit_anywhere_is_refused_or_changes_nothing(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name)
+    content, before = path.read_bytes(), _without_description(path)
+    answering = 0
+    for position in range(0, len(content), 11):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with suppress(ModelError):
+            assert (read_model_info(path), _without_description(path)) == (INFO, before)
+            answering += 1
+    assert answering < 5  # blanks that fill the header of a bundle
+
+
+@every_kind
+def test_a_file_without_a_checksum_is_refused_with_the_way_on(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name, WITHOUT_CHECKSUM)
+    for use in (read_model_info, model_identity, lambda path: write_model_info(path, INFO)):
+        with pytest.raises(ModelError, match=rf"{name}: has no checksum.* Export or train again") as refused:
+            use(path)
+        assert refused.value.exit_code is ExitCode.CANNOT_CONTINUE
+
+
+@every_kind
+def test_a_damaged_file_is_not_called_right_by_writing_to_it(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name)
+    damaged = path if name != "m.xml" and name != "m.XML" else path.with_suffix(".bin")
+    content = bytearray(damaged.read_bytes())
+    content[-1 if damaged.suffix != ".onnx" else 3] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(ModelError, match=name):
+        write_model_info(path, INFO)
+
+
+@every_kind
+def test_a_file_with_absurd_sizes_is_refused_before_it_is_read(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name)
+    text = {".onnx": b"\x72\x80\x80\x80\x80\x08", ".safetensors": (1 << 31).to_bytes(8, "little")}
+    with path.open("rb+") as file:
+        file.write(text.get(path.suffix, b""))  # a length of 2 GiB
+        file.truncate(3 << 30)  # a hole, which needs no disk
+    with pytest.raises(ModelError, match="bytes of text; expected at most"):
+        read_model_info(path)
+
+
+def test_an_onnx_file_of_countless_fields_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x01" * 20_000)
+    with pytest.raises(ModelError, match="more than 16384 fields"):
+        read_model_info(tmp_path / "m.onnx")
 
 
 @every_kind
@@ -209,7 +277,6 @@ BOMB = '<!DOCTYPE net [<!ENTITY a "{0}"><!ENTITY b "{1}">]><net><rt_info><defect
         ("m.xml", b"\x80\x04junk"),
         ("m.xml", b"<net><layers>"),
         ("m.xml", b"<html></html>"),
-        ("m.xml", b"<net><layers><layer><data offset='x' size='1'/></layer></layers></net>"),
         ("m.xml", BOMB.format("x" * 1000, "&a;" * 1000).encode()),
         ("m.xml", b'<!DOCTYPE net SYSTEM "file:///etc/passwd"><net/>'),
         ("m.safetensors", b"\x00" * 64),
@@ -227,13 +294,16 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: b
         read_model_info(tmp_path / name)
 
 
-def test_the_weights_beside_an_openvino_file_must_be_there_and_whole(tmp_path: Path) -> None:
-    assert read_model_info(_write_xml(tmp_path / "m.xml", weights_bytes=33)) == INFO
-    path = _write_xml(tmp_path / "m.xml", weights_bytes=31)
-    with pytest.raises(ModelError, match=r"m\.bin: 31 bytes instead of 32; damaged, or of another m\.xml"):
-        read_model_info(path)
+def test_the_weights_beside_an_openvino_file_must_be_there_and_its_own(tmp_path: Path) -> None:
+    path, other = (_write_xml(tmp_path / name, weights_bytes=size) for name, size in (("m.xml", 32), ("n.xml", 33)))
+    mine, others = path.with_suffix(".bin"), other.with_suffix(".bin")
     with pytest.raises(ModelError, match=r"m\.bin: only the weights of an export. Give m\.xml"):
-        read_model_info(path.with_suffix(".bin"))
-    path.with_suffix(".bin").unlink()
+        read_model_info(mine)
+    mine.write_bytes(others.read_bytes())
+    with pytest.raises(
+        ModelError, match=r"m\.xml: .* checksum of it and m\.bin, which may be of another export.* export"
+    ):
+        read_model_info(path)
+    mine.unlink()
     with pytest.raises(ModelError, match=r"m\.xml: its weights, m\.bin, are not beside it. Copy both files"):
         read_model_info(path)

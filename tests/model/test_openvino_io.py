@@ -1,7 +1,10 @@
 """OpenVINO: signals stay deliverable, files keep their precision, and some layers stay in float32."""
 
 import ctypes
+import errno
+import io
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from openvino import opset8
 
-from defectseg.errors import ModelError
+from defectseg.errors import ModelError, ResourceError
 from defectseg.model.openvino_io import (
     away_from_signals,
     core,
@@ -69,6 +72,24 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.xml").write_text("<net", encoding="utf-8")
     with pytest.raises(ModelError, match=r"m\.xml: OpenVINO cannot read it"):
         read_model(tmp_path / "m.xml")
+
+
+def test_a_full_disk_is_told_as_such_though_openvino_does_not_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, content: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def save(*arguments: object, **options: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", save)
+    with pytest.raises(ResourceError, match=r"m\.xml: cannot be written .basic_ios"):  # for another reason
+        save_model(_model(), tmp_path / "m.xml")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: Full())
+    with pytest.raises(ResourceError, match=r"m\.xml: no space left on the disk"):
+        save_model(_model(), tmp_path / "m.xml")
 
 
 def _model(*, groups: int = 8, inputs_of_each: int = 1) -> openvino.Model:

@@ -325,6 +325,28 @@ def test_tables_that_somebody_changed_are_written_anew(tmp_path: Path, images: l
     assert _tree(root) == before
 
 
+@pytest.mark.parametrize("begin", ["=1+1", "+1", "-1", "@A1"])
+def test_tables_for_people_hold_no_formulas_and_everything_else_the_names_as_they_are(
+    tmp_path: Path, begin: str
+) -> None:
+    name, broken = f"{begin}.jpg", f"{begin}.png"
+    images = [_image(tmp_path / "in", name), _image(tmp_path / "in", broken, b"")]
+    with output_folder(tmp_path / "out", KEY) as output:
+        output.pending(images)
+        record = _record(images[0])
+        output.write(
+            replace(record, regions=[[name, 1, begin, *record.regions[0][3:]]]), {"overlays": b"", "masks": b""}
+        )
+        output.write(_record(images[1], status="unreadable"), {})
+        output.finish(FINISHED)
+    rows = {table: _rows(tmp_path / "out" / table)[1:] for table in TABLES}
+    assert {row[0] for row in rows["images.csv"]} == {f"'{name}", f"'{broken}"}
+    assert rows["regions.csv"][0][:4] == [f"'{name}", "1", f"'{begin}", "2"]
+    assert rows["errors.csv"][0][0] == f"'{broken}"
+    assert {row[0] for row in rows["predictions.csv"]} == {name}
+    assert [record.image_id for record in _records(tmp_path / "out")] == sorted([name, broken])
+
+
 def test_memory_does_not_grow_with_the_results(tmp_path: Path) -> None:
     images = [_image(tmp_path / "in", f"{number}.jpg") for number in range(100)]
     peaks_bytes = []
@@ -373,7 +395,6 @@ def test_flags_choose_outputs(outputs: list[str] | None, overlays: str | None, n
     [
         (["masks", "rle2"], None, "outputs: expected some of overlays, masks, rle, regions, found rle2"),
         ([], None, "outputs: names nothing"),
-        (None, "some", "overlays: expected all, defects, none, found some"),
         (["masks"], "all", "overlays: all contradicts the outputs masks"),
         (["overlays", "rle"], "none", "overlays: none contradicts the outputs overlays,rle"),
     ],

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.errors import ExitCode, OutputExistsError, ResourceError, UsageError
+from defectseg.errors import ExitCode, ModelError, OutputExistsError, ResourceError, UsageError
 from defectseg.files import write_bytes
 from defectseg.image import read as image_files
 from defectseg.image import rle
-from defectseg.image.find import find_images
+from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import DecodedImage
 from defectseg.model.info import ExportInfo, ModelInfo
 from defectseg.predict.predict import exit_code_of, predict, resolve_classes
@@ -227,7 +227,7 @@ def test_interrupting_a_continuation_loses_nothing(process: Run, runtime: Any, s
     assert run["already_done"] >= 6
 
 
-@pytest.mark.parametrize("error", [ResourceError("no memory"), MemoryError()])
+@pytest.mark.parametrize("error", [ResourceError("no memory"), ModelError("not a number")])
 def test_a_run_that_fails_says_so(error: Exception, process: Run, runtime: Any, sheets: Path, out: Path) -> None:
     runtime.before = _stop_at(3, error)
 
@@ -236,6 +236,35 @@ def test_a_run_that_fails_says_so(error: Exception, process: Run, runtime: Any, 
 
     stored = json.loads((out / "run.json").read_text())
     assert (stored["status"], stored["error"]) == ("failed", str(error))
+
+
+@pytest.mark.parametrize(("workers", "advice"), [(1, "run the same command again."), (2, "again, with workers=1.")])
+def test_an_image_for_which_memory_is_short_is_unreadable_and_done_by_the_next_run(
+    workers: int,
+    advice: str,
+    process: Run,
+    sheets: Path,
+    out: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def decode(image: FoundImage, **options: Any) -> DecodedImage:
+        if image.image_id == "05.png":
+            raise MemoryError
+        return image_files.decode_bytes(image.path.read_bytes(), name="")
+
+    process(sheets, into="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(image_files, "decode", decode)
+        run = process(sheets, workers=workers)
+    assert _counts(run) == (11, 7, 1, 0)
+    assert exit_code_of(run, fail_on_defect=False) == ExitCode.PARTIAL
+    assert _rows(out / "errors.csv")[0]["error"].endswith(
+        "05.png: memory does not suffice for it, even alone (MemoryError)"
+    )
+    assert caplog.messages[-1].endswith(advice)
+    process(sheets)
+    assert _files(out) == _files(out.with_name("whole"))
 
 
 def _with(info: ModelInfo, **sections: dict[str, Any]) -> ModelInfo:
@@ -435,13 +464,13 @@ def test_images_of_a_camera_with_fewer_bits_are_told(process: Run, runtime: Any,
     black = process(tmp_path / "in")
 
     assert black["with_defect"] == 0
-    assert black["low_bit_depth"] == {"images": 3, "of": 3, "brightest": 4095, "bit_depth": 12}
+    assert "3 of 3 16-bit images hold no value above 4095" in black["warnings"][0]
     told = process(tmp_path / "in", into="told", bit_depth=12)
     runtime.info = _with(runtime.info, data={"bit_depth": 12})
     learnt = process(tmp_path / "in", into="learnt")
     wrong = process(tmp_path / "in", into="wrong", bit_depth=11)
     for run, name in ((told, "told"), (learnt, "learnt")):
-        assert (run["with_defect"], run["low_bit_depth"]) == (3, None)
+        assert (run["with_defect"], run["warnings"]) == (3, [])
         assert {row["area_px"] for row in _rows(tmp_path / name / "regions.csv")} == {"4"}
         assert _rows(tmp_path / name / "images.csv")[0]["notes"] == "16-bit scaled from 12 bits"
     assert wrong["unreadable"] == 3
@@ -458,8 +487,6 @@ def test_the_runtime_asked_for_is_loaded(process: Run, runtime: Any, model: Path
     process(sheets / "00.png", into="one", workers=3)
     assert runtime.asked == (model, "auto", "auto", 1), "all cores work on the one image"
 
-    with pytest.raises(UsageError, match="workers: expected 1 or more, found 0"):
-        process(sheets, into="none", workers=0)
     assert not (out.with_name("none")).exists()
 
 

@@ -29,7 +29,7 @@ def test_severstal_folder_opens_with_its_known_numbers_and_passes_the_check(real
     report = check_data_folder(realdata / "severstal")
     assert not report.has_problems
     assert {fault.kind for fault in report.faults} == {"dark"}, "five frames show the end of the sheet and little else"
-    assert (report.sizes, report.clean_images) == ({"256x1600": 87}, 31)
+    assert (report.sizes, report.counts["clean"]) == ({"256x1600": 87}, 31)
 
 
 def test_every_row_of_the_large_table_is_read_and_comes_back_the_same(large_table: LabelTable) -> None:

@@ -102,4 +102,4 @@ def test_cases_come_out_as_they_should(
     if case == "52":
         with pytest.raises(DataError, match="255") as error:
             import_labels(shared / "cases" / case, tmp_path / "again")
-        assert error.value.go_on == {"background": "255"}
+        assert error.value.go_on == {"background": "255|0"}

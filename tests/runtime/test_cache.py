@@ -67,6 +67,11 @@ def _assert_as_torch(
     assert described == info
 
 
+def _with_one_bit_flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0x40]) + content[middle + 1 :]
+
+
 def _files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("models/*/*"))
 
@@ -102,17 +107,30 @@ def test_other_thresholds_and_scores_are_taken_from_the_bundle_without_another_c
 
 
 @pytest.mark.parametrize("name", ["model.bin", "model.xml"])
-@pytest.mark.parametrize("keep", [None, 0, -100])
-def test_a_damaged_entry_is_told_and_made_again(name: str, keep: int | None, warm_copy: Path, bundle: Path) -> None:
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "one bit"])
+def test_a_damaged_entry_is_told_and_made_again(name: str, damage: str, warm_copy: Path, bundle: Path) -> None:
     path = _entry(warm_copy) / name
     content = path.read_bytes()
     path.unlink()
-    if keep is not None:
-        path.write_bytes(content[:keep])
+    if damage == "one bit":
+        path.write_bytes(_with_one_bit_flipped(content))
+    elif damage != "gone":
+        path.write_bytes(content[: 0 if damage == "empty" else -100])
 
     with pytest.raises(ModelError, match="was damaged and is deleted"):
         load_runtime(bundle, "cpu")
     assert _files(warm_copy) == []
+
+
+def test_a_damaged_bundle_is_refused_even_if_it_was_converted_before(
+    warm_copy: Path, bundle: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(_with_one_bit_flipped(bundle.read_bytes()))
+    for runtime in ("auto", "torch"):
+        with pytest.raises(ModelError, match=r"m\.safetensors: damaged; the checksum is wrong"):
+            load_runtime(path, "cpu", runtime)
+    assert _files(warm_copy) == ["model.bin", "model.xml"]
 
 
 def test_another_version_does_not_take_what_was_converted_before(
@@ -234,6 +252,11 @@ def test_a_bundle_runs_in_onnx_runtime_and_is_converted_once(
     assert _files(cache_folder) == ["model.onnx"]
     monkeypatch.delattr(graph, "to_onnx")
     assert load_runtime(bundle, "cpu", "onnx")[0].name == "onnxruntime cpu f32"
+    model = _entry(cache_folder) / "model.onnx"
+    model.write_bytes(_with_one_bit_flipped(model.read_bytes()))
+    with pytest.raises(ModelError, match="was damaged and is deleted"):
+        load_runtime(bundle, "cpu", "onnx")
+    assert _files(cache_folder) == []
 
 
 def test_the_cache_lies_where_the_system_keeps_caches_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

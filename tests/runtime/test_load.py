@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +127,22 @@ def test_torch_runs_a_bundle_without_converting_it_whatever_the_memory_layout_of
         expected = network.answer(torch.from_numpy(strided.copy()))[0].numpy()
     np.testing.assert_allclose(runtime(strided).probabilities, expected, atol=0.02)
     np.testing.assert_array_equal(runtime(read_only).probabilities, runtime(IMAGES).probabilities)
+
+
+def test_a_model_that_is_replaced_while_it_is_loaded_is_refused(
+    tmp_path: Path, save_random: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_random(tmp_path / "m.safetensors")
+    load_alone = load._load
+
+    def load_and_replace(*arguments: Any) -> Any:
+        runtime = load_alone(*arguments)
+        save_random(path, seed=2)
+        return runtime
+
+    monkeypatch.setattr(load, "_load", load_and_replace)
+    with pytest.raises(ModelError, match=r"m\.safetensors: replaced while it was loaded. Run the same command again"):
+        load_runtime(path, "cpu", "torch")
 
 
 def test_torch_leaves_a_network_in_training_in_its_mode_and_tells_when_memory_runs_out(

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import openvino
 import pytest
+import torch
 from numpy.typing import NDArray
 from openvino import opset8
 
@@ -22,6 +23,7 @@ from defectseg.model.openvino_io import core
 from defectseg.runtime import openvino as openvino_runtime
 from defectseg.runtime.onnx import OnnxRuntime, available_devices
 from defectseg.runtime.openvino import OpenVinoRuntime
+from defectseg.runtime.torch import name_of
 
 INFO = ModelInfo(
     class_names=("pits",),
@@ -85,14 +87,39 @@ def test_the_number_of_streams_is_that_of_the_workers_or_of_the_cores(workers: i
     assert OpenVinoRuntime(_model(), INFO, workers=workers).parallel in streams
 
 
-def test_the_name_tells_the_precision() -> None:
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_the_name_tells_the_precision_and_whether_amx_computes_in_it(
+    has_amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags, amx = (["amx_bf16", "amx_int8"], " with AMX") if has_amx else ([], "")
+    monkeypatch.setattr("defectseg.machine.cpu_flags", lambda: flags)
     int8 = {"export": ExportInfo(format="openvino", precision="int8")}
     f32 = {"export": ExportInfo(format="openvino", float_layers="f32")}
 
     assert OpenVinoRuntime(_model(), INFO, precision="f32").name == "openvino cpu f32"
     assert OpenVinoRuntime(_model(), INFO.model_copy(update=f32)).name == "openvino cpu f32"
-    assert OpenVinoRuntime(_model(), INFO.model_copy(update=int8), precision="f32").name == "openvino cpu int8 and f32"
-    assert OpenVinoRuntime(_model(), INFO).name in {f"openvino cpu {name}" for name in ("f32", "bf16", "f16")}
+    assert (
+        OpenVinoRuntime(_model(), INFO.model_copy(update=int8), precision="f32").name
+        == f"openvino cpu int8 and f32{amx}"
+    )
+    assert OpenVinoRuntime(_model(), INFO).name in {f"openvino cpu {name}" for name in ("f32", f"bf16{amx}", "f16")}
+    assert name_of(torch.device("cpu"), torch.bfloat16) == f"torch cpu bfloat16{amx}"
+    assert name_of(torch.device("cpu"), None) == "torch cpu float32"
+    assert name_of(torch.device("cuda", 1), torch.bfloat16) == "torch cuda:1 bfloat16"
+
+
+@pytest.mark.parametrize(("channels", "constant"), [(20_000, 1), (1, 100_000)])
+def test_a_model_that_asks_for_giant_values_is_refused_before_they_take_memory(channels: int, constant: int) -> None:
+    x = opset8.parameter([-1, 1, -1, -1], np.uint8)
+    grey = opset8.convert(x, "f32")
+    many = opset8.convolution(grey, np.ones((channels, 1, 1, 1), np.float32), [1, 1], [0, 0], [0, 0], [1, 1])
+    giant = opset8.broadcast(np.float32(1), np.array([constant, constant]))
+    added = opset8.add(many, opset8.reduce_max(giant, np.array([0, 1])))
+    probabilities = opset8.reduce_max(added, np.array([1]), keep_dims=True)
+    gate = opset8.reduce_max(probabilities, np.array([2, 3]))
+    runtime = OpenVinoRuntime(openvino.Model([probabilities, gate], [x]), INFO)
+    with pytest.raises(ModelError, match=r"computes \[.*\] values at once"):
+        runtime(_images(1, 1, 256, 1600))
 
 
 def test_only_a_few_sizes_are_kept_compiled_each_once() -> None:

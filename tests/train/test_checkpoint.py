@@ -1,5 +1,9 @@
 """Checkpoints: a run goes on from one as if nothing had happened."""
 
+import hashlib
+import io
+import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +19,7 @@ from defectseg.config import Recipe
 from defectseg.errors import ModelError, ResourceError
 from defectseg.model.info import ModelInfo, Normalization, Thresholds
 from defectseg.train import checkpoint
-from defectseg.train.checkpoint import TrainingState, read_checkpoint, restore, save_checkpoint
+from defectseg.train.checkpoint import BEST_NAME, TrainingState, read_checkpoint, restore, save_checkpoint
 
 INFO = ModelInfo(
     class_names=("pits",),
@@ -123,15 +127,66 @@ def test_the_scaler_of_half_precision_is_restored(tmp_path: Path) -> None:
     assert second.get_scale() == 512.0
 
 
-@pytest.mark.parametrize("kind", ["truncated", "empty", "foreign"])
+def _sum_added(content: bytes) -> bytes:
+    return content + hashlib.sha256(content).digest()
+
+
+def _torch_file(saved: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(saved, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "foreign", "without a sum"])
 def test_a_damaged_checkpoint_is_an_error(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "last.ckpt"
     save_checkpoint(_run(tmp_path, 0))
-    if kind == "foreign":
-        torch.save({"epoch": 3}, path)
-    else:
-        path.write_bytes(path.read_bytes()[:-500] if kind == "truncated" else b"")
+    whole = path.read_bytes()
+    kinds = {"truncated": whole[:-500], "empty": b"", "foreign": _sum_added(_torch_file({"epoch": 3}))}
+    path.write_bytes(kinds.get(kind, whole[:-32]))
     with pytest.raises(ModelError, match=r"last.ckpt: the run cannot be resumed from it \(.+\). Start again"):
+        read_checkpoint(tmp_path)
+
+
+def test_one_changed_byte_anywhere_is_refused_with_the_way_to_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(_run(tmp_path, 0))
+    whole = path.read_bytes()
+    best = path.with_name(BEST_NAME)
+    best.touch()
+    for place in (*range(0, len(whole), len(whole) // 60), len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ModelError, match=r"checksum.*Start again in a new folder") as caught:
+            read_checkpoint(tmp_path)
+        assert str(caught.value).endswith(f"with init={str(best)!r}.")
+
+
+class _Command:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_checkpoint_of_a_stranger_runs_no_code(tmp_path: Path, as_zip: bool) -> None:
+    mark = tmp_path / "code ran"
+    content = _torch_file({"network": _Command(mark)}) if as_zip else pickle.dumps(_Command(mark))
+    (tmp_path / "last.ckpt").write_bytes(_sum_added(content))
+    with pytest.raises(ModelError):
+        read_checkpoint(tmp_path)
+    assert not mark.exists()
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_its_size_is_refused(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    source = zipfile.ZipFile(io.BytesIO(_torch_file({"network": torch.zeros(2**20)})))
+    with source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    (tmp_path / "last.ckpt").write_bytes(_sum_added(packed.getvalue()))
+    with pytest.raises(ModelError, match="larger in memory than on the disk"):
         read_checkpoint(tmp_path)
 
 

@@ -127,11 +127,9 @@ def test_images_that_look_like_12_bits_are_logged(
     start: Start, data_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     result = start(*QUICK, data=_in_12_bits(data_folder, tmp_path, ".png", 4095))
-    assert result.low_bit_depth is not None
-    assert (result.low_bit_depth.images, result.low_bit_depth.bit_depth) == (24, 12)
     (told,) = (line for line in caplog.messages if "16-bit" in line)
     assert "24 of 24" in told
-    assert "data.bit_depth to 12" in told
+    assert "bit_depth=12" in told
     assert read_model_info(result.model).recipe.data.bit_depth is None
 
 

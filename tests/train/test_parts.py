@@ -76,7 +76,7 @@ def test_thresholds_come_from_folds_of_the_rest_and_the_model_holds_val_out(
     parts = [_trained_on(read_model_info(model), data, folds) for model in models]
     assert parts == [{1, 2}, {0, 2}]
     tuning = tune(models, data, device="cpu", dry_run=True)
-    assert info.thresholds == tuning.thresholds
+    assert info.thresholds == tuning.choice.thresholds
     assert (info.metrics["out_of_fold"]["images"], info.metrics["out_of_fold"]["folds"]) == (tuning.metrics.images, 2)
     assert result.metrics is not None
     assert (result.metrics.images, result.held_out) == (5, "Validation images, with thresholds from elsewhere")

@@ -230,7 +230,7 @@ def test_a_model_of_everything_has_thresholds_from_images_that_its_folds_held_ou
     models = [out / "folds" / f"fold-{fold}" / "model.safetensors" for fold in (0, 1)]
     assert sorted((out / "folds").glob("*/model.safetensors")) == models
     tuning = tune(models, arguments["data"], device="cpu", dry_run=True)
-    assert info.thresholds == tuning.thresholds
+    assert info.thresholds == tuning.choice.thresholds
     assert "16 out-of-fold images of 2 models" in info.thresholds.chosen_by
     assert result.metrics is not None
     assert result.metrics.to_json() == tuning.metrics.to_json()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from defectseg.data.folder import open_data_folder
 from defectseg.data.split import read_split
+from defectseg.errors import ResourceError
 from defectseg.evaluate.metrics import PairCounts, headline, summarise
 from defectseg.evaluate.score import Score, Scored, score_images
 from defectseg.inference.settings import Settings
@@ -74,6 +75,14 @@ def test_closed_gates_leave_the_dice_with_open_gates_as_it_is(trained: Any) -> N
     assert stopped.ungated_dice == free.ungated_dice == pytest.approx(free.metrics.positive_dice)
     assert free.ungated_dice is not None
     assert free.ungated_dice > 0.05
+
+
+def test_no_image_is_left_out_of_a_score_because_memory_was_short(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TorchRuntime, "_send", lambda self, images: bytearray(2**62))
+    with pytest.raises(ResourceError, match=r"validation: .*memory does not suffice"):
+        validate(trained, trained.network)
 
 
 @pytest.mark.parametrize(("precision", "predicts_in"), [("fp32", torch.bfloat16), ("bf16", None)])

@@ -13,9 +13,9 @@ from defectseg.evaluate.metrics import PairCounts, summarise
 from defectseg.model.bundle import read_bundle
 from defectseg.model.info import ModelInfo, Normalization, Thresholds
 from defectseg.model.network import DefectNetwork
-from defectseg.train.checkpoint import TrainingState
+from defectseg.train.checkpoint import BEST_NAME, TrainingState
 from defectseg.train.validation import Validation
-from defectseg.train.weights import BEST_NAME, average_of_best, make_ema, offer, tidy
+from defectseg.train.weights import average_of_best, make_ema, offer, tidy
 
 MODEL = ModelConfig(encoder="tu-test_resnet", options={"decoder_channels": [8] * 5})
 NORMALIZATION = Normalization(mean=0.4, std=0.2)

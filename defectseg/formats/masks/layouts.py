@@ -3,12 +3,13 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from defectseg.formats.common import index_unique
 from defectseg.formats.labels import Part, part_of
+from defectseg.formats.losses import Tally
 from defectseg.formats.source import LabelSource
 from defectseg.image.find import IMAGE_SUFFIXES, find_images
 from defectseg.text import read_text
@@ -57,8 +58,17 @@ class Picture:
 
     @property
     def key(self) -> str:
-        """Names an image among the images."""
-        return "/".join([*self.folders, self.stem])
+        """Names an image among the images, in any case."""
+        return _key(self.folders, self.stem)
+
+
+def _key(folders: Sequence[str], stem: str) -> str:
+    return "/".join([*folders, stem]).casefold()
+
+
+def key_of(name: str) -> str:
+    """The key of an image from its path below the source, with or without suffix."""
+    return _picture(Path(), name).key
 
 
 def find_pictures(
@@ -77,8 +87,8 @@ def find_pictures(
         masks = pictures
     if images:
         pictures = [_picture(image.path, image.image_id) for image in find_images([images], tell=False)]
-        elsewhere = {picture.path.resolve() for picture in pictures}
-        masks = [mask for mask in masks if mask.role in _MASK_ROLES or mask.path.resolve() not in elsewhere]
+        inside = images.resolve()
+        masks = [mask for mask in masks if mask.role in _MASK_ROLES or inside not in mask.path.resolve().parents]
     if any(picture.role == "image" for picture in pictures):  # what lies elsewhere are previews and the like
         pictures = [picture for picture in pictures if picture.role or sound in picture.folders]
     are_masks = {mask.path for mask in masks}
@@ -92,8 +102,10 @@ def is_mask_folder(name: str) -> bool:
 
 
 def _picture(path: Path, name: str, *, by_top: bool = False) -> Picture:
-    *folders, last = PurePosixPath(unicodedata.normalize("NFC", name)).parts  # macOS spells accents differently
-    stem = last.rpartition(".")[0]
+    name = unicodedata.normalize("NFC", name)  # macOS spells accents differently
+    *folders, last = PurePosixPath(name).parts or ("",)
+    suffix = PurePosixPath(last).suffix
+    stem = last.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else last
     matches = [(place, match) for place, folder in enumerate(folders) if (match := _FOLDER.fullmatch(folder))]
     role = ""
     for place, match in matches[:1] if by_top else matches[-1:]:
@@ -106,15 +118,12 @@ def _picture(path: Path, name: str, *, by_top: bool = False) -> Picture:
 
 
 def _masks_among(pictures: Sequence[Picture]) -> list[Picture]:
-    """Masks in the same folders as their images."""
-    is_lossy = {picture.path: picture.path.suffix.lower() in (".jpg", ".jpeg", ".jfif") for picture in pictures}
-    keys, lossy_keys = {one.key for one in pictures}, {one.key for one in pictures if is_lossy[one.path]}
-    return [
-        one
-        for one in pictures
-        if any("/".join([*one.folders, shorter]) in keys for shorter in _stems(one.stem)[1:])
-        or (one.key in lossy_keys and not is_lossy[one.path])
-    ]
+    """Masks in the same folders as their images: those with an ending such as _mask, and lossless beside lossy ones."""
+    lossy = {one.path: one.key for one in pictures if one.path.suffix.lower() in (".jpg", ".jpeg", ".jfif")}
+    keys, lossy_keys = {one.key for one in pictures}, set(lossy.values())
+    masks = {one.path for one in pictures if one.key in lossy_keys} - lossy.keys()
+    masks |= {one.path for one in pictures if any(_key(one.folders, stem) in keys for stem in _stems(one.stem)[1:])}
+    return [one for one in pictures if one.path in masks]
 
 
 def pair(images: Sequence[Picture], masks: Sequence[Picture]) -> tuple[list[Picture], bool]:
@@ -136,8 +145,6 @@ def pair(images: Sequence[Picture], masks: Sequence[Picture]) -> tuple[list[Pict
                 fits[rule].setdefault(mask.path, replace(mask, image=min(found), class_name=class_name, tail=tail))
     rule = max(range(4), key=lambda rule: len(fits[rule]))
     paired = [*fits[rule].values()]
-    if rule == _TAILS and not _are_regions(paired):
-        paired = [replace(mask, class_name=mask.tail) for mask in paired]
     index_unique(((f"{mask.class_name}/{mask.image}/{mask.tail}", mask.path) for mask in paired), "masks")
     by_class = [mask for mask in paired if mask.class_name]
     return by_class or paired, rule == _DEEPER and any(mask.role == "truth" for mask in paired)
@@ -152,13 +159,10 @@ def _guesses(mask: Picture) -> Iterator[tuple[int, str, str, str]]:
     tile = next((folder for folder in mask.folders if folder.startswith(_TILE_FOLDER)), "")
     kind_of_defect = mask.folders[-1] if mask.role == "truth" and mask.folders else ""
     for stem in _stems(mask.stem):
-        key = "/".join([*mask.folders, stem])
-        yield _SAME, key, tile, ""
-        yield _DEEPER, f"*/{key}", kind_of_defect, ""
+        yield _DEEPER, f"*/{_key(mask.folders, stem)}", kind_of_defect, ""
         cuts = [(stem[: cut.start()], stem[cut.end() :]) for cut in _TAIL.finditer(stem)]
         for shorter, tail in [(stem, ""), *reversed(cuts)]:
-            if tail:
-                yield _TAILS, "/".join([*mask.folders, shorter]), "", tail
+            yield _TAILS if tail else _SAME, _key(mask.folders, shorter), tile, tail
             for folder, key in _without_one(mask.folders, shorter) if tail.isdecimal() or not tail else ():
                 yield _CLASS_FOLDER, key, "" if part_of(folder) else folder, tail
 
@@ -172,24 +176,28 @@ def _stems(stem: str) -> list[str]:
 
 def _without_one(folders: tuple[str, ...], stem: str) -> list[tuple[str, str]]:
     """Each folder, and the key without it."""
-    return [(it, "/".join([*folders[:place], *folders[place + 1 :], stem])) for place, it in enumerate(folders)]
+    return [(it, _key([*folders[:place], *folders[place + 1 :]], stem)) for place, it in enumerate(folders)]
 
 
-def _are_regions(masks: Sequence[Picture]) -> bool:
-    """Whether the tails are numbers of regions, which count from 0 or 1 in each image; else, they are classes."""
-    numbers: dict[str, set[int]] = defaultdict(set)
-    for mask in masks:
-        numbers[mask.image].add(int(mask.tail) if mask.tail.isdecimal() else -1)
-    return any(all(found == set(range(first, first + len(found))) for found in numbers.values()) for first in (0, 1))
+def listed_parts(source: LabelSource, keys: Collection[str], tally: Tally) -> dict[str, Part]:
+    """Key of an image -> part, from lists of images called train.txt and so on, as in VOC's or PaddleSeg's layout.
 
+    The lists lie in the folder of the data set or below it. Counts entries that name no image. Raises LabelError.
 
-def listed_parts(source: LabelSource) -> dict[str, Part]:
-    """Key of an image -> part, from the lists in VOC's ImageSets/Segmentation/. Raises LabelError."""
+    Args:
+        source: the files.
+        keys: the images, see `key_of`.
+        tally: for the counts.
+    """
     parts: dict[str, Part] = {}
     for part in ("train", "val", "test"):  # an image in several lists is held out
-        for file in source.named(f"{part}.txt"):
-            if "imagesets/segmentation/" in file.lower():
-                lines = read_text(source.path(file), "expected names of images").splitlines()
-                base = PurePosixPath(file).parents[2]
-                parts |= {str(base / line.strip()): part_of(part) for line in lines if line.strip()}
+        for file in (PurePosixPath(file) for file in source.with_suffix(".txt")):
+            text = read_text(source.path(str(file)), "expected names of images") if part_of(file.stem) == part else ""
+            for line in filter(None, (line.strip(' "') for line in text.splitlines())):
+                names = (line, line.split()[0])  # PaddleSeg names the mask behind the image
+                found = [key_of(f"{folder}/{name}") for folder in file.parents for name in names]
+                if known := [key for key in found if key in keys]:
+                    parts[known[0]] = part_of(part)
+                else:
+                    tally.add("listed", example=line)
     return parts

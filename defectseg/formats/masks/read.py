@@ -1,6 +1,6 @@
 """Masks as a kind of labels."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,11 +8,12 @@ from defectseg.errors import DataError, LabelError, UsageError
 from defectseg.formats.labels import Choices, Kind, LabelSet, Part, Record, Status, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.masks.layouts import Picture, find_pictures, listed_parts, pair
-from defectseg.formats.masks.meaning import meaning_of
-from defectseg.formats.masks.names import LABELMAP, VOC_NAMES, Names, read_names
+from defectseg.formats.masks.meaning import LABELMAP, VOC_NAMES, Names, meaning_of, read_names
 from defectseg.formats.masks.values import MaskValues, read_values
 from defectseg.formats.source import LabelSource
 
+_MENU = "CVAT: Segmentation mask 1.1; labelme2voc; nnU-Net, MMSegmentation, MVTec AD, KolektorSDD; any image editor"
+_EXPECTED = "expected masks in a folder called masks, SegmentationClass or so, or beside the images, as a_mask.png."
 _PATH = "expected 0 and one other value, since its path"
 _VOC_FOLDER = "SegmentationClass"
 _GOOD, _FREE = "good", "MT_Free"  # folders of sound images in MVTec AD, and of magnetic tiles
@@ -31,12 +32,13 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`."""
     images, masks = find_pictures(source, choices.images, choices.sound)
     if not masks:
-        raise LabelError(
-            f"{source.given}: {'no masks' if images else 'neither masks nor images'}; expected masks in a folder "
-            "called masks, SegmentationClass or so, or beside the images, called a_mask.png for a.png."
-        )
+        raise LabelError(f"{source.given}: {'no masks' if images else 'neither masks nor images'}; {_EXPECTED}")
     paired, is_mvtec = pair(images, masks)
     names = read_names(source)
+    given = [entry.partition("=")[0].strip() for entry in choices.classes or () if "=" in entry]
+    are_values = all(map(str.isdecimal, given)) and not set(given) & set(names.classes)
+    if given and are_values and ("0" not in given or choices.background):
+        names = Names("the given list", {int(value): value for value in given})
     values = read_values(paired, by_colour=names.by_colour)
     if not names.where and all(mask.path.parent.name == _VOC_FOLDER for mask in paired):
         coloured = read_values(paired, by_colour=True)
@@ -44,13 +46,12 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
         if used <= VOC_NAMES.keys():
             of_colour = {colour: name for colour, name in VOC_NAMES.items() if colour in used}
             values, names = coloured, Names("the table of Pascal VOC", of_colour, by_colour=True)
-    of_image = Counter(mask.image for mask in paired if mask.tail and not mask.class_name)
-    if any(of_image[one.picture.image] > 1 and one.px.keys() <= {0} for one in values):  # a region is never empty
-        values = [_by_class(one) for one in values]
-    _check_chosen(values, choices)
+    if not _are_regions([one for one in values if one.picture.tail and not one.picture.class_name]):
+        values = [replace(one, picture=replace(one.picture, class_name=one.picture.tail)) for one in values]
     labels = _labels(values, names, choices, tally)
     parts = {mask.image: part_among(mask.folders) for mask in paired}
-    parts |= {image.key: part for image in images if (part := part_among(image.folders))} | listed_parts(source)
+    parts |= {image.key: part for image in images if (part := part_among(image.folders))}
+    parts |= listed_parts(source, {image.key for image in images}, tally)
     if is_mvtec:
         tally.add("mvtec_parts", sum(part != "" for part in parts.values()))
         parts = {}
@@ -65,15 +66,17 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     )
 
 
-def _by_class(mask: MaskValues) -> MaskValues:
-    return replace(mask, picture=replace(mask.picture, class_name=mask.picture.tail))
+def _are_regions(masks: Sequence[MaskValues]) -> bool:
+    """Whether the tails are numbers of regions, which count from 0 or 1 in each image, and are not empty beside others.
 
-
-def _check_chosen(masks: Sequence[MaskValues], choices: Choices) -> None:
-    """Raise UsageError where a chosen value occurs in no mask; 0 may always be named."""
-    for option, chosen in (("background", choices.background), ("ignore", choices.ignore)):
-        if chosen.isdecimal() and int(chosen) and not any(int(chosen) in mask.px for mask in masks):
-            raise UsageError(f"no mask holds {chosen}.", argument=option)
+    Else, they are classes.
+    """
+    numbers = defaultdict[str, set[int]](set)
+    for mask in masks:
+        numbers[mask.picture.image].add(int(mask.picture.tail) if mask.picture.tail.isdecimal() else -1)
+    if any(len(numbers[mask.picture.image]) > 1 and mask.px.keys() <= {0} for mask in masks):
+        return False
+    return any(all(found == set(range(first, first + len(found))) for found in numbers.values()) for first in (0, 1))
 
 
 def _labels(masks: Sequence[MaskValues], names: Names, choices: Choices, tally: Tally) -> dict[str, Record]:
@@ -100,12 +103,12 @@ def _records(
     """A record for each image. One without a mask is not labelled, unless its folder is known to hold sound images."""
     if choices.sound and all(choices.sound not in image.folders for image in images):
         raise UsageError(f"no image lies in a folder called '{choices.sound}'.", argument="sound")
+    ask = is_mvtec and not choices.sound and not choices.unlabelled
     sound = {choices.sound, _FREE, *([_GOOD] if is_mvtec else ())}
     with_masks, records = {image.folders for image in images if image.key in labels}, []
     for image in images:
         status: Status = "labelled" if image.key in labels or sound.intersection(image.folders) else "unlabelled"
-        is_asked = is_mvtec and status == "unlabelled" and not (choices.sound or choices.unlabelled)
-        if is_asked and image.folders not in with_masks:
+        if ask and status == "unlabelled" and image.folders not in with_masks:
             why = f"{image.path.parent}: its images have no masks. If they are not sound, have unlabelled ones skipped."
             raise DataError(why, go_on={"sound": image.path.parent.name})
         record = labels.get(image.key) or Record("", str(image.path), status=status)
@@ -113,9 +116,4 @@ def _records(
     return records
 
 
-KIND = Kind(
-    "masks",
-    "CVAT: Segmentation mask 1.1; labelme2voc; nnU-Net, MMSegmentation, MVTec AD, KolektorSDD; any image editor",
-    recognise,
-    read,
-)
+KIND = Kind("masks", _MENU, recognise, read)

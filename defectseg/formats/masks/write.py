@@ -14,7 +14,7 @@ from defectseg.files import new_folder
 from defectseg.formats.common import IGNORE_NAME, place_image, stem_of
 from defectseg.formats.exporting import ExportReport, LabelledImage, Source
 from defectseg.formats.losses import Tally
-from defectseg.formats.masks.values import write_mask
+from defectseg.formats.masks.values import MARK
 from defectseg.progress import Progress, silent
 
 _UNFIT_FOR_A_FOLDER = re.compile(r'^\.|[<>:"/\\|?*\x00-\x1f]|[. ]$')
@@ -44,6 +44,10 @@ def export_masks(
         OutputExistsError: `out` exists and is not empty.
         ResourceError: `out` cannot be written.
     """
+    from PIL import Image, PngImagePlugin
+
+    mark = PngImagePlugin.PngInfo()  # editors drop it when they save
+    mark.add_text(*MARK)
     source = Source(root, by_stem=True)
     class_names = source.folder.class_names
     if per_class:
@@ -58,7 +62,9 @@ def export_masks(
             else:
                 pictures = {"": _class_map(image, source.tally)}
             for name, pixels in pictures.items():
-                write_mask(building / "masks" / name / f"{stem_of(image.image_id)}.png", pixels)
+                path = building / "masks" / name / f"{stem_of(image.image_id)}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path, pnginfo=mark)
         write_class_names(building, class_names)
     return source.report()
 

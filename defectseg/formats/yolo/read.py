@@ -14,38 +14,38 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from defectseg.data.classes import MAX_CLASSES, check_class_names
+from defectseg.data.classes import MAX_CLASSES
 from defectseg.errors import LabelError
 from defectseg.formats.common import index_unique
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Part, Record, Shape, Status, part_among, part_of
-from defectseg.formats.locate import ImageFinder
+from defectseg.formats.locate import ImageFinder, find_all
 from defectseg.formats.losses import Tally
-from defectseg.formats.polygons import lies_within
+from defectseg.formats.polygons import check_outline
+from defectseg.formats.reading import numbers_of, reaches_beyond
 from defectseg.formats.source import LabelSource
 from defectseg.formats.yolo.write import OWN_LINE, label_path
-from defectseg.image.find import FoundImage
+from defectseg.progress import some
 from defectseg.text import parse_yaml, read_text
 
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 _NAMES_FILES = ("obj.names", "classes.txt")
 _FEW = 20
-_EXPECTED = "expected numbers: a class, then x, y pairs of three points or more, or the four numbers of a box"
-_BEYOND = (1.0, 1.0)  # tools let points stray over the border; farther out, the numbers are pixels
+_EXPECTED = "expected a class, then three or more points x, y or a box, as fractions of the image's size; no confidence"
 _NO_PARTS = ("names", "nc", "path", "classes", "backup", "download")
-_DEEPEST = 50
 _ORDER: tuple[Part, ...] = ("train", "val", "test", "")
+_ROOT = re.compile("(.*/)?images(?=/)(/(train|training|val|valid|validation|test|testing)(?=/))?", re.IGNORECASE)
 _ROUNDING_PX = 0.01  # 333 of 1000 px written as 0.333000 must not become pixel 332; five digits do for 2000 px
+
+_Document = Mapping[str, Any]
+_Places = Mapping[Path, PurePosixPath]
 
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    has_masks = any("mask" in file.lower().rpartition("/")[0] for file in source.files)
-    if has_masks and source.file is None and not source.with_suffix(".txt"):
+    if any("mask" in file.lower().rpartition("/")[0] for file in source.files) and not source.with_suffix(".txt"):
         return ""
-    if found := _descriptions(source) or source.named("obj.names"):
-        return f"there is {found[0]}"
-    labels = _some_labels(source)
-    return f"{labels[0]} has lines of a class and fractions" if labels else ""
+    found = _descriptions(source) or source.named("obj.names") or _some_labels(source)
+    return f"there is {found[0]}" if found else ""
 
 
 def _descriptions(source: LabelSource) -> list[str]:
@@ -73,56 +73,51 @@ def _texts(source: LabelSource) -> list[str]:
 def _first_numbers(path: Path) -> NDArray[np.float64]:
     """The numbers in the first line of a file; none if it is anything else. Raises nothing."""
     with suppress(LabelError):
-        return _numbers(read_text(path, "").lstrip().partition("\n")[0])
+        return numbers_of(read_text(path, "").lstrip().partition("\n")[0].split())
     return np.empty(0)
-
-
-def _numbers(line: str) -> NDArray[np.float64]:
-    """The numbers in a line; none if there is anything else."""
-    try:
-        return np.array(line.split(), np.float64)
-    except ValueError:
-        return np.empty(0)
 
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    counts = [len(_first_numbers(source.path(file))) for file in _some_labels(source)]
-    return bool(counts) and set(counts) == {5}
+    return {len(_first_numbers(source.path(file))) for file in _some_labels(source)} == {5}
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in YOLO's order, or numbered from 1 if there are no names."""
     file, document = _describe(source)
-    source = source if source.file is None else LabelSource(source.given, source.root)  # the folder of data.yaml
+    if source.file is not None:  # data.yaml
+        source = LabelSource(source.given, source.root, follow_links=choices.follow_links)
     given_names = _names(source, file, document)
     names = given_names or list(map(str, range(1, MAX_CLASSES + 1)))
-    finder = ImageFinder([choices.images or source.root])
-    label_of, lonely = _pair(source, finder, by_name=choices.images is not None)
+    finder = find_all(source, choices, tally)
+    label_of, lonely = _pair(source, finder, elsewhere=choices.images is not None)
     places = {image.path: _place_of(label_of.get(image.path, image.image_id)) for image in finder.images}
     parts, absent = _divide(source, file, document, places, finder, tally)
     images = [image for image in finder.images if image.path in parts]
-    records = []
+    records, corners = [], set[int]()
     for image in images:
         label = label_of.get(image.path)
-        shapes = _read_shapes(source, label, names, tally) if label else []
-        status: Status = "labelled" if label else "unclear"
+        shapes = _shapes(source, label, names, tally, corners) if label else []
         where = f"{source.given}: {label or image.image_id}"
+        status: Status = "labelled" if label else "unclear"
         records.append(Record(image.path, where, shapes, part=parts[image.path], status=status))
+    if corners == {4}:
+        tally.add("like_boxes")
     used = {shape.name for record in records for shape in record.shapes}
     is_own = file != "" and read_text(source.path(file), "").startswith(OWN_LINE)
+    found = [_ROOT.match(image.image_id) for image in images]
     return LabelSet(
         records,
         given_names or sorted(used, key=int),
         numbered=not given_names,
-        roots=_roots(source, images) if choices.images is None else (),
+        roots=sorted({source.root / one[0] for one in found if one}) if all(found) and not choices.images else (),
         own=is_own and all(record.status == "labelled" for record in records),
         lonely=[*lonely, *absent],
         hint="".join(f"The labels of {one.image_id} should be in {label_path(one.image_id)}." for one in images[:1]),
     )
 
 
-def _describe(source: LabelSource) -> tuple[str, Mapping[str, Any]]:
+def _describe(source: LabelSource) -> tuple[str, _Document]:
     """data.yaml or obj.data, and what it says; "" if there is neither."""
     found = _descriptions(source) if source.file is None else list(source.files)
     if len(found) > 1 and found[0].count("/") == found[1].count("/"):
@@ -130,7 +125,7 @@ def _describe(source: LabelSource) -> tuple[str, Mapping[str, Any]]:
     return (found[0], _read_description(source.path(found[0]))) if found else ("", {})
 
 
-def _read_description(path: Path) -> Mapping[str, Any]:
+def _read_description(path: Path) -> _Document:
     """The mapping in data.yaml or obj.data, all of whose values are texts, lists and mappings. Raises LabelError."""
     expected = "expected a mapping with train, val and names"
     text = read_text(path, expected)
@@ -145,42 +140,39 @@ def _read_description(path: Path) -> Mapping[str, Any]:
     return document
 
 
-def _names(source: LabelSource, file: str, document: Mapping[str, Any]) -> list[str]:
+def _names(source: LabelSource, file: str, document: _Document) -> list[str]:
     """The classes, from data.yaml, else from a file with a name on each line; none if nobody named them."""
-    where = source.path(file)
     names: Any = document.get("names")
     if not names or file.endswith(".data"):  # which has the path of obj.names
-        files = source.named(*_NAMES_FILES)
-        lists = [_lines(source.path(one), "expected a class on each line") for one in files]
-        if any(one != lists[0] for one in lists):
-            raise LabelError(f"{source.given}: {' and '.join(files)} name different classes. Keep one of them.")
-        if not lists:
-            return []
-        where, names = source.path(files[0]), lists[0]
+        lists = {one: _lines(source.path(one), "expected a class on each line") for one in source.named(*_NAMES_FILES)}
+        if len(set(map(tuple, lists.values()))) > 1:
+            raise LabelError(f"{source.given}: {' and '.join(lists)} name different classes. Keep one of them.")
+        names = next(iter(lists.values()), [])
     if isinstance(names, dict) and names.keys() == set(map(str, range(len(names)))):
         names = [names[str(number)] for number in range(len(names))]
     count = document.get("nc", document.get("classes", str(len(names))))
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or count != str(len(names)):
-        raise LabelError(f"{where}: 'names' is {brief(names)}; expected {brief(count)} names as a list or from 0 on.")
-    check_class_names(names, where=str(where))
-    return names
+    are_names = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
+    if not are_names or count != str(len(names)):
+        what = f"'names' is {brief(names)}; expected {brief(count)} names as a list or from 0 on"
+        raise LabelError(f"{source.path(file)}: {what}.")
+    return list(names)
 
 
 def _lines(path: Path, expected: str) -> list[str]:
     return [line.strip() for line in read_text(path, expected).split("\n") if line.strip()]
 
 
-def _pair(source: LabelSource, finder: ImageFinder, *, by_name: bool) -> tuple[dict[Path, str], list[str]]:
+def _pair(source: LabelSource, finder: ImageFinder, *, elsewhere: bool) -> tuple[dict[Path, str], list[str]]:
     """Image -> its label file; and the label files without an image.
 
-    Their paths must be alike, see `_place_of`. Images elsewhere are found by the names of the label files.
+    Their paths must be alike, see `_place_of`, unless the images lie elsewhere.
     """
     image_at = index_unique(((str(_place_of(image.image_id)), image.path) for image in finder.images), "images")
     label_of: dict[Path, str] = {}
     lonely = []
     for file in _texts(source):
         path = image_at.get(str(_place_of(file)))
-        if path is None and by_name and (image := finder.find(file[: -len(".txt")], where=str(source.path(file)))):
+        if path is None and elsewhere and (image := finder.find(file[: -len(".txt")], where=str(source.path(file)))):
             path = image.path
         if path is None:
             lonely.append(file)
@@ -200,12 +192,7 @@ def _place_of(file: str) -> PurePosixPath:
 
 
 def _divide(
-    source: LabelSource,
-    file: str,
-    document: Mapping[str, Any],
-    places: Mapping[Path, PurePosixPath],
-    finder: ImageFinder,
-    tally: Tally,
+    source: LabelSource, file: str, document: _Document, places: _Places, finder: ImageFinder, tally: Tally
 ) -> tuple[dict[Path, Part], list[str]]:
     """Find the images of each part.
 
@@ -225,7 +212,8 @@ def _divide(
         image -> its part, for all images that belong to the data set; and what the data set names that is not there.
 
     Raises:
-        DataError: a list cannot be read, or a name in it fits several images.
+        DataError: a list cannot be read, or a name in it fits several images; or a part is nowhere, and the folders'
+            names do not tell which images it has.
     """
     base = _place_of(f"{file}/.").parent
     by_folder = {image: part_among(place.parts[:-1]) for image, place in places.items()}
@@ -233,9 +221,9 @@ def _divide(
     known = lists.keys() | {folder for place in places.values() for folder in place.parents}
     parts: dict[Path, Part] = {}
     absent: list[str] = []
-    nowhere: list[str] = []
+    nowhere: dict[Part, str] = {}
     for part, entry, path in _part_entries(document):
-        place = _find_place(path, base, known)
+        place, found = _find_place(path, base, known), []
         if place in lists:
             lines = _lines(lists[place], "expected a path on each line")
             listed = {line: finder.find(line, where=str(lists[place])) for line in lines}
@@ -243,29 +231,29 @@ def _divide(
             found = [image.path for image in listed.values() if image]
         elif place:
             found = [image for image, its_place in places.items() if place in its_place.parents]
-        else:
-            found = [image for image, its_part in by_folder.items() if part and its_part == part]
-            if found:
-                tally.add("absent_folder", example=entry)
-            elif part:
-                nowhere.append(entry)
+        elif part:
+            nowhere[part] = entry
         for image in found:
             if parts.setdefault(image, part) != part or not part:
                 tally.add("several_parts" if parts[image] != part else "other_part", example=image.name)
-    if not parts and not absent:
-        tally.add("absent_folder", len(nowhere), example=", ".join(nowhere))
-        return by_folder, []
-    for image in (image for image in places if image not in parts):
+    unlisted = [image for image in places if image not in parts]
+    if nowhere or not (parts or absent):
+        if parts and (lost := [image.name for image in unlisted if by_folder[image] not in nowhere]):
+            what = f"'{some(nowhere.values())}' is not there, and may be the folder of {some(lost)}"
+            raise LabelError(f"{source.path(file)}: {what}. Correct this entry, or delete it.")
+        tally.add("absent_folder", len(nowhere), example=some(nowhere.values()))
+        return by_folder | parts, absent
+    for image in unlisted:
         tally.add("unlisted_images", example=image.name)
-    return parts, absent + nowhere
+    return parts, absent
 
 
-def _part_entries(document: Mapping[str, Any]) -> list[tuple[Part, str, str]]:
+def _part_entries(document: _Document) -> list[tuple[Part, str, str]]:
     """Part, text and path of each entry that may be a folder or a list: train, val, test, then other names."""
-    root = document["path"] if isinstance(document.get("path"), str) else ""
     lists = {key: value if isinstance(value, list) else [value] for key, value in document.items()}
-    texts = [(key, one) for key, values in lists.items() if key not in _NO_PARTS for one in values]
-    entries = [(part_of(key), f"{key}: {one}", f"{root}/{one}/.") for key, one in texts if isinstance(one, str) and one]
+    texts = [(key, one) for key, values in lists.items() if key not in _NO_PARTS for one in values if one]
+    root = document.get("path", "")
+    entries = [(part_of(key), f"{key}: {one}", f"{root}/{one}/.") for key, one in texts if isinstance(one, str)]
     return sorted(entries, key=lambda one: _ORDER.index(one[0]))
 
 
@@ -275,53 +263,40 @@ def _find_place(path: str, base: PurePosixPath, known: Collection[PurePosixPath]
     Roboflow writes ../train/images for train/images, and other tools the path on the machine that wrote the set. So
     leading parts are left off until something is found, but none that says train, val or test.
     """
-    parts = [part for part in _place_of(path).parts if part != ".."][-_DEEPEST:]
+    parts = [part for part in _place_of(path).parts if part != ".."][-_FEW:]
     most = next((start for start, part in enumerate(parts) if part_of(part)), max(0, len(parts) - 1))
     return next((one for start in range(most + 1) if (one := base.joinpath(*parts[start:])) in known), None)
 
 
-def _read_shapes(source: LabelSource, file: str, names: Sequence[str], tally: Tally) -> list[Shape | Box]:
-    """The outlines and boxes in a label file. Raises LabelError, which names the line."""
-    lines = enumerate(read_text(source.path(file), _EXPECTED).splitlines(), start=1)
-    where = f"{source.given}: {file}, line"
-    return [_shape(line, names, tally, f"{where} {number}") for number, line in lines if line.strip()]
+def _shapes(source: LabelSource, file: str, names: Sequence[str], tally: Tally, corners: set[int]) -> list[Shape | Box]:
+    """The outlines and boxes in a label file; `corners` receives the number of each outline's. Raises LabelError."""
+    shapes: list[Shape | Box] = []
+    for number, line in enumerate(read_text(source.path(file), _EXPECTED).splitlines(), start=1):
+        if not line.strip():
+            continue
+        numbers, where = numbers_of(line.split()), f"{source.given}: {file}, line {number}"
+        points = numbers[1:].reshape(-1, 2) if len(numbers) % 2 else np.empty((0, 2))
+        is_box = len(points) == 2
+        if len(points) < 2 or reaches_beyond(points, (1, 1), sizes=1) or (is_box and points[1].min() <= 0):
+            raise LabelError(f"{where}: {line[:60]!r}; {_EXPECTED}.")
+        if numbers[0] not in range(len(names)):
+            raise LabelError(f"{where}: class {numbers[0]:g}; expected 0 to {len(names) - 1}.")
+        name = names[int(numbers[0])]
+        if is_box:
+            (x, y), (width, height) = points.tolist()
+            shapes.append(Box(name, (x - width / 2, y - height / 2, width, height), where, in_fractions=True))
+            continue
+        corners.add(len(set(map(tuple, points.tolist()))))
+        if reaches_beyond(points, (1, 1)):
+            tally.add("clipped", example=f"{file}, line {number}")
+        shapes.append(Shape(name, partial(_paint, points, where), where))
+    return shapes
 
 
-def _shape(line: str, names: Sequence[str], tally: Tally, where: str) -> Shape | Box:
-    numbers = _numbers(line)
-    if len(numbers) < 5 or len(numbers) % 2 == 0:
-        raise LabelError(f"{where}: {line[:60]!r}; {_EXPECTED}, without a confidence at the end.")
-    if numbers[0] not in range(len(names)):
-        raise LabelError(f"{where}: class {numbers[0]:g}; expected 0 to {len(names) - 1}.")
-    points = numbers[1:].reshape(-1, 2)
-    is_box = len(points) == 2
-    if not lies_within(points, (1, 1), beyond_px=_BEYOND) or (is_box and points[1].min() <= 0):
-        raise LabelError(f"{where}: {line[:60]!r}; expected fractions of the image's size, and boxes of some size.")
-    name = names[int(numbers[0])]
-    if not is_box:
-        return Shape(name, partial(_paint, points, tally, where), where)
-    (x, y), (width, height) = points.tolist()
-    return Box(name, (x - width / 2, y - height / 2, width, height), where, in_fractions=True)
-
-
-def _paint(points: NDArray[np.float64], tally: Tally, where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    points_px = points * size_hw[::-1]
-    if not lies_within(points_px, size_hw):
-        tally.add("clipped", example=where.rpartition(": ")[2])
-    pixels = np.floor(points_px + _ROUNDING_PX).astype(np.int32)
+def _paint(points: NDArray[np.float64], where: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    pixels = np.floor(points * size_hw[::-1] + _ROUNDING_PX).astype(np.int32)
+    check_outline(pixels, where)
     return np.asarray(cv2.fillPoly(np.zeros(size_hw, np.uint8), [pixels], 1)).view(np.bool_)
-
-
-def _roots(source: LabelSource, images: Sequence[FoundImage]) -> list[Path]:
-    """The folders called images, or images/train and so on; none if one of the images lies in no such folder."""
-    roots = set()
-    for image in images:
-        *folders, _ = PurePosixPath(image.image_id).parts
-        depth = max((depth for depth, name in enumerate(folders, start=1) if name.lower() == "images"), default=0)
-        if not depth:
-            return []
-        roots.add(source.root.joinpath(*folders[:depth], *filter(part_of, folders[depth : depth + 1])))
-    return sorted(roots)
 
 
 _MENU = "CVAT: Ultralytics YOLO Segmentation 1.0; Label Studio: YOLO with Images; Roboflow: YOLOv8; defectseg"

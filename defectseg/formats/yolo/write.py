@@ -17,7 +17,7 @@ from defectseg.files import new_folder, write_text
 from defectseg.formats.common import place_image
 from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.polygons import count_hole_px, cut_pieces, pixel_outline
-from defectseg.progress import Progress, silent
+from defectseg.progress import Progress, silent, some
 
 OWN_LINE = "# written by defectseg: every image has been labelled\n"
 # Corners within a pixel, so that a shape of one or two pixels still has three different points.
@@ -55,7 +55,7 @@ def export_yolo(
     Raises:
         DataError, LabelError: the data folder cannot be used, split.csv leaves out an image, or two images differ only
             by their suffix.
-        UsageError: split.csv has no such fold, or has `val` and a fold is given.
+        UsageError: split.csv has no such fold, or none beside it, or has `val` and a fold is given.
         ImageError: an image is not whole.
         OutputExistsError: `out` exists and is not empty.
         ResourceError: `out` cannot be written.
@@ -87,17 +87,15 @@ def _parts(source: Source, fold: int | None) -> dict[str, str]:
     if not path.is_file():
         source.tally.add("folds", example=f"There is no {SPLIT_NAME}, so everything is in train and nothing in val.")
         return dict.fromkeys(image_ids, "train")
-    folds = read_split(path)
+    folds = read_split(path, image_ids)
     if unlisted := [image_id for image_id in image_ids if image_id not in folds]:
-        what = f"gives no fold for {len(unlisted)} images (first: {unlisted[0]})"
-        raise DataError(f"{path}: {what}. Run: defectseg data split {source.folder.root}")
+        raise DataError(f"{path}: gives no fold for {some(unlisted)}. Run: defectseg data split {source.folder.root}")
     fold_of = {image_id: str(folds[image_id]) for image_id in image_ids}
     present = set(fold_of.values())
     val = "val" if fold is None and ("val" in present or present <= {"train", "test"}) else str(fold or 0)
-    if val != "val" and (val not in present or "val" in present):
-        raise UsageError(f"{path} has {', '.join(sorted(present))}; {val} cannot become val.", argument="fold")
-    if present == {val}:
-        raise DataError(f"{path}: puts every image into {val}, which leaves nothing to train on.")
+    if present == {val} or (val != "val" and (val not in present or "val" in present)):
+        what = f"has {', '.join(sorted(present))}; {val} cannot become val, and the rest train"
+        raise UsageError(f"{path} {what}.", argument="fold")
     if len(others := present - {val, "train", "test"}) > 1:
         source.tally.add("folds", len(others) - 1, example=f"{val} became val, and {len(others)} folds became train.")
     return {image_id: {val: "val", "test": "test"}.get(name, "train") for image_id, name in fold_of.items()}
