@@ -104,3 +104,14 @@ def test_each_table_that_predict_writes_is_explained() -> None:
 
 def test_each_recipe_for_users_is_named() -> None:
     assert set(shipped_recipes()) - {"demo"} <= set(re.findall(r"`([a-z0-9-]+)`", read("README.md")))
+
+
+def test_each_test_that_the_promises_name_is_there() -> None:
+    file, missing, named = "", [], re.findall(r"`([^`]+)`", read("docs/reliability.md"))
+    for name in (re.sub(r"\s+", " ", one) for one in named):
+        file = name.partition(": ")[0] if ".py: " in name else file
+        test = name.rpartition(" ")[2]
+        if test.startswith("test_") and f"def {test}(" not in read(f"tests/{file}"):
+            missing.append(name)
+    assert file
+    assert not missing

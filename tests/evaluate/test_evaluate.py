@@ -392,22 +392,6 @@ def test_an_earlier_evaluation_is_kept_without_overwrite(bench: _Bench, monkeypa
     assert _names(out / "overlays") == {"c.jpg", "d.jpg"}
 
 
-def test_an_interrupted_evaluation_can_be_done_again_in_its_folder(bench: _Bench) -> None:
-    def interrupt(call: int) -> None:
-        if call == 3:
-            raise KeyboardInterrupt
-
-    bench.runtime.before = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        bench.evaluate()
-    assert _names(bench.root / "out") == {"overlays"}
-    bench.runtime.before = lambda call: None
-
-    bench.evaluate(overwrite=True)
-
-    assert _names(bench.root / "out") == FILES | {"overlays"}
-
-
 def test_an_overlay_too_long_for_a_jpeg_does_not_stop_the_evaluation(bench: _Bench) -> None:
     cv2.imwrite(str(bench.data / "train_images" / "long.png"), np.full((2, 66_000), STEEL, np.uint8))
 

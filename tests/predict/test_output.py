@@ -1,5 +1,4 @@
 import csv
-import errno
 import json
 import tracemalloc
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from defectseg.errors import CannotContinueError, DataError, OutputExistsError, ResourceError, UsageError
+from defectseg.errors import CannotContinueError, DataError, OutputExistsError, UsageError
 from defectseg.files import size_and_time
 from defectseg.image.find import FoundImage
 from defectseg.predict.output import OutputFolder, output_folder, read_results
@@ -295,21 +294,6 @@ def test_a_folder_without_its_journal_is_not_continued_in_silence(tmp_path: Path
         pass
 
     assert _process(tmp_path / "out", images, overwrite=True) == ["a.jpg", "b.jpg"]
-
-
-def test_a_full_disk_loses_nothing(tmp_path: Path, images: list[FoundImage], monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, content: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with output_folder(tmp_path / "out", KEY) as output:
-        output.pending(images)
-        _write(output, images[0])
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "write_bytes", full)
-            with pytest.raises(ResourceError, match="no space left"):
-                _write(output, images[1])
-
-    assert _process(tmp_path / "out", images) == ["b.jpg"]
 
 
 def test_tables_that_somebody_changed_are_written_anew(tmp_path: Path, images: list[FoundImage]) -> None:
