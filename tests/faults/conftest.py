@@ -44,6 +44,7 @@ class Commands:
     """Runs commands in forks of a process that has loaded the libraries; see inject.py."""
 
     def __init__(self, kind: str) -> None:
+        self.warm: set[str] = set()
         trial = [*OWN_MOUNTS, "mount", "-t", "tmpfs", "none", "/mnt"]
         self.may_mount = bool(shutil.which("unshare")) and not subprocess.run(trial, capture_output=True).returncode
         self._server = subprocess.Popen(
@@ -274,7 +275,9 @@ def work(
         }
         arguments, inputs, prepare = kinds[name]
         made = Work(name, arguments, tmp_path / "places", commands, inputs, prepare)
-        commands.warm_up(*arguments.replace("PLACE", str(made.place("warm"))).split(), grey=True)
+        if name not in commands.warm:
+            commands.warm.add(name)
+            commands.warm_up(*arguments.replace("PLACE", str(made.place("warm"))).split(), grey=True)
         return made
 
     return make

@@ -11,7 +11,7 @@ import pytest
 
 Make = Callable[[str], Any]
 READING = ("open", "read")
-COSTLY = {"predict over": 5, "import into": 2, "export": 3, "evaluate": 6}  # every so many operations will do
+COSTLY = {"predict over": 6, "import into": 2, "export": 3, "evaluate": 8}  # every so many operations will do
 
 
 @pytest.mark.parametrize("name", ["predict", "predict over", "import", "import into", "export", "evaluate", "tune"])
@@ -19,11 +19,11 @@ COSTLY = {"predict over": 5, "import into": 2, "export": 3, "evaluate": 6}  # ev
     ("fault", "every", "codes", "told"),
     [
         ({"signal": signal.SIGKILL}, 1, {-signal.SIGKILL}, ""),
-        ({"signal": signal.SIGTERM}, 5, {130, None}, ""),
+        ({"signal": signal.SIGTERM}, 9, {130, None}, ""),
         ({"errno": errno.ENOSPC, "lasting": True}, 4, {4}, "no space left"),
-        ({"errno": errno.EROFS, "lasting": True}, 9, {4}, "cannot be written"),
-        ({"errno": errno.EACCES, "lasting": True}, 9, {4}, "cannot be written"),
-        ({"errno": errno.EIO}, 9, {4, None}, ""),
+        ({"errno": errno.EROFS, "lasting": True}, 19, {4}, "cannot be written"),
+        ({"errno": errno.EACCES, "lasting": True}, 23, {4}, "cannot be written"),
+        ({"errno": errno.EIO}, 13, {4, None}, ""),
     ],
     ids=["kill -9", "SIGTERM", "disk full", "read-only", "no permission", "disk fails once"],
 )
@@ -61,7 +61,7 @@ def test_an_input_that_cannot_be_read_is_named_and_costs_nothing_else(
     kept = shutil.copytree(one.inputs, tmp_path / "kept")
     reads = one.run(one.place("counted"), under=one.inputs, events=fault["events"]).events
     assert reads >= len(list(one.inputs.rglob("*.png")))
-    for at in range(1, reads + 1, 5 if name == "evaluate" else 2):
+    for at in range(1, reads + 1, 7 if name == "evaluate" else 3):
         place, where = one.place(at), f"{name}, read {at} of {reads}, {fault}"
         done = one.run(place, under=one.inputs, at=at, **fault)
         assert done.code in (3, 4, undisturbed.code), f"{where}: {done.said}"
@@ -124,7 +124,7 @@ def test_of_two_runs_at_once_one_is_refused_and_the_other_undisturbed(work: Make
 def test_a_folder_deleted_under_a_run_ends_it_with_a_message(work: Make, name: str) -> None:
     one = work(name)
     undisturbed, whole = one.undisturbed()
-    for at in range(2, undisturbed.events, 7):
+    for at in range(2, undisturbed.events, 11):
         place, where = one.place(at), f"{name}, operation {at} of {undisturbed.events}"
         stopped = one.run(place, at=at, signal=signal.SIGSTOP)
         for path in place.iterdir():
