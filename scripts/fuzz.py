@@ -5,9 +5,10 @@ Labels of every kind are those of tests/formats/test_import_fuzz.py. A data fold
 checkpoint and models for ONNX Runtime and OpenVINO are taken from the folder GIVEN. A reader may refuse a file with a
 DefectsegError. Anything else, more than 2.2 GB of memory at the peak, or more than a minute, ends the program with an
 error; the files are then in the folder PLACE. Prints the number of files that were read.
-Usage: python scripts/fuzz.py GIVEN PLACE SEED [SECONDS]
+Usage: python scripts/fuzz.py GIVEN PLACE SEED [--seconds 20]
 """
 
+import argparse
 import contextlib
 import hashlib
 import importlib.util
@@ -15,7 +16,6 @@ import random
 import resource
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,10 +81,15 @@ def peak_bytes() -> int:
 
 def main() -> None:
     """Read until the time is up."""
-    given, place, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    ends_s = time.monotonic() + (float(sys.argv[4]) if len(sys.argv) > 4 else 20)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("given", type=Path)
+    parser.add_argument("place", type=Path)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--seconds", type=float, default=20)
+    arguments = parser.parse_args()
+    ends_s, place = time.monotonic() + arguments.seconds, arguments.place
     labels = corpus()
-    kinds, luck, count = kinds_of(given, labels), random.Random(seed), 0
+    kinds, luck, count = kinds_of(arguments.given, labels), random.Random(arguments.seed), 0
     resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES_BYTES, MOST_ADDRESSES_BYTES))
     while time.monotonic() < ends_s:
         files, read = luck.choice(kinds)
