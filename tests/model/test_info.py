@@ -101,7 +101,7 @@ def _without_description(path: Path) -> object:
         return model.graph.SerializeToString(), others, model.ir_version
     if path.suffix == ".safetensors":
         with safe_open(path, "np") as file:
-            return {key: file.get_tensor(key).tolist() for key in file.keys()}, file.metadata()["format"]  # noqa: SIM118
+            return {key: file.get_tensor(key).tolist() for key in file.keys()}  # noqa: SIM118
     net = ET.parse(path).getroot()
     net.find("rt_info/defectseg").attrib.clear()  # type: ignore[union-attr]
     return ET.tostring(net), path.with_suffix(".bin").read_bytes()
