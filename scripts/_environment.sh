@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by demo, test and check: `make_environment EXTRA` puts a Python with defectseg[EXTRA] first on PATH.
+# Sourced by the scripts beside it: `make_environment EXTRA` puts a Python with defectseg[EXTRA] first on PATH.
 # The environment is .venv in the clone. It is created once, and updated when pyproject.toml changes.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -20,24 +20,40 @@ find_python() {
 
 is_current() { cmp -s "$root/pyproject.toml" "$venv/.installed-$1"; }
 
+# create_environment FOLDER PYTHON: a new environment, with a Python such as 3.12 or '>=3.11'.
+create_environment() {
+    local folder=$1 version=$2 python=python$2
+    rm -rf "$folder"
+    if command -v uv >/dev/null; then
+        uv venv --python "$version" "$folder"
+    else
+        [ "$version" != '>=3.11' ] || python=$(find_python)
+        "$python" -m venv --clear "$folder"
+    fi
+}
+
+# install FOLDER WHAT...: installs into an environment; WHAT is as for pip install.
+install() {
+    local folder=$1
+    shift
+    if command -v uv >/dev/null; then
+        (cd "$root" && uv pip install --python "$folder/bin/python" "$@")
+    else
+        (cd "$root" && "$folder/bin/python" -m pip install --disable-pip-version-check "$@")
+    fi
+}
+
 make_environment() {
-    local extra=$1 python
+    local extra=$1
     # A stamp is a copy of pyproject.toml, written after a complete installation. The extra dev includes train.
     if ! is_current "$extra" && ! is_current dev; then
         echo "setting up $venv with defectseg[$extra]; the first time this takes minutes and several GB" >&2
         if command -v uv >/dev/null; then
-            if [ ! -x "$venv/bin/python" ]; then
-                rm -rf "$venv"
-                uv venv --python '>=3.11' "$venv"
-            fi
-            (cd "$root" && uv pip install --python "$venv/bin/python" --editable ".[$extra]")
+            [ -x "$venv/bin/python" ] || create_environment "$venv" '>=3.11'
         else
-            if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-                python=$(find_python)
-                "$python" -m venv --clear "$venv"
-            fi
-            (cd "$root" && "$venv/bin/python" -m pip install --disable-pip-version-check --editable ".[$extra]")
+            "$venv/bin/python" -m pip --version >/dev/null 2>&1 || create_environment "$venv" '>=3.11'
         fi
+        install "$venv" --editable ".[$extra]"
         cp "$root/pyproject.toml" "$venv/.installed-$extra"
     fi
     export PATH="$venv/bin:$PATH"

@@ -372,6 +372,27 @@ def test_environment_uses_uv_and_is_left_alone_until_something_is_missing(clone:
     assert calls(stubs, "python3") == []
 
 
+def test_check_lowest_installs_each_lower_bound_and_cleans_up(stubs: Path, tmp_path: Path) -> None:
+    put_stub(stubs, "interpreter", f'[ "$1" != - ] || exec "{sys.executable}" "$@"')
+    copied, temporary = tmp_path / "lowest.txt", tmp_path / "temporary"
+    temporary.mkdir()
+    put_stub(
+        stubs,
+        "uv",
+        f"""
+[ "$1" != venv ] || {{ mkdir -p "$4/bin"; ln -s "{stubs}/interpreter" "$4/bin/python"; }}
+[ "$1 ${{5-}}" != "pip --requirement" ] || cp "$6" "{copied}"
+""",
+    )
+    done = run("check_lowest", "-k", "rle", stubs=stubs, TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr
+    wanted = copied.read_text().splitlines()
+    assert {"albumentations==2.0.8", "six==1.16"} <= set(wanted), "an upper bound is left out"
+    assert [line for line in wanted if not re.fullmatch(r"[\w-]+==[\d.]+", line)] == []
+    assert calls(stubs, "interpreter")[-1][-2:] == ["-k", "rle"]
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("script", sorted(SCRIPTS.rglob("*.py")), ids=lambda path: path.name)
 def test_each_benchmark_says_how_it_is_used(
     script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,14 @@ def to_onnx(
     import onnx
 
     free = {0: "batch"} if size_hw is not None else {0: "batch", 2: "height", 3: "width"}
+    graph = _Graph(network).eval()
+    for layer in graph.modules():
+        if isinstance(layer, nn.AdaptiveMaxPool2d) and layer.output_size == 1:
+            # PyTorch before 2.13 cannot export this layer.
+            layer.forward = partial(torch.amax, dim=(2, 3), keepdim=True)  # type: ignore[method-assign]
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            _Graph(network).eval(),
+            graph,
             (_example(size_hw),),
             dynamo=True,
             dynamic_shapes=(free,),
