@@ -29,6 +29,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from defectseg.errors import DefectsegError
 from defectseg.model.info import read_model_info
 from defectseg.model.locate import model_identity
 
@@ -123,27 +124,37 @@ def content_of(path: Path) -> Any:
     if path.name == "metrics.jsonl":
         entries = [json.loads(line) for line in content.splitlines()]
         return [{key: value for key, value in entry.items() if not key.endswith("_s")} for entry in entries]
-    if path.suffix == ".safetensors" and path.name != "best.safetensors":
-        return model_identity(path), read_model_info(path).thresholds.model_dump()
-    return None if path.name in ("last.ckpt", "best.safetensors", "curves.png") else content  # these hold times
+    if path.suffix == ".safetensors":
+        try:
+            model = model_identity(path), read_model_info(path).thresholds.model_dump()
+        except DefectsegError as error:
+            raise BrokenError(str(error)) from None
+        return None if path.name == "best.safetensors" else model  # it is gone when the training has ended
+    return None if path.name in ("last.ckpt", "curves.png") else content  # these hold times
 
 
 def left(place: Path) -> dict[str, Any]:
-    """What stands in a folder."""
-    return {path.relative_to(place).as_posix(): content_of(path) for path in place.rglob("*") if path.is_file()}
+    """What stands in a folder; of hidden files, only their names."""
+    names = {path.relative_to(place): path for path in place.rglob("*") if path.is_file()}
+    return {name.as_posix(): None if is_hidden(name) else content_of(path) for name, path in names.items()}
+
+
+def is_hidden(name: Path) -> bool:
+    """Whether a file or a folder of it is hidden."""
+    return any(part.startswith(".") for part in name.parts)
 
 
 def check_partial(place: Path, *allowed: dict[str, Any]) -> None:
     """Raise BrokenError if a file under a final name is not as in one of these folders."""
     for name, content in left(place).items():
         path = Path(name)
-        if any(part.startswith(".") for part in path.parts) or path.name in ("run.json", "metrics.jsonl"):
+        if is_hidden(path) or path.name in ("run.json", "metrics.jsonl"):
             continue
         known = [folder[name] for folder in allowed if name in folder]
         if path.name == "journal.jsonl":
             right = all(key == "" or any(line == one.get(key) for one in known) for key, line in content.items())
         else:
-            right = content in known
+            right = content is None or content in known
         if not right:
             raise BrokenError(f"{name} is half-written or wrong")
 
