@@ -312,7 +312,7 @@ def _tiff_directory(handle: BinaryIO) -> "ImageFileDirectory_v2":
     # Pillow reads big-endian BigTIFF only if the byte order is given separately.
     header = b"II+\0" + start[4:] if 43 in start[2:4] else b"II*\0" + start[4:8]
     directory = ImageFileDirectory_v2(header, prefix=start[:2])
-    _check_tags(handle, directory.next, ("<" if start[:2] == b"II" else ">") + ("QQ" if 43 in start[2:4] else "HI"))
+    _check_tags(handle, directory.next, "<" if start[:2] == b"II" else ">", *("QQ" if 43 in start[2:4] else "HI"))
     handle.seek(directory.next)
     directory.load(handle)
     if directory.next == directory.offset:  # load() did not reach the offset of the next page
@@ -320,9 +320,8 @@ def _tiff_directory(handle: BinaryIO) -> "ImageFileDirectory_v2":
     return directory
 
 
-def _check_tags(handle: BinaryIO, start: int, formats: str) -> None:
+def _check_tags(handle: BinaryIO, start: int, order: str, number: str, count: str) -> None:
     """Refuse tags that hold more bytes together than the file, as they do if they share them, before they are read."""
-    order, number, count = formats
     entry = struct.Struct(f"{order}HH{count}{struct.calcsize(count)}x")
     size_bytes = handle.seek(0, 2)
     handle.seek(start)
