@@ -152,14 +152,22 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader | yaml.BaseLoader] = yaml
     """The content of a YAML text. Raises yaml.YAMLError if it is none, or could grow without limit."""
     if len(text) > _MOST_YAML:
         raise yaml.YAMLError(f"{len(text):,} letters; up to {_MOST_YAML:,} are read")
-    depth = 0
-    for event in yaml.parse(text, loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST_YAML:
-            raise yaml.YAMLError(f"nested more than {_DEEPEST_YAML} deep")
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"alias *{event.anchor}, which could grow without limit: write its content out")
     try:
-        return yaml.load(text, loader)  # noqa: S506 - loaders that make no objects of a program
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # of dates and numbers
+        depth = 0
+        for event in yaml.parse(text, loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST_YAML:
+                raise yaml.YAMLError(f"nested more than {_DEEPEST_YAML} deep")
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.YAMLError(f"alias *{event.anchor}, which could grow without limit: write its content out")
+        content = yaml.load(text, loader)  # noqa: S506 - loaders that make no objects of a program
+        repr(content)  # raises ValueError for a number with more digits than Python writes, as messages do
+        return content
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:  # of signs, dates and numbers
         raise yaml.YAMLError(f"a value that does not fit its type ({error})") from error

@@ -89,6 +89,7 @@ def test_json_that_is_nested_without_end_is_refused(content: str, tmp_path: Path
     "content",
     [
         *("a: &a [1]\nb: *a", "a: &a {b: 1}\nc: {<<: *a}", "[" * 1000, "- " * 1000, "? " * 1000, "x" * 200_000),
+        *("0x" + "f" * 5000, "a: {0x" + "f" * 5000 + ": 1}", '"\\U00110000"', '"\\UFFFFFFFF"'),
         *("1" * 5000, "!!timestamp a", "!!int ''", "!!bool a", "!!python/object:os.system x"),
     ],
     ids=lambda content: content[:20],

@@ -1,5 +1,6 @@
 """Which ClassId each class of the labels gets."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,8 @@ def choose_classes(labels: LabelSet, used: Collection[str], choices: Choices, *,
         raise DataError(f"{where}: no label is of a class. Name the classes that are looked for.", argument="classes")
     target = _renamed(own, choices.classes, where) if choices.classes else {name: _tidy(name) for name in own}
     names = tuple(dict.fromkeys(name for name in target.values() if name))
-    if alike := [name for name in names if name.casefold() in (one.casefold() for one in names if one != name)]:
+    times = Counter(map(str.casefold, names))
+    if alike := [name for name in names if times[name.casefold()] > 1]:
         raise DataError(
             f"{where}: classes differ by case alone: {some(alike)}. Rename one as old=new.", argument="classes"
         )

@@ -36,6 +36,9 @@ _JPEG2000_START = b"\xff\x4f\xff\x51"
 # Little-endian or big-endian.
 _EXIF_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0(.)\0|\x01\x12\0\x03\0\0\0\x01\0(.)", re.DOTALL)
 _HEADER_BYTES = 2**16
+_TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 1: 1, 2: 1, 6: 1, 7: 1}  # of a value
+_TIFF_READ = (256, 257, 258, 262, 274, 281, 341)
+_MOST_VALUES = 2**16
 _REMEDY = "Copy the file again from where it came from."
 _pillow_lock = threading.Lock()
 _allowed_pixels = MAX_PIXELS
@@ -309,11 +312,25 @@ def _tiff_directory(handle: BinaryIO) -> "ImageFileDirectory_v2":
     # Pillow reads big-endian BigTIFF only if the byte order is given separately.
     header = b"II+\0" + start[4:] if 43 in start[2:4] else b"II*\0" + start[4:8]
     directory = ImageFileDirectory_v2(header, prefix=start[:2])
+    _check_tags(handle, directory.next, "<" if start[:2] == b"II" else ">", *("QQ" if 43 in start[2:4] else "HI"))
     handle.seek(directory.next)
     directory.load(handle)
     if directory.next == directory.offset:  # load() did not reach the offset of the next page
         raise ValueError("its list of tags is cut short")
     return directory
+
+
+def _check_tags(handle: BinaryIO, start: int, order: str, number: str, count: str) -> None:
+    """Refuse tags that hold more bytes together than the file, as they do if they share them, before they are read."""
+    entry = struct.Struct(f"{order}HH{count}{struct.calcsize(count)}x")
+    size_bytes = handle.seek(0, 2)
+    handle.seek(start)
+    (entries,) = struct.unpack(order + number, handle.read(struct.calcsize(order + number)))
+    held_bytes = 0
+    for tag, kind, values in entry.iter_unpack(handle.read(min(entries, 2**16) * entry.size)):
+        held_bytes += _TIFF_BYTES.get(kind, 0) * values
+        if held_bytes > size_bytes or (tag in _TIFF_READ and values > _MOST_VALUES):
+            raise ValueError("its tags share their bytes")
 
 
 def _tiff_size(directory: "ImageFileDirectory_v2") -> tuple[int, int]:

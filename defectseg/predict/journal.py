@@ -38,7 +38,7 @@ class Journal:
             lines += 1
             try:
                 self._offsets[_record_of(line).image_id] = end
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 damaged += 1
             end += len(line)
         if damaged:

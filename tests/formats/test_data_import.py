@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -369,6 +370,16 @@ def test_links_within_the_folder_are_followed(cvat: Callable[..., Path], tmp_pat
     (src / "images").rename(src / "store")
     (src / "images").symlink_to(src / "store")
     assert import_labels(src, tmp_path / "out").images == 1
+
+
+def test_many_thousands_of_classes_are_refused_at_once(cvat: Callable[..., Path], tmp_path: Path) -> None:
+    src = cvat(
+        image("a.png", PIT), labels=[f"class {number}" for number in range(50_000)]
+    )  # minutes if compared in pairs
+    begin = time.monotonic()
+    with pytest.raises(DataError, match="class names; expected 1 to 254"):
+        import_labels(src, tmp_path / "out")
+    assert time.monotonic() - begin < 30
 
 
 def test_names_that_differ_by_case_alone_are_asked_about(cvat: Callable[..., Path], tmp_path: Path) -> None:

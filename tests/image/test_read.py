@@ -424,6 +424,25 @@ def test_limit_of_pillow_neither_counts_nor_changes(kind: str, monkeypatch: pyte
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
+@pytest.mark.parametrize("big", [False, True])
+def test_tags_of_a_tiff_that_share_their_bytes_are_refused_before_they_are_read(
+    big: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, values = ("<HHQQ", 1000) if big else ("<HHII", 1000)
+    tags = [(256, 4, 1, 160), (257, 4, 1, 64), *((40_000 + number, 1, values, 16) for number in range(50))]
+    directory = b"".join(struct.pack(entry, *tag) for tag in tags)
+    start = 16 + values
+    head = b"II+\0\x08\0\0\0" + struct.pack("<Q", start) if big else b"II*\0" + struct.pack("<I", start) + bytes(8)
+    count = struct.pack("<Q" if big else "<H", len(tags))
+    path = tmp_path / "a.tif"
+    path.write_bytes(head + bytes(values) + count + directory + bytes(8))
+    monkeypatch.setattr(ImageFileDirectory_v2, "load", lambda *_: pytest.fail("was read"))
+    with pytest.raises(ImageError, match=r"a\.tif: cannot be decoded; its header"):
+        read_size(path)
+    with pytest.raises(ImageError, match=r"a\.tif: cannot be decoded; its header"):
+        decode_bytes(path.read_bytes(), name=str(path))
+
+
 def test_tiff_tags_that_pillow_warns_of_do_not_matter() -> None:
     content = tiff(GREY, {274: 1})
     at = content.index(struct.pack("<HHI", 274, 3, 1))

@@ -1,3 +1,4 @@
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,9 @@ def test_a_later_record_replaces_an_earlier_one_whose_line_goes_when_the_journal
     journal.add(_record("c.jpg"))
     journal.close()
     assert _read(path) == [expected[1], _record("c.jpg")]
+
+
+def test_a_line_that_is_nested_without_end_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text("[" * 100_000 + "\n")
+    with contextlib.closing(Journal(tmp_path / "journal.jsonl", read_only=True)) as journal:
+        assert not journal.image_ids
