@@ -163,11 +163,5 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader | yaml.BaseLoader] = yaml
         content = yaml.load(text, loader)  # noqa: S506 - loaders that make no objects of a program
         repr(content)  # raises ValueError for a number with more digits than Python writes, as messages do
         return content
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:  # of signs, dates and numbers
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # of signs and values
         raise yaml.YAMLError(f"a value that does not fit its type ({error})") from error

@@ -222,8 +222,7 @@ def export_submission(
     from defectseg.formats.submission import export_submission as export
 
     report = export(output, sample, out)
-    notes = [f"note: images that are not in the sample, and were left out: {len(report.unlisted)}"] * bool(
-        report.unlisted
-    )
+    unlisted = len(report.unlisted)
+    notes = [f"note: images that are not in the sample, and were left out: {unlisted}"] if unlisted else []
     made = f"{report.images} images, {report.rows} rows, {report.masks} of them with a mask: {shown(out)}"
     print_report(report, out, json_output, *notes, made)
