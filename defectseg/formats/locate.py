@@ -41,7 +41,8 @@ class ImageFinder:
             images = find_images(roots, tell=False)
         except DataError as error:
             raise DataError(f"{error} Give the folder that holds the images.", argument="images") from error
-        self.images = [one for one in images if not (inside and leads_out(one.path, *roots))]
+        real_roots = list(map(os.path.realpath, roots))
+        self.images = [one for one in images if not (inside and leads_out(one.path, *real_roots))]
         self.left_out = len(images) - len(self.images)
         if not self.images:
             raise DataError(f"{roots[0]}: all its images lie behind links out of it.", go_on={"follow_links": True})

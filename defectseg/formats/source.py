@@ -49,7 +49,9 @@ class LabelSource:
                 continue
             seen.add(real)
             links = [path for name in (*subfolders, *names) if (path := Path(folder, name)).is_symlink()]
-            out = {path.name for path in links if leads_out(path, self.root) and not self._follow_links}
+            out = {
+                path.name for path in links if leads_out(path, os.path.realpath(self.root)) and not self._follow_links
+            }
             self.left_out += [str(Path(folder, name)) for name in sorted(out)]
             subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in {*out, "__MACOSX"}]
             prefix = Path(folder).relative_to(self.root).as_posix()
@@ -100,10 +102,10 @@ class LabelSource:
                 yield file, self.xml(file)
 
 
-def leads_out(path: Path, *roots: Path) -> bool:
-    """Whether a path leads out of folders by a link."""
+def leads_out(path: Path, *roots: str) -> bool:
+    """Whether a path leads out of folders, given by their real paths, by a link."""
     real = Path(os.path.realpath(path))
-    return not any(real.is_relative_to(os.path.realpath(root)) for root in roots)
+    return not any(real.is_relative_to(root) for root in roots)
 
 
 def _refuse_folder(error: OSError) -> None:
