@@ -24,8 +24,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="need
 # Imports torch once. For each task on stdin it forks the processes of one training and prints their exit codes. A task
 # can say after which step the process group gets SIGTERM, and during which write (file name, n-th time) it is killed.
 SERVER = """
-import json, os, signal, socket, subprocess, sys, time
+import json, logging, os, signal, subprocess, sys, time
 from pathlib import Path
+from torch.distributed import TCPStore
 from defectseg.config import load_recipe
 from defectseg.data import split
 from defectseg.errors import DefectsegError
@@ -39,15 +40,17 @@ def make_folds(*args, **settings):
     return split.make_folds(*args, **settings)
 
 images.make_folds = make_folds
+heard = []  # the log line with which a training says that it was signalled
+logging.getLogger("defectseg.train.interrupts").addFilter(lambda line: heard.append(line) or True)
 
 def work(task, rank, port):
     os.dup2(2, 1)
     os.setsid()
-    signal.alarm(240)
+    signal.alarm(900)
     count = str(task["processes"])
     if count != "1":  # as torchrun does
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=count, LOCAL_WORLD_SIZE=count)
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
     replace, written = Path.replace, []
 
     def killed(self, target):
@@ -61,7 +64,8 @@ def work(task, rank, port):
     def progress(done, total, text=""):
         if done == task["signal_at"]:  # workers get it too, and not from their parent
             subprocess.run(["kill", "-TERM", "--", f"-{os.getpgid(0)}"])
-            time.sleep(0.2)  # another thread may take the signal first
+            while not heard:  # another thread may have taken the signal, and not have run since
+                time.sleep(0.01)
 
     Path.replace = killed
     init, asked = task["init"], {"data": None, "resume": True}
@@ -78,14 +82,13 @@ def work(task, rank, port):
 
 for line in sys.stdin:
     task, children = json.loads(line), []
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # a port that nobody else can take
     for rank in range(task["processes"]):
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                code = work(task, rank, port) or 0
+                code = work(task, rank, store.port) or 0
             finally:
                 os._exit(code)
         children.append(child)
