@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from defectseg.model.losses import LossParts, segmentation_loss
 from defectseg.model.network import DefectNetwork
 from defectseg.train.checkpoint import Run, TrainingState, save_checkpoint
 from defectseg.train.dataset import Batch
+from defectseg.train.depthwise import DepthwiseInFloat32
 from defectseg.train.loaders import StageLoader
 from defectseg.train.run_folder import METRICS_NAME
 from defectseg.train.schedule import planned_epochs, rate_factor
@@ -211,7 +212,8 @@ def _step(run: Run, batch: Batch) -> LossParts:
             unknown=batch.unknown,
             share_done=min(1.0, run.state.step / (run.state.total_epochs * len(run.loaders[0]))),
         )
-        run.accelerator.backward(parts.total)
+        with DepthwiseInFloat32() if parts.total.device.type == "cpu" else nullcontext():
+            run.accelerator.backward(parts.total)
         if run.accelerator.sync_gradients:
             run.accelerator.clip_grad_norm_(run.prepared.parameters(), run.recipe.optimizer.clip_norm)
         run.optimizer.step()
