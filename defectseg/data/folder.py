@@ -105,14 +105,22 @@ class DataFolder:
             LabelError: a run lies beyond the image; the message names the image, the class and the pair.
         """
         masks = np.zeros((self.num_classes, *size_hw), np.bool_)
-        ignore = np.zeros(size_hw, np.bool_)
-        for class_id, encoded in self.table.rles.get(image_id, {}).items():
-            mask = rle.decode(encoded, size_hw, where=f"{self.root}: {image_id}, ClassId {class_id}")
-            if class_id == IGNORE_CLASS_ID:
-                ignore = mask
-            else:
-                masks[class_id - 1] = mask
-        return masks, ignore
+        labelled = self.labelled_masks(image_id, size_hw)
+        ignore = labelled.pop(IGNORE_CLASS_ID, None)
+        for class_id, mask in labelled.items():
+            masks[class_id - 1] = mask
+        return masks, np.zeros(size_hw, np.bool_) if ignore is None else ignore
+
+    def labelled_masks(self, image_id: str, size_hw: tuple[int, int]) -> dict[int, NDArray[np.bool_]]:
+        """The masks that the image has, bool (H, W), by ClassId; IGNORE_CLASS_ID: the pixels to ignore.
+
+        Raises:
+            LabelError: as `masks_of`.
+        """
+        return {
+            class_id: rle.decode(encoded, size_hw, where=f"{self.root}: {image_id}, ClassId {class_id}")
+            for class_id, encoded in self.table.rles.get(image_id, {}).items()
+        }
 
     def fingerprint(self) -> str:
         """SHA-256 in hexadecimal of every ImageId, file size and label: equal if the training data are the same."""

@@ -74,10 +74,12 @@ def segmentation_loss(
 
 def pixel_bce(logits: Tensor, truth: Tensor, valid: Tensor, positive_weights: tuple[float, ...] | None) -> Tensor:
     """Mean binary cross-entropy over valid pixels and classes; shapes as in `segmentation_loss`."""
-    weights = None if positive_weights is None else logits.new_tensor(positive_weights)[:, None, None]
-    per_pixel = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weights, reduction="none")
+    weights = None
+    if positive_weights is not None:  # not new_tensor, which would wait for a GPU
+        weights = torch.stack([logits.new_full((1, 1), weight) for weight in positive_weights])
+    weight = valid.to(logits.dtype)
     count = (valid.sum() * logits.shape[1]).clamp(min=1)
-    return (per_pixel * valid).sum() / count
+    return F.binary_cross_entropy_with_logits(logits, truth, weight, pos_weight=weights, reduction="sum") / count
 
 
 def pair_dice(
@@ -109,29 +111,28 @@ def pair_lovasz(logits: Tensor, truth: Tensor, valid: Tensor, *, empty_weight: f
     It is the Lovasz extension of the Jaccard loss (Berman et al., CVPR 2018), a convex surrogate for 1 - IoU. Averaged
     over pairs with a defect, plus `empty_weight` times the mean over clean pairs. Shapes as in `segmentation_loss`.
     """
-    counts = valid.expand_as(truth).flatten(2).flatten(0, 1)
-    pairs = zip(logits.flatten(2).flatten(0, 1), truth.flatten(2).flatten(0, 1), counts, strict=True)
-    loss = torch.stack([_symmetric_hinge(pair[among], true[among]) for pair, true, among in pairs])
-    positive = truth.flatten(2).flatten(0, 1).amax(dim=1) > 0
+    logits, truth, counts = (pixels.expand_as(logits).flatten(2).flatten(0, 1) for pixels in (logits, truth, valid))
+    errors = 1.0 - logits * (2.0 * truth - 1.0)
+    errors = torch.where(counts & (errors > 0), errors, 0.0)  # pixels beyond the margin cost nothing
+    errors, order = errors.topk(_ranks_needed(errors), dim=1)
+    ranked, total = truth.gather(1, order), truth.sum(dim=1, keepdim=True)
+    defect = _jaccard_steps(ranked, total)
+    sound = _jaccard_steps(1.0 - ranked, counts.sum(dim=1, keepdim=True) - total)
+    loss = 0.5 * (errors * (defect + sound)).sum(dim=1)
+    positive = total[:, 0] > 0
     return _mean_where(loss, positive) + empty_weight * _mean_where(loss, ~positive)
 
 
-def _symmetric_hinge(logits: Tensor, truth: Tensor) -> Tensor:
-    """The loss of one pair, over P pixels. Pixels beyond the margin cost nothing, so only the others are sorted."""
-    errors = 1.0 - logits * (2.0 * truth - 1.0)
-    within = errors > 0
-    errors, order = errors[within].sort(descending=True)
-    ranked = truth[within][order]
-    defect = _jaccard_steps(ranked, truth.sum())
-    sound = _jaccard_steps(1.0 - ranked, (1.0 - truth).sum())
-    return 0.5 * torch.dot(errors, defect + sound)
+def _ranks_needed(errors: Tensor) -> int:
+    """How many pixels of a pair to sort. On a GPU all, because counting would have to wait for it."""
+    return int((errors > 0).sum(dim=1).amax().clamp(min=1)) if errors.device.type == "cpu" else errors.shape[1]
 
 
 def _jaccard_steps(ranked: Tensor, total: Tensor) -> Tensor:
-    """How much each pixel in turn adds to 1 - IoU once it is wrong; `total` is the true area in px."""
-    missed = ranked.cumsum(dim=0)
-    union = total + (1.0 - ranked).cumsum(dim=0)
-    return torch.diff(1.0 - (total - missed) / union, prepend=total.new_zeros(1))
+    """How much each pixel in turn adds to 1 - IoU of its pair once it is wrong; `total` is the true area in px."""
+    missed = ranked.cumsum(dim=1)
+    union = (total + (1.0 - ranked).cumsum(dim=1)).clamp(min=1.0)  # 0 only at pixels that cost nothing
+    return torch.diff(1.0 - (total - missed) / union, dim=1, prepend=torch.zeros_like(total))
 
 
 def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:

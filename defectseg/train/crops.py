@@ -1,6 +1,6 @@
 """Choosing the position of a crop and cutting it out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ _TRIES = 10
 
 def place_crop(
     pixels: NDArray[np.uint8],
-    masks: NDArray[np.bool_],
+    masks: Mapping[int, NDArray[np.bool_]],
     crop_hw: tuple[int, int],
     *,
     place: Place,
@@ -29,7 +29,7 @@ def place_crop(
 
     Args:
         pixels: uint8 (H, W).
-        masks: bool (C, H, W).
+        masks: ClassId -> bool (H, W); other classes are not in the image.
         crop_hw: size of the crop in px.
         place: `defect`: the crop contains a defect pixel, if the image has one.
         rng: random generator.
@@ -45,7 +45,7 @@ def place_crop(
         around = np.unravel_index(rng.choice(targets), size_hw) if targets.size else None
         corner = _random_corner(size_hw, crop_hw, rng, around)
         inside = _inside(size_hw, corner, crop_hw)
-        black_share = float(np.mean(pixels[inside] <= BLACK_LEVEL)) if black_limit < 1 else 0.0
+        black_share = _black_share(pixels[inside]) if black_limit < 1 else 0.0
         if black_share <= black_limit:
             return corner
         tries.append((black_share, corner))
@@ -53,27 +53,42 @@ def place_crop(
 
 
 def cut(
-    pixels: NDArray[np.uint8], layers: NDArray[np.uint8], corner: tuple[int, int], crop_hw: tuple[int, int]
+    pixels: NDArray[np.uint8],
+    layers: Mapping[int, NDArray[np.uint8]],
+    corner: tuple[int, int],
+    crop_hw: tuple[int, int],
+    *,
+    num_layers: int,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Cut a crop from an image (H, W) and its layers (L, H, W). Outside the image: black, 1 in the last layer."""
-    top, left = corner
+    """A copy of a part (h, w) of an image (H, W), and of its layers (num_layers, h, w).
+
+    Outside the image: black, 1 in the last layer.
+
+    Args:
+        layers: index -> (H, W); other layers are 0.
+    """
     inside = _inside(pixels.shape, corner, crop_hw)
-    part, part_layers = pixels[inside], layers[:, *inside]
-    if part.shape == crop_hw:
-        return part, part_layers
-    rows, columns = inside
-    beyond = (rows.start - top, top + crop_hw[0] - rows.stop), (columns.start - left, left + crop_hw[1] - columns.stop)
-    padded = np.pad(part_layers, ((0, 0), *beyond))
-    padded[-1] = np.pad(part_layers[-1], beyond, constant_values=1)
-    return np.pad(part, beyond), padded
+    rows, columns = (slice(part.start - first, part.stop - first) for part, first in zip(inside, corner, strict=True))
+    image, cut_layers = np.zeros(crop_hw, np.uint8), np.zeros((num_layers, *crop_hw), np.uint8)
+    cut_layers[-1] = 1
+    image[rows, columns], cut_layers[-1, rows, columns] = pixels[inside], 0
+    for index, layer in layers.items():
+        cut_layers[index, rows, columns] = layer[inside]
+    return image, cut_layers
 
 
-def _targets(masks: NDArray[np.bool_], class_id: int | None, rng: np.random.Generator) -> NDArray[np.intp]:
+def _targets(
+    masks: Mapping[int, NDArray[np.bool_]], class_id: int | None, rng: np.random.Generator
+) -> NDArray[np.intp]:
     """Flat indices of the pixels of one class; without `class_id`, of a random class of the image."""
-    present = np.flatnonzero(masks.any(axis=(1, 2)))
-    if not present.size:
-        return present
-    return np.flatnonzero(masks[rng.choice(present) if class_id is None else class_id - 1])
+    present = [number for number in sorted(masks) if masks[number].any()]
+    if class_id is None and present:
+        class_id = int(rng.choice(present))
+    return np.flatnonzero(masks[class_id]) if class_id in present else np.array([], np.intp)
+
+
+def _black_share(pixels: NDArray[np.uint8]) -> float:
+    return np.count_nonzero(pixels <= BLACK_LEVEL) / pixels.size
 
 
 def _inside(size_hw: Sequence[int], corner: tuple[int, int], crop_hw: tuple[int, int]) -> tuple[slice, slice]:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from defectseg.config import DataConfig
 from defectseg.data.folder import DataFolder, hiding_pixels, unknown_classes
+from defectseg.data.table import IGNORE_CLASS_ID
 from defectseg.train.augment import Augment
 from defectseg.train.crops import Place, cut, place_crop
 
@@ -132,7 +133,7 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
     black_limit: float = 1.0
 
     def __getitem__(self, key: CropKey) -> tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]:
-        """Key, image uint8 (h, w), and layers uint8 (h, w, C + 1): a 0/1 mask per class, then the ignore layer.
+        """Key, image uint8 (h, w), and layers uint8 (C + 1, h, w): a 0/1 mask per class, then the ignore layer.
 
         The ignore layer is 0 for pixels that count, 1 for ignored pixels that hide nothing (borders, padding), and
         HIDING for ignored pixels that may hide a defect (see `hiding_pixels`).
@@ -141,11 +142,15 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
         pixels = self.cache.get(key.image_id)
         if pixels is None:
             pixels = self.folder.decode(key.image_id).pixels
-        masks, ignore = self.folder.masks_of(key.image_id, (pixels.shape[0], pixels.shape[1]))
-        layers = np.concatenate([masks, ignore[None]]).view(np.uint8)
-        if ignore.any():
-            layers[-1, hiding_pixels(masks, ignore)] = HIDING
-            masks &= ~ignore  # place crops on visible defect pixels
+        size_hw, last = (pixels.shape[0], pixels.shape[1]), self.folder.num_classes
+        masks = self.folder.labelled_masks(key.image_id, size_hw)
+        ignore = masks.pop(IGNORE_CLASS_ID, None)
+        layers = {class_id - 1: mask.view(np.uint8) for class_id, mask in masks.items()}
+        if ignore is not None:
+            hiding = hiding_pixels(np.stack([np.zeros_like(ignore), *masks.values()]), ignore)
+            layers[last] = np.where(hiding, np.uint8(HIDING), ignore.view(np.uint8))
+            masks = {class_id: mask & ~ignore for class_id, mask in masks.items()}  # place crops on visible pixels
+        corner = (0, 0)
         if self.crop_hw is not None:
             corner = place_crop(
                 pixels,
@@ -156,17 +161,15 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
                 class_id=key.class_id,
                 black_limit=self.black_limit,
             )
-            pixels, layers = cut(pixels, layers, corner, self.crop_hw)
-        # A copy: the cache is read-only, and a view would keep the whole image in memory.
-        layers = np.ascontiguousarray(layers.transpose(1, 2, 0))
-        return key, *self.augment(pixels.copy(), layers, int(rng.integers(2**31)))
+        crop = cut(pixels, layers, corner, self.crop_hw or size_hw, num_layers=last + 1)
+        return key, *self.augment(*crop, int(rng.integers(2**31)))
 
 
 def collate(items: Sequence[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:
     """Stack crops of equal size into a batch."""
     keys, images, layers = zip(*items, strict=True)
-    stacked = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2)
-    masks, last = stacked.bool()[:, :-1].contiguous(), stacked[:, -1].contiguous()
+    masks = torch.from_numpy(np.stack([one[:-1] for one in layers])).view(torch.bool)
+    last = torch.from_numpy(np.stack([one[-1] for one in layers]))
     ignore, hiding = last.bool(), last == HIDING
     unknown = [unknown_classes(*one) for one in zip(masks.numpy(), ignore.numpy(), hiding.numpy(), strict=True)]
     return Batch(

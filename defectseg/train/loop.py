@@ -4,12 +4,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from defectseg.errors import ResourceError
@@ -18,8 +20,9 @@ from defectseg.files import write_text
 from defectseg.model.devices import is_out_of_memory
 from defectseg.model.losses import LossParts, segmentation_loss
 from defectseg.model.network import DefectNetwork
-from defectseg.train.checkpoint import Run, save_checkpoint
+from defectseg.train.checkpoint import Run, TrainingState, save_checkpoint
 from defectseg.train.dataset import Batch
+from defectseg.train.depthwise import DepthwiseInFloat32
 from defectseg.train.loaders import StageLoader
 from defectseg.train.run_folder import METRICS_NAME
 from defectseg.train.schedule import planned_epochs, rate_factor
@@ -85,6 +88,7 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
     crops, done_before, planned = _stage_of(run)
     done = state.batch * crops.stage.batch_size * run.accelerator.num_processes
     crops.sampler.begin(state.epoch, share_done=min(1.0, state.epoch / state.total_epochs), start=done)
+    losses, alone = _Losses(state), run.accelerator.num_processes == 1
     data_s = 0.0
     begun = fetched = time.monotonic()
     for batch in crops.loader:
@@ -93,21 +97,25 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
         factor = crops.stage.rate_share * rate_factor(position, steps, rates, warms_up=crops.stage.warms_up)
         for group in run.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        parts = _step(run, batch)
+        losses.add(_step(run, batch), batch.image_ids)
         state.step += 1
         state.batch += 1
-        losses = {name: float(getattr(parts, name).detach()) for name in ("total", *_PARTS)}
-        state.sums = {name: state.sums.get(name, 0.0) + loss for name, loss in losses.items()} | {"factor": factor}
+        state.sums["factor"] = factor
+        updated = run.accelerator.sync_gradients
+        due = updated and len(losses.unread) >= steps_per_look(run.accelerator.device)
+        if due:
+            losses.read()
         if run.accelerator.is_main_process:
-            text = f"epoch {state.epoch + 1}/{run.epochs} loss {losses['total']:.3f}"
-            run.progress(state.step, run.steps, text)
+            run.progress(state.step, run.steps, f"epoch {state.epoch + 1}/{run.epochs}{losses.text}")
         fetched = time.monotonic()
-        if run.accelerator.sync_gradients and run.interrupts.came(run.accelerator):
+        if updated and (due or alone) and run.interrupts.came(run.accelerator):
+            losses.read()
             state.elapsed_s = fetched - started
             save_checkpoint(run)
             raise KeyboardInterrupt
-        if fetched >= deadline and run.accelerator.num_processes == 1:
+        if fetched >= deadline and alone:
             break  # with several processes, the epoch is completed
+    losses.read()
     means = {name: state.sums.get(name, 0.0) / max(state.batch, 1) for name in ("total", *_PARTS)}
     factor = state.sums.get("factor", 0.0)
     return {
@@ -118,6 +126,51 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
         "data_s": round(data_s, 2),
         "step_s": round(fetched - begun - data_s, 2),
     }
+
+
+def steps_per_look(device: torch.device) -> int:
+    """Number of steps after which losses are read. A GPU would stand idle after each reading, a CPU computes anyway."""
+    return 1 if device.type == "cpu" else 10
+
+
+@dataclass
+class _Losses:
+    """The losses of an epoch. Those of the latest steps stay unread on the device, which may still compute them.
+
+    Attributes:
+        state: its sums are those of the steps that were read.
+        unread: step (from 1), ImageIds, and losses float (5,) of each other step.
+        text: for the progress bar, the loss of the last step that was read.
+    """
+
+    state: TrainingState
+    unread: list[tuple[int, Sequence[str], Tensor]] = field(default_factory=list)
+    text: str = ""
+
+    def add(self, parts: LossParts, image_ids: Sequence[str]) -> None:
+        """Keep the losses of the next step."""
+        losses = torch.stack([getattr(parts, name).detach() for name in ("total", *_PARTS)])
+        self.unread.append((self.state.step + 1, image_ids, losses))
+
+    def read(self) -> None:
+        """Wait for the device and add to the sums. Call it before the run is saved.
+
+        Raises:
+            ResourceError: a loss is not finite; so the weights may be damaged.
+        """
+        if not self.unread:
+            return
+        rows = torch.stack([losses for _, _, losses in self.unread]).tolist()
+        for (step, image_ids, _), row in zip(self.unread, rows, strict=True):
+            if not math.isfinite(row[0]):
+                raise ResourceError(
+                    f"the loss became {row[0]} at step {step}, on {', '.join(image_ids)}. "
+                    "Lower optimizer.decoder_lr and encoder_lr, or set training.precision=fp32."
+                )
+            for name, loss in zip(("total", *_PARTS), row, strict=True):
+                self.state.sums[name] = self.state.sums.get(name, 0.0) + loss
+        self.text = f" loss {rows[-1][0]:.3f}"
+        self.unread.clear()
 
 
 def averaged_network(ema: AveragedModel) -> DefectNetwork:
@@ -159,13 +212,8 @@ def _step(run: Run, batch: Batch) -> LossParts:
             unknown=batch.unknown,
             share_done=min(1.0, run.state.step / (run.state.total_epochs * len(run.loaders[0]))),
         )
-        total = float(parts.total.detach())
-        if not math.isfinite(total):
-            raise ResourceError(
-                f"the loss became {total} at step {run.state.step + 1}, on {', '.join(batch.image_ids)}. "
-                "Lower optimizer.decoder_lr and encoder_lr, or set training.precision=fp32."
-            )
-        run.accelerator.backward(parts.total)
+        with DepthwiseInFloat32() if parts.total.device.type == "cpu" else nullcontext():
+            run.accelerator.backward(parts.total)
         if run.accelerator.sync_gradients:
             run.accelerator.clip_grad_norm_(run.prepared.parameters(), run.recipe.optimizer.clip_norm)
         run.optimizer.step()

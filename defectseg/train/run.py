@@ -29,7 +29,7 @@ from defectseg.train.processes import accelerated
 from defectseg.train.run_folder import CURVES_NAME, METRICS_NAME, has_begun, write_start
 from defectseg.train.schedule import make_optimizer, stages_of
 from defectseg.train.validation import validate
-from defectseg.train.weights import average_of_best, make_ema, tidy
+from defectseg.train.weights import MovingAverage, average_of_best, tidy
 from defectseg.tune.choice import ThresholdSearch
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def train_one(
         network = network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(network, recipe.optimizer)
         decay = recipe.training.ema_decay
-        ema = make_ema(network, decay**accelerator.num_processes) if decay else None
+        ema = MovingAverage(network, decay**accelerator.num_processes) if decay else None
         prepared, prepared_optimizer = accelerator.prepare(network, optimizer)
         # Remove the autocast that Accelerate put into the network: validation uses the precision of `predict`.
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)

@@ -1,10 +1,9 @@
 """The best weights of a run, kept on disk, and the moving average."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from defectseg.evaluate.metrics import headline
@@ -71,19 +70,25 @@ def _name(epoch: int | str) -> str:
     return f"best-{epoch}.safetensors"
 
 
-def make_ema(network: DefectNetwork, decay: float) -> AveragedModel:
+class MovingAverage(AveragedModel):
     """An exponential moving average of weights and batch-norm statistics. Call `update_parameters` after each step.
 
     After n updates the decay is at most (1 + n) / (10 + n), as in TensorFlow, so early weights are forgotten quickly.
     """
 
-    @torch.no_grad()
-    def move(averaged: Any, current: Any, count: Tensor | int) -> None:
-        steps = float(count)
-        share = 1.0 - min(decay, (1.0 + steps) / (10.0 + steps))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, share)
-        else:
-            torch._foreach_copy_(averaged, current)
+    def __init__(self, network: DefectNetwork, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self.decay = decay
 
-    return AveragedModel(network, multi_avg_fn=move, use_buffers=True)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Unlike torch's, it reads no tensor on a GPU, for which it would have to wait; `n_averaged` is on the CPU."""
+        steps = int(self.n_averaged)
+        share = 1.0 - min(self.decay, (1.0 + steps) / (10.0 + steps)) if steps else 1.0
+        averaged, current = ([*one.parameters(), *one.buffers()] for one in (self.module, model))
+        pairs = list(zip(averaged, current, strict=True))
+        weights = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([pair[0] for pair in weights], [pair[1] for pair in weights], share)
+        if counters := [pair for pair in pairs if not pair[0].is_floating_point()]:
+            torch._foreach_copy_([pair[0] for pair in counters], [pair[1] for pair in counters])
+        self.n_averaged += 1

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from defectseg.config import LossConfig
+from defectseg.model import losses
 from defectseg.model.losses import LossParts, pair_dice, pair_lovasz, pixel_bce, segmentation_loss
 
 LOG2 = math.log(2.0)
@@ -206,8 +207,11 @@ def _slow_symmetric(logits: list[float], truth: list[int]) -> float:
 pixels = st.tuples(st.floats(-3, 3, width=32), st.integers(0, 1), st.booleans())
 
 
-@given(st.lists(st.lists(pixels, min_size=6, max_size=6), min_size=1, max_size=4), st.floats(0, 2))
-def test_lovasz_is_what_a_slow_loop_gives(pairs: list[list[tuple[float, int, bool]]], empty_weight: float) -> None:
+@pytest.mark.parametrize("sorts_all", [False, True], ids=["as on a CPU", "as on a GPU"])
+@given(pairs=st.lists(st.lists(pixels, min_size=6, max_size=6), min_size=1, max_size=4), empty_weight=st.floats(0, 2))
+def test_lovasz_is_what_a_slow_loop_gives(
+    sorts_all: bool, pairs: list[list[tuple[float, int, bool]]], empty_weight: float
+) -> None:
     """Each pair is an image of six pixels: logit, label, and whether it counts."""
     logits, truth, valid = (
         torch.tensor([[pixel[index] for pixel in pair] for pair in pairs]).reshape(-1, 1, 2, 3) for index in range(3)
@@ -218,8 +222,37 @@ def test_lovasz_is_what_a_slow_loop_gives(pairs: list[list[tuple[float, int, boo
         cost = _slow_symmetric([logit for logit, _ in counted], [true for _, true in counted]) if counted else 0.0
         costs[any(true for _, true in counted)].append(cost)
     means = {defective: sum(values) / max(1, len(values)) for defective, values in costs.items()}
-    loss = pair_lovasz(logits.float(), (truth * valid).float(), valid.bool(), empty_weight=empty_weight)
-    assert loss.item() == pytest.approx(means[True] + empty_weight * means[False], abs=1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        if sorts_all:
+            patch.setattr(losses, "_ranks_needed", lambda errors: errors.shape[1])
+        loss = pair_lovasz(logits.float(), (truth * valid).float(), valid.bool(), empty_weight=empty_weight)
+    assert loss.item() == pytest.approx(means[True] + empty_weight * means[False], rel=1e-6, abs=1e-6)
+
+
+def test_lovasz_of_large_images_and_its_gradient_are_those_of_one_pair_after_the_other() -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = (torch.randn(3, 2, 64, 96, generator=generator) * 3 - 2).requires_grad_()
+    truth = torch.zeros(3, 2, 64, 96)
+    truth[0, 0, 10:40, 20:70] = truth[1, 1, :5] = truth[2] = 1
+    valid = torch.ones(3, 1, 64, 96, dtype=torch.bool)
+    valid[1:, :, :, :30] = False
+    truth = truth * valid
+    costs = [_hinge_of_a_pair(logits[i, c][valid[i, 0]], truth[i, c][valid[i, 0]]) for i in range(3) for c in range(2)]
+    # Pairs with a defect: class 1 of image 0, class 2 of image 1, both of image 2.
+    slow = sum(costs[index] for index in (0, 3, 4, 5)) / 4 + 0.3 * (costs[1] + costs[2]) / 2
+    fast = pair_lovasz(logits, truth, valid, empty_weight=0.3)
+    torch.testing.assert_close(fast, slow, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(_gradient(fast, logits), _gradient(slow, logits), rtol=1e-5, atol=1e-6)
+
+
+def _hinge_of_a_pair(logits: Tensor, truth: Tensor) -> Tensor:
+    """The symmetric hinge of the pixels that count, sorted alone and in full."""
+    errors, order = (1.0 - logits * (2.0 * truth - 1.0)).sort(descending=True)
+    steps = torch.zeros_like(errors)
+    for ranked in (truth[order].double(), 1.0 - truth[order].double()):
+        jaccard = 1.0 - (ranked.sum() - ranked.cumsum(0)) / (ranked.sum() + (1.0 - ranked).cumsum(0))
+        steps = steps + torch.diff(jaccard, prepend=jaccard.new_zeros(1))
+    return 0.5 * (errors.clamp(min=0) * steps).sum().float()
 
 
 @pytest.mark.parametrize("values", [(1, 0, 0), (0, 0, 0), (1, 1, 1)])

@@ -16,6 +16,15 @@ def _grey(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.full(masks.shape[1:], 100, np.uint8)
 
 
+def _by_class(masks: NDArray[np.bool_]) -> dict[int, NDArray[np.bool_]]:
+    """As in a label table: the last class first, and none without a pixel but the first."""
+    return {
+        class_id: masks[class_id - 1]
+        for class_id in range(len(masks), 0, -1)
+        if class_id == 1 or masks[class_id - 1].any()
+    }
+
+
 # Where a crop lies
 
 
@@ -30,12 +39,13 @@ def test_a_crop_lies_inside_the_image_or_around_it_and_on_a_defect_holds_a_pixel
         masks[index, data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))] = True
     place: Place = data.draw(st.sampled_from(["defect", "anywhere"]))
     rng = np.random.default_rng(seed)
-    top, left = place_crop(_grey(masks), masks, (crop_h, crop_w), place=place, rng=rng, class_id=class_id)
+    top, left = place_crop(_grey(masks), _by_class(masks), (crop_h, crop_w), place=place, rng=rng, class_id=class_id)
     _, layers = cut(
         np.zeros((height, width), np.uint8),
-        np.concatenate([masks, np.zeros((1, height, width), np.bool_)]).astype(np.uint8),
+        dict(enumerate(masks.view(np.uint8))),
         (top, left),
         (crop_h, crop_w),
+        num_layers=4,
     )
     wanted = layers[:3] if class_id is None else layers[class_id - 1]
     assert wanted.any() or place == "anywhere"
@@ -56,7 +66,7 @@ def test_a_class_is_drawn_before_its_pixels_so_that_small_defects_count_too() ->
     masks = np.zeros((2, 100, 100), np.bool_)
     masks[0, :50] = True
     masks[1, 99, 99] = True
-    corners = [place_crop(_grey(masks), masks, (1, 1), place="defect", rng=rng) for _ in range(400)]
+    corners = [place_crop(_grey(masks), _by_class(masks), (1, 1), place="defect", rng=rng) for _ in range(400)]
     assert 150 < corners.count((99, 99)) < 250
 
 
@@ -69,7 +79,7 @@ def test_the_defect_lies_anywhere_in_its_crop(
     rng = np.random.default_rng(0)
     masks = np.zeros((1, 20, 20), np.bool_)
     masks[0, 10, 10] = True
-    corners = {place_crop(_grey(masks), masks, crop_hw, place="defect", rng=rng) for _ in range(200)}
+    corners = {place_crop(_grey(masks), _by_class(masks), crop_hw, place="defect", rng=rng) for _ in range(200)}
     assert corners == {(top, left) for top in tops for left in lefts}
 
 
@@ -81,7 +91,10 @@ def _corners(
 ) -> set[tuple[int, int]]:
     """Where 300 crops of 10 x 10 px lie."""
     rng = np.random.default_rng(0)
-    return {place_crop(pixels, masks, (10, 10), place=place, rng=rng, black_limit=black_limit) for _ in range(300)}
+    return {
+        place_crop(pixels, _by_class(masks), (10, 10), place=place, rng=rng, black_limit=black_limit)
+        for _ in range(300)
+    }
 
 
 def test_a_black_place_is_drawn_again() -> None:
@@ -108,7 +121,9 @@ def test_where_all_is_black_the_least_black_place_is_taken() -> None:
     pixels = np.zeros((10, 14), np.uint8)
     pixels[:, :4] = 100  # 60 black pixels at column 0, 100 at column 4
     corners = [
-        place_crop(pixels, masks, (10, 10), place="anywhere", rng=np.random.default_rng(seed), black_limit=0.2)
+        place_crop(
+            pixels, _by_class(masks), (10, 10), place="anywhere", rng=np.random.default_rng(seed), black_limit=0.2
+        )
         for seed in range(50)
     ]
     assert corners.count((0, 0)) > 35
@@ -130,7 +145,9 @@ def test_classes_on_black_ground_are_drawn_as_often() -> None:
     pixels = _grey(masks)
     pixels[:, 50:] = 0
     rng = np.random.default_rng(0)
-    lefts = [place_crop(pixels, masks, (10, 10), place="defect", rng=rng, black_limit=0.3)[1] for _ in range(200)]
+    lefts = [
+        place_crop(pixels, _by_class(masks), (10, 10), place="defect", rng=rng, black_limit=0.3)[1] for _ in range(200)
+    ]
     assert 70 < sum(left > 50 for left in lefts) < 130
 
 
@@ -139,16 +156,16 @@ def test_classes_on_black_ground_are_drawn_as_often() -> None:
 
 def test_a_cut_inside_the_image_copies_it() -> None:
     pixels = np.arange(20, dtype=np.uint8).reshape(4, 5)
-    layers = np.stack([pixels % 2, np.zeros_like(pixels)])
-    image, cut_layers = cut(pixels, layers, (1, 2), (2, 3))
+    image, cut_layers = cut(pixels, {0: pixels % 2}, (1, 2), (2, 3), num_layers=2)
+    pixels[:] = 0
     assert image.tolist() == [[7, 8, 9], [12, 13, 14]]
     assert cut_layers.tolist() == [[[1, 0, 1], [0, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
 
 
 def test_a_cut_beyond_the_image_is_black_and_ignored_there() -> None:
     pixels = np.array([[1, 2], [3, 4]], np.uint8)
-    layers = np.array([[[1, 1], [1, 1]], [[0, 0], [0, 1]]], np.uint8)
-    image, cut_layers = cut(pixels, layers, (-1, -2), (4, 5))
+    layers = {0: np.ones((2, 2), np.uint8), 1: np.array([[0, 0], [0, 1]], np.uint8)}
+    image, cut_layers = cut(pixels, layers, (-1, -2), (4, 5), num_layers=2)
     assert image.tolist() == [[0, 0, 0, 0, 0], [0, 0, 1, 2, 0], [0, 0, 3, 4, 0], [0, 0, 0, 0, 0]]
     assert cut_layers[0].tolist() == [[0, 0, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]]
     assert cut_layers[1].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 1], [1, 1, 0, 1, 1], [1, 1, 1, 1, 1]]

@@ -176,7 +176,7 @@ def test_a_crop_shows_its_image_and_the_masks_there(folder: DataFolder) -> None:
     masks, _ = folder.masks_of(image_id, (64, 128))
     key, image, layers = CropDataset(folder, (32, 48), build_augment(STILL), 0)[CropKey(0, 0, image_id, "defect")]
     assert key.image_id == image_id
-    assert (image.shape, layers.shape) == ((32, 48), (32, 48, 5))
+    assert (image.shape, layers.shape) == ((32, 48), (5, 32, 48))
     places = [
         (top, left)
         for top in range(64 - 32 + 1)
@@ -185,9 +185,9 @@ def test_a_crop_shows_its_image_and_the_masks_there(folder: DataFolder) -> None:
     ]
     assert len(places) == 1
     (top, left) = places[0]
-    np.testing.assert_array_equal(layers[..., :4].transpose(2, 0, 1), masks[:, top : top + 32, left : left + 48])
-    assert not layers[..., 4].any()
-    assert layers[..., :4].any()
+    np.testing.assert_array_equal(layers[:4], masks[:, top : top + 32, left : left + 48])
+    assert not layers[4].any()
+    assert layers[:4].any()
 
 
 def _labelled(folder: DataFolder, masks: Mapping[int, NDArray[np.bool_]]) -> DataFolder:
@@ -234,7 +234,7 @@ def test_crops_are_placed_on_visible_defects(folder: DataFolder) -> None:
     dataset = CropDataset(data, (64, 20), build_augment(STILL), 0)
     for position in range(20):
         layers = dataset[CropKey(0, position, data.image_ids[0], "defect")][2]
-        assert (layers[..., 0] > layers[..., -1]).any()
+        assert (layers[0] > layers[-1]).any()
 
 
 def test_an_image_with_a_hidden_defect_is_not_sampled_as_defective(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_batch_stacks_images_masks_and_ignored_pixels(folder: DataFolder) -> N
     assert batch.image_ids == folder.image_ids[:3]
     for index, (_, image, layers) in enumerate(items):
         np.testing.assert_array_equal(batch.images[index, 0].numpy(), image)
-        np.testing.assert_array_equal(batch.masks[index].numpy(), layers[..., :4].transpose(2, 0, 1).astype(bool))
+        np.testing.assert_array_equal(batch.masks[index].numpy(), layers[:4].astype(bool))
 
 
 def test_a_batch_moves_with_all_its_tensors() -> None:

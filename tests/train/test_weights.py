@@ -15,7 +15,7 @@ from defectseg.model.info import ModelInfo, Normalization, Thresholds
 from defectseg.model.network import DefectNetwork
 from defectseg.train.checkpoint import BEST_NAME, TrainingState
 from defectseg.train.validation import Validation
-from defectseg.train.weights import average_of_best, make_ema, offer, tidy
+from defectseg.train.weights import MovingAverage, average_of_best, offer, tidy
 
 MODEL = ModelConfig(encoder="tu-test_resnet", options={"decoder_channels": [8] * 5})
 NORMALIZATION = Normalization(mean=0.4, std=0.2)
@@ -146,7 +146,7 @@ def _values(layer: Any) -> tuple[float, float, int]:
 )
 def test_the_first_steps_of_a_moving_average_count_for_more(decay: float, second: float, third: float) -> None:
     layer: Any = nn.BatchNorm1d(2)  # weights, batch statistics and a counter
-    ema = make_ema(layer, decay)
+    ema = MovingAverage(layer, decay)
     for value, count, expected in ((1.0, 5, 1.0), (2.0, 7, second), (4.0, 8, third)):
         _set(layer, value, count)
         ema.update_parameters(layer)
