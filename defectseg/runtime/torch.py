@@ -8,12 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from defectseg.errors import ResourceError
 from defectseg.machine import with_amx
 from defectseg.model.bundle import load_bundle
 from defectseg.model.devices import half_precision, resolve_device
 from defectseg.model.info import ModelInfo
 from defectseg.model.network import DefectNetwork
-from defectseg.runtime.base import Answer, memory_errors
+from defectseg.runtime.base import GPU_BATCH_PX, Answer, memory_errors
 
 
 class TorchRuntime:
@@ -24,10 +25,17 @@ class TorchRuntime:
         info: its description, for the class names.
         dtype: the 16-bit type to compute in, or None for float32.
         workers: the value of `parallel`; 1 by default, since one call uses all cores or the graphics card.
+        batch_px: see Runtime; None: batches on a graphics card only.
     """
 
     def __init__(
-        self, network: DefectNetwork, info: ModelInfo, *, dtype: torch.dtype | None = None, workers: int | None = None
+        self,
+        network: DefectNetwork,
+        info: ModelInfo,
+        *,
+        dtype: torch.dtype | None = None,
+        workers: int | None = None,
+        batch_px: int | None = None,
     ) -> None:
         self.network = network
         self.class_names = info.class_names
@@ -35,6 +43,8 @@ class TorchRuntime:
         self.dtype = dtype
         self.name = name_of(self.device, dtype)
         self.parallel = workers or 1
+        on_cuda = self.device.type == "cuda"
+        self.batch_px = (GPU_BATCH_PX if on_cuda else 0) if batch_px is None else batch_px
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""
@@ -50,6 +60,9 @@ class TorchRuntime:
                 torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
             ):
                 return Answer(*self._fetch(*self.network.answer(self._send(images))))
+        except ResourceError:
+            torch.cuda.empty_cache()  # so that a smaller batch finds room; does nothing on other devices
+            raise
         finally:
             if was_training:
                 self.network.train()
