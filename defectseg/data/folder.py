@@ -22,6 +22,7 @@ from defectseg.files import atomic_csv, open_regular, size_and_time
 from defectseg.image import rle
 from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import DecodedImage, decode, read_size
+from defectseg.image.whole import check_masks
 from defectseg.progress import some
 
 log = logging.getLogger(__name__)
@@ -103,10 +104,13 @@ class DataFolder:
 
         Raises:
             LabelError: a run lies beyond the image; the message names the image, the class and the pair.
+            DataError: the image is so large that its masks would not fit into memory.
         """
+        rles = self.table.rles.get(image_id, {})
+        check_masks(size_hw, shapes=len(rles), classes=len(rles), where=f"{self.root}: {image_id}")
         masks = np.zeros((self.num_classes, *size_hw), np.bool_)
         ignore = np.zeros(size_hw, np.bool_)
-        for class_id, encoded in self.table.rles.get(image_id, {}).items():
+        for class_id, encoded in rles.items():
             mask = rle.decode(encoded, size_hw, where=f"{self.root}: {image_id}, ClassId {class_id}")
             if class_id == IGNORE_CLASS_ID:
                 ignore = mask
