@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import DataFolder, Json, NewFolder, Verbose, entries
+from defectseg.cli.options import DataFolder, Json, MaxPixels, NewFolder, Verbose, entries
 from defectseg.cli.show import print_json, print_rows, shown
 from defectseg.progress import some
 
@@ -59,6 +59,7 @@ def import_labels(
         bool, Option("--follow-links", help="Also take files behind links that lead out of the folder.")
     ] = False,
     link: Link = False,
+    max_pixels: MaxPixels = None,
     list_kinds: Annotated[
         bool, Option("--list", help="Show the kinds of labels and exit.", callback=_print_kinds, is_eager=True)
     ] = False,

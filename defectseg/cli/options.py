@@ -55,10 +55,11 @@ BitDepth = Annotated[
 MaxPixels = Annotated[
     int | None,
     Option(
-        help=f"Do not decode images with more pixels, to save memory. Default: {MAX_PIXELS}.",
+        help="Do not decode images with more pixels, or that take the memory of more, as colours of 16 bits do. "
+        f"Default: {MAX_PIXELS}.",
         metavar="N",
         min=1,
-        max=2**30,  # OpenCV's own limit
+        max=2**33,  # OpenCV decodes 2**30, which may take the memory of more
         callback=_allow_pixels,
     ),
 ]

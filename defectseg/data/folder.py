@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from defectseg.files import atomic_csv, open_regular, size_and_time
 from defectseg.image import rle
 from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import DecodedImage, decode, read_size
+from defectseg.image.whole import check_masks
 from defectseg.progress import some
 
 log = logging.getLogger(__name__)
@@ -103,24 +104,30 @@ class DataFolder:
 
         Raises:
             LabelError: a run lies beyond the image; the message names the image, the class and the pair.
+            DataError: the image is so large that its masks would not fit into memory.
         """
         masks = np.zeros((self.num_classes, *size_hw), np.bool_)
-        labelled = self.labelled_masks(image_id, size_hw)
-        ignore = labelled.pop(IGNORE_CLASS_ID, None)
-        for class_id, mask in labelled.items():
-            masks[class_id - 1] = mask
-        return masks, np.zeros(size_hw, np.bool_) if ignore is None else ignore
+        ignore = np.zeros(size_hw, np.bool_)
+        for class_id, mask in self._decode_masks(image_id, size_hw):
+            if class_id == IGNORE_CLASS_ID:
+                ignore = mask
+            else:
+                masks[class_id - 1] = mask
+        return masks, ignore
 
     def labelled_masks(self, image_id: str, size_hw: tuple[int, int]) -> dict[int, NDArray[np.bool_]]:
         """The masks that the image has, bool (H, W), by ClassId; IGNORE_CLASS_ID: the pixels to ignore.
 
         Raises:
-            LabelError: as `masks_of`.
+            LabelError, DataError: as `masks_of`.
         """
-        return {
-            class_id: rle.decode(encoded, size_hw, where=f"{self.root}: {image_id}, ClassId {class_id}")
-            for class_id, encoded in self.table.rles.get(image_id, {}).items()
-        }
+        return dict(self._decode_masks(image_id, size_hw))
+
+    def _decode_masks(self, image_id: str, size_hw: tuple[int, int]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        rles = self.table.rles.get(image_id, {})
+        check_masks(size_hw, shapes=len(rles), classes=len(rles), where=f"{self.root}: {image_id}")
+        for class_id, encoded in rles.items():
+            yield class_id, rle.decode(encoded, size_hw, where=f"{self.root}: {image_id}, ClassId {class_id}")
 
     def fingerprint(self) -> str:
         """SHA-256 in hexadecimal of every ImageId, file size and label: equal if the training data are the same."""

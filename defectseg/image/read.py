@@ -173,7 +173,7 @@ def decode_stored(content: bytes, *, name: str) -> NDArray[Any]:
     Raises:
         ImageError: as `decode_bytes` does.
     """
-    return decode_payload(whole.inspect(content, name=name).payload, cv2.IMREAD_UNCHANGED, name=name)
+    return decode_payload(whole.inspect(content, name=name, factor=2).payload, cv2.IMREAD_UNCHANGED, name=name)
 
 
 def decode_small(path: Path, *, shorter_px: int, longer_px: int, bit_depth: int | None = None) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ the header. Pillow is imported only for these.
 """
 
 import io
+import math
 import re
 import struct
 import threading
@@ -16,14 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from defectseg.errors import ImageError
+from defectseg.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-# 16,384 x 16,384. Decoding takes 2 bytes per pixel for a grey JPEG and up to 20 for 16-bit colour, that is 0.5 to 5 GB;
-# segmenting takes another 11 to 14 bytes per pixel.
-MAX_PIXELS = 2**28
+MAX_PIXELS = 2**28  # 16,384 x 16,384
+# Of an image of 8 bits in colour, decoded and turned to grey. Segmenting takes less. Images that take more count as if
+# they had more pixels.
+_BYTES_PER_PIXEL = 6.4
+_MOST_SCANS = 100  # a progressive JPEG has about ten; each of 268 million pixels takes a quarter of a second
 
 _MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # all but stuffing, fill and restart markers
 _MARKER_IN_HEADER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
@@ -33,6 +36,16 @@ PNG_SIGNATURE_BYTES = 8
 _ANIMATION_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
 _FIRST_FRAME = "first frame of an animation used"
 _JPEG2000_START = b"\xff\x4f\xff\x51"
+# The sizes of code-blocks and precincts, of all components (COD) or of one (COC), in whichever header they stand.
+_JPEG2000_BLOCKS = re.compile(
+    rb"(?=\xff(?:\x52\0([\x0c-\x2d]).[\0-\x04]..[\0\x01]|\x53\0([\x09-\x2b]).[\0\x01])[\0-\x20]"
+    rb"([\0-\x08])([\0-\x08]).[\0\x01](.{0,33}))",
+    re.DOTALL,
+)
+_BLOCK_BYTES, _TILE_BYTES = 1200, 14_000  # what OpenJPEG takes at most for each
+_PILLOW_WEIGHTS = {"WebP": (6.6, 8.6), "GIF": (10.5, 10.5), "AVIF": (23, 41)}  # without and with alpha
+_MOST_SHAPES = 64  # in an image of as many pixels as are allowed; more in a smaller one
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 4, 6: 4}  # by colour type; OpenCV makes four of grey with alpha
 # Little-endian or big-endian.
 _EXIF_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0(.)\0|\x01\x12\0\x03\0\0\0\x01\0(.)", re.DOTALL)
 _HEADER_BYTES = 2**16
@@ -57,6 +70,7 @@ class Container:
         bit_depth: bits of the values of a 16-bit file according to its tags, else None.
         spread: True if the decoder scales 10, 12 or 14 bits to the full range of 16.
         bits: bits of the values if the decoder does not scale them to 8 or 16, else None.
+        bytes_per_px: what decoding and the conversion to grey take at most, as measured.
     """
 
     kind: str
@@ -67,6 +81,7 @@ class Container:
     bit_depth: int | None = None
     spread: bool = False
     bits: int | None = None
+    bytes_per_px: float = 2.3
 
 
 def allow_pixels(count: int) -> None:
@@ -75,25 +90,54 @@ def allow_pixels(count: int) -> None:
     _allowed_pixels = count
 
 
-def inspect(content: bytes, *, name: str) -> Container:
+def check_masks(size_hw: tuple[int, int], *, shapes: int, classes: int, where: str) -> None:
+    """Refuse labels of one image that take more than 2.2 GB or about a minute, as each is painted over all pixels.
+
+    Args:
+        size_hw: height and width of the image in px.
+        shapes: how many there are.
+        classes: how many of their masks are in memory at once.
+        where: names the image or its labels in messages.
+
+    Raises:
+        DataError: names the limit of pixels with which they are painted.
+    """
+    px = size_hw[0] * size_hw[1]
+    counted = max(px * shapes // _MOST_SHAPES, px * (classes + 6) // 8)
+    if counted > _allowed_pixels:
+        what = f"{shapes:,} shapes of {classes} classes in one image of {size_hw[1]} x {size_hw[0]} px"
+        raise DataError(
+            f"{where}: {what}. They would take much memory or time. Cut it into smaller images, or unite its shapes.",
+            go_on={"max_pixels": counted},
+        )
+
+
+def inspect(content: bytes, *, name: str, factor: float = 1) -> Container:
     """Recognise an image file, check its size and, if the decoder does not, that it is complete.
+
+    Args:
+        content: the file's bytes.
+        name: the file, for error messages.
+        factor: how much more memory the caller takes than decoding to grey does.
 
     Raises:
         ImageError: it is empty, of another format, cut short, damaged according to a checksum or its structure, or has
-            more pixels than allowed.
+            more pixels than allowed, or would take more memory than that many pixels.
     """
     kind = _kind_of(content, name)
     with as_image_errors(name):
-        if kind in _WALKS:
-            container = _WALKS[kind](content, name)
-        else:
-            container = Container(kind, content, *_read_by_pillow(kind, io.BytesIO(content)))
+        walk = _WALKS.get(kind)
+        container = walk(content, name) if walk else _from_pillow(kind, io.BytesIO(content), content)
     height, width = container.size_hw
-    if height * width > _allowed_pixels:
+    file_bytes = len(content) if container.payload is content else 2 * len(content)
+    needed_bytes = height * width * container.bytes_per_px * factor + file_bytes
+    counted = max(height * width, math.ceil(needed_bytes / _BYTES_PER_PIXEL))
+    if counted > _allowed_pixels:
+        as_many = f" and take the memory of {counted:,}" if counted > height * width else ""
         raise ImageError(
-            f"{name}: {width} x {height} px are {height * width:,}; to save memory, up to {_allowed_pixels:,} are "
-            "decoded. Cut it into smaller images.",
-            go_on={"max_pixels": height * width},
+            f"{name}: {width} x {height} px are {height * width:,}{as_many}; to save memory, up to "
+            f"{_allowed_pixels:,} are decoded. Cut it into smaller images, or save it as grey PNG of 8 bits.",
+            go_on={"max_pixels": counted},
         )
     return container
 
@@ -118,7 +162,7 @@ def read_size(handle: BinaryIO, *, name: str) -> tuple[int, int]:
         if kind == "TIFF":
             with _quiet_pillow():
                 return _tiff_size(_tiff_directory(handle))
-        return _read_by_pillow(kind, handle)[0]
+        return _from_pillow(kind, handle).size_hw
 
 
 def _kind_of(content: bytes, name: str) -> str:
@@ -156,18 +200,22 @@ def _damaged(name: str, why: str) -> ImageError:
 def _walk_jpeg(content: bytes, name: str) -> Container:
     """Follow the segments from SOI to EOI. Data after EOI (padding, a second picture) are ignored."""
     notes: tuple[str, ...] = ()
-    components, one_scan, end = 0, False, 0
+    components, is_sequential, is_one_scan, scans, end = 0, False, False, 0, 0
     for marker, start, end in _jpeg_segments(content, name):
         if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
             notes = _orientation_notes(content[start:end])
         elif marker in _JPEG_FRAMES:
-            components = content[start + 5] if marker in (0xC0, 0xC1) else 0  # other types have several scans
+            components, is_sequential = content[start + 5], marker in (0xC0, 0xC1)  # other types have several scans
         elif marker == 0xDA:
-            one_scan = content[start] == components
+            scans += 1
+            is_one_scan = is_sequential and scans == 1 and content[start] == components
+    if scans > _MOST_SCANS:
+        raise ImageError(f"{name}: has {scans:,} scans; up to {_MOST_SCANS} are decoded. Save it again, as PNG.")
     # Without the end marker, OpenCV refuses a picture whose data end before the last block, instead of filling the rest
     # with grey. The zeros are for the look-ahead of its bit reader. Several scans need the marker.
-    payload = content[: end - 2] + (bytes(16) if one_scan else b"\xff\xd9")
-    return Container("JPEG", payload, _jpeg_size(content, name), notes)
+    payload = content[: end - 2] + (bytes(16) if is_one_scan else b"\xff\xd9")
+    bytes_per_px = 2.3 if is_one_scan else 1.2 + 2 * components  # several scans are united as coefficients
+    return Container("JPEG", payload, _jpeg_size(content, name), notes, bytes_per_px=bytes_per_px)
 
 
 def _jpeg_segments(content: bytes, name: str) -> Iterator[tuple[int, int, int]]:
@@ -214,6 +262,7 @@ def _walk_png(content: bytes, name: str) -> Container:
     OpenCV 5.0 crashes on some animations, and decodes others although their first picture is incomplete.
     """
     notes: tuple[str, ...] = ()
+    has_alpha = False
     kept = [memoryview(content)[:PNG_SIGNATURE_BYTES]]
     view = memoryview(content)
     for kind, start, length in png_chunks(content):
@@ -225,13 +274,17 @@ def _walk_png(content: bytes, name: str) -> Container:
             raise _damaged(name, f"the checksum of its {kind!r} chunk at byte {start - 8} is wrong")
         if kind not in _ANIMATION_CHUNKS:
             kept.append(view[start - 8 : end])
+        has_alpha |= kind == b"tRNS"
         if kind == b"eXIf":
             notes += _orientation_notes(content[start : end - 4])
         elif kind == b"acTL":
             notes += (_FIRST_FRAME,)
         elif kind == b"IEND":
             is_still = sum(map(len, kept)) == end
-            return Container("PNG", content if is_still else b"".join(kept), _png_size(content, name), notes)
+            size_hw, payload = _png_size(content, name), content if is_still else b"".join(kept)
+            depth, colour_type = content[24:26]
+            channels = 4 if has_alpha and colour_type else _PNG_CHANNELS.get(colour_type, 4)
+            return Container("PNG", payload, size_hw, notes, bytes_per_px=_decoded_bytes(channels, depth))
     raise _cut_short(name, "the end chunk of PNG is missing")
 
 
@@ -251,6 +304,11 @@ def _png_size(content: bytes, name: str) -> tuple[int, int]:
     return height, width
 
 
+def _decoded_bytes(channels: int, bits: int) -> float:
+    """Bytes per pixel of an image that is decoded and then converted, whose values have at least 8 bits."""
+    return 2 * channels * max(bits, 8) / 8 + 0.3
+
+
 def _walk_jpeg2000(content: bytes, name: str) -> Container:
     """Check the end marker, which OpenCV ignores. Data contain no marker from FF90 on (ISO 15444-1, B.10.1)."""
     start = content.index(_JPEG2000_START)
@@ -261,7 +319,24 @@ def _walk_jpeg2000(content: bytes, name: str) -> Container:
     if bits > 16 or others:
         raise ImageError(f"{name}: holds values with a sign, above 16 bits or of several depths. Save as 8 or 16 bit.")
     is_scaled = bits in (8, 16) or b"pclr" in content[:start]
-    return Container("JPEG 2000", content, _jpeg2000_size(content, name), bits=None if is_scaled else bits)
+    size_hw, weight = _jpeg2000_size(content, name), _jpeg2000_bytes_per_px(content, start, components)
+    return Container("JPEG 2000", content, size_hw, bits=None if is_scaled else bits, bytes_per_px=weight)
+
+
+def _jpeg2000_bytes_per_px(content: bytes, start: int, components: int) -> float:
+    """OpenJPEG takes int32 for each component, and memory for each tile and code-block, also if it is empty."""
+    width, height, _, _, tile_width, tile_height = struct.unpack_from(">IIIIII", content, start + 8)
+    palette = content.find(b"pclr", 0, start)
+    channels = components + (content[palette + 6] if palette >= 0 else 0)
+    blocks_per_px = 0.0
+    for found in _JPEG2000_BLOCKS.finditer(content):
+        largest = 4 + ord(found[3]) + ord(found[4])  # of a block, as a power of 2
+        precincts = found[5][: ord(found[1]) - 12 if found[1] else ord(found[2]) - 9] or b"\xff"
+        sizes = [min(largest, max(0, (one & 15) + (one >> 4) - 2)) for one in reversed(precincts)]
+        blocks_per_px = max(blocks_per_px, math.fsum(0.25**level * 0.5**size for level, size in enumerate(sizes)))
+    tiles = math.ceil(width / tile_width) * math.ceil(height / tile_height)
+    tile_bytes: float = _TILE_BYTES * min(tiles, 2**16) / (width * height)
+    return channels * (6.3 + _BLOCK_BYTES * blocks_per_px) + tile_bytes
 
 
 def _jpeg2000_size(content: bytes, name: str) -> tuple[int, int]:
@@ -287,7 +362,9 @@ def _walk_tiff(content: bytes, name: str) -> Container:
             notes += (f"EXIF orientation {orientation} ignored",)
         spread = (directory.get(258) or (0,))[0] in (10, 12, 14)
         size_hw, bit_depth = _tiff_size(directory), _tiff_bit_depth(directory)
-        return Container("TIFF", payload, size_hw, notes, photometric == 0, bit_depth, spread)
+        channels = 3 if photometric == 3 else directory.get(277, 1)  # 3: a palette
+        weight = _decoded_bytes(channels, max(directory.get(258) or (1,)))
+        return Container("TIFF", payload, size_hw, notes, photometric == 0, bit_depth, spread, bytes_per_px=weight)
 
 
 def _tiff_bit_depth(directory: "ImageFileDirectory_v2") -> int | None:
@@ -348,16 +425,20 @@ def _with_tag_of_one(content: bytes, directory: "ImageFileDirectory_v2", tag: in
     return bytes(changed)
 
 
-def _read_by_pillow(kind: str, handle: BinaryIO) -> tuple[tuple[int, int], tuple[str, ...]]:
-    """Height, width and notes of a file, from its header, with Pillow's reader of this format."""
+def _from_pillow(kind: str, handle: BinaryIO, content: bytes = b"") -> Container:
+    """What Pillow's reader of a format finds in the header; `content` becomes the payload."""
     from PIL import Image
 
     with _quiet_pillow():
         picture = Image.open(handle, formats=[kind])
         notes = _orientation_notes(picture.info.get("exif", b""))
+        weight = _decoded_bytes({"1": 1, "L": 1, "RGBA": 4}.get(picture.mode, 3), 8)
+        if kind in _PILLOW_WEIGHTS:
+            weight = _PILLOW_WEIGHTS[kind][picture.mode == "RGBA"]
         if getattr(picture, "is_animated", False):
             notes += (_FIRST_FRAME,)
-        return (picture.height, picture.width), notes
+            weight += 6 * (kind == "WebP")
+        return Container(kind, content, (picture.height, picture.width), notes, bytes_per_px=weight)
 
 
 @contextmanager

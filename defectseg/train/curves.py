@@ -5,14 +5,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from defectseg.errors import DataError
 from defectseg.files import atomic_path
+from defectseg.text import read_text
+
+_LOSSES, _RATES = ("loss", "bce", "dice", "lovasz", "gate"), ("lr_encoder", "lr_decoder")
+_SCORES = {"positive_dice": "positive Dice", "kaggle_dice": "Kaggle Dice", "miou": "mIoU", "all_empty": ""}
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The entries of metrics.jsonl; empty if there is no file."""
+    """The entries of metrics.jsonl; empty if there is no file.
+
+    Raises:
+        DataError: it cannot be read, or a line is no entry of an epoch.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        history = [json.loads(line) for line in read_text(path, "expected a line of JSON for each epoch").splitlines()]
+        numbers = [entry[name] for entry in history for name in ("epoch", *_LOSSES, *_RATES)]
+        numbers += [entry["val"][name] for entry in history if "val" in entry for name in _SCORES]
+        if not all(isinstance(number, int | float | None) for number in numbers):
+            raise ValueError
+    except (ValueError, RecursionError, TypeError, LookupError) as error:
+        what = "damaged: expected a line of JSON with losses and scores for each epoch"
+        raise DataError(f"{path}: {what}. Delete it to go on without the earlier curves.") from error
+    return history
 
 
 def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
@@ -23,13 +41,13 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
     epochs = [entry["epoch"] for entry in history]
     figure = Figure(figsize=(13, 4))
     losses, rates, *scores = figure.subplots(1, 3 if validated else 2)
-    for name in ("loss", "bce", "dice", "lovasz", "gate"):
+    for name in _LOSSES:
         if any(entry[name] for entry in history):
             losses.plot(epochs, [entry[name] for entry in history], label=name)
-    for name in ("lr_encoder", "lr_decoder"):
+    for name in _RATES:
         rates.plot(epochs, [entry[name] for entry in history], label=name.removeprefix("lr_"))
     for axes in scores:
-        for name, label in (("positive_dice", "positive Dice"), ("kaggle_dice", "Kaggle Dice"), ("miou", "mIoU")):
+        for name, label in list(_SCORES.items())[:3]:
             values = [entry["val"][name] for entry in validated]
             axes.plot([entry["epoch"] for entry in validated], values, label=label, marker=".")
         axes.axhline(validated[0]["val"]["all_empty"], label="Kaggle Dice of empty masks", color="grey", ls="--")

@@ -1,15 +1,16 @@
-"""Outlines that zigzag without end are refused by name, whatever the kind of the labels."""
+"""Outlines that zigzag without end, and shapes without end, are refused by name, whatever the kind of the labels."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from defectseg.errors import LabelError
+from defectseg.errors import DataError, LabelError
 from defectseg.formats.data_import import import_labels
+from defectseg.image import whole
 
 HW = (64, 96)
 POINTS = [[number % 96, 63 * (number % 2)] for number in range(80_000)]  # more than 5 million px
@@ -55,4 +56,31 @@ def test_an_outline_that_zigzags_without_end_is_refused(write: Callable[[Path], 
     cv2.imwrite(str(src / "a.png"), np.zeros(HW, np.uint8))
     write(src)
     with pytest.raises(LabelError, match=r"its outline is 5,0\d\d,\d+ px long"):
+        import_labels(src, tmp_path / "out")
+
+
+@pytest.fixture
+def few_pixels() -> Iterator[None]:
+    whole.allow_pixels(2 * HW[0] * HW[1])
+    yield
+    whole.allow_pixels(whole.MAX_PIXELS)
+
+
+@pytest.mark.usefixtures("few_pixels")
+@pytest.mark.parametrize(
+    ("shapes", "classes", "way_on"), [(128, 1, None), (130, 1, 65 * 96), (20, 10, None), (20, 12, 18 * 768)]
+)
+def test_more_shapes_or_classes_in_one_image_than_memory_and_time_allow_are_refused(
+    shapes: int, classes: int, way_on: int | None, tmp_path: Path
+) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    cv2.imwrite(str(src / "a.png"), np.zeros(HW, np.uint8))
+    boxes = [{"points": [[one % 40, 0], [one % 40 + 2, 2]], "label": str(one % classes)} for one in range(shapes)]
+    content = {"imagePath": "a.png", "shapes": [{"shape_type": "rectangle", **box} for box in boxes]}
+    (src / "a.json").write_text(json.dumps(content))
+    if way_on is None:
+        assert import_labels(src, tmp_path / "out").images == 1
+        return
+    with pytest.raises(DataError, match=rf"a\.json: {shapes} shapes of {classes} classes in one image of 96 x 64 px"):
         import_labels(src, tmp_path / "out")

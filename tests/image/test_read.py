@@ -379,10 +379,60 @@ def limit() -> Iterator[Callable[[int], None]]:
 def test_more_pixels_than_allowed_are_refused_by_the_header(kind: str, limit: Callable[[int], None]) -> None:
     content = WHOLE[kind]()
     limit(64 * 160 - 1)
-    with pytest.raises(ImageError, match=r"^line1/a: 160 x 64 px are 10,240; .* 10,239 .*max_pixels=10240"):
+    with pytest.raises(ImageError, match=r"^line1/a: 160 x 64 px are 10,240.*; .* 10,239 ") as refused:
         decode_bytes(content, name="line1/a")
-    limit(64 * 160)
+    way_on = int(str(refused.value.go_on["max_pixels"]))
+    assert way_on >= 64 * 160
+    limit(way_on)
     assert decode_bytes(content, name="line1/a").pixels.shape == GREY.shape
+
+
+def constant(suffix: str, *channels: int, bits: int = 8, side_px: int = 256, **options: Any) -> bytes:
+    if not options:
+        return encoded(suffix, np.full((side_px, side_px, *channels), 90, np.uint16 if bits == 16 else np.uint8))
+    pixels = np.full((side_px, side_px, *channels), 90, np.uint8)
+    return encoded_by_pillow(pixels, {".jpg": "JPEG", ".jp2": "JPEG2000"}[suffix], **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "bytes_per_px"),  # as VmHWM grew when images of 4096 x 4096 px were decoded to grey
+    [
+        (constant(".png"), 2.2),
+        (constant(".png", bits=16), 4.2),
+        (constant(".png", 3), 6.2),
+        (constant(".png", 4), 8.2),
+        (constant(".png", 3, bits=16), 12.2),
+        (constant(".tif", 4, bits=16), 16.2),
+        (constant(".webp", 4), 8.3),
+        (constant(".jp2", 3), 15.5),
+        (constant(".jp2", codeblock_size=(4, 4)), 31.6),
+        (constant(".jpg", 3), 2.2),
+        (constant(".jpg", 3, progressive=True), 7.2),
+    ],
+)
+def test_an_image_counts_as_many_pixels_as_it_takes_memory(
+    content: bytes, bytes_per_px: float, limit: Callable[[int], None]
+) -> None:
+    counted = max(1, bytes_per_px / 6.4) * 256**2
+    limit(int(counted) - 1)
+    with pytest.raises(ImageError, match="to save memory"):
+        decode_bytes(content, name="a")
+    limit(int((6.5 if bytes_per_px > 20 else 1.5) * counted))
+    assert decode_bytes(content, name="a").pixels.shape == (256, 256)
+
+
+def test_precincts_of_jpeg_2000_that_are_halved_with_the_resolution_count_little(limit: Callable[[int], None]) -> None:
+    content = constant(".jp2", precinct_size=(64, 64))
+    limit(3 * 256**2)
+    assert decode_bytes(content, name="a").pixels.shape == (256, 256)
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_each_is_decoded() -> None:
+    content = constant(".jpg", progressive=True)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    assert decode_bytes(content[:-2] + 50 * last + b"\xff\xd9", name="a").pixels.shape == (256, 256)
+    with pytest.raises(ImageError, match=r"^a: has 20,0\d\d scans; .*Save it again"):
+        decode_bytes(content[:-2] + 20_000 * last + b"\xff\xd9", name="a")
 
 
 @pytest.mark.parametrize("kind", WHOLE)

@@ -1,5 +1,6 @@
 """Curves of a training run."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defectseg.train.curves import draw_curves
+from defectseg.errors import DataError
+from defectseg.train.curves import draw_curves, read_history
 
 LOSSES = {"loss": 1.0, "bce": 0.5, "dice": 0.5, "lovasz": 0.0, "gate": 0.1, "lr_encoder": 1e-3, "lr_decoder": 1e-2}
 SCORES = {"positive_dice": 0.3, "kaggle_dice": 0.9, "miou": 0.2, "all_empty": 0.8}
@@ -45,3 +47,27 @@ def test_scores_are_drawn_over_the_epochs_that_were_validated(tmp_path: Path, mo
         "Kaggle Dice of empty masks": [0.8, 0.8],
     }
     assert np.asarray(axes.lines[0].get_xdata()).tolist() == [4, 8]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        json.dumps({"epoch": 2, **LOSSES, "val": 7}).encode(),
+        json.dumps({"epoch": "2", **LOSSES}).encode(),
+        json.dumps({"epoch": 2, **LOSSES, "val": {**SCORES, "miou": {}}}).encode(),
+    ],
+)
+def test_a_damaged_history_is_refused_by_name_with_the_way_on(tmp_path: Path, damaged: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sound = {"epoch": 1, **LOSSES, "val": SCORES | {"miou": None}}
+    path.write_bytes(json.dumps(sound).encode() + b"\n")
+    assert read_history(path) == [sound]
+    path.write_bytes(json.dumps(sound).encode() + b"\n" + damaged + b"\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl: .*(Delete it|expected a line)"):
+        read_history(path)

@@ -107,7 +107,7 @@ def _decode(path: Path, *, by_colour: bool) -> tuple[NDArray[Any], list[list[int
         ImageError: the file cannot be read, is not complete, or its values are no whole numbers of up to 16 bits.
     """
     content = read.read_file(path)
-    container = whole.inspect(content, name=str(path))
+    container = whole.inspect(content, name=str(path), factor=4 if by_colour else 2)  # colours are counted as int32
     lossy, payload = container.kind not in _LOSSLESS, container.payload
     palette: list[list[int]] = []
     pixels = read.decode_payload(payload, cv2.IMREAD_UNCHANGED, name=str(path))
@@ -144,5 +144,8 @@ def _one_channel(pixels: NDArray[Any], name: str, *, lossy: bool, by_colour: boo
         return np.asarray(green)  # next to the grey value
     if lossy or pixels.dtype != np.uint8:
         raise ImageError(f"{name}: colours that are smeared, or of 16 bits. Save masks as PNG of 8 bits.")
-    colours = blue + np.int32(0x100) * green + np.int32(0x10000) * red
-    return np.asarray(colours + COLOUR * (colours > 0), np.int32)
+    colours = np.zeros(blue.shape, np.int32)
+    for channel in (red, green, blue):
+        colours <<= 8
+        colours |= np.asarray(channel, np.uint8)
+    return np.add(colours, COLOUR, out=colours, where=colours > 0)
