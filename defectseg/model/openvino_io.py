@@ -7,18 +7,46 @@ another.
 """
 
 import functools
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree as ET
 
 import numpy as np
-import openvino
 
 from defectseg.errors import ModelError, ResourceError
 from defectseg.files import resource_errors
+
+
+def _import_openvino() -> Any:
+    """OpenVINO without its converter, whose import takes longer than the rest, and which is imported at its first use.
+
+    Nothing is changed if another part of the program has imported OpenVINO before.
+    """
+    converter = "openvino.tools.ovc"
+    if "openvino" in sys.modules:
+        return import_module("openvino")
+
+    def late(name: str) -> Any:
+        if name != "convert_model":
+            raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+        return import_module(converter).convert_model
+
+    sys.modules[converter] = None  # type: ignore[assignment]  # so that importing it fails, which OpenVINO expects
+    try:
+        openvino = import_module("openvino")
+    finally:
+        del sys.modules[converter]
+    openvino.__getattr__ = late  # type: ignore[method-assign]
+    return openvino
+
+
+_import_openvino()
+import openvino  # noqa: E402
 
 Result = TypeVar("Result")
 _MOST_XML_BYTES = 1 << 24
