@@ -16,10 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import platformdirs
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from defectseg.errors import ModelError, ResourceError, require_extra
 from defectseg.files import TEMPORARY_PREFIX, new_folder, resource_errors, write_result
@@ -128,8 +126,8 @@ class CompiledModels:
         self._identity = identity
         self._is_kept = False
 
-    def read(self, form: str) -> NDArray[np.uint8] | None:
-        """The bytes of the compiled model, or None if there is none or it is damaged.
+    def read(self, form: str) -> bytes | None:
+        """The compiled model, or None if there is none or it is damaged.
 
         Args:
             form: all that it depends on besides the model: versions, processor, options, and shape of the images.
@@ -137,11 +135,10 @@ class CompiledModels:
         path = self._path(form)
         with suppress(OSError):
             os.utime(path)  # marks it as used
-            content = np.fromfile(path, np.uint8)
-            if len(content) > _CRC_BYTES and zlib.crc32(content[_CRC_BYTES:]) == int.from_bytes(
-                content[:_CRC_BYTES].tobytes()
-            ):
-                return content[_CRC_BYTES:]
+            with path.open("rb") as file:
+                checksum, content = file.read(_CRC_BYTES), file.read()
+            if checksum == zlib.crc32(content).to_bytes(_CRC_BYTES):
+                return content
         return None
 
     def keep(self, form: str, content: bytes) -> None:

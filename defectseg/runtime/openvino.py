@@ -92,10 +92,10 @@ def _compiled(
         return _Compiled(_compile(model, options, shape))
     capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     form = f"{openvino.__version__} {sorted(capabilities)} {cpu_flags()} {dict(options)} {shape}"
-    content = kept.read(form)
-    if content is not None:
+    if content := kept.read(form):
         with suppress(RuntimeError):  # such as one of another build of OpenVINO
-            return _Compiled(core().import_model(openvino.Tensor(content, shared_memory=True), "CPU", options))
+            # Bytes are copied; a tensor would not be, and freed too early.
+            return _Compiled(core().import_model(content, "CPU", options))
     compiled = _compile(model, options, shape)
     kept.keep(form, compiled.export_model().getvalue())
     return _Compiled(compiled)
