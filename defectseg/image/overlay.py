@@ -133,7 +133,8 @@ def paint_truth(image: NDArray[np.uint8], truth: NDArray[np.bool_]) -> NDArray[n
 def encode_jpeg(bgr: NDArray[np.uint8], quality: int = JPEG_QUALITY, longest_px: int = JPEG_LONGEST_SIDE_PX) -> bytes:
     """Encode uint8 (H, W, 3) BGR as a JPEG with 4:4:4 sampling; 4:2:0 would smear red over the border.
 
-    Grey (H, W) becomes a JPEG without colours, with the same pixels. A picture with a side above `longest_px` is shrunk to fit.
+    Grey (H, W) becomes a JPEG without colours, with the same pixels. A picture with a side above `longest_px` is shrunk
+    to fit.
     """
     factor = longest_px / max(bgr.shape[:2])
     if factor < 1:

@@ -21,31 +21,20 @@ import numpy as np
 from defectseg.errors import ModelError, ResourceError
 from defectseg.files import resource_errors
 
-
-def _import_openvino() -> Any:
-    """OpenVINO without its converter, whose import takes longer than the rest, and which is imported at its first use.
-
-    Nothing is changed if another part of the program has imported OpenVINO before.
-    """
-    converter = "openvino.tools.ovc"
-    if "openvino" in sys.modules:
-        return import_module("openvino")
-
-    def late(name: str) -> Any:
-        if name != "convert_model":
-            raise AttributeError(f"module 'openvino' has no attribute {name!r}")
-        return import_module(converter).convert_model
-
-    sys.modules[converter] = None  # type: ignore[assignment]  # so that importing it fails, which OpenVINO expects
-    try:
-        openvino = import_module("openvino")
-    finally:
-        del sys.modules[converter]
-    openvino.__getattr__ = late  # type: ignore[method-assign]
-    return openvino
+_CONVERTER = "openvino.tools.ovc"
 
 
-_import_openvino()
+def _late(name: str) -> Any:
+    """OpenVINO's converter of models, imported at its first use, since that takes longer than all the rest."""
+    if name != "convert_model":
+        raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+    return import_module(_CONVERTER).convert_model
+
+
+if "openvino" not in sys.modules:
+    sys.modules[_CONVERTER] = None  # type: ignore[assignment]  # OpenVINO does without what it cannot import
+    import_module("openvino").__getattr__ = _late  # type: ignore[method-assign]
+    del sys.modules[_CONVERTER]
 import openvino  # noqa: E402
 
 Result = TypeVar("Result")

@@ -39,7 +39,9 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
     notes = one.decoded.notes
     pictures = {}
     if choice.has_overlay(with_defect=bool(regions)):
-        picture = one.decoded.pixels  # grey where nothing is painted: the same JPEG but for its colours, in half the time
+        picture = (
+            one.decoded.pixels
+        )  # grey where nothing is painted: the same JPEG but for its colours, in half the time
         if regions:
             picture = paint_prediction(picture, one.segmentation.masks, class_names)
         if max(picture.shape) > JPEG_LONGEST_SIDE_PX:
