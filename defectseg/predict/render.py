@@ -39,14 +39,11 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
     notes = one.decoded.notes
     pictures = {}
     if choice.has_overlay(with_defect=bool(regions)):
-        picture = (
-            one.decoded.pixels
-        )  # grey where nothing is painted: the same JPEG but for its colours, in half the time
-        if regions:
-            picture = paint_prediction(picture, one.segmentation.masks, class_names)
+        masks = one.segmentation.masks if regions else one.segmentation.masks[:0]
+        picture = paint_prediction(one.decoded.pixels, masks, class_names)
         if max(picture.shape) > JPEG_LONGEST_SIDE_PX:
             notes = (*notes, "overlay shrunk to fit a JPEG")
-        pictures[tables.OVERLAYS] = encode_jpeg(picture)
+        pictures[tables.OVERLAYS] = encode_jpeg(picture, is_grey=not regions)
     if tables.MASKS in choice.names:
         pictures[tables.MASKS] = _encode_png(class_map) if regions else _blank_png(*class_map.shape)
     class_ids = sorted({region.class_id for region in regions})

@@ -27,8 +27,8 @@ def _decoded(content: bytes, flags: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("defects", [False, True])
 def test_pictures_show_the_steel_and_the_classes_pixel_by_pixel(defects: bool) -> None:
     random = np.random.default_rng(4)
-    steel = random.integers(0, 256, (40, 72), dtype=np.uint8)
-    probabilities = random.random((2, 40, 72), dtype=np.float32) * (1.0 if defects else 0.4)
+    steel = random.integers(0, 256, (41, 73), dtype=np.uint8)
+    probabilities = random.random((2, 41, 73), dtype=np.float32) * (1.0 if defects else 0.4)
     segmentation = segment(ImageAnswer(probabilities, np.ones(2, np.float32)), Thresholds.default(2))
     one = Segmented(FoundImage("a.png", Path("a.png")), (0, 0), DecodedImage(steel, ()), segmentation)
 
@@ -36,7 +36,6 @@ def test_pictures_show_the_steel_and_the_classes_pixel_by_pixel(defects: bool) -
 
     class_map = np.where(probabilities.max(axis=0) >= 0.5, probabilities.argmax(axis=0) + 1, 0)
     np.testing.assert_array_equal(_decoded(pictures["masks"], cv2.IMREAD_UNCHANGED), class_map)
-    in_colours = encode_jpeg(paint_prediction(steel, segmentation.masks, CLASSES))
-    np.testing.assert_array_equal(*(_decoded(jpeg, cv2.IMREAD_COLOR) for jpeg in (pictures["overlays"], in_colours)))
-    assert (_decoded(pictures["overlays"], cv2.IMREAD_UNCHANGED).ndim == 3) == defects
-    assert len(pictures["overlays"]) < len(in_colours) or defects
+    jpeg, plain = pictures["overlays"], encode_jpeg(paint_prediction(steel, segmentation.masks, CLASSES))
+    np.testing.assert_array_equal(_decoded(jpeg, cv2.IMREAD_UNCHANGED), _decoded(plain, cv2.IMREAD_UNCHANGED))
+    assert _decoded(jpeg, cv2.IMREAD_UNCHANGED).shape[2] == 3
