@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from defectseg.errors import ConfigError, DataError
@@ -205,6 +204,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, with every key."""
+    import yaml
+
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -219,7 +220,7 @@ def _read_recipe(name_or_path: str) -> tuple[str, dict[str, Any]]:
         content = parse_yaml(read_text(path, "expected a YAML text file"))
     except DataError as error:
         raise ConfigError(str(error)) from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
         content = {}
@@ -235,7 +236,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override}: expected key=value, for example training.epochs=5")
     try:
         value = parse_yaml(text)
-    except yaml.YAMLError:
+    except ValueError:
         raise ConfigError(f"{override}: the value is not valid YAML; quote it if it has special signs") from None
     *parents, leaf = key.strip().split(".")
     section = content

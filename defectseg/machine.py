@@ -5,7 +5,6 @@ import platform
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +81,8 @@ def _cpu_info(*keys: str) -> str:
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:
     """Versions of the packages that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for name in names:
         with suppress(PackageNotFoundError):

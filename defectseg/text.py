@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
-
-import yaml
 
 from defectseg.errors import DataError, LabelError
 from defectseg.files import open_regular
+
+if TYPE_CHECKING:
+    import yaml
 
 # What CPython 3.11 takes for the objects that these signs begin or end, in bytes, rounded up.
 _JSON_BYTES = {"[": 80, "{": 240, ",": 40, ":": 100, '"': 32}
@@ -148,10 +149,17 @@ def _counted(path: Path, expected: str, sign_bytes: Mapping[str, int]) -> str:
     return text
 
 
-def parse_yaml(text: str, loader: type[yaml.SafeLoader | yaml.BaseLoader] = yaml.SafeLoader) -> Any:
-    """The content of a YAML text. Raises yaml.YAMLError if it is none, or could grow without limit."""
+def parse_yaml(text: str, loader: "type[yaml.SafeLoader | yaml.BaseLoader] | None" = None) -> Any:
+    """The content of a YAML text, by default with yaml.SafeLoader.
+
+    Raises:
+        ValueError: it is none, or could grow without limit.
+    """
+    import yaml
+
+    loader = loader or yaml.SafeLoader
     if len(text) > _MOST_YAML:
-        raise yaml.YAMLError(f"{len(text):,} letters; up to {_MOST_YAML:,} are read")
+        raise ValueError(f"{len(text):,} letters; up to {_MOST_YAML:,} are read")
     try:
         depth = 0
         for event in yaml.parse(text, loader):
@@ -163,5 +171,7 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader | yaml.BaseLoader] = yaml
         content = yaml.load(text, loader)  # noqa: S506 - loaders that make no objects of a program
         repr(content)  # raises ValueError for a number with more digits than Python writes, as messages do
         return content
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # of signs and values
-        raise yaml.YAMLError(f"a value that does not fit its type ({error})") from error
+        raise ValueError(f"a value that does not fit its type ({error})") from error

@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
 from typer import Argument
 
 from defectseg.cli.options import Json, Verbose
@@ -35,6 +34,8 @@ def info(
     if json_output:
         print_json(content)
         return
+    import yaml
+
     print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120), end="")
 
 

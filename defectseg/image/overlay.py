@@ -131,17 +131,25 @@ def paint_truth(image: NDArray[np.uint8], truth: NDArray[np.bool_]) -> NDArray[n
     return paint_comparison(image, np.zeros_like(truth), truth)[: image.shape[0]]
 
 
-def encode_jpeg(bgr: NDArray[np.uint8], quality: int = JPEG_QUALITY, longest_px: int = JPEG_LONGEST_SIDE_PX) -> bytes:
+def encode_jpeg(
+    bgr: NDArray[np.uint8],
+    quality: int = JPEG_QUALITY,
+    longest_px: int = JPEG_LONGEST_SIDE_PX,
+    *,
+    is_grey: bool = False,
+) -> bytes:
     """Encode uint8 (H, W, 3) BGR as a JPEG with 4:4:4 sampling; 4:2:0 would smear red over the border.
 
-    A picture with a side above `longest_px` is shrunk to fit.
+    A grey picture (R = G = B) gets 4:2:0, which is the same pixel by pixel and takes a quarter less time. A picture
+    with a side above `longest_px` is shrunk to fit.
     """
     factor = longest_px / max(bgr.shape[:2])
     if factor < 1:
         size_wh = (max(1, int(bgr.shape[1] * factor)), max(1, int(bgr.shape[0] * factor)))
         bgr = np.asarray(cv2.resize(bgr, size_wh, interpolation=cv2.INTER_AREA), np.uint8)
-    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling])
+    sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420 if is_grey else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+    done, content = cv2.imencode(".jpg", bgr, options)
     assert done, "cv2 encodes every uint8 picture that fits"
     return content.tobytes()
 

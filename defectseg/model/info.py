@@ -14,7 +14,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, BinaryIO, Literal, Self
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -118,7 +117,6 @@ _MOST_FIELDS = 1 << 14  # of an ONNX file; a usual one has 20, and its graph is 
 _ONNX_GRAPH, _ONNX_METADATA = 7, 14  # field numbers of ONNX's ModelProto
 _ONNX_KEY, _ONNX_VALUE = 1, 2  # and of its StringStringEntryProto
 _XML_BEGIN, _XML_END = f'<{METADATA_KEY} value="', b"/>"
-_XML_ESCAPES = {'"': "&quot;", "\n": "&#10;", "\r": "&#13;", "\t": "&#9;"}
 # The parts of ModelInfo that decide what the network computes, besides the weights, and the names of its classes.
 _IDENTIFYING: dict[str, Any] = {
     "class_names": True,
@@ -342,7 +340,9 @@ def _find_in_openvino(file: BinaryIO) -> Description | None:
         text = ElementTree.fromstring(content[begin:end].decode()).get("value", "")  # noqa: S314  # a single element
     except ElementTree.ParseError as error:
         raise ValueError(str(error)) from error
-    return Description(file, text, begin, end, lambda new: f'{_XML_BEGIN}{escape(new, _XML_ESCAPES)}"/>'.encode())
+    return Description(
+        *(file, text, begin, end), lambda new: ElementTree.tostring(ElementTree.Element(METADATA_KEY, value=new))
+    )
 
 
 def _find_in_onnx(file: BinaryIO) -> Description | None:

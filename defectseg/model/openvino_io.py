@@ -7,18 +7,35 @@ another.
 """
 
 import functools
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree as ET
 
 import numpy as np
-import openvino
 
 from defectseg.errors import ModelError, ResourceError
 from defectseg.files import resource_errors
+
+_CONVERTER = "openvino.tools.ovc"
+
+
+def _late(name: str) -> Any:
+    """OpenVINO's converter of models, imported at its first use, since that takes longer than all the rest."""
+    if name != "convert_model":
+        raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+    return import_module(_CONVERTER).convert_model
+
+
+if "openvino" not in sys.modules:
+    sys.modules[_CONVERTER] = None  # type: ignore[assignment]  # OpenVINO does without what it cannot import
+    import_module("openvino").__getattr__ = _late  # type: ignore[method-assign]
+    del sys.modules[_CONVERTER]
+import openvino  # noqa: E402
 
 Result = TypeVar("Result")
 _MOST_XML_BYTES = 1 << 24

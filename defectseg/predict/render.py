@@ -17,8 +17,11 @@ from defectseg.inference.stream import Segmented, Unreadable
 from defectseg.predict import tables
 from defectseg.predict.tables import OutputChoice, Record
 
-# OpenCV's default filter and level: with a given level, libpng tries every filter, which takes four times as long.
-_PNG = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
+# A fifth quicker and a third smaller than with OpenCV's default filter. A given level would not be quicker.
+_PNG = (
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
         picture = paint_prediction(one.decoded.pixels, masks, class_names)
         if max(picture.shape) > JPEG_LONGEST_SIDE_PX:
             notes = (*notes, "overlay shrunk to fit a JPEG")
-        pictures[tables.OVERLAYS] = encode_jpeg(picture)
+        pictures[tables.OVERLAYS] = encode_jpeg(picture, is_grey=not regions)
     if tables.MASKS in choice.names:
         pictures[tables.MASKS] = _encode_png(class_map) if regions else _blank_png(*class_map.shape)
     class_ids = sorted({region.class_id for region in regions})

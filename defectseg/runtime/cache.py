@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from defectseg.errors import ModelError, ResourceError, require_extra
-from defectseg.files import TEMPORARY_PREFIX, new_folder, resource_errors
+from defectseg.files import TEMPORARY_PREFIX, new_folder, resource_errors, write_result
 from defectseg.machine import __version__
 from defectseg.model.info import read_model_info, seal_model
 from defectseg.model.locate import model_identity
@@ -35,6 +36,7 @@ FOLDER_VARIABLE = "DEFECTSEG_CACHE_DIR"
 KEPT_ENTRIES = 20
 _CONVERSION = 4  # raise it when model/graph.py computes something else from the same bundle
 PATIENCE_S = 600.0  # how long to wait for another process that is converting
+_CRC_BYTES = 4
 _XML, _ONNX, _ONE_SIZE_ONLY = "model.xml", "model.onnx", "one-size-only"
 
 
@@ -109,6 +111,50 @@ def onnx_model(bundle: Path) -> Path:
         to_onnx(*load_bundle(bundle), folder / _ONNX)
 
     return _checked(_converted(bundle, "onnx", write) / _ONNX)
+
+
+class CompiledModels:
+    """What OpenVINO compiled of one model, in the cache, since compiling takes half a second for an int8 model.
+
+    Only the first that this process compiles is kept: images of many sizes would fill the disk and slow the run down.
+
+    Args:
+        identity: `model_identity` of the model.
+    """
+
+    def __init__(self, identity: str) -> None:
+        self._identity = identity
+        self._is_kept = False
+
+    def read(self, form: str) -> bytes | None:
+        """The compiled model, or None if there is none or it is damaged.
+
+        Args:
+            form: all that it depends on besides the model: versions, processor, options, and shape of the images.
+        """
+        path = self._path(form)
+        with suppress(OSError):
+            os.utime(path)  # marks it as used
+            with path.open("rb") as file:
+                checksum, content = file.read(_CRC_BYTES), file.read()
+            if checksum == zlib.crc32(content).to_bytes(_CRC_BYTES):
+                return content
+        return None
+
+    def keep(self, form: str, content: bytes) -> None:
+        """Write a compiled model, if it is the first. It does without if the cache cannot be written."""
+        if not self._is_kept:
+            self._is_kept = True
+            path = self._path(form)
+            with suppress(OSError, ResourceError):
+                write_result(path, zlib.crc32(content).to_bytes(_CRC_BYTES) + content)
+                used = sorted(path.parent.iterdir(), key=lambda entry: entry.stat().st_mtime, reverse=True)
+                for entry in used[KEPT_ENTRIES:]:
+                    entry.unlink()
+
+    def _path(self, form: str) -> Path:
+        name = hashlib.sha256(f"{self._identity}\n{__version__}\n{form}".encode()).hexdigest()[:32]
+        return cache_folder().with_name("compiled") / name
 
 
 def _require_torch(bundle: Path) -> None:

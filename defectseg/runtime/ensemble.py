@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +76,8 @@ def join_infos(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo
 
 def _average(thresholds: Sequence[Thresholds]) -> Thresholds:
     """The mean of each value; areas are rounded to whole pixels."""
+    from statistics import mean
+
     chosen_by = "; ".join(dict.fromkeys(one.chosen_by for one in thresholds))
 
     def means(name: str) -> tuple[float, ...]:

@@ -129,7 +129,9 @@ def _load(path: Path, info: ModelInfo, runtime: str, device: str, workers: int |
         from defectseg.model.openvino_io import read_model
         from defectseg.runtime.openvino import OpenVinoRuntime
 
-        return OpenVinoRuntime(cache.openvino_model(path) if is_bundle else read_model(path), info, workers=workers)
+        kept = cache.CompiledModels(model_identity(path))
+        model = cache.openvino_model(path) if is_bundle else read_model(path)
+        return OpenVinoRuntime(model, info, workers=workers, kept=kept)
     require_extra(f"{path}: ONNX Runtime", "onnx", "onnxruntime")
     from defectseg.runtime.onnx import OnnxRuntime
 

@@ -5,6 +5,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from openvino import opset8
 
 from defectseg.errors import ModelError
-from defectseg.machine import with_amx
+from defectseg.machine import cpu_flags, with_amx
 from defectseg.model.info import ModelInfo
 from defectseg.model.openvino_io import core, unmark
 from defectseg.runtime.base import Answer, memory_errors, wrong_size
+from defectseg.runtime.cache import CompiledModels
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class OpenVinoRuntime:
         precision: auto is the fastest on this CPU, which may be bf16, unless the description asks for f32; f32 is for
             comparisons.
         workers: the number of streams, which share the cores; None for one per core.
+        kept: the cache of compiled models; None: compile anew.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class OpenVinoRuntime:
         *,
         precision: Precision = "auto",
         workers: int | None = None,
+        kept: CompiledModels | None = None,
     ) -> None:
         self.class_names = info.class_names
         hint = _hint(info, precision)
@@ -59,7 +63,7 @@ class OpenVinoRuntime:
         self.parallel = workers or min(cores, MOST_STREAMS)
         self.batch_px = 0
         options = {"NUM_STREAMS": self.parallel, "INFERENCE_NUM_THREADS": max(cores, self.parallel), **hint}
-        self._compiled = functools.lru_cache(_KEPT_SIZES)(functools.partial(_compile, model, options))
+        self._compiled = functools.lru_cache(_KEPT_SIZES)(functools.partial(_compiled, model, options, kept))
         self._lock = threading.Lock()
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
@@ -82,7 +86,25 @@ def _hint(info: ModelInfo, precision: Precision) -> dict[str, str]:
     return {"INFERENCE_PRECISION_HINT": "f32"} if in_f32 else {}
 
 
-def _compile(model: openvino.Model | Models, options: Mapping[str, Any], shape: tuple[int, ...]) -> "_Compiled":
+def _compiled(
+    model: openvino.Model | Models, options: Mapping[str, Any], kept: CompiledModels | None, shape: tuple[int, ...]
+) -> "_Compiled":
+    if kept is None:
+        return _Compiled(_compile(model, options, shape))
+    capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    form = f"{openvino.__version__} {sorted(capabilities)} {cpu_flags()} {dict(options)} {shape}"
+    if content := kept.read(form):
+        with suppress(RuntimeError):  # such as one of another build of OpenVINO
+            # Bytes are copied; a tensor would not be, and freed too early.
+            return _Compiled(core().import_model(content, "CPU", options))
+    compiled = _compile(model, options, shape)
+    kept.keep(form, compiled.export_model().getvalue())
+    return _Compiled(compiled)
+
+
+def _compile(
+    model: openvino.Model | Models, options: Mapping[str, Any], shape: tuple[int, ...]
+) -> openvino.CompiledModel:
     own = (model if isinstance(model, openvino.Model) else model((shape[2], shape[3]))).clone()
     wanted = openvino.PartialShape(list(shape))
     given = own.input(0).get_partial_shape()
@@ -91,12 +113,12 @@ def _compile(model: openvino.Model | Models, options: Mapping[str, Any], shape: 
     own.reshape(wanted)
     _check_memory(own, shape)
     try:
-        return _Compiled(core().compile_model(own, "CPU", options))
+        return core().compile_model(own, "CPU", options)
     except RuntimeError:
         if not unmark(own):
             raise
     log.info("this processor cannot keep a few layers in float32, so they are in the precision of the others")
-    return _Compiled(core().compile_model(own, "CPU", options))
+    return core().compile_model(own, "CPU", options)
 
 
 def _check_memory(model: openvino.Model, shape: tuple[int, ...]) -> None:

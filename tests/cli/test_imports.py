@@ -76,6 +76,14 @@ def test_the_way_of_a_prediction_loads_neither_torch_nor_pandas_nor_a_runtime(tm
     imports = _imports(code, ["info", tmp_path / "m.xml"])
     assert {"defectseg.inference.stream", "defectseg.model.info", "defectseg.runtime.load", "cv2"} <= imports
     assert imports.isdisjoint({*HEAVY, "pandas", "jinja2", "matplotlib", "openvino", "onnx", "onnxruntime"})
+    assert imports.isdisjoint({"yaml", "statistics", "urllib.request", "ssl"}), "they take a fifth of a start"
+
+
+def test_openvino_loads_its_converter_when_it_is_used() -> None:
+    code = "import defectseg.model.openvino_io, openvino"
+    assert "openvino.tools.ovc" not in _imports(code)
+    assert "openvino.tools.ovc" in _imports(f"{code}\nassert callable(openvino.convert_model)")
+    assert "openvino.tools.ovc" not in _imports(f"{code}\nassert not hasattr(openvino, 'convert')")
 
 
 def test_openvino_loads_no_telemetry() -> None:

@@ -190,7 +190,8 @@ def test_where_the_model_cannot_be_kept_it_runs_and_a_warning_says_what_to_do(
     (told,) = caplog.messages
     assert "every start converts anew. Set DEFECTSEG_CACHE_DIR" in told
     assert ("no space left" in told) == (trouble == "the disk is full")
-    assert [path for path in cache_folder.rglob("*") if path.is_dir()] in ([], [cache_folder / "models"])
+    left = {path for path in cache_folder.rglob("*") if path.is_dir()}
+    assert left <= {cache_folder / "models", cache_folder / "compiled"}
     assert len(conversions) == 1 + (trouble == "the disk is full")
 
 

@@ -1,6 +1,8 @@
 """OpenVINO's runtime and ONNX Runtime, around a model of one convolution."""
 
+import os
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +22,11 @@ from defectseg.config import Recipe
 from defectseg.errors import ModelError, ResourceError
 from defectseg.model.info import ExportInfo, ModelInfo, Normalization, Thresholds
 from defectseg.model.openvino_io import core
+from defectseg.runtime import cache
 from defectseg.runtime import openvino as openvino_runtime
+from defectseg.runtime.cache import CompiledModels
 from defectseg.runtime.onnx import OnnxRuntime, available_devices
-from defectseg.runtime.openvino import OpenVinoRuntime
+from defectseg.runtime.openvino import OpenVinoRuntime, Precision
 from defectseg.runtime.torch import name_of
 
 INFO = ModelInfo(
@@ -139,6 +143,78 @@ def test_only_a_few_sizes_are_kept_compiled_each_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: (barrier.wait(), runtime(_images(1, 1, 32, 50))), range(4)))
     assert asked.count((32, 50)) == 1
+
+
+@pytest.fixture
+def start(cache_folder: Path) -> Callable[..., list[int]]:
+    """As in a new process: answer images of these widths, and return the widths that were compiled anew."""
+
+    def answer(*widths: int, identity: str = "a", precision: Precision = "f32") -> list[int]:
+        asked: list[int] = []
+
+        def model_for(size_hw: tuple[int, int]) -> openvino.Model:
+            asked.append(size_hw[1])
+            return _model()
+
+        again = OpenVinoRuntime(model_for, INFO, precision=precision, kept=CompiledModels(identity))
+        anew = OpenVinoRuntime(_model(), INFO, precision=precision)
+        for width in widths:
+            images = _images(1, 1, 32, width)
+            np.testing.assert_array_equal(again(images).probabilities, anew(images).probabilities)
+            np.testing.assert_array_equal(again(images).gate, anew(images).gate)
+        return asked
+
+    return answer
+
+
+def test_the_first_size_is_compiled_once_for_all_starts_with_the_same_answers(
+    start: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert start(40, 41) == [40, 41]
+    assert start(40, 41) == [41]
+    assert start(41) == []
+    assert start(40, identity="b") == [40]
+    assert start(40, precision="auto") == [40]
+    monkeypatch.setattr(openvino_runtime, "cpu_flags", lambda: ["another processor"])
+    assert start(40) == [40]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0\0\0\0", b"\0" * 5000, zlib.crc32(b"abc").to_bytes(4) + b"abc"])
+def test_a_damaged_compiled_model_is_replaced(
+    damage: bytes, start: Callable[..., list[int]], cache_folder: Path
+) -> None:
+    start(40)
+    (kept,) = (cache_folder / "compiled").iterdir()
+    content = kept.read_bytes()
+    kept.write_bytes(damage or content[:-1])
+
+    assert start(40) == [40]
+    assert kept.stat().st_size == len(content)
+    assert start(40) == []
+
+
+def test_only_the_compiled_models_used_last_are_kept(
+    start: Callable[..., list[int]], cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "KEPT_ENTRIES", 2)
+    for age_s, width in enumerate((40, 41)):
+        start(width)
+        for path in (cache_folder / "compiled").iterdir():
+            os.utime(path, (1e9 + age_s, 1e9 + age_s))
+    start(40)
+    start(42)
+
+    assert len(list((cache_folder / "compiled").iterdir())) == 2
+    assert start(40) == start(42) == []
+    assert start(41) == [41]
+
+
+def test_where_compiled_models_cannot_be_kept_they_are_compiled_anew(
+    start: Callable[..., list[int]], cache_folder: Path
+) -> None:
+    cache_folder.write_text("in the way", encoding="utf-8")
+    assert start(40) == [40]
+    assert start(40) == [40]
 
 
 def _fail(error: Exception) -> Callable[..., Any]:

@@ -133,7 +133,7 @@ def _read_description(path: Path) -> _Document:
         text = re.sub("[ \t]*=[ \t]*", ": ", text)  # train = train.txt
     try:
         document = parse_yaml(text, yaml.BaseLoader)  # which makes no numbers of texts
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise LabelError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]}); {expected}.") from error
     if not isinstance(document, dict) or "kpt_shape" in document:
         raise LabelError(f"{path}: {expected}, and no key points ('kpt_shape').")
