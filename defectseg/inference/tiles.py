@@ -164,13 +164,18 @@ def answer_tile(runtime: Runtime, tile: NDArray[np.uint8], tta: str) -> ImageAns
         ResourceError: memory ran out.
     """
     answer = answer_views(runtime, np.ascontiguousarray(tile)[None, None], tta)
+    refuse_nan(answer.probabilities, answer.gate)
+    return ImageAnswer(answer.probabilities[0], answer.gate[0])
+
+
+def refuse_nan(*answers: NDArray[np.float32]) -> None:
+    """Raise ModelError if one of the arrays contains NaN."""
     # The maximum of numbers and NaN is NaN in numpy; cv2.minMaxLoc would ignore it.
-    if np.isnan(answer.probabilities.max()) or np.isnan(answer.gate.max()):
+    if any(np.isnan(answer.max()) for answer in answers):
         raise ModelError(
             "the network's answer is not a number: its weights are damaged, or 16-bit numbers do not suffice for it. "
             "Train it again with training.precision=fp32."
         )
-    return ImageAnswer(answer.probabilities[0], answer.gate[0])
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

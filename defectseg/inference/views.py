@@ -39,14 +39,17 @@ _TURNS = (*_FLIPS, *(replace(view, transposed=True) for view in _FLIPS))
 VIEWS: dict[str, tuple[View, ...]] = {"none": (View(),), "flips": _FLIPS, "turns": _TURNS}
 
 
+def views_of(tta: str, size_hw: tuple[int, ...]) -> tuple[View, ...]:
+    """The views of an image (H, W); quarter turns would change its shape, so `turns` means `flips` if H is not W."""
+    return VIEWS["flips" if tta == "turns" and size_hw[0] != size_hw[1] else tta]
+
+
 def answer_views(runtime: Runtime, images: NDArray[np.uint8], tta: str) -> Answer:
     """The mean answer for all views of images (N, 1, H, W): probabilities (N, C, H, W) and gate (N, C), float32.
 
-    `tta` is a key of VIEWS. The runtime is called once for each view, since a batch is not faster on a CPU. Quarter
-    turns would change the shape of the image, so `turns` means `flips` if H is not W.
+    `tta` is a key of VIEWS. The runtime is called once for each view, since a batch is not faster on a CPU.
     """
-    height, width = images.shape[-2:]
-    views = VIEWS["flips" if tta == "turns" and height != width else tta]
+    views = views_of(tta, images.shape[-2:])
     if len(views) == 1:
         return runtime(images)
     total = _sum(runtime, images, views)
