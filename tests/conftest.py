@@ -124,7 +124,7 @@ class GreyRuntime:
         self.levels[:, 190:210] = [[0.6], [0.7]]
         self.calls: list[tuple[int, ...]] = []
         self.before: Callable[[int], None] = lambda call: None
-        self.parallel, self.longest_s = 1, 0.0
+        self.parallel, self.longest_s, self.batch_px = 1, 0.0, 0
         self.threads: set[str] = set()
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()

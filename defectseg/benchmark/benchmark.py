@@ -13,8 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from defectseg.image.find import FoundImage, find_images
 from defectseg.inference.segment import segment
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, decode
-from defectseg.inference.tiles import answer_tile, cut_tiles, predict_image
+from defectseg.inference.tiles import answer_all, cut_tiles, predict_image
 from defectseg.machine import machine_facts, peak_memory_mb
 from defectseg.model.locate import as_paths
 from defectseg.predict.output import output_folder
@@ -227,10 +228,10 @@ def run_pipeline(runtime: Runtime, settings: Settings, images: Sequence[FoundIma
 
 def run_network(runtime: Runtime, settings: Settings, pixels: Sequence[NDArray[np.uint8]]) -> float:
     """Seconds that the network takes for images (H, W) in memory, in all their tiles and views."""
-    tiles = [tile for image in pixels for tile in cut_tiles(image, settings)]
+    tiles = sorted((tile for image in pixels for tile in cut_tiles(image, settings)), key=np.shape)
     begun = time.perf_counter()
-    with ThreadPoolExecutor(runtime.parallel) as pool:
-        for _ in pool.map(lambda tile: answer_tile(runtime, tile, settings.tta), tiles):
+    for _, of_one_shape in groupby(tiles, key=np.shape):
+        for _ in answer_all(runtime, of_one_shape, settings.tta):
             pass
     return time.perf_counter() - begun
 

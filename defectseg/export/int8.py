@@ -251,7 +251,7 @@ def _stop_if(stopped: threading.Event) -> None:
         raise KeyboardInterrupt
 
 
-@dataclass(frozen=True)
+@dataclass
 class _CompiledRuntime:
     """A Runtime around an openvino.CompiledModel."""
 
@@ -259,6 +259,7 @@ class _CompiledRuntime:
     class_names: tuple[str, ...]
     name: str = "openvino, while quantising"
     parallel: int = 1
+    batch_px: int = 0
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         answer = self.compiled(images)

@@ -63,7 +63,11 @@ def segment_image(
     if keep_answer or fits_one_tile(image, settings):
         answer = predict_image(runtime, image, settings)
         segmentation = segment(answer, settings.thresholds)
-        return replace(segmentation, answer=answer) if keep_answer else segmentation
+        if not keep_answer:
+            return segmentation
+        if runtime.batch_px:  # else it would keep those of all images of its batch in memory
+            answer = ImageAnswer(answer.probabilities.copy(), answer.gate.copy())
+        return replace(segmentation, answer=answer)
     with _ONE_LARGE_IMAGE:
         return _segment_bands(runtime, image, settings)
 

@@ -2,20 +2,19 @@
 
 One thread reads an image, segments it and calls the caller's function with the result. While it waits for the
 network, other threads read and post-process. Only a fixed pool of `runtime.parallel` threads calls the network, because
-these libraries start a team of workers for each calling thread.
+these libraries start a team of workers for each calling thread; images that wait for it at once form batches.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Condition, Event, Lock
+from threading import Condition, Lock
 from typing import Any, TypeVar
 
 import cv2
-import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import DefectsegError, ImageError
@@ -23,16 +22,18 @@ from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage
+from defectseg.inference.batches import Batcher, ThresholdingBatcher
 from defectseg.inference.segment import Segmentation, segment_image
 from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
-from defectseg.runtime.base import Answer, Runtime, is_memory_short
+from defectseg.runtime.base import Runtime, ThresholdingRuntime, is_memory_short
 
 _LOOK_AHEAD = 4  # results that wait for their turn, besides the images being processed
-_MOST_HELPERS = 8  # threads that read and post-process while the network computes
-# The images being processed have at most this many pixels together; a larger image is processed alone. Each pixel takes
-# about 25 bytes: four classes in float32 and as masks, the image, the overlay.
+_MOST_HELPERS = 8  # threads that read and post-process while the network computes, if it takes one image at a time
+_WAITING = 32  # besides, as many threads that only wait for a batch
+# The images being processed have at most this many pixels together, besides those in batches; a larger image is
+# processed alone. Each pixel takes about 25 bytes: four classes in float32 and as masks, the image, the overlay.
 PIXELS_IN_WORK = 16_000_000
 
 _Out = TypeVar("_Out")
@@ -96,7 +97,7 @@ def stream(
     Use it with `contextlib.closing`: closing abandons the images being processed, a large one at its next tile.
 
     If memory does not suffice for an image, it is processed again, alone and tile by tile. Tiles stay the same, because
-    others would change the answer. If memory is still short, the image is Unreadable.
+    others would change the answer. If memory is still short, the image is Unreadable. A batch is halved before.
 
     Args:
         images: read a bounded number ahead of the caller.
@@ -109,22 +110,25 @@ def stream(
         ModelError: the network answers with NaN.
         Exception: any error of `then` except ImageError, which makes the image Unreadable.
     """
-    threads = runtime.parallel + max(2, min(cores(), _MOST_HELPERS))
+    helpers = cores() + _WAITING if runtime.batch_px else max(2, min(cores(), _MOST_HELPERS))
+    threads = runtime.parallel + helpers
+    most_px = PIXELS_IN_WORK + (runtime.parallel + 1) * runtime.batch_px  # of batches being computed, and the next
     with (
         _one_opencv_thread(),
         ThreadPoolExecutor(runtime.parallel, thread_name_prefix="network") as network_threads,
         ThreadPoolExecutor(threads, thread_name_prefix="image") as pool,
     ):
-        network = _Network(runtime, network_threads)
+        kind = ThresholdingBatcher if isinstance(runtime, ThresholdingRuntime) else Batcher
+        network = kind(runtime, network_threads)
         tile_by_tile = copy(network)
-        tile_by_tile.parallel = 1
-        pixels_in_work = _Budget(PIXELS_IN_WORK)
+        tile_by_tile.parallel, tile_by_tile.most_px = 1, 0
+        pixels_in_work = _Budget(most_px)
 
         def work(found: FoundImage) -> _Out | Unreadable:
             reason = ""
             for alone in (False, True):
                 try:
-                    with pixels_in_work.held(PIXELS_IN_WORK if alone else _pixels_of(found)):
+                    with pixels_in_work.held(most_px if alone else _pixels_of(found)):
                         stamp, decoded = _decode_unchanged(found, settings)
                         own = tile_by_tile if alone else network
                         segmentation = segment_image(own, decoded.pixels, settings, keep_answer=keep_answers)
@@ -164,22 +168,6 @@ def _decode_unchanged(found: FoundImage, settings: Settings) -> tuple[tuple[int,
         if size_and_time(found.path) == stamp:
             return stamp, decoded
     raise ImageError(f"{found.path}: changed while it was read. Run the same command again once it is complete.")
-
-
-class _Network:
-    """A Runtime that computes in its own threads, whichever thread calls it, until it is stopped."""
-
-    def __init__(self, runtime: Runtime, threads: ThreadPoolExecutor) -> None:
-        self.class_names, self.name, self.parallel = runtime.class_names, runtime.name, runtime.parallel
-        self.stopped = Event()
-        self._runtime = runtime
-        self._threads = threads
-
-    def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        """See Runtime. Raises CancelledError after it was stopped."""
-        if self.stopped.is_set():
-            raise CancelledError
-        return self._threads.submit(self._runtime, images).result()
 
 
 class _Budget:

@@ -1,16 +1,17 @@
 """Large images, in overlapping tiles."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import islice, pairwise, product
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import ModelError
+from defectseg.inference.batches import most_images
 from defectseg.inference.settings import Settings
 from defectseg.inference.views import answer_views
 from defectseg.runtime.base import Runtime
@@ -40,7 +41,7 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8], settings: Settings
         ResourceError: memory ran out.
     """
     if fits_one_tile(image, settings):
-        return answer_tile(runtime, image, settings.tta)
+        return answer_tiles(runtime, [image], settings.tta)[0]
     num_classes = len(runtime.class_names)
     probabilities, gate = np.empty((num_classes, *image.shape), np.float32), np.zeros(num_classes, np.float32)
     for box, answer in predict_bands(runtime, image, settings):
@@ -61,8 +62,8 @@ def predict_bands(
     """The answer for a large grey image uint8 (H, W), in bands along its longer side.
 
     The probabilities of overlapping tiles are averaged with weights that decrease towards inner borders. The network
-    sees every tile in all views of the settings; `runtime.parallel` tiles are computed at once. Memory holds one tile's
-    length of the image and the answers being computed.
+    sees every tile in all views of the settings; `runtime.parallel` batches are computed at once. Memory holds one
+    tile's length of the image and the answers being computed.
 
     All tiles of an image have the same shape, since runtimes prepare themselves for each new shape. A tile that reaches
     beyond the image is filled by repeating the last row and column, as the network itself does up to its stride.
@@ -79,7 +80,7 @@ def predict_bands(
     wide, (tile_h, tile_w), tops, lefts = _tiling(image, settings)
     height, width = _turned(image, wide).shape
     overlap_px, num_classes = settings.tile_overlap_px, len(runtime.class_names)
-    answers = _answers(runtime, cut_tiles(image, settings), settings.tta)
+    answers = answer_all(runtime, cut_tiles(image, settings), settings.tta)
     gate = np.zeros(num_classes, np.float32)
     # Weighted probabilities and, as last plane, the weights, over one tile's length; in memory like the answers.
     sums = _turned(np.zeros((num_classes + 1, *((width, tile_h) if wide else (tile_h, width))), np.float32), wide)
@@ -127,13 +128,17 @@ def _turned(array: NDArray[_Kind], wide: bool) -> NDArray[_Kind]:
     return array.swapaxes(-2, -1) if wide else array
 
 
-def _answers(runtime: Runtime, tiles: Iterable[NDArray[np.uint8]], tta: str) -> Iterator[ImageAnswer]:
-    """The answers for tiles (h, w), in their order; `runtime.parallel` are computed at once."""
+def answer_all(runtime: Runtime, tiles: Iterator[NDArray[np.uint8]], tta: str) -> Iterator[ImageAnswer]:
+    """The answers for tiles (h, w) of one shape, in their order; `runtime.parallel` batches are computed at once."""
+    batches = ([tile, *islice(tiles, most_images(runtime, tile.shape) - 1)] for tile in tiles)
     if runtime.parallel == 1:
-        yield from (answer_tile(runtime, tile, tta) for tile in tiles)
+        for batch in batches:
+            yield from answer_tiles(runtime, batch, tta)
         return
     with ThreadPoolExecutor(runtime.parallel) as pool:
-        yield from in_order(pool, lambda tile: answer_tile(runtime, tile, tta), tiles, most=runtime.parallel + 1)
+        most = runtime.parallel + 1
+        for answers in in_order(pool, lambda batch: answer_tiles(runtime, batch, tta), batches, most=most):
+            yield from answers
 
 
 def in_order(
@@ -156,22 +161,22 @@ def in_order(
             future.cancel()
 
 
-def answer_tile(runtime: Runtime, tile: NDArray[np.uint8], tta: str) -> ImageAnswer:
-    """The answer for a tile uint8 (h, w), in the views of `tta`.
+def answer_tiles(runtime: Runtime, tiles: Sequence[NDArray[np.uint8]], tta: str) -> list[ImageAnswer]:
+    """The answers for tiles uint8 (h, w) of one shape, in the views of `tta`.
 
     Raises:
-        ModelError: it contains NaN, which reaches no threshold and would pass for clean steel.
+        ModelError: one contains NaN, which reaches no threshold and would pass for clean steel.
         ResourceError: memory ran out.
     """
-    answer = answer_views(runtime, np.ascontiguousarray(tile)[None, None], tta)
-    refuse_nan(answer.probabilities, answer.gate)
-    return ImageAnswer(answer.probabilities[0], answer.gate[0])
+    answers = list(answer_views(runtime, tiles, tta))
+    refuse_nan(*(array for answer in answers for array in (answer.probabilities, answer.gate)))
+    return [ImageAnswer(answer.probabilities[0], answer.gate[0]) for answer in answers]
 
 
-def refuse_nan(*answers: NDArray[np.float32]) -> None:
-    """Raise ModelError if one of the arrays contains NaN."""
+def refuse_nan(*arrays: NDArray[np.float32]) -> None:
+    """Raise ModelError if one of the network's answers contains NaN."""
     # The maximum of numbers and NaN is NaN in numpy; cv2.minMaxLoc would ignore it.
-    if any(np.isnan(answer.max()) for answer in answers):
+    if any(np.isnan(array.max()) for array in arrays):
         raise ModelError(
             "the network's answer is not a number: its weights are damaged, or 16-bit numbers do not suffice for it. "
             "Train it again with training.precision=fp32."

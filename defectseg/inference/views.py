@@ -3,12 +3,13 @@
 It works with every kind of runtime, exported files included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from defectseg.inference.batches import answer_each
 from defectseg.runtime.base import Answer, Runtime
 
 
@@ -40,30 +41,33 @@ VIEWS: dict[str, tuple[View, ...]] = {"none": (View(),), "flips": _FLIPS, "turns
 
 
 def views_of(tta: str, size_hw: tuple[int, ...]) -> tuple[View, ...]:
-    """The views of an image (H, W); quarter turns would change its shape, so `turns` means `flips` if H is not W."""
+    """The views of an image (h, w); quarter turns would change its shape, so `turns` means `flips` if h is not w."""
     return VIEWS["flips" if tta == "turns" and size_hw[0] != size_hw[1] else tta]
 
 
-def answer_views(runtime: Runtime, images: NDArray[np.uint8], tta: str) -> Answer:
-    """The mean answer for all views of images (N, 1, H, W): probabilities (N, C, H, W) and gate (N, C), float32.
+def answer_views(runtime: Runtime, images: Sequence[NDArray[np.uint8]], tta: str) -> Iterator[Answer]:
+    """For each of some images (h, w) of one shape the mean answer for all its views: an Answer of one image.
 
-    `tta` is a key of VIEWS. The runtime is called once for each view, since a batch is not faster on a CPU.
+    `tta` is a key of VIEWS. All views of all images belong to one batch.
     """
-    views = views_of(tta, images.shape[-2:])
+    views = views_of(tta, images[0].shape)
+    answers = answer_each(runtime, [view.turn(image) for image in images for view in views])
     if len(views) == 1:
-        return runtime(images)
-    total = _sum(runtime, images, views)
+        yield from answers
+        return
     share = np.float32(1 / len(views))
-    np.multiply(total.probabilities, share, out=total.probabilities)
-    return Answer(total.probabilities, total.gate * share)
+    for _ in images:
+        total = _sum(answers, views)
+        np.multiply(total.probabilities, share, out=total.probabilities)
+        yield Answer(total.probabilities, total.gate * share)
 
 
-def _sum(runtime: Runtime, images: NDArray[np.uint8], views: Sequence[View]) -> Answer:
-    """Sum over the views, pair by pair; the caller may write to `probabilities`."""
+def _sum(answers: Iterator[Answer], views: Sequence[View]) -> Answer:
+    """Sum over the next answers, pair by pair; the caller may write to `probabilities`."""
     if len(views) == 1:
-        answer = runtime(views[0].turn(images))
+        answer = next(answers)
         return Answer(np.array(views[0].turn_back(answer.probabilities), order="C"), answer.gate)
     half = len(views) // 2
-    first, second = _sum(runtime, images, views[:half]), _sum(runtime, images, views[half:])
+    first, second = _sum(answers, views[:half]), _sum(answers, views[half:])
     np.add(first.probabilities, second.probabilities, out=first.probabilities)
     return Answer(first.probabilities, first.gate + second.gate)

@@ -1,5 +1,6 @@
 """The interface of all runtimes, and the errors that they share."""
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from defectseg.errors import ModelError, ResourceError
 from defectseg.model.info import Thresholds
 
+GPU_BATCH_PX = 16 * 256 * 1600  # not measured: no graphics card at hand
 _SIGNS_OF_NO_MEMORY = ("allocat", "bad_alloc", "out of memory")
 
 
@@ -49,7 +51,14 @@ Turn = tuple[bool, int, int]  # see defectseg.inference.views.View
 
 
 class Runtime(Protocol):
-    """A loaded network. Normalisation, padding to the stride and sigmoid are part of it."""
+    """A loaded network. Normalisation, padding to the stride and sigmoid are part of it.
+
+    Attributes:
+        batch_px: the most pixels of a call for several images, which is lowered when memory runs out; 0: one image a
+            call is quickest.
+    """
+
+    batch_px: int
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -103,6 +112,7 @@ def memory_errors(shape: Sequence[int]) -> Iterator[None]:
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
         if not is_memory_short(error):
             raise
+        traceback.clear_frames(error.__traceback__)  # which hold what was computed so far
         raise ResourceError(
             f"Out of memory on {shape[0]} image(s) of {shape[2]}x{shape[3]}. Use fewer workers, compute on the CPU, or "
             "train with a smaller inference.tile_hw."

@@ -24,6 +24,7 @@ class EnsembleRuntime:
         names = dict.fromkeys(runtime.name for runtime in self.runtimes)
         self.name = f"ensemble of {len(self.runtimes)}: {', '.join(names)}"
         self.parallel = min(runtime.parallel for runtime in self.runtimes)
+        self.batch_px = min(runtime.batch_px for runtime in self.runtimes)
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""

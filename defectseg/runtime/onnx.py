@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from defectseg.errors import ModelError, ResourceError
 from defectseg.model.devices import parse_device
 from defectseg.model.info import ModelInfo
-from defectseg.runtime.base import Answer, memory_errors, wrong_size
+from defectseg.runtime.base import GPU_BATCH_PX, Answer, memory_errors, wrong_size
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _ERRORS_ONLY = 3  # a log level of ONNX Runtime
@@ -42,6 +42,7 @@ class OnnxRuntime:
         self.name = f"onnxruntime {'cuda' if _CUDA in self._session.get_providers() else 'cpu'} f32"
         self.class_names = info.class_names
         self.parallel = workers or 1
+        self.batch_px = GPU_BATCH_PX if _CUDA in self._session.get_providers() else 0
         self._takes_hw: list[Any] = self._session.get_inputs()[0].shape[2:]
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:

@@ -57,6 +57,7 @@ class OpenVinoRuntime:
         cores, _ = _probe(tuple(hint.items()))
         self.name = name_of(info, precision)
         self.parallel = workers or min(cores, MOST_STREAMS)
+        self.batch_px = 0
         options = {"NUM_STREAMS": self.parallel, "INFERENCE_NUM_THREADS": max(cores, self.parallel), **hint}
         self._compiled = functools.lru_cache(_KEPT_SIZES)(functools.partial(_compile, model, options))
         self._lock = threading.Lock()

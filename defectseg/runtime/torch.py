@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from defectseg.errors import ResourceError
 from defectseg.machine import with_amx
 from defectseg.model.bundle import load_bundle
 from defectseg.model.devices import half_precision, resolve_device
 from defectseg.model.info import ModelInfo, Thresholds
 from defectseg.model.network import DefectNetwork
-from defectseg.runtime.base import Answer, Reached, Turn, memory_errors
+from defectseg.runtime.base import GPU_BATCH_PX, Answer, Reached, Turn, memory_errors
 
 _PARALLEL_ON_CARD = 2  # while one batch is computed, the next is copied to the card, and the last one's answer back
 
@@ -31,10 +32,17 @@ class TorchRuntime:
         info: its description, for the class names.
         dtype: the 16-bit type to compute in, or None for float32.
         workers: the value of `parallel`; 1 by default, since one call uses all cores.
+        batch_px: see Runtime; None: batches on a graphics card only.
     """
 
     def __init__(
-        self, network: DefectNetwork, info: ModelInfo, *, dtype: torch.dtype | None = None, workers: int | None = None
+        self,
+        network: DefectNetwork,
+        info: ModelInfo,
+        *,
+        dtype: torch.dtype | None = None,
+        workers: int | None = None,
+        batch_px: int | None = None,
     ) -> None:
         self.network = network
         self.class_names = info.class_names
@@ -44,6 +52,7 @@ class TorchRuntime:
         self.parallel = workers or 1
         self._on_card = self.device.type == "cuda"
         self._idle: SimpleQueue[torch.cuda.Stream] = SimpleQueue()
+        self.batch_px = (GPU_BATCH_PX if self._on_card else 0) if batch_px is None else batch_px
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""
@@ -63,6 +72,9 @@ class TorchRuntime:
                 torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
             ):
                 yield
+        except ResourceError:
+            torch.cuda.empty_cache()  # so that a smaller batch finds room; does nothing on other devices
+            raise
         finally:
             if was_training:
                 self.network.train()
@@ -86,10 +98,8 @@ class TorchRuntime:
 
     def _send(self, images: NDArray[np.uint8]) -> Tensor:
         """Copy images to the device without waiting. PyTorch keeps pinned buffers and uses them again."""
-        # A copy, since torch refuses negative strides, which a mirrored image of one column has even if contiguous.
-        batch = torch.from_numpy(np.array(images, order="C"))
-        if self._on_card:
-            batch = batch.pin_memory()
+        batch = torch.empty(images.shape, dtype=torch.uint8, pin_memory=self._on_card)
+        batch.numpy()[...] = images  # of any strides: torch would refuse those of a mirrored image of one column
         return batch.to(self.device, non_blocking=self._on_card).contiguous(memory_format=torch.channels_last)
 
     def _fetch(self, *tensors: Tensor) -> list[NDArray[Any]]:

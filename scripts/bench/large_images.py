@@ -40,7 +40,7 @@ class GreyLevels:
     """A Runtime that finds dark and bright blobs; its four classes overlap in part."""
 
     name = "grey levels"
-    parallel = 1
+    parallel, batch_px = 1, 0
     class_names = CLASS_NAMES
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:

@@ -35,7 +35,7 @@ class FakeRuntime:
         self.class_names = tuple(f"class {index + 1}" for index in range(num_classes))
         self.settings = Settings(Thresholds.default(num_classes), tile_hw, overlap_px)
         self.answer = answer
-        self.parallel = parallel
+        self.parallel, self.batch_px = parallel, 0
         self.tiles: list[NDArray[np.uint8]] = []
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:

@@ -1,6 +1,8 @@
 """Thresholds applied by the runtime, where the probabilities lie, against thresholds applied to its whole answer."""
 
+from contextlib import closing
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from defectseg.config import ModelConfig, Recipe
 from defectseg.errors import ModelError
 from defectseg.inference.segment import segment_image, segment_reached
 from defectseg.inference.settings import Settings
+from defectseg.inference.stream import GivenImage, stream
 from defectseg.inference.tiles import predict_image
 from defectseg.inference.views import views_of
 from defectseg.model.info import ModelInfo, Normalization, Thresholds
@@ -127,6 +130,37 @@ def test_an_answer_that_is_not_a_number_is_refused(where: str) -> None:
     thresholds = Thresholds(gate=(1.0,) * 3, pixel=(1.0,) * 3, min_area_px=(9,) * 3)
     with pytest.raises(ModelError, match="not a number"):
         segment_image(CardRuntime(network, INFO), np.zeros((5, 4), np.uint8), Settings.of(INFO, thresholds=thresholds))
+
+
+def test_a_stream_lets_the_card_apply_thresholds_in_batches_that_shrink_when_memory_runs_out(few_levels: Any) -> None:
+    class Small(Table):
+        shapes: list[tuple[int, ...]] = []  # noqa: RUF012 - of all calls that it had memory for
+
+        def answer(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+            if len(grey) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            self.shapes.append(tuple(grey.shape))
+            return super().answer(grey)
+
+    network: Any = Small(5, shaded=True).eval()
+    arrays = [few_levels((9, 9) if seed % 9 else (9, 40), seed) for seed in range(60)]  # some are larger than a tile
+    images = [GivenImage(str(number), Path(str(number)), array=array) for number, array in enumerate(arrays)]
+    thresholds = Thresholds(gate=(0.5,) * 3, pixel=(0.3, 0.5, 0.6), min_area_px=(0, 2, 4))
+    settings = Settings(thresholds, tile_hw=(9, 12), tile_overlap_px=2, tta="turns")
+
+    def segmentations(kind: type[TorchRuntime], batch_px: int) -> list[Any]:
+        runtime = kind(network, INFO, workers=2, batch_px=batch_px)
+        with closing(stream(images, runtime, settings, lambda one: one.segmentation)) as results:
+            return list(results)
+
+    expected = segmentations(TorchRuntime, 0)
+    network.shapes.clear()
+    found = segmentations(CardRuntime, 8 * 81)
+
+    assert max(shape[0] for shape in network.shapes) in (2, 3)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.class_map, other.class_map)
+        assert one.regions == other.regions
 
 
 def test_kept_answers_and_images_larger_than_a_tile_take_the_ordinary_path(

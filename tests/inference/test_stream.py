@@ -165,7 +165,7 @@ def test_an_image_for_which_memory_is_short_is_done_again_alone_and_with_the_sam
             raise MemoryError
 
     class Short:
-        class_names, name, parallel = runtime.class_names, runtime.name, runtime.parallel
+        class_names, name, parallel, batch_px = runtime.class_names, runtime.name, runtime.parallel, 0
 
         def __call__(self, tile: NDArray[np.uint8]) -> Answer:
             with memory_errors(tile.shape):

@@ -12,7 +12,7 @@ from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import predict_image
 from defectseg.inference.views import VIEWS, answer_views
 from defectseg.model.info import Thresholds
-from defectseg.runtime.base import Answer
+from defectseg.runtime.base import Answer, Runtime
 
 MIRRORS: dict[str, Callable[[Any], Any]] = {
     "left to right": lambda image: image[..., ::-1],
@@ -35,7 +35,8 @@ class LopsidedRuntime:
     parallel = 1
     class_names = ("pits", "cracks")
 
-    def __init__(self) -> None:
+    def __init__(self, batch_px: int = 0) -> None:
+        self.batch_px = batch_px
         self.shapes: list[tuple[int, ...]] = []
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
@@ -55,6 +56,11 @@ def _images(number: int, size_hw: tuple[int, int], seed: int) -> NDArray[np.uint
     return np.random.default_rng(seed).integers(0, 256, (number, 1, *size_hw), dtype=np.uint8)
 
 
+def _answer(runtime: Runtime, images: NDArray[np.uint8], tta: str) -> Answer:
+    answers = list(answer_views(runtime, list(images[:, 0]), tta))
+    return Answer(*(np.concatenate([getattr(one, name) for one in answers]) for name in ("probabilities", "gate")))
+
+
 def _slow_mean(images: NDArray[np.uint8], tta: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """Mean over the views, written with turns by 90 degrees and one mirror only."""
     probabilities, gates = [], []
@@ -69,12 +75,17 @@ def _slow_mean(images: NDArray[np.uint8], tta: str) -> tuple[NDArray[Any], NDArr
     return np.mean(probabilities, axis=0), np.mean(gates, axis=0)
 
 
-@given(number=st.integers(1, 3), size_hw=st.tuples(sides, sides), tta=st.sampled_from(["flips", "turns"]))
+@given(
+    number=st.integers(1, 3),
+    size_hw=st.tuples(sides, sides),
+    tta=st.sampled_from(["flips", "turns"]),
+    batch_px=st.integers(0, 1000),
+)
 @settings(max_examples=50)
-def test_the_answer_is_the_mean_over_all_views(number: int, size_hw: tuple[int, int], tta: str) -> None:
+def test_the_answer_is_the_mean_over_all_views(number: int, size_hw: tuple[int, int], tta: str, batch_px: int) -> None:
     images = _images(number, size_hw, seed=sum(size_hw))
 
-    answer = answer_views(LopsidedRuntime(), images, tta)
+    answer = _answer(LopsidedRuntime(batch_px), images, tta)
 
     probabilities, gate = _slow_mean(images, tta)
     assert answer.probabilities.dtype == answer.gate.dtype == np.float32
@@ -90,8 +101,8 @@ def test_a_mirrored_or_turned_image_has_the_answer_mirrored_or_turned_to_the_las
     for height in range(1, 13):
         images = _images(1, (height, height if tta == "turns" else 7), seed=height)
 
-        answer = answer_views(LopsidedRuntime(), images, tta)
-        turned = answer_views(LopsidedRuntime(), TURNS[name](images), tta)
+        answer = _answer(LopsidedRuntime(), images, tta)
+        turned = _answer(LopsidedRuntime(), TURNS[name](images), tta)
 
         np.testing.assert_array_equal(turned.probabilities, TURNS[name](answer.probabilities))
         np.testing.assert_array_equal(turned.gate, answer.gate)
@@ -112,7 +123,7 @@ def test_each_view_is_answered_once_and_turned_only_if_square(
     prediction = predict_image(runtime, image, Settings(Thresholds.default(2), size_hw, 0, tta=tta))
 
     assert runtime.shapes == [(1, 1, *size_hw)] * calls * tiles
-    expected = answer_views(LopsidedRuntime(), tile, tta)
+    expected = _answer(LopsidedRuntime(), tile, tta)
     np.testing.assert_array_equal(prediction.probabilities, np.tile(expected.probabilities[0], (1, 1, tiles)))
     np.testing.assert_array_equal(prediction.gate, expected.gate[0])
 
@@ -122,7 +133,7 @@ def test_an_answer_that_is_equal_in_every_view_stays_equal(grey_runtime: Callabl
     images = _images(1, (9, 9), seed=2)
     runtime = grey_runtime()
 
-    answer, direct = answer_views(runtime, images, tta), runtime(images)
+    answer, direct = _answer(runtime, images, tta), runtime(images)
 
     np.testing.assert_array_equal(answer.probabilities, direct.probabilities)
     np.testing.assert_array_equal(answer.gate, direct.gate)

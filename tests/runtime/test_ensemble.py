@@ -30,6 +30,7 @@ class ConstantRuntime:
     probability: float
     name: str = "constant"
     parallel: int = 1
+    batch_px: int = 0
     class_names: tuple[str, ...] = INFO.class_names
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:

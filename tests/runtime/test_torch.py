@@ -42,7 +42,8 @@ class Levels(nn.Module):
 
 
 def _runtime(network: Any = None) -> CardRuntime:
-    return CardRuntime(network or Levels().eval(), INFO)
+    loaded: Any = network or Levels().eval()
+    return CardRuntime(loaded, INFO)
 
 
 def _thresholds(pixel: float, *, gate: float = 0.0, min_area_px: int = 0) -> Thresholds:
@@ -117,7 +118,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Stream]]:
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device: "default")
     monkeypatch.setattr(torch.cuda, "stream", use)
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: pin_memory and torch.zeros(shape, dtype=dtype))
     yield _Stream
     _Stream.in_use.clear()
 
