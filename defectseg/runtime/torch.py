@@ -104,13 +104,13 @@ class TorchRuntime:
 
     def _fetch(self, *tensors: Tensor) -> list[NDArray[Any]]:
         """Copy tensors from the device; the calling thread sleeps until they are there."""
-        # With `non_blocking`, PyTorch copies to pinned buffers.
-        fetched = [tensor.contiguous().to("cpu", non_blocking=self._on_card) for tensor in tensors]
-        if self._on_card:
-            # Waiting for the stream itself would keep a core busy.
-            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            event.record()
-            event.synchronize()
+        if not self._on_card:
+            return [tensor.cpu().numpy() for tensor in tensors]
+        fetched = [tensor.contiguous().to("cpu", non_blocking=True) for tensor in tensors]  # to pinned buffers
+        # Waiting for the stream itself would keep a core busy.
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record()
+        event.synchronize()
         return [tensor.numpy() for tensor in fetched]
 
 
