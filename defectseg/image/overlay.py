@@ -112,8 +112,9 @@ def paint_comparison(
         labelled, found = truth[box], predicted[box]
         outline = _outline(labelled) | _outline(found)
         for part, entry in zip((labelled & ~found, found & ~labelled, labelled & found), _COMPARED, strict=True):
-            _blend(picture[box], part, entry.fill_bgr)
-            picture[box][part & outline] = entry.outline_bgr
+            if part.any():
+                _blend(picture[box], part, entry.fill_bgr)
+                picture[box][part & outline] = entry.outline_bgr
     return whole
 
 

@@ -58,9 +58,8 @@ def find_regions(
     if found.size == 0:
         return mask, []
     top, left = box[0].start, box[1].start
-    label_type = cv2.CV_16U if _most_regions(found) < _MOST_LABELS_16_BIT else cv2.CV_32S
     _, label_map, stats, centroids = cv2.connectedComponentsWithStatsWithAlgorithm(
-        found.view(np.uint8), 8, label_type, cv2.CCL_SPAGHETTI
+        found.view(np.uint8), 8, label_type(found), cv2.CCL_SPAGHETTI
     )
     labels: NDArray[Any] = np.asarray(label_map).reshape(found.shape)
     areas_px = np.asarray(stats[:, cv2.CC_STAT_AREA])
@@ -83,6 +82,11 @@ def find_regions(
     if regions:
         kept_mask[box] = kept.take(labels)
     return kept_mask, regions
+
+
+def label_type(mask: NDArray[np.bool_]) -> int:
+    """The smaller of OpenCV's types that holds the labels of all regions of a mask (H, W)."""
+    return cv2.CV_16U if _most_regions(mask) < _MOST_LABELS_16_BIT else cv2.CV_32S
 
 
 def _most_regions(mask: NDArray[np.bool_]) -> int:

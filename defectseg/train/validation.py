@@ -76,7 +76,10 @@ def validate(
 
     def open_gates(scored: Scored) -> None:
         assert scored.answer is not None
-        pairs = count_pairs(scored.image_id, scored.answer.probabilities >= pixel, scored.truth, scored.ignore)
+        found = np.zeros_like(scored.truth)
+        seen = scored.truth.any(axis=(1, 2))  # the others have no share in the score
+        found[seen] = scored.answer.probabilities[seen] >= pixel[seen]
+        pairs = count_pairs(scored.image_id, found, scored.truth, scored.ignore)
         opened.update({key: pair for key, pair in pairs.items() if pair.true_px})
 
     runtime = TorchRuntime(network, run.info, dtype=half_precision(accelerator.device))

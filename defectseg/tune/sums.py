@@ -5,6 +5,7 @@ They equal the results of the real post-processing, and take a few hundred bytes
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from defectseg.data.folder import unknown_classes
 from defectseg.evaluate.score import Scored
-from defectseg.image.regions import box_of
+from defectseg.image.regions import box_of, label_type
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,16 @@ def _sum_class(
     true_areas_px = np.bincount(true_labels[truth])[1:]
     regions_px = np.zeros((len(true_areas_px), 1 + len(pixel_grid)), np.int32)
     regions_px[:, 0] = true_areas_px
-    window = box_of(probability >= np.float32(pixel_grid[0]))
-    probability, truth, ignore, true_labels = probability[window], truth[window], ignore[window], true_labels[window]
-    region_of_pixel = true_labels[truth] - 1
     for row, threshold in enumerate(pixel_grid):
         mask = probability >= np.float32(threshold)
-        if not mask.any():
+        window = box_of(mask)  # it shrinks with every threshold
+        probability, mask, truth = probability[window], mask[window], truth[window]
+        ignore, true_labels = ignore[window], true_labels[window]
+        if mask.size == 0:
             break
         labels = _label(mask)
         areas_px = np.bincount(labels[mask])
-        np.maximum.at(regions_px[:, 1 + row], region_of_pixel, areas_px[labels[truth]].astype(np.int32))
+        np.maximum.at(regions_px[:, 1 + row], true_labels[truth] - 1, areas_px[labels[truth]].astype(np.int32))
         ignored_px, both_px = (np.bincount(labels[pixels], minlength=len(areas_px)) for pixels in (ignore, truth))
         # How many of the minimum areas each region reaches; label 0 is the background.
         met = np.searchsorted(area_grid_px, areas_px[1:], side="right")
@@ -96,10 +97,10 @@ def _sum_class(
     return kept_px, regions_px
 
 
-def _label(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _label(mask: NDArray[np.bool_]) -> NDArray[Any]:
     """The number of its 8-connected component for each pixel, from 1; 0 outside the mask."""
     # Counting labels later is three times as quick as OpenCV's own statistics.
     _, label_map = cv2.connectedComponentsWithAlgorithm(
-        np.ascontiguousarray(mask).view(np.uint8), connectivity=8, ltype=cv2.CV_32S, ccltype=cv2.CCL_SPAGHETTI
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=8, ltype=label_type(mask), ccltype=cv2.CCL_SPAGHETTI
     )
-    return np.asarray(label_map, np.int32).reshape(mask.shape)
+    return np.asarray(label_map).reshape(mask.shape)

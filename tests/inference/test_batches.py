@@ -162,10 +162,10 @@ def test_a_batch_is_halved_when_memory_runs_out_and_the_others_are_small_from_th
 
     _assert_same(_all(runtime, arrays, settings), _all(MoodyRuntime(), arrays, settings))
 
-    # One call of 16, 8 or 4 of each network thread is refused, since those that begin later know of the first.
+    # Of each network thread at most three are refused, as 16, 8 and 4: later calls know of the first.
     assert 1 <= len(runtime.refused) <= 3 * parallel
-    assert runtime.batch_px in (2 * IMAGE_PX, 3 * IMAGE_PX)
-    assert max(shape[0] for shape in runtime.calls) == 2
+    assert IMAGE_PX <= runtime.batch_px < 3 * IMAGE_PX
+    assert max(shape[0] for shape in runtime.calls) <= 2
 
 
 def test_an_image_that_does_not_fit_even_alone_does_not_take_its_batch_along() -> None:

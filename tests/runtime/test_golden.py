@@ -32,6 +32,7 @@ STEP = 60
 MOST_DIFFERENT = 0.0005  # share of pixels; where a probability is at its threshold, the last bit of float32 decides
 TOLERANCE = 1e-4  # of probabilities
 IMAGES, SIZE_HW, TILE_HW = 5, (96, 224), (64, 128)
+TILE_PX = TILE_HW[0] * TILE_HW[1]
 MODEL = ModelConfig(
     encoder="tu-test_resnet", encoder_weights="none", options={"encoder_depth": 3, "decoder_channels": [16, 16, 8]}
 )
@@ -82,6 +83,7 @@ def loaders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Load]:
     converted = to_openvino(network, INFO)
     return {
         "torch": lambda workers: TorchRuntime(network, INFO, workers=workers),
+        "torch in batches": lambda workers: TorchRuntime(network, INFO, workers=workers, batch_px=4 * TILE_PX),
         "onnx": lambda workers: OnnxRuntime(folder / "m.onnx", INFO, device="cpu", workers=workers),
         "openvino": lambda workers: OpenVinoRuntime(converted, INFO, precision="f32", workers=workers),
     }
@@ -97,7 +99,7 @@ def class_maps(runtime: Runtime, images: Sequence[FoundImage]) -> dict[str, NDAr
         return dict(result for result in results if not isinstance(result, Unreadable))
 
 
-@pytest.mark.parametrize("kind", ["torch", "onnx", "openvino"])
+@pytest.mark.parametrize("kind", ["torch", "torch in batches", "onnx", "openvino"])
 def test_class_maps_are_the_golden_ones_for_any_workers_order_and_company(
     kind: str, loaders: dict[str, Load], images: list[FoundImage]
 ) -> None:

@@ -3,6 +3,7 @@
 import ctypes.util
 import platform
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,23 @@ def test_torch_leaves_a_network_in_training_in_its_mode_and_tells_when_memory_ru
     before = runtime(IMAGES).probabilities
     assert network.training
     np.testing.assert_array_equal(runtime(IMAGES).probabilities, before)
-    monkeypatch.setattr(type(network), "answer", lambda self, images: torch.empty(10**16))
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def answer(self: object, images: torch.Tensor) -> None:
+        activations = images * 2
+        held.append(weakref.ref(activations))
+        torch.empty(10**16)
+
+    def empty_cache() -> None:
+        held.append(held[0])
+        assert held[0]() is None
+
+    monkeypatch.setattr(type(network), "answer", answer)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)  # a smaller batch will find room
     with pytest.raises(ResourceError, match=r"Out of memory on 1 image\(s\) of 40x72"):
         runtime(IMAGES)
     assert network.training
+    assert len(held) == 2
 
 
 def test_several_bundles_load_as_an_ensemble_that_answers_with_their_mean(
