@@ -1,7 +1,7 @@
 """From the answer of the network to masks and regions: gate, pixel threshold, minimum area."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from threading import Lock
 
 import cv2
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from defectseg.image.regions import Region, box_of, find_regions
 from defectseg.inference.settings import Settings
-from defectseg.inference.tiles import ImageAnswer, fits_one_tile, predict_bands, predict_image
+from defectseg.inference.tiles import ImageAnswer, fits_one_tile, predict_bands, predict_image, refuse_nan
+from defectseg.inference.views import views_of
 from defectseg.model.info import Thresholds
-from defectseg.runtime.base import Runtime
+from defectseg.runtime.base import Reached, Runtime, ThresholdingRuntime
 
 # Large images are segmented one at a time, each with all parallel calls of the runtime, to save memory.
 _ONE_LARGE_IMAGE = Lock()
@@ -55,6 +56,10 @@ def segment_image(
         ModelError: the network answers with NaN.
         ResourceError: memory ran out.
     """
+    if not keep_answer and fits_one_tile(image, settings) and isinstance(runtime, ThresholdingRuntime):
+        turns = [astuple(view) for view in views_of(settings.tta, image.shape)]
+        (reached,) = runtime.reach(image[None, None], settings.thresholds, turns)
+        return segment_reached(reached, image.shape, settings.thresholds)
     if keep_answer or fits_one_tile(image, settings):
         answer = predict_image(runtime, image, settings)
         segmentation = segment(answer, settings.thresholds)
@@ -88,6 +93,20 @@ def segment(prediction: ImageAnswer, thresholds: Thresholds) -> Segmentation:
         present += [index] if found else []
     _paint(class_map, masks, prediction.probabilities, present)
     return Segmentation(masks, tuple(regions), class_map)
+
+
+def segment_reached(reached: Reached, size_hw: tuple[int, ...], thresholds: Thresholds) -> Segmentation:
+    """Segment an image of (H, W) px after its thresholds were applied by the runtime, as `segment` would.
+
+    Raises:
+        ModelError: the network answers with NaN.
+    """
+    refuse_nan(reached.kth_largest, reached.gate)
+    # Pages that are never written take no time and no memory. A threshold of 0 is reached by all pixels.
+    probabilities = np.zeros((len(reached.gate), *size_hw), np.float32)
+    for index, (bits, values) in reached.pixels.items():
+        probabilities[index][_unpack(bits, size_hw)] = values
+    return segment(ImageAnswer(probabilities, reached.gate), thresholds)
 
 
 def _passing(gate: NDArray[np.float32], thresholds: Thresholds) -> list[int]:

@@ -22,12 +22,12 @@ from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage
-from defectseg.inference.batches import Batcher
+from defectseg.inference.batches import Batcher, ThresholdingBatcher
 from defectseg.inference.segment import Segmentation, segment_image
 from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
-from defectseg.runtime.base import Runtime, is_memory_short
+from defectseg.runtime.base import Runtime, ThresholdingRuntime, is_memory_short
 
 _LOOK_AHEAD = 4  # results that wait for their turn, besides the images being processed
 _MOST_HELPERS = 8  # threads that read and post-process while the network computes, if it takes one image at a time
@@ -118,7 +118,8 @@ def stream(
         ThreadPoolExecutor(runtime.parallel, thread_name_prefix="network") as network_threads,
         ThreadPoolExecutor(threads, thread_name_prefix="image") as pool,
     ):
-        network = Batcher(runtime, network_threads)
+        kind = ThresholdingBatcher if isinstance(runtime, ThresholdingRuntime) else Batcher
+        network = kind(runtime, network_threads)
         tile_by_tile = copy(network)
         tile_by_tile.parallel, tile_by_tile.most_px = 1, 0
         pixels_in_work = _Budget(most_px)

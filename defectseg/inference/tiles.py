@@ -169,13 +169,18 @@ def answer_tiles(runtime: Runtime, tiles: Sequence[NDArray[np.uint8]], tta: str)
         ResourceError: memory ran out.
     """
     answers = list(answer_views(runtime, tiles, tta))
+    refuse_nan(*(array for answer in answers for array in (answer.probabilities, answer.gate)))
+    return [ImageAnswer(answer.probabilities[0], answer.gate[0]) for answer in answers]
+
+
+def refuse_nan(*arrays: NDArray[np.float32]) -> None:
+    """Raise ModelError if one of the network's answers contains NaN."""
     # The maximum of numbers and NaN is NaN in numpy; cv2.minMaxLoc would ignore it.
-    if any(np.isnan(answer.probabilities.max()) or np.isnan(answer.gate.max()) for answer in answers):
+    if any(np.isnan(array.max()) for array in arrays):
         raise ModelError(
             "the network's answer is not a number: its weights are damaged, or 16-bit numbers do not suffice for it. "
             "Train it again with training.precision=fp32."
         )
-    return [ImageAnswer(answer.probabilities[0], answer.gate[0]) for answer in answers]
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

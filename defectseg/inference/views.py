@@ -40,14 +40,17 @@ _TURNS = (*_FLIPS, *(replace(view, transposed=True) for view in _FLIPS))
 VIEWS: dict[str, tuple[View, ...]] = {"none": (View(),), "flips": _FLIPS, "turns": _TURNS}
 
 
+def views_of(tta: str, size_hw: tuple[int, ...]) -> tuple[View, ...]:
+    """The views of an image (h, w); quarter turns would change its shape, so `turns` means `flips` if h is not w."""
+    return VIEWS["flips" if tta == "turns" and size_hw[0] != size_hw[1] else tta]
+
+
 def answer_views(runtime: Runtime, images: Sequence[NDArray[np.uint8]], tta: str) -> Iterator[Answer]:
     """For each of some images (h, w) of one shape the mean answer for all its views: an Answer of one image.
 
-    `tta` is a key of VIEWS. All views of all images belong to one batch. Quarter turns would change the shape of the
-    image, so `turns` means `flips` if h is not w.
+    `tta` is a key of VIEWS. All views of all images belong to one batch.
     """
-    height, width = images[0].shape
-    views = VIEWS["flips" if tta == "turns" and height != width else tta]
+    views = views_of(tta, images[0].shape)
     answers = answer_each(runtime, [view.turn(image) for image in images for view in views])
     if len(views) == 1:
         yield from answers

@@ -4,12 +4,13 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import ModelError, ResourceError
+from defectseg.model.info import Thresholds
 
 GPU_BATCH_PX = 16 * 256 * 1600  # not measured: no graphics card at hand
 _SIGNS_OF_NO_MEMORY = ("allocat", "bad_alloc", "out of memory")
@@ -26,6 +27,27 @@ class Answer:
 
     probabilities: NDArray[np.float32]
     gate: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What post-processing needs of the answer for one image of H x W px: the pixels that reach their threshold.
+
+    Attributes:
+        gate: float32 (C,), as in Answer.
+        kth_largest: float32 (C,): the k-th largest probability of each class, k = max(1, minimum area), or the least if
+            the image has fewer pixels; NaN if any probability of the class is.
+        pixels: for the index of each class that passes the gate and reaches its pixel threshold somewhere: the pixels
+            that reach it as one bit each, uint8 (ceil(H * W / 8),), as numpy.packbits makes of the mask; and their
+            probabilities row by row, float32 (n,).
+    """
+
+    gate: NDArray[np.float32]
+    kth_largest: NDArray[np.float32]
+    pixels: dict[int, tuple[NDArray[np.uint8], NDArray[np.float32]]]
+
+
+Turn = tuple[bool, int, int]  # see defectseg.inference.views.View
 
 
 class Runtime(Protocol):
@@ -56,6 +78,20 @@ class Runtime(Protocol):
         Raises:
             ModelError: the model was exported for another size.
             ResourceError: memory ran out.
+        """
+
+
+@runtime_checkable
+class ThresholdingRuntime(Runtime, Protocol):
+    """A Runtime that can apply thresholds where the probabilities lie, so that few of them have to be fetched."""
+
+    def reach(self, images: NDArray[np.uint8], thresholds: Thresholds, turns: Sequence[Turn]) -> list[Reached]:
+        """What the mean answer over the views of each image reaches; images and errors as for a call.
+
+        Args:
+            images: uint8 (N, 1, H, W).
+            thresholds: one value for each class.
+            turns: the views in which the network sees each image, 2^n of them, summed in pairs of neighbours.
         """
 
 
