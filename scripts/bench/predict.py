@@ -244,10 +244,11 @@ def class_maps(runtime: Runtime, settings: Settings, images: list[FoundImage]) -
 
 
 def pooled_dice(found: list[NDArray[np.uint8]], expected: list[NDArray[np.uint8]]) -> float:
-    """Dice of all classes and images together."""
+    """Dice of all classes and images together; nan if nothing was found."""
     pairs = list(zip(found, expected, strict=True))
     both = sum(np.count_nonzero((one == other) & (one > 0)) for one, other in pairs)
-    return 2 * both / max(1, sum(np.count_nonzero(one) + np.count_nonzero(other) for one, other in pairs))
+    total = sum(np.count_nonzero(one) + np.count_nonzero(other) for one, other in pairs)
+    return 2 * both / total if total else float("nan")
 
 
 def on_device(options: argparse.Namespace, folder: Path) -> None:
@@ -262,10 +263,10 @@ def on_device(options: argparse.Namespace, folder: Path) -> None:
     given = options.model and find_model(options.model)
     model = given or random_bundle(folder / "random.safetensors", options.encoder, images)
     runtime, info = load_runtime(model, options.device, "torch")
-    settings = Settings.of(info)
+    settings = Settings.of(info, tta="none")  # the textbook script has one view, too
     null = (NullCard if isinstance(runtime, ThresholdingRuntime) else NullNetwork)(runtime)
     many = [replace(found, image_id=f"{k}/{found.image_id}") for k in range(options.repeat) for found in images]
-    predict(model, images, folder / "first", device=options.device, runtime="torch")
+    predict(model, images, folder / "first", device=options.device, runtime="torch", tta="none")
     pixels = [image_files.decode(found.path).pixels for found in images]
     pixels = [one for one in pixels if one.shape == pixels[0].shape]
 
@@ -273,11 +274,9 @@ def on_device(options: argparse.Namespace, folder: Path) -> None:
     for number in range(options.rounds + 1):
         encoder = info.recipe.model.encoder
         masks = folder / "first" / "masks"
-        rates = (
-            {}
-            if options.no_textbook
-            else {TEXTBOOK: textbook_rate(folder / "images", masks, encoder, len(images), options.device)}
-        )
+        rates: dict[str, float] = {}
+        if not options.no_textbook:
+            rates[TEXTBOOK] = textbook_rate(folder / "images", masks, encoder, len(images), options.device)
         rates |= alone_rates(runtime, pixels, [int(size) for size in options.batches.split(",")])
         for name, one in {"line with a null network": null, "predict": runtime}.items():
             rates[name] = len(many) / run_pipeline(one, settings, many, folder / "out")
