@@ -57,7 +57,7 @@ def make_loader(stage: Stage, accelerator: Accelerator, images: Images, part: Pa
     on_gpu = accelerator.device.type == "cuda"
     can_fork = sys.platform == "linux"  # macOS has fork, but its libraries are not fork-safe
     # On a CPU, workers would compete with the network for cores.
-    automatic = min(8, cores()) if on_gpu and can_fork else 0
+    automatic = min(16, cores()) if on_gpu and can_fork else 0
     workers = automatic if recipe.data.workers == "auto" else recipe.data.workers
     stage = replace(stage, batch_size=min(stage.batch_size, max(1, len(sampler) // accelerator.num_processes)))
     loader = DataLoader(

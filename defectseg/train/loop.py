@@ -204,7 +204,7 @@ def _step(run: Run, batch: Batch) -> LossParts:
         with run.accelerator.autocast():
             mask_logits, gate_logits = run.prepared(images, full_size=not run.recipe.loss.at_input_scale)
         parts = segmentation_loss(
-            mask_logits.float(),
+            mask_logits.to(torch.float32, memory_format=torch.contiguous_format),  # the layout of the masks
             None if gate_logits is None else gate_logits.float(),
             batch.masks,
             batch.ignore,

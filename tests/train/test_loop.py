@@ -1,16 +1,20 @@
 """The loop: what a log line says, the time budget, stages, averages, and what goes wrong in a step."""
 
+import os
+import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from defectseg.config import load_recipe
 from defectseg.errors import ResourceError
 from defectseg.evaluate.metrics import PairCounts, summarise
+from defectseg.model import losses
 from defectseg.model.bundle import read_bundle
 from defectseg.model.info import Thresholds
 from defectseg.model.losses import segmentation_loss
@@ -354,3 +358,106 @@ def test_gradients_are_accumulated_over_several_steps(timed: Start, out: Path) -
     assert checkpoint["state"]["step"] == 2 * 8
     assert {int(state["step"]) for state in checkpoint["optimizer"]["state"].values()} == {2 * 2}
     assert int(checkpoint["ema"]["n_averaged"]) == 2 * 2
+
+
+# How often a step waits for the device
+
+
+class _Waits(TorchDispatchMode):
+    """Counts the operations whose result a GPU's host has to wait for."""
+
+    OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __init__(self, on_cpu: torch.Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.on_cpu, self.count = on_cpu, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        boolean = name == "index" and any(one is not None and one.dtype == torch.bool for one in args[1])
+        self.count += boolean or (name in self.OPERATIONS and args[0] is not self.on_cpu)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lovasz_from", [0.0, 1.0], ids=["Lovasz", "Dice"])
+def test_steps_do_not_wait_for_the_device_until_losses_are_read(
+    timed: Start, out: Path, monkeypatch: pytest.MonkeyPatch, lovasz_from: float
+) -> None:
+    """The counter of the moving average lies on the CPU, also when training on a GPU."""
+    counts: list[int] = []
+    step, read = loop._step, loop._Losses.read
+
+    def counted(run: Run, batch: Any) -> Any:
+        assert run.ema is not None
+        with _Waits(run.ema.n_averaged) as waits:
+            parts = step(run, batch)
+        counts.append(waits.count)
+        return parts
+
+    monkeypatch.setattr(loop, "_step", counted)
+    monkeypatch.setattr(loop, "steps_per_look", lambda device: 3)
+    monkeypatch.setattr(losses, "_ranks_needed", lambda errors: errors.shape[1])  # as on a GPU
+    readings: list[int] = []
+
+    def note(unread: Any) -> None:
+        readings.append(len(unread.unread))
+        read(unread)
+
+    monkeypatch.setattr(loop._Losses, "read", note)
+    weights = "loss.positive_weights=[2.0,2.0,1.0,1.5]"
+    timed("training.epochs=1", "training.ema_decay=0.9", f"loss.lovasz_from={lovasz_from}", weights)
+    assert counts == [0, 0, 0, 0]
+    assert readings == [3, 1], "each third step, and at the end of the epoch"
+
+
+def test_losses_that_are_read_late_add_up_to_the_same(timed: Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    histories: list[list[dict[str, Any]]] = []
+    texts: list[list[str]] = []
+    for steps in (1, 3):
+        monkeypatch.setattr(loop, "steps_per_look", lambda device, steps=steps: steps)
+        told: list[str] = []
+        timed(out=out / str(steps), progress=lambda done, total, text, told=told: told.append(text))
+        histories.append(read_history(out / f"{steps}/metrics.jsonl"))
+        texts.append(told[:4])
+    for early, late in zip(*histories, strict=True):
+        for key in ("loss", "bce", "dice", "lovasz", "gate", "val"):
+            assert early[key] == late[key]
+    assert texts[1] == ["epoch 1/2", "epoch 1/2", texts[0][2], texts[0][2]]
+
+
+def test_a_loss_that_is_not_finite_and_read_late_is_named_exactly_and_nothing_is_saved_after_it(
+    timed: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Sequence[str]] = []
+    step = loop._step
+
+    def spoil(run: Run, batch: Any) -> Any:
+        seen.append(batch.image_ids)
+        parts = step(run, batch)
+        return parts if len(seen) < 6 else replace(parts, total=parts.total * float("nan"))
+
+    monkeypatch.setattr(loop, "_step", spoil)
+    monkeypatch.setattr(loop, "steps_per_look", lambda device: 3)
+    with pytest.raises(ResourceError) as caught:
+        timed("training.epochs=3")
+    assert f"the loss became nan at step 6, on {', '.join(seen[5])}." in str(caught.value)
+    assert len(seen) == 7
+    assert _checkpoint(out)["state"]["step"] == 4, "as the first epoch left it"
+
+
+def test_a_signal_between_two_readings_saves_all_losses_so_far(
+    timed: Start, out: Path, go_on: GoOn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "steps_per_look", lambda device: 3)
+
+    def interrupt(done: int, total: int, text: str) -> None:
+        if done == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        timed(progress=interrupt)
+    assert _checkpoint(out)["state"]["step"] == 6
+    go_on()
+    timed(out=out / "whole")
+    ended, whole = (read_history(folder / "metrics.jsonl")[-1]["loss"] for folder in (out, out / "whole"))
+    assert ended == whole
