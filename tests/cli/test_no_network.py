@@ -90,7 +90,7 @@ def test_no_command_opens_a_connection(data_folder: Path, trained_run: Path, tin
         ["train", tiny_recipe, "--data", data_folder, "--out", tmp_path / "run", "--device", "cpu"],
         ["evaluate", tmp_path / "run", "--data", data_folder, "--out", tmp_path / "evaluation"],
         ["tune", tmp_path / "run", "--data", data_folder],
-        ["export", trained_run, "--format", "openvino", "--out", tmp_path / "m.xml"],
+        ["export", trained_run, "--format", "openvino", "--data", data_folder, "--out", tmp_path / "m.xml"],
         ["predict", tmp_path / "m.xml", images, "--out", tmp_path / "openvino"],
         ["predict", tmp_path / "run", images, "--out", tmp_path / "torch", "--runtime", "torch", "--device", "cpu"],
     ]
