@@ -26,7 +26,7 @@ def _image(folder: Path, image_id: str, content: bytes = b"pixels") -> FoundImag
     path = folder / image_id
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    return FoundImage(image_id, path)
+    return FoundImage(image_id, str(path))
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_the_notes_tell_the_names_of_pictures_whose_image_has_too_long_a_name(tm
 
 def test_the_row_of_a_folder_that_could_not_be_listed_goes_once_its_images_come(tmp_path: Path) -> None:
     image = _image(tmp_path / "in", "sub/a.jpg")
-    locked = FoundImage("sub", tmp_path / "in" / "sub", "cannot be listed")
+    locked = FoundImage("sub", str(tmp_path / "in" / "sub"), "cannot be listed")
     with output_folder(tmp_path / "out", KEY) as output:
         assert output.pending([locked]) == [locked]
         output.write(_record(locked, status="unreadable"), {})
