@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
@@ -51,7 +51,7 @@ class FoundImage:
 
 def find_images(
     inputs: Sequence[Path],
-    listed: Sequence[Path] = (),
+    listed: Iterable[Path] = (),
     *,
     recursive: bool = True,
     skip: Path | None = None,
@@ -92,7 +92,7 @@ def find_images(
         search.log_passed_over()
     images = _with_valid_ids(sorted(_name_apart(search.found)))
     if not images:
-        names = ", ".join(map(str, [*inputs, *listed][:3])) or "an empty list of inputs"
+        names = ", ".join(map(str, inputs[:3])) or "the list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
         why = f" {skip} is left out, since results go there: choose another output folder for images in it."
         raise DataError(f"No image in {names}{where}. Files that count end in {_SUFFIXES}.{why if skip else ''}")
@@ -115,7 +115,7 @@ class _Search:
     """
 
     def __init__(self, recursive: bool, skip: Path | None) -> None:
-        self.found: dict[Path, list[FoundImage]] = defaultdict(list)
+        self.found: dict[str, list[FoundImage]] = defaultdict(list)
         self._recursive = recursive
         self._skip = None if skip is None else f"{os.path.realpath(skip)}{os.sep}"
         self._seen: dict[str, set[str]] = defaultdict(set)  # folder -> names of its files, and "" for itself
@@ -124,8 +124,9 @@ class _Search:
 
     def add(self, given: Path, *, listed: bool = False) -> None:
         """Add a file, or the images below a folder; if `listed`, without looking whether an image exists."""
-        whole = Path(os.path.abspath(given))  # noqa: PTH100  # keeps links: the user chose their names
-        is_named_so = _suffix(given.name) in IMAGE_SUFFIXES
+        file = str(given)
+        whole = os.path.abspath(file)  # noqa: PTH100  # keeps links: the user chose their names
+        is_named_so = given.suffix.lower() in IMAGE_SUFFIXES
         fault = ""
         if not (listed and is_named_so):
             if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises PermissionError
@@ -135,10 +136,11 @@ class _Search:
                 fault = f"{escaped(given)}: no such file or folder, or no permission to see it."
             elif not is_named_so:
                 fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_SUFFIXES}."
-        if self._is_new(self._real_folder(given.parent), whole.name):
-            self.found[whole.parent].append(FoundImage(whole.name, str(given), fault))
+        folder, name = os.path.split(whole)
+        if self._is_new(self._real_folder(os.path.dirname(file)), name):  # noqa: PTH120  # Path is slower by seconds
+            self.found[folder].append(FoundImage(name, file, fault))
 
-    def _add_folder(self, base: Path, whole: Path) -> None:
+    def _add_folder(self, base: Path, whole: str) -> None:
         """Add the images of a folder and, if recursive, its subfolders. Links to folders come last."""
         folders, links = deque([base]), deque[Path]()
         while folders or links:
@@ -151,7 +153,7 @@ class _Search:
                 entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError as error:
                 fault = f"{escaped(folder)}: the folder cannot be listed ({error.strerror}). Check its permissions."
-                owner, name = (whole, prefix[:-1]) if prefix else (whole.parent, whole.name)
+                owner, name = (whole, prefix[:-1]) if prefix else os.path.split(whole)
                 self.found[owner].append(FoundImage(name, str(folder), fault))
                 continue
             for entry in entries:
@@ -175,9 +177,9 @@ class _Search:
             log.info("passed over for their suffix: %s", ", ".join(told))
 
     def _is_new(self, folder: str, name: str = "") -> bool:
-        """Whether a file, or the folder itself, is seen for the first time and not in `skip`; `folder` without links."""
+        """Whether a file of a folder (real path) or the folder itself is new, and not in `skip`."""
         names = self._seen[folder]
-        is_new = name not in names and not (self._skip and os.path.join(folder, name).startswith(self._skip))  # noqa: PTH118
+        is_new = name not in names and not (self._skip and f"{folder}{os.sep}{name}".startswith(self._skip))
         names.add(name)
         return is_new
 
@@ -202,14 +204,14 @@ def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
     return sorted(valid)
 
 
-def _name_apart(found: Mapping[Path, Sequence[FoundImage]]) -> list[FoundImage]:
+def _name_apart(found: Mapping[str, Sequence[FoundImage]]) -> list[FoundImage]:
     """Give every image its ImageId: relative to its input or, if names clash, to the folder that all inputs share."""
     images = [image for relatives in found.values() for image in relatives]
     if len({image.image_id for image in images}) == len(images):
         return images
-    shared = len(os.path.commonprefix([base.parts for base in found]))  # noqa: RUF071 - of parts, not of letters
+    shared = len(os.path.commonprefix([Path(base).parts for base in found]))  # noqa: RUF071 - of parts, not of letters
     return [
-        replace(image, image_id="/".join([*base.parts[shared:], image.image_id]))
+        replace(image, image_id="/".join([*Path(base).parts[shared:], image.image_id]))
         for base, relatives in found.items()
         for image in relatives
     ]

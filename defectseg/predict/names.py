@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import PurePosixPath
 
 from defectseg.predict.tables import PICTURES
@@ -18,7 +18,7 @@ def output_names(image_ids: Iterable[str]) -> Mapping[str, str]:
     may also clash with the folder of another ("a.png" and "a.jpg/b.png"). If a name is too long for file systems, a
     hash replaces its end.
     """
-    names = _Names(sorted(set(image_ids)))
+    names = _Names([one for one, _ in groupby(sorted(image_ids))])
     folders = {folder.casefold() for folder in folders_of(names.values())}
     barred = [folder.removesuffix(end) for folder in folders for end in PICTURES.values() if folder.endswith(end)]
     while True:

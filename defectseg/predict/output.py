@@ -249,7 +249,7 @@ class OutputFolder:
         self._names = names
 
     def _is_done(self, image: FoundImage) -> bool:
-        """Whether the journal has the result of this image as it is now, with its pictures: one `stat` for each file."""
+        """Whether the journal has the result of the image as it is, and its pictures are there: one `stat` a file."""
         if image.fault or image.image_id not in self.journal.image_ids:
             return False
         record = self.journal.record(image.image_id)

@@ -189,11 +189,16 @@ def test_of_a_list_names_of_images_are_believed_without_a_look_at_each(
     names = [f"{folder}/{number}.jpg" for folder in "ab" for number in range(50)]
     touch(tmp_path, *names)
     looked: list[Any] = []
+
+    def noting(real: Any) -> Any:
+        def look(path: Any, *arguments: Any, **options: Any) -> Any:
+            looked.append(path)
+            return real(path, *arguments, **options)
+
+        return look
+
     for asked in ("stat", "lstat"):
-        real = getattr(os, asked)
-        monkeypatch.setattr(
-            os, asked, lambda path, *args, real=real, **kw: (looked.append(path), real(path, *args, **kw))[1]
-        )
+        monkeypatch.setattr(os, asked, noting(getattr(os, asked)))
     found = find_images([], [tmp_path / name for name in names], keep_faulty=True)
     monkeypatch.undo()
     assert [image.path for image in found] == sorted(tmp_path / name for name in names)

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
@@ -176,6 +177,27 @@ def test_pictures_that_are_gone_or_empty_are_made_again(tmp_path: Path, images: 
 
     assert _process(tmp_path / "out", images) == ["a.jpg", "b.jpg"]
     assert _tree(tmp_path / "out" / "overlays") == before
+
+
+def test_a_continued_folder_looks_once_at_each_recorded_file_and_a_fresh_one_at_none(
+    tmp_path: Path, images: list[FoundImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, real, looked = tmp_path / "out", os.stat, list[str]()
+
+    def stat(path: Any, **options: Any) -> Any:
+        looked.append(str(path))
+        return real(path, **options)
+
+    def pending() -> tuple[list[FoundImage], list[str]]:
+        with output_folder(root, KEY) as output, monkeypatch.context() as patch:
+            looked.clear()
+            patch.setattr(os, "stat", stat)
+            return output.pending(images), sorted(looked)
+
+    assert pending() == (images, [])
+    _process(root, images)
+    pictures = [root / kind for kind in ("masks/a.png", "masks/b.png", "overlays/a.jpg", "overlays/b.jpg")]
+    assert pending() == ([], sorted(map(str, [*(image.path for image in images), *pictures])))
 
 
 def test_an_image_that_has_become_unreadable_loses_its_pictures(tmp_path: Path, images: list[FoundImage]) -> None:
