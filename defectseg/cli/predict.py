@@ -3,7 +3,7 @@
 import glob
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -101,17 +101,17 @@ def predict(
     raise typer.Exit(exit_code_of(run, fail_on_defect=fail_on_defect, fail_on_blank=fail_on_blank))
 
 
-def expand(inputs: Sequence[str]) -> tuple[list[Path], list[Path]]:
+def expand(inputs: Sequence[str]) -> tuple[list[Path], Iterator[Path]]:
     """The paths that the arguments name, with patterns expanded; and the paths that `-` reads from standard input."""
     paths: list[Path] = []
-    listed: list[Path] = []
+    lines: Iterable[bytes] = ()
     for entry in inputs:
         if not entry.strip():
             raise UsageError("an INPUT is empty, perhaps a shell variable that is not set. Name a folder or an image.")
         if entry == "-":
-            listed += [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
+            lines = sys.stdin.buffer
         elif not Path(entry).exists() and glob.has_magic(entry):
             paths += [Path(match) for match in sorted(glob.glob(entry, recursive=True))] or [Path(entry)]  # noqa: PTH207
         else:
             paths.append(Path(entry))
-    return paths, listed
+    return paths, (Path(os.fsdecode(line.rstrip(b"\r\n"))) for line in lines if line.strip())

@@ -1,18 +1,19 @@
 """Find copies among images, even if they are turned, mirrored, re-encoded, slightly resized, relit or blended.
 
-Candidates come from thumbnails: matrix products compare all pairs in all eight turns. Each candidate is then verified
-on the 128 x 128 grain of `descriptors`. The whitened correlation of the two pictures is computed at every shift by FFT.
-They are copies if it has a single peak, at a shift of a few cells at most, far above all other shifts. Unlike images
-have no such peak. The patterns of chequer plates and streaks repeat, so that their peak has rivals. Figures:
-docs/benchmarks.md.
+Candidates come from thumbnails: matrix products compare all pairs in all eight turns. If images are many, only pairs
+that an index finds are compared, so that the time grows about linearly with their number. Each candidate is then
+verified on the 128 x 128 grain of `descriptors`. The whitened correlation of the two pictures is computed at every
+shift by FFT. They are copies if it has a single peak, at a shift of a few cells at most, far above all other shifts.
+Unlike images have no such peak. The patterns of chequer plates and streaks repeat, so that their peak has rivals.
+Figures: docs/benchmarks.md.
 """
 
 import hashlib
+import itertools
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from typing import Generic, TypeVar
 
 import cv2
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.copies.descriptors import DETAIL_CELLS, TURNS, Descriptors, Floats, turned, turned_back, whitened
+from defectseg.copies.index import Index
 from defectseg.machine import cores
 from defectseg.progress import Progress, silent
 
@@ -29,6 +31,7 @@ _LEAST_PEAK_TO_RIVAL = 1.8  # unlike images stay below 1.5, chequer plates in ph
 _LARGEST_SHIFT_CELLS = 3
 _PEAK_FOOT_CELLS = 5  # the slopes of the peak do not count as rivals
 _ASPECT_TOLERANCE = 0.12  # of the logarithm of height / width
+_MOST_PAIRS = 16_384**2  # of images, all of which are compared
 _ROWS, _COLUMNS = 1024, 4096  # of the correlation matrix at a time: 16 MiB
 _MOST_CANDIDATES = 16_384  # in one block and turn; the most alike are kept
 _MOST_MEMBERS = 64  # of a group of copies; in larger groups, pairs that are connected already are left out
@@ -118,7 +121,7 @@ def _identical(descriptors: Descriptors) -> dict[bytes, list[int]]:
 
 def _pairs_between(members: Sequence[int], others: Sequence[int]) -> Iterator[Pair]:
     if len(members) * len(others) <= _MOST_MEMBERS**2:
-        yield from product(members, others)
+        yield from itertools.product(members, others)
     else:
         yield from ((member, others[0]) for member in members)
         yield from ((members[0], other) for other in others[1:])
@@ -148,16 +151,19 @@ class _Search:
             for column in range(0, len(self.columns), _COLUMNS)
             if not self.within or column + _COLUMNS > row
         ]
+        is_large = len(self.rows) * len(self.columns) > _MOST_PAIRS
+        steps = self._indexed_candidates() if is_large else itertools.starmap(self._candidates, blocks)
+        of = sum(tables for _, tables, _ in _INDEXED) if is_large else len(blocks)
         found: dict[Pair, Copy] = {}
         with ThreadPoolExecutor(max_workers=cores()) as pool:
-            for done, (row, column) in enumerate(blocks, start=1):
-                candidates = [one for one in self._candidates(row, column) if not self._is_connected(one)]
+            for done, step in enumerate(steps, start=1):
+                candidates = [one for one in step if not self._is_connected(one)]
                 for copy in filter(None, pool.map(self._verify, candidates, chunksize=64)):
                     best = found.get((copy.first, copy.second))
                     if best is None or copy.score > best.score:
                         found[copy.first, copy.second] = copy
                     self.groups.join((0, copy.first), (0 if self.within else 1, copy.second))
-                progress(done, len(blocks))
+                progress(done, of)
         return list(found.values())
 
     def _candidates(self, row: int, column: int) -> list[tuple[int, int, str]]:
@@ -184,6 +190,31 @@ class _Search:
             ]
         return candidates
 
+    def _indexed_candidates(self) -> Iterator[list[tuple[int, int, str]]]:
+        """The same, for each table of an index, without the pairs of thumbnails that share no cell of it."""
+        thumbs, other_thumbs = self.descriptors.thumb[self.rows], self.others.thumb[self.columns]
+        aspects, other_aspects = self.descriptors.log_aspect[self.rows], self.others.log_aspect[self.columns]
+        places = np.arange(thumbs[0].size).reshape(thumbs.shape[1:])
+        views = np.stack([turned(places, turn).ravel() for turn in TURNS])
+        flat, other_flat = (one.reshape(len(one), -1) for one in (thumbs, other_thumbs))
+        known = np.zeros(0, np.int64)
+        for change, tables, most_unequal in _INDEXED:
+            others = None if self.within else change(other_flat)
+            index = Index(change(flat), others, views, most_unequal)
+            index.known = known
+            for first, second, view in index.pairs(tables):
+                fitting = np.where(view % 2, -other_aspects[second], other_aspects[second])
+                wanted = np.abs(aspects[first] - fitting) <= _ASPECT_TOLERANCE
+                for start in range(0, len(first), _COLUMNS):
+                    block = slice(start, start + _COLUMNS)
+                    own = flat[first[block]].astype(np.float32)
+                    turned_others = np.take_along_axis(other_flat[second[block]], views[view[block]], axis=1)
+                    wanted[block] &= np.einsum("nd,nd->n", own, turned_others) >= _LEAST_THUMB_CORRELATION
+                names = [TURNS[number] for number in view[wanted]]
+                rows, columns = self.rows[first[wanted]].tolist(), self.columns[second[wanted]].tolist()
+                yield list(zip(rows, columns, names, strict=True))
+            known = index.known
+
     def _is_connected(self, candidate: tuple[int, int, str]) -> bool:
         """Whether both images are in one group that is large enough to need no further pair."""
         one, other = (0, candidate[0]), (0 if self.within else 1, candidate[1])
@@ -202,6 +233,20 @@ def _comparable(descriptors: Descriptors, indices: Sequence[int]) -> NDArray[np.
     """The indices of images that have structure, sorted by aspect."""
     chosen = np.array([index for index in indices if descriptors.thumb[index].any()], np.intp)
     return chosen[np.argsort(descriptors.log_aspect[chosen], kind="stable")]
+
+
+def _smoothed(thumbs: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Thumbnails, float16 (n, 1024), whose strongest values stay in place under a shift by half a cell."""
+    smoothed = np.empty_like(thumbs)
+    for thumb, one in zip(thumbs, smoothed, strict=True):
+        blurred = np.asarray(cv2.GaussianBlur(thumb.astype(np.float32).reshape(32, -1), (3, 3), 0), np.float32)
+        one[:] = blurred.ravel() / np.linalg.norm(blurred)
+    return smoothed
+
+
+# What an index holds of the thumbnails, how many tables it has, and the largest share of unequal signs. Blends and
+# changes of light need the thumbnails themselves, shifts the smoothed ones.
+_INDEXED = ((np.asarray, 320, 0.46), (_smoothed, 160, 0.40))
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def score_images(
             visit(scored)
         return count_pairs(image_id, masks, truth, ignore), one.decoded.brightest16
 
-    images = [FoundImage(image_id, folder.image_path(image_id)) for image_id in image_ids]
+    images = [FoundImage(image_id, str(folder.image_path(image_id))) for image_id in image_ids]
     counts: Counts = {}
     unreadable: list[Unreadable] = []
     brightest: Counter[int | None] = Counter()

@@ -4,8 +4,9 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path, PurePath
 
@@ -27,25 +28,30 @@ _SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
 _UNFIT_FOR_AN_IMAGE_ID = re.compile(UNFIT_CHARACTERS)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class FoundImage:
     """An image file and its name within the run.
 
     Attributes:
         image_id: ImageId, the POSIX path relative to the input folder, with its suffix.
-        path: the file.
-        fault: "", or why the image is unreadable, known before it is opened; `path` may then be a folder that cannot be
-            listed, or nothing at all.
+        file: path of the file, as text: a `Path` would take four times the memory, in each of perhaps a million.
+        fault: "", or why the image is unreadable, known before it is opened; the path may then be that of a folder
+            that cannot be listed, or of nothing at all.
     """
 
     image_id: str
-    path: Path
+    file: str
     fault: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.file)
 
 
 def find_images(
     inputs: Sequence[Path],
-    listed: Sequence[Path] = (),
+    listed: Iterable[Path] = (),
     *,
     recursive: bool = True,
     skip: Path | None = None,
@@ -59,11 +65,12 @@ def find_images(
     Links to folders are followed once. Hidden files are skipped. Files with another suffix are counted and logged.
 
     An image is faulty if its name cannot be an ImageId (it gets one from `escaped`), or if it is a subfolder that
-    cannot be listed, or if it is in `listed` and does not exist or has another suffix.
+    cannot be listed, or if it is in `listed` and has another suffix and is no folder.
 
     Args:
         inputs: folders and files.
-        listed: more folders and files, from a list that may be out of date.
+        listed: more folders and files, from a list that may be long and out of date: a name that ends like that of an
+            image is taken for an image, and whether it exists is only known once it is opened.
         recursive: search subfolders.
         skip: a folder to leave out, with everything below it (the output folder).
         keep_faulty: also return faulty images.
@@ -80,12 +87,12 @@ def find_images(
         if image.fault and image.path in inputs:
             raise DataError(image.fault)
     for given in listed:
-        search.add(given)
+        search.add(given, listed=True)
     if tell:
         search.log_passed_over()
     images = _with_valid_ids(sorted(_name_apart(search.found)))
     if not images:
-        names = ", ".join(map(str, [*inputs, *listed][:3])) or "an empty list of inputs"
+        names = ", ".join(map(str, inputs[:3])) or "the list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
         why = f" {skip} is left out, since results go there: choose another output folder for images in it."
         raise DataError(f"No image in {names}{where}. Files that count end in {_SUFFIXES}.{why if skip else ''}")
@@ -108,41 +115,46 @@ class _Search:
     """
 
     def __init__(self, recursive: bool, skip: Path | None) -> None:
-        self.found: dict[Path, list[FoundImage]] = defaultdict(list)
+        self.found: dict[str, list[FoundImage]] = defaultdict(list)
         self._recursive = recursive
         self._skip = None if skip is None else f"{os.path.realpath(skip)}{os.sep}"
-        self._seen: set[str] = set()
+        self._seen: dict[str, set[str]] = defaultdict(set)  # folder -> names of its files, and "" for itself
         self._passed_over: Counter[str] = Counter()
+        self._real_folder = lru_cache(maxsize=1024)(os.path.realpath)
 
-    def add(self, given: Path) -> None:
-        """Add a file, or the images below a folder."""
-        whole = Path(os.path.abspath(given))  # noqa: PTH100  # keeps links: the user chose their names
-        if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises PermissionError
-            self._add_folder(given, whole)
-            return
+    def add(self, given: Path, *, listed: bool = False) -> None:
+        """Add a file, or the images below a folder; if `listed`, without looking whether an image exists."""
+        file = str(given)
+        whole = os.path.abspath(file)  # noqa: PTH100  # keeps links: the user chose their names
+        is_named_so = given.suffix.lower() in IMAGE_SUFFIXES
         fault = ""
-        if not os.path.lexists(given):
-            fault = f"{escaped(given)}: no such file or folder, or no permission to see it."
-        elif _suffix(given.name) not in IMAGE_SUFFIXES:
-            fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_SUFFIXES}."
-        if self._is_new(os.path.realpath(given.parent) + os.sep + whole.name):
-            self.found[whole.parent].append(FoundImage(whole.name, given, fault))
+        if not (listed and is_named_so):
+            if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises PermissionError
+                self._add_folder(given, whole)
+                return
+            if not os.path.lexists(given):
+                fault = f"{escaped(given)}: no such file or folder, or no permission to see it."
+            elif not is_named_so:
+                fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_SUFFIXES}."
+        folder, name = os.path.split(whole)
+        if self._is_new(self._real_folder(os.path.dirname(file)), name):  # noqa: PTH120  # Path is slower by seconds
+            self.found[folder].append(FoundImage(name, file, fault))
 
-    def _add_folder(self, base: Path, whole: Path) -> None:
+    def _add_folder(self, base: Path, whole: str) -> None:
         """Add the images of a folder and, if recursive, its subfolders. Links to folders come last."""
         folders, links = deque([base]), deque[Path]()
         while folders or links:
             folder = (folders or links).popleft()
             real = os.path.realpath(folder)  # Path.resolve fails on links in a circle
-            if not self._is_new(real + os.sep):
+            if not self._is_new(real):
                 continue
             prefix = "" if folder == base else f"{folder.relative_to(base).as_posix()}/"
             try:
                 entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError as error:
                 fault = f"{escaped(folder)}: the folder cannot be listed ({error.strerror}). Check its permissions."
-                owner, name = (whole, prefix[:-1]) if prefix else (whole.parent, whole.name)
-                self.found[owner].append(FoundImage(name, folder, fault))
+                owner, name = (whole, prefix[:-1]) if prefix else os.path.split(whole)
+                self.found[owner].append(FoundImage(name, str(folder), fault))
                 continue
             for entry in entries:
                 if entry.name.startswith("."):
@@ -154,8 +166,8 @@ class _Search:
                 elif _suffix(entry.name) not in IMAGE_SUFFIXES:
                     self._passed_over[_suffix(entry.name)] += 1
                 # Broken links and irregular files are kept, so that they are reported as unreadable.
-                elif self._is_new(real + os.sep + entry.name):
-                    self.found[whole].append(FoundImage(prefix + entry.name, folder / entry.name))
+                elif self._is_new(real, entry.name):
+                    self.found[whole].append(FoundImage(prefix + entry.name, str(folder / entry.name)))
 
     def log_passed_over(self) -> None:
         """Log how many files have another suffix."""
@@ -164,10 +176,11 @@ class _Search:
             told = [f"{count} {escaped(suffix) or 'without a suffix'}" for suffix, count in counts]
             log.info("passed over for their suffix: %s", ", ".join(told))
 
-    def _is_new(self, real: str) -> bool:
-        """Whether a file, or a folder with a slash at its end, is seen for the first time and not in `skip`."""
-        is_new = real not in self._seen and not (self._skip and real.startswith(self._skip))
-        self._seen.add(real)
+    def _is_new(self, folder: str, name: str = "") -> bool:
+        """Whether a file of a folder (real path) or the folder itself is new, and not in `skip`."""
+        names = self._seen[folder]
+        is_new = name not in names and not (self._skip and f"{folder}{os.sep}{name}".startswith(self._skip))
+        names.add(name)
         return is_new
 
 
@@ -186,19 +199,19 @@ def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
             while image_id in taken:
                 image_id = image_id.replace("%", "%25", 1)
             taken.add(image_id)
-            image = replace(image, image_id=image_id, fault=image.fault or f"{escaped(image.path)}: {why}")
+            image = replace(image, image_id=image_id, fault=image.fault or f"{escaped(image.file)}: {why}")
         valid.append(image)
     return sorted(valid)
 
 
-def _name_apart(found: Mapping[Path, Sequence[FoundImage]]) -> list[FoundImage]:
+def _name_apart(found: Mapping[str, Sequence[FoundImage]]) -> list[FoundImage]:
     """Give every image its ImageId: relative to its input or, if names clash, to the folder that all inputs share."""
     images = [image for relatives in found.values() for image in relatives]
     if len({image.image_id for image in images}) == len(images):
         return images
-    shared = len(os.path.commonprefix([base.parts for base in found]))  # noqa: RUF071 - of parts, not of letters
+    shared = len(os.path.commonprefix([Path(base).parts for base in found]))  # noqa: RUF071 - of parts, not of letters
     return [
-        replace(image, image_id="/".join([*base.parts[shared:], image.image_id]))
+        replace(image, image_id="/".join([*Path(base).parts[shared:], image.image_id]))
         for base, relatives in found.items()
         for image in relatives
     ]

@@ -202,9 +202,9 @@ def _prediction(runtime: Runtime, decoded: DecodedImage, found: Segmentation) ->
 def _found(image: object, name: str = "image") -> FoundImage:
     """The image of an argument. An array is copied, since the caller may reuse it for the next image."""
     if isinstance(image, str | Path):
-        return FoundImage(str(image), Path(image))
+        return FoundImage(str(image), str(image))
     if isinstance(image, np.ndarray):
-        return GivenImage(name, Path(name), array=image.copy())
+        return GivenImage(name, name, array=image.copy())
     raise UsageError(
         f"an image is given as {type(image).__name__}; expected a path or a numpy array. "
         "A PIL image is turned into one by numpy.asarray(image.convert('L')); many() takes several."

@@ -76,10 +76,12 @@ class Journal:
             self._file.flush()
         self._offsets[record.image_id] = offset
 
-    def drop(self, image_id: str) -> None:
-        """Delete the record of an image."""
-        del self._offsets[image_id]
-        self._write_anew()
+    def drop(self, image_ids: Collection[str]) -> None:
+        """Delete the records of images."""
+        for image_id in image_ids:
+            del self._offsets[image_id]
+        if image_ids:
+            self._write_anew()
 
     def flush(self) -> None:
         """Wait until everything is on the disk. Raises ResourceError."""

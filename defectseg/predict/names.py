@@ -1,8 +1,8 @@
 """The names of overlays and class maps."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, pairwise
 from pathlib import PurePosixPath
 
 from defectseg.predict.tables import PICTURES
@@ -11,28 +11,50 @@ _LONGEST_NAME_BYTES = 255  # of a file or folder, on nearly every file system
 _LONGEST_PATH_BYTES = 2048  # of a picture within its folder; Linux allows 4096 for the whole path
 
 
-def output_names(image_ids: Iterable[str]) -> dict[str, str]:
+def output_names(image_ids: Iterable[str]) -> Mapping[str, str]:
     """ImageId -> name of its pictures without their suffix: the ImageId without its own suffix, unless names clash.
 
     Names that differ only by case clash too, since some file systems do not distinguish them. The picture of one image
     may also clash with the folder of another ("a.png" and "a.jpg/b.png"). If a name is too long for file systems, a
     hash replaces its end.
     """
-    ids = sorted(set(image_ids))
-    names = {image_id: _fitting(without_suffix(image_id)) for image_id in ids}
-    whole = {image_id: _fitting(image_id) for image_id in ids}
-    folders = {str(parent).casefold() for name in names.values() for parent in PurePosixPath(name).parents}
-    barred = {folder.removesuffix(end) for folder in folders for end in PICTURES.values() if folder.endswith(end)}
+    names = _Names([one for one, _ in groupby(sorted(image_ids))])
+    folders = {folder.casefold() for folder in folders_of(names.values())}
+    barred = [folder.removesuffix(end) for folder in folders for end in PICTURES.values() if folder.endswith(end)]
     while True:
-        counts = Counter(name.casefold() for name in names.values())
-        meeting = [
-            image_id
-            for image_id, name in names.items()
-            if name != whole[image_id] and (counts[name.casefold()] > 1 or name.casefold() in barred)
-        ]
+        taken = sorted(name.casefold() for name in names.values())
+        clashing = {one for one, other in pairwise(taken) if one == other}.union(barred)
+        meeting = [one for one, name in names.items() if one not in names.whole and name.casefold() in clashing]
         if not meeting:
             return names
-        names |= {image_id: whole[image_id] for image_id in meeting}  # may clash with others: "a.jpg" and "a.jpg.bmp"
+        names.whole.update(meeting)  # may clash with others: "a.jpg" and "a.jpg.bmp"
+
+
+class _Names(Mapping[str, str]):
+    """Names that are made when they are asked for, since those of a large folder would fill much memory.
+
+    Attributes:
+        whole: ImageIds that keep their suffix.
+    """
+
+    def __init__(self, image_ids: Sequence[str]) -> None:
+        self._image_ids = image_ids
+        self.whole: set[str] = set()
+
+    def __getitem__(self, image_id: str) -> str:
+        return _fitting(image_id if image_id in self.whole else without_suffix(image_id))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._image_ids)
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
+
+
+def folders_of(paths: Iterable[str]) -> set[str]:
+    """The folders that relative POSIX paths lie in, and those around them, but not the outermost."""
+    around = {path.rpartition("/")[0] for path in paths}
+    return {folder[:end] for folder in around for end, letter in enumerate(f"{folder}/") if letter == "/" and end}
 
 
 def without_suffix(image_id: str) -> str:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError
@@ -21,7 +21,7 @@ from defectseg.files import atomic_csv, resource_errors, result_folder, size_and
 from defectseg.image.find import FoundImage
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
-from defectseg.predict.names import output_names, without_suffix
+from defectseg.predict.names import folders_of, output_names, without_suffix
 from defectseg.predict.tables import OutputChoice, Record
 
 log = logging.getLogger(__name__)
@@ -143,17 +143,14 @@ class OutputFolder:
         self.choice = choice
         self.runs: list[dict[str, Any]] = []
         self._key = key
-        self._names: dict[str, str] = {}
+        self._names: Mapping[str, str] = {}
 
     def pending(self, images: Sequence[FoundImage]) -> list[FoundImage]:
         """The images without a result: new, changed since, unreadable before, or with a missing picture."""
         self._drop_folders(images)
         self._names = output_names(self.journal.image_ids)
         self._rename_pictures(output_names([*self.journal.image_ids, *(image.image_id for image in images)]))
-        given = {image.image_id: image for image in images}
-        known = (record for record in self.journal.records() if record.image_id in given)
-        done = {record.image_id for record in known if self._is_done(given[record.image_id], record)}
-        return [image for image in images if image.image_id not in done]
+        return [image for image in images if not self._is_done(image)]
 
     def add_run(self, computed_by: Mapping[str, str], *, started: str) -> None:
         """Record for run.json what computes the results of this run, and warn if it differs from the previous run.
@@ -236,34 +233,34 @@ class OutputFolder:
 
     def _drop_folders(self, images: Sequence[FoundImage]) -> None:
         """Drop the rows of folders that could not be listed before, but that now have images."""
-        folders = {str(parent) for image in images for parent in PurePosixPath(image.image_id).parents}
-        for image_id in folders.intersection(self.journal.image_ids):
-            if self.journal.record(image_id).status == tables.STATUS_UNREADABLE:
-                self.journal.drop(image_id)
+        recorded = folders_of(image.image_id for image in images).intersection(self.journal.image_ids)
+        self.journal.drop([one for one in recorded if self.journal.record(one).status == tables.STATUS_UNREADABLE])
 
-    def _rename_pictures(self, names: dict[str, str]) -> None:
+    def _rename_pictures(self, names: Mapping[str, str]) -> None:
         """Rename the pictures of images that have to keep their suffix from now on.
 
         The longest go first, since a name can only become that of a longer ImageId, which has to be renamed before.
         """
-        for image_id in sorted(self._names, key=len, reverse=True):
-            if self._names[image_id] != names[image_id]:
-                for kind in self.choice.pictures:
-                    old = self.picture_path(kind, image_id)
-                    if old.exists():
-                        old.replace(self.root / kind / (names[image_id] + tables.PICTURES[kind]))
+        for image_id in sorted((one for one, name in self._names.items() if name != names[one]), key=len, reverse=True):
+            for kind in self.choice.pictures:
+                old = self.picture_path(kind, image_id)
+                if old.exists():
+                    old.replace(self.root / kind / (names[image_id] + tables.PICTURES[kind]))
         self._names = names
 
-    def _is_done(self, image: FoundImage, record: Record) -> bool:
-        seen = record.image["size_bytes"], record.image["modified_ns"]
-        if record.status == tables.STATUS_UNREADABLE or image.fault or seen != size_and_time(image.path):
+    def _is_done(self, image: FoundImage) -> bool:
+        """Whether the journal has the result of the image as it is, and its pictures are there: one `stat` a file."""
+        if image.fault or image.image_id not in self.journal.image_ids:
             return False
-        pictures = [
-            self.picture_path(kind, image.image_id)
+        record = self.journal.record(image.image_id)
+        seen = record.image["size_bytes"], record.image["modified_ns"]
+        if record.status == tables.STATUS_UNREADABLE or seen != size_and_time(image.path):
+            return False
+        return all(
+            size_and_time(self.picture_path(kind, image.image_id))[0]
             for kind in self.choice.pictures
             if kind != tables.OVERLAYS or self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT)
-        ]
-        return all(path.is_file() and path.stat().st_size for path in pictures)
+        )
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

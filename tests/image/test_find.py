@@ -174,12 +174,36 @@ def test_of_a_list_what_is_gone_or_no_image_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     names = ("a.jpg", "sub", "gone.jpg", "gone/..", "loop/c.jpg", "notes.txt", "a\0.jpg", "y" * 5000)
     found = find_images([], [tmp_path / name for name in names], keep_faulty=True)
-    assert {image.image_id for image in found if not image.fault} == {"a.jpg", "b.jpg"}
+    assert {image.image_id for image in found if not image.fault} == {"a.jpg", "b.jpg", "gone.jpg", "c.jpg"}
     told = {image.image_id[:9]: image.fault.rpartition(": ")[2][:12] for image in found if image.fault}
     assert told == {
-        **dict.fromkeys(("gone.jpg", tmp_path.name[:9], "c.jpg", "a%00.jpg", "yyyyyyyyy"), "no such file"),
+        **dict.fromkeys((tmp_path.name[:9], "yyyyyyyyy"), "no such file"),
+        "a%00.jpg": "the name has",
         "notes.txt": "not an image",
     }
+
+
+def test_of_a_list_names_of_images_are_believed_without_a_look_at_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{folder}/{number}.jpg" for folder in "ab" for number in range(50)]
+    touch(tmp_path, *names)
+    looked: list[Any] = []
+
+    def noting(real: Any) -> Any:
+        def look(path: Any, *arguments: Any, **options: Any) -> Any:
+            looked.append(path)
+            return real(path, *arguments, **options)
+
+        return look
+
+    for asked in ("stat", "lstat"):
+        monkeypatch.setattr(os, asked, noting(getattr(os, asked)))
+    found = find_images([], [tmp_path / name for name in names], keep_faulty=True)
+    monkeypatch.undo()
+    assert [image.path for image in found] == sorted(tmp_path / name for name in names)
+    assert not [path for path in looked if str(path).endswith(".jpg")]
+    assert len(looked) < 50, "folders are looked up once"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no such files")

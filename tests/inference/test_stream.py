@@ -29,7 +29,7 @@ def _found(folder: Path, count: int, size_hw: tuple[int, int] = (16, 24)) -> lis
         sheet.flat[:number] = PIT
         path = folder / f"{number:03}.png"
         path.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
-        images.append(FoundImage(path.name, path))
+        images.append(FoundImage(path.name, str(path)))
     return images
 
 
@@ -90,10 +90,10 @@ def test_images_in_work_have_few_pixels_together(
     for size_hw in ((5, 66), (10, 50), (10, 51), (50, 50)):
         array, lock, counts = np.full(size_hw, STEEL, np.uint8), threading.Lock(), [0]
         path = tmp_path / f"a{suffix}"
-        image: FoundImage = GivenImage("a", path, array=array)
+        image: FoundImage = GivenImage("a", str(path), array=array)
         if suffix != "in memory":
             cv2.imwrite(str(path), array)
-            image = FoundImage("a", path)
+            image = FoundImage("a", str(path))
 
         def decode(*arguments: Any, counts: list[int] = counts, lock: Any = lock, **options: Any) -> None:
             with lock:

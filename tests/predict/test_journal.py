@@ -72,7 +72,7 @@ def test_a_later_record_replaces_an_earlier_one_whose_line_goes_when_the_journal
     assert _read(path) == expected
     assert path.read_bytes().count(b"\n") == 2
     journal = Journal(path)
-    journal.drop("a.jpg")
+    journal.drop(["a.jpg"])
     assert list(journal.records()) == expected[1:]
     journal.add(_record("c.jpg"))
     journal.close()

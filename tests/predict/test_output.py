@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ def _image(folder: Path, image_id: str, content: bytes = b"pixels") -> FoundImag
     path = folder / image_id
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    return FoundImage(image_id, path)
+    return FoundImage(image_id, str(path))
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_the_notes_tell_the_names_of_pictures_whose_image_has_too_long_a_name(tm
 
 def test_the_row_of_a_folder_that_could_not_be_listed_goes_once_its_images_come(tmp_path: Path) -> None:
     image = _image(tmp_path / "in", "sub/a.jpg")
-    locked = FoundImage("sub", tmp_path / "in" / "sub", "cannot be listed")
+    locked = FoundImage("sub", str(tmp_path / "in" / "sub"), "cannot be listed")
     with output_folder(tmp_path / "out", KEY) as output:
         assert output.pending([locked]) == [locked]
         output.write(_record(locked, status="unreadable"), {})
@@ -176,6 +177,27 @@ def test_pictures_that_are_gone_or_empty_are_made_again(tmp_path: Path, images: 
 
     assert _process(tmp_path / "out", images) == ["a.jpg", "b.jpg"]
     assert _tree(tmp_path / "out" / "overlays") == before
+
+
+def test_a_continued_folder_looks_once_at_each_recorded_file_and_a_fresh_one_at_none(
+    tmp_path: Path, images: list[FoundImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, real, looked = tmp_path / "out", os.stat, list[str]()
+
+    def stat(path: Any, **options: Any) -> Any:
+        looked.append(str(path))
+        return real(path, **options)
+
+    def pending() -> tuple[list[FoundImage], list[str]]:
+        with output_folder(root, KEY) as output, monkeypatch.context() as patch:
+            looked.clear()
+            patch.setattr(os, "stat", stat)
+            return output.pending(images), sorted(looked)
+
+    assert pending() == (images, [])
+    _process(root, images)
+    pictures = [root / kind for kind in ("masks/a.png", "masks/b.png", "overlays/a.jpg", "overlays/b.jpg")]
+    assert pending() == ([], sorted(map(str, [*(image.path for image in images), *pictures])))
 
 
 def test_an_image_that_has_become_unreadable_loses_its_pictures(tmp_path: Path, images: list[FoundImage]) -> None:
