@@ -393,7 +393,10 @@ def test_check_lowest_installs_each_lower_bound_and_cleans_up(stubs: Path, tmp_p
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", sorted(SCRIPTS.rglob("*.py")), ids=lambda path: path.name)
+OWN = [path for path in sorted(SCRIPTS.rglob("*.py")) if path.parent.name != "rivals"]
+
+
+@pytest.mark.parametrize("script", OWN, ids=lambda path: path.name)
 def test_each_benchmark_says_how_it_is_used(
     script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
