@@ -78,17 +78,20 @@ def _sum_class(
     true_areas_px = np.bincount(true_labels[truth])[1:]
     regions_px = np.zeros((len(true_areas_px), 1 + len(pixel_grid)), np.int32)
     regions_px[:, 0] = true_areas_px
+    window = box_of(probability >= np.float32(pixel_grid[0]))
+    probability, truth = probability[window], truth[window]
+    region_of_pixel = true_labels[window][truth] - 1
+    # Places of the few pixels that are labelled or ignored: to look for them at every threshold would take long.
+    true_places, ignored_places = np.flatnonzero(truth), np.flatnonzero(ignore[window])
     for row, threshold in enumerate(pixel_grid):
         mask = probability >= np.float32(threshold)
-        window = box_of(mask)  # it shrinks with every threshold
-        probability, mask, truth = probability[window], mask[window], truth[window]
-        ignore, true_labels = ignore[window], true_labels[window]
-        if mask.size == 0:
+        if not mask.any():
             break
         labels = _label(mask)
         areas_px = np.bincount(labels[mask])
-        np.maximum.at(regions_px[:, 1 + row], true_labels[truth] - 1, areas_px[labels[truth]].astype(np.int32))
-        ignored_px, both_px = (np.bincount(labels[pixels], minlength=len(areas_px)) for pixels in (ignore, truth))
+        of_true, of_ignored = labels.take(true_places), labels.take(ignored_places)
+        np.maximum.at(regions_px[:, 1 + row], region_of_pixel, areas_px[of_true].astype(np.int32))
+        ignored_px, both_px = (np.bincount(found, minlength=len(areas_px)) for found in (of_ignored, of_true))
         # How many of the minimum areas each region reaches; label 0 is the background.
         met = np.searchsorted(area_grid_px, areas_px[1:], side="right")
         for kind, px in enumerate((areas_px - ignored_px, both_px)):

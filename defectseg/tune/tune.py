@@ -173,7 +173,8 @@ def _gather(
     for models, image_ids in parts:
         if image_ids:
             network, info = load_runtime(models, device, runtime)
-            settings, visitors = Settings.of(info, tta=tta), (search.visit,)
+            # The search applies thresholds of its own to the answers, so none are applied before.
+            settings, visitors = Settings.of(info, tta=tta, classes=()), (search.visit,)
             score = score_images(
                 network, folder, image_ids, settings, visitors=visitors, keep_answers=True, progress=advance
             )
