@@ -163,6 +163,7 @@ def split(
     out: Annotated[Path | None, Option(help="Default: split.csv in DIR.", metavar="FILE")] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an existing file.")] = False,
     bit_depth: BitDepth = None,
+    max_pixels: MaxPixels = None,
     verbose: Verbose = False,
 ) -> None:
     """Divide the images into folds, and write split.csv.

@@ -114,6 +114,7 @@ def export_coco(
     out: NewFolder,
     polygons: Annotated[bool, Option("--polygons", help="Polygons, not run-lengths; holes are filled.")] = False,
     link: Link = False,
+    max_pixels: MaxPixels = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -128,7 +129,12 @@ def export_coco(
 
 @export_app.command("labelme")
 def export_labelme(
-    root: DataFolder, out: NewFolder, link: Link = False, json_output: Json = False, verbose: Verbose = False
+    root: DataFolder,
+    out: NewFolder,
+    link: Link = False,
+    max_pixels: MaxPixels = None,
+    json_output: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write the images with a JSON file of labelme beside each. Every mask stays exact.
 
@@ -147,6 +153,7 @@ def export_masks(
         bool, typer.Option("--per-class", help="Write masks/CLASS/STEM.png with 0 and 255 instead of class maps.")
     ] = False,
     link: Link = False,
+    max_pixels: MaxPixels = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -168,6 +175,7 @@ def export_yolo(
         Option(help="Fold of split.csv that becomes val. Default: its part val, else 0.", min=0, metavar="I"),
     ] = None,
     link: Link = False,
+    max_pixels: MaxPixels = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:

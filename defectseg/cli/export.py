@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from defectseg.cli.options import BitDepth, Json, Verbose, parse_size
+from defectseg.cli.options import BitDepth, Json, MaxPixels, Verbose, parse_size
 from defectseg.cli.show import print_json, shown
 from defectseg.errors import require_extra
 
@@ -34,6 +34,7 @@ def export(
         Option(help="Version of ONNX's operators, 18 to 23. Default: 18, which most runtimes read.", metavar="N"),
     ] = None,
     bit_depth: BitDepth = None,
+    max_pixels: MaxPixels = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace FILE.")] = False,
     json_output: Json = False,
     verbose: Verbose = False,
