@@ -36,10 +36,10 @@ _SPARE_BYTES = 64 * 2**20
 _LITTER = ("Thumbs.db", "desktop.ini")  # written by Windows; other systems hide theirs
 
 
-def size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path | str) -> tuple[int, int]:
     """Size in bytes and time of the last change in ns; (0, 0) where there is no such file."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116  # of very many files; to make a Path takes longer than the look
     except (OSError, ValueError):  # ValueError: a zero byte in the name
         return 0, 0
     return status.st_size, status.st_mtime_ns

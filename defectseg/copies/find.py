@@ -197,11 +197,10 @@ class _Search:
         places = np.arange(thumbs[0].size).reshape(thumbs.shape[1:])
         views = np.stack([turned(places, turn).ravel() for turn in TURNS])
         flat, other_flat = (one.reshape(len(one), -1) for one in (thumbs, other_thumbs))
-        known = np.zeros(0, np.int64)
+        seen: set[tuple[int, int, str]] = set()
         for change, tables, most_unequal in _INDEXED:
             others = None if self.within else change(other_flat)
             index = Index(change(flat), others, views, most_unequal)
-            index.known = known
             for first, second, view in index.pairs(tables):
                 fitting = np.where(view % 2, -other_aspects[second], other_aspects[second])
                 wanted = np.abs(aspects[first] - fitting) <= _ASPECT_TOLERANCE
@@ -212,8 +211,9 @@ class _Search:
                     wanted[block] &= np.einsum("nd,nd->n", own, turned_others) >= _LEAST_THUMB_CORRELATION
                 names = [TURNS[number] for number in view[wanted]]
                 rows, columns = self.rows[first[wanted]].tolist(), self.columns[second[wanted]].tolist()
-                yield list(zip(rows, columns, names, strict=True))
-            known = index.known
+                new = set(zip(rows, columns, names, strict=True)) - seen
+                seen |= new
+                yield sorted(new)
 
     def _is_connected(self, candidate: tuple[int, int, str]) -> bool:
         """Whether both images are in one group that is large enough to need no further pair."""

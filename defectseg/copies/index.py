@@ -38,13 +38,9 @@ class Index:
         views: intp (v, d): in view k, the values of the other vector are taken in the order `views[k]`. One of the
             views undoes it.
         most_unequal: largest share of values whose signs differ in a pair; half do so in unlike vectors.
-
-    Attributes:
-        known: keys of the pairs found so far. Another index of the same images can go on with them.
     """
 
     def __init__(self, vectors: Vectors, others: Vectors | None, views: Indices, most_unequal: float) -> None:
-        self.known = np.zeros(0, np.int64)
         self._within = others is None
         self._codes = _codes_of(vectors)
         self._other_codes = self._codes if others is None else _codes_of(others)
@@ -57,23 +53,19 @@ class Index:
         self._other_signs = [_signs_of(self._other_codes, view[shown]) for view in views]
 
     def pairs(self, tables: int) -> Iterator[Pairs]:
-        """For each of so many tables, the pairs not found before: indices of both vectors, and the view.
+        """For each of so many tables, the pairs that it finds: indices of both vectors, and the view.
 
-        A pair comes once in each view that it is found in; within one set, the first index is the smaller one.
+        A pair may come again. Within one set, the first index is the smaller one.
         """
-        sizes = (self._codes.shape[1], self._other_codes.shape[1], len(self._views))
         with ThreadPoolExecutor(cores()) as pool:
             for _ in range(tables):
                 places = self._rng.permutation(self._views.shape[1])[: _SETS * _PLACES].reshape(_SETS, _PLACES)
-                shuffled = self._rng.permutation(sizes[0])
+                shuffled = self._rng.permutation(self._codes.shape[1])
                 cells = _cells_of(self._codes, places)
                 order = shuffled[np.argsort(cells[shuffled], kind="stable")]
                 starts = np.concatenate([[0], np.cumsum(np.bincount(cells, minlength=2 ** (_SETS * _CELL_BITS)))])
-                found = pool.map(lambda view: self._pairs_in_view(view, places, order, starts), range(sizes[2]))  # noqa: B023
-                keys = np.unique(np.concatenate([np.ravel_multi_index(pairs, sizes) for pairs in found]))
-                new = np.setdiff1d(keys, self.known, assume_unique=True)
-                self.known = np.union1d(self.known, new)
-                first, second, views = np.unravel_index(new, sizes)
+                found = pool.map(lambda view: self._pairs_in_view(view, places, order, starts), range(len(self._views)))  # noqa: B023
+                first, second, views = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
                 yield first, second, views
 
     def _pairs_in_view(self, view: int, places: Indices, order: Indices, starts: Indices) -> Pairs:

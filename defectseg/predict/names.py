@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
-from pathlib import PurePosixPath
 
 from defectseg.predict.tables import PICTURES
 
@@ -59,11 +58,14 @@ def folders_of(paths: Iterable[str]) -> set[str]:
 
 def without_suffix(image_id: str) -> str:
     """An ImageId without its suffix."""
-    return image_id.removesuffix(PurePosixPath(image_id).suffix)
+    stem, _, suffix = image_id.rpartition("/")[2].rpartition(".")
+    return image_id.removesuffix(f".{suffix}") if stem and suffix else image_id
 
 
 def _fitting(name: str) -> str:
     """A path that is short enough for file systems, with room for the suffix of a picture."""
+    if 4 * len(name) < _LONGEST_NAME_BYTES - 4:  # as nearly all are: four bytes a letter, and a suffix
+        return name
     if len(name.encode()) > _LONGEST_PATH_BYTES:
         name = name.replace("/", "_")
     *folders, last = name.split("/")

@@ -149,7 +149,8 @@ class OutputFolder:
         """The images without a result: new, changed since, unreadable before, or with a missing picture."""
         self._drop_folders(images)
         self._names = output_names(self.journal.image_ids)
-        self._rename_pictures(output_names([*self.journal.image_ids, *(image.image_id for image in images)]))
+        if new := [image.image_id for image in images if image.image_id not in self.journal.image_ids]:
+            self._rename_pictures(output_names([*self.journal.image_ids, *new]))
         return [image for image in images if not self._is_done(image)]
 
     def add_run(self, computed_by: Mapping[str, str], *, started: str) -> None:
@@ -254,10 +255,10 @@ class OutputFolder:
             return False
         record = self.journal.record(image.image_id)
         seen = record.image["size_bytes"], record.image["modified_ns"]
-        if record.status == tables.STATUS_UNREADABLE or seen != size_and_time(image.path):
+        if record.status == tables.STATUS_UNREADABLE or seen != size_and_time(image.file):
             return False
         return all(
-            size_and_time(self.picture_path(kind, image.image_id))[0]
+            size_and_time(f"{self.root}/{kind}/{self._names[image.image_id]}{tables.PICTURES[kind]}")[0]
             for kind in self.choice.pictures
             if kind != tables.OVERLAYS or self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT)
         )
