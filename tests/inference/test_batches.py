@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ def _image(number: int, size_hw: tuple[int, int] = (HEIGHT, WIDTH)) -> NDArray[n
 
 
 def _given(arrays: Sequence[NDArray[np.uint8]]) -> list[GivenImage]:
-    return [GivenImage(str(number), Path(str(number)), array=array) for number, array in enumerate(arrays)]
+    return [GivenImage(str(number), str(number), array=array) for number, array in enumerate(arrays)]
 
 
 def _segmentation(one: Segmented) -> Segmentation:

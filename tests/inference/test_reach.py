@@ -2,7 +2,6 @@
 
 from contextlib import closing
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,7 +143,7 @@ def test_a_stream_lets_the_card_apply_thresholds_in_batches_that_shrink_when_mem
 
     network: Any = Small(5, shaded=True).eval()
     arrays = [few_levels((9, 9) if seed % 9 else (9, 40), seed) for seed in range(60)]  # some are larger than a tile
-    images = [GivenImage(str(number), Path(str(number)), array=array) for number, array in enumerate(arrays)]
+    images = [GivenImage(str(number), str(number), array=array) for number, array in enumerate(arrays)]
     thresholds = Thresholds(gate=(0.5,) * 3, pixel=(0.3, 0.5, 0.6), min_area_px=(0, 2, 4))
     settings = Settings(thresholds, tile_hw=(9, 12), tile_overlap_px=2, tta="turns")
 

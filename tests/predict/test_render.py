@@ -1,7 +1,5 @@
 """The pictures of one image."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -30,7 +28,7 @@ def test_pictures_show_the_steel_and_the_classes_pixel_by_pixel(defects: bool) -
     steel = random.integers(0, 256, (41, 73), dtype=np.uint8)
     probabilities = random.random((2, 41, 73), dtype=np.float32) * (1.0 if defects else 0.4)
     segmentation = segment(ImageAnswer(probabilities, np.ones(2, np.float32)), Thresholds.default(2))
-    one = Segmented(FoundImage("a.png", Path("a.png")), (0, 0), DecodedImage(steel, ()), segmentation)
+    one = Segmented(FoundImage("a.png", "a.png"), (0, 0), DecodedImage(steel, ()), segmentation)
 
     pictures = render(one, CLASSES, OutputChoice()).pictures
 
