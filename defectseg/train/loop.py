@@ -93,10 +93,7 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
     begun = fetched = time.monotonic()
     for batch in crops.loader:
         data_s += time.monotonic() - fetched
-        position, steps = done_before * len(crops) + state.batch, planned * len(crops)
-        factor = crops.stage.rate_share * rate_factor(position, steps, rates, warms_up=crops.stage.warms_up)
-        for group in run.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        factor = _set_rates(run, crops, done_before, planned)
         losses.add(_step(run, batch), batch.image_ids)
         state.step += 1
         state.batch += 1
@@ -196,6 +193,16 @@ def _stage_of(run: Run) -> tuple[StageLoader, int, int]:
     if run.state.epoch < first:
         return run.loaders[0], run.state.epoch, first
     return run.loaders[-1], run.state.epoch - first, run.recipe.training.second_stage.epochs
+
+
+def _set_rates(run: Run, crops: StageLoader, done_before: int, planned: int) -> float:
+    """Set the learning rates of the next step; returns their factor. Other arguments as `_stage_of` returns them."""
+    position, steps = done_before * len(crops) + run.state.batch, planned * len(crops)
+    rates, stage = run.recipe.optimizer, crops.stage
+    factor = stage.rate_share * rate_factor(position, steps, rates, warms_up=stage.warms_up)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return factor
 
 
 def _step(run: Run, batch: Batch) -> LossParts:
