@@ -179,7 +179,7 @@ class NullNetwork:
         self.known: dict[bytes, Any] = {}
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
-        answers = [self._recall(image, lambda batch: [self.runtime(batch)]) for image in images]
+        answers: list[Answer] = [self._recall(image, lambda batch: [self.runtime(batch)]) for image in images]
         if len(answers) == 1:
             return answers[0]
         return Answer(*(np.concatenate([getattr(one, name) for one in answers]) for name in ("probabilities", "gate")))
