@@ -18,6 +18,7 @@ from defectseg.machine import with_amx
 from defectseg.model.info import ModelInfo
 from defectseg.model.openvino_io import core, unmark
 from defectseg.runtime.base import Answer, memory_errors, wrong_size
+from defectseg.runtime.doubling import double_by_convolution
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ def _compile(model: openvino.Model | Models, options: Mapping[str, Any], shape: 
         raise wrong_size(list(given)[2:], shape)
     own.reshape(wanted)
     _check_memory(own, shape)
+    double_by_convolution(own)
     try:
         return _Compiled(core().compile_model(own, "CPU", options))
     except RuntimeError:
