@@ -7,6 +7,14 @@ from openvino import opset8
 _MOST_CHANNELS = 16  # the work grows with their square
 _TAPS = np.array([[1, 3, 0], [0, 3, 1]], np.float32) / 4  # for the pixel before the middle of an old one, and after it
 
+_HOW = {  # as PyTorch's bilinear interpolation is converted
+    "mode": "linear_onnx",
+    "coordinate_transformation_mode": "pytorch_half_pixel",
+    "shape_calculation_mode": "sizes",
+    "pads_begin": [0, 0, 0, 0],
+    "pads_end": [0, 0, 0, 0],
+}
+
 
 def double_by_convolution(model: openvino.Model) -> None:
     """Replace each bilinear enlargement to exactly twice the size by a convolution, in place; equal to 1e-6.
@@ -20,9 +28,8 @@ def double_by_convolution(model: openvino.Model) -> None:
     filters = np.einsum("ai,bj->abij", _TAPS, _TAPS).reshape(4, 3, 3)
     for node in (node for node in model.get_ordered_ops() if node.get_type_name() == "Interpolate"):
         batch, channels, height, width = node.get_input_shape(0)
-        how = node.get_attributes()
         if (
-            (how["mode"], how["coordinate_transformation_mode"]) != ("linear_onnx", "half_pixel")
+            not _HOW.items() <= node.get_attributes().items()
             or list(node.get_output_shape(0)) != [batch, channels, 2 * height, 2 * width]
             or channels > _MOST_CHANNELS
         ):

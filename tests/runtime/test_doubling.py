@@ -13,9 +13,8 @@ LOGITS = np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype(np.float32)
 def enlargement(size_hw: tuple[int, int]) -> openvino.Model:
     """A model that enlarges LOGITS to this size, as PyTorch's bilinear interpolation is converted."""
     x = opset11.parameter(LOGITS.shape, np.float32)
-    larger = opset11.interpolate(
-        x, np.array(size_hw), "linear_onnx", "sizes", coordinate_transformation_mode="half_pixel", axes=[2, 3]
-    )
+    how = {"pads_begin": [0] * 4, "pads_end": [0] * 4, "coordinate_transformation_mode": "pytorch_half_pixel"}
+    larger = opset11.interpolate(x, np.array(size_hw), "linear_onnx", "sizes", axes=[2, 3], **how)
     return openvino.Model([larger], [x])
 
 
