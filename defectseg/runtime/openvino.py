@@ -20,6 +20,7 @@ from defectseg.model.info import ModelInfo
 from defectseg.model.openvino_io import core, unmark
 from defectseg.runtime.base import Answer, memory_errors, wrong_size
 from defectseg.runtime.cache import CompiledModels
+from defectseg.runtime.doubling import double_by_convolution
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def _compile(
         raise wrong_size(list(given)[2:], shape)
     own.reshape(wanted)
     _check_memory(own, shape)
+    double_by_convolution(own)
     try:
         return core().compile_model(own, "CPU", options)
     except RuntimeError:
