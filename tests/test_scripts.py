@@ -406,3 +406,42 @@ def test_each_benchmark_says_how_it_is_used(
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code in (0, None)
     assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("entries", "code", "told"),
+    [
+        ([{"name": "a", "vulns": []}, {"name": "b", "vulns": []}], 0, "no known vulnerability in 2 packages"),
+        (
+            [{"name": "a", "vulns": []}, {"name": "b", "skip_reason": "not found"}],
+            77,
+            "did not reach its data for 1 of 2",
+        ),
+        (None, 77, "did not reach its data for 2 of 2 packages"),
+        ([{"name": "a", "version": "1", "vulns": [{"id": "CVE-1"}]}, {"name": "b", "skip_reason": ""}], 1, "1 of 2"),
+    ],
+    ids=["none is vulnerable", "one is unknown to it", "it could not run", "one is vulnerable, one unknown"],
+)
+def test_an_audit_passes_only_if_every_package_was_looked_up(
+    tmp_path: Path, entries: list[dict[str, object]] | None, code: int, told: str
+) -> None:
+    answer = (
+        ""
+        if entries is None
+        else f"open(sys.argv[sys.argv.index('--output') + 1], 'w').write({json.dumps({'dependencies': entries})!r})"
+    )
+    (tmp_path / "pip_audit.py").write_text(
+        f"import sys\nassert open(sys.argv[sys.argv.index('--requirement') + 1]).read() == 'a==1\\nb==2'\n{answer}\n"
+    )
+    installed = [{"metadata": {"name": name, "version": version}} for name, version in (("a", "1"), ("b", "2"))]
+    own = {"metadata": {"name": "defectseg", "version": "0"}}
+    (tmp_path / "report.json").write_text(json.dumps({"install": [*installed, own]}))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "audit.py"), str(tmp_path / "report.json")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert told in done.stdout.splitlines()[-1]
