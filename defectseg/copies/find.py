@@ -192,7 +192,8 @@ class _Search:
 
     def _indexed_candidates(self) -> Iterator[list[tuple[int, int, str]]]:
         """The same, for each table of an index, without the pairs of thumbnails that share no cell of it."""
-        thumbs, other_thumbs = self.descriptors.thumb[self.rows], self.others.thumb[self.columns]
+        thumbs = self.descriptors.thumb[self.rows]
+        other_thumbs = thumbs if self.within else self.others.thumb[self.columns]
         aspects, other_aspects = self.descriptors.log_aspect[self.rows], self.others.log_aspect[self.columns]
         places = np.arange(thumbs[0].size).reshape(thumbs.shape[1:])
         numbers = np.array([n for n in range(len(TURNS)) if _may_fit(aspects, other_aspects * (-1) ** n)], np.intp)
