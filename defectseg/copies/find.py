@@ -175,7 +175,7 @@ class _Search:
         candidates = []
         for number, turn in enumerate(TURNS):
             fitting = -other_aspects if number % 2 else other_aspects  # a quarter turn makes a lying image stand
-            if max(aspects.min() - fitting.max(), fitting.min() - aspects.max()) > _ASPECT_TOLERANCE:
+            if not _may_fit(aspects, fitting):
                 continue
             alike = thumbs @ turned(other_thumbs, turn).reshape(len(columns), -1).T
             hits = np.flatnonzero(alike >= _LEAST_THUMB_CORRELATION)
@@ -192,24 +192,26 @@ class _Search:
 
     def _indexed_candidates(self) -> Iterator[list[tuple[int, int, str]]]:
         """The same, for each table of an index, without the pairs of thumbnails that share no cell of it."""
-        thumbs, other_thumbs = self.descriptors.thumb[self.rows], self.others.thumb[self.columns]
+        thumbs = self.descriptors.thumb[self.rows]
+        other_thumbs = thumbs if self.within else self.others.thumb[self.columns]
         aspects, other_aspects = self.descriptors.log_aspect[self.rows], self.others.log_aspect[self.columns]
         places = np.arange(thumbs[0].size).reshape(thumbs.shape[1:])
-        views = np.stack([turned(places, turn).ravel() for turn in TURNS])
+        numbers = np.array([n for n in range(len(TURNS)) if _may_fit(aspects, other_aspects * (-1) ** n)], np.intp)
+        views = np.array([turned(places, TURNS[number]).ravel() for number in numbers])
         flat, other_flat = (one.reshape(len(one), -1) for one in (thumbs, other_thumbs))
         seen: set[tuple[int, int, str]] = set()
-        for change, tables, most_unequal in _INDEXED:
+        for change, tables, most_unequal in _INDEXED if len(numbers) else ():
             others = None if self.within else change(other_flat)
             index = Index(change(flat), others, views, most_unequal)
             for first, second, view in index.pairs(tables):
-                fitting = np.where(view % 2, -other_aspects[second], other_aspects[second])
+                fitting = np.where(numbers[view] % 2, -other_aspects[second], other_aspects[second])
                 wanted = np.abs(aspects[first] - fitting) <= _ASPECT_TOLERANCE
                 for start in range(0, len(first), _COLUMNS):
                     block = slice(start, start + _COLUMNS)
                     own = flat[first[block]].astype(np.float32)
                     turned_others = np.take_along_axis(other_flat[second[block]], views[view[block]], axis=1)
                     wanted[block] &= np.einsum("nd,nd->n", own, turned_others) >= _LEAST_THUMB_CORRELATION
-                names = [TURNS[number] for number in view[wanted]]
+                names = [TURNS[number] for number in numbers[view[wanted]]]
                 rows, columns = self.rows[first[wanted]].tolist(), self.columns[second[wanted]].tolist()
                 new = set(zip(rows, columns, names, strict=True)) - seen
                 seen |= new
@@ -235,6 +237,10 @@ def _comparable(descriptors: Descriptors, indices: Sequence[int]) -> NDArray[np.
     return chosen[np.argsort(descriptors.log_aspect[chosen], kind="stable")]
 
 
+def _may_fit(aspects: Floats, others: Floats) -> bool:
+    return float(max(aspects.min() - others.max(), others.min() - aspects.max())) <= _ASPECT_TOLERANCE
+
+
 def _smoothed(thumbs: NDArray[np.float16]) -> NDArray[np.float16]:
     """Thumbnails, float16 (n, 1024), whose strongest values stay in place under a shift by half a cell."""
     smoothed = np.empty_like(thumbs)
@@ -246,7 +252,7 @@ def _smoothed(thumbs: NDArray[np.float16]) -> NDArray[np.float16]:
 
 # What an index holds of the thumbnails, how many tables it has, and the largest share of unequal signs. Blends and
 # changes of light need the thumbnails themselves, shifts the smoothed ones.
-_INDEXED = ((np.asarray, 320, 0.46), (_smoothed, 160, 0.40))
+_INDEXED = ((np.asarray, 640, 0.46), (_smoothed, 240, 0.40))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Find similar vectors among very many without comparing all pairs.
 
-The index has tables. For each, three random sets of 32 places are drawn, and a vector is put into a cell according to
+The index has tables. For each, four random sets of 32 places are drawn, and a vector is put into a cell according to
 where its strongest value lies in each set, with its sign. Similar vectors often share a cell and unlike ones rarely, so
 only vectors that share one are compared. How many similar pairs share a cell in none of the tables, and are missed,
 depends on the tables and on what the vectors are like. Figures: docs/benchmarks.md.
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from defectseg.machine import cores
 
-_SETS, _PLACES = 3, 32
+_SETS, _PLACES = 4, 32
 _PLACE_BITS, _STRENGTH_BITS = 5, 10
 _CELL_BITS = _PLACE_BITS + 1  # and a sign, for each set
+_CELLS = 1_048_573  # a prime: the (2 * 32) ** 4 combinations share this many cells
 _MOST_IN_CELL = 32  # with which a vector is compared: a pattern that more vectors share says little
 _SIGNS = 512  # of a vector that are compared before a pair counts
 _BLOCK = 4096
@@ -63,7 +64,7 @@ class Index:
                 shuffled = self._rng.permutation(self._codes.shape[1])
                 cells = _cells_of(self._codes, places)
                 order = shuffled[np.argsort(cells[shuffled], kind="stable")]
-                starts = np.concatenate([[0], np.cumsum(np.bincount(cells, minlength=2 ** (_SETS * _CELL_BITS)))])
+                starts = np.concatenate([[0], np.cumsum(np.bincount(cells, minlength=_CELLS))])
                 found = pool.map(lambda view: self._pairs_in_view(view, places, order, starts), range(len(self._views)))  # noqa: B023
                 first, second, views = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
                 yield first, second, views
@@ -73,7 +74,7 @@ class Index:
 
         Args:
             view: number of the view.
-            places: intp (3, 32), of the table.
+            places: intp (4, 32), of the table.
             order: the vectors, sorted by their cells; within a cell at random.
             starts: where each cell begins in `order`.
         """
@@ -102,12 +103,12 @@ def _codes_of(vectors: Vectors) -> NDArray[np.uint16]:
 
 
 def _cells_of(codes: NDArray[np.uint16], places: Indices) -> Indices:
-    """The cells of n vectors, intp (n,), in the table with these places, intp (3, 32)."""
+    """The cells of n vectors, intp (n,), in the table with these places, intp (4, 32)."""
     cells = np.zeros(codes.shape[1], np.intp)
     for chosen in places:
         strongest = (codes[chosen] | np.arange(_PLACES, dtype=np.uint16)[:, None]).max(axis=0)
         cells = (cells << _CELL_BITS) | (strongest & (2**_CELL_BITS - 1))
-    return cells
+    return cells % _CELLS
 
 
 def _signs_of(codes: NDArray[np.uint16], places: Indices) -> NDArray[np.uint64]:
