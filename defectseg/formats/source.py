@@ -43,15 +43,14 @@ class LabelSource:
             return (self.file.name,)
         found: list[str] = []
         seen: set[str] = set()
+        real_root = os.path.realpath(self.root)
         for folder, subfolders, names in os.walk(self.root, onerror=_refuse_folder, followlinks=True):
             if (real := os.path.realpath(folder)) in seen:  # links in a circle
                 subfolders.clear()
                 continue
             seen.add(real)
             links = [path for name in (*subfolders, *names) if (path := Path(folder, name)).is_symlink()]
-            out = {
-                path.name for path in links if leads_out(path, os.path.realpath(self.root)) and not self._follow_links
-            }
+            out = {path.name for path in links if leads_out(path, real_root) and not self._follow_links}
             self.left_out += [str(Path(folder, name)) for name in sorted(out)]
             subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in {*out, "__MACOSX"}]
             prefix = Path(folder).relative_to(self.root).as_posix()

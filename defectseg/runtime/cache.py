@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,15 +141,15 @@ class CompiledModels:
                 return content
         return None
 
-    def keep(self, form: str, content: bytes) -> None:
-        """Write a compiled model, if it is the first. It does without if the cache cannot be written."""
+    def keep(self, form: str, export: Callable[[], bytes]) -> None:
+        """Write what `export` makes of a compiled model, if it is the first. An unwritable cache is left alone."""
         if not self._is_kept:
             self._is_kept = True
             path = self._path(form)
+            content = export()
             with suppress(OSError, ResourceError):
                 write_result(path, zlib.crc32(content).to_bytes(_CRC_BYTES) + content)
-                used = sorted(path.parent.iterdir(), key=lambda entry: entry.stat().st_mtime, reverse=True)
-                for entry in used[KEPT_ENTRIES:]:
+                for entry in _too_many(path.parent.iterdir()):
                     entry.unlink()
 
     def _path(self, form: str) -> Path:
@@ -207,6 +207,10 @@ def _prune(root: Path) -> None:
     with suppress(OSError):
         folders = [path for path in root.iterdir() if path.is_dir()]
         entries = [path for path in folders if not path.name.startswith(TEMPORARY_PREFIX)]
-        newest = sorted(entries, key=lambda path: path.stat().st_mtime, reverse=True)[:KEPT_ENTRIES]
-        for folder in set(folders) - set(newest):
+        for folder in {*folders}.difference(entries).union(_too_many(entries)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _too_many(entries: Iterable[Path]) -> list[Path]:
+    """All but the newest entries."""
+    return sorted(entries, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT_ENTRIES:]

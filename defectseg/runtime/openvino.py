@@ -99,7 +99,7 @@ def _compiled(
             # Bytes are copied; a tensor would not be, and freed too early.
             return _Compiled(core().import_model(content, "CPU", options))
     compiled = _compile(model, options, shape)
-    kept.keep(form, compiled.export_model().getvalue())
+    kept.keep(form, lambda: compiled.export_model().getvalue())
     return _Compiled(compiled)
 
 

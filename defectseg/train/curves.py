@@ -10,7 +10,7 @@ from defectseg.files import atomic_path
 from defectseg.text import read_text
 
 _LOSSES, _RATES = ("loss", "bce", "dice", "lovasz", "gate"), ("lr_encoder", "lr_decoder")
-_SCORES = {"positive_dice": "positive Dice", "kaggle_dice": "Kaggle Dice", "miou": "mIoU", "all_empty": ""}
+_SCORES = {"positive_dice": "positive Dice", "kaggle_dice": "Kaggle Dice", "miou": "mIoU"}
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     try:
         history = [json.loads(line) for line in read_text(path, "expected a line of JSON for each epoch").splitlines()]
         numbers = [entry[name] for entry in history for name in ("epoch", *_LOSSES, *_RATES)]
-        numbers += [entry["val"][name] for entry in history if "val" in entry for name in _SCORES]
+        numbers += [entry["val"][name] for entry in history if "val" in entry for name in (*_SCORES, "all_empty")]
         if not all(isinstance(number, int | float | None) for number in numbers):
             raise ValueError
     except (ValueError, RecursionError, TypeError, LookupError) as error:
@@ -47,7 +47,7 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
     for name in _RATES:
         rates.plot(epochs, [entry[name] for entry in history], label=name.removeprefix("lr_"))
     for axes in scores:
-        for name, label in list(_SCORES.items())[:3]:
+        for name, label in _SCORES.items():
             values = [entry["val"][name] for entry in validated]
             axes.plot([entry["epoch"] for entry in validated], values, label=label, marker=".")
         axes.axhline(validated[0]["val"]["all_empty"], label="Kaggle Dice of empty masks", color="grey", ls="--")
