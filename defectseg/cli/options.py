@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from defectseg.errors import UsageError
-from defectseg.image.whole import MAX_PIXELS, allow_pixels
+from defectseg.image.limits import MAX_PIXELS, allow_pixels
 
 
 def _set_verbose(value: bool) -> bool:

@@ -21,8 +21,8 @@ from defectseg.errors import DataError, ImageError, LabelError
 from defectseg.files import atomic_csv, open_regular, size_and_time
 from defectseg.image import rle
 from defectseg.image.find import FoundImage, find_images
+from defectseg.image.limits import check_masks
 from defectseg.image.read import DecodedImage, decode, read_size
-from defectseg.image.whole import check_masks
 from defectseg.progress import some
 
 log = logging.getLogger(__name__)

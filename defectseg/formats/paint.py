@@ -19,7 +19,7 @@ from defectseg.formats.common import place_image, stem_of, write_png
 from defectseg.formats.labels import Box, Choices, Part, Shape
 from defectseg.formats.locate import Placed
 from defectseg.formats.losses import Tally
-from defectseg.image import read, rle, whole
+from defectseg.image import limits, read, rle
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def paint(placed: Placed, classes: Classes, choices: Choices, tally: Tally, fold
     record = placed.record
     image_id, size_hw = _place(placed, choices, folder, tally, link=link)
     named = len({shape.name for shape in record.shapes if isinstance(shape, Shape)})
-    whole.check_masks(size_hw, shapes=len(record.shapes), classes=named, where=record.where)
+    limits.check_masks(size_hw, shapes=len(record.shapes), classes=named, where=record.where)
     masks, doubtful_px, missed = _paint_shapes(record.shapes, image_id, size_hw, classes, tally)
     if missed and not masks and choices.unlabelled != "clean":
         raise DataError(

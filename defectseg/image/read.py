@@ -131,7 +131,7 @@ def decode_bytes(
         model_bit_depth: what the model was trained with, used if neither is known. None: 16.
 
     Raises:
-        ImageError: it is not an image, is not complete, has too many pixels (see `whole.allow_pixels`), has values
+        ImageError: it is not an image, is not complete, has too many pixels (see `limits.allow_pixels`), has values
             that are neither 8 nor 16 bit, or a value beyond the bit depth.
     """
     container = whole.inspect(content, name=name)

@@ -17,15 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from defectseg.errors import DataError, ImageError
+from defectseg.errors import ImageError
+from defectseg.image.limits import check_image
 
 if TYPE_CHECKING:
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-MAX_PIXELS = 2**28  # 16,384 x 16,384
-# Of an image of 8 bits in colour, decoded and turned to grey. Segmenting takes less. Images that take more count as if
-# they had more pixels.
-_BYTES_PER_PIXEL = 6.4
 _MOST_SCANS = 100  # a progressive JPEG has about ten; each of 268 million pixels takes a quarter of a second
 
 _MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # all but stuffing, fill and restart markers
@@ -44,7 +41,6 @@ _JPEG2000_BLOCKS = re.compile(
 )
 _BLOCK_BYTES, _TILE_BYTES = 1200, 14_000  # what OpenJPEG takes at most for each
 _PILLOW_WEIGHTS = {"WebP": (6.6, 8.6), "GIF": (10.5, 10.5), "AVIF": (23, 41)}  # without and with alpha
-_MOST_SHAPES = 64  # in an image of as many pixels as are allowed; more in a smaller one
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 4, 6: 4}  # by colour type; OpenCV makes four of grey with alpha
 # Little-endian or big-endian.
 _EXIF_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0(.)\0|\x01\x12\0\x03\0\0\0\x01\0(.)", re.DOTALL)
@@ -54,7 +50,6 @@ _TIFF_READ = (256, 257, 258, 262, 274, 281, 341)
 _MOST_VALUES = 2**16
 _REMEDY = "Copy the file again from where it came from."
 _pillow_lock = threading.Lock()
-_allowed_pixels = MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -84,34 +79,6 @@ class Container:
     bytes_per_px: float = 2.3
 
 
-def allow_pixels(count: int) -> None:
-    """Set the limit of pixels per image, by default `MAX_PIXELS`, for all threads and for processes forked later."""
-    global _allowed_pixels
-    _allowed_pixels = count
-
-
-def check_masks(size_hw: tuple[int, int], *, shapes: int, classes: int, where: str) -> None:
-    """Refuse labels of one image that take more than 2.2 GB or about a minute, as each is painted over all pixels.
-
-    Args:
-        size_hw: height and width of the image in px.
-        shapes: how many there are.
-        classes: how many of their masks are in memory at once.
-        where: names the image or its labels in messages.
-
-    Raises:
-        DataError: names the limit of pixels with which they are painted.
-    """
-    px = size_hw[0] * size_hw[1]
-    counted = max(px * shapes // _MOST_SHAPES, px * (classes + 6) // 8)
-    if counted > _allowed_pixels:
-        what = f"{shapes:,} shapes of {classes} classes in one image of {size_hw[1]} x {size_hw[0]} px"
-        raise DataError(
-            f"{where}: {what}. They would take much memory or time. Cut it into smaller images, or unite its shapes.",
-            go_on={"max_pixels": counted},
-        )
-
-
 def inspect(content: bytes, *, name: str, factor: float = 1) -> Container:
     """Recognise an image file, check its size and, if the decoder does not, that it is complete.
 
@@ -130,15 +97,7 @@ def inspect(content: bytes, *, name: str, factor: float = 1) -> Container:
         container = walk(content, name) if walk else _from_pillow(kind, io.BytesIO(content), content)
     height, width = container.size_hw
     file_bytes = len(content) if container.payload is content else 2 * len(content)
-    needed_bytes = height * width * container.bytes_per_px * factor + file_bytes
-    counted = max(height * width, math.ceil(needed_bytes / _BYTES_PER_PIXEL))
-    if counted > _allowed_pixels:
-        as_many = f" and take the memory of {counted:,}" if counted > height * width else ""
-        raise ImageError(
-            f"{name}: {width} x {height} px are {height * width:,}{as_many}; to save memory, up to "
-            f"{_allowed_pixels:,} are decoded. Cut it into smaller images, or save it as grey PNG of 8 bits.",
-            go_on={"max_pixels": counted},
-        )
+    check_image(container.size_hw, height * width * container.bytes_per_px * factor + file_bytes, name=name)
     return container
 
 

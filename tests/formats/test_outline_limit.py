@@ -10,7 +10,7 @@ import pytest
 
 from defectseg.errors import DataError, LabelError
 from defectseg.formats.data_import import import_labels
-from defectseg.image import whole
+from defectseg.image import limits
 
 HW = (64, 96)
 POINTS = [[number % 96, 63 * (number % 2)] for number in range(80_000)]  # more than 5 million px
@@ -61,9 +61,9 @@ def test_an_outline_that_zigzags_without_end_is_refused(write: Callable[[Path], 
 
 @pytest.fixture
 def few_pixels() -> Iterator[None]:
-    whole.allow_pixels(2 * HW[0] * HW[1])
+    limits.allow_pixels(2 * HW[0] * HW[1])
     yield
-    whole.allow_pixels(whole.MAX_PIXELS)
+    limits.allow_pixels(limits.MAX_PIXELS)
 
 
 @pytest.mark.usefixtures("few_pixels")

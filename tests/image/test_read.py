@@ -19,6 +19,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from PIL.TiffTags import DOUBLE, SHORT
 
 from defectseg.errors import ImageError
+from defectseg.image.limits import MAX_PIXELS, allow_pixels
 from defectseg.image.read import (
     bit_depth_warnings,
     decode_bytes,
@@ -27,7 +28,7 @@ from defectseg.image.read import (
     read_size,
     to_grey,
 )
-from defectseg.image.whole import MAX_PIXELS, allow_pixels, png_chunks
+from defectseg.image.whole import png_chunks
 
 TEXTURE = np.random.default_rng(1).integers(0, 256, (64, 160)).astype(np.uint8)
 GREY = cv2.GaussianBlur(TEXTURE, (0, 0), 2).reshape(64, 160).astype(np.uint8)
