@@ -18,8 +18,7 @@ from defectseg.cli import benchmark, data, demo, evaluate, export, info, predict
 from defectseg.cli.bars import set_up_logging
 from defectseg.cli.show import log
 from defectseg.errors import DefectsegError, ExitCode
-from defectseg.machine import __version__
-from defectseg.text import allow_gb
+from defectseg.machine import __version__, allow_gb
 
 # Idle OpenMP threads spin before they sleep, a tenth of a second by default. On a PC that runs other programs too, that
 # made a training step up to ten times slower. This many spins are enough on a machine that runs nothing else.
@@ -55,7 +54,10 @@ def _root(
         bool, Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
     max_gb: Annotated[
-        float, Option(help="Most memory for the content of one text file, as labels are.", min=0.1, metavar="GB")
+        float,
+        Option(
+            help="Most memory for the content of one text file, or for one image in a network.", min=0.1, metavar="GB"
+        ),
     ] = 1.5,
 ) -> None:
     allow_gb(max_gb)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from openvino import opset8
 
 from defectseg.errors import ModelError
-from defectseg.machine import cpu_flags, with_amx
+from defectseg.machine import check_memory, cpu_flags, with_amx
 from defectseg.model.info import ModelInfo
 from defectseg.model.openvino_io import core, unmark
 from defectseg.runtime.base import Answer, memory_errors, wrong_size
@@ -25,10 +25,11 @@ from defectseg.runtime.doubling import double_by_convolution
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "f32"]
+_Value = tuple[str, int]  # an output of an operation: its name and number
 Models = Callable[[tuple[int, int]], openvino.Model]  # the model for images of (H, W)
 
 MOST_STREAMS = 16  # with more cores, each stream gets several, since each holds 50 to 600 MB of activations
-_MOST_VALUES, _MOST_VALUES_PER_PIXEL = 1 << 27, 1024  # of one tensor; a U-Net has 16 to 64 per pixel
+_LOOPS = ("If", "Loop", "TensorIterator")
 _KEPT_SIZES = 3  # compiled models; each holds another copy of the weights
 
 
@@ -69,7 +70,7 @@ class OpenVinoRuntime:
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""
-        with memory_errors(images.shape):
+        with memory_errors(images.shape, of_export=True):
             with self._lock:  # compiling uses all cores, so other threads lose nothing by waiting
                 compiled = self._compiled(images.shape)
             return compiled(np.require(images, requirements=["C", "W"]))
@@ -112,7 +113,7 @@ def _compile(
     if not given.compatible(wanted):
         raise wrong_size(list(given)[2:], shape)
     own.reshape(wanted)
-    _check_memory(own, shape)
+    check_memory(f"This model, for an image of {shape[2]}x{shape[3]}", _peak_bytes(own))
     double_by_convolution(own)
     try:
         return core().compile_model(own, "CPU", options)
@@ -123,15 +124,34 @@ def _compile(
     return core().compile_model(own, "CPU", options)
 
 
-def _check_memory(model: openvino.Model, shape: tuple[int, ...]) -> None:
-    """Refuse a model with a value far larger than those of any network for images of this shape (N, 1, H, W)."""
-    outputs = (output for operation in model.get_ops() for output in operation.outputs())
-    shapes = (list(output.get_shape()) for output in outputs if output.get_partial_shape().is_static)
-    largest = max(shapes, key=math.prod)
-    if math.prod(largest) > max(_MOST_VALUES, _MOST_VALUES_PER_PIXEL * math.prod(shape)):
-        raise ModelError(
-            f"This model computes {largest} values at once, more than any network of defectseg. Export again."
-        )
+def _peak_bytes(model: openvino.Model) -> int:
+    """Memory of the values that a model of fixed shape holds at once, computed operation by operation.
+
+    What does not depend on the image, as weights, is held all the time.
+
+    Raises:
+        ModelError: it depends on the content of the image.
+    """
+    held = peak = 0
+    sizes, readers = dict[_Value, int](), dict[_Value, int]()  # of values that depend on the image
+    for operation in model.get_ordered_ops():
+        kind, name = operation.get_type_name(), operation.get_name()
+        if kind in _LOOPS or any(output.get_partial_shape().is_dynamic for output in operation.outputs()):
+            raise ModelError(
+                f"This model takes as much memory as the image makes it take (in its {kind}). Export again."
+            )
+        inputs = [(value.get_node().get_name(), value.get_index()) for value in operation.input_values()]
+        of_image = [value for value in inputs if value in readers]
+        for index, output in enumerate(operation.outputs()):
+            size = math.prod(output.get_shape()) * output.get_element_type().size
+            held += size
+            if of_image or kind == "Parameter":
+                sizes[name, index], readers[name, index] = size, len(output.get_target_inputs())
+        peak = max(peak, held)
+        for value in of_image:
+            readers[value] -= 1
+            held -= 0 if readers[value] else sizes[value]
+    return peak
 
 
 class _Compiled:
