@@ -1,8 +1,9 @@
 """From the segmentation of an image to its encoded pictures and its rows in the tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from defectseg.image import rle
 from defectseg.image.find import escaped
 from defectseg.image.overlay import JPEG_LONGEST_SIDE_PX, encode_jpeg, paint_prediction
 from defectseg.image.read import is_blank
+from defectseg.image.rectangles import rectangles_by_box
 from defectseg.inference.stream import Segmented, Unreadable
 from defectseg.predict import tables
 from defectseg.predict.tables import OutputChoice, Record
@@ -60,7 +62,7 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
         for class_id, mask in enumerate(one.segmentation.masks, start=1)
         if tables.RLE in choice.names
     ]
-    region_rows = [
+    region_rows: list[list[Any]] = [
         [
             *(image_id, region.class_id, class_names[region.class_id - 1], region.area_px, *region.box_xywh),
             *(f"{region.centroid_xy[0]:.1f}", f"{region.centroid_xy[1]:.1f}", f"{region.score:.4f}"),
@@ -68,6 +70,9 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
         for region in regions
         if tables.REGIONS in choice.names
     ]
+    if choice.mm_per_px is not None:
+        for row, cells in zip(region_rows, _in_mm(one, choice.mm_per_px), strict=True):
+            row += cells
     record = Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), predictions, region_rows, [])
     return Rendered(record, pictures, one.decoded.brightest16)
 
@@ -78,6 +83,23 @@ def render_unreadable(unreadable: Unreadable) -> Rendered:
     image = (image_id, tables.STATUS_UNREADABLE, *[""] * 7, message, *size_and_time(path))
     record = Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), [], [], [[image_id, escaped(path), message]])
     return Rendered(record, {})
+
+
+def _in_mm(one: Segmented, mm_per_px: tuple[float, float]) -> Iterator[list[str]]:
+    """The cells of MM_COLUMNS for each region."""
+    found = one.segmentation.regions
+    rectangles = {
+        class_id: rectangles_by_box(one.segmentation.masks[class_id - 1], mm_per_px)
+        for class_id in {region.class_id for region in found}
+    }
+    for region in found:
+        rectangle = rectangles[region.class_id][region.box_xywh]
+        sizes = rectangle.length_mm, rectangle.width_mm, region.area_px * mm_per_px[0] * mm_per_px[1]
+        yield [*map(_six_digits, sizes), f"{round(rectangle.direction_deg, 1) % 180:.1f}"]
+
+
+def _six_digits(number: float) -> str:
+    return np.format_float_positional(number, precision=6, fractional=False, trim="-")
 
 
 def _encode_png(class_map: NDArray[np.uint8]) -> bytes:
