@@ -66,15 +66,15 @@ MaxPixels = Annotated[
 FailOn = Annotated[
     str | None,
     Option(
-        help="Exit with 10 if any image in --out meets one of these rules, comma-separated: a class or any, alone or with "
-        "the least value of a column of regions.csv or the least count, e.g. 1,scratch:area_px=500,any:count=20.",
+        help="Exit with 10 if an image in --out meets one of these rules, comma-separated. CLASS: number, name or any; "
+        "FIELD: column of regions.csv, or count; met from NUMBER on. E.g. 1,scratch:area_px=500,any:count=20.",
         metavar="CLASS[:FIELD=NUMBER]",
     ),
 ]
 MmPerPx = Annotated[
     str | None,
     Option(
-        help="Add sizes in mm to regions.csv: mm that a pixel measures along the rows and across them, or one for both.",
+        help="Add sizes in mm to regions.csv. X: mm of a pixel along the rows; Y: across them, if different.",
         metavar="X[xY]",
     ),
 ]

@@ -1,6 +1,6 @@
 """The smallest rectangles around the regions of a mask, in mm."""
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -11,12 +11,12 @@ from defectseg.image.regions import box_of
 _EQUAL = 1e-9  # sizes that differ by less, in proportion, do so by rounding
 
 
-@dataclass(frozen=True)
-class Rectangle:
+class Rectangle(NamedTuple):
     """A rectangle that may be turned.
 
     Attributes:
-        length_mm, width_mm: the longer and the shorter side.
+        length_mm: the longer side.
+        width_mm: the shorter side.
         direction_deg: of the longer side, from the rows, counter-clockwise as seen in the image; from 0, below 180.
             The smaller one if the sides are equal.
     """
@@ -43,22 +43,22 @@ def rectangles_by_box(
     pixels = np.ascontiguousarray(mask[box]).view(np.uint8)
     corner_xy = box[1].start, box[0].start
     outlines, tree = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=corner_xy)
-    is_outer = [] if tree is None else tree[0][:, 3] < 0  # the others are outlines of holes
-    return {
-        tuple(map(int, cv2.boundingRect(outline))): _smallest(np.asarray(cv2.convexHull(outline))[:, 0], mm_per_px)
-        for outline, outer in zip(outlines, is_outer, strict=True)
-        if outer
-    }
+    found = {}
+    for index, outline in enumerate(outlines):
+        if tree[0, index, 3] < 0:  # the others are outlines of holes
+            left, top, width, height = cv2.boundingRect(outline)
+            found[left, top, width, height] = _smallest(cv2.convexHull(outline)[:, 0], mm_per_px)
+    return found
 
 
-def _smallest(hull: NDArray[np.int32], mm_per_px: tuple[float, float]) -> Rectangle:
+def _smallest(hull: NDArray[Any], mm_per_px: tuple[float, float]) -> Rectangle:
     """The rectangle of least area around the pixels of a hull (N, 2), x and y; the one of least direction of several.
 
     One side of it lies along an edge of the hull, or along the rows or the columns. It reaches to the middles of the
     outer pixels' sides: to their corners, it would measure a slanted edge at the tips of its stairs.
     """
     x_mm, y_mm = mm_per_px
-    points = (hull - hull[0]) @ (x_mm, -1j * y_mm)  # complex numbers, the imaginary axis upwards
+    points = (hull - hull[0]) @ np.array((x_mm, -1j * y_mm))  # complex numbers, the imaginary axis upwards
     edges = np.concatenate([points[1:] - points[:-1], points[:1] - points[-1:], (1, 1j)])
     along = edges[edges != 0]
     along /= np.abs(along)

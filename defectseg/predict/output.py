@@ -206,7 +206,7 @@ class OutputFolder:
 
         Args:
             run: other entries of run.json.
-            fail_on: rules. `fail_on` in run.json then says how many images in the folder meet them, and names the first.
+            fail_on: rules; `fail_on` in run.json then tells how many images in the folder meet one, and the first.
 
         Returns:
             the content of run.json.

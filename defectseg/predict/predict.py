@@ -137,7 +137,6 @@ def predict(
     network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
     only_classes = None if classes is None else resolve_classes(classes, info.class_names)
-    rules = None if fail_on is None else Rules.parse(fail_on, info.class_names, choice, only_classes)
     settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
     export = info.export
     key = {
@@ -164,6 +163,7 @@ def predict(
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
     }
+    rules = None if fail_on is None else Rules.parse(fail_on, info.class_names, choice, only_classes)
     with output_folder(out, key, choice, overwrite=overwrite) as output:
         pending = output.pending(images)
         if pending:
@@ -211,14 +211,23 @@ def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[
 
 
 def exit_code_of(
-    run: dict[str, Any], *, fail_on_blank: bool = False, max_unreadable: Tolerance = NONE_UNREADABLE
+    run: dict[str, Any],
+    *,
+    fail_on_defect: bool = False,
+    fail_on_blank: bool = False,
+    max_unreadable: Tolerance = NONE_UNREADABLE,
 ) -> ExitCode:
-    """The exit code of a finished run: by the rules and blank images in its folder, and those unreadable in this run."""
-    if run.get("fail_on", {}).get("images"):
+    """The exit code of a finished run.
+
+    Rules (see `OutputFolder.finish`), defects and blank images count for all images in the folder; unreadable ones for
+    those that were given to this run.
+    """
+    in_folder = run["images_in_folder"]
+    if run.get("fail_on", {}).get("images") or (fail_on_defect and in_folder[STATUS_DEFECT]):
         return ExitCode.DEFECT_FOUND
-    given = run["processed"] + run[STATUS_UNREADABLE] + run["already_done"]
-    accepted = max_unreadable.covers(run[STATUS_UNREADABLE], given)
-    if not accepted or (fail_on_blank and run["images_in_folder"][STATUS_BLANK]):
+    unreadable = run[STATUS_UNREADABLE]
+    given = run["processed"] + unreadable + run.get("already_done", 0)
+    if not max_unreadable.covers(unreadable, given) or (fail_on_blank and in_folder[STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
 

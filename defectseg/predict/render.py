@@ -1,9 +1,9 @@
 """From the segmentation of an image to its encoded pictures and its rows in the tables."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import cv2
 import numpy as np
@@ -62,17 +62,14 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
         for class_id, mask in enumerate(one.segmentation.masks, start=1)
         if tables.RLE in choice.names
     ]
-    region_rows: list[list[Any]] = [
+    region_rows = [
         [
             *(image_id, region.class_id, class_names[region.class_id - 1], region.area_px, *region.box_xywh),
-            *(f"{region.centroid_xy[0]:.1f}", f"{region.centroid_xy[1]:.1f}", f"{region.score:.4f}"),
+            *(f"{region.centroid_xy[0]:.1f}", f"{region.centroid_xy[1]:.1f}", f"{region.score:.4f}", *in_mm),
         ]
-        for region in regions
+        for region, in_mm in zip(regions, _in_mm(one, choice), strict=True)
         if tables.REGIONS in choice.names
     ]
-    if choice.mm_per_px is not None:
-        for row, cells in zip(region_rows, _in_mm(one, choice.mm_per_px), strict=True):
-            row += cells
     record = Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), predictions, region_rows, [])
     return Rendered(record, pictures, one.decoded.brightest16)
 
@@ -85,21 +82,19 @@ def render_unreadable(unreadable: Unreadable) -> Rendered:
     return Rendered(record, {})
 
 
-def _in_mm(one: Segmented, mm_per_px: tuple[float, float]) -> Iterator[list[str]]:
-    """The cells of MM_COLUMNS for each region."""
-    found = one.segmentation.regions
-    rectangles = {
-        class_id: rectangles_by_box(one.segmentation.masks[class_id - 1], mm_per_px)
-        for class_id in {region.class_id for region in found}
-    }
-    for region in found:
-        rectangle = rectangles[region.class_id][region.box_xywh]
-        sizes = rectangle.length_mm, rectangle.width_mm, region.area_px * mm_per_px[0] * mm_per_px[1]
-        yield [*map(_six_digits, sizes), f"{round(rectangle.direction_deg, 1) % 180:.1f}"]
-
-
-def _six_digits(number: float) -> str:
-    return np.format_float_positional(number, precision=6, fractional=False, trim="-")
+def _in_mm(one: Segmented, choice: OutputChoice) -> list[list[str]]:
+    """The cells of MM_COLUMNS for each region; none if they were not asked for."""
+    masks, regions = one.segmentation.masks, one.segmentation.regions
+    if choice.mm_per_px is None:
+        return [[]] * len(regions)
+    of_class = {index: rectangles_by_box(masks[index - 1], choice.mm_per_px) for index in {r.class_id for r in regions}}
+    rows = []
+    for region in regions:
+        length_mm, width_mm, direction_deg = of_class[region.class_id][region.box_xywh]
+        sizes = length_mm, width_mm, region.area_px * math.prod(choice.mm_per_px)
+        digits = [np.format_float_positional(size, precision=6, fractional=False, trim="-") for size in sizes]
+        rows.append([*digits, f"{round(direction_deg, 1) % 180:.1f}"])
+    return rows
 
 
 def _encode_png(class_map: NDArray[np.uint8]) -> bytes:

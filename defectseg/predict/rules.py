@@ -87,8 +87,8 @@ def _rule(entry: str, class_names: Sequence[str], choice: OutputChoice, only_cla
     name, field, number = _parts(entry, class_names)
     class_id = None if name == ANY else class_id_of(name, class_names)
     if class_id is None and name != ANY:
-        by_number = "; a class with a comma in its name is given by its number" if "," in "".join(class_names) else ""
-        raise wrong(f"{_FORM}, with any or a class of the model, which has {listed_classes(class_names)}{by_number}")
+        known = f"CLASS is {ANY}, or the number or name of a class. The model has {listed_classes(class_names)}"
+        raise wrong(f"{_FORM}. {known}")
     if class_id is not None and class_id not in (only_classes or (class_id,)):
         raise wrong(f"this class is not reported, only {listed_classes(class_names, only_classes)}")
     columns = region_columns(choice)
