@@ -125,8 +125,9 @@ def predict(
             f"{run['unreadable']} unreadable; {run['already_done']} were done before."
         )
         if rules := run.get("fail_on"):
-            named = ", ".join(rules["first"][:_NAMED]) + (", ..." if rules["images"] > _NAMED else "")
-            print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{': ' if named else ''}{named}.")
+            more = rules["images"] - _NAMED
+            named = ": " * bool(more + _NAMED) + ", ".join(rules["first"][:_NAMED]) + f" and {more} more" * (more > 0)
+            print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{named}.")
         print(f"Results: {shown(out)}")
     raise typer.Exit(exit_code_of(run, fail_on_blank=fail_on_blank, max_unreadable=tolerance))
 

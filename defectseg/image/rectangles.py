@@ -54,8 +54,9 @@ def rectangles_by_box(
 def _smallest(hull: NDArray[Any], mm_per_px: tuple[float, float]) -> Rectangle:
     """The rectangle of least area around the pixels of a hull (N, 2), x and y; the one of least direction of several.
 
-    One side of it lies along an edge of the hull, or along the rows or the columns. It reaches to the middles of the
-    outer pixels' sides: to their corners, it would measure a slanted edge at the tips of its stairs.
+    One side of it lies along an edge of the hull, or along the rows or the columns. It goes beyond the centres of the
+    outer pixels by half a pixel along the rows and the columns, and by less between them (by half the way through the
+    rhombus of the middles of a pixel's sides): slanted edges are stairs, whose tips lie outside of what is depicted.
     """
     x_mm, y_mm = mm_per_px
     points = (hull - hull[0]) @ np.array((x_mm, -1j * y_mm))  # complex numbers, the imaginary axis upwards
@@ -64,8 +65,8 @@ def _smallest(hull: NDArray[Any], mm_per_px: tuple[float, float]) -> Rectangle:
     along /= np.abs(along)
     turned = points[:, None] * along.conj()
     right, up = np.abs(along.real), np.abs(along.imag)
-    lengths = np.ptp(turned.real, axis=0) + np.maximum(right * x_mm, up * y_mm)
-    widths = np.ptp(turned.imag, axis=0) + np.maximum(up * x_mm, right * y_mm)
+    lengths = np.ptp(turned.real, axis=0) + x_mm * y_mm / (right * y_mm + up * x_mm)
+    widths = np.ptp(turned.imag, axis=0) + x_mm * y_mm / (up * y_mm + right * x_mm)
     areas = lengths * widths
     degrees = np.round(np.angle(along, deg=True) + 90 * (lengths < widths * (1 - _EQUAL)), 6) % 180
     best = np.where(areas <= areas.min() * (1 + _EQUAL), degrees, np.inf).argmin()
