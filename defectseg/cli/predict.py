@@ -125,9 +125,9 @@ def predict(
             f"{run['unreadable']} unreadable; {run['already_done']} were done before."
         )
         if rules := run.get("fail_on"):
-            more = rules["images"] - _NAMED
-            named = ": " * bool(more + _NAMED) + ", ".join(rules["first"][:_NAMED]) + f" and {more} more" * (more > 0)
-            print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{named}.")
+            named = f": {', '.join(rules['first'][:_NAMED])}" if rules["first"] else ""
+            more = f" and {rules['images'] - _NAMED} more" if rules["images"] > _NAMED else ""
+            print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{named}{more}.")
         print(f"Results: {shown(out)}")
     raise typer.Exit(exit_code_of(run, fail_on_blank=fail_on_blank, max_unreadable=tolerance))
 

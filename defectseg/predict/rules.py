@@ -104,7 +104,7 @@ def _rule(entry: str, class_names: Sequence[str], choice: OutputChoice, only_cla
     if REGIONS not in choice.names and (class_id is not None or field != _COUNT):
         raise wrong(f"needs {REGIONS} among the outputs. Add it, or use {ANY} or {ANY}:{_COUNT}=NUMBER")
     shown = ANY if class_id is None else class_names[class_id - 1]
-    text = f"{shown}:{field}>={number}" if entry.endswith(f"={number}") else shown
+    text = shown if name == entry else f"{shown}:{field}>={number}"
     return Rule(text, class_id, None if field == _COUNT else columns.index(field), value)
 
 
