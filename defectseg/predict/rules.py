@@ -126,9 +126,8 @@ def class_id_of(entry: str, class_names: Sequence[str]) -> int | None:
 
 def listed_classes(class_names: Sequence[str], only: Collection[int] | None = None) -> str:
     """The classes for people, as `1 (pit), 2 (crack)`; `only`: ClassIds of those to list, None: all."""
-    return ", ".join(
-        f"{number} ({name})" for number, name in enumerate(class_names, start=1) if only is None or number in only
-    )
+    listed = only or range(1, len(class_names) + 1)
+    return ", ".join(f"{class_id} ({class_names[class_id - 1]})" for class_id in listed)
 
 
 @dataclass(frozen=True)
