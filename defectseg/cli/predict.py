@@ -1,6 +1,7 @@
 """`defectseg predict`."""
 
 import glob
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typer import Argument, Option
 
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Model, Overwrite, Runtime, Tta, Verbose, entries
-from defectseg.cli.show import print_json, shown, warn
+from defectseg.cli.show import log, print_json, shown, warn
 from defectseg.errors import UsageError
 
 
@@ -48,6 +49,10 @@ def predict(
     tta: Tta = None,
     bit_depth: BitDepth = None,
     max_pixels: MaxPixels = None,
+    shard: Annotated[
+        str | None,
+        Option(help="Do part i of n; merge puts all together. auto: from a SLURM array or RANK.", metavar="i/n|auto"),
+    ] = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -68,7 +73,11 @@ def predict(
     from defectseg.model.locate import model_paths
     from defectseg.predict.predict import exit_code_of
     from defectseg.predict.predict import predict as run_prediction
+    from defectseg.predict.shards import parse_shard
 
+    own_shard = None if shard is None else parse_shard(shard)
+    if own_shard is not None:
+        log.setLevel(min(log.level, logging.INFO))  # each shard reports its own, not only the process of RANK 0
     images = find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
     again = "The same command, without --overwrite," if overwrite else "The same command"
     with progress_bar("predicting", after_interrupt=f"{again} continues it.") as progress:
@@ -85,6 +94,7 @@ def predict(
             workers=workers,
             tta=tta,
             bit_depth=bit_depth,
+            shard=own_shard,
             progress=progress,
         )
     warn(run["warnings"])

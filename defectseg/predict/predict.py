@@ -19,6 +19,7 @@ from defectseg.machine import __version__, package_versions
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
 from defectseg.predict.render import Rendered, render, render_unreadable
+from defectseg.predict.shards import Shard, digest_of
 from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
 from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
@@ -101,6 +102,7 @@ def predict(
     overlays: str | None = None,
     tta: str | None = None,
     bit_depth: int | None = None,
+    shard: Shard | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Process the images that have no result in the output folder.
@@ -118,6 +120,7 @@ def predict(
         overlays: images that get an overlay: all, defects or none; None: all, if `outputs` includes overlays.
         tta: test-time augmentation: none, flips or turns; None: the model's own.
         bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
+        shard: process only its part of `images`, which must be the same list for every shard; None: all.
         progress: counts the images.
 
     Returns:
@@ -128,7 +131,8 @@ def predict(
         ModelError, ResourceError, UsageError: the run cannot go on; finished images are kept, and it can be continued.
     """
     choice = choose_outputs(outputs, overlays)
-    workers = 1 if len(images) == 1 else workers  # which gets all cores
+    own = images if shard is None else [image for image in images if image.image_id in shard]
+    workers = 1 if len(own) == 1 else workers  # which gets all cores
     network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
     only_classes = None if classes is None else resolve_classes(classes, info.class_names)
@@ -147,6 +151,7 @@ def predict(
         "tile_hw": settings.tile_hw,
         "tile_overlap_px": settings.tile_overlap_px,
         "results_version": RESULTS_VERSION,
+        "shard": None if shard is None else str(shard),
     }
     run: dict[str, Any] = {
         "defectseg": __version__,
@@ -158,8 +163,12 @@ def predict(
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
     }
+    if shard is not None:
+        log.info("shard %s: %d of %d images", shard, len(own), len(images))
+        run["all_images_sha256"] = digest_of(image.image_id for image in images)
+        run["own_images_sha256"] = digest_of(image.image_id for image in own)
     with output_folder(out, key, choice, overwrite=overwrite) as output:
-        pending = output.pending(images)
+        pending = output.pending(own, images)
         if pending:
             packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)])
             computed_by = {"runtime": network.name, "defectseg": __version__, **packages}
@@ -174,7 +183,7 @@ def predict(
                 "status": "finished",
                 "ended": _now(),
                 **counts,
-                "already_done": len(images) - len(pending),
+                "already_done": len(own) - len(pending),
                 "seconds": round(seconds, 3),
                 "images_per_second": round(processed / seconds, 2) if processed else None,
             }
