@@ -103,8 +103,8 @@ def _check_part(root: Path) -> _Part:
             raise DataError(f"{root}: holds no shard; expected results of predict with {flag}.") from None
         if digest_of(folder.journal.image_ids) != own_images:
             raise DataError(
-                f"{root}: holds other images than its last run was given: some are gone from the inputs, or its "
-                f"journal is damaged. Run the same predict again with {errors.spelling('overwrite', True)}."
+                f"{root}: holds other images than its last run was given: its journal is damaged, or images are gone. "
+                f"Run the same predict again; if that does not help, with {errors.spelling('overwrite', True)}."
             )
         pictures = (picture for record in folder.journal.records() for picture in folder.pictures(record).values())
         if lost := next((picture for picture in pictures if not size_and_time(picture)[0]), ""):
