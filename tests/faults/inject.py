@@ -12,9 +12,9 @@ counted, the process id, and what the command wrote to stdout and stderr.
 
 Events concern files below the folder `under`: `mkdir`, `create` (opened for writing, or linked), `write`, `fsync` and
 `rename` (to this name); `open` (for reading) and `read`. They are those of Python. What C libraries write themselves is
-not seen, that is, OpenVINO's `save_model` alone: tests on small disks that are really full cover it. At the n-th of the events
-the fault raises an OSError, sends a signal to the own process, kills its children, deletes the file, or lets reads be
-short.
+not seen, that is, OpenVINO's `save_model` alone: tests on small disks that are really full cover it. At the n-th of
+the events the fault raises an OSError, sends a signal to the own process, kills its children, deletes the file, or lets
+reads be short.
 A lasting fault happens at every later event, too, as on a full disk.
 """
 

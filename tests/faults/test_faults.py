@@ -12,13 +12,7 @@ import pytest
 Make = Callable[[str], Any]
 READING = ("open", "read")
 NAMES = ["predict", "predict over", "merge", "merge over", "import", "import into", "export", "evaluate", "tune"]
-COSTLY = {
-    "predict over": 6,
-    "merge over": 3,
-    "import into": 2,
-    "export": 3,
-    "evaluate": 8,
-}  # every so many operations will do
+COSTLY = {"predict over": 6, "merge over": 3, "import into": 2, "export": 3, "evaluate": 8}  # so many at a step
 
 
 @pytest.mark.parametrize("name", NAMES)
