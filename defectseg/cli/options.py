@@ -71,6 +71,15 @@ FailOn = Annotated[
         metavar="CLASS[:FIELD=NUMBER]",
     ),
 ]
+FailOnDefect = Annotated[
+    bool, Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect: --fail-on any.")
+]
+FailOnBlank = Annotated[
+    bool, Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank (shows nothing).")
+]
+MaxUnreadable = Annotated[
+    str, Option(help="Accept so many unreadable images, or % of those given: no exit code 3.", metavar="N|P%")
+]
 MmPerPx = Annotated[
     str | None,
     Option(
@@ -89,6 +98,13 @@ Verbose = Annotated[
 def entries(listed: str | None) -> list[str] | None:
     """The entries of a comma-separated list; None if there is no list."""
     return None if listed is None else [entry.strip() for entry in listed.split(",") if entry.strip()]
+
+
+def all_rules(fail_on: str | None, fail_on_defect: bool) -> str | None:
+    """The rules of `--fail-on` and `--fail-on-defect` together."""
+    if not fail_on_defect:
+        return fail_on
+    return "any" if fail_on is None else f"any,{fail_on}"
 
 
 def parse_mm_per_px(text: str | None) -> tuple[float, float] | None:

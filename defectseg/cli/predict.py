@@ -1,6 +1,7 @@
 """`defectseg predict`."""
 
 import glob
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,21 +16,23 @@ from defectseg.cli.options import (
     BitDepth,
     Device,
     FailOn,
+    FailOnBlank,
+    FailOnDefect,
     Json,
     MaxPixels,
+    MaxUnreadable,
     MmPerPx,
     Model,
     Overwrite,
     Runtime,
     Tta,
     Verbose,
+    all_rules,
     entries,
     parse_mm_per_px,
 )
-from defectseg.cli.show import print_json, shown, warn
+from defectseg.cli.show import log, print_json, print_rules_met, shown, warn
 from defectseg.errors import UsageError
-
-_NAMED = 3  # images that meet a rule
 
 
 def predict(
@@ -45,15 +48,9 @@ def predict(
     ] = None,
     overwrite: Overwrite = False,
     fail_on: FailOn = None,
-    fail_on_defect: Annotated[
-        bool, Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect: --fail-on any.")
-    ] = False,
-    fail_on_blank: Annotated[
-        bool, Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank (shows nothing).")
-    ] = False,
-    max_unreadable: Annotated[
-        str, Option(help="Accept so many unreadable images, or % of those given: no exit code 3.", metavar="N|P%")
-    ] = "0",
+    fail_on_defect: FailOnDefect = False,
+    fail_on_blank: FailOnBlank = False,
+    max_unreadable: MaxUnreadable = "0",
     outputs: Annotated[
         str | None, Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions")
     ] = None,
@@ -69,6 +66,10 @@ def predict(
     tta: Tta = None,
     bit_depth: BitDepth = None,
     max_pixels: MaxPixels = None,
+    shard: Annotated[
+        str | None,
+        Option(help="Do part i of n; merge puts all together. auto: from a SLURM array or RANK.", metavar="i/n|auto"),
+    ] = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -90,10 +91,12 @@ def predict(
     from defectseg.predict.predict import exit_code_of
     from defectseg.predict.predict import predict as run_prediction
     from defectseg.predict.rules import Tolerance
+    from defectseg.predict.shards import parse_shard
 
-    if fail_on_defect:
-        fail_on = "any" if fail_on is None else f"any,{fail_on}"
     tolerance, size = Tolerance.parse(max_unreadable), parse_mm_per_px(mm_per_px)
+    own_shard = None if shard is None else parse_shard(shard)
+    if own_shard is not None:
+        log.setLevel(min(log.level, logging.INFO))  # each shard reports its own, not only the process of RANK 0
     images = find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
     again = "The same command, without --overwrite," if overwrite else "The same command"
     with progress_bar("predicting", after_interrupt=f"{again} continues it.") as progress:
@@ -106,12 +109,13 @@ def predict(
             outputs=entries(outputs),
             overlays=overlays,
             mm_per_px=size,
-            fail_on=fail_on,
+            fail_on=all_rules(fail_on, fail_on_defect),
             device=device,
             runtime=runtime,
             workers=workers,
             tta=tta,
             bit_depth=bit_depth,
+            shard=own_shard,
             progress=progress,
         )
     warn(run["warnings"])
@@ -124,10 +128,7 @@ def predict(
             f"{run['processed']} images processed{speed}: {run['with_defect']} with a defect{blank}, "
             f"{run['unreadable']} unreadable; {run['already_done']} were done before."
         )
-        if rules := run.get("fail_on"):
-            named = f": {', '.join(rules['first'][:_NAMED])}" if rules["first"] else ""
-            more = f" and {rules['images'] - _NAMED} more" if rules["images"] > _NAMED else ""
-            print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{named}{more}.")
+        print_rules_met(run, out)
         print(f"Results: {shown(out)}")
     raise typer.Exit(exit_code_of(run, fail_on_blank=fail_on_blank, max_unreadable=tolerance))
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,13 +25,14 @@ class Journal:
         read_only: the file must exist and is not changed.
 
     Raises:
+        OSError: it cannot be read.
         ResourceError: the disk is full or the folder cannot be written.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self._offsets: dict[str, int] = {}
-        with resource_errors(path):
+        with nullcontext() if read_only else resource_errors(path):
             self._file = path.open("rb" if read_only else "ab+")
         self._file.seek(0)
         end = lines = damaged = 0
@@ -44,7 +46,7 @@ class Journal:
         if damaged:
             log.warning("%s: left out %d damaged lines; their images are done again where given", path, damaged)
         if lines > len(self._offsets) and not read_only:
-            self._write_anew()
+            self.write_sorted()
 
     def close(self) -> None:
         """Close the file. Raises ResourceError if the disk is full."""
@@ -81,14 +83,15 @@ class Journal:
         for image_id in image_ids:
             del self._offsets[image_id]
         if image_ids:
-            self._write_anew()
+            self.write_sorted()
 
     def flush(self) -> None:
         """Wait until everything is on the disk. Raises ResourceError."""
         with resource_errors(self._path):
             os.fsync(self._file.fileno())
 
-    def _write_anew(self) -> None:
+    def write_sorted(self) -> None:
+        """Write the file anew, sorted by ImageId, without replaced records. Raises ResourceError."""
         offsets = {}
         with atomic_path(self._path) as temporary:
             with temporary.open("wb") as handle:

@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -47,8 +47,30 @@ def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Rec
             raise DataError(f"{root}: has no {name}; expected the output folder of a finished run of predict.")
     run, choice = _read_run(root / _RUN, DataError)
     if run["status"] != "finished":
-        raise DataError(f"{root}: the run is {run['status']}. Run the same predict again first.")
+        raise DataError(f"{root}: the run is {run['status']}. Run the same command again first.")
     return run, choice, _records_of(root / _JOURNAL)
+
+
+@contextmanager
+def finished_folder(root: Path) -> Iterator[tuple[dict[str, Any], "OutputFolder"]]:
+    """Open the output folder of a finished run for reading: the content of run.json, and the folder.
+
+    Raises:
+        DataError: as `read_results`, or it cannot be read.
+    """
+    try:
+        run, choice, _ = read_results(root)
+        output = OutputFolder(root, run["key"], choice)
+        with closing(Journal(root / _JOURNAL, read_only=True)) as output.journal:
+            output.name_pictures(output.journal.image_ids)
+            yield run, output
+    except OSError as error:
+        raise DataError(f"{root}: cannot be read ({error.strerror or error}).") from error
+
+
+def status_of(root: Path) -> str:
+    """The status in the run.json of an output folder; "" if there is none. Raises OutputExistsError as predict does."""
+    return str(_read_run(root / _RUN, OutputExistsError)[0]["status"]) if (root / _RUN).exists() else ""
 
 
 def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], OutputChoice]:
@@ -70,7 +92,12 @@ def _records_of(path: Path) -> Iterator[Record]:
 
 @contextmanager
 def output_folder(
-    root: Path, key: Mapping[str, Any], choice: OutputChoice | None = None, *, overwrite: bool = False
+    root: Path,
+    key: Mapping[str, Any],
+    choice: OutputChoice | None = None,
+    *,
+    overwrite: bool = False,
+    status: str = "running",
 ) -> Iterator["OutputFolder"]:
     """Hold the output folder of one run of `predict` under a lock.
 
@@ -80,6 +107,7 @@ def output_folder(
             same key; a name that an older folder lacks counts as None.
         choice: the outputs to write; None: all.
         overwrite: delete the results of earlier runs.
+        status: for run.json, until `OutputFolder.write_run` is called.
 
     Raises:
         OutputExistsError: the folder contains something else, or results with another key.
@@ -97,7 +125,7 @@ def output_folder(
         else:
             if earlier is not None:
                 _clear(root)
-            output.write_run({"status": "running"})  # marks the folder as one of predict
+            output.write_run({"status": status})  # marks the folder as one of predict
         with resource_errors(root):
             for folder in choice.pictures:
                 (root / folder).mkdir(exist_ok=True)
@@ -106,9 +134,9 @@ def output_folder(
 
 
 def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> None:
-    if differences := _differences(earlier, key):
+    if found := differences(earlier, key):
         raise OutputExistsError(
-            f"{root}: holds results of another model or other settings ({'; '.join(differences)}). Choose "
+            f"{root}: holds results of another model or other settings ({'; '.join(found)}). Choose "
             "another output folder.",
             go_on={"overwrite": True},
         )
@@ -148,10 +176,19 @@ class OutputFolder:
         self._key = key
         self._names: Mapping[str, str] = {}
 
-    def pending(self, images: Sequence[FoundImage]) -> list[FoundImage]:
-        """The images without a result: new, changed since, unreadable before, or with a missing picture."""
-        self._drop_folders(images)
-        self._names = output_names(self.journal.image_ids)
+    def name_pictures(self, image_ids: Iterable[str]) -> None:
+        """Let the names of pictures be those of a folder that holds these images and no others."""
+        self._names = output_names(image_ids)
+
+    def pending(self, images: Sequence[FoundImage], of_all: Sequence[FoundImage] | None = None) -> list[FoundImage]:
+        """The images without a result: new, changed since, unreadable before, or with a missing picture.
+
+        Args:
+            images: those to look at.
+            of_all: the images of all shards, if `images` are those of one.
+        """
+        self._drop_folders(images if of_all is None else of_all)
+        self.name_pictures(self.journal.image_ids)
         if new := [image.image_id for image in images if image.image_id not in self.journal.image_ids]:
             self._rename_pictures(output_names([*self.journal.image_ids, *new]))
         return [image for image in images if not self._is_done(image)]
@@ -173,14 +210,13 @@ class OutputFolder:
                 "%s: earlier results were computed by something else (%s), and may differ a little from new ones. "
                 "Choose another folder, or overwrite this one, to compute all alike.",
                 self.root,
-                "; ".join(_differences(before["computed_by"], computed_by)),
+                "; ".join(differences(before["computed_by"], computed_by)),
             )
 
     def write(self, record: Record, pictures: Mapping[str, bytes]) -> None:
         """Store the pictures of an image, then its rows.
 
-        If the image's name is too long for its pictures, the notes tell their name. A later record of an image replaces
-        an earlier one.
+        A later record of an image replaces an earlier one.
 
         Args:
             record: the rows.
@@ -195,14 +231,12 @@ class OutputFolder:
                 write_result(path, pictures[kind])
             else:  # perhaps left from an earlier version of the image
                 path.unlink(missing_ok=True)
-        name = self._names[record.image_id]
-        if pictures and name not in (record.image_id, without_suffix(record.image_id)):
-            notes = "; ".join(filter(None, (record.image["notes"], f"name too long, pictures are called {name}")))
-            record = replace(record, image={**record.image, "notes": notes})
         self.journal.add(record)
 
     def finish(self, run: dict[str, Any], fail_on: Rules | None = None) -> dict[str, Any]:
         """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.
+
+        If an image's name is too long for its pictures, its notes in images.csv tell their name.
 
         Args:
             run: other entries of run.json.
@@ -221,7 +255,7 @@ class OutputFolder:
                 name: stack.enter_context(atomic_csv(self.root / name, columns, for_people=name != tables.PREDICTIONS))
                 for name, columns in chosen
             }
-            for record in self.journal.records():
+            for record in map(self._with_name_noted, self.journal.records()):
                 counts[record.status] += 1
                 lacking.update(record.younger_columns)
                 if fail_on is not None and fail_on.met_by(record):
@@ -245,6 +279,23 @@ class OutputFolder:
     def picture_path(self, kind: str, image_id: str) -> Path:
         """The path of the overlay ("overlays") or the class map ("masks") of an image."""
         return self.root / kind / (self._names[image_id] + tables.PICTURES[kind])
+
+    def pictures(self, record: Record) -> dict[str, str]:
+        """The paths of the pictures that an image has by its record; see `picture_path`."""
+        has_overlay = self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT)
+        return {
+            kind: f"{self.root}/{kind}/{self._names[record.image_id]}{tables.PICTURES[kind]}"
+            for kind in self.choice.pictures
+            if record.status != tables.STATUS_UNREADABLE and (kind != tables.OVERLAYS or has_overlay)
+        }
+
+    def _with_name_noted(self, record: Record) -> Record:
+        image_id, notes = record.image_id, record.image["notes"]
+        name = self._names[image_id]
+        told = f"name too long, pictures are called {name}"
+        if name in (image_id, without_suffix(image_id)) or told in notes or not self.pictures(record):
+            return record
+        return replace(record, image={**record.image, "notes": "; ".join(filter(None, (notes, told)))})
 
     def _drop_folders(self, images: Sequence[FoundImage]) -> None:
         """Drop the rows of folders that could not be listed before, but that now have images."""
@@ -271,20 +322,16 @@ class OutputFolder:
         seen = record.image["size_bytes"], record.image["modified_ns"]
         if record.status == tables.STATUS_UNREADABLE or seen != size_and_time(image.file):
             return False
-        return all(
-            size_and_time(f"{self.root}/{kind}/{self._names[image.image_id]}{tables.PICTURES[kind]}")[0]
-            for kind in self.choice.pictures
-            if kind != tables.OVERLAYS or self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT)
-        )
+        return all(size_and_time(picture)[0] for picture in self.pictures(record).values())
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The differences of two nested mappings, as 'name old -> new'. An absent value is None."""
     found = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{prefix}{name}.")
+            found += differences(old, new, f"{prefix}{name}.")
         elif old != new:
             found.append(f"{prefix}{name} {_shown(old)} -> {_shown(new)}")
     return found

@@ -20,6 +20,7 @@ from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
 from defectseg.predict.render import Rendered, render, render_unreadable
 from defectseg.predict.rules import NONE_UNREADABLE, Rules, Tolerance, class_id_of, listed_classes
+from defectseg.predict.shards import Shard, digest_of
 from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
 from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
@@ -104,6 +105,7 @@ def predict(
     fail_on: str | None = None,
     tta: str | None = None,
     bit_depth: int | None = None,
+    shard: Shard | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Process the images that have no result in the output folder.
@@ -123,6 +125,7 @@ def predict(
         fail_on: rules, see defectseg.predict.rules; the content of run.json tells which images meet one.
         tta: test-time augmentation: none, flips or turns; None: the model's own.
         bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
+        shard: process only its part of `images`, which must be the same list for every shard; None: all.
         progress: counts the images.
 
     Returns:
@@ -133,7 +136,8 @@ def predict(
         ModelError, ResourceError, UsageError: the run cannot go on; finished images are kept, and it can be continued.
     """
     choice = choose_outputs(outputs, overlays, mm_per_px)
-    workers = 1 if len(images) == 1 else workers  # which gets all cores
+    own = images if shard is None else [image for image in images if image.image_id in shard]
+    workers = 1 if len(own) == 1 else workers  # which gets all cores
     network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
     only_classes = None if classes is None else resolve_classes(classes, info.class_names)
@@ -152,6 +156,7 @@ def predict(
         "tile_hw": settings.tile_hw,
         "tile_overlap_px": settings.tile_overlap_px,
         "results_version": RESULTS_VERSION,
+        "shard": None if shard is None else str(shard),
     }
     run: dict[str, Any] = {
         "defectseg": __version__,
@@ -164,8 +169,12 @@ def predict(
         "started": _now(),
     }
     rules = None if fail_on is None else Rules.parse(fail_on, info.class_names, choice, only_classes)
+    if shard is not None:
+        log.info("shard %s: %d of %d images", shard, len(own), len(images))
+        run["all_images_sha256"] = digest_of(image.image_id for image in images)
+        run["own_images_sha256"] = digest_of(image.image_id for image in own)
     with output_folder(out, key, choice, overwrite=overwrite) as output:
-        pending = output.pending(images)
+        pending = output.pending(own, images)
         if pending:
             packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)])
             computed_by = {"runtime": network.name, "defectseg": __version__, **packages}
@@ -180,7 +189,7 @@ def predict(
                 "status": "finished",
                 "ended": _now(),
                 **counts,
-                "already_done": len(images) - len(pending),
+                "already_done": len(own) - len(pending),
                 "seconds": round(seconds, 3),
                 "images_per_second": round(processed / seconds, 2) if processed else None,
             }
@@ -213,17 +222,16 @@ def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[
 def exit_code_of(
     run: dict[str, Any],
     *,
-    fail_on_defect: bool = False,
     fail_on_blank: bool = False,
     max_unreadable: Tolerance = NONE_UNREADABLE,
 ) -> ExitCode:
     """The exit code of a finished run.
 
-    Rules (see `OutputFolder.finish`), defects and blank images count for all images in the folder; unreadable ones for
-    those that were given to this run.
+    Rules (see `OutputFolder.finish`) and blank images count for all images in the folder; unreadable ones for those
+    that were given to this run.
     """
     in_folder = run["images_in_folder"]
-    if run.get("fail_on", {}).get("images") or (fail_on_defect and in_folder[STATUS_DEFECT]):
+    if run.get("fail_on", {}).get("images"):
         return ExitCode.DEFECT_FOUND
     unreadable = run[STATUS_UNREADABLE]
     given = run["processed"] + unreadable + run.get("already_done", 0)

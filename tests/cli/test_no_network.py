@@ -93,6 +93,8 @@ def test_no_command_opens_a_connection(data_folder: Path, trained_run: Path, tin
         ["export", trained_run, "--format", "openvino", "--data", data_folder, "--out", tmp_path / "m.xml"],
         ["predict", tmp_path / "m.xml", images, "--out", tmp_path / "openvino"],
         ["predict", tmp_path / "run", images, "--out", tmp_path / "torch", "--runtime", "torch", "--device", "cpu"],
+        *(["predict", tmp_path / "m.xml", images, "--out", tmp_path / f"{n}", "--shard", f"{n}/2"] for n in (1, 2)),
+        ["merge", tmp_path / "1", tmp_path / "2", "--out", tmp_path / "merged"],
     ]
     words = _without_network()
     asked = json.dumps([[[str(word) for word in call] for call in calls], bool(words)])

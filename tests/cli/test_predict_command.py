@@ -119,7 +119,9 @@ def test_without_flags_everything_is_left_to_the_library(
     assert done.err == "warning: 1 of 1 16-bit images are nearly black\n"
     (request,) = requests
     del request["progress"]
-    unset = dict.fromkeys(("classes", "outputs", "overlays", "mm_per_px", "fail_on", "workers", "tta", "bit_depth"))
+    unset = dict.fromkeys(
+        ("classes", "outputs", "overlays", "mm_per_px", "fail_on", "workers", "tta", "bit_depth", "shard")
+    )
     assert request == unset | {
         "models": (Path("m.safetensors"),),
         "images": ["a.png", "b.png", "deep/c.png"],

@@ -10,11 +10,11 @@ from stdin and answers each with a line:
 The answer holds the exit code (negative: the signal that killed it; None: it stopped itself), the events that were
 counted, the process id, and what the command wrote to stdout and stderr.
 
-Events concern files below the folder `under`: `mkdir`, `create` (opened for writing), `write`, `fsync` and `rename` (to
-this name); `open` (for reading) and `read`. They are those of Python. What C libraries write themselves is not seen,
-that is, OpenVINO's `save_model` alone: tests on small disks that are really full cover it. At the n-th of the events
-the fault raises an OSError, sends a signal to the own process, kills its children, deletes the file, or lets reads be
-short.
+Events concern files below the folder `under`: `mkdir`, `create` (opened for writing, or linked), `write`, `fsync` and
+`rename` (to this name); `open` (for reading) and `read`. They are those of Python. What C libraries write themselves is
+not seen, that is, OpenVINO's `save_model` alone: tests on small disks that are really full cover it. At the n-th of
+the events the fault raises an OSError, sends a signal to the own process, kills its children, deletes the file, or lets
+reads be short.
 A lasting fault happens at every later event, too, as on a full disk.
 """
 
@@ -141,7 +141,8 @@ def arm(watch: Watch) -> None:
 
         setattr(os, name, call)
 
-    for name, event, place in (("rename", "rename", 1), ("replace", "rename", 1), ("mkdir", "mkdir", 0)):
+    changes = (("rename", "rename", 1), ("replace", "rename", 1), ("link", "create", 1), ("mkdir", "mkdir", 0))
+    for name, event, place in changes:
         watched(name, event, place)
     vars(os)["fsync"] = lambda number: None  # takes longer than everything else, and no power cut follows
     watched("fsync", "fsync", 0)
@@ -157,6 +158,7 @@ def load(kind: str) -> None:
     import defectseg.evaluate.report
     import defectseg.formats.coco
     import defectseg.formats.data_import
+    import defectseg.predict.merge
     import defectseg.predict.predict
     import defectseg.runtime.load
     import defectseg.tune.tune

@@ -11,10 +11,11 @@ import pytest
 
 Make = Callable[[str], Any]
 READING = ("open", "read")
-COSTLY = {"predict over": 6, "import into": 2, "export": 3, "evaluate": 8}  # every so many operations will do
+NAMES = ["predict", "predict over", "merge", "merge over", "import", "import into", "export", "evaluate", "tune"]
+COSTLY = {"predict over": 6, "merge over": 3, "import into": 2, "export": 3, "evaluate": 8}  # so many at a step
 
 
-@pytest.mark.parametrize("name", ["predict", "predict over", "import", "import into", "export", "evaluate", "tune"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("fault", "every", "codes", "told"),
     [
@@ -43,7 +44,7 @@ def test_a_fault_at_any_write_leaves_nothing_half_done(
         shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("name", ["predict", "import", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "merge", "import", "export", "evaluate"])
 @pytest.mark.parametrize(
     "fault",
     [
@@ -74,7 +75,7 @@ def test_an_input_that_cannot_be_read_is_named_and_costs_nothing_else(
         shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("name", ["predict", "import"])
+@pytest.mark.parametrize("name", ["predict", "merge", "import"])
 def test_a_really_full_disk_is_told_and_costs_nothing(work: Make, name: str, tmp_path: Path) -> None:
     one = work(name)
     if not one.commands.may_mount:
@@ -96,7 +97,7 @@ def test_a_really_full_disk_is_told_and_costs_nothing(work: Make, name: str, tmp
     assert pages > 5
 
 
-@pytest.mark.parametrize("name", ["predict", "import", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "merge", "import", "export", "evaluate"])
 def test_short_reads_change_nothing(work: Make, name: str) -> None:
     one = work(name)
     undisturbed, whole = one.undisturbed()
@@ -106,7 +107,7 @@ def test_short_reads_change_nothing(work: Make, name: str) -> None:
     assert one.left(place) == whole
 
 
-@pytest.mark.parametrize("name", ["predict", "import", "import into", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "merge", "import", "import into", "export", "evaluate"])
 def test_of_two_runs_at_once_one_is_refused_and_the_other_undisturbed(work: Make, name: str) -> None:
     one = work(name)
     undisturbed, whole = one.undisturbed()
@@ -120,7 +121,7 @@ def test_of_two_runs_at_once_one_is_refused_and_the_other_undisturbed(work: Make
         assert (done.code, one.left(place)) == (undisturbed.code, whole), done.said
 
 
-@pytest.mark.parametrize("name", ["predict", "import", "import into", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "merge", "import", "import into", "export", "evaluate"])
 def test_a_folder_deleted_under_a_run_ends_it_with_a_message(work: Make, name: str) -> None:
     one = work(name)
     undisturbed, whole = one.undisturbed()

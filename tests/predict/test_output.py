@@ -135,6 +135,16 @@ def test_records_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert (run["class_names"], outputs) == (["pits"], OutputChoice())
 
 
+def test_the_notes_tell_the_name_that_pictures_have_now(tmp_path: Path) -> None:
+    images = [_image(tmp_path / "in", f"{LONG}{end}") for end in ("z.jpg", "z.png")]
+    _process(tmp_path / "out", images[:1])
+    assert _process(tmp_path / "out", images) == [images[1].image_id], "both have to keep their suffix from now on"
+
+    for image_id, *_, note, _, _ in _rows(tmp_path / "out" / "images.csv")[1:]:
+        name = note.removeprefix("name too long, pictures are called ")
+        assert (tmp_path / "out" / "overlays" / f"{name}.jpg").read_bytes() == b"jpeg of " + image_id.encode()
+
+
 @pytest.mark.parametrize("missing", ["run.json", "journal.jsonl"])
 def test_only_the_folder_of_a_finished_run_is_read(tmp_path: Path, images: list[FoundImage], missing: str) -> None:
     root = tmp_path / "out"

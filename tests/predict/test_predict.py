@@ -259,7 +259,7 @@ def test_an_image_for_which_memory_is_short_is_unreadable_and_done_by_the_next_r
         patch.setattr(image_files, "decode", decode)
         run = process(sheets, workers=workers)
     assert _counts(run) == (11, 7, 1, 0)
-    assert exit_code_of(run, fail_on_defect=False) == ExitCode.PARTIAL
+    assert exit_code_of(run) == ExitCode.PARTIAL
     assert _rows(out / "errors.csv")[0]["error"].endswith(
         "05.png: memory does not suffice for it, even alone (MemoryError)"
     )
@@ -420,23 +420,23 @@ def test_classes_that_the_model_does_not_have_are_refused_with_those_it_has(want
 
 
 @pytest.mark.parametrize(
-    ("unreadable", "defects", "blank", "flags", "code"),
+    ("unreadable", "met", "blank", "on_blank", "code"),
     [
-        (0, 0, 0, {"fail_on_defect", "fail_on_blank"}, ExitCode.DONE),
-        (0, 5, 5, set(), ExitCode.DONE),
-        (1, 5, 0, {"fail_on_defect"}, ExitCode.DEFECT_FOUND),
-        (1, 5, 0, {"fail_on_blank"}, ExitCode.PARTIAL),
-        (0, 0, 1, {"fail_on_blank"}, ExitCode.PARTIAL),
+        (0, 0, 0, True, ExitCode.DONE),
+        (0, None, 5, False, ExitCode.DONE),
+        (1, 5, 0, True, ExitCode.DEFECT_FOUND),
+        (1, None, 0, False, ExitCode.PARTIAL),
+        (1, 0, 0, False, ExitCode.PARTIAL),
+        (0, 0, 1, True, ExitCode.PARTIAL),
     ],
 )
-def test_the_exit_code_tells_defects_before_unreadable_and_blank_images(
-    unreadable: int, defects: int, blank: int, flags: set[str], code: ExitCode
+def test_the_exit_code_tells_rules_before_unreadable_and_blank_images(
+    unreadable: int, met: int | None, blank: int, on_blank: bool, code: ExitCode
 ) -> None:
-    in_folder = {"defect": defects, "blank": blank}
-    run = {"processed": 9, "unreadable": unreadable, "already_done": 0, "images_in_folder": in_folder}
+    run = {"processed": 9, "unreadable": unreadable, "already_done": 0, "images_in_folder": {"blank": blank}}
+    rules = {} if met is None else {"fail_on": {"images": met}}
 
-    on_defect, on_blank = "fail_on_defect" in flags, "fail_on_blank" in flags
-    assert exit_code_of(run, fail_on_defect=on_defect, fail_on_blank=on_blank) is code
+    assert exit_code_of(run | rules, fail_on_blank=on_blank) is code
 
 
 def test_a_file_that_is_dead_for_good_may_be_accepted_but_not_one_more(process: Run, sheets: Path) -> None:
