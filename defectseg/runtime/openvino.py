@@ -70,9 +70,19 @@ class OpenVinoRuntime:
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""
         with memory_errors(images.shape):
-            with self._lock:  # compiling uses all cores, so other threads lose nothing by waiting
-                compiled = self._compiled(images.shape)
-            return compiled(np.require(images, requirements=["C", "W"]))
+            return self._compiled_for(images.shape)(np.require(images, requirements=["C", "W"]))
+
+    def prepare(self, size_hw: tuple[int, int]) -> None:
+        """See PreparingRuntime."""
+        threading.Thread(target=self._prepare, args=((1, 1, *size_hw),), name="prepare").start()
+
+    def _prepare(self, shape: tuple[int, ...]) -> None:
+        with suppress(Exception):  # the first call tells what is wrong
+            self._compiled_for(shape)
+
+    def _compiled_for(self, shape: tuple[int, ...]) -> "_Compiled":
+        with self._lock:  # compiling uses all cores, so other threads lose nothing by waiting
+            return self._compiled(shape)
 
 
 def name_of(info: ModelInfo, precision: Precision = "auto") -> str:
