@@ -43,7 +43,7 @@ class FoundImage:
 
 def is_image_suffix(suffix: str) -> bool:
     """Whether files with this suffix, in lower case, count as images. OpenCV is loaded only if it has to be asked."""
-    return suffix in _ALWAYS_DECODED or suffix in _SOMETIMES_DECODED and suffix in image_suffixes()
+    return suffix in _ALWAYS_DECODED or (suffix in _SOMETIMES_DECODED and suffix in image_suffixes())
 
 
 @cache

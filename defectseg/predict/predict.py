@@ -166,10 +166,11 @@ def predict(
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
     }
+    if images and not out.exists():  # otherwise, all may be done
+        _prepare(network, images[0], settings)
     with output_folder(out, key, choice, overwrite=overwrite) as output:
         pending = output.pending(images)
         if pending:
-            _prepare(network, pending[0], settings)
             packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)])
             computed_by = {"runtime": network.name, "defectseg": __version__, **packages}
             output.add_run(computed_by, started=run["started"])
