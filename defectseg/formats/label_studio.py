@@ -17,7 +17,7 @@ from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
 from defectseg.formats.reading import find_json, is_number, jsons_of, list_at, points_of, reaches_beyond, size_of
 from defectseg.formats.source import LabelSource
-from defectseg.image.find import is_image_suffix
+from defectseg.image.find import IMAGE_SUFFIXES
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 _Size = tuple[int, int] | None
@@ -103,7 +103,7 @@ def _image_names(task: dict[str, Any], where: str) -> list[str]:
     """The names under which the image of a task may be found. Raises LabelError if it has several images."""
     data = task["data"] if isinstance(task.get("data"), dict) else {}
     texts = [text if "?d=" in text else text.partition("?")[0] for text in data.values() if isinstance(text, str)]
-    images = sorted({text for text in texts if is_image_suffix(PurePosixPath(text).suffix.lower())})
+    images = sorted({text for text in texts if PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES})
     if len(images) > 1:
         raise LabelError(f"{where}: its data name several images ({', '.join(images)[:200]}); expected one a task.")
     names = [name for name in (*images, data.get("image"), task.get("file_upload")) if isinstance(name, str) and name]

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from defectseg.errors import DataError, DefectsegError, LabelError
 from defectseg.files import unpack_zip
-from defectseg.image.find import image_suffixes
+from defectseg.image.find import IMAGE_SUFFIXES
 from defectseg.progress import Progress
 from defectseg.text import read_json, read_xml
 
@@ -69,7 +69,7 @@ class LabelSource:
     @cached_property
     def image_stems(self) -> frozenset[str]:
         """The names of all images, without folders and suffixes."""
-        return frozenset(PurePosixPath(file).stem for file in self.with_suffix(*image_suffixes()))
+        return frozenset(PurePosixPath(file).stem for file in self.with_suffix(*IMAGE_SUFFIXES))
 
     def means_another(self, file: str, image: str) -> bool:
         """Whether both the image that a label file names and one that is called like the file are there."""

@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path, PurePath
 
@@ -15,8 +15,10 @@ from defectseg.files import UNFIT_CHARACTERS
 
 log = logging.getLogger(__name__)
 
-_ALWAYS_DECODED = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-_SOMETIMES_DECODED = frozenset({".jp2", ".gif", ".avif"})  # not by every build of OpenCV
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".gif", ".avif"]
+)
+_SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
 _UNFIT_FOR_AN_IMAGE_ID = re.compile(UNFIT_CHARACTERS)
 
 
@@ -39,20 +41,6 @@ class FoundImage:
     def path(self) -> Path:
         """The file."""
         return Path(self.file)
-
-
-def is_image_suffix(suffix: str) -> bool:
-    """Whether files with this suffix, in lower case, count as images. OpenCV is loaded only if it has to be asked."""
-    return suffix in _ALWAYS_DECODED or (suffix in _SOMETIMES_DECODED and suffix in image_suffixes())
-
-
-@cache
-def image_suffixes() -> frozenset[str]:
-    """The suffixes of images that this build of OpenCV decodes, in lower case."""
-    import cv2
-
-    # It has a writer for each of these if it has a reader.
-    return _ALWAYS_DECODED.union(suffix for suffix in _SOMETIMES_DECODED if cv2.haveImageWriter(f"x{suffix}"))
 
 
 def find_images(
@@ -101,7 +89,7 @@ def find_images(
         names = ", ".join(map(str, inputs[:3])) or "the list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
         why = f" {skip} is left out, since results go there: choose another output folder for images in it."
-        raise DataError(f"No image in {names}{where}. Files that count end in {_suffixes_text()}.{why if skip else ''}")
+        raise DataError(f"No image in {names}{where}. Files that count end in {_SUFFIXES}.{why if skip else ''}")
     if not keep_faulty and (fault := next((image.fault for image in images if image.fault), "")):
         raise DataError(fault)
     return images
@@ -132,7 +120,7 @@ class _Search:
         """Add a file, or the images below a folder; if `listed`, without looking whether an image exists."""
         file = str(given)
         whole = os.path.abspath(file)  # noqa: PTH100  # keeps links: the user chose their names
-        is_named_so = is_image_suffix(given.suffix.lower())
+        is_named_so = given.suffix.lower() in IMAGE_SUFFIXES
         fault = ""
         if not (listed and is_named_so):
             if os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises PermissionError
@@ -141,7 +129,7 @@ class _Search:
             if not os.path.lexists(given):
                 fault = f"{escaped(given)}: no such file or folder, or no permission to see it."
             elif not is_named_so:
-                fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_suffixes_text()}."
+                fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_SUFFIXES}."
         folder, name = os.path.split(whole)
         if self._is_new(self._real_folder(os.path.dirname(file)), name):  # noqa: PTH120  # Path is slower by seconds
             self.found[folder].append(FoundImage(name, file, fault))
@@ -169,7 +157,7 @@ class _Search:
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112
                     if self._recursive:
                         (links if entry.is_symlink() else folders).append(folder / entry.name)
-                elif not is_image_suffix(_suffix(entry.name)):
+                elif _suffix(entry.name) not in IMAGE_SUFFIXES:
                     self._passed_over[_suffix(entry.name)] += 1
                 # Broken links and irregular files are kept, so that they are reported as unreadable.
                 elif self._is_new(real, entry.name):
@@ -188,10 +176,6 @@ class _Search:
         is_new = name not in names and not (self._skip and f"{folder}{os.sep}{name}".startswith(self._skip))
         names.add(name)
         return is_new
-
-
-def _suffixes_text() -> str:
-    return ", ".join(sorted(image_suffixes()))
 
 
 def _suffix(name: str) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from defectseg.errors import ModelError, UsageError, require_extra
 from defectseg.model.devices import parse_device
@@ -15,9 +15,6 @@ from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ModelInfo, read_m
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
-
-if TYPE_CHECKING:
-    import openvino
 
 AUTO, TORCH, OPENVINO, ONNX = "auto", "torch", "openvino", "onnx"
 RUNTIMES = (AUTO, TORCH, OPENVINO, ONNX)
@@ -134,7 +131,7 @@ def _load(path: Path, info: ModelInfo, runtime: str, device: str, workers: int |
 
         identity = model_identity(path)
 
-        def read_export(size_hw: tuple[int, int]) -> "openvino.Model":
+        def read_export(size_hw: tuple[int, int]) -> Any:
             model = read_model(path)
             read_model_info(path)
             _refuse_another((path,), identity)

@@ -11,7 +11,7 @@ from defectseg.formats.common import index_unique
 from defectseg.formats.labels import Part, part_of
 from defectseg.formats.losses import Tally
 from defectseg.formats.source import LabelSource
-from defectseg.image.find import find_images, image_suffixes, is_image_suffix
+from defectseg.image.find import IMAGE_SUFFIXES, find_images
 from defectseg.text import read_text
 
 _PART = "train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|tr|ts"
@@ -79,7 +79,7 @@ def find_pictures(
     Masks lie in a folder called masks, labels, ground_truth or so. Where there is none, they lie among the images:
     a_mask.png or a_GT.png beside a.png, or a.png beside a.jpg.
     """
-    files = [file for file in source.with_suffix(*image_suffixes()) if not _OTHER_FOLDER.search(file)]
+    files = [file for file in source.with_suffix(*IMAGE_SUFFIXES) if not _OTHER_FOLDER.search(file)]
     by_top = {file.partition("/")[0] for file in files} == {"images", "masks"}
     pictures = [_picture(source.path(file), file, by_top=by_top) for file in files]
     masks = [picture for picture in pictures if picture.role in _MASK_ROLES] or _masks_among(pictures)
@@ -105,7 +105,7 @@ def _picture(path: Path, name: str, *, by_top: bool = False) -> Picture:
     name = unicodedata.normalize("NFC", name)  # macOS spells accents differently
     *folders, last = PurePosixPath(name).parts or ("",)
     suffix = PurePosixPath(last).suffix
-    stem = last.removesuffix(suffix) if is_image_suffix(suffix.lower()) else last
+    stem = last.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else last
     matches = [(place, match) for place, folder in enumerate(folders) if (match := _FOLDER.fullmatch(folder))]
     role = ""
     for place, match in matches[:1] if by_top else matches[-1:]:
@@ -170,7 +170,7 @@ def _guesses(mask: Picture) -> Iterator[tuple[int, str, str, str]]:
 def _stems(stem: str) -> list[str]:
     """The stem of a mask, and without its ending: "a_mask" and "a.jpg" -> "a"."""
     suffix = PurePosixPath(stem).suffix
-    shorter = _ENDING.sub("", stem) if not is_image_suffix(suffix.lower()) else stem.removesuffix(suffix)
+    shorter = _ENDING.sub("", stem) if suffix.lower() not in IMAGE_SUFFIXES else stem.removesuffix(suffix)
     return [stem] if shorter == stem else [stem, shorter]
 
 
