@@ -18,8 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from defectseg.errors import DataError, LabelError, OutputExistsError, ResourceError
 
 if sys.platform != "win32":  # where an open file cannot be deleted
@@ -217,6 +215,8 @@ def folder_lock(folder: Path, *, of: Path | None = None) -> Iterator[None]:
     Raises:
         ResourceError: another process holds the lock, or the folder cannot be made.
     """
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder / LOCK_NAME)
     with resource_errors(of or folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,10 @@ from defectseg.cli.show import log
 from defectseg.errors import DefectsegError, ExitCode
 from defectseg.machine import __version__, allow_gb
 
-# Idle OpenMP threads spin before they sleep, a tenth of a second by default. On a PC that runs other programs too, that
-# made a training step up to ten times slower. This many spins are enough on a machine that runs nothing else.
-_SPIN_COUNT = "30000"
+# Idle threads of OpenMP and OpenBLAS spin before they sleep, a tenth of a second by default. On a PC that runs other
+# programs too, that made a training step up to ten times slower. This many spins (of OpenBLAS, this power of two) are
+# enough on a machine that runs nothing else.
+_SPIN_COUNT, _SPIN_LOG2 = "30000", "15"
 
 _TyperUsageError: Any = typer.BadParameter.__base__  # click's or typer's own, depending on the version of typer
 
@@ -67,6 +68,7 @@ def main() -> None:
     """Run the command line. Every error ends in one message and an exit code."""
     gc.set_threshold(10_000)  # the imports of a command make 50,000 objects that stay
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", _SPIN_LOG2)
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our own messages name the files that it cannot decode
     errors.spelling = _flag
     set_up_logging()

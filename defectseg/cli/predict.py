@@ -86,6 +86,9 @@ def predict(
 
     Faster, with an exported model: defectseg predict fast.xml night_shift/ --out results/ --overlays defects
     """
+    if model.endswith(".xml"):
+        import defectseg.model.openvino_io  # noqa: F401  # its plugin loads while the others are imported
+
     from defectseg.image.find import find_images
     from defectseg.model.locate import model_paths
     from defectseg.predict.predict import exit_code_of

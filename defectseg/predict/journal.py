@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 from defectseg.files import atomic_path, resource_errors
@@ -74,7 +73,7 @@ class Journal:
         """Append a record. Raises ResourceError if the disk is full."""
         with resource_errors(self._path):
             offset = self._file.seek(0, os.SEEK_END)
-            self._file.write(json.dumps(asdict(record)).encode() + b"\n")
+            self._file.write(json.dumps(vars(record)).encode() + b"\n")
             self._file.flush()
         self._offsets[record.image_id] = offset
 

@@ -7,24 +7,27 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from defectseg import errors
-from defectseg.errors import DefectsegError, ExitCode, UsageError
+from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError
+from defectseg.files import open_regular
+from defectseg.image import whole
 from defectseg.image.find import FoundImage
-from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
-from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.machine import __version__, package_versions
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
-from defectseg.predict.render import Rendered, render, render_unreadable
 from defectseg.predict.rules import NONE_UNREADABLE, Rules, Tolerance, class_id_of, listed_classes
 from defectseg.predict.shards import Shard, digest_of
 from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
 from defectseg.progress import Progress, silent
-from defectseg.runtime.base import Runtime
+from defectseg.runtime.base import PreparingRuntime, Runtime
 from defectseg.runtime.load import ONNX, OPENVINO, TORCH, choose_runtime, load_runtime
+
+if TYPE_CHECKING:
+    from defectseg.inference.stream import Segmented
+    from defectseg.predict.render import Rendered
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +61,16 @@ def run_batch(
         ResourceError: disk space ran out; finished images are kept.
         ModelError: the network answers with NaN.
     """
+    # OpenCV and what needs it: the network is prepared meanwhile.
+    from defectseg.image.read import bit_depth_warnings
+    from defectseg.inference.stream import Unreadable, stream
+    from defectseg.predict.render import render, render_unreadable
+
     statuses: Counter[str] = Counter()
     brightest: Counter[int | None] = Counter()
     memory_short = 0
 
-    def paint(one: Segmented) -> Rendered:
+    def paint(one: "Segmented") -> "Rendered":
         return render(one, runtime.class_names, output.choice)
 
     with closing(stream(images, runtime, settings, paint)) as results:
@@ -173,6 +181,8 @@ def predict(
         log.info("shard %s: %d of %d images", shard, len(own), len(images))
         run["all_images_sha256"] = digest_of(image.image_id for image in images)
         run["own_images_sha256"] = digest_of(image.image_id for image in own)
+    if own and not out.exists():  # otherwise, all may be done
+        _prepare(network, own[0], settings)
     with output_folder(out, key, choice, overwrite=overwrite) as output:
         pending = output.pending(own, images)
         if pending:
@@ -238,6 +248,15 @@ def exit_code_of(
     if not max_unreadable.covers(unreadable, given) or (fail_on_blank and in_folder[STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
+
+
+def _prepare(network: Runtime, found: FoundImage, settings: Settings) -> None:
+    """Let the network be compiled for the size of an image in the background, unless it is cut into tiles."""
+    if isinstance(network, PreparingRuntime) and not found.fault:
+        with suppress(ImageError, OSError), open_regular(found.path) as file:
+            size_hw = whole.read_size(file, name=found.file)
+            if size_hw[0] <= settings.tile_hw[0] and size_hw[1] <= settings.tile_hw[1]:
+                network.prepare(size_hw)
 
 
 def _now() -> str:

@@ -692,3 +692,18 @@ def test_images_of_any_size_pass_and_overlays_are_shrunk_to_fit(process: Run, tm
     assert [row["notes"] for row in rows] == ["", "", "", "overlay shrunk to fit a JPEG"]
     assert _read(out / "overlays" / "3.jpg").shape[0] == 65_500
     assert _read(out / "masks" / "3.png").shape == (70_000, 1)
+
+
+def test_the_size_of_the_first_image_is_prepared_for_a_fresh_folder_unless_it_is_cut_into_tiles(
+    runtime: Any, process: Run, tmp_path: Path
+) -> None:
+    sizes: list[tuple[int, int]] = []
+    runtime.prepare = sizes.append
+    shapes = {"large.png": (1025, 8), "small.png": (24, 40), "tall.png": (40, 24)}
+    for name, size_hw in shapes.items():
+        cv2.imwrite(str(tmp_path / name), np.full(size_hw, 80, np.uint8))
+    process(tmp_path / "small.png", tmp_path / "tall.png")
+    assert sizes == [(24, 40)]
+    process(tmp_path / "small.png", tmp_path / "tall.png")  # all may be done
+    process(tmp_path / "large.png", into="tiles")
+    assert sizes == [(24, 40)]
