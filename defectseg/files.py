@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -252,7 +253,7 @@ def work_folder(out: Path) -> Iterator[Path]:
                     _undo_moves(hidden)
                     for entry in hidden.iterdir():
                         if entry.name != LOCK_NAME:
-                            _remove(entry)
+                            remove(entry)
                     work.mkdir()
                 yield work
             finally:
@@ -264,11 +265,24 @@ def work_folder(out: Path) -> Iterator[Path]:
             hidden.rmdir()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file, a link, or a folder with all that is in it; it may be absent."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder that is a link, or has links to folders in it, so that nothing is written outside of it.
+
+    Raises:
+        OutputExistsError: names the link.
+    """
+    below = (Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)
+    for path in chain([folder], below):
+        if path.is_symlink():
+            raise OutputExistsError(f"{path}: is a link, and results would be written where it leads. Delete it.")
 
 
 def is_empty_folder(folder: Path) -> bool:
@@ -327,7 +341,7 @@ def _undo_moves(hidden: Path) -> None:
     moved = [path for path in paths if os.path.lexists(path) and path.lstat().st_ino == noted[path.name]]
     if moved != paths:
         for path in moved:
-            _remove(path)
+            remove(path)
 
 
 @contextmanager
@@ -365,7 +379,10 @@ def unpack_zip(archive: Path, folder: Path, *, remedy: str, progress: Callable[[
                 )
             for done, entry in enumerate(entries, start=1):
                 entry.filename = entry.filename.replace("\\", "/")  # old archivers of Windows
-                opened.extract(entry, folder)
+                try:
+                    opened.extract(entry, folder)
+                except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+                    raise ValueError(f"{entry.filename} and another entry: a file where a folder is needed") from error
                 progress(done, len(entries))
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, IndexError, RuntimeError, ValueError) as error:
         # IndexError: no name; RuntimeError: encrypted, or an unknown compression; ValueError: a name that is not UTF-8

@@ -1,6 +1,5 @@
 """Score a model, or a file of predictions, on a data folder and write a report: `defectseg evaluate`."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from defectseg.evaluate.prediction_file import score_predictions
 from defectseg.evaluate.report import ERRORS, write_evaluation
 from defectseg.evaluate.score import Evaluation, Scored, all_unreadable, score_images
 from defectseg.evaluate.subset import choose_subset
-from defectseg.files import result_folder, write_result
+from defectseg.files import remove, result_folder, write_result
 from defectseg.image.overlay import encode_jpeg, paint_comparison
 from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
@@ -140,9 +139,8 @@ def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Met
 
 def _clear(root: Path) -> None:
     """Delete an earlier evaluation. Called once nothing prevents the new one from starting."""
-    shutil.rmtree(root / OVERLAYS, ignore_errors=True)
-    for name in _OWN_ENTRIES - {OVERLAYS}:
-        (root / name).unlink(missing_ok=True)
+    for name in _OWN_ENTRIES:
+        remove(root / name)
 
 
 def _facts_of_models(models: Sequence[Path], infos: Sequence[ModelInfo]) -> dict[str, str]:

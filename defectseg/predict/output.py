@@ -8,7 +8,6 @@ grows by a few bytes per image, not with its results.
 import hashlib
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -16,13 +15,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from defectseg.data.classes import check_class_names
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError
-from defectseg.files import atomic_csv, resource_errors, result_folder, size_and_time, write_result, write_text
+from defectseg.files import (
+    atomic_csv,
+    refuse_links,
+    remove,
+    resource_errors,
+    result_folder,
+    size_and_time,
+    write_result,
+    write_text,
+)
 from defectseg.image.find import FoundImage
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
 from defectseg.predict.names import folders_of, output_names, without_suffix
 from defectseg.predict.tables import OutputChoice, Record
+from defectseg.text import read_json
 
 log = logging.getLogger(__name__)
 
@@ -46,23 +56,30 @@ def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Rec
     run, choice = _read_run(root / _RUN, DataError)
     if run["status"] != "finished":
         raise DataError(f"{root}: the run is {run['status']}. Run the same predict again first.")
-    return run, choice, _records_of(root / _JOURNAL)
+    check_class_names(run["class_names"], where=str(root / _RUN))
+    return run, choice, _records_of(root / _JOURNAL, len(run["class_names"]))
 
 
 def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], OutputChoice]:
     """The content of run.json and the choice of outputs. Raises an error of this kind if predict did not write it."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = read_json(path)
         outputs = run["key"]["outputs"]
         choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"])
-        return {**run, "status": run["status"], "runs": list(run["runs"])}, choice
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        names = tuple(map(str, run.get("class_names", ())))  # none before the model is there
+        runs = [{**one, "runs": int(one["runs"]), "computed_by": dict(one["computed_by"])} for one in run["runs"]]
+        return {**run, "status": run["status"], "runs": runs, "class_names": names}, choice
+    except (DataError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise kind(f"{path}: not as predict writes it. Choose another folder; this one is left alone.") from None
 
 
-def _records_of(path: Path) -> Iterator[Record]:
+def _records_of(path: Path, classes: int) -> Iterator[Record]:
     with closing(Journal(path, read_only=True)) as journal:
-        yield from journal.records()
+        for record in journal.records():
+            class_id = max((row[1] for row in (*record.predictions, *record.regions)), default=0)
+            if class_id > classes:
+                raise DataError(f"{path}: {record.image_id} has ClassId {class_id}; the model has {classes} classes.")
+            yield record
 
 
 @contextmanager
@@ -98,6 +115,7 @@ def output_folder(
         with resource_errors(root):
             for folder in choice.pictures:
                 (root / folder).mkdir(exist_ok=True)
+                refuse_links(root / folder)
         with closing(Journal(root / _JOURNAL)) as output.journal:
             yield output
 
@@ -120,10 +138,8 @@ def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str
 def _clear(root: Path) -> None:
     """Delete the results of earlier runs, but not run.json, which marks the folder as one of predict."""
     with resource_errors(root):
-        for name in (*tables.TABLES, _JOURNAL):
-            (root / name).unlink(missing_ok=True)
-    for folder in tables.PICTURES:
-        shutil.rmtree(root / folder, ignore_errors=True)
+        for name in (*tables.TABLES, _JOURNAL, *tables.PICTURES):
+            remove(root / name)
 
 
 class OutputFolder:
@@ -254,7 +270,7 @@ class OutputFolder:
         if image.fault or image.image_id not in self.journal.image_ids:
             return False
         record = self.journal.record(image.image_id)
-        seen = record.image["size_bytes"], record.image["modified_ns"]
+        seen = record.image.get("size_bytes"), record.image.get("modified_ns")
         if record.status == tables.STATUS_UNREADABLE or seen != size_and_time(image.file):
             return False
         return all(

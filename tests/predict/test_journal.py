@@ -8,7 +8,9 @@ from defectseg.predict.tables import Record
 
 
 def _record(image_id: str, notes: str = "") -> Record:
-    return Record({"ImageId": image_id, "status": "clean", "notes": notes}, [[image_id, 1, ""]], [], [])
+    return Record(
+        {"ImageId": image_id, "status": "clean", "height": 2, "width": 3, "notes": notes}, [[image_id, 1, ""]], [], []
+    )
 
 
 def _write(path: Path, *records: Record) -> None:

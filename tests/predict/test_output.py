@@ -37,7 +37,9 @@ def images(tmp_path: Path) -> list[FoundImage]:
 
 def _record(found: FoundImage, *, encoded: str = "1 2", status: str = "defect") -> Record:
     image: dict[str, Any] = dict.fromkeys(IMAGE_COLUMNS, "0.9000") | {"ImageId": found.image_id, "status": status}
-    image |= zip(("notes", "size_bytes", "modified_ns"), ("", *size_and_time(found.path)), strict=True)
+    image |= {"height": 2, "width": 3} | dict(
+        zip(("notes", "size_bytes", "modified_ns"), ("", *size_and_time(found.path)), strict=True)
+    )
     if status == "unreadable":
         return Record(image, [], [], [[found.image_id, str(found.path), "it is broken"]])
     predictions = [[found.image_id, 1, encoded], [found.image_id, 2, ""]]
