@@ -20,7 +20,8 @@ class _Pickles(io.BufferedReader):
     _left_bytes = _MOST_BYTES
 
     def read(self, size: int | None = -1, /) -> bytes:
-        return self._counted(super().read(self._left_bytes if size is None or size < 0 else size))
+        whole = size is None or size < 0
+        return self._counted(super().read(self._left_bytes if whole else min(size or 0, self._left_bytes)))
 
     def readline(self, size: int | None = -1, /) -> bytes:
         return self._counted(super().readline(self._left_bytes))

@@ -66,7 +66,7 @@ def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], O
         run = read_json(path)
         outputs = run["key"]["outputs"]
         choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"])
-        names = tuple(map(str, run.get("class_names", ())))  # none before the model is there
+        names = list(map(str, run.get("class_names", ())))  # none before the model is there
         runs = [{**one, "runs": int(one["runs"]), "computed_by": dict(one["computed_by"])} for one in run["runs"]]
         return {**run, "status": run["status"], "runs": runs, "class_names": names}, choice
     except (DataError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
