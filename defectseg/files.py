@@ -253,7 +253,7 @@ def work_folder(out: Path) -> Iterator[Path]:
                     _undo_moves(hidden)
                     for entry in hidden.iterdir():
                         if entry.name != LOCK_NAME:
-                            remove(entry)
+                            _remove(entry)
                     work.mkdir()
                 yield work
             finally:
@@ -265,24 +265,24 @@ def work_folder(out: Path) -> Iterator[Path]:
             hidden.rmdir()
 
 
-def remove(path: Path) -> None:
-    """Delete a file, a link, or a folder with all that is in it; it may be absent."""
+def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def refuse_links(folder: Path) -> None:
-    """Refuse a folder that is a link, or has links to folders in it, so that nothing is written outside of it.
+def own_folder(folder: Path) -> None:
+    """Make a folder if it is absent, and refuse a link in its place or below, which would lead writes out of it.
 
     Raises:
         OutputExistsError: names the link.
+        OSError: it cannot be made.
     """
     below = (Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)
-    for path in chain([folder], below):
-        if path.is_symlink():
-            raise OutputExistsError(f"{path}: is a link, and results would be written where it leads. Delete it.")
+    if link := next((path for path in chain([folder], below) if path.is_symlink()), None):
+        raise OutputExistsError(f"{link}: is a link, and results would be written where it leads. Delete it.")
+    folder.mkdir(exist_ok=True)
 
 
 def is_empty_folder(folder: Path) -> bool:
@@ -341,7 +341,7 @@ def _undo_moves(hidden: Path) -> None:
     moved = [path for path in paths if os.path.lexists(path) and path.lstat().st_ino == noted[path.name]]
     if moved != paths:
         for path in moved:
-            remove(path)
+            _remove(path)
 
 
 @contextmanager

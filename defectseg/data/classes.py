@@ -44,7 +44,7 @@ def check_class_names(names: Sequence[str], *, where: str) -> None:
         if not name.strip():
             raise DataError(f"{where}: the name of ClassId {number} is blank. Line n names ClassId n.")
         if printable(name) != name:
-            raise DataError(f"{where}: the name of ClassId {number}, '{name}', is too long or has control characters.")
+            raise DataError(f"{where}: the name of ClassId {number} is too long or has control characters: {name}")
         if name in names[: number - 1]:
             raise DataError(f"{where}: '{name}' names ClassId {names.index(name) + 1} and {number}. Rename one.")
 

@@ -1,5 +1,6 @@
 """Score a model, or a file of predictions, on a data folder and write a report: `defectseg evaluate`."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from defectseg.evaluate.prediction_file import score_predictions
 from defectseg.evaluate.report import ERRORS, write_evaluation
 from defectseg.evaluate.score import Evaluation, Scored, all_unreadable, score_images
 from defectseg.evaluate.subset import choose_subset
-from defectseg.files import remove, result_folder, write_result
+from defectseg.files import own_folder, result_folder, write_result
 from defectseg.image.overlay import encode_jpeg, paint_comparison
 from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
@@ -66,6 +67,7 @@ def evaluate(
         folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
         image_ids, warnings = choose_subset(folder, info, paths, subset, split)
         _clear(out)
+        own_folder(out / OVERLAYS)
         overlays = {image_id: Path(OVERLAYS) / f"{name}.jpg" for image_id, name in output_names(image_ids).items()}
 
         def write_overlay(scored: Scored) -> None:
@@ -139,8 +141,9 @@ def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Met
 
 def _clear(root: Path) -> None:
     """Delete an earlier evaluation. Called once nothing prevents the new one from starting."""
-    for name in _OWN_ENTRIES:
-        remove(root / name)
+    shutil.rmtree(root / OVERLAYS, ignore_errors=True)
+    for name in _OWN_ENTRIES - {OVERLAYS}:
+        (root / name).unlink(missing_ok=True)
 
 
 def _facts_of_models(models: Sequence[Path], infos: Sequence[ModelInfo]) -> dict[str, str]:

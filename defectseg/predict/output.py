@@ -8,6 +8,7 @@ grows by a few bytes per image, not with its results.
 import hashlib
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -19,8 +20,7 @@ from defectseg.data.classes import check_class_names
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError
 from defectseg.files import (
     atomic_csv,
-    refuse_links,
-    remove,
+    own_folder,
     resource_errors,
     result_folder,
     size_and_time,
@@ -114,8 +114,7 @@ def output_folder(
             output.write_run({"status": "running"})  # marks the folder as one of predict
         with resource_errors(root):
             for folder in choice.pictures:
-                (root / folder).mkdir(exist_ok=True)
-                refuse_links(root / folder)
+                own_folder(root / folder)
         with closing(Journal(root / _JOURNAL)) as output.journal:
             yield output
 
@@ -138,8 +137,10 @@ def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str
 def _clear(root: Path) -> None:
     """Delete the results of earlier runs, but not run.json, which marks the folder as one of predict."""
     with resource_errors(root):
-        for name in (*tables.TABLES, _JOURNAL, *tables.PICTURES):
-            remove(root / name)
+        for name in (*tables.TABLES, _JOURNAL):
+            (root / name).unlink(missing_ok=True)
+    for folder in tables.PICTURES:
+        shutil.rmtree(root / folder, ignore_errors=True)
 
 
 class OutputFolder:
