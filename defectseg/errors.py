@@ -40,7 +40,7 @@ spelling: Callable[[str, object], str] = _as_keyword
 
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_LONG_WORD = re.compile(r"([^\s/]{200})[^\s/]{56,}")  # no name of a file or folder has more than 255 letters
+_LONG_WORD = re.compile(r"([^\s/]{200})[^\s/]{300,}")  # no name of a file has so many
 
 
 def printable(text: str) -> str:

@@ -272,7 +272,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def own_folder(folder: Path) -> None:
+def own_dir(folder: Path) -> None:
     """Make a folder if it is absent, and refuse a link in its place or below, which would lead writes out of it.
 
     Raises:

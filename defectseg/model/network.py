@@ -289,7 +289,7 @@ def _averaging(length: Any, wanted: Any, device: torch.device) -> Tensor:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error.args[0]) if error.args else type(error).__name__
+    text = str(getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__))
     return text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
 
 

@@ -18,15 +18,7 @@ from typing import Any
 
 from defectseg.data.classes import check_class_names
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError
-from defectseg.files import (
-    atomic_csv,
-    own_folder,
-    resource_errors,
-    result_folder,
-    size_and_time,
-    write_result,
-    write_text,
-)
+from defectseg.files import atomic_csv, own_dir, resource_errors, result_folder, size_and_time, write_result, write_text
 from defectseg.image.find import FoundImage
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
@@ -114,7 +106,7 @@ def output_folder(
             output.write_run({"status": "running"})  # marks the folder as one of predict
         with resource_errors(root):
             for folder in choice.pictures:
-                own_folder(root / folder)
+                own_dir(root / folder)
         with closing(Journal(root / _JOURNAL)) as output.journal:
             yield output
 
