@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -271,6 +272,19 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def own_dir(folder: Path) -> None:
+    """Make a folder if it is absent, and refuse a link in its place or below, which would lead writes out of it.
+
+    Raises:
+        OutputExistsError: names the link.
+        OSError: it cannot be made.
+    """
+    below = (Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)
+    if link := next((path for path in chain([folder], below) if path.is_symlink()), None):
+        raise OutputExistsError(f"{link}: is a link, and results would be written where it leads. Delete it.")
+    folder.mkdir(exist_ok=True)
+
+
 def is_empty_folder(folder: Path) -> bool:
     """Whether `folder` is absent or has only hidden entries, such as a lock, and litter of file managers."""
     return not folder.exists() or (folder.is_dir() and not _entries(folder))
@@ -365,7 +379,10 @@ def unpack_zip(archive: Path, folder: Path, *, remedy: str, progress: Callable[[
                 )
             for done, entry in enumerate(entries, start=1):
                 entry.filename = entry.filename.replace("\\", "/")  # old archivers of Windows
-                opened.extract(entry, folder)
+                try:
+                    opened.extract(entry, folder)
+                except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+                    raise ValueError(f"{entry.filename} and another entry: a file where a folder is needed") from error
                 progress(done, len(entries))
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, IndexError, RuntimeError, ValueError) as error:
         # IndexError: no name; RuntimeError: encrypted, or an unknown compression; ValueError: a name that is not UTF-8

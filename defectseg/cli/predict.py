@@ -4,9 +4,9 @@ import glob
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import typer
 from typer import Argument, Option
@@ -32,7 +32,11 @@ from defectseg.cli.options import (
     parse_mm_per_px,
 )
 from defectseg.cli.show import log, print_json, print_rules_met, shown, warn
-from defectseg.errors import UsageError
+from defectseg.errors import DataError, UsageError
+from defectseg.machine import check_memory
+
+_LONGEST_LINE_BYTES = 2**16
+_BYTES_OF_A_PATH = 400  # in memory, besides its letters
 
 
 def predict(
@@ -139,14 +143,26 @@ def predict(
 def expand(inputs: Sequence[str]) -> tuple[list[Path], Iterator[Path]]:
     """The paths that the arguments name, with patterns expanded; and the paths that `-` reads from standard input."""
     paths: list[Path] = []
-    lines: Iterable[bytes] = ()
+    listed: Iterator[Path] = iter(())
     for entry in inputs:
         if not entry.strip():
             raise UsageError("an INPUT is empty, perhaps a shell variable that is not set. Name a folder or an image.")
         if entry == "-":
-            lines = sys.stdin.buffer
+            listed = _paths_in(sys.stdin.buffer)
         elif not Path(entry).exists() and glob.has_magic(entry):
             paths += [Path(match) for match in sorted(glob.glob(entry, recursive=True))] or [Path(entry)]  # noqa: PTH207
         else:
             paths.append(Path(entry))
-    return paths, (Path(os.fsdecode(line.rstrip(b"\r\n"))) for line in lines if line.strip())
+    return paths, listed
+
+
+def _paths_in(lines: BinaryIO) -> Iterator[Path]:
+    """The paths in a list that may be long, but neither endless nor something else. Raises DataError."""
+    needed_bytes = 0
+    while line := lines.readline(_LONGEST_LINE_BYTES):
+        needed_bytes += _BYTES_OF_A_PATH + 4 * len(line)
+        check_memory(Path("the list on standard input"), needed_bytes)
+        if len(line) == _LONGEST_LINE_BYTES or b"\0" in line:
+            raise DataError("standard input: no list of paths; expected one a line, in UTF-8 and without zero bytes.")
+        if line.strip():
+            yield Path(os.fsdecode(line.rstrip(b"\r\n")))

@@ -6,11 +6,40 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Annotated
 
-from defectseg.files import atomic_path, resource_errors
-from defectseg.predict.tables import STATUSES, Record
+from pydantic import Field
+
+from defectseg.config import Frozen
+from defectseg.data.classes import MAX_CLASSES
+from defectseg.errors import DataError, LabelError
+from defectseg.files import atomic_path, check_image_id, resource_errors
+from defectseg.predict.tables import STATUS_UNREADABLE, STATUSES, Record
 
 log = logging.getLogger(__name__)
+
+_LONGEST_BYTES = 2**26  # of a line: a million runs have 12 MB
+_Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_ClassId = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+_Decimal = Annotated[str, Field(pattern=r"^[0-9]{1,12}\.[0-9]{1,4}$")]
+_Size = Annotated[str, Field(pattern=r"^[0-9]{1,30}(\.[0-9]{1,30})?$")]
+_Region = tuple[str, _ClassId, str, _Int, _Int, _Int, _Int, _Int, _Decimal, _Decimal]
+_ScoredRegion = tuple[str, _ClassId, str, _Int, _Int, _Int, _Int, _Int, _Decimal, _Decimal, _Decimal]
+
+# fmt: off
+_RegionInMm = tuple[
+    str, _ClassId, str, _Int, _Int, _Int, _Int, _Int, _Decimal, _Decimal, _Decimal, _Size, _Size, _Size, _Size
+]
+# fmt: on
+
+
+class _Line(Frozen, strict=True):
+    """What predict writes for an image. In old folders, regions have no score; if asked for, they have sizes in mm."""
+
+    image: dict[str, _Int | str]
+    predictions: list[tuple[str, _ClassId, str]]
+    regions: list[_Region | _ScoredRegion | _RegionInMm]
+    errors: list[tuple[str, str, str]]
 
 
 class Journal:
@@ -24,6 +53,7 @@ class Journal:
         read_only: the file must exist and is not changed.
 
     Raises:
+        DataError: it is no regular file.
         OSError: it cannot be read.
         ResourceError: the disk is full or the folder cannot be written.
     """
@@ -31,15 +61,17 @@ class Journal:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self._offsets: dict[str, int] = {}
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise DataError(f"{path}: a link or no file; expected the journal of predict. Choose another folder.")
         with nullcontext() if read_only else resource_errors(path):
             self._file = path.open("rb" if read_only else "ab+")
         self._file.seek(0)
         end = lines = damaged = 0
-        for line in self._file:
+        for line in iter(lambda: self._file.readline(_LONGEST_BYTES), b""):
             lines += 1
             try:
                 self._offsets[_record_of(line).image_id] = end
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, LabelError):
                 damaged += 1
             end += len(line)
         if damaged:
@@ -103,8 +135,15 @@ class Journal:
 
 
 def _record_of(line: bytes) -> Record:
-    """The record in a line. Raises ValueError, KeyError or TypeError if it has none."""
-    record = Record(**json.loads(line))
-    if record.status not in STATUSES or not record.image_id or not line.endswith(b"\n"):
-        raise ValueError(record.status)
+    """The record in a line. Raises ValueError or LabelError if it has none, or one that predict does not write."""
+    found = _Line.model_validate_json(line)
+    tables = [[list(row) for row in rows] for rows in (found.predictions, found.regions, found.errors)]
+    record = Record(found.image, *tables)
+    check_image_id(record.image_id, where="")
+    is_sound = line.endswith(b"\n") and record.status in STATUSES
+    is_sound &= all(row[0] == record.image_id for rows in tables for row in rows)
+    is_sound &= len({class_id for _, class_id, _ in found.predictions}) == len(found.predictions)
+    is_sound &= record.status == STATUS_UNREADABLE or min(record.size_hw) > 0
+    if not is_sound:
+        raise ValueError(record.image_id)
     return record

@@ -16,14 +16,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from defectseg.data.classes import check_class_names
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError
-from defectseg.files import atomic_csv, resource_errors, result_folder, size_and_time, write_result, write_text
+from defectseg.files import atomic_csv, own_dir, resource_errors, result_folder, size_and_time, write_result, write_text
 from defectseg.image.find import FoundImage
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
 from defectseg.predict.names import folders_of, output_names, without_suffix
 from defectseg.predict.rules import Rules
 from defectseg.predict.tables import OutputChoice, Record
+from defectseg.text import read_json
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Rec
     run, choice = _read_run(root / _RUN, DataError)
     if run["status"] != "finished":
         raise DataError(f"{root}: the run is {run['status']}. Run the same command again first.")
-    return run, choice, _records_of(root / _JOURNAL)
+    check_class_names(run["class_names"], where=str(root / _RUN))
+    return run, choice, _records_of(root / _JOURNAL, len(run["class_names"]))
 
 
 @contextmanager
@@ -76,18 +79,24 @@ def status_of(root: Path) -> str:
 def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], OutputChoice]:
     """The content of run.json and the choice of outputs. Raises an error of this kind if predict did not write it."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = read_json(path)
         outputs = run["key"]["outputs"]
         size = outputs.get("mm_per_px")
-        choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"], size and tuple(size))
-        return {**run, "status": run["status"], "runs": list(run["runs"])}, choice
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"], size and tuple(map(float, size)))
+        names = list(map(str, run.get("class_names", ())))  # none before the model is there
+        runs = [{**one, "runs": int(one["runs"]), "computed_by": dict(one["computed_by"])} for one in run["runs"]]
+        return {**run, "status": run["status"], "runs": runs, "class_names": names}, choice
+    except (DataError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise kind(f"{path}: not as predict writes it. Choose another folder; this one is left alone.") from None
 
 
-def _records_of(path: Path) -> Iterator[Record]:
+def _records_of(path: Path, classes: int) -> Iterator[Record]:
     with closing(Journal(path, read_only=True)) as journal:
-        yield from journal.records()
+        for record in journal.records():
+            class_id = max((row[1] for row in (*record.predictions, *record.regions)), default=0)
+            if class_id > classes:
+                raise DataError(f"{path}: {record.image_id} has ClassId {class_id}; the model has {classes} classes.")
+            yield record
 
 
 @contextmanager
@@ -128,7 +137,7 @@ def output_folder(
             output.write_run({"status": status})  # marks the folder as one of predict
         with resource_errors(root):
             for folder in choice.pictures:
-                (root / folder).mkdir(exist_ok=True)
+                own_dir(root / folder)
         with closing(Journal(root / _JOURNAL)) as output.journal:
             yield output
 
@@ -319,7 +328,7 @@ class OutputFolder:
         if image.fault or image.image_id not in self.journal.image_ids:
             return False
         record = self.journal.record(image.image_id)
-        seen = record.image["size_bytes"], record.image["modified_ns"]
+        seen = record.image.get("size_bytes"), record.image.get("modified_ns")
         if record.status == tables.STATUS_UNREADABLE or seen != size_and_time(image.file):
             return False
         return all(size_and_time(picture)[0] for picture in self.pictures(record).values())

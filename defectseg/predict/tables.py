@@ -1,6 +1,7 @@
 """The outputs of a prediction run, and the rows of its tables."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,11 @@ class Record:
     def image_id(self) -> str:
         """ImageId of the image."""
         return str(self.image["ImageId"])
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the image in px, if it is readable. Raises TypeError where they are no numbers."""
+        return operator.index(self.image["height"]), operator.index(self.image["width"])
 
     @property
     def status(self) -> str:

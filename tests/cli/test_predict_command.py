@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,3 +257,20 @@ def test_models_and_devices_that_cannot_be_used_are_refused(refused: Call, write
     refused("predict", torn, *flags, code=4, told=["torn.safetensors", "damaged"])
     refused("predict", "gone.xml", *flags, code=4, told=["gone.xml", "no such model file"])
     assert not (sheets.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (["cat", "/dev/zero"], "no list of paths"),
+        (["printf", "\\000a/b.jpg\\n"], "no list of paths"),
+        (["yes", "a.jpg"], "--max-gb"),
+    ],
+    ids=["a line without end", "UTF-16", "a list without end"],
+)
+def test_a_list_that_is_none_or_has_no_end_is_refused(source: list[str], told: str) -> None:
+    with subprocess.Popen(source, stdout=subprocess.PIPE) as lines:
+        command = [sys.executable, "-m", "defectseg", "--max-gb", "0.1", "predict", "m.xml", "-", "--out", "out"]
+        done = subprocess.run(command, stdin=lines.stdout, capture_output=True, text=True, timeout=100, check=False)
+        lines.kill()
+    assert (done.returncode, told in done.stderr) == (4, True), done.stderr
