@@ -18,8 +18,8 @@ def output_names(image_ids: Iterable[str]) -> Mapping[str, str]:
     hash replaces its end.
     """
     names = _Names([one for one, _ in groupby(sorted(image_ids))])
-    folders = {folder.casefold() for folder in folders_of(names.values())}
-    barred = [folder.removesuffix(end) for folder in folders for end in PICTURES.values() if folder.endswith(end)]
+    folders = folders_of(name.casefold() for name in names.values())
+    barred = _barred_by(folders)
     while True:
         taken = sorted(name.casefold() for name in names.values())
         clashing = {one for one, other in pairwise(taken) if one == other}.union(barred)
@@ -27,6 +27,32 @@ def output_names(image_ids: Iterable[str]) -> Mapping[str, str]:
         if not meeting:
             return names
         names.whole.update(meeting)  # may clash with others: "a.jpg" and "a.jpg.bmp"
+
+
+def _barred_by(folders: Iterable[str]) -> set[str]:
+    """The names whose pictures would be called like one of the folders."""
+    return {folder.removesuffix(end) for folder in folders for end in PICTURES.values() if folder.endswith(end)}
+
+
+class TakenNames:
+    """The names of pictures so far, to see quickly whether one more clashes with them, as `output_names` means it."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._hashes: set[int] = set()  # of all names, since their texts would take three times the memory
+        self._barred: set[str] = set()
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        """Take a name."""
+        self._hashes.add(hash(name.casefold()))
+        self._barred |= _barred_by(folders_of([name.casefold()]))
+
+    def clash_with(self, name: str) -> bool:
+        """Whether a name that is not taken clashes with those that are."""
+        name = name.casefold()
+        mine = {name, *_barred_by(folders_of([name]))}
+        return name in self._barred or not self._hashes.isdisjoint(map(hash, mine))
 
 
 class _Names(Mapping[str, str]):

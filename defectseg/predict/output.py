@@ -21,13 +21,13 @@ from defectseg.files import atomic_csv, resource_errors, result_folder, size_and
 from defectseg.image.find import FoundImage
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
-from defectseg.predict.names import folders_of, output_names, without_suffix
+from defectseg.predict.names import TakenNames, folders_of, output_names, without_suffix
 from defectseg.predict.tables import OutputChoice, Record
 
 log = logging.getLogger(__name__)
 
-_JOURNAL = "journal.jsonl"
-_RUN = "run.json"
+JOURNAL = "journal.jsonl"
+RUN = "run.json"
 _HASH_SHOWN = 12
 
 
@@ -40,13 +40,13 @@ def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Rec
     Raises:
         DataError: it is not the output folder of a finished run.
     """
-    for name in (_RUN, _JOURNAL):
+    for name in (RUN, JOURNAL):
         if not (root / name).is_file():
             raise DataError(f"{root}: has no {name}; expected the output folder of a finished run of predict.")
-    run, choice = _read_run(root / _RUN, DataError)
+    run, choice = _read_run(root / RUN, DataError)
     if run["status"] != "finished":
         raise DataError(f"{root}: the run is {run['status']}. Run the same predict again first.")
-    return run, choice, _records_of(root / _JOURNAL)
+    return run, choice, _records_of(root / JOURNAL)
 
 
 def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], OutputChoice]:
@@ -85,9 +85,9 @@ def output_folder(
     """
     choice = choice or OutputChoice()
     key = json.loads(json.dumps({**key, "outputs": asdict(choice)}))
-    with result_folder(root, (), writer="predict", overwrite=None, mark=_RUN):
+    with result_folder(root, (), writer="predict", overwrite=None, mark=RUN):
         output = OutputFolder(root, key, choice)
-        earlier = _read_run(root / _RUN, OutputExistsError)[0] if (root / _RUN).exists() else None
+        earlier = _read_run(root / RUN, OutputExistsError)[0] if (root / RUN).exists() else None
         if earlier is not None and not overwrite:
             _check_may_continue(root, earlier["key"], key)
             output.runs = earlier["runs"]
@@ -98,20 +98,20 @@ def output_folder(
         with resource_errors(root):
             for folder in choice.pictures:
                 (root / folder).mkdir(exist_ok=True)
-        with closing(Journal(root / _JOURNAL)) as output.journal:
+        with closing(Journal(root / JOURNAL)) as output.journal:
             yield output
 
 
 def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> None:
-    if differences := _differences(earlier, key):
+    if found := differences(earlier, key):
         raise OutputExistsError(
-            f"{root}: holds results of another model or other settings ({'; '.join(differences)}). Choose "
+            f"{root}: holds results of another model or other settings ({'; '.join(found)}). Choose "
             "another output folder.",
             go_on={"overwrite": True},
         )
-    if (root / tables.IMAGES).exists() and not (root / _JOURNAL).exists():
+    if (root / tables.IMAGES).exists() and not (root / JOURNAL).exists():
         raise CannotContinueError(
-            f"{root / _JOURNAL}: is gone, and with it the results behind the tables. Put it back, or choose "
+            f"{root / JOURNAL}: is gone, and with it the results behind the tables. Put it back, or choose "
             "another output folder.",
             go_on={"overwrite": True},
         )
@@ -120,7 +120,7 @@ def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str
 def _clear(root: Path) -> None:
     """Delete the results of earlier runs, but not run.json, which marks the folder as one of predict."""
     with resource_errors(root):
-        for name in (*tables.TABLES, _JOURNAL):
+        for name in (*tables.TABLES, JOURNAL):
             (root / name).unlink(missing_ok=True)
     for folder in tables.PICTURES:
         shutil.rmtree(root / folder, ignore_errors=True)
@@ -144,6 +144,7 @@ class OutputFolder:
         self.runs: list[dict[str, Any]] = []
         self._key = key
         self._names: Mapping[str, str] = {}
+        self._taken: TakenNames | None = None
 
     def pending(self, images: Sequence[FoundImage]) -> list[FoundImage]:
         """The images without a result: new, changed since, unreadable before, or with a missing picture."""
@@ -152,6 +153,16 @@ class OutputFolder:
         if new := [image.image_id for image in images if image.image_id not in self.journal.image_ids]:
             self._rename_pictures(output_names([*self.journal.image_ids, *new]))
         return [image for image in images if not self._is_done(image)]
+
+    def admit(self, image_id: str) -> None:
+        """Name the pictures of one more image before `write`, quickly unless its name clashes with those before."""
+        if image_id in self.journal.image_ids:
+            return
+        if self._taken is None:
+            self._taken = TakenNames(self._names.values())
+        if self._taken.clash_with(self._names[image_id]):
+            self._rename_pictures(output_names([*self.journal.image_ids, image_id]))
+            self._taken = TakenNames(self._names.values())
 
     def add_run(self, computed_by: Mapping[str, str], *, started: str) -> None:
         """Record for run.json what computes the results of this run, and warn if it differs from the previous run.
@@ -170,7 +181,7 @@ class OutputFolder:
                 "%s: earlier results were computed by something else (%s), and may differ a little from new ones. "
                 "Choose another folder, or overwrite this one, to compute all alike.",
                 self.root,
-                "; ".join(_differences(before["computed_by"], computed_by)),
+                "; ".join(differences(before["computed_by"], computed_by)),
             )
 
     def write(self, record: Record, pictures: Mapping[str, bytes]) -> None:
@@ -197,6 +208,8 @@ class OutputFolder:
             notes = "; ".join(filter(None, (record.image["notes"], f"name too long, pictures are called {name}")))
             record = replace(record, image={**record.image, "notes": notes})
         self.journal.add(record)
+        if self._taken is not None:
+            self._taken.add(name)
 
     def finish(self, run: dict[str, Any]) -> dict[str, Any]:
         """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.
@@ -225,7 +238,7 @@ class OutputFolder:
     def write_run(self, run: dict[str, Any]) -> dict[str, Any]:
         """Write run.json, with the key and `runs`, and return its content."""
         content = {**run, "runs": self.runs, "key": self._key}
-        write_text(self.root / _RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.root / RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return content
 
     def picture_path(self, kind: str, image_id: str) -> Path:
@@ -242,7 +255,8 @@ class OutputFolder:
 
         The longest go first, since a name can only become that of a longer ImageId, which has to be renamed before.
         """
-        for image_id in sorted((one for one, name in self._names.items() if name != names[one]), key=len, reverse=True):
+        renamed = [one for one in self.journal.image_ids if self._names[one] != names[one]]
+        for image_id in sorted(renamed, key=len, reverse=True):
             for kind in self.choice.pictures:
                 old = self.picture_path(kind, image_id)
                 if old.exists():
@@ -264,13 +278,13 @@ class OutputFolder:
         )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The differences of two nested mappings, as 'name old -> new'. An absent value is None."""
     found = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{prefix}{name}.")
+            found += differences(old, new, f"{prefix}{name}.")
         elif old != new:
             found.append(f"{prefix}{name} {_shown(old)} -> {_shown(new)}")
     return found

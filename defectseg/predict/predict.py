@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,73 @@ def run_batch(
     }
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and everything besides the images that results depend on.
+
+    Attributes:
+        network: the model; called from `network.parallel` threads.
+        settings: of the inference.
+        key: see `output_folder`.
+        run: entries of run.json.
+        kinds: names of the runtimes.
+    """
+
+    network: Runtime
+    settings: Settings
+    key: dict[str, Any]
+    run: dict[str, Any]
+    kinds: Sequence[str]
+
+    def computed_by(self) -> dict[str, str]:
+        """The runtime and the versions of the libraries that compute results; see `OutputFolder.add_run`."""
+        packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in self.kinds)])
+        return {"runtime": self.network.name, "defectseg": __version__, **packages}
+
+
+def load(
+    models: Path | Sequence[Path],
+    *,
+    classes: Sequence[str] | None,
+    device: str,
+    runtime: str,
+    workers: int | None,
+    tta: str | None,
+    bit_depth: int | None,
+) -> Loaded:
+    """Load a model for `predict`, whose arguments these are. Raises ModelError, ResourceError or UsageError."""
+    network, info = load_runtime(models, device, runtime, workers=workers)
+    kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
+    only_classes = None if classes is None else resolve_classes(classes, info.class_names)
+    settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
+    export = info.export
+    key = {
+        "model_sha256": model_identity(models),
+        "only_classes": only_classes,
+        "thresholds": info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+        "tta": settings.tta,
+        "bit_depth": settings.bit_depth,
+        "model_bit_depth": settings.model_bit_depth,
+        "runtime": ", ".join(kinds),
+        # As requested by the model file, whatever this processor computes in; None: the fastest of the runtime.
+        "precision": None if export is None else f"{export.precision}, other layers {export.float_layers}",
+        "tile_hw": settings.tile_hw,
+        "tile_overlap_px": settings.tile_overlap_px,
+        "results_version": RESULTS_VERSION,
+    }
+    run = {
+        "defectseg": __version__,
+        "model": ", ".join(map(str, as_paths(models))),
+        "runtime": network.name,
+        "workers": network.parallel,
+        "tta": settings.tta,
+        "class_names": list(info.class_names),
+        "thresholds_chosen_by": info.thresholds.chosen_by,
+        "started": now(),
+    }
+    return Loaded(network, settings, key, run, kinds)
+
+
 def predict(
     models: Path | Sequence[Path],
     images: Sequence[FoundImage],
@@ -129,50 +197,23 @@ def predict(
     """
     choice = choose_outputs(outputs, overlays)
     workers = 1 if len(images) == 1 else workers  # which gets all cores
-    network, info = load_runtime(models, device, runtime, workers=workers)
-    kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
-    only_classes = None if classes is None else resolve_classes(classes, info.class_names)
-    settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
-    export = info.export
-    key = {
-        "model_sha256": model_identity(models),
-        "only_classes": only_classes,
-        "thresholds": info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
-        "tta": settings.tta,
-        "bit_depth": settings.bit_depth,
-        "model_bit_depth": settings.model_bit_depth,
-        "runtime": ", ".join(kinds),
-        # As requested by the model file, whatever this processor computes in; None: the fastest of the runtime.
-        "precision": None if export is None else f"{export.precision}, other layers {export.float_layers}",
-        "tile_hw": settings.tile_hw,
-        "tile_overlap_px": settings.tile_overlap_px,
-        "results_version": RESULTS_VERSION,
-    }
-    run: dict[str, Any] = {
-        "defectseg": __version__,
-        "model": ", ".join(map(str, as_paths(models))),
-        "runtime": network.name,
-        "workers": network.parallel,
-        "tta": settings.tta,
-        "class_names": list(info.class_names),
-        "thresholds_chosen_by": info.thresholds.chosen_by,
-        "started": _now(),
-    }
-    with output_folder(out, key, choice, overwrite=overwrite) as output:
+    loaded = load(
+        models, classes=classes, device=device, runtime=runtime, workers=workers, tta=tta, bit_depth=bit_depth
+    )
+    run = loaded.run
+    with output_folder(out, loaded.key, choice, overwrite=overwrite) as output:
         pending = output.pending(images)
         if pending:
-            packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)])
-            computed_by = {"runtime": network.name, "defectseg": __version__, **packages}
-            output.add_run(computed_by, started=run["started"])
+            output.add_run(loaded.computed_by(), started=run["started"])
         output.write_run({**run, "status": "running"})
         progress(0, len(pending))
         begun = time.perf_counter()
         try:
-            counts = run_batch(pending, network, settings, output, progress=progress)
+            counts = run_batch(pending, loaded.network, loaded.settings, output, progress=progress)
             seconds, processed = time.perf_counter() - begun, counts["processed"]
             run |= {
                 "status": "finished",
-                "ended": _now(),
+                "ended": now(),
                 **counts,
                 "already_done": len(images) - len(pending),
                 "seconds": round(seconds, 3),
@@ -182,7 +223,7 @@ def predict(
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(DefectsegError):  # such as a full disk: the first error is reported
-                output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
+                output.write_run({**run, "status": status, "error": str(error), "ended": now()})
             raise
 
 
@@ -216,5 +257,6 @@ def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool, fail_on_blank: bo
     return ExitCode.DONE
 
 
-def _now() -> str:
+def now() -> str:
+    """The time for run.json, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
