@@ -5,11 +5,12 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
+from defectseg.cli import options
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Model, Overwrite, Runtime, Tta, Verbose, entries
 from defectseg.cli.show import print_json, shown, warn
@@ -24,9 +25,7 @@ def predict(
     ],
     out: Annotated[Path, Option(help="Folder to write. Results with the same settings are continued.", metavar="DIR")],
     recursive: Annotated[bool, Option("--recursive/--no-recursive", help="Search subfolders.")] = True,
-    classes: Annotated[
-        str | None, Option(help="Report only these classes, by number or name, e.g. 1,scratch.", metavar="LIST")
-    ] = None,
+    classes: options.Classes = None,
     overwrite: Overwrite = False,
     fail_on_defect: Annotated[
         bool, Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect.")
@@ -34,17 +33,11 @@ def predict(
     fail_on_blank: Annotated[
         bool, Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank (shows nothing).")
     ] = False,
-    outputs: Annotated[
-        str | None, Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions")
-    ] = None,
-    overlays: Annotated[
-        Literal["all", "defects", "none"] | None, Option(help="Images that get an overlay. Default: all.")
-    ] = None,
+    outputs: options.Outputs = None,
+    overlays: options.Overlays = None,
     device: Device = "auto",
     runtime: Runtime = "auto",
-    workers: Annotated[
-        int | None, Option(help="Images in the network at once; results stay the same.", min=1, metavar="N")
-    ] = None,
+    workers: options.Workers = None,
     tta: Tta = None,
     bit_depth: BitDepth = None,
     max_pixels: MaxPixels = None,

@@ -2,115 +2,81 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from defectseg.cli.options import BitDepth, Device, MaxPixels, Model, Runtime, Tta, Verbose, entries
-from defectseg.cli.show import log, shown
+from defectseg.cli import options
+from defectseg.cli.options import entries
+from defectseg.cli.show import shown
 from defectseg.errors import ExitCode
-
-_ONE_REQUEST_S = 1.0  # one request can arrive twice, for the process and for its group
 
 
 def watch(
-    model: Model,
+    model: options.Model,
     folder: Annotated[Path, Argument(help="Folder that the camera writes into; subfolders are searched.")],
-    out: Annotated[Path, Option(help="Folder to write: one folder a day, and health.json.", metavar="DIR")],
-    classes: Annotated[
-        str | None, Option(help="Report only these classes, by number or name, e.g. 1,scratch.", metavar="LIST")
-    ] = None,
+    out: Annotated[Path, Option(help="Folder to write: one folder for each day, and health.json.", metavar="DIR")],
     webhook: Annotated[
         str | None,
         Option(
-            help="Address that is told about sheets that meet --fail-on. Better given by the environment variable, "
-            "which other users of the machine do not see.",
+            help="Address that is told about sheets that meet --fail-on. Others do not see it in the environment.",
             metavar="URL",
             envvar="DEFECTSEG_WEBHOOK",
         ),
     ] = None,
-    outputs: Annotated[
-        str | None, Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions")
-    ] = None,
-    overlays: Annotated[
-        Literal["all", "defects", "none"] | None, Option(help="Images that get an overlay. Default: all.")
-    ] = None,
-    device: Device = "auto",
-    runtime: Runtime = "auto",
-    workers: Annotated[
-        int | None, Option(help="Images in the network at once; results stay the same.", min=1, metavar="N")
-    ] = None,
-    tta: Tta = None,
-    bit_depth: BitDepth = None,
-    max_pixels: MaxPixels = None,
-    verbose: Verbose = False,
+    classes: options.Classes = None,
+    outputs: options.Outputs = None,
+    overlays: options.Overlays = None,
+    device: options.Device = "auto",
+    runtime: options.Runtime = "auto",
+    workers: options.Workers = None,
+    tta: options.Tta = None,
+    bit_depth: options.BitDepth = None,
+    max_pixels: options.MaxPixels = None,
+    verbose: options.Verbose = False,
 ) -> None:
     """Find defects in the images that a camera writes into a folder, as they come.
 
-    Results are in DIR/YYYY-MM-DD, the local date of the image's time, as those of predict. Pictures are written at
-    once, tables at most once a minute. Half-written files are waited for. Start the same command again at any time:
-    each image is handled once. DIR/health.json tells how it goes.
+    Results are in DIR/YYYY-MM-DD, by the local date of the image's time, and look like those of predict. Pictures are
+    written at once, tables at most once a minute. Half-written files are waited for. DIR/health.json tells how it goes.
 
-    It runs until SIGTERM (exit code 0) or Ctrl-C (130), finishes the images in work, and writes the tables. Exit
-    code 4: it cannot go on. See docs/watch.md for a service that starts by itself.
+    SIGTERM (exit code 0) and Ctrl-C (130) finish the images in work and write the tables. The same command continues,
+    and handles each image once. Exit code 4: it could not go on. docs/watch.md has a service that starts by itself.
 
     Example: defectseg watch line8.xml /mnt/camera --out /data/line1
     """
     from defectseg.model.locate import model_paths
+    from defectseg.predict.predict import load
+    from defectseg.predict.tables import choose_outputs
+    from defectseg.predict.watch import check_folders
     from defectseg.predict.watch import watch as run_watch
 
-    with _stop_requests() as requests:
-        health = run_watch(
-            model_paths(model),
-            folder,
-            out,
-            classes=entries(classes),
-            device=device,
-            runtime=runtime,
-            workers=workers,
-            outputs=entries(outputs),
-            overlays=overlays,
-            tta=tta,
-            bit_depth=bit_depth,
-            webhook=webhook,
-            stopped=lambda: bool(requests),
-        )
-    latency = health["latency_s"]
-    told = f"; from file to result, p50 {latency['p50']} s, p95 {latency['p95']} s" if latency else ""
-    print(
-        f"{health['processed']} images processed: {health['with_defect']} with a defect, {health['unreadable']} "
-        f"unreadable{told}."
+    requests: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if len(requests) > 2:  # one request may come twice, for the process and for its group
+            os._exit(ExitCode.INTERRUPTED)  # costs no result, as little as kill -9
+        requests.append(number)
+
+    check_folders(folder, out)
+    loaded = load(
+        model_paths(model),
+        classes=entries(classes),
+        device=device,
+        runtime=runtime,
+        workers=workers,
+        tta=tta,
+        bit_depth=bit_depth,
     )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    choice = choose_outputs(entries(outputs), overlays)
+    health = run_watch(loaded, folder, out, choice, webhook=webhook, stopped=lambda: bool(requests))
+    counts = ", ".join(f"{health[name]} {name.replace('_', ' ')}" for name in ("with_defect", "blank", "unreadable"))
+    latency = "".join(f", {name} {value_s} s" for name, value_s in health["latency_s"].items())
+    print(f"{health['processed']} images processed: {counts}. From file to result{latency}.")
     print(f"Results: {shown(out)}")
     raise typer.Exit(ExitCode.INTERRUPTED if signal.SIGINT in requests else ExitCode.DONE)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """The signals that asked to stop so far; a later one ends the process at once, which costs no result."""
-    requests: list[int] = []
-    first_s = 0.0
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        nonlocal first_s
-        if requests and time.monotonic() - first_s > _ONE_REQUEST_S:
-            os._exit(ExitCode.INTERRUPTED)
-        if not requests:
-            first_s = time.monotonic()
-            requests.append(number)
-            log.info("stopping: images in work are finished, and tables written; once more to stop at once")
-
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else [])]
-    before: list[tuple[int, Callable[[int, FrameType | None], object] | int | None]] = []
-    before = [(number, signal.signal(number, remember)) for number in numbers]
-    try:
-        yield requests
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)

@@ -1,17 +1,15 @@
 """Results by day: output folders of `predict` that stay open while images come."""
 
-import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from defectseg.errors import CannotContinueError
 from defectseg.predict.camera import Stamp
 from defectseg.predict.journal import Journal
 from defectseg.predict.output import JOURNAL, RUN, OutputFolder, output_folder
@@ -19,36 +17,38 @@ from defectseg.predict.predict import Loaded, now
 from defectseg.predict.render import Rendered
 from defectseg.predict.tables import OutputChoice
 
-log = logging.getLogger(__name__)
-
-TABLES_S = 60.0
-TABLES_REST = 10  # writing them takes at most about a tenth of the time
+TABLES_S, TABLES_REST = 60.0, 10  # at most once a minute, and a tenth of the time
 IDLE_S = 300.0
 
 
 def day_of(modified_ns: int) -> str:
-    """The local date of a file's time, as YYYY-MM-DD; 1970-01-01 for a time that no calendar has."""
+    """The local date of a file's time, as YYYY-MM-DD; 1970-01-01 for a time that the calendar does not have."""
     try:
         return datetime.fromtimestamp(modified_ns / 1e9).date().isoformat()  # noqa: DTZ006
     except (OSError, OverflowError, ValueError):
-        return date(1970, 1, 1).isoformat()
+        return "1970-01-01"
+
+
+def stamp_of(image: Mapping[str, Any]) -> Stamp:
+    """The stamp of a recorded image, given its row of images.csv."""
+    return image["size_bytes"], image["modified_ns"]
 
 
 @dataclass
 class _Day:
     output: OutputFolder
     closing: ExitStack
-    changed: bool = False  # since the tables were last written
-    counts: dict[str, int] | None = None  # of the images by status, when they were
+    changed: bool = True  # since the tables were last written
     tables_due_s: float = 0.0
     used_s: float = field(default_factory=time.monotonic)
+    counts: Any = None  # of the images by status, when the tables were written
 
 
 class Days:
     """Output folders ROOT/YYYY-MM-DD, one for each local date of the files' times. Use it with `contextlib.closing`.
 
-    Pictures and the journal are written at once. Tables are written in a thread of their own, at most once a minute.
-    The folder of a past day is finished after some minutes without a result.
+    Pictures and journals are written at once. Tables are written in a thread of their own, at most once a minute. The
+    folder of a past day is finished some minutes after its last result.
 
     Args:
         root: the folder of the days.
@@ -57,28 +57,34 @@ class Days:
     """
 
     def __init__(self, root: Path, loaded: Loaded, choice: OutputChoice) -> None:
-        self.root, self._loaded, self._choice = root, loaded, choice
+        self._root, self._loaded, self._choice = root, loaded, choice
         self._open: dict[str, _Day] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tables")
+        self._thread = ThreadPoolExecutor(1)
         self._writing: tuple[_Day, Future[None]] | None = None
 
     def resume(self) -> None:
         """Take up the days that a killed run left without tables. Raises as `output_folder`."""
-        for path in self.root.glob(f"????-??-??/{RUN}"):
+        for path in self._root.glob(f"????-??-??/{RUN}"):
             if '"status": "running"' in path.read_text(encoding="utf-8", errors="replace"):
-                self._day(path.parent.name).changed = True
+                self._day(path.parent.name)
 
     def handled(self, new: Mapping[str, Stamp]) -> set[str]:
         """Those of some images, given with their stamps, that have a result. Only journals of their days are read."""
         by_day: dict[str, list[str]] = defaultdict(list)
         for image_id, stamp in new.items():
             by_day[day_of(stamp[1])].append(image_id)
-        found = set()
+        found = set[str]()
         for day, image_ids in by_day.items():
-            with self._journal(day) as journal:
-                for image_id in image_ids if journal is not None else ():
-                    if image_id in journal.image_ids and stamp_of(journal.record(image_id).image) == new[image_id]:
-                        found.add(image_id)
+            path = self._root / day / JOURNAL
+            with ExitStack() as stack:
+                if day in self._open or (day == day_of(time.time_ns()) and path.exists()):  # which stays open
+                    journal = self._day(day).output.journal
+                elif path.exists():
+                    journal = stack.enter_context(closing(Journal(path, read_only=True)))
+                else:
+                    continue
+                known = [one for one in image_ids if one in journal.image_ids]
+                found |= {one for one in known if stamp_of(journal.record(one).image) == new[one]}
         return found
 
     def write(self, one: Rendered) -> None:
@@ -89,17 +95,13 @@ class Days:
         day.changed, day.used_s = True, time.monotonic()
 
     def tend(self) -> None:
-        """Begin to write tables that are due, and finish past days. Raises ResourceError if that is not possible."""
-        if self._writing is not None:
-            day, future = self._writing
-            if not future.done():
-                return
-            self._writing = None
-            if error := future.exception():
-                day.changed = True
-                raise error
+        """Begin to write tables that are due, and finish past days. Raises ResourceError: the tables before failed."""
+        if self._writing is not None and self._writing[1].done():
+            (day, future), self._writing = self._writing, None
+            day.changed |= future.exception() is not None
+            future.result()
         now_s, today = time.monotonic(), day_of(time.time_ns())
-        for name, day in list(self._open.items()):
+        for name, day in list(self._open.items()) if self._writing is None else ():
             if day.changed and now_s >= day.tables_due_s:
                 day.changed = False  # a result that comes from now on may miss them
                 self._writing = day, self._thread.submit(self._write_tables, day)
@@ -108,44 +110,29 @@ class Days:
                 self._finish(name)
 
     def finish(self) -> None:
-        """Write the tables of all days that are open, and close them. Raises ResourceError."""
+        """Write the tables of all open days, and finish them. Raises ResourceError."""
         self._thread.shutdown()
         for name in list(self._open):
             self._finish(name)
 
     def close(self) -> None:
-        """Close all files, and let go of all folders; the next run writes the tables."""
+        """Let go of all folders that are not finished. The next run writes their tables."""
         self._thread.shutdown()
         with ExitStack() as stack:
             for day in self._open.values():
                 stack.push(day.closing)
-        self._open.clear()
 
     def _day(self, name: str) -> _Day:
         if name not in self._open:
             with ExitStack() as stack:
-                output = stack.enter_context(output_folder(self.root / name, self._loaded.key, self._choice))
+                output = stack.enter_context(output_folder(self._root / name, self._loaded.key, self._choice))
                 output.pending([])  # gives names to what is there
                 output.add_run(self._loaded.computed_by(), started=now())
                 output.write_run({**self._loaded.run, "status": "running"})
                 self._open[name] = _Day(output, stack.pop_all())
         return self._open[name]
 
-    @contextmanager
-    def _journal(self, name: str) -> Iterator[Journal | None]:
-        """The journal of a day, or None. Today's is kept open; others may be many, and long done."""
-        path = self.root / name / JOURNAL
-        if name in self._open or (name == day_of(time.time_ns()) and path.exists()):
-            yield self._day(name).output.journal
-        elif path.exists():
-            with closing(Journal(path, read_only=True)) as journal:
-                yield journal
-        else:
-            yield None
-
     def _write_tables(self, day: _Day) -> None:
-        if not (day.output.root / JOURNAL).exists():
-            raise CannotContinueError(f"{day.output.root / JOURNAL}: was deleted while results were written to it.")
         begun_s = time.monotonic()
         day.counts = day.output.finish({**self._loaded.run, "status": "running"})["images_in_folder"]
         ended_s = time.monotonic()
@@ -155,12 +142,6 @@ class Days:
         day = self._open[name]
         if day.changed or day.counts is None:
             self._write_tables(day)
-        run = {**self._loaded.run, "status": "finished", "ended": now(), "images_in_folder": day.counts}
-        day.output.write_run(run)
-        del self._open[name]
-        day.closing.close()
-
-
-def stamp_of(image: Mapping[str, Any]) -> Stamp:
-    """The stamp of a recorded image, given its row of images.csv."""
-    return image["size_bytes"], image["modified_ns"]
+        ended = {"status": "finished", "ended": now(), "images_in_folder": day.counts}
+        day.output.write_run({**self._loaded.run, **ended})
+        self._open.pop(name).closing.close()

@@ -6,51 +6,53 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from defectseg.errors import DataError, OutputExistsError, ResourceError, UsageError
 from defectseg.files import check_is_free, folder_lock, write_text
-from defectseg.image.find import FoundImage, escaped
+from defectseg.image.find import FoundImage
 from defectseg.image.read import bit_depth_warnings
-from defectseg.inference.stream import Segmented, Unreadable, stream
+from defectseg.inference.stream import Unreadable, stream
 from defectseg.predict.camera import Camera
 from defectseg.predict.days import Days, day_of, stamp_of
-from defectseg.predict.health import FAILED, RUNNING, STOPPED, Health
+from defectseg.predict.health import Health
 from defectseg.predict.output import differences
-from defectseg.predict.predict import Loaded, load, now
+from defectseg.predict.predict import Loaded, now
 from defectseg.predict.render import Rendered, render, render_unreadable
-from defectseg.predict.tables import OutputChoice, Record, choose_outputs
+from defectseg.predict.tables import OutputChoice, Record
 from defectseg.predict.webhook import Webhook, check_address
 
 log = logging.getLogger(__name__)
 
 BACKLOG_S = 60.0
-WAIT_S = 1.0  # between two tries to write to a full disk
-SLEEP_S = 0.1  # after so long, a request to stop is noticed
+FULL_S = 1.0  # between two tries to write to a full disk
+NOTICE_S = 0.1  # until a request to stop is noticed
 _ENOUGH_16_BIT = 20  # images, to judge their bit depth
 _MARK, _HEALTH, _OUTBOX = "watch.json", "health.json", "webhook.jsonl"
+_TOLD = ("ImageId", "classes", "regions", "defect_area_px", "top_score", "size_bytes", "modified_ns")  # about a sheet
 
-_Out = TypeVar("_Out")
+
+def check_folders(folder: Path, out: Path) -> None:
+    """Refuse to watch a folder that is not there (DataError), or that holds its own results (UsageError)."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder. Name the one that the camera writes into.")
+    real, real_out = Path(os.path.realpath(folder)), Path(os.path.realpath(out))
+    if real_out.is_relative_to(real) or real.is_relative_to(real_out):
+        raise UsageError(f"{out} and the watched folder {folder} lie in each other. Choose another.", argument="out")
 
 
 def watch(
-    models: Path | Sequence[Path],
+    loaded: Loaded,
     folder: Path,
     out: Path,
+    choice: OutputChoice,
     *,
-    classes: Sequence[str] | None = None,
-    device: str = "auto",
-    runtime: str = "auto",
-    workers: int | None = None,
-    outputs: Sequence[str] | None = None,
-    overlays: str | None = None,
-    tta: str | None = None,
-    bit_depth: int | None = None,
-    meets_rule: Callable[[Record], bool] | None = None,
+    meets_rule: Callable[[Record], bool] = lambda record: False,
     webhook: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -60,190 +62,151 @@ def watch(
     of `predict`. Images that have results there are not processed again.
 
     Args:
-        models, classes, device, runtime, workers, outputs, overlays, tta, bit_depth: as for `predict`.
-        folder: what is watched, with its subfolders.
-        out: folder for the days and for health.json; not within `folder`, nor around it.
+        loaded: the model.
+        folder: what is watched, with its subfolders; see `check_folders`.
+        out: folder for the days and for health.json.
+        choice: the outputs to write.
         meets_rule: which sheets the webhook is told about.
-        webhook: address for them.
-        stopped: asked several times a second; then images in work are finished, and tables are written.
+        webhook: an address.
+        stopped: asked several times a second; then the images in work are finished, and the tables are written.
 
     Returns:
         the content of health.json.
 
     Raises:
-        DataError: `folder` is not there.
         OutputExistsError: `out` contains something else, or results of another model or other settings.
-        UsageError: an argument is wrong, or some of them together.
+        DataError, UsageError: see `check_folders` and `check_address`.
         ModelError, ResourceError: it cannot go on; the same call continues.
     """
-    _check(folder, out, meets_rule is not None, webhook)
-    choice = choose_outputs(outputs, overlays)
-    loaded = load(
-        models, classes=classes, device=device, runtime=runtime, workers=workers, tta=tta, bit_depth=bit_depth
-    )
+    check_folders(folder, out)
     with folder_lock(out), ExitStack() as stack:
-        _check_own(out, folder, json.loads(json.dumps({**loaded.key, "outputs": asdict(choice)})))
-        about = {"started": loaded.run["started"], "folder": str(folder), "model": loaded.run["model"]}
-        health = stack.enter_context(closing(Health(out / _HEALTH, about)))
-        days = stack.enter_context(closing(Days(out, loaded, choice)))
-        sender = Webhook(out / _OUTBOX, webhook, health.trouble) if webhook is not None else None
-        if sender is not None:
-            stack.enter_context(closing(sender))
+        _check_own(out, json.loads(json.dumps({**loaded.key, "outputs": asdict(choice)})))
+        health = stack.enter_context(closing(Health(out / _HEALTH, started=now(), folder=str(folder))))
         try:
-            _Watch(folder, loaded, choice, days, health, sender, meets_rule, stopped).run()
-            health.state = STOPPED
+            days = stack.enter_context(closing(Days(out, loaded, choice)))
+            sender = None
+            if webhook is not None:
+                check_address(webhook)
+                sender = stack.enter_context(closing(Webhook(out / _OUTBOX, webhook, health.trouble)))
+            log.info("watching %s; results by day in %s", folder, out)
+            camera = Camera(folder, days.handled, health.trouble)
+            _Watch(loaded, choice, camera, days, health, sender, meets_rule, stopped).run()
+            health.told["state"] = "stopped"
         except BaseException as error:
-            health.state = FAILED
-            health.trouble(str(error) or type(error).__name__)
+            health.told["state"] = "failed"
+            health.told["last_error"] = {"time": now(), "message": str(error) or type(error).__name__}
             raise
     return health.content()
 
 
-def _check(folder: Path, out: Path, has_rule: bool, webhook: str | None) -> None:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder. Name the one that the camera writes into.")
-    real, real_out = Path(os.path.realpath(folder)), Path(os.path.realpath(out))
-    if real_out.is_relative_to(real) or real.is_relative_to(real_out):
-        raise UsageError(f"{out} and the watched folder {folder} lie in each other. Choose another.", argument="out")
-    if has_rule != (webhook is not None):
-        given, lacking = ("fail_on", "webhook") if has_rule else ("webhook", "fail_on")
-        raise UsageError(f"goes together with {lacking}. Give both, or none.", argument=given)
-    if webhook is not None:
-        check_address(webhook)
-
-
-def _check_own(out: Path, folder: Path, key: dict[str, Any]) -> None:
+def _check_own(out: Path, key: dict[str, Any]) -> None:
     """Mark a new folder with the key of its results; refuse a foreign one, and one with another key."""
     mark = out / _MARK
     if not mark.exists():
         check_is_free(out, (_HEALTH, _OUTBOX), writer="watch")
-        write_text(mark, json.dumps({"folder": str(folder), "key": key}, indent=2) + "\n")
-        return
+        write_text(mark, json.dumps(key, indent=2) + "\n")
     try:
-        earlier = json.loads(mark.read_text(encoding="utf-8"))
-        found, before = differences(earlier["key"], key), earlier["folder"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = differences(json.loads(mark.read_text(encoding="utf-8")), key)
+    except (OSError, ValueError, AttributeError):
         raise OutputExistsError(f"{mark}: not as watch writes it. Choose another output folder.") from None
     if found:
         what = f"holds results of another model or other settings ({'; '.join(found)})"
         raise OutputExistsError(f"{out}: {what}. Choose another output folder.")
-    if before != str(folder):
-        log.warning("%s: so far, results came from images in %s. Images of the same name replace them.", out, before)
 
 
+@dataclass
 class _Watch:
-    """The loop of `watch`."""
+    """The loop of `watch`, whose arguments and parts these are."""
 
-    def __init__(
-        self,
-        folder: Path,
-        loaded: Loaded,
-        choice: OutputChoice,
-        days: Days,
-        health: Health,
-        webhook: Webhook | None,
-        meets_rule: Callable[[Record], bool] | None,
-        stopped: Callable[[], bool],
-    ) -> None:
-        self._folder, self._loaded, self._choice, self._days, self._health = folder, loaded, choice, days, health
-        self._webhook, self._meets_rule, self._stopped = webhook, meets_rule, stopped
-        self._camera = Camera(folder, days.handled, health.trouble)
-        self._queue: deque[FoundImage] = deque()
-        self._poll_due_s = 0.0
-        self._told_backlog_s = time.monotonic()
-        self._brightest: Counter[int | None] = Counter()
+    loaded: Loaded
+    choice: OutputChoice
+    camera: Camera
+    days: Days
+    health: Health
+    webhook: Webhook | None
+    meets_rule: Callable[[Record], bool]
+    stopped: Callable[[], bool]
+    queue: deque[FoundImage] = field(default_factory=deque)  # images that are complete
+    brightest: Counter[int | None] = field(default_factory=Counter)
+    poll_due_s: float = 0.0
+    backlog_due_s: float = field(default_factory=lambda: time.monotonic() + BACKLOG_S)
 
     def run(self) -> None:
         """Handle images until it is stopped."""
-        self._days.resume()
-        network, settings = self._loaded.network, self._loaded.settings
-
-        def paint(one: Segmented) -> Rendered:
-            return render(one, network.class_names, self._choice)
-
-        log.info("watching %s; results by day in %s", self._folder, self._days.root)
+        network, settings = self.loaded.network, self.loaded.settings
+        paint = partial(render, class_names=network.class_names, choice=self.choice)
+        self.days.resume()
         with closing(stream(self._images(), network, settings, paint)) as results:
             for result in results:
                 self._take(result)
-        self._days.finish()
+        self.days.finish()
 
     def _images(self) -> Iterator[FoundImage | None]:
         """Complete images, the oldest first; None while there are none, so that the stream holds no result back."""
-        while not self._stopped():
-            if time.monotonic() >= self._poll_due_s:
-                self._poll()
-            if self._queue:
-                yield self._queue.popleft()
+        while not self.stopped():
+            if time.monotonic() >= self.poll_due_s:
+                self._with_room(self._poll)
+                self._with_room(self.days.tend)
+                self._tell_backlog()
+                self.poll_due_s = time.monotonic() + self.camera.pause_s
+            if self.queue:
+                yield self.queue.popleft()
             else:
                 yield None
-                self._sleep_until(self._poll_due_s)
+                self._sleep_until(self.poll_due_s)
 
     def _poll(self) -> None:
         try:
-            self._queue.extend(self._with_room(self._camera.poll))
-            self._health.state = RUNNING
+            self.queue.extend(self.camera.poll())
+            self.health.told["state"] = "running"
         except OSError as error:
-            self._health.state = "waiting for the folder"
-            self._health.trouble(f"{self._folder}: cannot be listed ({error.strerror}). Waiting for it.")
-        self._with_room(self._days.tend)
-        now_s = time.monotonic()
-        self._poll_due_s = now_s + self._camera.pause_s
-        self._health.last_look, self._health.backlog = now(), len(self._queue)
-        if self._webhook is not None:
-            self._health.unsent = self._webhook.unsent
-        if now_s - self._told_backlog_s >= BACKLOG_S:
-            self._told_backlog_s = now_s
-            if self._queue:
-                log.warning("%d images wait", len(self._queue))
+            self.health.told["state"] = "waiting for the folder"
+            self.health.trouble(f"{error.filename}: cannot be listed ({error.strerror}). Waiting for it.")
+
+    def _tell_backlog(self) -> None:
+        unsent = len(self.webhook.unsent) if self.webhook else 0
+        self.health.told |= {"last_look": now(), "backlog": len(self.queue), "webhook_unsent": unsent}
+        if time.monotonic() >= self.backlog_due_s:
+            self.backlog_due_s = time.monotonic() + BACKLOG_S
+            if self.queue:
+                log.warning("%d images wait for their turn", len(self.queue))
 
     def _take(self, result: Rendered | Unreadable) -> None:
         """Store a result; an image that may still become readable is tried again later."""
         if isinstance(result, Unreadable):
             if not os.path.lexists(result.path):
-                log.warning("%s: was deleted before it was read", escaped(result.path))
-                self._camera.forget(result.image_id)
+                self.camera.gone(result.image_id, str(result.path))
                 return
-            if self._camera.again(result.image_id):
+            if self.camera.again(result.image_id):
                 return
-            self._health.trouble(result.message)
+            self.health.trouble(result.message)
             result = render_unreadable(result)
         record, image = result.record, result.record.image
-        if self._webhook is not None and self._meets_rule is not None and self._meets_rule(record):
-            day, webhook = day_of(image["modified_ns"]), self._webhook
-            self._with_room(lambda: webhook.add(_sheet(day, image)))  # before the journal, so that none is missed
-        self._with_room(lambda: self._days.write(result))
-        self._camera.done(record.image_id, stamp_of(image))
-        self._health.count(record.status, image["modified_ns"])
-        self._check_bit_depth(result.brightest16)
+        if self.webhook is not None and self.meets_rule(record):
+            sheet = {"day": day_of(image["modified_ns"]), **{name: image[name] for name in _TOLD}}
+            self._with_room(partial(self.webhook.add, sheet))  # before the result, so that none is missed
+        self._with_room(partial(self.days.write, result))
+        self.camera.done(record.image_id, stamp_of(image))
+        self.health.count(record.status, image["modified_ns"])
+        if result.brightest16 is not None and self.brightest.total() < _ENOUGH_16_BIT:
+            self.brightest[result.brightest16] += 1
+            for warning in bit_depth_warnings(self.brightest) if self.brightest.total() == _ENOUGH_16_BIT else ():
+                self.health.trouble(warning)
 
-    def _check_bit_depth(self, brightest16: int | None) -> None:
-        if brightest16 is not None and self._brightest.total() < _ENOUGH_16_BIT:
-            self._brightest[brightest16] += 1
-            if self._brightest.total() == _ENOUGH_16_BIT:
-                for warning in bit_depth_warnings(self._brightest):
-                    self._health.trouble(warning)
-
-    def _with_room(self, action: Callable[[], _Out]) -> _Out:
-        """Do something, again and again while the disk is full. Raises its other errors, and that one if stopped."""
+    def _with_room(self, action: Callable[[], None]) -> None:
+        """Do something, again and again while the disk is full. Raises its other errors, and this one if stopped."""
         while True:
             try:
                 return action()
             except ResourceError as error:
                 cause = error.__cause__
                 is_full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-                if not is_full or self._stopped():
+                if not is_full or self.stopped():
                     raise
-                self._health.state, self._health.last_look = "waiting for room on the disk", now()
-                self._health.trouble(f"{error} Waiting for room.")
-                self._sleep_until(time.monotonic() + WAIT_S)
-                self._health.state = RUNNING
+                self.health.told |= {"state": "waiting for room on the disk", "last_look": now()}
+                self.health.trouble(f"{error} Waiting for that.")
+                self._sleep_until(time.monotonic() + FULL_S)
 
     def _sleep_until(self, end_s: float) -> None:
-        while not self._stopped() and (left_s := end_s - time.monotonic()) > 0:
-            time.sleep(min(SLEEP_S, left_s))
-
-
-def _sheet(day: str, image: dict[str, Any]) -> dict[str, Any]:
-    """What the webhook tells about a sheet."""
-    names = ("classes", "regions", "defect_area_px", "top_score", "size_bytes", "modified_ns")
-    return {"day": day, "image_id": image["ImageId"], **{name: image[name] for name in names}}
+        while not self.stopped() and (left_s := end_s - time.monotonic()) > 0:
+            time.sleep(min(NOTICE_S, left_s))
