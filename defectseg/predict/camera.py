@@ -89,8 +89,8 @@ class Camera:
                 if not isinstance(error, FileNotFoundError):
                     self._trouble(f"{escaped(path)}: the folder cannot be listed ({error.strerror}).")
         done = self._handled({image_id: file.stamp for image_id, file in new.items()}) if new else ()
-        self._look_again(begun_s)
         complete = sorted(self._complete(begun_s), key=lambda file: file.stamp[1])
+        self._look_again(begun_s)
         self._files |= new
         self._files |= {image_id: hash(new.pop(image_id).stamp) for image_id in done}
         self._waiting |= new
