@@ -35,22 +35,27 @@ def _barred_by(folders: Iterable[str]) -> set[str]:
 
 
 class TakenNames:
-    """The names of pictures so far, to see quickly whether one more clashes with them, as `output_names` means it."""
+    """Says quickly whether the name of one more image changes the `output_names` of those before, or has to be another.
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._hashes: set[int] = set()  # of all names, since their texts would take three times the memory
+    Args:
+        names: the output names of the images so far.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._hashes: set[int] = set()  # of names, since their texts would take three times the memory
         self._barred: set[str] = set()
-        for name in names:
-            self.add(name)
+        for image_id, name in names.items():
+            self.add(image_id, name)
 
-    def add(self, name: str) -> None:
-        """Take a name."""
-        self._hashes.add(hash(name.casefold()))
-        self._barred |= _barred_by(folders_of([name.casefold()]))
+    def add(self, image_id: str, name: str) -> None:
+        """One more image has got its name."""
+        both = {name.casefold(), _fitting(without_suffix(image_id)).casefold()}
+        self._hashes.update(map(hash, both))
+        self._barred |= _barred_by(folders_of(both))
 
-    def clash_with(self, name: str) -> bool:
-        """Whether a name that is not taken clashes with those that are."""
-        name = name.casefold()
+    def clash_with(self, image_id: str) -> bool:
+        """Whether a new image clashes with those before."""
+        name = _fitting(without_suffix(image_id)).casefold()
         mine = {name, *_barred_by(folders_of([name]))}
         return name in self._barred or not self._hashes.isdisjoint(map(hash, mine))
 

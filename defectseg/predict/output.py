@@ -159,10 +159,10 @@ class OutputFolder:
         if image_id in self.journal.image_ids:
             return
         if self._taken is None:
-            self._taken = TakenNames(self._names.values())
-        if self._taken.clash_with(self._names[image_id]):
+            self._taken = TakenNames(self._names)
+        if self._taken.clash_with(image_id):
             self._rename_pictures(output_names([*self.journal.image_ids, image_id]))
-            self._taken = TakenNames(self._names.values())
+            self._taken = TakenNames(self._names)
 
     def add_run(self, computed_by: Mapping[str, str], *, started: str) -> None:
         """Record for run.json what computes the results of this run, and warn if it differs from the previous run.
@@ -209,7 +209,7 @@ class OutputFolder:
             record = replace(record, image={**record.image, "notes": notes})
         self.journal.add(record)
         if self._taken is not None:
-            self._taken.add(name)
+            self._taken.add(record.image_id, name)
 
     def finish(self, run: dict[str, Any]) -> dict[str, Any]:
         """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.

@@ -139,6 +139,7 @@ class _Watch:
         with closing(stream(self._images(), network, settings, paint)) as results:
             for result in results:
                 self._take(result)
+        self._tell_backlog()
         self.days.finish()
 
     def _images(self) -> Iterator[FoundImage | None]:

@@ -2,6 +2,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,9 +108,7 @@ def test_what_earlier_runs_handled_is_asked_once_and_left_alone(folder: Path) ->
     assert asked == [{"a.png": (3, (1_800_000_000 + 120) * 10**9), "b.png": (1, 1_800_000_000 * 10**9)}]
 
 
-def test_of_many_old_files_only_a_few_are_looked_at_in_each_poll(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_old_files_only_a_few_are_looked_at_in_each_poll(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[object] = []
 
     def counted(path: Path | str) -> Stamp:
@@ -187,10 +186,14 @@ def test_a_folder_that_is_away_is_an_error_and_nothing_is_lost(folder: Path) -> 
 def test_a_folder_whose_time_did_not_change_is_not_listed_in_each_poll(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now_s, listed = 1000.0, []
+    now_s, listed, real = 1000.0, list[str](), os.scandir
+
+    def scandir(path: str) -> Any:
+        listed.append(path)
+        return real(path)
+
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
-    real = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(path), real(path))[1])
+    monkeypatch.setattr(os, "scandir", scandir)
     write(folder / "old" / "a.png", "x")
     _, poll = watched(folder)
     for second in range(40):

@@ -1,9 +1,6 @@
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +9,6 @@ import pytest
 from defectseg.errors import UsageError
 from defectseg.predict import webhook
 from defectseg.predict.webhook import Webhook, check_address
-
-
-class Address:
-    """A server that keeps what it was sent; `answers` are the codes of its next answers, then 200."""
-
-    def __init__(self) -> None:
-        self.got: list[dict[str, Any]] = []
-        self.times: list[float] = []
-        self.answers: list[int] = []
-        address = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                address.times.append(time.monotonic())
-                content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                code = address.answers.pop(0) if address.answers else 200
-                if code == 200:
-                    address.got.append(content)
-                self.send_response(code)
-                self.send_header("Location", "/elsewhere")
-                self.end_headers()
-
-            do_GET = do_POST
-
-            def log_message(self, *arguments: object) -> None:
-                """Say nothing."""
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/services/SECRET"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def names(self) -> list[list[str]]:
-        """The images of each message."""
-        return [[sheet["ImageId"] for sheet in message["sheets"]] for message in self.got]
-
-
-@pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
-    for name, value in (("POST_S", 0.05), ("LOOK_S", 0.005), ("TIMEOUT_S", 5.0)):
-        monkeypatch.setattr(webhook, name, value)
-    made = Address()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
 
 
 def sheet(name: str) -> dict[str, Any]:
@@ -70,7 +23,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def test_sheets_are_sent_together_and_a_refusal_is_repeated_after_longer_and_longer_waits(
-    address: Address, tmp_path: Path
+    address: Any, tmp_path: Path
 ) -> None:
     address.answers = [500, 429, 302]
     said: list[str] = []
@@ -90,7 +43,7 @@ def test_sheets_are_sent_together_and_a_refusal_is_repeated_after_longer_and_lon
     assert all(wait_s >= least_s for wait_s, least_s in zip(waits, (0.1, 0.2, 0.4, 0.05), strict=True)), waits
 
 
-def test_what_was_not_sent_is_sent_by_the_next_process_and_what_was_is_not(address: Address, tmp_path: Path) -> None:
+def test_what_was_not_sent_is_sent_by_the_next_process_and_what_was_is_not(address: Any, tmp_path: Path) -> None:
     path = tmp_path / "sent.jsonl"
     with closing(Webhook(path, address.url, pytest.fail)) as sender:
         sender.add(sheet("a.png"))
@@ -108,7 +61,7 @@ def test_what_was_not_sent_is_sent_by_the_next_process_and_what_was_is_not(addre
 
 
 def test_a_storm_of_sheets_is_sent_in_messages_of_bounded_size(
-    address: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook, "MOST_SHEETS", 4)
     address.answers = [503]
@@ -116,11 +69,11 @@ def test_a_storm_of_sheets_is_sent_in_messages_of_bounded_size(
         for number in range(10):
             sender.add(sheet(str(number)))
         wait_until(lambda: not sender.unsent)
-    assert sum(address.names(), []) == [str(number) for number in range(10)]
+    assert [name for names in address.names() for name in names] == [str(number) for number in range(10)]
     assert max(map(len, address.names())) <= 4
 
 
-def test_neither_file_nor_message_tells_the_address(tmp_path: Path, address: Address) -> None:
+def test_neither_file_nor_message_tells_the_address(tmp_path: Path, address: Any) -> None:
     said: list[str] = []
     address.answers = [404]
     for url in (address.url, "http://no-such-host.invalid/SECRET", "https://127.0.0.1:1/SECRET"):
@@ -133,7 +86,16 @@ def test_neither_file_nor_message_tells_the_address(tmp_path: Path, address: Add
 
 @pytest.mark.parametrize(
     "url",
-    ["", "ftp://host/a", "host/a", "http://", "https://user:pass@host/", "http://host/a b", "http://host/\n", "http://h:x/"],
+    [
+        "",
+        "ftp://host/a",
+        "host/a",
+        "http://",
+        "https://user:pass@host/",
+        "http://host/a b",
+        "http://host/\n",
+        "http://h:x/",
+    ],
 )
 def test_an_address_that_is_none_is_refused_without_telling_it(url: str) -> None:
     with pytest.raises(UsageError, match="webhook: expected an address such as https://host/path") as caught:
