@@ -12,9 +12,25 @@ from typer import Argument, Option
 
 from defectseg.cli import options
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Model, Overwrite, Runtime, Tta, Verbose, entries
+from defectseg.cli.options import (
+    BitDepth,
+    Device,
+    FailOn,
+    Json,
+    MaxPixels,
+    MmPerPx,
+    Model,
+    Overwrite,
+    Runtime,
+    Tta,
+    Verbose,
+    entries,
+    parse_mm_per_px,
+)
 from defectseg.cli.show import print_json, shown, warn
 from defectseg.errors import UsageError
+
+_NAMED = 3  # images that meet a rule
 
 
 def predict(
@@ -27,14 +43,19 @@ def predict(
     recursive: Annotated[bool, Option("--recursive/--no-recursive", help="Search subfolders.")] = True,
     classes: options.Classes = None,
     overwrite: Overwrite = False,
+    fail_on: FailOn = None,
     fail_on_defect: Annotated[
-        bool, Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect.")
+        bool, Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect: --fail-on any.")
     ] = False,
     fail_on_blank: Annotated[
         bool, Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank (shows nothing).")
     ] = False,
+    max_unreadable: Annotated[
+        str, Option(help="Accept so many unreadable images, or % of those given: no exit code 3.", metavar="N|P%")
+    ] = "0",
     outputs: options.Outputs = None,
     overlays: options.Overlays = None,
+    mm_per_px: MmPerPx = None,
     device: Device = "auto",
     runtime: Runtime = "auto",
     workers: options.Workers = None,
@@ -50,8 +71,8 @@ def predict(
     journal.jsonl; --outputs leaves some out. Run the same command again after an interruption, or when there are new
     images: it processes only what is missing.
 
-    Exit codes: 0 done; 10 a defect was found (--fail-on-defect); 3 some images are unreadable (see errors.csv) or blank
-    (--fail-on-blank); 4 could not continue. If both 10 and 3 apply, it is 10.
+    Exit codes: 0 done; 10 a rule is met (--fail-on, --fail-on-defect); 3 more images are unreadable (see errors.csv)
+    than --max-unreadable, or some are blank (--fail-on-blank); 4 could not continue. If both 10 and 3 apply, it is 10.
 
     Example: defectseg predict runs/1/model.safetensors night_shift/ --out results/
 
@@ -61,7 +82,11 @@ def predict(
     from defectseg.model.locate import model_paths
     from defectseg.predict.predict import exit_code_of
     from defectseg.predict.predict import predict as run_prediction
+    from defectseg.predict.rules import Tolerance
 
+    if fail_on_defect:
+        fail_on = "any" if fail_on is None else f"any,{fail_on}"
+    tolerance, size = Tolerance.parse(max_unreadable), parse_mm_per_px(mm_per_px)
     images = find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
     again = "The same command, without --overwrite," if overwrite else "The same command"
     with progress_bar("predicting", after_interrupt=f"{again} continues it.") as progress:
@@ -73,6 +98,8 @@ def predict(
             overwrite=overwrite,
             outputs=entries(outputs),
             overlays=overlays,
+            mm_per_px=size,
+            fail_on=fail_on,
             device=device,
             runtime=runtime,
             workers=workers,
@@ -90,8 +117,12 @@ def predict(
             f"{run['processed']} images processed{speed}: {run['with_defect']} with a defect{blank}, "
             f"{run['unreadable']} unreadable; {run['already_done']} were done before."
         )
+        if rules := run.get("fail_on"):
+            named = f": {', '.join(rules['first'][:_NAMED])}" if rules["first"] else ""
+            more = f" and {rules['images'] - _NAMED} more" if rules["images"] > _NAMED else ""
+            print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{named}{more}.")
         print(f"Results: {shown(out)}")
-    raise typer.Exit(exit_code_of(run, fail_on_defect=fail_on_defect, fail_on_blank=fail_on_blank))
+    raise typer.Exit(exit_code_of(run, fail_on_blank=fail_on_blank, max_unreadable=tolerance))
 
 
 def expand(inputs: Sequence[str]) -> tuple[list[Path], Iterator[Path]]:

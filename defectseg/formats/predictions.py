@@ -50,7 +50,7 @@ def predictions_to_coco(
         encoded = {int(class_id): text for _, class_id, text in record.predictions}
         masks = {class_id: rle.decode(text, size_hw, where=record.image_id) for class_id, text in encoded.items()}
         scores: dict[tuple[int, ...], list[float]] = defaultdict(list)
-        for _, class_id, _, area_px, left, top, width, height, _, _, score in record.regions:
+        for _, class_id, _, area_px, left, top, width, height, _, _, score, *_ in record.regions:
             scores[tuple(map(int, (class_id, area_px, left, top, width, height)))].append(float(score))
         for annotation in document.add_image(record.image_id, size_hw, masks):
             if found := scores[annotation["category_id"], annotation["area"], *annotation["bbox"]]:

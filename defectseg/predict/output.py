@@ -22,6 +22,7 @@ from defectseg.image.find import FoundImage
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
 from defectseg.predict.names import TakenNames, folders_of, output_names, without_suffix
+from defectseg.predict.rules import Rules
 from defectseg.predict.tables import OutputChoice, Record
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 JOURNAL = "journal.jsonl"
 RUN = "run.json"
 _HASH_SHOWN = 12
+_MOST_NAMED = 20  # images that meet a rule, in run.json; regions.csv has all
 
 
 def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Record]]:
@@ -54,7 +56,8 @@ def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], O
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         outputs = run["key"]["outputs"]
-        choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"])
+        size = outputs.get("mm_per_px")
+        choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"], size and tuple(size))
         return {**run, "status": run["status"], "runs": list(run["runs"])}, choice
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise kind(f"{path}: not as predict writes it. Choose another folder; this one is left alone.") from None
@@ -211,8 +214,12 @@ class OutputFolder:
         if self._taken is not None:
             self._taken.add(record.image_id, name)
 
-    def finish(self, run: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, run: dict[str, Any], fail_on: Rules | None = None) -> dict[str, Any]:
         """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.
+
+        Args:
+            run: other entries of run.json.
+            fail_on: rules; `fail_on` in run.json then tells how many images in the folder meet one, and the first.
 
         Returns:
             the content of run.json.
@@ -220,6 +227,7 @@ class OutputFolder:
         self.journal.flush()
         counts = dict.fromkeys(tables.STATUSES, 0)
         lacking: Counter[str] = Counter()
+        met, first = 0, list[str]()
         with ExitStack() as stack:
             chosen = tables.tables_of(self.choice).items()
             writers = {
@@ -229,10 +237,16 @@ class OutputFolder:
             for record in self.journal.records():
                 counts[record.status] += 1
                 lacking.update(record.younger_columns)
+                if fail_on is not None and fail_on.met_by(record):
+                    met += 1
+                    if met <= _MOST_NAMED:
+                        first.append(record.image_id)
                 for name, write_rows in writers.items():
                     write_rows(record.rows(name))
         for column, count in lacking.items():
             log.warning("%s: %d images were done before there was a column %s", self.root, count, column)
+        if fail_on is not None:
+            run = {**run, "fail_on": {"rules": str(fail_on), "images": met, "first": first}}
         return self.write_run({**run, "images_in_folder": counts})
 
     def write_run(self, run: dict[str, Any]) -> dict[str, Any]:

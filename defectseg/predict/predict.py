@@ -20,6 +20,7 @@ from defectseg.machine import __version__, package_versions
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
 from defectseg.predict.render import Rendered, render, render_unreadable
+from defectseg.predict.rules import NONE_UNREADABLE, Rules, Tolerance, class_id_of, listed_classes
 from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
 from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
@@ -167,6 +168,8 @@ def predict(
     workers: int | None = None,
     outputs: Sequence[str] | None = None,
     overlays: str | None = None,
+    mm_per_px: tuple[float, float] | None = None,
+    fail_on: str | None = None,
     tta: str | None = None,
     bit_depth: int | None = None,
     progress: Progress = silent,
@@ -184,6 +187,8 @@ def predict(
         workers: images that the network computes at once; None: what suits the runtime. Results do not depend on it.
         outputs: see defectseg.predict.tables; None: all.
         overlays: images that get an overlay: all, defects or none; None: all, if `outputs` includes overlays.
+        mm_per_px: width and height of a pixel, for columns in mm; None: without them.
+        fail_on: rules, see defectseg.predict.rules; the content of run.json tells which images meet one.
         tta: test-time augmentation: none, flips or turns; None: the model's own.
         bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
         progress: counts the images.
@@ -195,12 +200,13 @@ def predict(
         OutputExistsError: the folder contains something else, or results of other settings.
         ModelError, ResourceError, UsageError: the run cannot go on; finished images are kept, and it can be continued.
     """
-    choice = choose_outputs(outputs, overlays)
+    choice = choose_outputs(outputs, overlays, mm_per_px)
     workers = 1 if len(images) == 1 else workers  # which gets all cores
     loaded = load(
         models, classes=classes, device=device, runtime=runtime, workers=workers, tta=tta, bit_depth=bit_depth
     )
-    run = loaded.run
+    run, names = loaded.run, loaded.network.class_names
+    rules = None if fail_on is None else Rules.parse(fail_on, names, choice, loaded.key["only_classes"])
     with output_folder(out, loaded.key, choice, overwrite=overwrite) as output:
         pending = output.pending(images)
         if pending:
@@ -219,7 +225,7 @@ def predict(
                 "seconds": round(seconds, 3),
                 "images_per_second": round(processed / seconds, 2) if processed else None,
             }
-            return output.finish(run)
+            return output.finish(run, rules)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(DefectsegError):  # such as a full disk: the first error is reported
@@ -233,26 +239,36 @@ def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[
     Raises:
         UsageError: no class, or one that the model does not have.
     """
-    known = "the model has " + ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
+    known = f"the model has {listed_classes(class_names)}"
     if not wanted:
         raise UsageError(f"names no class; {known}. Leave it out to report all.", argument="classes")
-    ids = []
+    ids = set()
     for entry in wanted:
-        if entry.isdecimal() and 1 <= int(entry) <= len(class_names):
-            ids.append(int(entry))
-        elif entry in class_names:
-            ids.append(class_names.index(entry) + 1)
-        else:
+        class_id = class_id_of(entry, class_names)
+        if class_id is None:
             raise UsageError(f"found {entry}; {known}.", argument="classes")
-    return tuple(sorted(set(ids)))
+        ids.add(class_id)
+    return tuple(sorted(ids))
 
 
-def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool, fail_on_blank: bool = False) -> ExitCode:
-    """The exit code of a finished run, according to the images in its folder."""
+def exit_code_of(
+    run: dict[str, Any],
+    *,
+    fail_on_defect: bool = False,
+    fail_on_blank: bool = False,
+    max_unreadable: Tolerance = NONE_UNREADABLE,
+) -> ExitCode:
+    """The exit code of a finished run.
+
+    Rules (see `OutputFolder.finish`), defects and blank images count for all images in the folder; unreadable ones for
+    those that were given to this run.
+    """
     in_folder = run["images_in_folder"]
-    if fail_on_defect and in_folder[STATUS_DEFECT]:
+    if run.get("fail_on", {}).get("images") or (fail_on_defect and in_folder[STATUS_DEFECT]):
         return ExitCode.DEFECT_FOUND
-    if run[STATUS_UNREADABLE] or (fail_on_blank and in_folder[STATUS_BLANK]):
+    unreadable = run[STATUS_UNREADABLE]
+    given = run["processed"] + unreadable + run.get("already_done", 0)
+    if not max_unreadable.covers(unreadable, given) or (fail_on_blank and in_folder[STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
 
