@@ -17,19 +17,20 @@ from defectseg.errors import ExitCode
 
 def watch(
     model: options.Model,
-    folder: Annotated[Path, Argument(help="Folder that the camera writes into; subfolders are searched.")],
+    folder: Annotated[
+        Path, Argument(help="Folder that the camera writes into, with its subfolders.", metavar="FOLDER")
+    ],
     out: Annotated[Path, Option(help="Folder to write: one folder for each day, and health.json.", metavar="DIR")],
+    fail_on: Annotated[
+        str | None, Option(help="Tell --webhook about sheets that meet one of these.", metavar="CLASS[:FIELD=NUMBER]")
+    ] = None,
     webhook: Annotated[
-        str | None,
-        Option(
-            help="Address that is told about sheets that meet --fail-on. Others do not see it in the environment.",
-            metavar="URL",
-            envvar="DEFECTSEG_WEBHOOK",
-        ),
+        str | None, Option(help="http(s) address. A secret one belongs in", metavar="URL", envvar="DEFECTSEG_WEBHOOK")
     ] = None,
     classes: options.Classes = None,
     outputs: options.Outputs = None,
     overlays: options.Overlays = None,
+    mm_per_px: options.MmPerPx = None,
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
     workers: options.Workers = None,
@@ -62,6 +63,7 @@ def watch(
         requests.append(number)
 
     check_folders(folder, out)
+    choice = choose_outputs(entries(outputs), overlays, options.parse_mm_per_px(mm_per_px))
     loaded = load(
         model_paths(model),
         classes=entries(classes),
@@ -73,8 +75,7 @@ def watch(
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    choice = choose_outputs(entries(outputs), overlays)
-    health = run_watch(loaded, folder, out, choice, webhook=webhook, stopped=lambda: bool(requests))
+    health = run_watch(loaded, folder, out, choice, fail_on=fail_on, webhook=webhook, stopped=lambda: bool(requests))
     counts = ", ".join(f"{health[name]} {name.replace('_', ' ')}" for name in ("with_defect", "blank", "unreadable"))
     latency = "".join(f", {name} {value_s} s" for name, value_s in health["latency_s"].items())
     print(f"{health['processed']} images processed: {counts}. From file to result{latency}.")

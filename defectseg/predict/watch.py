@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from defectseg import errors
 from defectseg.errors import DataError, OutputExistsError, ResourceError, UsageError
 from defectseg.files import check_is_free, folder_lock, write_text
 from defectseg.image.find import FoundImage
@@ -24,7 +25,8 @@ from defectseg.predict.health import Health
 from defectseg.predict.output import differences
 from defectseg.predict.predict import Loaded, now
 from defectseg.predict.render import Rendered, render, render_unreadable
-from defectseg.predict.tables import OutputChoice, Record
+from defectseg.predict.rules import Rules
+from defectseg.predict.tables import OutputChoice
 from defectseg.predict.webhook import Webhook, check_address
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ def watch(
     out: Path,
     choice: OutputChoice,
     *,
-    meets_rule: Callable[[Record], bool] = lambda record: False,
+    fail_on: str | None = None,
     webhook: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def watch(
         folder: what is watched, with its subfolders; see `check_folders`.
         out: folder for the days and for health.json.
         choice: the outputs to write.
-        meets_rule: which sheets the webhook is told about.
+        fail_on: rules that say which sheets the webhook is told about; see `Rules`. One needs the other.
         webhook: an address.
         stopped: asked several times a second; then the images in work are finished, and the tables are written.
 
@@ -75,10 +77,13 @@ def watch(
 
     Raises:
         OutputExistsError: `out` contains something else, or results of another model or other settings.
-        DataError, UsageError: see `check_folders` and `check_address`.
+        DataError, UsageError: see `check_folders`, `check_address` and `Rules.parse`.
         ModelError, ResourceError: it cannot go on; the same call continues.
     """
     check_folders(folder, out)
+    rules = None
+    if fail_on is not None or webhook is not None:
+        rules = _rules(fail_on, webhook, loaded, choice)
     with folder_lock(out), ExitStack() as stack:
         _check_own(out, json.loads(json.dumps({**loaded.key, "outputs": asdict(choice)})))
         health = stack.enter_context(closing(Health(out / _HEALTH, started=now(), folder=str(folder))))
@@ -86,17 +91,24 @@ def watch(
             days = stack.enter_context(closing(Days(out, loaded, choice)))
             sender = None
             if webhook is not None:
-                check_address(webhook)
                 sender = stack.enter_context(closing(Webhook(out / _OUTBOX, webhook, health.trouble)))
             log.info("watching %s; results by day in %s", folder, out)
             camera = Camera(folder, days.handled, health.trouble)
-            _Watch(loaded, choice, camera, days, health, sender, meets_rule, stopped).run()
+            _Watch(loaded, choice, camera, days, health, sender, rules, stopped).run()
             health.told["state"] = "stopped"
         except BaseException as error:
             health.told["state"] = "failed"
             health.told["last_error"] = {"time": now(), "message": str(error) or type(error).__name__}
             raise
     return health.content()
+
+
+def _rules(fail_on: str | None, webhook: str | None, loaded: Loaded, choice: OutputChoice) -> Rules:
+    if fail_on is None or webhook is None:
+        given, missing = ("fail_on", "webhook") if webhook is None else ("webhook", "fail_on")
+        raise UsageError(f"needs {errors.spelling(missing, None)}, and the other way round.", argument=given)
+    check_address(webhook)
+    return Rules.parse(fail_on, loaded.network.class_names, choice, loaded.key["only_classes"])
 
 
 def _check_own(out: Path, key: dict[str, Any]) -> None:
@@ -124,7 +136,7 @@ class _Watch:
     days: Days
     health: Health
     webhook: Webhook | None
-    meets_rule: Callable[[Record], bool]
+    rules: Rules | None
     stopped: Callable[[], bool]
     queue: deque[FoundImage] = field(default_factory=deque)  # images that are complete
     brightest: Counter[int | None] = field(default_factory=Counter)
@@ -183,7 +195,7 @@ class _Watch:
             self.health.trouble(result.message)
             result = render_unreadable(result)
         record, image = result.record, result.record.image
-        if self.webhook is not None and self.meets_rule(record):
+        if self.webhook and self.rules and self.rules.met_by(record):
             sheet = {"day": day_of(image["modified_ns"]), **{name: image[name] for name in _TOLD}}
             self._with_room(partial(self.webhook.add, sheet))  # before the result, so that none is missed
         self._with_room(partial(self.days.write, result))

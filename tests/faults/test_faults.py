@@ -11,10 +11,18 @@ import pytest
 
 Make = Callable[[str], Any]
 READING = ("open", "read")
-COSTLY = {"predict over": 6, "import into": 2, "export": 3, "evaluate": 8}  # every so many operations will do
+COSTLY = {
+    "predict over": 6,
+    "watch": 3,
+    "import into": 2,
+    "export": 3,
+    "evaluate": 8,
+}  # every so many operations will do
 
 
-@pytest.mark.parametrize("name", ["predict", "predict over", "import", "import into", "export", "evaluate", "tune"])
+@pytest.mark.parametrize(
+    "name", ["predict", "predict over", "watch", "import", "import into", "export", "evaluate", "tune"]
+)
 @pytest.mark.parametrize(
     ("fault", "every", "codes", "told"),
     [
@@ -74,7 +82,7 @@ def test_an_input_that_cannot_be_read_is_named_and_costs_nothing_else(
         shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("name", ["predict", "import"])
+@pytest.mark.parametrize("name", ["predict", "watch", "import"])
 def test_a_really_full_disk_is_told_and_costs_nothing(work: Make, name: str, tmp_path: Path) -> None:
     one = work(name)
     if not one.commands.may_mount:
@@ -96,7 +104,7 @@ def test_a_really_full_disk_is_told_and_costs_nothing(work: Make, name: str, tmp
     assert pages > 5
 
 
-@pytest.mark.parametrize("name", ["predict", "import", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "watch", "import", "export", "evaluate"])
 def test_short_reads_change_nothing(work: Make, name: str) -> None:
     one = work(name)
     undisturbed, whole = one.undisturbed()
@@ -106,7 +114,7 @@ def test_short_reads_change_nothing(work: Make, name: str) -> None:
     assert one.left(place) == whole
 
 
-@pytest.mark.parametrize("name", ["predict", "import", "import into", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "watch", "import", "import into", "export", "evaluate"])
 def test_of_two_runs_at_once_one_is_refused_and_the_other_undisturbed(work: Make, name: str) -> None:
     one = work(name)
     undisturbed, whole = one.undisturbed()
@@ -120,7 +128,7 @@ def test_of_two_runs_at_once_one_is_refused_and_the_other_undisturbed(work: Make
         assert (done.code, one.left(place)) == (undisturbed.code, whole), done.said
 
 
-@pytest.mark.parametrize("name", ["predict", "import", "import into", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "watch", "import", "import into", "export", "evaluate"])
 def test_a_folder_deleted_under_a_run_ends_it_with_a_message(work: Make, name: str) -> None:
     one = work(name)
     undisturbed, whole = one.undisturbed()
@@ -153,3 +161,18 @@ def test_an_image_replaced_while_it_is_read_has_the_result_of_the_new_one(work: 
         done = one.commands.go_on(stopped)
         assert done.code == undisturbed.code, done.said
         one.check_next(place, undisturbed, whole, f"read {at} of {reads}")
+
+
+def test_a_disk_that_is_full_for_a_moment_makes_a_watch_wait_and_costs_nothing(work: Make) -> None:
+    one = work("watch")
+    undisturbed, whole = one.undisturbed()
+    waited = 0
+    for at in range(1, undisturbed.events + 1, 4):
+        place = one.place(at)
+        done = one.run(place, at=at, errno=errno.ENOSPC)
+        if done.code == 4:  # it happened before the first look into the folder
+            assert not list(place.rglob("journal.jsonl"))
+        else:
+            waited += "Waiting for that" in done.said
+            assert (done.code, one.left(place)) == (0, whole), f"operation {at}: {done.said}"
+    assert waited > 3

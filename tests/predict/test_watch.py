@@ -362,7 +362,7 @@ def test_sheets_that_meet_the_rule_are_told_to_the_webhook(
         put(folder / "pit.png", content_of(pit=True))
         yield from until(lambda: address.got)
 
-    follow(scenario, meets_rule=lambda record: record.status == "defect", webhook=address.url)
+    follow(scenario, fail_on="2,pits:area_px=24", webhook=address.url)
     (message,) = address.got
     stat = (folder / "pit.png").stat()
     assert message["sheets"] == [
@@ -410,6 +410,24 @@ def test_wrong_folders_are_refused(follow: Follow, folder: Path, out: Path, load
     with pytest.raises(OutputExistsError, match=r"thesis\.txt, not written by watch"):
         watch.watch(loaded, folder, tmp_path / "full", OutputChoice())
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"webhook": "http://host/SECRET"}, "webhook: needs fail_on"),
+        ({"fail_on": "any"}, "fail_on: needs webhook"),
+        ({"fail_on": "any", "webhook": "host/SECRET"}, "webhook: expected an address such as https://host/path"),
+        ({"fail_on": "pots", "webhook": "http://host/SECRET"}, "fail_on: pots"),
+    ],
+)
+def test_a_webhook_and_its_rule_are_checked_before_anything_is_written(
+    follow: Follow, out: Path, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        follow(lambda: iter(()), **options)
+    assert "SECRET" not in str(caught.value)
+    assert not out.exists()
 
 
 def test_results_of_other_settings_are_refused_and_so_is_a_second_watch(
