@@ -17,9 +17,7 @@ from defectseg.errors import ExitCode
 
 def watch(
     model: options.Model,
-    folder: Annotated[
-        Path, Argument(help="Folder that the camera writes into, with its subfolders.", metavar="FOLDER")
-    ],
+    folder: Annotated[Path, Argument(help="Folder that the camera writes into; subfolders, too.", metavar="FOLDER")],
     out: Annotated[Path, Option(help="Folder to write: one folder for each day, and health.json.", metavar="DIR")],
     fail_on: Annotated[
         str | None, Option(help="Tell --webhook about sheets that meet one of these.", metavar="CLASS[:FIELD=NUMBER]")
