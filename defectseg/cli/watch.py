@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -13,6 +14,8 @@ from defectseg.cli import options
 from defectseg.cli.options import entries
 from defectseg.cli.show import shown
 from defectseg.errors import ExitCode
+
+_SWITCH_S = 0.0005  # else each system call of an image may wait 5 ms for the thread that writes tables
 
 
 def watch(
@@ -53,6 +56,7 @@ def watch(
     from defectseg.predict.watch import check_folders
     from defectseg.predict.watch import watch as run_watch
 
+    sys.setswitchinterval(_SWITCH_S)
     requests: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -39,7 +39,7 @@ class _Day:
     output: OutputFolder
     closing: ExitStack
     changed: bool = True  # since the tables were last written
-    tables_due_s: float = 0.0
+    tables_due_s: float = field(default_factory=lambda: time.monotonic() + TABLES_S)
     used_s: float = field(default_factory=time.monotonic)
     counts: Any = None  # of the images by status, when the tables were written
 

@@ -46,7 +46,7 @@ def put(path: Path, content: bytes, at: datetime = NOON) -> None:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         *((camera, "POLL_S", 0.005), (camera, "STEADY_S", 0.0), (camera, "BROKEN_S", 0.1), (camera, "REST", 0)),
-        *((health, "WRITE_S", 0.02), (watch, "FULL_S", 0.005), (watch, "NOTICE_S", 0.005)),
+        *((days, "TABLES_S", 0.05), (health, "WRITE_S", 0.02), (watch, "FULL_S", 0.005), (watch, "NOTICE_S", 0.005)),
     ):
         monkeypatch.setattr(module, name, value)
 
@@ -281,7 +281,7 @@ def test_results_are_sorted_by_the_local_date_of_the_files_time(
 def test_tables_are_written_while_it_runs_but_not_for_each_image(
     follow: Follow, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = []
+    written: list[int] = []
     real = OutputFolder.finish
 
     def finish(self: OutputFolder, run: dict[str, Any]) -> dict[str, Any]:
@@ -296,15 +296,17 @@ def test_tables_are_written_while_it_runs_but_not_for_each_image(
     def scenario() -> Iterator[Any]:
         put(folder / "first.png", content_of())
         yield from until(lambda: (out / DAY / "images.csv").exists())
+        monkeypatch.setattr(days, "TABLES_S", 60.0)
+        put(folder / "second.png", content_of())
+        yield from until(lambda: len(written) == 2)
         for number in range(20):
             put(folder / f"{number}.png", content_of())
-            yield from until(lambda number=number: len(records(out)) > number + 1)  # type: ignore[misc]
-        assert rows() == 1
-        monkeypatch.setattr(days, "TABLES_S", 0.0)
+            yield from until(lambda number=number: len(records(out)) > number + 2)  # type: ignore[misc]
+        assert rows() == 2
 
     follow(scenario)
-    assert rows() == 21
-    assert len(written) == 2
+    assert rows() == 22
+    assert len(written) == 3
 
 
 def test_a_day_that_was_left_without_tables_gets_them_by_the_next_start(
