@@ -45,7 +45,7 @@ def check_folders(folder: Path, out: Path) -> None:
         raise DataError(f"{folder}: no such folder. Name the one that the camera writes into.")
     real, real_out = Path(os.path.realpath(folder)), Path(os.path.realpath(out))
     if real_out.is_relative_to(real) or real.is_relative_to(real_out):
-        raise UsageError(f"{out} and the watched folder {folder} lie in each other. Choose another.", argument="out")
+        raise UsageError(f"{out} has to be outside of the watched folder {folder}, and not around it.", argument="out")
 
 
 def watch(
@@ -174,7 +174,7 @@ class _Watch:
             self.health.told["state"] = "running"
         except OSError as error:
             self.health.told["state"] = "waiting for the folder"
-            self.health.trouble(f"{error.filename}: cannot be listed ({error.strerror}). Waiting for it.")
+            self.health.trouble(f"{error.filename}: {error.strerror}. Waiting for it.")
 
     def _tell_backlog(self) -> None:
         unsent = len(self.webhook.unsent) if self.webhook else 0

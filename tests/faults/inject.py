@@ -243,7 +243,8 @@ def end_watch(end_s: float) -> None:
     count = len(list(images.iterdir()))
     time.sleep(0.2)  # it first has to wait for this signal
     while time.monotonic() < end_s:
-        if sum(path.read_bytes().count(b"\n") for path in out.glob("*/journal.jsonl")) >= count:
+        lines = {line for path in out.glob("*/journal.jsonl") for line in path.read_bytes().splitlines(keepends=True)}
+        if sum(line.endswith(b"\n") for line in lines) >= count:
             break
         time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGTERM)

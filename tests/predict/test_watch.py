@@ -400,7 +400,7 @@ def test_an_error_of_the_network_ends_it(follow: Follow, folder: Path, out: Path
 def test_wrong_folders_are_refused(follow: Follow, folder: Path, out: Path, loaded: Loaded, tmp_path: Path) -> None:
     for source, target in ((folder, folder), (folder, folder / "out"), (folder / "sub", folder)):
         source.mkdir(exist_ok=True)
-        with pytest.raises(UsageError, match="lie in each other"):
+        with pytest.raises(UsageError, match="outside of the watched folder"):
             watch.watch(loaded, source, target, OutputChoice())
     with pytest.raises(DataError, match="no such folder"):
         watch.watch(loaded, folder / "nowhere", out, OutputChoice())
