@@ -158,9 +158,9 @@ class _Watch:
         """Complete images, the oldest first; None while there are none, so that the stream holds no result back."""
         while not self.stopped():
             if time.monotonic() >= self.poll_due_s:
+                self._tell_backlog()  # before the look, which adds those that do not wait yet
                 self._with_room(self._poll)
                 self._with_room(self.days.tend)
-                self._tell_backlog()
                 self.poll_due_s = time.monotonic() + self.camera.pause_s
             if self.queue:
                 yield self.queue.popleft()
