@@ -63,6 +63,16 @@ MaxPixels = Annotated[
         callback=_allow_pixels,
     ),
 ]
+Classes = Annotated[
+    str | None, Option(help="Report only these classes, by number or name, e.g. 1,scratch.", metavar="LIST")
+]
+Outputs = Annotated[
+    str | None, Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions")
+]
+Overlays = Annotated[Literal["all", "defects", "none"] | None, Option(help="Images that get an overlay. Default: all.")]
+Workers = Annotated[
+    int | None, Option(help="Images in the network at once; results stay the same.", min=1, metavar="N")
+]
 FailOn = Annotated[
     str | None,
     Option(

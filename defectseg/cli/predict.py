@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, BinaryIO
 
 import typer
 from typer import Argument, Option
 
+from defectseg.cli import options
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import (
     BitDepth,
@@ -47,26 +48,18 @@ def predict(
     ],
     out: Annotated[Path, Option(help="Folder to write. Results with the same settings are continued.", metavar="DIR")],
     recursive: Annotated[bool, Option("--recursive/--no-recursive", help="Search subfolders.")] = True,
-    classes: Annotated[
-        str | None, Option(help="Report only these classes, by number or name, e.g. 1,scratch.", metavar="LIST")
-    ] = None,
+    classes: options.Classes = None,
     overwrite: Overwrite = False,
     fail_on: FailOn = None,
     fail_on_defect: FailOnDefect = False,
     fail_on_blank: FailOnBlank = False,
     max_unreadable: MaxUnreadable = "0",
-    outputs: Annotated[
-        str | None, Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions")
-    ] = None,
-    overlays: Annotated[
-        Literal["all", "defects", "none"] | None, Option(help="Images that get an overlay. Default: all.")
-    ] = None,
+    outputs: options.Outputs = None,
+    overlays: options.Overlays = None,
     mm_per_px: MmPerPx = None,
     device: Device = "auto",
     runtime: Runtime = "auto",
-    workers: Annotated[
-        int | None, Option(help="Images in the network at once; results stay the same.", min=1, metavar="N")
-    ] = None,
+    workers: options.Workers = None,
     tta: Tta = None,
     bit_depth: BitDepth = None,
     max_pixels: MaxPixels = None,

@@ -84,7 +84,7 @@ def find_images(
         search.add(given, listed=True)
     if tell:
         search.log_passed_over()
-    images = _with_valid_ids(sorted(_name_apart(search.found)))
+    images = with_valid_ids(sorted(_name_apart(search.found)))
     if not images:
         names = ", ".join(map(str, inputs[:3])) or "the list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
@@ -157,8 +157,8 @@ class _Search:
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112
                     if self._recursive:
                         (links if entry.is_symlink() else folders).append(folder / entry.name)
-                elif _suffix(entry.name) not in IMAGE_SUFFIXES:
-                    self._passed_over[_suffix(entry.name)] += 1
+                elif suffix_of(entry.name) not in IMAGE_SUFFIXES:
+                    self._passed_over[suffix_of(entry.name)] += 1
                 # Broken links and irregular files are kept, so that they are reported as unreadable.
                 elif self._is_new(real, entry.name):
                     self.found[whole].append(FoundImage(prefix + entry.name, str(folder / entry.name)))
@@ -178,11 +178,12 @@ class _Search:
         return is_new
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name in small letters."""
     return PurePath(name).suffix.lower()
 
 
-def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
+def with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
     """The images, sorted by ImageId; an image with an invalid ImageId gets a valid, unique one and a fault."""
     taken = {image.image_id for image in images}
     valid = []

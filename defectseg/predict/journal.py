@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Annotated
 
 from pydantic import Field
@@ -45,8 +46,8 @@ class _Line(Frozen, strict=True):
 class Journal:
     """A file of records. A later record of an image is appended and replaces the earlier one.
 
-    Memory holds only the offset of each image's record. Opening the file removes replaced records and, with a warning,
-    damaged lines, such as the last one after a crash.
+    Memory holds only the offset of each image's record. One thread may read while another adds. Opening the file
+    removes replaced records and, with a warning, damaged lines, such as the last one after a crash.
 
     Args:
         path: the file; made if absent.
@@ -60,6 +61,7 @@ class Journal:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
+        self._lock = Lock()
         self._offsets: dict[str, int] = {}
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise DataError(f"{path}: a link or no file; expected the journal of predict. Choose another folder.")
@@ -91,11 +93,15 @@ class Journal:
 
     def records(self) -> Iterator[Record]:
         """The last record of each image, sorted by ImageId."""
-        return map(self.record, sorted(self._offsets))
+        with self._lock:
+            image_ids = list(self._offsets)
+        return map(self.record, sorted(image_ids))
 
     def record(self, image_id: str) -> Record:
         """The last record of an image."""
-        return _record_of(self._line(image_id))
+        with self._lock:
+            line = self._line(image_id)
+        return _record_of(line)
 
     def _line(self, image_id: str) -> bytes:
         self._file.seek(self._offsets[image_id])
@@ -103,11 +109,11 @@ class Journal:
 
     def add(self, record: Record) -> None:
         """Append a record. Raises ResourceError if the disk is full."""
-        with resource_errors(self._path):
+        with self._lock, resource_errors(self._path):
             offset = self._file.seek(0, os.SEEK_END)
             self._file.write(json.dumps(vars(record)).encode() + b"\n")
             self._file.flush()
-        self._offsets[record.image_id] = offset
+            self._offsets[record.image_id] = offset
 
     def drop(self, image_ids: Collection[str]) -> None:
         """Delete the records of images."""

@@ -22,15 +22,15 @@ from defectseg.files import atomic_csv, own_dir, resource_errors, result_folder,
 from defectseg.image.find import FoundImage
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
-from defectseg.predict.names import folders_of, output_names, without_suffix
+from defectseg.predict.names import TakenNames, folders_of, output_names, without_suffix
 from defectseg.predict.rules import Rules
 from defectseg.predict.tables import OutputChoice, Record
 from defectseg.text import read_json
 
 log = logging.getLogger(__name__)
 
-_JOURNAL = "journal.jsonl"
-_RUN = "run.json"
+JOURNAL = "journal.jsonl"
+RUN = "run.json"
 _HASH_SHOWN = 12
 _MOST_NAMED = 20  # images that meet a rule, in run.json; regions.csv has all
 
@@ -44,14 +44,14 @@ def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Rec
     Raises:
         DataError: it is not the output folder of a finished run.
     """
-    for name in (_RUN, _JOURNAL):
+    for name in (RUN, JOURNAL):
         if not (root / name).is_file():
             raise DataError(f"{root}: has no {name}; expected the output folder of a finished run of predict.")
-    run, choice = _read_run(root / _RUN, DataError)
+    run, choice = _read_run(root / RUN, DataError)
     if run["status"] != "finished":
         raise DataError(f"{root}: the run is {run['status']}. Run the same command again first.")
-    check_class_names(run["class_names"], where=str(root / _RUN))
-    return run, choice, _records_of(root / _JOURNAL, len(run["class_names"]))
+    check_class_names(run["class_names"], where=str(root / RUN))
+    return run, choice, _records_of(root / JOURNAL, len(run["class_names"]))
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def finished_folder(root: Path) -> Iterator[tuple[dict[str, Any], "OutputFolder"
     try:
         run, choice, _ = read_results(root)
         output = OutputFolder(root, run["key"], choice)
-        with closing(Journal(root / _JOURNAL, read_only=True)) as output.journal:
+        with closing(Journal(root / JOURNAL, read_only=True)) as output.journal:
             output.name_pictures(output.journal.image_ids)
             yield run, output
     except OSError as error:
@@ -73,7 +73,7 @@ def finished_folder(root: Path) -> Iterator[tuple[dict[str, Any], "OutputFolder"
 
 def status_of(root: Path) -> str:
     """The status in the run.json of an output folder; "" if there is none. Raises OutputExistsError as predict does."""
-    return str(_read_run(root / _RUN, OutputExistsError)[0]["status"]) if (root / _RUN).exists() else ""
+    return str(_read_run(root / RUN, OutputExistsError)[0]["status"]) if (root / RUN).exists() else ""
 
 
 def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], OutputChoice]:
@@ -125,9 +125,9 @@ def output_folder(
     """
     choice = choice or OutputChoice()
     key = json.loads(json.dumps({**key, "outputs": asdict(choice)}))
-    with result_folder(root, (), writer="predict", overwrite=None, mark=_RUN):
+    with result_folder(root, (), writer="predict", overwrite=None, mark=RUN):
         output = OutputFolder(root, key, choice)
-        earlier = _read_run(root / _RUN, OutputExistsError)[0] if (root / _RUN).exists() else None
+        earlier = _read_run(root / RUN, OutputExistsError)[0] if (root / RUN).exists() else None
         if earlier is not None and not overwrite:
             _check_may_continue(root, earlier["key"], key)
             output.runs = earlier["runs"]
@@ -138,7 +138,7 @@ def output_folder(
         with resource_errors(root):
             for folder in choice.pictures:
                 own_dir(root / folder)
-        with closing(Journal(root / _JOURNAL)) as output.journal:
+        with closing(Journal(root / JOURNAL)) as output.journal:
             yield output
 
 
@@ -149,9 +149,9 @@ def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str
             "another output folder.",
             go_on={"overwrite": True},
         )
-    if (root / tables.IMAGES).exists() and not (root / _JOURNAL).exists():
+    if (root / tables.IMAGES).exists() and not (root / JOURNAL).exists():
         raise CannotContinueError(
-            f"{root / _JOURNAL}: is gone, and with it the results behind the tables. Put it back, or choose "
+            f"{root / JOURNAL}: is gone, and with it the results behind the tables. Put it back, or choose "
             "another output folder.",
             go_on={"overwrite": True},
         )
@@ -160,7 +160,7 @@ def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str
 def _clear(root: Path) -> None:
     """Delete the results of earlier runs, but not run.json, which marks the folder as one of predict."""
     with resource_errors(root):
-        for name in (*tables.TABLES, _JOURNAL):
+        for name in (*tables.TABLES, JOURNAL):
             (root / name).unlink(missing_ok=True)
     for folder in tables.PICTURES:
         shutil.rmtree(root / folder, ignore_errors=True)
@@ -184,6 +184,7 @@ class OutputFolder:
         self.runs: list[dict[str, Any]] = []
         self._key = key
         self._names: Mapping[str, str] = {}
+        self._taken: TakenNames | None = None
 
     def name_pictures(self, image_ids: Iterable[str]) -> None:
         """Let the names of pictures be those of a folder that holds these images and no others."""
@@ -201,6 +202,16 @@ class OutputFolder:
         if new := [image.image_id for image in images if image.image_id not in self.journal.image_ids]:
             self._rename_pictures(output_names([*self.journal.image_ids, *new]))
         return [image for image in images if not self._is_done(image)]
+
+    def admit(self, image_id: str) -> None:
+        """Name the pictures of one more image before `write`, quickly unless its name clashes with those before."""
+        if image_id in self.journal.image_ids:
+            return
+        if self._taken is None:
+            self._taken = TakenNames(self._names)
+        if self._taken.clash_with(image_id):
+            self._rename_pictures(output_names([*self.journal.image_ids, image_id]))
+            self._taken = TakenNames(self._names)
 
     def add_run(self, computed_by: Mapping[str, str], *, started: str) -> None:
         """Record for run.json what computes the results of this run, and warn if it differs from the previous run.
@@ -241,6 +252,8 @@ class OutputFolder:
             else:  # perhaps left from an earlier version of the image
                 path.unlink(missing_ok=True)
         self.journal.add(record)
+        if self._taken is not None:
+            self._taken.add(record.image_id, self._names[record.image_id])
 
     def finish(self, run: dict[str, Any], fail_on: Rules | None = None) -> dict[str, Any]:
         """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.
@@ -282,7 +295,7 @@ class OutputFolder:
     def write_run(self, run: dict[str, Any]) -> dict[str, Any]:
         """Write run.json, with the key and `runs`, and return its content."""
         content = {**run, "runs": self.runs, "key": self._key}
-        write_text(self.root / _RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.root / RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return content
 
     def picture_path(self, kind: str, image_id: str) -> Path:
@@ -316,7 +329,8 @@ class OutputFolder:
 
         The longest go first, since a name can only become that of a longer ImageId, which has to be renamed before.
         """
-        for image_id in sorted((one for one, name in self._names.items() if name != names[one]), key=len, reverse=True):
+        renamed = [one for one in self.journal.image_ids if self._names[one] != names[one]]
+        for image_id in sorted(renamed, key=len, reverse=True):
             for kind in self.choice.pictures:
                 old = self.picture_path(kind, image_id)
                 if old.exists():

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,73 @@ def run_batch(
     }
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and everything besides the images that results depend on.
+
+    Attributes:
+        network: the model; called from `network.parallel` threads.
+        settings: of the inference.
+        key: see `output_folder`.
+        run: entries of run.json.
+        kinds: names of the runtimes.
+    """
+
+    network: Runtime
+    settings: Settings
+    key: dict[str, Any]
+    run: dict[str, Any]
+    kinds: Sequence[str]
+
+    def computed_by(self) -> dict[str, str]:
+        """The runtime and the versions of the libraries that compute results; see `OutputFolder.add_run`."""
+        packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in self.kinds)])
+        return {"runtime": self.network.name, "defectseg": __version__, **packages}
+
+
+def load(
+    models: Path | Sequence[Path],
+    *,
+    classes: Sequence[str] | None,
+    device: str,
+    runtime: str,
+    workers: int | None,
+    tta: str | None,
+    bit_depth: int | None,
+) -> Loaded:
+    """Load a model for `predict`, whose arguments these are. Raises ModelError, ResourceError or UsageError."""
+    network, info = load_runtime(models, device, runtime, workers=workers)
+    kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
+    only_classes = None if classes is None else resolve_classes(classes, info.class_names)
+    settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
+    export = info.export
+    key = {
+        "model_sha256": model_identity(models),
+        "only_classes": only_classes,
+        "thresholds": info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
+        "tta": settings.tta,
+        "bit_depth": settings.bit_depth,
+        "model_bit_depth": settings.model_bit_depth,
+        "runtime": ", ".join(kinds),
+        # As requested by the model file, whatever this processor computes in; None: the fastest of the runtime.
+        "precision": None if export is None else f"{export.precision}, other layers {export.float_layers}",
+        "tile_hw": settings.tile_hw,
+        "tile_overlap_px": settings.tile_overlap_px,
+        "results_version": RESULTS_VERSION,
+    }
+    run = {
+        "defectseg": __version__,
+        "model": ", ".join(map(str, as_paths(models))),
+        "runtime": network.name,
+        "workers": network.parallel,
+        "tta": settings.tta,
+        "class_names": list(info.class_names),
+        "thresholds_chosen_by": info.thresholds.chosen_by,
+        "started": now(),
+    }
+    return Loaded(network, settings, key, run, kinds)
+
+
 def predict(
     models: Path | Sequence[Path],
     images: Sequence[FoundImage],
@@ -146,58 +214,31 @@ def predict(
     choice = choose_outputs(outputs, overlays, mm_per_px)
     own = images if shard is None else [image for image in images if image.image_id in shard]
     workers = 1 if len(own) == 1 else workers  # which gets all cores
-    network, info = load_runtime(models, device, runtime, workers=workers)
-    kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
-    only_classes = None if classes is None else resolve_classes(classes, info.class_names)
-    settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
-    export = info.export
-    key = {
-        "model_sha256": model_identity(models),
-        "only_classes": only_classes,
-        "thresholds": info.thresholds.model_dump(mode="json", exclude={"chosen_by"}),
-        "tta": settings.tta,
-        "bit_depth": settings.bit_depth,
-        "model_bit_depth": settings.model_bit_depth,
-        "runtime": ", ".join(kinds),
-        # As requested by the model file, whatever this processor computes in; None: the fastest of the runtime.
-        "precision": None if export is None else f"{export.precision}, other layers {export.float_layers}",
-        "tile_hw": settings.tile_hw,
-        "tile_overlap_px": settings.tile_overlap_px,
-        "results_version": RESULTS_VERSION,
-        "shard": None if shard is None else str(shard),
-    }
-    run: dict[str, Any] = {
-        "defectseg": __version__,
-        "model": ", ".join(map(str, as_paths(models))),
-        "runtime": network.name,
-        "workers": network.parallel,
-        "tta": settings.tta,
-        "class_names": list(info.class_names),
-        "thresholds_chosen_by": info.thresholds.chosen_by,
-        "started": _now(),
-    }
-    rules = None if fail_on is None else Rules.parse(fail_on, info.class_names, choice, only_classes)
+    loaded = load(
+        models, classes=classes, device=device, runtime=runtime, workers=workers, tta=tta, bit_depth=bit_depth
+    )
+    run, names = loaded.run, loaded.network.class_names
+    rules = None if fail_on is None else Rules.parse(fail_on, names, choice, loaded.key["only_classes"])
     if shard is not None:
         log.info("shard %s: %d of %d images", shard, len(own), len(images))
         run["all_images_sha256"] = digest_of(image.image_id for image in images)
         run["own_images_sha256"] = digest_of(image.image_id for image in own)
     if own and not out.exists():  # otherwise, all may be done
-        _prepare(network, own[0], settings)
+        _prepare(loaded.network, own[0], loaded.settings)
+    key = {**loaded.key, "shard": None if shard is None else str(shard)}
     with output_folder(out, key, choice, overwrite=overwrite) as output:
         pending = output.pending(own, images)
         if pending:
-            packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)])
-            computed_by = {"runtime": network.name, "defectseg": __version__, **packages}
-            output.add_run(computed_by, started=run["started"])
+            output.add_run(loaded.computed_by(), started=run["started"])
         output.write_run({**run, "status": "running"})
         progress(0, len(pending))
         begun = time.perf_counter()
         try:
-            counts = run_batch(pending, network, settings, output, progress=progress)
+            counts = run_batch(pending, loaded.network, loaded.settings, output, progress=progress)
             seconds, processed = time.perf_counter() - begun, counts["processed"]
             run |= {
                 "status": "finished",
-                "ended": _now(),
+                "ended": now(),
                 **counts,
                 "already_done": len(own) - len(pending),
                 "seconds": round(seconds, 3),
@@ -207,7 +248,7 @@ def predict(
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(DefectsegError):  # such as a full disk: the first error is reported
-                output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
+                output.write_run({**run, "status": status, "error": str(error), "ended": now()})
             raise
 
 
@@ -259,5 +300,6 @@ def _prepare(network: Runtime, found: FoundImage, settings: Settings) -> None:
                 network.prepare(size_hw)
 
 
-def _now() -> str:
+def now() -> str:
+    """The time for run.json, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

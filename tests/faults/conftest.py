@@ -116,6 +116,8 @@ LASTING = ("status", "key", "class_names", "images_in_folder")
 def content_of(path: Path) -> Any:
     """The content of a file, without what times and the order of the processing change."""
     content = path.read_bytes()
+    if path.name == "health.json":
+        return json.loads(content)["state"]
     if path.name == "run.json":
         run = json.loads(content)
         return {key: run.get(key) for key in LASTING}
@@ -187,6 +189,10 @@ class Work:
                 assert set(lines) <= {*whole[name].values(), *before.get(name, {}).values()}, f"{told}: wrong rows"
             elif path.name == "run.json":
                 assert json.loads(path.read_bytes())["status"] in STATUSES, told
+            elif self.name == "watch" and path.suffix == ".csv":  # written now and then
+                assert set(path.read_bytes().split(b"\n")) <= set(whole[name].split(b"\n")), told
+            elif path.name == "health.json":
+                assert json.loads(path.read_bytes())["heartbeat"], told
             else:
                 content = path.read_bytes()
                 assert content in (whole.get(name), before.get(name)), f"{told}: {name} is half-written"
@@ -265,6 +271,7 @@ def work(
             shutil.make_archive(str(tmp_path / "coco"), "zip", source)
         kinds: dict[str, tuple[str, Path, Callable[[Path], object]]] = {
             "predict": (f"predict {model} {images} --out PLACE/out", images, nothing),
+            "watch": (f"watch {model} {images} --out PLACE/out", images, nothing),
             "predict over": (f"predict {model} {images} --out PLACE/out --overwrite", images, predict_on_two),
             "merge": (f"merge {' '.join(map(str, shards))} --out PLACE/out", shards[0].parent, nothing),
             "merge over": (
