@@ -285,6 +285,12 @@ def own_dir(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
 
 
+def are_nested(one: Path, other: Path) -> bool:
+    """Whether two folders are the same, or one lies in the other, also through links. They need not exist."""
+    real, real_other = Path(os.path.realpath(one)), Path(os.path.realpath(other))
+    return real.is_relative_to(real_other) or real_other.is_relative_to(real)
+
+
 def is_empty_folder(folder: Path) -> bool:
     """Whether `folder` is absent or has only hidden entries, such as a lock, and litter of file managers."""
     return not folder.exists() or (folder.is_dir() and not _entries(folder))

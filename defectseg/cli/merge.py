@@ -6,30 +6,21 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from defectseg.cli import options
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import (
-    FailOn,
-    FailOnBlank,
-    FailOnDefect,
-    Json,
-    MaxUnreadable,
-    Overwrite,
-    Verbose,
-    all_rules,
-)
 from defectseg.cli.show import print_json, print_rules_met, shown, warn
 
 
 def merge(
     folders: Annotated[list[Path], Argument(help="Folders that predict --shard wrote, all of them.", metavar="OUT...")],
     out: Annotated[Path, Option(help="Folder to write.", metavar="DIR")],
-    overwrite: Overwrite = False,
-    fail_on: FailOn = None,
-    fail_on_defect: FailOnDefect = False,
-    fail_on_blank: FailOnBlank = False,
-    max_unreadable: MaxUnreadable = "0",
-    json_output: Json = False,
-    verbose: Verbose = False,
+    overwrite: options.Overwrite = False,
+    fail_on: options.FailOn = None,
+    fail_on_defect: options.FailOnDefect = False,
+    fail_on_blank: options.FailOnBlank = False,
+    max_unreadable: options.MaxUnreadable = "0",
+    json_output: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Put the results of predict --shard together, as if predict had done all images in one go.
 
@@ -45,7 +36,7 @@ def merge(
     from defectseg.predict.predict import exit_code_of
     from defectseg.predict.rules import Tolerance
 
-    rules, tolerance = all_rules(fail_on, fail_on_defect), Tolerance.parse(max_unreadable)
+    rules, tolerance = options.all_rules(fail_on, fail_on_defect), Tolerance.parse(max_unreadable)
     with progress_bar("merging", after_interrupt="The same command does it again.") as progress:
         run = put_together(folders, out, overwrite=overwrite, fail_on=rules, progress=progress)
     warn(run["warnings"])

@@ -13,25 +13,7 @@ from typer import Argument, Option
 
 from defectseg.cli import options
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import (
-    BitDepth,
-    Device,
-    FailOn,
-    FailOnBlank,
-    FailOnDefect,
-    Json,
-    MaxPixels,
-    MaxUnreadable,
-    MmPerPx,
-    Model,
-    Overwrite,
-    Runtime,
-    Tta,
-    Verbose,
-    all_rules,
-    entries,
-    parse_mm_per_px,
-)
+from defectseg.cli.options import entries
 from defectseg.cli.show import log, print_json, print_rules_met, shown, warn
 from defectseg.errors import DataError, UsageError
 from defectseg.machine import check_memory
@@ -41,7 +23,7 @@ _BYTES_OF_A_PATH = 400  # in memory, besides its letters
 
 
 def predict(
-    model: Model,
+    model: options.Model,
     inputs: Annotated[
         list[str],
         Argument(help="Folders, images or glob patterns; - reads paths from standard input.", metavar="INPUT..."),
@@ -49,26 +31,26 @@ def predict(
     out: Annotated[Path, Option(help="Folder to write. Results with the same settings are continued.", metavar="DIR")],
     recursive: Annotated[bool, Option("--recursive/--no-recursive", help="Search subfolders.")] = True,
     classes: options.Classes = None,
-    overwrite: Overwrite = False,
-    fail_on: FailOn = None,
-    fail_on_defect: FailOnDefect = False,
-    fail_on_blank: FailOnBlank = False,
-    max_unreadable: MaxUnreadable = "0",
+    overwrite: options.Overwrite = False,
+    fail_on: options.FailOn = None,
+    fail_on_defect: options.FailOnDefect = False,
+    fail_on_blank: options.FailOnBlank = False,
+    max_unreadable: options.MaxUnreadable = "0",
     outputs: options.Outputs = None,
     overlays: options.Overlays = None,
-    mm_per_px: MmPerPx = None,
-    device: Device = "auto",
-    runtime: Runtime = "auto",
+    mm_per_px: options.MmPerPx = None,
+    device: options.Device = "auto",
+    runtime: options.Runtime = "auto",
     workers: options.Workers = None,
-    tta: Tta = None,
-    bit_depth: BitDepth = None,
-    max_pixels: MaxPixels = None,
+    tta: options.Tta = None,
+    bit_depth: options.BitDepth = None,
+    max_pixels: options.MaxPixels = None,
     shard: Annotated[
         str | None,
         Option(help="Do part i of n; merge puts all together. auto: from a SLURM array or RANK.", metavar="i/n|auto"),
     ] = None,
-    json_output: Json = False,
-    verbose: Verbose = False,
+    json_output: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Find defects in images and paint them red.
 
@@ -93,7 +75,7 @@ def predict(
     from defectseg.predict.rules import Tolerance
     from defectseg.predict.shards import parse_shard
 
-    tolerance, size = Tolerance.parse(max_unreadable), parse_mm_per_px(mm_per_px)
+    tolerance, size = Tolerance.parse(max_unreadable), options.parse_mm_per_px(mm_per_px)
     own_shard = None if shard is None else parse_shard(shard)
     if own_shard is not None:
         log.setLevel(min(log.level, logging.INFO))  # each shard reports its own, not only the process of RANK 0
@@ -109,7 +91,7 @@ def predict(
             outputs=entries(outputs),
             overlays=overlays,
             mm_per_px=size,
-            fail_on=all_rules(fail_on, fail_on_defect),
+            fail_on=options.all_rules(fail_on, fail_on_defect),
             device=device,
             runtime=runtime,
             workers=workers,
@@ -154,7 +136,7 @@ def _paths_in(lines: BinaryIO) -> Iterator[Path]:
     needed_bytes = 0
     while line := lines.readline(_LONGEST_LINE_BYTES):
         needed_bytes += _BYTES_OF_A_PATH + 4 * len(line)
-        check_memory(Path("the list on standard input"), needed_bytes)
+        check_memory("the list on standard input", needed_bytes)
         if len(line) == _LONGEST_LINE_BYTES or b"\0" in line:
             raise DataError("standard input: no list of paths; expected one a line, in UTF-8 and without zero bytes.")
         if line.strip():

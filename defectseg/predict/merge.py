@@ -10,7 +10,7 @@ from typing import Any
 
 from defectseg import errors
 from defectseg.errors import DataError, OutputExistsError, UsageError
-from defectseg.files import resource_errors, size_and_time, write_result
+from defectseg.files import are_nested, resource_errors, size_and_time, write_result
 from defectseg.image.read import read_file
 from defectseg.machine import __version__
 from defectseg.predict.output import differences, finished_folder, output_folder, status_of
@@ -93,12 +93,12 @@ def merge(
 
 
 def _check_places(folders: Sequence[Path], out: Path) -> None:
-    real_out, seen = Path(os.path.realpath(out)), set[Path]()
+    seen = set[Path]()
     for folder in folders:
         real = Path(os.path.realpath(folder))
         if real in seen:
             raise UsageError(f"{folder}: given twice, perhaps by another name or through a link.")
-        if real.is_relative_to(real_out) or real_out.is_relative_to(real):
+        if are_nested(folder, out):
             raise UsageError(f"{out} is in or around {folder}. Choose another folder.", argument="out")
         seen.add(real)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from defectseg import errors
 from defectseg.errors import DataError, OutputExistsError, ResourceError, UsageError
-from defectseg.files import check_is_free, folder_lock, write_text
+from defectseg.files import are_nested, check_is_free, folder_lock, write_text
 from defectseg.image.find import FoundImage
 from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.stream import Unreadable, stream
@@ -28,6 +28,7 @@ from defectseg.predict.render import Rendered, render, render_unreadable
 from defectseg.predict.rules import Rules
 from defectseg.predict.tables import OutputChoice
 from defectseg.predict.webhook import Webhook, check_address
+from defectseg.text import read_json
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ def check_folders(folder: Path, out: Path) -> None:
     """Refuse to watch a folder that is not there (DataError), or that holds its own results (UsageError)."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Name the one that the camera writes into.")
-    real, real_out = Path(os.path.realpath(folder)), Path(os.path.realpath(out))
-    if real_out.is_relative_to(real) or real.is_relative_to(real_out):
+    if are_nested(folder, out):
         raise UsageError(f"{out} has to be outside of the watched folder {folder}, and not around it.", argument="out")
 
 
@@ -118,8 +118,8 @@ def _check_own(out: Path, key: dict[str, Any]) -> None:
         check_is_free(out, (_HEALTH, _OUTBOX), writer="watch")
         write_text(mark, json.dumps(key, indent=2) + "\n")
     try:
-        found = differences(json.loads(mark.read_text(encoding="utf-8")), key)
-    except (OSError, ValueError, AttributeError):
+        found = differences(read_json(mark), key)
+    except (DataError, AttributeError):
         raise OutputExistsError(f"{mark}: not as watch writes it. Choose another output folder.") from None
     if found:
         what = f"holds results of another model or other settings ({'; '.join(found)})"
