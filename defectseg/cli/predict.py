@@ -4,6 +4,7 @@ import glob
 import logging
 import os
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -140,4 +141,5 @@ def _paths_in(lines: BinaryIO) -> Iterator[Path]:
         if len(line) == _LONGEST_LINE_BYTES or b"\0" in line:
             raise DataError("standard input: no list of paths; expected one a line, in UTF-8 and without zero bytes.")
         if line.strip():
-            yield Path(os.fsdecode(line.rstrip(b"\r\n")))
+            # A list that Windows wrote may begin with a mark.
+            yield Path(os.fsdecode(line.removeprefix(BOM_UTF8).rstrip(b"\r\n")))

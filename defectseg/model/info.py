@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from pydantic import Field, ValidationError, model_validator
 
 from defectseg.config import Frozen, HeldOut, PositiveFloat, Recipe, Share
-from defectseg.errors import ModelError
+from defectseg.errors import ModelError, printable
 from defectseg.files import atomic_path
 from defectseg.machine import cores
 
@@ -81,7 +81,7 @@ class ModelInfo(Frozen):
     """The description of a model: one JSON in the header of a bundle or in the metadata of an export."""
 
     format_version: int = FORMAT_VERSION
-    class_names: tuple[str, ...] = Field(max_length=254)  # as many as a data folder may have
+    class_names: tuple[str, ...] = Field(min_length=1, max_length=254)  # as many as a data folder may have
     normalization: Normalization
     thresholds: Thresholds
     recipe: Recipe
@@ -103,7 +103,10 @@ class ModelInfo(Frozen):
         return [self.class_names.index(name) for name in class_names]
 
     @model_validator(mode="after")
-    def _thresholds_fit_classes(self) -> Self:
+    def _classes_can_be_told_apart(self) -> Self:
+        names = {name for name in self.class_names if name.strip() and printable(name) == name}
+        if len(names) < len(self.class_names):
+            raise ValueError("a class name is blank, there twice, too long, or has control characters")
         if len(self.thresholds.pixel) != len(self.class_names):
             raise ValueError(f"thresholds for {len(self.thresholds.pixel)} classes, but {len(self.class_names)} names")
         return self

@@ -152,7 +152,7 @@ def test_inputs_are_paths_on_stdin_patterns_files_and_folders(
 ) -> None:
     given = ["-", "line ?/[12].jpg", "single.JPG", "in", "--no-recursive"]
 
-    done = call("predict", "m.xml", *given, "--out", "out", stdin="line 1/0.jpg\n\ngone.png\n")
+    done = call("predict", "m.xml", *given, "--out", "out", stdin="\ufeffline 1/0.jpg\r\n\ngone.png\n")
 
     assert done.code == 0, "a path on standard input that is gone does not stop the others"
     assert requests[0]["images"] == ["0.jpg", "1.jpg", "2.jpg", "a.png", "b.png", "gone.png", "single.JPG"]

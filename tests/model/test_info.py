@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -31,7 +32,7 @@ from defectseg.model.info import (
 from defectseg.model.locate import model_identity
 
 INFO = ModelInfo(
-    class_names=("pits", "<Kratzer> & \"Risse\" 'é'\n"),
+    class_names=("pits", "<Kratzer> & \"Risse\" 'é'"),
     normalization=Normalization(mean=0.5, std=0.5),
     thresholds=Thresholds.default(2),
     recipe=Recipe(),
@@ -137,6 +138,12 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(
         write_model_info(path, INFO.model_copy(update={"created": "now"}))
     assert path.read_bytes() == content
     assert len(list(tmp_path.iterdir())) == (2 if path.suffix.lower() == ".xml" else 1)
+
+
+@pytest.mark.parametrize("names", [("pit", "pit"), ("pit", " "), ("pit", "a\x1b[31m"), ("pit", "a" * 10_000)])
+def test_classes_that_cannot_be_told_apart_are_refused(names: tuple[str, str]) -> None:
+    with pytest.raises(ValidationError, match="a class name is"):
+        ModelInfo(**{**dict(INFO), "class_names": names})
 
 
 @every_kind
