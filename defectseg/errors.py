@@ -16,6 +16,7 @@ DefectsegError                    1   never raised itself
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from importlib.util import find_spec
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -53,6 +54,9 @@ class DefectsegError(Exception):
         super().__init__(message)
         self.argument = argument
         self.go_on = dict(go_on or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).__new__, (type(self), *self.args), self.__dict__  # copies need no arguments of `__init__`
 
     def __str__(self) -> str:
         text = str(self.args[0])

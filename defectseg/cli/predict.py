@@ -43,11 +43,16 @@ def predict(
     device: Device = "auto",
     runtime: Runtime = "auto",
     workers: Annotated[
-        int | None, Option(help="Images in the network at once; results stay the same.", min=1, metavar="N")
+        int | None,
+        Option(help="Images in the network at once; with --engine ray, cores of each process.", min=1, metavar="N"),
     ] = None,
     tta: Tta = None,
     bit_depth: BitDepth = None,
     max_pixels: MaxPixels = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        Option(help="ray: on the cluster that RAY_ADDRESS names, or in several processes here. See docs/ray.md."),
+    ] = "local",
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -66,10 +71,18 @@ def predict(
     """
     from defectseg.image.find import find_images
     from defectseg.model.locate import model_paths
-    from defectseg.predict.predict import exit_code_of
+    from defectseg.predict.predict import LOCAL, RAY, exit_code_of
     from defectseg.predict.predict import predict as run_prediction
+    from defectseg.predict.s3 import SCHEME, find_stored
 
-    images = find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
+    stored = [entry for entry in inputs if entry.startswith(SCHEME)]
+    if stored and engine == LOCAL:
+        raise UsageError(f"{stored[0]}: object stores are read by Ray only.", go_on={"engine": RAY})
+    images = (
+        find_stored(inputs, recursive=recursive)
+        if stored
+        else find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
+    )
     again = "The same command, without --overwrite," if overwrite else "The same command"
     with progress_bar("predicting", after_interrupt=f"{again} continues it.") as progress:
         run = run_prediction(
@@ -85,6 +98,7 @@ def predict(
             workers=workers,
             tta=tta,
             bit_depth=bit_depth,
+            engine=engine,
             progress=progress,
         )
     warn(run["warnings"])

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 import cv2
 
 from defectseg.errors import DataError
-from defectseg.files import UNFIT_CHARACTERS
+from defectseg.files import UNFIT_CHARACTERS, size_and_time
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".
     if cv2.haveImageWriter(f"x{suffix}")
 )
 
-_SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
+SUFFIXES_SHOWN = ", ".join(sorted(IMAGE_SUFFIXES))
 _UNFIT_FOR_AN_IMAGE_ID = re.compile(UNFIT_CHARACTERS)
 
 
@@ -47,6 +47,16 @@ class FoundImage:
     def path(self) -> Path:
         """The file."""
         return Path(self.file)
+
+    @property
+    def shown(self) -> str:
+        """The path of the file in tables."""
+        return escaped(self.path)
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of the file as it is now, see `size_and_time`."""
+        return size_and_time(self.file)
 
 
 def find_images(
@@ -90,12 +100,12 @@ def find_images(
         search.add(given, listed=True)
     if tell:
         search.log_passed_over()
-    images = _with_valid_ids(sorted(_name_apart(search.found)))
+    images = with_valid_ids(sorted(_name_apart(search.found)))
     if not images:
         names = ", ".join(map(str, inputs[:3])) or "the list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
         why = f" {skip} is left out, since results go there: choose another output folder for images in it."
-        raise DataError(f"No image in {names}{where}. Files that count end in {_SUFFIXES}.{why if skip else ''}")
+        raise DataError(f"No image in {names}{where}. Files that count end in {SUFFIXES_SHOWN}.{why if skip else ''}")
     if not keep_faulty and (fault := next((image.fault for image in images if image.fault), "")):
         raise DataError(fault)
     return images
@@ -135,7 +145,7 @@ class _Search:
             if not os.path.lexists(given):
                 fault = f"{escaped(given)}: no such file or folder, or no permission to see it."
             elif not is_named_so:
-                fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_SUFFIXES}."
+                fault = f"{escaped(given)}: not an image by its name; expected one that ends in {SUFFIXES_SHOWN}."
         folder, name = os.path.split(whole)
         if self._is_new(self._real_folder(os.path.dirname(file)), name):  # noqa: PTH120  # Path is slower by seconds
             self.found[folder].append(FoundImage(name, file, fault))
@@ -163,8 +173,8 @@ class _Search:
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112
                     if self._recursive:
                         (links if entry.is_symlink() else folders).append(folder / entry.name)
-                elif _suffix(entry.name) not in IMAGE_SUFFIXES:
-                    self._passed_over[_suffix(entry.name)] += 1
+                elif suffix_of(entry.name) not in IMAGE_SUFFIXES:
+                    self._passed_over[suffix_of(entry.name)] += 1
                 # Broken links and irregular files are kept, so that they are reported as unreadable.
                 elif self._is_new(real, entry.name):
                     self.found[whole].append(FoundImage(prefix + entry.name, str(folder / entry.name)))
@@ -184,11 +194,12 @@ class _Search:
         return is_new
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
+    """The suffix of a name, in lower case."""
     return PurePath(name).suffix.lower()
 
 
-def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
+def with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
     """The images, sorted by ImageId; an image with an invalid ImageId gets a valid, unique one and a fault."""
     taken = {image.image_id for image in images}
     valid = []

@@ -173,7 +173,7 @@ class OutputFolder:
                 "; ".join(_differences(before["computed_by"], computed_by)),
             )
 
-    def write(self, record: Record, pictures: Mapping[str, bytes]) -> None:
+    def write(self, record: Record, pictures: Mapping[str, bytes], *, are_written: bool = False) -> None:
         """Store the pictures of an image, then its rows.
 
         If the image's name is too long for its pictures, the notes tell their name. A later record of an image replaces
@@ -182,16 +182,13 @@ class OutputFolder:
         Args:
             record: the rows.
             pictures: JPEG under "overlays" and PNG under "masks", if this image gets one.
+            are_written: whether `write_pictures` wrote them before.
 
         Raises:
             ResourceError: the disk is full.
         """
-        for kind in self.choice.pictures:
-            path = self.picture_path(kind, record.image_id)
-            if kind in pictures:
-                write_result(path, pictures[kind])
-            else:  # perhaps left from an earlier version of the image
-                path.unlink(missing_ok=True)
+        if not are_written:
+            write_pictures(self.picture_paths(record.image_id), pictures)
         name = self._names[record.image_id]
         if pictures and name not in (record.image_id, without_suffix(record.image_id)):
             notes = "; ".join(filter(None, (record.image["notes"], f"name too long, pictures are called {name}")))
@@ -232,6 +229,10 @@ class OutputFolder:
         """The path of the overlay ("overlays") or the class map ("masks") of an image."""
         return self.root / kind / (self._names[image_id] + tables.PICTURES[kind])
 
+    def picture_paths(self, image_id: str) -> dict[str, Path]:
+        """The paths of all pictures that are written for an image, if it gets them."""
+        return {kind: self.picture_path(kind, image_id) for kind in self.choice.pictures}
+
     def _drop_folders(self, images: Sequence[FoundImage]) -> None:
         """Drop the rows of folders that could not be listed before, but that now have images."""
         recorded = folders_of(image.image_id for image in images).intersection(self.journal.image_ids)
@@ -255,13 +256,22 @@ class OutputFolder:
             return False
         record = self.journal.record(image.image_id)
         seen = record.image["size_bytes"], record.image["modified_ns"]
-        if record.status == tables.STATUS_UNREADABLE or seen != size_and_time(image.file):
+        if record.status == tables.STATUS_UNREADABLE or seen != image.stamp:
             return False
         return all(
             size_and_time(f"{self.root}/{kind}/{self._names[image.image_id]}{tables.PICTURES[kind]}")[0]
             for kind in self.choice.pictures
             if kind != tables.OVERLAYS or self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT)
         )
+
+
+def write_pictures(paths: Mapping[str, Path], pictures: Mapping[str, bytes]) -> None:
+    """Write the pictures of an image, see OutputFolder.write. Raises ResourceError if the disk is full."""
+    for kind, path in paths.items():
+        if kind in pictures:
+            write_result(path, pictures[kind])
+        else:  # perhaps left from an earlier version of the image
+            path.unlink(missing_ok=True)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -3,32 +3,31 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import closing, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from defectseg import errors
-from defectseg.errors import DefectsegError, ExitCode, UsageError
+from defectseg.errors import DefectsegError, ExitCode, UsageError, require_extra
 from defectseg.image.find import FoundImage
 from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
-from defectseg.machine import __version__, package_versions
+from defectseg.machine import __version__
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
 from defectseg.predict.render import Rendered, render, render_unreadable
 from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
 from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
-from defectseg.runtime.load import ONNX, OPENVINO, TORCH, choose_runtime, load_runtime
+from defectseg.runtime.load import choose_runtime, load_runtime, versions_of
 
 log = logging.getLogger(__name__)
 
 RESULTS_VERSION = 1  # raised only if class maps change for the same model and settings: older folders are not continued
-_PACKAGES = ("numpy", "opencv-python-headless")  # results depend on these, and on the one of the runtime:
-_PACKAGE_OF_RUNTIME = {TORCH: "torch", OPENVINO: "openvino", ONNX: "onnxruntime"}
+LOCAL, RAY = "local", "ray"  # engines: where the images are computed
 
 
 def run_batch(
@@ -56,25 +55,38 @@ def run_batch(
         ResourceError: disk space ran out; finished images are kept.
         ModelError: the network answers with NaN.
     """
-    statuses: Counter[str] = Counter()
-    brightest: Counter[int | None] = Counter()
-    memory_short = 0
 
     def paint(one: Segmented) -> Rendered:
         return render(one, runtime.class_names, output.choice)
 
     with closing(stream(images, runtime, settings, paint)) as results:
-        for done, result in enumerate(results, start=1):
-            if isinstance(result, Unreadable):
-                log.warning("%s", result.message)
-                memory_short += result.memory_short
-                result = render_unreadable(result)
-            output.write(result.record, result.pictures)
-            statuses[result.record.status] += 1
-            brightest[result.brightest16] += 1
-            progress(done, len(images))
+        pairs = zip(images, results, strict=True)
+        return _record(pairs, len(images), output, parallel=runtime.parallel, progress=progress)
+
+
+def _record(
+    results: Iterable[tuple[FoundImage, Rendered | Unreadable]],
+    total: int,
+    output: OutputFolder,
+    *,
+    parallel: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write results as they come, see `run_batch`."""
+    statuses: Counter[str] = Counter()
+    brightest: Counter[int | None] = Counter()
+    memory_short = 0
+    for done, (image, result) in enumerate(results, start=1):
+        if isinstance(result, Unreadable):
+            log.warning("%s", result.message)
+            memory_short += result.memory_short
+            result = render_unreadable(image, result.message)
+        output.write(result.record, result.pictures, are_written=result.are_written)
+        statuses[result.record.status] += 1
+        brightest[result.brightest16] += 1
+        progress(done, total)
     if memory_short:
-        fewer = f", with {errors.spelling('workers', 1)}" if runtime.parallel > 1 else ""
+        fewer = f", with {errors.spelling('workers', 1)}" if parallel > 1 else ""
         advice = "Close other programs and run the same command again"
         log.warning("memory did not suffice for %d images. %s%s.", memory_short, advice, fewer)
     unreadable = statuses[STATUS_UNREADABLE]
@@ -101,6 +113,7 @@ def predict(
     overlays: str | None = None,
     tta: str | None = None,
     bit_depth: int | None = None,
+    engine: str = LOCAL,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Process the images that have no result in the output folder.
@@ -118,6 +131,7 @@ def predict(
         overlays: images that get an overlay: all, defects or none; None: all, if `outputs` includes overlays.
         tta: test-time augmentation: none, flips or turns; None: the model's own.
         bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
+        engine: local or ray: processes with `workers` cores each, on the machines of a cluster.
         progress: counts the images.
 
     Returns:
@@ -129,7 +143,14 @@ def predict(
     """
     choice = choose_outputs(outputs, overlays)
     workers = 1 if len(images) == 1 else workers  # which gets all cores
-    network, info = load_runtime(models, device, runtime, workers=workers)
+    network: Any
+    if engine == RAY:
+        require_extra("the engine ray", "ray", "ray", "s3fs")
+        from defectseg.predict.ray import load_cluster
+
+        network, info, device = load_cluster(models, device, runtime, cores_each=workers)
+    else:
+        network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
     only_classes = None if classes is None else resolve_classes(classes, info.class_names)
     settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
@@ -158,17 +179,20 @@ def predict(
         "thresholds_chosen_by": info.thresholds.chosen_by,
         "started": _now(),
     }
-    with output_folder(out, key, choice, overwrite=overwrite) as output:
+    held = closing(network) if engine == RAY else nullcontext()
+    with held, output_folder(out, key, choice, overwrite=overwrite) as output:
         pending = output.pending(images)
         if pending:
-            packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)])
-            computed_by = {"runtime": network.name, "defectseg": __version__, **packages}
-            output.add_run(computed_by, started=run["started"])
+            output.add_run({"runtime": network.name, **versions_of(kinds)}, started=run["started"])
         output.write_run({**run, "status": "running"})
         progress(0, len(pending))
         begun = time.perf_counter()
         try:
-            counts = run_batch(pending, network, settings, output, progress=progress)
+            if engine == RAY:
+                with closing(network.rendered(pending, settings, output)) as results:
+                    counts = _record(results, len(pending), output, parallel=network.parallel, progress=progress)
+            else:
+                counts = run_batch(pending, network, settings, output, progress=progress)
             seconds, processed = time.perf_counter() - begun, counts["processed"]
             run |= {
                 "status": "finished",

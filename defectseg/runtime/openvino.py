@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from openvino import opset8
 
 from defectseg.errors import ModelError
-from defectseg.machine import check_memory, cpu_flags, with_amx
+from defectseg.machine import check_memory, cores, cpu_flags, most_cores, with_amx
 from defectseg.model.info import ModelInfo
 from defectseg.model.openvino_io import core, unmark
 from defectseg.runtime.base import Answer, memory_errors, wrong_size
@@ -60,11 +60,13 @@ class OpenVinoRuntime:
     ) -> None:
         self.class_names = info.class_names
         hint = _hint(info, precision)
-        cores, _ = _probe(tuple(hint.items()))
+        threads = min(_probe(tuple(hint.items()))[0], cores())
         self.name = name_of(info, precision)
-        self.parallel = workers or min(cores, MOST_STREAMS)
+        self.parallel = workers or min(threads, MOST_STREAMS)
         self.batch_px = 0
-        options = {"NUM_STREAMS": self.parallel, "INFERENCE_NUM_THREADS": max(cores, self.parallel), **hint}
+        options = {"NUM_STREAMS": self.parallel, "INFERENCE_NUM_THREADS": max(threads, self.parallel), **hint}
+        if most_cores():  # else each of the processes would pin its threads to the same cores, the first
+            options["ENABLE_CPU_PINNING"] = False
         self._compiled = functools.lru_cache(_KEPT_SIZES)(functools.partial(_compiled, model, options, kept))
         self._lock = threading.Lock()
 
@@ -190,5 +192,5 @@ def _probe(options: tuple[tuple[str, str], ...]) -> tuple[int, str]:
     settings = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_HYPER_THREADING": False, **dict(options)}
     compiled = core().compile_model(model, "CPU", settings)
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    cores: Any = compiled.get_property("INFERENCE_NUM_THREADS")
-    return max(1, int(cores)), precision
+    threads: Any = compiled.get_property("INFERENCE_NUM_THREADS")
+    return max(1, int(threads)), precision

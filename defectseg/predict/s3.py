@@ -1,0 +1,110 @@
+"""Images in an object store that speaks S3. The usual AWS_* variables name the endpoint and the credentials."""
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from defectseg.errors import CannotContinueError, DataError, ResourceError, UsageError, require_extra
+from defectseg.image.find import IMAGE_SUFFIXES, SUFFIXES_SHOWN, FoundImage, escaped, suffix_of, with_valid_ids
+
+SCHEME = "s3://"
+# A store that does not answer is known soon; botocore's default is five attempts of a minute.
+_PATIENCE = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 2}}
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class StoredImage(FoundImage):
+    """An image in an object store: `file` is its address, s3://bucket/key; size and time are as it was listed."""
+
+    size_bytes: int = 0
+    modified_ns: int = 0
+
+    @property
+    def shown(self) -> str:
+        """The address in tables and messages."""
+        return escaped(self.file)
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """See FoundImage."""
+        return self.size_bytes, self.modified_ns
+
+
+def find_stored(addresses: Sequence[str], *, recursive: bool = True) -> list[FoundImage]:
+    """List the images below s3://bucket/prefix, sorted by ImageId, which is the key relative to the prefix.
+
+    As in a folder, hidden objects (a part of the key begins with a dot) and those with another suffix are left out, and
+    so are those with an empty part, which have no name in a folder.
+
+    Raises:
+        UsageError: more than one address, or one without a bucket.
+        DataError: there is no image.
+        CannotContinueError: it cannot be listed: no such bucket, endpoint or permission.
+    """
+    bucket, _, prefix = addresses[0].removeprefix(SCHEME).partition("/")
+    if len(addresses) > 1 or not bucket:
+        raise UsageError(f"{addresses[-1]}: expected one INPUT, {SCHEME}bucket or {SCHEME}bucket/prefix, and no other.")
+    require_extra("reading an object store", "ray", "s3fs")
+    where = f"{SCHEME}{bucket}/{prefix.strip('/')}{'/' * bool(prefix.strip('/'))}"
+    images: list[FoundImage] = []
+    for entry in _listed(bucket, where.removeprefix(f"{SCHEME}{bucket}/"), where):
+        file = f"{SCHEME}{bucket}/{entry['Key']}"
+        parts = file.removeprefix(where).split("/")
+        is_plain = all(part and not part.startswith(".") for part in parts) and (recursive or len(parts) == 1)
+        if is_plain and suffix_of(file) in IMAGE_SUFFIXES:
+            time_ns = int(entry["LastModified"].timestamp()) * 10**9
+            images.append(StoredImage("/".join(parts), file, "", entry["Size"], time_ns))
+    if not images:
+        raise DataError(f"No image in {where}. Objects that count have keys that end in {SUFFIXES_SHOWN}.")
+    return with_valid_ids(images)
+
+
+def _listed(bucket: str, prefix: str, where: str) -> Iterator[dict[str, Any]]:
+    """The objects below a prefix, page by page, since those of a large bucket would fill much memory."""
+    more: dict[str, str] = {}
+    try:
+        store = open_store(config_kwargs=_PATIENCE)
+        store.retries = 1  # botocore has tried again
+        while True:
+            page = store.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+            yield from page.get("Contents", ())
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+    except Exception as error:  # OSError, and those of botocore, which have no base class with it
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
+        advice = "Check the bucket, AWS_ENDPOINT_URL, the region, and the credentials, e.g. AWS_ACCESS_KEY_ID"
+        raise CannotContinueError(f"{where}: cannot be listed at {endpoint} ({_reason(error)}). {advice}.") from error
+
+
+def open_store(**options: Any) -> Any:
+    """An s3fs.S3FileSystem."""
+    import s3fs
+
+    return s3fs.S3FileSystem(skip_instance_cache=True, **options)
+
+
+def fetch(store: Any, image: FoundImage, target: Path) -> FoundImage:
+    """Copy an image from an object store into a file, and return that file as an image, with a fault if it fails.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    fault = image.fault
+    try:
+        if not fault:
+            store.get_file(image.file, str(target))
+        if not fault and target.stat().st_size != image.stamp[0]:
+            fault = f"{image.shown}: changed since it was listed. Run the same command again once it is complete."
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"{target.parent}: no space left for a copy of {image.shown}. Free some.") from error
+        fault = f"{image.shown}: cannot be read ({_reason(error)})."
+    return FoundImage(image.image_id, str(target), fault)
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
