@@ -18,7 +18,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "torch")
 
 _allowed_bytes = 3 * 2**29
-_most_cores = 0
+most_cores = 0  # set in a process that shares the machine with others; 0: all
 
 
 def allow_gb(limit: float) -> None:
@@ -74,22 +74,11 @@ def with_amx(precision: str) -> str:
     return f"{precision} with AMX" if used else precision
 
 
-def use_cores(most: int) -> None:
-    """Let this process use some of the cores, as one of several that share the machine."""
-    global _most_cores
-    _most_cores = most
-
-
-def most_cores() -> int:
-    """What `use_cores` set, or 0."""
-    return _most_cores
-
-
 def cores() -> int:
     """Number of logical cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(allowed, _most_cores or allowed)
+    return min(allowed, most_cores or allowed)
 
 
 def is_main_process() -> bool:

@@ -78,11 +78,10 @@ def predict(
     stored = [entry for entry in inputs if entry.startswith(SCHEME)]
     if stored and engine == LOCAL:
         raise UsageError(f"{stored[0]}: object stores are read by Ray only.", go_on={"engine": RAY})
-    images = (
-        find_stored(inputs, recursive=recursive)
-        if stored
-        else find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
-    )
+    if stored:
+        images = find_stored(inputs, recursive=recursive)
+    else:
+        images = find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
     again = "The same command, without --overwrite," if overwrite else "The same command"
     with progress_bar("predicting", after_interrupt=f"{again} continues it.") as progress:
         run = run_prediction(

@@ -3,11 +3,12 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from defectseg import errors
 from defectseg.errors import DefectsegError, ExitCode, UsageError, require_extra
@@ -24,6 +25,9 @@ from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.load import choose_runtime, load_runtime, versions_of
 
+if TYPE_CHECKING:
+    from defectseg.predict.ray import RayCluster
+
 log = logging.getLogger(__name__)
 
 RESULTS_VERSION = 1  # raised only if class maps change for the same model and settings: older folders are not continued
@@ -32,7 +36,7 @@ LOCAL, RAY = "local", "ray"  # engines: where the images are computed
 
 def run_batch(
     images: Sequence[FoundImage],
-    runtime: Runtime,
+    runtime: "Runtime | RayCluster",
     settings: Settings,
     output: OutputFolder,
     *,
@@ -42,10 +46,10 @@ def run_batch(
 
     Args:
         images: see OutputFolder.pending.
-        runtime: the model; called from `runtime.parallel` threads.
+        runtime: the model, called from `runtime.parallel` threads; or a cluster that has it.
         settings: of the inference.
         output: the folder for the results.
-        progress: called after each image, in the order of `images`.
+        progress: called after each image, in the order of `images` unless a cluster does them.
 
     Returns:
         entries of run.json: the numbers of images `processed` and `unreadable`; among the processed, the numbers
@@ -55,38 +59,22 @@ def run_batch(
         ResourceError: disk space ran out; finished images are kept.
         ModelError: the network answers with NaN.
     """
-
-    def paint(one: Segmented) -> Rendered:
-        return render(one, runtime.class_names, output.choice)
-
-    with closing(stream(images, runtime, settings, paint)) as results:
-        pairs = zip(images, results, strict=True)
-        return _record(pairs, len(images), output, parallel=runtime.parallel, progress=progress)
-
-
-def _record(
-    results: Iterable[tuple[FoundImage, Rendered | Unreadable]],
-    total: int,
-    output: OutputFolder,
-    *,
-    parallel: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Write results as they come, see `run_batch`."""
     statuses: Counter[str] = Counter()
     brightest: Counter[int | None] = Counter()
     memory_short = 0
-    for done, (image, result) in enumerate(results, start=1):
-        if isinstance(result, Unreadable):
-            log.warning("%s", result.message)
-            memory_short += result.memory_short
-            result = render_unreadable(image, result.message)
-        output.write(result.record, result.pictures, are_written=result.are_written)
-        statuses[result.record.status] += 1
-        brightest[result.brightest16] += 1
-        progress(done, total)
+    rendered = runtime.rendered if hasattr(runtime, "rendered") else partial(_rendered, runtime)
+    with closing(rendered(images, settings, output)) as results:
+        for done, (image, result) in enumerate(results, start=1):
+            if isinstance(result, Unreadable):
+                log.warning("%s", result.message)
+                memory_short += result.memory_short
+                result = render_unreadable(image, result.message)
+            output.write(result.record, result.pictures, are_written=result.are_written)
+            statuses[result.record.status] += 1
+            brightest[result.brightest16] += 1
+            progress(done, len(images))
     if memory_short:
-        fewer = f", with {errors.spelling('workers', 1)}" if parallel > 1 else ""
+        fewer = f", with {errors.spelling('workers', 1)}" if runtime.parallel > 1 else ""
         advice = "Close other programs and run the same command again"
         log.warning("memory did not suffice for %d images. %s%s.", memory_short, advice, fewer)
     unreadable = statuses[STATUS_UNREADABLE]
@@ -97,6 +85,16 @@ def _record(
         STATUS_UNREADABLE: unreadable,
         "warnings": bit_depth_warnings(brightest),
     }
+
+
+def _rendered(
+    runtime: Runtime, images: Sequence[FoundImage], settings: Settings, output: OutputFolder
+) -> Generator[tuple[FoundImage, Rendered | Unreadable], None, None]:
+    def paint(one: Segmented) -> Rendered:
+        return render(one, runtime.class_names, output.choice)
+
+    with closing(stream(images, runtime, settings, paint)) as results:
+        yield from zip(images, results, strict=True)
 
 
 def predict(
@@ -143,7 +141,7 @@ def predict(
     """
     choice = choose_outputs(outputs, overlays)
     workers = 1 if len(images) == 1 else workers  # which gets all cores
-    network: Any
+    network: Any  # a Runtime or a RayCluster
     if engine == RAY:
         require_extra("the engine ray", "ray", "ray", "s3fs")
         from defectseg.predict.ray import load_cluster
@@ -188,11 +186,7 @@ def predict(
         progress(0, len(pending))
         begun = time.perf_counter()
         try:
-            if engine == RAY:
-                with closing(network.rendered(pending, settings, output)) as results:
-                    counts = _record(results, len(pending), output, parallel=network.parallel, progress=progress)
-            else:
-                counts = run_batch(pending, network, settings, output, progress=progress)
+            counts = run_batch(pending, network, settings, output, progress=progress)
             seconds, processed = time.perf_counter() - begun, counts["processed"]
             run |= {
                 "status": "finished",

@@ -6,14 +6,15 @@ pandas, and gives results only once a block of them is full. If a process dies, 
 
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import ray
@@ -21,14 +22,14 @@ from ray.exceptions import RayError, RayTaskError
 
 from defectseg import errors, machine
 from defectseg.errors import CannotContinueError, ResourceError, UsageError
-from defectseg.files import TEMPORARY_PREFIX, write_result
+from defectseg.files import TEMPORARY_PREFIX
 from defectseg.image.find import FoundImage
 from defectseg.image.limits import allowed_pixels
 from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo, read_model_info
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder
-from defectseg.predict.ray_worker import Answer, Done, Job, Setup, Worker
+from defectseg.predict.ray_worker import Answer, Done, Job, Worker
 from defectseg.predict.s3 import StoredImage
 from defectseg.runtime.ensemble import join_infos
 from defectseg.runtime.load import AUTO, TORCH, choose_runtime, is_bundle, versions_of
@@ -55,11 +56,8 @@ def load_cluster(
         the cluster, the description of the model, and the device: cuda or cpu.
 
     Raises:
-        UsageError: the device or the number of cores is not for Ray.
         CannotContinueError: no cluster answers, no process can start, or it cannot load the model.
     """
-    if device not in (AUTO, "cpu", "cuda"):
-        raise UsageError(f"Ray chooses the card; expected auto, cpu or cuda, found {device}.", argument="device")
     paths = as_paths(models)
     infos = [read_model_info(path) for path in paths]
     info = infos[0] if len(infos) == 1 else join_infos(infos, paths)
@@ -67,20 +65,23 @@ def load_cluster(
     if device == AUTO:
         may_use_card = runtime in (AUTO, TORCH) and all(map(is_bundle, paths))
         device = "cuda" if may_use_card and ray.cluster_resources().get("GPU") else "cpu"
-    setup = Setup(
+    largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes()), default=0) or _MOST_CORES_EACH
+    needs = {"CPU": cores_each or min(_MOST_CORES_EACH, largest), "GPU": int(device.startswith("cuda"))}
+    kind = ray.remote(max_restarts=-1, max_task_retries=_RETRIES, num_cpus=needs["CPU"], num_gpus=needs["GPU"])(Worker)
+    start = partial(
+        kind.remote,
         models=paths,
         device=device,
         runtime=runtime,
         identity=model_identity(paths),
-        cores=cores_each or min([_MOST_CORES_EACH, *_cores_of_machines()]),
+        cores=needs["CPU"],
         folder=str(Path.cwd()),
         versions=versions_of(choose_runtime(path, device, runtime) for path in paths),
-        allowed_pixels=allowed_pixels(),
-        allowed_gb=machine.allowed_bytes() / 2**30,
+        limits=(allowed_pixels(), machine.allowed_bytes() / 2**30),
         spelling=errors.spelling,
         environment={name: value for name, value in os.environ.items() if name.startswith("AWS_")},
     )
-    return RayCluster(setup), info, device
+    return RayCluster(start, needs), info, device
 
 
 class RayCluster:
@@ -96,13 +97,11 @@ class RayCluster:
         DefectsegError: the first process cannot start, or cannot load the model.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, start: Callable[[], Any], needs: Mapping[str, int]) -> None:
         self.name = ""
-        self.parallel = setup.cores
-        self._needs = {"CPU": setup.cores, "GPU": int(setup.device == "cuda")}
-        counts = {"num_cpus": setup.cores, "num_gpus": self._needs["GPU"]}
-        self._worker: Any = ray.remote(max_restarts=-1, max_task_retries=_RETRIES, **counts)(Worker)
-        self._setup = ray.put(setup)
+        self.parallel = needs["CPU"]
+        self._start_process = start
+        self._needs = needs
         self._busy: dict[Any, tuple[Any, Sequence[FoundImage]]] = {}  # future answer -> process and its images
         self._begun = 0
         self._start(max(1, self._room()))
@@ -124,14 +123,15 @@ class RayCluster:
         todo = deque(images[begin : begin + size] for begin in range(0, len(images), size))
         left, process = len(todo), self._first
         are_stored = isinstance(next(iter(images), None), StoredImage)
-        with _marker(output.root) as marker:
-            sample = next((image.path for image in images if not image.fault and any(image.stamp)), marker)
-            job = ray.put(Job(settings, output.choice, are_stored, (marker,) if are_stored else (marker, sample)))
+        with NamedTemporaryFile(dir=output.root, prefix=TEMPORARY_PREFIX) as marker:
+            samples = (image.path for image in images if not (are_stored or image.fault) and any(image.stamp))
+            job = ray.put(Job(settings, output.choice, are_stored, (Path(marker.name), *islice(samples, 1))))
             while left:
                 if todo:
                     batch = [(image, output.picture_paths(image.image_id)) for image in todo[0]]
                     self._busy[process.work.remote(job, batch)] = process, todo.popleft()
-                    self._start(min(len(todo), self._wanted() - len(self._busy)))
+                    grown = 2 * self._begun if "RAY_ADDRESS" in os.environ else 0
+                    self._start(min(len(todo), max(self._room(), grown) - len(self._busy)))
                 else:
                     ray.kill(process)  # another may need its place to be started again
                 process, done, answer = self._next()
@@ -142,17 +142,13 @@ class RayCluster:
 
     def _start(self, count: int) -> None:
         for _ in range(count):
-            process = self._worker.remote(self._setup)
+            process = self._start_process()
             self._busy[process.work.remote(None, ())] = process, ()
 
     def _room(self) -> int:
         """The number of processes that fit into the cluster as it is."""
         has = ray.cluster_resources()
         return min(int(has.get(kind, 0) // count) for kind, count in self._needs.items() if count)
-
-    def _wanted(self) -> int:
-        grows = "RAY_ADDRESS" in os.environ
-        return max(self._room(), 2 * self._begun * grows)
 
     def _next(self) -> tuple[Any, Sequence[FoundImage], Answer]:
         """Wait for a process that has loaded the model or done its images. Returns it, these, and its answer."""
@@ -163,7 +159,7 @@ class RayCluster:
         try:
             answer: Answer = ray.get(ready[0])
         except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else error from error
+            raise error.cause from error
         except RayError as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
             over = f"over {images[0].shown} to {images[-1].shown}" if images else "before it began"
@@ -201,19 +197,3 @@ def _connect() -> None:
     finally:
         if threading.current_thread() is threading.main_thread():  # Ray would end the process without a word
             signal.signal(signal.SIGTERM, before)
-
-
-def _cores_of_machines() -> list[int]:
-    """The cores of the largest machine in the cluster, if it has any yet."""
-    return sorted(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])[-1:]
-
-
-@contextmanager
-def _marker(root: Path) -> Iterator[Path]:
-    """A file in a folder, by which other machines can tell that they see the same one."""
-    path = root / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-    write_result(path, b"")
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)

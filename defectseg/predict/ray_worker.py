@@ -3,11 +3,9 @@
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from defectseg import errors, machine
 from defectseg.errors import DefectsegError, ResourceError
@@ -15,48 +13,18 @@ from defectseg.image.find import FoundImage
 from defectseg.image.limits import allow_pixels
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
-from defectseg.inference.tiles import in_order
 from defectseg.model.locate import model_identity
 from defectseg.predict.output import write_pictures
 from defectseg.predict.render import Rendered, render
-from defectseg.predict.s3 import fetch, open_store
+from defectseg.predict.s3 import fetched
 from defectseg.predict.tables import OutputChoice
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.load import load_runtime
 
 _HERE = socket.gethostname()
-_FETCHED_AHEAD = 16  # images from an object store, so that the network does not wait for it
 
 Done = Rendered | Unreadable
 Batch = Sequence[tuple[FoundImage, Mapping[str, Path]]]  # with the paths of its pictures, see OutputFolder
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a process needs to do as the command itself would.
-
-    Attributes:
-        models, device, runtime: see `load_runtime`.
-        identity: of the models, see `model_identity`.
-        cores: the number of cores to use.
-        folder: the working folder of the command, to which paths are relative.
-        versions: of packages; they have to be the same on all machines, since results depend on them.
-        allowed_pixels, allowed_gb: limits for files that are made to hurt.
-        spelling: see `errors.spelling`.
-        environment: variables for the object store.
-    """
-
-    models: tuple[Path, ...]
-    device: str
-    runtime: str
-    identity: str
-    cores: int
-    folder: str
-    versions: Mapping[str, str]
-    allowed_pixels: int
-    allowed_gb: float
-    spelling: Callable[[str, object], str]
-    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,43 +46,62 @@ class Answer:
     name: str
 
 
+@dataclass
 class Worker:
-    """The process. A user's mistake is returned, since what Ray makes of a raised error is not for people."""
+    """The process. A user's mistake is returned, since what Ray makes of a raised error is not for people.
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self._runtime: Runtime | None = None
+    Attributes:
+        models, device, runtime: see `load_runtime`.
+        identity: of the models, see `model_identity`.
+        cores: the number of cores to use.
+        folder: the working folder of the command, to which paths are relative.
+        versions: of packages; they have to be the same on all machines, since results depend on them.
+        limits: the most pixels of an image and GB of a file, see `allow_pixels` and `allow_gb`.
+        spelling: see `errors.spelling`.
+        environment: variables for the object store.
+    """
+
+    models: tuple[Path, ...]
+    device: str
+    runtime: str
+    identity: str
+    cores: int
+    folder: str
+    versions: Mapping[str, str]
+    limits: tuple[int, float]
+    spelling: Callable[[str, object], str]
+    environment: Mapping[str, str]
+    _loaded: Runtime | None = None
 
     def work(self, job: Job | None, batch: Batch) -> Answer:
         """Segment images and write their pictures, after loading the model if need be. Without a job, only load it."""
         done: list[Done] = []
         error = None
         try:
-            self._runtime = self._runtime or self._load()
+            self._loaded = self._loaded or self._load()
             if job is not None:
                 _check_sees(job.seen)
-                done.extend(_segmented(self._runtime, job, batch))
+                done.extend(_segmented(self._loaded, job, batch))
         except DefectsegError as problem:
             error = problem
-        return Answer(done, error, self._runtime.name if self._runtime else "")
+        return Answer(done, error, self._loaded.name if self._loaded else "")
 
     def _load(self) -> Runtime:
         """Load the model. Raises DefectsegError if that fails, or this machine is not as that of the command."""
-        setup = self._setup
         with suppress(OSError):  # another machine may not have it; relative paths are then not found
-            os.chdir(setup.folder)
-        os.environ.update(setup.environment)
-        errors.spelling = setup.spelling
-        allow_pixels(setup.allowed_pixels)
-        machine.allow_gb(setup.allowed_gb)
-        machine.use_cores(setup.cores)
-        versions = {**machine.package_versions(tuple(setup.versions)), "defectseg": machine.__version__}
-        if versions != setup.versions:
-            raise ResourceError(f"{_HERE}: has {versions}, not {setup.versions}. Install the same on all machines.")
-        _check_sees(setup.models)
-        if model_identity(setup.models) != setup.identity:
-            raise ResourceError(f"{_HERE}: sees another file at {setup.models[0]} than the machine of the command.")
-        return load_runtime(setup.models, setup.device, setup.runtime)[0]
+            os.chdir(self.folder)
+        os.environ.update(self.environment)
+        errors.spelling = self.spelling
+        allow_pixels(self.limits[0])
+        machine.allow_gb(self.limits[1])
+        machine.most_cores = self.cores
+        versions = {**machine.package_versions(tuple(self.versions)), "defectseg": machine.__version__}
+        if versions != self.versions:
+            raise ResourceError(f"{_HERE}: has {versions}, not {self.versions}. Install the same on all machines.")
+        _check_sees(self.models)
+        if model_identity(self.models) != self.identity:
+            raise ResourceError(f"{_HERE}: sees another file at {self.models[0]} than the machine of the command.")
+        return load_runtime(self.models, self.device, self.runtime)[0]
 
 
 def _segmented(runtime: Runtime, job: Job, batch: Batch) -> Iterator[Done]:
@@ -131,7 +118,7 @@ def _segmented(runtime: Runtime, job: Job, batch: Batch) -> Iterator[Done]:
 
     given = list(originals.values())
     with (
-        _fetched(given) if job.are_stored else nullcontext(given) as images,
+        fetched(given) if job.are_stored else nullcontext(given) as images,
         closing(stream(images, runtime, job.settings, write)) as results,
     ):
         for result in results:
@@ -139,16 +126,6 @@ def _segmented(runtime: Runtime, job: Job, batch: Batch) -> Iterator[Done]:
                 name = originals[result.image_id].shown
                 result = replace(result, message=result.message.replace(str(result.path), name))
             yield result
-
-
-@contextmanager
-def _fetched(images: Sequence[FoundImage]) -> Iterator[Iterable[FoundImage]]:
-    """Copies of images of an object store, fetched ahead of the reader; deleted at the end."""
-    store = open_store()
-    with TemporaryDirectory(prefix="defectseg-") as folder, ThreadPoolExecutor(_FETCHED_AHEAD) as pool:
-        paths = (Path(folder, str(number)) for number in range(len(images)))
-        pairs = zip(images, paths, strict=True)
-        yield in_order(pool, lambda pair: fetch(store, *pair), pairs, most=_FETCHED_AHEAD)
 
 
 def _check_sees(paths: Iterable[Path]) -> None:

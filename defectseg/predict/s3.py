@@ -2,15 +2,20 @@
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from defectseg.errors import CannotContinueError, DataError, ResourceError, UsageError, require_extra
+from defectseg.files import size_and_time
 from defectseg.image.find import IMAGE_SUFFIXES, SUFFIXES_SHOWN, FoundImage, escaped, suffix_of, with_valid_ids
+from defectseg.inference.tiles import in_order
 
 SCHEME = "s3://"
+_FETCHED_AHEAD = 16  # so that the network does not wait
 # A store that does not answer is known soon; botocore's default is five attempts of a minute.
 _PATIENCE = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 2}}
 
@@ -64,9 +69,11 @@ def find_stored(addresses: Sequence[str], *, recursive: bool = True) -> list[Fou
 
 def _listed(bucket: str, prefix: str, where: str) -> Iterator[dict[str, Any]]:
     """The objects below a prefix, page by page, since those of a large bucket would fill much memory."""
+    import s3fs
+
     more: dict[str, str] = {}
     try:
-        store = open_store(config_kwargs=_PATIENCE)
+        store = s3fs.S3FileSystem(config_kwargs=_PATIENCE, skip_instance_cache=True)
         store.retries = 1  # botocore has tried again
         while True:
             page = store.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
@@ -80,30 +87,33 @@ def _listed(bucket: str, prefix: str, where: str) -> Iterator[dict[str, Any]]:
         raise CannotContinueError(f"{where}: cannot be listed at {endpoint} ({_reason(error)}). {advice}.") from error
 
 
-def open_store(**options: Any) -> Any:
-    """An s3fs.S3FileSystem."""
-    import s3fs
-
-    return s3fs.S3FileSystem(skip_instance_cache=True, **options)
-
-
-def fetch(store: Any, image: FoundImage, target: Path) -> FoundImage:
-    """Copy an image from an object store into a file, and return that file as an image, with a fault if it fails.
+@contextmanager
+def fetched(images: Sequence[FoundImage]) -> Iterator[Iterable[FoundImage]]:
+    """Copies of images, fetched ahead of the reader and deleted at the end; those that cannot be read have a fault.
 
     Raises:
         ResourceError: the disk is full.
     """
-    fault = image.fault
-    try:
-        if not fault:
-            store.get_file(image.file, str(target))
-        if not fault and target.stat().st_size != image.stamp[0]:
-            fault = f"{image.shown}: changed since it was listed. Run the same command again once it is complete."
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"{target.parent}: no space left for a copy of {image.shown}. Free some.") from error
-        fault = f"{image.shown}: cannot be read ({_reason(error)})."
-    return FoundImage(image.image_id, str(target), fault)
+    import s3fs
+
+    store = s3fs.S3FileSystem(skip_instance_cache=True)
+    with TemporaryDirectory(prefix="defectseg-") as folder, ThreadPoolExecutor(_FETCHED_AHEAD) as pool:
+
+        def fetch(numbered: tuple[int, FoundImage]) -> FoundImage:
+            number, image = numbered
+            file, fault = f"{folder}/{number}", image.fault
+            try:
+                if not fault:
+                    store.get_file(image.file, file)
+                if not fault and size_and_time(file)[0] != image.stamp[0]:
+                    fault = f"{image.shown}: changed since it was listed. Run the same command again."
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise ResourceError(f"{folder}: no space left for a copy of {image.shown}. Free some.") from error
+                fault = f"{image.shown}: cannot be read ({_reason(error)})."
+            return FoundImage(image.image_id, file, fault)
+
+        yield in_order(pool, fetch, enumerate(images), most=_FETCHED_AHEAD)
 
 
 def _reason(error: Exception) -> str:

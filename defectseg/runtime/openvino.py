@@ -14,8 +14,9 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset8
 
+from defectseg import machine
 from defectseg.errors import ModelError
-from defectseg.machine import check_memory, cores, cpu_flags, most_cores, with_amx
+from defectseg.machine import check_memory, cores, cpu_flags, with_amx
 from defectseg.model.info import ModelInfo
 from defectseg.model.openvino_io import core, unmark
 from defectseg.runtime.base import Answer, memory_errors, wrong_size
@@ -65,7 +66,7 @@ class OpenVinoRuntime:
         self.parallel = workers or min(threads, MOST_STREAMS)
         self.batch_px = 0
         options = {"NUM_STREAMS": self.parallel, "INFERENCE_NUM_THREADS": max(threads, self.parallel), **hint}
-        if most_cores():  # else each of the processes would pin its threads to the same cores, the first
+        if machine.most_cores:  # else each of the processes would pin its threads to the same cores, the first
             options["ENABLE_CPU_PINNING"] = False
         self._compiled = functools.lru_cache(_KEPT_SIZES)(functools.partial(_compiled, model, options, kept))
         self._lock = threading.Lock()
