@@ -129,7 +129,7 @@ def predict(
         overlays: images that get an overlay: all, defects or none; None: all, if `outputs` includes overlays.
         tta: test-time augmentation: none, flips or turns; None: the model's own.
         bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
-        engine: local or ray: processes with `workers` cores each, on the machines of a cluster.
+        engine: local or ray: processes with `workers` cores each (default: 1), on the machines of a cluster.
         progress: counts the images.
 
     Returns:
@@ -146,7 +146,7 @@ def predict(
         require_extra("the engine ray", "ray", "ray", "s3fs")
         from defectseg.predict.ray import load_cluster
 
-        network, info, device = load_cluster(models, device, runtime, cores_each=workers)
+        network, info, device = load_cluster(models, device, runtime, cores_each=workers or 1)
     else:
         network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))

@@ -36,7 +36,6 @@ from defectseg.runtime.load import AUTO, TORCH, choose_runtime, is_bundle, versi
 
 log = logging.getLogger(__name__)
 
-_MOST_CORES_EACH = 4
 _BATCH = 64  # images that a process gets at once; fewer if there are few for each
 _RETRIES = 3
 _PATIENCE_S = 60
@@ -44,13 +43,13 @@ _STORE_BYTES = 128 * 2**20  # for results on their way, on one machine; images d
 
 
 def load_cluster(
-    models: Path | Sequence[Path], device: str, runtime: str, *, cores_each: int | None = None
+    models: Path | Sequence[Path], device: str, runtime: str, *, cores_each: int = 1
 ) -> tuple["RayCluster", ModelInfo, str]:
     """Connect to the cluster that RAY_ADDRESS names, or start one on this machine, and let it load a model.
 
     Args:
         models, device, runtime: see `load_runtime`; auto takes the graphics cards of the cluster, if it has any.
-        cores_each: cores of each process; None: up to 4.
+        cores_each: cores of each process. With one, the most images are done; with more, memory holds fewer models.
 
     Returns:
         the cluster, the description of the model, and the device: cuda or cpu.
@@ -65,8 +64,7 @@ def load_cluster(
     if device == AUTO:
         may_use_card = runtime in (AUTO, TORCH) and all(map(is_bundle, paths))
         device = "cuda" if may_use_card and ray.cluster_resources().get("GPU") else "cpu"
-    largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes()), default=0) or _MOST_CORES_EACH
-    needs = {"CPU": cores_each or min(_MOST_CORES_EACH, largest), "GPU": int(device.startswith("cuda"))}
+    needs = {"CPU": cores_each, "GPU": int(device.startswith("cuda"))}
     kind = ray.remote(max_restarts=-1, max_task_retries=_RETRIES, num_cpus=needs["CPU"], num_gpus=needs["GPU"])(Worker)
     start = partial(
         kind.remote,
