@@ -15,6 +15,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,14 +33,14 @@ from defectseg.inference.settings import Settings
 from defectseg.machine import cores
 from defectseg.model.info import read_model_info
 from defectseg.model.locate import find_model, model_identity
-from defectseg.predict import ray_worker
+from defectseg.predict import output, ray_worker
 from defectseg.predict.ray_worker import Job, Worker
 from defectseg.predict.tables import OutputChoice
 from defectseg.runtime.load import OPENVINO, versions_of
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (find_spec("ray") and find_spec("moto")), reason="needs defectseg[dev-ray]"),
+    pytest.mark.skipif(not (find_spec("ray") and find_spec("moto")), reason="needs defectseg[dev,raytest]"),
 ]
 FILES = ("predictions.csv", "images.csv", "regions.csv", "errors.csv")
 REPEATED = 40  # each of the 24 sheets, where a run has to last
@@ -61,8 +62,10 @@ def start(tmp_path: Path, mark: str) -> Iterator[Start]:
     kept = {key: text for key, text in os.environ.items() if not key.startswith(("AWS_", "RAY_"))}
     root = str(Path(__file__).parents[2])
 
+    begun: list[subprocess.Popen[str]] = []
+
     def begin(*arguments: object, environment: dict[str, str] | None = None) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "defectseg", "predict", *map(str, arguments)],
             env={**kept, name: value, "PYTHONPATH": root, **(environment or {})},
             cwd=tmp_path,
@@ -70,10 +73,15 @@ def start(tmp_path: Path, mark: str) -> Iterator[Start]:
             stderr=subprocess.PIPE,
             text=True,
         )
+        begun.append(process)
+        return process
 
     yield begin
     for pid in _processes(mark):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for process in begun:
+        process.communicate()
 
 
 @pytest.fixture
@@ -183,8 +191,10 @@ def test_a_stopped_command_leaves_no_process_and_is_continued_by_the_same_comman
 ) -> None:
     process = start(trained_run, many, "--out", "ray", *RAY)
     _wait_for_lines(tmp_path / "ray", 100, process)
-    assert run(trained_run, many, "--out", "ray", *RAY)[0] == 4, "one run at a time"
+    process.send_signal(signal.SIGSTOP)
+    assert run(trained_run, many, "--out", "ray")[0] == 4, "one run at a time"
     process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == code, told
     for _ in range(300):
@@ -215,14 +225,15 @@ def test_an_address_without_a_cluster_is_refused(
     assert ended[1].count("\n") == 1
 
 
-def test_ray_sends_no_usage_reports(
-    start: Start, trained_run: Path, many: Path, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_sends_no_usage_reports(start: Start, trained_run: Path, many: Path, mark: str, tmp_path: Path) -> None:
     process = start(trained_run, many, "--out", "ray", *RAY, environment={"RAY_USAGE_STATS_ENABLED": "1"})
     _wait_for_lines(tmp_path / "ray", 1, process)
-    environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in _processes(mark) if pid != process.pid]
-    assert len(environments) > 3
-    assert all(b"\0RAY_USAGE_STATS_ENABLED=0\0" in b"\0" + environment for environment in environments)
+    own = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    others = [Path(f"/proc/{pid}") for pid in _processes(mark)]
+    of_ray = [path for path in others if (path / "cmdline").read_bytes() != own]  # not forks of the command itself
+    assert len(of_ray) > 3
+    for path in of_ray:
+        assert b"RAY_USAGE_STATS_ENABLED=0" in (path / "environ").read_bytes().split(b"\0"), path
 
 
 # A process of the engine, without Ray
@@ -276,7 +287,7 @@ def test_a_full_disk_ends_a_batch_and_keeps_what_was_done(
     worker: Worker, job: Job, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = find_images([data_folder / "train_images"])[:3]
-    written = ray_worker.write_pictures
+    written = output.write_pictures
 
     def write(paths: dict[str, Path], pictures: dict[str, bytes]) -> None:
         if images[2].image_id in str(paths["masks"]):
