@@ -8,9 +8,10 @@ import logging
 import os
 import signal
 import socket
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,18 +22,21 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from defectseg import errors, machine
-from defectseg.errors import CannotContinueError, ResourceError, UsageError
+from defectseg.errors import CannotContinueError, DefectsegError, ResourceError
 from defectseg.files import TEMPORARY_PREFIX
 from defectseg.image.find import FoundImage
-from defectseg.image.limits import allowed_pixels
+from defectseg.image.limits import allow_pixels, allowed_pixels
 from defectseg.inference.settings import Settings
+from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.model.info import ModelInfo, read_model_info
 from defectseg.model.locate import as_paths, model_identity
-from defectseg.predict.output import OutputFolder
-from defectseg.predict.ray_worker import Answer, Done, Job, Worker
-from defectseg.predict.s3 import StoredImage
+from defectseg.predict.output import OutputFolder, write_pictures
+from defectseg.predict.render import Rendered, render
+from defectseg.predict.s3 import StoredImage, fetched
+from defectseg.predict.tables import OutputChoice
+from defectseg.runtime.base import Runtime
 from defectseg.runtime.ensemble import join_infos
-from defectseg.runtime.load import AUTO, TORCH, choose_runtime, is_bundle, versions_of
+from defectseg.runtime.load import AUTO, TORCH, choose_runtime, is_bundle, load_runtime, versions_of
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,29 @@ _BATCH = 64  # images that a process gets at once; fewer if there are few for ea
 _RETRIES = 3
 _PATIENCE_S = 60
 _STORE_BYTES = 128 * 2**20  # for results on their way, on one machine; images do not go through Ray
+_HERE = socket.gethostname()
+
+Done = Rendered | Unreadable
+Batch = Sequence[tuple[FoundImage, Mapping[str, Path]]]  # with the paths of its pictures, see OutputFolder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same for all images of a run. `seen`: files that the command sees, as each machine has to."""
+
+    settings: Settings
+    choice: OutputChoice
+    are_stored: bool
+    seen: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The results of a batch, in order; the error that ended it early, if any; the name of the runtime."""
+
+    results: Sequence[Done]
+    error: DefectsegError | None
+    name: str
 
 
 def load_cluster(
@@ -159,12 +186,9 @@ class RayCluster:
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
             over = f"over {images[0].shown} to {images[-1].shown}" if images else "before it began"
-            raise ResourceError(
-                f"a process of Ray died {_RETRIES + 1} times {over} ({why}). Memory may be short, or a machine lack "
-                "defectseg[ray]; the logs of Ray tell more. The same command continues."
-            ) from error
+            why = f"({str(error).strip().splitlines()[-1]}). Memory may be short, or a machine lack defectseg[ray]"
+            raise ResourceError(f"a process of Ray died {_RETRIES + 1} times {over} {why}: see Ray's logs.") from error
         if not images:
             if answer.error is not None:
                 raise answer.error
@@ -176,15 +200,13 @@ class RayCluster:
 
 
 def _connect() -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start one here. Raises CannotContinueError, UsageError."""
+    """Connect to the cluster that RAY_ADDRESS names, or start one here. Raises CannotContinueError."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     address = os.environ.get("RAY_ADDRESS") or "local"
     own = {"num_cpus": machine.cores(), "include_dashboard": False, "object_store_memory": _STORE_BYTES}
     before = signal.getsignal(signal.SIGTERM)
     try:
         host, colon, port = address.rpartition(":")
-        if "://" in address:
-            raise UsageError(f"RAY_ADDRESS={address}: Ray's client. Run it on a machine of the cluster, with auto.")
         if colon:  # Ray itself would try for a minute and a half
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **(own if address == "local" else {}))
@@ -193,5 +215,100 @@ def _connect() -> None:
         expected = "Expected HOST:PORT of its head, auto on a machine of the cluster, or nothing for a local one"
         raise CannotContinueError(f"RAY_ADDRESS={address}: no Ray cluster answers ({why}). {expected}.") from error
     finally:
-        if threading.current_thread() is threading.main_thread():  # Ray would end the process without a word
+        with suppress(ValueError):  # in another thread, where Ray has not set its own, which ends without a word
             signal.signal(signal.SIGTERM, before)
+
+
+# In the processes on the machines of the cluster
+
+
+@dataclass
+class Worker:
+    """The process. A user's mistake is returned, since what Ray makes of a raised error is not for people.
+
+    Attributes:
+        models, device, runtime: see `load_runtime`.
+        identity: of the models, see `model_identity`.
+        cores: the number of cores to use.
+        folder: the working folder of the command, to which paths are relative.
+        versions: of packages; they have to be the same on all machines, since results depend on them.
+        limits: the most pixels of an image and GB of a file, see `allow_pixels` and `allow_gb`.
+        spelling: see `errors.spelling`.
+        environment: variables for the object store.
+    """
+
+    models: tuple[Path, ...]
+    device: str
+    runtime: str
+    identity: str
+    cores: int
+    folder: str
+    versions: Mapping[str, str]
+    limits: tuple[int, float]
+    spelling: Callable[[str, object], str]
+    environment: Mapping[str, str]
+    _loaded: Runtime | None = None
+
+    def work(self, job: Job | None, batch: Batch) -> Answer:
+        """Segment images and write their pictures, after loading the model if need be. Without a job, only load it."""
+        done: list[Done] = []
+        error = None
+        try:
+            self._loaded = self._loaded or self._load()
+            if job is not None:
+                _check_sees(job.seen)
+                done.extend(_segmented(self._loaded, job, batch))
+        except DefectsegError as problem:
+            error = problem
+        return Answer(done, error, self._loaded.name if self._loaded else "")
+
+    def _load(self) -> Runtime:
+        """Load the model. Raises DefectsegError if that fails, or this machine is not as that of the command."""
+        with suppress(OSError):  # another machine may not have it; relative paths are then not found
+            os.chdir(self.folder)
+        os.environ.update(self.environment)
+        errors.spelling = self.spelling
+        allow_pixels(self.limits[0])
+        machine.allow_gb(self.limits[1])
+        machine.most_cores = self.cores
+        versions = {**machine.package_versions(tuple(self.versions)), "defectseg": machine.__version__}
+        if versions != self.versions:
+            raise ResourceError(f"{_HERE}: has {versions}, not {self.versions}. Install the same on all machines.")
+        _check_sees(self.models)
+        if model_identity(self.models) != self.identity:
+            raise ResourceError(f"{_HERE}: sees another file at {self.models[0]} than the machine of the command.")
+        return load_runtime(self.models, self.device, self.runtime)[0]
+
+
+def _segmented(runtime: Runtime, job: Job, batch: Batch) -> Iterator[Done]:
+    """The results of a batch, their pictures written."""
+    known = {image.image_id: (image, paths) for image, paths in batch}
+
+    def write(one: Segmented) -> Rendered:
+        image, paths = known[one.found.image_id]
+        if job.are_stored:
+            one = replace(one, stamp=image.stamp)
+        rendered = render(one, runtime.class_names, job.choice)
+        write_pictures(paths, rendered.pictures)
+        return replace(rendered, pictures=dict.fromkeys(rendered.pictures, b""), are_written=True)
+
+    given = [image for image, _ in batch]
+    with (
+        fetched(given) if job.are_stored else nullcontext(given) as images,
+        closing(stream(images, runtime, job.settings, write)) as results,
+    ):
+        for result in results:
+            if job.are_stored and isinstance(result, Unreadable):  # told of the copy
+                name = known[result.image_id][0].shown
+                result = replace(result, message=result.message.replace(str(result.path), name))
+            yield result
+
+
+def _check_sees(paths: Iterable[Path]) -> None:
+    """Raise ResourceError if this machine does not see one of the files."""
+    for path in paths:
+        if not path.exists():
+            raise ResourceError(
+                f"{_HERE}: does not see {path}. All machines of the cluster have to see model, images and output "
+                "folder under the same path, as on a network share."
+            )
