@@ -16,7 +16,6 @@ DefectsegError                    1   never raised itself
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from importlib.util import find_spec
-from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -55,7 +54,7 @@ class DefectsegError(Exception):
         self.argument = argument
         self.go_on = dict(go_on or {})
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self).__new__, (type(self), *self.args), self.__dict__  # copies need no arguments of `__init__`
 
     def __str__(self) -> str:

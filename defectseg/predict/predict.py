@@ -8,7 +8,7 @@ from contextlib import closing, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from defectseg import errors
 from defectseg.errors import DefectsegError, ExitCode, UsageError, require_extra
@@ -25,9 +25,6 @@ from defectseg.progress import Progress, silent
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.load import choose_runtime, load_runtime, versions_of
 
-if TYPE_CHECKING:
-    from defectseg.predict.ray import RayCluster
-
 log = logging.getLogger(__name__)
 
 RESULTS_VERSION = 1  # raised only if class maps change for the same model and settings: older folders are not continued
@@ -36,7 +33,7 @@ LOCAL, RAY = "local", "ray"  # engines: where the images are computed
 
 def run_batch(
     images: Sequence[FoundImage],
-    runtime: "Runtime | RayCluster",
+    runtime: Any,
     settings: Settings,
     output: OutputFolder,
     *,
@@ -46,7 +43,7 @@ def run_batch(
 
     Args:
         images: see OutputFolder.pending.
-        runtime: the model, called from `runtime.parallel` threads; or a cluster that has it.
+        runtime: the model, a Runtime, called from `runtime.parallel` threads; or a RayCluster that holds it.
         settings: of the inference.
         output: the folder for the results.
         progress: called after each image, in the order of `images` unless a cluster does them.

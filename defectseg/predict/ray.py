@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 _BATCH = 64  # images that a process gets at once; fewer if there are few for each
 _RETRIES = 3
 _PATIENCE_S = 60
-_STORE_BYTES = 128 * 2**20  # for results on their way, on one machine; images do not go through Ray
 _HERE = socket.gethostname()
 
 Done = Rendered | Unreadable
@@ -203,7 +202,8 @@ def _connect() -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start one here. Raises CannotContinueError."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     address = os.environ.get("RAY_ADDRESS") or "local"
-    own = {"num_cpus": machine.cores(), "include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    # The store is for results on their way; images do not go through Ray.
+    own = {"num_cpus": machine.cores(), "include_dashboard": False, "object_store_memory": 128 * 2**20}
     before = signal.getsignal(signal.SIGTERM)
     try:
         host, colon, port = address.rpartition(":")
@@ -211,9 +211,8 @@ def _connect() -> None:
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **(own if address == "local" else {}))
     except (OSError, RuntimeError, ValueError, SystemExit) as error:
-        why = " ".join(str(error).split())[:300]
-        expected = "Expected HOST:PORT of its head, auto on a machine of the cluster, or nothing for a local one"
-        raise CannotContinueError(f"RAY_ADDRESS={address}: no Ray cluster answers ({why}). {expected}.") from error
+        why = f"no Ray cluster answers ({' '.join(str(error).split())[:300]}). Expected HOST:PORT of its head, or auto"
+        raise CannotContinueError(f"RAY_ADDRESS={address}: {why} on one of its machines.") from error
     finally:
         with suppress(ValueError):  # in another thread, where Ray has not set its own, which ends without a word
             signal.signal(signal.SIGTERM, before)
