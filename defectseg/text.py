@@ -58,11 +58,16 @@ def read_text(path: Path, expected: str) -> str:
         raise LabelError(f"{path}: {kind}; {expected}.") from error
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises LabelError if it is none, and DataError if it is too large."""
+def read_json(path: Path, *, lines: bool = False) -> Any:
+    """The content of a JSON file, or with `lines` a list of what each line of it holds.
+
+    Raises:
+        LabelError: it is no JSON.
+        DataError: it is too large.
+    """
     text = _counted(path, "expected JSON", _JSON_BYTES)
     try:
-        return json.loads(text)
+        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LabelError(f"{path}: not valid JSON ({error}).") from error
 

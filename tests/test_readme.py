@@ -14,7 +14,16 @@ from defectseg.errors import ExitCode
 from defectseg.predict.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/api.md", "docs/formats.md", "docs/other-programs.md", "docs/ray.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/api.md",
+    "docs/formats.md",
+    "docs/other-programs.md",
+    "docs/jobs.md",
+    "docs/watch.md",
+    "docs/ray.md",
+)
 
 
 def read(name: str) -> str:

@@ -10,20 +10,14 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path, PurePath
 
-import cv2
-
 from defectseg.errors import DataError
 from defectseg.files import UNFIT_CHARACTERS, size_and_time
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"}).union(
-    # Not in every build of OpenCV. It has a writer for each of these if it has a reader.
-    suffix
-    for suffix in (".jp2", ".gif", ".avif")
-    if cv2.haveImageWriter(f"x{suffix}")
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".gif", ".avif"]
 )
-
 SUFFIXES_SHOWN = ", ".join(sorted(IMAGE_SUFFIXES))
 _UNFIT_FOR_AN_IMAGE_ID = re.compile(UNFIT_CHARACTERS)
 
@@ -195,7 +189,7 @@ class _Search:
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a name, in lower case."""
+    """The suffix of a file's name in small letters."""
     return PurePath(name).suffix.lower()
 
 

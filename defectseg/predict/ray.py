@@ -105,7 +105,7 @@ def load_cluster(
         spelling=errors.spelling,
         environment={name: value for name, value in os.environ.items() if name.startswith("AWS_")},
     )
-    return RayCluster(start, needs), info, device
+    return RayCluster(start, needs, info.class_names), info, device
 
 
 class RayCluster:
@@ -116,12 +116,14 @@ class RayCluster:
     Attributes:
         name: of the runtime.
         parallel: cores of each process.
+        class_names: of the model.
 
     Raises:
         DefectsegError: the first process cannot start, or cannot load the model.
     """
 
-    def __init__(self, start: Callable[[], Any], needs: Mapping[str, int]) -> None:
+    def __init__(self, start: Callable[[], Any], needs: Mapping[str, int], class_names: Sequence[str]) -> None:
+        self.class_names = class_names
         self.name = ""
         self.parallel = needs["CPU"]
         self._start_process = start
@@ -163,6 +165,7 @@ class RayCluster:
                 yield from zip(done, answer.results, strict=False)
                 if answer.error is not None:
                     raise answer.error
+        output.journal.write_sorted()  # in the order of the local engine
 
     def _start(self, count: int) -> None:
         for _ in range(count):
@@ -288,8 +291,8 @@ def _segmented(runtime: Runtime, job: Job, batch: Batch) -> Iterator[Done]:
         if job.are_stored:
             one = replace(one, stamp=image.stamp)
         rendered = render(one, runtime.class_names, job.choice)
-        write_pictures(paths, rendered.pictures)
-        return replace(rendered, pictures=dict.fromkeys(rendered.pictures, b""), are_written=True)
+        write_pictures(paths, rendered.pictures or {})
+        return replace(rendered, pictures=None)
 
     given = [image for image, _ in batch]
     with (

@@ -1,5 +1,6 @@
 """From the segmentation of an image to its encoded pictures and its rows in the tables."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from defectseg.image import rle
 from defectseg.image.find import FoundImage
 from defectseg.image.overlay import JPEG_LONGEST_SIDE_PX, encode_jpeg, paint_prediction
 from defectseg.image.read import is_blank
+from defectseg.image.rectangles import rectangles_by_box
 from defectseg.inference.stream import Segmented
 from defectseg.predict import tables
 from defectseg.predict.tables import OutputChoice, Record
@@ -28,16 +30,15 @@ class Rendered:
     """The arguments of `OutputFolder.write` for one image; `brightest16` as in DecodedImage."""
 
     record: Record
-    pictures: dict[str, bytes]
+    pictures: dict[str, bytes] | None
     brightest16: int | None = None
-    are_written: bool = False
 
 
 def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> Rendered:
     """Make the pictures and rows of an image according to `choice`."""
     image_id, regions, class_map = one.found.image_id, one.segmentation.regions, one.segmentation.class_map
     notes = one.decoded.notes
-    pictures = {}
+    pictures: dict[str, bytes] = {}
     if choice.has_overlay(with_defect=bool(regions)):
         masks = one.segmentation.masks if regions else one.segmentation.masks[:0]
         picture = paint_prediction(one.decoded.pixels, masks, class_names)
@@ -63,9 +64,9 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
     region_rows = [
         [
             *(image_id, region.class_id, class_names[region.class_id - 1], region.area_px, *region.box_xywh),
-            *(f"{region.centroid_xy[0]:.1f}", f"{region.centroid_xy[1]:.1f}", f"{region.score:.4f}"),
+            *(f"{region.centroid_xy[0]:.1f}", f"{region.centroid_xy[1]:.1f}", f"{region.score:.4f}", *in_mm),
         ]
-        for region in regions
+        for region, in_mm in zip(regions, _in_mm(one, choice), strict=True)
         if tables.REGIONS in choice.names
     ]
     record = Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), predictions, region_rows, [])
@@ -77,6 +78,21 @@ def render_unreadable(found: FoundImage, message: str) -> Rendered:
     image = (found.image_id, tables.STATUS_UNREADABLE, *[""] * 7, message, *found.stamp)
     errors = [[found.image_id, found.shown, message]]
     return Rendered(Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), [], [], errors), {})
+
+
+def _in_mm(one: Segmented, choice: OutputChoice) -> list[list[str]]:
+    """The cells of MM_COLUMNS for each region; none if they were not asked for."""
+    masks, regions = one.segmentation.masks, one.segmentation.regions
+    if choice.mm_per_px is None:
+        return [[]] * len(regions)
+    of_class = {index: rectangles_by_box(masks[index - 1], choice.mm_per_px) for index in {r.class_id for r in regions}}
+    rows = []
+    for region in regions:
+        length_mm, width_mm, direction_deg = of_class[region.class_id][region.box_xywh]
+        sizes = length_mm, width_mm, region.area_px * math.prod(choice.mm_per_px)
+        digits = [np.format_float_positional(size, precision=6, fractional=False, trim="-") for size in sizes]
+        rows.append([*digits, f"{round(direction_deg, 1) % 180:.1f}"])
+    return rows
 
 
 def _encode_png(class_map: NDArray[np.uint8]) -> bytes:

@@ -97,6 +97,14 @@ class ThresholdingRuntime(Runtime, Protocol):
         """
 
 
+@runtime_checkable
+class PreparingRuntime(Runtime, Protocol):
+    """A Runtime that compiles the network for each size of images."""
+
+    def prepare(self, size_hw: tuple[int, int]) -> None:
+        """Begin to compile for images of this size in a thread; a call for it waits until this is done."""
+
+
 def is_memory_short(error: BaseException | None) -> bool:
     """Whether an error of numpy, OpenCV or the libraries means that memory ran out."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY)

@@ -12,13 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import openvino
 from numpy.typing import NDArray
-from openvino import opset8
 
 from defectseg import machine
 from defectseg.errors import ModelError
-from defectseg.machine import check_memory, cores, cpu_flags, with_amx
+from defectseg.machine import check_memory, cpu_flags, with_amx
 from defectseg.model.info import ModelInfo
-from defectseg.model.openvino_io import core, unmark
+from defectseg.model.openvino_io import core, cores_and_precision, unmark
 from defectseg.runtime.base import Answer, memory_errors, wrong_size
 from defectseg.runtime.cache import CompiledModels
 from defectseg.runtime.doubling import double_by_convolution
@@ -61,11 +60,11 @@ class OpenVinoRuntime:
     ) -> None:
         self.class_names = info.class_names
         hint = _hint(info, precision)
-        threads = min(_probe(tuple(hint.items()))[0], cores())
+        cores = min(cores_and_precision()[0], machine.cores())
         self.name = name_of(info, precision)
-        self.parallel = workers or min(threads, MOST_STREAMS)
+        self.parallel = workers or min(cores, MOST_STREAMS)
         self.batch_px = 0
-        options = {"NUM_STREAMS": self.parallel, "INFERENCE_NUM_THREADS": max(threads, self.parallel), **hint}
+        options = {"NUM_STREAMS": self.parallel, "INFERENCE_NUM_THREADS": max(cores, self.parallel), **hint}
         if machine.most_cores:  # else each of the processes would pin its threads to the same cores, the first
             options["ENABLE_CPU_PINNING"] = False
         self._compiled = functools.lru_cache(_KEPT_SIZES)(functools.partial(_compiled, model, options, kept))
@@ -74,14 +73,24 @@ class OpenVinoRuntime:
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""
         with memory_errors(images.shape, of_export=True):
-            with self._lock:  # compiling uses all cores, so other threads lose nothing by waiting
-                compiled = self._compiled(images.shape)
-            return compiled(np.require(images, requirements=["C", "W"]))
+            return self._compiled_for(images.shape)(np.require(images, requirements=["C", "W"]))
+
+    def prepare(self, size_hw: tuple[int, int]) -> None:
+        """See PreparingRuntime."""
+        threading.Thread(target=self._prepare, args=((1, 1, *size_hw),), name="prepare").start()
+
+    def _prepare(self, shape: tuple[int, ...]) -> None:
+        with suppress(Exception):  # the first call tells what is wrong
+            self._compiled_for(shape)
+
+    def _compiled_for(self, shape: tuple[int, ...]) -> "_Compiled":
+        with self._lock:  # compiling uses all cores, so other threads lose nothing by waiting
+            return self._compiled(shape)
 
 
 def name_of(info: ModelInfo, precision: Precision = "auto") -> str:
     """The name of a runtime on this processor, for example 'openvino cpu int8 and bf16 with AMX'."""
-    _, computed_in = _probe(tuple(_hint(info, precision).items()))
+    computed_in = _hint(info, precision).get("INFERENCE_PRECISION_HINT") or cores_and_precision()[1]
     is_int8 = info.export is not None and info.export.precision == "int8"
     return f"openvino cpu {with_amx(f'int8 and {computed_in}' if is_int8 else computed_in)}"
 
@@ -180,18 +189,3 @@ class _Compiled:
         finally:
             self._idle.put(request)
         return Answer(probabilities, gate)
-
-
-@functools.cache
-def _probe(options: tuple[tuple[str, str], ...]) -> tuple[int, str]:
-    """The number of physical cores that OpenVINO may use, and the precision that it computes in.
-
-    OpenVINO knows the system's cores and the affinity of the process, but reports them only for a compiled model.
-    """
-    x = opset8.parameter([1, 1, 8, 8], np.float32)
-    model = openvino.Model([opset8.relu(x)], [x])
-    settings = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_HYPER_THREADING": False, **dict(options)}
-    compiled = core().compile_model(model, "CPU", settings)
-    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    threads: Any = compiled.get_property("INFERENCE_NUM_THREADS")
-    return max(1, int(threads)), precision

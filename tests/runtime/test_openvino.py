@@ -188,6 +188,28 @@ def test_only_a_few_sizes_are_kept_compiled_each_once() -> None:
     assert asked.count((32, 50)) == 1
 
 
+def test_a_size_is_compiled_in_the_background_and_what_is_wrong_is_told_by_the_call() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def model_for(size_hw: tuple[int, int]) -> openvino.Model:
+        asked.append(size_hw)
+        if size_hw == (32, 41):
+            raise ModelError("no such size")
+        return _model()
+
+    runtime = OpenVinoRuntime(model_for, INFO, precision="f32")
+    runtime.prepare((32, 40))
+    runtime.prepare((32, 41))
+    for thread in threading.enumerate():
+        if thread.name == "prepare":
+            thread.join()
+    assert sorted(asked) == [(32, 40), (32, 41)]
+    runtime(_images(1, 1, 32, 40))
+    assert len(asked) == 2
+    with pytest.raises(ModelError, match="no such size"):
+        runtime(_images(1, 1, 32, 41))
+
+
 @pytest.fixture
 def start(cache_folder: Path) -> Callable[..., list[int]]:
     """As in a new process: answer images of these widths, and return the widths that were compiled anew."""
