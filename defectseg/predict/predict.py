@@ -133,6 +133,7 @@ class Loaded:
 
 def load(
     models: Path | Sequence[Path],
+    engine: str = LOCAL,
     *,
     classes: Sequence[str] | None,
     device: str,
@@ -140,15 +141,15 @@ def load(
     workers: int | None,
     tta: str | None,
     bit_depth: int | None,
-    engine: str = LOCAL,
 ) -> Loaded:
     """Load a model for `predict`, whose arguments these are. Raises ModelError, ResourceError or UsageError."""
     network: Any
     if engine == RAY:
         require_extra("the engine ray", "ray", "ray", "s3fs")
-        from defectseg.predict.ray import load_cluster
+        from defectseg.predict.ray import RayCluster
 
-        network, info, device = load_cluster(models, device, runtime, cores_each=workers or 1)
+        network = RayCluster(models, device, runtime, cores_each=workers or 1)
+        info, device = network.info, network.device
     else:
         network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
@@ -234,14 +235,7 @@ def predict(
     own = images if shard is None else [image for image in images if image.image_id in shard]
     workers = 1 if len(own) == 1 else workers  # which gets all cores
     loaded = load(
-        models,
-        classes=classes,
-        device=device,
-        runtime=runtime,
-        workers=workers,
-        tta=tta,
-        bit_depth=bit_depth,
-        engine=engine,
+        models, engine, classes=classes, device=device, runtime=runtime, workers=workers, tta=tta, bit_depth=bit_depth
     )
     run, names = loaded.run, loaded.network.class_names
     rules = None if fail_on is None else Rules.parse(fail_on, names, choice, loaded.key["only_classes"])

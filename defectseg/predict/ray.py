@@ -9,8 +9,8 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -22,17 +22,17 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from defectseg import errors, machine
-from defectseg.errors import CannotContinueError, DefectsegError, ResourceError
-from defectseg.files import TEMPORARY_PREFIX
+from defectseg.errors import CannotContinueError, ResourceError
+from defectseg.files import TEMPORARY_PREFIX, resource_errors
 from defectseg.image.find import FoundImage
 from defectseg.image.limits import allow_pixels, allowed_pixels
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
-from defectseg.model.info import ModelInfo, read_model_info
+from defectseg.model.info import read_model_info
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, write_pictures
 from defectseg.predict.render import Rendered, render
-from defectseg.predict.s3 import StoredImage, fetched
+from defectseg.predict.s3 import fetched
 from defectseg.predict.tables import OutputChoice
 from defectseg.runtime.base import Runtime
 from defectseg.runtime.ensemble import join_infos
@@ -55,79 +55,58 @@ class Job:
 
     settings: Settings
     choice: OutputChoice
-    are_stored: bool
     seen: tuple[Path, ...]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The results of a batch, in order; the error that ended it early, if any; the name of the runtime."""
-
-    results: Sequence[Done]
-    error: DefectsegError | None
-    name: str
-
-
-def load_cluster(
-    models: Path | Sequence[Path], device: str, runtime: str, *, cores_each: int = 1
-) -> tuple["RayCluster", ModelInfo, str]:
-    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine, and let it load a model.
-
-    Args:
-        models, device, runtime: see `load_runtime`; auto takes the graphics cards of the cluster, if it has any.
-        cores_each: cores of each process. With one, the most images are done; with more, memory holds fewer models.
-
-    Returns:
-        the cluster, the description of the model, and the device: cuda or cpu.
-
-    Raises:
-        CannotContinueError: no cluster answers, no process can start, or it cannot load the model.
-    """
-    paths = as_paths(models)
-    infos = [read_model_info(path) for path in paths]
-    info = infos[0] if len(infos) == 1 else join_infos(infos, paths)
-    _connect()
-    if device == AUTO:
-        may_use_card = runtime in (AUTO, TORCH) and all(map(is_bundle, paths))
-        device = "cuda" if may_use_card and ray.cluster_resources().get("GPU") else "cpu"
-    needs = {"CPU": cores_each, "GPU": int(device.startswith("cuda"))}
-    kind = ray.remote(max_restarts=-1, max_task_retries=_RETRIES, num_cpus=needs["CPU"], num_gpus=needs["GPU"])(Worker)
-    start = partial(
-        kind.remote,
-        models=paths,
-        device=device,
-        runtime=runtime,
-        identity=model_identity(paths),
-        cores=needs["CPU"],
-        folder=str(Path.cwd()),
-        versions=versions_of(choose_runtime(path, device, runtime) for path in paths),
-        limits=(allowed_pixels(), machine.allowed_bytes() / 2**30),
-        spelling=errors.spelling,
-        environment={name: value for name, value in os.environ.items() if name.startswith("AWS_")},
-    )
-    return RayCluster(start, needs, info.class_names), info, device
-
-
 class RayCluster:
-    """Processes that hold a model: as many as fit into the cluster.
+    """The cluster that RAY_ADDRESS names, or one on this machine, with as many processes that hold a model as fit.
 
     Where work waits, more are asked for, up to twice as many as have begun, so that a cluster can grow on demand.
 
     Attributes:
+        info: the description of the model.
+        class_names: of the model.
+        device: cuda or cpu.
         name: of the runtime.
         parallel: cores of each process.
-        class_names: of the model.
-
-    Raises:
-        DefectsegError: the first process cannot start, or cannot load the model.
     """
 
-    def __init__(self, start: Callable[[], Any], needs: Mapping[str, int], class_names: Sequence[str]) -> None:
-        self.class_names = class_names
-        self.name = ""
-        self.parallel = needs["CPU"]
-        self._start_process = start
-        self._needs = needs
+    def __init__(self, models: Path | Sequence[Path], device: str, runtime: str, *, cores_each: int = 1) -> None:
+        """Connect to the cluster, or start it, and let it load a model.
+
+        Args:
+            models, device, runtime: see `load_runtime`; auto takes the graphics cards of the cluster, if it has any.
+            cores_each: cores of each process. With one, the most images are done; with more, memory holds fewer models.
+
+        Raises:
+            CannotContinueError: no cluster answers, or the first process cannot start.
+            DefectsegError: it cannot load the model.
+        """
+        paths = as_paths(models)
+        infos = [read_model_info(path) for path in paths]
+        self.info = infos[0] if len(infos) == 1 else join_infos(infos, paths)
+        self.class_names = self.info.class_names
+        self.name, self.parallel = "", cores_each
+        _connect()
+        if device == AUTO:
+            may_use_card = runtime in (AUTO, TORCH) and all(map(is_bundle, paths))
+            device = "cuda" if may_use_card and ray.cluster_resources().get("GPU") else "cpu"
+        self.device = device
+        self._needs = {"CPU": cores_each, "GPU": int(device.startswith("cuda"))}
+        options = {"num_cpus": cores_each, "num_gpus": self._needs["GPU"]}
+        self._start_process = partial(
+            ray.remote(max_restarts=-1, max_task_retries=_RETRIES, **options)(Worker).remote,
+            models=paths,
+            device=device,
+            runtime=runtime,
+            identity=model_identity(paths),
+            cores=cores_each,
+            folder=str(Path.cwd()),
+            versions=versions_of(choose_runtime(path, device, runtime) for path in paths),
+            limits=(allowed_pixels(), machine.allowed_bytes() / 2**30),
+            spelling=errors.spelling,
+            environment={name: value for name, value in os.environ.items() if name.startswith("AWS_")},
+        )
         self._busy: dict[Any, tuple[Any, Sequence[FoundImage]]] = {}  # future answer -> process and its images
         self._begun = 0
         self._start(max(1, self._room()))
@@ -142,16 +121,17 @@ class RayCluster:
     ) -> Generator[tuple[FoundImage, Done], None, None]:
         """Segment images and write their pictures. Yields each image with its result, as they come.
 
+        At the end, the journal is sorted, so that it is as the local engine writes it.
+
         Raises:
             DefectsegError: as `run_batch`, or a machine does not see the files, or its processes die again and again.
         """
         size = max(1, min(_BATCH, len(images) // (4 * max(1, self._room()))))
         todo = deque(images[begin : begin + size] for begin in range(0, len(images), size))
         left, process = len(todo), self._first
-        are_stored = isinstance(next(iter(images), None), StoredImage)
-        with NamedTemporaryFile(dir=output.root, prefix=TEMPORARY_PREFIX) as marker:
-            samples = (image.path for image in images if not (are_stored or image.fault) and any(image.stamp))
-            job = ray.put(Job(settings, output.choice, are_stored, (Path(marker.name), *islice(samples, 1))))
+        with resource_errors(output.root), NamedTemporaryFile(dir=output.root, prefix=TEMPORARY_PREFIX) as marker:
+            samples = (image.path for image in images[:_BATCH] if image.path.exists())
+            job = ray.put(Job(settings, output.choice, (Path(marker.name), *islice(samples, 1))))
             while left:
                 if todo:
                     batch = [(image, output.picture_paths(image.image_id)) for image in todo[0]]
@@ -160,12 +140,10 @@ class RayCluster:
                     self._start(min(len(todo), max(self._room(), grown) - len(self._busy)))
                 else:
                     ray.kill(process)  # another may need its place to be started again
-                process, done, answer = self._next()
+                process, done, results = self._next()
                 left -= bool(done)
-                yield from zip(done, answer.results, strict=False)
-                if answer.error is not None:
-                    raise answer.error
-        output.journal.write_sorted()  # in the order of the local engine
+                yield from zip(done, results, strict=True)
+        output.journal.write_sorted()
 
     def _start(self, count: int) -> None:
         for _ in range(count):
@@ -177,28 +155,25 @@ class RayCluster:
         has = ray.cluster_resources()
         return min(int(has.get(kind, 0) // count) for kind, count in self._needs.items() if count)
 
-    def _next(self) -> tuple[Any, Sequence[FoundImage], Answer]:
-        """Wait for a process that has loaded the model or done its images. Returns it, these, and its answer."""
+    def _next(self) -> tuple[Any, Sequence[FoundImage], Sequence[Done]]:
+        """Wait for a process that has loaded the model or done its images. Returns it, these, and their results."""
         while not (ready := ray.wait(list(self._busy), timeout=_PATIENCE_S)[0]):
             if not self._begun:
                 log.warning("no machine of the cluster has had %s to spare so far; see `ray status`", self._needs)
         process, images = self._busy.pop(ready[0])
         try:
-            answer: Answer = ray.get(ready[0])
+            name, results = ray.get(ready[0])
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
             over = f"over {images[0].shown} to {images[-1].shown}" if images else "before it began"
             why = f"({str(error).strip().splitlines()[-1]}). Memory may be short, or a machine lack defectseg[ray]"
             raise ResourceError(f"a process of Ray died {_RETRIES + 1} times {over} {why}: see Ray's logs.") from error
-        if not images:
-            if answer.error is not None:
-                raise answer.error
-            self._begun += 1
-            if self.name and self.name != answer.name:
-                log.warning("some machines compute with %s, some with %s; results may differ", self.name, answer.name)
-            self.name = self.name or answer.name
-        return process, images, answer
+        self._begun += not images
+        if name != (self.name or name) and not images:
+            log.warning("some machines compute with %s, some with %s; results may differ", self.name, name)
+        self.name = self.name or name
+        return process, images, results
 
 
 def _connect() -> None:
@@ -226,7 +201,7 @@ def _connect() -> None:
 
 @dataclass
 class Worker:
-    """The process. A user's mistake is returned, since what Ray makes of a raised error is not for people.
+    """The process.
 
     Attributes:
         models, device, runtime: see `load_runtime`.
@@ -251,18 +226,17 @@ class Worker:
     environment: Mapping[str, str]
     _loaded: Runtime | None = None
 
-    def work(self, job: Job | None, batch: Batch) -> Answer:
-        """Segment images and write their pictures, after loading the model if need be. Without a job, only load it."""
-        done: list[Done] = []
-        error = None
-        try:
-            self._loaded = self._loaded or self._load()
-            if job is not None:
-                _check_sees(job.seen)
-                done.extend(_segmented(self._loaded, job, batch))
-        except DefectsegError as problem:
-            error = problem
-        return Answer(done, error, self._loaded.name if self._loaded else "")
+    def work(self, job: Job | None, batch: Batch) -> tuple[str, list[Done]]:
+        """Segment images and write their pictures, after loading the model if need be. Without a job, only load it.
+
+        Returns:
+            the name of the runtime; the results.
+
+        Raises:
+            DefectsegError: as `stream`, or this machine is not as that of the command.
+        """
+        self._loaded = self._loaded or self._load()
+        return self._loaded.name, [] if job is None else _segmented(self._loaded, job, batch)
 
     def _load(self) -> Runtime:
         """Load the model. Raises DefectsegError if that fails, or this machine is not as that of the command."""
@@ -282,28 +256,23 @@ class Worker:
         return load_runtime(self.models, self.device, self.runtime)[0]
 
 
-def _segmented(runtime: Runtime, job: Job, batch: Batch) -> Iterator[Done]:
+def _segmented(runtime: Runtime, job: Job, batch: Batch) -> list[Done]:
     """The results of a batch, their pictures written."""
-    known = {image.image_id: (image, paths) for image, paths in batch}
+    _check_sees(job.seen)
+    images, paths = [image for image, _ in batch], {image.image_id: paths for image, paths in batch}
 
     def write(one: Segmented) -> Rendered:
-        image, paths = known[one.found.image_id]
-        if job.are_stored:
-            one = replace(one, stamp=image.stamp)
         rendered = render(one, runtime.class_names, job.choice)
-        write_pictures(paths, rendered.pictures or {})
+        write_pictures(paths[one.found.image_id], rendered.pictures or {})
         return replace(rendered, pictures=None)
 
-    given = [image for image, _ in batch]
-    with (
-        fetched(given) if job.are_stored else nullcontext(given) as images,
-        closing(stream(images, runtime, job.settings, write)) as results,
-    ):
-        for result in results:
-            if job.are_stored and isinstance(result, Unreadable):  # told of the copy
-                name = known[result.image_id][0].shown
-                result = replace(result, message=result.message.replace(str(result.path), name))
-            yield result
+    with fetched(images) as given, closing(stream(given, runtime, job.settings, write)) as results:
+        return [
+            replace(result, message=result.message.replace(str(result.path), image.file))  # not that of a copy
+            if isinstance(result, Unreadable)
+            else result
+            for image, result in zip(images, results, strict=True)
+        ]
 
 
 def _check_sees(paths: Iterable[Path]) -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,7 +22,7 @@ _PATIENCE = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempt
 
 @dataclass(frozen=True, order=True, slots=True)
 class StoredImage(FoundImage):
-    """An image in an object store: `file` is its address, s3://bucket/key; size and time are as it was listed."""
+    """An image in an object store: `file` is its address, s3://bucket/key, or that of a copy; the rest is as listed."""
 
     size_bytes: int = 0
     modified_ns: int = 0
@@ -89,11 +89,14 @@ def _listed(bucket: str, prefix: str, where: str) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def fetched(images: Sequence[FoundImage]) -> Iterator[Iterable[FoundImage]]:
-    """Copies of images, fetched ahead of the reader and deleted at the end; those that cannot be read have a fault.
+    """Copies of stored images, fetched ahead of the reader and deleted at the end, or with a fault; others as they are.
 
     Raises:
         ResourceError: the disk is full.
     """
+    if not images or not isinstance(images[0], StoredImage):
+        yield images
+        return
     import s3fs
 
     store = s3fs.S3FileSystem(skip_instance_cache=True)
@@ -101,17 +104,16 @@ def fetched(images: Sequence[FoundImage]) -> Iterator[Iterable[FoundImage]]:
 
         def fetch(numbered: tuple[int, FoundImage]) -> FoundImage:
             number, image = numbered
-            file, fault = f"{folder}/{number}", image.fault
+            file, fault = f"{folder}/{number}", ""
             try:
-                if not fault:
-                    store.get_file(image.file, file)
-                if not fault and size_and_time(file)[0] != image.stamp[0]:
+                store.get_file(image.file, file)
+                if size_and_time(file)[0] != image.stamp[0]:
                     fault = f"{image.shown}: changed since it was listed. Run the same command again."
             except Exception as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise ResourceError(f"{folder}: no space left for a copy of {image.shown}. Free some.") from error
                 fault = f"{image.shown}: cannot be read ({_reason(error)})."
-            return FoundImage(image.image_id, file, fault)
+            return replace(image, file=file, fault=image.fault or fault)
 
         yield in_order(pool, fetch, enumerate(images), most=_FETCHED_AHEAD)
 

@@ -11,12 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,11 @@ import pytest
 
 from defectseg import errors, machine
 from defectseg.errors import MissingExtraError, ResourceError
-from defectseg.image.find import find_images
 from defectseg.image.limits import MAX_PIXELS
 from defectseg.inference.settings import Settings
 from defectseg.machine import cores
 from defectseg.model.info import read_model_info
 from defectseg.model.locate import find_model, model_identity
-from defectseg.predict import output
 from defectseg.predict.tables import OutputChoice
 from defectseg.runtime.load import OPENVINO, versions_of
 
@@ -41,9 +41,14 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (find_spec("ray") and find_spec("moto")), reason="needs defectseg[dev,raytest]"),
 ]
-FILES = ("predictions.csv", "images.csv", "regions.csv", "errors.csv")
+OWN_MOUNTS = ("unshare", "--user", "--map-root-user", "--mount")  # see tests/faults
 REPEATED = 40  # each of the 24 sheets, where a run has to last
 RAY = ("--engine", "ray", "--workers", 1)
+
+MAY_MOUNT = (
+    bool(shutil.which("unshare"))
+    and not subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
+)
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -130,12 +135,13 @@ def _wait_for_lines(out: Path, count: int, process: "subprocess.Popen[str]") -> 
 
 
 def _assert_same(one: Path, other: Path) -> None:
-    for name in FILES:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    for kind in ("masks", "overlays"):
-        pictures = {path.relative_to(one): path.read_bytes() for path in sorted((one / kind).rglob("*"))}
-        assert pictures == {path.relative_to(other): path.read_bytes() for path in sorted((other / kind).rglob("*"))}
-        assert pictures
+    first, second = (
+        {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+        for root in (one, other)
+    )
+    names = set(first) ^ set(second) | {name for name in first if first[name] != second.get(name)}
+    assert names == {Path("run.json")}
+    assert any(name.parts[0] == "masks" for name in first)
 
 
 def test_both_engines_write_the_same_files_and_continue_each_other(
@@ -159,6 +165,29 @@ def test_both_engines_write_the_same_files_and_continue_each_other(
     ran = json.loads((tmp_path / "ray" / "run.json").read_text())
     assert (ran["already_done"], ran["processed"]) == (24, 1)
     assert len(ran["runs"]) == 1, "the engine does not count among what computed the results"
+
+
+def test_shards_rules_classes_and_sizes_in_mm_are_as_without_ray(
+    run: Callable[..., tuple[int, str]], trained_run: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(data_folder / "train_images", images)
+    for number in range(8):
+        (images / f"broken{number}.png").write_bytes(b"no picture")
+    for options, expected in [
+        (("--classes", 1, "--mm-per-px", "0.5x0.8", "--fail-on", "any:length_mm=1", "--shard", "1/2"), 10),
+        (("--max-unreadable", 8, "--outputs", "masks,regions", "--tta", "flips"), 0),
+        (("--max-unreadable", 7), 3),
+    ]:
+        for engine, more in [("local", ()), ("ray", RAY)]:
+            code, told = run(trained_run, "images", "--out", engine, "--overwrite", *options, *more)
+            assert code == expected, told
+        _assert_same(tmp_path / "local", tmp_path / "ray")
+        ran, other = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("local", "ray"))
+        for name in ("key", "processed", "with_defect", "unreadable", "images_in_folder"):
+            assert ran[name] == other[name], name
+        assert ran.get("fail_on") == other.get("fail_on")
+        assert ran.get("own_images_sha256") == other.get("own_images_sha256")
 
 
 def test_a_killed_process_costs_nothing(
@@ -209,6 +238,36 @@ def test_a_stopped_command_leaves_no_worker_and_is_continued_by_the_same_command
     assert ran["already_done"] + ran["processed"] == 960
     assert run(trained_run, many, "--out", "local")[0] == 0
     _assert_same(tmp_path / "local", tmp_path / "ray")
+
+
+@pytest.mark.skipif(not MAY_MOUNT, reason="needs a namespace of its own for a small disk")
+def test_a_full_disk_ends_the_run_and_the_same_command_continues(
+    run: Callable[..., tuple[int, str]], trained_run: Path, many: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    predict = " ".join(map(str, (sys.executable, "-m defectseg predict", trained_run, many, "--out disk/out", *RAY)))
+    steps = f"""
+        mount -t tmpfs -o size=1m none disk
+        {predict}
+        echo $? > code
+        mount -t tmpfs -o remount,size=100m none disk
+        {predict}
+        cp -r disk/out after
+    """
+    script = subprocess.run(
+        [*OWN_MOUNTS, "bash", "-c", steps],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert (tmp_path / "code").read_text() == "4\n", script.stderr
+    assert "no space left on the disk" in script.stderr
+    ran = json.loads((tmp_path / "after" / "run.json").read_text())
+    assert ran["status"] == "finished"
+    assert ran["already_done"] + ran["processed"] == 960
+    assert run(trained_run, many, "--out", "local")[0] == 0
+    _assert_same(tmp_path / "local", tmp_path / "after")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +328,7 @@ def job(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(machine, "most_cores", 0)
     from defectseg.predict.ray import Job
 
-    return Job(Settings.of(read_model_info(find_model(trained_run))), OutputChoice(), False, ())
+    return Job(Settings.of(read_model_info(find_model(trained_run))), OutputChoice(), ())
 
 
 def test_a_machine_that_is_not_as_that_of_the_command_is_named(worker: Any, job: Any, tmp_path: Path) -> None:
@@ -279,34 +338,10 @@ def test_a_machine_that_is_not_as_that_of_the_command_is_named(worker: Any, job:
         (replace(worker, identity="0"), "another file"),
         (replace(worker, models=(tmp_path / "model.safetensors",)), "does not see"),
     ]:
-        error = other.work(None, ()).error
-        assert isinstance(error, ResourceError)
-        assert told in str(error)
-        assert host in str(error)
-    blind = worker.work(replace(job, seen=(tmp_path / "marker",)), ())
-    assert host in str(blind.error)
-    assert "marker" in str(blind.error)
-
-
-def test_a_full_disk_ends_a_batch_and_keeps_what_was_done(
-    worker: Any, job: Any, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = find_images([data_folder / "train_images"])[:3]
-    written = output.write_pictures
-
-    def write(paths: dict[str, Path], pictures: dict[str, bytes]) -> None:
-        if images[2].image_id in str(paths["masks"]):
-            raise ResourceError("no space left")
-        written(paths, pictures)
-
-    monkeypatch.setattr("defectseg.predict.ray.write_pictures", write)
-    batch = [(image, {"masks": tmp_path / image.image_id}) for image in images]
-    answer = worker.work(job, batch)
-    assert str(answer.error) == "no space left"
-    assert [one.record.image_id for one in answer.results if not hasattr(one, "message")] == [
-        image.image_id for image in images[:2]
-    ]
-    assert all((tmp_path / image.image_id).exists() for image in images[:2])
+        with pytest.raises(ResourceError, match=f"{host}.*{told}"):
+            other.work(None, ())
+    with pytest.raises(ResourceError, match=f"{host}.*marker"):
+        worker.work(replace(job, seen=(tmp_path / "marker",)), ())
 
 
 def test_errors_survive_the_way_between_processes() -> None:
@@ -354,6 +389,28 @@ def store(data_folder: Path) -> Iterator[tuple[str, Callable[[str, bytes], None]
         server.wait()
 
 
+class _Forbidding(BaseHTTPRequestHandler):
+    """A store whose credentials do not permit to list."""
+
+    def do_GET(self) -> None:
+        content = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def forbidding() -> Iterator[str]:
+    """The address of a store that permits nothing."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Forbidding) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def _secrets(address: str) -> dict[str, str]:
     region = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
     return {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", **region}
@@ -387,7 +444,7 @@ def test_an_object_store_gives_the_same_rows_and_pictures_as_a_folder(
 
 
 def test_an_object_store_that_gives_nothing_is_named(
-    run: Callable[..., tuple[int, str]], trained_run: Path, store: Any
+    run: Callable[..., tuple[int, str]], trained_run: Path, store: Any, forbidding: str
 ) -> None:
     secrets = _secrets(store[0])
     without = {name: "" if name.startswith(("AWS_ACC", "AWS_SEC")) else secrets[name] for name in secrets}
@@ -397,6 +454,7 @@ def test_an_object_store_that_gives_nothing_is_named(
         ("s3://absent/june", secrets, 4, "does not exist"),
         ("s3://mill", _secrets("http://127.0.0.1:1"), 4, "cannot be listed at http://127.0.0.1:1"),
         ("s3://mill", {**without, "AWS_SHARED_CREDENTIALS_FILE": "none", "AWS_CONFIG_FILE": "none"}, 4, "credentials"),
+        ("s3://mill", _secrets(forbidding), 4, "Access Denied"),
         ("s3://", secrets, 2, "expected one INPUT"),
     ]:
         ended = run(trained_run, where, "--out", "out", *RAY, environment=environment)
