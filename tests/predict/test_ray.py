@@ -175,7 +175,7 @@ def test_shards_rules_classes_and_sizes_in_mm_are_as_without_ray(
     for number in range(8):
         (images / f"broken{number}.png").write_bytes(b"no picture")
     for options, expected in [
-        (("--classes", 1, "--mm-per-px", "0.5x0.8", "--fail-on", "any:length_mm=1", "--shard", "1/2"), 10),
+        (("--classes", "2,3,4", "--mm-per-px", "0.5x0.8", "--fail-on", "any:length_mm=1", "--shard", "1/2"), 10),
         (("--max-unreadable", 8, "--outputs", "masks,regions", "--tta", "flips"), 0),
         (("--max-unreadable", 7), 3),
     ]:
