@@ -15,6 +15,7 @@ from threading import Condition, Lock
 from typing import Any, TypeVar
 
 import cv2
+import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import DefectsegError, ImageError
@@ -25,7 +26,7 @@ from defectseg.inference.batches import Batcher, ThresholdingBatcher
 from defectseg.inference.segment import Segmentation, segment_image
 from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import in_order
-from defectseg.machine import cores
+from defectseg.machine import check_memory, cores
 from defectseg.runtime.base import Runtime, ThresholdingRuntime, is_memory_short
 
 _LOOK_AHEAD = 4  # results that wait for their turn, besides the images being processed
@@ -106,6 +107,7 @@ def stream(
         keep_answers: keep the network's answers, see `segment_image`.
 
     Raises:
+        DataError: an answer to keep takes more memory than is allowed.
         ModelError: the network answers with NaN.
         Exception: any error of `then` except ImageError, which makes the image Unreadable.
     """
@@ -129,6 +131,8 @@ def stream(
                 try:
                     with pixels_in_work.held(most_px if alone else _pixels_of(found)):
                         stamp, decoded = _decode_unchanged(found, settings)
+                        if keep_answers:
+                            check_answer(found.path, decoded.pixels, len(runtime.class_names))
                         own = tile_by_tile if alone else network
                         segmentation = segment_image(own, decoded.pixels, settings, keep_answer=keep_answers)
                         return then(Segmented(found, stamp, decoded, segmentation))
@@ -145,6 +149,14 @@ def stream(
             yield from in_order(pool, work, images, most=threads + _LOOK_AHEAD)
         finally:
             network.stopped.set()
+
+
+def check_answer(path: str | Path, pixels: NDArray[np.uint8], num_classes: int) -> None:
+    """Raise DataError if threshold search or validation would take more memory than is allowed for an image (H, W).
+
+    With one class they took 24 bytes a pixel: the answer, the masks, and what is summed from them.
+    """
+    check_memory(path, pixels.size * (16 + 8 * num_classes))
 
 
 def _pixels_of(found: FoundImage) -> int:

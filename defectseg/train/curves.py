@@ -43,9 +43,9 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
     losses, rates, *scores = figure.subplots(1, 3 if validated else 2)
     for name in _LOSSES:
         if any(entry[name] for entry in history):
-            losses.plot(epochs, [entry[name] for entry in history], label=name)
+            losses.plot(epochs, [entry[name] for entry in history], label=name, marker=".")
     for name in _RATES:
-        rates.plot(epochs, [entry[name] for entry in history], label=name.removeprefix("lr_"))
+        rates.plot(epochs, [entry[name] for entry in history], label=name.removeprefix("lr_"), marker=".")
     for axes in scores:
         for name, label in _SCORES.items():
             values = [entry["val"][name] for entry in validated]

@@ -16,6 +16,7 @@ from defectseg.data.folder import DataFolder
 from defectseg.data.split import SPLIT_NAME, Fold, Folds, make_folds, read_split
 from defectseg.errors import DataError, ImageError, UsageError
 from defectseg.image.read import DecodedImage, bit_depth_warnings
+from defectseg.inference.stream import check_answer
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
 from defectseg.model.info import ModelInfo
@@ -143,6 +144,7 @@ def read_images(
         left_out: folds that are not cached because no run trains on them.
 
     Raises:
+        DataError: the validation of an image would take more memory than is allowed.
         LabelError: a run-length exceeds its image.
     """
 
@@ -151,6 +153,7 @@ def read_images(
             decoded = data.decode(image_id)
         except ImageError as error:
             return str(error)
+        check_answer(data.image_path(image_id), decoded.pixels, data.num_classes)  # now, not at the first validation
         data.masks_of(image_id, (decoded.pixels.shape[0], decoded.pixels.shape[1]))
         return decoded
 

@@ -1,5 +1,6 @@
 """Validation during training, with the same code as `predict`."""
 
+import math
 from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from defectseg.runtime.torch import TorchRuntime
 from defectseg.train.checkpoint import Run
 
 PICTURES = 4
+PICTURE_SIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Pictures:
 
     Attributes:
         shown: ImageIds of these images.
-        bgr: ImageId -> picture, uint8 (H, W, 3).
+        bgr: ImageId -> picture, uint8 (h, w, 3), at most PICTURE_SIDE px long.
     """
 
     def __init__(self, data: DataFolder, image_ids: Sequence[str]) -> None:
@@ -109,9 +111,12 @@ class Pictures:
     def __call__(self, scored: Scored) -> None:
         """Paint the image if it is among those shown."""
         if scored.image_id in self.shown:
-            counted = ~scored.ignore
-            predicted, truth = (np.asarray(masks.any(axis=0)) & counted for masks in (scored.masks, scored.truth))
-            self.bgr[scored.image_id] = paint_comparison(scored.pixels, predicted, truth)
+            every = math.ceil(max(scored.pixels.shape) / PICTURE_SIDE)  # of a giant image, every n-th row and column
+            layers = (scored.masks, scored.truth, ~scored.ignore[None])
+            predicted, truth, counted = (np.asarray(part[:, ::every, ::every].any(axis=0)) for part in layers)
+            self.bgr[scored.image_id] = paint_comparison(
+                scored.pixels[::every, ::every], predicted & counted, truth & counted
+            )
 
     def log(self, accelerator: Accelerator, epoch: int) -> None:
         """Send the pictures to TensorBoard, if it is on."""

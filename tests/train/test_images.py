@@ -17,6 +17,7 @@ from defectseg.data.split import read_split, write_split
 from defectseg.errors import DataError, LabelError
 from defectseg.files import is_empty_folder
 from defectseg.image.read import decode
+from defectseg.machine import allow_gb
 from defectseg.model.info import read_model_info
 from defectseg.model.locate import model_identity
 from defectseg.train.images import Images, read_images
@@ -150,6 +151,16 @@ def test_cached_images_are_as_decoded_and_read_only(data_folder: Path) -> None:
     for image_id, pixels in images.cache.items():
         np.testing.assert_array_equal(pixels, decode(images.data.image_path(image_id)).pixels)
         assert not pixels.flags.writeable
+
+
+def test_an_image_whose_validation_would_take_too_much_memory_is_refused_at_the_start(data_folder: Path) -> None:
+    folder = open_data_folder(data_folder)
+    allow_gb(0.0001)
+    try:
+        with pytest.raises(DataError, match=r"train_images.*would take more than .*--max-gb"):
+            read_images(folder, dict.fromkeys(folder.image_ids, 0), keep=False)
+    finally:
+        allow_gb(1.5)
 
 
 def test_images_of_a_fold_that_no_run_trains_on_are_not_cached(data_folder: Path) -> None:
