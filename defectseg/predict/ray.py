@@ -188,9 +188,10 @@ def _connect() -> None:
         if colon:  # Ray itself would try for a minute and a half
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **(own if address == "local" else {}))
-    except (OSError, RuntimeError, ValueError, SystemExit) as error:
+    except (OSError, RayError, RuntimeError, ValueError, SystemExit) as error:
         why = f"no Ray cluster answers ({' '.join(str(error).split())[:300]}). Expected HOST:PORT of its head, or auto"
-        raise CannotContinueError(f"RAY_ADDRESS={address}: {why} on one of its machines.") from error
+        advice = "on one of its machines; and RAY_AUTH_MODE=token if it asks for a token"
+        raise CannotContinueError(f"RAY_ADDRESS={address}: {why} {advice}.") from error
     finally:
         with suppress(ValueError):  # in another thread, where Ray has not set its own, which ends without a word
             signal.signal(signal.SIGTERM, before)
