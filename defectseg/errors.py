@@ -65,6 +65,9 @@ class DefectsegError(Exception):
         self.argument = argument
         self.go_on = dict(go_on or {})
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self).__new__, (type(self), *self.args), self.__dict__  # copies need no arguments of `__init__`
+
     def __str__(self) -> str:
         text = str(self.args[0])
         if self.argument is not None:

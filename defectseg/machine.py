@@ -18,6 +18,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "torch")
 
 _allowed_bytes = 3 * 2**29
+most_cores = 0  # set in a process that shares the machine with others; 0: all
 
 
 def allow_gb(limit: float) -> None:
@@ -76,7 +77,8 @@ def with_amx(precision: str) -> str:
 def cores() -> int:
     """Number of logical cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(allowed, most_cores or allowed)
 
 
 def is_main_process() -> bool:

@@ -427,7 +427,7 @@ def test_check_lowest_installs_each_lower_bound_and_cleans_up(stubs: Path, tmp_p
     assert done.returncode == 0, done.stderr
     wanted = copied.read_text().splitlines()
     assert {"albumentations==2.0.8", "six==1.16"} <= set(wanted), "an upper bound is left out"
-    assert [line for line in wanted if not re.fullmatch(r"[\w-]+==[\d.]+", line)] == []
+    assert [line for line in wanted if not re.fullmatch(r"[\w-]+(\[\w+\])?==[\d.]+", line)] == []
     assert calls(stubs, "interpreter")[-1][-2:] == ["-k", "rle"]
     assert list(temporary.iterdir()) == []
 

@@ -71,7 +71,8 @@ Outputs = Annotated[
 ]
 Overlays = Annotated[Literal["all", "defects", "none"] | None, Option(help="Images that get an overlay. Default: all.")]
 Workers = Annotated[
-    int | None, Option(help="Images in the network at once; results stay the same.", min=1, metavar="N")
+    int | None,
+    Option(help="Images in the network at once; with --engine ray, cores of each process.", min=1, metavar="N"),
 ]
 FailOn = Annotated[
     str | None,

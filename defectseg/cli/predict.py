@@ -7,7 +7,7 @@ import sys
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, Literal
 
 import typer
 from typer import Argument, Option
@@ -50,6 +50,10 @@ def predict(
         str | None,
         Option(help="Do part i of n; merge puts all together. auto: from a SLURM array or RANK.", metavar="i/n|auto"),
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        Option(help="ray: on the cluster that RAY_ADDRESS names, or in several processes here. See docs/ray.md."),
+    ] = "local",
     json_output: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -71,16 +75,23 @@ def predict(
 
     from defectseg.image.find import find_images
     from defectseg.model.locate import model_paths
-    from defectseg.predict.predict import exit_code_of
+    from defectseg.predict.predict import LOCAL, RAY, exit_code_of
     from defectseg.predict.predict import predict as run_prediction
     from defectseg.predict.rules import Tolerance
+    from defectseg.predict.s3 import SCHEME, find_stored
     from defectseg.predict.shards import parse_shard
 
     tolerance, size = Tolerance.parse(max_unreadable), options.parse_mm_per_px(mm_per_px)
     own_shard = None if shard is None else parse_shard(shard)
     if own_shard is not None:
         log.setLevel(min(log.level, logging.INFO))  # each shard reports its own, not only the process of RANK 0
-    images = find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
+    stored = [entry for entry in inputs if entry.startswith(SCHEME)]
+    if stored and engine == LOCAL:
+        raise UsageError(f"{stored[0]}: object stores are read by Ray only.", go_on={"engine": RAY})
+    if stored:
+        images = find_stored(inputs, recursive=recursive)
+    else:
+        images = find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
     again = "The same command, without --overwrite," if overwrite else "The same command"
     with progress_bar("predicting", after_interrupt=f"{again} continues it.") as progress:
         run = run_prediction(
@@ -99,6 +110,7 @@ def predict(
             tta=tta,
             bit_depth=bit_depth,
             shard=own_shard,
+            engine=engine,
             progress=progress,
         )
     warn(run["warnings"])

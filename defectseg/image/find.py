@@ -11,14 +11,14 @@ from itertools import chain
 from pathlib import Path, PurePath
 
 from defectseg.errors import DataError
-from defectseg.files import UNFIT_CHARACTERS
+from defectseg.files import UNFIT_CHARACTERS, size_and_time
 
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".gif", ".avif"]
 )
-_SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
+SUFFIXES_SHOWN = ", ".join(sorted(IMAGE_SUFFIXES))
 _UNFIT_FOR_AN_IMAGE_ID = re.compile(UNFIT_CHARACTERS)
 
 
@@ -41,6 +41,16 @@ class FoundImage:
     def path(self) -> Path:
         """The file."""
         return Path(self.file)
+
+    @property
+    def shown(self) -> str:
+        """The path of the file in tables."""
+        return escaped(self.path)
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of the file as it is now, see `size_and_time`."""
+        return size_and_time(self.file)
 
 
 def find_images(
@@ -89,7 +99,7 @@ def find_images(
         names = ", ".join(map(str, inputs[:3])) or "the list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
         why = f" {skip} is left out, since results go there: choose another output folder for images in it."
-        raise DataError(f"No image in {names}{where}. Files that count end in {_SUFFIXES}.{why if skip else ''}")
+        raise DataError(f"No image in {names}{where}. Files that count end in {SUFFIXES_SHOWN}.{why if skip else ''}")
     if not keep_faulty and (fault := next((image.fault for image in images if image.fault), "")):
         raise DataError(fault)
     return images
@@ -129,7 +139,7 @@ class _Search:
             if not os.path.lexists(given):
                 fault = f"{escaped(given)}: no such file or folder, or no permission to see it."
             elif not is_named_so:
-                fault = f"{escaped(given)}: not an image by its name; expected one that ends in {_SUFFIXES}."
+                fault = f"{escaped(given)}: not an image by its name; expected one that ends in {SUFFIXES_SHOWN}."
         folder, name = os.path.split(whole)
         if self._is_new(self._real_folder(os.path.dirname(file)), name):  # noqa: PTH120  # Path is slower by seconds
             self.found[folder].append(FoundImage(name, file, fault))

@@ -18,6 +18,11 @@ def allow_pixels(count: int) -> None:
     _allowed_pixels = count
 
 
+def allowed_pixels() -> int:
+    """The limit that `allow_pixels` sets."""
+    return _allowed_pixels
+
+
 def check_image(size_hw: tuple[int, int], needed_bytes: float, *, name: str) -> None:
     """Refuse an image that has more pixels than allowed, or would take more memory than that many pixels.
 

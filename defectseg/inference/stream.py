@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import DefectsegError, ImageError
-from defectseg.files import size_and_time
 from defectseg.image import read as image_files
 from defectseg.image.find import FoundImage
 from defectseg.image.read import DecodedImage
@@ -175,9 +174,9 @@ def _decode_unchanged(found: FoundImage, settings: Settings) -> tuple[tuple[int,
         ImageError: as `decode`, or the file changed twice while it was read.
     """
     for _ in range(2):
-        stamp = size_and_time(found.path)
+        stamp = found.stamp
         decoded = decode(found, settings)
-        if size_and_time(found.path) == stamp:
+        if found.stamp == stamp:
             return stamp, decoded
     raise ImageError(f"{found.path}: changed while it was read. Run the same command again once it is complete.")
 

@@ -233,24 +233,20 @@ class OutputFolder:
                 "; ".join(differences(before["computed_by"], computed_by)),
             )
 
-    def write(self, record: Record, pictures: Mapping[str, bytes]) -> None:
+    def write(self, record: Record, pictures: Mapping[str, bytes] | None) -> None:
         """Store the pictures of an image, then its rows.
 
         A later record of an image replaces an earlier one.
 
         Args:
             record: the rows.
-            pictures: JPEG under "overlays" and PNG under "masks", if this image gets one.
+            pictures: JPEG under "overlays" and PNG under "masks", if this image gets one; None: they are written.
 
         Raises:
             ResourceError: the disk is full.
         """
-        for kind in self.choice.pictures:
-            path = self.picture_path(kind, record.image_id)
-            if kind in pictures:
-                write_result(path, pictures[kind])
-            else:  # perhaps left from an earlier version of the image
-                path.unlink(missing_ok=True)
+        if pictures is not None:
+            write_pictures(self.picture_paths(record.image_id), pictures)
         self.journal.add(record)
         if self._taken is not None:
             self._taken.add(record.image_id, self._names[record.image_id])
@@ -302,6 +298,10 @@ class OutputFolder:
         """The path of the overlay ("overlays") or the class map ("masks") of an image."""
         return self.root / kind / (self._names[image_id] + tables.PICTURES[kind])
 
+    def picture_paths(self, image_id: str) -> dict[str, Path]:
+        """The paths of all pictures that are written for an image, if it gets them."""
+        return {kind: self.picture_path(kind, image_id) for kind in self.choice.pictures}
+
     def pictures(self, record: Record) -> dict[str, str]:
         """The paths of the pictures that an image has by its record; see `picture_path`."""
         has_overlay = self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT)
@@ -343,9 +343,18 @@ class OutputFolder:
             return False
         record = self.journal.record(image.image_id)
         seen = record.image.get("size_bytes"), record.image.get("modified_ns")
-        if record.status == tables.STATUS_UNREADABLE or seen != size_and_time(image.file):
+        if record.status == tables.STATUS_UNREADABLE or seen != image.stamp:
             return False
         return all(size_and_time(picture)[0] for picture in self.pictures(record).values())
+
+
+def write_pictures(paths: Mapping[str, Path], pictures: Mapping[str, bytes]) -> None:
+    """Write the pictures of an image, see OutputFolder.write. Raises ResourceError if the disk is full."""
+    for kind, path in paths.items():
+        if kind in pictures:
+            write_result(path, pictures[kind])
+        else:  # perhaps left from an earlier version of the image
+            path.unlink(missing_ok=True)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

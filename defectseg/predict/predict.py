@@ -3,20 +3,21 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Sequence
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defectseg import errors
-from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError
+from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError, require_extra
 from defectseg.files import open_regular
 from defectseg.image import whole
 from defectseg.image.find import FoundImage
 from defectseg.inference.settings import Settings
-from defectseg.machine import __version__, package_versions
+from defectseg.machine import __version__
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
 from defectseg.predict.rules import NONE_UNREADABLE, Rules, Tolerance, class_id_of, listed_classes
@@ -24,22 +25,21 @@ from defectseg.predict.shards import Shard, digest_of
 from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
 from defectseg.progress import Progress, silent
 from defectseg.runtime.base import PreparingRuntime, Runtime
-from defectseg.runtime.load import ONNX, OPENVINO, TORCH, choose_runtime, load_runtime
+from defectseg.runtime.load import choose_runtime, load_runtime, versions_of
 
 if TYPE_CHECKING:
-    from defectseg.inference.stream import Segmented
+    from defectseg.inference.stream import Segmented, Unreadable
     from defectseg.predict.render import Rendered
 
 log = logging.getLogger(__name__)
 
 RESULTS_VERSION = 1  # raised only if class maps change for the same model and settings: older folders are not continued
-_PACKAGES = ("numpy", "opencv-python-headless")  # results depend on these, and on the one of the runtime:
-_PACKAGE_OF_RUNTIME = {TORCH: "torch", OPENVINO: "openvino", ONNX: "onnxruntime"}
+LOCAL, RAY = "local", "ray"  # engines: where the images are computed
 
 
 def run_batch(
     images: Sequence[FoundImage],
-    runtime: Runtime,
+    runtime: Any,
     settings: Settings,
     output: OutputFolder,
     *,
@@ -49,10 +49,10 @@ def run_batch(
 
     Args:
         images: see OutputFolder.pending.
-        runtime: the model; called from `runtime.parallel` threads.
+        runtime: the model, a Runtime, called from `runtime.parallel` threads; or a RayCluster that holds it.
         settings: of the inference.
         output: the folder for the results.
-        progress: called after each image, in the order of `images`.
+        progress: called after each image, in the order of `images` unless a cluster does them.
 
     Returns:
         entries of run.json: the numbers of images `processed` and `unreadable`; among the processed, the numbers
@@ -64,22 +64,19 @@ def run_batch(
     """
     # OpenCV and what needs it: the network is prepared meanwhile.
     from defectseg.image.read import bit_depth_warnings
-    from defectseg.inference.stream import Unreadable, stream
-    from defectseg.predict.render import render, render_unreadable
+    from defectseg.inference.stream import Unreadable
+    from defectseg.predict.render import render_unreadable
 
     statuses: Counter[str] = Counter()
     brightest: Counter[int | None] = Counter()
     memory_short = 0
-
-    def paint(one: "Segmented") -> "Rendered":
-        return render(one, runtime.class_names, output.choice)
-
-    with closing(stream(images, runtime, settings, paint)) as results:
-        for done, result in enumerate(results, start=1):
+    rendered = runtime.rendered if hasattr(runtime, "rendered") else partial(_rendered, runtime)
+    with closing(rendered(images, settings, output)) as results:
+        for done, (image, result) in enumerate(results, start=1):
             if isinstance(result, Unreadable):
                 log.warning("%s", result.message)
                 memory_short += result.memory_short
-                result = render_unreadable(result)
+                result = render_unreadable(image, result.message)
             output.write(result.record, result.pictures)
             statuses[result.record.status] += 1
             brightest[result.brightest16] += 1
@@ -98,19 +95,32 @@ def run_batch(
     }
 
 
+def _rendered(
+    runtime: Runtime, images: Sequence[FoundImage], settings: Settings, output: OutputFolder
+) -> Generator[tuple[FoundImage, "Rendered | Unreadable"], None, None]:
+    from defectseg.inference.stream import stream
+    from defectseg.predict.render import render
+
+    def paint(one: "Segmented") -> "Rendered":
+        return render(one, runtime.class_names, output.choice)
+
+    with closing(stream(images, runtime, settings, paint)) as results:
+        yield from zip(images, results, strict=True)
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model, and everything besides the images that results depend on.
 
     Attributes:
-        network: the model; called from `network.parallel` threads.
+        network: the model, a Runtime; or the RayCluster that holds it.
         settings: of the inference.
         key: see `output_folder`.
         run: entries of run.json.
         kinds: names of the runtimes.
     """
 
-    network: Runtime
+    network: Any
     settings: Settings
     key: dict[str, Any]
     run: dict[str, Any]
@@ -118,12 +128,12 @@ class Loaded:
 
     def computed_by(self) -> dict[str, str]:
         """The runtime and the versions of the libraries that compute results; see `OutputFolder.add_run`."""
-        packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in self.kinds)])
-        return {"runtime": self.network.name, "defectseg": __version__, **packages}
+        return {"runtime": self.network.name, **versions_of(self.kinds)}
 
 
 def load(
     models: Path | Sequence[Path],
+    engine: str = LOCAL,
     *,
     classes: Sequence[str] | None,
     device: str,
@@ -133,7 +143,15 @@ def load(
     bit_depth: int | None,
 ) -> Loaded:
     """Load a model for `predict`, whose arguments these are. Raises ModelError, ResourceError or UsageError."""
-    network, info = load_runtime(models, device, runtime, workers=workers)
+    network: Any
+    if engine == RAY:
+        require_extra("the engine ray", "ray", "ray", "s3fs")
+        from defectseg.predict.ray import RayCluster
+
+        network = RayCluster(models, device, runtime, cores_each=workers or 1)
+        info, device = network.info, network.device
+    else:
+        network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
     only_classes = None if classes is None else resolve_classes(classes, info.class_names)
     settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
@@ -182,6 +200,7 @@ def predict(
     tta: str | None = None,
     bit_depth: int | None = None,
     shard: Shard | None = None,
+    engine: str = LOCAL,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Process the images that have no result in the output folder.
@@ -202,6 +221,7 @@ def predict(
         tta: test-time augmentation: none, flips or turns; None: the model's own.
         bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
         shard: process only its part of `images`, which must be the same list for every shard; None: all.
+        engine: local or ray: processes with `workers` cores each (default: 1), on the machines of a cluster.
         progress: counts the images.
 
     Returns:
@@ -215,7 +235,7 @@ def predict(
     own = images if shard is None else [image for image in images if image.image_id in shard]
     workers = 1 if len(own) == 1 else workers  # which gets all cores
     loaded = load(
-        models, classes=classes, device=device, runtime=runtime, workers=workers, tta=tta, bit_depth=bit_depth
+        models, engine, classes=classes, device=device, runtime=runtime, workers=workers, tta=tta, bit_depth=bit_depth
     )
     run, names = loaded.run, loaded.network.class_names
     rules = None if fail_on is None else Rules.parse(fail_on, names, choice, loaded.key["only_classes"])
@@ -226,7 +246,8 @@ def predict(
     if own and not out.exists():  # otherwise, all may be done
         _prepare(loaded.network, own[0], loaded.settings)
     key = {**loaded.key, "shard": None if shard is None else str(shard)}
-    with output_folder(out, key, choice, overwrite=overwrite) as output:
+    held = closing(loaded.network) if engine == RAY else nullcontext()
+    with held, output_folder(out, key, choice, overwrite=overwrite) as output:
         pending = output.pending(own, images)
         if pending:
             output.add_run(loaded.computed_by(), started=run["started"])

@@ -9,13 +9,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.files import size_and_time
 from defectseg.image import rle
-from defectseg.image.find import escaped
+from defectseg.image.find import FoundImage
 from defectseg.image.overlay import JPEG_LONGEST_SIDE_PX, encode_jpeg, paint_prediction
 from defectseg.image.read import is_blank
 from defectseg.image.rectangles import rectangles_by_box
-from defectseg.inference.stream import Segmented, Unreadable
+from defectseg.inference.stream import Segmented
 from defectseg.predict import tables
 from defectseg.predict.tables import OutputChoice, Record
 
@@ -31,7 +30,7 @@ class Rendered:
     """The arguments of `OutputFolder.write` for one image; `brightest16` as in DecodedImage."""
 
     record: Record
-    pictures: dict[str, bytes]
+    pictures: dict[str, bytes] | None
     brightest16: int | None = None
 
 
@@ -39,7 +38,7 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
     """Make the pictures and rows of an image according to `choice`."""
     image_id, regions, class_map = one.found.image_id, one.segmentation.regions, one.segmentation.class_map
     notes = one.decoded.notes
-    pictures = {}
+    pictures: dict[str, bytes] = {}
     if choice.has_overlay(with_defect=bool(regions)):
         masks = one.segmentation.masks if regions else one.segmentation.masks[:0]
         picture = paint_prediction(one.decoded.pixels, masks, class_names)
@@ -74,12 +73,11 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
     return Rendered(record, pictures, one.decoded.brightest16)
 
 
-def render_unreadable(unreadable: Unreadable) -> Rendered:
-    """The rows of an unreadable image."""
-    image_id, path, message = unreadable.image_id, unreadable.path, unreadable.message
-    image = (image_id, tables.STATUS_UNREADABLE, *[""] * 7, message, *size_and_time(path))
-    record = Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), [], [], [[image_id, escaped(path), message]])
-    return Rendered(record, {})
+def render_unreadable(found: FoundImage, message: str) -> Rendered:
+    """The rows of an unreadable image; the message says why it is."""
+    image = (found.image_id, tables.STATUS_UNREADABLE, *[""] * 7, message, *found.stamp)
+    errors = [[found.image_id, found.shown, message]]
+    return Rendered(Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), [], [], errors), {})
 
 
 def _in_mm(one: Segmented, choice: OutputChoice) -> list[list[str]]:

@@ -193,7 +193,7 @@ class _Watch:
             if self.camera.again(result.image_id):
                 return
             self.health.trouble(result.message)
-            result = render_unreadable(result)
+            result = render_unreadable(FoundImage(result.image_id, str(result.path)), result.message)
         record, image = result.record, result.record.image
         if self.webhook and self.rules and self.rules.met_by(record):
             sheet = {"day": day_of(image["modified_ns"]), **{name: image[name] for name in _TOLD}}

@@ -4,12 +4,13 @@ import ctypes.util
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from defectseg.errors import ModelError, UsageError, require_extra
+from defectseg.machine import __version__, package_versions
 from defectseg.model.devices import parse_device
 from defectseg.model.info import ONNX_SUFFIX, OPENVINO_SUFFIX, ModelInfo, read_model_info
 from defectseg.model.locate import as_paths, model_identity
@@ -19,6 +20,9 @@ from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
 AUTO, TORCH, OPENVINO, ONNX = "auto", "torch", "openvino", "onnx"
 RUNTIMES = (AUTO, TORCH, OPENVINO, ONNX)
 _OF_SUFFIX = {OPENVINO_SUFFIX: OPENVINO, ONNX_SUFFIX: ONNX}
+# Results depend on these packages, and on the one of the runtime.
+_PACKAGES = ("numpy", "opencv-python-headless")
+_PACKAGE_OF_RUNTIME = {TORCH: "torch", OPENVINO: "openvino", ONNX: "onnxruntime"}
 _DEVICES = {TORCH: ("auto", "cpu", "cuda", "mps"), OPENVINO: ("auto", "cpu"), ONNX: ("auto", "cpu", "cuda")}
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")  # on Linux; in WSL
 
@@ -47,6 +51,11 @@ def choose_runtime(path: Path, device: str, runtime: str) -> str:
             go_on={"device": AUTO} if exported_for else {"runtime": TORCH},
         )
     return chosen
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a model file was not exported for one library."""
+    return path.suffix.lower() not in _OF_SUFFIX
 
 
 def _for_bundle(kind: str) -> str:
@@ -101,6 +110,12 @@ def load_runtime(
     return (runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes)), joined
 
 
+def versions_of(kinds: Iterable[str]) -> dict[str, str]:
+    """The version of defectseg and of the packages that results depend on, with runtimes of these kinds."""
+    packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)])
+    return {"defectseg": __version__, **packages}
+
+
 def runtime_name(path: Path, info: ModelInfo) -> str:
     """The library, device and precision that this machine takes for a model file. Raises as `load_runtime`."""
     kind = choose_runtime(path, AUTO, AUTO)
@@ -124,7 +139,6 @@ def _load(path: Path, info: ModelInfo, runtime: str, device: str, workers: int |
         return load_torch_runtime(path, device, workers=workers)
     from defectseg.runtime import cache
 
-    is_bundle = path.suffix.lower() not in _OF_SUFFIX
     if runtime == OPENVINO:
         from defectseg.model.openvino_io import read_model
         from defectseg.runtime.openvino import OpenVinoRuntime
@@ -138,12 +152,12 @@ def _load(path: Path, info: ModelInfo, runtime: str, device: str, workers: int |
             return model
 
         # An export is not even read if what OpenVINO compiled of it is kept.
-        model = cache.openvino_model(path) if is_bundle else read_export
+        model = cache.openvino_model(path) if is_bundle(path) else read_export
         return OpenVinoRuntime(model, info, workers=workers, kept=cache.CompiledModels(identity))
     require_extra(f"{path}: ONNX Runtime", "onnx", "onnxruntime")
     from defectseg.runtime.onnx import OnnxRuntime
 
-    return OnnxRuntime(cache.onnx_model(path) if is_bundle else path, info, device=device, workers=workers)
+    return OnnxRuntime(cache.onnx_model(path) if is_bundle(path) else path, info, device=device, workers=workers)
 
 
 def _refuse_another(paths: Sequence[Path], identity: str) -> None:

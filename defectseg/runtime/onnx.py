@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from defectseg import machine
 from defectseg.errors import ModelError, ResourceError
 from defectseg.machine import allowed_bytes, to_allow
 from defectseg.model.devices import parse_device
@@ -38,6 +39,7 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _SILENT
         _limit_memory(options)
+        options.intra_op_num_threads = machine.most_cores
         try:
             # Constants are computed when they are used, since those computed before are not counted as memory.
             self._session = onnxruntime.InferenceSession(

@@ -13,6 +13,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from defectseg import machine
 from defectseg.errors import ModelError
 from defectseg.machine import check_memory, cpu_flags, with_amx
 from defectseg.model.info import ModelInfo
@@ -59,11 +60,13 @@ class OpenVinoRuntime:
     ) -> None:
         self.class_names = info.class_names
         hint = _hint(info, precision)
-        cores, _ = cores_and_precision()
+        cores = min(cores_and_precision()[0], machine.cores())
         self.name = name_of(info, precision)
         self.parallel = workers or min(cores, MOST_STREAMS)
         self.batch_px = 0
         options = {"NUM_STREAMS": self.parallel, "INFERENCE_NUM_THREADS": max(cores, self.parallel), **hint}
+        if machine.most_cores:  # else each of the processes would pin its threads to the same cores, the first
+            options["ENABLE_CPU_PINNING"] = False
         self._compiled = functools.lru_cache(_KEPT_SIZES)(functools.partial(_compiled, model, options, kept))
         self._lock = threading.Lock()
 

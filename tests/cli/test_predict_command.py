@@ -131,6 +131,7 @@ def test_without_flags_everything_is_left_to_the_library(
         "overwrite": False,
         "device": "auto",
         "runtime": "auto",
+        "engine": "local",
     }
 
 

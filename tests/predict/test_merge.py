@@ -349,7 +349,7 @@ def test_results_of_different_machines_are_merged_with_a_warning(
     run: Predict, sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folders = _predict_shards(run, sheets)
-    monkeypatch.setattr(predicting, "package_versions", lambda names: {"numpy": "9.9"})
+    monkeypatch.setattr(predicting, "versions_of", lambda kinds: {"numpy": "9.9"})
     run(sheets, "shard 2", "2/3", overwrite=True)
 
     merged = merge(folders, tmp_path / "merged")

@@ -376,7 +376,7 @@ def test_an_upgrade_and_another_processor_are_warned_of(
     process: Run, runtime: Any, sheets: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     installed = {"openvino": "1.0", "numpy": "2.0"}
-    monkeypatch.setattr("defectseg.predict.predict.package_versions", lambda names: dict(installed))
+    monkeypatch.setattr("defectseg.runtime.load.package_versions", lambda names: dict(installed))
 
     def work() -> list[dict[str, Any]]:
         """A night with one new image; returns what computed the results of all nights."""

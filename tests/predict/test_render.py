@@ -30,7 +30,7 @@ def test_pictures_show_the_steel_and_the_classes_pixel_by_pixel(defects: bool) -
     segmentation = segment(ImageAnswer(probabilities, np.ones(2, np.float32)), Thresholds.default(2))
     one = Segmented(FoundImage("a.png", "a.png"), (0, 0), DecodedImage(steel, ()), segmentation)
 
-    pictures = render(one, CLASSES, OutputChoice()).pictures
+    pictures = render(one, CLASSES, OutputChoice()).pictures or {}
 
     class_map = np.where(probabilities.max(axis=0) >= 0.5, probabilities.argmax(axis=0) + 1, 0)
     np.testing.assert_array_equal(_decoded(pictures["masks"], cv2.IMREAD_UNCHANGED), class_map)
