@@ -153,7 +153,7 @@ class _Search:
         ]
         is_large = len(self.rows) * len(self.columns) > _MOST_PAIRS
         steps = self._indexed_candidates() if is_large else itertools.starmap(self._candidates, blocks)
-        of = sum(tables for _, tables, _ in _INDEXED) if is_large else len(blocks)
+        of = sum(rounds for _, rounds, _ in _INDEXED) if is_large else len(blocks)
         found: dict[Pair, Copy] = {}
         with ThreadPoolExecutor(max_workers=cores()) as pool:
             for done, step in enumerate(steps, start=1):
@@ -199,11 +199,13 @@ class _Search:
         numbers = np.array([n for n in range(len(TURNS)) if _may_fit(aspects, other_aspects * (-1) ** n)], np.intp)
         views = np.array([turned(places, TURNS[number]).ravel() for number in numbers])
         flat, other_flat = (one.reshape(len(one), -1) for one in (thumbs, other_thumbs))
-        seen: set[tuple[int, int, str]] = set()
-        for change, tables, most_unequal in _INDEXED if len(numbers) else ():
+        seen = np.empty(0, np.intp)
+        shape = len(flat), len(other_flat), len(views)
+        for change, rounds, most_unequal in _INDEXED if len(numbers) else ():
             others = None if self.within else change(other_flat)
-            index = Index(change(flat), others, views, most_unequal)
-            for first, second, view in index.pairs(tables):
+            for pairs in Index(change(flat), others, views, most_unequal).pairs(rounds):
+                new = np.setdiff1d(np.ravel_multi_index(pairs, shape), seen, assume_unique=True)
+                first, second, view = np.unravel_index(new, shape)
                 fitting = np.where(numbers[view] % 2, -other_aspects[second], other_aspects[second])
                 wanted = np.abs(aspects[first] - fitting) <= _ASPECT_TOLERANCE
                 for start in range(0, len(first), _COLUMNS):
@@ -211,11 +213,11 @@ class _Search:
                     own = flat[first[block]].astype(np.float32)
                     turned_others = np.take_along_axis(other_flat[second[block]], views[view[block]], axis=1)
                     wanted[block] &= np.einsum("nd,nd->n", own, turned_others) >= _LEAST_THUMB_CORRELATION
+                seen = np.concatenate([seen, new[wanted]])
                 names = [TURNS[number] for number in numbers[view[wanted]]]
-                rows, columns = self.rows[first[wanted]].tolist(), self.columns[second[wanted]].tolist()
-                new = set(zip(rows, columns, names, strict=True)) - seen
-                seen |= new
-                yield sorted(new)
+                yield [
+                    *zip(self.rows[first[wanted]].tolist(), self.columns[second[wanted]].tolist(), names, strict=True)
+                ]
 
     def _is_connected(self, candidate: tuple[int, int, str]) -> bool:
         """Whether both images are in one group that is large enough to need no further pair."""
@@ -250,9 +252,9 @@ def _smoothed(thumbs: NDArray[np.float16]) -> NDArray[np.float16]:
     return smoothed
 
 
-# What an index holds of the thumbnails, how many tables it has, and the largest share of unequal signs. Blends and
+# What an index holds of the thumbnails, how many rounds it has, and the largest share of unequal signs. Blends and
 # changes of light need the thumbnails themselves, shifts the smoothed ones.
-_INDEXED = ((np.asarray, 640, 0.46), (_smoothed, 240, 0.40))
+_INDEXED = ((np.asarray, 35, 0.45), (_smoothed, 12, 0.40))
 
 
 @dataclass(frozen=True)

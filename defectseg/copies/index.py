@@ -1,32 +1,36 @@
 """Find similar vectors among very many without comparing all pairs.
 
-The index has tables. For each, four random sets of 32 places are drawn, and a vector is put into a cell according to
-where its strongest value lies in each set, with its sign. Similar vectors often share a cell and unlike ones rarely, so
-only vectors that share one are compared. How many similar pairs share a cell in none of the tables, and are missed,
-depends on the tables and on what the vectors are like. Figures: docs/benchmarks.md.
+In a set of places, drawn at random, a vector has an outcome: where its strongest value lies, and its sign. A table is
+made of three sets, and puts a vector into the cell that belongs to its three outcomes. Similar vectors often share a
+cell, unlike ones rarely. In each table, a vector is compared with only one of those that share its cell, drawn at
+random, and there are about three times as many cells as vectors. The time therefore grows as the number of vectors,
+whatever they are like. How many similar pairs meet in no table, and are missed, depends mostly on how similar they are
+and on the number of tables. Figures: docs/benchmarks.md.
 
 This is the cross-polytope hash of Andoni et al., "Practical and optimal LSH for angular distance" (2015), without the
 random rotation before it, since the vectors are whitened.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.machine import cores
 
-_SETS, _PLACES = 4, 32
-_PLACE_BITS, _STRENGTH_BITS = 5, 10
-_CELL_BITS = _PLACE_BITS + 1  # and a sign, for each set
-_CELLS = 1_048_573  # a prime: the (2 * 32) ** 4 combinations share this many cells
-_MOST_IN_CELL = 32  # with which a vector is compared: a pattern that more vectors share says little
-_SIGNS = 512  # of a vector that are compared before a pair counts
+_SETS_OF_TABLE = 3
+_SETS, _TABLES = 64, 200  # of a round: each set serves about nine tables, which saves most of the time
+_CELLS_PER_VECTOR = 3
+_PLACE_BITS, _STRENGTH_BITS = 6, 9
+_MOST_PLACES = 2**_PLACE_BITS  # of a set
+_WORD_MARGIN = 0.03  # more of the values may have unequal signs in the 64 that are compared first
 _BLOCK = 4096
 
 Vectors = NDArray[np.floating]
 Indices = NDArray[np.intp]
+Outcomes = NDArray[np.uint8]
 Pairs = tuple[Indices, Indices, Indices]
 
 
@@ -34,7 +38,7 @@ class Index:
     """Finds pairs of a vector and another one, seen in one of several views, that are probably similar.
 
     Args:
-        vectors: float (n, d), with norm 1.
+        vectors: float (n, d), with norm 1 and d at least 64.
         others: float (m, d); None: the pairs within `vectors`.
         views: intp (v, d): in view k, the values of the other vector are taken in the order `views[k]`. One of the
             views undoes it.
@@ -48,72 +52,95 @@ class Index:
         self._views = views
         self._inverse = [int((views == np.argsort(view)).all(axis=1).argmax()) for view in views]
         self._rng = np.random.default_rng(0)
-        shown = self._rng.permutation(views.shape[1])[:_SIGNS]
-        self._most_unequal = most_unequal * len(shown)
-        self._signs = _signs_of(self._codes, shown)
-        self._other_signs = [_signs_of(self._other_codes, view[shown]) for view in views]
+        self._most_unequal = most_unequal
+        shuffled = self._rng.permutation(views.shape[1])[: views.shape[1] // 64 * 64]
+        self._signs = _signs_of(self._codes, shuffled)
+        self._other_signs = [_signs_of(self._other_codes, view[shuffled]) for view in views]
+        self._places = min(round((_CELLS_PER_VECTOR * len(vectors)) ** (1 / _SETS_OF_TABLE) / 2) + 1, _MOST_PLACES)
 
-    def pairs(self, tables: int) -> Iterator[Pairs]:
-        """For each of so many tables, the pairs that it finds: indices of both vectors, and the view.
+    def pairs(self, rounds: int) -> Iterator[Pairs]:
+        """For each of so many rounds of 200 tables, the pairs that it finds: indices of both vectors, and the view.
 
-        A pair may come again. Within one set, the first index is the smaller one.
+        A later round may find a pair again. Within one set, the first index is the smaller one.
         """
+        shape = self._codes.shape[1], self._other_codes.shape[1], len(self._views)
         with ThreadPoolExecutor(cores()) as pool:
-            for _ in range(tables):
-                places = self._rng.permutation(self._views.shape[1])[: _SETS * _PLACES].reshape(_SETS, _PLACES)
-                shuffled = self._rng.permutation(self._codes.shape[1])
-                cells = _cells_of(self._codes, places)
-                order = shuffled[np.argsort(cells[shuffled], kind="stable")]
-                starts = np.concatenate([[0], np.cumsum(np.bincount(cells, minlength=_CELLS))])
-                found = pool.map(lambda view: self._pairs_in_view(view, places, order, starts), range(len(self._views)))  # noqa: B023
-                first, second, views = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-                yield first, second, views
+            for _ in range(rounds):
+                sets = [self._rng.permutation(self._views.shape[1])[: self._places] for _ in range(_SETS)]
+                own = _outcomes(self._codes, sets, pool)
+                theirs = [_outcomes(self._other_codes, [view[places] for places in sets], pool) for view in self._views]
+                order = self._rng.permutation(shape[0])
+                tables = [self._rng.choice(_SETS, _SETS_OF_TABLE, replace=False) for _ in range(_TABLES)]
+                found = pool.map(lambda table: self._pairs_in_table(own, theirs, table, order), tables)  # noqa: B023
+                first, second, view = np.unravel_index(np.unique(np.concatenate([*found])), shape)
+                yield first, second, view
 
-    def _pairs_in_view(self, view: int, places: Indices, order: Indices, starts: Indices) -> Pairs:
+    def _pairs_in_table(self, own: Outcomes, theirs: list[Outcomes], table: Indices, order: Indices) -> Indices:
         """The pairs that share a cell of a table and have enough equal signs.
 
         Args:
-            view: number of the view.
-            places: intp (4, 32), of the table.
-            order: the vectors, sorted by their cells; within a cell at random.
-            starts: where each cell begins in `order`.
+            own: outcomes of the vectors, uint8 (sets, n).
+            theirs: outcomes of the others in each view.
+            table: numbers of its sets.
+            order: the vectors at random; the last one in a cell is compared.
+
+        Returns:
+            first index, second index and view as one number, see `np.ravel_multi_index`.
         """
-        cells = _cells_of(self._other_codes, self._views[view][places])
-        counts = np.minimum(starts[cells + 1] - starts[cells], _MOST_IN_CELL)
-        second = np.repeat(np.arange(len(cells)), counts)
-        within_cell = np.arange(len(second)) - np.repeat(np.cumsum(counts) - counts, counts)
-        first = order[starts[cells[second]] + within_cell]
-        unequal = np.bitwise_count(self._signs[first] ^ self._other_signs[view][second]).sum(axis=1, dtype=np.intp)
-        alike = (unequal <= self._most_unequal) & ~(self._within & (first == second))
-        first, second = first[alike], second[alike]
-        swapped = self._within & (first > second)
-        views = np.where(swapped, self._inverse[view], view)
-        return np.where(swapped, second, first), np.where(swapped, first, second), views
+        in_cell = np.full((2 * self._places) ** _SETS_OF_TABLE, -1, np.int32)
+        in_cell[self._cells_of(own[table])[order]] = order
+        shape = own.shape[1], theirs[0].shape[1], len(theirs)
+        word = table[0] % len(self._signs)
+        found = []
+        for view, outcomes in enumerate(theirs):
+            first = in_cell.take(self._cells_of(outcomes[table]))
+            if self._within:
+                first[first == np.arange(len(first))] = -1  # itself
+            second = np.flatnonzero(first >= 0)
+            first = first[second]
+            for words, most in (
+                (slice(word, word + 1), self._most_unequal + _WORD_MARGIN),
+                (slice(None), self._most_unequal),
+            ):
+                own_signs, other_signs = self._signs[words], self._other_signs[view][words]
+                differing = own_signs.take(first, axis=1) ^ other_signs.take(second, axis=1)
+                unequal = np.bitwise_count(differing).sum(axis=0, dtype=np.uint16)
+                alike = unequal <= (self._most_unequal + margin) * 64 * len(differing)
+                first, second = first[alike], second[alike]
+            swapped = self._within & (first > second)
+            first, second = np.where(swapped, second, first), np.where(swapped, first, second)
+            found.append(np.ravel_multi_index((first, second, np.where(swapped, self._inverse[view], view)), shape))
+        return np.concatenate(found)
+
+    def _cells_of(self, outcomes: Outcomes) -> NDArray[np.int32]:
+        """The cells of n vectors, int32 (n,), from their outcomes in the sets of a table, uint8 (3, n)."""
+        return reduce(lambda cells, outcome: cells * np.int32(2 * self._places) + outcome, outcomes.astype(np.int32))
 
 
 def _codes_of(vectors: Vectors) -> NDArray[np.uint16]:
-    """Strength and sign of each value, uint16 (d, n): ten bits and one, then room for a place."""
+    """Strength and sign of each value, uint16 (d, n): nine bits of strength, room for a place, one bit of sign."""
     codes = np.empty(vectors.shape[::-1], np.uint16)
     for start in range(0, len(vectors), _BLOCK):
         values = np.asarray(vectors[start : start + _BLOCK], np.float32).T
         # A single value above one half of the norm is too rare to matter.
         strengths = np.minimum(np.abs(values) * 2 ** (_STRENGTH_BITS + 1), 2**_STRENGTH_BITS - 1).astype(np.uint16)
-        codes[:, start : start + _BLOCK] = (strengths << _CELL_BITS) | ((values < 0).astype(np.uint16) << _PLACE_BITS)
+        codes[:, start : start + _BLOCK] = (strengths << (_PLACE_BITS + 1)) | (values < 0)
     return codes
 
 
-def _cells_of(codes: NDArray[np.uint16], places: Indices) -> Indices:
-    """The cells of n vectors, intp (n,), in the table with these places, intp (4, 32)."""
-    cells = np.zeros(codes.shape[1], np.intp)
-    for chosen in places:
-        strongest = (codes[chosen] | np.arange(_PLACES, dtype=np.uint16)[:, None]).max(axis=0)
-        cells = (cells << _CELL_BITS) | (strongest & (2**_CELL_BITS - 1))
-    return cells % _CELLS
+def _outcomes(codes: NDArray[np.uint16], sets: Sequence[Indices], pool: Executor) -> Outcomes:
+    """Where the strongest value of n vectors lies in each set of places, times two, plus its sign: uint8 (sets, n)."""
+
+    def strongest(places: Indices) -> NDArray[np.uint16]:
+        return reduce(np.maximum, (codes[place] | np.uint16(2 * number) for number, place in enumerate(places)))
+
+    outcomes = np.empty((len(sets), codes.shape[1]), np.uint8)
+    for number, one in enumerate(pool.map(strongest, sets)):
+        outcomes[number] = one & (2 * _MOST_PLACES - 1)
+    return outcomes
 
 
 def _signs_of(codes: NDArray[np.uint16], places: Indices) -> NDArray[np.uint64]:
-    """The signs of n vectors at up to 512 places, packed: uint64 (n, 8)."""
-    packed = np.zeros((codes.shape[1], _SIGNS // 8), np.uint8)
-    signs = np.packbits((codes[places] >> _PLACE_BITS).astype(np.uint8) & 1, axis=0)
-    packed[:, : len(signs)] = signs.T
-    return packed.view(np.uint64)
+    """The signs of n vectors at a multiple of 64 places, packed: uint64 (places / 64, n)."""
+    packed = np.packbits(codes[places].astype(np.uint8) & 1, axis=0)
+    return np.ascontiguousarray(np.ascontiguousarray(packed.T).view(np.uint64).T)

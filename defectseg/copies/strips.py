@@ -8,7 +8,8 @@ side of the image in 400 cells, without the light and whatever many strips have 
 - profile: the mean of all rows. Streaks that run along both images agree.
 
 The test is conservative: it accepts only agreement far beyond chance, and misses frames further along a strip whose
-streaks have changed. Images that are shorter than 400 px or mostly dark match no other.
+streaks have changed. Images that are shorter than 400 px or mostly dark match no other. If images are many, only pairs
+that an index finds are compared, so that the time grows about linearly with their number.
 """
 
 from collections.abc import Iterator
@@ -19,10 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.copies.descriptors import STRIP_CELLS, Descriptors
+from defectseg.copies.index import Index
 
 # Correlations of unlike strips have a standard deviation of 0.055; among 12,000 images, chance brings a pair to 0.33.
 _LEAST_SEAM_CORRELATION = 0.40
 _LEAST_PROFILE_CORRELATION = 0.45
+_MOST_COMPARED = 16_384  # images, all pairs of which are compared
+_ROUNDS, _MOST_UNEQUAL = 40, 0.43  # of the index beyond
 _ROWS = 2048
 
 
@@ -38,9 +42,10 @@ class Neighbours:
 def find_neighbours(descriptors: Descriptors) -> list[Neighbours]:
     """Find the pairs of images that look like the same strip, sorted by their indices."""
     top, bottom, whole = (descriptors.strip[:, number] for number in range(3))
+    alike_in = _alike if len(top) <= _MOST_COMPARED else _indexed
     score_of: dict[tuple[int, int], float] = {}
     for one, other, least in ((bottom, top, _LEAST_SEAM_CORRELATION), (whole, whole, _LEAST_PROFILE_CORRELATION)):
-        for first, second, score in _alike(one, other, least):
+        for first, second, score in alike_in(one, other, least):
             pair = (min(first, second), max(first, second))
             score_of[pair] = max(score_of.get(pair, 0.0), score)
     return [Neighbours(*pair, score) for pair, score in sorted(score_of.items())]
@@ -54,3 +59,14 @@ def _alike(one: NDArray[Any], other: NDArray[Any], least: float) -> Iterator[tup
         for row, column in zip(*np.nonzero(alike >= least), strict=True):
             if start + row != column:
                 yield int(start + row), int(column), float(alike[row, column])
+
+
+def _indexed(one: NDArray[Any], other: NDArray[Any], least: float) -> Iterator[tuple[int, int, float]]:
+    """The same, as far as an index finds them."""
+    index = Index(one, None if other is one else other, np.arange(STRIP_CELLS)[None], _MOST_UNEQUAL)
+    for first, second, _ in index.pairs(_ROUNDS):
+        for start in range(0, len(first), _ROWS):
+            rows, columns = first[start : start + _ROWS], second[start : start + _ROWS]
+            alike = np.einsum("nd,nd->n", one[rows].astype(np.float32), other[columns].astype(np.float32))
+            chosen = (alike >= least) & (rows != columns)
+            yield from zip(rows[chosen].tolist(), columns[chosen].tolist(), alike[chosen].tolist(), strict=True)
