@@ -214,10 +214,8 @@ class _Search:
                     turned_others = np.take_along_axis(other_flat[second[block]], views[view[block]], axis=1)
                     wanted[block] &= np.einsum("nd,nd->n", own, turned_others) >= _LEAST_THUMB_CORRELATION
                 seen = np.concatenate([seen, new[wanted]])
-                names = [TURNS[number] for number in numbers[view[wanted]]]
-                yield [
-                    *zip(self.rows[first[wanted]].tolist(), self.columns[second[wanted]].tolist(), names, strict=True)
-                ]
+                rows, columns = self.rows[first[wanted]].tolist(), self.columns[second[wanted]].tolist()
+                yield [*zip(rows, columns, (TURNS[number] for number in numbers[view[wanted]]), strict=True)]
 
     def _is_connected(self, candidate: tuple[int, int, str]) -> bool:
         """Whether both images are in one group that is large enough to need no further pair."""

@@ -98,10 +98,7 @@ class Index:
                 first[first == np.arange(len(first))] = -1  # itself
             second = np.flatnonzero(first >= 0)
             first = first[second]
-            for words, most in (
-                (slice(word, word + 1), self._most_unequal + _WORD_MARGIN),
-                (slice(None), self._most_unequal),
-            ):
+            for words, margin in ((slice(word, word + 1), _WORD_MARGIN), (slice(None), 0.0)):
                 own_signs, other_signs = self._signs[words], self._other_signs[view][words]
                 differing = own_signs.take(first, axis=1) ^ other_signs.take(second, axis=1)
                 unequal = np.bitwise_count(differing).sum(axis=0, dtype=np.uint16)
