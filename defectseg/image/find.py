@@ -90,7 +90,9 @@ def find_images(
         search.add(given, listed=True)
     if tell:
         search.log_passed_over()
-    images = _with_valid_ids(sorted(_name_apart(search.found)))
+    found = search.found
+    del search  # frees the names that it has seen
+    images = _with_valid_ids(_name_apart(found))
     if not images:
         names = ", ".join(map(str, inputs[:3])) or "the list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
@@ -190,24 +192,25 @@ def _suffix(name: str) -> str:
 
 def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
     """The images, sorted by ImageId; an image with an invalid ImageId gets a valid, unique one and a fault."""
-    taken = {image.image_id for image in images}
-    valid = []
-    for image in images:
-        if _UNFIT_FOR_AN_IMAGE_ID.search(image.image_id):
-            why = "the name has a backslash or a control character, or is not UTF-8. Rename it."
-            image_id = escaped(image.image_id)
-            while image_id in taken:
-                image_id = image_id.replace("%", "%25", 1)
-            taken.add(image_id)
-            image = replace(image, image_id=image_id, fault=image.fault or f"{escaped(image.file)}: {why}")
-        valid.append(image)
-    return sorted(valid)
+    images = sorted(images)
+    unfit = [number for number, image in enumerate(images) if _UNFIT_FOR_AN_IMAGE_ID.search(image.image_id)]
+    taken = {image.image_id for image in images} if unfit else set()
+    for number in unfit:
+        image = images[number]
+        why = "the name has a backslash or a control character, or is not UTF-8. Rename it."
+        image_id = escaped(image.image_id)
+        while image_id in taken:
+            image_id = image_id.replace("%", "%25", 1)
+        taken.add(image_id)
+        fault = image.fault or f"{escaped(image.file)}: {why}"
+        images[number] = replace(image, image_id=image_id, fault=fault)
+    return sorted(images) if unfit else images
 
 
 def _name_apart(found: Mapping[str, Sequence[FoundImage]]) -> list[FoundImage]:
     """Give every image its ImageId: relative to its input or, if names clash, to the folder that all inputs share."""
     images = [image for relatives in found.values() for image in relatives]
-    if len({image.image_id for image in images}) == len(images):
+    if len(found) == 1 or len({image.image_id for image in images}) == len(images):
         return images
     shared = len(os.path.commonprefix([Path(base).parts for base in found]))  # noqa: RUF071 - of parts, not of letters
     return [
