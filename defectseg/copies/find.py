@@ -32,6 +32,7 @@ _LARGEST_SHIFT_CELLS = 3
 _PEAK_FOOT_CELLS = 5  # the slopes of the peak do not count as rivals
 _ASPECT_TOLERANCE = 0.12  # of the logarithm of height / width
 _MOST_PAIRS = 16_384**2  # of images, all of which are compared
+_ROUNDS = 30  # of the index: more find more of the faint copies
 _ROWS, _COLUMNS = 1024, 4096  # of the correlation matrix at a time: 16 MiB
 _MOST_CANDIDATES = 16_384  # in one block and turn; the most alike are kept
 _MOST_MEMBERS = 64  # of a group of copies; in larger groups, pairs that are connected already are left out
@@ -153,7 +154,7 @@ class _Search:
         ]
         is_large = len(self.rows) * len(self.columns) > _MOST_PAIRS
         steps = self._indexed_candidates() if is_large else itertools.starmap(self._candidates, blocks)
-        of = sum(rounds for _, rounds, _ in _INDEXED) if is_large else len(blocks)
+        of = _ROUNDS if is_large else len(blocks)
         found: dict[Pair, Copy] = {}
         with ThreadPoolExecutor(max_workers=cores()) as pool:
             for done, step in enumerate(steps, start=1):
@@ -191,7 +192,7 @@ class _Search:
         return candidates
 
     def _indexed_candidates(self) -> Iterator[list[tuple[int, int, str]]]:
-        """The same, for each table of an index, without the pairs of thumbnails that share no cell of it."""
+        """The same, for each round of an index, as far as it finds them."""
         thumbs = self.descriptors.thumb[self.rows]
         other_thumbs = thumbs if self.within else self.others.thumb[self.columns]
         aspects, other_aspects = self.descriptors.log_aspect[self.rows], self.others.log_aspect[self.columns]
@@ -199,23 +200,13 @@ class _Search:
         numbers = np.array([n for n in range(len(TURNS)) if _may_fit(aspects, other_aspects * (-1) ** n)], np.intp)
         views = np.array([turned(places, TURNS[number]).ravel() for number in numbers])
         flat, other_flat = (one.reshape(len(one), -1) for one in (thumbs, other_thumbs))
-        seen = np.empty(0, np.intp)
-        shape = len(flat), len(other_flat), len(views)
-        for change, rounds, most_unequal in _INDEXED if len(numbers) else ():
-            others = None if self.within else change(other_flat)
-            for pairs in Index(change(flat), others, views, most_unequal).pairs(rounds):
-                new = np.setdiff1d(np.ravel_multi_index(pairs, shape), seen, assume_unique=True)
-                first, second, view = np.unravel_index(new, shape)
+        if len(numbers):
+            index = Index(flat, None if self.within else other_flat, views, _LEAST_THUMB_CORRELATION)
+            for first, second, view, _ in index.pairs(_ROUNDS):
                 fitting = np.where(numbers[view] % 2, -other_aspects[second], other_aspects[second])
-                wanted = np.abs(aspects[first] - fitting) <= _ASPECT_TOLERANCE
-                for start in range(0, len(first), _COLUMNS):
-                    block = slice(start, start + _COLUMNS)
-                    own = flat[first[block]].astype(np.float32)
-                    turned_others = np.take_along_axis(other_flat[second[block]], views[view[block]], axis=1)
-                    wanted[block] &= np.einsum("nd,nd->n", own, turned_others) >= _LEAST_THUMB_CORRELATION
-                seen = np.concatenate([seen, new[wanted]])
-                rows, columns = self.rows[first[wanted]].tolist(), self.columns[second[wanted]].tolist()
-                yield [*zip(rows, columns, (TURNS[number] for number in numbers[view[wanted]]), strict=True)]
+                fits = np.abs(aspects[first] - fitting) <= _ASPECT_TOLERANCE
+                rows, columns = self.rows[first[fits]].tolist(), self.columns[second[fits]].tolist()
+                yield [*zip(rows, columns, (TURNS[number] for number in numbers[view[fits]]), strict=True)]
 
     def _is_connected(self, candidate: tuple[int, int, str]) -> bool:
         """Whether both images are in one group that is large enough to need no further pair."""
@@ -239,20 +230,6 @@ def _comparable(descriptors: Descriptors, indices: Sequence[int]) -> NDArray[np.
 
 def _may_fit(aspects: Floats, others: Floats) -> bool:
     return float(max(aspects.min() - others.max(), others.min() - aspects.max())) <= _ASPECT_TOLERANCE
-
-
-def _smoothed(thumbs: NDArray[np.float16]) -> NDArray[np.float16]:
-    """Thumbnails, float16 (n, 1024), whose strongest values stay in place under a shift by half a cell."""
-    smoothed = np.empty_like(thumbs)
-    for thumb, one in zip(thumbs, smoothed, strict=True):
-        blurred = np.asarray(cv2.GaussianBlur(thumb.astype(np.float32).reshape(32, -1), (3, 3), 0), np.float32)
-        one[:] = blurred.ravel() / np.linalg.norm(blurred)
-    return smoothed
-
-
-# What an index holds of the thumbnails, how many rounds it has, and the largest share of unequal signs. Blends and
-# changes of light need the thumbnails themselves, shifts the smoothed ones.
-_INDEXED = ((np.asarray, 35, 0.45), (_smoothed, 12, 0.40))
 
 
 @dataclass(frozen=True)

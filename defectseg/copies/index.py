@@ -25,93 +25,113 @@ _SETS, _TABLES = 64, 200  # of a round: each set serves about nine tables, which
 _CELLS_PER_VECTOR = 3
 _PLACE_BITS, _STRENGTH_BITS = 6, 9
 _MOST_PLACES = 2**_PLACE_BITS  # of a set
-_WORD_MARGIN = 0.03  # more of the values may have unequal signs in the 64 that are compared first
+# Signs are compared first: how many words of 64, and how many deviations above the expected number may be unequal.
+_SIGN_TESTS = ((1, 0.9), (4, 1.3), (16, 1.8))
 _BLOCK = 4096
 
 Vectors = NDArray[np.floating]
 Indices = NDArray[np.intp]
 Outcomes = NDArray[np.uint8]
-Pairs = tuple[Indices, Indices, Indices]
+Pairs = tuple[Indices, Indices, Indices, NDArray[np.float32]]
 
 
 class Index:
-    """Finds pairs of a vector and another one, seen in one of several views, that are probably similar.
+    """Finds pairs of a vector and another one, seen in one of several views, that are similar.
 
     Args:
         vectors: float (n, d), with norm 1 and d at least 64.
         others: float (m, d); None: the pairs within `vectors`.
         views: intp (v, d): in view k, the values of the other vector are taken in the order `views[k]`. One of the
             views undoes it.
-        most_unequal: largest share of values whose signs differ in a pair; half do so in unlike vectors.
+        least: correlation of a pair.
     """
 
-    def __init__(self, vectors: Vectors, others: Vectors | None, views: Indices, most_unequal: float) -> None:
+    def __init__(self, vectors: Vectors, others: Vectors | None, views: Indices, least: float) -> None:
         self._within = others is None
+        self._vectors = vectors
+        self._others = vectors if others is None else others
         self._codes = _codes_of(vectors)
         self._other_codes = self._codes if others is None else _codes_of(others)
         self._views = views
-        self._inverse = [int((views == np.argsort(view)).all(axis=1).argmax()) for view in views]
+        self._inverse = np.array([(views == np.argsort(view)).all(axis=1).argmax() for view in views], np.intp)
+        self._least = least
+        self._shape = len(views), len(vectors), len(self._others)
         self._rng = np.random.default_rng(0)
-        self._most_unequal = most_unequal
         shuffled = self._rng.permutation(views.shape[1])[: views.shape[1] // 64 * 64]
         self._signs = _signs_of(self._codes, shuffled)
         self._other_signs = [_signs_of(self._other_codes, view[shuffled]) for view in views]
         self._places = min(round((_CELLS_PER_VECTOR * len(vectors)) ** (1 / _SETS_OF_TABLE) / 2) + 1, _MOST_PLACES)
 
     def pairs(self, rounds: int) -> Iterator[Pairs]:
-        """For each of so many rounds of 200 tables, the pairs that it finds: indices of both vectors, and the view.
+        """For each of so many rounds of 200 tables, the new pairs: indices of both vectors, view, and correlation.
 
-        A later round may find a pair again. Within one set, the first index is the smaller one.
+        Within one set, the first index is the smaller one.
         """
-        shape = self._codes.shape[1], self._other_codes.shape[1], len(self._views)
+        seen = np.empty(0, np.intp)
         with ThreadPoolExecutor(cores()) as pool:
             for _ in range(rounds):
                 sets = [self._rng.permutation(self._views.shape[1])[: self._places] for _ in range(_SETS)]
-                own = _outcomes(self._codes, sets, pool)
+                order = self._rng.permutation(self._shape[1])
+                own = _outcomes(self._codes, sets, pool)[:, order]
                 theirs = [_outcomes(self._other_codes, [view[places] for places in sets], pool) for view in self._views]
-                order = self._rng.permutation(shape[0])
                 tables = [self._rng.choice(_SETS, _SETS_OF_TABLE, replace=False) for _ in range(_TABLES)]
-                found = pool.map(lambda table: self._pairs_in_table(own, theirs, table, order), tables)  # noqa: B023
-                first, second, view = np.unravel_index(np.unique(np.concatenate([*found])), shape)
-                yield first, second, view
+                found = pool.map(lambda table: self._pairs_in_table(own, order, theirs, table), tables)  # noqa: B023
+                new = np.setdiff1d(np.concatenate([*found]), seen)
+                blocks = np.split(new, range(_BLOCK, len(new), _BLOCK))
+                correlations = np.concatenate([*pool.map(self._correlations, blocks)])
+                alike = np.flatnonzero(correlations >= self._least)
+                seen = np.concatenate([seen, new[alike]])
+                view, first, second = np.unravel_index(new[alike], self._shape)
+                yield first, second, view, correlations[alike]
 
-    def _pairs_in_table(self, own: Outcomes, theirs: list[Outcomes], table: Indices, order: Indices) -> Indices:
+    def _pairs_in_table(self, own: Outcomes, order: Indices, theirs: list[Outcomes], table: Indices) -> Indices:
         """The pairs that share a cell of a table and have enough equal signs.
 
         Args:
-            own: outcomes of the vectors, uint8 (sets, n).
+            own: outcomes of the vectors in an order, uint8 (sets, n); the last one in a cell is compared.
+            order: this order.
             theirs: outcomes of the others in each view.
             table: numbers of its sets.
-            order: the vectors at random; the last one in a cell is compared.
 
         Returns:
-            first index, second index and view as one number, see `np.ravel_multi_index`.
+            view, first index and second index as one number, see `np.ravel_multi_index`.
         """
         in_cell = np.full((2 * self._places) ** _SETS_OF_TABLE, -1, np.int32)
-        in_cell[self._cells_of(own[table])[order]] = order
-        shape = own.shape[1], theirs[0].shape[1], len(theirs)
-        word = table[0] % len(self._signs)
+        in_cell[self._cells_of(own[table])] = order
         found = []
         for view, outcomes in enumerate(theirs):
             first = in_cell.take(self._cells_of(outcomes[table]))
             if self._within:
                 first[first == np.arange(len(first))] = -1  # itself
             second = np.flatnonzero(first >= 0)
-            first = first[second]
-            for words, margin in ((slice(word, word + 1), _WORD_MARGIN), (slice(None), 0.0)):
+            first = first.take(second)
+            word = int(table[0]) % len(self._signs)
+            for count, deviations in _SIGN_TESTS:
+                words = slice(word // count * count, word // count * count + count)
                 own_signs, other_signs = self._signs[words], self._other_signs[view][words]
                 differing = own_signs.take(first, axis=1) ^ other_signs.take(second, axis=1)
-                unequal = np.bitwise_count(differing).sum(axis=0, dtype=np.uint16)
-                alike = unequal <= (self._most_unequal + margin) * 64 * len(differing)
-                first, second = first[alike], second[alike]
+                unequal, signs = np.bitwise_count(differing).sum(axis=0, dtype=np.uint16), 64 * len(differing)
+                most = np.arccos(self._least) / np.pi * signs + deviations * np.sqrt(signs) / 2
+                kept = np.flatnonzero(unequal <= most)
+                first, second = first.take(kept), second.take(kept)
             swapped = self._within & (first > second)
-            first, second = np.where(swapped, second, first), np.where(swapped, first, second)
-            found.append(np.ravel_multi_index((first, second, np.where(swapped, self._inverse[view], view)), shape))
+            pair = np.where(swapped, second, first), np.where(swapped, first, second)
+            found.append(np.ravel_multi_index((np.where(swapped, self._inverse[view], view), *pair), self._shape))
         return np.concatenate(found)
 
     def _cells_of(self, outcomes: Outcomes) -> NDArray[np.int32]:
         """The cells of n vectors, int32 (n,), from their outcomes in the sets of a table, uint8 (3, n)."""
         return reduce(lambda cells, outcome: cells * np.int32(2 * self._places) + outcome, outcomes.astype(np.int32))
+
+    def _correlations(self, pairs: Indices) -> NDArray[np.float32]:
+        view, first, second = np.unravel_index(pairs, self._shape)
+        correlations = np.empty(len(pairs), np.float32)
+        for number in np.unique(view):
+            chosen = np.flatnonzero(view == number)
+            own = self._vectors[first[chosen]].astype(np.float32)
+            other = self._others[second[chosen]].astype(np.float32).take(self._views[number], axis=1)
+            correlations[chosen] = np.einsum("nd,nd->n", own, other)
+        return correlations
 
 
 def _codes_of(vectors: Vectors) -> NDArray[np.uint16]:

@@ -26,7 +26,7 @@ from defectseg.copies.index import Index
 _LEAST_SEAM_CORRELATION = 0.40
 _LEAST_PROFILE_CORRELATION = 0.45
 _MOST_COMPARED = 16_384  # images, all pairs of which are compared
-_ROUNDS, _MOST_UNEQUAL = 40, 0.43  # of the index beyond
+_ROUNDS = 40  # of the index beyond
 _ROWS = 2048
 
 
@@ -63,10 +63,7 @@ def _alike(one: NDArray[Any], other: NDArray[Any], least: float) -> Iterator[tup
 
 def _indexed(one: NDArray[Any], other: NDArray[Any], least: float) -> Iterator[tuple[int, int, float]]:
     """The same, as far as an index finds them."""
-    index = Index(one, None if other is one else other, np.arange(STRIP_CELLS)[None], _MOST_UNEQUAL)
-    for first, second, _ in index.pairs(_ROUNDS):
-        for start in range(0, len(first), _ROWS):
-            rows, columns = first[start : start + _ROWS], second[start : start + _ROWS]
-            alike = np.einsum("nd,nd->n", one[rows].astype(np.float32), other[columns].astype(np.float32))
-            chosen = (alike >= least) & (rows != columns)
-            yield from zip(rows[chosen].tolist(), columns[chosen].tolist(), alike[chosen].tolist(), strict=True)
+    index = Index(one, None if other is one else other, np.arange(STRIP_CELLS)[None], least)
+    for first, second, _, alike in index.pairs(_ROUNDS):
+        apart = first != second
+        yield from zip(first[apart].tolist(), second[apart].tolist(), alike[apart].tolist(), strict=True)
