@@ -25,8 +25,9 @@ _SETS, _TABLES = 64, 200  # of a round: each set serves about nine tables, which
 _CELLS_PER_VECTOR = 3
 _PLACE_BITS, _STRENGTH_BITS = 6, 9
 _MOST_PLACES = 2**_PLACE_BITS  # of a set
-# Signs are compared first: how many words of 64, and how many deviations above the expected number may be unequal.
-_SIGN_TESTS = ((1, 0.9), (4, 1.3), (16, 1.8))
+_STRONG = 0.845  # times the mean of a vector: half of normally distributed values are as strong
+# Signs are compared first: in how many words of 64, and how many deviations above the expected number may be unequal.
+_SIGN_TESTS = ((2, 1.0), (16, 1.8))
 _BLOCK = 4096
 
 Vectors = NDArray[np.floating]
@@ -55,11 +56,12 @@ class Index:
         self._views = views
         self._inverse = np.array([(views == np.argsort(view)).all(axis=1).argmax() for view in views], np.intp)
         self._least = least
+        self._unequal = 1 / (1 + np.exp(3 * least / (1 - least**2)))  # share of strong values whose signs differ
         self._shape = len(views), len(vectors), len(self._others)
         self._rng = np.random.default_rng(0)
         shuffled = self._rng.permutation(views.shape[1])[: views.shape[1] // 64 * 64]
-        self._signs = _signs_of(self._codes, shuffled)
-        self._other_signs = [_signs_of(self._other_codes, view[shuffled]) for view in views]
+        self._bits = _bits_of(self._codes, shuffled)
+        self._other_bits = [_bits_of(self._other_codes, view[shuffled]) for view in views]
         self._places = min(round((_CELLS_PER_VECTOR * len(vectors)) ** (1 / _SETS_OF_TABLE) / 2) + 1, _MOST_PLACES)
 
     def pairs(self, rounds: int) -> Iterator[Pairs]:
@@ -105,14 +107,17 @@ class Index:
                 first[first == np.arange(len(first))] = -1  # itself
             second = np.flatnonzero(first >= 0)
             first = first.take(second)
-            word = int(table[0]) % len(self._signs)
+            word = int(table[0]) % len(self._bits)
             for count, deviations in _SIGN_TESTS:
                 words = slice(word // count * count, word // count * count + count)
-                own_signs, other_signs = self._signs[words], self._other_signs[view][words]
-                differing = own_signs.take(first, axis=1) ^ other_signs.take(second, axis=1)
-                unequal, signs = np.bitwise_count(differing).sum(axis=0, dtype=np.uint16), 64 * len(differing)
-                most = np.arccos(self._least) / np.pi * signs + deviations * np.sqrt(signs) / 2
-                kept = np.flatnonzero(unequal <= most)
+                bits, other_bits = (
+                    self._bits[words].take(first, axis=2),
+                    self._other_bits[view][words].take(second, axis=2),
+                )
+                strong = bits[:, 1] & other_bits[:, 1]
+                unequal = np.bitwise_count((bits[:, 0] ^ other_bits[:, 0]) & strong).sum(axis=0, dtype=np.uint16)
+                signs = np.bitwise_count(strong).sum(axis=0, dtype=np.float32)
+                kept = np.flatnonzero(unequal < self._unequal * signs + deviations / 2 * np.sqrt(signs))
                 first, second = first.take(kept), second.take(kept)
             swapped = self._within & (first > second)
             pair = np.where(swapped, second, first), np.where(swapped, first, second)
@@ -157,7 +162,13 @@ def _outcomes(codes: NDArray[np.uint16], sets: Sequence[Indices], pool: Executor
     return outcomes
 
 
-def _signs_of(codes: NDArray[np.uint16], places: Indices) -> NDArray[np.uint64]:
-    """The signs of n vectors at a multiple of 64 places, packed: uint64 (places / 64, n)."""
-    packed = np.packbits(codes[places].astype(np.uint8) & 1, axis=0)
-    return np.ascontiguousarray(np.ascontiguousarray(packed.T).view(np.uint64).T)
+def _bits_of(codes: NDArray[np.uint16], places: Indices) -> NDArray[np.uint64]:
+    """Of n vectors, the signs at a multiple of 64 places, and whether the values are strong: uint64 (words, 2, n)."""
+    bits = np.empty((len(places) // 64, 2, codes.shape[1]), np.uint64)
+    for start in range(0, codes.shape[1], _BLOCK):
+        block = slice(start, start + _BLOCK)
+        chosen = codes[:, block][places]
+        strengths = chosen >> (_PLACE_BITS + 1)
+        for number, flags in enumerate((chosen & 1, strengths > _STRONG * strengths.mean(axis=0))):
+            bits[:, number, block] = np.ascontiguousarray(np.packbits(flags, axis=0).T).view(np.uint64).T
+    return bits
