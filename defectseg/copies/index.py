@@ -26,8 +26,8 @@ _CELLS_PER_VECTOR = 3
 _PLACE_BITS, _STRENGTH_BITS = 6, 9
 _MOST_PLACES = 2**_PLACE_BITS  # of a set
 _STRONG = 0.845  # times the mean of a vector: half of normally distributed values are as strong
-# Signs are compared first: in how many words of 64, and how many deviations above the expected number may be unequal.
-_SIGN_TESTS = ((2, 1.0), (16, 1.8))
+# Deviations above the expected number of unequal signs that are allowed after the first 64 signs, and after all.
+_LEAST_DEVIATIONS, _MOST_DEVIATIONS = 1.0, 1.75
 _BLOCK = 4096
 
 Vectors = NDArray[np.floating]
@@ -56,7 +56,9 @@ class Index:
         self._views = views
         self._inverse = np.array([(views == np.argsort(view)).all(axis=1).argmax() for view in views], np.intp)
         self._least = least
-        self._unequal = 1 / (1 + np.exp(3 * least / (1 - least**2)))  # share of strong values whose signs differ
+        self._unequal = np.float32(
+            1 / (1 + np.exp(3 * least / (1 - least**2)))
+        )  # share of strong values whose signs differ
         self._shape = len(views), len(vectors), len(self._others)
         self._rng = np.random.default_rng(0)
         shuffled = self._rng.permutation(views.shape[1])[: views.shape[1] // 64 * 64]
@@ -106,23 +108,26 @@ class Index:
             if self._within:
                 first[first == np.arange(len(first))] = -1  # itself
             second = np.flatnonzero(first >= 0)
-            first = first.take(second)
-            word = int(table[0]) % len(self._bits)
-            for count, deviations in _SIGN_TESTS:
-                words = slice(word // count * count, word // count * count + count)
-                bits, other_bits = (
-                    self._bits[words].take(first, axis=2),
-                    self._other_bits[view][words].take(second, axis=2),
-                )
-                strong = bits[:, 1] & other_bits[:, 1]
-                unequal = np.bitwise_count((bits[:, 0] ^ other_bits[:, 0]) & strong).sum(axis=0, dtype=np.uint16)
-                signs = np.bitwise_count(strong).sum(axis=0, dtype=np.float32)
-                kept = np.flatnonzero(unequal < self._unequal * signs + deviations / 2 * np.sqrt(signs))
-                first, second = first.take(kept), second.take(kept)
+            first, second = self._with_equal_signs(view, first.take(second), second, int(table[0]))
             swapped = self._within & (first > second)
             pair = np.where(swapped, second, first), np.where(swapped, first, second)
             found.append(np.ravel_multi_index((np.where(swapped, self._inverse[view], view), *pair), self._shape))
         return np.concatenate(found)
+
+    def _with_equal_signs(self, view: int, first: Indices, second: Indices, start: int) -> tuple[Indices, Indices]:
+        """The pairs whose strong values have equal signs often enough; `start`: the word of signs to begin with."""
+        words = len(self._bits)
+        signs, unequal = np.zeros((2, len(first)), np.float32)
+        for number, deviations in enumerate(np.linspace(_LEAST_DEVIATIONS, _MOST_DEVIATIONS, words, dtype=np.float32)):
+            word = (start + number) % words
+            bits, other_bits = self._bits[word].take(first, axis=0), self._other_bits[view][word].take(second, axis=0)
+            strong = bits[:, 1] & other_bits[:, 1]
+            signs = signs + np.bitwise_count(strong)
+            unequal = unequal + np.bitwise_count((bits[:, 0] ^ other_bits[:, 0]) & strong)
+            kept = np.flatnonzero(unequal < self._unequal * signs + deviations / 2 * np.sqrt(signs))
+            first, second = first.take(kept), second.take(kept)
+            signs, unequal = signs.take(kept), unequal.take(kept)
+        return first, second
 
     def _cells_of(self, outcomes: Outcomes) -> NDArray[np.int32]:
         """The cells of n vectors, int32 (n,), from their outcomes in the sets of a table, uint8 (3, n)."""
@@ -163,12 +168,12 @@ def _outcomes(codes: NDArray[np.uint16], sets: Sequence[Indices], pool: Executor
 
 
 def _bits_of(codes: NDArray[np.uint16], places: Indices) -> NDArray[np.uint64]:
-    """Of n vectors, the signs at a multiple of 64 places, and whether the values are strong: uint64 (words, 2, n)."""
-    bits = np.empty((len(places) // 64, 2, codes.shape[1]), np.uint64)
+    """Of n vectors, the signs at a multiple of 64 places, and whether the values are strong: uint64 (words, n, 2)."""
+    bits = np.empty((len(places) // 64, codes.shape[1], 2), np.uint64)
     for start in range(0, codes.shape[1], _BLOCK):
         block = slice(start, start + _BLOCK)
         chosen = codes[:, block][places]
         strengths = chosen >> (_PLACE_BITS + 1)
         for number, flags in enumerate((chosen & 1, strengths > _STRONG * strengths.mean(axis=0))):
-            bits[:, number, block] = np.ascontiguousarray(np.packbits(flags, axis=0).T).view(np.uint64).T
+            bits[:, block, number] = np.ascontiguousarray(np.packbits(flags, axis=0).T).view(np.uint64).T
     return bits
