@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from defectseg.copies import strips
 from defectseg.copies.descriptors import Descriptors
 from defectseg.copies.strips import find_neighbours
 from defectseg.data.synthetic import make_sheet
@@ -50,6 +51,19 @@ def test_unlike_sheets_dark_ones_and_short_ones_are_no_neighbours(neighbours: Ne
     assert neighbours([np.clip(image * 0.5 + light, 0, 255).astype(np.uint8) for image in unlike[:6]]) == []
     assert neighbours([frame // 16 for frame in frames(0, 2)]) == []
     assert neighbours([frame[:, :300] for frame in frames(0, 2)]) == []
+
+
+def test_a_large_set_has_the_strips_of_a_small_one(
+    describe_pictures: Callable[..., Descriptors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = describe_pictures([*frames(0, 4), *frames(1, 4), *(frame[:, :300] for frame in frames(2, 4))])
+    compared = find_neighbours(described)
+    monkeypatch.setattr(strips, "_MOST_COMPARED", 0)
+    monkeypatch.setattr(strips, "_ROUNDS", 8)
+    indexed = find_neighbours(described)
+    assert [(one.first, one.second) for one in indexed] == [(0, 1), (1, 2), (2, 3), (4, 5), (5, 6), (6, 7)]
+    assert [(one.first, one.second) for one in compared] == [(one.first, one.second) for one in indexed]
+    assert [one.score for one in indexed] == pytest.approx([one.score for one in compared], abs=1e-4)
 
 
 def test_score_is_the_larger_correlation_of_seam_and_profile() -> None:
