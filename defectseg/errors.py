@@ -13,6 +13,7 @@ DefectsegError                    1   never raised itself
     └── ResourceError             4   disk space, memory, device, a folder in use
 """
 
+import re
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from importlib.util import find_spec
@@ -38,6 +39,16 @@ spelling: Callable[[str, object], str] = _as_keyword
 """How messages spell an argument with its value, or alone if the value is None. The command line spells flags."""
 
 
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_LONG_WORD = re.compile(r"([^\s/]{200})[^\s/]{300,}")  # no name of a file has so many
+
+
+def printable(text: str) -> str:
+    """A message without control characters, and with the long values cut that it quotes from a file; paths stay."""
+    text = _UNPRINTABLE.sub(lambda sign: ascii(sign[0])[1:-1], _LONG_WORD.sub(r"\1...", text))
+    return text if len(text) <= 6_000 else f"{text[:5_000]} ... {text[-500:]}"
+
+
 class DefectsegError(Exception):
     """A mistake that a user can correct: the message says what is wrong, what was expected, and what to do.
 
@@ -60,7 +71,7 @@ class DefectsegError(Exception):
             text = f"{spelling(self.argument, None)}: {text}"
         if self.go_on:
             text += f" Or go on with {' '.join(spelling(name, value) for name, value in self.go_on.items())}."
-        return text
+        return printable(text)
 
 
 class UsageError(DefectsegError):

@@ -15,10 +15,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from filelock import FileLock, Timeout
 
 from defectseg.errors import DataError, LabelError, OutputExistsError, ResourceError
 
@@ -217,6 +216,8 @@ def folder_lock(folder: Path, *, of: Path | None = None) -> Iterator[None]:
     Raises:
         ResourceError: another process holds the lock, or the folder cannot be made.
     """
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder / LOCK_NAME)
     with resource_errors(of or folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -269,6 +270,25 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def own_dir(folder: Path) -> None:
+    """Make a folder if it is absent, and refuse a link in its place or below, which would lead writes out of it.
+
+    Raises:
+        OutputExistsError: names the link.
+        OSError: it cannot be made.
+    """
+    below = (Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)
+    if link := next((path for path in chain([folder], below) if path.is_symlink()), None):
+        raise OutputExistsError(f"{link}: is a link, and results would be written where it leads. Delete it.")
+    folder.mkdir(exist_ok=True)
+
+
+def are_nested(one: Path, other: Path) -> bool:
+    """Whether two folders are the same, or one lies in the other, also through links. They need not exist."""
+    real, real_other = Path(os.path.realpath(one)), Path(os.path.realpath(other))
+    return real.is_relative_to(real_other) or real_other.is_relative_to(real)
 
 
 def is_empty_folder(folder: Path) -> bool:
@@ -365,7 +385,10 @@ def unpack_zip(archive: Path, folder: Path, *, remedy: str, progress: Callable[[
                 )
             for done, entry in enumerate(entries, start=1):
                 entry.filename = entry.filename.replace("\\", "/")  # old archivers of Windows
-                opened.extract(entry, folder)
+                try:
+                    opened.extract(entry, folder)
+                except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+                    raise ValueError(f"{entry.filename} and another entry: a file where a folder is needed") from error
                 progress(done, len(entries))
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, IndexError, RuntimeError, ValueError) as error:
         # IndexError: no name; RuntimeError: encrypted, or an unknown compression; ValueError: a name that is not UTF-8

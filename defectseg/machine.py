@@ -1,5 +1,6 @@
 """The machine that a measurement was made on: processor, cores, memory, versions of packages."""
 
+import math
 import os
 import platform
 import sys
@@ -8,11 +9,40 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from defectseg.errors import DataError
+
 __version__ = "0.1.0"
 _CPU_INFO, _STATUS = Path("/proc/cpuinfo"), Path("/proc/self/status")
 # Instruction sets that decide how fast a network runs, as Linux names them.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "torch")
+
+_allowed_bytes = 3 * 2**29
+
+
+def allow_gb(limit: float) -> None:
+    """Set the most memory for the content of one text file, or for one image in a network, by default 1.5 GB."""
+    global _allowed_bytes
+    _allowed_bytes = int(limit * 2**30)
+
+
+def allowed_bytes() -> int:
+    """The limit that `allow_gb` sets, in bytes."""
+    return _allowed_bytes
+
+
+def check_memory(what: object, needed_bytes: float) -> None:
+    """Raise DataError if `what` needs more memory than is allowed, with the flag that allows it."""
+    if needed_bytes > _allowed_bytes:
+        limit = f"{_allowed_bytes / 2**30:.1f} GB of memory"
+        advice = to_allow(needed_bytes)
+        raise DataError(f"{what}: would take more than {limit}, as files do that are made to hurt. {advice}")
+
+
+def to_allow(needed_bytes: float = 0) -> str:
+    """What to do about a file that needs so much memory, or an unknown amount that is more than the limit."""
+    enough = max(2, math.ceil(max(needed_bytes, 2 * _allowed_bytes) / 2**30))
+    return f"If you trust it, repeat the command as `defectseg --max-gb {enough} ...`."
 
 
 def machine_facts() -> dict[str, Any]:

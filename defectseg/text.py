@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from defectseg.errors import DataError, LabelError
+from defectseg.errors import LabelError
 from defectseg.files import open_regular
+from defectseg.machine import allowed_bytes, check_memory
 
 if TYPE_CHECKING:
     import yaml
@@ -29,23 +30,6 @@ _DEEPEST_YAML = 50
 
 _XML_ENCODING = re.compile(rb"""<\?xml [^>]*encoding=["']([A-Za-z][\w.-]*)""", re.ASCII)
 
-_most_bytes = 3 * 2**29
-
-
-def allow_gb(limit: float) -> None:
-    """Set the most memory that the content of one text file may take, by default 1.5 GB."""
-    global _most_bytes
-    _most_bytes = int(limit * 2**30)
-
-
-def check_memory(path: Path, needed_bytes: float) -> None:
-    """Refuse a file whose content would take too much memory. Raises DataError, which names the flag that allows it."""
-    if needed_bytes > _most_bytes:
-        raise DataError(
-            f"{path}: would take more than {_most_bytes / 2**30:.1f} GB of memory, as files do that are made to hurt. "
-            f"If you trust it, repeat the command as `defectseg --max-gb {max(2, 2 * _most_bytes // 2**30)} ...`."
-        )
-
 
 def read_text(path: Path, expected: str) -> str:
     """UTF-8 text, with or without a byte-order mark, or XML in the encoding that it declares; gzip is unpacked.
@@ -59,7 +43,7 @@ def read_text(path: Path, expected: str) -> str:
             is_gzip = handle.read(2) == b"\x1f\x8b"
             handle.seek(0)
             stream = gzip.GzipFile(fileobj=handle) if is_gzip else handle
-            content = stream.read(_most_bytes // _TEXT_BYTES + 1)
+            content = stream.read(allowed_bytes() // _TEXT_BYTES + 1)
         check_memory(path, len(content) * _TEXT_BYTES)
         with suppress(UnicodeDecodeError):  # UTF-8 that declares another encoding is common, too
             return content.decode("utf-8-sig")
@@ -74,11 +58,16 @@ def read_text(path: Path, expected: str) -> str:
         raise LabelError(f"{path}: {kind}; {expected}.") from error
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises LabelError if it is none, and DataError if it is too large."""
+def read_json(path: Path, *, lines: bool = False) -> Any:
+    """The content of a JSON file, or with `lines` a list of what each line of it holds.
+
+    Raises:
+        LabelError: it is no JSON.
+        DataError: it is too large.
+    """
     text = _counted(path, "expected JSON", _JSON_BYTES)
     try:
-        return json.loads(text)
+        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LabelError(f"{path}: not valid JSON ({error}).") from error
 

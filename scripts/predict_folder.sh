@@ -57,11 +57,11 @@ code=$?
 case $code in
     0) log "done" ;;
     # The other images are done. The next run retries unreadable ones, so a file that was still being copied succeeds
-    # then. Blank images count only with the flag --fail-on-blank.
+    # then. Blank images count only with --fail-on-blank. --max-unreadable 1 accepts a file that is dead for good.
     3) notice "done, but not all is well$(troubles)" ;;
     # Needs action: no model, no input, disk full, or out of memory. The last line of the log says which.
     4) notice "could not go on: see the end of $out.log; run again once it is mended, nothing is lost" ;;
-    # Only with the flag --fail-on-defect. Earlier nights in OUT count too, so use a new OUT for each night.
+    # Only with --fail-on or --fail-on-defect. Earlier nights in OUT count too, so use a new OUT for each night.
     10) notice "defects found: see $out/images.csv and $out/overlays$(troubles)" ;;
     130) log "interrupted; the next run goes on from here" ;;
     # A wrong flag, or OUT holds results of another model, runtime or settings (the log says which): use a new OUT, or

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from defectseg import errors
-from defectseg.errors import ExitCode, MissingExtraError, UsageError
+from defectseg.errors import DefectsegError, ExitCode, MissingExtraError, UsageError
 
 
 def _drawn() -> list[tuple[int, str, int]]:
@@ -43,3 +43,10 @@ def test_an_error_names_arguments_as_its_reader_knows_them(monkeypatch: pytest.M
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     monkeypatch.setattr(errors, "spelling", lambda name, value: f"--{name}")
     assert str(error) == "--workers: expected 1 or more, found 0. Or go on with --overwrite."
+
+
+def test_what_a_message_quotes_from_a_file_is_cut_and_made_printable_but_no_path_is() -> None:
+    path = "/".join(["x" * 255, "y" * 255, "a b.csv"])
+    told = str(DefectsegError(f"{path}: {'9' * 90_000} \x1b[31m \ud800"))
+    assert told == f"{path}: {'9' * 200}... \\x1b[31m \\ud800"
+    assert len(str(DefectsegError(f"expected {', '.join(['c'] * 100_000)}, found none"))) < 6_000

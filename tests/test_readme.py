@@ -14,7 +14,15 @@ from defectseg.errors import ExitCode
 from defectseg.predict.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/api.md", "docs/formats.md", "docs/other-programs.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/api.md",
+    "docs/formats.md",
+    "docs/other-programs.md",
+    "docs/jobs.md",
+    "docs/watch.md",
+)
 
 
 def read(name: str) -> str:

@@ -299,6 +299,45 @@ def test_train_slurm_is_not_queued_again_for_ever(tmp_path: Path, stubs: Path, t
     assert ["requeue", "7"] not in calls(stubs, "scontrol")
 
 
+# predict_slurm.sh
+
+
+def test_predict_slurm_gives_each_task_its_shard_and_folder_and_then_merges_them(tmp_path: Path, stubs: Path) -> None:
+    out = tmp_path / "all results"
+    put_stub(stubs, "defectseg", '[ "$1" = merge ] || mkdir -p "$7"')
+    for task in ("1", "2"):
+        done = run(
+            *("predict_slurm.sh", "a model.xml", "night shift", f"{out}/", "--classes", "1,long scratch"),
+            stubs=stubs,
+            SLURM_ARRAY_TASK_ID=task,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    assert run("predict_slurm.sh", "--merge", f"{out}/", "--overwrite", stubs=stubs).returncode == 0
+
+    flags = ("--classes", "1,long scratch")
+    assert calls(stubs, "defectseg") == [
+        ["predict", "a model.xml", "night shift", "--shard", "auto", "--out", f"{out}/shards/1", *flags],
+        ["predict", "a model.xml", "night shift", "--shard", "auto", "--out", f"{out}/shards/2", *flags],
+        ["merge", f"{out}/shards/1", f"{out}/shards/2", "--out", f"{out}/all", "--overwrite"],
+    ]
+
+
+@pytest.mark.parametrize(("code", "ended"), [(0, 0), (3, 0), (10, 0), (1, 1), (2, 2), (4, 4), (130, 130)])
+def test_predict_slurm_fails_a_task_only_if_its_shard_is_not_done(stubs: Path, code: int, ended: int) -> None:
+    put_stub(stubs, "defectseg", f"exit {code}")
+    done = run("predict_slurm.sh", "m.xml", "in", "out", stubs=stubs, SLURM_ARRAY_TASK_ID="1")
+    assert done.returncode == ended
+    assert run("predict_slurm.sh", "--merge", "out", stubs=stubs).returncode == code, "here all of them count"
+
+
+@pytest.mark.parametrize("words", [[], ["m.xml", "in", "out"], ["--merge"]])
+def test_predict_slurm_outside_of_an_array_says_how_it_is_used(stubs: Path, words: list[str]) -> None:
+    put_stub(stubs, "defectseg", "exit 0")
+    done = run("predict_slurm.sh", *words, stubs=stubs)
+    assert (done.returncode, calls(stubs, "defectseg")) == (2, [])
+    assert "usage: sbatch --array=1-8 predict_slurm.sh MODEL IMAGES OUT" in done.stderr
+
+
 # _environment.sh
 
 INTERPRETER = """

@@ -11,15 +11,16 @@ import pytest
 
 from defectseg import text
 from defectseg.errors import DataError, LabelError
+from defectseg.machine import allow_gb
 
 LIMIT_GB = 0.02
 
 
 @pytest.fixture(autouse=True)
 def _limit() -> Iterator[None]:
-    text.allow_gb(LIMIT_GB)
+    allow_gb(LIMIT_GB)
     yield
-    text.allow_gb(1.5)
+    allow_gb(1.5)
 
 
 def peak_bytes(read: Callable[[Path], Any], path: Path) -> int:

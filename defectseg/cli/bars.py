@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 
-from defectseg.errors import ExitCode
+from defectseg.errors import ExitCode, printable
 from defectseg.machine import is_main_process
 from defectseg.progress import Progress
 
@@ -30,7 +30,7 @@ def set_up_logging() -> None:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
+        message = printable(record.getMessage())
         return f"{record.levelname.lower()}: {message}" if record.levelno >= logging.WARNING else message
 
 

@@ -13,7 +13,7 @@ from defectseg.cli.bars import progress_bar
 from defectseg.cli.data_formats import export_app, import_labels, print_report
 from defectseg.cli.options import BitDepth, DataFolder, Json, MaxPixels, NewFolder, Overwrite, Seed, Verbose, parse_size
 from defectseg.cli.show import finish, print_json, print_rows, shown
-from defectseg.errors import OutputExistsError
+from defectseg.errors import OutputExistsError, printable
 
 if TYPE_CHECKING:
     from defectseg.check.pairs import CopyPair
@@ -132,7 +132,7 @@ def _print_check(report: "CheckReport", against: Path | None) -> None:
         bins = [[one.name, *map(str, bars.values())] for one, bars in zip(report.classes, histograms, strict=True)]
         print_rows([[title, *histograms[0]], *bins])
     for fault in report.faults:
-        print(f"{fault.severity}: {fault.message} {fault.remedy}")
+        print(f"{fault.severity}: {printable(fault.message)} {fault.remedy}")
     where = "across the folds of split.csv" if against is None else f"shared with {against}"
     _print_pairs(report.duplicates, "copies within the folder")
     _print_pairs(report.leaks, f"copies {where}")

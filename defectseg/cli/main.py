@@ -14,16 +14,16 @@ import typer
 from typer import Option
 
 from defectseg import errors
-from defectseg.cli import benchmark, data, demo, evaluate, export, info, predict, train, tune
+from defectseg.cli import benchmark, data, demo, evaluate, export, info, merge, predict, train, tune, watch
 from defectseg.cli.bars import set_up_logging
 from defectseg.cli.show import log
 from defectseg.errors import DefectsegError, ExitCode
-from defectseg.machine import __version__
-from defectseg.text import allow_gb
+from defectseg.machine import __version__, allow_gb
 
-# Idle OpenMP threads spin before they sleep, a tenth of a second by default. On a PC that runs other programs too, that
-# made a training step up to ten times slower. This many spins are enough on a machine that runs nothing else.
-_SPIN_COUNT = "30000"
+# Idle threads of OpenMP and OpenBLAS spin before they sleep, a tenth of a second by default. On a PC that runs other
+# programs too, that made a training step up to ten times slower. This many spins (of OpenBLAS, this power of two) are
+# enough on a machine that runs nothing else.
+_SPIN_COUNT, _SPIN_LOG2 = "30000", "15"
 
 _TyperUsageError: Any = typer.BadParameter.__base__  # click's or typer's own, depending on the version of typer
 
@@ -37,8 +37,8 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 for _command in (
-    *(demo.demo, train.train, evaluate.evaluate, tune.tune, predict.predict),
-    *(export.export, benchmark.benchmark, info.info),
+    *(demo.demo, train.train, evaluate.evaluate, tune.tune, predict.predict, watch.watch),
+    *(merge.merge, export.export, benchmark.benchmark, info.info),
 ):
     app.command()(_command)
 
@@ -55,7 +55,10 @@ def _root(
         bool, Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
     max_gb: Annotated[
-        float, Option(help="Most memory for the content of one text file, as labels are.", min=0.1, metavar="GB")
+        float,
+        Option(
+            help="Most memory for the content of one text file, or for one image in a network.", min=0.1, metavar="GB"
+        ),
     ] = 1.5,
 ) -> None:
     allow_gb(max_gb)
@@ -65,6 +68,7 @@ def main() -> None:
     """Run the command line. Every error ends in one message and an exit code."""
     gc.set_threshold(10_000)  # the imports of a command make 50,000 objects that stay
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", _SPIN_LOG2)
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our own messages name the files that it cannot decode
     errors.spelling = _flag
     set_up_logging()

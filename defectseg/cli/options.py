@@ -63,6 +63,40 @@ MaxPixels = Annotated[
         callback=_allow_pixels,
     ),
 ]
+Classes = Annotated[
+    str | None, Option(help="Report only these classes, by number or name, e.g. 1,scratch.", metavar="LIST")
+]
+Outputs = Annotated[
+    str | None, Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions")
+]
+Overlays = Annotated[Literal["all", "defects", "none"] | None, Option(help="Images that get an overlay. Default: all.")]
+Workers = Annotated[
+    int | None, Option(help="Images in the network at once; results stay the same.", min=1, metavar="N")
+]
+FailOn = Annotated[
+    str | None,
+    Option(
+        help="Exit with 10 if an image in --out meets one of these rules, comma-separated. CLASS: number, name or any; "
+        "FIELD: column of regions.csv, or count; met from NUMBER on. E.g. 1,scratch:area_px=500,any:count=20.",
+        metavar="CLASS[:FIELD=NUMBER]",
+    ),
+]
+FailOnDefect = Annotated[
+    bool, Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect: --fail-on any.")
+]
+FailOnBlank = Annotated[
+    bool, Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank (shows nothing).")
+]
+MaxUnreadable = Annotated[
+    str, Option(help="Accept so many unreadable images, or % of those given: no exit code 3.", metavar="N|P%")
+]
+MmPerPx = Annotated[
+    str | None,
+    Option(
+        help="Add sizes in mm to regions.csv. X: mm of a pixel along the rows; Y: across them, if different.",
+        metavar="X[xY]",
+    ),
+]
 Seed = Annotated[int, Option(help="The same seed gives the same result.", min=0, metavar="S")]
 Json = Annotated[bool, Option("--json", help="Print one JSON object to standard output.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace the results of an earlier run in --out.")]
@@ -74,6 +108,23 @@ Verbose = Annotated[
 def entries(listed: str | None) -> list[str] | None:
     """The entries of a comma-separated list; None if there is no list."""
     return None if listed is None else [entry.strip() for entry in listed.split(",") if entry.strip()]
+
+
+def all_rules(fail_on: str | None, fail_on_defect: bool) -> str | None:
+    """The rules of `--fail-on` and `--fail-on-defect` together."""
+    if not fail_on_defect:
+        return fail_on
+    return "any" if fail_on is None else f"any,{fail_on}"
+
+
+def parse_mm_per_px(text: str | None) -> tuple[float, float] | None:
+    """Width and height of a pixel in mm of `--mm-per-px X[xY]`, or None."""
+    if text is None:
+        return None
+    sides = [float(side) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", side) else 0.0 for side in re.split("[xX×]", text)]
+    if len(sides) > 2 or not all(sides):
+        raise UsageError(f"--mm-per-px {text}: expected mm along the rows x mm across them, such as 0.5 or 0.5x0.8.")
+    return sides[0], sides[-1]
 
 
 def parse_size(text: str) -> tuple[int, int]:

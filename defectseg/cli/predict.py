@@ -1,55 +1,56 @@
 """`defectseg predict`."""
 
 import glob
+import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO
 
 import typer
 from typer import Argument, Option
 
+from defectseg.cli import options
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import BitDepth, Device, Json, MaxPixels, Model, Overwrite, Runtime, Tta, Verbose, entries
-from defectseg.cli.show import print_json, shown, warn
-from defectseg.errors import UsageError
+from defectseg.cli.options import entries
+from defectseg.cli.show import log, print_json, print_rules_met, shown, warn
+from defectseg.errors import DataError, UsageError
+from defectseg.machine import check_memory
+
+_LONGEST_LINE_BYTES = 2**16
+_BYTES_OF_A_PATH = 400  # in memory, besides its letters
 
 
 def predict(
-    model: Model,
+    model: options.Model,
     inputs: Annotated[
         list[str],
         Argument(help="Folders, images or glob patterns; - reads paths from standard input.", metavar="INPUT..."),
     ],
     out: Annotated[Path, Option(help="Folder to write. Results with the same settings are continued.", metavar="DIR")],
     recursive: Annotated[bool, Option("--recursive/--no-recursive", help="Search subfolders.")] = True,
-    classes: Annotated[
-        str | None, Option(help="Report only these classes, by number or name, e.g. 1,scratch.", metavar="LIST")
+    classes: options.Classes = None,
+    overwrite: options.Overwrite = False,
+    fail_on: options.FailOn = None,
+    fail_on_defect: options.FailOnDefect = False,
+    fail_on_blank: options.FailOnBlank = False,
+    max_unreadable: options.MaxUnreadable = "0",
+    outputs: options.Outputs = None,
+    overlays: options.Overlays = None,
+    mm_per_px: options.MmPerPx = None,
+    device: options.Device = "auto",
+    runtime: options.Runtime = "auto",
+    workers: options.Workers = None,
+    tta: options.Tta = None,
+    bit_depth: options.BitDepth = None,
+    max_pixels: options.MaxPixels = None,
+    shard: Annotated[
+        str | None,
+        Option(help="Do part i of n; merge puts all together. auto: from a SLURM array or RANK.", metavar="i/n|auto"),
     ] = None,
-    overwrite: Overwrite = False,
-    fail_on_defect: Annotated[
-        bool, Option("--fail-on-defect", help="Exit with 10 if any image in --out has a defect.")
-    ] = False,
-    fail_on_blank: Annotated[
-        bool, Option("--fail-on-blank", help="Exit with 3 if any image in --out is blank (shows nothing).")
-    ] = False,
-    outputs: Annotated[
-        str | None, Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions")
-    ] = None,
-    overlays: Annotated[
-        Literal["all", "defects", "none"] | None, Option(help="Images that get an overlay. Default: all.")
-    ] = None,
-    device: Device = "auto",
-    runtime: Runtime = "auto",
-    workers: Annotated[
-        int | None, Option(help="Images in the network at once; results stay the same.", min=1, metavar="N")
-    ] = None,
-    tta: Tta = None,
-    bit_depth: BitDepth = None,
-    max_pixels: MaxPixels = None,
-    json_output: Json = False,
-    verbose: Verbose = False,
+    json_output: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Find defects in images and paint them red.
 
@@ -57,18 +58,27 @@ def predict(
     journal.jsonl; --outputs leaves some out. Run the same command again after an interruption, or when there are new
     images: it processes only what is missing.
 
-    Exit codes: 0 done; 10 a defect was found (--fail-on-defect); 3 some images are unreadable (see errors.csv) or blank
-    (--fail-on-blank); 4 could not continue. If both 10 and 3 apply, it is 10.
+    Exit codes: 0 done; 10 a rule is met (--fail-on, --fail-on-defect); 3 more images are unreadable (see errors.csv)
+    than --max-unreadable, or some are blank (--fail-on-blank); 4 could not continue. If both 10 and 3 apply, it is 10.
 
     Example: defectseg predict runs/1/model.safetensors night_shift/ --out results/
 
     Faster, with an exported model: defectseg predict fast.xml night_shift/ --out results/ --overlays defects
     """
+    if model.endswith(".xml"):
+        import defectseg.model.openvino_io  # noqa: F401  # its plugin loads while the others are imported
+
     from defectseg.image.find import find_images
     from defectseg.model.locate import model_paths
     from defectseg.predict.predict import exit_code_of
     from defectseg.predict.predict import predict as run_prediction
+    from defectseg.predict.rules import Tolerance
+    from defectseg.predict.shards import parse_shard
 
+    tolerance, size = Tolerance.parse(max_unreadable), options.parse_mm_per_px(mm_per_px)
+    own_shard = None if shard is None else parse_shard(shard)
+    if own_shard is not None:
+        log.setLevel(min(log.level, logging.INFO))  # each shard reports its own, not only the process of RANK 0
     images = find_images(*expand(inputs), recursive=recursive, skip=out, keep_faulty=True)
     again = "The same command, without --overwrite," if overwrite else "The same command"
     with progress_bar("predicting", after_interrupt=f"{again} continues it.") as progress:
@@ -80,11 +90,14 @@ def predict(
             overwrite=overwrite,
             outputs=entries(outputs),
             overlays=overlays,
+            mm_per_px=size,
+            fail_on=options.all_rules(fail_on, fail_on_defect),
             device=device,
             runtime=runtime,
             workers=workers,
             tta=tta,
             bit_depth=bit_depth,
+            shard=own_shard,
             progress=progress,
         )
     warn(run["warnings"])
@@ -97,21 +110,34 @@ def predict(
             f"{run['processed']} images processed{speed}: {run['with_defect']} with a defect{blank}, "
             f"{run['unreadable']} unreadable; {run['already_done']} were done before."
         )
+        print_rules_met(run, out)
         print(f"Results: {shown(out)}")
-    raise typer.Exit(exit_code_of(run, fail_on_defect=fail_on_defect, fail_on_blank=fail_on_blank))
+    raise typer.Exit(exit_code_of(run, fail_on_blank=fail_on_blank, max_unreadable=tolerance))
 
 
 def expand(inputs: Sequence[str]) -> tuple[list[Path], Iterator[Path]]:
     """The paths that the arguments name, with patterns expanded; and the paths that `-` reads from standard input."""
     paths: list[Path] = []
-    lines: Iterable[bytes] = ()
+    listed: Iterator[Path] = iter(())
     for entry in inputs:
         if not entry.strip():
             raise UsageError("an INPUT is empty, perhaps a shell variable that is not set. Name a folder or an image.")
         if entry == "-":
-            lines = sys.stdin.buffer
+            listed = _paths_in(sys.stdin.buffer)
         elif not Path(entry).exists() and glob.has_magic(entry):
             paths += [Path(match) for match in sorted(glob.glob(entry, recursive=True))] or [Path(entry)]  # noqa: PTH207
         else:
             paths.append(Path(entry))
-    return paths, (Path(os.fsdecode(line.rstrip(b"\r\n"))) for line in lines if line.strip())
+    return paths, listed
+
+
+def _paths_in(lines: BinaryIO) -> Iterator[Path]:
+    """The paths in a list that may be long, but neither endless nor something else. Raises DataError."""
+    needed_bytes = 0
+    while line := lines.readline(_LONGEST_LINE_BYTES):
+        needed_bytes += _BYTES_OF_A_PATH + 4 * len(line)
+        check_memory("the list on standard input", needed_bytes)
+        if len(line) == _LONGEST_LINE_BYTES or b"\0" in line:
+            raise DataError("standard input: no list of paths; expected one a line, in UTF-8 and without zero bytes.")
+        if line.strip():
+            yield Path(os.fsdecode(line.rstrip(b"\r\n")))

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import typer
 from defectseg.errors import ExitCode
 
 log = logging.getLogger("defectseg")
+
+_NAMED = 3  # images that meet a rule
 
 
 def print_json(content: Any) -> None:
@@ -33,6 +35,14 @@ def shown(path: Path) -> str:
     """A path for people: relative to the current folder if it lies there."""
     resolved = path.resolve()
     return str(resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else path)
+
+
+def print_rules_met(run: Mapping[str, Any], out: Path) -> None:
+    """Print how many images in an output folder of predict meet a rule of --fail-on, and the first of them."""
+    if rules := run.get("fail_on"):
+        named = f": {', '.join(rules['first'][:_NAMED])}" if rules["first"] else ""
+        more = f" and {rules['images'] - _NAMED} more" if rules["images"] > _NAMED else ""
+        print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{named}{more}.")
 
 
 def warn(warnings: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from defectseg.errors import DataError
+from defectseg.errors import DataError, printable
 from defectseg.files import write_text
 from defectseg.text import read_text
 
@@ -43,6 +43,8 @@ def check_class_names(names: Sequence[str], *, where: str) -> None:
     for number, name in enumerate(names, start=1):
         if not name.strip():
             raise DataError(f"{where}: the name of ClassId {number} is blank. Line n names ClassId n.")
+        if printable(name) != name:
+            raise DataError(f"{where}: the name of ClassId {number} is too long or has control characters: {name}")
         if name in names[: number - 1]:
             raise DataError(f"{where}: '{name}' names ClassId {names.index(name) + 1} and {number}. Rename one.")
 

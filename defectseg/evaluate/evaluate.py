@@ -11,7 +11,7 @@ from defectseg.evaluate.prediction_file import score_predictions
 from defectseg.evaluate.report import ERRORS, write_evaluation
 from defectseg.evaluate.score import Evaluation, Scored, all_unreadable, score_images
 from defectseg.evaluate.subset import choose_subset
-from defectseg.files import result_folder, write_result
+from defectseg.files import own_dir, result_folder, write_result
 from defectseg.image.overlay import encode_jpeg, paint_comparison
 from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
@@ -67,6 +67,7 @@ def evaluate(
         folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
         image_ids, warnings = choose_subset(folder, info, paths, subset, split)
         _clear(out)
+        own_dir(out / OVERLAYS)
         overlays = {image_id: Path(OVERLAYS) / f"{name}.jpg" for image_id, name in output_names(image_ids).items()}
 
         def write_overlay(scored: Scored) -> None:

@@ -8,6 +8,7 @@ from defectseg.formats.coco import CocoDocument
 from defectseg.formats.exporting import ExportReport
 from defectseg.formats.losses import Tally
 from defectseg.image import rle
+from defectseg.image.limits import check_masks
 from defectseg.predict.output import read_results
 from defectseg.predict.tables import RLE, STATUS_UNREADABLE
 from defectseg.progress import Progress, silent
@@ -46,12 +47,13 @@ def predictions_to_coco(
         if record.status == STATUS_UNREADABLE:
             tally.add("unreadable_images", example=record.image_id)
             continue
-        size_hw = int(record.image["height"]), int(record.image["width"])
-        encoded = {int(class_id): text for _, class_id, text in record.predictions}
+        size_hw = record.size_hw
+        encoded = {class_id: text for _, class_id, text in record.predictions}
+        check_masks(size_hw, shapes=len(encoded), classes=len(encoded), where=f"{root}: {record.image_id}")
         masks = {class_id: rle.decode(text, size_hw, where=record.image_id) for class_id, text in encoded.items()}
         scores: dict[tuple[int, ...], list[float]] = defaultdict(list)
-        for _, class_id, _, area_px, left, top, width, height, _, _, score in record.regions:
-            scores[tuple(map(int, (class_id, area_px, left, top, width, height)))].append(float(score))
+        for _, class_id, _, area_px, left, top, width, height, _, _, *rest in record.regions:
+            scores[class_id, area_px, left, top, width, height] += map(float, rest[:1])
         for annotation in document.add_image(record.image_id, size_hw, masks):
             if found := scores[annotation["category_id"], annotation["area"], *annotation["bbox"]]:
                 annotation["score"] = found.pop(0)  # regions of one class, area and box take their scores in turn

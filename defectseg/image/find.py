@@ -11,20 +11,14 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path, PurePath
 
-import cv2
-
 from defectseg.errors import DataError
 from defectseg.files import UNFIT_CHARACTERS
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"}).union(
-    # Not in every build of OpenCV. It has a writer for each of these if it has a reader.
-    suffix
-    for suffix in (".jp2", ".gif", ".avif")
-    if cv2.haveImageWriter(f"x{suffix}")
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".gif", ".avif"]
 )
-
 _SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
 _SEPARATORS = ("/", os.sep)
 _UNFIT_FOR_AN_IMAGE_ID = re.compile(UNFIT_CHARACTERS)
@@ -99,7 +93,7 @@ def find_images(
     search.forget_seen()
     if tell:
         search.log_passed_over()
-    images = _with_valid_ids(sorted(_name_apart(search.found)))
+    images = with_valid_ids(sorted(_name_apart(search.found)))
     if not images:
         names = ", ".join(map(str, inputs[:3])) or "the list of inputs"
         where = "" if recursive else " (subfolders were not searched)"
@@ -173,8 +167,8 @@ class _Search:
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112
                     if self._recursive:
                         (links if entry.is_symlink() else folders).append(folder / entry.name)
-                elif _suffix(entry.name) not in IMAGE_SUFFIXES:
-                    self._passed_over[_suffix(entry.name)] += 1
+                elif suffix_of(entry.name) not in IMAGE_SUFFIXES:
+                    self._passed_over[suffix_of(entry.name)] += 1
                 # Broken links and irregular files are kept, so that they are reported as unreadable.
                 elif self._is_new(real, entry.name):
                     self.found[whole].append(FoundImage(name := prefix + entry.name, where or name))
@@ -198,11 +192,12 @@ class _Search:
         return is_new
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name in small letters."""
     return PurePath(name).suffix.lower()
 
 
-def _with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
+def with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
     """The images, sorted by ImageId; an image with an invalid ImageId gets a valid, unique one and a fault."""
     if not any(_UNFIT_FOR_AN_IMAGE_ID.search(image.image_id) for image in images):
         return sorted(images)

@@ -95,5 +95,5 @@ def _most_regions(mask: NDArray[np.bool_]) -> int:
     most: int = (height + 1) // 2 * ((width + 1) // 2)
     if most < _MOST_LABELS_16_BIT:
         return most
-    in_first_column, after_a_gap = np.count_nonzero(mask[:, 0]), np.count_nonzero(mask[:, 1:] & ~mask[:, :-1])
+    in_first_column, after_a_gap = np.count_nonzero(mask[:, 0]), np.count_nonzero(mask[:, 1:] > mask[:, :-1])
     return int(in_first_column) + int(after_a_gap)

@@ -84,10 +84,10 @@ def segment(prediction: ImageAnswer, thresholds: Thresholds) -> Segmentation:
     regions: list[Region] = []
     present: list[int] = []
     for index in _passing(prediction.gate, thresholds):
-        probabilities, least = prediction.probabilities[index], np.float32(thresholds.pixel[index])
-        if probabilities.size == 0 or probabilities.max() < least:
+        probabilities, least_px = prediction.probabilities[index], thresholds.min_area_px[index]
+        mask = probabilities >= np.float32(thresholds.pixel[index])
+        if not mask.any():
             continue
-        least_px, mask = thresholds.min_area_px[index], probabilities >= least
         masks[index], found = find_regions(mask, class_id=index + 1, probabilities=probabilities, min_area_px=least_px)
         regions += found
         present += [index] if found else []

@@ -85,7 +85,7 @@ def decode(found: FoundImage, settings: Settings) -> DecodedImage:
 
 
 def stream(
-    images: Iterable[FoundImage],
+    images: Iterable[FoundImage | None],
     runtime: Runtime,
     settings: Settings,
     then: Callable[[Segmented], _Out],
@@ -100,7 +100,7 @@ def stream(
     others would change the answer. If memory is still short, the image is Unreadable. A batch is halved before.
 
     Args:
-        images: read a bounded number ahead of the caller.
+        images: read a bounded number ahead of the caller. None: no other is ready, so yield what those before give.
         runtime: called from `runtime.parallel` threads.
         settings: of the inference.
         then: called from several threads, in any order; twice for an image for which it runs out of memory.

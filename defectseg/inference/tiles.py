@@ -142,17 +142,19 @@ def answer_all(runtime: Runtime, tiles: Iterator[NDArray[np.uint8]], tta: str) -
 
 
 def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], *, most: int
+    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In | None], *, most: int
 ) -> Iterator[_Out]:
     """Apply `function` to the items in threads, and yield the results in order; at most `most` items are taken ahead.
 
+    If an item is None, all results before it are yielded before the next item is taken, which may be long in coming.
     When the reader stops or an item fails, items that have not begun are cancelled.
     """
     waiting: deque[Future[_Out]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= most:
+            if item is not None:
+                waiting.append(pool.submit(function, item))
+            while waiting and (item is None or len(waiting) >= most):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

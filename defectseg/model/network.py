@@ -12,13 +12,13 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defectseg.config import ModelConfig
 from defectseg.errors import ConfigError, ModelError
 from defectseg.model.info import Normalization
+from defectseg.model.weights_file import load_tensors
 
 STRIDE_PX = 32
 _LEAST_PX = {"pan": 128}  # its attention halves the deepest features three times
@@ -150,10 +150,12 @@ def load_encoder_weights(network: DefectNetwork, path: Path) -> None:
             if not key.endswith("num_batches_tracked"):
                 missing.append(key)
             continue
-        if tensor.dim() == current.dim() == 4 and (tensor.shape[1], current.shape[1]) == (3, 1):
+        if current.shape[1:2] == (1,) and tensor.shape == (*current.shape[:1], 3, *current.shape[2:]):
             tensor = tensor.sum(dim=1, keepdim=True)
         if tensor.shape != current.shape:
             misfits.append(f"{key} {tuple(tensor.shape)} instead of {tuple(current.shape)}")
+        elif not _has_numbers(tensor, current.dtype):
+            misfits.append(f"{key} has no finite numbers of its type")
         chosen[key] = tensor
     if missing or misfits:
         problem = f"lacks {len(missing)} of {len(wanted)} weights (first: {missing[0]})" if missing else misfits[0]
@@ -287,27 +289,35 @@ def _averaging(length: Any, wanted: Any, device: torch.device) -> Tensor:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error.args[0]) if error.args else type(error).__name__
+    text = str(getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__))
     return text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in a file, without a prefix that all their names share. No code in the file is run."""
     try:
-        is_safetensors = path.suffix == ".safetensors"
-        content: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
     except FileNotFoundError:
         raise ModelError(f"{path}: not there. Expected imagenet, none or a file.", argument="encoder_weights") from None
     except Exception as error:  # of many kinds, depending on the damage
-        raise ModelError(f"{path}: not a file of weights alone, or damaged ({_first_line(error)}).") from error
+        why = "code or other objects" if "weights_only" in str(error) else _first_line(error)  # torch advises to run it
+        raise ModelError(f"{path}: not a file of weights alone, or damaged ({why}).") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {str(key): value for key, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise ModelError(f"{path}: holds no weights. Expected a state dict with the names of timm.")
     for prefix in ("module.", "encoder.", "model."):
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
+
+
+def _has_numbers(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether it has the finite numbers of a weight of this type: all floats, or none; neither sparse nor elsewhere."""
+    is_plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+    is_plain &= tensor.is_floating_point() == dtype.is_floating_point and not tensor.is_complex()
+    return is_plain and bool(tensor.to(dtype).isfinite().all())
 
 
 def _names_in_file(key: str) -> tuple[str, str]:

@@ -6,47 +6,82 @@ import os
 from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, MutableMapping
-from dataclasses import asdict
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
+from typing import Annotated
 
-from defectseg.files import atomic_path, resource_errors
-from defectseg.predict.tables import STATUSES, Record
+from pydantic import Field
+
+from defectseg.config import Frozen
+from defectseg.data.classes import MAX_CLASSES
+from defectseg.errors import DataError, LabelError
+from defectseg.files import atomic_path, check_image_id, resource_errors
+from defectseg.predict.tables import STATUS_UNREADABLE, STATUSES, Record
 
 log = logging.getLogger(__name__)
+
+_LONGEST_BYTES = 2**26  # of a line: a million runs have 12 MB
+_Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_ClassId = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+_Decimal = Annotated[str, Field(pattern=r"^[0-9]{1,12}\.[0-9]{1,4}$")]
+_Size = Annotated[str, Field(pattern=r"^[0-9]{1,30}(\.[0-9]{1,30})?$")]
+_Region = tuple[str, _ClassId, str, _Int, _Int, _Int, _Int, _Int, _Decimal, _Decimal]
+_ScoredRegion = tuple[str, _ClassId, str, _Int, _Int, _Int, _Int, _Int, _Decimal, _Decimal, _Decimal]
+
+# fmt: off
+_RegionInMm = tuple[
+    str, _ClassId, str, _Int, _Int, _Int, _Int, _Int, _Decimal, _Decimal, _Decimal, _Size, _Size, _Size, _Size
+]
+# fmt: on
+
+
+class _Line(Frozen, strict=True):
+    """What predict writes for an image. In old folders, regions have no score; if asked for, they have sizes in mm."""
+
+    image: dict[str, _Int | str]
+    predictions: list[tuple[str, _ClassId, str]]
+    regions: list[_Region | _ScoredRegion | _RegionInMm]
+    errors: list[tuple[str, str, str]]
 
 
 class Journal:
     """A file of records. A later record of an image is appended and replaces the earlier one.
 
-    Memory holds only the offset of each image's record. Opening the file removes replaced records and, with a warning,
-    damaged lines, such as the last one after a crash.
+    Memory holds only the offset of each image's record. One thread may read while another adds. Opening the file
+    removes replaced records and, with a warning, damaged lines, such as the last one after a crash.
 
     Args:
         path: the file; made if absent.
         read_only: the file must exist and is not changed.
 
     Raises:
+        DataError: it is no regular file.
+        OSError: it cannot be read.
         ResourceError: the disk is full or the folder cannot be written.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
+        self._lock = Lock()
         self._offsets = _Offsets()
-        with resource_errors(path):
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise DataError(f"{path}: a link or no file; expected the journal of predict. Choose another folder.")
+        with nullcontext() if read_only else resource_errors(path):
             self._file = path.open("rb" if read_only else "ab+")
         self._file.seek(0)
         end = lines = damaged = 0
-        for line in self._file:
+        for line in iter(lambda: self._file.readline(_LONGEST_BYTES), b""):
             lines += 1
             try:
                 self._offsets[_record_of(line).image_id] = end
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, LabelError):
                 damaged += 1
             end += len(line)
         if damaged:
             log.warning("%s: left out %d damaged lines; their images are done again where given", path, damaged)
         if lines > len(self._offsets) and not read_only:
-            self._write_anew()
+            self.write_sorted()
 
     def close(self) -> None:
         """Close the file. Raises ResourceError if the disk is full."""
@@ -60,11 +95,15 @@ class Journal:
 
     def records(self) -> Iterator[Record]:
         """The last record of each image, sorted by ImageId."""
-        return map(self.record, sorted(self._offsets))
+        with self._lock:
+            image_ids = list(self._offsets)
+        return map(self.record, sorted(image_ids))
 
     def record(self, image_id: str) -> Record:
         """The last record of an image."""
-        return _record_of(self._line(image_id))
+        with self._lock:
+            line = self._line(image_id)
+        return _record_of(line)
 
     def _line(self, image_id: str) -> bytes:
         self._file.seek(self._offsets[image_id])
@@ -72,25 +111,26 @@ class Journal:
 
     def add(self, record: Record) -> None:
         """Append a record. Raises ResourceError if the disk is full."""
-        with resource_errors(self._path):
+        with self._lock, resource_errors(self._path):
             offset = self._file.seek(0, os.SEEK_END)
-            self._file.write(json.dumps(asdict(record)).encode() + b"\n")
+            self._file.write(json.dumps(vars(record)).encode() + b"\n")
             self._file.flush()
-        self._offsets[record.image_id] = offset
+            self._offsets[record.image_id] = offset
 
     def drop(self, image_ids: Collection[str]) -> None:
         """Delete the records of images."""
         for image_id in image_ids:
             del self._offsets[image_id]
         if image_ids:
-            self._write_anew()
+            self.write_sorted()
 
     def flush(self) -> None:
         """Wait until everything is on the disk. Raises ResourceError."""
         with resource_errors(self._path):
             os.fsync(self._file.fileno())
 
-    def _write_anew(self) -> None:
+    def write_sorted(self) -> None:
+        """Write the file anew, sorted by ImageId, without replaced records. Raises ResourceError."""
         offsets = _Offsets()
         with atomic_path(self._path) as temporary:
             with temporary.open("wb") as handle:
@@ -137,8 +177,15 @@ class _Offsets(MutableMapping[str, int]):
 
 
 def _record_of(line: bytes) -> Record:
-    """The record in a line. Raises ValueError, KeyError or TypeError if it has none."""
-    record = Record(**json.loads(line))
-    if record.status not in STATUSES or not record.image_id or not line.endswith(b"\n"):
-        raise ValueError(record.status)
+    """The record in a line. Raises ValueError or LabelError if it has none, or one that predict does not write."""
+    found = _Line.model_validate_json(line)
+    tables = [[list(row) for row in rows] for rows in (found.predictions, found.regions, found.errors)]
+    record = Record(found.image, *tables)
+    check_image_id(record.image_id, where="")
+    is_sound = line.endswith(b"\n") and record.status in STATUSES
+    is_sound &= all(row[0] == record.image_id for rows in tables for row in rows)
+    is_sound &= len({class_id for _, class_id, _ in found.predictions}) == len(found.predictions)
+    is_sound &= record.status == STATUS_UNREADABLE or min(record.size_hw) > 0
+    if not is_sound:
+        raise ValueError(record.image_id)
     return record

@@ -18,8 +18,8 @@ def output_names(image_ids: Iterable[str]) -> Mapping[str, str]:
     hash replaces its end.
     """
     names = _Names([one for one, _ in groupby(sorted(image_ids))])
-    folders = {folder.casefold() for folder in folders_of(names.values())}
-    barred = [folder.removesuffix(end) for folder in folders for end in PICTURES.values() if folder.endswith(end)]
+    folders = folders_of(name.casefold() for name in names.values())
+    barred = _barred_by(folders)
     while True:
         taken = sorted(name.casefold() for name in names.values())
         clashing = {one for one, other in pairwise(taken) if one == other}.union(barred)
@@ -27,6 +27,37 @@ def output_names(image_ids: Iterable[str]) -> Mapping[str, str]:
         if not meeting:
             return names
         names.whole.update(meeting)  # may clash with others: "a.jpg" and "a.jpg.bmp"
+
+
+def _barred_by(folders: Iterable[str]) -> set[str]:
+    """The names whose pictures would be called like one of the folders."""
+    return {folder.removesuffix(end) for folder in folders for end in PICTURES.values() if folder.endswith(end)}
+
+
+class TakenNames:
+    """Says quickly whether the name of one more image changes the `output_names` of those before, or has to be another.
+
+    Args:
+        names: the output names of the images so far.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._hashes: set[int] = set()  # of names, since their texts would take three times the memory
+        self._barred: set[str] = set()
+        for image_id, name in names.items():
+            self.add(image_id, name)
+
+    def add(self, image_id: str, name: str) -> None:
+        """One more image has got its name."""
+        both = {name.casefold(), _fitting(without_suffix(image_id)).casefold()}
+        self._hashes.update(map(hash, both))
+        self._barred |= _barred_by(folders_of(both))
+
+    def clash_with(self, image_id: str) -> bool:
+        """Whether a new image clashes with those before."""
+        name = _fitting(without_suffix(image_id)).casefold()
+        mine = {name, *_barred_by(folders_of([name]))}
+        return name in self._barred or not self._hashes.isdisjoint(map(hash, mine))
 
 
 class _Names(Mapping[str, str]):

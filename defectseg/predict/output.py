@@ -10,25 +10,29 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from defectseg.data.classes import check_class_names
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError
-from defectseg.files import atomic_csv, resource_errors, result_folder, size_and_time, write_result, write_text
+from defectseg.files import atomic_csv, own_dir, resource_errors, result_folder, size_and_time, write_result, write_text
 from defectseg.image.find import FoundImage
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
-from defectseg.predict.names import folders_of, output_names, without_suffix
+from defectseg.predict.names import TakenNames, folders_of, output_names, without_suffix
+from defectseg.predict.rules import Rules
 from defectseg.predict.tables import OutputChoice, Record
+from defectseg.text import read_json
 
 log = logging.getLogger(__name__)
 
-_JOURNAL = "journal.jsonl"
-_RUN = "run.json"
+JOURNAL = "journal.jsonl"
+RUN = "run.json"
 _HASH_SHOWN = 12
+_MOST_NAMED = 20  # images that meet a rule, in run.json; regions.csv has all
 
 
 def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Record]]:
@@ -40,34 +44,69 @@ def read_results(root: Path) -> tuple[dict[str, Any], OutputChoice, Iterator[Rec
     Raises:
         DataError: it is not the output folder of a finished run.
     """
-    for name in (_RUN, _JOURNAL):
+    for name in (RUN, JOURNAL):
         if not (root / name).is_file():
             raise DataError(f"{root}: has no {name}; expected the output folder of a finished run of predict.")
-    run, choice = _read_run(root / _RUN, DataError)
+    run, choice = _read_run(root / RUN, DataError)
     if run["status"] != "finished":
-        raise DataError(f"{root}: the run is {run['status']}. Run the same predict again first.")
-    return run, choice, _records_of(root / _JOURNAL)
+        raise DataError(f"{root}: the run is {run['status']}. Run the same command again first.")
+    check_class_names(run["class_names"], where=str(root / RUN))
+    return run, choice, _records_of(root / JOURNAL, len(run["class_names"]))
+
+
+@contextmanager
+def finished_folder(root: Path) -> Iterator[tuple[dict[str, Any], "OutputFolder"]]:
+    """Open the output folder of a finished run for reading: the content of run.json, and the folder.
+
+    Raises:
+        DataError: as `read_results`, or it cannot be read.
+    """
+    try:
+        run, choice, _ = read_results(root)
+        output = OutputFolder(root, run["key"], choice)
+        with closing(Journal(root / JOURNAL, read_only=True)) as output.journal:
+            output.name_pictures(output.journal.image_ids)
+            yield run, output
+    except OSError as error:
+        raise DataError(f"{root}: cannot be read ({error.strerror or error}).") from error
+
+
+def status_of(root: Path) -> str:
+    """The status in the run.json of an output folder; "" if there is none. Raises OutputExistsError as predict does."""
+    return str(_read_run(root / RUN, OutputExistsError)[0]["status"]) if (root / RUN).exists() else ""
 
 
 def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], OutputChoice]:
     """The content of run.json and the choice of outputs. Raises an error of this kind if predict did not write it."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = read_json(path)
         outputs = run["key"]["outputs"]
-        choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"])
-        return {**run, "status": run["status"], "runs": list(run["runs"])}, choice
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        size = outputs.get("mm_per_px")
+        choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"], size and tuple(map(float, size)))
+        names = list(map(str, run.get("class_names", ())))  # none before the model is there
+        runs = [{**one, "runs": int(one["runs"]), "computed_by": dict(one["computed_by"])} for one in run["runs"]]
+        return {**run, "status": run["status"], "runs": runs, "class_names": names}, choice
+    except (DataError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise kind(f"{path}: not as predict writes it. Choose another folder; this one is left alone.") from None
 
 
-def _records_of(path: Path) -> Iterator[Record]:
+def _records_of(path: Path, classes: int) -> Iterator[Record]:
     with closing(Journal(path, read_only=True)) as journal:
-        yield from journal.records()
+        for record in journal.records():
+            class_id = max((row[1] for row in (*record.predictions, *record.regions)), default=0)
+            if class_id > classes:
+                raise DataError(f"{path}: {record.image_id} has ClassId {class_id}; the model has {classes} classes.")
+            yield record
 
 
 @contextmanager
 def output_folder(
-    root: Path, key: Mapping[str, Any], choice: OutputChoice | None = None, *, overwrite: bool = False
+    root: Path,
+    key: Mapping[str, Any],
+    choice: OutputChoice | None = None,
+    *,
+    overwrite: bool = False,
+    status: str = "running",
 ) -> Iterator["OutputFolder"]:
     """Hold the output folder of one run of `predict` under a lock.
 
@@ -77,6 +116,7 @@ def output_folder(
             same key; a name that an older folder lacks counts as None.
         choice: the outputs to write; None: all.
         overwrite: delete the results of earlier runs.
+        status: for run.json, until `OutputFolder.write_run` is called.
 
     Raises:
         OutputExistsError: the folder contains something else, or results with another key.
@@ -85,33 +125,33 @@ def output_folder(
     """
     choice = choice or OutputChoice()
     key = json.loads(json.dumps({**key, "outputs": asdict(choice)}))
-    with result_folder(root, (), writer="predict", overwrite=None, mark=_RUN):
+    with result_folder(root, (), writer="predict", overwrite=None, mark=RUN):
         output = OutputFolder(root, key, choice)
-        earlier = _read_run(root / _RUN, OutputExistsError)[0] if (root / _RUN).exists() else None
+        earlier = _read_run(root / RUN, OutputExistsError)[0] if (root / RUN).exists() else None
         if earlier is not None and not overwrite:
             _check_may_continue(root, earlier["key"], key)
             output.runs = earlier["runs"]
         else:
             if earlier is not None:
                 _clear(root)
-            output.write_run({"status": "running"})  # marks the folder as one of predict
+            output.write_run({"status": status})  # marks the folder as one of predict
         with resource_errors(root):
             for folder in choice.pictures:
-                (root / folder).mkdir(exist_ok=True)
-        with closing(Journal(root / _JOURNAL)) as output.journal:
+                own_dir(root / folder)
+        with closing(Journal(root / JOURNAL)) as output.journal:
             yield output
 
 
 def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> None:
-    if differences := _differences(earlier, key):
+    if found := differences(earlier, key):
         raise OutputExistsError(
-            f"{root}: holds results of another model or other settings ({'; '.join(differences)}). Choose "
+            f"{root}: holds results of another model or other settings ({'; '.join(found)}). Choose "
             "another output folder.",
             go_on={"overwrite": True},
         )
-    if (root / tables.IMAGES).exists() and not (root / _JOURNAL).exists():
+    if (root / tables.IMAGES).exists() and not (root / JOURNAL).exists():
         raise CannotContinueError(
-            f"{root / _JOURNAL}: is gone, and with it the results behind the tables. Put it back, or choose "
+            f"{root / JOURNAL}: is gone, and with it the results behind the tables. Put it back, or choose "
             "another output folder.",
             go_on={"overwrite": True},
         )
@@ -120,7 +160,7 @@ def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str
 def _clear(root: Path) -> None:
     """Delete the results of earlier runs, but not run.json, which marks the folder as one of predict."""
     with resource_errors(root):
-        for name in (*tables.TABLES, _JOURNAL):
+        for name in (*tables.TABLES, JOURNAL):
             (root / name).unlink(missing_ok=True)
     for folder in tables.PICTURES:
         shutil.rmtree(root / folder, ignore_errors=True)
@@ -144,14 +184,34 @@ class OutputFolder:
         self.runs: list[dict[str, Any]] = []
         self._key = key
         self._names: Mapping[str, str] = {}
+        self._taken: TakenNames | None = None
 
-    def pending(self, images: Sequence[FoundImage]) -> list[FoundImage]:
-        """The images without a result: new, changed since, unreadable before, or with a missing picture."""
-        self._drop_folders(images)
-        self._names = output_names(self.journal.image_ids)
+    def name_pictures(self, image_ids: Iterable[str]) -> None:
+        """Let the names of pictures be those of a folder that holds these images and no others."""
+        self._names = output_names(image_ids)
+
+    def pending(self, images: Sequence[FoundImage], of_all: Sequence[FoundImage] | None = None) -> list[FoundImage]:
+        """The images without a result: new, changed since, unreadable before, or with a missing picture.
+
+        Args:
+            images: those to look at.
+            of_all: the images of all shards, if `images` are those of one.
+        """
+        self._drop_folders(images if of_all is None else of_all)
+        self.name_pictures(self.journal.image_ids)
         if new := [image.image_id for image in images if image.image_id not in self.journal.image_ids]:
             self._rename_pictures(output_names([*self.journal.image_ids, *new]))
         return [image for image in images if not self._is_done(image)]
+
+    def admit(self, image_id: str) -> None:
+        """Name the pictures of one more image before `write`, quickly unless its name clashes with those before."""
+        if image_id in self.journal.image_ids:
+            return
+        if self._taken is None:
+            self._taken = TakenNames(self._names)
+        if self._taken.clash_with(image_id):
+            self._rename_pictures(output_names([*self.journal.image_ids, image_id]))
+            self._taken = TakenNames(self._names)
 
     def add_run(self, computed_by: Mapping[str, str], *, started: str) -> None:
         """Record for run.json what computes the results of this run, and warn if it differs from the previous run.
@@ -170,14 +230,13 @@ class OutputFolder:
                 "%s: earlier results were computed by something else (%s), and may differ a little from new ones. "
                 "Choose another folder, or overwrite this one, to compute all alike.",
                 self.root,
-                "; ".join(_differences(before["computed_by"], computed_by)),
+                "; ".join(differences(before["computed_by"], computed_by)),
             )
 
     def write(self, record: Record, pictures: Mapping[str, bytes]) -> None:
         """Store the pictures of an image, then its rows.
 
-        If the image's name is too long for its pictures, the notes tell their name. A later record of an image replaces
-        an earlier one.
+        A later record of an image replaces an earlier one.
 
         Args:
             record: the rows.
@@ -192,14 +251,18 @@ class OutputFolder:
                 write_result(path, pictures[kind])
             else:  # perhaps left from an earlier version of the image
                 path.unlink(missing_ok=True)
-        name = self._names[record.image_id]
-        if pictures and name not in (record.image_id, without_suffix(record.image_id)):
-            notes = "; ".join(filter(None, (record.image["notes"], f"name too long, pictures are called {name}")))
-            record = replace(record, image={**record.image, "notes": notes})
         self.journal.add(record)
+        if self._taken is not None:
+            self._taken.add(record.image_id, self._names[record.image_id])
 
-    def finish(self, run: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, run: dict[str, Any], fail_on: Rules | None = None) -> dict[str, Any]:
         """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.
+
+        If an image's name is too long for its pictures, its notes in images.csv tell their name.
+
+        Args:
+            run: other entries of run.json.
+            fail_on: rules; `fail_on` in run.json then tells how many images in the folder meet one, and the first.
 
         Returns:
             the content of run.json.
@@ -207,30 +270,54 @@ class OutputFolder:
         self.journal.flush()
         counts = dict.fromkeys(tables.STATUSES, 0)
         lacking: Counter[str] = Counter()
+        met, first = 0, list[str]()
         with ExitStack() as stack:
             chosen = tables.tables_of(self.choice).items()
             writers = {
                 name: stack.enter_context(atomic_csv(self.root / name, columns, for_people=name != tables.PREDICTIONS))
                 for name, columns in chosen
             }
-            for record in self.journal.records():
+            for record in map(self._with_name_noted, self.journal.records()):
                 counts[record.status] += 1
                 lacking.update(record.younger_columns)
+                if fail_on is not None and fail_on.met_by(record):
+                    met += 1
+                    if met <= _MOST_NAMED:
+                        first.append(record.image_id)
                 for name, write_rows in writers.items():
                     write_rows(record.rows(name))
         for column, count in lacking.items():
             log.warning("%s: %d images were done before there was a column %s", self.root, count, column)
+        if fail_on is not None:
+            run = {**run, "fail_on": {"rules": str(fail_on), "images": met, "first": first}}
         return self.write_run({**run, "images_in_folder": counts})
 
     def write_run(self, run: dict[str, Any]) -> dict[str, Any]:
         """Write run.json, with the key and `runs`, and return its content."""
         content = {**run, "runs": self.runs, "key": self._key}
-        write_text(self.root / _RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.root / RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return content
 
     def picture_path(self, kind: str, image_id: str) -> Path:
         """The path of the overlay ("overlays") or the class map ("masks") of an image."""
         return self.root / kind / (self._names[image_id] + tables.PICTURES[kind])
+
+    def pictures(self, record: Record) -> dict[str, str]:
+        """The paths of the pictures that an image has by its record; see `picture_path`."""
+        has_overlay = self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT)
+        return {
+            kind: f"{self.root}/{kind}/{self._names[record.image_id]}{tables.PICTURES[kind]}"
+            for kind in self.choice.pictures
+            if record.status != tables.STATUS_UNREADABLE and (kind != tables.OVERLAYS or has_overlay)
+        }
+
+    def _with_name_noted(self, record: Record) -> Record:
+        image_id, notes = record.image_id, record.image["notes"]
+        name = self._names[image_id]
+        told = f"name too long, pictures are called {name}"
+        if name in (image_id, without_suffix(image_id)) or told in notes or not self.pictures(record):
+            return record
+        return replace(record, image={**record.image, "notes": "; ".join(filter(None, (notes, told)))})
 
     def _drop_folders(self, images: Sequence[FoundImage]) -> None:
         """Drop the rows of folders that could not be listed before, but that now have images."""
@@ -242,7 +329,8 @@ class OutputFolder:
 
         The longest go first, since a name can only become that of a longer ImageId, which has to be renamed before.
         """
-        for image_id in sorted((one for one, name in self._names.items() if name != names[one]), key=len, reverse=True):
+        renamed = [one for one in self.journal.image_ids if self._names[one] != names[one]]
+        for image_id in sorted(renamed, key=len, reverse=True):
             for kind in self.choice.pictures:
                 old = self.picture_path(kind, image_id)
                 if old.exists():
@@ -254,23 +342,19 @@ class OutputFolder:
         if image.fault or image.image_id not in self.journal.image_ids:
             return False
         record = self.journal.record(image.image_id)
-        seen = record.image["size_bytes"], record.image["modified_ns"]
+        seen = record.image.get("size_bytes"), record.image.get("modified_ns")
         if record.status == tables.STATUS_UNREADABLE or seen != size_and_time(image.file):
             return False
-        return all(
-            size_and_time(f"{self.root}/{kind}/{self._names[image.image_id]}{tables.PICTURES[kind]}")[0]
-            for kind in self.choice.pictures
-            if kind != tables.OVERLAYS or self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT)
-        )
+        return all(size_and_time(picture)[0] for picture in self.pictures(record).values())
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The differences of two nested mappings, as 'name old -> new'. An absent value is None."""
     found = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{prefix}{name}.")
+            found += differences(old, new, f"{prefix}{name}.")
         elif old != new:
             found.append(f"{prefix}{name} {_shown(old)} -> {_shown(new)}")
     return found

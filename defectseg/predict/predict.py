@@ -5,24 +5,30 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from defectseg import errors
-from defectseg.errors import DefectsegError, ExitCode, UsageError
+from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError
+from defectseg.files import open_regular
+from defectseg.image import whole
 from defectseg.image.find import FoundImage
-from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
-from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.machine import __version__, package_versions
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
-from defectseg.predict.render import Rendered, render, render_unreadable
+from defectseg.predict.rules import NONE_UNREADABLE, Rules, Tolerance, class_id_of, listed_classes
+from defectseg.predict.shards import Shard, digest_of
 from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
 from defectseg.progress import Progress, silent
-from defectseg.runtime.base import Runtime
+from defectseg.runtime.base import PreparingRuntime, Runtime
 from defectseg.runtime.load import ONNX, OPENVINO, TORCH, choose_runtime, load_runtime
+
+if TYPE_CHECKING:
+    from defectseg.inference.stream import Segmented
+    from defectseg.predict.render import Rendered
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +62,16 @@ def run_batch(
         ResourceError: disk space ran out; finished images are kept.
         ModelError: the network answers with NaN.
     """
+    # OpenCV and what needs it: the network is prepared meanwhile.
+    from defectseg.image.read import bit_depth_warnings
+    from defectseg.inference.stream import Unreadable, stream
+    from defectseg.predict.render import render, render_unreadable
+
     statuses: Counter[str] = Counter()
     brightest: Counter[int | None] = Counter()
     memory_short = 0
 
-    def paint(one: Segmented) -> Rendered:
+    def paint(one: "Segmented") -> "Rendered":
         return render(one, runtime.class_names, output.choice)
 
     with closing(stream(images, runtime, settings, paint)) as results:
@@ -87,48 +98,41 @@ def run_batch(
     }
 
 
-def predict(
-    models: Path | Sequence[Path],
-    images: Sequence[FoundImage],
-    out: Path,
-    *,
-    classes: Sequence[str] | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-    runtime: str = "auto",
-    workers: int | None = None,
-    outputs: Sequence[str] | None = None,
-    overlays: str | None = None,
-    tta: str | None = None,
-    bit_depth: int | None = None,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Process the images that have no result in the output folder.
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and everything besides the images that results depend on.
 
-    Args:
-        models: a model file, or several whose answers are averaged.
-        images: see defectseg.image.find.find_images.
-        out: output folder; continued if its results come from the same model and settings.
-        classes: ClassIds or names to report; None: all.
-        overwrite: delete earlier results of predict in the folder.
-        device: auto, cpu, cuda, cuda:N or mps.
-        runtime: auto, torch, openvino or onnx.
-        workers: images that the network computes at once; None: what suits the runtime. Results do not depend on it.
-        outputs: see defectseg.predict.tables; None: all.
-        overlays: images that get an overlay: all, defects or none; None: all, if `outputs` includes overlays.
-        tta: test-time augmentation: none, flips or turns; None: the model's own.
-        bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
-        progress: counts the images.
-
-    Returns:
-        the content of run.json.
-
-    Raises:
-        OutputExistsError: the folder contains something else, or results of other settings.
-        ModelError, ResourceError, UsageError: the run cannot go on; finished images are kept, and it can be continued.
+    Attributes:
+        network: the model; called from `network.parallel` threads.
+        settings: of the inference.
+        key: see `output_folder`.
+        run: entries of run.json.
+        kinds: names of the runtimes.
     """
-    choice = choose_outputs(outputs, overlays)
-    workers = 1 if len(images) == 1 else workers  # which gets all cores
+
+    network: Runtime
+    settings: Settings
+    key: dict[str, Any]
+    run: dict[str, Any]
+    kinds: Sequence[str]
+
+    def computed_by(self) -> dict[str, str]:
+        """The runtime and the versions of the libraries that compute results; see `OutputFolder.add_run`."""
+        packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in self.kinds)])
+        return {"runtime": self.network.name, "defectseg": __version__, **packages}
+
+
+def load(
+    models: Path | Sequence[Path],
+    *,
+    classes: Sequence[str] | None,
+    device: str,
+    runtime: str,
+    workers: int | None,
+    tta: str | None,
+    bit_depth: int | None,
+) -> Loaded:
+    """Load a model for `predict`, whose arguments these are. Raises ModelError, ResourceError or UsageError."""
     network, info = load_runtime(models, device, runtime, workers=workers)
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
     only_classes = None if classes is None else resolve_classes(classes, info.class_names)
@@ -148,7 +152,7 @@ def predict(
         "tile_overlap_px": settings.tile_overlap_px,
         "results_version": RESULTS_VERSION,
     }
-    run: dict[str, Any] = {
+    run = {
         "defectseg": __version__,
         "model": ", ".join(map(str, as_paths(models))),
         "runtime": network.name,
@@ -156,33 +160,95 @@ def predict(
         "tta": settings.tta,
         "class_names": list(info.class_names),
         "thresholds_chosen_by": info.thresholds.chosen_by,
-        "started": _now(),
+        "started": now(),
     }
+    return Loaded(network, settings, key, run, kinds)
+
+
+def predict(
+    models: Path | Sequence[Path],
+    images: Sequence[FoundImage],
+    out: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    runtime: str = "auto",
+    workers: int | None = None,
+    outputs: Sequence[str] | None = None,
+    overlays: str | None = None,
+    mm_per_px: tuple[float, float] | None = None,
+    fail_on: str | None = None,
+    tta: str | None = None,
+    bit_depth: int | None = None,
+    shard: Shard | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Process the images that have no result in the output folder.
+
+    Args:
+        models: a model file, or several whose answers are averaged.
+        images: see defectseg.image.find.find_images.
+        out: output folder; continued if its results come from the same model and settings.
+        classes: ClassIds or names to report; None: all.
+        overwrite: delete earlier results of predict in the folder.
+        device: auto, cpu, cuda, cuda:N or mps.
+        runtime: auto, torch, openvino or onnx.
+        workers: images that the network computes at once; None: what suits the runtime. Results do not depend on it.
+        outputs: see defectseg.predict.tables; None: all.
+        overlays: images that get an overlay: all, defects or none; None: all, if `outputs` includes overlays.
+        mm_per_px: width and height of a pixel, for columns in mm; None: without them.
+        fail_on: rules, see defectseg.predict.rules; the content of run.json tells which images meet one.
+        tta: test-time augmentation: none, flips or turns; None: the model's own.
+        bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
+        shard: process only its part of `images`, which must be the same list for every shard; None: all.
+        progress: counts the images.
+
+    Returns:
+        the content of run.json.
+
+    Raises:
+        OutputExistsError: the folder contains something else, or results of other settings.
+        ModelError, ResourceError, UsageError: the run cannot go on; finished images are kept, and it can be continued.
+    """
+    choice = choose_outputs(outputs, overlays, mm_per_px)
+    own = images if shard is None else [image for image in images if image.image_id in shard]
+    workers = 1 if len(own) == 1 else workers  # which gets all cores
+    loaded = load(
+        models, classes=classes, device=device, runtime=runtime, workers=workers, tta=tta, bit_depth=bit_depth
+    )
+    run, names = loaded.run, loaded.network.class_names
+    rules = None if fail_on is None else Rules.parse(fail_on, names, choice, loaded.key["only_classes"])
+    if shard is not None:
+        log.info("shard %s: %d of %d images", shard, len(own), len(images))
+        run["all_images_sha256"] = digest_of(image.image_id for image in images)
+        run["own_images_sha256"] = digest_of(image.image_id for image in own)
+    if own and not out.exists():  # otherwise, all may be done
+        _prepare(loaded.network, own[0], loaded.settings)
+    key = {**loaded.key, "shard": None if shard is None else str(shard)}
     with output_folder(out, key, choice, overwrite=overwrite) as output:
-        pending = output.pending(images)
+        pending = output.pending(own, images)
         if pending:
-            packages = package_versions([*_PACKAGES, *(_PACKAGE_OF_RUNTIME[kind] for kind in kinds)])
-            computed_by = {"runtime": network.name, "defectseg": __version__, **packages}
-            output.add_run(computed_by, started=run["started"])
+            output.add_run(loaded.computed_by(), started=run["started"])
         output.write_run({**run, "status": "running"})
         progress(0, len(pending))
         begun = time.perf_counter()
         try:
-            counts = run_batch(pending, network, settings, output, progress=progress)
+            counts = run_batch(pending, loaded.network, loaded.settings, output, progress=progress)
             seconds, processed = time.perf_counter() - begun, counts["processed"]
             run |= {
                 "status": "finished",
-                "ended": _now(),
+                "ended": now(),
                 **counts,
-                "already_done": len(images) - len(pending),
+                "already_done": len(own) - len(pending),
                 "seconds": round(seconds, 3),
                 "images_per_second": round(processed / seconds, 2) if processed else None,
             }
-            return output.finish(run)
+            return output.finish(run, rules)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(DefectsegError):  # such as a full disk: the first error is reported
-                output.write_run({**run, "status": status, "error": str(error), "ended": _now()})
+                output.write_run({**run, "status": status, "error": str(error), "ended": now()})
             raise
 
 
@@ -192,29 +258,48 @@ def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[
     Raises:
         UsageError: no class, or one that the model does not have.
     """
-    known = "the model has " + ", ".join(f"{number} ({name})" for number, name in enumerate(class_names, start=1))
+    known = f"the model has {listed_classes(class_names)}"
     if not wanted:
         raise UsageError(f"names no class; {known}. Leave it out to report all.", argument="classes")
-    ids = []
+    ids = set()
     for entry in wanted:
-        if entry.isdecimal() and 1 <= int(entry) <= len(class_names):
-            ids.append(int(entry))
-        elif entry in class_names:
-            ids.append(class_names.index(entry) + 1)
-        else:
+        class_id = class_id_of(entry, class_names)
+        if class_id is None:
             raise UsageError(f"found {entry}; {known}.", argument="classes")
-    return tuple(sorted(set(ids)))
+        ids.add(class_id)
+    return tuple(sorted(ids))
 
 
-def exit_code_of(run: dict[str, Any], *, fail_on_defect: bool, fail_on_blank: bool = False) -> ExitCode:
-    """The exit code of a finished run, according to the images in its folder."""
+def exit_code_of(
+    run: dict[str, Any],
+    *,
+    fail_on_blank: bool = False,
+    max_unreadable: Tolerance = NONE_UNREADABLE,
+) -> ExitCode:
+    """The exit code of a finished run.
+
+    Rules (see `OutputFolder.finish`) and blank images count for all images in the folder; unreadable ones for those
+    that were given to this run.
+    """
     in_folder = run["images_in_folder"]
-    if fail_on_defect and in_folder[STATUS_DEFECT]:
+    if run.get("fail_on", {}).get("images"):
         return ExitCode.DEFECT_FOUND
-    if run[STATUS_UNREADABLE] or (fail_on_blank and in_folder[STATUS_BLANK]):
+    unreadable = run[STATUS_UNREADABLE]
+    given = run["processed"] + unreadable + run.get("already_done", 0)
+    if not max_unreadable.covers(unreadable, given) or (fail_on_blank and in_folder[STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
 
 
-def _now() -> str:
+def _prepare(network: Runtime, found: FoundImage, settings: Settings) -> None:
+    """Let the network be compiled for the size of an image in the background, unless it is cut into tiles."""
+    if isinstance(network, PreparingRuntime) and not found.fault:
+        with suppress(ImageError, OSError), open_regular(found.path) as file:
+            size_hw = whole.read_size(file, name=found.file)
+            if size_hw[0] <= settings.tile_hw[0] and size_hw[1] <= settings.tile_hw[1]:
+                network.prepare(size_hw)
+
+
+def now() -> str:
+    """The time for run.json, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,5 +1,6 @@
 """From the segmentation of an image to its encoded pictures and its rows in the tables."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ from defectseg.image import rle
 from defectseg.image.find import escaped
 from defectseg.image.overlay import JPEG_LONGEST_SIDE_PX, encode_jpeg, paint_prediction
 from defectseg.image.read import is_blank
+from defectseg.image.rectangles import rectangles_by_box
 from defectseg.inference.stream import Segmented, Unreadable
 from defectseg.predict import tables
 from defectseg.predict.tables import OutputChoice, Record
@@ -63,9 +65,9 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
     region_rows = [
         [
             *(image_id, region.class_id, class_names[region.class_id - 1], region.area_px, *region.box_xywh),
-            *(f"{region.centroid_xy[0]:.1f}", f"{region.centroid_xy[1]:.1f}", f"{region.score:.4f}"),
+            *(f"{region.centroid_xy[0]:.1f}", f"{region.centroid_xy[1]:.1f}", f"{region.score:.4f}", *in_mm),
         ]
-        for region in regions
+        for region, in_mm in zip(regions, _in_mm(one, choice), strict=True)
         if tables.REGIONS in choice.names
     ]
     record = Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), predictions, region_rows, [])
@@ -78,6 +80,21 @@ def render_unreadable(unreadable: Unreadable) -> Rendered:
     image = (image_id, tables.STATUS_UNREADABLE, *[""] * 7, message, *size_and_time(path))
     record = Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), [], [], [[image_id, escaped(path), message]])
     return Rendered(record, {})
+
+
+def _in_mm(one: Segmented, choice: OutputChoice) -> list[list[str]]:
+    """The cells of MM_COLUMNS for each region; none if they were not asked for."""
+    masks, regions = one.segmentation.masks, one.segmentation.regions
+    if choice.mm_per_px is None:
+        return [[]] * len(regions)
+    of_class = {index: rectangles_by_box(masks[index - 1], choice.mm_per_px) for index in {r.class_id for r in regions}}
+    rows = []
+    for region in regions:
+        length_mm, width_mm, direction_deg = of_class[region.class_id][region.box_xywh]
+        sizes = length_mm, width_mm, region.area_px * math.prod(choice.mm_per_px)
+        digits = [np.format_float_positional(size, precision=6, fractional=False, trim="-") for size in sizes]
+        rows.append([*digits, f"{round(direction_deg, 1) % 180:.1f}"])
+    return rows
 
 
 def _encode_png(class_map: NDArray[np.uint8]) -> bytes:

@@ -1,5 +1,7 @@
 """The outputs of a prediction run, and the rows of its tables."""
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +20,12 @@ class OutputChoice:
     Attributes:
         names: some of OUTPUTS, in that order.
         overlays: images that get an overlay: "all" or "defects"; "all" if `names` has no overlays.
+        mm_per_px: width and height of a pixel, for the columns in mm of regions.csv; None: without them.
     """
 
     names: tuple[str, ...] = OUTPUTS
     overlays: str = "all"
+    mm_per_px: tuple[float, float] | None = None
 
     @property
     def pictures(self) -> list[str]:
@@ -33,11 +37,13 @@ class OutputChoice:
         return OVERLAYS in self.names and (with_defect or self.overlays == "all")
 
 
-def choose_outputs(outputs: Sequence[str] | None, overlays: str | None) -> OutputChoice:
-    """The choice according to two arguments of `predict`, which may be None; `overlays`: all, defects or none.
+def choose_outputs(
+    outputs: Sequence[str] | None, overlays: str | None, mm_per_px: tuple[float, float] | None = None
+) -> OutputChoice:
+    """The choice according to arguments of `predict`, which may be None; `overlays`: all, defects or none.
 
     Raises:
-        UsageError: an unknown name, no name, or two arguments that contradict each other.
+        UsageError: an unknown name, no name, a size that is not above 0, or two arguments that contradict each other.
     """
     expected = f"expected some of {', '.join(OUTPUTS)}"
     if outputs is not None and not outputs:
@@ -48,7 +54,11 @@ def choose_outputs(outputs: Sequence[str] | None, overlays: str | None) -> Outpu
         raise UsageError(f"{overlays} contradicts the outputs {','.join(outputs)}. Leave one out.", argument="overlays")
     unwanted = OVERLAYS if overlays == "none" else ""
     names = tuple(name for name in OUTPUTS if name in (outputs or OUTPUTS) and name != unwanted)
-    return OutputChoice(names, (overlays or "all") if OVERLAYS in names else "all")
+    if mm_per_px is not None and not all(0 < side < math.inf for side in mm_per_px):
+        raise UsageError(f"expected sizes above 0, found {mm_per_px}.", argument="mm_per_px")
+    if mm_per_px is not None and REGIONS not in names:
+        raise UsageError(f"needs regions.csv. Add {REGIONS} to the outputs {','.join(names)}.", argument="mm_per_px")
+    return OutputChoice(names, (overlays or "all") if OVERLAYS in names else "all", mm_per_px)
 
 
 PREDICTIONS, IMAGES, REGION_ROWS, ERRORS = "predictions.csv", "images.csv", "regions.csv", "errors.csv"
@@ -65,6 +75,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     ERRORS: ("ImageId", "path", "error"),
 }
+MM_COLUMNS = ("length_mm", "width_mm", "area_mm2", "direction_deg")  # of regions.csv, at its end, if asked for
 STATUS_DEFECT, STATUS_CLEAN, STATUS_BLANK, STATUS_UNREADABLE = "defect", "clean", "blank", "unreadable"
 STATUSES = (STATUS_DEFECT, STATUS_CLEAN, STATUS_BLANK, STATUS_UNREADABLE)
 
@@ -90,6 +101,11 @@ class Record:
         return str(self.image["ImageId"])
 
     @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the image in px, if it is readable. Raises TypeError where they are no numbers."""
+        return operator.index(self.image["height"]), operator.index(self.image["width"])
+
+    @property
     def status(self) -> str:
         """One of STATUSES; an empty image in which nothing was found is `blank`."""
         return str(self.image["status"])
@@ -110,4 +126,10 @@ class Record:
 
 def tables_of(choice: OutputChoice) -> dict[str, tuple[str, ...]]:
     """The tables of a choice of outputs, with their columns."""
-    return {name: columns for name, columns in TABLES.items() if _OPTIONAL.get(name) in (None, *choice.names)}
+    columns = {**TABLES, REGION_ROWS: region_columns(choice)}
+    return {name: columns[name] for name in TABLES if _OPTIONAL.get(name) in (None, *choice.names)}
+
+
+def region_columns(choice: OutputChoice) -> tuple[str, ...]:
+    """The columns of regions.csv, if it is written."""
+    return TABLES[REGION_ROWS] if choice.mm_per_px is None else TABLES[REGION_ROWS] + MM_COLUMNS

@@ -9,11 +9,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.errors import ModelError, ResourceError
+from defectseg.errors import DefectsegError, ModelError, ResourceError
+from defectseg.machine import to_allow
 from defectseg.model.info import Thresholds
 
 GPU_BATCH_PX = 16 * 256 * 1600  # not measured: no graphics card at hand
 _SIGNS_OF_NO_MEMORY = ("allocat", "bad_alloc", "out of memory")
+_SIGN_OF_OUR_LIMIT = "Available memory of"  # how ONNX Runtime says that it may take no more
 
 
 @dataclass(frozen=True)
@@ -95,28 +97,44 @@ class ThresholdingRuntime(Runtime, Protocol):
         """
 
 
+@runtime_checkable
+class PreparingRuntime(Runtime, Protocol):
+    """A Runtime that compiles the network for each size of images."""
+
+    def prepare(self, size_hw: tuple[int, int]) -> None:
+        """Begin to compile for images of this size in a thread; a call for it waits until this is done."""
+
+
 def is_memory_short(error: BaseException | None) -> bool:
     """Whether an error of numpy, OpenCV or the libraries means that memory ran out."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY)
 
 
 @contextmanager
-def memory_errors(shape: Sequence[int]) -> Iterator[None]:
+def memory_errors(shape: Sequence[int], *, of_export: bool = False) -> Iterator[None]:
     """Raise ResourceError in place of the errors of numpy and the libraries when memory runs out.
 
     Args:
         shape: of the images (N, 1, H, W), for the message.
+        of_export: raise ModelError in place of other errors, since anybody may have written the network.
     """
     try:
         yield
+    except DefectsegError:
+        raise
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
         if not is_memory_short(error):
-            raise
+            if not of_export:
+                raise
+            why = str(error).strip().partition("\n")[0][:200]
+            raise ModelError(
+                f"This model cannot compute images of {shape[2]}x{shape[3]} px ({why}). Export it again."
+            ) from error
         traceback.clear_frames(error.__traceback__)  # which hold what was computed so far
-        raise ResourceError(
-            f"Out of memory on {shape[0]} image(s) of {shape[2]}x{shape[3]}. Use fewer workers, compute on the CPU, or "
-            "train with a smaller inference.tile_hw."
-        ) from error
+        advice = "Use fewer workers, compute on the CPU, or train with a smaller inference.tile_hw."
+        if _SIGN_OF_OUR_LIMIT in str(error):
+            advice = to_allow()
+        raise ResourceError(f"Out of memory on {shape[0]} image(s) of {shape[2]}x{shape[3]}. {advice}") from error
 
 
 def wrong_size(takes_hw: Sequence[object], shape: Sequence[int]) -> ModelError:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import platformdirs
-from filelock import FileLock, Timeout
 
 from defectseg.errors import ModelError, ResourceError, require_extra
 from defectseg.files import TEMPORARY_PREFIX, new_folder, resource_errors, write_result
@@ -170,6 +169,8 @@ def _converted(bundle: Path, form: str, write: Callable[[Path], None]) -> Path:
         form: the kind of model, with the versions that decide its content.
         write: converts the bundle into an empty folder.
     """
+    from filelock import FileLock, Timeout
+
     root = cache_folder()
     identity = model_identity(bundle)
     parts = (identity, __version__, str(_CONVERSION), form)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from defectseg.errors import ModelError, UsageError, require_extra
 from defectseg.model.devices import parse_device
@@ -96,8 +97,7 @@ def load_runtime(
     joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
     kinds = [choose_runtime(path, device, runtime) for path in paths]
     runtimes = [_load(path, info, kind, device, workers) for path, info, kind in zip(paths, infos, kinds, strict=True)]
-    if model_identity(paths) != identity:
-        raise ModelError(f"{', '.join(map(str, paths))}: replaced while it was loaded. Run the same command again.")
+    _refuse_another(paths, identity)
     return (runtimes[0] if len(runtimes) == 1 else EnsembleRuntime(runtimes)), joined
 
 
@@ -129,10 +129,24 @@ def _load(path: Path, info: ModelInfo, runtime: str, device: str, workers: int |
         from defectseg.model.openvino_io import read_model
         from defectseg.runtime.openvino import OpenVinoRuntime
 
-        kept = cache.CompiledModels(model_identity(path))
-        model = cache.openvino_model(path) if is_bundle else read_model(path)
-        return OpenVinoRuntime(model, info, workers=workers, kept=kept)
+        identity = model_identity(path)
+
+        def read_export(size_hw: tuple[int, int]) -> Any:
+            model = read_model(path)
+            read_model_info(path)
+            _refuse_another((path,), identity)
+            return model
+
+        # An export is not even read if what OpenVINO compiled of it is kept.
+        model = cache.openvino_model(path) if is_bundle else read_export
+        return OpenVinoRuntime(model, info, workers=workers, kept=cache.CompiledModels(identity))
     require_extra(f"{path}: ONNX Runtime", "onnx", "onnxruntime")
     from defectseg.runtime.onnx import OnnxRuntime
 
     return OnnxRuntime(cache.onnx_model(path) if is_bundle else path, info, device=device, workers=workers)
+
+
+def _refuse_another(paths: Sequence[Path], identity: str) -> None:
+    """Raise ModelError if the files are no longer those of this identity."""
+    if model_identity(paths) != identity:
+        raise ModelError(f"{', '.join(map(str, paths))}: replaced while it was loaded. Run the same command again.")

@@ -9,12 +9,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from defectseg.errors import ModelError, ResourceError
+from defectseg.machine import allowed_bytes, to_allow
 from defectseg.model.devices import parse_device
 from defectseg.model.info import ModelInfo
-from defectseg.runtime.base import GPU_BATCH_PX, Answer, memory_errors, wrong_size
+from defectseg.runtime.base import GPU_BATCH_PX, Answer, is_memory_short, memory_errors, wrong_size
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-_ERRORS_ONLY = 3  # a log level of ONNX Runtime
+_AS_REQUESTED = 1  # memory grows by what is asked for, not by powers of two
+_SILENT = 4  # a log level of ONNX Runtime: only what ends the process; errors are raised anyway
 
 
 class OnnxRuntime:
@@ -34,10 +36,16 @@ class OnnxRuntime:
     def __init__(self, path: Path, info: ModelInfo, *, device: str = "auto", workers: int | None = None) -> None:
         providers = _providers(device)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _SILENT
+        _limit_memory(options)
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+            # Constants are computed when they are used, since those computed before are not counted as memory.
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=providers, disabled_optimizers=["ConstantFolding"]
+            )
         except Exception as error:  # its exceptions have no base class of their own
+            if is_memory_short(error):
+                raise ModelError(f"{path}: ONNX Runtime needs more memory to load it. {to_allow()}") from error
             raise ModelError(f"{path}: ONNX Runtime cannot read it; damaged or too new. Export it again.") from error
         self.name = f"onnxruntime {'cuda' if _CUDA in self._session.get_providers() else 'cpu'} f32"
         self.class_names = info.class_names
@@ -50,7 +58,7 @@ class OnnxRuntime:
         sizes = zip(self._takes_hw, images.shape[2:], strict=True)
         if any(isinstance(takes, int) and takes != length for takes, length in sizes):
             raise wrong_size(self._takes_hw, images.shape)
-        with memory_errors(images.shape):
+        with memory_errors(images.shape, of_export=True):
             probabilities, gate = self._session.run(["probabilities", "gate"], {"image": np.ascontiguousarray(images)})
         return Answer(probabilities, gate)
 
@@ -58,6 +66,15 @@ class OnnxRuntime:
 def available_devices() -> list[str]:
     """The kinds of device that this build of ONNX Runtime can use."""
     return ["cpu", *(["cuda"] if _CUDA in onnxruntime.get_available_providers() else [])]
+
+
+def _limit_memory(options: onnxruntime.SessionOptions) -> None:
+    """Let a session take no more memory on the CPU than is allowed: a file of a kilobyte can ask for all there is."""
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    place = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    arena = onnxruntime.OrtArenaCfg({"max_mem": allowed_bytes(), "arena_extend_strategy": _AS_REQUESTED})
+    onnxruntime.create_and_register_allocator(place, arena)  # for sessions that begin after this
+    options.add_session_config_entry("session.use_env_allocators", "1")
 
 
 def _providers(device: str) -> list[str | tuple[str, Mapping[str, Any]]]:

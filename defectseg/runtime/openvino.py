@@ -12,12 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import openvino
 from numpy.typing import NDArray
-from openvino import opset8
 
 from defectseg.errors import ModelError
-from defectseg.machine import cpu_flags, with_amx
+from defectseg.machine import check_memory, cpu_flags, with_amx
 from defectseg.model.info import ModelInfo
-from defectseg.model.openvino_io import core, unmark
+from defectseg.model.openvino_io import core, cores_and_precision, unmark
 from defectseg.runtime.base import Answer, memory_errors, wrong_size
 from defectseg.runtime.cache import CompiledModels
 from defectseg.runtime.doubling import double_by_convolution
@@ -25,10 +24,11 @@ from defectseg.runtime.doubling import double_by_convolution
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "f32"]
+_Value = tuple[str, int]  # an output of an operation: its name and number
 Models = Callable[[tuple[int, int]], openvino.Model]  # the model for images of (H, W)
 
 MOST_STREAMS = 16  # with more cores, each stream gets several, since each holds 50 to 600 MB of activations
-_MOST_VALUES, _MOST_VALUES_PER_PIXEL = 1 << 27, 1024  # of one tensor; a U-Net has 16 to 64 per pixel
+_LOOPS = ("If", "Loop", "TensorIterator")
 _KEPT_SIZES = 3  # compiled models; each holds another copy of the weights
 
 
@@ -59,7 +59,7 @@ class OpenVinoRuntime:
     ) -> None:
         self.class_names = info.class_names
         hint = _hint(info, precision)
-        cores, _ = _probe(tuple(hint.items()))
+        cores, _ = cores_and_precision()
         self.name = name_of(info, precision)
         self.parallel = workers or min(cores, MOST_STREAMS)
         self.batch_px = 0
@@ -69,15 +69,25 @@ class OpenVinoRuntime:
 
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         """See Runtime."""
-        with memory_errors(images.shape):
-            with self._lock:  # compiling uses all cores, so other threads lose nothing by waiting
-                compiled = self._compiled(images.shape)
-            return compiled(np.require(images, requirements=["C", "W"]))
+        with memory_errors(images.shape, of_export=True):
+            return self._compiled_for(images.shape)(np.require(images, requirements=["C", "W"]))
+
+    def prepare(self, size_hw: tuple[int, int]) -> None:
+        """See PreparingRuntime."""
+        threading.Thread(target=self._prepare, args=((1, 1, *size_hw),), name="prepare").start()
+
+    def _prepare(self, shape: tuple[int, ...]) -> None:
+        with suppress(Exception):  # the first call tells what is wrong
+            self._compiled_for(shape)
+
+    def _compiled_for(self, shape: tuple[int, ...]) -> "_Compiled":
+        with self._lock:  # compiling uses all cores, so other threads lose nothing by waiting
+            return self._compiled(shape)
 
 
 def name_of(info: ModelInfo, precision: Precision = "auto") -> str:
     """The name of a runtime on this processor, for example 'openvino cpu int8 and bf16 with AMX'."""
-    _, computed_in = _probe(tuple(_hint(info, precision).items()))
+    computed_in = _hint(info, precision).get("INFERENCE_PRECISION_HINT") or cores_and_precision()[1]
     is_int8 = info.export is not None and info.export.precision == "int8"
     return f"openvino cpu {with_amx(f'int8 and {computed_in}' if is_int8 else computed_in)}"
 
@@ -112,7 +122,7 @@ def _compile(
     if not given.compatible(wanted):
         raise wrong_size(list(given)[2:], shape)
     own.reshape(wanted)
-    _check_memory(own, shape)
+    check_memory(f"This model, for an image of {shape[2]}x{shape[3]}", _peak_bytes(own))
     double_by_convolution(own)
     try:
         return core().compile_model(own, "CPU", options)
@@ -123,15 +133,34 @@ def _compile(
     return core().compile_model(own, "CPU", options)
 
 
-def _check_memory(model: openvino.Model, shape: tuple[int, ...]) -> None:
-    """Refuse a model with a value far larger than those of any network for images of this shape (N, 1, H, W)."""
-    outputs = (output for operation in model.get_ops() for output in operation.outputs())
-    shapes = (list(output.get_shape()) for output in outputs if output.get_partial_shape().is_static)
-    largest = max(shapes, key=math.prod)
-    if math.prod(largest) > max(_MOST_VALUES, _MOST_VALUES_PER_PIXEL * math.prod(shape)):
-        raise ModelError(
-            f"This model computes {largest} values at once, more than any network of defectseg. Export again."
-        )
+def _peak_bytes(model: openvino.Model) -> int:
+    """Memory of the values that a model of fixed shape holds at once, computed operation by operation.
+
+    What does not depend on the image, as weights, is held all the time.
+
+    Raises:
+        ModelError: it depends on the content of the image.
+    """
+    held = peak = 0
+    sizes, readers = dict[_Value, int](), dict[_Value, int]()  # of values that depend on the image
+    for operation in model.get_ordered_ops():
+        kind, name = operation.get_type_name(), operation.get_name()
+        if kind in _LOOPS or any(output.get_partial_shape().is_dynamic for output in operation.outputs()):
+            raise ModelError(
+                f"This model takes as much memory as the image makes it take (in its {kind}). Export again."
+            )
+        inputs = [(value.get_node().get_name(), value.get_index()) for value in operation.input_values()]
+        of_image = [value for value in inputs if value in readers]
+        for index, output in enumerate(operation.outputs()):
+            size = math.prod(output.get_shape()) * output.get_element_type().size
+            held += size
+            if of_image or kind == "Parameter":
+                sizes[name, index], readers[name, index] = size, len(output.get_target_inputs())
+        peak = max(peak, held)
+        for value in of_image:
+            readers[value] -= 1
+            held -= 0 if readers[value] else sizes[value]
+    return peak
 
 
 class _Compiled:
@@ -157,18 +186,3 @@ class _Compiled:
         finally:
             self._idle.put(request)
         return Answer(probabilities, gate)
-
-
-@functools.cache
-def _probe(options: tuple[tuple[str, str], ...]) -> tuple[int, str]:
-    """The number of physical cores that OpenVINO may use, and the precision that it computes in.
-
-    OpenVINO knows the system's cores and the affinity of the process, but reports them only for a compiled model.
-    """
-    x = opset8.parameter([1, 1, 8, 8], np.float32)
-    model = openvino.Model([opset8.relu(x)], [x])
-    settings = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_HYPER_THREADING": False, **dict(options)}
-    compiled = core().compile_model(model, "CPU", settings)
-    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    cores: Any = compiled.get_property("INFERENCE_NUM_THREADS")
-    return max(1, int(cores)), precision

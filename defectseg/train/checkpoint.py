@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,10 +17,11 @@ from defectseg import errors
 from defectseg.config import Recipe
 from defectseg.data.folder import DataFolder
 from defectseg.errors import ModelError
-from defectseg.files import write_bytes
+from defectseg.files import open_regular, write_bytes
 from defectseg.model.info import ModelInfo
 from defectseg.model.locate import CHECKPOINT_NAME
 from defectseg.model.network import DefectNetwork
+from defectseg.model.weights_file import unpickle
 from defectseg.progress import Progress
 from defectseg.train.interrupts import Interrupts
 from defectseg.train.loaders import StageLoader
@@ -144,13 +144,11 @@ def read_checkpoint(folder: Path) -> tuple[ModelInfo, dict[str, Any]]:
     """
     path = folder / CHECKPOINT_NAME
     with _failure_as_model_error(path):
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read()
         if hashlib.sha256(memoryview(content)[:-_SUM_BYTES]).digest() != content[-_SUM_BYTES:]:
             raise ValueError("its checksum does not match: damaged, or of another version")
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch reads other forms, and unpacks without a limit
-            if sum(entry.file_size for entry in archive.infolist()) > len(content):
-                raise ValueError("it would be larger in memory than on the disk")
-        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        saved = unpickle(io.BytesIO(content))
         return ModelInfo.model_validate_json(saved["info"]), saved
 
 

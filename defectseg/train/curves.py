@@ -1,15 +1,15 @@
 """The history of a run, and its plot."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from defectseg.errors import DataError
+from defectseg.errors import DataError, LabelError
 from defectseg.files import atomic_path
-from defectseg.text import read_text
+from defectseg.text import read_json
 
 _LOSSES, _RATES = ("loss", "bce", "dice", "lovasz", "gate"), ("lr_encoder", "lr_decoder")
+_LARGEST = 1e30  # that a curve is drawn of
 _SCORES = {"positive_dice": "positive Dice", "kaggle_dice": "Kaggle Dice", "miou": "mIoU"}
 
 
@@ -22,12 +22,12 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        history = [json.loads(line) for line in read_text(path, "expected a line of JSON for each epoch").splitlines()]
+        history: list[dict[str, Any]] = read_json(path, lines=True)
         numbers = [entry[name] for entry in history for name in ("epoch", *_LOSSES, *_RATES)]
         numbers += [entry["val"][name] for entry in history if "val" in entry for name in (*_SCORES, "all_empty")]
-        if not all(isinstance(number, int | float | None) for number in numbers):
+        if not all(number is None or abs(number) < _LARGEST or number != number for number in numbers):
             raise ValueError
-    except (ValueError, RecursionError, TypeError, LookupError) as error:
+    except (LabelError, ValueError, TypeError, LookupError) as error:
         what = "damaged: expected a line of JSON with losses and scores for each epoch"
         raise DataError(f"{path}: {what}. Delete it to go on without the earlier curves.") from error
     return history

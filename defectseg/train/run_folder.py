@@ -9,11 +9,12 @@ from pydantic import ValidationError
 
 from defectseg.config import Frozen, Recipe, dump_recipe
 from defectseg.data.split import SPLIT_NAME, write_split
-from defectseg.errors import DefectsegError, OutputExistsError, UsageError
+from defectseg.errors import DataError, DefectsegError, OutputExistsError, UsageError
 from defectseg.files import atomic_csv, folder_lock, is_empty_folder, remove_stale_temporaries, write_text
 from defectseg.machine import is_main_process
 from defectseg.model.info import Thresholds
 from defectseg.model.locate import CHECKPOINT_NAME, FOLD_PREFIX, MODEL_NAME
+from defectseg.text import read_text
 from defectseg.train.images import Images
 from defectseg.train.processes import TENSORBOARD_NAME
 
@@ -59,8 +60,8 @@ def read_request(out: Path) -> Request:
         hint = f" It is a part of {whole}: resume that." if (whole / REQUEST_NAME).is_file() else ""
         raise UsageError(f"{out}: no {REQUEST_NAME}, so there is no training to resume.{hint}", argument="resume")
     try:
-        return Request.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return Request.model_validate_json(read_text(path, "expected JSON"))
+    except (DataError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise UsageError(f"{path}: cannot be read ({reason}). Start again in a new folder.") from error
 

@@ -33,7 +33,7 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 """
 RUN = """
-import json, os, socket, sys
+import json, os, signal, socket, sys, threading
 from pathlib import Path
 from defectseg.cli.main import main
 
@@ -46,6 +46,8 @@ calls, has_namespace = json.loads(sys.argv[1])
 ended = []
 for arguments in calls:
     sys.argv = ["defectseg", *arguments]
+    if arguments[0] == "watch":  # it ends by a signal alone
+        threading.Timer(5, os.kill, [os.getpid(), signal.SIGTERM]).start()
     try:
         main()
     except SystemExit as error:
@@ -92,7 +94,10 @@ def test_no_command_opens_a_connection(data_folder: Path, trained_run: Path, tin
         ["tune", tmp_path / "run", "--data", data_folder],
         ["export", trained_run, "--format", "openvino", "--data", data_folder, "--out", tmp_path / "m.xml"],
         ["predict", tmp_path / "m.xml", images, "--out", tmp_path / "openvino"],
+        ["watch", tmp_path / "m.xml", images, "--out", tmp_path / "days"],
         ["predict", tmp_path / "run", images, "--out", tmp_path / "torch", "--runtime", "torch", "--device", "cpu"],
+        *(["predict", tmp_path / "m.xml", images, "--out", tmp_path / f"{n}", "--shard", f"{n}/2"] for n in (1, 2)),
+        ["merge", tmp_path / "1", tmp_path / "2", "--out", tmp_path / "merged"],
     ]
     words = _without_network()
     asked = json.dumps([[[str(word) for word in call] for call in calls], bool(words)])

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +121,9 @@ def test_without_flags_everything_is_left_to_the_library(
     assert done.err == "warning: 1 of 1 16-bit images are nearly black\n"
     (request,) = requests
     del request["progress"]
-    unset = dict.fromkeys(("classes", "outputs", "overlays", "workers", "tta", "bit_depth"))
+    unset = dict.fromkeys(
+        ("classes", "outputs", "overlays", "mm_per_px", "fail_on", "workers", "tta", "bit_depth", "shard")
+    )
     assert request == unset | {
         "models": (Path("m.safetensors"),),
         "images": ["a.png", "b.png", "deep/c.png"],
@@ -154,11 +158,71 @@ def test_inputs_are_paths_on_stdin_patterns_files_and_folders(
     assert requests[0]["images"] == ["0.jpg", "1.jpg", "2.jpg", "a.png", "b.png", "gone.png", "single.JPG"]
 
 
-@pytest.mark.parametrize(("flag", "code"), [("--fail-on-blank", 3), ("--fail-on-defect", 10)])
-def test_blank_images_and_defects_fail_the_command_if_that_is_asked_for(
-    call: Call, sheets: Path, requests: list[dict[str, Any]], flag: str, code: int
+def test_blank_images_fail_the_command_if_that_is_asked_for(
+    call: Call, sheets: Path, requests: list[dict[str, Any]]
 ) -> None:
-    assert call("predict", "m.safetensors", "in", "--out", "out", flag).code == code
+    assert call("predict", "m.safetensors", "in", "--out", "out", "--fail-on-blank").code == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        (["--fail-on-defect"], "any"),
+        (["--fail-on", "pit:area_px=5,2"], "pit:area_px=5,2"),
+        (["--fail-on", "pit:area_px=5", "--fail-on-defect"], "any,pit:area_px=5"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        ([], "0 images in out meet a>=1.\n"),
+        (["a.png", "b.png"], "2 images in out meet a>=1: a.png, b.png.\n"),
+        ([f"{n}.png" for n in range(5)], "5 images in out meet a>=1: 0.png, 1.png, 2.png and 2 more.\n"),
+    ],
+)
+def test_images_that_meet_a_rule_fail_the_command_and_are_told(
+    call: Call,
+    sheets: Path,
+    requests: list[dict[str, Any]],
+    flags: list[str],
+    asked: str,
+    first: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(RESULT, "fail_on", {"rules": "a>=1", "images": len(first), "first": first})
+
+    done = call("predict", "m.safetensors", "in", "--out", "out", *flags)
+
+    assert done.code == (10 if first else 0)
+    assert told in done.out
+    assert requests[0]["fail_on"] == asked
+
+
+@pytest.mark.parametrize(("flags", "code"), [([], 3), (["--max-unreadable", "1"], 0), (["--max-unreadable", "9%"], 3)])
+def test_so_many_unreadable_images_are_accepted_as_the_flag_says(
+    call: Call,
+    sheets: Path,
+    requests: list[dict[str, Any]],
+    flags: list[str],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(RESULT, "unreadable", 1)
+    monkeypatch.setitem(RESULT, "already_done", 9)
+
+    done = call("predict", "m.safetensors", "in", "--out", "out", *flags)
+
+    assert done.code == code
+    assert "1 unreadable" in done.out
+
+
+@pytest.mark.parametrize(("text", "size"), [("0.5", (0.5, 0.5)), ("0.5x0.8", (0.5, 0.8)), ("2X1", (2.0, 1.0))])
+def test_the_size_of_a_pixel_reaches_the_library(
+    call: Call, sheets: Path, requests: list[dict[str, Any]], text: str, size: tuple[float, float]
+) -> None:
+    assert call("predict", "m.safetensors", "in", "--out", "out", "--mm-per-px", text).code == 0
+    assert requests[0]["mm_per_px"] == size
 
 
 @pytest.mark.parametrize(
@@ -169,6 +233,12 @@ def test_blank_images_and_defects_fail_the_command_if_that_is_asked_for(
         (["--overlays", "some"], "--overlays"),
         (["--outputs", "masks", "--overlays", "all"], "--overlays: all contradicts"),
         (["--workers", "0"], "--workers"),
+        *(
+            (["--mm-per-px", size], f"--mm-per-px {size}: expected mm")
+            for size in ("0", "0,5", "1x2x3", "1e-3", "x", "nan")
+        ),
+        (["--mm-per-px", "0.5", "--outputs", "masks"], "--mm-per-px: needs regions.csv"),
+        (["--max-unreadable", "2.5"], "--max-unreadable: expected a number such as 3, or 0% to 100%; found 2.5"),
         (["--bit-depth", "8"], "--bit-depth"),
         (["--bit-depth", "17"], "--bit-depth"),
     ],
@@ -187,3 +257,20 @@ def test_models_and_devices_that_cannot_be_used_are_refused(refused: Call, write
     refused("predict", torn, *flags, code=4, told=["torn.safetensors", "damaged"])
     refused("predict", "gone.xml", *flags, code=4, told=["gone.xml", "no such model file"])
     assert not (sheets.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (["cat", "/dev/zero"], "no list of paths"),
+        (["printf", "\\000a/b.jpg\\n"], "no list of paths"),
+        (["yes", "a.jpg"], "--max-gb"),
+    ],
+    ids=["a line without end", "UTF-16", "a list without end"],
+)
+def test_a_list_that_is_none_or_has_no_end_is_refused(source: list[str], told: str) -> None:
+    with subprocess.Popen(source, stdout=subprocess.PIPE) as lines:
+        command = [sys.executable, "-m", "defectseg", "--max-gb", "0.1", "predict", "m.xml", "-", "--out", "out"]
+        done = subprocess.run(command, stdin=lines.stdout, capture_output=True, text=True, timeout=100, check=False)
+        lines.kill()
+    assert (done.returncode, told in done.stderr) == (4, True), done.stderr

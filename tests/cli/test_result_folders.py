@@ -12,9 +12,9 @@ from defectseg.files import folder_lock
 Call = Callable[..., Any]
 
 
-@pytest.fixture(params=["predict", "evaluate", "data check"])
+@pytest.fixture(params=["predict", "merge", "evaluate", "data check"])
 def command(
-    request: pytest.FixtureRequest, tmp_path: Path, grey_runtime: Call, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, tmp_path: Path, grey_runtime: Call, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
     """The words of a command that writes to `out`."""
     data, model = tmp_path / "data", tmp_path / "m.safetensors"
@@ -25,9 +25,12 @@ def command(
     monkeypatch.setattr("defectseg.predict.predict.model_identity", lambda models: "0" * 64)
     arguments = {
         "predict": [str(model), str(data / "train_images")],
+        "merge": [str(tmp_path / "shard")],
         "evaluate": ["--predictions", str(data / "train.csv"), "--data", str(data)],
         "data check": [str(data)],
     }
+    if request.param == "merge":
+        assert call("predict", *arguments["predict"], "--shard", "1/1", "--out", tmp_path / "shard").code == 0
     return [*request.param.split(), *arguments[request.param], "--out", str(tmp_path / "out")]
 
 

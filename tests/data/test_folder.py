@@ -330,3 +330,11 @@ def test_names_that_cannot_be_matched_for_certain_are_refused(
     root = data_folder(tmp_path, "".join(f"{name},1,1 2\n" for name in names), images)
     with pytest.raises(LabelError, match=r"train\.csv: .*are the same letters"):
         open_data_folder(root)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\0b", "x" * 90_000], ids=["escape", "zero", "long"])
+def test_a_class_name_that_no_message_could_show_is_refused(name: str, tmp_path: Path) -> None:
+    root = data_folder(tmp_path)
+    (root / "classes.txt").write_text(f"pits\n{name}\nscratches\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"classes\.txt: the name of ClassId 2 is too long or"):
+        open_data_folder(root)

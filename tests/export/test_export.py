@@ -357,7 +357,7 @@ def test_layers_that_stay_floating_point_are_in_fp32_where_less_would_cost_too_m
     monkeypatch.setattr(quantize, "quantize", lambda model, *arguments: model)  # which takes seconds
     monkeypatch.setattr(quantize, "measure", measure)
     monkeypatch.setattr("defectseg.machine.cpu_flags", list)
-    monkeypatch.setattr(openvino_runtime, "_probe", lambda options: (1, "f32" if options else "bf16"))
+    monkeypatch.setattr(openvino_runtime, "cores_and_precision", lambda: (1, "bf16"))
     if not written:
         with pytest.raises(ModelError, match=r"int8 loses 0\.1000 of positive-pair Dice"):
             export_to(int8=True)

@@ -108,6 +108,7 @@ def torch_commands() -> Iterator[Commands]:
     made.close()
 
 
+STATUSES = ("running", "merging", "interrupted", "failed", "finished")  # of run.json
 # What of run.json does not tell times, or how many runs it took.
 LASTING = ("status", "key", "class_names", "images_in_folder")
 
@@ -115,6 +116,8 @@ LASTING = ("status", "key", "class_names", "images_in_folder")
 def content_of(path: Path) -> Any:
     """The content of a file, without what times and the order of the processing change."""
     content = path.read_bytes()
+    if path.name == "health.json":
+        return json.loads(content)["state"]
     if path.name == "run.json":
         run = json.loads(content)
         return {key: run.get(key) for key in LASTING}
@@ -185,7 +188,11 @@ class Work:
                 assert len(lines) == len(set(lines)), f"{told}: doubled rows"
                 assert set(lines) <= {*whole[name].values(), *before.get(name, {}).values()}, f"{told}: wrong rows"
             elif path.name == "run.json":
-                assert json.loads(path.read_bytes())["status"] in ("running", "interrupted", "failed", "finished"), told
+                assert json.loads(path.read_bytes())["status"] in STATUSES, told
+            elif self.name == "watch" and path.suffix == ".csv":  # written now and then
+                assert set(path.read_bytes().split(b"\n")) <= set(whole[name].split(b"\n")), told
+            elif path.name == "health.json":
+                assert json.loads(path.read_bytes())["heartbeat"], told
             else:
                 content = path.read_bytes()
                 assert content in (whole.get(name), before.get(name)), f"{told}: {name} is half-written"
@@ -253,14 +260,25 @@ def work(
             assert commands("predict", model, *some, "--out", earlier, "--overlays=none", grey=True).code == 0
         shutil.copytree(earlier, place / "out")
 
+    shards = [tmp_path / "shards" / str(index) for index in (1, 2, 3)]
+
     def make(name: str) -> Work:
         nothing, source = Work.prepare, tmp_path / "coco"
+        for index, shard in enumerate(shards if name.startswith("merge") else (), start=1):
+            assert commands("predict", model, images, "--out", shard, f"--shard={index}/3", grey=True).code in (0, 3)
         if name.startswith("import"):
             assert commands("data", "export", "coco", data, "--out", source).code == 0
             shutil.make_archive(str(tmp_path / "coco"), "zip", source)
         kinds: dict[str, tuple[str, Path, Callable[[Path], object]]] = {
             "predict": (f"predict {model} {images} --out PLACE/out", images, nothing),
+            "watch": (f"watch {model} {images} --out PLACE/out", images, nothing),
             "predict over": (f"predict {model} {images} --out PLACE/out --overwrite", images, predict_on_two),
+            "merge": (f"merge {' '.join(map(str, shards))} --out PLACE/out", shards[0].parent, nothing),
+            "merge over": (
+                f"merge {' '.join(map(str, shards))} --out PLACE/out --overwrite",
+                shards[0].parent,
+                predict_on_two,
+            ),
             "import": (f"data import {source} --out PLACE/out", source, nothing),
             "import into": (
                 f"data import {source}.zip --out PLACE",

@@ -4,17 +4,18 @@
 from stdin and answers each with a line:
 
 - {"argv": [...], "grey": bool, "fault": {...}}: run a command line in a fork; `grey`: the network is a GreyRuntime;
+- `defectseg watch` gets SIGTERM once its journals hold a line for each image, or after `end_s` of the fault;
 - with "warm_up": call it in this process, so that forks find made what is made at the first use;
 - {"go_on": pid}: let a command that stopped itself go on.
 
 The answer holds the exit code (negative: the signal that killed it; None: it stopped itself), the events that were
 counted, the process id, and what the command wrote to stdout and stderr.
 
-Events concern files below the folder `under`: `mkdir`, `create` (opened for writing), `write`, `fsync` and `rename` (to
-this name); `open` (for reading) and `read`. They are those of Python. What C libraries write themselves is not seen,
-that is, OpenVINO's `save_model` alone: tests on small disks that are really full cover it. At the n-th of the events
-the fault raises an OSError, sends a signal to the own process, kills its children, deletes the file, or lets reads be
-short.
+Events concern files below the folder `under`: `mkdir`, `create` (opened for writing, or linked), `write`, `fsync` and
+`rename` (to this name); `open` (for reading) and `read`. They are those of Python. What C libraries write themselves is
+not seen, that is, OpenVINO's `save_model` alone: tests on small disks that are really full cover it. At the n-th of
+the events the fault raises an OSError, sends a signal to the own process, kills its children, deletes the file, or lets
+reads be short.
 A lasting fault happens at every later event, too, as on a full disk.
 """
 
@@ -31,6 +32,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -141,7 +143,8 @@ def arm(watch: Watch) -> None:
 
         setattr(os, name, call)
 
-    for name, event, place in (("rename", "rename", 1), ("replace", "rename", 1), ("mkdir", "mkdir", 0)):
+    changes = (("rename", "rename", 1), ("replace", "rename", 1), ("link", "create", 1), ("mkdir", "mkdir", 0))
+    for name, event, place in changes:
         watched(name, event, place)
     vars(os)["fsync"] = lambda number: None  # takes longer than everything else, and no power cut follows
     watched("fsync", "fsync", 0)
@@ -157,7 +160,9 @@ def load(kind: str) -> None:
     import defectseg.evaluate.report
     import defectseg.formats.coco
     import defectseg.formats.data_import
+    import defectseg.predict.merge
     import defectseg.predict.predict
+    import defectseg.predict.watch
     import defectseg.runtime.load
     import defectseg.tune.tune
 
@@ -185,7 +190,9 @@ def load(kind: str) -> None:
 def use_grey_levels() -> None:
     """Let the network be the GreyRuntime of the tests, which knows its answer from the grey level of each pixel."""
     import defectseg.evaluate.evaluate
+    import defectseg.predict.camera
     import defectseg.predict.predict
+    import defectseg.predict.watch
     import defectseg.tune.tune
     from defectseg.config import InferenceConfig
     from defectseg.model.info import Thresholds
@@ -194,6 +201,8 @@ def use_grey_levels() -> None:
     runtime = make(Thresholds(gate=(0.5, 0.5), pixel=(0.5, 0.5), min_area_px=(0, 0)), InferenceConfig())
     for module in (defectseg.predict.predict, defectseg.evaluate.evaluate, defectseg.tune.tune):
         vars(module)["load_runtime"] = lambda *arguments, **options: (runtime, runtime.info)
+    vars(defectseg.predict.camera).update(POLL_S=0.01, REST=0, STEADY_S=0.005, BROKEN_S=0.03)
+    vars(defectseg.predict.watch).update(FULL_S=0.02, NOTICE_S=0.01)
 
 
 def run(task: dict[str, Any], shared: mmap.mmap, said: Path) -> int:
@@ -203,7 +212,7 @@ def run(task: dict[str, Any], shared: mmap.mmap, said: Path) -> int:
     os.dup2(out, 2)
     os.setsid()
     signal.alarm(120)
-    fault = dict(task["fault"])
+    fault = {name: value for name, value in task["fault"].items() if name != "end_s"}
     action = {
         name: fault.pop(name) for name in ("errno", "signal", "unlink", "short", "kill_children") if name in fault
     }
@@ -220,11 +229,27 @@ def call(task: dict[str, Any]) -> int:
     if task["grey"]:
         use_grey_levels()
     sys.argv = ["defectseg", *task["argv"]]
+    if sys.argv[1] == "watch":
+        end_s = task.get("fault", {}).get("end_s", 60)
+        threading.Thread(target=end_watch, args=[time.monotonic() + end_s], daemon=True).start()
     try:
         main()
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0
+
+
+def end_watch(end_s: float) -> None:
+    """Send SIGTERM to this process once every image is in a journal, and at the latest at a time."""
+    images, out = Path(sys.argv[3]), Path(sys.argv[sys.argv.index("--out") + 1])
+    count = len(list(images.iterdir()))
+    time.sleep(0.2)  # it first has to wait for this signal
+    while time.monotonic() < end_s:
+        lines = {line for path in out.glob("*/journal.jsonl") for line in path.read_bytes().splitlines(keepends=True)}
+        if sum(line.endswith(b"\n") for line in lines) >= count:
+            break
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def answer(pid: int, shared: mmap.mmap, said: Path) -> dict[str, Any]:

@@ -11,16 +11,29 @@ import pytest
 
 Make = Callable[[str], Any]
 READING = ("open", "read")
-COSTLY = {"predict over": 6, "import into": 2, "export": 3, "evaluate": 8}  # every so many operations will do
+NAMES = [
+    "predict",
+    "predict over",
+    "merge",
+    "merge over",
+    "watch",
+    "import",
+    "import into",
+    "export",
+    "evaluate",
+    "tune",
+]
+# Every so many operations will do.
+COSTLY = {"predict over": 6, "merge over": 3, "watch": 4, "import into": 2, "export": 3, "evaluate": 8}
 
 
-@pytest.mark.parametrize("name", ["predict", "predict over", "import", "import into", "export", "evaluate", "tune"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("fault", "every", "codes", "told"),
     [
         ({"signal": signal.SIGKILL}, 1, {-signal.SIGKILL}, ""),
         ({"signal": signal.SIGTERM}, 9, {130, None}, ""),
-        ({"errno": errno.ENOSPC, "lasting": True}, 4, {4}, "no space left"),
+        ({"errno": errno.ENOSPC, "lasting": True, "end_s": 1}, 4, {4}, "no space left"),
         ({"errno": errno.EROFS, "lasting": True}, 19, {4}, "cannot be written"),
         ({"errno": errno.EACCES, "lasting": True}, 23, {4}, "cannot be written"),
         ({"errno": errno.EIO}, 13, {4, None}, ""),
@@ -32,7 +45,8 @@ def test_a_fault_at_any_write_leaves_nothing_half_done(
 ) -> None:
     one = work(name)
     undisturbed, whole = one.undisturbed()
-    for at in range(1, undisturbed.events + 1, every * COSTLY.get(name, 1)):
+    last = undisturbed.events - (10 if name == "watch" else 0)  # whose last write of health.json may fail
+    for at in range(1, last + 1, every * COSTLY.get(name, 1)):
         place, where = one.place(at), f"{name}, operation {at} of {undisturbed.events}, {fault}"
         before = one.left(place)
         done = one.run(place, at=at, **fault)
@@ -43,7 +57,7 @@ def test_a_fault_at_any_write_leaves_nothing_half_done(
         shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("name", ["predict", "import", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "merge", "import", "export", "evaluate"])
 @pytest.mark.parametrize(
     "fault",
     [
@@ -74,7 +88,7 @@ def test_an_input_that_cannot_be_read_is_named_and_costs_nothing_else(
         shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("name", ["predict", "import"])
+@pytest.mark.parametrize("name", ["predict", "merge", "watch", "import"])
 def test_a_really_full_disk_is_told_and_costs_nothing(work: Make, name: str, tmp_path: Path) -> None:
     one = work(name)
     if not one.commands.may_mount:
@@ -84,7 +98,7 @@ def test_a_really_full_disk_is_told_and_costs_nothing(work: Make, name: str, tmp
         place = one.folder / str(pages)
         place.mkdir()
         one.commands.mount(place, f"size={4 * pages}k")
-        done = one.run(place)
+        done = one.run(place, end_s=1 if name == "watch" and pages < 60 else 60)
         seen = one.commands.seen(place)
         if done.code == undisturbed.code:
             break
@@ -96,7 +110,7 @@ def test_a_really_full_disk_is_told_and_costs_nothing(work: Make, name: str, tmp
     assert pages > 5
 
 
-@pytest.mark.parametrize("name", ["predict", "import", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "merge", "watch", "import", "export", "evaluate"])
 def test_short_reads_change_nothing(work: Make, name: str) -> None:
     one = work(name)
     undisturbed, whole = one.undisturbed()
@@ -106,7 +120,7 @@ def test_short_reads_change_nothing(work: Make, name: str) -> None:
     assert one.left(place) == whole
 
 
-@pytest.mark.parametrize("name", ["predict", "import", "import into", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "merge", "watch", "import", "import into", "export", "evaluate"])
 def test_of_two_runs_at_once_one_is_refused_and_the_other_undisturbed(work: Make, name: str) -> None:
     one = work(name)
     undisturbed, whole = one.undisturbed()
@@ -120,7 +134,7 @@ def test_of_two_runs_at_once_one_is_refused_and_the_other_undisturbed(work: Make
         assert (done.code, one.left(place)) == (undisturbed.code, whole), done.said
 
 
-@pytest.mark.parametrize("name", ["predict", "import", "import into", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "merge", "watch", "import", "import into", "export", "evaluate"])
 def test_a_folder_deleted_under_a_run_ends_it_with_a_message(work: Make, name: str) -> None:
     one = work(name)
     undisturbed, whole = one.undisturbed()
@@ -153,3 +167,29 @@ def test_an_image_replaced_while_it_is_read_has_the_result_of_the_new_one(work: 
         done = one.commands.go_on(stopped)
         assert done.code == undisturbed.code, done.said
         one.check_next(place, undisturbed, whole, f"read {at} of {reads}")
+
+
+def test_a_disk_that_is_full_for_a_moment_makes_a_watch_wait_and_costs_nothing(work: Make) -> None:
+    one = work("watch")
+    undisturbed, whole = one.undisturbed()
+    waited = 0
+    for at in range(1, undisturbed.events - 9, 4):  # not the last write of health.json
+        place = one.place(at)
+        done = one.run(place, at=at, errno=errno.ENOSPC)
+        if done.code == 4:  # it had not begun to watch, or was stopped already
+            one.check_next(place, undisturbed, whole, f"operation {at}")
+        else:
+            waited += "Waiting for that" in done.said
+            assert (done.code, one.left(place)) == (0, whole), f"operation {at}: {done.said}"
+    assert waited > 3
+
+
+def test_ctrl_c_ends_a_watch_with_130_after_its_tables(work: Make) -> None:
+    one = work("watch")
+    undisturbed, whole = one.undisturbed()
+    place = one.place("stopped")
+    done = one.run(place, at=undisturbed.events // 2, signal=signal.SIGINT)
+    assert done.code == 130
+    assert "images processed" in done.said
+    assert list(place.glob("out/*/images.csv"))
+    one.check_next(place, undisturbed, whole, "Ctrl-C")

@@ -347,7 +347,7 @@ def hostile(how: str) -> bytes:
     ("how", "expected"),
     [
         ("link", "not a JPEG"),
-        ("file as a folder", "a file where a folder is needed"),
+        ("file as a folder", "images/a.png and another entry: a file where a folder is needed"),
         ("long name", "too long"),
         ("beyond the disk", "GiB needed"),
         ("more than it says", "damaged"),

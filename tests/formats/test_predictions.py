@@ -67,7 +67,7 @@ def test_each_region_becomes_an_outline_with_its_score_and_clean_images_are_list
     tmp_path: Path, predicted: Make
 ) -> None:
     marks = (*TWO_PITS, *RING, (2, 35, 6, 38, BOTH))
-    root = predicted({"line 1/a.png": sheet(*marks), "b.png": sheet(), "broken.png": None})
+    root = predicted({"line 1/a.png": sheet(*marks), "b.png": sheet(), "broken.png": None}, mm_per_px=(0.5, 0.8))
     steps: list[tuple[int, int]] = []
     report = predictions_to_coco(
         root, tmp_path / "fix.json", progress=lambda done, of, text="": steps.append((done, of))

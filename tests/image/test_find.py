@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pytest
 
 from defectseg.errors import DataError, ImageError
@@ -48,7 +47,7 @@ def test_every_image_has_one_id_that_leads_to_its_file(tmp_path: Path, there: st
 
 
 def test_images_are_found_by_suffix_and_others_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    optional = [f"z{suffix}" for suffix in (".avif", ".gif", ".jp2") if cv2.haveImageWriter(f"x{suffix}")]
+    optional = ["z.avif", "z.gif", "z.jp2"]
     touch(tmp_path, "b.JPG", "a.jpeg", "c.Tiff", "h.jfif", *optional, "sub/f.webp", ".d.jpg", ".cache/e.jpg")
     touch(tmp_path, "a.txt", "sub/b.TXT", "sub/Thumbs.db", "jpg", ".hidden.txt", "sub/.git/x.txt")
     with caplog.at_level("INFO", "defectseg"):

@@ -65,6 +65,25 @@ def test_results_come_in_order_for_any_number_of_workers(tmp_path: Path, grey_ru
     assert 2 < at_once[2] <= 5
 
 
+def test_no_result_is_held_back_while_no_other_image_is_ready(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
+    images, runtime = _found(tmp_path, 5), grey_runtime(parallel=2)
+    results: list[Any] = []
+
+    def coming() -> Iterator[FoundImage | None]:
+        yield None
+        yield images[0]
+        yield None
+        assert _ids(results) == ["000.png"]
+        yield from images[1:4]
+        yield None
+        assert _ids(results) == ["000.png", "001.png", "002.png", "003.png"]
+        yield images[4]
+
+    for result in stream(coming(), runtime, runtime.settings, _area):
+        results.append(result)  # noqa: PERF402  # which the generator reads meanwhile
+    assert len(results) == 5
+
+
 def test_few_images_are_taken_ahead_of_the_caller(tmp_path: Path, grey_runtime: Callable[..., Any]) -> None:
     asked: list[FoundImage] = []
 

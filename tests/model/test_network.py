@@ -1,5 +1,7 @@
 """The network between grey levels and logits."""
 
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,7 +248,7 @@ def test_weights_of_another_encoder_are_refused(save: Saver, tmp_path: Path) -> 
     stem = weights.pop("conv1.0.weight")
     with pytest.raises(ModelError, match=r"lacks 1 of \d+ weights \(first: model.conv1.0.weight\)"):
         _weights(str(save(weights, tmp_path)))
-    with pytest.raises(ModelError, match=r"conv1.0.weight \(5, 1, 3, 3\) instead of \("):
+    with pytest.raises(ModelError, match=r"conv1.0.weight \(5, 3, 3, 3\) instead of \("):
         _weights(str(save({**weights, "conv1.0.weight": stem[:5]}, tmp_path)))
 
 
@@ -262,7 +264,7 @@ def test_a_file_that_is_not_there_or_damaged_is_refused(name: str, tmp_path: Pat
             _weights(str(path))
 
 
-@pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 3}])
+@pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 3}, {"state_dict": None}, {"state_dict": torch.zeros(1)}])
 def test_a_checkpoint_without_tensors_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "encoder.pth")
     with pytest.raises(ModelError, match="holds no weights"):
@@ -278,6 +280,56 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a file of weights alone"):
         _weights(str(tmp_path / "encoder.pth"))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda one: torch.full_like(one, torch.nan),
+        lambda one: torch.full(one.shape, 1e300, dtype=torch.float64),  # infinite as float32
+        lambda one: one.to(torch.int8),
+        lambda one: one.to(torch.complex64),
+        lambda one: torch.empty_like(one, device="meta"),
+    ],
+    ids=["nan", "too large", "integers", "complex", "without values"],
+)
+def test_weights_that_are_no_finite_floats_are_refused_by_name(
+    change: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    _, weights = _encoder_for_three_channels(TINY)
+    name = next(reversed([key for key, value in weights.items() if value.dim() == 4]))
+    with pytest.raises(ModelError, match=rf"encoder.pth: .*{name} has no finite numbers"):
+        _weights(str(_save_pth({**weights, name: change(weights[name])}, tmp_path)))
+
+
+def test_weights_that_would_take_far_more_memory_than_their_file_are_refused(tmp_path: Path) -> None:
+    _, weights = _encoder_for_three_channels(TINY)
+    stem = torch.zeros(1).expand(10**6, 3, 10**3, 10**3)
+    with pytest.raises(ModelError, match=r"conv1.0.weight \(1000000, 3, 1000, 1000\) instead of"):
+        _weights(str(_save_pth({**weights, "conv1.0.weight": stem}, tmp_path)))
+    path, packed = _save_pth(weights, tmp_path), tmp_path / "packed.pth"
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry in whole.infolist():
+            archive.writestr(entry.filename, whole.read(entry) + b"\0" * 100_000)
+    with pytest.raises(ModelError, match=r"packed\.pth: .*larger in memory than on the disk"):
+        _weights(str(packed))
+
+
+@pytest.mark.parametrize("opcode", [b"X\xff\xff\xff\x7f", b"c"], ids=["long text", "long line"])
+def test_a_pickle_is_read_no_further_than_weights_need(opcode: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    path.write_bytes(b"\x80\x02" + opcode)
+    with path.open("r+b") as file:
+        file.truncate(2**35)  # sparse
+    with pytest.raises(ModelError, match=r"old\.pth: .*more than 16777216 bytes that are no weights"):
+        _weights(str(path))
+
+
+@pytest.mark.parametrize("name", ["encoder.pth", "encoder.safetensors"])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ModelError, match=f"{name}: not a file of weights alone"):
+        _weights(str(tmp_path / name))
 
 
 def test_a_failed_download_says_what_else_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

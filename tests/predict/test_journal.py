@@ -1,14 +1,20 @@
 import contextlib
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from defectseg.errors import DataError
 from defectseg.predict.journal import Journal
 from defectseg.predict.tables import Record
 
 
 def _record(image_id: str, notes: str = "") -> Record:
-    return Record({"ImageId": image_id, "status": "clean", "notes": notes}, [[image_id, 1, ""]], [], [])
+    return Record(
+        {"ImageId": image_id, "status": "clean", "height": 2, "width": 3, "notes": notes}, [[image_id, 1, ""]], [], []
+    )
 
 
 def _write(path: Path, *records: Record) -> None:
@@ -83,3 +89,49 @@ def test_a_line_that_is_nested_without_end_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text("[" * 100_000 + "\n")
     with contextlib.closing(Journal(tmp_path / "journal.jsonl", read_only=True)) as journal:
         assert not journal.image_ids
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"image": {"ImageId": "../../b.jpg"}},
+        {"image": {"ImageId": "/tmp/b.jpg"}},
+        {"image": {"ImageId": "b\0.jpg"}},
+        {"image": {"ImageId": 5}},
+        {"image": {"height": 1.5}},
+        {"image": {"height": 0}},
+        {"image": {"width": -3}},
+        {"image": {"width": float("inf")}},
+        {"image": {"notes": ["x"]}},
+        {"predictions": None},
+        {"predictions": [["b.jpg", 1]]},
+        {"predictions": [["b.jpg", 1.0, "1 1"]]},
+        {"predictions": [["b.jpg", 255, "1 1"]]},
+        {"predictions": [["b.jpg", 1, "1 1"], ["b.jpg", 1, "2 1"]]},
+        {"predictions": [["a.jpg", 1, "1 1"]]},
+        {"regions": [["b.jpg", 1, "pits", 1, 0, 0, 1, 1, "0.0", "0.0", "inf"]]},
+        {"regions": [["b.jpg", 1]]},
+        {"errors": 5},
+    ],
+    ids=str,
+)
+def test_a_record_that_predict_does_not_write_is_left_out(
+    lie: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, records = tmp_path / "journal.jsonl", [_record(f"{name}.jpg") for name in "abc"]
+    _write(path, *records)
+    lines = [asdict(record) for record in records]
+    lines[1] |= {**lie, "image": {**lines[1]["image"], **lie.get("image", {})}}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    assert _read(path) == [records[0], records[2]]
+
+    assert "1 damaged line" in caplog.text
+
+
+def test_a_journal_that_leads_elsewhere_is_refused_and_what_it_leads_to_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("")
+    (tmp_path / "journal.jsonl").symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match=r"journal.jsonl: a link or no file"):
+        _write(tmp_path / "journal.jsonl", _record("a.jpg"))
+    assert (tmp_path / "outside").read_text() == ""

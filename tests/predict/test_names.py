@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defectseg.predict.names import output_names
+from defectseg.predict.names import TakenNames, output_names
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,19 @@ def test_no_two_pictures_share_a_name(ids: list[str]) -> None:
     for one, name in names.items():
         twins = [other for other in ids if names[other].casefold() == name.casefold() and other != one]
         assert all(other.casefold() == one.casefold() for other in twins), "only ids equal but for case may"
+
+
+@given(image_ids)
+@settings(max_examples=300)
+def test_one_more_image_clashes_where_names_change_or_it_keeps_its_suffix(ids: list[str]) -> None:
+    assert not TakenNames({"x/a.png": "x/a", "b.png": "b"}).clash_with("a.png")
+    taken = TakenNames({})
+    for number, image_id in enumerate(ids):
+        before, after = output_names(ids[:number]), output_names(ids[: number + 1])
+        changes = any(before[one] != after[one] for one in before) or after[image_id] == image_id
+        assert taken.clash_with(image_id) >= changes
+        taken = TakenNames(after) if taken.clash_with(image_id) else taken
+        taken.add(image_id, after[image_id])
 
 
 @given(image_ids, image_ids)

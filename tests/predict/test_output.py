@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ KEY = {"model_sha256": "ab" * 32, "only_classes": None, "thresholds": {"pixel": 
 OTHER_KEY = {**KEY, "only_classes": (1,)}
 TABLES = {"errors.csv", "images.csv", "predictions.csv", "regions.csv"}
 FILES = {*TABLES, "journal.jsonl", "masks", "overlays", "run.json"}
-FINISHED = {"status": "finished"}
+FINISHED = {"status": "finished", "class_names": ["pits", "dents"]}
 LONG = "x" * 250
 
 
@@ -37,7 +38,9 @@ def images(tmp_path: Path) -> list[FoundImage]:
 
 def _record(found: FoundImage, *, encoded: str = "1 2", status: str = "defect") -> Record:
     image: dict[str, Any] = dict.fromkeys(IMAGE_COLUMNS, "0.9000") | {"ImageId": found.image_id, "status": status}
-    image |= zip(("notes", "size_bytes", "modified_ns"), ("", *size_and_time(found.path)), strict=True)
+    image |= {"height": 2, "width": 3} | dict(
+        zip(("notes", "size_bytes", "modified_ns"), ("", *size_and_time(found.path)), strict=True)
+    )
     if status == "unreadable":
         return Record(image, [], [], [[found.image_id, str(found.path), "it is broken"]])
     predictions = [[found.image_id, 1, encoded], [found.image_id, 2, ""]]
@@ -127,12 +130,22 @@ def test_records_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     with output_folder(tmp_path / "out", KEY) as output:
         output.pending([image])
         output.write(record, {"overlays": b"x", "masks": b"x"})
-        output.finish({**FINISHED, "class_names": ["pits"]})
+        output.finish(FINISHED)
 
     run, outputs, records = read_results(tmp_path / "out")
 
     assert list(records) == [record]
-    assert (run["class_names"], outputs) == (["pits"], OutputChoice())
+    assert (run["class_names"], outputs) == (["pits", "dents"], OutputChoice())
+
+
+def test_the_notes_tell_the_name_that_pictures_have_now(tmp_path: Path) -> None:
+    images = [_image(tmp_path / "in", f"{LONG}{end}") for end in ("z.jpg", "z.png")]
+    _process(tmp_path / "out", images[:1])
+    assert _process(tmp_path / "out", images) == [images[1].image_id], "both have to keep their suffix from now on"
+
+    for image_id, *_, note, _, _ in _rows(tmp_path / "out" / "images.csv")[1:]:
+        name = note.removeprefix("name too long, pictures are called ")
+        assert (tmp_path / "out" / "overlays" / f"{name}.jpg").read_bytes() == b"jpeg of " + image_id.encode()
 
 
 @pytest.mark.parametrize("missing", ["run.json", "journal.jsonl"])
@@ -408,3 +421,28 @@ def test_flags_choose_outputs(outputs: list[str] | None, overlays: str | None, n
 def test_flags_that_make_no_sense_are_refused(outputs: list[str] | None, overlays: str | None, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         choose_outputs(outputs, overlays)
+
+
+@pytest.mark.parametrize("place", ["masks", "masks/line1"])
+def test_a_link_in_the_place_of_a_folder_of_pictures_is_refused_by_name(place: str, tmp_path: Path) -> None:
+    image, root, outside = _image(tmp_path / "in", "line1/a.jpg"), tmp_path / "out", tmp_path / "outside"
+    image = FoundImage("line1/a.jpg", image.file)
+    assert _process(root, [image]) == ["line1/a.jpg"]
+    shutil.rmtree(root / place)
+    outside.mkdir()
+    (root / place).symlink_to(outside)
+    with pytest.raises(OutputExistsError, match=f"{place}: is a link"):
+        _process(root, [image])
+    assert list(outside.iterdir()) == []
+
+
+def test_a_file_of_a_run_that_lies_is_refused(tmp_path: Path, images: list[FoundImage]) -> None:
+    root = tmp_path / "out"
+    _process(root, images)
+    whole = json.loads((root / "run.json").read_text(encoding="utf-8"))
+    names: list[Any] = [5, ["a", "a"], ["pits"], ["a\x1b", "b"]]
+    lies: list[dict[str, Any]] = [{"runs": [1]}, {"runs": "abc"}, *({"class_names": wrong} for wrong in names)]
+    for lie in lies:
+        (root / "run.json").write_text(json.dumps({**whole, **lie}), encoding="utf-8")
+        with pytest.raises(DataError, match=r"run.json|journal.jsonl: a.jpg has ClassId 2; the model has 1 classes"):
+            _records(root)

@@ -20,6 +20,7 @@ from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import DecodedImage
 from defectseg.model.info import ExportInfo, ModelInfo
 from defectseg.predict.predict import exit_code_of, predict, resolve_classes
+from defectseg.predict.rules import Tolerance
 
 STEEL, PIT, CRACK, BOTH = 60, 120, 160, 200  # grey levels, as GreyRuntime reads them
 TABLES = ("predictions.csv", "images.csv", "regions.csv", "errors.csv")
@@ -258,7 +259,7 @@ def test_an_image_for_which_memory_is_short_is_unreadable_and_done_by_the_next_r
         patch.setattr(image_files, "decode", decode)
         run = process(sheets, workers=workers)
     assert _counts(run) == (11, 7, 1, 0)
-    assert exit_code_of(run, fail_on_defect=False) == ExitCode.PARTIAL
+    assert exit_code_of(run) == ExitCode.PARTIAL
     assert _rows(out / "errors.csv")[0]["error"].endswith(
         "05.png: memory does not suffice for it, even alone (MemoryError)"
     )
@@ -300,6 +301,7 @@ def _other_info(info: ModelInfo, what: str) -> ModelInfo:
         ("classes", {"classes": ["1"]}, r"only_classes none -> \[1\]"),
         ("outputs", {"outputs": ["masks"]}, "outputs.names .*"),
         ("overlays", {"overlays": "defects"}, "outputs.overlays all -> defects"),
+        ("mm", {"mm_per_px": (0.5, 0.8)}, r"outputs.mm_per_px none -> \[0.5, 0.8\]"),
     ],
 )
 def test_a_folder_of_another_model_or_other_settings_is_not_continued(
@@ -418,22 +420,123 @@ def test_classes_that_the_model_does_not_have_are_refused_with_those_it_has(want
 
 
 @pytest.mark.parametrize(
-    ("unreadable", "defects", "blank", "flags", "code"),
+    ("unreadable", "met", "blank", "on_blank", "code"),
     [
-        (0, 0, 0, {"fail_on_defect", "fail_on_blank"}, ExitCode.DONE),
-        (0, 5, 5, set(), ExitCode.DONE),
-        (1, 5, 0, {"fail_on_defect"}, ExitCode.DEFECT_FOUND),
-        (1, 5, 0, {"fail_on_blank"}, ExitCode.PARTIAL),
-        (0, 0, 1, {"fail_on_blank"}, ExitCode.PARTIAL),
+        (0, 0, 0, True, ExitCode.DONE),
+        (0, None, 5, False, ExitCode.DONE),
+        (1, 5, 0, True, ExitCode.DEFECT_FOUND),
+        (1, None, 0, False, ExitCode.PARTIAL),
+        (1, 0, 0, False, ExitCode.PARTIAL),
+        (0, 0, 1, True, ExitCode.PARTIAL),
     ],
 )
-def test_the_exit_code_tells_defects_before_unreadable_and_blank_images(
-    unreadable: int, defects: int, blank: int, flags: set[str], code: ExitCode
+def test_the_exit_code_tells_rules_before_unreadable_and_blank_images(
+    unreadable: int, met: int | None, blank: int, on_blank: bool, code: ExitCode
 ) -> None:
-    run = {"unreadable": unreadable, "images_in_folder": {"defect": defects, "blank": blank}}
+    run = {"processed": 9, "unreadable": unreadable, "already_done": 0, "images_in_folder": {"blank": blank}}
+    rules = {} if met is None else {"fail_on": {"images": met}}
 
-    given = {name: name in flags for name in ("fail_on_defect", "fail_on_blank")}
-    assert exit_code_of(run, **given) is code
+    assert exit_code_of(run | rules, fail_on_blank=on_blank) is code
+
+
+def test_a_file_that_is_dead_for_good_may_be_accepted_but_not_one_more(process: Run, sheets: Path) -> None:
+    (sheets / "torn.png").write_bytes(b"not an image")
+    one, few, percent = Tolerance.parse("1"), Tolerance.parse("7.6%"), Tolerance.parse("7.7%")  # 1 of 13 is 7.69 %
+
+    for _ in range(2):  # it is tried again
+        run = process(sheets)
+        assert exit_code_of(run) is exit_code_of(run, max_unreadable=few) is ExitCode.PARTIAL
+        assert exit_code_of(run, max_unreadable=one) is exit_code_of(run, max_unreadable=percent) is ExitCode.DONE
+    (sheets / "more.png").write_bytes(b"not an image")
+    run = process(sheets)
+    assert exit_code_of(run, max_unreadable=one) is exit_code_of(run, max_unreadable=percent) is ExitCode.PARTIAL
+    (sheets / "torn.png").unlink()  # its row stays in the folder, but it is not given any more
+    assert exit_code_of(process(sheets), max_unreadable=one) is ExitCode.DONE
+    blank = process(_write(sheets / "black.png", np.zeros((9, 9), np.uint8)))
+    assert exit_code_of(blank, fail_on_blank=True, max_unreadable=Tolerance.parse("100%")) is ExitCode.PARTIAL
+
+
+def test_rules_count_all_images_of_the_folder_and_say_which_meet_them(process: Run, sheets: Path, out: Path) -> None:
+    large = _write(sheets / "large.png", _sheet((2, 2, 5, 4, PIT)))
+    run = process(sheets, fail_on="pits:area_px=20,cracks:count=2")
+    assert run["fail_on"] == {"rules": "pits:area_px>=20 or cracks:count>=2", "images": 1, "first": ["large.png"]}
+    assert exit_code_of(run) is ExitCode.DEFECT_FOUND
+
+    _write(sheets / "two.png", _sheet((2, 2, 2, 2, CRACK), (9, 2, 2, 2, CRACK)))
+    large.unlink()
+    run = process(sheets, fail_on="pits:area_px=20,cracks:count=2")  # rules are no part of the key
+
+    assert (run["processed"], run["fail_on"]["first"]) == (1, ["large.png", "two.png"])
+    assert json.loads((out / "run.json").read_text())["fail_on"] == run["fail_on"]
+    run = process(sheets, fail_on="pits:area_px=21")
+    assert (run["fail_on"]["images"], run["fail_on"]["first"], exit_code_of(run)) == (0, [], ExitCode.DONE)
+    assert "fail_on" not in process(sheets)
+
+
+def test_run_json_names_a_bounded_number_of_images_that_meet_a_rule(process: Run, sheets: Path) -> None:
+    for number in range(30):
+        _write(sheets / f"more{number:02}.png", PIT_SHEET)
+
+    run = process(sheets, fail_on="pits")
+
+    assert run["fail_on"]["images"] == 36
+    assert run["fail_on"]["first"] == [
+        *(f"{n:02}.png" for n in (1, 3, 5, 7, 9, 11)),
+        *(f"more{n:02}.png" for n in range(14)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"fail_on": "scrach"}, "fail_on: scrach"),
+        ({"fail_on": "2", "classes": ["pits"]}, "not reported"),
+        ({"fail_on": "pits:length_mm=2"}, "mm_per_px"),
+        ({"fail_on": "pits", "outputs": ["masks"]}, "needs regions"),
+        ({"mm_per_px": (0.5, 0.0)}, "mm_per_px: expected sizes above 0"),
+        ({"mm_per_px": (0.5, 0.5), "outputs": ["rle", "masks"]}, "mm_per_px: .*Add regions to the outputs masks,rle"),
+    ],
+)
+def test_rules_and_sizes_that_cannot_be_used_are_refused_before_anything_is_written(
+    options: dict[str, Any], told: str, process: Run, sheets: Path, runtime: Any, out: Path
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        process(sheets, **options)
+
+    assert not out.exists()
+    assert runtime.calls == []
+
+
+def test_sizes_in_mm_are_columns_at_the_end_of_regions_and_all_else_stays(
+    process: Run, sheets: Path, out: Path
+) -> None:
+    image = _sheet((2, 2, 8, 5, PIT), (15, 1, 1, 12, CRACK))
+    image[3:6, 4:7] = STEEL  # a hole, with
+    image[4, 5] = PIT  # a region in it
+    for step in range(6):
+        image[14 - step, 3 + step] = BOTH  # rises to the right
+    _write(sheets / "shapes.png", image)
+    process(sheets, into="px")
+
+    process(sheets, mm_per_px=(0.5, 0.5), fail_on="cracks:length_mm=6")
+
+    in_px, in_mm = _files(out.with_name("px")), _files(out)
+    rows, regions = in_px.pop("regions.csv").splitlines(), in_mm.pop("regions.csv").splitlines()
+    assert in_mm == in_px
+    assert [row.rsplit(b",", 4)[0] for row in regions] == rows
+    assert [
+        [row[name] for name in ("class_name", "area_px", "length_mm", "width_mm", "area_mm2", "direction_deg")]
+        for row in _rows(out / "regions.csv")
+        if row["ImageId"] == "shapes.png"
+    ] == [
+        ["pits", "31", "4", "2.5", "7.75", "0.0"],
+        ["pits", "6", "3.88909", "0.353553", "1.5", "45.0"],  # five diagonals and a half of 0.5 mm * sqrt(2)
+        ["pits", "1", "0.5", "0.5", "0.25", "0.0"],
+        ["cracks", "12", "6", "0.5", "3", "90.0"],
+        ["cracks", "6", "3.88909", "0.353553", "1.5", "45.0"],
+    ]
+    assert json.loads((out / "run.json").read_text())["fail_on"]["first"] == ["shapes.png"]
+    assert process(sheets, mm_per_px=(0.5, 0.5))["already_done"] == 13
 
 
 def test_a_picture_that_shows_nothing_is_blank(process: Run, tmp_path: Path, out: Path) -> None:
@@ -589,3 +692,18 @@ def test_images_of_any_size_pass_and_overlays_are_shrunk_to_fit(process: Run, tm
     assert [row["notes"] for row in rows] == ["", "", "", "overlay shrunk to fit a JPEG"]
     assert _read(out / "overlays" / "3.jpg").shape[0] == 65_500
     assert _read(out / "masks" / "3.png").shape == (70_000, 1)
+
+
+def test_the_size_of_the_first_image_is_prepared_for_a_fresh_folder_unless_it_is_cut_into_tiles(
+    runtime: Any, process: Run, tmp_path: Path
+) -> None:
+    sizes: list[tuple[int, int]] = []
+    runtime.prepare = sizes.append
+    shapes = {"large.png": (1025, 8), "small.png": (24, 40), "tall.png": (40, 24)}
+    for name, size_hw in shapes.items():
+        cv2.imwrite(str(tmp_path / name), np.full(size_hw, 80, np.uint8))
+    process(tmp_path / "small.png", tmp_path / "tall.png")
+    assert sizes == [(24, 40)]
+    process(tmp_path / "small.png", tmp_path / "tall.png")  # all may be done
+    process(tmp_path / "large.png", into="tiles")
+    assert sizes == [(24, 40)]

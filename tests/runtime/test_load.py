@@ -14,6 +14,9 @@ import torch
 
 from defectseg.errors import MissingExtraError, ModelError, ResourceError, UsageError
 from defectseg.model.bundle import load_bundle
+from defectseg.model.graph import to_openvino
+from defectseg.model.info import seal_model
+from defectseg.model.openvino_io import save_model
 from defectseg.runtime import load
 from defectseg.runtime.load import choose_runtime, load_runtime, may_have_graphics_card
 from defectseg.runtime.torch import TorchRuntime
@@ -144,6 +147,26 @@ def test_a_model_that_is_replaced_while_it_is_loaded_is_refused(
     monkeypatch.setattr(load, "_load", load_and_replace)
     with pytest.raises(ModelError, match=r"m\.safetensors: replaced while it was loaded. Run the same command again"):
         load_runtime(path, "cpu", "torch")
+
+
+def test_an_export_that_is_replaced_before_it_is_read_is_refused(
+    tmp_path: Path, save_random: Callable[..., Path], cache_folder: Path
+) -> None:
+    path = tmp_path / "m.xml"
+
+    def export(seed: int) -> None:
+        network, info = load_bundle(save_random(tmp_path / "m.safetensors", seed=seed))
+        save_model(to_openvino(network, info), path)
+        seal_model(path, info)
+
+    export(1)
+    runtime, _ = load_runtime(path, "cpu")
+    export(2)
+    with pytest.raises(ModelError, match=r"m\.xml: replaced while it was loaded. Run the same command again"):
+        runtime(IMAGES)
+    assert not list(cache_folder.parent.rglob("compiled/*"))
+    answer = load_runtime(path, "cpu")[0](IMAGES)
+    np.testing.assert_array_equal(load_runtime(path, "cpu")[0](IMAGES).probabilities, answer.probabilities)
 
 
 def test_torch_leaves_a_network_in_training_in_its_mode_and_tells_when_memory_runs_out(

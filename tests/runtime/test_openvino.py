@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from openvino import opset8
 
 from defectseg.config import Recipe
-from defectseg.errors import ModelError, ResourceError
+from defectseg.errors import DataError, ModelError, ResourceError
+from defectseg.machine import allow_gb
 from defectseg.model.info import ExportInfo, ModelInfo, Normalization, Thresholds
 from defectseg.model.openvino_io import core
 from defectseg.runtime import cache
 from defectseg.runtime import openvino as openvino_runtime
 from defectseg.runtime.cache import CompiledModels
 from defectseg.runtime.onnx import OnnxRuntime, available_devices
-from defectseg.runtime.openvino import OpenVinoRuntime, Precision
+from defectseg.runtime.openvino import OpenVinoRuntime, Precision, _peak_bytes
 from defectseg.runtime.torch import name_of
 
 INFO = ModelInfo(
@@ -112,18 +113,60 @@ def test_the_name_tells_the_precision_and_whether_amx_computes_in_it(
     assert name_of(torch.device("cuda", 1), torch.bfloat16) == "torch cuda:1 bfloat16"
 
 
-@pytest.mark.parametrize(("channels", "constant"), [(20_000, 1), (1, 100_000)])
-def test_a_model_that_asks_for_giant_values_is_refused_before_they_take_memory(channels: int, constant: int) -> None:
+def _answers(of_image: openvino.Node) -> openvino.Model:
+    """A model with the outputs of a network, which adds the mean of a value to its image."""
     x = opset8.parameter([-1, 1, -1, -1], np.uint8)
-    grey = opset8.convert(x, "f32")
-    many = opset8.convolution(grey, np.ones((channels, 1, 1, 1), np.float32), [1, 1], [0, 0], [0, 0], [1, 1])
-    giant = opset8.broadcast(np.float32(1), np.array([constant, constant]))
-    added = opset8.add(many, opset8.reduce_max(giant, np.array([0, 1])))
-    probabilities = opset8.reduce_max(added, np.array([1]), keep_dims=True)
-    gate = opset8.reduce_max(probabilities, np.array([2, 3]))
-    runtime = OpenVinoRuntime(openvino.Model([probabilities, gate], [x]), INFO)
-    with pytest.raises(ModelError, match=r"computes \[.*\] values at once"):
+    value = opset8.reduce_mean(of_image(grey := opset8.convert(x, "f32")), np.array([1, 2, 3]), keep_dims=True)
+    probabilities = opset8.add(grey, value)
+    return openvino.Model([probabilities, opset8.reduce_max(probabilities, np.array([2, 3]))], [x])
+
+
+def _many_channels(grey: openvino.Node, count: int = 1_000) -> openvino.Node:
+    weights = np.ones((count, 1, 1, 1), np.float32)
+    return opset8.convolution(grey, weights, [1, 1], [0, 0], [0, 0], [1, 1])
+
+
+def _giant_constant(grey: openvino.Node) -> openvino.Node:
+    giant = opset8.broadcast(np.float32(1), np.array([1, 1, 30_000, 30_000]))
+    return opset8.add(grey, opset8.reduce_max(giant, np.array([0, 1, 2, 3])))
+
+
+def _many_at_once(grey: openvino.Node) -> openvino.Node:
+    return opset8.concat([_many_channels(grey, 150 + n) for n in range(5)], axis=1)
+
+
+@pytest.mark.parametrize("of_image", [_many_channels, _giant_constant, _many_at_once])
+def test_a_model_that_asks_for_much_memory_is_refused_before_it_takes_it(
+    of_image: Callable[[openvino.Node], openvino.Node],
+) -> None:
+    runtime = OpenVinoRuntime(_answers(of_image), INFO)
+    with pytest.raises(DataError, match=r"for an image of 256x1600: would take more than 1.5 GB .*--max-gb [34] "):
         runtime(_images(1, 1, 256, 1600))
+
+
+def test_a_model_that_takes_as_much_memory_as_the_image_says_is_refused() -> None:
+    def of_image(grey: openvino.Node) -> openvino.Node:
+        brightest = opset8.convert(opset8.reduce_max(grey, np.array([0, 1, 2, 3])), "i64")
+        return opset8.broadcast(np.float32(1), opset8.broadcast(brightest, np.array([4])))
+
+    with pytest.raises(ModelError, match=r"as the image makes it take \(in its Broadcast\)"):
+        OpenVinoRuntime(_answers(of_image), INFO)(_images(1, 1, 8, 8))
+
+
+def test_a_network_that_fits_no_image_is_refused() -> None:
+    def of_image(grey: openvino.Node) -> openvino.Node:
+        return opset8.add(grey, np.ones((1, 1, 3, 3), np.float32))
+
+    with pytest.raises(ModelError, match=r"cannot compute images of 8x8 px \(.*Export it again"):
+        OpenVinoRuntime(_answers(of_image), INFO)(_images(1, 1, 8, 8))
+
+
+def test_memory_is_counted_for_values_that_are_held_together() -> None:
+    x = opset8.parameter([1, 1, 8, 8], np.float32)
+    first = opset8.relu(x)
+    second = opset8.relu(opset8.relu(first))  # x is no longer needed, but first is
+    model = openvino.Model([opset8.add(first, second)], [x])
+    assert _peak_bytes(model) == 3 * 64 * 4
 
 
 def test_only_a_few_sizes_are_kept_compiled_each_once() -> None:
@@ -143,6 +186,28 @@ def test_only_a_few_sizes_are_kept_compiled_each_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: (barrier.wait(), runtime(_images(1, 1, 32, 50))), range(4)))
     assert asked.count((32, 50)) == 1
+
+
+def test_a_size_is_compiled_in_the_background_and_what_is_wrong_is_told_by_the_call() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def model_for(size_hw: tuple[int, int]) -> openvino.Model:
+        asked.append(size_hw)
+        if size_hw == (32, 41):
+            raise ModelError("no such size")
+        return _model()
+
+    runtime = OpenVinoRuntime(model_for, INFO, precision="f32")
+    runtime.prepare((32, 40))
+    runtime.prepare((32, 41))
+    for thread in threading.enumerate():
+        if thread.name == "prepare":
+            thread.join()
+    assert sorted(asked) == [(32, 40), (32, 41)]
+    runtime(_images(1, 1, 32, 40))
+    assert len(asked) == 2
+    with pytest.raises(ModelError, match="no such size"):
+        runtime(_images(1, 1, 32, 41))
 
 
 @pytest.fixture
@@ -231,7 +296,7 @@ def test_running_out_of_memory_is_told_with_what_to_do(error: Exception) -> None
 
 
 def test_other_errors_of_openvino_are_not_taken_for_lack_of_memory() -> None:
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(ModelError, match=r"cannot compute images of 40x72 px \(a bug\)"):
         OpenVinoRuntime(_fail(RuntimeError("a bug")), INFO)(_images(2, 1, 40, 72))
 
 
@@ -262,7 +327,7 @@ def test_a_processor_that_cannot_mix_precisions_computes_without_the_marks(
     if marked:
         assert runtime(_images(1, 1, 40, 72)).probabilities.max() > 0
     else:
-        with pytest.raises(RuntimeError, match="not initialized"):
+        with pytest.raises(ModelError, match=r"cannot compute images of 40x72 px \(object is not initialized\)"):
             runtime(_images(1, 1, 40, 72))
     assert len(compiled) == 1 + marked
 
@@ -286,6 +351,36 @@ def _write_onnx(path: Path, height: int | str = "height", width: int | str = "wi
     return path
 
 
+@pytest.mark.parametrize("of_image", [True, False])
+def test_onnx_runtime_takes_no_more_memory_than_is_allowed(of_image: bool, tmp_path: Path) -> None:
+    """A file of a few hundred bytes whose constant, or value of the image, has 800 MB."""
+    make, kinds = onnx.helper, onnx.TensorProto
+    giant = ("Expand", ["grey", "size"]) if of_image else ("ConstantOfShape", ["size"])
+    nodes = [
+        make.make_node("Cast", ["image"], ["grey"], to=kinds.FLOAT),
+        make.make_node(giant[0], giant[1], ["giant"]),
+        make.make_node("ReduceMax", ["giant"], ["most"], keepdims=0),
+        make.make_node("Add", ["grey", "most"], ["probabilities"]),
+        make.make_node("ReduceMax", ["probabilities", "axes"], ["gate"], keepdims=0),
+    ]
+    values = {"axes": np.array([2, 3]), "size": np.array([200_000_000, 1, 1, 1])}
+    graph = make.make_graph(
+        nodes,
+        "g",
+        [make.make_tensor_value_info("image", kinds.UINT8, [1, 1, 1, 1])],
+        [make.make_tensor_value_info(name, kinds.FLOAT, None) for name in ("probabilities", "gate")],
+        [onnx.numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    allow_gb(0.5)
+    try:
+        runtime = OnnxRuntime(tmp_path / "m.onnx", INFO, device="cpu")
+        with pytest.raises(ResourceError, match=r"Out of memory on .* If you trust it, repeat .*--max-gb 2"):
+            runtime(_images(1, 1, 1, 1))
+    finally:
+        allow_gb(1.5)
+
+
 def test_onnx_runtime_answers_at_any_size_or_at_the_only_one(tmp_path: Path) -> None:
     images = _images(2, 1, 6, 8)[..., ::2]
     free = OnnxRuntime(_write_onnx(tmp_path / "free.onnx"), INFO, device="cpu", workers=3)
@@ -305,7 +400,7 @@ def test_onnx_runtime_answers_at_any_size_or_at_the_only_one(tmp_path: Path) -> 
 class _Session:
     """A session of ONNX Runtime that was given `providers`."""
 
-    def __init__(self, model: Path, options: Any, *, providers: list[Any]) -> None:
+    def __init__(self, model: Path, options: Any, *, providers: list[Any], **choices: Any) -> None:
         self.providers = providers
 
     def get_providers(self) -> list[Any]:

@@ -60,6 +60,8 @@ def test_scores_are_drawn_over_the_epochs_that_were_validated(tmp_path: Path, mo
         b"[" * 100_000,
         json.dumps({"epoch": 2, **LOSSES, "val": 7}).encode(),
         json.dumps({"epoch": "2", **LOSSES}).encode(),
+        json.dumps({"epoch": 2, **LOSSES, "loss": 10**400}).encode(),
+        json.dumps({"epoch": 2, **LOSSES, "loss": float("inf")}).encode(),
         json.dumps({"epoch": 2, **LOSSES, "val": {**SCORES, "miou": {}}}).encode(),
     ],
 )
