@@ -53,17 +53,16 @@ def test_unlike_sheets_dark_ones_and_short_ones_are_no_neighbours(neighbours: Ne
     assert neighbours([frame[:, :300] for frame in frames(0, 2)]) == []
 
 
-def test_a_large_set_has_the_strips_of_a_small_one(
+def test_every_block_of_pairs_is_compared(
     describe_pictures: Callable[..., Descriptors], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    described = describe_pictures([*frames(0, 4), *frames(1, 4), *(frame[:, :300] for frame in frames(2, 4))])
-    compared = find_neighbours(described)
-    monkeypatch.setattr(strips, "_MOST_COMPARED", 0)
-    monkeypatch.setattr(strips, "_ROUNDS", 8)
-    indexed = find_neighbours(described)
-    assert [(one.first, one.second) for one in indexed] == [(0, 1), (1, 2), (2, 3), (4, 5), (5, 6), (6, 7)]
-    assert [(one.first, one.second) for one in compared] == [(one.first, one.second) for one in indexed]
-    assert [one.score for one in indexed] == pytest.approx([one.score for one in compared], abs=1e-4)
+    described = describe_pictures([*frames(0, 4), *(frame[:, :300] for frame in frames(2, 3)), *frames(1, 4)])
+    at_once = find_neighbours(described)
+    assert [(one.first, one.second) for one in at_once] == [(0, 1), (1, 2), (2, 3), (7, 8), (8, 9), (9, 10)]
+    monkeypatch.setattr(strips, "_BLOCK", 3)
+    in_blocks = find_neighbours(described)
+    assert [(one.first, one.second) for one in in_blocks] == [(one.first, one.second) for one in at_once]
+    assert [one.score for one in in_blocks] == pytest.approx([one.score for one in at_once], abs=1e-5)
 
 
 def test_score_is_the_larger_correlation_of_seam_and_profile() -> None:
