@@ -12,7 +12,7 @@ from defectseg.data.synthetic import make_sheet
 def thumbs_of(count: int, seed: int) -> NDArray[np.float16]:
     """Thumbnails of noise."""
     found = np.random.default_rng(seed).standard_normal((count, 32, 32))
-    return (found / np.linalg.norm(found, axis=(1, 2), keepdims=True)).astype(np.float16)
+    return np.asarray(found / np.linalg.norm(found, axis=(1, 2), keepdims=True), np.float16)
 
 
 def test_the_alike_thumbnails_are_those_whose_correlation_after_the_turn_reaches_the_limit() -> None:
