@@ -1,8 +1,7 @@
 """Find copies among images, even if they are turned, mirrored, re-encoded, slightly resized, relit or blended.
 
-Candidates come from thumbnails: matrix products compare all pairs in all eight turns. If images are many, only pairs
-that an index finds are compared, so that the time grows about linearly with their number. Each candidate is then
-verified on the 128 x 128 grain of `descriptors`. The whitened correlation of the two pictures is computed at every
+Candidates come from thumbnails: `alike` compares all pairs in all eight turns. Each candidate is then verified on the
+128 x 128 grain of `descriptors`. The whitened correlation of the two pictures is computed at every
 shift by FFT. They are copies if it has a single peak, at a shift of a few cells at most, far above all other shifts.
 Unlike images have no such peak. The patterns of chequer plates and streaks repeat, so that their peak has rivals.
 Figures: docs/benchmarks.md.
@@ -20,8 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from defectseg.copies.alike import find_alike, parts_of
 from defectseg.copies.descriptors import DETAIL_CELLS, TURNS, Descriptors, Floats, turned, turned_back, whitened
-from defectseg.copies.index import Index
 from defectseg.machine import cores
 from defectseg.progress import Progress, silent
 
@@ -31,8 +30,7 @@ _LEAST_PEAK_TO_RIVAL = 1.8  # unlike images stay below 1.5, chequer plates in ph
 _LARGEST_SHIFT_CELLS = 3
 _PEAK_FOOT_CELLS = 5  # the slopes of the peak do not count as rivals
 _ASPECT_TOLERANCE = 0.12  # of the logarithm of height / width
-_MOST_PAIRS = 16_384**2  # of images, all of which are compared
-_ROWS, _COLUMNS = 1024, 4096  # of the correlation matrix at a time: 16 MiB
+_ROWS, _COLUMNS = 1024, 2048  # of images that are compared at a time
 _MOST_CANDIDATES = 16_384  # in one block and turn; the most alike are kept
 _MOST_MEMBERS = 64  # of a group of copies; in larger groups, pairs that are connected already are left out
 _LEAST_UNSATURATED = 0.25
@@ -139,6 +137,8 @@ class _Search:
         # Sorted by aspect, so that a block has few aspects and turns that cannot fit are skipped for the whole block.
         self.rows = _comparable(self.descriptors, firsts)
         self.columns = self.rows if self.within else _comparable(self.others, seconds)
+        self.row_parts = parts_of(self.descriptors.thumb, self.rows)
+        self.column_parts = self.row_parts if self.within else parts_of(self.others.thumb, self.columns)
         self.groups: DisjointSets[Pair] = DisjointSets()
         self.row_picture = lru_cache(_CACHED_PICTURES)(lambda index: whitened(self.descriptors.detail[index]))
         self.column_picture = lru_cache(_CACHED_PICTURES)(lambda index: whitened(self.others.detail[index]))
@@ -151,71 +151,38 @@ class _Search:
             for column in range(0, len(self.columns), _COLUMNS)
             if not self.within or column + _COLUMNS > row
         ]
-        is_large = len(self.rows) * len(self.columns) > _MOST_PAIRS
-        steps = self._indexed_candidates() if is_large else itertools.starmap(self._candidates, blocks)
-        of = sum(tables for _, tables, _ in _INDEXED) if is_large else len(blocks)
         found: dict[Pair, Copy] = {}
         with ThreadPoolExecutor(max_workers=cores()) as pool:
-            for done, step in enumerate(steps, start=1):
-                candidates = [one for one in step if not self._is_connected(one)]
+            for done, block in enumerate(blocks, start=1):
+                candidates = [one for one in self._candidates(*block) if not self._is_connected(one)]
                 for copy in filter(None, pool.map(self._verify, candidates, chunksize=64)):
                     best = found.get((copy.first, copy.second))
                     if best is None or copy.score > best.score:
                         found[copy.first, copy.second] = copy
                     self.groups.join((0, copy.first), (0 if self.within else 1, copy.second))
-                progress(done, of)
+                progress(done, len(blocks))
         return list(found.values())
 
     def _candidates(self, row: int, column: int) -> list[tuple[int, int, str]]:
         """Pairs in a block of the correlation matrix whose thumbnails are alike, and the turn that makes them so."""
         rows, columns = self.rows[row : row + _ROWS], self.columns[column : column + _COLUMNS]
+        parts, other_parts = self.row_parts[:, row : row + _ROWS], self.column_parts[:, column : column + _COLUMNS]
         aspects, other_aspects = self.descriptors.log_aspect[rows], self.others.log_aspect[columns]
-        thumbs = self.descriptors.thumb[rows].astype(np.float32).reshape(len(rows), -1)
-        other_thumbs = self.others.thumb[columns].astype(np.float32)
         candidates = []
-        for number, turn in enumerate(TURNS):
-            fitting = -other_aspects if number % 2 else other_aspects  # a quarter turn makes a lying image stand
+        for is_quarter in (False, True):
+            fitting = -other_aspects if is_quarter else other_aspects  # a quarter turn makes a lying image stand
             if not _may_fit(aspects, fitting):
                 continue
-            alike = thumbs @ turned(other_thumbs, turn).reshape(len(columns), -1).T
-            hits = np.flatnonzero(alike >= _LEAST_THUMB_CORRELATION)
-            if len(hits) > _MOST_CANDIDATES:
-                hits = hits[np.argpartition(-alike.ravel()[hits], _MOST_CANDIDATES)[:_MOST_CANDIDATES]]
-            i, j = np.unravel_index(hits, alike.shape)
-            wanted = np.abs(aspects[i] - fitting[j]) <= _ASPECT_TOLERANCE
-            if self.within:
-                wanted &= column + j > row + i
-            candidates += [
-                (*pair, turn) for pair in zip(rows[i[wanted]].tolist(), columns[j[wanted]].tolist(), strict=True)
-            ]
-        return candidates
-
-    def _indexed_candidates(self) -> Iterator[list[tuple[int, int, str]]]:
-        """The same, for each table of an index, without the pairs of thumbnails that share no cell of it."""
-        thumbs = self.descriptors.thumb[self.rows]
-        other_thumbs = thumbs if self.within else self.others.thumb[self.columns]
-        aspects, other_aspects = self.descriptors.log_aspect[self.rows], self.others.log_aspect[self.columns]
-        places = np.arange(thumbs[0].size).reshape(thumbs.shape[1:])
-        numbers = np.array([n for n in range(len(TURNS)) if _may_fit(aspects, other_aspects * (-1) ** n)], np.intp)
-        views = np.array([turned(places, TURNS[number]).ravel() for number in numbers])
-        flat, other_flat = (one.reshape(len(one), -1) for one in (thumbs, other_thumbs))
-        seen: set[tuple[int, int, str]] = set()
-        for change, tables, most_unequal in _INDEXED if len(numbers) else ():
-            others = None if self.within else change(other_flat)
-            index = Index(change(flat), others, views, most_unequal)
-            for first, second, view in index.pairs(tables):
-                fitting = np.where(numbers[view] % 2, -other_aspects[second], other_aspects[second])
-                wanted = np.abs(aspects[first] - fitting) <= _ASPECT_TOLERANCE
-                for start in range(0, len(first), _COLUMNS):
-                    block = slice(start, start + _COLUMNS)
-                    own = flat[first[block]].astype(np.float32)
-                    turned_others = np.take_along_axis(other_flat[second[block]], views[view[block]], axis=1)
-                    wanted[block] &= np.einsum("nd,nd->n", own, turned_others) >= _LEAST_THUMB_CORRELATION
-                names = [TURNS[number] for number in numbers[view[wanted]]]
-                rows, columns = self.rows[first[wanted]].tolist(), self.columns[second[wanted]].tolist()
-                new = set(zip(rows, columns, names, strict=True)) - seen
-                seen |= new
-                yield sorted(new)
+            for turn, hits, alike in find_alike(parts, other_parts, _LEAST_THUMB_CORRELATION, is_quarter=is_quarter):
+                if len(hits) > _MOST_CANDIDATES:
+                    hits = hits[np.argpartition(-alike, _MOST_CANDIDATES)[:_MOST_CANDIDATES]]
+                i, j = np.divmod(hits, len(columns))
+                wanted = np.abs(aspects[i] - fitting[j]) <= _ASPECT_TOLERANCE
+                if self.within:
+                    wanted &= column + j > row + i
+                pairs = zip(rows[i[wanted]].tolist(), columns[j[wanted]].tolist(), strict=True)
+                candidates += [(*pair, turn) for pair in pairs]
+        return sorted(candidates, key=lambda one: TURNS.index(one[2]))
 
     def _is_connected(self, candidate: tuple[int, int, str]) -> bool:
         """Whether both images are in one group that is large enough to need no further pair."""
@@ -239,20 +206,6 @@ def _comparable(descriptors: Descriptors, indices: Sequence[int]) -> NDArray[np.
 
 def _may_fit(aspects: Floats, others: Floats) -> bool:
     return float(max(aspects.min() - others.max(), others.min() - aspects.max())) <= _ASPECT_TOLERANCE
-
-
-def _smoothed(thumbs: NDArray[np.float16]) -> NDArray[np.float16]:
-    """Thumbnails, float16 (n, 1024), whose strongest values stay in place under a shift by half a cell."""
-    smoothed = np.empty_like(thumbs)
-    for thumb, one in zip(thumbs, smoothed, strict=True):
-        blurred = np.asarray(cv2.GaussianBlur(thumb.astype(np.float32).reshape(32, -1), (3, 3), 0), np.float32)
-        one[:] = blurred.ravel() / np.linalg.norm(blurred)
-    return smoothed
-
-
-# What an index holds of the thumbnails, how many tables it has, and the largest share of unequal signs. Blends and
-# changes of light need the thumbnails themselves, shifts the smoothed ones.
-_INDEXED = ((np.asarray, 640, 0.46), (_smoothed, 240, 0.40))
 
 
 @dataclass(frozen=True)

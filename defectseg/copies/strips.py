@@ -11,6 +11,7 @@ The test is conservative: it accepts only agreement far beyond chance, and misse
 streaks have changed. Images that are shorter than 400 px or mostly dark match no other.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.copies.descriptors import STRIP_CELLS, Descriptors
+from defectseg.copies.descriptors import Descriptors
 
 # Correlations of unlike strips have a standard deviation of 0.055; among 12,000 images, chance brings a pair to 0.33.
 _LEAST_SEAM_CORRELATION = 0.40
 _LEAST_PROFILE_CORRELATION = 0.45
-_ROWS = 2048
+_BLOCK = 2048  # images
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,14 @@ def find_neighbours(descriptors: Descriptors) -> list[Neighbours]:
 
 
 def _alike(one: NDArray[Any], other: NDArray[Any], least: float) -> Iterator[tuple[int, int, float]]:
-    """Differing indices in `one` and `other`, float (n, 400), whose profiles correlate by `least` or more."""
-    columns = np.asarray(other, np.float32).reshape(-1, STRIP_CELLS)
-    for start in range(0, len(one), _ROWS):
-        alike = np.asarray(one[start : start + _ROWS], np.float32) @ columns.T
-        for row, column in zip(*np.nonzero(alike >= least), strict=True):
-            if start + row != column:
-                yield int(start + row), int(column), float(alike[row, column])
+    """Differing indices in `one` and `other`, float (n, 400), whose profiles correlate by `least` or more.
+
+    If both are the same array, some pairs come twice and others once.
+    """
+    firsts, seconds = (np.flatnonzero(part.any(axis=1)) for part in (one, other))
+    for start, left in itertools.product(range(0, len(firsts), _BLOCK), range(0, len(seconds), _BLOCK)):
+        if one is not other or left >= start:
+            rows, columns = firsts[start : start + _BLOCK], seconds[left : left + _BLOCK]
+            alike = np.asarray(one[rows], np.float32) @ np.asarray(other[columns], np.float32).T
+            i, j = np.nonzero((alike >= least) & (rows[:, None] != columns))
+            yield from zip(rows[i].tolist(), columns[j].tolist(), alike[i, j].tolist(), strict=True)

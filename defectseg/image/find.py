@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".gif", ".avif"]
 )
 SUFFIXES_SHOWN = ", ".join(sorted(IMAGE_SUFFIXES))
+_SEPARATORS = ("/", os.sep)
 _UNFIT_FOR_AN_IMAGE_ID = re.compile(UNFIT_CHARACTERS)
 
 
@@ -28,14 +30,20 @@ class FoundImage:
 
     Attributes:
         image_id: ImageId, the POSIX path relative to the input folder, with its suffix.
-        file: path of the file, as text: a `Path` would take four times the memory, in each of perhaps a million.
+        where: path of the file; or, if it ends with a separator, of the folder to which the ImageId is relative. Images
+            share this text, since paths of their own would fill much memory, in each of perhaps a million.
         fault: "", or why the image is unreadable, known before it is opened; the path may then be that of a folder
             that cannot be listed, or of nothing at all.
     """
 
     image_id: str
-    file: str
+    where: str
     fault: str = ""
+
+    @property
+    def file(self) -> str:
+        """The path of the file as text."""
+        return self.where + self.image_id if self.where.endswith(_SEPARATORS) else self.where
 
     @property
     def path(self) -> Path:
@@ -92,6 +100,7 @@ def find_images(
             raise DataError(image.fault)
     for given in listed:
         search.add(given, listed=True)
+    search.forget_seen()
     if tell:
         search.log_passed_over()
     images = with_valid_ids(sorted(_name_apart(search.found)))
@@ -142,10 +151,11 @@ class _Search:
                 fault = f"{escaped(given)}: not an image by its name; expected one that ends in {SUFFIXES_SHOWN}."
         folder, name = os.path.split(whole)
         if self._is_new(self._real_folder(os.path.dirname(file)), name):  # noqa: PTH120  # Path is slower by seconds
-            self.found[folder].append(FoundImage(name, file, fault))
+            self.found[folder].append(FoundImage(name, sys.intern(file.removesuffix(name)) or file, fault))
 
     def _add_folder(self, base: Path, whole: str) -> None:
         """Add the images of a folder and, if recursive, its subfolders. Links to folders come last."""
+        where = str(base / "_")[:-1]
         folders, links = deque([base]), deque[Path]()
         while folders or links:
             folder = (folders or links).popleft()
@@ -171,7 +181,7 @@ class _Search:
                     self._passed_over[suffix_of(entry.name)] += 1
                 # Broken links and irregular files are kept, so that they are reported as unreadable.
                 elif self._is_new(real, entry.name):
-                    self.found[whole].append(FoundImage(prefix + entry.name, str(folder / entry.name)))
+                    self.found[whole].append(FoundImage(name := prefix + entry.name, where or name))
 
     def log_passed_over(self) -> None:
         """Log how many files have another suffix."""
@@ -179,6 +189,10 @@ class _Search:
             counts = sorted(self._passed_over.items(), key=lambda item: (-item[1], item[0]))
             told = [f"{count} {escaped(suffix) or 'without a suffix'}" for suffix, count in counts]
             log.info("passed over for their suffix: %s", ", ".join(told))
+
+    def forget_seen(self) -> None:
+        """Free the memory for what was seen; nothing is added any more."""
+        self._seen.clear()
 
     def _is_new(self, folder: str, name: str = "") -> bool:
         """Whether a file of a folder (real path) or the folder itself is new, and not in `skip`."""
@@ -195,6 +209,8 @@ def suffix_of(name: str) -> str:
 
 def with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
     """The images, sorted by ImageId; an image with an invalid ImageId gets a valid, unique one and a fault."""
+    if not any(_UNFIT_FOR_AN_IMAGE_ID.search(image.image_id) for image in images):
+        return sorted(images)
     taken = {image.image_id for image in images}
     valid = []
     for image in images:
@@ -204,7 +220,8 @@ def with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
             while image_id in taken:
                 image_id = image_id.replace("%", "%25", 1)
             taken.add(image_id)
-            image = replace(image, image_id=image_id, fault=image.fault or f"{escaped(image.file)}: {why}")
+            fault = image.fault or f"{escaped(image.file)}: {why}"
+            image = replace(image, image_id=image_id, where=image.file, fault=fault)
         valid.append(image)
     return sorted(valid)
 
@@ -212,11 +229,11 @@ def with_valid_ids(images: Sequence[FoundImage]) -> list[FoundImage]:
 def _name_apart(found: Mapping[str, Sequence[FoundImage]]) -> list[FoundImage]:
     """Give every image its ImageId: relative to its input or, if names clash, to the folder that all inputs share."""
     images = [image for relatives in found.values() for image in relatives]
-    if len({image.image_id for image in images}) == len(images):
+    if len(found) == 1 or len({image.image_id for image in images}) == len(images):
         return images
     shared = len(os.path.commonprefix([Path(base).parts for base in found]))  # noqa: RUF071 - of parts, not of letters
     return [
-        replace(image, image_id="/".join([*Path(base).parts[shared:], image.image_id]))
+        replace(image, image_id="/".join([*Path(base).parts[shared:], image.image_id]), where=image.file)
         for base, relatives in found.items()
         for image in relatives
     ]

@@ -3,7 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator
+from array import array
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
@@ -62,20 +64,21 @@ class Journal:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self._lock = Lock()
-        self._offsets: dict[str, int] = {}
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise DataError(f"{path}: a link or no file; expected the journal of predict. Choose another folder.")
         with nullcontext() if read_only else resource_errors(path):
             self._file = path.open("rb" if read_only else "ab+")
         self._file.seek(0)
         end = lines = damaged = 0
+        offset_of: dict[str, int] = {}
         for line in iter(lambda: self._file.readline(_LONGEST_BYTES), b""):
             lines += 1
             try:
-                self._offsets[_record_of(line).image_id] = end
+                offset_of[_record_of(line).image_id] = end
             except (ValueError, KeyError, TypeError, LabelError):
                 damaged += 1
             end += len(line)
+        self._offsets = _Offsets(offset_of)
         if damaged:
             log.warning("%s: left out %d damaged lines; their images are done again where given", path, damaged)
         if lines > len(self._offsets) and not read_only:
@@ -95,7 +98,7 @@ class Journal:
         """The last record of each image, sorted by ImageId."""
         with self._lock:
             image_ids = list(self._offsets)
-        return map(self.record, sorted(image_ids))
+        return map(self.record, image_ids)
 
     def record(self, image_id: str) -> Record:
         """The last record of an image."""
@@ -113,13 +116,12 @@ class Journal:
             offset = self._file.seek(0, os.SEEK_END)
             self._file.write(json.dumps(vars(record)).encode() + b"\n")
             self._file.flush()
-            self._offsets[record.image_id] = offset
+            self._offsets.put(record.image_id, offset)
 
     def drop(self, image_ids: Collection[str]) -> None:
         """Delete the records of images."""
-        for image_id in image_ids:
-            del self._offsets[image_id]
         if image_ids:
+            self._offsets = _Offsets({one: self._offsets[one] for one in self._offsets.keys() - set(image_ids)})
             self.write_sorted()
 
     def flush(self) -> None:
@@ -129,15 +131,44 @@ class Journal:
 
     def write_sorted(self) -> None:
         """Write the file anew, sorted by ImageId, without replaced records. Raises ResourceError."""
-        offsets = {}
+        offsets = _Offsets({})
         with atomic_path(self._path) as temporary:
             with temporary.open("wb") as handle:
-                for image_id in sorted(self._offsets):
-                    offsets[image_id] = handle.tell()
+                for image_id in self._offsets:
+                    offsets.put(image_id, handle.tell())
                     handle.write(self._line(image_id))
             self._file.close()  # Windows does not replace an open file
         self._file = self._path.open("ab+")
         self._offsets = offsets
+
+
+class _Offsets(Mapping[str, int]):
+    """ImageId -> offset, sorted by ImageId. A dict would take five times the memory, and more while it grows."""
+
+    def __init__(self, offset_of: Mapping[str, int]) -> None:
+        self._image_ids = sorted(offset_of)
+        self._offsets = array("q", map(offset_of.__getitem__, self._image_ids))
+
+    def __getitem__(self, image_id: str) -> int:
+        place = bisect_left(self._image_ids, image_id)
+        if self._image_ids[place : place + 1] != [image_id]:
+            raise KeyError(image_id)
+        return self._offsets[place]
+
+    def put(self, image_id: str, offset: int) -> None:
+        """Add an image, quickly if it comes behind most others, or replace its offset."""
+        place = bisect_left(self._image_ids, image_id)
+        if image_id in self:
+            self._offsets[place] = offset
+        else:
+            self._offsets.insert(place, offset)
+            self._image_ids.insert(place, image_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._image_ids)
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
 
 
 def _record_of(line: bytes) -> Record:

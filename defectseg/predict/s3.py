@@ -113,7 +113,7 @@ def fetched(images: Sequence[FoundImage]) -> Iterator[Iterable[FoundImage]]:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise ResourceError(f"{folder}: no space left for a copy of {image.shown}. Free some.") from error
                 fault = f"{image.shown}: cannot be read ({_reason(error)})."
-            return replace(image, file=file, fault=image.fault or fault)
+            return replace(image, where=file, fault=image.fault or fault)
 
         yield in_order(pool, fetch, enumerate(images), most=_FETCHED_AHEAD)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from defectseg.copies import strips
 from defectseg.copies.descriptors import Descriptors
 from defectseg.copies.strips import find_neighbours
 from defectseg.data.synthetic import make_sheet
@@ -50,6 +51,18 @@ def test_unlike_sheets_dark_ones_and_short_ones_are_no_neighbours(neighbours: Ne
     assert neighbours([np.clip(image * 0.5 + light, 0, 255).astype(np.uint8) for image in unlike[:6]]) == []
     assert neighbours([frame // 16 for frame in frames(0, 2)]) == []
     assert neighbours([frame[:, :300] for frame in frames(0, 2)]) == []
+
+
+def test_every_block_of_pairs_is_compared(
+    describe_pictures: Callable[..., Descriptors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = describe_pictures([*frames(0, 4), *(frame[:, :300] for frame in frames(2, 3)), *frames(1, 3)])
+    at_once = find_neighbours(described)
+    assert [(one.first, one.second) for one in at_once] == [(0, 1), (1, 2), (2, 3), (7, 8), (8, 9)]
+    monkeypatch.setattr(strips, "_BLOCK", 3)
+    in_blocks = find_neighbours(described)
+    assert [(one.first, one.second) for one in in_blocks] == [(one.first, one.second) for one in at_once]
+    assert [one.score for one in in_blocks] == pytest.approx([one.score for one in at_once], abs=1e-5)
 
 
 def test_score_is_the_larger_correlation_of_seam_and_profile() -> None:
