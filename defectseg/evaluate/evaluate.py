@@ -27,6 +27,7 @@ from defectseg.runtime.load import load_runtime
 OVERLAYS = "overlays"
 _OWN_ENTRIES = frozenset({"metrics.json", "pairs.csv", "report.html", ERRORS, OVERLAYS})
 _CONVENTION = "Dice of each (image, class) pair, 1 where both masks are empty, averaged over all pairs (Kaggle 2019)"
+_ONE_GROUP = "all images are of one group: how much chance is in the figures cannot be told"
 
 
 def evaluate(
@@ -95,7 +96,7 @@ def evaluate(
         warnings += [*left_out, *bit_depth_warnings(score.brightest)]
         absent = [name for name in info.class_names if name not in folder.class_names]
         metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names, groups), score.counts)
-        warnings += _one_group(metrics)
+        warnings += [_ONE_GROUP] * (metrics.groups == 1)
         write_evaluation(
             out,
             metrics,
@@ -136,7 +137,8 @@ def evaluate_predictions(
     warnings += left_out
     groups = groups_of(folder, folder.image_ids, group)
     metrics = summarise(counts, folder.class_names, groups)
-    warnings += _one_group(metrics)
+    warnings += [_ONE_GROUP] * (metrics.groups == 1)
+    told = f"{metrics.groups}, {groups.source}"
     if out is not None:
         with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
             _clear(out)
@@ -145,12 +147,7 @@ def evaluate_predictions(
                 metrics,
                 counts,
                 title=f"{predictions.name} on {data.name}",
-                facts={
-                    "predictions": str(predictions),
-                    "data": str(data),
-                    "groups": f"{metrics.groups}, {groups.source}",
-                    "convention": _CONVENTION,
-                },
+                facts={"predictions": str(predictions), "data": str(data), "groups": told, "convention": _CONVENTION},
                 overlays={},
                 warnings=warnings,
                 unreadable=unreadable,
@@ -164,11 +161,6 @@ def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Met
     classes = tuple(replace(one, class_id=ids[one.class_id - 1]) for one in metrics.classes)
     counts = {(image_id, ids[class_id - 1]): pair for (image_id, class_id), pair in counts.items()}
     return replace(metrics, classes=classes), counts
-
-
-def _one_group(metrics: Metrics) -> list[str]:
-    """A warning where there is no interval."""
-    return ["all images are of one group: how much chance is in the figures cannot be told"] * (metrics.groups == 1)
 
 
 def _facts_of_parts(parts: Sequence[Part], models: int) -> dict[str, str]:

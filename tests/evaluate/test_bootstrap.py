@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from defectseg.evaluate.bootstrap import RESAMPLES, Interval, Tally, bootstrap, figures_of, interval_of
 from defectseg.evaluate.metrics import PairCounts, dice_of, summarise
 
 
-def _tally(seed: int, images: int, unknown_share: float = 0.0) -> Tally:
+def _tally(seed: int, images: int, unknown_share: float = 0.0, group: NDArray[np.int64] | None = None) -> Tally:
     generator = np.random.default_rng(seed)
     true_px, predicted_px = generator.integers(0, 3, (2, images, 2)) * 10
     both_px = np.minimum(true_px, predicted_px) // 2
     dice = dice_of(true_px, predicted_px, both_px)
     dice[(true_px == 0) & (generator.random(dice.shape) < unknown_share)] = np.nan
-    return Tally(dice, true_px, predicted_px, both_px)
+    return Tally(dice, true_px, predicted_px, both_px, np.arange(images) if group is None else group)
 
 
 @pytest.mark.parametrize("unknown_share", [0.0, 0.5])
@@ -45,7 +46,7 @@ def test_weights_say_how_often_an_image_occurs(unknown_share: float) -> None:
 def test_a_class_that_is_predicted_and_never_labelled_is_left_out_of_the_mean_iou() -> None:
     # Class 1: 6 px of 12 in both; class 2: only false alarms.
     true_px, predicted_px, both_px = np.array([[9, 0], [0, 0]]), np.array([[9, 4], [0, 4]]), np.array([[6, 0], [0, 0]])
-    tally = Tally(dice_of(true_px, predicted_px, both_px), true_px, predicted_px, both_px)
+    tally = Tally(dice_of(true_px, predicted_px, both_px), true_px, predicted_px, both_px, np.arange(2))
 
     assert figures_of(tally, np.ones((1, 2))).miou.tolist() == [0.5]
 
@@ -55,7 +56,7 @@ def test_interval_of_a_mean_agrees_with_the_normal_approximation() -> None:
     true_px = np.full((400, 1), 8)
     both_px = np.repeat([0, 8], 200)[:, None]
 
-    interval = interval_of(bootstrap(Tally(both_px / 8, true_px, both_px, both_px)).kaggle_dice, 0.5)
+    interval = interval_of(bootstrap(Tally(both_px / 8, true_px, both_px, both_px, np.arange(400))).kaggle_dice, 0.5)
 
     assert interval.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
     assert interval.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
@@ -64,7 +65,7 @@ def test_interval_of_a_mean_agrees_with_the_normal_approximation() -> None:
 def test_resamples_without_a_defect_are_left_out() -> None:
     # One image of three has a defect: 8 of 27 resamples have none, so their positive Dice does not exist.
     true_px = np.array([[5], [0], [0]])
-    tally = Tally(np.array([[0.4], [1.0], [1.0]]), true_px, true_px, np.array([[2], [0], [0]]))
+    tally = Tally(np.array([[0.4], [1.0], [1.0]]), true_px, true_px, np.array([[2], [0], [0]]), np.arange(3))
 
     positive_dice = bootstrap(tally).positive_dice
 
