@@ -167,7 +167,7 @@ def _facts_of_parts(parts: Sequence[Part], models: int) -> dict[str, str]:
     new = sum(len(image_ids) for members, image_ids in parts if len(members) == models)
     held_out = sum(len(image_ids) for _, image_ids in parts) - new
     return {
-        "held out by a fold": f"{held_out} images, scored by the model that did not see them",
+        "held out by a fold": f"{held_out} images, each scored by the models that did not see it",
         "seen by no fold": f"{new} images, scored by the mean of {models} models",
     }
 

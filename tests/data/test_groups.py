@@ -40,7 +40,7 @@ def test_the_pattern_goes_before_the_column_of_the_split_and_that_before_groups_
     assert _groups(data, None, beside_model) == (named, str(data / "split.csv"))
 
     assert _groups(data, "^c.", beside_model) == (
-        {"c1_a.png": "c1", "c1_b.png": "c1", "c2_a.png": "c2"}, "^c. in the ImageId",
+        {"c1_a.png": "c1", "c1_b.png": "c1", "c2_a.png": "c2"}, "'^c.' in the ImageId",
     )  # fmt: skip
 
 
@@ -66,9 +66,9 @@ def test_images_that_do_not_match_are_told(caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.parametrize(
     ("pattern", "told"),
     [
-        ("coil(", r"group: coil\( is no regular expression \(missing \), unterminated"),
-        ("coil", "group: coil matches no ImageId; one of them is c1_a.png"),
-        ("", "group:  matches no ImageId"),
+        ("coil(", r"group: 'coil\(' is no regular expression \(missing \), unterminated"),
+        ("coil", "group: 'coil' matches no ImageId; one of them is c1_a.png"),
+        ("", "group: '' matches no ImageId"),
     ],
 )
 def test_a_pattern_that_makes_no_sense_is_refused(data: Path, pattern: str, told: str) -> None:
