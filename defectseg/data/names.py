@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from unicodedata import normalize
 
-from defectseg.errors import LabelError, UsageError, spelling
+from defectseg import errors
+from defectseg.errors import LabelError, UsageError
 from defectseg.files import check_image_id
 from defectseg.progress import some
 from defectseg.text import read_csv
@@ -81,7 +82,7 @@ def match_groups(pattern: str, image_ids: Collection[str]) -> dict[str, str]:
     if image_ids and not found:
         raise UsageError(f"{pattern!r} matches no ImageId; one of them is {min(image_ids)}.", argument="group")
     if others := [image_id for image_id in image_ids if image_id not in found]:
-        told = len(others), len(image_ids), spelling("group", pattern), some(others)
+        told = len(others), len(image_ids), errors.spelling("group", pattern), some(others)
         log.warning("%d of %d images belong to no group, because %s does not match: %s", *told)
     return found
 

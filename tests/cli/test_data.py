@@ -153,17 +153,12 @@ def test_split_keeps_groups_together_and_names_them(call: Call, refused: Call, s
     fold_of, groups = read_split(sheets / "split.csv"), read_split_groups(sheets / "split.csv")
     by_name = {f"sheet_{number:05}.jpg": str(number // 10) for number in (*range(10), *range(20, 24))}
     assert groups == by_name | {"sheet_00013.jpg": "0"}, "a copy belongs to the group of the other"
-    assert len({fold_of[image_id] for image_id, group in groups.items() if group == "0"}) == 1
-    assert {fold_of[image_id] for image_id, group in groups.items() if group == "2"} == {
-        "test",
-        fold_of["sheet_00020.jpg"],
-    }
+    zeros, twos = ({fold_of[image_id] for image_id, group in groups.items() if group == name} for name in "02")
+    assert (len(zeros), twos) == (1, {"test", fold_of["sheet_00020.jpg"]})
     checked = call("data", "check", sheets)
     assert "group '2' is in folds" in checked.out
-    refused("data", "split", sheets, "--overwrite", "--group", "coil(", code=2, told="--group: 'coil(' is no regular")
-    refused(
-        "data", "split", sheets, "--overwrite", "--group", "coil", code=2, told="--group: 'coil' matches no ImageId"
-    )
+    for pattern, told in {"coil(": "'coil(' is no regular expression", "coil": "'coil' matches no ImageId"}.items():
+        refused("data", "split", sheets, "--overwrite", "--group", pattern, code=2, told=f"--group: {told}")
     assert read_split_groups(sheets / "split.csv") == groups
 
 

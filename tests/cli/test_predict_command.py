@@ -136,10 +136,9 @@ def test_without_flags_everything_is_left_to_the_library(
 
 def test_flags_reach_the_library(call: Call, sheets: Path, requests: list[dict[str, Any]]) -> None:
     flags = ("--runtime", "openvino", "--workers", 3, "--outputs", "rle, overlays,", "--overlays", "defects", "--json")
+    more = ("--bit-depth", 12, "--classes", "1,pit", "--group", "c.")
 
-    done = call(
-        "predict", "a.xml,b.xml", "in", "--out", "o", *flags, "--bit-depth", 12, "--classes", "1,pit", "--group", "c."
-    )
+    done = call("predict", "a.xml,b.xml", "in", "--out", "o", *flags, *more)
 
     assert (done.code, json.loads(done.out)) == (0, RESULT)
     (request,) = requests

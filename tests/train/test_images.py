@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from defectseg.data.folder import open_data_folder
-from defectseg.data.split import read_split, write_split
+from defectseg.data.split import Fold, read_split, write_split
 from defectseg.errors import DataError, LabelError
 from defectseg.files import is_empty_folder
 from defectseg.image.read import decode
@@ -47,7 +47,8 @@ def test_groups_come_along_from_the_split_or_else_from_the_pixels(data: Path, tm
     images = data / "train_images"
     (images / "sheet_00005.jpg").write_bytes((images / "sheet_00003.jpg").read_bytes())
     (data / "groups.csv").write_text("ImageId,Group\nsheet_00000.jpg,coil\nsheet_00003.jpg,coil\n")
-    folder, chosen = open_data_folder(data), {"folds": 4, "seed": 3}
+    folder = open_data_folder(data)
+    chosen: dict[str, Any] = {"folds": 4, "seed": 3}
     coil = dict.fromkeys(("sheet_00000.jpg", "sheet_00003.jpg"), "coil")
 
     folds, groups = find_folds(folder, tmp_path / "split.csv", **chosen)
@@ -55,7 +56,9 @@ def test_groups_come_along_from_the_split_or_else_from_the_pixels(data: Path, tm
     write_split(tmp_path / "split.csv", folds, groups)
     assert find_folds(folder, tmp_path / "split.csv", **chosen) == (folds, groups)
 
-    parts = {image_id: "val" if image_id == "sheet_00009.jpg" else "train" for image_id in folder.image_ids}
+    parts: dict[str, Fold] = {
+        image_id: "val" if image_id == "sheet_00009.jpg" else "train" for image_id in folder.image_ids
+    }
     write_split(data / "split.csv", parts, {"sheet_00007.jpg": "mine", "sheet_00008.jpg": "mine"})
     found = find_folds(folder, tmp_path / "none.csv", **chosen)
     mine = dict.fromkeys(("sheet_00007.jpg", "sheet_00008.jpg"), "mine")
