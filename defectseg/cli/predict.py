@@ -45,6 +45,7 @@ def predict(
     workers: options.Workers = None,
     tta: options.Tta = None,
     bit_depth: options.BitDepth = None,
+    group: options.Group = None,
     max_pixels: options.MaxPixels = None,
     shard: Annotated[
         str | None,
@@ -60,8 +61,8 @@ def predict(
     """Find defects in images and paint them red.
 
     The folder --out receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv, run.json and
-    journal.jsonl; --outputs leaves some out. Run the same command again after an interruption, or when there are new
-    images: it processes only what is missing.
+    journal.jsonl; --outputs leaves some out, --group adds by_group.csv. Run the same command again after an
+    interruption, or when there are new images: it processes only what is missing.
 
     Exit codes: 0 done; 10 a rule is met (--fail-on, --fail-on-defect); 3 more images are unreadable (see errors.csv)
     than --max-unreadable, or some are blank (--fail-on-blank); 4 could not continue. If both 10 and 3 apply, it is 10.
@@ -109,6 +110,7 @@ def predict(
             workers=workers,
             tta=tta,
             bit_depth=bit_depth,
+            group=group,
             shard=own_shard,
             engine=engine,
             progress=progress,
