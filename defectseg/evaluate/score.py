@@ -47,7 +47,8 @@ class Scored:
         """Labels and predictions on the image, see `paint_comparison`; without ignored pixels."""
         masks, truth = self.masks & ~self.ignore, self.truth & ~self.ignore
         wrong = in_wrong_class(masks, truth) if len(masks) > 1 else None
-        return paint_comparison(self.pixels, masks.any(axis=0), truth.any(axis=0), wrong)
+        predicted, labelled = (np.asarray(one.any(axis=0)) for one in (masks, truth))
+        return paint_comparison(self.pixels, predicted, labelled, wrong)
 
 
 Visitor = Callable[[Scored], object]

@@ -79,7 +79,7 @@ def _confusion(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], ignore: N
     classes = len(truth)
     confusion = np.zeros((classes + 1, classes + 1), np.int64)
     confusion[0, 0] = ignore.size - np.count_nonzero(ignore)
-    box = box_of(predicted.any(axis=0) | truth.any(axis=0))
+    box = box_of(np.asarray(predicted.any(axis=0) | truth.any(axis=0)))
     visible = ~ignore[box]
     if not visible.size:
         return confusion
