@@ -7,20 +7,24 @@ stopped in vain if all its sheets are sound and one is flagged.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.evaluate.bootstrap import draw_groups, interval_of, number_groups
 from defectseg.evaluate.metrics import Counts
-from defectseg.evaluate.sheets import Sheet
-from defectseg.files import atomic_csv
+from defectseg.evaluate.sheets import Regions, Sheet
 
-HELD_RATES = (0.01, 0.02, 0.05)
+_HELD_RATES = (0.01, 0.02, 0.05)
+_SIZES = {
+    "below 100 px": (0, 100),
+    "100 to 999 px": (100, 1_000),
+    "1,000 to 9,999 px": (1_000, 10_000),
+    "10,000 px and more": (10_000, math.inf),
+}
 _MOST_POINTS = 60
 _NEIGHBOURS = 3  # points on either side of the shipped one that are always listed
 
@@ -149,19 +153,17 @@ def rates_of(
         groups: ImageId -> group; other images are groups of their own. None: all are.
     """
     table = _Table(counts, sheets, len(class_names), groups or {})
-    classes = [_Part(name, class_id) for class_id, name in enumerate(class_names, start=1)]
-    every, *others = _part_rates(table, [_Part("all"), *classes, *_SIZES])
+    every, *parts = _part_rates(table, class_names)
     missed_groups, stopped_groups = _group_rates(table)
     shipped = Point(None, every.missed.count, every.stopped.count, 0, 0)
-    notes = _notes(table, every, [one.name for one in others[: len(classes)] if not one.missed.of])
     has_curve = table.is_scored and every.missed.of and every.stopped.of
     return Rates(
         groups=table.groups,
-        images_alone=table.groups == len(table.group),
+        images_alone=table.alone,
         left_out=len(table.group) - every.missed.of - every.stopped.of,
         all=every,
-        classes=others[: len(classes)],
-        sizes=others[len(classes) :],
+        classes=parts[: len(class_names)],
+        sizes=parts[len(class_names) :],
         missed_groups=missed_groups,
         stopped_groups=stopped_groups,
         shipped=shipped,
@@ -170,7 +172,7 @@ def rates_of(
         names=["sound", *class_names],
         confusion_px=np.sum([sheet.confusion for sheet in table.sheets], axis=0).tolist(),
         confusion_sheets=_confused_sheets(table),
-        notes=notes,
+        notes=_notes(table, every, [one.name for one in parts[: len(class_names)] if not one.missed.of]),
     )
 
 
@@ -180,8 +182,7 @@ class _Table:
     Attributes:
         labelled, predicted, known: bool (N, C): a pixel is labelled, or predicted; it is known if the class is there.
         defective, sound, flagged: bool (N,).
-        group: int64 (N,), numbered from 0.
-        groups: their number.
+        group: int64 (N,), numbered from 0; `groups`: how many; `alone`: whether every image is its own.
         score: float64 (N,), the sheet score; NaN where it is not known.
         sheets: the N sheets.
     """
@@ -191,96 +192,69 @@ class _Table:
         pairs = [counts[image_id, class_id] for image_id in image_ids for class_id in range(1, classes + 1)]
         flags = np.array([(one.true_px > 0, one.predicted_px > 0, not one.unknown) for one in pairs], np.bool_)
         self.labelled, self.predicted, self.known = flags.T.reshape(3, len(image_ids), classes)
-        self.defective, self.flagged = self.labelled.any(axis=1), self.predicted.any(axis=1)
-        self.sound = ~self.defective & self.known.all(axis=1)
+        self.defective: _Flags = np.any(self.labelled, axis=1)
+        self.flagged: _Flags = np.any(self.predicted, axis=1)
+        self.sound: _Flags = ~self.defective & np.all(self.known, axis=1)
         self.group = number_groups(groups.get(image_id, image_id) for image_id in image_ids)
         self.groups = int(self.group.max()) + 1
+        self.alone = self.groups == len(image_ids)
         self.sheets = [sheets[image_id] for image_id in image_ids]
         self.score = np.array([np.nan if one.score is None else one.score for one in self.sheets])
-
-    @property
-    def is_scored(self) -> bool:
-        """Whether all sheets that are defective or sound have a score."""
-        return not np.isnan(self.score[self.defective | self.sound]).any()
+        self.is_scored = not np.isnan(self.score[self.defective | self.sound]).any()
 
     def groups_with(self, images: _Flags) -> _Flags:
         """Bool (G,): the groups that have one of these images, bool (N,)."""
         return np.bincount(self.group, images, minlength=self.groups) > 0
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A class (0: all), or regions of a size from `low` to below `high` px."""
-
-    name: str
-    class_id: int = 0
-    low: float = 0
-    high: float = math.inf
-
-    def holds(self, px: NDArray[np.int64]) -> _Flags:
-        return (self.low <= px) & (px < self.high)
-
-
-_SIZES = (
-    _Part("below 100 px", high=100),
-    _Part("100 to 999 px", low=100, high=1_000),
-    _Part("1,000 to 9,999 px", low=1_000, high=10_000),
-    _Part("10,000 px and more", low=10_000),
-)
-
-
-def _part_rates(table: _Table, parts: Sequence[_Part]) -> list[PartRates]:
-    """The rates of each part. All are resampled together."""
-    labelled, predicted = ([one.labelled for one in table.sheets], [one.predicted for one in table.sheets])
-    largest_defect, largest_found = (
-        np.array([max((px for _, px, _ in regions), default=0) for regions in of_sheets], np.int64)
-        for of_sheets in (labelled, predicted)
-    )
-    ratios: list[tuple[NDArray[np.generic], NDArray[np.generic]]] = []
-    for part in parts:
-        index = part.class_id - 1
+def _part_rates(table: _Table, class_names: Sequence[str]) -> list[PartRates]:
+    """The rates of all classes, of each class and of each size. All are resampled together."""
+    parts = [("all", 0, 0.0, math.inf), *((name, number, 0.0, math.inf) for number, name in enumerate(class_names, 1))]
+    parts += [(name, 0, low, high) for name, (low, high) in _SIZES.items()]
+    labelled, predicted = [one.labelled for one in table.sheets], [one.predicted for one in table.sheets]
+    ratios = []
+    for _, class_id, low, high in parts:
         has, flagged, sound = table.defective, table.flagged, table.sound
-        if part.class_id:
-            has, flagged = table.labelled[:, index], table.predicted[:, index]
-            sound = ~has & table.known[:, index]
-        has = has & part.holds(largest_defect)
-        regions, found = _per_image(labelled, part)
-        claimed, true = _per_image(predicted, part)
-        ratios += [(has & ~flagged, has), (sound & flagged & part.holds(largest_found), sound)]
+        if class_id:
+            has, flagged, known = (one[:, class_id - 1] for one in (table.labelled, table.predicted, table.known))
+            sound = ~has & known
+        (regions, found, of_size), (claimed, true, claimed_size) = (
+            _per_image(of_sheets, class_id, low, high) for of_sheets in (labelled, predicted)
+        )
+        ratios += [(has & of_size & ~flagged, has & of_size), (sound & flagged & claimed_size, sound)]
         ratios += [(found, regions), (claimed - true, np.ones_like(claimed))]
-    parts_and_wholes = np.array(ratios, np.float64).reshape(2 * len(ratios), -1).T
-    drawn = np.concatenate([weights @ parts_and_wholes for weights in draw_groups(table.group)])
+    sums = np.array(ratios, np.float64)  # (ratios, 2, N)
+    drawn = np.concatenate([sums @ weights.T for weights in draw_groups(table.group)], axis=2)
     rates = []
-    for number, (count, of) in enumerate(parts_and_wholes.T.reshape(len(ratios), 2, -1)):
-        with np.errstate(invalid="ignore"):
-            shares = drawn[:, 2 * number] / drawn[:, 2 * number + 1]
-        of_sheets = number % 4 < 2
-        if of_sheets and table.groups == len(table.group):
+    for number, ((count, of), (counts, ofs)) in enumerate(zip(sums, drawn, strict=True)):
+        if table.alone and number % 4 < 2:
             rates.append(_exact(count.sum(), of.sum()))
         else:
-            rates.append(_resampled(count.sum(), of.sum(), shares, table.groups_with(of > 0)))
-    rates[3::4] = [rate if rate.count else replace(rate, high=None) for rate in rates[3::4]]  # it is no share
-    return [PartRates(part.name, *rates[4 * number : 4 * number + 4]) for number, part in enumerate(parts)]
+            rate = _resampled(count.sum(), of.sum(), counts / np.maximum(ofs, 1e-9), table.groups_with(of > 0))
+            rates.append(rate if rate.count or number % 4 < 3 else replace(rate, high=None))  # false regions: no share
+    return [PartRates(part[0], *rates[4 * number : 4 * number + 4]) for number, part in enumerate(parts)]
 
 
-def _per_image(of_sheets: Sequence[Sequence[tuple[int, int, bool]]], part: _Part) -> NDArray[np.int64]:
-    """The regions of a part in each image, and those whose flag is set, int64 (2, N)."""
-    own = [
-        [flag for class_id, px, flag in regions if part.class_id in (0, class_id) and part.low <= px < part.high]
-        for regions in of_sheets
-    ]
-    return np.array([[len(flags), sum(flags)] for flags in own], np.int64).T
+def _per_image(of_sheets: Sequence[Regions], class_id: int, low: float, high: float) -> NDArray[np.int64]:
+    """Int64 (3, N): the regions of a class (0: all) and size, those whose flag is set, and if the largest has the size.
+
+    Sheets without any region of the classes pass as of all sizes.
+    """
+    rows = []
+    for regions in of_sheets:
+        own = [flag for number, px, flag in regions if class_id in (0, number) and low <= px < high]
+        rows.append((len(own), sum(own), low <= max((px for _, px, _ in regions), default=0) < high))
+    return np.array(rows, np.int64).T
 
 
-def _exact(count: int, of: int) -> Rate:
+def _exact(count: float, of: float) -> Rate:
     """A share of independent things, with the bounds of Clopper and Pearson."""
     from scipy.stats import binomtest
 
-    count, of = int(count), int(of)
     if not of:
         return Rate(0, 0, None, None, None)
-    bounds = binomtest(count, of).proportion_ci(0.95, method="exact")
-    return Rate(count, of, count / of, float(bounds.low), float(bounds.high))
+    bounds = binomtest(int(count), int(of)).proportion_ci(0.95, method="exact")
+    return Rate(int(count), int(of), float(count / of), float(bounds.low), float(bounds.high))
 
 
 def _resampled(count: float, of: float, shares: _Floats, groups: _Flags) -> Rate:
@@ -289,11 +263,9 @@ def _resampled(count: float, of: float, shares: _Floats, groups: _Flags) -> Rate
     No resample shows what never happened, so a share of 0 or 1 has the bounds of as many groups of their own.
     """
     if not of or groups.sum() < 2:
-        return Rate(int(count), int(of), count / of if of else None, None, None)
+        return Rate(int(count), int(of), float(count / of) if of else None, None, None)
     share = float(count / of)
-    interval = interval_of(shares, share)
-    if share in (0, 1):
-        interval = _exact(share * groups.sum(), groups.sum())
+    interval = _exact(share * groups.sum(), groups.sum()) if share in (0, 1) else interval_of(shares, share)
     return Rate(int(count), int(of), share, interval.low, interval.high)
 
 
@@ -319,94 +291,64 @@ def _points(table: _Table, shipped: Point) -> list[Point]:
 
 
 def _trade_offs(table: _Table) -> list[TradeOff]:
-    """The trade-offs of the data set, with bounds from resamples that each choose their own thresholds."""
-    judged = table.defective | table.sound
-    thresholds, step = np.unique(table.score[judged], return_inverse=True)
-    defective = table.defective[judged]
-    goals = list(product(("missed", "stopped"), HELD_RATES))
+    """Seen from above, with negative scores, to hold stopped sheets is the same as to hold missed ones."""
+    return [
+        *_held(table, "missed", table.score, table.defective, table.sound, "defective"),
+        *_held(table, "stopped", -table.score, table.sound, table.defective, "sound"),
+    ]
 
-    def solve(weights: _Floats) -> list[tuple[int, float, float]]:
-        """For each goal the number of the threshold, the other sheets, and their share."""
-        lost = np.cumsum([0, *np.bincount(step, weights * defective, len(thresholds))])
-        kept = np.cumsum([0, *np.bincount(step, weights * ~defective, len(thresholds))])
-        stopped, solved = kept[-1] - kept, []
-        for held, rate in goals:
-            if held == "missed":
-                at = int(np.searchsorted(lost, rate * lost[-1] + 1e-9, side="right")) - 1
-                solved.append((at, stopped[at], stopped[at] / max(1, kept[-1])))
-            else:
-                at = int(np.searchsorted(-stopped, -rate * kept[-1] - 1e-9))
-                solved.append((at, lost[at], lost[at] / max(1, lost[-1])))
-        return solved
 
-    drawn = np.array(
-        [
-            [share for _, _, share in solve(weights)]
-            for block in draw_groups(table.group)
-            for weights in block[:, judged]
-        ]
-    )
-    steps = [*thresholds.tolist(), math.nextafter(thresholds[-1], 2)]
-    found = []
-    for number, ((held, rate), (at, count, _)) in enumerate(zip(goals, solve(np.ones(len(step))), strict=True)):
-        of_held, of_other = (table.defective, table.sound)[:: 1 if held == "missed" else -1]
-        kind, n = "defective" if held == "missed" else "sound", int(of_held.sum())
-        if n * rate < 1:
-            note = f"A rate of {rate:.0%} cannot be told from {n:,} {kind} sheets; that takes {math.ceil(1 / rate)}."
-            found.append(TradeOff(held, rate, note=note))
-        else:
-            other = _resampled(count, of_other.sum(), drawn[:, number], table.groups_with(of_other))
-            found.append(TradeOff(held, rate, steps[at], other))
-    return found
+def _held(table: _Table, held: str, score: _Floats, lost: _Flags, other: _Flags, kind: str) -> Iterator[TradeOff]:
+    """The share of `other` sheets from the highest threshold on below which at most 1, 2 or 5 % of `lost` are."""
+    order = np.argsort(score)
+    first = np.flatnonzero(np.diff(score[order], prepend=-np.inf) > 0)  # of the sheets with each score
+    for rate in _HELD_RATES:
+        if lost.sum() * rate < 1:
+            why = f"A rate of {rate:.0%} cannot be told from {lost.sum():,} {kind} sheets, only from {1 / rate:.0f}."
+            yield TradeOff(held, rate, note=why)
+            continue
+        steps, shares = [], []
+        for weights in chain([np.ones((1, len(score)))], draw_groups(table.group)):
+            below, from_here = (weights[:, order] * images[order] for images in (lost, other))
+            below = (np.cumsum(below, axis=1) - below)[:, first]
+            from_here = np.cumsum(from_here[:, ::-1], axis=1)[:, ::-1]
+            step = (below <= rate * (weights @ lost)[:, None] + 1e-9).sum(axis=1) - 1
+            steps.append(step)
+            shares.append(from_here[np.arange(len(step)), first[step]] / np.maximum(weights @ other, 1))
+        share, *drawn = np.concatenate(shares)
+        at = float(score[order][first[steps[0][0]]])
+        threshold = at if held == "missed" else math.nextafter(-at, 2)
+        count = round(share * other.sum())
+        yield TradeOff(held, rate, threshold, _resampled(count, other.sum(), np.array(drawn), table.groups_with(other)))
 
 
 def _confused_sheets(table: _Table) -> list[list[int]]:
-    confusion = np.zeros((table.labelled.shape[1] + 1,) * 2, np.int64)
+    lost = _or_none(table.labelled & ~table.predicted)
+    confusion = lost.T @ _or_none(table.predicted & ~table.labelled & table.known)
+    confusion[1:, 1:] += np.diag((table.labelled & table.predicted).sum(axis=0))
     confusion[0, 0] = np.count_nonzero(table.sound & ~table.flagged)
-    for labelled, predicted, known in zip(table.labelled, table.predicted, table.known, strict=True):
-        both = np.flatnonzero(labelled & predicted) + 1
-        confusion[both, both] += 1
-        lost, extra = (np.flatnonzero(one) + 1 for one in (labelled & ~predicted, predicted & ~labelled & known))
-        if lost.size or extra.size:
-            confusion[np.ix_(lost if lost.size else [0], extra if extra.size else [0])] += 1
-    return [list(map(int, row)) for row in confusion]
+    rows: list[list[int]] = confusion.tolist()
+    return rows
+
+
+def _or_none(flags: _Flags) -> NDArray[np.int64]:
+    """Flags (N, C) after a column that is set where they have none, int64 (N, C + 1)."""
+    return np.column_stack([~np.any(flags, axis=1), flags]).astype(np.int64)
 
 
 def _notes(table: _Table, every: PartRates, without_region: Sequence[str]) -> list[str]:
     notes = []
     if table.groups < 2:
-        notes.append("All images belong to one group, so it cannot be told how sure the rates of sheets are.")
-    for rate, images, kind, verb in (
-        (every.missed, table.defective, "defective", "missed"), (every.stopped, table.sound, "sound", "stopped"),
-    ):  # fmt: skip
-        groups = int(table.groups_with(images).sum())
+        notes.append("All images belong to one group, so it cannot be told how sure the rates are.")
+    for rate, images, kind in (every.missed, table.defective, "missed"), (every.stopped, table.sound, "stopped"):
+        groups, sheets = table.groups_with(images).sum(), "defective sheet" if kind == "missed" else "sound sheet"
         if not rate.of:
-            notes.append(f"No sheet is {kind}, so it cannot be told how many are {verb}.")
+            notes.append(f"There is no {sheets}, so it cannot be told how many are {kind}.")
         elif not rate.count:
-            proves = f"less than {min(1, 3 / groups):.1%} are {verb} (rule of three: 3 / {groups:,} groups)"
-            proves = f"no more than that: {groups} groups are too few for a bound" if groups < 4 else proves
-            notes.append(f"None of the {rate.of:,} {kind} sheets is {verb}. With 95 % confidence this proves {proves}.")
+            proves = f"at most {3 / groups:.1%} are (rule of three: 3 / {groups:,} groups)" if groups > 3 else "nothing"
+            notes.append(f"No {sheets} of {rate.of:,} is {kind}. With 95 % confidence, this proves that {proves}.")
     if without_region:
         notes.append(f"No image shows {', '.join(without_region)}, so it cannot be told how much of it is missed.")
     if not table.is_scored:
         notes.append("Other operating points are not known without the sheet scores that `predict` writes.")
     return notes
-
-
-def write_sheets(
-    path: Path, counts: Counts, sheets: Mapping[str, Sheet], groups: Mapping[str, str] | None = None
-) -> None:
-    """Write a row for each image, sorted by ImageId: sheets.csv, see docs/formats.md. Raises ResourceError."""
-    classes = range(1, 1 + max(class_id for _, class_id in counts))
-    columns = ("ImageId", "group", "label", "flagged", "sheet_score", "largest_defect_px", "regions", "regions_found")
-    with atomic_csv(path, (*columns, "false_regions"), for_people=True) as write:
-        for image_id, sheet in sorted(sheets.items()):
-            pairs = [counts[image_id, class_id] for class_id in classes if (image_id, class_id) in counts]
-            unknown = "unknown" if any(one.unknown for one in pairs) else "sound"
-            label = "defective" if any(one.true_px for one in pairs) else unknown
-            flagged = int(any(one.predicted_px for one in pairs))
-            score = "" if sheet.score is None else f"{sheet.score:.4f}"
-            largest_px, found = max((px for _, px, _ in sheet.labelled), default=0), [one[2] for one in sheet.labelled]
-            false = sum(not touches for _, _, touches in sheet.predicted)
-            group = (groups or {}).get(image_id, "")
-            write([(image_id, group, label, flagged, score, largest_px, len(found), sum(found), false)])
