@@ -28,8 +28,8 @@ class Segmentation:
         regions: of all classes, in the order of the classes, the largest first.
         class_map: uint8 (H, W): 0 sound, else the ClassId of the most probable class among those whose mask holds
             the pixel.
-        sheet_score: 0..1, the largest over the classes of min(gate, k-th largest probability of a pixel), where k is
-            the minimum area: how far thresholds may rise until nothing is left to report, if the pixels are connected.
+        sheet_score: 0..1, the largest over the wanted classes of min(gate, k-th largest probability of a pixel), where
+            k is the minimum area, at least 1 and at most the whole image.
         answer: the answer of the network, if it was to be kept.
     """
 
