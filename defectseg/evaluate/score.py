@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from defectseg.data.folder import DataFolder
 from defectseg.errors import DataError
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs
+from defectseg.evaluate.rates import Rates
+from defectseg.evaluate.sheets import Sheet, sheet_of
 from defectseg.image.find import FoundImage
+from defectseg.image.overlay import paint_comparison
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.inference.tiles import ImageAnswer
@@ -41,6 +44,14 @@ class Scored:
     truth: NDArray[np.bool_]
     ignore: NDArray[np.bool_]
 
+    def picture(self, every: int = 1) -> NDArray[np.uint8]:
+        """Labels and predictions on every n-th row and column, see `paint_comparison`; without ignored pixels."""
+        some = np.s_[..., ::every, ::every]
+        masks, truth, counted = self.masks[some], self.truth[some], ~self.ignore[some]
+        predicted, labelled, agreed = (np.any(part, axis=0) & counted for part in (masks, truth, masks & truth))
+        wrong = predicted & labelled & ~agreed if len(masks) > 1 else None
+        return paint_comparison(self.pixels[some], predicted, labelled, wrong)
+
 
 Visitor = Callable[[Scored], object]
 """Receives each image while it is in memory, for instance to write an overlay; it must not keep the arrays.
@@ -50,25 +61,28 @@ It is called from several threads at once, in any order."""
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of the readable images, the unreadable ones, and the number of images by `brightest16`."""
+    """Counts and sheets (by ImageId) of the readable images, the unreadable ones, and how many have a `brightest16`."""
 
     counts: Counts
-    unreadable: tuple[Unreadable, ...]
-    brightest: Counter[int | None]
+    sheets: dict[str, Sheet]
+    unreadable: tuple[Unreadable, ...] = ()
+    brightest: Counter[int | None] = field(default_factory=Counter)
 
     def __add__(self, other: "Score") -> "Score":
         """The score of two sets of images together."""
         unreadable = self.unreadable + other.unreadable
-        return Score(self.counts | other.counts, unreadable, self.brightest + other.brightest)
+        counts, sheets = self.counts | other.counts, self.sheets | other.sheets
+        return Score(counts, sheets, unreadable, self.brightest + other.brightest)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, warnings and unreadable images."""
+    """Figures, warnings, unreadable images, and rates if they were asked for."""
 
     metrics: Metrics
     warnings: tuple[str, ...]
     unreadable: tuple[Unreadable, ...] = ()
+    rates: Rates | None = None
 
 
 def score_images(
@@ -102,7 +116,7 @@ def score_images(
     # A slice for all classes copies nothing.
     classes = slice(None) if folder.class_names == own else [own.index(name) for name in folder.class_names]
 
-    def count(one: Segmented) -> tuple[Counts, int | None]:
+    def count(one: Segmented) -> tuple[Counts, Sheet, int | None]:
         image_id, pixels = one.found.image_id, one.decoded.pixels
         truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
         masks = one.segmentation.masks[classes]
@@ -111,23 +125,27 @@ def score_images(
         scored = Scored(image_id, pixels, answer, masks, truth, ignore)
         for visit in visitors:
             visit(scored)
-        return count_pairs(image_id, masks, truth, ignore), one.decoded.brightest16
+        score = one.segmentation.sheet_score if folder.class_names == own else None  # it is that of all classes
+        sheet = sheet_of(masks, truth, ignore, score)
+        return count_pairs(image_id, masks, truth, ignore), sheet, one.decoded.brightest16
 
     images = [FoundImage(image_id, str(folder.image_path(image_id))) for image_id in image_ids]
     counts: Counts = {}
+    sheets: dict[str, Sheet] = {}
     unreadable: list[Unreadable] = []
     brightest: Counter[int | None] = Counter()
     progress(0, len(images))
     settings = replace(settings, bit_depth=folder.bit_depth)
     with closing(stream(images, runtime, settings, count, keep_answers=keep_answers)) as results:
-        for done, result in enumerate(results, start=1):
+        for image, result in zip(images, results, strict=True):
             if isinstance(result, Unreadable):
                 unreadable.append(result)
             else:
-                counts |= result[0]
-                brightest[result[1]] += 1
-            progress(done, len(images))
-    return Score(counts, tuple(unreadable), brightest)
+                pairs, sheets[image.image_id], brightest16 = result
+                counts |= pairs
+                brightest[brightest16] += 1
+            progress(len(sheets) + len(unreadable), len(images))
+    return Score(counts, sheets, tuple(unreadable), brightest)
 
 
 def all_unreadable(

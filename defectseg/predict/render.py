@@ -55,7 +55,8 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
     found = "; ".join(class_names[class_id - 1] for class_id in class_ids), len(regions)
     area_percent = f"{100.0 * area_px / class_map.size:.4f}"
     top_score = f"{max(region.score for region in regions):.4f}" if regions else ""
-    image = (image_id, status, *class_map.shape, *found, area_px, area_percent, top_score, "; ".join(notes), *one.stamp)
+    scores = top_score, f"{one.segmentation.sheet_score:.4f}"
+    image = (image_id, status, *class_map.shape, *found, area_px, area_percent, *scores, "; ".join(notes), *one.stamp)
     predictions = [
         [image_id, class_id, rle.encode(mask) if class_id in class_ids else ""]
         for class_id, mask in enumerate(one.segmentation.masks, start=1)
@@ -75,7 +76,7 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
 
 def render_unreadable(found: FoundImage, message: str) -> Rendered:
     """The rows of an unreadable image; the message says why it is."""
-    image = (found.image_id, tables.STATUS_UNREADABLE, *[""] * 7, message, *found.stamp)
+    image = (found.image_id, tables.STATUS_UNREADABLE, *[""] * 8, message, *found.stamp)
     errors = [[found.image_id, found.shown, message]]
     return Rendered(Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), [], [], errors), {})
 

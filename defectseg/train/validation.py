@@ -14,7 +14,6 @@ from defectseg.data.folder import DataFolder
 from defectseg.errors import ResourceError
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, summarise
 from defectseg.evaluate.score import Scored, Visitor, score_images
-from defectseg.image.overlay import paint_comparison
 from defectseg.inference.settings import Settings
 from defectseg.model.devices import half_precision
 from defectseg.model.info import Thresholds
@@ -112,11 +111,7 @@ class Pictures:
         """Paint the image if it is among those shown."""
         if scored.image_id in self.shown:
             every = math.ceil(max(scored.pixels.shape) / PICTURE_SIDE)  # of a giant image, every n-th row and column
-            layers = (scored.masks, scored.truth, ~scored.ignore[None])
-            predicted, truth, counted = (np.asarray(part[:, ::every, ::every].any(axis=0)) for part in layers)
-            self.bgr[scored.image_id] = paint_comparison(
-                scored.pixels[::every, ::every], predicted & counted, truth & counted
-            )
+            self.bgr[scored.image_id] = scored.picture(every)
 
     def log(self, accelerator: Accelerator, epoch: int) -> None:
         """Send the pictures to TensorBoard, if it is on."""
