@@ -209,20 +209,20 @@ def fill_memory(count: int, seed: int, least_s: float = 30.0) -> None:
         descriptors.detail[index] = rng.integers(-96, 97, descriptors.detail.shape[1:], np.int8) | 1
         thumb = rng.standard_normal(descriptors.thumb.shape[1:], np.float32)
         descriptors.thumb[index] = thumb / np.linalg.norm(thumb)
-    start = time.perf_counter()
-    progress = (0, 0)
+    marks: list[tuple[float, float, float]] = []  # share that is done, seconds, processor time; after each block
 
     def report(done: int, total: int, text: str = "") -> None:
-        nonlocal progress
-        progress = (done, total)
-        if time.perf_counter() - start > least_s:
+        marks.append((done / total, time.perf_counter(), time.process_time()))
+        if marks[-1][1] - marks[0][1] > least_s:
             raise EnoughError
 
     with suppress(EnoughError):
         find_copies(descriptors, progress=report)
-    done, total = progress
-    whole_s = (time.perf_counter() - start) * total / done
-    print(f"{count} images: peak memory {peak_mib():.0f} MiB; the search of noise would take {whole_s:.0f} s")
+    share, whole_s, processor_s = (last - first for first, last in zip(marks[0], marks[-1], strict=True))
+    print(
+        f"{count} images: peak memory {peak_mib():.0f} MiB; the search of noise would take {whole_s / share:.0f} s, "
+        f"{processor_s / share:.0f} s of processor time"
+    )
 
 
 def new_picture(image: Image, rng: Generator) -> Image:
