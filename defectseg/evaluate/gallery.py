@@ -1,0 +1,104 @@
+"""The faults of an evaluation: pairs of image and class that are not perfect, and the pictures that show them."""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from defectseg.evaluate.metrics import Counts, PairCounts
+from defectseg.evaluate.sheets import FOUND_PERCENT, Sheet
+
+PICTURES = 150
+KINDS = {
+    "missed": "labelled, and nothing predicted of that class",
+    "wrong class": "labelled as one class and predicted as another",
+    "false alarm": "predicted, and nothing labelled of that class",
+    "poor overlap": "labelled and predicted, but not on the same pixels",
+}
+_SIZE_BOUNDS_PX = (100, 1_000, 10_000)
+SIZES = ("below 100 px", "100 to 999 px", "1,000 to 9,999 px", "10,000 px and more")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An (image, class) pair with a Dice below 1.
+
+    Attributes:
+        image_id, class_id: the pair.
+        kind: one of KINDS.
+        size: one of SIZES, of the largest region: labelled, or predicted where nothing is labelled.
+        dice: in [0, 1).
+        pixels: of the pair.
+    """
+
+    image_id: str
+    class_id: int
+    kind: str
+    size: str
+    dice: float
+    pixels: PairCounts
+
+    @property
+    def wrong_px(self) -> int:
+        """Pixels that are labelled or predicted, but not both."""
+        return self.pixels.true_px + self.pixels.predicted_px - 2 * self.pixels.both_px
+
+    @property
+    def marks(self) -> set[str]:
+        """What the filters of the page look for: class, size and kind, each as it is or `any`."""
+        own = ((self.class_id, SIZES.index(self.size), list(KINDS).index(self.kind)), ("any",) * 3)
+        return {f"f-{c}-{s}-{k}" for c, s, k in product(*zip(*own, strict=True))}
+
+
+def find_faults(counts: Counts, sheets: Mapping[str, Sheet]) -> list[Fault]:
+    """The pairs with a Dice below 1: the lowest Dice first, then the most wrong pixels."""
+    faults = [
+        Fault(image_id, class_id, _kind(pair, class_id, sheet), _size(pair, class_id, sheet), pair.dice, pair)
+        for (image_id, class_id), pair in counts.items()
+        if pair.dice < 1 and (sheet := sheets[image_id])
+    ]
+    return sorted(faults, key=lambda one: (one.dice, -one.wrong_px, one.image_id, one.class_id))
+
+
+def choose_pictures(faults: Sequence[Fault], image_ids: Collection[str]) -> dict[str, list[Fault]]:
+    """Choose up to 150 of the images: ImageId -> its faults, in the order to show.
+
+    Each kind and each class comes first, then each kind of each class, then these in each size, the worst first. What
+    is chosen is shown by kind, in the order of KINDS, the most wrong pixels first.
+    """
+    seen: Counter[tuple[object, ...]] = Counter()
+    turns: list[tuple[int, str]] = []
+    faults_of: dict[str, list[Fault]] = {image_id: [] for image_id in image_ids}
+    for fault in faults:
+        if fault.image_id not in faults_of:
+            continue
+        steps = [(fault.kind,), (fault.class_id,), (fault.kind, fault.class_id), (fault.kind, fault.class_id, fault.size)]
+        new = [number for number, step in enumerate(steps) if not seen[step]]
+        turns.append((new[0] if new else len(steps) + seen[steps[-1]], fault.image_id))
+        seen.update(steps)
+        faults_of[fault.image_id].append(fault)
+    chosen = list(dict.fromkeys(image_id for _, image_id in sorted(turns, key=lambda turn: turn[0])))[:PICTURES]
+    shown = [sorted(faults_of[image_id], key=_severity) for image_id in chosen]
+    return {own[0].image_id: own for own in sorted(shown, key=lambda own: _severity(own[0]))}
+
+
+def _severity(fault: Fault) -> tuple[int, int, str]:
+    return list(KINDS).index(fault.kind), -fault.wrong_px, fault.image_id
+
+
+def _kind(pair: PairCounts, class_id: int, sheet: Sheet) -> str:
+    """A pair is of a wrong class if a tenth of its pixels is, and more than are right."""
+    right_px = sheet.confusion[class_id, class_id]
+    across = sheet.confusion[class_id, 1:] if pair.true_px else sheet.confusion[1:, class_id]
+    wrong_px = int(across.sum() - right_px)
+    if wrong_px > pair.both_px and 100 * wrong_px >= FOUND_PERCENT * (pair.true_px or pair.predicted_px):
+        return "wrong class"
+    return "false alarm" if not pair.true_px else "poor overlap" if pair.predicted_px else "missed"
+
+
+def _size(pair: PairCounts, class_id: int, sheet: Sheet) -> str:
+    regions = sheet.labelled if pair.true_px else sheet.predicted
+    areas_px = [area_px for region_class, area_px, _ in regions if region_class == class_id]
+    largest_px = max(areas_px, default=pair.true_px or pair.predicted_px)
+    return SIZES[bisect_right(_SIZE_BOUNDS_PX, largest_px)]
