@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from defectseg.data.folder import DataFolder
 from defectseg.errors import DataError
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs
+from defectseg.evaluate.sheets import Sheet, sheet_of
 from defectseg.image.find import FoundImage
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
@@ -50,11 +51,12 @@ It is called from several threads at once, in any order."""
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of the readable images, the unreadable ones, and the number of images by `brightest16`."""
+    """Counts and sheets (by ImageId) of the readable images, the unreadable ones, and how many have a `brightest16`."""
 
     counts: Counts
-    unreadable: tuple[Unreadable, ...]
-    brightest: Counter[int | None]
+    sheets: dict[str, Sheet]
+    unreadable: tuple[Unreadable, ...] = ()
+    brightest: Counter[int | None] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def score_images(
     # A slice for all classes copies nothing.
     classes = slice(None) if folder.class_names == own else [own.index(name) for name in folder.class_names]
 
-    def count(one: Segmented) -> tuple[Counts, int | None]:
+    def count(one: Segmented) -> tuple[Counts, Sheet, int | None]:
         image_id, pixels = one.found.image_id, one.decoded.pixels
         truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
         masks = one.segmentation.masks[classes]
@@ -106,23 +108,26 @@ def score_images(
         scored = Scored(image_id, pixels, answer, masks, truth, ignore)
         for visit in visitors:
             visit(scored)
-        return count_pairs(image_id, masks, truth, ignore), one.decoded.brightest16
+        sheet = sheet_of(masks, truth, ignore, one.segmentation.sheet_score)
+        return count_pairs(image_id, masks, truth, ignore), sheet, one.decoded.brightest16
 
     images = [FoundImage(image_id, str(folder.image_path(image_id))) for image_id in image_ids]
     counts: Counts = {}
+    sheets: dict[str, Sheet] = {}
     unreadable: list[Unreadable] = []
     brightest: Counter[int | None] = Counter()
     progress(0, len(images))
     settings = replace(settings, bit_depth=folder.bit_depth)
     with closing(stream(images, runtime, settings, count, keep_answers=keep_answers)) as results:
-        for done, result in enumerate(results, start=1):
+        for image, result in zip(images, results, strict=True):
             if isinstance(result, Unreadable):
                 unreadable.append(result)
             else:
-                counts |= result[0]
-                brightest[result[1]] += 1
-            progress(done, len(images))
-    return Score(counts, tuple(unreadable), brightest)
+                pairs, sheets[image.image_id], brightest16 = result
+                counts |= pairs
+                brightest[brightest16] += 1
+            progress(len(sheets) + len(unreadable), len(images))
+    return Score(counts, sheets, tuple(unreadable), brightest)
 
 
 def all_unreadable(

@@ -28,12 +28,15 @@ class Segmentation:
         regions: of all classes, in the order of the classes, the largest first.
         class_map: uint8 (H, W): 0 sound, else the ClassId of the most probable class among those whose mask holds
             the pixel.
+        sheet_score: 0..1, the largest over the classes of min(gate, k-th largest probability of a pixel), where k is
+            the minimum area: how far thresholds may rise until nothing is left to report, if the pixels are connected.
         answer: the answer of the network, if it was to be kept.
     """
 
     masks: NDArray[np.bool_]
     regions: tuple[Region, ...]
     class_map: NDArray[np.uint8]
+    sheet_score: float
     answer: ImageAnswer | None = None
 
 
@@ -72,13 +75,16 @@ def segment_image(
         return _segment_bands(runtime, image, settings)
 
 
-def segment(prediction: ImageAnswer, thresholds: Thresholds) -> Segmentation:
+def segment(prediction: ImageAnswer, thresholds: Thresholds, sheet_score: float | None = None) -> Segmentation:
     """Apply thresholds to the answer for one image.
 
     Args:
         prediction: the answer.
         thresholds: one value for each class.
+        sheet_score: None: computed from the answer.
     """
+    if sheet_score is None:
+        sheet_score = _sheet_score(prediction, thresholds)
     masks = np.zeros(prediction.probabilities.shape, np.bool_)
     class_map = np.zeros(masks.shape[1:], np.uint8)
     regions: list[Region] = []
@@ -92,7 +98,7 @@ def segment(prediction: ImageAnswer, thresholds: Thresholds) -> Segmentation:
         regions += found
         present += [index] if found else []
     _paint(class_map, masks, prediction.probabilities, present)
-    return Segmentation(masks, tuple(regions), class_map)
+    return Segmentation(masks, tuple(regions), class_map, sheet_score)
 
 
 def segment_reached(reached: Reached, size_hw: tuple[int, ...], thresholds: Thresholds) -> Segmentation:
@@ -102,11 +108,37 @@ def segment_reached(reached: Reached, size_hw: tuple[int, ...], thresholds: Thre
         ModelError: the network answers with NaN.
     """
     refuse_nan(reached.kth_largest, reached.gate)
+    sheet_score = _highest(reached.gate, reached.kth_largest, thresholds)
     # Pages that are never written take no time and no memory. A threshold of 0 is reached by all pixels.
     probabilities = np.zeros((len(reached.gate), *size_hw), np.float32)
     for index, (bits, values) in reached.pixels.items():
         probabilities[index][_unpack(bits, size_hw)] = values
-    return segment(ImageAnswer(probabilities, reached.gate), thresholds)
+    return segment(ImageAnswer(probabilities, reached.gate), thresholds, sheet_score)
+
+
+def _sheet_score(answer: ImageAnswer, thresholds: Thresholds) -> float:
+    """The sheet score. A class that cannot raise it costs a glance."""
+    planes = answer.probabilities.reshape(len(answer.gate), -1)
+    highest = np.minimum(answer.gate, planes.max(axis=1)) * np.isfinite(thresholds.pixel)
+    score = 0.0
+    for index in np.argsort(-highest).tolist():
+        plane, count = planes[index], max(1, thresholds.min_area_px[index])
+        if highest[index] > score and np.count_nonzero(plane > score) >= min(count, plane.size):
+            score = float(min(highest[index], _largest(plane, count).min()))
+    return score
+
+
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The `count` largest values (n,), or all if there are fewer."""
+    sample = values[::16]  # its own `count`-th largest is a lower bound, which leaves few values to sort
+    if count <= sample.size:
+        values = values[values >= np.partition(sample, -count)[-count]]
+    return np.partition(values, -count)[-count:] if count < values.size else values
+
+
+def _highest(gate: NDArray[np.float32], kth_largest: NDArray[np.float32], thresholds: Thresholds) -> float:
+    """The sheet score, if the k-th largest probabilities (C,) are known. No pixel reaches the threshold inf."""
+    return float((np.minimum(gate, kth_largest) * np.isfinite(thresholds.pixel)).max())
 
 
 def _passing(gate: NDArray[np.float32], thresholds: Thresholds) -> list[int]:
@@ -148,9 +180,14 @@ def _segment_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Setting
     thresholds = settings.thresholds
     gate = np.zeros(len(runtime.class_names), np.float32)
     held: list[_HeldBand] = []
+    largest = [np.zeros(0, np.float32)] * len(gate)
     for box, answer in predict_bands(runtime, image, settings):
         gate = answer.gate
         held.append((box, _reached(answer.probabilities, thresholds)))
+        for index, plane in enumerate(answer.probabilities):
+            count, before = max(1, thresholds.min_area_px[index]), largest[index]
+            new = plane[plane > before.min()] if before.size == count else plane.ravel()
+            largest[index] = _largest(np.concatenate([before, new]), count)
     regions: list[Region] = []
     packed_masks: dict[int, NDArray[np.uint8]] = {}
     for index in _passing(gate, thresholds):
@@ -170,7 +207,8 @@ def _segment_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Setting
             bits, values = reached[index]
             probabilities[index][_unpack(bits, here.shape[1:])] = values
         _paint(class_map[box], here, probabilities, present)
-    return Segmentation(masks, tuple(regions), class_map)
+    kth_largest = np.array([values.min() for values in largest], np.float32)
+    return Segmentation(masks, tuple(regions), class_map, _highest(gate, kth_largest, thresholds))
 
 
 def _reached(probabilities: NDArray[np.float32], thresholds: Thresholds) -> _Reached:

@@ -76,6 +76,7 @@ def test_it_makes_no_difference_where_thresholds_are_applied(
     np.testing.assert_array_equal(found.masks, expected.masks)
     np.testing.assert_array_equal(found.class_map, expected.class_map)
     assert found.regions == expected.regions
+    assert found.sheet_score == expected.sheet_score
 
 
 def test_the_largest_probabilities_are_those_of_the_mean_over_the_views(few_levels: Any) -> None:

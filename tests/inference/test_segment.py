@@ -36,6 +36,7 @@ def _assert_equal(result: Segmentation, expected: Segmentation) -> None:
     np.testing.assert_array_equal(result.masks, expected.masks)
     np.testing.assert_array_equal(result.class_map, expected.class_map)
     assert result.regions == expected.regions
+    assert result.sheet_score == expected.sheet_score
     assert result.masks.dtype == np.bool_
     assert result.class_map.dtype == np.uint8
 
@@ -54,9 +55,14 @@ def slow_segment(
     """The same in whole passes over all classes, without a short cut."""
     masks = np.zeros(prediction.probabilities.shape, np.bool_)
     regions: list[Region] = []
+    score = 0.0
     for index, probabilities in enumerate(prediction.probabilities):
-        wanted = only_classes is None or index + 1 in only_classes
-        if not wanted or prediction.gate[index] < np.float32(thresholds.gate[index]):
+        if only_classes is not None and index + 1 not in only_classes:
+            continue
+        sinking = sorted(probabilities.ravel().tolist(), reverse=True)
+        kth_largest = sinking[min(max(1, thresholds.min_area_px[index]), len(sinking)) - 1]
+        score = max(score, min(float(prediction.gate[index]), kth_largest))
+        if prediction.gate[index] < np.float32(thresholds.gate[index]):
             continue
         masks[index], found = find_regions(
             probabilities >= np.float32(thresholds.pixel[index]),
@@ -67,7 +73,7 @@ def slow_segment(
         regions += found
     held = np.where(masks, prediction.probabilities, np.float32(-1.0))
     class_map = np.where(masks.any(axis=0), held.argmax(axis=0) + 1, 0).astype(np.uint8)
-    return Segmentation(masks, tuple(regions), class_map)
+    return Segmentation(masks, tuple(regions), class_map, score)
 
 
 @st.composite

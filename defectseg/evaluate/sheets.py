@@ -1,0 +1,96 @@
+"""What the figures about sheets and regions need of each image: its score, its regions, its confusion of classes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.image.regions import box_of
+
+FOUND_PERCENT = 10  # of the pixels of a labelled region; if as many are predicted in its class, it is found
+
+Regions = tuple[tuple[int, int, bool], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sheet:
+    """One labelled image and what was predicted there. Ignored pixels are not counted.
+
+    Attributes:
+        score: the sheet score, see `Segmentation`; None if it is not known.
+        labelled: each labelled region: ClassId, area in px, and whether at least 10 % of it are predicted in its class.
+        predicted: each predicted region: ClassId, area in px, and whether a pixel of it is labelled in its class. A
+            region without such a pixel is left out if it reaches ignored pixels, since nobody knows if it is false.
+        confusion: int64 (C + 1, C + 1), the number of pixels by labelled and predicted ClassId; 0 is sound. A pixel
+            counts once: under a class that is both labelled and predicted there, else under the lowest ClassIds.
+    """
+
+    score: float | None
+    labelled: Regions
+    predicted: Regions
+    confusion: NDArray[np.int64]
+
+
+def sheet_of(
+    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], ignore: NDArray[np.bool_], score: float | None = None
+) -> Sheet:
+    """Describe one image.
+
+    Args:
+        predicted: bool (C, H, W), final masks.
+        truth: bool (C, H, W), labelled masks.
+        ignore: bool (H, W), pixels to leave out.
+        score: the sheet score.
+    """
+    labelled: list[tuple[int, int, bool]] = []
+    found: list[tuple[int, int, bool]] = []
+    for class_id, (ours, true) in enumerate(zip(predicted, truth, strict=True), start=1):
+        regions = _overlaps(true, ours, ignore)
+        labelled += [(class_id, px, 100 * both >= FOUND_PERCENT * px) for px, both, _ in regions if px]
+        regions = _overlaps(ours, true, ignore)
+        found += [(class_id, px, both > 0) for px, both, hidden in regions if px and (both or not hidden)]
+    return Sheet(score, tuple(labelled), tuple(found), _confusion(predicted, truth, ignore))
+
+
+def empty_sheet(classes: int, pixels: int, score: float | None = None) -> Sheet:
+    """The Sheet of an image in which nothing is labelled, predicted or ignored."""
+    confusion = np.zeros((classes + 1, classes + 1), np.int64)
+    confusion[0, 0] = pixels
+    return Sheet(score, (), (), confusion)
+
+
+def _overlaps(
+    mask: NDArray[np.bool_], other: NDArray[np.bool_], ignore: NDArray[np.bool_]
+) -> Iterator[tuple[int, int, int]]:
+    """Of each 8-connected region of a mask: its visible pixels, those that `other` holds too, and the ignored ones."""
+    box = box_of(mask)
+    inside, hidden = np.ascontiguousarray(mask[box]), ignore[box]
+    if not inside.size:
+        return iter(())
+    count, regions = cv2.connectedComponents(inside.view(np.uint8), connectivity=8)
+    parts = (inside & ~hidden, inside & other[box] & ~hidden, inside & hidden)
+    px = [np.bincount(regions[part], minlength=count)[1:].tolist() for part in parts]
+    return zip(*px, strict=True)
+
+
+def _confusion(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], ignore: NDArray[np.bool_]) -> NDArray[np.int64]:
+    classes = len(truth)
+    confusion = np.zeros((classes + 1, classes + 1), np.int64)
+    confusion[0, 0] = ignore.size - np.count_nonzero(ignore)
+    box = box_of(predicted.any(axis=0) | truth.any(axis=0))
+    visible = ~ignore[box]
+    if not visible.size:
+        return confusion
+    ours, true = predicted[:, *box], truth[:, *box]
+    both = ours & true
+    pairs = (classes + 1) * _first(both, _first(true)) + _first(both, _first(ours))
+    inside = np.bincount(pairs[visible], minlength=confusion.size).reshape(confusion.shape)
+    confusion[0, 0] -= inside.sum()
+    return confusion + inside
+
+
+def _first(masks: NDArray[np.bool_], otherwise: NDArray[np.intp] | int = 0) -> NDArray[np.intp]:
+    """The lowest ClassId whose mask holds the pixel, or `otherwise`."""
+    return np.where(masks.any(axis=0), masks.argmax(axis=0) + 1, otherwise)
