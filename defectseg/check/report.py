@@ -20,7 +20,6 @@ from defectseg.data.table import IGNORE_CLASS_ID, Fault, LabelScan
 from defectseg.errors import ImageError, LabelError
 from defectseg.image import read, rle
 from defectseg.image.overlay import encode_jpeg, paint_truth
-from defectseg.pages.charts import bars
 from defectseg.pages.contact_sheet import choose_evenly, make_contact_sheet
 from defectseg.pages.page import render_page
 from defectseg.pages.pictures import data_uri
@@ -247,7 +246,7 @@ def write_check(
     charted = sorted((one for one in report.classes if one.images), key=lambda one: (-one.images, one.class_id))
     page = render_page(
         "defectseg.check",
-        {"bars": bars},
+        {},
         title=f"Check of {root.name or root.resolve().name}",
         report=report,
         charted=charted[:PAGE_CLASSES],

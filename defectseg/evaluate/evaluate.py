@@ -84,6 +84,7 @@ def evaluate(
             out,
             metrics,
             counts,
+            score.sheets,
             title=f"{paths[0].name if len(paths) == 1 else f'{len(paths)} models'} on {data.name}",
             facts={
                 **_facts_of_models(paths, [read_model_info(path) for path in paths]),

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -27,7 +27,7 @@ class Fault:
     Attributes:
         image_id, class_id: the pair.
         kind: one of KINDS.
-        size: one of SIZES, of the largest region: labelled, or predicted where nothing is labelled.
+        size: index into SIZES, of the largest region: labelled, or predicted where nothing is labelled.
         dice: in [0, 1).
         pixels: of the pair.
     """
@@ -35,7 +35,7 @@ class Fault:
     image_id: str
     class_id: int
     kind: str
-    size: str
+    size: int
     dice: float
     pixels: PairCounts
 
@@ -45,16 +45,23 @@ class Fault:
         return self.pixels.true_px + self.pixels.predicted_px - 2 * self.pixels.both_px
 
     @property
-    def marks(self) -> set[str]:
+    def marks(self) -> list[str]:
         """What the filters of the page look for: class, size and kind, each as it is or `any`."""
-        own = ((self.class_id, SIZES.index(self.size), list(KINDS).index(self.kind)), ("any",) * 3)
-        return {f"f-{c}-{s}-{k}" for c, s, k in product(*zip(*own, strict=True))}
+        own = ((self.class_id, self.size, list(KINDS).index(self.kind)), ("any",) * 3)
+        return [f"f-{c}-{s}-{k}" for c, s, k in product(*zip(*own, strict=True))]
 
 
-def find_faults(counts: Counts, sheets: Mapping[str, Sheet]) -> list[Fault]:
-    """The pairs with a Dice below 1: the lowest Dice first, then the most wrong pixels."""
+def find_faults(counts: Counts, sheets: Mapping[str, Sheet], class_ids: Sequence[int]) -> list[Fault]:
+    """The pairs with a Dice below 1: the lowest Dice first, then the most wrong pixels.
+
+    Args:
+        counts: by pair.
+        sheets: by ImageId.
+        class_ids: how `counts` numbers the classes 1, 2 and so on of `sheets`.
+    """
+    own = {class_id: number for number, class_id in enumerate(class_ids, start=1)}
     faults = [
-        Fault(image_id, class_id, _kind(pair, class_id, sheet), _size(pair, class_id, sheet), pair.dice, pair)
+        Fault(image_id, class_id, _kind(pair, own[class_id], sheet), _size(pair, own[class_id], sheet), pair.dice, pair)
         for (image_id, class_id), pair in counts.items()
         if pair.dice < 1 and (sheet := sheets[image_id])
     ]
@@ -73,7 +80,12 @@ def choose_pictures(faults: Sequence[Fault], image_ids: Collection[str]) -> dict
     for fault in faults:
         if fault.image_id not in faults_of:
             continue
-        steps = [(fault.kind,), (fault.class_id,), (fault.kind, fault.class_id), (fault.kind, fault.class_id, fault.size)]
+        steps = [
+            (fault.kind,),
+            (fault.class_id,),
+            (fault.kind, fault.class_id),
+            (fault.kind, fault.class_id, fault.size),
+        ]
         new = [number for number, step in enumerate(steps) if not seen[step]]
         turns.append((new[0] if new else len(steps) + seen[steps[-1]], fault.image_id))
         seen.update(steps)
@@ -81,6 +93,20 @@ def choose_pictures(faults: Sequence[Fault], image_ids: Collection[str]) -> dict
     chosen = list(dict.fromkeys(image_id for _, image_id in sorted(turns, key=lambda turn: turn[0])))[:PICTURES]
     shown = [sorted(faults_of[image_id], key=_severity) for image_id in chosen]
     return {own[0].image_id: own for own in sorted(shown, key=lambda own: _severity(own[0]))}
+
+
+def filters(shown: Iterable[Sequence[Fault]], class_names: Mapping[int, str]) -> dict[str, dict[object, str]]:
+    """The choices of each filter, in the order of `Fault.marks`: those that occur, and any."""
+    faults, kinds = [fault for own in shown for fault in own], list(KINDS)
+    occurring = {
+        "class": ({fault.class_id for fault in faults}, lambda class_id: f"{class_id}. {class_names[class_id]}"),
+        "size": ({fault.size for fault in faults}, lambda size: SIZES[size]),
+        "fault": ({kinds.index(fault.kind) for fault in faults}, lambda kind: kinds[kind]),
+    }
+    return {
+        name: {"any": "any", **{value: text(value) for value in sorted(values)}}
+        for name, (values, text) in occurring.items()
+    }
 
 
 def _severity(fault: Fault) -> tuple[int, int, str]:
@@ -97,8 +123,8 @@ def _kind(pair: PairCounts, class_id: int, sheet: Sheet) -> str:
     return "false alarm" if not pair.true_px else "poor overlap" if pair.predicted_px else "missed"
 
 
-def _size(pair: PairCounts, class_id: int, sheet: Sheet) -> str:
+def _size(pair: PairCounts, class_id: int, sheet: Sheet) -> int:
     regions = sheet.labelled if pair.true_px else sheet.predicted
     areas_px = [area_px for region_class, area_px, _ in regions if region_class == class_id]
     largest_px = max(areas_px, default=pair.true_px or pair.predicted_px)
-    return SIZES[bisect_right(_SIZE_BOUNDS_PX, largest_px)]
+    return bisect_right(_SIZE_BOUNDS_PX, largest_px)
