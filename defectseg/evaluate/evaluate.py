@@ -7,12 +7,12 @@ from pathlib import Path
 
 from defectseg.data.folder import open_data_folder
 from defectseg.evaluate.metrics import Counts, Metrics, summarise
-from defectseg.evaluate.prediction_file import score_predictions
+from defectseg.evaluate.prediction_file import predicted_classes, score_predictions
 from defectseg.evaluate.report import ERRORS, write_evaluation
 from defectseg.evaluate.score import Evaluation, Scored, all_unreadable, score_images
 from defectseg.evaluate.subset import choose_subset
 from defectseg.files import own_dir, result_folder, write_result
-from defectseg.image.overlay import encode_jpeg, paint_comparison
+from defectseg.image.overlay import encode_jpeg
 from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
@@ -71,9 +71,7 @@ def evaluate(
         overlays = {image_id: Path(OVERLAYS) / f"{name}.jpg" for image_id, name in output_names(image_ids).items()}
 
         def write_overlay(scored: Scored) -> None:
-            truth = scored.truth.any(axis=0) & ~scored.ignore
-            picture = paint_comparison(scored.pixels, scored.masks.any(axis=0) & ~scored.ignore, truth)
-            write_result(out / overlays[scored.image_id], encode_jpeg(picture))
+            write_result(out / overlays[scored.image_id], encode_jpeg(scored.picture()))
 
         score = score_images(network, folder, image_ids, settings, visitors=(write_overlay,), progress=progress)
         unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
@@ -105,24 +103,24 @@ def evaluate(
 
 
 def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, overwrite: bool = False) -> Evaluation:
-    """Score predictions in the Kaggle format; with `out`, write metrics, pairs, errors and report.
+    """Score predictions, see `score_predictions`; with `out`, write metrics, pairs, sheets, errors and report.
 
     Raises:
         LabelError, DataError: the predictions or the data folder cannot be used.
         OutputExistsError: see `files.result_folder`.
     """
-    folder = open_data_folder(data)
-    counts, warnings, unread = score_predictions(predictions, folder)
-    unreadable, left_out = all_unreadable(folder, unread, scored=len(counts))
+    folder = open_data_folder(data, class_names=predicted_classes(predictions))
+    score, warnings = score_predictions(predictions, folder)
+    unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
     warnings += left_out
-    metrics = summarise(counts, folder.class_names)
+    metrics = summarise(score.counts, folder.class_names)
     if out is not None:
         with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
             _clear(out)
             write_evaluation(
                 out,
                 metrics,
-                counts,
+                score.counts,
                 title=f"{predictions.name} on {data.name}",
                 facts={"predictions": str(predictions), "data": str(data), "convention": _CONVENTION},
                 overlays={},

@@ -13,6 +13,7 @@ from defectseg.errors import DataError
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs
 from defectseg.evaluate.sheets import Sheet, sheet_of
 from defectseg.image.find import FoundImage
+from defectseg.image.overlay import in_wrong_class, paint_comparison
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.inference.tiles import ImageAnswer
@@ -41,6 +42,12 @@ class Scored:
     masks: NDArray[np.bool_]
     truth: NDArray[np.bool_]
     ignore: NDArray[np.bool_]
+
+    def picture(self) -> NDArray[np.uint8]:
+        """Labels and predictions on the image, see `paint_comparison`; without ignored pixels."""
+        masks, truth = self.masks & ~self.ignore, self.truth & ~self.ignore
+        wrong = in_wrong_class(masks, truth) if len(masks) > 1 else None
+        return paint_comparison(self.pixels, masks.any(axis=0), truth.any(axis=0), wrong)
 
 
 Visitor = Callable[[Scored], object]
@@ -117,7 +124,8 @@ def score_images(
     unreadable: list[Unreadable] = []
     brightest: Counter[int | None] = Counter()
     progress(0, len(images))
-    settings = replace(settings, bit_depth=folder.bit_depth)
+    wanted = [index + 1 for index, name in enumerate(own) if name in folder.class_names]
+    settings = replace(settings.only(wanted), bit_depth=folder.bit_depth)
     with closing(stream(images, runtime, settings, count, keep_answers=keep_answers)) as results:
         for image, result in zip(images, results, strict=True):
             if isinstance(result, Unreadable):
