@@ -8,6 +8,7 @@ from pathlib import Path
 from defectseg.data.folder import open_data_folder
 from defectseg.evaluate.metrics import Counts, Metrics, summarise
 from defectseg.evaluate.prediction_file import predicted_classes, score_predictions
+from defectseg.evaluate.rates import rates_of
 from defectseg.evaluate.report import ERRORS, write_evaluation
 from defectseg.evaluate.score import Evaluation, Scored, all_unreadable, score_images
 from defectseg.evaluate.subset import choose_subset
@@ -83,6 +84,7 @@ def evaluate(
             metrics,
             counts,
             score.sheets,
+            rates_of(score.counts, score.sheets, folder.class_names),
             title=f"{paths[0].name if len(paths) == 1 else f'{len(paths)} models'} on {data.name}",
             facts={
                 **_facts_of_models(paths, [read_model_info(path) for path in paths]),
@@ -121,6 +123,8 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
                 out,
                 metrics,
                 score.counts,
+                score.sheets,
+                rates_of(score.counts, score.sheets, folder.class_names),
                 title=f"{predictions.name} on {data.name}",
                 facts={"predictions": str(predictions), "data": str(data), "convention": _CONVENTION},
                 overlays={},

@@ -10,7 +10,9 @@ import numpy as np
 
 from defectseg.evaluate.gallery import KINDS, choose_pictures, filters, find_faults
 from defectseg.evaluate.metrics import Counts, Metrics, score, signed
+from defectseg.evaluate.rates import Rates
 from defectseg.evaluate.sheets import Sheet
+from defectseg.evaluate.summary import certainty, look_first, neighbours, operating_points, percent
 from defectseg.files import atomic_csv, text_not_formula, write_text
 from defectseg.image.find import escaped
 from defectseg.inference.stream import Unreadable
@@ -34,6 +36,7 @@ def write_evaluation(
     metrics: Metrics,
     counts: Counts,
     sheets: Mapping[str, Sheet],
+    rates: Rates,
     *,
     title: str,
     facts: Mapping[str, str],
@@ -48,6 +51,7 @@ def write_evaluation(
         metrics: figures of `counts`.
         counts: of every pair.
         sheets: of every image; they number the classes 1, 2 and so on in the order of `metrics.classes`.
+        rates: of `sheets`.
         title: heading of the page.
         facts: what was evaluated and how (data, split, seed, thresholds), in the order to show.
         overlays: ImageId -> overlay file relative to `out`. The page shows up to 150 with faults.
@@ -57,7 +61,13 @@ def write_evaluation(
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    content = {"title": title, **metrics.to_json(), "facts": dict(facts), "warnings": list(warnings)}
+    content = {
+        "title": title,
+        **metrics.to_json(),
+        "rates": rates.to_json(),
+        "facts": dict(facts),
+        "warnings": list(warnings),
+    }
     write_text(out / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     pairs = _pairs_frame(counts)
     for_people = pairs.assign(ImageId=pairs["ImageId"].map(text_not_formula))
@@ -68,10 +78,14 @@ def write_evaluation(
     most_bytes = PICTURES_BYTES // max(1, len(chosen))
     page = render_page(
         "defectseg.evaluate",
-        {"score": score, "signed": signed},
+        {"score": score, "signed": signed, "percent": percent, "certainty": certainty},
         title=title,
         metrics=metrics,
         names=names,
+        rates=rates,
+        advice=look_first(rates, counts, faults, names),
+        points=neighbours(rates),
+        trade_off_chart=operating_points(rates) if rates.points else "",
         verdict=verdict(metrics),
         histogram=_histogram(pairs),
         worst=faults[:WORST_PAIRS],
