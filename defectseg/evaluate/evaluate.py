@@ -79,12 +79,13 @@ def evaluate(
         warnings += [*left_out, *bit_depth_warnings(score.brightest)]
         absent = [name for name in info.class_names if name not in folder.class_names]
         metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names), score.counts)
+        rates = rates_of(score.counts, score.sheets, folder.class_names)
         write_evaluation(
             out,
             metrics,
             counts,
             score.sheets,
-            rates_of(score.counts, score.sheets, folder.class_names),
+            rates,
             title=f"{paths[0].name if len(paths) == 1 else f'{len(paths)} models'} on {data.name}",
             facts={
                 **_facts_of_models(paths, [read_model_info(path) for path in paths]),
@@ -101,7 +102,7 @@ def evaluate(
             warnings=warnings,
             unreadable=unreadable,
         )
-    return Evaluation(metrics, tuple(warnings), unreadable)
+    return Evaluation(metrics, tuple(warnings), unreadable, rates)
 
 
 def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, overwrite: bool = False) -> Evaluation:
@@ -116,6 +117,7 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
     unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
     warnings += left_out
     metrics = summarise(score.counts, folder.class_names)
+    rates = rates_of(score.counts, score.sheets, folder.class_names)
     if out is not None:
         with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
             _clear(out)
@@ -124,14 +126,14 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
                 metrics,
                 score.counts,
                 score.sheets,
-                rates_of(score.counts, score.sheets, folder.class_names),
+                rates,
                 title=f"{predictions.name} on {data.name}",
                 facts={"predictions": str(predictions), "data": str(data), "convention": _CONVENTION},
                 overlays={},
                 warnings=warnings,
                 unreadable=unreadable,
             )
-    return Evaluation(metrics, tuple(warnings), unreadable)
+    return Evaluation(metrics, tuple(warnings), unreadable, rates)
 
 
 def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Metrics, Counts]:

@@ -1,12 +1,12 @@
 """The faults of an evaluation: pairs of image and class that are not perfect, and the pictures that show them."""
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from defectseg.evaluate.metrics import Counts, PairCounts
+from defectseg.evaluate.rates import SIZES_PX
 from defectseg.evaluate.sheets import FOUND_PERCENT, Sheet
 
 PICTURES = 150
@@ -16,8 +16,6 @@ KINDS = {
     "false alarm": "predicted, and nothing labelled of that class",
     "poor overlap": "labelled and predicted, but not on the same pixels",
 }
-_SIZE_BOUNDS_PX = (100, 1_000, 10_000)
-SIZES = ("below 100 px", "100 to 999 px", "1,000 to 9,999 px", "10,000 px and more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +24,15 @@ class Fault:
 
     Attributes:
         image_id, class_id: the pair.
+        size: one of `SIZES_PX`, of the largest region: labelled, or predicted where nothing is labelled.
         kind: one of KINDS.
-        size: index into SIZES, of the largest region: labelled, or predicted where nothing is labelled.
-        dice: in [0, 1).
         pixels: of the pair.
     """
 
     image_id: str
     class_id: int
+    size: str
     kind: str
-    size: int
-    dice: float
     pixels: PairCounts
 
     @property
@@ -45,10 +41,14 @@ class Fault:
         return self.pixels.true_px + self.pixels.predicted_px - 2 * self.pixels.both_px
 
     @property
+    def key(self) -> tuple[int, int, int]:
+        """ClassId, number of the size, number of the kind."""
+        return self.class_id, list(SIZES_PX).index(self.size), list(KINDS).index(self.kind)
+
+    @property
     def marks(self) -> list[str]:
-        """What the filters of the page look for: class, size and kind, each as it is or `any`."""
-        own = ((self.class_id, self.size, list(KINDS).index(self.kind)), ("any",) * 3)
-        return [f"f-{c}-{s}-{k}" for c, s, k in product(*zip(*own, strict=True))]
+        """What the filters of the page look for: each part of the key, or `any` in its place."""
+        return ["-".join(map(str, choice)) for choice in product(*((part, "any") for part in self.key))]
 
 
 def find_faults(counts: Counts, sheets: Mapping[str, Sheet], class_ids: Sequence[int]) -> list[Fault]:
@@ -61,11 +61,11 @@ def find_faults(counts: Counts, sheets: Mapping[str, Sheet], class_ids: Sequence
     """
     own = {class_id: number for number, class_id in enumerate(class_ids, start=1)}
     faults = [
-        Fault(image_id, class_id, _kind(pair, own[class_id], sheet), _size(pair, own[class_id], sheet), pair.dice, pair)
+        Fault(image_id, class_id, _size(pair, own[class_id], sheet), _kind(pair, own[class_id], sheet), pair)
         for (image_id, class_id), pair in counts.items()
         if pair.dice < 1 and (sheet := sheets[image_id])
     ]
-    return sorted(faults, key=lambda one: (one.dice, -one.wrong_px, one.image_id, one.class_id))
+    return sorted(faults, key=lambda one: (one.pixels.dice, -one.wrong_px, one.image_id, one.class_id))
 
 
 def choose_pictures(faults: Sequence[Fault], image_ids: Collection[str]) -> dict[str, list[Fault]]:
@@ -74,18 +74,11 @@ def choose_pictures(faults: Sequence[Fault], image_ids: Collection[str]) -> dict
     Each kind and each class comes first, then each kind of each class, then these in each size, the worst first. What
     is chosen is shown by kind, in the order of KINDS, the most wrong pixels first.
     """
-    seen: Counter[tuple[object, ...]] = Counter()
+    seen: Counter[object] = Counter()
     turns: list[tuple[int, str]] = []
     faults_of: dict[str, list[Fault]] = {image_id: [] for image_id in image_ids}
-    for fault in faults:
-        if fault.image_id not in faults_of:
-            continue
-        steps = [
-            (fault.kind,),
-            (fault.class_id,),
-            (fault.kind, fault.class_id),
-            (fault.kind, fault.class_id, fault.size),
-        ]
+    for fault in (one for one in faults if one.image_id in faults_of):
+        steps = (fault.kind, fault.class_id, (fault.kind, fault.class_id), fault.key)
         new = [number for number, step in enumerate(steps) if not seen[step]]
         turns.append((new[0] if new else len(steps) + seen[steps[-1]], fault.image_id))
         seen.update(steps)
@@ -96,21 +89,25 @@ def choose_pictures(faults: Sequence[Fault], image_ids: Collection[str]) -> dict
 
 
 def filters(shown: Iterable[Sequence[Fault]], class_names: Mapping[int, str]) -> dict[str, dict[object, str]]:
-    """The choices of each filter, in the order of `Fault.marks`: those that occur, and any."""
-    faults, kinds = [fault for own in shown for fault in own], list(KINDS)
-    occurring = {
-        "class": ({fault.class_id for fault in faults}, lambda class_id: f"{class_id}. {class_names[class_id]}"),
-        "size": ({fault.size for fault in faults}, lambda size: SIZES[size]),
-        "fault": ({kinds.index(fault.kind) for fault in faults}, lambda kind: kinds[kind]),
-    }
+    """The choices of each filter, in the order of `Fault.key`: those that occur, and any."""
+    classes = {class_id: f"{class_id}. {name}" for class_id, name in class_names.items()}
+    texts = {"class": classes, "size": dict(enumerate(SIZES_PX)), "fault": dict(enumerate(KINDS))}
+    occurring = zip(*(fault.key for own in shown for fault in own), strict=True)
     return {
-        name: {"any": "any", **{value: text(value) for value in sorted(values)}}
-        for name, (values, text) in occurring.items()
+        name: {"any": "any"} | {part: text[part] for part in sorted(set(parts))}
+        for (name, text), parts in zip(texts.items(), occurring, strict=False)
     }
 
 
 def _severity(fault: Fault) -> tuple[int, int, str]:
     return list(KINDS).index(fault.kind), -fault.wrong_px, fault.image_id
+
+
+def _size(pair: PairCounts, class_id: int, sheet: Sheet) -> str:
+    regions = sheet.labelled if pair.true_px else sheet.predicted
+    areas_px = [area_px for region_class, area_px, _ in regions if region_class == class_id]
+    largest_px = max(areas_px, default=pair.true_px or pair.predicted_px)
+    return next(name for name, (low, high) in SIZES_PX.items() if low <= largest_px < high)
 
 
 def _kind(pair: PairCounts, class_id: int, sheet: Sheet) -> str:
@@ -121,10 +118,3 @@ def _kind(pair: PairCounts, class_id: int, sheet: Sheet) -> str:
     if wrong_px > pair.both_px and 100 * wrong_px >= FOUND_PERCENT * (pair.true_px or pair.predicted_px):
         return "wrong class"
     return "false alarm" if not pair.true_px else "poor overlap" if pair.predicted_px else "missed"
-
-
-def _size(pair: PairCounts, class_id: int, sheet: Sheet) -> int:
-    regions = sheet.labelled if pair.true_px else sheet.predicted
-    areas_px = [area_px for region_class, area_px, _ in regions if region_class == class_id]
-    largest_px = max(areas_px, default=pair.true_px or pair.predicted_px)
-    return bisect_right(_SIZE_BOUNDS_PX, largest_px)

@@ -2,17 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from defectseg.data.folder import IMAGES_NAME, DataFolder, check_class_ids
-from defectseg.data.table import IGNORE_CLASS_ID, read_label_table, scan_label_rows
+from defectseg.data.table import IGNORE_CLASS_ID, LabelTable, read_label_table, scan_label_rows
 from defectseg.errors import DataError, ImageError, LabelError
-from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs
+from defectseg.evaluate.metrics import Counts, count_pairs
 from defectseg.evaluate.score import Score
-from defectseg.evaluate.sheets import Sheet, empty_sheet, sheet_of
+from defectseg.evaluate.sheets import Sheet, sheet_of
 from defectseg.image import rle
 from defectseg.image.find import find_images
 from defectseg.image.read import read_size
@@ -20,25 +20,6 @@ from defectseg.inference.stream import Unreadable
 from defectseg.predict.output import read_results
 from defectseg.predict.tables import RLE, STATUS_UNREADABLE
 from defectseg.progress import some
-
-
-@dataclass(frozen=True)
-class _Predictions:
-    """Predictions of many images.
-
-    Attributes:
-        rles: ImageId -> ClassId of the data folder -> run-lengths.
-        listed: every ImageId that was predicted.
-        scores: ImageId -> sheet score, where it is known.
-        sizes_hw: ImageId -> height and width of the image in px when it was predicted, where that is known.
-        unreadable: images that could not be predicted.
-    """
-
-    rles: Mapping[str, Mapping[int, str]]
-    listed: frozenset[str]
-    scores: Mapping[str, float] = field(default_factory=dict)
-    sizes_hw: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    unreadable: tuple[Unreadable, ...] = ()
 
 
 def predicted_classes(path: Path) -> tuple[str, ...] | None:
@@ -65,62 +46,56 @@ def score_predictions(path: Path, folder: DataFolder) -> tuple[Score, list[str]]
             lists none of the folder's images, or an image had another size when it was predicted.
         DataError: the output folder is not that of a finished run, or was written without run-lengths.
     """
-    found = _read_folder(path, folder) if path.is_dir() else _read_table(path, folder)
-    listed, images = found.listed - folder.not_labelled, set(folder.image_ids)
+    table, seen, unreadable = _read_folder(path, folder) if path.is_dir() else (_read_table(path, folder), {}, [])
+    listed, images = table.listed - folder.not_labelled, set(folder.image_ids)
     warnings = _compare_names(path, listed, images, folder.root / IMAGES_NAME)
     counts: Counts = {}
     sheets: dict[str, Sheet] = {}
-    unreadable = [one for one in found.unreadable if one.image_id in images]
-    left_out = images - found.sizes_hw.keys() if path.is_dir() else ()
-    for image_id in folder.image_ids:
-        if image_id in left_out:
-            continue
+    unreadable = [one for one in unreadable if one.image_id in images]
+    for image_id in sorted(images & seen.keys() if path.is_dir() else images):
         try:
             size_hw = read_size(folder.image_path(image_id))
         except ImageError as error:
             unreadable.append(Unreadable(image_id, folder.image_path(image_id), str(error)))
             continue
-        if (before := found.sizes_hw.get(image_id, size_hw)) != size_hw:
-            sizes = " and ".join(f"{height} x {width}" for height, width in (before, size_hw))
-            raise LabelError(f"{path}: {image_id} had another size when it was predicted ({sizes} px): another image.")
-        score, encoded = found.scores.get(image_id), found.rles.get(image_id, {})
-        if not encoded and not folder.table.rles.get(image_id):
-            counts |= {(image_id, class_id): PairCounts(0, 0, 0) for class_id in range(1, folder.num_classes + 1)}
-            sheets[image_id] = empty_sheet(folder.num_classes, size_hw[0] * size_hw[1], score)
-            continue
+        before_hw, score = seen.get(image_id, (size_hw, None))
+        if before_hw != size_hw:
+            raise LabelError(f"{path}: {image_id} was another image: of {before_hw} px (height, width), now {size_hw}.")
         truth, ignore = folder.masks_of(image_id, size_hw)
         predicted = np.zeros_like(truth)
-        for class_id, pairs in encoded.items():
+        for class_id, pairs in table.rles.get(image_id, {}).items():
             predicted[class_id - 1] = rle.decode(pairs, size_hw, where=f"{path}: {image_id}, class {class_id}")
         counts |= count_pairs(image_id, predicted, truth, ignore)
         sheets[image_id] = sheet_of(predicted, truth, ignore, score)
     return Score(counts, sheets, tuple(unreadable)), warnings
 
 
-def _read_table(path: Path, folder: DataFolder) -> _Predictions:
+def _read_table(path: Path, folder: DataFolder) -> LabelTable:
     table = read_label_table(path, {*folder.image_ids, *folder.not_labelled}, class_names=folder.class_names)
     check_class_ids(table, folder.class_names, path)
-    return _Predictions(table.rles, table.listed)
+    return table
 
 
-def _read_folder(root: Path, folder: DataFolder) -> _Predictions:
+_Seen = tuple[tuple[int, int], float | None]  # height and width of an image in px when it was predicted; sheet score
+
+
+def _read_folder(root: Path, folder: DataFolder) -> tuple[LabelTable, dict[str, _Seen], list[Unreadable]]:
+    """The predictions, what else is known of each image that was predicted, and the others."""
     run, outputs, records = read_results(root)
     if RLE not in outputs.names:
         raise DataError(f"{root}: was written without predictions.csv. Predict again, with rle among the outputs.")
     names = tuple(run["class_names"])
+    if absent := set(folder.class_names).difference(names):
+        raise DataError(f"{root}: the model did not know {', '.join(sorted(absent))}, a class of {folder.root}.")
     ids = {names.index(name) + 1: class_id for class_id, name in enumerate(folder.class_names, start=1)}
-    rles, listed, scores, sizes_hw, unreadable = {}, set(), {}, {}, []
+    rles, seen, unreadable = {}, dict[str, _Seen](), []
     for one in records:
-        image_id = one.image_id
-        listed.add(image_id)
-        if one.status == STATUS_UNREADABLE:
-            unreadable += [Unreadable(image_id, Path(file), message) for _, file, message in one.errors]
-            continue
-        sizes_hw[image_id] = one.size_hw
-        rles[image_id] = {ids[class_id]: text for _, class_id, text in one.predictions if text and class_id in ids}
-        if names == folder.class_names and (score := one.image.get("sheet_score")):
-            scores[image_id] = float(score)
-    return _Predictions(rles, frozenset(listed), scores, sizes_hw, tuple(unreadable))
+        rles[one.image_id] = {ids[index]: encoded for _, index, encoded in one.predictions if encoded and index in ids}
+        unreadable += [Unreadable(one.image_id, Path(file), message) for _, file, message in one.errors]
+        if one.status != STATUS_UNREADABLE:
+            score = one.image.get("sheet_score") if names == folder.class_names else None  # it is that of all classes
+            seen[one.image_id] = one.size_hw, float(score) if score else None
+    return LabelTable(rles, frozenset(rles)), seen, unreadable
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ERRORS = "errors.csv"
-WORST_PAIRS = 30
 EMBEDDED_PX = 1600
 PICTURES_BYTES = 18_000_000  # of all JPEGs; a third more as text in the page
 NOT_FOUND = "0, nothing of it"
@@ -51,7 +50,7 @@ def write_evaluation(
         metrics: figures of `counts`.
         counts: of every pair.
         sheets: of every image; they number the classes 1, 2 and so on in the order of `metrics.classes`.
-        rates: of `sheets`.
+        rates: of `counts` and `sheets`.
         title: heading of the page.
         facts: what was evaluated and how (data, split, seed, thresholds), in the order to show.
         overlays: ImageId -> overlay file relative to `out`. The page shows up to 150 with faults.
@@ -61,16 +60,12 @@ def write_evaluation(
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    content = {
-        "title": title,
-        **metrics.to_json(),
-        "rates": rates.to_json(),
-        "facts": dict(facts),
-        "warnings": list(warnings),
-    }
+    figures = {**metrics.to_json(), "rates": rates.to_json()}
+    content = {"title": title, **figures, "facts": dict(facts), "warnings": list(warnings)}
     write_text(out / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     pairs = _pairs_frame(counts)
-    for_people = pairs.assign(ImageId=pairs["ImageId"].map(text_not_formula))
+    scores = pairs["ImageId"].map({image_id: sheet.score for image_id, sheet in sheets.items()})
+    for_people = pairs.assign(ImageId=pairs["ImageId"].map(text_not_formula), sheet_score=scores)
     write_text(out / "pairs.csv", for_people.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
     names = {one.class_id: one.name for one in metrics.classes}
     faults = find_faults(counts, sheets, list(names))
@@ -88,9 +83,7 @@ def write_evaluation(
         trade_off_chart=operating_points(rates) if rates.points else "",
         verdict=verdict(metrics),
         histogram=_histogram(pairs),
-        worst=faults[:WORST_PAIRS],
-        faulty=len(faults),
-        faulty_images=len({fault.image_id for fault in faults}),
+        faults=faults,
         shown=[(image_id, own, *_embedded(out / overlays[image_id], most_bytes)) for image_id, own in chosen.items()],
         filters=filters(chosen.values(), names),
         kinds=KINDS,

@@ -67,28 +67,21 @@ def operating_points(rates: Rates) -> Markup:
     missed, stopped = rates.all.missed, rates.all.stopped
 
     def paint(axes: "Axes") -> None:
-        points = sorted(rates.points, key=lambda point: point.stopped)
-        x, y = (100 * np.array(counts) / of for counts, of in (
-            ([point.stopped for point in points], stopped.of), ([point.missed for point in points], missed.of)
-        ))  # fmt: skip
+        points = sorted((point.stopped, point.missed) for point in rates.points)
+        x, y = 100 * np.array(points).T / [[stopped.of], [missed.of]]
         axes.step(x, y, where="post", color=FIRST, linewidth=2, label="other thresholds")
-        at = (100 * stopped.count / stopped.of, 100 * missed.count / missed.of)
-        for rate, middle, axis in (stopped, at[0], "xerr"), (missed, at[1], "yerr"):
-            if rate.low is not None and rate.high is not None:
-                bounds = [[middle - 100 * rate.low], [100 * rate.high - middle]]
-                axes.errorbar(*at, **{axis: bounds}, fmt="none", ecolor=SECOND, elinewidth=1.5, capsize=4)
-        axes.plot(
-            *at,
-            marker="D",
-            markersize=9,
-            linestyle="none",
-            color=SECOND,
-            label="shipped thresholds, with 95 % intervals",
-        )
+        (x, xerr), (y, yerr) = (_with_bounds(rate) for rate in (stopped, missed))
+        label = "shipped thresholds, with 95 % intervals"
+        axes.errorbar(x, y, yerr, xerr, fmt="D", markersize=9, color=SECOND, elinewidth=1.5, capsize=4, label=label)
         axes.set(xlabel="sound sheets stopped, %", ylabel="defective sheets missed, %", xlim=(0, None), ylim=(0, None))
         axes.grid(linewidth=0.7)
-        axes.set_axisbelow(True)
         axes.legend(frameon=False, labelcolor=INK)
 
     label = "Defective sheets missed against sound sheets stopped, at the shipped and at other thresholds"
     return chart(paint, label, width_px=520, height_px=340)
+
+
+def _with_bounds(rate: Rate) -> tuple[float, list[list[float]]]:
+    """The share in percent, and how far the bounds are below and above; 0 where they are unknown."""
+    share = 100 * (rate.share or 0)
+    return share, [[0 if bound is None else abs(100 * bound - share)] for bound in (rate.low, rate.high)]

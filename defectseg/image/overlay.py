@@ -108,8 +108,7 @@ def paint_comparison(
         image: uint8 (H, W), grey.
         predicted: bool (H, W), the pixels found in any class.
         truth: bool (H, W), the pixels labelled in any class.
-        wrong_class: bool (H, W), those of both that become yellow, see `in_wrong_class`; None: none, with a legend
-            without yellow.
+        wrong_class: bool (H, W), the pixels of both that have no class in common, which become yellow; None: none.
 
     Returns:
         uint8 (H + legend, W, 3), BGR. In rows 0 to H - 1, pixels outside both masks are those of the image.
@@ -126,11 +125,6 @@ def paint_comparison(
                 _blend(picture[box], part, entry.fill_bgr)
                 picture[box][part & outline] = entry.outline_bgr
     return whole
-
-
-def in_wrong_class(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels that are labelled and predicted, but in no common class, bool (H, W), of masks bool (C, H, W)."""
-    return np.asarray(predicted.any(axis=0) & truth.any(axis=0) & ~(predicted & truth).any(axis=0))
 
 
 def paint_truth(image: NDArray[np.uint8], truth: NDArray[np.bool_]) -> NDArray[np.uint8]:

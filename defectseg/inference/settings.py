@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 from defectseg.errors import UsageError
@@ -49,18 +49,16 @@ class Settings:
             raise UsageError(f"expected 9 to 16, found {bit_depth}.", argument="bit_depth")
         if tta is not None and tta not in VIEWS:
             raise UsageError(f"expected {', '.join(VIEWS)}, found {tta}.", argument="tta")
+        thresholds = thresholds or info.thresholds
+        if classes is not None:
+            least = [value if index + 1 in classes else math.inf for index, value in enumerate(thresholds.pixel)]
+            thresholds = thresholds.model_copy(update={"pixel": tuple(least)})
         own = info.recipe.inference
-        settings = cls(
-            thresholds=thresholds or info.thresholds,
+        return cls(
+            thresholds=thresholds,
             tile_hw=own.tile_hw,
             tile_overlap_px=own.tile_overlap_px,
             tta=tta or own.tta,
             bit_depth=bit_depth,
             model_bit_depth=info.recipe.data.bit_depth,
         )
-        return settings if classes is None else settings.only(classes)
-
-    def only(self, classes: Collection[int]) -> Self:
-        """The same, reporting no other ClassIds than these."""
-        least = [value if index in classes else math.inf for index, value in enumerate(self.thresholds.pixel, start=1)]
-        return replace(self, thresholds=self.thresholds.model_copy(update={"pixel": tuple(least)}))

@@ -4,7 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Colours that stand for variables of base.html.j2, so that a chart is dark on a dark page and black on paper.
 INK, SOFT, LINE, FIRST, SECOND = "#01f001", "#01f002", "#01f003", "#01f004", "#01f005"
 _VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", FIRST: "--first", SECOND: "--second"}
-_STYLE = {
+_STYLE: Any = {
     "axes.edgecolor": LINE, "axes.labelcolor": SOFT, "axes.spines.right": False, "axes.spines.top": False,
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 12, "grid.color": LINE,
     "svg.fonttype": "none", "svg.hashsalt": "defectseg",  # text stays text; the same chart has the same bytes

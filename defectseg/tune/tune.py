@@ -1,7 +1,6 @@
 """Choose thresholds on labelled images and store them in model files: `defectseg tune`."""
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

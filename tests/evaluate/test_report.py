@@ -12,7 +12,9 @@ import pytest
 
 from defectseg.evaluate.bootstrap import Interval
 from defectseg.evaluate.metrics import Counts, Metrics, PairCounts, summarise
+from defectseg.evaluate.rates import rates_of
 from defectseg.evaluate.report import metrics_table, verdict, write_evaluation
+from defectseg.evaluate.sheets import Sheet
 from defectseg.inference.stream import Unreadable
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
@@ -43,11 +45,27 @@ class _Page(HTMLParser):
         return [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
 
 
+def _sheets(counts: Counts, classes: int) -> dict[str, Sheet]:
+    """Sheets on which each pair is one labelled and one predicted region, and no class is taken for another."""
+    sheets = {}
+    for image_id in {image_id for image_id, _ in counts}:
+        own = [(class_id, counts[image_id, class_id]) for class_id in range(1, classes + 1)]
+        labelled = tuple((one, pair.true_px, 10 * pair.both_px >= pair.true_px) for one, pair in own if pair.true_px)
+        predicted = tuple((one, pair.predicted_px, pair.both_px > 0) for one, pair in own if pair.predicted_px)
+        confusion = np.diag([1000, *(pair.both_px for _, pair in own)])
+        sheets[image_id] = Sheet(len(predicted) / 4, labelled, predicted, confusion)
+    return sheets
+
+
 def _write(
     out: Path, counts: Counts = COUNTS, class_names: tuple[str, ...] = ("pits", "cracks"), **options: Any
 ) -> tuple[Metrics, _Page]:
     metrics = summarise(counts, class_names)
-    write_evaluation(out, metrics, counts, **({"title": "Evaluation", "facts": {}, "overlays": {}} | options))
+    sheets = _sheets(counts, len(class_names))
+    rates = rates_of(counts, sheets, class_names)
+    write_evaluation(
+        out, metrics, counts, sheets, rates, **({"title": "Evaluation", "facts": {}, "overlays": {}} | options)
+    )
     return metrics, _Page(out / "report.html")
 
 

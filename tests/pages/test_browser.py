@@ -14,6 +14,7 @@ from defectseg.check.check import check_data_folder
 from defectseg.check.report import output_folder, write_check
 from defectseg.data.synthetic import write_data_folder
 from defectseg.evaluate.metrics import Counts, count_pairs, summarise
+from defectseg.evaluate.rates import rates_of
 from defectseg.evaluate.report import write_evaluation
 from defectseg.evaluate.sheets import Sheet, sheet_of
 
@@ -52,7 +53,7 @@ def _opened(browser: Any, path: Path, **options: Any) -> Iterator[Any]:
     page = context.new_page()
     page.on("console", lambda message: events.append(message.text))
     page.on("pageerror", lambda error: events.append(str(error)))
-    page.on("dialog", lambda dialog: (events.append(dialog.message), dialog.dismiss()))
+    page.on("dialog", lambda dialog: events.append(dialog.dismiss() or dialog.message))
     page.on("request", lambda request: None if request.url.startswith("data:") else events.append(request.url))
     page.goto(path.as_uri())
     yield page
@@ -74,7 +75,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sheets[image_id] = sheet_of(predicted, truth, np.zeros((100, 10), np.bool_))
         cv2.imwrite(str(out / f"{number}.jpg"), np.full((100, 250, 3), 90, np.uint8))
     write_evaluation(
-        out, summarise(counts, NAMES), counts, sheets, title=HOSTILE, facts={HOSTILE: HOSTILE}, warnings=(HOSTILE,),
+        out, summarise(counts, NAMES), counts, sheets, rates_of(counts, sheets, NAMES),
+        title=HOSTILE, facts={HOSTILE: HOSTILE}, warnings=(HOSTILE,),
         overlays={image_id: Path(f"{number}.jpg") for number, image_id in enumerate(IMAGES)},
     )  # fmt: skip
     return out / "report.html"
