@@ -25,7 +25,7 @@ def percent(share: float | None) -> str:
 def certainty(rate: Rate) -> str:
     """A share, and where the true one lies."""
     if rate.low is None or rate.high is None:
-        return f"{percent(rate.share)}; how sure that is cannot be told from so few."
+        return f"{percent(rate.share)}; how sure that is cannot be told from so few." if rate.of else "There is none."
     between = f"between {percent(rate.low)} and {percent(rate.high)}"
     thousand = f"{1000 * rate.low:.0f} to {1000 * rate.high:.0f} of 1,000 sheets"
     return f"{percent(rate.share)}. With 95 % confidence, the true share is {between}: {thousand}."
