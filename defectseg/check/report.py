@@ -32,6 +32,7 @@ JSON_NAME, SHEET_NAME, PAGE_NAME = "check.json", "contact_sheet.jpg", "report.ht
 SHEET_IMAGES = 60
 PAGE_PAIRS = 40
 PAGE_FAULTS = 300
+PAGE_CLASSES = 30  # with charts
 _PAIR_PX = 800
 
 
@@ -242,11 +243,14 @@ def write_check(
     shown = choose_evenly(own.strata(report.image_ids), SHEET_IMAGES)
     files.write_bytes(out / SHEET_NAME, encode_jpeg(make_contact_sheet(list(filter(None, map(own.paint, shown))))))
     pairs = _worst(report)
+    charted = sorted((one for one in report.classes if one.images), key=lambda one: (-one.images, one.class_id))
     page = render_page(
         "defectseg.check",
-        {"bars": _bars},
+        {},
         title=f"Check of {root.name or root.resolve().name}",
         report=report,
+        charted=charted[:PAGE_CLASSES],
+        with_masks=len(charted),
         against=None if against is None else str(against),
         faults=report.faults[:PAGE_FAULTS],
         pairs=[_show(pair, leak, own, other if leak else own) for pair, leak in pairs[:PAGE_PAIRS]],
@@ -308,9 +312,3 @@ def _show(pair: CopyPair, leak: bool, own: _Pictures, other: _Pictures) -> dict[
     first = pictures[0]
     wide = first is not None and first[0].shape[1] > 2 * first[0].shape[0]
     return {"pair": pair, "leak": leak, "uris": uris, "wide": wide}
-
-
-def _bars(histogram: Mapping[str, int]) -> Sequence[tuple[str, int, float]]:
-    """Label, count and height in % of the tallest bar."""
-    tallest = max(histogram.values(), default=0) or 1
-    return [(label, count, 100 * count / tallest) for label, count in histogram.items()]

@@ -19,7 +19,7 @@ from defectseg.evaluate.metrics import Counts
 from defectseg.evaluate.sheets import Regions, Sheet
 
 _HELD_RATES = (0.01, 0.02, 0.05)
-_SIZES = {
+SIZES_PX = {
     "below 100 px": (0, 100),
     "100 to 999 px": (100, 1_000),
     "1,000 to 9,999 px": (1_000, 10_000),
@@ -210,7 +210,7 @@ class _Table:
 def _part_rates(table: _Table, class_names: Sequence[str]) -> list[PartRates]:
     """The rates of all classes, of each class and of each size. All are resampled together."""
     parts = [("all", 0, 0.0, math.inf), *((name, number, 0.0, math.inf) for number, name in enumerate(class_names, 1))]
-    parts += [(name, 0, low, high) for name, (low, high) in _SIZES.items()]
+    parts += [(name, 0, low, high) for name, (low, high) in SIZES_PX.items()]
     labelled, predicted = [one.labelled for one in table.sheets], [one.predicted for one in table.sheets]
     ratios = []
     for _, class_id, low, high in parts:

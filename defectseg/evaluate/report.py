@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from defectseg.evaluate.gallery import KINDS, choose_pictures, filters, find_faults
 from defectseg.evaluate.metrics import Counts, Metrics, score, signed
 from defectseg.evaluate.rates import Rates
 from defectseg.evaluate.sheets import Sheet
+from defectseg.evaluate.summary import certainty, look_first, neighbours, operating_points, percent
 from defectseg.files import atomic_csv, text_not_formula, write_text
 from defectseg.image.find import escaped
 from defectseg.inference.stream import Unreadable
@@ -21,17 +23,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ERRORS = "errors.csv"
-WORST_PAIRS = 30
-EMBEDDED_OVERLAYS = 24
 EMBEDDED_PX = 1600
+PICTURES_BYTES = 18_000_000  # of all JPEGs; a third more as text in the page
+NOT_FOUND = "0, nothing of it"
 
 _HEADINGS = ("class", "images", "unknown", "Kaggle Dice", "all empty", "positive Dice", "IoU", "precision", "recall")
-
-_FAULTS = {
-    "missed": "Labelled, and nothing predicted of that class. The largest first.",
-    "false alarm": "Predicted, and nothing labelled of that class. The largest first.",
-    "poor overlap": "Labelled and predicted, but not at the same place. The lowest Dice first.",
-}
 
 
 def write_evaluation(
@@ -53,11 +49,11 @@ def write_evaluation(
         out: the output folder, made if absent.
         metrics: figures of `counts`.
         counts: of every pair.
-        sheets: of every image.
+        sheets: of every image; they number the classes 1, 2 and so on in the order of `metrics.classes`.
         rates: of `counts` and `sheets`.
         title: heading of the page.
         facts: what was evaluated and how (data, split, seed, thresholds), in the order to show.
-        overlays: ImageId -> overlay file relative to `out`. The page shows at most 24 of the worst.
+        overlays: ImageId -> overlay file relative to `out`. The page shows up to 150 with faults.
         warnings: sentences to show before the figures.
         unreadable: images that could not be processed.
 
@@ -71,20 +67,26 @@ def write_evaluation(
     scores = pairs["ImageId"].map({image_id: sheet.score for image_id, sheet in sheets.items()}).astype(float).round(4)
     for_people = pairs.assign(ImageId=pairs["ImageId"].map(text_not_formula), sheet_score=scores)
     write_text(out / "pairs.csv", for_people.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
-    faulty = _faulty_pairs(pairs)
-    shown = _pairs_to_show(faulty[faulty["ImageId"].isin(overlays.keys())])
-    pictures = [(pair, _embedded(out / overlays[str(pair.ImageId)])) for pair in shown.itertuples()]
+    names = {one.class_id: one.name for one in metrics.classes}
+    faults = find_faults(counts, sheets, list(names))
+    chosen = choose_pictures(faults, overlays.keys())
+    most_bytes = PICTURES_BYTES // max(1, len(chosen))
     page = render_page(
         "defectseg.evaluate",
-        {"score": score, "signed": signed},
+        {"score": score, "signed": signed, "percent": percent, "certainty": certainty},
         title=title,
         metrics=metrics,
-        names={one.class_id: one.name for one in metrics.classes},
+        names=names,
+        rates=rates,
+        advice=look_first(rates, counts, faults, names),
+        points=neighbours(rates),
+        trade_off_chart=operating_points(rates) if rates.points else "",
         verdict=verdict(metrics),
         histogram=_histogram(pairs),
-        worst=list(faulty.head(WORST_PAIRS).itertuples()),
-        faulty=len(faulty),
-        groups=[(kind, text, [one for one in pictures if one[0].kind == kind]) for kind, text in _FAULTS.items()],
+        faults=faults,
+        shown=[(image_id, own, *_embedded(out / overlays[image_id], most_bytes)) for image_id, own in chosen.items()],
+        filters=filters(chosen.values(), names),
+        kinds=KINDS,
         facts=facts,
         warnings=warnings,
     )
@@ -139,37 +141,14 @@ def _pairs_frame(counts: Counts) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=["ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dice"])
 
 
-def _faulty_pairs(pairs: "pd.DataFrame") -> "pd.DataFrame":
-    """The pairs with a Dice below 1 and the kind of their fault: lowest Dice first, then most wrong pixels."""
-    faulty = pairs[pairs["dice"] < 1]
-    missed, false_alarm = faulty["predicted_px"] == 0, faulty["true_px"] == 0
-    faulty = faulty.assign(
-        kind=np.select([missed, false_alarm], ["missed", "false alarm"], "poor overlap"),
-        wrong_px=faulty["true_px"] + faulty["predicted_px"] - 2 * faulty["both_px"],
-    )
-    return faulty.sort_values(["dice", "wrong_px", "ImageId", "ClassId"], ascending=[True, False, True, True])
+def _embedded(path: Path, most_bytes: int) -> tuple[str, bool]:
+    """The picture for an <img>, and whether it is wide."""
+    bgr = np.asarray(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR), np.uint8)
+    return data_uri(bgr, largest_px=EMBEDDED_PX, most_bytes=most_bytes), bgr.shape[1] > 2 * bgr.shape[0]
 
 
-def _pairs_to_show(faulty: "pd.DataFrame") -> "pd.DataFrame":
-    """The pairs whose overlay the page shows: the kinds of fault take turns, and no image comes twice."""
-    kinds = list(_FAULTS)
-    ordered = faulty.assign(turn=faulty.groupby("kind").cumcount(), order=faulty["kind"].map(kinds.index))
-    return ordered.sort_values(["turn", "order"]).drop_duplicates("ImageId").head(EMBEDDED_OVERLAYS)
-
-
-def _embedded(path: Path) -> str:
-    """The picture for an <img>."""
-    bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    return data_uri(np.asarray(bgr, np.uint8), largest_px=EMBEDDED_PX)
-
-
-def _histogram(pairs: "pd.DataFrame") -> list[tuple[str, int, float]]:
-    """Bars over the Dice of the pairs with a defect: label, number of pairs, and height in % of the tallest bar.
-
-    The first bar is for exactly 0; the others are for tenths, including their upper end.
-    """
+def _histogram(pairs: "pd.DataFrame") -> dict[str, int]:
+    """Number of pairs with a defect by their Dice: exactly 0, then tenths, including their upper end."""
     tenths = np.ceil(pairs["dice"][pairs["true_px"] > 0].to_numpy() * 10).astype(int)
-    bars = np.bincount(tenths, minlength=11).tolist()
-    labels = ["0", *(f"to {tenth / 10:.1f}" for tenth in range(1, 11))]
-    tallest = max(bars) or 1
-    return [(label, bar, 100 * bar / tallest) for label, bar in zip(labels, bars, strict=True)]
+    labels = [NOT_FOUND, *(f"to {tenth / 10:.1f}" for tenth in range(1, 11))]
+    return dict(zip(labels, np.bincount(tenths, minlength=11).tolist(), strict=True))

@@ -6,13 +6,15 @@ from typing import Any
 
 import jinja2
 
+from defectseg.pages.charts import bars
 
-def render_page(room: str, filters: dict[str, Callable[..., Any]], **content: Any) -> str:
+
+def render_page(room: str, filters: dict[str, Callable[..., Any]], /, **content: Any) -> str:
     """Render `report.html.j2` of a package.
 
     Args:
         room: the package, such as "defectseg.check".
-        filters: for the template, besides "number", which groups digits.
+        filters: for the template, besides "number", which groups digits, and "bars", see `charts.bars`.
         content: the variables of the template.
     """
     places = {"base.html.j2": "defectseg.pages", "report.html.j2": room}
@@ -24,5 +26,5 @@ def render_page(room: str, filters: dict[str, Callable[..., Any]], **content: An
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": "{:,}".format, **filters}
+    environment.filters |= {"number": "{:,}".format, "bars": bars, **filters}
     return environment.get_template("report.html.j2").render(**content)

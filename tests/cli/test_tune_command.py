@@ -49,7 +49,7 @@ def test_a_dry_run_leaves_the_model_and_json_holds_all_figures_and_3_tells_of_a_
 ) -> None:
     data = Path(shutil.copytree(data_folder, tmp_path / "data"))
     split = (model.parent / "split.csv").read_text().splitlines()
-    torn = data / "train_images" / next(line for line in split if line.endswith(",0")).split(",")[0]
+    torn = data / "train_images" / next(line for line in split if line.split(",")[1] == "0").split(",")[0]
     torn.write_bytes(b"torn")
     before = model.read_bytes()
 

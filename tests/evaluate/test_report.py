@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from defectseg.evaluate import report
 from defectseg.evaluate.bootstrap import Interval
 from defectseg.evaluate.metrics import Counts, Metrics, PairCounts, summarise
 from defectseg.evaluate.rates import rates_of
@@ -45,12 +46,23 @@ class _Page(HTMLParser):
         return [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
 
 
+def _sheets(counts: Counts, classes: int) -> dict[str, Sheet]:
+    """Sheets on which each pair is one labelled and one predicted region, and no class is taken for another."""
+    sheets = {}
+    for image_id in {image_id for image_id, _ in counts}:
+        own = [(class_id, counts[image_id, class_id]) for class_id in range(1, classes + 1)]
+        labelled = tuple((one, pair.true_px, 10 * pair.both_px >= pair.true_px) for one, pair in own if pair.true_px)
+        predicted = tuple((one, pair.predicted_px, pair.both_px > 0) for one, pair in own if pair.predicted_px)
+        confusion = np.diag([1000, *(pair.both_px for _, pair in own)])
+        sheets[image_id] = Sheet(0.25 if image_id == "a.jpg" else None, labelled, predicted, confusion)
+    return sheets
+
+
 def _write(
     out: Path, counts: Counts = COUNTS, class_names: tuple[str, ...] = ("pits", "cracks"), **options: Any
 ) -> tuple[Metrics, _Page]:
     metrics = summarise(counts, class_names)
-    confusion = np.zeros((len(class_names) + 1,) * 2, np.int64)
-    sheets = {one: Sheet(0.25 if one == "a.jpg" else None, (), (), confusion) for one, _ in counts}
+    sheets = _sheets(counts, len(class_names))
     rates = rates_of(counts, sheets, class_names)
     write_evaluation(
         out, metrics, counts, sheets, rates, **({"title": "Evaluation", "facts": {}, "overlays": {}} | options)
@@ -91,8 +103,10 @@ def test_tables_hold_the_figures_of_every_pair_in_order(tmp_path: Path) -> None:
     ]  # fmt: skip
     words = " ".join(page.text.split())
     assert "1 unknown" in words
-    bars = "1 0 0 to 0.1 0 to 0.2 0 to 0.3 0 to 0.4 1 to 0.5 0 to 0.6 0 to 0.7 0 to 0.8 1 to 0.9 0 to 1.0"
-    assert f"Red: nothing of it was found. {bars}" in words
+    bars = (
+        "0, nothing of it to 0.1 to 0.2 to 0.3 to 0.4 to 0.5 to 0.6 to 0.7 to 0.8 to 0.9 to 1.0 1 0 0 0 0 1 0 0 0 1 0"
+    )
+    assert bars in words
     worst = words[words.index("Worst pairs") :]
     places = [worst.index(text) for text in ("b.jpg 1. pits missed", "a.jpg 2. cracks false alarm", "a.jpg 1. pits")]
     assert places == sorted(places)
@@ -118,11 +132,12 @@ def test_page_is_self_contained(tmp_path: Path) -> None:
 
     _, page = _write(tmp_path, overlays=overlays)  # a.jpg has two faults and is shown once
 
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "a", "form"})
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "form"})
+    assert {attributes["href"] for tag, attributes in page.tags if tag == "a"} == {"#pictures"}
     assert len(page.pictures()) == 2
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.pictures())
     source = (tmp_path / "report.html").read_text()
-    assert "url(" not in source
+    assert not re.findall(r"url\((?!#)", source), "nothing outside the page is drawn"
     assert "@import" not in source
     policy = next(attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes)
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -140,8 +155,9 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     tags = {tag for tag, _ in page.tags}
     assert "script" not in tags
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    # Two titles, warning, two tables, image and class of the caption and of the worst pair, name and value of the fact.
-    assert page.text.count(HOSTILE) == 11
+    # Two titles, warning, image with its class and class of the advice, two tables, filter, image and class of the
+    # caption and of the worst pair, name and value of the fact.
+    assert page.text.count(HOSTILE) == 15
     assert len(page.pictures()) == 1
     assert ("img", {"src": page.pictures()[0], "alt": f"Overlay of {HOSTILE}"}) in page.tags
 
@@ -155,17 +171,18 @@ def test_wide_overlays_are_scaled_to_1600_px_and_others_left(tmp_path: Path) -> 
         assert np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR)).shape == shape
 
 
-def test_at_most_24_overlays_are_embedded_and_the_kinds_of_fault_take_turns(tmp_path: Path) -> None:
-    counts: Counts = {(f"m{index:02}.jpg", 1): PairCounts(100 + index, 0, 0) for index in range(40)}
-    counts |= {(f"f{index}.jpg", 1): PairCounts(0, 9, 0) for index in range(3)}
-    counts |= {("p.jpg", 1): PairCounts(10, 10, 4)}
-    overlays = _write_overlays(tmp_path, [image_id for image_id, _ in counts], (8, 8))
+def test_pictures_stay_below_their_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PICTURES_BYTES", 30_000)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    counts: Counts = {(f"{number}.jpg", 1): PairCounts(9 + number, 0, 0) for number in range(4)}
+    for image_id, _ in counts:
+        (tmp_path / image_id).write_bytes(cv2.imencode(".jpg", noise)[1].tobytes())
 
-    _, page = _write(tmp_path, counts, class_names=("pits",), overlays=overlays)
+    _, page = _write(tmp_path, counts, ("pits",), overlays={image_id: Path(image_id) for image_id, _ in counts})
 
-    shown = [re.sub("Overlay of ", "", attributes["alt"] or "") for tag, attributes in page.tags if tag == "img"]
-    largest_misses = [f"m{index:02}.jpg" for index in range(39, 19, -1)]
-    assert shown == [*largest_misses, "f0.jpg", "f1.jpg", "f2.jpg", "p.jpg"]
+    sizes = [len(base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))) for source in page.pictures()]
+    assert len(sizes) == 4
+    assert 3_000 < min(sizes) <= max(sizes) <= 7_500
 
 
 @pytest.mark.parametrize("pair", [PairCounts(5, 5, 5), PairCounts(0, 0, 0)], ids=["found", "without defects"])
@@ -174,7 +191,8 @@ def test_a_perfect_answer_has_no_worst_pairs_and_dashes_for_missing_figures(tmp_
 
     assert "Every pair scores 1." in page.text
     assert not re.search("None|nan", page.text)
-    assert ("–" not in page.text) == ("How the defects score" in page.text) == bool(pair.true_px)
+    assert "Nothing: no sheet was missed and none was stopped." in page.text
+    assert ("How the defects score" in page.text) == bool(pair.true_px)
 
 
 def test_table_has_headings_a_row_for_each_class_and_one_for_all() -> None:
