@@ -302,7 +302,7 @@ def test_a_rate_is_held_only_where_there_are_enough_sheets_to_tell_it() -> None:
     rates = _plain(110, defective=60, flagged=50, groups=110)
 
     notes = {(one.held, one.rate): one.note for one in rates.trade_offs}
-    assert notes["missed", 0.01] == "A rate of 1% cannot be told from 60 defective sheets, only from 100."
+    assert notes["missed", 0.01] == "A rate of 1 % cannot be told from 60 defective sheets, only from 100."
     assert notes["missed", 0.02] == notes["stopped", 0.02] == notes["stopped", 0.05] == ""
 
 
