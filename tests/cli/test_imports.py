@@ -75,7 +75,7 @@ def test_the_way_of_a_prediction_loads_neither_torch_nor_pandas_nor_a_runtime(tm
     code = "import defectseg.predict.predict, defectseg.runtime.cache\nfrom defectseg import Predictor"
     imports = _imports(code, ["info", tmp_path / "m.xml"])
     assert {"defectseg.inference.stream", "defectseg.model.info", "defectseg.runtime.load", "cv2"} <= imports
-    assert imports.isdisjoint({*HEAVY, "pandas", "jinja2", "matplotlib", "openvino", "onnx", "onnxruntime"})
+    assert imports.isdisjoint({*HEAVY, "pandas", "scipy", "jinja2", "matplotlib", "openvino", "onnx", "onnxruntime"})
     assert imports.isdisjoint({"yaml", "statistics", "urllib.request", "ssl"}), "they take a fifth of a start"
 
 

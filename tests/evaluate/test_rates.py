@@ -275,7 +275,7 @@ def test_no_miss_proves_only_as_much_as_the_number_of_groups_allows() -> None:
     assert (missed.count, missed.of, missed.low) == (0, 100, 0.0)
     assert missed.high == pytest.approx(_clopper_pearson(0, 50)[1], abs=1e-6)
     told = " ".join(rates.notes)
-    assert "No defective sheet of 100 is missed. With 95 % confidence, this proves that at most 6.0% are" in told
+    assert "No defective sheet of 100 is missed. With 95 % confidence, this proves that at most 6.0 % are" in told
     assert "3 / 50 groups" in told
     assert "No image shows cracks" in told
 
