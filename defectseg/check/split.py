@@ -7,6 +7,7 @@ from pathlib import Path
 from defectseg.check.pairs import CopyPair
 from defectseg.copies.strips import Neighbours
 from defectseg.data.folder import read_groups, read_not_labelled
+from defectseg.data.groups import read_split_groups
 from defectseg.data.split import SPLIT_NAME, Fold, read_split
 from defectseg.data.table import Fault, error, warning
 from defectseg.errors import LabelError
@@ -46,6 +47,7 @@ def check_groups_and_split(
         fold_of = read_split(path, known)
     except LabelError as problem:
         return [*faults, error("split", str(problem), f"Mend it, or delete it. {_AGAIN}.")], []
+    groups |= read_split_groups(path, known)
     faults += _unknown_images("split", fold_of, known)
     again = _AGAIN + _BY_HAND * (not {"val", "test"}.isdisjoint(fold_of.values()))
     if left_out := [image.image_id for image in found if not image.fault and image.image_id not in fold_of]:

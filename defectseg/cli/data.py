@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
+from defectseg.cli import options
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.data_formats import export_app, import_labels, print_report
-from defectseg.cli.options import BitDepth, DataFolder, Json, MaxPixels, NewFolder, Overwrite, Seed, Verbose, parse_size
 from defectseg.cli.show import finish, print_json, print_rows, shown
 from defectseg.errors import OutputExistsError, printable
 
@@ -30,25 +30,25 @@ app.add_typer(download_app, name="download")
 
 @app.command()
 def synthesize(
-    out: NewFolder,
+    out: options.NewFolder,
     images: Annotated[int, Option(help="Number of sheets.", min=1, metavar="N")] = 100,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     size: Annotated[str, Option(help="Height x width in px.", metavar="HxW")] = "256x1600",
-    verbose: Verbose = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Make synthetic steel sheets in the Severstal layout."""
     from defectseg.data.synthetic import write_data_folder
 
     with progress_bar("making sheets") as progress:
-        write_data_folder(out, images=images, seed=seed, size_hw=parse_size(size), progress=progress)
+        write_data_folder(out, images=images, seed=seed, size_hw=options.parse_size(size), progress=progress)
     print(f"{images} sheets: {shown(out)}")
 
 
 @download_app.command("severstal")
 def download_severstal(
     out: Annotated[Path, Option(help="Data folder to write; an interrupted download is continued.", metavar="DIR")],
-    json_output: Json = False,
-    verbose: Verbose = False,
+    json_output: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Download the Severstal data (1.7 GB) from Kaggle and check them. The competition's rules apply.
 
@@ -71,15 +71,15 @@ def download_severstal(
 
 @app.command()
 def check(
-    root: DataFolder,
+    root: options.DataFolder,
     against: Annotated[Path | None, Option(help="Other folder that must share no image.", metavar="OTHER_DIR")] = None,
     out: Annotated[Path | None, Option(help="Write JSON, a contact sheet and a report here.", metavar="OUT")] = None,
-    overwrite: Overwrite = False,
-    bit_depth: BitDepth = None,
+    overwrite: options.Overwrite = False,
+    bit_depth: options.BitDepth = None,
     strict: Annotated[bool, Option("--strict", help="Exit with 3 for warnings, too.")] = False,
-    max_pixels: MaxPixels = None,
-    json_output: Json = False,
-    verbose: Verbose = False,
+    max_pixels: options.MaxPixels = None,
+    json_output: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """List faults in a data folder, and duplicate images.
 
@@ -157,27 +157,31 @@ def _print_pairs(pairs: "Sequence[CopyPair]", title: str) -> None:
 
 @app.command()
 def split(
-    root: DataFolder,
+    root: options.DataFolder,
     folds: Annotated[int, Option(help="Number of folds.", min=2, metavar="K")] = 5,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
+    group: options.Group = None,
     out: Annotated[Path | None, Option(help="Default: split.csv in DIR.", metavar="FILE")] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an existing file.")] = False,
-    bit_depth: BitDepth = None,
-    max_pixels: MaxPixels = None,
-    verbose: Verbose = False,
+    bit_depth: options.BitDepth = None,
+    max_pixels: options.MaxPixels = None,
+    verbose: options.Verbose = False,
 ) -> None:
     """Divide the images into folds, and write split.csv.
 
     All folds get the same mix of defects. Copies (also rotated or mirrored), images that look like the same strip, and
-    the groups of groups.csv stay together in one fold. Images that an existing split.csv has in val or test stay there.
+    the groups of groups.csv, or of --group instead, stay together in one fold, and share a name in the column group.
+    Images that an existing split.csv has in val or test stay there.
     """
     from defectseg.data.folder import open_data_folder
+    from defectseg.data.groups import match_groups
     from defectseg.data.split import (
         SPLIT_NAME,
         RelatedImages,
         count_apart,
         divide,
         find_related,
+        name_groups,
         read_split,
         write_split,
     )
@@ -186,14 +190,18 @@ def split(
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path}: exists. Choose another --out.", go_on={"overwrite": True})
     folder = open_data_folder(root, bit_depth=bit_depth)
+    if group is not None:
+        folder = replace(folder, groups=match_groups(group, folder.image_ids))
     own = root / SPLIT_NAME
     old = read_split(own, {*folder.image_ids, *folder.not_labelled}) if own.exists() else {}
     kept = {image_id: fold for image_id, fold in old.items() if fold in ("val", "test")}
     rest = replace(folder, image_ids=tuple(image_id for image_id in folder.image_ids if image_id not in kept))
+    apart = replace(folder, image_ids=tuple(image_id for image_id in folder.image_ids if image_id in kept))
     with progress_bar("looking for copies") as progress:
         related = find_related(folder, progress=progress)
     chosen = {**kept, **divide(rest, related, folds=folds, seed=seed)}
-    write_split(path, chosen)
+    groups = {**folder.groups, **name_groups(apart, related, folds=folds), **name_groups(rest, related, folds=folds)}
+    write_split(path, chosen, groups)
     rows = [["fold", "images", "clean", *folder.class_names]]
     for fold in (*range(folds), *sorted(set(kept.values()), key=str)):
         members = [image_id for image_id in folder.image_ids if chosen[image_id] == fold]

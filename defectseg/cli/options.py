@@ -97,6 +97,14 @@ MmPerPx = Annotated[
         metavar="X[xY]",
     ),
 ]
+Group = Annotated[
+    str | None,
+    Option(
+        help="Regular expression: images in whose ImageId it matches the same text are of one group, such as a coil. "
+        "Parentheses choose a part of the match.",
+        metavar="REGEX",
+    ),
+]
 Seed = Annotated[int, Option(help="The same seed gives the same result.", min=0, metavar="S")]
 Json = Annotated[bool, Option("--json", help="Print one JSON object to standard output.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace the results of an earlier run in --out.")]

@@ -11,6 +11,7 @@ from defectseg.copies.descriptors import describe_all
 from defectseg.copies.find import DisjointSets, find_copies
 from defectseg.copies.strips import find_neighbours
 from defectseg.data.folder import DataFolder
+from defectseg.data.groups import GROUP_COLUMN
 from defectseg.data.names import read_by_image
 from defectseg.data.table import IGNORE_CLASS_ID, WHOLE_NUMBER, LabelTable
 from defectseg.errors import DataError, LabelError, UsageError
@@ -45,18 +46,21 @@ def count_apart(pairs: Iterable[Pair], fold_of: Folds) -> int:
     return sum(fold_of[one] != fold_of[other] for one, other in pairs)
 
 
-def make_folds(folder: DataFolder, *, folds: int = 5, seed: int = 0, progress: Progress = silent) -> dict[str, int]:
+def make_folds(
+    folder: DataFolder, *, folds: int = 5, seed: int = 0, progress: Progress = silent
+) -> tuple[dict[str, int], dict[str, str]]:
     """Divide the images into folds 0..folds-1, keeping copies, strips and groups together.
 
     See `find_related` and `divide`. Unreadable images are divided by their labels alone.
 
     Returns:
-        ImageId -> fold, for every image of the folder, sorted by ImageId.
+        ImageId -> fold, for every image of the folder, sorted by ImageId; and ImageId -> group, see `name_groups`.
 
     Raises:
         UsageError: fewer than two folds, or more than there are units to divide.
     """
-    return divide(folder, find_related(folder, progress=progress), folds=folds, seed=seed)
+    related = find_related(folder, progress=progress)
+    return divide(folder, related, folds=folds, seed=seed), name_groups(folder, related, folds=folds)
 
 
 def find_related(folder: DataFolder, *, progress: Progress = silent) -> RelatedImages:
@@ -106,18 +110,36 @@ def divide(folder: DataFolder, related: RelatedImages, *, folds: int, seed: int)
     return dict(sorted(fold_of.items()))
 
 
-def write_split(path: Path, folds: Folds) -> None:
-    """Write folds atomically as CSV with the header `ImageId,fold`, sorted by ImageId.
+def name_groups(folder: DataFolder, related: RelatedImages, *, folds: int) -> dict[str, str]:
+    """ImageId -> name of the group that `divide` keeps together, for images that share theirs or have one by name.
+
+    The name is that of the folder's groups, the first if copies join several; else the first ImageId of the group.
+    """
+    names: dict[str, str] = {}
+    for unit in _units(folder, related, folds):
+        given = min((folder.groups[one] for one in unit if one in folder.groups), default="")
+        if given or len(unit) > 1:
+            names.update(dict.fromkeys(unit, given or unit[0]))
+    return names
+
+
+def write_split(path: Path, folds: Folds, groups: Mapping[str, str]) -> None:
+    """Write folds atomically as CSV with the header `ImageId,fold,group`, sorted by ImageId.
+
+    Args:
+        path: the file.
+        folds: ImageId -> fold.
+        groups: ImageId -> group; the cell of other images is empty.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    with atomic_csv(path, ["ImageId", "fold"]) as write:
-        write(sorted(folds.items()))
+    with atomic_csv(path, ["ImageId", "fold", GROUP_COLUMN]) as write:
+        write((image_id, fold, groups.get(image_id, "")) for image_id, fold in sorted(folds.items()))
 
 
 def read_split(path: Path, image_ids: Collection[str] = ()) -> dict[str, Fold]:
-    """Read folds from CSV with the header `ImageId,fold`; other columns are ignored.
+    """Read folds from CSV with the header `ImageId,fold`; `read_split_groups` reads `group`.
 
     Args:
         path: the file.

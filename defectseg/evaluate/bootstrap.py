@@ -1,8 +1,10 @@
-"""95 % percentile intervals of the figures, from images resampled with replacement.
+"""95 % percentile intervals of the figures, from groups of images resampled with replacement.
 
-Images rather than pairs are resampled, because the classes of one image are not independent.
+Groups rather than images or pairs are resampled, because images of one coil and classes of one image are not
+independent.
 """
 
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,13 +28,14 @@ class Tally:
     """The contribution of each image to the figures: arrays (N, C) over images and classes.
 
     `dice` float64 in [0, 1], NaN for pairs in which ignored pixels may hide the class; `true_px`, `predicted_px`
-    and `both_px` int64.
+    and `both_px` int64. `group` int64 (N,): the group of each image, numbered from 0; None: each is its own.
     """
 
     dice: NDArray[np.float64]
     true_px: NDArray[np.int64]
     predicted_px: NDArray[np.int64]
     both_px: NDArray[np.int64]
+    group: NDArray[np.int64] | None = None
 
     @property
     def positive(self) -> NDArray[np.bool_]:
@@ -75,17 +78,33 @@ def figures_of(tally: Tally, weights: NDArray[np.float64]) -> Figures:
         )
 
 
-def bootstrap(tally: Tally) -> Figures:
-    """The figures of 1,000 resamples of the images, the same resamples for the same number of images."""
-    generator, images = np.random.default_rng(0), len(tally.dice)
+def number_groups(names: Iterable[Hashable]) -> NDArray[np.int64]:
+    """The group of each image as a number, int64 (N,), from the names of their groups: the first is 0, and so on."""
+    number_of: dict[Hashable, int] = {}
+    return np.array([number_of.setdefault(name, len(number_of)) for name in names], np.int64)
+
+
+def draw_groups(group: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
+    """How often each image occurs in 1,000 resamples of the groups: blocks of weights, float64 (R, N).
+
+    Each resample draws as many groups as there are, with all of their images. The same groups give the same weights.
+
+    Args:
+        group: int64 (N,), the group of each image, numbered from 0.
+    """
+    generator, images, groups = np.random.default_rng(0), len(group), int(group.max()) + 1
     at_once = max(1, _DRAWS_AT_ONCE // images)
-    blocks = []
     for start in range(0, RESAMPLES, at_once):
         rows = min(at_once, RESAMPLES - start)
-        drawn = generator.integers(images, size=(rows, images)) + np.arange(rows)[:, None] * images
-        weights = np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images)
-        blocks.append(figures_of(tally, weights.astype(np.float64)))
-    return Figures(*np.concatenate(blocks, axis=1))
+        drawn = generator.integers(groups, size=(rows, groups)) + np.arange(rows)[:, None] * groups
+        times = np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups)
+        yield times.take(group, axis=1).astype(np.float64)
+
+
+def bootstrap(tally: Tally) -> Figures:
+    """The figures of 1,000 resamples of the groups, see `draw_groups`."""
+    group = np.arange(len(tally.dice)) if tally.group is None else tally.group
+    return Figures(*np.concatenate([figures_of(tally, weights) for weights in draw_groups(group)], axis=1))
 
 
 def interval_of(values: NDArray[np.float64], point: float) -> Interval:

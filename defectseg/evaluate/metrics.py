@@ -3,7 +3,7 @@
 Counts are keyed by pair, so no figure depends on batch size, order or number of processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from defectseg.data.folder import unknown_classes
 from defectseg.errors import DataError
-from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of
+from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of, number_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +118,20 @@ class Metrics:
     `kaggle_dice` is the mean Dice of all `pairs` except the `unknown_pairs`, in which ignored pixels may hide the
     class; `all_empty` is the `kaggle_dice` of empty predictions; `gain_over_empty` is their difference, in [-1, 1],
     with an interval of its own. `positive_dice` is the mean over pairs with a defect; `miou` is the mean data-set IoU
-    of the classes that occur in the labels. `detection` is about a defect of any class.
+    of the classes that occur in the labels. `detection` is about a defect of any class. Intervals are about the
+    `groups` of images; None where there is only one group.
     """
 
     images: int
+    groups: int
     pairs: int
     positive_pairs: int
     unknown_pairs: int
     kaggle_dice: float
-    kaggle_dice_interval: Interval
+    kaggle_dice_interval: Interval | None
     all_empty: float
     gain_over_empty: float
-    gain_over_empty_interval: Interval
+    gain_over_empty_interval: Interval | None
     positive_dice: float | None
     positive_dice_interval: Interval | None
     miou: float | None
@@ -142,38 +144,44 @@ class Metrics:
         return asdict(self)
 
 
-def summarise(counts: Counts, class_names: Sequence[str]) -> Metrics:
+def summarise(counts: Counts, class_names: Sequence[str], groups: Mapping[str, str] | None = None) -> Metrics:
     """Compute the figures of a data set from its counts.
 
     Args:
         counts: a pair for each image and each of ClassId 1..len(class_names).
         class_names: item c names ClassId c + 1.
+        groups: ImageId -> group; other images are groups of their own. None: all are.
 
     Raises:
         DataError: there is no image, or every pair is unknown.
     """
-    tally = _tabulate(counts, len(class_names))
+    tally = _tabulate(counts, len(class_names), groups or {})
     dice, positive, known = tally.dice, tally.positive, tally.known
     defective = np.any(positive, axis=1)
     classes = tuple(_class_metrics(tally, index, name) for index, name in enumerate(class_names))
     kaggle_dice, all_empty = float(dice[known].mean()), float((~positive[known]).mean())
     positive_dice = _mean_or_none(dice[positive])
     miou = _mean_or_none([one.iou for one in classes if one.positive_pairs and one.iou is not None])
-    resampled = bootstrap(tally)
+    resampled, number = bootstrap(tally), len(np.unique(tally.group))
+
+    def interval(values: NDArray[np.float64], point: float | None) -> Interval | None:
+        return None if point is None or number < 2 else interval_of(values, point)
+
     return Metrics(
         images=len(dice),
+        groups=number,
         pairs=dice.size,
         positive_pairs=int(positive.sum()),
         unknown_pairs=int((~known).sum()),
         kaggle_dice=kaggle_dice,
-        kaggle_dice_interval=interval_of(resampled.kaggle_dice, kaggle_dice),
+        kaggle_dice_interval=interval(resampled.kaggle_dice, kaggle_dice),
         all_empty=all_empty,
         gain_over_empty=kaggle_dice - all_empty,
-        gain_over_empty_interval=interval_of(resampled.gain_over_empty, kaggle_dice - all_empty),
+        gain_over_empty_interval=interval(resampled.gain_over_empty, kaggle_dice - all_empty),
         positive_dice=positive_dice,
-        positive_dice_interval=None if positive_dice is None else interval_of(resampled.positive_dice, positive_dice),
+        positive_dice_interval=interval(resampled.positive_dice, positive_dice),
         miou=miou,
-        miou_interval=None if miou is None else interval_of(resampled.miou, miou),
+        miou_interval=interval(resampled.miou, miou),
         detection=_detect(defective, np.any(tally.predicted_px > 0, axis=1), defective | known.all(axis=1)),
         classes=classes,
     )
@@ -194,7 +202,7 @@ def signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
-def _tabulate(counts: Counts, num_classes: int) -> Tally:
+def _tabulate(counts: Counts, num_classes: int, groups: Mapping[str, str]) -> Tally:
     """Counts as arrays (N, C). Images are sorted by name, so that sums are reproducible to the last bit."""
     image_ids = sorted({image_id for image_id, _ in counts})
     if not image_ids:
@@ -205,7 +213,7 @@ def _tabulate(counts: Counts, num_classes: int) -> Tally:
     if unknown.all():
         raise DataError("Nothing can be scored: ignored pixels may hide every class in all images. Choose others.")
     dice = np.where(unknown, np.nan, dice_of(true_px, predicted_px, both_px))
-    return Tally(dice, true_px, predicted_px, both_px)
+    return Tally(dice, true_px, predicted_px, both_px, number_groups(groups.get(one, one) for one in image_ids))
 
 
 def _class_metrics(tally: Tally, index: int, name: str) -> ClassMetrics:

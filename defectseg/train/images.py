@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder
+from defectseg.data.groups import read_split_groups
 from defectseg.data.split import SPLIT_NAME, Fold, Folds, make_folds, read_split
 from defectseg.errors import DataError, ImageError, UsageError
 from defectseg.image.read import DecodedImage, bit_depth_warnings
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 # The network, its activations and the data loader's workers need the rest.
 _SHARE_OF_FREE_MEMORY = 0.25
 _CGROUP = Path("/sys/fs/cgroup")
+
+Groups = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,10 @@ def check_data(data: DataFolder, info: ModelInfo) -> None:
         raise DataError(f"{data.root}: not the data that the training began with: images or labels differ. Train anew.")
 
 
-def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> Folds:
+def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> tuple[Folds, Groups]:
     """ImageId -> fold or part: from `split` if it exists, else from split.csv in the data folder, else newly made.
+
+    Also ImageId -> group, from the same place and from groups.csv; images that share none are not in it.
 
     Args:
         split: the split.csv of the run folder, which exists on resuming.
@@ -100,7 +105,8 @@ def find_folds(data: DataFolder, split: Path, *, folds: int, seed: int) -> Folds
         if path == split:
             raise DataError(f"{data.root}: not the data that this training began with: {unlisted[0]} is new.")
         raise DataError(f"{path}: gives no fold for {some(unlisted)}. Run: defectseg data split {data.root}")
-    return {image_id: found[image_id] for image_id in data.image_ids}
+    groups = {**data.groups, **read_split_groups(path, data.image_ids)}
+    return {image_id: found[image_id] for image_id in data.image_ids}, groups
 
 
 def join_val(found: Folds) -> Folds:
@@ -116,17 +122,18 @@ def join_val(found: Folds) -> Folds:
     return {image_id: joined if fold == "val" else fold for image_id, fold in found.items()}
 
 
-def divide_train(data: DataFolder, found: Folds, *, folds: int, seed: int) -> Folds:
-    """The same folds, with new numbered ones for the images of train, if there are any.
+def divide_train(data: DataFolder, found: Folds, groups: Groups, *, folds: int, seed: int) -> tuple[Folds, Groups]:
+    """The same folds and groups, with new numbered folds for the images of train, if there are any.
 
     Raises:
         UsageError: more folds than images.
     """
     train = tuple(image_id for image_id in data.image_ids if found[image_id] == "train")
     if not train:
-        return found
+        return found, groups
     log.info("making %d folds of the %d images of train, which keep copies together", folds, len(train))
-    return {**found, **make_folds(replace(data, image_ids=train), folds=folds, seed=seed)}
+    divided, joined = make_folds(replace(data, image_ids=train, groups=groups), folds=folds, seed=seed)
+    return {**found, **divided}, {**groups, **joined}
 
 
 def read_images(

@@ -106,7 +106,7 @@ def has_begun(folder: Path) -> bool:
 def write_start(folder: Path, recipe: Recipe, images: Images) -> None:
     """Write config.yaml, split.csv and, if images are unreadable, errors.csv."""
     write_text(folder / CONFIG_NAME, dump_recipe(recipe))
-    write_split(folder / SPLIT_NAME, images.folds)
+    write_split(folder / SPLIT_NAME, images.folds, images.data.groups)
     if images.unreadable:
         with atomic_csv(folder / ERRORS_NAME, ("ImageId", "error"), for_people=True) as write_rows:
             write_rows(images.unreadable)

@@ -16,7 +16,7 @@ from defectseg.model.devices import resolve_device
 from defectseg.model.info import Thresholds
 from defectseg.model.locate import FOLD_PREFIX
 from defectseg.progress import Progress, silent
-from defectseg.train.images import Images, divide_train, find_folds, join_val, read_images
+from defectseg.train.images import Groups, Images, divide_train, find_folds, join_val, read_images
 from defectseg.train.processes import from_main, processes
 from defectseg.train.run import TrainResult, train_one
 from defectseg.train.run_folder import FOLDS_NAME, Request, has_begun, read_request, run_folder
@@ -104,19 +104,20 @@ def _read(request: Request, out: Path) -> tuple[Images, list[HeldOut | None]]:
         log.warning("%d images of the label table are not in the folder (first: %s)", count, first)
     own = out / SPLIT_NAME
 
-    def find() -> Folds:
+    def find() -> tuple[Folds, Groups]:
         chosen = {"folds": settings.folds, "seed": request.recipe.seed}
-        folds = find_folds(data, own, **chosen)
+        folds, groups = find_folds(data, own, **chosen)
         if request.use_val and not own.is_file():
             folds = join_val(folds)
         one_is_held_out = settings.fold is not None and "val" not in folds.values()
         several = request.every_fold or request.threshold_folds
-        return divide_train(data, folds, **chosen) if several or one_is_held_out else folds
+        return divide_train(data, folds, groups, **chosen) if several or one_is_held_out else (folds, groups)
 
-    folds = from_main(find)
+    folds, groups = from_main(find)
+    data = replace(data, groups=groups)
     held_out = _held_out(request, folds)
     if is_main_process():
-        write_split(own, folds)  # resuming then skips the search for copies
+        write_split(own, folds, groups)  # resuming then skips the search for copies
     untrained = {"val", *(held_out if len(held_out) == 1 else ())}
     images = read_images(leave_out_test(data, folds), folds, keep=settings.cache, left_out=untrained)
     for fold in held_out:  # raises before the first run if any run lacks images

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import DataError
-from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of
+from defectseg.evaluate.bootstrap import Interval, Tally, bootstrap, interval_of, number_groups
 from defectseg.evaluate.metrics import Counts, PairCounts
 from defectseg.evaluate.score import Scored
 from defectseg.model.info import Thresholds
@@ -173,7 +173,7 @@ class ThresholdSearch:
             )
             for index, (pixel, area, gate) in enumerate(places)
         )
-        gain, gain_interval = (None, None) if validation is None else _gain(table, validation)
+        gain, gain_interval = (None, None) if validation is None else _gain(table, validation, number_groups(members))
         return Choice(
             thresholds=Thresholds(
                 gate=tuple(one.gate for one in classes),
@@ -211,13 +211,13 @@ def figures_of(totals: Totals, index: int | None = None) -> Figures:
     )
 
 
-def _gain(table: Table, validation: CrossValidation) -> tuple[float, Interval]:
-    """The gain over the defaults in cross-validation, and its 95 % interval over resamples of the images."""
+def _gain(table: Table, validation: CrossValidation, group: NDArray[np.int64]) -> tuple[float, Interval]:
+    """The gain over the defaults in cross-validation, and its 95 % interval over resamples of the groups."""
     dice, default_dice = validation.dice, table.dice([table.grid.default] * table.known.shape[1])
 
     def resampled(dice: NDArray[np.float64]) -> NDArray[np.float64]:
         nothing = np.zeros_like(table.true_px)  # only the Dice figures are used
-        figures = bootstrap(Tally(dice, table.true_px, nothing, nothing))
+        figures = bootstrap(Tally(dice, table.true_px, nothing, nothing, group))
         return figures.kaggle_dice + np.nan_to_num(figures.positive_dice)
 
     gain = sum(float((dice - default_dice)[pairs].mean()) for pairs in (table.known, table.positive) if pairs.any())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from defectseg.evaluate.bootstrap import number_groups
 from defectseg.tune.goals import Goal, choose
 from defectseg.tune.grid import Table, Totals
 
@@ -70,9 +71,8 @@ def divide(
         folds: number of folds.
         generator: of the random order.
     """
-    number_of = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    member_of = np.array([number_of[group] for group in groups])
-    held = np.zeros((len(number_of), positive.shape[1]), np.bool_)
+    member_of = number_groups(groups)
+    held = np.zeros((len(set(groups)), positive.shape[1]), np.bool_)
     np.logical_or.at(held, member_of, positive)
     rarity = np.where(held, held.sum(axis=0), len(held) + 1).min(axis=1)  # of the rarest class; clean groups last
     order = generator.permutation(len(held))
