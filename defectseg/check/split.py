@@ -7,8 +7,7 @@ from pathlib import Path
 from defectseg.check.pairs import CopyPair
 from defectseg.copies.strips import Neighbours
 from defectseg.data.folder import read_groups, read_not_labelled
-from defectseg.data.groups import read_split_groups
-from defectseg.data.split import SPLIT_NAME, Fold, read_split
+from defectseg.data.split import SPLIT_NAME, Fold, read_split, read_split_groups
 from defectseg.data.table import Fault, error, warning
 from defectseg.errors import LabelError
 from defectseg.image.find import FoundImage

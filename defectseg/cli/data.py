@@ -174,7 +174,7 @@ def split(
     Images that an existing split.csv has in val or test stay there.
     """
     from defectseg.data.folder import open_data_folder
-    from defectseg.data.groups import match_groups
+    from defectseg.data.names import match_groups
     from defectseg.data.split import (
         SPLIT_NAME,
         RelatedImages,

@@ -11,6 +11,7 @@ from defectseg.cli.options import (
     MODEL,
     BitDepth,
     Device,
+    Group,
     Json,
     MaxPixels,
     Overwrite,
@@ -43,6 +44,7 @@ def evaluate(
     tta: Tta = None,
     bit_depth: BitDepth = None,
     max_pixels: MaxPixels = None,
+    group: Group = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -50,6 +52,9 @@ def evaluate(
 
     A file of predictions without labels is checked: its form, its names, and with --images also that it lists all
     images and that no run lies beyond its image.
+
+    In the run folder of train --fold all, an image is scored by the model of the fold that held it out, and one that no
+    fold saw by the average of all. Intervals are over groups of images: --group, or split.csv, or groups.csv.
 
     The folder --out receives metrics.json, pairs.csv and report.html. For a model it also receives overlays/, where the
     label is blue, the prediction red, and their overlap magenta.
@@ -65,7 +70,7 @@ def evaluate(
         raise UsageError("evaluate needs either MODEL or --predictions FILE.")
     if predictions is not None and (subset != "all" or split is not None):
         raise UsageError("--subset and --split go with MODEL; --predictions is scored on the whole data folder.")
-    if predictions is not None and data is None and out is None:
+    if predictions is not None and data is None and out is None and group is None:
         _check(predictions, images, json_output)
         return
     if data is None:
@@ -73,7 +78,7 @@ def evaluate(
     if images is not None:
         raise UsageError("--images goes with --predictions FILE alone; --data DIR has its own images.")
     if predictions is not None:
-        evaluation = evaluate_predictions(predictions, data, out, overwrite=overwrite)
+        evaluation = evaluate_predictions(predictions, data, out, overwrite=overwrite, group=group)
     else:
         assert model is not None
         if out is None:
@@ -92,6 +97,7 @@ def evaluate(
                 runtime=runtime,
                 tta=tta,
                 bit_depth=bit_depth,
+                group=group,
                 progress=progress,
             )
     warn(evaluation.warnings)

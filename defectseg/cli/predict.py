@@ -44,6 +44,7 @@ def predict(
     workers: options.Workers = None,
     tta: options.Tta = None,
     bit_depth: options.BitDepth = None,
+    group: options.Group = None,
     max_pixels: options.MaxPixels = None,
     shard: Annotated[
         str | None,
@@ -55,7 +56,7 @@ def predict(
     """Find defects in images and paint them red.
 
     The folder --out receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv, run.json and
-    journal.jsonl; --outputs leaves some out. Run the same command again after an interruption, or when there are new
+    journal.jsonl; --outputs leaves some out, and --group adds by_group.csv. Run the same command again after an interruption, or when there are new
     images: it processes only what is missing.
 
     Exit codes: 0 done; 10 a rule is met (--fail-on, --fail-on-defect); 3 more images are unreadable (see errors.csv)
@@ -97,6 +98,7 @@ def predict(
             workers=workers,
             tta=tta,
             bit_depth=bit_depth,
+            group=group,
             shard=own_shard,
             progress=progress,
         )

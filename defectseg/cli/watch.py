@@ -37,6 +37,7 @@ def watch(
     workers: options.Workers = None,
     tta: options.Tta = None,
     bit_depth: options.BitDepth = None,
+    group: options.Group = None,
     max_pixels: options.MaxPixels = None,
     verbose: options.Verbose = False,
 ) -> None:
@@ -65,7 +66,7 @@ def watch(
         requests.append(number)
 
     check_folders(folder, out)
-    choice = choose_outputs(entries(outputs), overlays, options.parse_mm_per_px(mm_per_px))
+    choice = choose_outputs(entries(outputs), overlays, options.parse_mm_per_px(mm_per_px), group)
     loaded = load(
         model_paths(model),
         classes=entries(classes),

@@ -1,14 +1,18 @@
-"""ImageIds in tables, also in another Unicode form: macOS may store 'é' as 'e' and an accent."""
+"""ImageIds in tables, also in another Unicode form (macOS may store 'é' as 'e' and an accent); groups in ImageIds."""
 
+import logging
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from unicodedata import normalize
 
-from defectseg.errors import LabelError
+from defectseg.errors import LabelError, UsageError, spelling
 from defectseg.files import check_image_id
 from defectseg.progress import some
 from defectseg.text import read_csv
+
+log = logging.getLogger(__name__)
 
 
 def respellings(listed: Iterable[str], image_ids: Iterable[str], *, where: Path) -> dict[str, str]:
@@ -61,3 +65,28 @@ def read_by_image(path: Path, column: str, image_ids: Iterable[str] = ()) -> Ite
         where, image_id = f"{path}, line {line}", spelled[fields[places[0]]]
         check_image_id(image_id, where=where)
         yield where, image_id, fields[places[1]].strip()
+
+
+def match_groups(pattern: str, image_ids: Collection[str]) -> dict[str, str]:
+    """ImageId -> group according to a regular expression, for the images that match; a warning tells of others.
+
+    Raises:
+        UsageError: it is no regular expression, or matches none of the images, if there are any.
+    """
+    try:
+        regex = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"{pattern} is no regular expression ({error}).", argument="group") from None
+    found = {image_id: group for image_id in image_ids if (group := group_in(regex, image_id))}
+    if image_ids and not found:
+        raise UsageError(f"{pattern} matches no ImageId; one of them is {min(image_ids)}.", argument="group")
+    if others := [image_id for image_id in image_ids if image_id not in found]:
+        told = len(others), len(image_ids), spelling("group", pattern), some(others)
+        log.warning("%d of %d images belong to no group, because %s does not match: %s", *told)
+    return found
+
+
+def group_in(pattern: str | re.Pattern[str], image_id: str) -> str:
+    """The part of an ImageId that the first parentheses of a pattern match, or without any, the pattern; "" if none."""
+    match = re.search(pattern, image_id)
+    return (match[min(1, match.re.groups)] or "").strip() if match else ""

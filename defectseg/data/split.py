@@ -11,12 +11,12 @@ from defectseg.copies.descriptors import describe_all
 from defectseg.copies.find import DisjointSets, find_copies
 from defectseg.copies.strips import find_neighbours
 from defectseg.data.folder import DataFolder
-from defectseg.data.groups import GROUP_COLUMN
 from defectseg.data.names import read_by_image
 from defectseg.data.table import IGNORE_CLASS_ID, WHOLE_NUMBER, LabelTable
 from defectseg.errors import DataError, LabelError, UsageError
 from defectseg.files import atomic_csv
 from defectseg.progress import Progress, silent
+from defectseg.text import read_csv
 
 SPLIT_NAME = "split.csv"
 # A numbered fold, or a part: val is held out by every training, test is for scores alone, train is the rest.
@@ -134,7 +134,7 @@ def write_split(path: Path, folds: Folds, groups: Mapping[str, str]) -> None:
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    with atomic_csv(path, ["ImageId", "fold", GROUP_COLUMN]) as write:
+    with atomic_csv(path, ["ImageId", "fold", "group"]) as write:
         write((image_id, fold, groups.get(image_id, "")) for image_id, fold in sorted(folds.items()))
 
 
@@ -161,6 +161,16 @@ def read_split(path: Path, image_ids: Collection[str] = ()) -> dict[str, Fold]:
     if "train" in folds.values() and any(isinstance(fold, int) for fold in folds.values()):
         raise LabelError(f"{path}: has train and numbered folds. Numbers divide what would be train: keep either.")
     return folds
+
+
+def read_split_groups(path: Path, image_ids: Collection[str] = ()) -> dict[str, str]:
+    """ImageId -> group from a split.csv, for rows that name one; empty if it has no column `group`, or is not there.
+
+    Names are matched with `image_ids` as in `read_split`. Raises LabelError.
+    """
+    if not path.is_file() or read_csv(path).columns("group") is None:
+        return {}
+    return {image_id: group for _, image_id, group in read_by_image(path, "group", image_ids) if group}
 
 
 def leave_out_test(folder: DataFolder, *splits: Folds) -> DataFolder:

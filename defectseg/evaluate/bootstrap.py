@@ -28,14 +28,14 @@ class Tally:
     """The contribution of each image to the figures: arrays (N, C) over images and classes.
 
     `dice` float64 in [0, 1], NaN for pairs in which ignored pixels may hide the class; `true_px`, `predicted_px`
-    and `both_px` int64. `group` int64 (N,): the group of each image, numbered from 0; None: each is its own.
+    and `both_px` int64. `group` int64 (N,): the group of each image, numbered from 0.
     """
 
     dice: NDArray[np.float64]
     true_px: NDArray[np.int64]
     predicted_px: NDArray[np.int64]
     both_px: NDArray[np.int64]
-    group: NDArray[np.int64] | None = None
+    group: NDArray[np.int64]
 
     @property
     def positive(self) -> NDArray[np.bool_]:
@@ -103,8 +103,7 @@ def draw_groups(group: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
 
 def bootstrap(tally: Tally) -> Figures:
     """The figures of 1,000 resamples of the groups, see `draw_groups`."""
-    group = np.arange(len(tally.dice)) if tally.group is None else tally.group
-    return Figures(*np.concatenate([figures_of(tally, weights) for weights in draw_groups(group)], axis=1))
+    return Figures(*np.concatenate([figures_of(tally, weights) for weights in draw_groups(tally.group)], axis=1))
 
 
 def interval_of(values: NDArray[np.float64], point: float) -> Interval:

@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from defectseg.data.folder import open_data_folder
+from defectseg.data.groups import groups_of
+from defectseg.data.split import SPLIT_NAME
 from defectseg.evaluate.metrics import Counts, Metrics, summarise
+from defectseg.evaluate.out_of_fold import Part, are_folds, divide_by_seen, score_parts
 from defectseg.evaluate.prediction_file import score_predictions
 from defectseg.evaluate.report import ERRORS, write_evaluation
-from defectseg.evaluate.score import Evaluation, Scored, all_unreadable, score_images
+from defectseg.evaluate.score import Evaluation, Scored, all_unreadable
 from defectseg.evaluate.subset import choose_subset
 from defectseg.files import own_dir, result_folder, write_result
 from defectseg.image.overlay import encode_jpeg, paint_comparison
@@ -38,12 +41,14 @@ def evaluate(
     runtime: str = "auto",
     tta: str | None = None,
     bit_depth: int | None = None,
+    group: str | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Score a model on labelled images and write metrics, pairs, overlays and report.
 
     Args:
-        models: model file, or several whose answers are averaged.
+        models: model file, or several whose answers are averaged. Of models that held out different folds, those answer
+            for an image of the subset all that were not trained on it.
         data: data folder.
         out: output folder.
         subset: all, train, val or test.
@@ -53,6 +58,7 @@ def evaluate(
         runtime: the library that computes: auto, torch, openvino or onnx.
         tta: test-time augmentation: none, flips or turns; None for the model's own.
         bit_depth: of 16-bit files, 9 to 16; None for that of the file's tag, else of the model.
+        group: regular expression that finds the group of an image in its ImageId; None: see `groups_of`.
         progress: called after each image.
 
     Raises:
@@ -65,7 +71,16 @@ def evaluate(
         network, info = load_runtime(paths, device, runtime)
         settings = Settings.of(info, tta=tta, bit_depth=bit_depth)
         folder = open_data_folder(data, class_names=info.class_names, bit_depth=bit_depth)
-        image_ids, warnings = choose_subset(folder, info, paths, subset, split)
+        infos = [read_model_info(path) for path in paths]
+        by_fold = subset == "all" and are_folds(infos)
+        if by_fold:
+            parts, warnings = divide_by_seen(folder, infos, paths)
+        else:
+            chosen, warnings = choose_subset(folder, info, paths, subset, split)
+            parts = [(tuple(range(len(paths))), chosen)]
+        image_ids = sorted(image_id for _, of_part in parts for image_id in of_part)
+        splits = [*(() if split is None else (split,)), *(path.parent / SPLIT_NAME for path in paths)]
+        groups = groups_of(folder, image_ids, group, splits=splits)
         _clear(out)
         own_dir(out / OVERLAYS)
         overlays = {image_id: Path(OVERLAYS) / f"{name}.jpg" for image_id, name in output_names(image_ids).items()}
@@ -75,23 +90,26 @@ def evaluate(
             picture = paint_comparison(scored.pixels, scored.masks.any(axis=0) & ~scored.ignore, truth)
             write_result(out / overlays[scored.image_id], encode_jpeg(picture))
 
-        score = score_images(network, folder, image_ids, settings, visitors=(write_overlay,), progress=progress)
+        score = score_parts(network, infos, paths, folder, parts, tta=tta, visitors=(write_overlay,), progress=progress)
         unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
         warnings += [*left_out, *bit_depth_warnings(score.brightest)]
         absent = [name for name in info.class_names if name not in folder.class_names]
-        metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names), score.counts)
+        metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names, groups), score.counts)
+        warnings += _one_group(metrics)
         write_evaluation(
             out,
             metrics,
             counts,
             title=f"{paths[0].name if len(paths) == 1 else f'{len(paths)} models'} on {data.name}",
             facts={
-                **_facts_of_models(paths, [read_model_info(path) for path in paths]),
+                **_facts_of_models(paths, infos),
                 "data": str(data),
                 "images": f"{len(image_ids)}, subset {subset}",
+                **(_facts_of_parts(parts, len(paths)) if by_fold else {}),
+                "groups": f"{metrics.groups}, {groups.source}",
                 "classes": ", ".join(folder.class_names)
                 + (f"; not in the data: {', '.join(absent)}" if absent else ""),
-                "thresholds": _describe(info.thresholds),
+                "thresholds": "; ".join(_describe(one.thresholds) for one in (infos if by_fold else [info])),
                 "test-time augmentation": settings.tta,
                 "runtime": network.name,
                 "convention": _CONVENTION,
@@ -103,8 +121,10 @@ def evaluate(
     return Evaluation(metrics, tuple(warnings), unreadable)
 
 
-def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, overwrite: bool = False) -> Evaluation:
-    """Score predictions in the Kaggle format; with `out`, write metrics, pairs, errors and report.
+def evaluate_predictions(
+    predictions: Path, data: Path, out: Path | None, *, overwrite: bool = False, group: str | None = None
+) -> Evaluation:
+    """Score predictions in the Kaggle format; with `out`, write metrics, pairs, errors and report; `group` as above.
 
     Raises:
         LabelError, DataError: the predictions or the data folder cannot be used.
@@ -114,7 +134,9 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
     counts, warnings, unread = score_predictions(predictions, folder)
     unreadable, left_out = all_unreadable(folder, unread, scored=len(counts))
     warnings += left_out
-    metrics = summarise(counts, folder.class_names)
+    groups = groups_of(folder, folder.image_ids, group)
+    metrics = summarise(counts, folder.class_names, groups)
+    warnings += _one_group(metrics)
     if out is not None:
         with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
             _clear(out)
@@ -123,7 +145,12 @@ def evaluate_predictions(predictions: Path, data: Path, out: Path | None, *, ove
                 metrics,
                 counts,
                 title=f"{predictions.name} on {data.name}",
-                facts={"predictions": str(predictions), "data": str(data), "convention": _CONVENTION},
+                facts={
+                    "predictions": str(predictions),
+                    "data": str(data),
+                    "groups": f"{metrics.groups}, {groups.source}",
+                    "convention": _CONVENTION,
+                },
                 overlays={},
                 warnings=warnings,
                 unreadable=unreadable,
@@ -137,6 +164,20 @@ def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Met
     classes = tuple(replace(one, class_id=ids[one.class_id - 1]) for one in metrics.classes)
     counts = {(image_id, ids[class_id - 1]): pair for (image_id, class_id), pair in counts.items()}
     return replace(metrics, classes=classes), counts
+
+
+def _one_group(metrics: Metrics) -> list[str]:
+    """A warning where there is no interval."""
+    return ["all images are of one group: how much chance is in the figures cannot be told"] * (metrics.groups == 1)
+
+
+def _facts_of_parts(parts: Sequence[Part], models: int) -> dict[str, str]:
+    new = sum(len(image_ids) for members, image_ids in parts if len(members) == models)
+    held_out = sum(len(image_ids) for _, image_ids in parts) - new
+    return {
+        "held out by a fold": f"{held_out} images, scored by the model that did not see them",
+        "seen by no fold": f"{new} images, scored by the mean of {models} models",
+    }
 
 
 def _clear(root: Path) -> None:

@@ -162,7 +162,7 @@ def summarise(counts: Counts, class_names: Sequence[str], groups: Mapping[str, s
     kaggle_dice, all_empty = float(dice[known].mean()), float((~positive[known]).mean())
     positive_dice = _mean_or_none(dice[positive])
     miou = _mean_or_none([one.iou for one in classes if one.positive_pairs and one.iou is not None])
-    resampled, number = bootstrap(tally), len(np.unique(tally.group))
+    resampled, number = bootstrap(tally), int(tally.group.max()) + 1
 
     def interval(values: NDArray[np.float64], point: float | None) -> Interval | None:
         return None if point is None or number < 2 else interval_of(values, point)

@@ -109,12 +109,12 @@ def verdict(metrics: Metrics) -> str:
     """A sentence that compares the predictions with empty ones, the baseline of the Kaggle metric."""
     gain, interval = metrics.gain_over_empty, metrics.gain_over_empty_interval
     against = f"Kaggle Dice {score(metrics.kaggle_dice)} against {score(metrics.all_empty)} for an empty answer"
-    gained = f"{signed(gain)}, 95 % interval {signed(interval.low)} to {signed(interval.high)}"
+    bounds = "" if interval is None else f", 95 % interval {signed(interval.low)} to {signed(interval.high)}"
     if gain == 0:
         return f"No better and no worse than predicting nothing: {against}."
     better = "Better" if gain > 0 else "Worse"
-    sentence = f"{better} than predicting nothing: {against} ({gained})."
-    if interval.low <= 0 <= interval.high:
+    sentence = f"{better} than predicting nothing: {against} ({signed(gain)}{bounds})."
+    if interval is not None and interval.low <= 0 <= interval.high:
         sentence += f" The interval holds zero, so the {metrics.images:,} images do not prove it."
     return sentence
 

@@ -58,6 +58,11 @@ class Score:
     unreadable: tuple[Unreadable, ...] = ()
     brightest: Counter[int | None] = field(default_factory=Counter)
 
+    def __add__(self, other: "Score") -> "Score":
+        """The score of two sets of images together."""
+        unreadable = self.unreadable + other.unreadable
+        return Score(self.counts | other.counts, unreadable, self.brightest + other.brightest)
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from defectseg.data.classes import check_class_names
+from defectseg.data.names import group_in
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError
 from defectseg.files import atomic_csv, own_dir, resource_errors, result_folder, size_and_time, write_result, write_text
 from defectseg.image.find import FoundImage
@@ -82,7 +83,9 @@ def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], O
         run = read_json(path)
         outputs = run["key"]["outputs"]
         size = outputs.get("mm_per_px")
-        choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"], size and tuple(map(float, size)))
+        choice = OutputChoice(
+            tuple(outputs["names"]), outputs["overlays"], size and tuple(map(float, size)), outputs.get("group")
+        )
         names = list(map(str, run.get("class_names", ())))  # none before the model is there
         runs = [{**one, "runs": int(one["runs"]), "computed_by": dict(one["computed_by"])} for one in run["runs"]]
         return {**run, "status": run["status"], "runs": runs, "class_names": names}, choice
@@ -160,7 +163,7 @@ def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str
 def _clear(root: Path) -> None:
     """Delete the results of earlier runs, but not run.json, which marks the folder as one of predict."""
     with resource_errors(root):
-        for name in (*tables.TABLES, JOURNAL):
+        for name in (*tables.TABLES, tables.BY_GROUP, JOURNAL):
             (root / name).unlink(missing_ok=True)
     for folder in tables.PICTURES:
         shutil.rmtree(root / folder, ignore_errors=True)
@@ -258,6 +261,7 @@ class OutputFolder:
     def finish(self, run: dict[str, Any], fail_on: Rules | None = None) -> dict[str, Any]:
         """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.
 
+        With `OutputChoice.group`, by_group.csv counts the images and regions of each group; "" is the group of the rest.
         If an image's name is too long for its pictures, its notes in images.csv tell their name.
 
         Args:
@@ -270,6 +274,7 @@ class OutputFolder:
         self.journal.flush()
         counts = dict.fromkeys(tables.STATUSES, 0)
         lacking: Counter[str] = Counter()
+        by_group: dict[str, Counter[str | int]] = defaultdict(Counter)
         met, first = 0, list[str]()
         with ExitStack() as stack:
             chosen = tables.tables_of(self.choice).items()
@@ -284,13 +289,27 @@ class OutputFolder:
                     met += 1
                     if met <= _MOST_NAMED:
                         first.append(record.image_id)
+                rows = {name: record.rows(name) for name in writers}
+                if self.choice.group is not None:
+                    group = group_in(self.choice.group, record.image_id)
+                    rows[tables.IMAGES][0].append(group)
+                    by_group[group].update(["images", record.status, *(row[1] for row in record.regions)])
                 for name, write_rows in writers.items():
-                    write_rows(record.rows(name))
+                    write_rows(rows[name])
+        if self.choice.group is not None:
+            self._write_groups(by_group, run["class_names"])
         for column, count in lacking.items():
             log.warning("%s: %d images were done before there was a column %s", self.root, count, column)
         if fail_on is not None:
             run = {**run, "fail_on": {"rules": str(fail_on), "images": met, "first": first}}
         return self.write_run({**run, "images_in_folder": counts})
+
+    def _write_groups(self, by_group: Mapping[str, Counter[str | int]], class_names: Sequence[str]) -> None:
+        ids = self._key["only_classes"] or range(1, len(class_names) + 1)
+        columns = [*tables.GROUP_COLUMNS, *(f"regions_{class_names[class_id - 1]}" for class_id in ids)]
+        counted = ("images", tables.STATUS_UNREADABLE, tables.STATUS_DEFECT, *ids)
+        with atomic_csv(self.root / tables.BY_GROUP, columns, for_people=True) as write_rows:
+            write_rows([group, *(counts[what] for what in counted)] for group, counts in sorted(by_group.items()))
 
     def write_run(self, run: dict[str, Any]) -> dict[str, Any]:
         """Write run.json, with the key and `runs`, and return its content."""

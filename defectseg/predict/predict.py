@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defectseg import errors
+from defectseg.data.names import match_groups
 from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError
 from defectseg.files import open_regular
 from defectseg.image import whole
@@ -181,6 +182,7 @@ def predict(
     fail_on: str | None = None,
     tta: str | None = None,
     bit_depth: int | None = None,
+    group: str | None = None,
     shard: Shard | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -201,6 +203,7 @@ def predict(
         fail_on: rules, see defectseg.predict.rules; the content of run.json tells which images meet one.
         tta: test-time augmentation: none, flips or turns; None: the model's own.
         bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
+        group: regular expression that finds the group of an image in its ImageId; None: without groups.
         shard: process only its part of `images`, which must be the same list for every shard; None: all.
         progress: counts the images.
 
@@ -211,7 +214,9 @@ def predict(
         OutputExistsError: the folder contains something else, or results of other settings.
         ModelError, ResourceError, UsageError: the run cannot go on; finished images are kept, and it can be continued.
     """
-    choice = choose_outputs(outputs, overlays, mm_per_px)
+    choice = choose_outputs(outputs, overlays, mm_per_px, group)
+    if group is not None:
+        match_groups(group, [image.image_id for image in images])
     own = images if shard is None else [image for image in images if image.image_id in shard]
     workers = 1 if len(own) == 1 else workers  # which gets all cores
     loaded = load(

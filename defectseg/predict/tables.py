@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from defectseg.data.names import match_groups
 from defectseg.errors import UsageError
 
 OVERLAYS, MASKS, RLE, REGIONS = "overlays", "masks", "rle", "regions"
@@ -21,11 +22,14 @@ class OutputChoice:
         names: some of OUTPUTS, in that order.
         overlays: images that get an overlay: "all" or "defects"; "all" if `names` has no overlays.
         mm_per_px: width and height of a pixel, for the columns in mm of regions.csv; None: without them.
+        group: regular expression that finds the group of an image in its ImageId, for the column `group` of images.csv
+            and for by_group.csv; None: without them.
     """
 
     names: tuple[str, ...] = OUTPUTS
     overlays: str = "all"
     mm_per_px: tuple[float, float] | None = None
+    group: str | None = None
 
     @property
     def pictures(self) -> list[str]:
@@ -38,7 +42,10 @@ class OutputChoice:
 
 
 def choose_outputs(
-    outputs: Sequence[str] | None, overlays: str | None, mm_per_px: tuple[float, float] | None = None
+    outputs: Sequence[str] | None,
+    overlays: str | None,
+    mm_per_px: tuple[float, float] | None = None,
+    group: str | None = None,
 ) -> OutputChoice:
     """The choice according to arguments of `predict`, which may be None; `overlays`: all, defects or none.
 
@@ -56,9 +63,12 @@ def choose_outputs(
     names = tuple(name for name in OUTPUTS if name in (outputs or OUTPUTS) and name != unwanted)
     if mm_per_px is not None and not all(0 < side < math.inf for side in mm_per_px):
         raise UsageError(f"expected sizes above 0, found {mm_per_px}.", argument="mm_per_px")
-    if mm_per_px is not None and REGIONS not in names:
-        raise UsageError(f"needs regions.csv. Add {REGIONS} to the outputs {','.join(names)}.", argument="mm_per_px")
-    return OutputChoice(names, (overlays or "all") if OVERLAYS in names else "all", mm_per_px)
+    if group is not None:
+        match_groups(group, ())
+    for argument, value in {"mm_per_px": mm_per_px, "group": group}.items():
+        if value is not None and REGIONS not in names:
+            raise UsageError(f"needs regions.csv. Add {REGIONS} to the outputs {','.join(names)}.", argument=argument)
+    return OutputChoice(names, (overlays or "all") if OVERLAYS in names else "all", mm_per_px, group)
 
 
 PREDICTIONS, IMAGES, REGION_ROWS, ERRORS = "predictions.csv", "images.csv", "regions.csv", "errors.csv"
@@ -75,6 +85,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     ERRORS: ("ImageId", "path", "error"),
 }
+BY_GROUP, GROUP_COLUMNS = "by_group.csv", ("group", "images", "unreadable", "defective")  # then regions of each class
 MM_COLUMNS = ("length_mm", "width_mm", "area_mm2", "direction_deg")  # of regions.csv, at its end, if asked for
 STATUS_DEFECT, STATUS_CLEAN, STATUS_BLANK, STATUS_UNREADABLE = "defect", "clean", "blank", "unreadable"
 STATUSES = (STATUS_DEFECT, STATUS_CLEAN, STATUS_BLANK, STATUS_UNREADABLE)
@@ -126,7 +137,8 @@ class Record:
 
 def tables_of(choice: OutputChoice) -> dict[str, tuple[str, ...]]:
     """The tables of a choice of outputs, with their columns."""
-    columns = {**TABLES, REGION_ROWS: region_columns(choice)}
+    image_columns = IMAGE_COLUMNS if choice.group is None else (*IMAGE_COLUMNS, "group")
+    columns = {**TABLES, IMAGES: image_columns, REGION_ROWS: region_columns(choice)}
     return {name: columns[name] for name in TABLES if _OPTIONAL.get(name) in (None, *choice.names)}
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.data.folder import DataFolder
-from defectseg.data.groups import read_split_groups
-from defectseg.data.split import SPLIT_NAME, Fold, Folds, make_folds, read_split
+from defectseg.data.split import SPLIT_NAME, Fold, Folds, make_folds, read_split, read_split_groups
 from defectseg.errors import DataError, ImageError, UsageError
 from defectseg.image.read import DecodedImage, bit_depth_warnings
 from defectseg.inference.tiles import in_order

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from defectseg.data.folder import DataFolder, open_data_folder
+from defectseg.data.groups import groups_of
 from defectseg.data.split import SPLIT_NAME, leave_out_test, read_split
 from defectseg.errors import OutputExistsError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
@@ -98,7 +99,7 @@ def tune(
     own = joined.recipe.inference.tta
     if not dry_run and tta not in (None, own):
         warnings.append(f"chosen with views that are not stored: predict with {tta}, too (the model has {own})")
-    choice = search.best(goal, groups=folder.groups, folds=folds)
+    choice = search.best(goal, groups=groups_of(folder, folder.image_ids, splits=splits), folds=folds)
     chosen_by = f"search on {_images_text(parts, joined, folder, subset, choice.images)}, {choice.goal}"
     thresholds = choice.thresholds.model_copy(update={"chosen_by": chosen_by})
     metrics = summarise(search.counts(thresholds), folder.class_names)
@@ -178,7 +179,7 @@ def _gather(
             score = score_images(
                 network, folder, image_ids, settings, visitors=visitors, keep_answers=True, progress=advance
             )
-            whole = Score({}, (*whole.unreadable, *score.unreadable), whole.brightest + score.brightest)
+            whole += replace(score, counts={})
             before += len(image_ids)
     return search, whole
 
