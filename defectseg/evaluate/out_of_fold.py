@@ -1,6 +1,6 @@
 """Runs of folds: every image is scored by models that were not trained on it."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -85,7 +85,7 @@ def score_parts(
         progress: called after each image.
     """
     runtimes = network.runtimes if isinstance(network, EnsembleRuntime) else (network,)
-    whole, before, of_all = Score({}, (), Counter()), 0, sum(len(image_ids) for _, image_ids in parts)
+    whole, before, of_all = Score({}, {}), 0, sum(len(image_ids) for _, image_ids in parts)
 
     def advance(done: int, total: int, text: str = "") -> None:
         progress(before + done, of_all, text)

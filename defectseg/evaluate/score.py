@@ -61,7 +61,7 @@ class Score:
     def __add__(self, other: "Score") -> "Score":
         """The score of two sets of images together."""
         unreadable = self.unreadable + other.unreadable
-        return Score(self.counts | other.counts, unreadable, self.brightest + other.brightest)
+        return Score(self.counts | other.counts, self.sheets | other.sheets, unreadable, self.brightest + other.brightest)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Choose thresholds on labelled images and store them in model files: `defectseg tune`."""
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,7 +164,7 @@ def _gather(
     folder: DataFolder, parts: Sequence[_Part], device: str, runtime: str, tta: str | None, progress: Progress
 ) -> tuple[ThresholdSearch, Score]:
     """Run the models on their images. The score is that of all parts together, without counts."""
-    search, whole = ThresholdSearch(folder.class_names), Score({}, (), Counter())
+    search, whole = ThresholdSearch(folder.class_names), Score({}, {})
     before, of_all = 0, sum(len(image_ids) for _, image_ids in parts)
 
     def advance(done: int, total: int, text: str = "") -> None:
@@ -179,7 +178,7 @@ def _gather(
             score = score_images(
                 network, folder, image_ids, settings, visitors=visitors, keep_answers=True, progress=advance
             )
-            whole += replace(score, counts={})
+            whole += replace(score, counts={}, sheets={})
             before += len(image_ids)
     return search, whole
 
