@@ -29,7 +29,11 @@ def evaluate(
     data: Annotated[Path | None, DATA] = None,
     out: Annotated[Path | None, Option(help="Folder to write; absent or empty.", metavar="DIR")] = None,
     predictions: Annotated[
-        Path | None, Option(help="Score this CSV in the Kaggle format; without --data, check it.", metavar="FILE")
+        Path | None,
+        Option(
+            help="Score this CSV in the Kaggle format, or the output folder of predict; without --data, check the CSV.",
+            metavar="FILE|DIR",
+        ),
     ] = None,
     images: Annotated[
         Path | None, Option(help="Folder of the images of FILE, to check names and sizes.", metavar="DIR")
@@ -57,7 +61,7 @@ def evaluate(
     fold saw by the average of all. Intervals are over groups of images: --group, or split.csv, or groups.csv.
 
     The folder --out receives metrics.json, pairs.csv and report.html. For a model it also receives overlays/, where the
-    label is blue, the prediction red, and their overlap magenta.
+    label is blue, the prediction red, and their overlap magenta, or yellow where the classes differ.
 
     Example: defectseg evaluate runs/1/model.safetensors --data severstal --subset val --out report/
     """
@@ -102,7 +106,8 @@ def evaluate(
             )
     warn(evaluation.warnings)
     if json_output:
-        print_json({**evaluation.metrics.to_json(), "warnings": evaluation.warnings})
+        rates = evaluation.rates and evaluation.rates.to_json()
+        print_json({**evaluation.metrics.to_json(), "rates": rates, "warnings": evaluation.warnings})
     else:
         print_rows(metrics_table(evaluation.metrics))
         if out is not None:

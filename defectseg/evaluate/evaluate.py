@@ -10,12 +10,13 @@ from defectseg.data.groups import groups_of
 from defectseg.data.split import SPLIT_NAME
 from defectseg.evaluate.metrics import Counts, Metrics, summarise
 from defectseg.evaluate.out_of_fold import Part, are_folds, divide_by_seen, score_parts
-from defectseg.evaluate.prediction_file import score_predictions
+from defectseg.evaluate.prediction_file import predicted_classes, score_predictions
+from defectseg.evaluate.rates import rates_of
 from defectseg.evaluate.report import ERRORS, write_evaluation
 from defectseg.evaluate.score import Evaluation, Scored, all_unreadable
 from defectseg.evaluate.subset import choose_subset
 from defectseg.files import own_dir, result_folder, write_result
-from defectseg.image.overlay import encode_jpeg, paint_comparison
+from defectseg.image.overlay import encode_jpeg
 from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
@@ -86,9 +87,7 @@ def evaluate(
         overlays = {image_id: Path(OVERLAYS) / f"{name}.jpg" for image_id, name in output_names(image_ids).items()}
 
         def write_overlay(scored: Scored) -> None:
-            truth = scored.truth.any(axis=0) & ~scored.ignore
-            picture = paint_comparison(scored.pixels, scored.masks.any(axis=0) & ~scored.ignore, truth)
-            write_result(out / overlays[scored.image_id], encode_jpeg(picture))
+            write_result(out / overlays[scored.image_id], encode_jpeg(scored.picture()))
 
         score = score_parts(network, infos, paths, folder, parts, tta=tta, visitors=(write_overlay,), progress=progress)
         unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
@@ -96,10 +95,13 @@ def evaluate(
         absent = [name for name in info.class_names if name not in folder.class_names]
         metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names, groups), score.counts)
         warnings += _one_group(metrics)
+        rates = rates_of(score.counts, score.sheets, folder.class_names)
         write_evaluation(
             out,
             metrics,
             counts,
+            score.sheets,
+            rates,
             title=f"{paths[0].name if len(paths) == 1 else f'{len(paths)} models'} on {data.name}",
             facts={
                 **_facts_of_models(paths, infos),
@@ -118,32 +120,35 @@ def evaluate(
             warnings=warnings,
             unreadable=unreadable,
         )
-    return Evaluation(metrics, tuple(warnings), unreadable)
+    return Evaluation(metrics, tuple(warnings), unreadable, rates)
 
 
 def evaluate_predictions(
     predictions: Path, data: Path, out: Path | None, *, overwrite: bool = False, group: str | None = None
 ) -> Evaluation:
-    """Score predictions in the Kaggle format; with `out`, write metrics, pairs, errors and report; `group` as above.
+    """Score predictions, see `score_predictions`; with `out`, write metrics, pairs, errors and report; `group` as above.
 
     Raises:
         LabelError, DataError: the predictions or the data folder cannot be used.
         OutputExistsError: see `files.result_folder`.
     """
-    folder = open_data_folder(data)
-    counts, warnings, unread = score_predictions(predictions, folder)
-    unreadable, left_out = all_unreadable(folder, unread, scored=len(counts))
+    folder = open_data_folder(data, class_names=predicted_classes(predictions))
+    score, warnings = score_predictions(predictions, folder)
+    unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
     warnings += left_out
     groups = groups_of(folder, folder.image_ids, group)
-    metrics = summarise(counts, folder.class_names, groups)
+    metrics = summarise(score.counts, folder.class_names, groups)
     warnings += _one_group(metrics)
+    rates = rates_of(score.counts, score.sheets, folder.class_names)
     if out is not None:
         with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
             _clear(out)
             write_evaluation(
                 out,
                 metrics,
-                counts,
+                score.counts,
+                score.sheets,
+                rates,
                 title=f"{predictions.name} on {data.name}",
                 facts={
                     "predictions": str(predictions),
@@ -155,7 +160,7 @@ def evaluate_predictions(
                 warnings=warnings,
                 unreadable=unreadable,
             )
-    return Evaluation(metrics, tuple(warnings), unreadable)
+    return Evaluation(metrics, tuple(warnings), unreadable, rates)
 
 
 def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Metrics, Counts]:

@@ -1,4 +1,4 @@
-"""Score predictions from a table in the Kaggle format, made by any program."""
+"""Score predictions: a table in the Kaggle format, made by any program, or an output folder of `predict`."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,55 +8,94 @@ from pathlib import Path
 import numpy as np
 
 from defectseg.data.folder import IMAGES_NAME, DataFolder, check_class_ids
-from defectseg.data.table import IGNORE_CLASS_ID, read_label_table, scan_label_rows
-from defectseg.errors import ImageError, LabelError
-from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs
+from defectseg.data.table import IGNORE_CLASS_ID, LabelTable, read_label_table, scan_label_rows
+from defectseg.errors import DataError, ImageError, LabelError
+from defectseg.evaluate.metrics import Counts, count_pairs
+from defectseg.evaluate.score import Score
+from defectseg.evaluate.sheets import Sheet, sheet_of
 from defectseg.image import rle
 from defectseg.image.find import find_images
 from defectseg.image.read import read_size
 from defectseg.inference.stream import Unreadable
+from defectseg.predict.output import read_results
+from defectseg.predict.tables import RLE, STATUS_UNREADABLE
 from defectseg.progress import some
 
 
-def score_predictions(path: Path, folder: DataFolder) -> tuple[Counts, list[str], list[Unreadable]]:
-    """Count a predictions table against the labels of a data folder.
+def predicted_classes(path: Path) -> tuple[str, ...] | None:
+    """The class names in an output folder of `predict`; None for a table. Raises DataError."""
+    return tuple(read_results(path)[0]["class_names"]) if path.is_dir() else None
 
-    An image that the table does not list counts as predicted empty; rows for an image that the folder does not hold
-    are left out. Warnings count both.
+
+def score_predictions(path: Path, folder: DataFolder) -> tuple[Score, list[str]]:
+    """Count predictions against the labels of a data folder.
+
+    In a table, an image without a row counts as predicted empty. An image that an output folder of `predict` does not
+    have is left out, as are predictions for an image that the data folder does not have. Warnings count them.
 
     Args:
-        path: the table, .csv or .csv.gz, in any layout that a label table may have.
-        folder: the labelled images.
+        path: a table, .csv or .csv.gz, in any layout that a label table may have; or an output folder of `predict`,
+            which also has sheet scores.
+        folder: the labelled images; for an output folder, opened with its `predicted_classes`.
 
     Returns:
-        The counts, the warnings, and the images that were left out because their size cannot be read.
+        The score and the warnings. Unreadable are images whose size cannot be read, or that `predict` could not read.
 
     Raises:
-        LabelError: the table or a run-length in it is not valid, it names a class that the folder does not have, or it
-            lists none of the folder's images.
+        LabelError: the table or a run-length in it is not valid, it names a class that the folder does not have, it
+            lists none of the folder's images, or an image had another size when it was predicted.
+        DataError: the output folder is not that of a finished run, or was written without run-lengths.
     """
-    table = read_label_table(path, {*folder.image_ids, *folder.not_labelled}, class_names=folder.class_names)
-    check_class_ids(table, folder.class_names, path)
+    table, seen, unreadable = _read_folder(path, folder) if path.is_dir() else (_read_table(path, folder), {}, [])
     listed, images = table.listed - folder.not_labelled, set(folder.image_ids)
     warnings = _compare_names(path, listed, images, folder.root / IMAGES_NAME)
     counts: Counts = {}
-    unreadable = []
-    for image_id in folder.image_ids:
-        encoded = table.rles.get(image_id, {})
-        if not encoded and not folder.table.rles.get(image_id):  # neither side needs the size of the image
-            counts |= {(image_id, class_id): PairCounts(0, 0, 0) for class_id in range(1, folder.num_classes + 1)}
-            continue
+    sheets: dict[str, Sheet] = {}
+    unreadable = [one for one in unreadable if one.image_id in images]
+    for image_id in sorted(images & seen.keys() if path.is_dir() else images):
         try:
             size_hw = read_size(folder.image_path(image_id))
         except ImageError as error:
             unreadable.append(Unreadable(image_id, folder.image_path(image_id), str(error)))
             continue
+        before_hw, score = seen.get(image_id, (size_hw, None))
+        if before_hw != size_hw:
+            raise LabelError(f"{path}: {image_id} was another image: of {before_hw} px (height, width), now {size_hw}.")
         truth, ignore = folder.masks_of(image_id, size_hw)
         predicted = np.zeros_like(truth)
-        for class_id, pairs in encoded.items():
+        for class_id, pairs in table.rles.get(image_id, {}).items():
             predicted[class_id - 1] = rle.decode(pairs, size_hw, where=f"{path}: {image_id}, class {class_id}")
         counts |= count_pairs(image_id, predicted, truth, ignore)
-    return counts, warnings, unreadable
+        sheets[image_id] = sheet_of(predicted, truth, ignore, score)
+    return Score(counts, sheets, tuple(unreadable)), warnings
+
+
+def _read_table(path: Path, folder: DataFolder) -> LabelTable:
+    table = read_label_table(path, {*folder.image_ids, *folder.not_labelled}, class_names=folder.class_names)
+    check_class_ids(table, folder.class_names, path)
+    return table
+
+
+_Seen = tuple[tuple[int, int], float | None]  # height and width of an image in px when it was predicted; sheet score
+
+
+def _read_folder(root: Path, folder: DataFolder) -> tuple[LabelTable, dict[str, _Seen], list[Unreadable]]:
+    """The predictions, what else is known of each image that was predicted, and the others."""
+    run, outputs, records = read_results(root)
+    if RLE not in outputs.names:
+        raise DataError(f"{root}: was written without predictions.csv. Predict again, with rle among the outputs.")
+    names = tuple(run["class_names"])
+    if absent := set(folder.class_names).difference(names):
+        raise DataError(f"{root}: the model did not know {', '.join(sorted(absent))}, a class of {folder.root}.")
+    ids = {names.index(name) + 1: class_id for class_id, name in enumerate(folder.class_names, start=1)}
+    rles, seen, unreadable = {}, dict[str, _Seen](), []
+    for one in records:
+        rles[one.image_id] = {ids[index]: encoded for _, index, encoded in one.predictions if encoded and index in ids}
+        unreadable += [Unreadable(one.image_id, Path(file), message) for _, file, message in one.errors]
+        if one.status != STATUS_UNREADABLE:
+            score = one.image.get("sheet_score") if names == folder.class_names else None  # it is that of all classes
+            seen[one.image_id] = one.size_hw, float(score) if score else None
+    return LabelTable(rles, frozenset(rles)), seen, unreadable
 
 
 @dataclass(frozen=True)
@@ -111,7 +150,8 @@ def _compare_names(path: Path, listed: frozenset[str], images: set[str], folder:
         raise LabelError(f"{path}: lists none of the {len(images)} images{first}. Expected paths relative to {folder}.")
     warnings = []
     if unlisted:
-        warnings.append(f"{len(unlisted)} images are not in {path.name} and count as empty: {some(unlisted)}.")
+        outcome = "are left out" if path.is_dir() else "count as empty"
+        warnings.append(f"{len(unlisted)} images are not in {path.name} and {outcome}: {some(unlisted)}.")
     if unknown:
         warnings.append(f"{len(unknown)} images of {path.name} are not in {folder} and are left out: {some(unknown)}.")
     return warnings

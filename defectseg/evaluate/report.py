@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 
 from defectseg.evaluate.metrics import Counts, Metrics, score, signed
+from defectseg.evaluate.rates import Rates
+from defectseg.evaluate.sheets import Sheet
 from defectseg.files import atomic_csv, text_not_formula, write_text
 from defectseg.image.find import escaped
 from defectseg.inference.stream import Unreadable
@@ -36,6 +38,8 @@ def write_evaluation(
     out: Path,
     metrics: Metrics,
     counts: Counts,
+    sheets: Mapping[str, Sheet],
+    rates: Rates,
     *,
     title: str,
     facts: Mapping[str, str],
@@ -49,6 +53,8 @@ def write_evaluation(
         out: the output folder, made if absent.
         metrics: figures of `counts`.
         counts: of every pair.
+        sheets: of every image.
+        rates: of `counts` and `sheets`.
         title: heading of the page.
         facts: what was evaluated and how (data, split, seed, thresholds), in the order to show.
         overlays: ImageId -> overlay file relative to `out`. The page shows at most 24 of the worst.
@@ -58,10 +64,12 @@ def write_evaluation(
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    content = {"title": title, **metrics.to_json(), "facts": dict(facts), "warnings": list(warnings)}
+    figures = {**metrics.to_json(), "rates": rates.to_json()}
+    content = {"title": title, **figures, "facts": dict(facts), "warnings": list(warnings)}
     write_text(out / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     pairs = _pairs_frame(counts)
-    for_people = pairs.assign(ImageId=pairs["ImageId"].map(text_not_formula))
+    scores = pairs["ImageId"].map({image_id: sheet.score for image_id, sheet in sheets.items()})
+    for_people = pairs.assign(ImageId=pairs["ImageId"].map(text_not_formula), sheet_score=scores)
     write_text(out / "pairs.csv", for_people.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
     faulty = _faulty_pairs(pairs)
     shown = _pairs_to_show(faulty[faulty["ImageId"].isin(overlays.keys())])

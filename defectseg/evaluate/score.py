@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from defectseg.data.folder import DataFolder
 from defectseg.errors import DataError
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs
+from defectseg.evaluate.rates import Rates
 from defectseg.evaluate.sheets import Sheet, sheet_of
 from defectseg.image.find import FoundImage
+from defectseg.image.overlay import paint_comparison
 from defectseg.inference.settings import Settings
 from defectseg.inference.stream import Segmented, Unreadable, stream
 from defectseg.inference.tiles import ImageAnswer
@@ -42,6 +44,14 @@ class Scored:
     truth: NDArray[np.bool_]
     ignore: NDArray[np.bool_]
 
+    def picture(self) -> NDArray[np.uint8]:
+        """Labels and predictions on the image, see `paint_comparison`; without ignored pixels."""
+        predicted, labelled, agreed = (
+            np.any(masks, axis=0) & ~self.ignore for masks in (self.masks, self.truth, self.masks & self.truth)
+        )
+        wrong = predicted & labelled & ~agreed if len(self.masks) > 1 else None
+        return paint_comparison(self.pixels, predicted, labelled, wrong)
+
 
 Visitor = Callable[[Scored], object]
 """Receives each image while it is in memory, for instance to write an overlay; it must not keep the arrays.
@@ -66,11 +76,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, warnings and unreadable images."""
+    """Figures, warnings, unreadable images, and rates if they were asked for."""
 
     metrics: Metrics
     warnings: tuple[str, ...]
     unreadable: tuple[Unreadable, ...] = ()
+    rates: Rates | None = None
 
 
 def score_images(
@@ -113,7 +124,8 @@ def score_images(
         scored = Scored(image_id, pixels, answer, masks, truth, ignore)
         for visit in visitors:
             visit(scored)
-        sheet = sheet_of(masks, truth, ignore, one.segmentation.sheet_score)
+        score = one.segmentation.sheet_score if folder.class_names == own else None  # it is that of all classes
+        sheet = sheet_of(masks, truth, ignore, score)
         return count_pairs(image_id, masks, truth, ignore), sheet, one.decoded.brightest16
 
     images = [FoundImage(image_id, str(folder.image_path(image_id))) for image_id in image_ids]

@@ -54,13 +54,6 @@ def sheet_of(
     return Sheet(score, tuple(labelled), tuple(found), _confusion(predicted, truth, ignore))
 
 
-def empty_sheet(classes: int, pixels: int, score: float | None = None) -> Sheet:
-    """The Sheet of an image in which nothing is labelled, predicted or ignored."""
-    confusion = np.zeros((classes + 1, classes + 1), np.int64)
-    confusion[0, 0] = pixels
-    return Sheet(score, (), (), confusion)
-
-
 def _overlaps(
     mask: NDArray[np.bool_], other: NDArray[np.bool_], ignore: NDArray[np.bool_]
 ) -> Iterator[tuple[int, int, int]]:
@@ -76,21 +69,16 @@ def _overlaps(
 
 
 def _confusion(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], ignore: NDArray[np.bool_]) -> NDArray[np.int64]:
-    classes = len(truth)
-    confusion = np.zeros((classes + 1, classes + 1), np.int64)
-    confusion[0, 0] = ignore.size - np.count_nonzero(ignore)
-    box = box_of(predicted.any(axis=0) | truth.any(axis=0))
-    visible = ~ignore[box]
-    if not visible.size:
-        return confusion
-    ours, true = predicted[:, *box], truth[:, *box]
-    both = ours & true
-    pairs = (classes + 1) * _first(both, _first(true)) + _first(both, _first(ours))
-    inside = np.bincount(pairs[visible], minlength=confusion.size).reshape(confusion.shape)
-    confusion[0, 0] -= inside.sum()
-    return confusion + inside
+    size = len(truth) + 1
+    box = box_of(np.any(predicted, axis=0) | np.any(truth, axis=0))
+    ours, true, visible = predicted[:, *box], truth[:, *box], ~ignore[box]
+    both = _first(ours & true)
+    pairs = np.where(both, (size + 1) * both, size * _first(true) + _first(ours))
+    confusion = np.bincount(pairs[visible], minlength=size * size).reshape(size, size)
+    confusion[0, 0] += np.count_nonzero(~ignore) - np.count_nonzero(visible)
+    return confusion
 
 
-def _first(masks: NDArray[np.bool_], otherwise: NDArray[np.intp] | int = 0) -> NDArray[np.intp]:
-    """The lowest ClassId whose mask holds the pixel, or `otherwise`."""
-    return np.where(masks.any(axis=0), masks.argmax(axis=0) + 1, otherwise)
+def _first(masks: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The lowest ClassId whose mask holds the pixel, or 0."""
+    return np.where(np.any(masks, axis=0), masks.argmax(axis=0) + 1, 0)

@@ -1,4 +1,4 @@
-"""Pictures for people: red where the steel is defective; blue truth and magenta agreement in a comparison.
+"""Pictures for people: red where the steel is defective; in a comparison also blue, magenta and yellow.
 
 Fill and outline stay inside the mask, and the legend is a strip below the picture, so that exactly the masked pixels
 are coloured. A grey pixel has R = G = B. Blending it with red by `FILL_ALPHA` gives R - G = 0.4 x 255 = 102 at any
@@ -23,7 +23,9 @@ JPEG_LONGEST_SIDE_PX = 65_500  # libjpeg's own limit
 RED_BGR: Bgr = (0, 0, 255)
 BLUE_BGR: Bgr = (255, 0, 0)
 MAGENTA_BGR: Bgr = (255, 0, 255)
-BLUE_OUTLINE_BGR: Bgr = (255, 110, 70)  # a pure blue line is lost on dark steel
+YELLOW_BGR: Bgr = (0, 230, 255)  # of the colours tried, the easiest to tell from the others for the colour-blind
+# A pure blue line is lost on dark steel, and a paler one looks like magenta to people who do not see red.
+BLUE_OUTLINE_BGR: Bgr = (255, 150, 0)
 # All are shades of red, so that a search for red pixels finds the outlines too. The ninth class has the first colour
 # again; the numbers in the legend tell the classes apart.
 OUTLINE_BGR: tuple[Bgr, ...] = (
@@ -59,6 +61,7 @@ _COMPARED = (
     _Entry("labelled", BLUE_BGR, BLUE_OUTLINE_BGR),
     _Entry("predicted", RED_BGR, RED_BGR),
     _Entry("both", MAGENTA_BGR, MAGENTA_BGR),
+    _Entry("wrong class", YELLOW_BGR, YELLOW_BGR),
 )
 
 
@@ -92,26 +95,32 @@ def paint_prediction(
 
 
 def paint_comparison(
-    image: NDArray[np.uint8], predicted: NDArray[np.bool_], truth: NDArray[np.bool_]
+    image: NDArray[np.uint8],
+    predicted: NDArray[np.bool_],
+    truth: NDArray[np.bool_],
+    wrong_class: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
-    """Blend labelled pixels with blue, predicted pixels with red, and pixels that are both with magenta.
+    """Blend labelled pixels with blue, predicted pixels with red, and pixels that are both with magenta or yellow.
 
-    The 1-px outlines of label and prediction are solid, in the same three colours.
+    The 1-px outlines of label and prediction are solid, in the same colours.
 
     Args:
         image: uint8 (H, W), grey.
         predicted: bool (H, W), the pixels found in any class.
         truth: bool (H, W), the pixels labelled in any class.
+        wrong_class: bool (H, W), the pixels of both that have no class in common, which become yellow; None: none.
 
     Returns:
         uint8 (H + legend, W, 3), BGR. In rows 0 to H - 1, pixels outside both masks are those of the image.
     """
-    whole = _with_legend(image, _COMPARED)
+    whole = _with_legend(image, _COMPARED[:3] if wrong_class is None else _COMPARED)
     picture = whole[: image.shape[0]]
     for box in _boxes(predicted | truth):
         labelled, found = truth[box], predicted[box]
-        outline = _outline(labelled) | _outline(found)
-        for part, entry in zip((labelled & ~found, found & ~labelled, labelled & found), _COMPARED, strict=True):
+        wrong = np.zeros_like(found) if wrong_class is None else wrong_class[box]
+        outline = _outline(labelled) | _outline(found) | _outline(wrong)
+        parts = (labelled & ~found, found & ~labelled, labelled & found & ~wrong, wrong)
+        for part, entry in zip(parts, _COMPARED, strict=True):
             if part.any():
                 _blend(picture[box], part, entry.fill_bgr)
                 picture[box][part & outline] = entry.outline_bgr

@@ -149,6 +149,7 @@ def _record_of(line: bytes) -> Record:
     is_sound = line.endswith(b"\n") and record.status in STATUSES
     is_sound &= all(row[0] == record.image_id for rows in tables for row in rows)
     is_sound &= len({class_id for _, class_id, _ in found.predictions}) == len(found.predictions)
+    is_sound &= 0 <= float(record.image.get("sheet_score") or 0) <= 1
     is_sound &= record.status == STATUS_UNREADABLE or min(record.size_hw) > 0
     if not is_sound:
         raise ValueError(record.image_id)

@@ -56,7 +56,8 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
     found = "; ".join(class_names[class_id - 1] for class_id in class_ids), len(regions)
     area_percent = f"{100.0 * area_px / class_map.size:.4f}"
     top_score = f"{max(region.score for region in regions):.4f}" if regions else ""
-    image = (image_id, status, *class_map.shape, *found, area_px, area_percent, top_score, "; ".join(notes), *one.stamp)
+    scores = top_score, f"{one.segmentation.sheet_score:.4f}"
+    image = (image_id, status, *class_map.shape, *found, area_px, area_percent, *scores, "; ".join(notes), *one.stamp)
     predictions = [
         [image_id, class_id, rle.encode(mask) if class_id in class_ids else ""]
         for class_id, mask in enumerate(one.segmentation.masks, start=1)
@@ -77,7 +78,7 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
 def render_unreadable(unreadable: Unreadable) -> Rendered:
     """The rows of an unreadable image."""
     image_id, path, message = unreadable.image_id, unreadable.path, unreadable.message
-    image = (image_id, tables.STATUS_UNREADABLE, *[""] * 7, message, *size_and_time(path))
+    image = (image_id, tables.STATUS_UNREADABLE, *[""] * 8, message, *size_and_time(path))
     record = Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), [], [], [[image_id, escaped(path), message]])
     return Rendered(record, {})
 

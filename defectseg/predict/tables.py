@@ -74,7 +74,7 @@ def choose_outputs(
 PREDICTIONS, IMAGES, REGION_ROWS, ERRORS = "predictions.csv", "images.csv", "regions.csv", "errors.csv"
 IMAGE_COLUMNS = (
     *("ImageId", "status", "height", "width", "classes", "regions", "defect_area_px", "defect_area_percent"),
-    *("top_score", "notes", "size_bytes", "modified_ns"),
+    *("top_score", "sheet_score", "notes", "size_bytes", "modified_ns"),
 )
 TABLES: dict[str, tuple[str, ...]] = {
     PREDICTIONS: ("ImageId", "ClassId", "EncodedPixels"),

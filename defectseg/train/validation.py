@@ -13,7 +13,6 @@ from defectseg.data.folder import DataFolder
 from defectseg.errors import ResourceError
 from defectseg.evaluate.metrics import Counts, Metrics, count_pairs, summarise
 from defectseg.evaluate.score import Scored, Visitor, score_images
-from defectseg.image.overlay import paint_comparison
 from defectseg.inference.settings import Settings
 from defectseg.model.devices import half_precision
 from defectseg.model.info import Thresholds
@@ -109,9 +108,7 @@ class Pictures:
     def __call__(self, scored: Scored) -> None:
         """Paint the image if it is among those shown."""
         if scored.image_id in self.shown:
-            counted = ~scored.ignore
-            predicted, truth = (np.asarray(masks.any(axis=0)) & counted for masks in (scored.masks, scored.truth))
-            self.bgr[scored.image_id] = paint_comparison(scored.pixels, predicted, truth)
+            self.bgr[scored.image_id] = scored.picture()
 
     def log(self, accelerator: Accelerator, epoch: int) -> None:
         """Send the pictures to TensorBoard, if it is on."""
