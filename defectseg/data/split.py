@@ -123,7 +123,7 @@ def name_groups(folder: DataFolder, related: RelatedImages, *, folds: int) -> di
     return names
 
 
-def write_split(path: Path, folds: Folds, groups: Mapping[str, str]) -> None:
+def write_split(path: Path, folds: Folds, groups: Mapping[str, str] | None = None) -> None:
     """Write folds atomically as CSV with the header `ImageId,fold,group`, sorted by ImageId.
 
     Args:
@@ -135,7 +135,7 @@ def write_split(path: Path, folds: Folds, groups: Mapping[str, str]) -> None:
         ResourceError: the disk is full or the folder cannot be written.
     """
     with atomic_csv(path, ["ImageId", "fold", "group"]) as write:
-        write((image_id, fold, groups.get(image_id, "")) for image_id, fold in sorted(folds.items()))
+        write((image_id, fold, (groups or {}).get(image_id, "")) for image_id, fold in sorted(folds.items()))
 
 
 def read_split(path: Path, image_ids: Collection[str] = ()) -> dict[str, Fold]:

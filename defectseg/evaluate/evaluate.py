@@ -28,6 +28,7 @@ from defectseg.runtime.load import load_runtime
 OVERLAYS = "overlays"
 _OWN_ENTRIES = frozenset({"metrics.json", "pairs.csv", "report.html", ERRORS, OVERLAYS})
 _CONVENTION = "Dice of each (image, class) pair, 1 where both masks are empty, averaged over all pairs (Kaggle 2019)"
+_ONE_GROUP = "all images are of one group: how much chance is in the figures cannot be told"
 
 
 def evaluate(
@@ -94,8 +95,8 @@ def evaluate(
         warnings += [*left_out, *bit_depth_warnings(score.brightest)]
         absent = [name for name in info.class_names if name not in folder.class_names]
         metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names, groups), score.counts)
-        warnings += _one_group(metrics)
-        rates = rates_of(score.counts, score.sheets, folder.class_names)
+        warnings += [_ONE_GROUP] * (metrics.groups == 1)
+        rates = rates_of(score.counts, score.sheets, folder.class_names, groups)
         write_evaluation(
             out,
             metrics,
@@ -138,8 +139,9 @@ def evaluate_predictions(
     warnings += left_out
     groups = groups_of(folder, folder.image_ids, group)
     metrics = summarise(score.counts, folder.class_names, groups)
-    warnings += _one_group(metrics)
-    rates = rates_of(score.counts, score.sheets, folder.class_names)
+    warnings += [_ONE_GROUP] * (metrics.groups == 1)
+    told = f"{metrics.groups}, {groups.source}"
+    rates = rates_of(score.counts, score.sheets, folder.class_names, groups)
     if out is not None:
         with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
             _clear(out)
@@ -150,12 +152,7 @@ def evaluate_predictions(
                 score.sheets,
                 rates,
                 title=f"{predictions.name} on {data.name}",
-                facts={
-                    "predictions": str(predictions),
-                    "data": str(data),
-                    "groups": f"{metrics.groups}, {groups.source}",
-                    "convention": _CONVENTION,
-                },
+                facts={"predictions": str(predictions), "data": str(data), "groups": told, "convention": _CONVENTION},
                 overlays={},
                 warnings=warnings,
                 unreadable=unreadable,
@@ -171,16 +168,11 @@ def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Met
     return replace(metrics, classes=classes), counts
 
 
-def _one_group(metrics: Metrics) -> list[str]:
-    """A warning where there is no interval."""
-    return ["all images are of one group: how much chance is in the figures cannot be told"] * (metrics.groups == 1)
-
-
 def _facts_of_parts(parts: Sequence[Part], models: int) -> dict[str, str]:
     new = sum(len(image_ids) for members, image_ids in parts if len(members) == models)
     held_out = sum(len(image_ids) for _, image_ids in parts) - new
     return {
-        "held out by a fold": f"{held_out} images, scored by the model that did not see them",
+        "held out by a fold": f"{held_out} images, each scored by the models that did not see it",
         "seen by no fold": f"{new} images, scored by the mean of {models} models",
     }
 

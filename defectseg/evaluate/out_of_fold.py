@@ -1,7 +1,7 @@
 """Runs of folds: every image is scored by models that were not trained on it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -70,7 +70,9 @@ def score_parts(
     parts: Sequence[Part],
     *,
     tta: str | None = None,
+    classes: Collection[int] | None = None,
     visitors: Sequence[Visitor] = (),
+    keep_answers: bool = False,
     progress: Progress = silent,
 ) -> Score:
     """Score images as `score_images` does, those of each part with the mean of some of the models.
@@ -81,7 +83,8 @@ def score_parts(
         folder: images and labels.
         parts: see `Part` and `divide_by_seen`.
         tta: test-time augmentation; None: the models' own.
-        visitors: called with each image.
+        classes: ClassIds to report; None: all.
+        visitors, keep_answers: see `score_images`.
         progress: called after each image.
     """
     runtimes = network.runtimes if isinstance(network, EnsembleRuntime) else (network,)
@@ -96,7 +99,9 @@ def score_parts(
             info = join_infos([infos[index] for index in members], [models[index] for index in members])
         else:
             own, info = runtimes[members[0]], infos[members[0]]
-        settings = Settings.of(info, tta=tta)
-        whole += score_images(own, folder, image_ids, settings, visitors=visitors, progress=advance)
+        settings = Settings.of(info, tta=tta, classes=classes)
+        whole += score_images(
+            own, folder, image_ids, settings, visitors=visitors, keep_answers=keep_answers, progress=advance
+        )
         before += len(image_ids)
     return whole

@@ -232,7 +232,7 @@ def _write_tables(
     folds: dict[str, Fold] = {image.image_id: image.part or "train" for image in painted}
     if set(folds.values()) == {"train"}:
         return {}
-    write_split(building / SPLIT_NAME, folds, {})
+    write_split(building / SPLIT_NAME, folds)
     return folds
 
 

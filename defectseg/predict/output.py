@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from defectseg.data.classes import check_class_names
-from defectseg.data.names import group_in
-from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError
+from defectseg.data.names import group_in, match_groups
+from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError, UsageError
 from defectseg.files import atomic_csv, own_dir, resource_errors, result_folder, size_and_time, write_result, write_text
 from defectseg.image.find import FoundImage
 from defectseg.predict import tables
@@ -83,13 +83,13 @@ def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], O
         run = read_json(path)
         outputs = run["key"]["outputs"]
         size = outputs.get("mm_per_px")
-        choice = OutputChoice(
-            tuple(outputs["names"]), outputs["overlays"], size and tuple(map(float, size)), outputs.get("group")
-        )
+        size, group = size and tuple(map(float, size)), outputs.get("group")
+        match_groups(group or "", ())
+        choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"], size, group)
         names = list(map(str, run.get("class_names", ())))  # none before the model is there
         runs = [{**one, "runs": int(one["runs"]), "computed_by": dict(one["computed_by"])} for one in run["runs"]]
         return {**run, "status": run["status"], "runs": runs, "class_names": names}, choice
-    except (DataError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (DataError, UsageError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise kind(f"{path}: not as predict writes it. Choose another folder; this one is left alone.") from None
 
 
@@ -261,7 +261,7 @@ class OutputFolder:
     def finish(self, run: dict[str, Any], fail_on: Rules | None = None) -> dict[str, Any]:
         """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.
 
-        With `OutputChoice.group`, by_group.csv counts the images and regions of each group; "" is the group of the rest.
+        With `OutputChoice.group`, by_group.csv counts images and regions by group; "" is the group of all others.
         If an image's name is too long for its pictures, its notes in images.csv tell their name.
 
         Args:

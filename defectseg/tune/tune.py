@@ -11,10 +11,10 @@ from defectseg.data.groups import groups_of
 from defectseg.data.split import SPLIT_NAME, leave_out_test, read_split
 from defectseg.errors import OutputExistsError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
-from defectseg.evaluate.score import Evaluation, Score, all_unreadable, score_images
+from defectseg.evaluate.out_of_fold import Part, score_parts
+from defectseg.evaluate.score import Evaluation, all_unreadable
 from defectseg.evaluate.subset import choose_subset, count_seen, held_out
 from defectseg.image.read import bit_depth_warnings
-from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info, write_model_info
 from defectseg.model.locate import as_paths
 from defectseg.progress import Progress, silent
@@ -92,7 +92,11 @@ def tune(
     splits = [*(() if split is None else (split,)), *(path.parent / SPLIT_NAME for path in paths), data / SPLIT_NAME]
     folder = leave_out_test(folder, *(read_split(path, folder.image_ids) for path in splits if path.is_file()))
     parts, warnings = _choose_images(folder, paths, infos, joined, subset, split)
-    search, score = _gather(folder, parts, device, runtime, tta, progress)
+    network, _ = load_runtime(paths, device, runtime)
+    search = ThresholdSearch(folder.class_names)
+    # The search applies thresholds of its own to the answers, so none are applied before.
+    asked: dict[str, Any] = {"tta": tta, "classes": (), "visitors": (search.visit,), "keep_answers": True}
+    score = score_parts(network, infos, paths, folder, parts, **asked, progress=progress)
     unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(search.images))
     warnings += [*left_out, *bit_depth_warnings(score.brightest)]
     own = joined.recipe.inference.tta
@@ -119,10 +123,6 @@ def tune(
     )
 
 
-_Part = tuple[tuple[Path, ...], tuple[str, ...]]
-"""Models, and the ImageIds that the mean of their answers is used for."""
-
-
 def _choose_images(
     folder: DataFolder,
     paths: tuple[Path, ...],
@@ -130,7 +130,7 @@ def _choose_images(
     joined: ModelInfo,
     subset: str,
     split: Path | None,
-) -> tuple[list[_Part], list[str]]:
+) -> tuple[list[Part], list[str]]:
     """Which models answer for which images, and warnings; `joined` describes all models together.
 
     Either all models answer for all images, or each for the images that it held out.
@@ -143,13 +143,13 @@ def _choose_images(
         together = not count_seen(folder, joined, folder.image_ids)
     if together:
         chosen, warnings = choose_subset(folder, joined, paths, subset, split)
-        return [(paths, chosen)], warnings
+        return [(tuple(range(len(paths))), chosen)], warnings
     log.info("each model answers for the images that it held out, since the others were trained on them")
     own, warnings = held_out(folder, infos, paths, split)
-    return [((path,), image_ids) for path, image_ids in zip(paths, own, strict=True)], warnings
+    return [((index,), image_ids) for index, image_ids in enumerate(own)], warnings
 
 
-def _images_text(parts: Sequence[_Part], joined: ModelInfo, folder: DataFolder, subset: str, images: int) -> str:
+def _images_text(parts: Sequence[Part], joined: ModelInfo, folder: DataFolder, subset: str, images: int) -> str:
     """The images that the thresholds were chosen on, in words for the model file."""
     if len(parts) > 1:
         return f"{images} out-of-fold images of {len(parts)} models"
@@ -158,29 +158,6 @@ def _images_text(parts: Sequence[_Part], joined: ModelInfo, folder: DataFolder, 
         text = f"the {images} validation images of fold {joined.fold}"
     models = len(parts[0][0])
     return text if models == 1 else f"{text}, by the mean of {models} models"
-
-
-def _gather(
-    folder: DataFolder, parts: Sequence[_Part], device: str, runtime: str, tta: str | None, progress: Progress
-) -> tuple[ThresholdSearch, Score]:
-    """Run the models on their images. The score is that of all parts together, without counts."""
-    search, whole = ThresholdSearch(folder.class_names), Score({}, {})
-    before, of_all = 0, sum(len(image_ids) for _, image_ids in parts)
-
-    def advance(done: int, total: int, text: str = "") -> None:
-        progress(before + done, of_all, text)
-
-    for models, image_ids in parts:
-        if image_ids:
-            network, info = load_runtime(models, device, runtime)
-            # The search applies thresholds of its own to the answers, so none are applied before.
-            settings, visitors = Settings.of(info, tta=tta, classes=()), (search.visit,)
-            score = score_images(
-                network, folder, image_ids, settings, visitors=visitors, keep_answers=True, progress=advance
-            )
-            whole += replace(score, counts={}, sheets={})
-            before += len(image_ids)
-    return search, whole
 
 
 def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics) -> None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from defectseg.data.split import Fold, read_split, write_split
+from defectseg.data.split import Fold, read_split, read_split_groups, write_split
 
 Call = Callable[..., Any]
 
@@ -142,6 +142,24 @@ def test_split_keeps_copies_together_and_tells_what_a_random_one_would_have_leak
     checked = call("data", "check", sheets, "--json")
     assert checked.code == 3, "duplicates remain, but none of them leaks"
     assert json.loads(checked.out)["leaks"] == []
+
+
+def test_split_keeps_groups_together_and_names_them(call: Call, refused: Call, sheets: Path) -> None:
+    turn_into(sheets, "sheet_00001.jpg", "sheet_00013.jpg")
+    write_split(sheets / "split.csv", {"sheet_00021.jpg": "test", "sheet_00022.jpg": "test"})
+    done = call("data", "split", sheets, "--folds", 3, "--group", "sheet_000([02])", "--overwrite")
+    assert done.code == 0, done.err
+    assert "10 of 24 images belong to no group, because --group sheet_000([02]) does not match: sheet_" in done.err
+    fold_of, groups = read_split(sheets / "split.csv"), read_split_groups(sheets / "split.csv")
+    by_name = {f"sheet_{number:05}.jpg": str(number // 10) for number in (*range(10), *range(20, 24))}
+    assert groups == by_name | {"sheet_00013.jpg": "0"}, "a copy belongs to the group of the other"
+    zeros, twos = ({fold_of[image_id] for image_id, group in groups.items() if group == name} for name in "02")
+    assert (len(zeros), twos) == (1, {"test", fold_of["sheet_00020.jpg"]})
+    checked = call("data", "check", sheets)
+    assert "group '2' is in folds" in checked.out
+    for pattern, told in {"coil(": "'coil(' is no regular expression", "coil": "'coil' matches no ImageId"}.items():
+        refused("data", "split", sheets, "--overwrite", "--group", pattern, code=2, told=f"--group: {told}")
+    assert read_split_groups(sheets / "split.csv") == groups
 
 
 def test_split_leaves_val_and_test_as_they_are_and_divides_the_rest(call: Call, sheets: Path) -> None:

@@ -52,15 +52,16 @@ def test_flags_reach_the_library_and_warnings_the_user(call: Call, monkeypatch: 
     monkeypatch.setattr("defectseg.evaluate.evaluate.evaluate", evaluate)
     done = call("evaluate", "m.xml", "--data", "d", "--out", "o")
     flags = ("--runtime", "onnx", "--device", "mps", "--tta", "flips", "--bit-depth", 12, "--overwrite", "--json")
-    told = call("evaluate", "m.xml,n.xml", "--data", "d", "--out", "o", "--subset", "train", "--split", "s.csv", *flags)
+    only = ("--subset", "train", "--split", "s.csv", "--group", "c.")
+    told = call("evaluate", "m.xml,n.xml", "--data", "d", "--out", "o", *only, *flags)
 
     assert (done.code, told.code) == (0, 0)
     assert done.err == "warning: odd\n"
     assert told.out == f"{json.dumps({**METRICS.to_json(), 'warnings': ['odd']}, indent=2)}\n"
     plain = {"models": (Path("m.xml"),), "data": Path("d"), "out": Path("o"), "subset": "all", "split": None}
-    plain |= {"runtime": "auto", "device": "auto", "tta": None, "bit_depth": None, "overwrite": False}
+    plain |= {"runtime": "auto", "device": "auto", "tta": None, "bit_depth": None, "group": None, "overwrite": False}
     given = {"models": (Path("m.xml"), Path("n.xml")), "subset": "train", "split": Path("s.csv")}
-    given |= {"runtime": "onnx", "device": "mps", "tta": "flips", "bit_depth": 12, "overwrite": True}
+    given |= {"runtime": "onnx", "device": "mps", "tta": "flips", "bit_depth": 12, "group": "c.", "overwrite": True}
     assert asked == [plain, plain | given]
 
 
@@ -96,3 +97,4 @@ def test_predictions_without_labels_are_checked(call: Call, refused: Call, data_
     refused("evaluate", "m.safetensors", "--out", "out", code=2, told="evaluate needs --data DIR")
     refused("evaluate", "--predictions", "p.csv", "--out", "out", code=2, told="evaluate needs --data DIR")
     refused("evaluate", "--predictions", "p.csv", "--subset", "val", code=2, told="go with MODEL")
+    refused("evaluate", "--predictions", "p.csv", "--group", "c", code=2, told="evaluate needs --data DIR")

@@ -122,7 +122,7 @@ def test_without_flags_everything_is_left_to_the_library(
     (request,) = requests
     del request["progress"]
     unset = dict.fromkeys(
-        ("classes", "outputs", "overlays", "mm_per_px", "fail_on", "workers", "tta", "bit_depth", "shard")
+        ("classes", "outputs", "overlays", "mm_per_px", "fail_on", "workers", "tta", "bit_depth", "group", "shard")
     )
     assert request == unset | {
         "models": (Path("m.safetensors"),),
@@ -136,15 +136,16 @@ def test_without_flags_everything_is_left_to_the_library(
 
 def test_flags_reach_the_library(call: Call, sheets: Path, requests: list[dict[str, Any]]) -> None:
     flags = ("--runtime", "openvino", "--workers", 3, "--outputs", "rle, overlays,", "--overlays", "defects", "--json")
+    more = ("--bit-depth", 12, "--classes", "1,pit", "--group", "c.")
 
-    done = call("predict", "a.xml,b.xml", "in", "--out", "o", *flags, "--bit-depth", 12, "--classes", "1,pit")
+    done = call("predict", "a.xml,b.xml", "in", "--out", "o", *flags, *more)
 
     assert (done.code, json.loads(done.out)) == (0, RESULT)
     (request,) = requests
     assert request["models"] == (Path("a.xml"), Path("b.xml"))
     assert (request["runtime"], request["workers"], request["bit_depth"]) == ("openvino", 3, 12)
     assert (request["outputs"], request["overlays"]) == (["rle", "overlays"], "defects")
-    assert request["classes"] == ["1", "pit"]
+    assert (request["classes"], request["group"]) == (["1", "pit"], "c.")
 
 
 def test_inputs_are_paths_on_stdin_patterns_files_and_folders(

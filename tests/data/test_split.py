@@ -18,7 +18,9 @@ from defectseg.data.split import (
     find_related,
     leave_out_test,
     make_folds,
+    name_groups,
     read_split,
+    read_split_groups,
     write_split,
 )
 from defectseg.data.synthetic import make_sheet
@@ -116,9 +118,26 @@ def test_senseless_numbers_of_folds_are_refused(count: int, message: str) -> Non
 
 def test_split_file_reads_back_as_it_was_written(tmp_path: Path) -> None:
     folds = {"b,c.jpg": 1, "a.jpg": 0}
-    write_split(tmp_path / "split.csv", folds)
-    assert (tmp_path / "split.csv").read_bytes() == b'ImageId,fold\na.jpg,0\n"b,c.jpg",1\n'
-    assert read_split(tmp_path / "split.csv") == folds
+    path = tmp_path / "split.csv"
+    write_split(path, folds, {"b,c.jpg": "coil 7"})
+    assert path.read_bytes() == b'ImageId,fold,group\na.jpg,0,\n"b,c.jpg",1,coil 7\n'
+    assert (read_split(path), read_split_groups(path)) == (folds, {"b,c.jpg": "coil 7"})
+
+
+def test_groups_of_a_split_file_are_read_by_any_spelling_and_older_files_have_none(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    assert read_split_groups(path) == {}
+    path.write_text("ImageId,fold\na.jpg,0\n")
+    assert read_split_groups(path) == {}
+    path.write_text("Group,ImageId,fold\n coil 7 ,u\u0308.jpg,0\n,b.jpg,0\n", encoding="utf-8")
+    assert read_split_groups(path, ["\u00fc.jpg"]) == {"\u00fc.jpg": "coil 7"}
+
+
+def test_groups_are_named_by_groups_csv_or_else_by_their_first_image() -> None:
+    data = folder(dict.fromkeys("abcdefghi", ()), {"a": "x", "b": "x", "c": "y", "d": "y", "i": "z"})
+    related = RelatedImages(frozenset({("b", "c"), ("f", "g")}), {("g", "h"): 0.9})
+    assert name_groups(data, related, folds=2) == {**dict.fromkeys("abcd", "x"), "f": "f", "g": "f", "i": "z"}
+    assert name_groups(data, related, folds=1) == {**dict.fromkeys("abcd", "x"), **dict.fromkeys("fgh", "f"), "i": "z"}
 
 
 def test_parts_are_read_in_any_case_and_numbers_as_pandas_writes_them(tmp_path: Path) -> None:
@@ -197,7 +216,7 @@ def test_frames_of_one_strip_get_one_fold(tmp_path: Path, write_data: Callable[.
 def test_images_that_cannot_be_read_are_divided_all_the_same(tmp_path: Path, write_data: Callable[..., Path]) -> None:
     data = open_data_folder(write_data(tmp_path, {f"{number}.png": sheet(number) for number in range(4)}))
     data.image_path("2.png").write_bytes(b"?")
-    assert set(make_folds(data, folds=2)) == set(data.image_ids)
+    assert set(make_folds(data, folds=2)[0]) == set(data.image_ids)
 
 
 def test_strips_that_would_outgrow_half_a_fold_are_parted_where_they_are_least_alike() -> None:

@@ -86,8 +86,8 @@ def test_figures_worked_out_by_hand() -> None:
         interval = content.pop(f"{name}_interval")
         assert interval["low"] <= content[name] <= interval["high"]
     assert content == pytest.approx({
-        "images": 3, "pairs": 6, "positive_pairs": 3, "unknown_pairs": 0, "kaggle_dice": 3.5 / 6, "all_empty": 3 / 6,
-        "gain_over_empty": 0.5 / 6, "positive_dice": 1.5 / 3, "miou": 12 / 20,
+        "images": 3, "groups": 3, "pairs": 6, "positive_pairs": 3, "unknown_pairs": 0, "kaggle_dice": 3.5 / 6,
+        "all_empty": 3 / 6, "gain_over_empty": 0.5 / 6, "positive_dice": 1.5 / 3, "miou": 12 / 20,
     })  # fmt: skip
     assert pits == pytest.approx({
         "class_id": 1, "name": "pits", "positive_pairs": 3, "unknown_pairs": 0, "kaggle_dice": 0.5, "all_empty": 0,

@@ -76,7 +76,11 @@ def _tree(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("count", [1, 3, 40], ids=lambda count: f"{count} shards")
-@pytest.mark.parametrize("options", [{}, {"overlays": "defects"}, {"outputs": ["rle"]}], ids=["all", "defects", "rle"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"overlays": "defects"}, {"outputs": ["rle"]}, {"group": "^[0-9]"}],
+    ids=["all", "defects", "rle", "groups"],
+)
 def test_shards_merged_equal_one_run_byte_for_byte(
     run: Predict, sheets: Path, tmp_path: Path, count: int, options: dict[str, Any]
 ) -> None:
@@ -91,6 +95,7 @@ def test_shards_merged_equal_one_run_byte_for_byte(
     assert sum(len(_tree(folder / "masks")) for folder in folders) == len(_tree(tmp_path / "one" / "masks"))
     (series,) = merged["runs"]
     assert series["computed_by"] == one["runs"][0]["computed_by"]
+    assert ("by_group.csv" in _tree(tmp_path / "merged")) == ("group" in options)
     same = ("key", "status", "class_names", "images_in_folder", "processed", "with_defect", "blank", "unreadable")
     assert [merged[name] for name in same] == [one[name] for name in same]
 

@@ -441,8 +441,10 @@ def test_a_file_of_a_run_that_lies_is_refused(tmp_path: Path, images: list[Found
     _process(root, images)
     whole = json.loads((root / "run.json").read_text(encoding="utf-8"))
     names: list[Any] = [5, ["a", "a"], ["pits"], ["a\x1b", "b"]]
+    outputs = whole["key"]["outputs"]
+    keys: list[Any] = [{**whole["key"], "outputs": {**outputs, "group": wrong}} for wrong in (5, "coil(", ["a"])]
     lies: list[dict[str, Any]] = [{"runs": [1]}, {"runs": "abc"}, *({"class_names": wrong} for wrong in names)]
-    for lie in lies:
+    for lie in [*lies, *({"key": wrong} for wrong in keys)]:
         (root / "run.json").write_text(json.dumps({**whole, **lie}), encoding="utf-8")
         with pytest.raises(DataError, match=r"run.json|journal.jsonl: a.jpg has ClassId 2; the model has 1 classes"):
             _records(root)

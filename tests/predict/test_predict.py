@@ -707,3 +707,57 @@ def test_the_size_of_the_first_image_is_prepared_for_a_fresh_folder_unless_it_is
     process(tmp_path / "small.png", tmp_path / "tall.png")  # all may be done
     process(tmp_path / "large.png", into="tiles")
     assert sizes == [(24, 40)]
+
+
+def test_groups_are_counted_for_each_coil(process: Run, tmp_path: Path, out: Path, caplog: Any) -> None:
+    folder = tmp_path / "in"
+    for name, image in {
+        "c1/a.png": _sheet((0, 2, 2, 2, PIT), (8, 2, 2, 2, PIT), (3, 10, 2, 2, CRACK)),
+        "c1/b.png": _sheet(),
+        "c2/a.png": CRACK_SHEET,
+        "odd.png": PIT_SHEET,
+    }.items():
+        _write(folder / name, image)
+    (folder / "c1" / "torn.png").write_bytes((folder / "odd.png").read_bytes()[:-20])
+
+    run = process(folder, group="^(c[0-9])/")
+
+    assert (out / "by_group.csv").read_text().splitlines() == [
+        "group,images,unreadable,defective,regions_pits,regions_cracks",
+        ",1,0,1,1,0",
+        "c1,3,1,1,2,1",
+        "c2,1,0,1,0,1",
+    ]
+    groups = {row["ImageId"]: row["group"] for row in _rows(out / "images.csv")}
+    assert groups == {"c1/a.png": "c1", "c1/b.png": "c1", "c1/torn.png": "c1", "c2/a.png": "c2", "odd.png": ""}
+    assert "1 of 5 images belong to no group, because group='^(c[0-9])/' does not match: odd.png" in caplog.text
+    assert run["key"]["outputs"]["group"] == "^(c[0-9])/"
+    assert _counts(process(folder, group="^(c[0-9])/")) == (0, 0, 1, 4)
+    for other in ("^c[0-9]", None):
+        with pytest.raises(OutputExistsError, match=rf"{REFUSED} \(outputs\.group"):
+            process(folder, group=other)
+
+    process(folder, into="cracks", group="^(c[0-9])/", classes=["cracks"])
+    assert (out.with_name("cracks") / "by_group.csv").read_text().splitlines()[:2] == [
+        "group,images,unreadable,defective,regions_cracks",
+        ",1,0,0,0",
+    ]
+    process(folder, overwrite=True)
+    assert "by_group.csv" not in _files(out)
+    assert "group" not in _rows(out / "images.csv")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"group": "coil("}, r"group: 'coil\(' is no regular expression"),
+        ({"group": "coil"}, r"group: 'coil' matches no ImageId; one of them is 00\.png"),
+        ({"group": "0", "outputs": ["rle"]}, r"group: needs regions\.csv\. Add regions to the outputs rle"),
+    ],
+)
+def test_groups_that_cannot_be_told_are_refused_before_anything_is_written(
+    process: Run, sheets: Path, out: Path, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        process(sheets, **options)
+    assert not out.exists()

@@ -397,6 +397,17 @@ def test_an_error_of_the_network_ends_it(follow: Follow, folder: Path, out: Path
     assert "not a number" in told(out)["last_error"]["message"]
 
 
+def test_each_day_counts_its_groups(follow: Follow, folder: Path, out: Path) -> None:
+    def scenario() -> Iterator[Any]:
+        for number in range(3):
+            put(folder / f"coil{number // 2}_{number}.png", content_of(pit=True))
+        yield from until(lambda: len(records(out)) == 3)
+
+    follow(scenario, choice=OutputChoice(group="coil[0-9]"))
+
+    assert (out / DAY / "by_group.csv").read_text().splitlines()[1:] == ["coil0,2,0,2,2,0", "coil1,1,0,1,1,0"]
+
+
 def test_wrong_folders_are_refused(follow: Follow, folder: Path, out: Path, loaded: Loaded, tmp_path: Path) -> None:
     for source, target in ((folder, folder), (folder, folder / "out"), (folder / "sub", folder)):
         source.mkdir(exist_ok=True)

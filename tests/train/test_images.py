@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from defectseg.data.folder import open_data_folder
-from defectseg.data.split import read_split, write_split
+from defectseg.data.split import Fold, read_split, write_split
 from defectseg.errors import DataError, LabelError
 from defectseg.files import is_empty_folder
 from defectseg.image.read import decode
 from defectseg.model.info import read_model_info
 from defectseg.model.locate import model_identity
-from defectseg.train.images import Images, read_images
+from defectseg.train.images import Images, divide_train, find_folds, read_images
 from defectseg.train.train import TrainResult
 
 Start = Callable[..., TrainResult]
@@ -41,6 +41,38 @@ def test_the_split_of_the_data_folder_is_used(start: Start, out: Path, data: Pat
     info = read_model_info(start("data.fold=7", *QUICK, data=data).model)
     assert read_split(out / "split.csv") == folds
     assert (info.fold, len(info.trained_on)) == (7, 24 - 5)
+
+
+def test_groups_come_along_from_the_split_or_else_from_the_pixels(data: Path, tmp_path: Path) -> None:
+    images = data / "train_images"
+    (images / "sheet_00005.jpg").write_bytes((images / "sheet_00003.jpg").read_bytes())
+    (data / "groups.csv").write_text("ImageId,Group\nsheet_00000.jpg,coil\nsheet_00003.jpg,coil\n")
+    folder = open_data_folder(data)
+    chosen: dict[str, Any] = {"folds": 4, "seed": 3}
+    coil = dict.fromkeys(("sheet_00000.jpg", "sheet_00003.jpg"), "coil")
+
+    folds, groups = find_folds(folder, tmp_path / "split.csv", **chosen)
+    assert groups == {**coil, "sheet_00005.jpg": "coil"}
+    write_split(tmp_path / "split.csv", folds, groups)
+    assert find_folds(folder, tmp_path / "split.csv", **chosen) == (folds, groups)
+
+    parts: dict[str, Fold] = {
+        image_id: "val" if image_id == "sheet_00009.jpg" else "train" for image_id in folder.image_ids
+    }
+    write_split(data / "split.csv", parts, {"sheet_00007.jpg": "mine", "sheet_00008.jpg": "mine"})
+    found = find_folds(folder, tmp_path / "none.csv", **chosen)
+    mine = dict.fromkeys(("sheet_00007.jpg", "sheet_00008.jpg"), "mine")
+    assert found == (parts, coil | mine)
+    folds, groups = divide_train(folder, *found, **chosen)
+    assert groups == {**coil, **mine, "sheet_00005.jpg": "coil"}
+    assert folds["sheet_00007.jpg"] == folds["sheet_00008.jpg"] != "train"
+
+
+def test_the_run_folder_gets_the_groups(start: Start, out: Path, data: Path) -> None:
+    folds = {image_id: number % 4 for number, image_id in enumerate(open_data_folder(data).image_ids)}
+    write_split(data / "split.csv", folds, {"sheet_00000.jpg": "coil", "sheet_00004.jpg": "coil"})
+    start(*QUICK, data=data)
+    assert (out / "split.csv").read_bytes() == (data / "split.csv").read_bytes()
 
 
 def test_labels_of_missing_images_are_logged(start: Start, data: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -122,7 +122,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         done[image_id] += 1
         return decode(data.image_path(image_id))
 
-    def count_search(data: DataFolder, **settings: Any) -> dict[str, int]:
+    def count_search(data: DataFolder, **settings: Any) -> tuple[dict[str, int], dict[str, str]]:
         done["searches"] += 1
         return make_folds(data, **settings)
 
