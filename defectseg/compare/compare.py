@@ -1,271 +1,139 @@
-"""A against B: `defectseg compare`."""
+"""A against B on labelled images: `defectseg compare`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.compare.pictures import Picture, decode_masks, paint_answer
-from defectseg.compare.report import TONES, sentences, table, write_folder
-from defectseg.compare.sources import (
-    Answers,
-    Source,
-    answers_of_model,
-    images_of,
-    open_source,
-    read_answers,
-    refuse_seen,
-)
-from defectseg.compare.verdict import MARGIN, Verdict, contributions, judge
-from defectseg.data.classes import CLASSES_NAME
-from defectseg.data.folder import DataFolder, open_data_folder
+from defectseg.compare.pictures import Panel, paint_answer
+from defectseg.compare.report import Result, sentences, table
+from defectseg.compare.sources import Side, open_folders, open_source
+from defectseg.compare.verdict import MARGIN, contributions, judge
 from defectseg.data.groups import groups_of
 from defectseg.data.split import SPLIT_NAME
-from defectseg.errors import DataError, ImageError, LabelError, UsageError
+from defectseg.errors import DataError, UsageError
 from defectseg.evaluate.bootstrap import number_groups
-from defectseg.evaluate.metrics import count_pairs, score
-from defectseg.evaluate.sheets import sheet_of
+from defectseg.evaluate.score import Score
 from defectseg.image.overlay import paint_truth
-from defectseg.image.read import read_size
-from defectseg.progress import Progress, silent, some
+from defectseg.progress import Progress, silent
 
-Figures = NDArray[np.float64]
-"""float64 (N, 5), of N images."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One answer for one image: its mean Dice, whether it is missed or stopped, and the labelled regions found."""
-
-    dice: float
-    missed: int
-    stopped: int
-    regions_found: int
-
-
-@dataclass(frozen=True)
-class Change:
-    """An image whose figures differ, with both sides and the number of labelled regions."""
-
-    image_id: str
-    group: str
-    a: Side
-    b: Side
-    labelled_regions: int
-
-    @property
-    def difference(self) -> float:
-        """Dice of B minus Dice of A; NaN where ignored pixels may hide every class."""
-        return self.b.dice - self.a.dice
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What two sources say about the same labelled images.
-
-    Attributes:
-        sources: A and B, as given.
-        verdict: about B.
-        groups_source: where the groups come from, in words.
-        images: number of images.
-        changes: the images on which the figures differ, the largest difference first.
-        warnings: sentences.
-        unreadable: for each image that was left out, why.
-    """
-
-    sources: tuple[str, str]
-    verdict: Verdict
-    groups_source: str
-    images: int
-    changes: tuple[Change, ...]
-    warnings: tuple[str, ...]
-    unreadable: tuple[str, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """Plain containers, numbers and None; of the changes their number."""
-        names = dict(zip("ab", self.sources, strict=True))
-        told = {"images": self.images, "images_changed": len(self.changes), "groups_source": self.groups_source}
-        warnings = [*self.warnings, *(f"left out, {why}" for why in self.unreadable)]
-        return {**names, **self.verdict.to_json(), **told, "warnings": warnings}
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def compare(
     a: str,
     b: str,
     data: Path,
-    out: Path | None = None,
     *,
     subset: str = "all",
-    split: Path | None = None,
     group: str | None = None,
     margin: float = MARGIN,
     require: str | None = None,
     allow_seen: bool = False,
     allow_unknown: bool = False,
-    overwrite: bool = False,
     device: str = "auto",
-    runtime: str = "auto",
-    tta: str | None = None,
-    bit_depth: int | None = None,
     progress: Progress = silent,
-) -> Comparison:
-    """Find out whether B is better than A on labelled images; with `out`, write figures, pictures and a page.
+) -> Result:
+    """Find out whether B is better than A on labelled images.
 
     Args:
         a, b: each a model, a run of folds, a result folder of predict, or a prediction file.
         data: data folder.
-        out: output folder, or None.
-        subset: all, train, val or test, of each model.
-        split: split.csv with the folds; None for the one beside each model.
+        subset: all, val or test, as each model tells.
         group: regular expression that finds the group of an image in its ImageId; None: see `groups_of`.
         margin: the loss of Kaggle Dice that counts as none.
-        require: better or not-worse, if something depends on the verdict; see `Verdict.meets`.
-        allow_seen: also compare models on images that they were trained on.
-        allow_unknown: let something depend on answers of which nobody knows what their model was trained on.
-        overwrite: replace an earlier comparison in `out`.
-        device, runtime, tta, bit_depth: of models, as in `evaluate`.
+        require: better or not-worse, if something depends on it.
+        allow_seen: also compare a model on images that it was trained on.
+        allow_unknown: with `require`, also take answers of which nobody knows what their model was trained on.
+        device: of models: auto, cpu, cuda, cuda:N or mps.
         progress: called after each image.
 
     Raises:
-        OutputExistsError: see `files.result_folder`.
         UsageError: the images of the subset are not known, or a model was trained on some.
         DataError, ModelError, ResourceError: data, answers, model or device cannot be used.
     """
     sources = (open_source(a), open_source(b))
-    if require and not allow_unknown and (unknown := [one.text for one in sources if not one.is_known]):
-        raise UsageError(
-            f"{' and '.join(unknown)}: not known which images the model was trained on, so nothing may depend on it.",
-            go_on={"allow_unknown": True},
-        )
-    named = [one.class_names for one in sources if one.class_names and not (data / CLASSES_NAME).exists()]
-    folder = open_data_folder(data, class_names=next(iter(named), None), bit_depth=bit_depth)
-    answers, warnings = _answers(sources, folder, subset, split, allow_seen, device, runtime, tta, progress)
-    image_ids, unreadable = sorted(answers[0].masks.keys() & answers[1].masks.keys()), {}
-    rows = []
-    for image_id in image_ids:
-        try:
-            rows.append(_count(folder, image_id, answers))
-        except ImageError as error:
-            unreadable[image_id] = str(error)
-    image_ids = [image_id for image_id in image_ids if image_id not in unreadable]
-    for one in answers:
-        unreadable |= one.unreadable
+    unknown = [str(one.path) for one in sources if not one.is_known]
+    if require and unknown and not allow_unknown:
+        why = f"{' and '.join(unknown)}: nobody knows what the model was trained on, so nothing may depend on it."
+        raise UsageError(why, go_on={"allow_unknown": True})
+    if subset != "all" and not any(one.models for one in sources):
+        raise UsageError(f"{subset}: neither side has a model that tells which images these are.", argument="subset")
+    folders = open_folders(sources, data)
+    sides = [Side(source, folder, subset) for source, folder in zip(sources, folders, strict=True)]
+    wanted = sides[0].image_ids & sides[1].image_ids
+    for side in sides:
+        side.keep(wanted)
+        side.refuse_seen(allowed=allow_seen)
+    for side in sides:
+        side.answer(device, progress)
+    image_ids = sorted(wanted & sides[0].score.sheets.keys() & sides[1].score.sheets.keys())
     if not image_ids:
         raise DataError(f"{data}: none of its images has an answer of both {a} and {b}.")
-    splits = [
-        *(() if split is None else (split,)),
-        *(path.parent / SPLIT_NAME for one in sources for path in one.models),
-    ]
-    groups = groups_of(folder, image_ids, group, splits=splits)
-    of_a, of_b, of = np.array(rows, np.float64).transpose(1, 0, 2)
-    verdict = judge(of_a, of_b, of, number_groups(groups[image_id] for image_id in image_ids), margin)
+    splits = [model.parent / SPLIT_NAME for one in sources for model in one.models]
+    groups = groups_of(folders[0], image_ids, group, splits=splits)
+    (of_a, of), (of_b, _) = (_contributions(side.score, image_ids, folders[0].num_classes) for side in sides)
+    verdict = judge(of_a, of_b, of, number_groups(groups[one] for one in image_ids), margin)
+    lost = {one.image_id: one.message for side in sides for one in side.score.unreadable if one.image_id in wanted}
+    warnings = [warning for side in sides for warning in side.warnings]
+    warnings += [f"left out, unreadable: {why}" for why in lost.values()]
     changes = _changes(image_ids, groups, of_a, of_b, of)
-    why = tuple(reason for image_id, reason in sorted(unreadable.items()))
-    done = Comparison((a, b), verdict, groups.source, len(image_ids), changes, tuple(warnings), why)
-    if out is not None:
-        _write(out, done, folder, answers, overwrite=overwrite)
-    return done
+    content = {"a": a, "b": b, "data": str(data), "images": len(image_ids), "changed": len(changes)}
+    content |= {**asdict(verdict), "groups_source": groups.source, "warnings": warnings}
+    return Result(
+        f"Is B better than A on {data.name}?",
+        sentences(verdict),
+        content,
+        changes,
+        partial(_panels, sides),
+        warnings,
+        table(verdict),
+        verdict,
+        unreadable=len(lost),
+    )
 
 
-def _answers(
-    sources: Sequence[Source],
-    folder: DataFolder,
-    subset: str,
-    split: Path | None,
-    allow_seen: bool,
-    device: str,
-    runtime: str,
-    tta: str | None,
-    progress: Progress,
-) -> tuple[list[Answers], list[str]]:
-    """The answers of both sides for the images of the subset, and warnings."""
-    if subset != "all" and not any(one.models for one in sources):
-        raise UsageError(f"{subset}: neither side has a model that tells its images.", argument="subset")
-    chosen = [images_of(one, folder, subset, split) for one in sources]
-    wanted = chosen[0][0] & chosen[1][0]
-    if not wanted:
-        raise UsageError(f"{folder.root}: no image may be used for both sides. Choose another subset.")
-    warnings = [warning for _, _, told in chosen for warning in told]
-    for one in sources:
-        warnings += refuse_seen(one, folder, sorted(wanted), allow_seen=allow_seen)
-    answers = []
-    for source, (_, parts, _) in zip(sources, chosen, strict=True):
-        if source.is_model:
-            parts = [(members, tuple(one for one in image_ids if one in wanted)) for members, image_ids in parts]
-            parts = [part for part in parts if part[1]]
-            one = answers_of_model(source, folder, parts, device=device, runtime=runtime, tta=tta, progress=progress)
-        else:
-            one = read_answers(source, folder.class_names, folder.root / CLASSES_NAME, folder)
-        given = {image_id: masks for image_id, masks in one.masks.items() if image_id in wanted}
-        if absent := sorted(wanted - given.keys() - one.unreadable.keys()):
-            warnings.append(f"{len(absent)} images are not in {source.text} and are left out: {some(absent)}")
-        warnings += one.warnings
-        lost = {image_id: why for image_id, why in one.unreadable.items() if image_id in wanted}
-        answers.append(Answers(given, lost, one.size_hw))
-    return answers, warnings
-
-
-def _count(folder: DataFolder, image_id: str, answers: Sequence[Answers]) -> list[Sequence[float]]:
-    """The numerators of A and B, and the denominators, of `contributions`. Raises ImageError or LabelError."""
-    size_hw = read_size(folder.image_path(image_id))
-    truth, ignore = folder.masks_of(image_id, size_hw)
-    rows: list[Sequence[float]] = []
-    for one in answers:
-        if (told := one.size_hw.get(image_id, size_hw)) != size_hw:
-            raise LabelError(
-                f"{image_id}: a result is of an image of {told[0]} x {told[1]} px, but the one in {folder.root} has "
-                f"{size_hw[0]} x {size_hw[1]}. Compare results of these images."
-            )
-        predicted = decode_masks(one.masks[image_id], size_hw, folder.num_classes, where=image_id)
-        pairs = [*count_pairs(image_id, predicted, truth, ignore).values()]
-        numerators, denominators = contributions(pairs, sheet_of(predicted, truth, ignore))
-        rows.append(numerators)
-    return [*rows, denominators]
+def _contributions(score: Score, image_ids: Sequence[str], classes: int) -> NDArray[np.float64]:
+    """float64 (2, N, 5): the numerators and the denominators of the FIGURES of each image."""
+    rows = [
+        contributions([score.counts[image_id, class_id] for class_id in range(1, classes + 1)], score.sheets[image_id])
+        for image_id in image_ids
+    ]
+    return np.array(rows, np.float64).transpose(1, 0, 2)
 
 
 def _changes(
-    image_ids: Sequence[str], groups: Mapping[str, str], a: Figures, b: Figures, of: Figures
-) -> tuple[Change, ...]:
-    """The images on which a figure differs, the largest difference of the Dice first."""
-    changes = []
-    for index in np.flatnonzero((a != b).any(axis=1)).tolist():
-        image_id, known = image_ids[index], of[index, 0] or np.nan
-        sides = [(one[index, 0] / known, *one[index, 2:].astype(int).tolist()) for one in (a, b)]
-        changes.append(Change(image_id, groups[image_id], Side(*sides[0]), Side(*sides[1]), int(of[index, 4])))
-    return tuple(sorted(changes, key=lambda one: (-abs(np.nan_to_num(one.difference)), one.image_id)))
+    image_ids: Sequence[str],
+    groups: Mapping[str, str],
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    of: NDArray[np.float64],
+) -> "pd.DataFrame":
+    import pandas as pd
+
+    frame = pd.DataFrame({"ImageId": image_ids, "group": [groups[image_id] for image_id in image_ids]})
+    known = np.where(of[:, 0] > 0, of[:, 0], np.nan)
+    for side, figures in {"a": a, "b": b}.items():
+        frame[f"dice_{side}"] = figures[:, 0] / known
+        for index, name in enumerate(("missed", "stopped", "regions_found"), start=2):
+            frame[f"{name}_{side}"] = figures[:, index].astype(int)
+    frame["labelled_regions"] = of[:, 4].astype(int)
+    frame.insert(2, "dice_difference", frame["dice_b"] - frame["dice_a"])
+    order = np.argsort(-frame["dice_difference"].abs().fillna(0).to_numpy(), kind="stable")
+    return frame.iloc[order[(a != b).any(axis=1)[order]]]
 
 
-def _write(out: Path, done: Comparison, folder: DataFolder, answers: Sequence[Answers], *, overwrite: bool) -> None:
-    def panels(image_id: str) -> list[tuple[Picture, str]]:
-        pixels = folder.decode(image_id).pixels
-        truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
-        labelled = ", ".join(folder.class_names[class_id - 1] for class_id in folder.classes_of(image_id)) or "sound"
-        a, b = (paint_answer(pixels, one.masks[image_id], folder.class_names, where=image_id) for one in answers)
-        label = paint_truth(pixels, truth.any(axis=0) & ~ignore)
-        return [(a[0], f"A: {a[1]}"), (label, f"label: {labelled}"), (b[0], f"B: {b[1]}")]
-
-    names = [f"{name}_{side}" for name in Side.__dataclass_fields__ for side in "ab"]
-    rows = []
-    for one in done.changes:
-        figures = [value for both in zip(vars(one.a).values(), vars(one.b).values(), strict=True) for value in both]
-        texts = [f"{value:.9g}" for value in (one.difference, *figures)]
-        rows.append([one.image_id, one.group, *texts, one.labelled_regions])
-    write_folder(
-        out,
-        done.to_json(),
-        ["ImageId", "group", "dice_difference", *names, "labelled_regions"],
-        rows,
-        panels,
-        captions={
-            one.image_id: f"group {one.group}; mean Dice {score(one.a.dice)} under A, {score(one.b.dice)} under B"
-            for one in done.changes
-        },
-        overwrite=overwrite,
-        title="B against A",
-        tone=TONES[done.verdict.verdict],
-        sentences=sentences(done.verdict),
-        table=table(done.verdict),
-        notes=[*done.warnings, *done.unreadable],
+def _panels(sides: Sequence[Side], image_id: str) -> list[Panel]:
+    folder = sides[0].folder
+    pixels = folder.decode(image_id).pixels
+    truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
+    a, b = (
+        paint_answer(name, pixels, side.masks.get(image_id, {}), side.folder.class_names)
+        for name, side in zip("AB", sides, strict=True)
     )
+    return [a, (paint_truth(pixels, truth.any(axis=0) & ~ignore), "label"), b]

@@ -1,29 +1,26 @@
 """What can be compared: models, runs of folds, result folders of `predict`, and prediction files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
-from defectseg.data.classes import CLASSES_NAME, match_classes
-from defectseg.data.folder import DataFolder, check_class_ids
-from defectseg.data.table import read_label_table
-from defectseg.errors import CannotContinueError, DataError, LabelError, UsageError
+from defectseg.data.classes import CLASSES_NAME
+from defectseg.data.folder import DataFolder, open_data_folder
+from defectseg.errors import CannotContinueError, DataError, UsageError
 from defectseg.evaluate.out_of_fold import Part, are_folds, divide_by_seen, score_parts
-from defectseg.evaluate.score import Scored
+from defectseg.evaluate.prediction_file import read_predictions, score_predictions
+from defectseg.evaluate.score import Score, Scored
 from defectseg.evaluate.subset import choose_subset, count_seen
 from defectseg.image import rle
-from defectseg.image.read import bit_depth_warnings
 from defectseg.model.info import ModelInfo, read_model_info
 from defectseg.model.locate import model_identity, model_paths
 from defectseg.predict.output import RUN, read_results
-from defectseg.predict.tables import RLE, STATUS_UNREADABLE
-from defectseg.progress import Progress, some
+from defectseg.progress import Progress
 from defectseg.runtime.ensemble import join_infos
 from defectseg.runtime.load import load_runtime
 
-Masks = Mapping[int, str]
-"""ClassId -> run-lengths, for the classes that are found."""
+Masks = Mapping[str, Mapping[int, str]]
+"""ImageId -> ClassId -> run-lengths."""
 
 
 @dataclass(frozen=True)
@@ -31,174 +28,121 @@ class Source:
     """One side of a comparison.
 
     Attributes:
-        text: as people gave it.
-        models: the model files; for results, those that made them, if they are still there. None of a prediction file.
-        class_names: those of the model; None of a prediction file.
-        is_model: the model has to answer; otherwise its answers are read from a folder or file.
-        only_classes: the ClassIds that a result folder reports; None: all.
+        path: as people gave it.
+        models: the model files; of results those that made them, if they are still there; of a prediction file none.
+        infos: the description of each.
+        class_names: those of the model; None for a prediction file.
+        is_model: the model has to answer; otherwise its answers are read.
     """
 
-    text: str
+    path: Path
     models: tuple[Path, ...]
+    infos: tuple[ModelInfo, ...]
     class_names: tuple[str, ...] | None
     is_model: bool
-    only_classes: tuple[int, ...] | None = None
-
-    @cached_property
-    def infos(self) -> list[ModelInfo]:
-        """The description of each model."""
-        return [read_model_info(model) for model in self.models]
-
-    @cached_property
-    def joined(self) -> ModelInfo:
-        """One description for all of its models, of which there is at least one."""
-        return self.infos[0] if len(self.infos) == 1 else join_infos(self.infos, self.models)
 
     @property
     def is_known(self) -> bool:
         """Whether it is known what the models were trained on."""
         return bool(self.models) and all(info.trained_on for info in self.infos)
 
-
-@dataclass(frozen=True)
-class Answers:
-    """The answers of one side.
-
-    Attributes:
-        masks: ImageId -> what was found there.
-        unreadable: ImageId -> why it has no answer.
-        size_hw: ImageId -> height and width in px, where the source tells them.
-        warnings: sentences.
-    """
-
-    masks: dict[str, Masks] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    size_hw: dict[str, tuple[int, int]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    def joined(self, members: Sequence[int]) -> ModelInfo:
+        """One description for some of the models."""
+        infos = [self.infos[index] for index in members]
+        return infos[0] if len(infos) == 1 else join_infos(infos, [self.models[index] for index in members])
 
 
 def open_source(text: str) -> Source:
-    """Find out what an argument names.
-
-    Raises:
-        ModelError: as `model_paths` and `read_model_info`.
-        DataError: a result folder is not that of a finished run, or has no run-lengths.
-    """
+    """Find out what an argument names. Raises ModelError or DataError if that cannot be used."""
     path = Path(text)
     if path.name.lower().endswith((".csv", ".csv.gz")):
-        return Source(text, (), None, is_model=False)
+        return Source(path, (), (), None, is_model=False)
     if not (path / RUN).is_file():
         models = model_paths(text)
-        return Source(text, models, read_model_info(models[0]).class_names, is_model=True)
-    run, choice, _ = read_results(path)
-    if RLE not in choice.names:
-        raise DataError(f"{path}: was written without predictions.csv. Predict again, with rle among the outputs.")
-    made_by, only = tuple(map(Path, str(run.get("model", "")).split(", "))), run["key"].get("only_classes")
+        infos = tuple(map(read_model_info, models))
+        return Source(path, models, infos, infos[0].class_names, is_model=True)
+    run = read_results(path)[0]
+    models = tuple(map(Path, str(run.get("model", "")).split(", ")))
     try:
-        known = model_identity(made_by) == run["key"].get("model_sha256")
-    except CannotContinueError:  # moved, or replaced by something else
-        known = False
-    return Source(text, made_by if known else (), tuple(run["class_names"]), False, only and tuple(only))
+        is_here = model_identity(models) == run["key"].get("model_sha256")
+    except CannotContinueError:  # moved or deleted
+        is_here = False
+    models = models if is_here else ()
+    return Source(path, models, tuple(map(read_model_info, models)), tuple(run["class_names"]), is_model=False)
 
 
-def images_of(
-    source: Source, folder: DataFolder, subset: str, split: Path | None
-) -> tuple[frozenset[str], list[Part], list[str]]:
-    """The images of a subset that a source is scored on, for a model which of its files answer for which, and warnings.
+def open_folders(sources: Sequence[Source], data: Path) -> list[DataFolder]:
+    """The data folder as each side numbers its classes. Raises DataError if they cannot be matched."""
+    names = [one.class_names for one in sources]
+    if not (data / CLASSES_NAME).exists():
+        known = {one for one in names if one}
+        if len(known) > 1:
+            told = "; ".join(map(", ".join, sorted(known)))
+            raise DataError(f"{data}: has no {CLASSES_NAME}, and the models name their classes differently: {told}.")
+        names = [next(iter(known), None)] * len(names)
+    return [open_data_folder(data, class_names=one) for one in names]
 
-    Models of different folds answer for the images that they were not trained on, see `divide_by_seen`.
+
+class Side:
+    """A source on a data folder.
+
+    Attributes:
+        parts: the images that it answers for; of models of different folds each by those that were not trained on it.
+        warnings: sentences.
+        score, masks: what it answers; of a model only after `answer`.
 
     Raises:
         UsageError: it is not known which images belong to the subset.
+        DataError: the answers cannot be used, see `score_predictions`.
     """
-    if source.is_model and subset == "all" and are_folds(source.infos):
-        parts, warnings = divide_by_seen(folder, source.infos, source.models)
-    elif source.models and subset != "all":
-        chosen, _ = choose_subset(folder, source.joined, source.models, subset, split)
-        parts, warnings = [(tuple(range(len(source.models))), chosen)], []
-    else:
-        parts, warnings = [(tuple(range(len(source.models))), folder.image_ids)], []
-    return frozenset(image_id for _, image_ids in parts for image_id in image_ids), parts, warnings
 
+    score: Score
+    masks: Masks
 
-def refuse_seen(source: Source, folder: DataFolder, image_ids: Sequence[str], *, allow_seen: bool) -> list[str]:
-    """A warning where a model was trained on some of the images.
+    def __init__(self, source: Source, folder: DataFolder, subset: str) -> None:
+        self.source, self.folder, self.warnings = source, folder, list[str]()
+        everyone = tuple(range(len(source.models)))
+        self.parts: list[Part] = [(everyone, folder.image_ids)]
+        if subset != "all" and source.models:
+            self.parts = [(everyone, choose_subset(folder, source.joined(everyone), source.models, subset, None)[0])]
+        elif source.is_model and are_folds(source.infos):
+            self.parts, self.warnings = divide_by_seen(folder, source.infos, source.models)
+        if not source.is_model:
+            self.masks = read_predictions(source.path, folder)[0].rles
+            self.score, told = score_predictions(source.path, folder)
+            self.warnings += told
+            self.keep({*self.score.sheets, *(one.image_id for one in self.score.unreadable)})
 
-    Raises:
-        UsageError: that is so, and not allowed.
-    """
-    if not source.models or (source.is_model and are_folds(source.infos)):  # whose parts have been chosen so
-        return []
-    if not (seen := count_seen(folder, source.joined, image_ids)):
-        return []
-    told = f"was trained on {seen} of these {len(image_ids)} images, which favours it"
-    if not allow_seen:
-        better = "Compare on others, such as the subset val or test."
-        raise UsageError(f"{source.text}: {told}. {better}", go_on={"allow_seen": True})
-    return [f"{source.text} {told}"]
+    @property
+    def image_ids(self) -> set[str]:
+        """The images of all parts."""
+        return {image_id for _, image_ids in self.parts for image_id in image_ids}
 
+    def keep(self, wanted: set[str]) -> None:
+        """Leave out other images."""
+        kept = ((members, tuple(one for one in image_ids if one in wanted)) for members, image_ids in self.parts)
+        self.parts = [part for part in kept if part[1]]
 
-def answers_of_model(
-    source: Source,
-    folder: DataFolder,
-    parts: Sequence[Part],
-    *,
-    device: str,
-    runtime: str,
-    tta: str | None,
-    progress: Progress,
-) -> Answers:
-    """Let a model answer for labelled images; see `score_parts`. Raises DataError if it does not know their classes."""
-    answers = Answers()
+    def refuse_seen(self, *, allowed: bool) -> None:
+        """Warn if a model was trained on an image that it answers for. Raises UsageError if that is not allowed."""
+        source = self.source
+        parts = self.parts if source.models else []
+        seen = sum(count_seen(self.folder, source.joined(members), image_ids) for members, image_ids in parts)
+        told = f"was trained on {seen} of these {len(self.image_ids)} images, which favours it"
+        if seen and not allowed:
+            why = f"{source.path}: {told}. Compare on images that it has not seen."
+            raise UsageError(why, go_on={"allow_seen": True})
+        self.warnings += [f"{source.path} {told}"] if seen else []
 
-    def keep(scored: Scored) -> None:
-        found = {class_id: rle.encode(mask) for class_id, mask in enumerate(scored.masks, start=1) if mask.any()}
-        answers.masks[scored.image_id] = found
+    def answer(self, device: str, progress: Progress) -> None:
+        """Let a model answer, see `score_parts`."""
+        source, masks = self.source, dict[str, Mapping[int, str]]()
 
-    names = match_classes(folder.root / CLASSES_NAME, folder.class_names, source.class_names or ())
-    renamed = replace(folder, class_names=tuple(sorted(names, key=names.__getitem__)))
-    network, _ = load_runtime(source.models, device, runtime)
-    score = score_parts(
-        network, source.infos, source.models, renamed, parts, tta=tta, visitors=(keep,), progress=progress
-    )
-    answers.unreadable.update((one.image_id, one.message) for one in score.unreadable)
-    answers.warnings += bit_depth_warnings(score.brightest)
-    return answers
+        def keep(one: Scored) -> None:
+            masks[one.image_id] = {number: rle.encode(mask) for number, mask in enumerate(one.masks, 1) if mask.any()}
 
-
-def read_answers(source: Source, class_names: Sequence[str], where: Path, folder: DataFolder | None = None) -> Answers:
-    """Read the answers of a result folder or prediction file.
-
-    Args:
-        source: where they are.
-        class_names: the classes to compare. Those of a result folder are matched with them by name.
-        where: what names these classes, for messages.
-        folder: the labelled images, of which a prediction file lists those that are not empty; None: without labels.
-
-    Raises:
-        LabelError, DataError: it cannot be read, or has other classes.
-    """
-    path, answers = Path(source.text), Answers()
-    if source.class_names is None:
-        images = {*folder.image_ids, *folder.not_labelled} if folder else set()
-        table = read_label_table(path, images, class_names=class_names)
-        check_class_ids(table, class_names, path)
-        answers.masks.update((image_id, table.rles.get(image_id, {})) for image_id in table.listed)
-        if folder and (empty := [image_id for image_id in folder.image_ids if image_id not in table.listed]):
-            if len(empty) == len(folder.image_ids):
-                raise LabelError(f"{path}: lists none of the {len(empty)} images of {folder.root}.")
-            answers.masks.update(dict.fromkeys(empty, {}))
-            answers.warnings.append(f"{len(empty)} images are not in {path.name} and count as empty: {some(empty)}")
-        return answers
-    names = match_classes(where, class_names, source.class_names)
-    class_id_of = {source.class_names.index(name) + 1: class_id for name, class_id in names.items()}
-    if source.only_classes is not None:
-        answers.warnings.append(f"{path}: reports only the classes {', '.join(map(str, source.only_classes))}")
-    for record in read_results(path)[2]:
-        if record.status == STATUS_UNREADABLE:
-            answers.unreadable[record.image_id] = f"{path}: {record.image_id} was unreadable"
-            continue
-        found = {class_id_of[class_id]: text for _, class_id, text in record.predictions if class_id in class_id_of}
-        answers.masks[record.image_id] = found
-        answers.size_hw[record.image_id] = record.size_hw
-    return answers
+        if source.is_model:
+            network, _ = load_runtime(source.models, device)
+            asked = (network, source.infos, source.models, self.folder, self.parts)
+            self.score = score_parts(*asked, visitors=(keep,), progress=progress)
+            self.masks = masks

@@ -181,4 +181,4 @@ def _more_groups(difference: float, interval: Interval, groups: int, margin: flo
     if way <= 0:
         return None
     needed = groups * ((norm.ppf(_CONFIDENCE) + norm.ppf(_PROBABLY)) * error / way) ** 2
-    return max(ceil(needed), LEAST_GROUPS, groups + 1) - groups
+    return int(max(ceil(needed), LEAST_GROUPS, groups + 1)) - groups
