@@ -77,7 +77,7 @@ def compare(
         raise DataError(f"{data}: none of its images has an answer of both {a} and {b}.")
     splits = [model.parent / SPLIT_NAME for one in sources for model in one.models]
     groups = groups_of(folders[0], image_ids, group, splits=splits)
-    (of_a, of), (of_b, _) = (_contributions(side.score, image_ids, folders[0].num_classes) for side in sides)
+    (of_a, of), (of_b, _) = (contributions_of(side.score, image_ids, folders[0].num_classes) for side in sides)
     verdict = judge(of_a, of_b, of, number_groups(groups[one] for one in image_ids), margin)
     lost = {one.image_id: one.message for side in sides for one in side.score.unreadable if one.image_id in wanted}
     warnings = [warning for side in sides for warning in side.warnings]
@@ -98,7 +98,7 @@ def compare(
     )
 
 
-def _contributions(score: Score, image_ids: Sequence[str], classes: int) -> NDArray[np.float64]:
+def contributions_of(score: Score, image_ids: Sequence[str], classes: int) -> NDArray[np.float64]:
     """float64 (2, N, 5): the numerators and the denominators of the FIGURES of each image."""
     rows = [
         contributions([score.counts[image_id, class_id] for class_id in range(1, classes + 1)], score.sheets[image_id])
