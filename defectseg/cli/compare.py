@@ -1,7 +1,7 @@
 """`defectseg compare`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -64,20 +64,9 @@ def compare(
     elif images is not None:
         raise UsageError("--images goes without --data DIR, which has its own images.")
     else:
+        asked: Any = {"require": require, "allow_seen": allow_seen, "allow_unknown": allow_unknown, "device": device}
         with progress_bar("comparing") as progress:
-            result = compare_labelled(
-                a,
-                b,
-                data,
-                subset=subset,
-                group=group,
-                margin=margin,
-                require=require,
-                allow_seen=allow_seen,
-                allow_unknown=allow_unknown,
-                device=device,
-                progress=progress,
-            )
+            result = compare_labelled(a, b, data, subset=subset, group=group, margin=margin, progress=progress, **asked)
     warn(result.warnings)
     if out is not None:
         write_result_folder(out, result, overwrite=overwrite)

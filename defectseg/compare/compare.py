@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from defectseg.compare.pictures import Panel, paint_answer
 from defectseg.compare.report import Result, sentences, table
 from defectseg.compare.sources import Side, open_folders, open_source
-from defectseg.compare.verdict import MARGIN, contributions, judge
+from defectseg.compare.verdict import MARGIN, Array, contributions, judge
 from defectseg.data.groups import groups_of
 from defectseg.data.split import SPLIT_NAME
 from defectseg.errors import DataError, UsageError
@@ -86,19 +85,12 @@ def compare(
     content = {"a": a, "b": b, "data": str(data), "images": len(image_ids), "changed": len(changes)}
     content |= {**asdict(verdict), "groups_source": groups.source, "warnings": warnings}
     return Result(
-        f"Is B better than A on {data.name}?",
-        sentences(verdict),
-        content,
-        changes,
-        partial(_panels, sides),
-        warnings,
-        table(verdict),
-        verdict,
-        unreadable=len(lost),
-    )
+        f"Is B better than A on {data.name}?", content, sentences(verdict), warnings, changes, partial(_panels, sides),
+        table=table(verdict), verdict=verdict, unreadable=len(lost),
+    )  # fmt: skip
 
 
-def contributions_of(score: Score, image_ids: Sequence[str], classes: int) -> NDArray[np.float64]:
+def contributions_of(score: Score, image_ids: Sequence[str], classes: int) -> Array:
     """float64 (2, N, 5): the numerators and the denominators of the FIGURES of each image."""
     rows = [
         contributions([score.counts[image_id, class_id] for class_id in range(1, classes + 1)], score.sheets[image_id])
@@ -107,13 +99,7 @@ def contributions_of(score: Score, image_ids: Sequence[str], classes: int) -> ND
     return np.array(rows, np.float64).transpose(1, 0, 2)
 
 
-def _changes(
-    image_ids: Sequence[str],
-    groups: Mapping[str, str],
-    a: NDArray[np.float64],
-    b: NDArray[np.float64],
-    of: NDArray[np.float64],
-) -> "pd.DataFrame":
+def _changes(image_ids: Sequence[str], groups: Mapping[str, str], a: Array, b: Array, of: Array) -> "pd.DataFrame":
     import pandas as pd
 
     frame = pd.DataFrame({"ImageId": image_ids, "group": [groups[image_id] for image_id in image_ids]})
@@ -125,7 +111,8 @@ def _changes(
     frame["labelled_regions"] = of[:, 4].astype(int)
     frame.insert(2, "dice_difference", frame["dice_b"] - frame["dice_a"])
     order = np.argsort(-frame["dice_difference"].abs().fillna(0).to_numpy(), kind="stable")
-    return frame.iloc[order[(a != b).any(axis=1)[order]]]
+    changed: pd.DataFrame = frame.iloc[order[(a != b).any(axis=1)[order]]]
+    return changed
 
 
 def _panels(sides: Sequence[Side], image_id: str) -> list[Panel]:

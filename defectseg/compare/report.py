@@ -34,11 +34,11 @@ class Result:
 
     Attributes:
         title: heading of the page.
-        sentences: what it says, in plain words.
         content: of compare.json.
+        sentences: what it says, in plain words.
+        warnings: sentences.
         images: of images.csv: a row for each image that changed, those to look at first.
         panels: makes the parts of the picture of an image; None: without pictures.
-        warnings: sentences.
         table: rows of text, headings first; empty without labels.
         verdict: None without labels.
         to_label: ImageIds for to_label.csv.
@@ -46,11 +46,11 @@ class Result:
     """
 
     title: str
-    sentences: Sequence[str]
     content: Mapping[str, object]
+    sentences: Sequence[str]
+    warnings: Sequence[str]
     images: "pd.DataFrame"
     panels: Callable[[str], Sequence[Panel]] | None
-    warnings: Sequence[str]
     table: Sequence[Sequence[str]] = ()
     verdict: Verdict | None = None
     to_label: Sequence[str] = ()

@@ -7,7 +7,7 @@ import numpy as np
 from defectseg.compare.pictures import Panel, paint_answer
 from defectseg.compare.report import Result
 from defectseg.compare.sources import open_source
-from defectseg.compare.verdict import VETO_P
+from defectseg.compare.verdict import PROBABLY, VETO_P
 from defectseg.data.classes import MAX_CLASSES
 from defectseg.data.folder import DataFolder
 from defectseg.data.names import match_groups
@@ -20,7 +20,7 @@ from defectseg.image.read import decode
 from defectseg.progress import some
 
 ONLY_A, ONLY_B, OTHER_CLASSES = "only A finds a defect", "only B finds a defect", "other classes"
-_SHARE, _PROBABLY = 0.75, 0.8
+_SHARE = 0.75
 
 
 def compare_unlabelled(a: str, b: str, *, images: Path | None = None, group: str | None = None) -> Result:
@@ -79,8 +79,8 @@ def compare_unlabelled(a: str, b: str, *, images: Path | None = None, group: str
     paths = {} if images is None else {one.image_id: one for one in find_images([images])}
     text = _sentences(len(image_ids), counts, len(to_label), flips["group"].nunique())
     content = {"a": a, "b": b, "images": len(image_ids), **counts, "to_label": len(to_label), "warnings": warnings}
-    panel_maker = panels if paths else None
-    return Result("What changes from A to B", text, content, frame, panel_maker, warnings, to_label=to_label)
+    shown = panels if paths else None
+    return Result("What changes from A to B", content, text, warnings, frame, shown, to_label=to_label)
 
 
 def votes_needed() -> tuple[int, int]:
@@ -90,7 +90,7 @@ def votes_needed() -> tuple[int, int]:
     groups = np.arange(1, 200)
     against = binom.isf(VETO_P, groups, 0.5) + 1  # so many groups against a model are a veto
     power = binom.sf(against - 1, groups, _SHARE)
-    return int(groups[against <= groups][0]), int(groups[power >= _PROBABLY][0])
+    return int(groups[against <= groups][0]), int(groups[power >= PROBABLY][0])
 
 
 def _sentences(sheets: int, counts: dict[str, int], to_label: int, groups: int) -> list[str]:

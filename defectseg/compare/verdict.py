@@ -4,7 +4,7 @@ Everything is counted by groups of images, because two images of one coil are no
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
@@ -18,11 +18,12 @@ MARGIN = 0.01
 LEAST_GROUPS = 20
 VETO_P = 0.01
 BETTER, WORSE, NOT_WORSE, CANNOT_TELL = "better", "worse", "not worse", "cannot tell"
-KAGGLE_DICE, POSITIVE_DICE, MISSED, STOPPED, REGION_RECALL = FIGURES = (
-    *("kaggle_dice", "positive_dice", "missed_sheets", "stopped_sheets", "region_recall"),
-)
-_PROBABLY = 0.8
+KAGGLE_DICE, MISSED, STOPPED = "kaggle_dice", "missed_sheets", "stopped_sheets"
+FIGURES = (KAGGLE_DICE, "positive_dice", MISSED, STOPPED, "region_recall")
+PROBABLY = 0.8
 _CONFIDENCE = 0.975
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -76,31 +77,18 @@ class Verdict:
             return False
         return interval.low > (0 if required == BETTER else -self.margin)
 
-    def to_json(self) -> dict[str, object]:
-        """Plain containers, numbers and None."""
-        return asdict(self)
 
-
-def contributions(
-    pairs: Sequence[PairCounts], sheet: Sheet
-) -> tuple[tuple[float, float, int, int, int], tuple[int, int, int, int, int]]:
-    """What one image, with its pairs of all classes, adds to the FIGURES: numerators and denominators."""
+def contributions(pairs: Sequence[PairCounts], sheet: Sheet) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """What one image, with its pairs of all classes, adds to the FIGURES: 5 numerators and 5 denominators."""
     known, positive = [one for one in pairs if not one.unknown], [one for one in pairs if one.true_px]
-    reported = any(one.predicted_px for one in pairs)
-    sound = not positive and len(known) == len(pairs)
-    found = sum(is_found for _, _, is_found in sheet.labelled)
-    faults = bool(positive) and not reported, sound and reported
+    reported, sound = any(one.predicted_px for one in pairs), not positive and len(known) == len(pairs)
     dice = sum(one.dice for one in known), sum(one.dice for one in positive)
+    faults = bool(positive) and not reported, sound and reported
+    found = sum(is_found for _, _, is_found in sheet.labelled)
     return (*dice, *faults, found), (len(known), len(positive), bool(positive), sound, len(sheet.labelled))
 
 
-def judge(
-    a: NDArray[np.float64],
-    b: NDArray[np.float64],
-    of: NDArray[np.float64],
-    group: NDArray[np.int64],
-    margin: float = MARGIN,
-) -> Verdict:
+def judge(a: Array, b: Array, of: Array, group: NDArray[np.int64], margin: float = MARGIN) -> Verdict:
     """Compare two models on the same images.
 
     Args:
@@ -109,28 +97,33 @@ def judge(
         margin: the loss of Kaggle Dice that counts as none.
     """
     groups = int(group.max()) + 1
-    a, b, of = (np.array([np.bincount(group, column, groups) for column in one.T]).T for one in (a, b, of))
+    a, b, of = (np.array([np.bincount(group, column, groups) for column in one.T]) for one in (a, b, of))
+    of_group = dict(zip(FIGURES, zip(a, b, of, strict=True), strict=True))
     weights = np.concatenate([*draw_groups(np.arange(groups))])
-    differences = {
-        figure: _difference(a[:, index], b[:, index], of[:, index], weights) for index, figure in enumerate(FIGURES)
-    }
-    votes = {figure: _votes(a[:, index], b[:, index]) for index, figure in enumerate(FIGURES) if figure in _FAULTS}
-    vetoes = tuple(figure for figure, one in votes.items() if one.p <= VETO_P)
+    differences = {figure: _difference(*columns, weights) for figure, columns in of_group.items()}
+    votes = {fault: _votes(*of_group[fault][:2]) for fault in (MISSED, STOPPED)}
+    vetoes = tuple(fault for fault, one in votes.items() if one.p <= VETO_P)
     dice, on_dice, more = differences[KAGGLE_DICE], CANNOT_TELL, None
     if dice.interval is not None and dice.difference is not None:
-        on_dice = _on_dice(dice.interval, margin) if groups >= LEAST_GROUPS else CANNOT_TELL
+        low, high = dice.interval.low, dice.interval.high
+        if groups >= LEAST_GROUPS:
+            on_dice = BETTER if low > 0 else WORSE if high < 0 else NOT_WORSE if low > -margin else CANNOT_TELL
         if on_dice == CANNOT_TELL:
-            more = _more_groups(dice.difference, dice.interval, groups, margin)
+            more = _more_groups(dice.difference, high - low, groups, margin)
     verdict = WORSE if vetoes and groups >= LEAST_GROUPS else on_dice
     return Verdict(verdict, on_dice, margin, groups, more, vetoes, votes, differences)
 
 
-_FAULTS = (MISSED, STOPPED)
+def groups_needed(spread: float, way: float) -> float:
+    """How many groups, each of a difference with this standard deviation, show with a probability of 80 % that the
+    mean does not lie `way` below or above.
+    """
+    from scipy.stats import norm
+
+    return float(((norm.ppf(_CONFIDENCE) + norm.ppf(PROBABLY)) * spread / way) ** 2)
 
 
-def _difference(
-    a: NDArray[np.float64], b: NDArray[np.float64], of: NDArray[np.float64], weights: NDArray[np.float64]
-) -> Difference:
+def _difference(a: Array, b: Array, of: Array, weights: Array) -> Difference:
     """The difference of one figure, from sums over groups (G,) and the weights of the groups in resamples (R, G).
 
     The interval is the percentile interval of the paired cluster bootstrap, widened to the t interval of the sums of
@@ -155,30 +148,21 @@ def _difference(
     return Difference(*figures, difference, Interval(*(round(float(bound), 12) for bound in bounds)))
 
 
-def _votes(a: NDArray[np.float64], b: NDArray[np.float64]) -> Votes:
+def _votes(a: Array, b: Array) -> Votes:
     """An exact one-sided sign test on the number of faults in each group, float64 (G,)."""
     from scipy.stats import binomtest
 
     for_a, for_b = int((a < b).sum()), int((b < a).sum())
-    decided = for_a + for_b
-    return Votes(for_a, for_b, float(binomtest(for_a, decided, alternative="greater").pvalue) if decided else 1.0)
+    test = binomtest(for_a, for_a + for_b, alternative="greater") if for_a + for_b else None
+    return Votes(for_a, for_b, float(test.pvalue) if test else 1.0)
 
 
-def _on_dice(interval: Interval, margin: float) -> str:
-    if interval.low > 0:
-        return BETTER
-    if interval.high < 0:
-        return WORSE
-    return NOT_WORSE if interval.low > -margin else CANNOT_TELL
-
-
-def _more_groups(difference: float, interval: Interval, groups: int, margin: float) -> int | None:
+def _more_groups(difference: float, width: float, groups: int, margin: float) -> int | None:
     """How many more groups will probably tell, so that a bound of the interval comes to lie beyond the nearest goal."""
     from scipy.stats import norm
 
-    error = (interval.high - interval.low) / (2 * norm.ppf(_CONFIDENCE))
     way = max(difference + margin, -difference)  # to `not worse`, which is nearer than `better`; or to `worse`
     if way <= 0:
         return None
-    needed = groups * ((norm.ppf(_CONFIDENCE) + norm.ppf(_PROBABLY)) * error / way) ** 2
-    return int(max(ceil(needed), LEAST_GROUPS, groups + 1)) - groups
+    spread = width / (2 * norm.ppf(_CONFIDENCE)) * groups**0.5
+    return max(ceil(groups_needed(spread, way)), LEAST_GROUPS, groups + 1) - groups

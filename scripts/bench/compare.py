@@ -10,17 +10,17 @@ Usage: python scripts/bench/compare.py DATA A B WEAK [--predictions DATA RESULTS
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, norm
+from scipy.stats import beta
 
 from defectseg.compare.compare import compare, contributions_of
 from defectseg.compare.sources import Side, open_folders, open_source
-from defectseg.compare.verdict import BETTER, KAGGLE_DICE, MARGIN, WORSE, Verdict, judge
+from defectseg.compare.verdict import BETTER, KAGGLE_DICE, MARGIN, WORSE, Verdict, groups_needed, judge
 from defectseg.data.groups import groups_of
 from defectseg.evaluate.bootstrap import number_groups
 from defectseg.evaluate.metrics import PairCounts
@@ -28,7 +28,7 @@ from defectseg.evaluate.score import Score
 from defectseg.progress import silent
 
 USEFUL_MARGIN = 0.03
-SHIFTED = {"pixel thresholds 0.97": 0.97, "pixel thresholds 0.05": 0.05}
+SHIFTED = {f"pixel thresholds {pixel}": pixel for pixel in (0.05, 0.2, 0.8, 0.9)}
 
 Table = NDArray[np.float64]
 
@@ -76,10 +76,13 @@ def trials(
         yield judge(np.where(swapped, other, one), np.where(swapped, one, other), of[chosen], numbers)
 
 
-def told(name: str, hits: int, count: int) -> str:
-    """A share, and the bound below which it is with 95 %, and the one above."""
-    low, high = beta.ppf(0.05, hits, count - hits + 1), beta.ppf(0.95, hits + 1, count - hits)
-    return f"{name}: {100 * hits / count:.1f} % of {count} (95 % bounds: above {100 * low:.1f}, below {100 * high:.1f})"
+def told(name: str, answers: Sequence[bool]) -> None:
+    """Print a share with its two one-sided bounds of 95 %."""
+    hits, count = sum(answers), len(answers)
+    low = beta.ppf(0.05, hits, count - hits + 1) if hits else 0
+    high = beta.ppf(0.95, hits + 1, count - hits) if hits < count else 1
+    bounds = f"95 % bounds: above {100 * low:.1f}, below {100 * high:.1f}"
+    print(f"{name}: {100 * hits / count:.1f} % of {count} ({bounds})", flush=True)
 
 
 def main() -> None:
@@ -104,24 +107,17 @@ def main() -> None:
     print(f"A against B, all images: {whole.differences[KAGGLE_DICE]}")
 
     verdicts = [*trials(of_a, of_b, of, group, options.trials, swap=True)]
-    count = len(verdicts)
-    print(
-        told("equal: better or worse, without vetoes", sum(one.on_dice in (BETTER, WORSE) for one in verdicts), count)
-    )
-    print(told("equal: a veto", sum(bool(one.vetoes) for one in verdicts), count))
-    useful = sum(replace(one, margin=USEFUL_MARGIN).meets("not-worse") for one in verdicts)
-    print(told(f"equal: --require not-worse --margin {USEFUL_MARGIN} is met", useful, count))
-    print(
-        told(f"equal: --require not-worse --margin {MARGIN} is met", sum(v.meets("not-worse") for v in verdicts), count)
-    )
+    told("equal: better or worse, without vetoes", [one.on_dice in (BETTER, WORSE) for one in verdicts])
+    told("equal: a veto", [bool(one.vetoes) for one in verdicts])
+    for margin in (MARGIN, USEFUL_MARGIN):
+        met = [replace(one, margin=margin).meets("not-worse") for one in verdicts]
+        told(f"equal: --require not-worse --margin {margin} is met", met)
     for name, score in others.items():
         of_other, _ = contributions_of(score, image_ids, folder.num_classes)
         loss = -(judge(of_a, of_other, of, group).differences[KAGGLE_DICE].difference or 0)
         verdicts = [*trials(of_a, of_other, of, group, options.trials)]
-        refused = sum(not one.meets("not-worse") for one in verdicts)
-        print(told(f"{name}, loss {loss:+.4f}: --require not-worse refuses", refused, count))
-    for title, values in {"these": (of_b - of_a)[:, 0] / of[:, 0]}.items():
-        needed(title, values)
+        told(f"{name}, loss {loss:+.4f}: --require not-worse refuses", [not one.meets("not-worse") for one in verdicts])
+    needed(str(options.data), (of_b - of_a)[:, 0] / of[:, 0])
     if options.predictions:
         data, *results = options.predictions
         frame = compare(*results, Path(data), allow_seen=True)
@@ -134,7 +130,7 @@ def needed(title: str, differences: NDArray[np.float64]) -> None:
     """How many images tell, with 80 %, that a model which is equally good is not worse by more than the margin."""
     spread = differences.std(ddof=1)
     for margin in (MARGIN, USEFUL_MARGIN):
-        images = ((norm.ppf(0.975) + norm.ppf(0.8)) * spread / margin) ** 2
+        images = groups_needed(spread, margin)
         print(f"{title}: spread of the paired differences {spread:.4f}; margin {margin}: {images:,.0f} images")
 
 

@@ -59,7 +59,8 @@ def test_without_labels_there_is_a_list_to_label_and_no_verdict(call: Call, side
     ("flags", "told"),
     [
         (["--require", "better"], "--data DIR"), (["--subset", "val"], "--data DIR"),
-        (["--data", "data", "--images", "data"], "--images"), (["--group", "x["], "--group"), (["--group", "x"], "--group"),
+        (["--data", "data", "--images", "data"], "--images"),
+        (["--group", "x["], "--group"), (["--group", "x"], "--group"),
     ],
 )  # fmt: skip
 def test_flags_that_do_not_fit_are_refused(refused: Call, sides: list[str], flags: list[str], told: str) -> None:

@@ -39,7 +39,8 @@ class _Bench:
 
     def table(self, name: str, rows: Sequence[str]) -> str:
         path = self.root / name
-        path.write_text("\n".join([HEADER, *(f"{one},1," for one in NAMES), *rows, ""]))
+        listed = {row.partition(",")[0] for row in rows}
+        path.write_text("\n".join([HEADER, *(f"{one},1," for one in NAMES if one not in listed), *rows, ""]))
         return str(path)
 
     def results(self, name: str = "results", *, names: Sequence[str] = NAMES) -> str:
