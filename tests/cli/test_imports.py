@@ -47,8 +47,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_help_loads_no_library_of_the_trade() -> None:
-    imports = _imports("", ["--help"], ["--version"], ["predict", "--help"], ["train", "--help"])
-    assert imports.isdisjoint({*HEAVY, "pandas", "numpy", "cv2"})
+    imports = _imports("", ["--help"], ["--version"], ["predict", "--help"], ["train", "--help"], ["compare", "--help"])
+    assert imports.isdisjoint({*HEAVY, "pandas", "numpy", "cv2", "scipy"})
 
 
 def test_data_commands_scores_of_predictions_and_descriptions_load_no_torch(
@@ -63,6 +63,7 @@ def test_data_commands_scores_of_predictions_and_descriptions_load_no_torch(
         ["data", "export", "coco", sheets, "--out", tmp_path / "coco"],
         ["data", "import", tmp_path / "coco", "--out", tmp_path / "out"],
         ["evaluate", "--predictions", table, "--data", data_folder],
+        ["compare", table, table, "--data", data_folder],
         ["info", trained_run],
     )
     assert {"defectseg.formats.masks.read", "defectseg.evaluate.evaluate", "defectseg.model.info"} <= imports
@@ -75,7 +76,7 @@ def test_the_way_of_a_prediction_loads_neither_torch_nor_pandas_nor_a_runtime(tm
     code = "import defectseg.predict.predict, defectseg.runtime.cache\nfrom defectseg import Predictor"
     imports = _imports(code, ["info", tmp_path / "m.xml"])
     assert {"defectseg.inference.stream", "defectseg.model.info", "defectseg.runtime.load", "cv2"} <= imports
-    assert imports.isdisjoint({*HEAVY, "pandas", "jinja2", "matplotlib", "openvino", "onnx", "onnxruntime"})
+    assert imports.isdisjoint({*HEAVY, "pandas", "scipy", "jinja2", "matplotlib", "openvino", "onnx", "onnxruntime"})
     assert imports.isdisjoint({"yaml", "statistics", "urllib.request", "ssl"}), "they take a fifth of a start"
 
 

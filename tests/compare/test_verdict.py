@@ -31,7 +31,7 @@ def _judge(difference: Any, **changes: Any) -> Verdict:
 
 def _noise(groups: int, mean: float, spread: float = 0.02, seed: int = 0) -> Table:
     noise = np.random.default_rng(seed).normal(size=groups)
-    return mean + spread * (noise - noise.mean()) / noise.std(ddof=1)
+    return np.asarray(mean + spread * (noise - noise.mean()) / noise.std(ddof=1))
 
 
 def test_an_image_adds_what_is_worked_by_hand() -> None:
@@ -143,7 +143,9 @@ def test_equal_answers_are_not_worse_and_without_a_label_a_figure_is_none() -> N
     assert done.differences[KAGGLE_DICE].interval is not None
     assert done.differences[MISSED].difference is None
     assert done.votes[MISSED].p == 1
-    assert judge(*np.ones((3, 5, 5)), np.zeros(5, np.int64)).differences[KAGGLE_DICE].interval is None, "one group"
+    ones = np.ones((5, 5))
+    alone = judge(ones, ones, ones, np.zeros(5, np.int64))
+    assert alone.differences[KAGGLE_DICE].interval is None
 
 
 def test_so_many_more_groups_do_tell_in_about_four_of_five_data_sets() -> None:
