@@ -123,4 +123,5 @@ def _panels(sides: Sequence[Side], image_id: str) -> list[Panel]:
         paint_answer(name, pixels, side.masks.get(image_id, {}), side.folder.class_names)
         for name, side in zip("AB", sides, strict=True)
     )
-    return [a, (paint_truth(pixels, truth.any(axis=0) & ~ignore), "label"), b]
+    names = ", ".join(folder.class_names[class_id - 1] for class_id in folder.classes_of(image_id)) or "sound"
+    return [a, (paint_truth(pixels, truth.any(axis=0) & ~ignore), f"label: {names}"), b]

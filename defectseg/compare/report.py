@@ -66,7 +66,7 @@ def sentences(verdict: Verdict) -> list[str]:
     for fault in verdict.vetoes:
         votes = verdict.votes[fault]
         text.append(
-            f"B is worse than A, whatever its Dice: it has more {_words(fault)} in {votes.for_a} groups, and fewer in "
+            f"A veto, whatever the Dice: B has more {_words(fault)} than A in {votes.for_a} groups, and fewer in "
             f"{votes.for_b} (sign test, p = {votes.p:.2g})."
         )
     words = {
@@ -76,6 +76,8 @@ def sentences(verdict: Verdict) -> list[str]:
         CANNOT_TELL: "The images cannot tell",
     }
     text.append(f"{words[verdict.on_dice]}: {told}.")
+    if verdict.verdict != verdict.on_dice:
+        text.append("Because of the veto, B counts as worse.")
     if verdict.groups < LEAST_GROUPS:
         text.append(f"There are {verdict.groups} groups; fewer than {LEAST_GROUPS} tell nothing for sure.")
     if verdict.more_groups is not None:
@@ -104,12 +106,13 @@ def write_result_folder(out: Path, result: Result, *, overwrite: bool = False) -
         (out / TO_LABEL).unlink(missing_ok=True)
         own_dir(out / PICTURES)
         shown = []
-        for image_id, name in output_names(result.images["ImageId"][:MOST_PICTURES]).items():
+        names = output_names(result.images["ImageId"][:MOST_PICTURES])
+        for image_id in result.images["ImageId"][:MOST_PICTURES]:
             picture = None
             with suppress(ImageError):  # changed or deleted meanwhile
                 if result.panels is not None:
                     picture = place_beside(result.panels(image_id))
-                    write_result(out / PICTURES / f"{name}.jpg", encode_jpeg(picture))
+                    write_result(out / PICTURES / f"{names[image_id]}.jpg", encode_jpeg(picture))
             shown.append((image_id, None if picture is None else data_uri(picture, largest_px=_EMBEDDED_PX)))
         rows = result.images.set_index("ImageId", drop=False)
         page = render_page(

@@ -27,7 +27,7 @@ def test_the_exit_code_says_whether_the_script_may_swap_models(call: Call, sides
     a, b = sides
     told = call("compare", a, b, "--data", "data")
     assert told.code == 0
-    assert "B is worse than A, whatever its Dice: it has more missed sheets in 24 groups, and fewer in 0" in told.out
+    assert "A veto, whatever the Dice: B has more missed sheets than A in 24 groups, and fewer in 0" in told.out
     unknown = ("--data", "data", "--allow-unknown", "--require")
     codes = [
         call("compare", *pair, *unknown, what).code

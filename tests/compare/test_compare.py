@@ -2,6 +2,7 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,8 @@ def test_the_folder_holds_figures_changes_and_pictures_of_a_label_and_b(bench: _
     assert len(rows) == 25
     assert len(list((out / "pictures").iterdir())) == 25
     page = (out / "compare.html").read_text()
+    shown = [page.index(f'class="id">{escape(str(one))}') for one in done.images["ImageId"]]
+    assert shown == sorted(shown), "as in images.csv"
     assert "<img src=x" not in page
     assert page.count('src="data:image/jpeg') == 25
     name = next(one for one in (out / "pictures").iterdir() if "alert" in one.name)
