@@ -54,9 +54,11 @@ def compare(
     Example: defectseg compare old.safetensors new.safetensors --data mill --subset test --require not-worse
     """
     from defectseg.compare.compare import compare as compare_labelled
-    from defectseg.compare.report import PAGE, write_result_folder
+    from defectseg.compare.report import PAGE, check_output, write_result_folder
     from defectseg.compare.unlabelled import compare_unlabelled
 
+    if out is not None:
+        check_output(out, overwrite=overwrite)
     if data is None:
         if require is not None or subset != "all":
             raise UsageError("--require and --subset need labels: give --data DIR.")

@@ -95,6 +95,12 @@ def table(verdict: Verdict) -> Sequence[tuple[str, ...]]:
     return rows
 
 
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that `write_result_folder` would refuse, before a long computation. Raises as that does."""
+    with result_folder(out, _OWN_ENTRIES, writer="compare", overwrite=overwrite):
+        pass
+
+
 def write_result_folder(out: Path, result: Result, *, overwrite: bool = False) -> None:
     """Write compare.json, images.csv, pictures of the images at its top, and compare.html.
 

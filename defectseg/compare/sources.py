@@ -1,5 +1,6 @@
 """What can be compared: models, runs of folds, result folders of `predict`, and prediction files."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from defectseg.image import rle
 from defectseg.model.info import ModelInfo, read_model_info
 from defectseg.model.locate import model_identity, model_paths
 from defectseg.predict.output import RUN, read_results
-from defectseg.progress import Progress
+from defectseg.progress import Progress, some
 from defectseg.runtime.ensemble import join_infos
 from defectseg.runtime.load import load_runtime
+
+log = logging.getLogger(__name__)
 
 Masks = Mapping[str, Mapping[int, str]]
 """ImageId -> ClassId -> run-lengths."""
@@ -62,6 +65,8 @@ def open_source(text: str) -> Source:
         infos = tuple(map(read_model_info, models))
         return Source(path, models, infos, infos[0].class_names, is_model=True)
     run = read_results(path)[0]
+    if only := run["key"].get("only_classes"):
+        log.warning("%s: reports only the classes %s; the others count as not found", path, some(map(str, only)))
     models = tuple(map(Path, str(run.get("model", "")).split(", ")))
     try:
         is_here = model_identity(models) == run["key"].get("model_sha256")
@@ -104,7 +109,8 @@ class Side:
         everyone = tuple(range(len(source.models)))
         self.parts: list[Part] = [(everyone, folder.image_ids)]
         if subset != "all" and source.models:
-            self.parts = [(everyone, choose_subset(folder, source.joined(everyone), source.models, subset, None)[0])]
+            chosen, self.warnings = choose_subset(folder, source.joined(everyone), source.models, subset, None)
+            self.parts = [(everyone, chosen)]
         elif source.is_model and are_folds(source.infos):
             self.parts, self.warnings = divide_by_seen(folder, source.infos, source.models)
         if not source.is_model:

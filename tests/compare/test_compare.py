@@ -189,6 +189,21 @@ def test_models_of_folds_answer_for_the_images_that_they_held_out(
     assert done.content["images"] == 48
 
 
+def test_a_subset_is_that_of_the_model_and_images_outside_it_need_not_be_new(bench: _Bench, write_model: Call) -> None:
+    image = bench.data / "train_images" / NAMES[1]
+    image.write_bytes(image.read_bytes() + b" ")  # no other image has these bytes
+    write_model(bench.model, trained_on=(image_digest(image),), fold=0)
+    rows = [f"{name},{number % 2}" for number, name in enumerate(NAMES)]
+    (bench.model.parent / "split.csv").write_text("\n".join(["ImageId,fold", *rows, ""]))
+
+    done = compare(
+        str(bench.model), bench.table("b.csv", []), bench.data, subset="val", require="better", allow_unknown=True
+    )
+
+    assert done.content["images"] == 24
+    assert set(done.images["ImageId"]) == set(DEFECTIVE[::2])
+
+
 def test_images_without_an_answer_of_both_are_left_out_and_told(bench: _Bench) -> None:
     table = bench.table("a.csv", [])
     torn = bench.data / "train_images" / NAMES[5]
