@@ -178,7 +178,7 @@ def test_parts_in_one_file_each_become_one_folder_with_a_split(tmp_path: Path, c
     assert kinds(report) == {"predictions_file": 1}
     assert [(one.name, one.images) for one in report.classes] == [("crack", 3), ("test", 0), ("train", 0), ("valid", 0)]
     assert (tmp_path / "out" / SPLIT_NAME).read_text().split() == [
-        "ImageId,fold", "test/a.png,test", "train/a.png,train", "valid/a.png,val"
+        "ImageId,fold,group", "test/a.png,test,", "train/a.png,train,", "valid/a.png,val,"
     ]  # fmt: skip
 
 

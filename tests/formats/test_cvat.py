@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from defectseg.data.folder import open_data_folder
+from defectseg.data.split import read_split
 from defectseg.errors import DataError, LabelError
 from defectseg.formats.cvat import _mask
 from defectseg.formats.data_import import ImportReport, import_labels
@@ -142,7 +143,7 @@ def test_subsets_of_a_project_are_folders_and_parts(run: Callable[..., ImportRep
     assert report.parts == {"train": 3, "val": 1, "test": 1}
     assert losses(report) == {}
     assert [one.name for one in report.classes] == ["dent", "pit"]
-    fold = dict(line.split(",") for line in (tmp_path / "out/split.csv").read_text().splitlines()[1:])
+    fold = read_split(tmp_path / "out/split.csv")
     assert (fold["Validation/a.png"], fold["TEST/a.png"], fold["Line 3/a.png"]) == ("val", "test", "train")
 
 

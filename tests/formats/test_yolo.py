@@ -53,8 +53,9 @@ def rows(tmp_path: Path) -> list[str]:
 
 def split(tmp_path: Path) -> dict[str, str]:
     """ImageId -> fold in the imported folder."""
-    lines = (tmp_path / "out/split.csv").read_text().splitlines()[1:]
-    return dict(line.rsplit(",", 1) for line in lines)
+    header, *lines = (tmp_path / "out/split.csv").read_text().splitlines()
+    assert header == "ImageId,fold,group"
+    return {image_id: fold for image_id, fold, _ in (line.rsplit(",", 2) for line in lines)}
 
 
 def kinds(report: Any) -> dict[str, int]:
