@@ -53,17 +53,20 @@ def score_predictions(path: Path, folder: DataFolder) -> tuple[Score, list[str]]
     sheets: dict[str, Sheet] = {}
     unreadable = [one for one in unreadable if one.image_id in images]
     for image_id in sorted(images & seen.keys() if path.is_dir() else images):
+        encoded = table.rles.get(image_id, {})
         try:
             size_hw = read_size(folder.image_path(image_id))
         except ImageError as error:
-            unreadable.append(Unreadable(image_id, folder.image_path(image_id), str(error)))
-            continue
+            if path.is_dir() or encoded or folder.table.rles.get(image_id):
+                unreadable.append(Unreadable(image_id, folder.image_path(image_id), str(error)))
+                continue
+            size_hw = (1, 1)  # of a table without a mask for it; its pixels are not needed
         before_hw, score = seen.get(image_id, (size_hw, None))
         if before_hw != size_hw:
             raise LabelError(f"{path}: {image_id} was another image: of {before_hw} px (height, width), now {size_hw}.")
         truth, ignore = folder.masks_of(image_id, size_hw)
         predicted = np.zeros_like(truth)
-        for class_id, pairs in table.rles.get(image_id, {}).items():
+        for class_id, pairs in encoded.items():
             predicted[class_id - 1] = rle.decode(pairs, size_hw, where=f"{path}: {image_id}, class {class_id}")
         counts |= count_pairs(image_id, predicted, truth, ignore)
         sheets[image_id] = sheet_of(predicted, truth, ignore, score)

@@ -68,7 +68,7 @@ def write_evaluation(
     content = {"title": title, **figures, "facts": dict(facts), "warnings": list(warnings)}
     write_text(out / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     pairs = _pairs_frame(counts)
-    scores = pairs["ImageId"].map({image_id: sheet.score for image_id, sheet in sheets.items()})
+    scores = pairs["ImageId"].map({image_id: sheet.score for image_id, sheet in sheets.items()}).astype(float).round(4)
     for_people = pairs.assign(ImageId=pairs["ImageId"].map(text_not_formula), sheet_score=scores)
     write_text(out / "pairs.csv", for_people.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
     faulty = _faulty_pairs(pairs)

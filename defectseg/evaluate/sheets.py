@@ -59,26 +59,30 @@ def _overlaps(
 ) -> Iterator[tuple[int, int, int]]:
     """Of each 8-connected region of a mask: its visible pixels, those that `other` holds too, and the ignored ones."""
     box = box_of(mask)
-    inside, hidden = np.ascontiguousarray(mask[box]), ignore[box]
+    inside = np.ascontiguousarray(mask[box])
     if not inside.size:
         return iter(())
     count, regions = cv2.connectedComponents(inside.view(np.uint8), connectivity=8)
-    parts = (inside & ~hidden, inside & other[box] & ~hidden, inside & hidden)
-    px = [np.bincount(regions[part], minlength=count)[1:].tolist() for part in parts]
-    return zip(*px, strict=True)
+    region, both, hidden = np.asarray(regions)[inside], other[box][inside], ignore[box][inside]
+    parts = (region[~hidden], region[both & ~hidden], region[hidden])
+    return zip(*(np.bincount(part, minlength=count)[1:].tolist() for part in parts), strict=True)
 
 
 def _confusion(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], ignore: NDArray[np.bool_]) -> NDArray[np.int64]:
     size = len(truth) + 1
-    box = box_of(np.any(predicted, axis=0) | np.any(truth, axis=0))
-    ours, true, visible = predicted[:, *box], truth[:, *box], ~ignore[box]
+    seen = (np.any(predicted, axis=0) | np.any(truth, axis=0)) & ~ignore
+    at = np.flatnonzero(seen)
+    ours, true = (masks.reshape(size - 1, -1).take(at, axis=1) for masks in (predicted, truth))
     both = _first(ours & true)
     pairs = np.where(both, (size + 1) * both, size * _first(true) + _first(ours))
-    confusion = np.bincount(pairs[visible], minlength=size * size).reshape(size, size)
-    confusion[0, 0] += np.count_nonzero(~ignore) - np.count_nonzero(visible)
+    confusion = np.bincount(pairs, minlength=size * size).reshape(size, size)
+    confusion[0, 0] = np.count_nonzero(~ignore) - len(at)
     return confusion
 
 
 def _first(masks: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """The lowest ClassId whose mask holds the pixel, or 0."""
-    return np.where(np.any(masks, axis=0), masks.argmax(axis=0) + 1, 0)
+    """The lowest ClassId whose mask, bool (C, n), holds the pixel, or 0."""
+    first = np.zeros(masks.shape[1], np.intp)
+    for class_id in range(len(masks), 0, -1):
+        first[masks[class_id - 1]] = class_id
+    return first

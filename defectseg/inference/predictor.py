@@ -38,6 +38,7 @@ class Prediction(Segmentation):
         regions: of all classes, in the order of the classes, the largest first.
         class_map: uint8 (H, W): 0 sound, else the ClassId of the most probable class among those whose mask holds
             the pixel.
+        sheet_score: see Segmentation.
         answer: see `probabilities` and `gate`.
         notes: what was changed or ignored when the image was read, for people to read.
     """

@@ -28,8 +28,8 @@ class Segmentation:
         regions: of all classes, in the order of the classes, the largest first.
         class_map: uint8 (H, W): 0 sound, else the ClassId of the most probable class among those whose mask holds
             the pixel.
-        sheet_score: 0..1, the largest over the classes of min(gate, k-th largest probability of a pixel), where k is
-            the minimum area: how far thresholds may rise until nothing is left to report, if the pixels are connected.
+        sheet_score: 0..1, the largest over the wanted classes of min(gate, k-th largest probability of a pixel), where
+            k is the minimum area, at least 1 and at most the whole image.
         answer: the answer of the network, if it was to be kept.
     """
 
@@ -118,21 +118,20 @@ def segment_reached(reached: Reached, size_hw: tuple[int, ...], thresholds: Thre
 
 def _sheet_score(answer: ImageAnswer, thresholds: Thresholds) -> float:
     """The sheet score. A class that cannot raise it costs a glance."""
-    planes = answer.probabilities.reshape(len(answer.gate), -1)
-    highest = np.minimum(answer.gate, planes.max(axis=1)) * np.isfinite(thresholds.pixel)
-    score = 0.0
-    for index in np.argsort(-highest).tolist():
-        plane, count = planes[index], max(1, thresholds.min_area_px[index])
-        if highest[index] > score and np.count_nonzero(plane > score) >= min(count, plane.size):
-            score = float(min(highest[index], _largest(plane, count).min()))
+    score, gate = 0.0, answer.gate * np.isfinite(thresholds.pixel)
+    for index in np.argsort(-gate).tolist():
+        plane, count = answer.probabilities[index].ravel(), max(1, thresholds.min_area_px[index])
+        if gate[index] > score and np.count_nonzero(plane > score) >= min(count, plane.size):
+            score = float(min(gate[index], _largest(plane, count).min()))
     return score
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """The `count` largest values (n,), or all if there are fewer."""
-    sample = values[::16]  # its own `count`-th largest is a lower bound, which leaves few values to sort
-    if count <= sample.size:
-        values = values[values >= np.partition(sample, -count)[-count]]
+    sample = values[::16]
+    rank = min(count // 8 + 8, sample.size)  # leaves about twice as many values to sort as are wanted
+    high = values[values >= np.partition(sample, -rank)[-rank]]
+    values = high if high.size >= count else values
     return np.partition(values, -count)[-count:] if count < values.size else values
 
 

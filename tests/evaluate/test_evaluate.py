@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from defectseg.config import DataConfig
 from defectseg.data.folder import image_digest
-from defectseg.errors import DataError, ModelError, OutputExistsError, UsageError
+from defectseg.errors import DataError, DefectsegError, ModelError, OutputExistsError, UsageError
 from defectseg.evaluate.evaluate import evaluate, evaluate_predictions
 from defectseg.evaluate.score import Evaluation
 from defectseg.image.find import find_images
@@ -162,11 +162,11 @@ def test_an_evaluation_has_exactly_its_files_and_the_figures_worked_by_hand(benc
     warning = "the model was trained on 2 of these 4 images; the subset val gives an honest score"
     assert evaluation.warnings == tuple(stored["warnings"]) == (warning,)
     assert _pairs(out) == [
-        ["ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dice"],
-        ["a.png", "1", "48", "48", "24", "0.5"], ["a.png", "2", "0", "0", "0", "1"],
-        ["b.png", "1", "0", "0", "0", "1"], ["b.png", "2", "0", "16", "0", "0"],
-        ["c.png", "1", "0", "0", "0", "1"], ["c.png", "2", "0", "0", "0", "1"],
-        ["d.png", "1", "64", "64", "64", "1"], ["d.png", "2", "25", "0", "0", "0"],
+        ["ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dice", "sheet_score"],
+        ["a.png", "1", "48", "48", "24", "0.5", "0.9"], ["a.png", "2", "0", "0", "0", "1", "0.9"],
+        ["b.png", "1", "0", "0", "0", "1", "0.8"], ["b.png", "2", "0", "16", "0", "0", "0.8"],
+        ["c.png", "1", "0", "0", "0", "1", "0.1"], ["c.png", "2", "0", "0", "0", "1", "0.1"],
+        ["d.png", "1", "64", "64", "64", "1", "0.9"], ["d.png", "2", "25", "0", "0", "0", "0.9"],
     ]  # fmt: skip
     assert steps == [(done, 4) for done in range(5)]
     assert bench.asked == [("auto", "auto"), ("cuda:1", "onnx")]
@@ -410,5 +410,54 @@ def test_predictions_in_a_file_score_as_the_model_that_made_them(bench: _Bench) 
 
     assert (evaluation.metrics, evaluation.metrics.unknown_pairs, evaluation.warnings) == (by_model, 2, ())
     assert _names(by_file) == FILES
-    assert _pairs(by_file) == _pairs(bench.root / "out")
+    assert [row[:6] for row in _pairs(by_file)] == [row[:6] for row in _pairs(bench.root / "out")]
+    assert {row[6] for row in _pairs(by_file)} == {"sheet_score", ""}, "a table has no scores"
+    by_folder = evaluate_predictions(table.parent, bench.data, bench.root / "by-folder")
+    assert by_folder.metrics == by_model
+    assert _pairs(bench.root / "by-folder") == _pairs(bench.root / "out")
     assert evaluate_predictions(table, bench.data, None).metrics == by_model
+
+
+def test_a_result_folder_scores_the_images_that_it_has(bench: _Bench) -> None:
+    images, out = bench.data / "train_images", bench.root / "predicted"
+    broken = (images / "b.png").read_bytes()
+    (images / "b.png").write_bytes(broken[:40])
+    predict(bench.model, find_images([images / name for name in ("a.png", "b.png", "c.png")]), out)
+    (images / "b.png").write_bytes(broken)
+
+    evaluation = evaluate_predictions(out, bench.data, bench.root / "by-folder")
+
+    assert [one.image_id for one in evaluation.unreadable] == ["b.png"], "it was unreadable when it was predicted"
+    assert _scored_ids(bench.root / "by-folder") == {"a.png", "c.png"}
+    assert "1 images are not in predicted and are left out: d.png." in evaluation.warnings
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda bench: cv2.imwrite(str(bench.data / "train_images" / "c.png"), np.zeros((9, 9))),
+            "c.png was another im",
+        ),
+        (lambda bench: bench.label([], classes="dents\n"), "dents"),
+        (lambda bench: bench.describe(class_names=("dents", "rust")), "pits"),
+    ],
+    ids=["size", "classes of the folder", "classes of the model"],
+)
+def test_results_of_other_images_or_classes_are_refused(
+    bench: _Bench, change: Callable[[_Bench], object], told: str
+) -> None:
+    predict(bench.model, find_images([bench.data / "train_images"]), bench.root / "predicted", outputs=["rle"])
+    run = bench.root / "predicted" / "run.json"
+    change(bench)
+    run.write_text(run.read_text().replace('"pits"', f'"{bench.runtime.info.class_names[0]}"'))
+
+    with pytest.raises(DefectsegError, match=told):
+        evaluate_predictions(bench.root / "predicted", bench.data, None)
+
+
+def test_results_without_run_lengths_are_refused(bench: _Bench) -> None:
+    predict(bench.model, find_images([bench.data / "train_images"]), bench.root / "predicted", outputs=["masks"])
+
+    with pytest.raises(DataError, match="without predictions"):
+        evaluate_predictions(bench.root / "predicted", bench.data, None)

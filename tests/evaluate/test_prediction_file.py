@@ -28,21 +28,22 @@ def _table(tmp_path: Path, rows: str, header: str = "ImageId,ClassId,EncodedPixe
 def test_any_layout_of_label_tables_is_scored(folder: DataFolder, tmp_path: Path) -> None:
     rows = "a.jpg_1,3 4\na.jpg_2,-1\nb.png_1,0 0\nb.png_2,1 24\nc.jpg_1,24 1\nc.jpg_2,nan"
 
-    counts, warnings, _ = score_predictions(_table(tmp_path, rows, "ImageId_ClassId,EncodedPixels"), folder)
+    score, warnings = score_predictions(_table(tmp_path, rows, "ImageId_ClassId,EncodedPixels"), folder)
 
-    assert counts == {
+    assert score.counts == {
         ("a.jpg", 1): PairCounts(4, 4, 2), ("a.jpg", 2): PairCounts(3, 0, 0),
         ("b.png", 1): NOTHING, ("b.png", 2): PairCounts(24, 24, 24),
         ("c.jpg", 1): PairCounts(0, 1, 0), ("c.jpg", 2): NOTHING,
     }  # fmt: skip
     assert warnings == []
     # Dice 0.5, 0, 1, 1, 0, 1.
-    assert summarise(counts, folder.class_names).kaggle_dice == pytest.approx(3.5 / 6)
+    assert summarise(score.counts, folder.class_names).kaggle_dice == pytest.approx(3.5 / 6)
 
 
 def test_images_that_one_side_lacks_are_warned_of(folder: DataFolder, tmp_path: Path) -> None:
-    counts, (unlisted, unknown), _ = score_predictions(_table(tmp_path, "b.png,2,1 24\nx.jpg,1,1 2\ny.jpg,1,"), folder)
+    score, (unlisted, unknown) = score_predictions(_table(tmp_path, "b.png,2,1 24\nx.jpg,1,1 2\ny.jpg,1,"), folder)
 
+    counts = score.counts
     assert counts["a.jpg", 1] == PairCounts(4, 0, 0)
     assert counts["c.jpg", 1] == NOTHING
     assert len(counts) == 6

@@ -12,7 +12,9 @@ import pytest
 
 from defectseg.evaluate.bootstrap import Interval
 from defectseg.evaluate.metrics import Counts, Metrics, PairCounts, summarise
+from defectseg.evaluate.rates import rates_of
 from defectseg.evaluate.report import metrics_table, verdict, write_evaluation
+from defectseg.evaluate.sheets import Sheet
 from defectseg.inference.stream import Unreadable
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
@@ -47,7 +49,12 @@ def _write(
     out: Path, counts: Counts = COUNTS, class_names: tuple[str, ...] = ("pits", "cracks"), **options: Any
 ) -> tuple[Metrics, _Page]:
     metrics = summarise(counts, class_names)
-    write_evaluation(out, metrics, counts, **({"title": "Evaluation", "facts": {}, "overlays": {}} | options))
+    confusion = np.zeros((len(class_names) + 1,) * 2, np.int64)
+    sheets = {one: Sheet(0.25 if one == "a.jpg" else None, (), (), confusion) for one, _ in counts}
+    rates = rates_of(counts, sheets, class_names)
+    write_evaluation(
+        out, metrics, counts, sheets, rates, **({"title": "Evaluation", "facts": {}, "overlays": {}} | options)
+    )
     return metrics, _Page(out / "report.html")
 
 
@@ -62,7 +69,7 @@ def _write_overlays(out: Path, names: list[str], size_hw: tuple[int, int] = (20,
 def test_tables_hold_no_formulas(tmp_path: Path) -> None:
     counts: Counts = {("=1+1.jpg", 1): PairCounts(1, 1, 1)}
     _write(tmp_path, counts, ("pits",), unreadable=(Unreadable("-1.jpg", Path("@A1"), "=torn"),))
-    assert (tmp_path / "pairs.csv").read_text().splitlines()[1] == "'=1+1.jpg,1,1,1,1,1"
+    assert (tmp_path / "pairs.csv").read_text().splitlines()[1] == "'=1+1.jpg,1,1,1,1,1,"
     assert (tmp_path / "errors.csv").read_text().splitlines()[1] == "'-1.jpg,'@A1,'=torn"
 
 
@@ -74,12 +81,13 @@ def test_tables_hold_the_figures_of_every_pair_in_order(tmp_path: Path) -> None:
 
     assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "pairs.csv", "report.html"]
     content = json.loads((out / "metrics.json").read_text())
+    assert content["rates"]["all"]["missed"]["count"] == 1
     assert (content["kaggle_dice"], content["unknown_pairs"]) == (metrics.kaggle_dice, 1)
     assert (content["title"], content["facts"], content["warnings"]) == ("Night shift", {"seed": "3"}, ["few images"])
     assert (out / "pairs.csv").read_text().splitlines() == [
-        "ImageId,ClassId,true_px,predicted_px,both_px,dice",
-        "a.jpg,1,6,2,2,0.5", "a.jpg,2,0,5,0,0", "b.jpg,1,10,0,0,0", "b.jpg,2,0,0,0,1",
-        '"c, d.jpg",1,0,0,0,1', '"c, d.jpg",2,0,0,0,1', "e.jpg,1,7,9,7,0.875", "e.jpg,2,0,9,0,",
+        "ImageId,ClassId,true_px,predicted_px,both_px,dice,sheet_score",
+        "a.jpg,1,6,2,2,0.5,0.25", "a.jpg,2,0,5,0,0,0.25", "b.jpg,1,10,0,0,0,", "b.jpg,2,0,0,0,1,",
+        '"c, d.jpg",1,0,0,0,1,', '"c, d.jpg",2,0,0,0,1,', "e.jpg,1,7,9,7,0.875,", "e.jpg,2,0,9,0,,",
     ]  # fmt: skip
     words = " ".join(page.text.split())
     assert "1 unknown" in words

@@ -98,6 +98,16 @@ def test_after_jpeg_a_comparison_is_blue_red_and_magenta_exactly_where_it_should
         assert (has_colour(decoded) != mask).mean() <= TOLERATED_SHARE
 
 
+def test_a_wrong_class_is_yellow_and_nothing_else_is() -> None:
+    predicted, truth = scattered_mask(1), scattered_mask(1) ^ scattered_mask(2)
+    wrong = predicted & truth & scattered_mask(3)
+    picture = overlay.paint_comparison(grey(5), predicted, truth, wrong)[: SIZE_HW[0]].astype(np.int_)
+    is_yellow = picture[..., 1:].min(axis=-1) - picture[..., 0] > 50
+    assert wrong.any()
+    assert np.array_equal(is_yellow, wrong)
+    assert np.array_equal(is_magenta(picture), predicted & truth & ~wrong)
+
+
 def test_every_outline_colour_is_plainly_red_and_differs_from_the_others() -> None:
     assert overlay.OUTLINE_BGR[0] == (0, 0, 255)
     assert len(set(overlay.OUTLINE_BGR)) == len(overlay.OUTLINE_BGR)

@@ -83,7 +83,7 @@ def test_the_notes_tell_the_names_of_pictures_whose_image_has_too_long_a_name(tm
 
     _process(tmp_path / "out", images)
 
-    notes = {row[0]: row[9] for row in _rows(tmp_path / "out" / "images.csv")[1:]}
+    notes = {row[0]: row[10] for row in _rows(tmp_path / "out" / "images.csv")[1:]}
     assert notes.pop("a.jpg") == ""
     for image_id, note in notes.items():
         name = note.rpartition(" ")[2]
@@ -170,14 +170,15 @@ def test_a_row_older_than_a_column_has_an_empty_cell(
     _process(tmp_path / "out", images[:1])
     journal = tmp_path / "out" / "journal.jsonl"
     old = json.loads(journal.read_text())
-    del old["image"]["top_score"], old["regions"][0][-1]
+    del old["image"]["top_score"], old["image"]["sheet_score"], old["regions"][0][-1]
     journal.write_text(json.dumps(old) + "\n")
 
     assert _process(tmp_path / "out", images) == ["b.jpg"]
 
-    assert [row[8] for row in _rows(tmp_path / "out" / "images.csv")] == ["top_score", "", "0.9000"]
+    for number, column in ((8, "top_score"), (9, "sheet_score")):
+        assert [row[number] for row in _rows(tmp_path / "out" / "images.csv")] == [column, "", "0.9000"]
     assert [row[-1] for row in _rows(tmp_path / "out" / "regions.csv")] == ["score", "", "0.9000"]
-    for column in ("top_score", "score"):
+    for column in ("top_score", "sheet_score", "score"):
         assert f"1 images were done before there was a column {column}" in caplog.text
 
 

@@ -129,15 +129,15 @@ def test_tables_and_pictures_worked_by_hand(process: Run, tmp_path: Path, out: P
     stat = many_path.stat()
     assert many == {
         "ImageId": "many.png", "status": "defect", "height": "16", "width": "24", "classes": "pits; cracks",
-        "regions": "3", "defect_area_px": "59", "defect_area_percent": "15.3646", "top_score": "0.9000", "notes": "",
-        "size_bytes": str(stat.st_size), "modified_ns": str(stat.st_mtime_ns),
+        "regions": "3", "defect_area_px": "59", "defect_area_percent": "15.3646", "top_score": "0.9000",
+        "sheet_score": "0.9000", "notes": "", "size_bytes": str(stat.st_size), "modified_ns": str(stat.st_mtime_ns),
     }  # fmt: skip
     assert (clean["status"], clean["classes"], clean["regions"], clean["top_score"]) == ("clean", "", "0", "")
-    assert (clean["defect_area_px"], clean["defect_area_percent"]) == ("0", "0.0000")
+    assert (clean["defect_area_px"], clean["defect_area_percent"], clean["sheet_score"]) == ("0", "0.0000", "0.1000")
     # A pixel of two classes is one defect pixel: 4 of the pit alone and 4 of both.
     assert (over["regions"], over["defect_area_px"], over["classes"]) == ("2", "8", "pits; cracks")
     assert broken["status"] == "unreadable"
-    assert broken["height"] == broken["regions"] == broken["defect_area_px"] == ""
+    assert broken["height"] == broken["regions"] == broken["defect_area_px"] == broken["sheet_score"] == ""
     assert broken["size_bytes"] == str((folder / "broken.png").stat().st_size)
     assert "broken.png" in broken["notes"]
     assert [list(row.values()) for row in _rows(out / "regions.csv")] == [
