@@ -202,6 +202,9 @@ def export_predictions(
     run_lengths: Annotated[
         bool, Option("--rle", help="Write exact run-lengths; the default, polygons, is easier to correct.")
     ] = False,
+    only: Annotated[
+        Path | None, Option(help="Write the images in this table's column ImageId, such as to_label.csv of compare.")
+    ] = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -213,7 +216,7 @@ def export_predictions(
 
     again = f"defectseg data import {shown(out)} --images DIR --out DIR --unlabelled clean"
     hint = f"Once corrected: {again} (or skip, if nobody has looked at the images without a region)"
-    _export(partial(predictions_to_coco, output, out, run_lengths=run_lengths), out, json_output, hint)
+    _export(partial(predictions_to_coco, output, out, run_lengths=run_lengths, only=only), out, json_output, hint)
 
 
 @export_app.command("submission")

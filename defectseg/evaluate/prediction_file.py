@@ -46,7 +46,7 @@ def score_predictions(path: Path, folder: DataFolder) -> tuple[Score, list[str]]
             lists none of the folder's images, or an image had another size when it was predicted.
         DataError: the output folder is not that of a finished run, or was written without run-lengths.
     """
-    table, seen, unreadable = _read_folder(path, folder) if path.is_dir() else (_read_table(path, folder), {}, [])
+    table, seen, unreadable = read_predictions(path, folder)
     listed, images = table.listed - folder.not_labelled, set(folder.image_ids)
     warnings = _compare_names(path, listed, images, folder.root / IMAGES_NAME)
     counts: Counts = {}
@@ -73,16 +73,23 @@ def score_predictions(path: Path, folder: DataFolder) -> tuple[Score, list[str]]
     return Score(counts, sheets, tuple(unreadable)), warnings
 
 
-def _read_table(path: Path, folder: DataFolder) -> LabelTable:
+Seen = tuple[tuple[int, int], float | None]
+"""Height and width of an image in px when it was predicted, and its sheet score."""
+
+
+def read_predictions(path: Path, folder: DataFolder) -> tuple[LabelTable, dict[str, Seen], list[Unreadable]]:
+    """The predictions, what an output folder of `predict` tells of each image, and the images that it could not read.
+
+    Arguments and errors are those of `score_predictions`.
+    """
+    if path.is_dir():
+        return _read_folder(path, folder)
     table = read_label_table(path, {*folder.image_ids, *folder.not_labelled}, class_names=folder.class_names)
     check_class_ids(table, folder.class_names, path)
-    return table
+    return table, {}, []
 
 
-_Seen = tuple[tuple[int, int], float | None]  # height and width of an image in px when it was predicted; sheet score
-
-
-def _read_folder(root: Path, folder: DataFolder) -> tuple[LabelTable, dict[str, _Seen], list[Unreadable]]:
+def _read_folder(root: Path, folder: DataFolder) -> tuple[LabelTable, dict[str, Seen], list[Unreadable]]:
     """The predictions, what else is known of each image that was predicted, and the others."""
     run, outputs, records = read_results(root)
     if RLE not in outputs.names:
@@ -91,7 +98,7 @@ def _read_folder(root: Path, folder: DataFolder) -> tuple[LabelTable, dict[str, 
     if absent := set(folder.class_names).difference(names):
         raise DataError(f"{root}: the model did not know {', '.join(sorted(absent))}, a class of {folder.root}.")
     ids = {names.index(name) + 1: class_id for class_id, name in enumerate(folder.class_names, start=1)}
-    rles, seen, unreadable = {}, dict[str, _Seen](), []
+    rles, seen, unreadable = {}, dict[str, Seen](), []
     for one in records:
         rles[one.image_id] = {ids[index]: encoded for _, index, encoded in one.predictions if encoded and index in ids}
         unreadable += [Unreadable(one.image_id, Path(file), message) for _, file, message in one.errors]

@@ -304,7 +304,8 @@ def _held(table: _Table, held: str, score: _Floats, lost: _Flags, other: _Flags,
     first = np.flatnonzero(np.diff(score[order], prepend=-np.inf) > 0)  # of the sheets with each score
     for rate in _HELD_RATES:
         if lost.sum() * rate < 1:
-            why = f"A rate of {100 * rate:.0f} % cannot be told from {lost.sum():,} {kind} sheets, only from {1 / rate:.0f}."
+            percent, least = f"{100 * rate:.0f} %", f"{1 / rate:.0f}"
+            why = f"A rate of {percent} cannot be told from {lost.sum():,} {kind} sheets, only from {least}."
             yield TradeOff(held, rate, note=why)
             continue
         steps, shares = [], []
@@ -345,7 +346,8 @@ def _notes(table: _Table, every: PartRates, without_region: Sequence[str]) -> li
         if not rate.of:
             notes.append(f"There is no {sheets}, so it cannot be told how many are {kind}.")
         elif not rate.count:
-            proves = f"at most {300 / groups:.1f} % are (rule of three: 3 / {groups:,} groups)" if groups > 3 else "nothing"
+            most = f"at most {300 / groups:.1f} % are (rule of three: 3 / {groups:,} groups)"
+            proves = most if groups > 3 else "nothing"
             notes.append(f"No {sheets} of {rate.of:,} is {kind}. With 95 % confidence, this proves that {proves}.")
     if without_region:
         notes.append(f"No image shows {', '.join(without_region)}, so it cannot be told how much of it is missed.")

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from pathlib import Path
 
+from defectseg.data.names import read_by_image
 from defectseg.errors import DataError, OutputExistsError
 from defectseg.formats.coco import CocoDocument
 from defectseg.formats.exporting import ExportReport
@@ -11,13 +12,13 @@ from defectseg.image import rle
 from defectseg.image.limits import check_masks
 from defectseg.predict.output import read_results
 from defectseg.predict.tables import RLE, STATUS_UNREADABLE
-from defectseg.progress import Progress, silent
+from defectseg.progress import Progress, silent, some
 
 TOLERANCE_PX = 1.0  # outlines may deviate so far, so that people move a few dozen points, not hundreds
 
 
 def predictions_to_coco(
-    root: Path, file: Path, *, run_lengths: bool = False, progress: Progress = silent
+    root: Path, file: Path, *, run_lengths: bool = False, only: Path | None = None, progress: Progress = silent
 ) -> ExportReport:
     """Write the results in an output folder of `predict` as one COCO file.
 
@@ -29,10 +30,12 @@ def predictions_to_coco(
         root: the output folder of a finished run.
         file: the JSON file to write; it must not exist.
         run_lengths: write exact run-lengths instead of outlines that people can correct.
+        only: a table whose column ImageId lists the images to write; None: all.
         progress: counts the images; the total is not known in advance.
 
     Raises:
-        DataError: the folder is not the output of a finished run, or was written without run-lengths.
+        DataError: the folder is not the output of a finished run, or was written without run-lengths; or it lacks an
+            image of the list.
         OutputExistsError: `file` exists.
         ResourceError: it cannot be written.
     """
@@ -42,8 +45,13 @@ def predictions_to_coco(
     if RLE not in outputs.names:
         raise DataError(f"{root}: was written without predictions.csv. Predict again, with rle among the outputs.")
     class_names, tally = tuple(map(str, run["class_names"])), Tally()
+    wanted = None if only is None else {image_id for _, image_id, _ in read_by_image(only, "ImageId")}
+    absent = set(wanted or ())
     document = CocoDocument(class_names, tally, tolerance_px=None if run_lengths else TOLERANCE_PX)
     for record in records:
+        absent.discard(record.image_id)
+        if wanted is not None and record.image_id not in wanted:
+            continue
         if record.status == STATUS_UNREADABLE:
             tally.add("unreadable_images", example=record.image_id)
             continue
@@ -58,6 +66,8 @@ def predictions_to_coco(
             if found := scores[annotation["category_id"], annotation["area"], *annotation["bbox"]]:
                 annotation["score"] = found.pop(0)  # regions of one class, area and box take their scores in turn
         progress(len(document.images), 0)
+    if absent:
+        raise DataError(f"{root}: has no {some(absent)}, which {only} lists. Give the results of these images.")
     if not run_lengths and document.annotations:
         tally.add("simplified", round(TOLERANCE_PX))
     document.write(file, complete=False)

@@ -47,8 +47,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_help_loads_no_library_of_the_trade() -> None:
-    imports = _imports("", ["--help"], ["--version"], ["predict", "--help"], ["train", "--help"])
-    assert imports.isdisjoint({*HEAVY, "pandas", "numpy", "cv2"})
+    imports = _imports("", ["--help"], ["--version"], ["predict", "--help"], ["train", "--help"], ["compare", "--help"])
+    assert imports.isdisjoint({*HEAVY, "pandas", "numpy", "cv2", "scipy"})
 
 
 def test_data_commands_scores_of_predictions_and_descriptions_load_no_torch(
@@ -63,6 +63,7 @@ def test_data_commands_scores_of_predictions_and_descriptions_load_no_torch(
         ["data", "export", "coco", sheets, "--out", tmp_path / "coco"],
         ["data", "import", tmp_path / "coco", "--out", tmp_path / "out"],
         ["evaluate", "--predictions", table, "--data", data_folder],
+        ["compare", table, table, "--data", data_folder],
         ["info", trained_run],
     )
     assert {"defectseg.formats.masks.read", "defectseg.evaluate.evaluate", "defectseg.model.info"} <= imports

@@ -12,7 +12,7 @@ from defectseg.files import folder_lock
 Call = Callable[..., Any]
 
 
-@pytest.fixture(params=["predict", "merge", "evaluate", "data check"])
+@pytest.fixture(params=["predict", "merge", "evaluate", "compare", "data check"])
 def command(
     request: pytest.FixtureRequest, tmp_path: Path, grey_runtime: Call, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
@@ -27,6 +27,7 @@ def command(
         "predict": [str(model), str(data / "train_images")],
         "merge": [str(tmp_path / "shard")],
         "evaluate": ["--predictions", str(data / "train.csv"), "--data", str(data)],
+        "compare": [str(data / "train.csv"), str(data / "train.csv"), "--data", str(data)],
         "data check": [str(data)],
     }
     if request.param == "merge":

@@ -113,6 +113,19 @@ def test_file_can_be_imported_once_corrected(tmp_path: Path, predicted: Make, ru
     assert (masks[1] & disc).sum() / (masks[1] | disc).sum() > 0.95
 
 
+def test_a_list_chooses_the_images_and_may_name_no_stranger(tmp_path: Path, predicted: Make) -> None:
+    root = predicted({name: sheet(*TWO_PITS) for name in ("a.png", "b.png", "c.png")})
+    listed = tmp_path / "to_label.csv"
+    listed.write_text("ImageId,change\nc.png,only A\na.png,only B\n")
+    report = predictions_to_coco(root, tmp_path / "fix.json", only=listed)
+    assert report.images == 2
+    assert [one["file_name"] for one in written(tmp_path / "fix.json")["images"]] == ["a.png", "c.png"]
+    listed.write_text("ImageId\nc.png\nz.png\n")
+    with pytest.raises(DataError, match=r"has no z\.png, which .*to_label\.csv lists"):
+        predictions_to_coco(root, tmp_path / "other.json", only=listed)
+    assert not (tmp_path / "other.json").exists()
+
+
 def test_edited_tables_do_not_matter_and_a_folder_without_regions_gives_no_scores(
     tmp_path: Path, predicted: Make
 ) -> None:

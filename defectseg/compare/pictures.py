@@ -1,0 +1,39 @@
+"""A, the label and B, side by side."""
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.image import rle
+from defectseg.image.overlay import paint_prediction, shortened
+
+_GAP_PX, _TEXT_PX, _FONT_SCALE = 10, 22, 0.5
+_PAPER_GREY, _TEXT_BGR = 28, (235, 235, 235)
+
+Panel = tuple[NDArray[np.uint8], str]
+"""A picture, BGR uint8 (H, W, 3), and the line of text below it."""
+
+
+def paint_answer(side: str, pixels: NDArray[np.uint8], masks: Mapping[int, str], class_names: Sequence[str]) -> Panel:
+    """An image, grey uint8 (H, W), with the run-lengths by ClassId that one side answers. Raises LabelError."""
+    found = sorted(masks)
+    decoded = [rle.decode(masks[class_id], (pixels.shape[0], pixels.shape[1]), where=side) for class_id in found]
+    names = [class_names[class_id - 1] for class_id in found]
+    painted = paint_prediction(pixels, np.array(decoded, np.bool_).reshape(-1, *pixels.shape), names)[: len(pixels)]
+    return painted, f"{side}: {', '.join(names) or 'sound'}"
+
+
+def place_beside(panels: Sequence[Panel]) -> NDArray[np.uint8]:
+    """Pictures of one size in one, BGR uint8 (H, W, 3): side by side, or if they are wide, one above the other."""
+    height, width = panels[0][0].shape[:2]
+    tiles = []
+    for picture, text in panels:
+        tile = np.full((height + _TEXT_PX + _GAP_PX, width + _GAP_PX, 3), _PAPER_GREY, np.uint8)
+        tile[:height, :width] = picture
+        plain = shortened(text.encode("ascii", "replace").decode(), width, _FONT_SCALE)
+        where = (2, height + _TEXT_PX - 6)
+        cv2.putText(tile, plain, where, cv2.FONT_HERSHEY_SIMPLEX, _FONT_SCALE, _TEXT_BGR, 1, cv2.LINE_AA)
+        tiles.append(tile)
+    return np.concatenate(tiles, axis=0 if width >= 2 * height else 1)
