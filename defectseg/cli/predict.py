@@ -15,7 +15,7 @@ from typer import Argument, Option
 from defectseg.cli import options
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import entries
-from defectseg.cli.show import log, print_json, print_rules_met, shown, warn
+from defectseg.cli.show import log, print_run
 from defectseg.errors import DataError, UsageError
 from defectseg.machine import check_memory
 
@@ -115,18 +115,9 @@ def predict(
             engine=engine,
             progress=progress,
         )
-    warn(run["warnings"])
-    if json_output:
-        print_json(run)
-    else:
-        speed = f", {run['images_per_second']} images/s" if run["images_per_second"] else ""
-        blank = f", {run['blank']} blank" if run["blank"] else ""
-        print(
-            f"{run['processed']} images processed{speed}: {run['with_defect']} with a defect{blank}, "
-            f"{run['unreadable']} unreadable; {run['already_done']} were done before."
-        )
-        print_rules_met(run, out)
-        print(f"Results: {shown(out)}")
+    speed = f", {run['images_per_second']} images/s" if run["images_per_second"] else ""
+    done, more = f"{run['processed']} images processed{speed}", f"; {run['already_done']} were done before"
+    print_run(run, out, done, more=more, json_output=json_output)
     raise typer.Exit(exit_code_of(run, fail_on_blank=fail_on_blank, max_unreadable=tolerance))
 
 

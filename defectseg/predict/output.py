@@ -313,22 +313,22 @@ class OutputFolder:
         write_text(self.root / RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return content
 
-    def picture_path(self, kind: str, image_id: str) -> Path:
-        """The path of the overlay ("overlays") or the class map ("masks") of an image."""
-        return self.root / kind / (self._names[image_id] + tables.PICTURES[kind])
-
     def picture_paths(self, image_id: str) -> dict[str, Path]:
         """The paths of all pictures that are written for an image, if it gets them."""
-        return {kind: self.picture_path(kind, image_id) for kind in self.choice.pictures}
+        return {kind: Path(path) for kind, path in self._called(self._names[image_id]).items()}
 
     def pictures(self, record: Record) -> dict[str, str]:
-        """The paths of the pictures that an image has by its record; see `picture_path`."""
-        has_overlay = self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT)
-        return {
-            kind: f"{self.root}/{kind}/{self._names[record.image_id]}{tables.PICTURES[kind]}"
-            for kind in self.choice.pictures
-            if record.status != tables.STATUS_UNREADABLE and (kind != tables.OVERLAYS or has_overlay)
-        }
+        """The paths of the pictures that an image has by its record."""
+        if record.status == tables.STATUS_UNREADABLE:
+            return {}
+        pictures = self._called(self._names[record.image_id])
+        if not self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT):
+            pictures.pop(tables.OVERLAYS, None)
+        return pictures
+
+    def _called(self, name: str) -> dict[str, str]:
+        """The paths of the overlay ("overlays") and the class map ("masks") of this name, if such are written."""
+        return {kind: f"{self.root}/{kind}/{name}{tables.PICTURES[kind]}" for kind in self.choice.pictures}
 
     def _with_name_noted(self, record: Record) -> Record:
         image_id, notes = record.image_id, record.image["notes"]
@@ -350,10 +350,10 @@ class OutputFolder:
         """
         renamed = [one for one in self.journal.image_ids if self._names[one] != names[one]]
         for image_id in sorted(renamed, key=len, reverse=True):
-            for kind in self.choice.pictures:
-                old = self.picture_path(kind, image_id)
+            new = self._called(names[image_id])
+            for kind, old in self.picture_paths(image_id).items():
                 if old.exists():
-                    old.replace(self.root / kind / (names[image_id] + tables.PICTURES[kind]))
+                    old.replace(new[kind])
         self._names = names
 
     def _is_done(self, image: FoundImage) -> bool:

@@ -23,7 +23,7 @@ from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
 from defectseg.predict.rules import NONE_UNREADABLE, Rules, Tolerance, class_id_of, listed_classes
 from defectseg.predict.shards import Shard, digest_of
-from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
+from defectseg.predict.tables import STATUS_BLANK, STATUS_UNREADABLE, choose_outputs, counts_of
 from defectseg.progress import Progress, silent
 from defectseg.runtime.base import PreparingRuntime, Runtime
 from defectseg.runtime.load import choose_runtime, load_runtime, versions_of
@@ -56,8 +56,7 @@ def run_batch(
         progress: called after each image, in the order of `images` unless a cluster does them.
 
     Returns:
-        entries of run.json: the numbers of images `processed` and `unreadable`; among the processed, the numbers
-        `with_defect` and `blank`; `warnings`, sentences for people.
+        entries of run.json: the numbers of images, see `counts_of`; `warnings`, sentences for people.
 
     Raises:
         ResourceError: disk space ran out; finished images are kept.
@@ -86,14 +85,7 @@ def run_batch(
         fewer = f", with {errors.spelling('workers', 1)}" if runtime.parallel > 1 else ""
         advice = "Close other programs and run the same command again"
         log.warning("memory did not suffice for %d images. %s%s.", memory_short, advice, fewer)
-    unreadable = statuses[STATUS_UNREADABLE]
-    return {
-        "processed": statuses.total() - unreadable,
-        "with_defect": statuses[STATUS_DEFECT],
-        STATUS_BLANK: statuses[STATUS_BLANK],
-        STATUS_UNREADABLE: unreadable,
-        "warnings": bit_depth_warnings(brightest),
-    }
+    return {**counts_of(statuses), "warnings": bit_depth_warnings(brightest)}
 
 
 def _rendered(
@@ -307,12 +299,11 @@ def exit_code_of(
     Rules (see `OutputFolder.finish`) and blank images count for all images in the folder; unreadable ones for those
     that were given to this run.
     """
-    in_folder = run["images_in_folder"]
     if run.get("fail_on", {}).get("images"):
         return ExitCode.DEFECT_FOUND
     unreadable = run[STATUS_UNREADABLE]
     given = run["processed"] + unreadable + run.get("already_done", 0)
-    if not max_unreadable.covers(unreadable, given) or (fail_on_blank and in_folder[STATUS_BLANK]):
+    if not max_unreadable.covers(unreadable, given) or (fail_on_blank and run["images_in_folder"][STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
 

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,17 @@ BY_GROUP, GROUP_COLUMNS = "by_group.csv", ("group", "images", "unreadable", "def
 MM_COLUMNS = ("length_mm", "width_mm", "area_mm2", "direction_deg")  # of regions.csv, at its end, if asked for
 STATUS_DEFECT, STATUS_CLEAN, STATUS_BLANK, STATUS_UNREADABLE = "defect", "clean", "blank", "unreadable"
 STATUSES = (STATUS_DEFECT, STATUS_CLEAN, STATUS_BLANK, STATUS_UNREADABLE)
+
+
+def counts_of(statuses: Counter[str]) -> dict[str, int]:
+    """Entries of run.json: the numbers of images processed, among these with a defect and blank, and unreadable."""
+    return {
+        "processed": statuses.total() - statuses[STATUS_UNREADABLE],
+        "with_defect": statuses[STATUS_DEFECT],
+        STATUS_BLANK: statuses[STATUS_BLANK],
+        STATUS_UNREADABLE: statuses[STATUS_UNREADABLE],
+    }
+
 
 _OPTIONAL = {PREDICTIONS: RLE, REGION_ROWS: REGIONS}
 
