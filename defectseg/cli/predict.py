@@ -81,8 +81,10 @@ def predict(
     from defectseg.predict.rules import Tolerance
     from defectseg.predict.s3 import SCHEME, find_stored
     from defectseg.predict.shards import parse_shard
+    from defectseg.predict.tables import choose_outputs
 
-    tolerance, size = Tolerance.parse(max_unreadable), options.parse_mm_per_px(mm_per_px)
+    tolerance = Tolerance.parse(max_unreadable)
+    choice = choose_outputs(entries(outputs), overlays, options.parse_mm_per_px(mm_per_px), group)
     own_shard = None if shard is None else parse_shard(shard)
     if own_shard is not None:
         log.setLevel(min(log.level, logging.INFO))  # each shard reports its own, not only the process of RANK 0
@@ -101,16 +103,13 @@ def predict(
             out,
             classes=entries(classes),
             overwrite=overwrite,
-            outputs=entries(outputs),
-            overlays=overlays,
-            mm_per_px=size,
+            choice=choice,
             fail_on=options.all_rules(fail_on, fail_on_defect),
             device=device,
             runtime=runtime,
             workers=workers,
             tta=tta,
             bit_depth=bit_depth,
-            group=group,
             shard=own_shard,
             engine=engine,
             progress=progress,

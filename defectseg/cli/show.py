@@ -38,7 +38,7 @@ def shown(path: Path) -> str:
 
 
 def print_run(run: Mapping[str, Any], out: Path, done: str, *, more: str = "", json_output: bool) -> None:
-    """Print the run.json of an output folder of predict; or what was done, with the counts, and the rules that are met."""
+    """Print the run.json of an output folder of predict; or what was done, the counts, and the rules that are met."""
     warn(run["warnings"])
     if json_output:
         print_json(run)

@@ -106,7 +106,7 @@ def _records_of(path: Path, classes: int) -> Iterator[Record]:
 def output_folder(
     root: Path,
     key: Mapping[str, Any],
-    choice: OutputChoice | None = None,
+    choice: OutputChoice = tables.ALL_OUTPUTS,
     *,
     overwrite: bool = False,
     status: str = "running",
@@ -117,7 +117,7 @@ def output_folder(
         root: the folder; made if absent.
         key: everything besides `choice` that a stored row or picture depends on. A folder is continued only with the
             same key; a name that an older folder lacks counts as None.
-        choice: the outputs to write; None: all.
+        choice: the outputs to write.
         overwrite: delete the results of earlier runs.
         status: for run.json, until `OutputFolder.write_run` is called.
 
@@ -126,7 +126,6 @@ def output_folder(
         CannotContinueError: its journal is missing.
         ResourceError: another process writes to the folder, or it cannot be written.
     """
-    choice = choice or OutputChoice()
     key = json.loads(json.dumps({**key, "outputs": asdict(choice)}))
     with result_folder(root, (), writer="predict", overwrite=None, mark=RUN):
         output = OutputFolder(root, key, choice)
@@ -146,12 +145,7 @@ def output_folder(
 
 
 def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> None:
-    if found := differences(earlier, key):
-        raise OutputExistsError(
-            f"{root}: holds results of another model or other settings ({'; '.join(found)}). Choose "
-            "another output folder.",
-            go_on={"overwrite": True},
-        )
+    refuse_other_key(root, earlier, key, go_on={"overwrite": True})
     if (root / tables.IMAGES).exists() and not (root / JOURNAL).exists():
         raise CannotContinueError(
             f"{root / JOURNAL}: is gone, and with it the results behind the tables. Put it back, or choose "
@@ -374,6 +368,15 @@ def write_pictures(paths: Mapping[str, Path], pictures: Mapping[str, bytes]) -> 
             write_result(path, pictures[kind])
         else:  # perhaps left from an earlier version of the image
             path.unlink(missing_ok=True)
+
+
+def refuse_other_key(
+    root: Path, before: Mapping[str, Any], now: Mapping[str, Any], go_on: Mapping[str, object] | None = None
+) -> None:
+    """Raise OutputExistsError if the results in a folder have another key than those to come."""
+    if found := differences(before, now):
+        what = f"holds results of another model or other settings ({'; '.join(found)})"
+        raise OutputExistsError(f"{root}: {what}. Choose another output folder.", go_on=go_on)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -42,13 +42,21 @@ class OutputChoice:
         return OVERLAYS in self.names and (with_defect or self.overlays == "all")
 
 
+ALL_OUTPUTS = OutputChoice()
+
+
 def choose_outputs(
     outputs: Sequence[str] | None,
     overlays: str | None,
     mm_per_px: tuple[float, float] | None = None,
     group: str | None = None,
 ) -> OutputChoice:
-    """The choice according to arguments of `predict`, which may be None; `overlays`: all, defects or none.
+    """The choice according to options of the command line; None: not given.
+
+    Args:
+        outputs: some of OUTPUTS; None: all.
+        overlays: images that get an overlay: all, defects or none; None: all, if `outputs` includes overlays.
+        mm_per_px, group: see OutputChoice.
 
     Raises:
         UsageError: an unknown name, no name, a size that is not above 0, or two arguments that contradict each other.
