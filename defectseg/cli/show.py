@@ -47,8 +47,8 @@ def print_run(run: Mapping[str, Any], out: Path, done: str, *, more: str = "", j
     print(f"{done}: {run['with_defect']} with a defect{blank}, {run['unreadable']} unreadable{more}.")
     if rules := run.get("fail_on"):
         named = f": {', '.join(rules['first'][:_NAMED])}" if rules["first"] else ""
-        more = f" and {rules['images'] - _NAMED} more" if rules["images"] > _NAMED else ""
-        print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{named}{more}.")
+        others = f" and {rules['images'] - _NAMED} more" if rules["images"] > _NAMED else ""
+        print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{named}{others}.")
     print(f"Results: {shown(out)}")
 
 

@@ -18,6 +18,7 @@ from defectseg.files import open_regular
 from defectseg.image import whole
 from defectseg.image.find import FoundImage
 from defectseg.inference.settings import Settings
+from defectseg.inference.tiles import fits_one_tile
 from defectseg.machine import __version__
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
@@ -301,7 +302,7 @@ def _prepare(network: Runtime, found: FoundImage, settings: Settings) -> None:
     if isinstance(network, PreparingRuntime) and not found.fault:
         with suppress(ImageError, OSError), open_regular(found.path) as file:
             size_hw = whole.read_size(file, name=found.file)
-            if size_hw[0] <= settings.tile_hw[0] and size_hw[1] <= settings.tile_hw[1]:
+            if fits_one_tile(size_hw, settings):
                 network.prepare(size_hw)
 
 
