@@ -70,11 +70,6 @@ def _temporary_name(path: Path) -> str:
     return TEMPORARY_PREFIX + hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
 
 
-def temporary_beside(path: Path) -> Path:
-    """An unused, short name in the folder of `path`, with the suffix of `path`."""
-    return path.with_name(f"{_temporary_name(path)}-{secrets.token_hex(4)}{path.suffix[-16:]}")
-
-
 @contextmanager
 def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`, and move it to `path` if the block ends without an error.
@@ -89,7 +84,7 @@ def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    temporary = temporary_beside(path)
+    temporary = path.with_name(f"{_temporary_name(path)}-{secrets.token_hex(4)}{path.suffix[-16:]}")
     in_use: BinaryIO | None = None
     try:
         with resource_errors(path):

@@ -173,35 +173,28 @@ def split(
     the groups of groups.csv, or of --group instead, stay together in one fold, and share a name in the column group.
     Images that an existing split.csv has in val or test stay there.
     """
+    from defectseg.data import split as splits
     from defectseg.data.folder import open_data_folder
     from defectseg.data.names import match_groups
-    from defectseg.data.split import (
-        SPLIT_NAME,
-        RelatedImages,
-        count_apart,
-        divide,
-        find_related,
-        name_groups,
-        read_split,
-        write_split,
-    )
 
-    path = root / SPLIT_NAME if out is None else out
+    own = root / splits.SPLIT_NAME
+    path = own if out is None else out
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path}: exists. Choose another --out.", go_on={"overwrite": True})
     folder = open_data_folder(root, bit_depth=bit_depth)
     if group is not None:
         folder = replace(folder, groups=match_groups(group, folder.image_ids))
-    own = root / SPLIT_NAME
-    old = read_split(own, {*folder.image_ids, *folder.not_labelled}) if own.exists() else {}
+    old = splits.read_split(own, {*folder.image_ids, *folder.not_labelled}) if own.exists() else {}
     kept = {image_id: fold for image_id, fold in old.items() if fold in ("val", "test")}
     rest = replace(folder, image_ids=tuple(image_id for image_id in folder.image_ids if image_id not in kept))
     apart = replace(folder, image_ids=tuple(image_id for image_id in folder.image_ids if image_id in kept))
     with progress_bar("looking for copies") as progress:
-        related = find_related(folder, progress=progress)
-    chosen = {**kept, **divide(rest, related, folds=folds, seed=seed)}
-    groups = {**folder.groups, **name_groups(apart, related, folds=folds), **name_groups(rest, related, folds=folds)}
-    write_split(path, chosen, groups)
+        related = splits.find_related(folder, progress=progress)
+    chosen = {**kept, **splits.divide(rest, related, folds=folds, seed=seed)}
+    groups = dict(folder.groups)
+    for part in (apart, rest):
+        groups |= splits.name_groups(part, related, folds=folds)
+    splits.write_split(path, chosen, groups)
     rows = [["fold", "images", "clean", *folder.class_names]]
     for fold in (*range(folds), *sorted(set(kept.values()), key=str)):
         members = [image_id for image_id in folder.image_ids if chosen[image_id] == fold]
@@ -213,11 +206,10 @@ def split(
     if folder.unknown:
         print(f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none is clean.")
     pairs = {"copies": related.copies, "of the same strip, by their looks": related.neighbours.keys()}
-    usual = {**kept, **divide(replace(rest, groups={}), RelatedImages(), folds=folds, seed=seed)}
-    print_rows(
-        [
-            ["pairs of images", "in all", "across folds", "across in a random split"],
-            *([name, *map(str, (len(p), count_apart(p, chosen), count_apart(p, usual)))] for name, p in pairs.items()),
-        ]
-    )
+    usual = {**kept, **splits.divide(replace(rest, groups={}), splits.RelatedImages(), folds=folds, seed=seed)}
+    table = [["pairs of images", "in all", "across folds", "across in a random split"]]
+    for name, both in pairs.items():
+        across = [splits.count_apart(both, folds_of) for folds_of in (chosen, usual)]
+        table.append([name, str(len(both)), *map(str, across)])
+    print_rows(table)
     print(f"Split: {shown(path)}")

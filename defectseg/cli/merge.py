@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from defectseg.cli import options
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.show import print_json, print_rules_met, shown, warn
+from defectseg.cli.show import print_run
 
 
 def merge(
@@ -39,15 +39,5 @@ def merge(
     rules, tolerance = options.all_rules(fail_on, fail_on_defect), Tolerance.parse(max_unreadable)
     with progress_bar("merging", after_interrupt="The same command does it again.") as progress:
         run = put_together(folders, out, overwrite=overwrite, fail_on=rules, progress=progress)
-    warn(run["warnings"])
-    if json_output:
-        print_json(run)
-    else:
-        blank = f", {run['blank']} blank" if run["blank"] else ""
-        print(
-            f"{run['processed']} images of {len(run['shards'])} shards: {run['with_defect']} with a defect{blank}, "
-            f"{run['unreadable']} unreadable."
-        )
-        print_rules_met(run, out)
-        print(f"Results: {shown(out)}")
+    print_run(run, out, f"{run['processed']} images of {len(run['shards'])} shards", json_output=json_output)
     raise typer.Exit(exit_code_of(run, fail_on_blank=fail_on_blank, max_unreadable=tolerance))

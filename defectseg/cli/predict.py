@@ -15,7 +15,7 @@ from typer import Argument, Option
 from defectseg.cli import options
 from defectseg.cli.bars import progress_bar
 from defectseg.cli.options import entries
-from defectseg.cli.show import log, print_json, print_rules_met, shown, warn
+from defectseg.cli.show import log, print_run
 from defectseg.errors import DataError, UsageError
 from defectseg.machine import check_memory
 
@@ -81,8 +81,10 @@ def predict(
     from defectseg.predict.rules import Tolerance
     from defectseg.predict.s3 import SCHEME, find_stored
     from defectseg.predict.shards import parse_shard
+    from defectseg.predict.tables import choose_outputs
 
-    tolerance, size = Tolerance.parse(max_unreadable), options.parse_mm_per_px(mm_per_px)
+    tolerance = Tolerance.parse(max_unreadable)
+    choice = choose_outputs(entries(outputs), overlays, options.parse_mm_per_px(mm_per_px), group)
     own_shard = None if shard is None else parse_shard(shard)
     if own_shard is not None:
         log.setLevel(min(log.level, logging.INFO))  # each shard reports its own, not only the process of RANK 0
@@ -101,32 +103,20 @@ def predict(
             out,
             classes=entries(classes),
             overwrite=overwrite,
-            outputs=entries(outputs),
-            overlays=overlays,
-            mm_per_px=size,
+            choice=choice,
             fail_on=options.all_rules(fail_on, fail_on_defect),
             device=device,
             runtime=runtime,
             workers=workers,
             tta=tta,
             bit_depth=bit_depth,
-            group=group,
             shard=own_shard,
             engine=engine,
             progress=progress,
         )
-    warn(run["warnings"])
-    if json_output:
-        print_json(run)
-    else:
-        speed = f", {run['images_per_second']} images/s" if run["images_per_second"] else ""
-        blank = f", {run['blank']} blank" if run["blank"] else ""
-        print(
-            f"{run['processed']} images processed{speed}: {run['with_defect']} with a defect{blank}, "
-            f"{run['unreadable']} unreadable; {run['already_done']} were done before."
-        )
-        print_rules_met(run, out)
-        print(f"Results: {shown(out)}")
+    speed = f", {run['images_per_second']} images/s" if run["images_per_second"] else ""
+    done, more = f"{run['processed']} images processed{speed}", f"; {run['already_done']} were done before"
+    print_run(run, out, done, more=more, json_output=json_output)
     raise typer.Exit(exit_code_of(run, fail_on_blank=fail_on_blank, max_unreadable=tolerance))
 
 

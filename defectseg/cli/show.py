@@ -37,12 +37,19 @@ def shown(path: Path) -> str:
     return str(resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else path)
 
 
-def print_rules_met(run: Mapping[str, Any], out: Path) -> None:
-    """Print how many images in an output folder of predict meet a rule of --fail-on, and the first of them."""
+def print_run(run: Mapping[str, Any], out: Path, done: str, *, more: str = "", json_output: bool) -> None:
+    """Print the run.json of an output folder of predict; or what was done, the counts, and the rules that are met."""
+    warn(run["warnings"])
+    if json_output:
+        print_json(run)
+        return
+    blank = f", {run['blank']} blank" if run["blank"] else ""
+    print(f"{done}: {run['with_defect']} with a defect{blank}, {run['unreadable']} unreadable{more}.")
     if rules := run.get("fail_on"):
         named = f": {', '.join(rules['first'][:_NAMED])}" if rules["first"] else ""
-        more = f" and {rules['images'] - _NAMED} more" if rules["images"] > _NAMED else ""
-        print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{named}{more}.")
+        others = f" and {rules['images'] - _NAMED} more" if rules["images"] > _NAMED else ""
+        print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{named}{others}.")
+    print(f"Results: {shown(out)}")
 
 
 def warn(warnings: Iterable[str]) -> None:

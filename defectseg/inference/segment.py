@@ -59,11 +59,11 @@ def segment_image(
         ModelError: the network answers with NaN.
         ResourceError: memory ran out.
     """
-    if not keep_answer and fits_one_tile(image, settings) and isinstance(runtime, ThresholdingRuntime):
+    if not keep_answer and fits_one_tile(image.shape, settings) and isinstance(runtime, ThresholdingRuntime):
         turns = [astuple(view) for view in views_of(settings.tta, image.shape)]
         (reached,) = runtime.reach(image[None, None], settings.thresholds, turns)
         return segment_reached(reached, image.shape, settings.thresholds)
-    if keep_answer or fits_one_tile(image, settings):
+    if keep_answer or fits_one_tile(image.shape, settings):
         answer = predict_image(runtime, image, settings)
         segmentation = segment(answer, settings.thresholds)
         if not keep_answer:
@@ -88,7 +88,6 @@ def segment(prediction: ImageAnswer, thresholds: Thresholds, sheet_score: float 
     masks = np.zeros(prediction.probabilities.shape, np.bool_)
     class_map = np.zeros(masks.shape[1:], np.uint8)
     regions: list[Region] = []
-    present: list[int] = []
     for index in _passing(prediction.gate, thresholds):
         probabilities, least_px = prediction.probabilities[index], thresholds.min_area_px[index]
         mask = probabilities >= np.float32(thresholds.pixel[index])
@@ -96,7 +95,7 @@ def segment(prediction: ImageAnswer, thresholds: Thresholds, sheet_score: float 
             continue
         masks[index], found = find_regions(mask, class_id=index + 1, probabilities=probabilities, min_area_px=least_px)
         regions += found
-        present += [index] if found else []
+    present = sorted({region.class_id - 1 for region in regions})
     _paint(class_map, masks, prediction.probabilities, present)
     return Segmentation(masks, tuple(regions), class_map, sheet_score)
 

@@ -40,7 +40,7 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8], settings: Settings
         ModelError: the network answers with NaN.
         ResourceError: memory ran out.
     """
-    if fits_one_tile(image, settings):
+    if fits_one_tile(image.shape, settings):
         return answer_tiles(runtime, [image], settings.tta)[0]
     num_classes = len(runtime.class_names)
     probabilities, gate = np.empty((num_classes, *image.shape), np.float32), np.zeros(num_classes, np.float32)
@@ -50,10 +50,9 @@ def predict_image(runtime: Runtime, image: NDArray[np.uint8], settings: Settings
     return ImageAnswer(probabilities, gate)
 
 
-def fits_one_tile(image: NDArray[np.uint8], settings: Settings) -> bool:
-    """Whether an image (H, W) is not larger than a tile."""
-    (tile_h, tile_w), (height, width) = settings.tile_hw, image.shape
-    return bool(height <= tile_h and width <= tile_w)
+def fits_one_tile(size_hw: tuple[int, ...], settings: Settings) -> bool:
+    """Whether an image of (H, W) px is not larger than a tile."""
+    return size_hw[0] <= settings.tile_hw[0] and size_hw[1] <= settings.tile_hw[1]
 
 
 def predict_bands(

@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from defectseg.errors import ResourceError
 from defectseg.files import write_text
 from defectseg.predict.predict import now
-from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, STATUSES
+from defectseg.predict.tables import STATUS_UNREADABLE, STATUSES, counts_of
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Health:
     def __init__(self, path: Path, **told: Any) -> None:
         self.told: dict[str, Any] = {"state": "starting", "last_look": now(), "last_error": None, **told}
         self._path, self._told_s = path, 0.0
-        self._statuses = dict.fromkeys(STATUSES, 0)
+        self._statuses = Counter(dict.fromkeys(STATUSES, 0))  # all of them, as the other thread may count
         self._latencies_s: list[float] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._write_on, daemon=True)
@@ -56,16 +57,13 @@ class Health:
 
     def content(self) -> dict[str, Any]:
         """What the file tells."""
-        latencies_s, unreadable = sorted(self._latencies_s), self._statuses[STATUS_UNREADABLE]
+        latencies_s = sorted(self._latencies_s)
         shares = {"p50": 0.5, "p95": 0.95} if latencies_s else {}
         return {
             **self.told,
             "heartbeat": now(),
             "pid": os.getpid(),
-            "processed": sum(self._statuses.values()) - unreadable,
-            "with_defect": self._statuses[STATUS_DEFECT],
-            STATUS_BLANK: self._statuses[STATUS_BLANK],
-            STATUS_UNREADABLE: unreadable,
+            **counts_of(self._statuses),
             "latency_s": {name: round(latencies_s[int(share * len(latencies_s))], 3) for name, share in shares.items()},
         }
 

@@ -16,7 +16,7 @@ from defectseg.machine import __version__
 from defectseg.predict.output import differences, finished_folder, output_folder, status_of
 from defectseg.predict.rules import Rules
 from defectseg.predict.shards import Shard, digest_of, parse_shard
-from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, OutputChoice
+from defectseg.predict.tables import OutputChoice, counts_of
 from defectseg.progress import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -183,10 +183,7 @@ def _run_of(parts: Sequence[_Part], statuses: Counter[str]) -> dict[str, Any]:
         "started": min(run["started"] for run in runs),
         "ended": max(run["ended"] for run in runs),
         "status": "finished",
-        "processed": statuses.total() - statuses[STATUS_UNREADABLE],
-        "with_defect": statuses[STATUS_DEFECT],
-        STATUS_BLANK: statuses[STATUS_BLANK],
-        STATUS_UNREADABLE: statuses[STATUS_UNREADABLE],
+        **counts_of(statuses),
         "warnings": list(dict.fromkeys(warning for run in runs for warning in run["warnings"])),
         "shards": {str(part.shard): str(part.root) for part in sorted(parts, key=lambda part: part.shard.index)},
     }

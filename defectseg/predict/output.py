@@ -106,7 +106,7 @@ def _records_of(path: Path, classes: int) -> Iterator[Record]:
 def output_folder(
     root: Path,
     key: Mapping[str, Any],
-    choice: OutputChoice | None = None,
+    choice: OutputChoice = tables.ALL_OUTPUTS,
     *,
     overwrite: bool = False,
     status: str = "running",
@@ -117,7 +117,7 @@ def output_folder(
         root: the folder; made if absent.
         key: everything besides `choice` that a stored row or picture depends on. A folder is continued only with the
             same key; a name that an older folder lacks counts as None.
-        choice: the outputs to write; None: all.
+        choice: the outputs to write.
         overwrite: delete the results of earlier runs.
         status: for run.json, until `OutputFolder.write_run` is called.
 
@@ -126,7 +126,6 @@ def output_folder(
         CannotContinueError: its journal is missing.
         ResourceError: another process writes to the folder, or it cannot be written.
     """
-    choice = choice or OutputChoice()
     key = json.loads(json.dumps({**key, "outputs": asdict(choice)}))
     with result_folder(root, (), writer="predict", overwrite=None, mark=RUN):
         output = OutputFolder(root, key, choice)
@@ -146,12 +145,7 @@ def output_folder(
 
 
 def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> None:
-    if found := differences(earlier, key):
-        raise OutputExistsError(
-            f"{root}: holds results of another model or other settings ({'; '.join(found)}). Choose "
-            "another output folder.",
-            go_on={"overwrite": True},
-        )
+    refuse_other_key(root, earlier, key, go_on={"overwrite": True})
     if (root / tables.IMAGES).exists() and not (root / JOURNAL).exists():
         raise CannotContinueError(
             f"{root / JOURNAL}: is gone, and with it the results behind the tables. Put it back, or choose "
@@ -313,22 +307,22 @@ class OutputFolder:
         write_text(self.root / RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return content
 
-    def picture_path(self, kind: str, image_id: str) -> Path:
-        """The path of the overlay ("overlays") or the class map ("masks") of an image."""
-        return self.root / kind / (self._names[image_id] + tables.PICTURES[kind])
-
     def picture_paths(self, image_id: str) -> dict[str, Path]:
         """The paths of all pictures that are written for an image, if it gets them."""
-        return {kind: self.picture_path(kind, image_id) for kind in self.choice.pictures}
+        return {kind: Path(path) for kind, path in self._called(self._names[image_id]).items()}
 
     def pictures(self, record: Record) -> dict[str, str]:
-        """The paths of the pictures that an image has by its record; see `picture_path`."""
-        has_overlay = self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT)
-        return {
-            kind: f"{self.root}/{kind}/{self._names[record.image_id]}{tables.PICTURES[kind]}"
-            for kind in self.choice.pictures
-            if record.status != tables.STATUS_UNREADABLE and (kind != tables.OVERLAYS or has_overlay)
-        }
+        """The paths of the pictures that an image has by its record."""
+        if record.status == tables.STATUS_UNREADABLE:
+            return {}
+        pictures = self._called(self._names[record.image_id])
+        if not self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT):
+            pictures.pop(tables.OVERLAYS, None)
+        return pictures
+
+    def _called(self, name: str) -> dict[str, str]:
+        """The paths of the overlay ("overlays") and the class map ("masks") of this name, if such are written."""
+        return {kind: f"{self.root}/{kind}/{name}{tables.PICTURES[kind]}" for kind in self.choice.pictures}
 
     def _with_name_noted(self, record: Record) -> Record:
         image_id, notes = record.image_id, record.image["notes"]
@@ -350,10 +344,10 @@ class OutputFolder:
         """
         renamed = [one for one in self.journal.image_ids if self._names[one] != names[one]]
         for image_id in sorted(renamed, key=len, reverse=True):
-            for kind in self.choice.pictures:
-                old = self.picture_path(kind, image_id)
+            new = self._called(names[image_id])
+            for kind, old in self.picture_paths(image_id).items():
                 if old.exists():
-                    old.replace(self.root / kind / (names[image_id] + tables.PICTURES[kind]))
+                    old.replace(new[kind])
         self._names = names
 
     def _is_done(self, image: FoundImage) -> bool:
@@ -374,6 +368,15 @@ def write_pictures(paths: Mapping[str, Path], pictures: Mapping[str, bytes]) -> 
             write_result(path, pictures[kind])
         else:  # perhaps left from an earlier version of the image
             path.unlink(missing_ok=True)
+
+
+def refuse_other_key(
+    root: Path, before: Mapping[str, Any], now: Mapping[str, Any], go_on: Mapping[str, object] | None = None
+) -> None:
+    """Raise OutputExistsError if the results in a folder have another key than those to come."""
+    if found := differences(before, now):
+        what = f"holds results of another model or other settings ({'; '.join(found)})"
+        raise OutputExistsError(f"{root}: {what}. Choose another output folder.", go_on=go_on)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

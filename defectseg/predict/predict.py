@@ -18,18 +18,19 @@ from defectseg.files import open_regular
 from defectseg.image import whole
 from defectseg.image.find import FoundImage
 from defectseg.inference.settings import Settings
+from defectseg.inference.tiles import fits_one_tile
 from defectseg.machine import __version__
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
 from defectseg.predict.rules import NONE_UNREADABLE, Rules, Tolerance, class_id_of, listed_classes
 from defectseg.predict.shards import Shard, digest_of
-from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, choose_outputs
+from defectseg.predict.tables import ALL_OUTPUTS, STATUS_BLANK, STATUS_UNREADABLE, OutputChoice, counts_of
 from defectseg.progress import Progress, silent
 from defectseg.runtime.base import PreparingRuntime, Runtime
 from defectseg.runtime.load import choose_runtime, load_runtime, versions_of
 
 if TYPE_CHECKING:
-    from defectseg.inference.stream import Segmented, Unreadable
+    from defectseg.inference.stream import Unreadable
     from defectseg.predict.render import Rendered
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,7 @@ def run_batch(
         progress: called after each image, in the order of `images` unless a cluster does them.
 
     Returns:
-        entries of run.json: the numbers of images `processed` and `unreadable`; among the processed, the numbers
-        `with_defect` and `blank`; `warnings`, sentences for people.
+        entries of run.json: the numbers of images, see `counts_of`; `warnings`, sentences for people.
 
     Raises:
         ResourceError: disk space ran out; finished images are kept.
@@ -86,14 +86,7 @@ def run_batch(
         fewer = f", with {errors.spelling('workers', 1)}" if runtime.parallel > 1 else ""
         advice = "Close other programs and run the same command again"
         log.warning("memory did not suffice for %d images. %s%s.", memory_short, advice, fewer)
-    unreadable = statuses[STATUS_UNREADABLE]
-    return {
-        "processed": statuses.total() - unreadable,
-        "with_defect": statuses[STATUS_DEFECT],
-        STATUS_BLANK: statuses[STATUS_BLANK],
-        STATUS_UNREADABLE: unreadable,
-        "warnings": bit_depth_warnings(brightest),
-    }
+    return {**counts_of(statuses), "warnings": bit_depth_warnings(brightest)}
 
 
 def _rendered(
@@ -102,9 +95,7 @@ def _rendered(
     from defectseg.inference.stream import stream
     from defectseg.predict.render import render
 
-    def paint(one: "Segmented") -> "Rendered":
-        return render(one, runtime.class_names, output.choice)
-
+    paint = partial(render, class_names=runtime.class_names, choice=output.choice)
     with closing(stream(images, runtime, settings, paint)) as results:
         yield from zip(images, results, strict=True)
 
@@ -194,13 +185,10 @@ def predict(
     device: str = "auto",
     runtime: str = "auto",
     workers: int | None = None,
-    outputs: Sequence[str] | None = None,
-    overlays: str | None = None,
-    mm_per_px: tuple[float, float] | None = None,
+    choice: OutputChoice = ALL_OUTPUTS,
     fail_on: str | None = None,
     tta: str | None = None,
     bit_depth: int | None = None,
-    group: str | None = None,
     shard: Shard | None = None,
     engine: str = LOCAL,
     progress: Progress = silent,
@@ -216,13 +204,10 @@ def predict(
         device: auto, cpu, cuda, cuda:N or mps.
         runtime: auto, torch, openvino or onnx.
         workers: images that the network computes at once; None: what suits the runtime. Results do not depend on it.
-        outputs: see defectseg.predict.tables; None: all.
-        overlays: images that get an overlay: all, defects or none; None: all, if `outputs` includes overlays.
-        mm_per_px: width and height of a pixel, for columns in mm; None: without them.
+        choice: the outputs to write; see `choose_outputs`.
         fail_on: rules, see defectseg.predict.rules; the content of run.json tells which images meet one.
         tta: test-time augmentation: none, flips or turns; None: the model's own.
         bit_depth: of 16-bit files, 9 to 16; None: as their tag says, else as the model was trained.
-        group: regular expression that finds the group of an image in its ImageId; None: without groups.
         shard: process only its part of `images`, which must be the same list for every shard; None: all.
         engine: local or ray: processes with `workers` cores each (default: 1), on the machines of a cluster.
         progress: counts the images.
@@ -234,9 +219,8 @@ def predict(
         OutputExistsError: the folder contains something else, or results of other settings.
         ModelError, ResourceError, UsageError: the run cannot go on; finished images are kept, and it can be continued.
     """
-    choice = choose_outputs(outputs, overlays, mm_per_px, group)
-    if group is not None:
-        match_groups(group, [image.image_id for image in images])
+    if choice.group is not None:
+        match_groups(choice.group, [image.image_id for image in images])
     own = images if shard is None else [image for image in images if image.image_id in shard]
     workers = 1 if len(own) == 1 else workers  # which gets all cores
     loaded = load(
@@ -297,22 +281,18 @@ def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[
 
 
 def exit_code_of(
-    run: dict[str, Any],
-    *,
-    fail_on_blank: bool = False,
-    max_unreadable: Tolerance = NONE_UNREADABLE,
+    run: dict[str, Any], *, fail_on_blank: bool = False, max_unreadable: Tolerance = NONE_UNREADABLE
 ) -> ExitCode:
     """The exit code of a finished run.
 
     Rules (see `OutputFolder.finish`) and blank images count for all images in the folder; unreadable ones for those
     that were given to this run.
     """
-    in_folder = run["images_in_folder"]
     if run.get("fail_on", {}).get("images"):
         return ExitCode.DEFECT_FOUND
     unreadable = run[STATUS_UNREADABLE]
     given = run["processed"] + unreadable + run.get("already_done", 0)
-    if not max_unreadable.covers(unreadable, given) or (fail_on_blank and in_folder[STATUS_BLANK]):
+    if not max_unreadable.covers(unreadable, given) or (fail_on_blank and run["images_in_folder"][STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
 
@@ -322,7 +302,7 @@ def _prepare(network: Runtime, found: FoundImage, settings: Settings) -> None:
     if isinstance(network, PreparingRuntime) and not found.fault:
         with suppress(ImageError, OSError), open_regular(found.path) as file:
             size_hw = whole.read_size(file, name=found.file)
-            if size_hw[0] <= settings.tile_hw[0] and size_hw[1] <= settings.tile_hw[1]:
+            if fits_one_tile(size_hw, settings):
                 network.prepare(size_hw)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,13 +42,21 @@ class OutputChoice:
         return OVERLAYS in self.names and (with_defect or self.overlays == "all")
 
 
+ALL_OUTPUTS = OutputChoice()
+
+
 def choose_outputs(
     outputs: Sequence[str] | None,
     overlays: str | None,
     mm_per_px: tuple[float, float] | None = None,
     group: str | None = None,
 ) -> OutputChoice:
-    """The choice according to arguments of `predict`, which may be None; `overlays`: all, defects or none.
+    """The choice according to options of the command line; None: not given.
+
+    Args:
+        outputs: some of OUTPUTS; None: all.
+        overlays: images that get an overlay: all, defects or none; None: all, if `outputs` includes overlays.
+        mm_per_px, group: see OutputChoice.
 
     Raises:
         UsageError: an unknown name, no name, a size that is not above 0, or two arguments that contradict each other.
@@ -89,6 +98,17 @@ BY_GROUP, GROUP_COLUMNS = "by_group.csv", ("group", "images", "unreadable", "def
 MM_COLUMNS = ("length_mm", "width_mm", "area_mm2", "direction_deg")  # of regions.csv, at its end, if asked for
 STATUS_DEFECT, STATUS_CLEAN, STATUS_BLANK, STATUS_UNREADABLE = "defect", "clean", "blank", "unreadable"
 STATUSES = (STATUS_DEFECT, STATUS_CLEAN, STATUS_BLANK, STATUS_UNREADABLE)
+
+
+def counts_of(statuses: Counter[str]) -> dict[str, int]:
+    """Entries of run.json: the numbers of images processed, among these with a defect and blank, and unreadable."""
+    return {
+        "processed": statuses.total() - statuses[STATUS_UNREADABLE],
+        "with_defect": statuses[STATUS_DEFECT],
+        STATUS_BLANK: statuses[STATUS_BLANK],
+        STATUS_UNREADABLE: statuses[STATUS_UNREADABLE],
+    }
+
 
 _OPTIONAL = {PREDICTIONS: RLE, REGION_ROWS: REGIONS}
 

@@ -22,7 +22,7 @@ from defectseg.inference.stream import Unreadable, stream
 from defectseg.predict.camera import Camera
 from defectseg.predict.days import Days, day_of, stamp_of
 from defectseg.predict.health import Health
-from defectseg.predict.output import differences
+from defectseg.predict.output import refuse_other_key
 from defectseg.predict.predict import Loaded, now
 from defectseg.predict.render import Rendered, render, render_unreadable
 from defectseg.predict.rules import Rules
@@ -118,12 +118,9 @@ def _check_own(out: Path, key: dict[str, Any]) -> None:
         check_is_free(out, (_HEALTH, _OUTBOX), writer="watch")
         write_text(mark, json.dumps(key, indent=2) + "\n")
     try:
-        found = differences(read_json(mark), key)
+        refuse_other_key(out, read_json(mark), key)
     except (DataError, AttributeError):
         raise OutputExistsError(f"{mark}: not as watch writes it. Choose another output folder.") from None
-    if found:
-        what = f"holds results of another model or other settings ({'; '.join(found)})"
-        raise OutputExistsError(f"{out}: {what}. Choose another output folder.")
 
 
 @dataclass

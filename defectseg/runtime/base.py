@@ -1,10 +1,11 @@
 """The interface of all runtimes, and the errors that they share."""
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from queue import Empty, SimpleQueue
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from defectseg.model.info import Thresholds
 GPU_BATCH_PX = 16 * 256 * 1600  # not measured: no graphics card at hand
 _SIGNS_OF_NO_MEMORY = ("allocat", "bad_alloc", "out of memory")
 _SIGN_OF_OUR_LIMIT = "Available memory of"  # how ONNX Runtime says that it may take no more
+
+_Idle = TypeVar("_Idle")
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,19 @@ def memory_errors(shape: Sequence[int], *, of_export: bool = False) -> Iterator[
         if _SIGN_OF_OUR_LIMIT in str(error):
             advice = to_allow()
         raise ResourceError(f"Out of memory on {shape[0]} image(s) of {shape[2]}x{shape[3]}. {advice}") from error
+
+
+@contextmanager
+def borrowed(idle: "SimpleQueue[_Idle]", make: Callable[[], _Idle]) -> Iterator[_Idle]:
+    """Take something from those that no other call uses, or make one; it is put back for the next call."""
+    try:
+        one = idle.get_nowait()
+    except Empty:
+        one = make()
+    try:
+        yield one
+    finally:
+        idle.put(one)
 
 
 def wrong_size(takes_hw: Sequence[object], shape: Sequence[int]) -> ModelError:

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from defectseg.errors import ModelError
 from defectseg.machine import check_memory, cpu_flags, with_amx
 from defectseg.model.info import ModelInfo
 from defectseg.model.openvino_io import core, cores_and_precision, unmark
-from defectseg.runtime.base import Answer, memory_errors, wrong_size
+from defectseg.runtime.base import Answer, borrowed, memory_errors, wrong_size
 from defectseg.runtime.cache import CompiledModels
 from defectseg.runtime.doubling import double_by_convolution
 
@@ -177,15 +177,9 @@ class _Compiled:
     def __call__(self, images: NDArray[np.uint8]) -> Answer:
         # The request writes into new arrays, since the next call overwrites its own buffers.
         probabilities, gate = (np.empty(shape, np.float32) for shape in self._shapes)
-        try:
-            request = self._idle.get_nowait()
-        except Empty:
-            request = self._model.create_infer_request()
-        try:
+        with borrowed(self._idle, self._model.create_infer_request) as request:
             request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
             request.set_output_tensor(0, openvino.Tensor(probabilities, shared_memory=True))
             request.set_output_tensor(1, openvino.Tensor(gate, shared_memory=True))
             request.infer()
-        finally:
-            self._idle.put(request)
         return Answer(probabilities, gate)

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from defectseg.model.bundle import load_bundle
 from defectseg.model.devices import half_precision, resolve_device
 from defectseg.model.info import ModelInfo, Thresholds
 from defectseg.model.network import DefectNetwork
-from defectseg.runtime.base import GPU_BATCH_PX, Answer, Reached, Turn, memory_errors
+from defectseg.runtime.base import GPU_BATCH_PX, Answer, Reached, Turn, borrowed, memory_errors
 
 _PARALLEL_ON_CARD = 2  # while one batch is computed, the next is copied to the card, and the last one's answer back
 
@@ -85,16 +86,10 @@ class TorchRuntime:
         if not self._on_card:
             yield
             return
-        try:
-            stream = self._idle.get_nowait()
-        except Empty:
-            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.default_stream(self.device))  # on which weights are loaded or trained
-        try:
+        with borrowed(self._idle, partial(torch.cuda.Stream, self.device)) as stream:
+            stream.wait_stream(torch.cuda.default_stream(self.device))  # on which weights are loaded or trained
             with torch.cuda.stream(stream):
                 yield
-        finally:
-            self._idle.put(stream)
 
     def _send(self, images: NDArray[np.uint8]) -> Tensor:
         """Copy images to the device without waiting. PyTorch keeps pinned buffers and uses them again."""

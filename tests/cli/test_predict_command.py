@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from defectseg.predict.tables import OutputChoice
+
 Call = Callable[..., Any]
 
 FILES = {"predictions.csv", "images.csv", "regions.csv", "errors.csv", "run.json", "journal.jsonl"}
@@ -121,13 +123,12 @@ def test_without_flags_everything_is_left_to_the_library(
     assert done.err == "warning: 1 of 1 16-bit images are nearly black\n"
     (request,) = requests
     del request["progress"]
-    unset = dict.fromkeys(
-        ("classes", "outputs", "overlays", "mm_per_px", "fail_on", "workers", "tta", "bit_depth", "group", "shard")
-    )
+    unset = dict.fromkeys(("classes", "fail_on", "workers", "tta", "bit_depth", "shard"))
     assert request == unset | {
         "models": (Path("m.safetensors"),),
         "images": ["a.png", "b.png", "deep/c.png"],
         "out": Path("out"),
+        "choice": OutputChoice(),
         "overwrite": False,
         "device": "auto",
         "runtime": "auto",
@@ -136,7 +137,17 @@ def test_without_flags_everything_is_left_to_the_library(
 
 
 def test_flags_reach_the_library(call: Call, sheets: Path, requests: list[dict[str, Any]]) -> None:
-    flags = ("--runtime", "openvino", "--workers", 3, "--outputs", "rle, overlays,", "--overlays", "defects", "--json")
+    flags = (
+        "--runtime",
+        "openvino",
+        "--workers",
+        3,
+        "--outputs",
+        "rle, regions, overlays,",
+        "--overlays",
+        "defects",
+        "--json",
+    )
     more = ("--bit-depth", 12, "--classes", "1,pit", "--group", "c.")
 
     done = call("predict", "a.xml,b.xml", "in", "--out", "o", *flags, *more)
@@ -145,8 +156,8 @@ def test_flags_reach_the_library(call: Call, sheets: Path, requests: list[dict[s
     (request,) = requests
     assert request["models"] == (Path("a.xml"), Path("b.xml"))
     assert (request["runtime"], request["workers"], request["bit_depth"]) == ("openvino", 3, 12)
-    assert (request["outputs"], request["overlays"]) == (["rle", "overlays"], "defects")
-    assert (request["classes"], request["group"]) == (["1", "pit"], "c.")
+    assert request["choice"] == OutputChoice(("overlays", "rle", "regions"), "defects", None, "c.")
+    assert request["classes"] == ["1", "pit"]
 
 
 def test_inputs_are_paths_on_stdin_patterns_files_and_folders(
@@ -224,7 +235,7 @@ def test_the_size_of_a_pixel_reaches_the_library(
     call: Call, sheets: Path, requests: list[dict[str, Any]], text: str, size: tuple[float, float]
 ) -> None:
     assert call("predict", "m.safetensors", "in", "--out", "out", "--mm-per-px", text).code == 0
-    assert requests[0]["mm_per_px"] == size
+    assert requests[0]["choice"].mm_per_px == size
 
 
 @pytest.mark.parametrize(

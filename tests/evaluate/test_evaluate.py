@@ -19,6 +19,7 @@ from defectseg.evaluate.evaluate import evaluate, evaluate_predictions
 from defectseg.evaluate.score import Evaluation
 from defectseg.image.find import find_images
 from defectseg.predict.predict import predict
+from defectseg.predict.tables import OutputChoice
 from defectseg.runtime.ensemble import EnsembleRuntime, join_infos
 
 Call = Callable[..., Any]
@@ -447,7 +448,8 @@ def test_a_result_folder_scores_the_images_that_it_has(bench: _Bench) -> None:
 def test_results_of_other_images_or_classes_are_refused(
     bench: _Bench, change: Callable[[_Bench], object], told: str
 ) -> None:
-    predict(bench.model, find_images([bench.data / "train_images"]), bench.root / "predicted", outputs=["rle"])
+    images, choice = find_images([bench.data / "train_images"]), OutputChoice(("rle",))
+    predict(bench.model, images, bench.root / "predicted", choice=choice)
     run = bench.root / "predicted" / "run.json"
     change(bench)
     run.write_text(run.read_text().replace('"pits"', f'"{bench.runtime.info.class_names[0]}"'))
@@ -457,7 +459,8 @@ def test_results_of_other_images_or_classes_are_refused(
 
 
 def test_results_without_run_lengths_are_refused(bench: _Bench) -> None:
-    predict(bench.model, find_images([bench.data / "train_images"]), bench.root / "predicted", outputs=["masks"])
+    images, choice = find_images([bench.data / "train_images"]), OutputChoice(("masks",))
+    predict(bench.model, images, bench.root / "predicted", choice=choice)
 
     with pytest.raises(DataError, match="without predictions"):
         evaluate_predictions(bench.root / "predicted", bench.data, None)

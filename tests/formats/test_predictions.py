@@ -16,6 +16,7 @@ from defectseg.formats.predictions import predictions_to_coco
 from defectseg.formats.submission import export_submission
 from defectseg.image.find import find_images
 from defectseg.predict.predict import predict
+from defectseg.predict.tables import OutputChoice
 
 Make = Callable[..., Path]
 
@@ -67,7 +68,9 @@ def test_each_region_becomes_an_outline_with_its_score_and_clean_images_are_list
     tmp_path: Path, predicted: Make
 ) -> None:
     marks = (*TWO_PITS, *RING, (2, 35, 6, 38, BOTH))
-    root = predicted({"line 1/a.png": sheet(*marks), "b.png": sheet(), "broken.png": None}, mm_per_px=(0.5, 0.8))
+    root = predicted(
+        {"line 1/a.png": sheet(*marks), "b.png": sheet(), "broken.png": None}, choice=OutputChoice(mm_per_px=(0.5, 0.8))
+    )
     steps: list[tuple[int, int]] = []
     report = predictions_to_coco(
         root, tmp_path / "fix.json", progress=lambda done, of, text="": steps.append((done, of))
@@ -129,7 +132,7 @@ def test_a_list_chooses_the_images_and_may_name_no_stranger(tmp_path: Path, pred
 def test_edited_tables_do_not_matter_and_a_folder_without_regions_gives_no_scores(
     tmp_path: Path, predicted: Make
 ) -> None:
-    root = predicted({"a.png": sheet(*TWO_PITS)}, outputs=["rle"])
+    root = predicted({"a.png": sheet(*TWO_PITS)}, choice=OutputChoice(("rle",)))
     for table in root.glob("*.csv"):
         table.write_text("edited;in;a;spreadsheet")
     predictions_to_coco(root, tmp_path / "coco.json")
@@ -139,7 +142,7 @@ def test_edited_tables_do_not_matter_and_a_folder_without_regions_gives_no_score
 
 
 def test_what_cannot_be_written_is_refused_with_what_to_do_and_leaves_nothing(tmp_path: Path, predicted: Make) -> None:
-    root = predicted({"a.png": sheet(*TWO_PITS)}, outputs=["masks", "regions"])
+    root = predicted({"a.png": sheet(*TWO_PITS)}, choice=OutputChoice(("masks", "regions")))
     with pytest.raises(DataError, match=r"without predictions\.csv.*rle among the outputs"):
         predictions_to_coco(root, tmp_path / "fix.json")
     run = written(root / "run.json")

@@ -18,6 +18,7 @@ from defectseg.predict.merge import merge
 from defectseg.predict.output import read_results
 from defectseg.predict.predict import predict
 from defectseg.predict.shards import Shard
+from defectseg.predict.tables import OutputChoice
 
 STEEL, PIT, CRACK, BLACK = 60, 120, 160, 0  # grey levels, as GreyRuntime reads them
 LONG = "x" * 248
@@ -77,15 +78,15 @@ def _tree(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("count", [1, 3, 40], ids=lambda count: f"{count} shards")
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"overlays": "defects"}, {"outputs": ["rle"]}, {"group": "^[0-9]"}],
+    "choice",
+    [OutputChoice(), OutputChoice(overlays="defects"), OutputChoice(("rle",)), OutputChoice(group="^[0-9]")],
     ids=["all", "defects", "rle", "groups"],
 )
 def test_shards_merged_equal_one_run_byte_for_byte(
-    run: Predict, sheets: Path, tmp_path: Path, count: int, options: dict[str, Any]
+    run: Predict, sheets: Path, tmp_path: Path, count: int, choice: OutputChoice
 ) -> None:
-    one = run(sheets, "one", **options)
-    folders = _predict_shards(run, sheets, count, **options)
+    one = run(sheets, "one", choice=choice)
+    folders = _predict_shards(run, sheets, count, choice=choice)
 
     merged = merge(folders[::-1], tmp_path / "merged")
 
@@ -95,7 +96,7 @@ def test_shards_merged_equal_one_run_byte_for_byte(
     assert sum(len(_tree(folder / "masks")) for folder in folders) == len(_tree(tmp_path / "one" / "masks"))
     (series,) = merged["runs"]
     assert series["computed_by"] == one["runs"][0]["computed_by"]
-    assert ("by_group.csv" in _tree(tmp_path / "merged")) == ("group" in options)
+    assert ("by_group.csv" in _tree(tmp_path / "merged")) == (choice.group is not None)
     same = ("key", "status", "class_names", "images_in_folder", "processed", "with_defect", "blank", "unreadable")
     assert [merged[name] for name in same] == [one[name] for name in same]
 

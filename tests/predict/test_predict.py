@@ -21,6 +21,7 @@ from defectseg.image.read import DecodedImage
 from defectseg.model.info import ExportInfo, ModelInfo
 from defectseg.predict.predict import exit_code_of, predict, resolve_classes
 from defectseg.predict.rules import Tolerance
+from defectseg.predict.tables import choose_outputs
 
 STEEL, PIT, CRACK, BOTH = 60, 120, 160, 200  # grey levels, as GreyRuntime reads them
 TABLES = ("predictions.csv", "images.csv", "regions.csv", "errors.csv")
@@ -81,10 +82,11 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def process(model: Path, runtime: Any, out: Path) -> Run:
-    """Predicts on inputs into `out`, or into a folder of another name beside it."""
+    """Predicts on inputs into `out`, or into a folder of another name beside it; takes options of `choose_outputs`."""
 
     def predict_on(*inputs: Path, into: str = "out", models: Any = model, **options: Any) -> dict[str, Any]:
-        return predict(models, find_images(inputs, keep_faulty=True), out.with_name(into), **options)
+        choice = choose_outputs(*(options.pop(name, None) for name in ("outputs", "overlays", "mm_per_px", "group")))
+        return predict(models, find_images(inputs, keep_faulty=True), out.with_name(into), choice=choice, **options)
 
     return predict_on
 
