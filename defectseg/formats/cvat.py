@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
-from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_of
+from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_of
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
 from defectseg.formats.reading import parse_numbers, place_bitmap, reaches_beyond
@@ -62,8 +62,7 @@ def _record(image: Element, folder: PurePosixPath, subset: str, where: str, tall
     height, width = map(int, _numbers(image, where, "height", "width"))
     size_hw, numbered = (height, width), enumerate(image, start=1)
     shapes = [made for number, one in numbered if (made := _shape(one, size_hw, f"{where}: {one.tag} {number}", tally))]
-    status: Status = "labelled" if shapes else "unclear"
-    return Record(str(folder / name), where, shapes, size_hw, part_of(subset), status)
+    return Record(str(folder / name), where, shapes, size_hw, part_of(subset), "labelled" if shapes else "unclear")
 
 
 def _shape(one: Element, size_hw: tuple[int, int], where: str, tally: Tally) -> Shape | Box | None:
