@@ -86,9 +86,7 @@ def inspect_image(
         what was found, and the descriptor; None where the image cannot be read.
     """
     try:
-        if image.fault:
-            raise ImageError(image.fault)
-        decoded = read.decode(image.path, bit_depth=bit_depth)
+        decoded = read.decode(image, bit_depth=bit_depth)
     except ImageError as problem:
         remedy = "Until then it is left out." if image.fault else "Replace the file, or take it out, and its rows too."
         return Inspection(image.image_id, faults=[error("image", str(problem), remedy, image=image.image_id)]), None

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from defectseg.check.pairs import CopyPair
-from defectseg.copies.strips import Neighbours
 from defectseg.data.folder import read_groups, read_not_labelled
 from defectseg.data.split import SPLIT_NAME, Fold, read_split, read_split_groups
 from defectseg.data.table import Fault, error, warning
@@ -17,7 +16,7 @@ _BY_HAND = " (val and test stay as they are: move their images by hand)"
 
 
 def check_groups_and_split(
-    root: Path, found: Sequence[FoundImage], duplicates: Sequence[CopyPair], neighbours: Sequence[Neighbours]
+    root: Path, found: Sequence[FoundImage], duplicates: Sequence[CopyPair], neighbours: Iterable[tuple[int, int]]
 ) -> tuple[list[Fault], list[CopyPair]]:
     """Check the two optional files of a data folder against its images and against each other.
 
@@ -68,7 +67,7 @@ def check_groups_and_split(
         example = f"the first {leaks[0].image} and {leaks[0].other}"
         message = f"{path}: {len(leaks)} pairs of copies lie in different folds, {example}; scores would flatter."
         faults.append(error("split", message, f"{again}, which keeps copies together."))
-    strips = [(ids[one.first], ids[one.second]) for one in neighbours]
+    strips = [(ids[one], ids[other]) for one, other in neighbours]
     if apart := [pair for pair in strips if are_apart(*pair)]:
         example = f"the first {' and '.join(apart[0])}"
         message = f"{path}: {len(apart)} pairs that look like the same strip are in different folds, {example}."

@@ -13,7 +13,6 @@ streaks have changed. Images that are shorter than 400 px or mostly dark match n
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,24 +26,19 @@ _LEAST_PROFILE_CORRELATION = 0.45
 _BLOCK = 2048  # images
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """Two images that look like the same strip: their indices, `first` < `second`, and their correlation."""
+def find_neighbours(descriptors: Descriptors) -> dict[tuple[int, int], float]:
+    """Find the pairs of images that look like the same strip.
 
-    first: int
-    second: int
-    score: float
-
-
-def find_neighbours(descriptors: Descriptors) -> list[Neighbours]:
-    """Find the pairs of images that look like the same strip, sorted by their indices."""
+    Returns:
+        the indices of two images, the smaller one first -> their correlation, sorted.
+    """
     top, bottom, whole = (descriptors.strip[:, number] for number in range(3))
     score_of: dict[tuple[int, int], float] = {}
     for one, other, least in ((bottom, top, _LEAST_SEAM_CORRELATION), (whole, whole, _LEAST_PROFILE_CORRELATION)):
         for first, second, score in _alike(one, other, least):
             pair = (min(first, second), max(first, second))
             score_of[pair] = max(score_of.get(pair, 0.0), score)
-    return [Neighbours(*pair, score) for pair, score in sorted(score_of.items())]
+    return dict(sorted(score_of.items()))
 
 
 def _alike(one: NDArray[Any], other: NDArray[Any], least: float) -> Iterator[tuple[int, int, float]]:

@@ -74,7 +74,8 @@ def find_related(folder: DataFolder, *, progress: Progress = silent) -> RelatedI
     paths = [folder.image_path(image_id) for image_id in ids]
     descriptors, _ = describe_all(paths, bit_depth=folder.bit_depth, progress=progress)
     copies = frozenset((ids[one.first], ids[one.second]) for one in find_copies(descriptors))
-    return RelatedImages(copies, {(ids[one.first], ids[one.second]): one.score for one in find_neighbours(descriptors)})
+    neighbours = {(ids[one], ids[other]): score for (one, other), score in find_neighbours(descriptors).items()}
+    return RelatedImages(copies, neighbours)
 
 
 def divide(folder: DataFolder, related: RelatedImages, *, folds: int, seed: int) -> dict[str, int]:

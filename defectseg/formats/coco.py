@@ -20,7 +20,7 @@ from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import count_hole_px, cut_pieces, decode_rle, encode_rle, outline, paint_outlines
-from defectseg.formats.reading import find_json, is_number, list_at, numbers_of, reaches_beyond, size_of, value_at
+from defectseg.formats.reading import is_number, list_at, numbers_of, reaches_beyond, size_of, value_at
 from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent, some
 
@@ -39,8 +39,9 @@ _Entry = tuple[str, Mapping[str, Any]]
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    evidence = find_json(source, lambda content: len(_lists(content)) >= 2, "has lists of COCO, such as 'annotations'")
-    return evidence or find_json(source, _is_results, "is a list of results with 'image_id' and 'category_id'")
+    what = "has lists of COCO, such as 'annotations'"
+    evidence = source.evidence(".json", lambda content: len(_lists(content)) >= 2, what)
+    return evidence or source.evidence(".json", _is_results, "is a list of results with 'image_id' and 'category_id'")
 
 
 def _lists(content: Any) -> list[str]:
@@ -55,13 +56,13 @@ def _is_results(content: Any) -> bool:
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    entries = [entry for _, content in source.jsons() for entry in list_at(content, "annotations")]
+    entries = [entry for _, content in source.first(".json") for entry in list_at(content, "annotations")]
     return bool(entries) and not any(value_at(entry, "segmentation") for entry in entries)
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Files are united; their classes are the same if they have the same name."""
-    contents = {file: source.json(file) for file in source.with_suffix(".json")}
+    contents = {file: source.content(file) for file in source.with_suffix(".json")}
     files = [file for file, content in contents.items() if len(_lists(content)) == len(_LISTS)]
     if not files:
         way_on = "Predictions can be put into such a file as its 'annotations'."

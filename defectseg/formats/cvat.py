@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import LabelError
-from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_of
+from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_of
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
 from defectseg.formats.reading import parse_numbers, place_bitmap, reaches_beyond
@@ -25,13 +25,16 @@ _BOXES = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    found = (file for file, root in source.xmls() if root.tag == "annotations")
-    return next((f"{file} has 'annotations', as CVAT writes them" for file in found), "")
+    return source.evidence(".xml", _is_export, "has 'annotations', as CVAT writes them")
+
+
+def _is_export(root: Element) -> bool:
+    return root.tag == "annotations"
 
 
 def boxes_only(source: LabelSource) -> bool:
     """See `Kind`."""
-    return not any(root.find(f"image/{tag}") is not None for _, root in source.xmls() for tag in _AREAS)
+    return not any(root.find(f"image/{tag}") is not None for _, root in source.first(".xml") for tag in _AREAS)
 
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
@@ -41,11 +44,8 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """
     names: dict[str, None] = {}
     records = []
-    for file in source.with_suffix(".xml"):
-        root, where = source.xml(file), str(source.path(file))
-        if root.tag != "annotations":
-            tally.add("other_file", example=file)
-            continue
+    for file, _, root in source.of_kind(".xml", _is_export, tally):
+        where = str(source.path(file))
         if root.find("track") is not None:
             raise LabelError(f"{where}: 'CVAT for video 1.1' is not read. Export the task as 'CVAT for images 1.1'.")
         labels = (label for label in root.iterfind("meta/*/labels/label") if label.find("parent") is None)
@@ -62,8 +62,7 @@ def _record(image: Element, folder: PurePosixPath, subset: str, where: str, tall
     height, width = map(int, _numbers(image, where, "height", "width"))
     size_hw, numbered = (height, width), enumerate(image, start=1)
     shapes = [made for number, one in numbered if (made := _shape(one, size_hw, f"{where}: {one.tag} {number}", tally))]
-    status: Status = "labelled" if shapes else "unclear"
-    return Record(str(folder / name), where, shapes, size_hw, part_of(subset), status)
+    return Record(str(folder / name), where, shapes, size_hw, part_of(subset), "labelled" if shapes else "unclear")
 
 
 def _shape(one: Element, size_hw: tuple[int, int], where: str, tally: Tally) -> Shape | Box | None:

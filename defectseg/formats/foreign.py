@@ -14,7 +14,7 @@ def refuse(source: LabelSource) -> None:
     """Raise DataError that says what the source is, if it is something known that cannot be imported."""
     known = {
         _IMAGE_LEVEL: source.named("_classes.csv"),
-        f"JSON of VIA (VGG Image Annotator), {_WAY_ON}": [file for file, one in source.jsons() if _is_via(one)],
+        f"JSON of VIA (VGG Image Annotator), {_WAY_ON}": [file for file, one in source.first(".json") if _is_via(one)],
         f"an archive within {source.given}. Unpack it.": source.with_suffix(".zip", ".rar", ".7z", ".tar", ".tgz"),
     }
     for what, files in known.items():

@@ -37,7 +37,7 @@ def recognise(source: LabelSource, name: str | None = None) -> tuple[Kind, str]:
         raise DataError(f"{source.given}: may be {may_be}.", go_on={"as": "|".join(kind.name for kind, _ in found)})
     foreign.refuse(source)
     for file in source.with_suffix(".json", ".xml")[:5]:  # a damaged file is of no kind, and says so
-        source.json(file) if file.lower().endswith(".json") else source.xml(file)
+        source.content(file)
     raise DataError(
         f"{source.given}: no labels of a known kind. Known are {', '.join(known)}; `defectseg data import --list` says "
         "what writes them."

@@ -15,7 +15,7 @@ from defectseg.errors import DataError, LabelError
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import paint_outlines
-from defectseg.formats.reading import find_json, is_number, jsons_of, list_at, points_of, reaches_beyond, size_of
+from defectseg.formats.reading import is_number, list_at, points_of, reaches_beyond, size_of
 from defectseg.formats.source import LabelSource
 from defectseg.image.find import IMAGE_SUFFIXES
 
@@ -27,7 +27,7 @@ _HINT = "Predictions and drafts do not count: submit them as annotations in Labe
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    return find_json(source, _is_export, "is a list of tasks with 'annotations'")
+    return source.evidence(".json", _is_export, "is a list of tasks with 'annotations'")
 
 
 def _is_export(content: Any) -> bool:
@@ -39,7 +39,8 @@ def _is_export(content: Any) -> bool:
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in the order in which they first appear."""
     kinds = Counter[str]()
-    tasks = [task for _, where, content in jsons_of(source, _is_export, tally) for task in _tasks(content, where)]
+    exports = source.of_kind(".json", _is_export, tally)
+    tasks = [task for _, where, content in exports for task in _tasks(content, where)]
     records = [_record(where, task, kinds, tally) for where, task in tasks]
     shapes = [shape for record in records for shape in record.shapes]
     if kinds and not any(isinstance(shape, Shape) for shape in shapes) and not (shapes and choices.boxes):

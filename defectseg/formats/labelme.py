@@ -17,7 +17,7 @@ from defectseg.formats.exporting import ExportReport, Source
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, Status, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import Piece, check_outline, cut_pieces, pixel_outline
-from defectseg.formats.reading import find_json, jsons_of, paint_bitmap, points_of, reaches_beyond, size_of, value_at
+from defectseg.formats.reading import paint_bitmap, points_of, reaches_beyond, size_of, value_at
 from defectseg.formats.source import LabelSource
 from defectseg.progress import Progress, silent
 from defectseg.text import read_text
@@ -33,7 +33,7 @@ _TOLD = {"rectangle": "rectangles", "line": "wide_lines", "linestrip": "wide_lin
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    return find_json(source, _is_labels, "has 'shapes' and 'imagePath'")
+    return source.evidence(".json", _is_labels, "has 'shapes' and 'imagePath'")
 
 
 def _is_labels(content: Any) -> bool:
@@ -45,7 +45,7 @@ def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     lists = [read_text(source.path(file), "expected a class in each line") for file in source.named(NAMES_FILE)]
     names = [line.strip() for text in lists for line in text.splitlines() if line.strip()]
     records, own = [], True
-    for file, where, content in jsons_of(source, _is_labels, tally):
+    for file, where, content in source.of_kind(".json", _is_labels, tally):
         if source.means_another(file, str(path := content["imagePath"])):
             raise LabelError(f"{where}: its 'imagePath', {path}, is another image than that of its name. Correct it.")
         records.append(_record(file, where, content, choices, tally))

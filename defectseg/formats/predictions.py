@@ -1,7 +1,9 @@
 """Predictions as COCO, to be corrected in a labelling tool: new labels grow from a first model."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from defectseg.data.names import read_by_image
 from defectseg.errors import DataError, OutputExistsError
@@ -11,10 +13,25 @@ from defectseg.formats.losses import Tally
 from defectseg.image import rle
 from defectseg.image.limits import check_masks
 from defectseg.predict.output import read_results
-from defectseg.predict.tables import RLE, STATUS_UNREADABLE
+from defectseg.predict.tables import RLE, STATUS_UNREADABLE, Record
 from defectseg.progress import Progress, silent, some
 
 TOLERANCE_PX = 1.0  # outlines may deviate so far, so that people move a few dozen points, not hundreds
+
+
+def read_run_lengths(root: Path, out: Path) -> tuple[dict[str, Any], Iterator[Record]]:
+    """run.json and the records of a finished run of `predict` that has run-lengths, for an export to `out`.
+
+    Raises:
+        DataError: `root` is not the output folder of such a run.
+        OutputExistsError: `out` exists.
+    """
+    if out.exists():
+        raise OutputExistsError(f"{out}: exists. Choose another output file.")
+    run, outputs, records = read_results(root)
+    if RLE not in outputs.names:
+        raise DataError(f"{root}: was written without predictions.csv. Predict again, with rle among the outputs.")
+    return run, records
 
 
 def predictions_to_coco(
@@ -39,11 +56,7 @@ def predictions_to_coco(
         OutputExistsError: `file` exists.
         ResourceError: it cannot be written.
     """
-    if file.exists():
-        raise OutputExistsError(f"{file}: exists. Choose another output file.")
-    run, outputs, records = read_results(root)
-    if RLE not in outputs.names:
-        raise DataError(f"{root}: was written without predictions.csv. Predict again, with rle among the outputs.")
+    run, records = read_run_lengths(root, file)
     class_names, tally = tuple(map(str, run["class_names"])), Tally()
     wanted = None if only is None else {image_id for _, image_id, _ in read_by_image(only, "ImageId")}
     absent = set(wanted or ())

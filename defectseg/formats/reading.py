@@ -2,7 +2,7 @@
 
 import base64
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,29 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.errors import ImageError, LabelError
-from defectseg.formats.losses import Tally
-from defectseg.formats.source import LabelSource
 from defectseg.image.read import decode_stored
 
 _FARTHEST_PX = 1e6  # far beyond any image; OpenCV and Pillow take no larger numbers
 _MOST_BITMAP_BYTES = 2**28
-
-
-def find_json(source: LabelSource, is_kind: Callable[[Any], bool], what: str) -> str:
-    """The evidence that one of the first JSON files is of a kind, "" if none is."""
-    found = (file for file, content in source.jsons() if is_kind(content))
-    return next((f"{file} {what}" for file in found), "")
-
-
-def jsons_of(
-    source: LabelSource, is_kind: Callable[[Any], bool], tally: Tally, *, without: Collection[str] = ()
-) -> Iterator[tuple[str, str, Any]]:
-    """File, how messages name it, and content of each JSON file of a kind. Raises LabelError if one is no JSON."""
-    for file in source.with_suffix(".json"):
-        if is_kind(content := source.json(file)):
-            yield file, f"{source.given}: {file}", content
-        elif file not in without:
-            tally.add("other_file", example=file)
 
 
 def value_at(content: Any, *keys: str) -> Any:

@@ -3,15 +3,15 @@
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
-from xml.etree import ElementTree
+from typing import Any
 
 from defectseg.errors import DataError, DefectsegError, LabelError
 from defectseg.files import unpack_zip
+from defectseg.formats.losses import Tally
 from defectseg.image.find import IMAGE_SUFFIXES
 from defectseg.progress import Progress
 from defectseg.text import read_json, read_xml
@@ -34,7 +34,7 @@ class LabelSource:
         self.given, self.root, self.file, self._follow_links = given, root, file, follow_links
         self.left_out: list[str] = []
         # The first few of each kind are looked at again and again. Files of labelme hold their images.
-        self._parsed = lru_cache(2 * _FEW)(lambda parse, file: parse(self.root / file))
+        self._parsed = lru_cache(2 * _FEW)(self._parse)
 
     @cached_property
     def files(self) -> tuple[str, ...]:
@@ -80,25 +80,36 @@ class LabelSource:
         """The path of one of the files."""
         return self.root / file
 
-    def json(self, file: str) -> Any:
-        """The content of a JSON file, which is kept for a while. Raises LabelError if it is none."""
-        return self._parsed(read_json, file)
+    def content(self, file: str) -> Any:
+        """What a JSON file holds, or the root element of an XML file. Raises LabelError if it is not valid."""
+        return self._parsed(file)
 
-    def xml(self, file: str) -> ElementTree.Element:
-        """The root element of an XML file, which is kept for a while. Raises LabelError if it is none."""
-        return cast(ElementTree.Element, self._parsed(read_xml, file))
+    def _parse(self, file: str) -> Any:
+        return (read_xml if file.lower().endswith(".xml") else read_json)(self.path(file))
 
-    def jsons(self) -> Iterator[tuple[str, Any]]:
-        """Name and content of the first few JSON files that are valid, to recognise what they are."""
-        for file in self.with_suffix(".json")[:_FEW]:
+    def first(self, suffix: str) -> Iterator[tuple[str, Any]]:
+        """Name and content of the first few files with this suffix that are valid, to recognise what they are."""
+        for file in self.with_suffix(suffix)[:_FEW]:
             with suppress(LabelError):
-                yield file, self.json(file)
+                yield file, self.content(file)
 
-    def xmls(self) -> Iterator[tuple[str, ElementTree.Element]]:
-        """Name and root element of the first few XML files that are valid."""
-        for file in self.with_suffix(".xml")[:_FEW]:
-            with suppress(LabelError):
-                yield file, self.xml(file)
+    def evidence(self, suffix: str, is_kind: Callable[[Any], bool], what: str) -> str:
+        """A phrase that says which of the first valid files is of a kind; "" if none is."""
+        return next((f"{file} {what}" for file, content in self.first(suffix) if is_kind(content)), "")
+
+    def of_kind(
+        self, suffix: str, is_kind: Callable[[Any], bool], tally: Tally, *, without: Collection[str] = ()
+    ) -> Iterator[tuple[str, str, Any]]:
+        """File, how messages name it, and content of each JSON or XML file of a kind. Counts the others.
+
+        Raises:
+            LabelError: a file is not valid.
+        """
+        for file in self.with_suffix(suffix):
+            if is_kind(content := self.content(file)):
+                yield file, f"{self.given}: {file}", content
+            elif file not in without:
+                tally.add("other_file", example=file)
 
 
 def leads_out(path: Path, *roots: str) -> bool:

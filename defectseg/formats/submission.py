@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defectseg.data.table import label_cells
-from defectseg.errors import DataError, LabelError, OutputExistsError
+from defectseg.errors import DataError, LabelError
 from defectseg.files import atomic_csv
-from defectseg.predict.output import read_results
-from defectseg.predict.tables import RLE, STATUS_UNREADABLE
+from defectseg.formats.predictions import read_run_lengths
+from defectseg.predict.tables import STATUS_UNREADABLE
 from defectseg.progress import some
 from defectseg.text import CsvTable, read_csv
 
@@ -43,11 +43,7 @@ def export_submission(root: Path, sample: Path, out: Path) -> SubmissionReport:
         LabelError: the sample has other columns.
         OutputExistsError: `out` exists.
     """
-    if out.exists():
-        raise OutputExistsError(f"{out}: exists. Choose another output file.")
-    run, outputs, records = read_results(root)
-    if RLE not in outputs.names:
-        raise DataError(f"{root}: was written without predictions.csv. Predict again, with rle among the outputs.")
+    run, records = read_run_lengths(root, out)
     readable = [record for record in records if record.status != STATUS_UNREADABLE]
     predicted = {one.image_id: {str(number): runs for _, number, runs in one.predictions if runs} for one in readable}
     table = read_csv(sample)

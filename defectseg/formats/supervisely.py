@@ -12,13 +12,13 @@ from defectseg.errors import LabelError
 from defectseg.formats.labels import Box, Choices, Kind, LabelSet, Record, Shape, part_among
 from defectseg.formats.losses import Tally
 from defectseg.formats.polygons import check_outline
-from defectseg.formats.reading import find_json, jsons_of, list_at, paint_bitmap, points_of, size_of, value_at
+from defectseg.formats.reading import list_at, paint_bitmap, points_of, size_of, value_at
 from defectseg.formats.source import LabelSource
 
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    return find_json(source, _is_annotation, "has 'objects' and 'size'")
+    return source.evidence(".json", _is_annotation, "has 'objects' and 'size'")
 
 
 def _is_annotation(content: Any) -> bool:
@@ -28,8 +28,9 @@ def _is_annotation(content: Any) -> bool:
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in the order of meta.json, else in that in which they first appear."""
     metas = source.named("meta.json")
-    titles = [value_at(one, "title") for file in metas for one in list_at(source.json(file), "classes")]
-    records = [_record(*found, tally) for found in jsons_of(source, _is_annotation, tally, without=metas)]
+    titles = [value_at(one, "title") for file in metas for one in list_at(source.content(file), "classes")]
+    found = source.of_kind(".json", _is_annotation, tally, without=metas)
+    records = [_record(*one, tally) for one in found]
     names = [name for name in titles if isinstance(name, str)]
     names += [shape.name for record in records for shape in record.shapes]
     return LabelSet(records, list(dict.fromkeys(names)), file_each=True)

@@ -20,8 +20,7 @@ _POLYGONS = (
 
 def recognise(source: LabelSource) -> str:
     """See `Kind`."""
-    found = (file for file, root in source.xmls() if _is_voc(root))
-    return next((f"{file} has an 'annotation' as in Pascal VOC" for file in found), "")
+    return source.evidence(".xml", _is_voc, "has an 'annotation' as in Pascal VOC")
 
 
 def _is_voc(root: Element) -> bool:
@@ -30,18 +29,15 @@ def _is_voc(root: Element) -> bool:
 
 def read(source: LabelSource, choices: Choices, tally: Tally) -> LabelSet:
     """See `Kind`. Classes are in the order in which they first appear. A file without objects is a sound image."""
-    records, files = [], source.with_suffix(".xml")
-    listed = listed_parts(source, {key_of(file[: -len(".xml")]) for file in files}, tally)
-    for file in files:
-        if _is_voc(root := source.xml(file)):
-            named = root.findtext("filename") or ""
-            if root.find("object/polygon/*") is not None:
-                raise LabelError(f"{source.path(file)}: {_POLYGONS}")
-            if source.means_another(file, named):
-                raise LabelError(f"{source.path(file)}: its 'filename', {named}, is another image. Correct it.")
-            records.append(_record(root, PurePosixPath(file), listed, str(source.path(file)), tally))
-        else:
-            tally.add("other_file", example=file)
+    records = []
+    listed = listed_parts(source, {key_of(file[: -len(".xml")]) for file in source.with_suffix(".xml")}, tally)
+    for file, _, root in source.of_kind(".xml", _is_voc, tally):
+        named = root.findtext("filename") or ""
+        if root.find("object/polygon/*") is not None:
+            raise LabelError(f"{source.path(file)}: {_POLYGONS}")
+        if source.means_another(file, named):
+            raise LabelError(f"{source.path(file)}: its 'filename', {named}, is another image. Correct it.")
+        records.append(_record(root, PurePosixPath(file), listed, str(source.path(file)), tally))
     names = dict.fromkeys(shape.name for record in records for shape in record.shapes)
     return LabelSet(records, list(names), file_each=True)
 

@@ -119,7 +119,8 @@ def save_checkpoint(run: Run) -> None:
         ResourceError: it cannot be written.
     """
     scaler = run.accelerator.scaler
-    random_states = gather_object([_random_state()])
+    # Torch's generators only: each crop has its own seed, and a step uses no other source of randomness.
+    random_states = gather_object([{"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}])
     if not run.accelerator.is_main_process:
         return
     saved = {
@@ -180,9 +181,3 @@ def _failure_as_model_error(path: Path) -> Iterator[None]:
             f"{path}: the run cannot be resumed from it ({reason[0] if reason else type(error).__name__}). "
             f"Start again in a new folder{init}."
         ) from error
-
-
-def _random_state() -> dict[str, Any]:
-    """Torch's generators only: each crop has its own seed, and a step uses no other source of randomness."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda}

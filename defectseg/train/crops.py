@@ -44,8 +44,8 @@ def place_crop(
     for _ in range(_TRIES if is_choice else 1):
         around = np.unravel_index(rng.choice(targets), size_hw) if targets.size else None
         corner = _random_corner(size_hw, crop_hw, rng, around)
-        inside = _inside(size_hw, corner, crop_hw)
-        black_share = _black_share(pixels[inside]) if black_limit < 1 else 0.0
+        seen = pixels[_inside(size_hw, corner, crop_hw)]
+        black_share = np.count_nonzero(seen <= BLACK_LEVEL) / seen.size if black_limit < 1 else 0.0
         if black_share <= black_limit:
             return corner
         tries.append((black_share, corner))
@@ -85,10 +85,6 @@ def _targets(
     if class_id is None and present:
         class_id = int(rng.choice(present))
     return np.flatnonzero(masks[class_id]) if class_id in present else np.array([], np.intp)
-
-
-def _black_share(pixels: NDArray[np.uint8]) -> float:
-    return np.count_nonzero(pixels <= BLACK_LEVEL) / pixels.size
 
 
 def _inside(size_hw: Sequence[int], corner: tuple[int, int], crop_hw: tuple[int, int]) -> tuple[slice, slice]:

@@ -191,14 +191,8 @@ def read_images(
         log.info("%d decoded images in memory (%.0f MB)", len(cache), used_bytes / 1e6)
     for warning in bit_depth_warnings(brightest):
         log.warning("%s", warning)
-    return Images(
-        data,
-        folds,
-        sizes,
-        tuple(unreadable),
-        cache,
-        bit_depth=bit_depths.pop() if len(bit_depths) == 1 else None,
-    )
+    bit_depth = bit_depths.pop() if len(bit_depths) == 1 else None
+    return Images(data, folds, sizes, tuple(unreadable), cache, bit_depth)
 
 
 def _budget_bytes(keep: bool | Literal["auto"]) -> float:

@@ -192,15 +192,14 @@ def _finish(run: Run, thresholds: Thresholds | None) -> Metrics | None:
     run.accelerator.wait_for_everyone()
     figures = {**_choose_weights(run), **run.info.metrics}
     metrics = None
-    if not run.val_ids:
-        if thresholds is None:
-            log.warning("no validation images, so the thresholds are the defaults; choose them with defectseg tune")
-        thresholds = thresholds or run.info.thresholds
-    else:
-        if thresholds is None:
-            thresholds, metrics = _search_thresholds(run)
-        else:
-            metrics = validate(run, run.network, thresholds=thresholds).metrics
+    if run.val_ids and thresholds is None:
+        thresholds, metrics = _search_thresholds(run)
+    elif run.val_ids:
+        metrics = validate(run, run.network, thresholds=thresholds).metrics
+    elif thresholds is None:
+        log.warning("no validation images, so the thresholds are the defaults; choose them with defectseg tune")
+        thresholds = run.info.thresholds
+    if metrics is not None:
         figures["tuned"] = headline(metrics)
     if run.accelerator.is_main_process:
         draw_curves(run.folder / CURVES_NAME, run.history)

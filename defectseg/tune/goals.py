@@ -9,6 +9,7 @@ simulated sets of 17 images, and nothing measurable from 88 images on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,12 @@ class Goal:
     A subclass restricts the settings; among those it allows, `choose` takes the one with the best Dice.
     """
 
+    words: ClassVar[str] = "best Dice"
+
     @property
     def text(self) -> str:
-        """The goal in words."""
-        return "best Dice"
+        """The goal in words, with its numbers."""
+        return self.words.format(self)
 
     def allowed(self, totals: Totals, index: int) -> _Allowed:
         """The settings that meet the goal best for one class: bool (P, A, G), from totals over all settings."""
@@ -52,12 +55,8 @@ BEST_DICE = Goal()
 class TargetRecall(Goal):
     """The fewest false alarms with which some of the defect is found in at least `share` of the images that have it."""
 
+    words = "fewest false alarms at a recall of {0.share:g}"
     share: float
-
-    @property
-    def text(self) -> str:
-        """See Goal."""
-        return f"fewest false alarms at a recall of {self.share:g}"
 
     def allowed(self, totals: Totals, index: int) -> _Allowed:
         """See Goal; settings with the highest recall where none reaches `share`; all for a class without images.
@@ -82,12 +81,8 @@ class TargetRecall(Goal):
 class MaxFalseAlarms(Goal):
     """The highest recall with which at most `share` of the images without the class raise an alarm."""
 
+    words = "highest recall with false alarms in at most {0.share:g} of the images"
     share: float
-
-    @property
-    def text(self) -> str:
-        """See Goal."""
-        return f"highest recall with false alarms in at most {self.share:g} of the images"
 
     def allowed(self, totals: Totals, index: int) -> _Allowed:
         """See Goal; where every setting raises too many alarms, the settings that raise the fewest."""
@@ -109,13 +104,9 @@ class MaxFalseAlarms(Goal):
 class LeastCost(Goal):
     """The lowest cost, where each image with a missed defect costs `miss`, each false alarm `false_alarm`."""
 
+    words = "least cost at {0.miss:g} for a miss and {0.false_alarm:g} for a false alarm"
     miss: float
     false_alarm: float
-
-    @property
-    def text(self) -> str:
-        """See Goal."""
-        return f"least cost at {self.miss:g} for a miss and {self.false_alarm:g} for a false alarm"
 
     def allowed(self, totals: Totals, index: int) -> _Allowed:
         """See Goal; all for a class without images, see TargetRecall."""

@@ -166,8 +166,7 @@ def _store(model: Path, thresholds: Thresholds, choice: Choice, metrics: Metrics
     figures = {**info.metrics, "tuned": headline(metrics)}
     figures.pop("cross_validated", None)
     if choice.validated is not None:
-        validated = choice.validated
-        figures["cross_validated"] = {name: getattr(validated, name) for name in ("kaggle_dice", "positive_dice")}
+        figures["cross_validated"] = {one: getattr(choice.validated, one) for one in ("kaggle_dice", "positive_dice")}
     class_names = [one.name for one in choice.classes]
     if len(class_names) < info.num_classes:
         text = f"{thresholds.chosen_by}, for {', '.join(class_names)}; of the others as before"

@@ -23,7 +23,7 @@ def frames(index: int, count: int, overlap_px: int = 8) -> list[Image]:
 @pytest.fixture
 def neighbours(describe_pictures: Callable[..., Descriptors]) -> Neighbours:
     """Finds the pairs of pictures that look like one strip."""
-    return lambda pictures: [(one.first, one.second) for one in find_neighbours(describe_pictures(pictures))]
+    return lambda pictures: list(find_neighbours(describe_pictures(pictures)))
 
 
 def test_frames_that_follow_one_another_are_neighbours_in_any_order(neighbours: Neighbours) -> None:
@@ -58,11 +58,11 @@ def test_every_block_of_pairs_is_compared(
 ) -> None:
     described = describe_pictures([*frames(0, 4), *(frame[:, :300] for frame in frames(2, 3)), *frames(1, 3)])
     at_once = find_neighbours(described)
-    assert [(one.first, one.second) for one in at_once] == [(0, 1), (1, 2), (2, 3), (7, 8), (8, 9)]
+    assert list(at_once) == [(0, 1), (1, 2), (2, 3), (7, 8), (8, 9)]
     monkeypatch.setattr(strips, "_BLOCK", 3)
     in_blocks = find_neighbours(described)
-    assert [(one.first, one.second) for one in in_blocks] == [(one.first, one.second) for one in at_once]
-    assert [one.score for one in in_blocks] == pytest.approx([one.score for one in at_once], abs=1e-5)
+    assert list(in_blocks) == list(at_once)
+    assert in_blocks == pytest.approx(at_once, abs=1e-5)
 
 
 def test_score_is_the_larger_correlation_of_seam_and_profile() -> None:
@@ -76,5 +76,5 @@ def test_score_is_the_larger_correlation_of_seam_and_profile() -> None:
         *((0, 2, other), (1, 2, 0.75 * other), (3, 2, 0.44 * other)),  # the whole of 0, 1 and 3
     ):
         descriptors.strip[image, part] = profile
-    found = [(pair.first, pair.second, round(pair.score, 2)) for pair in find_neighbours(descriptors)]
+    found = [(*pair, round(score, 2)) for pair, score in find_neighbours(descriptors).items()]
     assert found == [(0, 1, 0.75), (2, 3, 0.41)]

@@ -174,7 +174,7 @@ def test_parts_come_from_the_folders(tmp_path: Path, labelme: Make) -> None:
     src = labelme("train/a", [entry()])
     labelme("val/b", [entry()])
     assert import_labels(src, tmp_path / "out").parts == {"train": 1, "val": 1}
-    assert (tmp_path / "out" / SPLIT_NAME).read_text().splitlines()[1:] == ["train/a.png,train", "val/b.png,val"]
+    assert (tmp_path / "out" / SPLIT_NAME).read_text().splitlines()[1:] == ["train/a.png,train,", "val/b.png,val,"]
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def read_names(source: LabelSource) -> Names:
             rows = [line.rsplit(":", 3) for line in lines if line and line[0] != "#"] if name == LABELMAP else []
             by_colour = any(row[1:] != ["", "", ""] for row in rows)  # else they are those of VOC
             if name == _DATASET:
-                content = source.json(file)
+                content = source.content(file)
                 labels = content.get("labels") if isinstance(content, dict) else None
                 if not isinstance(labels, dict):
                     continue
