@@ -74,7 +74,9 @@ class Tally:
         self._examples: dict[str, list[str]] = defaultdict(list)
 
     def add(self, kind: str, count: int = 1, *, example: str = "") -> None:
-        """Count losses of a kind; `example` names a place where one occurred."""
+        """Count losses of a kind, if any; `example` names a place where one occurred."""
+        if not count:
+            return
         with self._lock:
             self._counts[kind] += count
             self._examples[kind] = sorted({*self._examples[kind], example} - {""})[:EXAMPLES_SHOWN]
