@@ -127,7 +127,7 @@ def evaluate(
 def evaluate_predictions(
     predictions: Path, data: Path, out: Path | None, *, overwrite: bool = False, group: str | None = None
 ) -> Evaluation:
-    """Score predictions, see `score_predictions`; with `out`, write metrics, pairs, errors and report; `group` as above.
+    """Score predictions, see `score_predictions`; with `out`, write figures, errors and report; `group` as above.
 
     Raises:
         LabelError, DataError: the predictions or the data folder cannot be used.

@@ -70,8 +70,8 @@ class Score:
 
     def __add__(self, other: "Score") -> "Score":
         """The score of two sets of images together."""
-        unreadable = self.unreadable + other.unreadable
-        return Score(self.counts | other.counts, self.sheets | other.sheets, unreadable, self.brightest + other.brightest)
+        counts, sheets = self.counts | other.counts, self.sheets | other.sheets
+        return Score(counts, sheets, self.unreadable + other.unreadable, self.brightest + other.brightest)
 
 
 @dataclass(frozen=True)
