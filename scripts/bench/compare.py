@@ -2,7 +2,8 @@
 """How often `compare` is wrong: verdicts on halves of a data set, drawn again and again.
 
 Each model answers once for each image, out of fold. In each trial half of the groups are drawn without replacement.
-- equal: A and B are swapped at random within each group, so that any difference is chance.
+- swapped: A and B, and A and A with mirrored views, are swapped at random within each group, so that any difference
+  is chance.
 - worse on purpose: A against fewer epochs, against A without one class, and against A with other pixel thresholds.
 With --predictions, it also tells how many images of another data set a verdict needs, from the spread of the paired
 differences of two result folders.
@@ -33,18 +34,18 @@ SHIFTED = {f"pixel thresholds {pixel}": pixel for pixel in (0.05, 0.2, 0.8, 0.9)
 Table = NDArray[np.float64]
 
 
-def answer(data: Path, run: str, *, pixel: float | None = None) -> Side:
-    """The answers of a run of folds, out of fold; with `pixel`, all pixel thresholds are this."""
-    source = open_source(run)
-    if pixel is not None:
-        infos = []
-        for info in source.infos:
-            shifted = info.thresholds.model_copy(update={"pixel": (pixel,) * info.num_classes})
-            infos.append(info.model_copy(update={"thresholds": shifted}))
-        source = replace(source, infos=tuple(infos))
-    side = Side(source, open_folders([source], data)[0], "all")
+def answer(data: Path, run: str, *, pixel: float | None = None, tta: str | None = None) -> Side:
+    """The answers of a run of folds, out of fold; with other pixel thresholds, or views, if these are given."""
+    source, infos = open_source(run), []
+    for info in source.infos:
+        values = (pixel,) * info.num_classes if pixel is not None else info.thresholds.pixel
+        inference = info.recipe.inference.model_copy(update={} if tta is None else {"tta": tta})
+        thresholds = info.thresholds.model_copy(update={"pixel": values})
+        recipe = info.recipe.model_copy(update={"inference": inference})
+        infos.append(info.model_copy(update={"thresholds": thresholds, "recipe": recipe}))
+    side = Side(replace(source, infos=tuple(infos)), open_folders([source], data)[0], "all")
     side.answer("auto", silent)
-    print(f"{run}{'' if pixel is None else f', pixel thresholds {pixel}'}: {len(side.score.sheets)} images", flush=True)
+    print(f"{run} {pixel or ''} {tta or ''}: {len(side.score.sheets)} images", flush=True)
     return side
 
 
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--predictions", nargs=3, metavar=("DATA", "A", "B"))
     options = parser.parse_args()
     a, b, weak = (answer(options.data, run) for run in options.runs)
-    folder = a.folder
+    folder, views = a.folder, answer(options.data, options.runs[0], tta="flips")
     others = {f"fewer epochs ({options.runs[2]})": weak.score}
     others |= {f"without {name}": without_class(a.score, index) for index, name in enumerate(folder.class_names, 1)}
     others |= {name: answer(options.data, options.runs[0], pixel=pixel).score for name, pixel in SHIFTED.items()}
@@ -103,21 +104,21 @@ def main() -> None:
     of_a, of = contributions_of(a.score, image_ids, folder.num_classes)
     of_b, _ = contributions_of(b.score, image_ids, folder.num_classes)
     print(f"{len(image_ids)} images, {group.max() + 1} groups ({groups.source}); half in each trial")
-    whole = judge(of_a, of_b, of, group)
-    print(f"A against B, all images: {whole.differences[KAGGLE_DICE]}")
-
-    verdicts = [*trials(of_a, of_b, of, group, options.trials, swap=True)]
-    told("equal: better or worse, without vetoes", [one.on_dice in (BETTER, WORSE) for one in verdicts])
-    told("equal: a veto", [bool(one.vetoes) for one in verdicts])
-    for margin in (MARGIN, USEFUL_MARGIN):
-        met = [replace(one, margin=margin).meets("not-worse") for one in verdicts]
-        told(f"equal: --require not-worse --margin {margin} is met", met)
+    print(f"A against B, all images: {judge(of_a, of_b, of, group).differences[KAGGLE_DICE]}")
+    of_views, _ = contributions_of(views.score, image_ids, folder.num_classes)
+    for name, other in {"A and B": of_b, "A and A with mirrored views": of_views}.items():
+        needed(name, (other - of_a)[:, 0] / of[:, 0])
+        verdicts = [*trials(of_a, other, of, group, options.trials, swap=True)]
+        told(f"{name}, swapped: better or worse, without vetoes", [one.on_dice in (BETTER, WORSE) for one in verdicts])
+        told(f"{name}, swapped: a veto", [bool(one.vetoes) for one in verdicts])
+        for margin in (MARGIN, USEFUL_MARGIN):
+            met = [replace(one, margin=margin).meets("not-worse") for one in verdicts]
+            told(f"{name}, swapped: --require not-worse --margin {margin} is met", met)
     for name, score in others.items():
         of_other, _ = contributions_of(score, image_ids, folder.num_classes)
         loss = -(judge(of_a, of_other, of, group).differences[KAGGLE_DICE].difference or 0)
         verdicts = [*trials(of_a, of_other, of, group, options.trials)]
         told(f"{name}, loss {loss:+.4f}: --require not-worse refuses", [not one.meets("not-worse") for one in verdicts])
-    needed(str(options.data), (of_b - of_a)[:, 0] / of[:, 0])
     if options.predictions:
         data, *results = options.predictions
         frame = compare(*results, Path(data), allow_seen=True)
