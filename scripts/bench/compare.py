@@ -121,7 +121,7 @@ def main() -> None:
         told(f"{name}, loss {loss:+.4f}: --require not-worse refuses", [not one.meets("not-worse") for one in verdicts])
     if options.predictions:
         data, *results = options.predictions
-        frame = compare(*results, Path(data), allow_seen=True)
+        frame = compare(results[0], results[1], Path(data), allow_seen=True)
         differences = np.zeros(int(str(frame.content["images"])))
         differences[: len(frame.images)] = frame.images["dice_difference"]
         needed(data, differences)
