@@ -51,8 +51,7 @@ class Source:
 
     def joined(self, members: Sequence[int]) -> ModelInfo:
         """One description for some of the models."""
-        infos = [self.infos[index] for index in members]
-        return infos[0] if len(infos) == 1 else join_infos(infos, [self.models[index] for index in members])
+        return join_infos([self.infos[index] for index in members], [self.models[index] for index in members])
 
 
 def open_source(text: str) -> Source:
@@ -114,8 +113,9 @@ class Side:
         elif source.is_model and are_folds(source.infos):
             self.parts, self.warnings = divide_by_seen(folder, source.infos, source.models)
         if not source.is_model:
-            self.masks = read_predictions(source.path, folder)[0].rles
-            self.score, told = score_predictions(source.path, folder)
+            read = read_predictions(source.path, folder)
+            self.masks = read[0].rles
+            self.score, told = score_predictions(source.path, folder, read)
             self.warnings += told
             self.keep({*self.score.sheets, *(one.image_id for one in self.score.unreadable)})
 

@@ -94,11 +94,9 @@ def score_parts(
         progress(before + done, of_all, text)
 
     for members, image_ids in parts:
-        if len(members) > 1:
-            own: Runtime = EnsembleRuntime([runtimes[index] for index in members])
-            info = join_infos([infos[index] for index in members], [models[index] for index in members])
-        else:
-            own, info = runtimes[members[0]], infos[members[0]]
+        chosen = [runtimes[index] for index in members]
+        own = chosen[0] if len(chosen) == 1 else EnsembleRuntime(chosen)
+        info = join_infos([infos[index] for index in members], [models[index] for index in members])
         settings = Settings.of(info, tta=tta, classes=classes)
         whole += score_images(
             own, folder, image_ids, settings, visitors=visitors, keep_answers=keep_answers, progress=advance

@@ -27,7 +27,7 @@ def predicted_classes(path: Path) -> tuple[str, ...] | None:
     return tuple(read_results(path)[0]["class_names"]) if path.is_dir() else None
 
 
-def score_predictions(path: Path, folder: DataFolder) -> tuple[Score, list[str]]:
+def score_predictions(path: Path, folder: DataFolder, read: "Read | None" = None) -> tuple[Score, list[str]]:
     """Count predictions against the labels of a data folder.
 
     In a table, an image without a row counts as predicted empty. An image that an output folder of `predict` does not
@@ -37,6 +37,7 @@ def score_predictions(path: Path, folder: DataFolder) -> tuple[Score, list[str]]
         path: a table, .csv or .csv.gz, in any layout that a label table may have; or an output folder of `predict`,
             which also has sheet scores.
         folder: the labelled images; for an output folder, opened with its `predicted_classes`.
+        read: what `read_predictions` gave, if that was called before.
 
     Returns:
         The score and the warnings. Unreadable are images whose size cannot be read, or that `predict` could not read.
@@ -46,7 +47,7 @@ def score_predictions(path: Path, folder: DataFolder) -> tuple[Score, list[str]]
             lists none of the folder's images, or an image had another size when it was predicted.
         DataError: the output folder is not that of a finished run, or was written without run-lengths.
     """
-    table, seen, unreadable = read_predictions(path, folder)
+    table, seen, unreadable = read or read_predictions(path, folder)
     listed, images = table.listed - folder.not_labelled, set(folder.image_ids)
     warnings = _compare_names(path, listed, images, folder.root / IMAGES_NAME)
     counts: Counts = {}
@@ -75,9 +76,10 @@ def score_predictions(path: Path, folder: DataFolder) -> tuple[Score, list[str]]
 
 Seen = tuple[tuple[int, int], float | None]
 """Height and width of an image in px when it was predicted, and its sheet score."""
+Read = tuple[LabelTable, dict[str, Seen], list[Unreadable]]
 
 
-def read_predictions(path: Path, folder: DataFolder) -> tuple[LabelTable, dict[str, Seen], list[Unreadable]]:
+def read_predictions(path: Path, folder: DataFolder) -> Read:
     """The predictions, what an output folder of `predict` tells of each image, and the images that it could not read.
 
     Arguments and errors are those of `score_predictions`.
@@ -89,7 +91,7 @@ def read_predictions(path: Path, folder: DataFolder) -> tuple[LabelTable, dict[s
     return table, {}, []
 
 
-def _read_folder(root: Path, folder: DataFolder) -> tuple[LabelTable, dict[str, Seen], list[Unreadable]]:
+def _read_folder(root: Path, folder: DataFolder) -> Read:
     """The predictions, what else is known of each image that was predicted, and the others."""
     run, outputs, records = read_results(root)
     if RLE not in outputs.names:

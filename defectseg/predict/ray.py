@@ -84,7 +84,7 @@ class RayCluster:
         """
         paths = as_paths(models)
         infos = [read_model_info(path) for path in paths]
-        self.info = infos[0] if len(infos) == 1 else join_infos(infos, paths)
+        self.info = join_infos(infos, paths)
         self.class_names = self.info.class_names
         self.name, self.parallel = "", cores_each
         _connect()

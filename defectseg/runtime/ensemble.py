@@ -42,6 +42,8 @@ class EnsembleRuntime:
 def join_infos(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo:
     """One description for several models: thresholds are averaged, training images united, scores left out.
 
+    That of a single model stays as it is.
+
     Args:
         infos: at least one; tiles, test-time augmentation and bit depth are taken from the first.
         sources: the model file of each, for errors.
@@ -50,6 +52,8 @@ def join_infos(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo
         ModelError: the models have different classes.
     """
     first = infos[0]
+    if len(infos) == 1:
+        return first
     for info, source in zip(infos, sources, strict=True):
         if info.class_names != first.class_names:
             raise ModelError(

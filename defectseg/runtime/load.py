@@ -103,7 +103,7 @@ def load_runtime(
     paths = as_paths(model)
     identity = model_identity(paths)
     infos = [read_model_info(path) for path in paths]  # so that a wrong path is reported before a heavy import
-    joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
+    joined = join_infos(infos, paths)
     kinds = [choose_runtime(path, device, runtime) for path in paths]
     runtimes = [_load(path, info, kind, device, workers) for path, info, kind in zip(paths, infos, kinds, strict=True)]
     _refuse_another(paths, identity)

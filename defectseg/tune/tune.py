@@ -87,7 +87,7 @@ def tune(
         raise OutputExistsError(f"{out}: exists. Choose another file.", argument="out")
     paths = as_paths(models)
     infos = [read_model_info(path) for path in paths]
-    joined = infos[0] if len(infos) == 1 else join_infos(infos, paths)
+    joined = join_infos(infos, paths)
     folder = open_data_folder(data, class_names=joined.class_names, bit_depth=bit_depth)
     splits = [*(() if split is None else (split,)), *(path.parent / SPLIT_NAME for path in paths), data / SPLIT_NAME]
     folder = leave_out_test(folder, *(read_split(path, folder.image_ids) for path in splits if path.is_file()))
