@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from defectseg.config import Frozen, Recipe, dump_recipe
 from defectseg.data.split import SPLIT_NAME, write_split
 from defectseg.errors import DataError, DefectsegError, OutputExistsError, UsageError
-from defectseg.files import atomic_csv, folder_lock, is_empty_folder, remove_stale_temporaries, write_text
+from defectseg.files import atomic_csv, folder_lock, is_empty_folder, own_dir, remove_stale_temporaries, write_text
 from defectseg.machine import is_main_process
 from defectseg.model.info import Thresholds
 from defectseg.model.locate import CHECKPOINT_NAME, FOLD_PREFIX, MODEL_NAME
@@ -73,7 +73,7 @@ def run_folder(out: Path, request: Request, *, resume: bool) -> Iterator[None]:
     If training fails before its first checkpoint, the folder is emptied, so that the same command can be given again.
 
     Raises:
-        OutputExistsError: the folder is not empty, and `resume` is False.
+        OutputExistsError: the folder is not empty, and `resume` is False; or a link would lead out of it.
         UsageError: the training has ended; there is nothing to resume.
         ResourceError: another process has the lock, or the folder cannot be written.
     """
@@ -86,6 +86,8 @@ def run_folder(out: Path, request: Request, *, resume: bool) -> Iterator[None]:
         raise UsageError(f"{out}: this run has ended; its model is {MODEL_NAME}. There is nothing to resume.")
     with folder_lock(out):
         remove_stale_temporaries(out)
+        for folder in _folders(out):
+            own_dir(folder)
         if not resume:
             init = None if request.init is None else request.init.resolve()
             whole = request.model_copy(update={"data": request.data.resolve(), "init": init})
@@ -116,5 +118,11 @@ def _clear(out: Path) -> None:
     """Delete everything that a training writes before its first checkpoint."""
     for name in (REQUEST_NAME, SPLIT_NAME, CONFIG_NAME, ERRORS_NAME):
         (out / name).unlink(missing_ok=True)
-    for folder in (out / TENSORBOARD_NAME, out / FOLDS_NAME, *out.glob(f"{FOLD_PREFIX}*")):
+    for folder in _folders(out):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folders(out: Path) -> list[Path]:
+    """The folders that a training makes, if they are there, or links in their place."""
+    found = (out / TENSORBOARD_NAME, out / FOLDS_NAME, *out.glob(f"{FOLD_PREFIX}*"))
+    return [folder for folder in found if folder.is_dir() or folder.is_symlink()]

@@ -28,6 +28,7 @@ from defectseg.model.bundle import read_bundle
 from defectseg.model.info import Thresholds
 from defectseg.runtime.load import load_runtime
 from defectseg.train.curves import read_history
+from defectseg.train.run_folder import Request, run_folder
 from defectseg.train.train import TrainResult, train
 
 Start = Callable[..., TrainResult]
@@ -197,6 +198,18 @@ def test_an_invalid_setting_is_an_error_and_leaves_an_empty_folder(
 
 
 # Resuming; test_processes.py has runs that are killed or signalled
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "folds", "fold-0", "fold-1/tensorboard"])
+def test_a_link_in_a_run_folder_that_leads_out_of_it_is_refused(tmp_path: Path, name: str) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    (run / name).parent.mkdir(parents=True)
+    outside.mkdir()
+    (run / name).symlink_to(outside)
+    request = Request(recipe=load_recipe("fast"), data=tmp_path)
+    with pytest.raises(OutputExistsError, match=f"{name}: is a link"), run_folder(run, request, resume=True):
+        pass
+    assert not list(outside.iterdir())
 
 
 @pytest.mark.parametrize("step", [None, 1], ids=["before the first checkpoint", "in the last epoch"])
