@@ -250,7 +250,7 @@ def run_stages(runtime: Runtime, settings: Settings, images: Sequence[FoundImage
             segmentation = segment(answer, settings.thresholds)
             times.append(time.perf_counter())
             one = Segmented(found, size_and_time(found.path), decoded, segmentation)
-            rendered = render(one, runtime.class_names, output.choice)
+            rendered = render(one, runtime.class_names, output.choice, settings.appearance)
             times.append(time.perf_counter())
             output.write(rendered.record, rendered.pictures)
             times.append(time.perf_counter())

@@ -45,6 +45,9 @@ def print_run(run: Mapping[str, Any], out: Path, done: str, *, more: str = "", j
         return
     blank = f", {run['blank']} blank" if run["blank"] else ""
     print(f"{done}: {run['with_defect']} with a defect{blank}, {run['unreadable']} unreadable{more}.")
+    if count := run["unlike"]["images"]:
+        of = run["unlike"]["differs"]
+        print(f"{count} images in {shown(out)} look unlike those that the model was trained on: {of}.")
     if rules := run.get("fail_on"):
         named = f": {', '.join(rules['first'][:_NAMED])}" if rules["first"] else ""
         others = f" and {rules['images'] - _NAMED} more" if rules["images"] > _NAMED else ""

@@ -21,6 +21,7 @@ from defectseg.config import Frozen, HeldOut, PositiveFloat, Recipe, Share
 from defectseg.errors import ModelError, printable
 from defectseg.files import atomic_path
 from defectseg.machine import cores
+from defectseg.model.appearance import Appearance
 
 FORMAT_VERSION = 1
 
@@ -88,6 +89,7 @@ class ModelInfo(Frozen):
     fold: HeldOut | None = None
     data_fingerprint: str = ""
     trained_on: tuple[str, ...] = Field((), description="digest of each training image, see image_digest")
+    appearance: Appearance | None = Field(None, description="how the training images look")
     metrics: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     created: str = ""

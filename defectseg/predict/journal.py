@@ -17,6 +17,7 @@ from defectseg.config import Frozen
 from defectseg.data.classes import MAX_CLASSES
 from defectseg.errors import DataError, LabelError
 from defectseg.files import atomic_path, check_image_id, resource_errors
+from defectseg.image.appearance import NUMBERS
 from defectseg.predict.tables import STATUS_UNREADABLE, STATUSES, Record
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class _Line(Frozen, strict=True):
     predictions: list[tuple[str, _ClassId, str]]
     regions: list[_Region | _ScoredRegion | _RegionInMm]
     errors: list[tuple[str, str, str]]
+    appearance: list[float] = Field(default_factory=list, max_length=NUMBERS)
 
 
 class Journal:
@@ -175,13 +177,14 @@ def _record_of(line: bytes) -> Record:
     """The record in a line. Raises ValueError or LabelError if it has none, or one that predict does not write."""
     found = _Line.model_validate_json(line)
     tables = [[list(row) for row in rows] for rows in (found.predictions, found.regions, found.errors)]
-    record = Record(found.image, *tables)
+    record = Record(found.image, tables[0], tables[1], tables[2], found.appearance)
     check_image_id(record.image_id, where="")
     is_sound = line.endswith(b"\n") and record.status in STATUSES
     is_sound &= all(row[0] == record.image_id for rows in tables for row in rows)
     is_sound &= len({class_id for _, class_id, _ in found.predictions}) == len(found.predictions)
     is_sound &= 0 <= float(record.image.get("sheet_score") or 0) <= 1
     is_sound &= record.status == STATUS_UNREADABLE or min(record.size_hw) > 0
+    is_sound &= len(record.appearance) in (0, NUMBERS)
     if not is_sound:
         raise ValueError(record.image_id)
     return record

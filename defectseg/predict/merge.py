@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _MERGING = "merging"  # the status of `out` until it is complete
 _SHOWN = 5
-_COMMON = ("model", "runtime", "tta", "class_names", "thresholds_chosen_by")  # entries of run.json
+_COMMON = ("model", "runtime", "tta", "class_names", "thresholds_chosen_by", "training")  # entries of run.json
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,13 @@ from defectseg.data.names import group_in, match_groups
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError, UsageError
 from defectseg.files import atomic_csv, own_dir, resource_errors, result_folder, size_and_time, write_result, write_text
 from defectseg.image.find import FoundImage
+from defectseg.model.appearance import Appearance
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
 from defectseg.predict.names import TakenNames, folders_of, output_names, without_suffix
 from defectseg.predict.rules import Rules
 from defectseg.predict.tables import OutputChoice, Record
+from defectseg.predict.unlike import Unlike
 from defectseg.text import read_json
 
 log = logging.getLogger(__name__)
@@ -266,6 +268,8 @@ class OutputFolder:
         lacking: Counter[str] = Counter()
         by_group: dict[str, Counter[str | int]] = defaultdict(Counter)
         met, first = 0, list[str]()
+        training = run.get("training")
+        unlike = Unlike(None if training is None else Appearance.model_validate(training))
         with ExitStack() as stack:
             chosen = tables.tables_of(self.choice).items()
             writers = {
@@ -275,6 +279,7 @@ class OutputFolder:
             for record in map(self._with_name_noted, self.journal.records()):
                 counts[record.status] += 1
                 lacking.update(record.younger_columns)
+                unlike.add(record)
                 if fail_on is not None and fail_on.met_by(record):
                     met += 1
                     if met <= _MOST_NAMED:
@@ -292,7 +297,7 @@ class OutputFolder:
             log.warning("%s: %d images were done before there was a column %s", self.root, count, column)
         if fail_on is not None:
             run = {**run, "fail_on": {"rules": str(fail_on), "images": met, "first": first}}
-        return self.write_run({**run, "images_in_folder": counts})
+        return self.write_run({**run, "unlike": unlike.told(), "images_in_folder": counts})
 
     def _write_groups(self, by_group: Mapping[str, Counter[str | int]], class_names: Sequence[str]) -> None:
         ids = self._key["only_classes"] or range(1, len(class_names) + 1)

@@ -95,7 +95,7 @@ def _rendered(
     from defectseg.inference.stream import stream
     from defectseg.predict.render import render
 
-    paint = partial(render, class_names=runtime.class_names, choice=output.choice)
+    paint = partial(render, class_names=runtime.class_names, choice=output.choice, trained=settings.appearance)
     with closing(stream(images, runtime, settings, paint)) as results:
         yield from zip(images, results, strict=True)
 
@@ -170,6 +170,7 @@ def load(
         "tta": settings.tta,
         "class_names": list(info.class_names),
         "thresholds_chosen_by": info.thresholds.chosen_by,
+        "training": None if settings.appearance is None else settings.appearance.model_dump(mode="json"),
         "started": now(),
     }
     return Loaded(network, settings, key, run, kinds)

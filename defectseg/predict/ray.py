@@ -263,7 +263,7 @@ def _segmented(runtime: Runtime, job: Job, batch: Batch) -> list[Done]:
     images, paths = [image for image, _ in batch], {image.image_id: paths for image, paths in batch}
 
     def write(one: Segmented) -> Rendered:
-        rendered = render(one, runtime.class_names, job.choice)
+        rendered = render(one, runtime.class_names, job.choice, job.settings.appearance)
         write_pictures(paths[one.found.image_id], rendered.pictures or {})
         return replace(rendered, pictures=None)
 

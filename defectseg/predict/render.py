@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 
 from defectseg.image import rle
 from defectseg.image.find import FoundImage
+from defectseg.image.measure import appearance_of
 from defectseg.image.overlay import JPEG_LONGEST_SIDE_PX, encode_jpeg, paint_prediction
 from defectseg.image.read import is_blank
 from defectseg.image.rectangles import rectangles_by_box
 from defectseg.inference.stream import Segmented
+from defectseg.model.appearance import Appearance
 from defectseg.predict import tables
 from defectseg.predict.tables import OutputChoice, Record
+from defectseg.predict.unlike import judged
 
 # A fifth quicker and a third smaller than with OpenCV's default filter. A given level would not be quicker.
 _PNG = (
@@ -34,8 +37,13 @@ class Rendered:
     brightest16: int | None = None
 
 
-def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> Rendered:
-    """Make the pictures and rows of an image according to `choice`."""
+def render(
+    one: Segmented, class_names: Sequence[str], choice: OutputChoice, trained: Appearance | None = None
+) -> Rendered:
+    """Make the pictures and rows of an image according to `choice`.
+
+    `trained`: how the training images look, to compare; None: not known.
+    """
     image_id, regions, class_map = one.found.image_id, one.segmentation.regions, one.segmentation.class_map
     notes = one.decoded.notes
     pictures: dict[str, bytes] = {}
@@ -57,6 +65,8 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
     top_score = f"{max(region.score for region in regions):.4f}" if regions else ""
     scores = top_score, f"{one.segmentation.sheet_score:.4f}"
     image = (image_id, status, *class_map.shape, *found, area_px, area_percent, *scores, "; ".join(notes), *one.stamp)
+    appearance = () if status == tables.STATUS_BLANK else appearance_of(one.decoded.pixels)
+    image += judged(appearance, trained, has_defect=bool(regions))
     predictions = [
         [image_id, class_id, rle.encode(mask) if class_id in class_ids else ""]
         for class_id, mask in enumerate(one.segmentation.masks, start=1)
@@ -70,13 +80,21 @@ def render(one: Segmented, class_names: Sequence[str], choice: OutputChoice) -> 
         for region, in_mm in zip(regions, _in_mm(one, choice), strict=True)
         if tables.REGIONS in choice.names
     ]
-    record = Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), predictions, region_rows, [])
+    row = dict(zip(tables.IMAGE_COLUMNS, image, strict=True))
+    record = Record(row, predictions, region_rows, [], [round(float(number), 4) for number in appearance])
     return Rendered(record, pictures, one.decoded.brightest16)
 
 
 def render_unreadable(found: FoundImage, message: str) -> Rendered:
     """The rows of an unreadable image; the message says why it is."""
-    image = (found.image_id, tables.STATUS_UNREADABLE, *[""] * 8, message, *found.stamp)
+    image = (
+        found.image_id,
+        tables.STATUS_UNREADABLE,
+        *[""] * 8,
+        message,
+        *found.stamp,
+        *judged((), None, has_defect=False),
+    )
     errors = [[found.image_id, found.shown, message]]
     return Rendered(Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), [], [], errors), {})
 

@@ -4,11 +4,12 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from defectseg.data.names import match_groups
 from defectseg.errors import UsageError
+from defectseg.image.appearance import Readable
 
 OVERLAYS, MASKS, RLE, REGIONS = "overlays", "masks", "rle", "regions"
 OUTPUTS = (OVERLAYS, MASKS, RLE, REGIONS)
@@ -84,6 +85,7 @@ PREDICTIONS, IMAGES, REGION_ROWS, ERRORS = "predictions.csv", "images.csv", "reg
 IMAGE_COLUMNS = (
     *("ImageId", "status", "height", "width", "classes", "regions", "defect_area_px", "defect_area_percent"),
     *("top_score", "sheet_score", "notes", "size_bytes", "modified_ns"),
+    *("unlike", "differs", *Readable._fields),
 )
 TABLES: dict[str, tuple[str, ...]] = {
     PREDICTIONS: ("ImageId", "ClassId", "EncodedPixels"),
@@ -118,13 +120,15 @@ class Record:
     """The rows of one image in the tables.
 
     `image` maps IMAGE_COLUMNS to values, without columns that were added after the record was written. `predictions` is
-    empty for an unreadable image. `predictions` and `regions` are empty if that table is not written.
+    empty for an unreadable image. `predictions` and `regions` are empty if that table is not written. `appearance`
+    describes the image, see `appearance_of`; it is empty for one that is blank or unreadable.
     """
 
     image: dict[str, Any]
     predictions: list[list[Any]]
     regions: list[list[Any]]
     errors: list[list[Any]]
+    appearance: list[float] = field(default_factory=list)
 
     @property
     def image_id(self) -> str:

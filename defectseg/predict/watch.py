@@ -143,7 +143,7 @@ class _Watch:
     def run(self) -> None:
         """Handle images until it is stopped."""
         network, settings = self.loaded.network, self.loaded.settings
-        paint = partial(render, class_names=network.class_names, choice=self.choice)
+        paint = partial(render, class_names=network.class_names, choice=self.choice, trained=settings.appearance)
         self.days.resume()
         with closing(stream(self._images(), network, settings, paint)) as results:
             for result in results:

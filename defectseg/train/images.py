@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from defectseg.data.folder import DataFolder
 from defectseg.data.split import SPLIT_NAME, Fold, Folds, make_folds, read_split, read_split_groups
 from defectseg.errors import DataError, ImageError, UsageError
-from defectseg.image.read import DecodedImage, bit_depth_warnings
+from defectseg.image.measure import appearance_of
+from defectseg.image.read import DecodedImage, bit_depth_warnings, is_blank
 from defectseg.inference.stream import check_answer
 from defectseg.inference.tiles import in_order
 from defectseg.machine import cores
@@ -51,6 +52,7 @@ class Images:
         unreadable: (ImageId, reason) of unreadable images.
         cache: ImageId -> pixels, uint8 (H, W), read-only; empty if images are decoded again for each crop.
         bit_depth: the bit depth of all 16-bit images; None if there are none, if they differ, or if it is unknown.
+        appearances: ImageId -> what it looks like, see `appearance_of`, for readable images that are not blank.
     """
 
     data: DataFolder
@@ -59,6 +61,7 @@ class Images:
     unreadable: tuple[tuple[str, str], ...]
     cache: Mapping[str, NDArray[np.uint8]]
     bit_depth: int | None
+    appearances: Mapping[str, NDArray[np.float32]]
 
     def part(self, fold: Fold | None) -> Part:
         """The images of the run that validates on `fold`; None: no validation. Images of val are not for training.
@@ -154,14 +157,14 @@ def read_images(
         LabelError: a run-length exceeds its image.
     """
 
-    def read(image_id: str) -> DecodedImage | str:
+    def read(image_id: str) -> tuple[DecodedImage, NDArray[np.float32] | None] | str:
         try:
             decoded = data.decode(image_id)
         except ImageError as error:
             return str(error)
         check_answer(data.image_path(image_id), decoded.pixels, data.num_classes)  # now, not at the first validation
         data.masks_of(image_id, (decoded.pixels.shape[0], decoded.pixels.shape[1]))
-        return decoded
+        return decoded, None if is_blank(decoded.pixels) else appearance_of(decoded.pixels)
 
     threads, budget_bytes, used_bytes = min(8, cores()), _budget_bytes(keep), 0
     cache: dict[str, NDArray[np.uint8]] = {}
@@ -169,13 +172,17 @@ def read_images(
     unreadable = [(image.image_id, image.fault) for image in data.faulty]
     bit_depths: set[int | None] = set()
     brightest: Counter[int | None] = Counter()
+    appearances: dict[str, NDArray[np.float32]] = {}
     with ThreadPoolExecutor(threads) as pool:
         results = in_order(pool, read, data.image_ids, most=2 * threads)
-        for image_id, one in zip(data.image_ids, results, strict=True):
-            if isinstance(one, str):
-                log.warning("left out: %s (%s)", image_id, one)
-                unreadable.append((image_id, one))
+        for image_id, result in zip(data.image_ids, results, strict=True):
+            if isinstance(result, str):
+                log.warning("left out: %s (%s)", image_id, result)
+                unreadable.append((image_id, result))
                 continue
+            one, appearance = result
+            if appearance is not None:
+                appearances[image_id] = appearance
             pixels = one.pixels
             sizes[image_id] = (pixels.shape[0], pixels.shape[1])
             brightest[one.brightest16] += 1
@@ -192,7 +199,7 @@ def read_images(
     for warning in bit_depth_warnings(brightest):
         log.warning("%s", warning)
     bit_depth = bit_depths.pop() if len(bit_depths) == 1 else None
-    return Images(data, folds, sizes, tuple(unreadable), cache, bit_depth)
+    return Images(data, folds, sizes, tuple(unreadable), cache, bit_depth, appearances)
 
 
 def _budget_bytes(keep: bool | Literal["auto"]) -> float:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object, set_seed
 
@@ -15,11 +16,13 @@ from defectseg.errors import ConfigError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.files import resource_errors
 from defectseg.machine import __version__, package_versions
+from defectseg.model.appearance import Appearance
 from defectseg.model.bundle import read_bundle, save_bundle
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.model.locate import MODEL_NAME
 from defectseg.model.network import DefectNetwork, build_network, check_size, transfer_weights
 from defectseg.progress import Progress
+from defectseg.train.appearance import fit_appearance
 from defectseg.train.checkpoint import BEST_NAME, Run, TrainingState, read_checkpoint, restore, save_checkpoint
 from defectseg.train.curves import draw_curves, read_history
 from defectseg.train.images import Images, Part, check_data
@@ -100,7 +103,7 @@ def train_one(
             network, info = DefectNetwork(recipe.model, images.data.num_classes, begun.normalization), begun
         else:
             network, info = _start_network(recipe, images.data, part, init)
-            info = info.model_copy(update={"fold": fold})
+            info = info.model_copy(update={"fold": fold, "appearance": _appearance_of(images, part)})
             if recipe.training.fit_memory:
                 info = info.model_copy(update={"recipe": fit_memory(info.recipe, network, accelerator, part)})
                 accelerator.gradient_accumulation_steps = info.recipe.training.accumulation
@@ -181,6 +184,14 @@ def _start_network(recipe: Recipe, data: DataFolder, part: Part, init: Path | No
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return network, info
+
+
+def _appearance_of(images: Images, part: Part) -> Appearance | None:
+    """How the training images of a run look."""
+    known = [image_id for image_id in part.train if image_id in images.appearances]
+    groups = [images.data.groups.get(image_id, image_id) for image_id in known]
+    has_defect = np.array([bool(images.data.classes_of(image_id)) for image_id in known], bool)
+    return fit_appearance([images.appearances[image_id] for image_id in known], groups, has_defect)
 
 
 def _finish(run: Run, thresholds: Thresholds | None) -> Metrics | None:

@@ -1,0 +1,59 @@
+"""Which images look unlike those that the model was trained on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectseg.image.appearance import NUMBERS, Readable, readable
+from defectseg.model.appearance import Appearance
+from defectseg.predict.tables import STATUS_DEFECT, Record
+
+
+def judged(
+    appearance: Sequence[float] | NDArray[np.float32], trained: Appearance | None, *, has_defect: bool
+) -> tuple[str, ...]:
+    """The cells of images.csv for `unlike`, `differs` and the readable numbers; empty where they are not known.
+
+    Args:
+        appearance: of the image, (36,), or none.
+        trained: how the training images look.
+        has_defect: whether a defect was found in the image.
+    """
+    if not len(appearance):
+        return ("",) * (2 + len(Readable._fields))
+    numbers = [f"{number:.1f}" for number in readable(appearance)]
+    if trained is None:
+        return "", "", *numbers
+    distance = trained.distance(appearance, has_defect=has_defect)
+    differs = trained.in_words(appearance, has_defect=has_defect) if trained.is_unlike(distance) else ""
+    return f"{trained.rank(distance):.4f}", differs, *numbers
+
+
+class Unlike:
+    """Counts the flagged images of an output folder, and tells what is different about their mean."""
+
+    def __init__(self, trained: Appearance | None) -> None:
+        self._trained = trained
+        self._images = 0
+        self._with_defect = 0
+        self._sum = np.zeros(NUMBERS)
+
+    def add(self, record: Record) -> None:
+        """Count an image, if it is flagged."""
+        if record.image.get("differs") and record.appearance:
+            self._images += 1
+            self._with_defect += record.status == STATUS_DEFECT
+            self._sum += record.appearance
+
+    def told(self) -> dict[str, Any]:
+        """The entry `unlike` of run.json: whether images are judged, how many are flagged, and what is different."""
+        if self._trained is None:
+            return {"state": "not judged", "images": 0, "differs": ""}
+        state = "judged" if self._trained.is_calibrated else "uncalibrated"
+        differs = ""
+        if self._images:
+            mean = self._sum / self._images
+            differs = self._trained.in_words(mean, has_defect=self._with_defect / self._images)
+        return {"state": state, "images": self._images, "differs": differs}
