@@ -76,6 +76,7 @@ def _model(path: Path) -> dict[str, Any]:
     model = find_model(path)
     description = read_model_info(model)
     dumped, thresholds, network = description.model_dump(mode="json"), description.thresholds, description.recipe.model
+    look = description.appearance
     return {
         "model": str(path),
         "sha256": model_identity(model),
@@ -88,6 +89,7 @@ def _model(path: Path) -> dict[str, Any]:
         "thresholds_chosen_by": thresholds.chosen_by,
         "trained_on_images": len(description.trained_on),
         "fold_held_out": description.fold,
+        "unlike": "not judged" if look is None else f"{look.state}, by {look.images} images of {look.groups} groups",
         **{key: dumped[key] for key in ("metrics", "created", "export", "versions", "data_fingerprint", "recipe")},
     }
 

@@ -22,7 +22,7 @@ class Settings:
         tta: test-time augmentation, a key of VIEWS.
         bit_depth: bits of the values of 16-bit images, 9 to 16; None: as a tag of the file says.
         model_bit_depth: what the model was trained with, used if neither is known. None: 16.
-        appearance: how the training images look, for `predict` to compare; None: not known, or at another bit depth.
+        appearance: how the training images look, for `predict` to compare; None: not known.
     """
 
     thresholds: Thresholds
@@ -56,13 +56,13 @@ class Settings:
         if classes is not None:
             least = [value if index + 1 in classes else math.inf for index, value in enumerate(thresholds.pixel)]
             thresholds = thresholds.model_copy(update={"pixel": tuple(least)})
-        own, trained_bits = info.recipe.inference, info.recipe.data.bit_depth
+        own = info.recipe.inference
         return cls(
             thresholds=thresholds,
             tile_hw=own.tile_hw,
             tile_overlap_px=own.tile_overlap_px,
             tta=tta or own.tta,
             bit_depth=bit_depth,
-            model_bit_depth=trained_bits,
-            appearance=info.appearance if bit_depth in (None, trained_bits) else None,
+            model_bit_depth=info.recipe.data.bit_depth,
+            appearance=info.appearance,
         )

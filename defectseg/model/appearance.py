@@ -65,9 +65,9 @@ class Appearance(Frozen):
         return self
 
     @property
-    def is_calibrated(self) -> bool:
-        """Whether images are flagged."""
-        return self.threshold is not None
+    def state(self) -> str:
+        """Whether images are flagged: judged or uncalibrated."""
+        return "uncalibrated" if self.threshold is None else "judged"
 
     def covariance(self, images: float = 1) -> Floats:
         """Covariance (36, 36) of the mean of so many images of a new group."""

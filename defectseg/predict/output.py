@@ -293,8 +293,9 @@ class OutputFolder:
                     write_rows(rows[name])
         if self.choice.group is not None:
             self._write_groups(by_group, run["class_names"])
-        for column, count in lacking.items():
-            log.warning("%s: %d images were done before there was a column %s", self.root, count, column)
+        for count in sorted(set(lacking.values())):
+            columns = ", ".join(column for column in lacking if lacking[column] == count)
+            log.warning("%s: %d images were done before there was a column %s", self.root, count, columns)
         if fail_on is not None:
             run = {**run, "fail_on": {"rules": str(fail_on), "images": met, "first": first}}
         return self.write_run({**run, "unlike": unlike.told(), "images_in_folder": counts})

@@ -147,6 +147,9 @@ def load(
     kinds = list(dict.fromkeys(choose_runtime(path, device, runtime) for path in as_paths(models)))
     only_classes = None if classes is None else resolve_classes(classes, info.class_names)
     settings = Settings.of(info, tta=tta, classes=only_classes, bit_depth=bit_depth)
+    if settings.model_bit_depth is not None and settings.bit_depth not in (None, settings.model_bit_depth):
+        told = errors.spelling("bit_depth", settings.bit_depth), settings.model_bit_depth
+        log.warning("%s, but the model was trained on images of %d bits, so these may look darker or brighter", *told)
     export = info.export
     key = {
         "model_sha256": model_identity(models),

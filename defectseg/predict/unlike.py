@@ -51,9 +51,8 @@ class Unlike:
         """The entry `unlike` of run.json: whether images are judged, how many are flagged, and what is different."""
         if self._trained is None:
             return {"state": "not judged", "images": 0, "differs": ""}
-        state = "judged" if self._trained.is_calibrated else "uncalibrated"
         differs = ""
         if self._images:
             mean = self._sum / self._images
             differs = self._trained.in_words(mean, has_defect=self._with_defect / self._images)
-        return {"state": state, "images": self._images, "differs": differs}
+        return {"state": self._trained.state, "images": self._images, "differs": differs}

@@ -45,7 +45,7 @@ def join_infos(infos: Sequence[ModelInfo], sources: Sequence[Path]) -> ModelInfo
     That of a single model stays as it is.
 
     Args:
-        infos: at least one; tiles, test-time augmentation and bit depth are taken from the first.
+        infos: at least one; tiles, test-time augmentation, bit depth and appearance are taken from the first.
         sources: the model file of each, for errors.
 
     Raises:

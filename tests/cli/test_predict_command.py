@@ -85,6 +85,7 @@ RESULT: dict[str, Any] = {
     "unreadable": 0,
     "already_done": 0,
     "warnings": ["1 of 1 16-bit images are nearly black"],
+    "unlike": {"state": "judged", "images": 0, "differs": ""},
     "images_in_folder": {"defect": 1, "blank": 1},
 }
 

@@ -28,7 +28,7 @@ def _thresholds(
 
 
 def _settings(thresholds: Thresholds, only_classes: tuple[int, ...] | None) -> Settings:
-    info: Any = SimpleNamespace(thresholds=thresholds, recipe=Recipe())
+    info: Any = SimpleNamespace(thresholds=thresholds, recipe=Recipe(), appearance=None)
     return Settings.of(info, classes=only_classes)
 
 
