@@ -21,13 +21,12 @@ from defectseg.data.names import group_in, match_groups
 from defectseg.errors import CannotContinueError, DataError, DefectsegError, OutputExistsError, UsageError
 from defectseg.files import atomic_csv, own_dir, resource_errors, result_folder, size_and_time, write_result, write_text
 from defectseg.image.find import FoundImage
-from defectseg.model.appearance import Appearance
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
 from defectseg.predict.names import TakenNames, folders_of, output_names, without_suffix
 from defectseg.predict.rules import Rules
 from defectseg.predict.tables import OutputChoice, Record
-from defectseg.predict.unlike import Unlike
+from defectseg.predict.unlike import Unlike, trained_of
 from defectseg.text import read_json
 
 log = logging.getLogger(__name__)
@@ -87,6 +86,7 @@ def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], O
         size = outputs.get("mm_per_px")
         size, group = size and tuple(map(float, size)), outputs.get("group")
         match_groups(group or "", ())
+        trained_of(run)
         choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"], size, group)
         names = list(map(str, run.get("class_names", ())))  # none before the model is there
         runs = [{**one, "runs": int(one["runs"]), "computed_by": dict(one["computed_by"])} for one in run["runs"]]
@@ -268,8 +268,7 @@ class OutputFolder:
         lacking: Counter[str] = Counter()
         by_group: dict[str, Counter[str | int]] = defaultdict(Counter)
         met, first = 0, list[str]()
-        training = run.get("training")
-        unlike = Unlike(None if training is None else Appearance.model_validate(training))
+        unlike = Unlike(trained_of(run))
         with ExitStack() as stack:
             chosen = tables.tables_of(self.choice).items()
             writers = {

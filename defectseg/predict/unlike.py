@@ -1,6 +1,6 @@
 """Which images look unlike those that the model was trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,11 @@ def judged(
     distance = trained.distance(appearance, has_defect=has_defect)
     differs = trained.in_words(appearance, has_defect=has_defect) if trained.is_unlike(distance) else ""
     return f"{trained.rank(distance):.4f}", differs, *numbers
+
+
+def trained_of(run: Mapping[str, Any]) -> Appearance | None:
+    """How the training images look, by the content of run.json. Raises ValueError if that is damaged."""
+    return Appearance.model_validate(run["training"]) if run.get("training") else None
 
 
 class Unlike:
