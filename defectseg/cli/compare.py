@@ -51,6 +51,8 @@ def compare(
     Without --data, two results are compared that nobody has labelled: which sheets change between sound and defective,
     and which of them to label to decide (to_label.csv).
 
+    Exit codes: 0 done; 12 --require is not met; 3 some images are unreadable; 2 wrong usage; 4 could not go on.
+
     Example: defectseg compare old.safetensors new.safetensors --data mill --subset test --require not-worse
     """
     from defectseg.compare.compare import compare as compare_labelled

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -36,7 +36,10 @@ def synthesize(
     size: Annotated[str, Option(help="Height x width in px.", metavar="HxW")] = "256x1600",
     verbose: options.Verbose = False,
 ) -> None:
-    """Make synthetic steel sheets in the Severstal layout."""
+    """Make synthetic steel sheets in the Severstal layout.
+
+    Example: defectseg data synthesize --images 200 --out sheets/
+    """
     from defectseg.data.synthetic import write_data_folder
 
     with progress_bar("making sheets") as progress:
@@ -83,9 +86,11 @@ def check(
 ) -> None:
     """List faults in a data folder, and duplicate images.
 
-    Duplicates are found even if they are rotated, mirrored or re-encoded. The command exits with 3 if there is an
-    error, a duplicate or a leak. A leak is a copy in the other folder (--against) or in another fold of split.csv.
-    Warnings alone exit with 0, because they may be intended.
+    Duplicates are found even if they are rotated, mirrored or re-encoded. A leak is a copy in the other folder
+    (--against) or in another fold of split.csv.
+
+    Exit codes: 0 none found, or warnings alone, which may be intended; 3 an error, a duplicate or a leak; 2 wrong
+    usage; 4 could not go on.
 
     Example: defectseg data check test/ --against train/ --out check/
     """
@@ -155,6 +160,9 @@ def _print_pairs(pairs: "Sequence[CopyPair]", title: str) -> None:
         print(f"... and {len(pairs) - _MOST_PAIRS_PRINTED} more; --json and --out list all")
 
 
+_PAIRS = ("pairs of images", "in all", "across folds", "across in a random split")
+
+
 @app.command()
 def split(
     root: options.DataFolder,
@@ -165,6 +173,7 @@ def split(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an existing file.")] = False,
     bit_depth: options.BitDepth = None,
     max_pixels: options.MaxPixels = None,
+    json_output: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Divide the images into folds, and write split.csv.
@@ -172,6 +181,8 @@ def split(
     All folds get the same mix of defects. Copies (also rotated or mirrored), images that look like the same strip, and
     the groups of groups.csv, or of --group instead, stay together in one fold, and share a name in the column group.
     Images that an existing split.csv has in val or test stay there.
+
+    Example: defectseg data split data/mill --group "coil[0-9]+"
     """
     from defectseg.data import split as splits
     from defectseg.data.folder import open_data_folder
@@ -195,21 +206,31 @@ def split(
     for part in (apart, rest):
         groups |= splits.name_groups(part, related, folds=folds)
     splits.write_split(path, chosen, groups)
-    rows = [["fold", "images", "clean", *folder.class_names]]
+    rows: list[dict[str, Any]] = []
     for fold in (*range(folds), *sorted(set(kept.values()), key=str)):
         members = [image_id for image_id in folder.image_ids if chosen[image_id] == fold]
         present = [folder.classes_of(image_id) for image_id in members]
         counts = [sum(number in found for found in present) for number in range(1, folder.num_classes + 1)]
         clean = sum(not found and one not in folder.unknown for one, found in zip(members, present, strict=True))
-        rows.append([str(fold), str(len(members)), str(clean), *map(str, counts)])
-    print_rows(rows)
+        of_class = dict(zip(folder.class_names, counts, strict=True))
+        rows.append({"fold": fold, "images": len(members), "clean": clean, **of_class})
+    usual = {**kept, **splits.divide(replace(rest, groups={}), splits.RelatedImages(), folds=folds, seed=seed)}
+    table: list[dict[str, Any]] = []
+    for name, both in {
+        "copies": related.copies,
+        "of the same strip, by their looks": related.neighbours.keys(),
+    }.items():
+        across, across_usual = (splits.count_apart(both, folds_of) for folds_of in (chosen, usual))
+        table.append(dict(zip(_PAIRS, (name, len(both), across, across_usual), strict=True)))
+    if json_output:
+        print_json({"split": str(path), "folds": rows, "pairs": table, "ignored": len(folder.unknown)})
+        return
+    _print_dicts(rows)
     if folder.unknown:
         print(f"In {len(folder.unknown)} images, ignored pixels may hide a defect of some class; none is clean.")
-    pairs = {"copies": related.copies, "of the same strip, by their looks": related.neighbours.keys()}
-    usual = {**kept, **splits.divide(replace(rest, groups={}), splits.RelatedImages(), folds=folds, seed=seed)}
-    table = [["pairs of images", "in all", "across folds", "across in a random split"]]
-    for name, both in pairs.items():
-        across = [splits.count_apart(both, folds_of) for folds_of in (chosen, usual)]
-        table.append([name, str(len(both)), *map(str, across)])
-    print_rows(table)
+    _print_dicts(table)
     print(f"Split: {shown(path)}")
+
+
+def _print_dicts(rows: Sequence[dict[str, Any]]) -> None:
+    print_rows([[*rows[0]], *([str(value) for value in row.values()] for row in rows)])

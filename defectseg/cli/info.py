@@ -29,6 +29,8 @@ def info(
 
     Shows versions, runtimes, devices and CPU features; with MODEL, its checksum, the runtime and precision that this
     machine takes for it, its network, classes, thresholds, scores and recipe.
+
+    Example: defectseg info runs/1/model.safetensors
     """
     content = _system() if model is None else _model(model)
     if json_output:

@@ -42,6 +42,24 @@ for _command in (
 ):
     app.command()(_command)
 
+_EXIT_CODES = (
+    "Exit codes: 0 done; 1 a bug; 2 wrong usage or recipe, or something would be overwritten; 3 done, but some inputs "
+    "could not be processed; 4 could not go on; 130 interrupted."
+)
+
+
+def _tell_exit_codes(group: typer.Typer) -> None:
+    """Let the help of each command end with the exit codes, unless its text has its own."""
+    for command in group.registered_commands:
+        if "Exit codes:" not in (getattr(command.callback, "__doc__", "") or ""):
+            command.epilog = _EXIT_CODES
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None, "it is added with add_typer"
+        _tell_exit_codes(inner.typer_instance)
+
+
+_tell_exit_codes(app)
+
 
 def _print_version(value: bool) -> None:
     if value:

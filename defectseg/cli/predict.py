@@ -65,7 +65,8 @@ def predict(
     interruption, or when there are new images: it processes only what is missing.
 
     Exit codes: 0 done; 10 a rule is met (--fail-on, --fail-on-defect); 3 more images are unreadable (see errors.csv)
-    than --max-unreadable, or some are blank (--fail-on-blank); 4 could not continue. If both 10 and 3 apply, it is 10.
+    than --max-unreadable, or some are blank (--fail-on-blank); 2 wrong usage; 4 could not go on; 130 interrupted.
+    If both 10 and 3 apply, it is 10.
 
     Example: defectseg predict runs/1/model.safetensors night_shift/ --out results/
 

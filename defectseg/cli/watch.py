@@ -46,8 +46,10 @@ def watch(
     Results are in DIR/YYYY-MM-DD, by the local date of the image's time, and look like those of predict. Pictures are
     written at once, tables at most once a minute. Half-written files are waited for. DIR/health.json tells how it goes.
 
-    SIGTERM (exit code 0) and Ctrl-C (130) finish the images in work and write the tables. The same command continues,
-    and handles each image once. Exit code 4: it could not go on. docs/watch.md has a service that starts by itself.
+    SIGTERM and Ctrl-C finish the images in work and write the tables. The same command continues, and handles each
+    image once. docs/watch.md has a service that starts by itself.
+
+    Exit codes: 0 stopped by SIGTERM; 130 by Ctrl-C; 2 wrong usage; 4 it could not go on.
 
     Example: defectseg watch line8.xml /mnt/camera --out /data/line1
     """

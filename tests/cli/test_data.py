@@ -139,6 +139,9 @@ def test_split_keeps_copies_together_and_tells_what_a_random_one_would_have_leak
     assert int(copies.split()[3]) > 0
     counted = [line.split() for line in done.out.splitlines()[1:4]]
     assert [int(images) for _, images, *_ in counted] == [list(fold_of.values()).count(fold) for fold in range(3)]
+    told = json.loads(call("data", "split", sheets, "--folds", 3, "--overwrite", "--json").out)
+    assert [list(map(str, row.values())) for row in told["folds"]] == counted
+    assert list(told["pairs"][0].values())[:3] == ["copies", 4, 0]
     checked = call("data", "check", sheets, "--json")
     assert checked.code == 3, "duplicates remain, but none of them leaks"
     assert json.loads(checked.out)["leaks"] == []

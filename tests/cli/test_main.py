@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import typer
 
 import defectseg
 from defectseg.cli import bars
+from defectseg.cli.main import app
 
 Call = Callable[..., Any]
 
@@ -26,6 +28,21 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(defectseg.__file__).parents[
 
 def test_version(call: Call) -> None:
     assert call("--version") == (0, f"defectseg {defectseg.__version__}\n", "")
+
+
+def _commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, *names, name)
+        else:
+            yield (*names, name)
+
+
+@pytest.mark.parametrize("names", [*_commands(typer.main.get_command(app))], ids=" ".join)
+def test_the_help_of_every_command_has_an_example_and_the_exit_codes(call: Call, names: tuple[str, ...]) -> None:
+    told = call(*names, "--help").out
+    assert f"Example: defectseg {' '.join(names)} " in " ".join(told.split())
+    assert told.count("Exit codes: 0 ") + told.count("Exit codes: as those of") == 1
 
 
 def test_without_arguments_the_help_is_shown(call: Call) -> None:
