@@ -80,7 +80,7 @@ def compare(
     (of_a, of), (of_b, _) = (contributions_of(side.score, image_ids, folders[0].num_classes) for side in sides)
     verdict = judge(of_a, of_b, of, number_groups(groups[one] for one in image_ids), margin)
     lost = {one.image_id: one.message for side in sides for one in side.score.unreadable if one.image_id in wanted}
-    warnings = [*unknown, *(warning for side in sides for warning in side.warnings)]
+    warnings = list(dict.fromkeys([*unknown, *sides[0].warnings, *sides[1].warnings]))
     warnings += [f"left out, unreadable: {why}" for why in lost.values()]
     changes = _changes(image_ids, groups, of_a, of_b, of)
     counted = f"{len(image_ids):,} images in {verdict.groups:,} groups: {groups.source}."

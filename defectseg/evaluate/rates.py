@@ -37,7 +37,7 @@ class Rate:
     """`count` out of `of`, and bounds that hold the true share with 95 % probability.
 
     They are those of Clopper and Pearson for groups, and for sheets that are groups of their own, else see
-    `_resampled`. `share` is None for 0 / 0, a bound where it cannot be told, for example from one group.
+    `resampled`. `share` is None for 0 / 0, a bound where it cannot be told, for example from one group.
     """
 
     count: int
@@ -230,7 +230,7 @@ def _part_rates(table: _Table, class_names: Sequence[str]) -> list[PartRates]:
             rates.append(_exact(count.sum(), of.sum()))
         else:
             groups, is_share = table.groups_with(of > 0), number % 4 < 3  # false regions are none
-            rates.append(_resampled(count.sum(), of.sum(), _shares(counts, ofs), groups, is_share=is_share))
+            rates.append(resampled(count.sum(), of.sum(), _shares(counts, ofs), groups, is_share=is_share))
     return [PartRates(part[0], *rates[4 * number : 4 * number + 4]) for number, part in enumerate(parts)]
 
 
@@ -265,10 +265,11 @@ def _shares(count: _Floats, of: _Floats) -> _Floats:
     return np.where(of > 0, count, np.nan) / np.maximum(of, 1e-9)
 
 
-def _resampled(count: float, of: float, shares: _Floats, groups: _Flags, *, is_share: bool = True) -> Rate:
-    """A share with bounds from those of resamples, where there are at least two `groups`, bool (G,).
+def resampled(count: float, of: float, shares: _Floats, groups: _Flags, *, is_share: bool = True) -> Rate:
+    """A share with bounds from those of resamples, float64 (R,), NaN where one has none.
 
-    Resamples of few faults end too early: a bound lay on the wrong side of the truth in up to 13 of 100 data sets. So
+    `groups`, bool (G,), are those that have such sheets; of one alone nothing can be told.
+    Resamples of few faults end too early: a bound lay on the wrong side of the truth in up to 14 of 100 data sets. So
     they are widened to the bounds of Clopper and Pearson for as many independent sheets as vary as much (Korn and
     Graubard 1998); for a share of 0 or 1, which does not vary, for as many as there are groups.
     """
@@ -335,7 +336,7 @@ def _held(table: _Table, held: str, score: _Floats, lost: _Flags, other: _Flags,
         at = float(score[order][first[steps[0][0]]])
         threshold = at if held == "missed" else math.nextafter(-at, 2)
         count = round(share * other.sum())
-        yield TradeOff(held, rate, threshold, _resampled(count, other.sum(), np.array(drawn), table.groups_with(other)))
+        yield TradeOff(held, rate, threshold, resampled(count, other.sum(), np.array(drawn), table.groups_with(other)))
 
 
 def _confused_sheets(table: _Table) -> list[list[int]]:
