@@ -7,7 +7,7 @@ import typer
 from typer import Argument, Option
 
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import DATA, Device, Group, Json, MaxPixels, Overwrite, Verbose
+from defectseg.cli.options import DATA, BitDepth, Device, Group, Json, MaxPixels, Overwrite, Verbose
 from defectseg.cli.show import finish, print_json, print_rows, shown, warn
 from defectseg.errors import ExitCode, UsageError
 
@@ -38,6 +38,7 @@ def compare(
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    bit_depth: BitDepth = None,
     max_pixels: MaxPixels = None,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -69,8 +70,9 @@ def compare(
         raise UsageError("--images goes without --data DIR, which has its own images.")
     else:
         asked: Any = {"require": require, "allow_seen": allow_seen, "allow_unknown": allow_unknown, "device": device}
+        asked |= {"subset": subset, "group": group, "margin": margin, "bit_depth": bit_depth}
         with progress_bar("comparing") as progress:
-            result = compare_labelled(a, b, data, subset=subset, group=group, margin=margin, progress=progress, **asked)
+            result = compare_labelled(a, b, data, progress=progress, **asked)
     warn(result.warnings)
     if out is not None:
         write_result_folder(out, result, overwrite=overwrite)

@@ -36,6 +36,7 @@ def compare(
     allow_seen: bool = False,
     allow_unknown: bool = False,
     device: str = "auto",
+    bit_depth: int | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Find out whether B is better than A on labelled images.
@@ -50,6 +51,7 @@ def compare(
         allow_seen: also compare a model on images that it was trained on.
         allow_unknown: with `require`, also take answers of which nobody knows what their model was trained on.
         device: of models: auto, cpu, cuda, cuda:N or mps.
+        bit_depth: of 16-bit files, 9 to 16; None for that of the file's tag, else of the model.
         progress: called after each image.
 
     Raises:
@@ -57,13 +59,12 @@ def compare(
         DataError, ModelError, ResourceError: data, answers, model or device cannot be used.
     """
     sources = (open_source(a), open_source(b))
-    unknown = [str(one.path) for one in sources if not one.is_known]
+    unknown = list(dict.fromkeys(one.unknown for one in sources if one.unknown))
     if require and unknown and not allow_unknown:
-        why = f"{' and '.join(unknown)}: nobody knows what the model was trained on, so nothing may depend on it."
-        raise UsageError(why, go_on={"allow_unknown": True})
+        raise UsageError(f"{'; '.join(unknown)}. So nothing may depend on it.", go_on={"allow_unknown": True})
     if subset != "all" and not any(one.models for one in sources):
         raise UsageError(f"{subset}: neither side has a model that tells which images these are.", argument="subset")
-    folders = open_folders(sources, data)
+    folders = open_folders(sources, data, bit_depth)
     sides = [Side(source, folder, subset) for source, folder in zip(sources, folders, strict=True)]
     wanted = sides[0].image_ids & sides[1].image_ids
     for side in sides:
@@ -79,14 +80,15 @@ def compare(
     (of_a, of), (of_b, _) = (contributions_of(side.score, image_ids, folders[0].num_classes) for side in sides)
     verdict = judge(of_a, of_b, of, number_groups(groups[one] for one in image_ids), margin)
     lost = {one.image_id: one.message for side in sides for one in side.score.unreadable if one.image_id in wanted}
-    warnings = [warning for side in sides for warning in side.warnings]
+    warnings = list(dict.fromkeys([*unknown, *sides[0].warnings, *sides[1].warnings]))
     warnings += [f"left out, unreadable: {why}" for why in lost.values()]
     changes = _changes(image_ids, groups, of_a, of_b, of)
+    counted = f"{len(image_ids):,} images in {verdict.groups:,} groups: {groups.source}."
     content = {"a": a, "b": b, "data": str(data), "images": len(image_ids), "changed": len(changes)}
     content |= {**asdict(verdict), "groups_source": groups.source, "warnings": warnings}
     return Result(
-        f"Is B better than A on {data.name}?", content, sentences(verdict), warnings, changes, partial(_panels, sides),
-        table=table(verdict), verdict=verdict, unreadable=len(lost),
+        f"Is B better than A on {data.name}?", content, [*sentences(verdict), counted], warnings, changes,
+        partial(_panels, sides), table=table(verdict), verdict=verdict, unreadable=len(lost),
     )  # fmt: skip
 
 
@@ -117,7 +119,8 @@ def _changes(image_ids: Sequence[str], groups: Mapping[str, str], a: Array, b: A
 
 def _panels(sides: Sequence[Side], image_id: str) -> list[Panel]:
     folder = sides[0].folder
-    pixels = folder.decode(image_id).pixels
+    depth = next((info.recipe.data.bit_depth for side in sides for info in side.source.infos), None)
+    pixels = folder.decode(image_id, model_bit_depth=depth).pixels
     truth, ignore = folder.masks_of(image_id, (pixels.shape[0], pixels.shape[1]))
     a, b = (
         paint_answer(name, pixels, side.masks.get(image_id, {}), side.folder.class_names)

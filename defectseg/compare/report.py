@@ -79,7 +79,7 @@ def sentences(verdict: Verdict) -> list[str]:
     if verdict.verdict != verdict.on_dice:
         text.append("Because of the veto, B counts as worse.")
     if verdict.groups < LEAST_GROUPS:
-        text.append(f"There are {verdict.groups} groups; fewer than {LEAST_GROUPS} tell nothing for sure.")
+        text.append(f"Fewer than {LEAST_GROUPS} groups tell nothing for sure.")
     if verdict.more_groups is not None:
         text.append(f"About {verdict.more_groups:,} more groups would probably tell, if the difference is as it seems.")
     return [*text, _NOT_RECIPES]

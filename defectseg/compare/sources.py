@@ -7,15 +7,17 @@ from pathlib import Path
 
 from defectseg.data.classes import CLASSES_NAME
 from defectseg.data.folder import DataFolder, open_data_folder
-from defectseg.errors import CannotContinueError, DataError, UsageError
+from defectseg.errors import DataError, UsageError
 from defectseg.evaluate.out_of_fold import Part, are_folds, divide_by_seen, score_parts
-from defectseg.evaluate.prediction_file import read_predictions, score_predictions
+from defectseg.evaluate.prediction_file import find_models, read_predictions, score_predictions
 from defectseg.evaluate.score import Score, Scored
 from defectseg.evaluate.subset import choose_subset, count_seen
 from defectseg.image import rle
+from defectseg.image.read import bit_depth_warnings
 from defectseg.model.info import ModelInfo, read_model_info
-from defectseg.model.locate import model_identity, model_paths
+from defectseg.model.locate import model_paths
 from defectseg.predict.output import RUN, read_results
+from defectseg.predict.tables import PREDICTIONS
 from defectseg.progress import Progress, some
 from defectseg.runtime.ensemble import join_infos
 from defectseg.runtime.load import load_runtime
@@ -36,6 +38,7 @@ class Source:
         infos: the description of each.
         class_names: those of the model; None for a prediction file.
         is_model: the model has to answer; otherwise its answers are read.
+        made_by: of results, where their models lay.
     """
 
     path: Path
@@ -43,11 +46,15 @@ class Source:
     infos: tuple[ModelInfo, ...]
     class_names: tuple[str, ...] | None
     is_model: bool
+    made_by: str = ""
 
     @property
-    def is_known(self) -> bool:
-        """Whether it is known what the models were trained on."""
-        return bool(self.models) and all(info.trained_on for info in self.infos)
+    def unknown(self) -> str:
+        """A sentence if it is not known what the models were trained on, else ""."""
+        if self.models and all(info.trained_on for info in self.infos):
+            return ""
+        where = "" if self.models or not self.made_by else f", since it is not, or no longer, at {self.made_by}"
+        return f"{self.path}: nobody knows what the model was trained on{where}"
 
     def joined(self, members: Sequence[int]) -> ModelInfo:
         """One description for some of the models."""
@@ -59,24 +66,22 @@ def open_source(text: str) -> Source:
     path = Path(text)
     if path.name.lower().endswith((".csv", ".csv.gz")):
         return Source(path, (), (), None, is_model=False)
-    if not (path / RUN).is_file():
+    if not any((path / name).is_file() for name in (RUN, PREDICTIONS)):
         models = model_paths(text)
         infos = tuple(map(read_model_info, models))
         return Source(path, models, infos, infos[0].class_names, is_model=True)
     run = read_results(path)[0]
     if only := run["key"].get("only_classes"):
         log.warning("%s: reports only the classes %s; the others count as not found", path, some(map(str, only)))
-    models = tuple(map(Path, str(run.get("model", "")).split(", ")))
-    try:
-        is_here = model_identity(models) == run["key"].get("model_sha256")
-    except CannotContinueError:  # moved or deleted
-        is_here = False
-    models = models if is_here else ()
-    return Source(path, models, tuple(map(read_model_info, models)), tuple(run["class_names"]), is_model=False)
+    models, names = find_models(run), tuple(run["class_names"])
+    return Source(path, models, tuple(map(read_model_info, models)), names, is_model=False, made_by=run["model"])
 
 
-def open_folders(sources: Sequence[Source], data: Path) -> list[DataFolder]:
-    """The data folder as each side numbers its classes. Raises DataError if they cannot be matched."""
+def open_folders(sources: Sequence[Source], data: Path, bit_depth: int | None = None) -> list[DataFolder]:
+    """The data folder as each side numbers its classes. Raises DataError if they cannot be matched.
+
+    `bit_depth` of 16-bit files: see `open_data_folder`.
+    """
     names = [one.class_names for one in sources]
     if not (data / CLASSES_NAME).exists():
         known = {one for one in names if one}
@@ -84,7 +89,8 @@ def open_folders(sources: Sequence[Source], data: Path) -> list[DataFolder]:
             told = "; ".join(map(", ".join, sorted(known)))
             raise DataError(f"{data}: has no {CLASSES_NAME}, and the models name their classes differently: {told}.")
         names = [next(iter(known), None)] * len(names)
-    return [open_data_folder(data, class_names=one) for one in names]
+    folders = {one: open_data_folder(data, class_names=one, bit_depth=bit_depth) for one in dict.fromkeys(names)}
+    return [folders[one] for one in names]
 
 
 class Side:
@@ -152,3 +158,4 @@ class Side:
             asked = (network, source.infos, source.models, self.folder, self.parts)
             self.score = score_parts(*asked, visitors=(keep,), progress=progress)
             self.masks = masks
+            self.warnings += bit_depth_warnings(self.score.brightest)

@@ -34,7 +34,7 @@ def groups_of(
     """
     named, source = folder.groups, str(folder.root / GROUPS_NAME)
     if pattern is not None:
-        named, source = match_groups(pattern, image_ids), f"{pattern!r} in the ImageId"
+        named, source = match_groups(pattern, image_ids), f"'{pattern}' in the ImageId"
     for path in (folder.root / SPLIT_NAME, *splits) if pattern is None else ():
         column = read_split_groups(path, image_ids)
         if not column.keys().isdisjoint(image_ids):

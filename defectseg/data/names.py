@@ -77,10 +77,10 @@ def match_groups(pattern: str, image_ids: Collection[str]) -> dict[str, str]:
     try:
         regex = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise UsageError(f"{pattern!r} is no regular expression ({error}).", argument="group") from None
+        raise UsageError(f"'{pattern}' is no regular expression ({error}).", argument="group") from None
     found = {image_id: group for image_id in image_ids if (group := group_in(regex, image_id))}
     if image_ids and not found:
-        raise UsageError(f"{pattern!r} matches no ImageId; one of them is {min(image_ids)}.", argument="group")
+        raise UsageError(f"'{pattern}' matches no ImageId; one of them is {min(image_ids)}.", argument="group")
     if others := [image_id for image_id in image_ids if image_id not in found]:
         told = len(others), len(image_ids), errors.spelling("group", pattern), some(others)
         log.warning("%d of %d images belong to no group, because %s does not match: %s", *told)

@@ -10,11 +10,11 @@ from defectseg.data.groups import groups_of
 from defectseg.data.split import SPLIT_NAME
 from defectseg.evaluate.metrics import Counts, Metrics, summarise
 from defectseg.evaluate.out_of_fold import Part, are_folds, divide_by_seen, score_parts
-from defectseg.evaluate.prediction_file import predicted_classes, score_predictions
+from defectseg.evaluate.prediction_file import find_models, predicted_classes, score_predictions
 from defectseg.evaluate.rates import rates_of
 from defectseg.evaluate.report import ERRORS, write_evaluation
 from defectseg.evaluate.score import Evaluation, Scored, all_unreadable
-from defectseg.evaluate.subset import choose_subset
+from defectseg.evaluate.subset import choose_subset, seen_warnings
 from defectseg.files import own_dir, result_folder, write_result
 from defectseg.image.overlay import encode_jpeg
 from defectseg.image.read import bit_depth_warnings
@@ -22,7 +22,9 @@ from defectseg.inference.settings import Settings
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
 from defectseg.model.locate import as_paths
 from defectseg.predict.names import output_names
+from defectseg.predict.output import read_results
 from defectseg.progress import Progress, silent
+from defectseg.runtime.ensemble import join_infos
 from defectseg.runtime.load import load_runtime
 
 OVERLAYS = "overlays"
@@ -139,6 +141,9 @@ def evaluate_predictions(
     score, warnings = score_predictions(predictions, folder)
     unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
     warnings += left_out
+    if predictions.is_dir() and (paths := find_models(read_results(predictions)[0])):
+        info = join_infos([read_model_info(path) for path in paths], paths)
+        warnings += seen_warnings(folder, info, tuple(score.sheets), "test")
     groups = groups_of(folder, folder.image_ids, group)
     metrics = summarise(score.counts, folder.class_names, groups)
     rates = rates_of(score.counts, score.sheets, folder.class_names, groups)

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from defectseg.data.folder import IMAGES_NAME, DataFolder, check_class_ids
 from defectseg.data.table import IGNORE_CLASS_ID, LabelTable, read_label_table, scan_label_rows
-from defectseg.errors import DataError, ImageError, LabelError
+from defectseg.errors import CannotContinueError, DataError, ImageError, LabelError
 from defectseg.evaluate.metrics import Counts, count_pairs
 from defectseg.evaluate.score import Score
 from defectseg.evaluate.sheets import Sheet, sheet_of
@@ -17,6 +18,7 @@ from defectseg.image import rle
 from defectseg.image.find import find_images
 from defectseg.image.read import read_size
 from defectseg.inference.stream import Unreadable
+from defectseg.model.locate import model_identity
 from defectseg.predict.output import read_results
 from defectseg.predict.tables import RLE, STATUS_UNREADABLE
 from defectseg.progress import some
@@ -25,6 +27,16 @@ from defectseg.progress import some
 def predicted_classes(path: Path) -> tuple[str, ...] | None:
     """The class names in an output folder of `predict`; None for a table. Raises DataError."""
     return tuple(read_results(path)[0]["class_names"]) if path.is_dir() else None
+
+
+def find_models(run: Mapping[str, Any]) -> tuple[Path, ...]:
+    """The model files that made results, as their run.json tells; none if they do not lie there any more."""
+    models = tuple(map(Path, str(run.get("model", "")).split(", ")))
+    try:
+        is_here = model_identity(models) == run["key"].get("model_sha256")
+    except CannotContinueError:  # moved or deleted
+        return ()
+    return models if is_here else ()
 
 
 def score_predictions(path: Path, folder: DataFolder, read: "Read | None" = None) -> tuple[Score, list[str]]:

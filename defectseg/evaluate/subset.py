@@ -29,7 +29,7 @@ def choose_subset(
     """
     if subset in ("all", "test"):
         chosen = folder.image_ids if subset == "all" else _test_images(folder, models, split)
-        return chosen, [*_missing(folder), *_seen_warnings(folder, info, chosen, subset)]
+        return chosen, [*_missing(folder), *seen_warnings(folder, info, chosen, subset)]
     if info.fold is None and len(models) == 1:
         raise _no_subset(subset, f"{models[0]} was trained on all folds.")
     paths, folds, agree = ([], {}, False) if info.fold is None else _read_splits(folder, models, split)
@@ -40,7 +40,7 @@ def choose_subset(
     chosen = tuple(image_id for image_id in folder.image_ids if folds.get(image_id) in wanted)
     if not chosen:
         raise _no_subset(subset, f"{paths[0]} puts none of the images of {folder.root} there.")
-    warnings = [*_unlisted(folder, folds, paths[0]), *_missing(folder), *_seen_warnings(folder, info, chosen, subset)]
+    warnings = [*_unlisted(folder, folds, paths[0]), *_missing(folder), *seen_warnings(folder, info, chosen, subset)]
     return chosen, warnings
 
 
@@ -76,7 +76,7 @@ def held_out(
         raise UsageError(f"{paths[0]}: the models held out no image of {folder.root}.", go_on={"subset": "all"})
     warnings = [*_unlisted(folder, folds, paths[0]), *_missing(folder)]
     for info, part in zip(infos, parts, strict=True):
-        warnings += _seen_warnings(folder, info, part, "val")
+        warnings += seen_warnings(folder, info, part, "val")
     return parts, warnings
 
 
@@ -97,7 +97,7 @@ def count_seen(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str]) ->
     return seen
 
 
-def _seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str], subset: str) -> list[str]:
+def seen_warnings(folder: DataFolder, info: ModelInfo, image_ids: Sequence[str], subset: str) -> list[str]:
     """A warning where the model was trained on some of the images: scores on those do not hold for new ones."""
     if subset == "train":
         return ["these are the images that the model was trained on; scores on new images will be lower"]

@@ -75,7 +75,7 @@ def operating_points(rates: Rates) -> Markup:
         axes.errorbar(x, y, yerr, xerr, fmt="D", markersize=9, color=SECOND, elinewidth=1.5, capsize=4, label=label)
         axes.set(xlabel="sound sheets stopped, %", ylabel="defective sheets missed, %", xlim=(0, None), ylim=(0, None))
         axes.grid(linewidth=0.7)
-        axes.legend(frameon=False, labelcolor=INK)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=INK)
 
     label = "Defective sheets missed against sound sheets stopped, at the shipped and at other thresholds"
     return chart(paint, label, width_px=520, height_px=340)

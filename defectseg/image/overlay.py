@@ -23,6 +23,8 @@ JPEG_LONGEST_SIDE_PX = 65_500  # libjpeg's own limit
 RED_BGR: Bgr = (0, 0, 255)
 BLUE_BGR: Bgr = (255, 0, 0)
 MAGENTA_BGR: Bgr = (255, 0, 255)
+# Without red or green light, a pure magenta fill looks like the blue one.
+MAGENTA_FILL_BGR: Bgr = (255, 90, 255)
 YELLOW_BGR: Bgr = (0, 230, 255)  # of the colours tried, the easiest to tell from the others for the colour-blind
 # A pure blue line is lost on dark steel, and a paler one looks like magenta to people who do not see red.
 BLUE_OUTLINE_BGR: Bgr = (255, 150, 0)
@@ -60,7 +62,7 @@ class _Entry:
 _COMPARED = (
     _Entry("labelled", BLUE_BGR, BLUE_OUTLINE_BGR),
     _Entry("predicted", RED_BGR, RED_BGR),
-    _Entry("both", MAGENTA_BGR, MAGENTA_BGR),
+    _Entry("both", MAGENTA_FILL_BGR, MAGENTA_BGR),
     _Entry("wrong class", YELLOW_BGR, YELLOW_BGR),
 )
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env python
-"""How often 95 % intervals of a mean paired difference miss it, by method and number of groups, in simulated data.
+"""How often 95 % intervals miss the truth, by method and number of groups, in simulated data.
 
-`even`: half of the differences are 0, most others small, a tenth a whole class of three. `rare losses`: a small gain on
-many, a large loss on few. The true mean is 0. Columns: intervals that lie above 0, and below, in %.
+First of a mean paired difference. `even`: half of the differences are 0, most others small, a tenth a whole class of
+three. `rare losses`: a small gain on many, a large loss on few. The true mean is 0. Columns: intervals that lie above
+0, and below, in %. Then of a rate, such as that of missed sheets, in groups of a few sheets: intervals that end below
+the truth, and that begin above it, in %.
 Usage: python scripts/bench/intervals.py [--trials 1500]
 """
 
@@ -12,6 +14,8 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from defectseg.evaluate.rates import resampled
 
 RESAMPLES = 2000
 TAILS = (0.025, 0.975)
@@ -55,6 +59,32 @@ def draw(kind: str, count: int, generator: np.random.Generator) -> Values:
     return np.where(share < 0.06, -1 / 3, np.where(share < 0.5, generator.gamma(2, 0.0227, count), 0))
 
 
+def bounds_of_rates(groups: int, sheets: int, rate: float, alike: float, trials: int) -> dict[str, tuple[int, int]]:
+    """How many 95 % bounds of a rate end below it, and begin above it, by method.
+
+    Args:
+        groups, sheets: how many groups, of how many sheets each.
+        rate: the true one, the mean over groups.
+        alike: correlation of the sheets of a group.
+        trials: data sets.
+    """
+    generator, wrong = np.random.default_rng(5), {"percentile": [0, 0], "widened": [0, 0]}
+    group, of = np.repeat(np.arange(groups), sheets), float(groups * sheets)
+    for _ in range(trials):
+        own = generator.beta(rate * (1 / alike - 1), (1 - rate) * (1 / alike - 1), groups) if alike else rate
+        faults = generator.binomial(sheets, own, groups)
+        weights = generator.multinomial(groups, np.full(groups, 1 / groups), size=1000).astype(float)
+        shares = weights @ faults / of
+        widened = resampled(float(faults.sum()), of, shares, np.bincount(group) > 0)
+        low, high = np.quantile(shares, TAILS)
+        if faults.sum() in (0, of):  # no resample varies
+            low, high = widened.low, widened.high
+        for method, bounds in {"percentile": (low, high), "widened": (widened.low, widened.high)}.items():
+            wrong[method][0] += bounds[1] < rate
+            wrong[method][1] += bounds[0] > rate
+    return {method: (ends, begins) for method, (ends, begins) in wrong.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1500)
@@ -73,6 +103,14 @@ def main() -> None:
             shares = {one: (100 * above[one] / options.trials, 100 * below[one] / options.trials) for one in above}
             told = "; ".join(f"{one} {up:.1f} + {down:.1f}" for one, (up, down) in shares.items())
             print(f"{kind}, {groups} groups: {told}", flush=True)
+    for groups in (25, 60):
+        for sheets in (2, 5):
+            for rate in (0.02, 0.05, 0.1):
+                for alike in (0.0, 0.3):
+                    wrong = bounds_of_rates(groups, sheets, rate, alike, options.trials)
+                    shares = {one: tuple(100 * count / options.trials for count in both) for one, both in wrong.items()}
+                    told = "; ".join(f"{one} {ends:.1f} + {begins:.1f}" for one, (ends, begins) in shares.items())
+                    print(f"rate {rate:g}, {groups} groups of {sheets}, alike {alike:g}: {told}", flush=True)
 
 
 if __name__ == "__main__":

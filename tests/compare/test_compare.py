@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -104,7 +105,8 @@ def test_two_tables_differ_as_their_own_evaluations_do(bench: _Bench) -> None:
     ]  # fmt: skip
     assert done.images["dice_difference"].iloc[0] == -0.5
     assert done.verdict.verdict == "worse"
-    assert "not for the recipes that made them" in done.sentences[-1]
+    assert "not for the recipes that made them" in done.sentences[-2]
+    assert done.sentences[-1] == "48 images in 48 groups: each image is its own group."
 
 
 def test_groups_are_counted_and_named_by_the_pattern(bench: _Bench) -> None:
@@ -144,7 +146,11 @@ def test_a_model_is_refused_on_images_that_it_was_trained_on(bench: _Bench, writ
         with pytest.raises(UsageError, match="was trained on 48 of these 48") as refused:
             compare(table, source, bench.data)
         assert refused.value.go_on == {"allow_seen": True}
-        assert "favours it" in compare(table, source, bench.data, allow_seen=True).warnings[0]
+        told = compare(table, source, bench.data, allow_seen=True).warnings
+        assert "nobody knows" in told[0]
+        assert "favours it" in told[1]
+    (warned,) = evaluate_predictions(Path(results), bench.data, None).warnings
+    assert "was trained on 48 of these 48 images" in warned
 
 
 def test_nothing_depends_on_answers_of_an_unknown_model_unless_that_is_allowed(bench: _Bench) -> None:
@@ -154,9 +160,27 @@ def test_nothing_depends_on_answers_of_an_unknown_model_unless_that_is_allowed(b
         compare(results, table, bench.data, require="better")
     assert refused.value.go_on == {"allow_unknown": True}
     assert compare(results, table, bench.data, require="better", allow_unknown=True).verdict is not None
-    bench.model.unlink()
-    with pytest.raises(UsageError, match="results: nobody knows"):
+    moved = bench.model.rename(bench.root / "moved.safetensors")
+    told = f"results: nobody knows what the model was trained on, since it is not, or no longer, at {bench.model}"
+    with pytest.raises(UsageError, match=re.escape(told)):
         compare(results, results, bench.data, require="better")
+    assert [one.endswith(told) for one in compare(results, results, bench.data).warnings] == [True]
+    (Path(results) / "run.json").unlink()
+    with pytest.raises(DataError, match=r"has no run\.json"):
+        compare(results, str(moved), bench.data)
+
+
+def test_a_low_bit_depth_is_warned_of_and_compared_correctly_once_it_is_known(bench: _Bench) -> None:
+    for path in (bench.data / "train_images").iterdir():
+        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        assert grey is not None
+        cv2.imwrite(str(path), np.rint(grey / 255.0 * 4095).astype(np.uint16))
+    table = bench.table("a.csv", [f"{name},1,{_pit()}" for name in DEFECTIVE])
+
+    black, right = (compare(table, str(bench.model), bench.data, bit_depth=bits) for bits in (None, 12))
+    assert any("48 of 48 16-bit images" in one and "bit_depth=12" in one for one in black.warnings)
+    assert not any("16-bit" in one for one in right.warnings)
+    assert (len(black.images), len(right.images)) == (24, 0)
 
 
 def test_models_of_folds_answer_for_the_images_that_they_held_out(

@@ -67,9 +67,19 @@ class _Case:
         return any(self.pair(image, number).predicted_px for number in (1, 2))
 
 
-def _clopper_pearson(count: int, of: int) -> tuple[float, float]:
+def _clopper_pearson(count: float, of: float) -> tuple[float, float]:
     low = beta.ppf(0.025, count, of - count + 1) if count else 0.0
     return low, beta.ppf(0.975, count + 1, of - count) if count < of else 1.0
+
+
+def _widened(shares: Sequence[float], part: float, whole: float) -> tuple[float, float]:
+    """The bounds of resampled shares, and those of as many independent sheets as would vary as much."""
+    low, high = np.quantile(shares, [0.025, 0.975])
+    share, mean = part / whole, sum(shares) / len(shares)
+    varied = sum((one - mean) ** 2 for one in shares) / len(shares)
+    independent = min(whole, share * (1 - share) / varied)
+    lowest, highest = _clopper_pearson(share * independent, independent)
+    return min(low, lowest), max(high, highest)
 
 
 def _assert_exact(rate: Rate, count: int, of: int) -> None:
@@ -80,7 +90,9 @@ def _assert_exact(rate: Rate, count: int, of: int) -> None:
         assert rate.share is rate.low is rate.high is None
 
 
-def _assert_resampled(rate: Rate, case: _Case, share_of: Callable[[Sequence[str]], tuple[float, float]]) -> None:
+def _assert_resampled(
+    rate: Rate, case: _Case, share_of: Callable[[Sequence[str]], tuple[float, float]], *, is_share: bool = True
+) -> None:
     """`share_of` gives part and whole of a list of images, in which images may come several times."""
     images = sorted(case.sheets)
     part, whole = share_of(images)
@@ -94,7 +106,8 @@ def _assert_resampled(rate: Rate, case: _Case, share_of: Callable[[Sequence[str]
         )
         shares += [part_drawn / whole_drawn] if whole_drawn else []
     low, high = np.quantile(shares, [0.025, 0.975])
-    assert (rate.low, rate.high) == pytest.approx((min(low, part / whole), max(high, part / whole)), abs=1e-6)
+    expected = _widened(shares, part, whole) if is_share else (min(low, part / whole), max(high, part / whole))
+    assert (rate.low, rate.high) == pytest.approx(expected, abs=1e-6)
 
 
 def test_sheets_that_are_groups_of_their_own_have_exact_bounds() -> None:
@@ -150,7 +163,7 @@ def test_regions_are_counted_by_class_and_size_and_resampled_by_group(groups: in
             return sum(not flag for one in images for flag in own(case.sheets[one].predicted)), len(images)
 
         _assert_resampled(row.regions_found, case, recall)
-        _assert_resampled(row.false_regions, case, false)
+        _assert_resampled(row.false_regions, case, false, is_share=False)
 
 
 def test_groups_of_several_sheets_are_counted_and_resampled_whole() -> None:
@@ -211,11 +224,9 @@ def test_bounds_of_trade_offs_equal_those_of_literal_resamples(monkeypatch: pyte
             resample = [image for image, times in zip(images, drawn, strict=True) for _ in range(int(times))]
             count, of = _best(case, resample, one.held, one.rate)
             shares.append(count / of)
-        low, high = np.quantile(shares, [0.025, 0.975])
         assert one.other is not None
-        share = one.other.share
-        assert share is not None
-        assert (one.other.low, one.other.high) == pytest.approx((min(low, share), max(high, share)), abs=1e-6)
+        expected = _widened(shares, one.other.count, one.other.of)
+        assert (one.other.low, one.other.high) == pytest.approx(expected, abs=1e-6)
 
 
 def test_operating_points_are_all_that_no_other_beats_in_both_rates() -> None:
@@ -278,6 +289,32 @@ def test_no_miss_proves_only_as_much_as_the_number_of_groups_allows() -> None:
     assert "No defective sheet of 100 is missed. With 95 % confidence, this proves that at most 6.0 % are" in told
     assert "3 / 50 groups" in told
     assert "No image shows cracks" in told
+
+
+def test_resamples_without_a_sheet_of_the_kind_do_not_count_as_free_of_faults() -> None:
+    counts: Counts = {(f"{n:03}", 1): PairCounts(5 * (n < 20), 5 * (n % 2), 0) for n in range(300)}
+    sheets = {one: Sheet(None, (), ((1, 5, False),), np.zeros((2, 2), np.int64)) for one, _ in counts}
+    rates = rates_of(counts, sheets, NAMES[:1], {one: str(int(one) // 10) for one in sheets})
+
+    # Two coils of 30 have the defect, and half of it is missed in each: they do not vary, as 20 of one kind would.
+    assert (rates.all.missed.count, rates.all.missed.of) == (10, 20)
+    assert (rates.all.missed.low, rates.all.missed.high) == pytest.approx(_clopper_pearson(10, 20), abs=1e-6)
+    # One false region in each image is no share of 1.
+    assert rates.all.false_regions == Rate(300, 300, 1, 1, 1)
+
+
+def test_bounds_hold_a_rare_share_of_sheets_that_are_alike_within_their_groups() -> None:
+    generator, above, trials, groups = np.random.default_rng(0), 0, 100, 25
+    for _ in range(trials):
+        share_of_group = generator.beta(0.05 * 9, 0.95 * 9, groups)  # 0.05 in the mean
+        missed = generator.random((groups, 5)) < share_of_group[:, None]
+        counts: Counts = {
+            (f"{g:02}-{n}", 1): PairCounts(5, 5 * (not missed[g, n]), 0) for g, n in np.ndindex(groups, 5)
+        }
+        sheets = {one: Sheet(None, (), (), np.zeros((2, 2), np.int64)) for one, _ in counts}
+        high = rates_of(counts, sheets, NAMES[:1], {one: one[:2] for one in sheets}).all.missed.high
+        above += high is not None and high < 0.05
+    assert above / trials < 0.06  # of percentiles alone more than 0.1
 
 
 def test_one_group_tells_nothing_about_how_sure_the_rates_are() -> None:

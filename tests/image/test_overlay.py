@@ -1,5 +1,7 @@
 """Overlays: red exactly where the mask says so, also after JPEG."""
 
+from itertools import combinations
+
 import cv2
 import numpy as np
 import pytest
@@ -106,6 +108,31 @@ def test_a_wrong_class_is_yellow_and_nothing_else_is() -> None:
     assert wrong.any()
     assert np.array_equal(is_yellow, wrong)
     assert np.array_equal(is_magenta(picture), predicted & truth & ~wrong)
+
+
+# Machado, Oliveira and Fernandes 2009: linear RGB as people see it who lack the red or the green cones.
+_WITHOUT = {
+    "red": [(0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)],
+    "green": [(0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)],
+}
+
+
+@pytest.mark.parametrize("cones", _WITHOUT)
+@pytest.mark.parametrize("grey_level", [40, 110, 180, 230])
+def test_the_colours_of_a_comparison_differ_also_to_the_colour_blind(cones: str, grey_level: int) -> None:
+    image, part = np.full((3, 20), grey_level, np.uint8), np.zeros((4, 3, 20), np.bool_)
+    for number in range(4):
+        part[number, :, 5 * number : 5 * number + 3] = True
+    labelled, predicted, both, wrong = part
+    picture = overlay.paint_comparison(image, predicted | both | wrong, labelled | both | wrong, wrong)
+
+    fills = picture[1, [1, 6, 11, 16], ::-1].astype(np.float32) / 255
+    linear = np.where(fills <= 0.04045, fills / 12.92, ((fills + 0.055) / 1.055) ** 2.4) @ np.array(_WITHOUT[cones]).T
+    linear = np.clip(linear, 0, 1)
+    seen = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055).astype(np.float32)
+    lab = cv2.cvtColor(seen[None], cv2.COLOR_RGB2Lab)[0]
+    distances = [float(np.linalg.norm(one - other)) for one, other in combinations(lab, 2)]
+    assert min(distances) > 20
 
 
 def test_every_outline_colour_is_plainly_red_and_differs_from_the_others() -> None:
