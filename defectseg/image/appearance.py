@@ -36,8 +36,8 @@ class Readable(NamedTuple):
     Attributes:
         brightness: grey level of the steel, 0..255.
         contrast: standard deviation within tiles of 32 x 32 px, in grey levels.
-        sharpness_along, sharpness_across: the change from a pixel to the next, in percent of the change from a block of
-            2 x 2 px to the next: along the rows of the image, and from row to row.
+        sharpness_along, sharpness_across: the change from a pixel to the next, in percent of the change over 2 px: along
+            the rows of the image, and from row to row.
         black_percent: share of black.
     """
 
@@ -55,7 +55,7 @@ def readable(appearance: ArrayLike) -> Readable:
     return Readable(
         brightness=max(0.0, float(np.exp(numbers[0])) - SOFTENED),
         contrast=max(0.0, float(np.exp(numbers[1])) - SOFTENED),
-        sharpness_along=100 * float(ratios[RATIOS.index(("along_1", "along_half"))]),
-        sharpness_across=100 * float(ratios[RATIOS.index(("across_1", "across_half"))]),
+        sharpness_along=100 / float(ratios[RATIOS.index(("along_2", "along_1"))]),
+        sharpness_across=100 / float(ratios[RATIOS.index(("across_2", "across_1"))]),
         black_percent=100 * max(0.0, float(numbers[-1])),
     )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from defectseg.image.appearance import NUMBERS
 from defectseg.model.appearance import LEAST_GROUPS, Appearance, Floats
 
-_MOST_PARTS = 500  # of the groups, each left out once
+_EXACT_GROUPS, _PARTS = 500, 100  # each group is left out alone; of more groups, a hundredth at once
 _CONTENT, _CONFIDENCE = 0.99, 0.90  # of the tolerance limit
 
 
@@ -33,7 +33,8 @@ def fit_appearance(
     values = np.array(appearances, np.float64)
     mean, shift, between, within = _statistics(values, group, has_defect)
     distances = np.zeros(len(values))
-    for part in range(parts := min(len(names), _MOST_PARTS)):
+    parts = len(names) if len(names) <= _EXACT_GROUPS else _PARTS
+    for part in range(parts):
         out = group % parts == part
         if len(np.unique(group[~out])) < 2:
             return None
