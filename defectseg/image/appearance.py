@@ -5,13 +5,29 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-VERSION = 1  # raised whenever the same image gets other numbers
-NUMBERS = 36
-QUANTILES = (0.1, 0.5, 0.9)  # over the tiles, of the logarithm of each measure; then come three other numbers
-MEASURES = (
-    *("level", "deviation", "along_1", "across_1", "along_2", "across_2", "along_4", "across_4"),
-    *("curved_along", "curved_across", "slow"),
+VERSION = 2  # raised whenever the same image gets other numbers
+SOFTENED = 0.3  # grey levels, added before a logarithm, because pixels are whole numbers
+BOTH_QUARTILES = (
+    *(("along_2", "along_1"), ("across_2", "across_1"), ("along_1", "along_half"), ("across_1", "across_half")),
+    *(("along_1", "across_1"), ("mixed_1", "along_1")),
 )
+RATIOS = (
+    *BOTH_QUARTILES,  # these also by their upper quartile
+    *(("along_4", "along_2"), ("across_4", "across_2")),
+    *(("along_half", "along_quarter"), ("across_half", "across_quarter")),
+    *(("along_quarter", "along_eighth"), ("across_quarter", "across_eighth"), ("mixed_1", "mixed_half")),
+)
+MEASURES = (
+    *("level", "deviation", "along_1", "across_1", "along_2", "across_2", "along_4", "across_4", "mixed_1"),
+    *("along_half", "across_half", "mixed_half", "along_quarter", "across_quarter", "along_eighth", "across_eighth"),
+)
+"""Of a tile of 32 x 32 px, in grey levels: the mean; the standard deviation; the mean change over 1, 2 and 4 px along the
+rows and across them; the same from a pixel to the next after the image was halved once, twice and three times; and how
+much the change across differs from a pixel to the next along."""
+NUMBERS = 3 + 2 * len(RATIOS) + len(BOTH_QUARTILES) + 1
+"""Over the tiles that are lit, natural logarithms: the medians of level and deviation; the change along of calm tiles (the
+5 % quantile); the lower quartile of each of RATIOS; the ratio of their two measures in calm tiles; the upper quartile of
+BOTH_QUARTILES. Last, the share of black tiles."""
 
 
 class Readable(NamedTuple):
@@ -19,9 +35,9 @@ class Readable(NamedTuple):
 
     Attributes:
         brightness: grey level of the steel, 0..255.
-        contrast: standard deviation within tiles of 64 x 64 px, in grey levels.
-        sharpness_along, sharpness_across: the change from a pixel to the next, in percent of the change from a block of
-            4 x 4 px to the next: along the rows of the image, and from row to row.
+        contrast: standard deviation within tiles of 32 x 32 px, in grey levels.
+        sharpness_along, sharpness_across: the change from a pixel to the next, in percent of the change over 2 px: along
+            the rows of the image, and from row to row.
         black_percent: share of black.
     """
 
@@ -35,11 +51,11 @@ class Readable(NamedTuple):
 def readable(appearance: ArrayLike) -> Readable:
     """The readable numbers of an appearance (36,)."""
     numbers = np.asarray(appearance, np.float64)
-    median = dict(zip(MEASURES, numbers[1 : 3 * len(MEASURES) : 3].tolist(), strict=True))
+    ratios = np.exp(numbers[3 : 3 + len(RATIOS)])
     return Readable(
-        brightness=float(np.exp(median["level"])),
-        contrast=float(np.exp(median["deviation"])),
-        sharpness_along=100 * float(np.exp(median["along_1"] - median["along_4"])),
-        sharpness_across=100 * float(np.exp(median["across_1"] - median["across_4"])),
-        black_percent=100 * float(numbers[3 * len(MEASURES)]),
+        brightness=max(0.0, float(np.exp(numbers[0])) - SOFTENED),
+        contrast=max(0.0, float(np.exp(numbers[1])) - SOFTENED),
+        sharpness_along=100 / float(ratios[RATIOS.index(("along_2", "along_1"))]),
+        sharpness_across=100 / float(ratios[RATIOS.index(("across_2", "across_1"))]),
+        black_percent=100 * max(0.0, float(numbers[-1])),
     )

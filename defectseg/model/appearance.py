@@ -13,7 +13,8 @@ from defectseg.image.appearance import NUMBERS, VERSION, Readable, readable
 Floats = NDArray[np.float64]
 
 LEAST_GROUPS = 30  # with fewer, nobody knows what is usual, and no image is flagged
-_NOTABLE = 2.5  # deviations of a readable number from the training images, to be named
+_NOTABLE = 2.0  # deviations of a readable number from the training images, to be named
+_ALSO = 1.5  # of the sharpness in the other direction
 
 
 def _parse(text: Any) -> Any:
@@ -96,7 +97,7 @@ class Appearance(Frozen):
         deviations = np.sqrt(np.diag(self.covariance(images)))
         now, usual = readable(appearance), readable(expected)
         low, high = (readable(expected + sign * deviations) for sign in (-1, 1))
-        words = _words(now, usual, [(above - below) / 2 for below, above in zip(low, high, strict=True)])
+        words = _words(now, usual, [abs(above - below) / 2 for below, above in zip(low, high, strict=True)])
         return ", ".join(words) or "another texture"
 
     @cached_property
@@ -112,9 +113,9 @@ def _words(now: Readable, usual: Readable, spreads: list[float]) -> list[str]:
         words.append(f"{'brighter' if change > 0 else 'darker'} by {abs(change):.0f} %")
     along, across = z.sharpness_along, z.sharpness_across
     for sign, word in ((-1, "blurred"), (1, "sharper or noisier")):
-        found = [name for name, one in (("along", along), ("across", across)) if sign * one > _NOTABLE]
-        if found:
-            words.append(word if len(found) == 2 else f"{word} {found[0]}")
+        (lower, _), (higher, direction) = sorted(((sign * along, "along"), (sign * across, "across")))
+        if higher > _NOTABLE:
+            words.append(word if lower > _ALSO else f"{word} {direction}")
     if abs(z.contrast) > _NOTABLE:
         words.append("more contrast" if z.contrast > 0 else "less contrast")
     if abs(z.black_percent) > _NOTABLE:
