@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ _STYLE: Any = {
     "text.color": INK, "text.parse_math": False, "xtick.color": SOFT, "ytick.color": SOFT,
 }  # fmt: skip
 _BAR_WIDTH_PX, _BAR_PX, _LONGEST_LABEL = 340, 21, 22
+_PLOT_WIDTH_PX, _PLOT_HEIGHT_PX = 340, 170
 
 
 def chart(paint: Callable[["Axes"], object], label: str, *, width_px: int, height_px: int) -> Markup:
@@ -60,3 +62,26 @@ def bars(counts: Mapping[str, int], label: str, *, marked: str | None = None) ->
         axes.spines[:].set_visible(False)
 
     return chart(paint, label, width_px=_BAR_WIDTH_PX, height_px=_BAR_PX * max(1, len(counts)) + 8)
+
+
+def over_time(
+    times_ns: Sequence[float],
+    values: Sequence[float],
+    marked: Sequence[bool],
+    usual: tuple[float, float] | None,
+    label: str,
+) -> Markup:
+    """Dots over time, in the second colour if marked, on a band of what is usual."""
+    times = [datetime.fromtimestamp(time_ns / 1e9) for time_ns in times_ns]  # noqa: DTZ006
+
+    def paint(axes: "Axes") -> None:
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        if usual is not None:
+            axes.axhspan(*usual, color=LINE, alpha=0.6, linewidth=0)
+        axes.scatter(times, values, s=9, c=[SECOND if one else FIRST for one in marked], linewidths=0)
+        locator = AutoDateLocator(maxticks=6)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+    return chart(paint, label, width_px=_PLOT_WIDTH_PX, height_px=_PLOT_HEIGHT_PX)

@@ -1,0 +1,202 @@
+"""Did the camera or the light change, or are there more defects than usual: `defectseg drift`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from defectseg.config import Frozen
+from defectseg.drift.history import Group, History, read_history
+from defectseg.drift.report import CONTENT, OWN_ENTRIES, PAGE, Result, render, rows_of, when
+from defectseg.drift.verdict import LEAST_GROUPS, Shift, Usual, began, camera_shift, more_defects
+from defectseg.errors import DataError, OutputExistsError
+from defectseg.files import result_folder, write_text
+from defectseg.model import appearance
+from defectseg.model.appearance import Appearance, Floats
+from defectseg.progress import Progress, silent
+from defectseg.text import read_json
+
+CAMERA, DEFECTS, NO_CHANGE = "the camera or the light changed", "more defects than usual", "no change"
+CANNOT_TELL, NOT_JUDGED, UNCALIBRATED = "cannot tell", "not judged", "uncalibrated"
+ALARMS = (CAMERA, DEFECTS)
+_ONSET_GROUPS = 60  # at least, among which to look for the first one of a change
+
+
+class _Remembered(Frozen):
+    """What the next verdict has to know: see docs/formats.md.
+
+    Attributes:
+        settings: model and groups of the verdicts; none yet if empty.
+        judged: see `history.Judged`.
+        groups, shares, squares: how many groups raised no alarm, and the sums of their shares of images with a defect,
+            and of the squares of these.
+    """
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    judged: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    groups: int = Field(default=0, ge=0)
+    shares: float = Field(default=0.0, ge=0)
+    squares: float = Field(default=0.0, ge=0)
+
+    def usual(self) -> Usual | None:
+        """The shares of earlier groups, if there are enough for a spread."""
+        if self.groups < LEAST_GROUPS:
+            return None
+        mean = self.shares / self.groups
+        variance = max(0.0, self.squares - self.groups * mean**2) / (self.groups - 1)
+        return Usual(self.groups, mean, variance**0.5, "in the groups before")
+
+    def after(self, history: History, new: Sequence[Group], *, alarm: bool) -> "_Remembered":
+        """The same after a verdict on new groups."""
+        judged = dict(self.judged)
+        for group in history.groups:
+            last_ns, images = judged.get(group.name, (0, 0))
+            judged[group.name] = max(last_ns, group.last_ns), max(images, group.judged) + group.new.images
+        shares = [] if alarm else [group.new.share for group in new]
+        return _Remembered(
+            settings=history.settings,
+            judged=judged,
+            groups=self.groups + len(shares),
+            shares=self.shares + sum(shares),
+            squares=self.squares + sum(share**2 for share in shares),
+        )
+
+
+def drift(
+    results: Sequence[Path],
+    *,
+    group: str | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """Judge the images that are new since the last verdict, group by group.
+
+    Args:
+        results: output folders of finished runs of `predict`, of one model.
+        group: regular expression that finds the group of an image in its ImageId; None: as the runs were told.
+        out: folder for drift.json, which holds the last verdict, and drift.html; None: all images are new.
+        overwrite: forget earlier verdicts.
+        progress: called after each folder.
+
+    Raises:
+        UsageError, DataError: see `read_history`.
+        OutputExistsError: `out` holds other files, or verdicts about another model or other groups.
+        ResourceError: `out` is in use or cannot be written.
+    """
+    if out is None:
+        return _judge(read_history(results, group, progress=progress), _Remembered())[0]
+    with result_folder(out, OWN_ENTRIES, writer="drift", overwrite=None):
+        before = _Remembered() if overwrite else _read(out / CONTENT)
+        history = read_history(results, group, before.judged, progress)
+        if before.settings not in ({}, history.settings):
+            told = f"{out / CONTENT}: its verdicts are about another model or other groups. Choose another folder."
+            raise OutputExistsError(told, go_on={"overwrite": True})
+        result, after = _judge(history, before)
+        content = {**result.content, "remembered": after.model_dump()}
+        write_text(out / PAGE, render(result))
+        write_text(out / CONTENT, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return result
+
+
+def _read(path: Path) -> _Remembered:
+    """What an earlier call wrote, if there is one. Raises OutputExistsError if it is something else."""
+    if not path.exists():
+        return _Remembered()
+    try:
+        return _Remembered.model_validate(read_json(path)["remembered"])
+    except (DataError, ValidationError, KeyError, TypeError):
+        told = f"{path}: not as drift writes it. Put back a copy, or choose another folder."
+        raise OutputExistsError(told, go_on={"overwrite": True}) from None
+
+
+@dataclass(frozen=True)
+class _New:
+    """The new images by group, in the order of time."""
+
+    groups: Sequence[Group]
+    images: int
+    shares: Floats
+
+
+def _judge(history: History, before: _Remembered) -> tuple[Result, _Remembered]:
+    groups = [group for group in history.groups if group.new.images]
+    new = _New(groups, sum(one.new.images for one in groups), np.array([one.new.share for one in groups]))
+    trained, details = history.trained, {"camera": None, "defects": None}
+    if trained is None:
+        verdict, told = NOT_JUDGED, ["Not judged: the model does not tell how its training images look. Train it anew."]
+    elif not trained.is_calibrated:
+        verdict, told = UNCALIBRATED, [
+            f"Uncalibrated: the model was trained on {trained.groups} groups of images. At least "
+            f"{appearance.LEAST_GROUPS} are needed to know what is usual."
+        ]  # fmt: skip
+    elif len(groups) < LEAST_GROUPS:
+        verdict, told = CANNOT_TELL, [
+            f"Cannot tell: {len(groups)} new groups ({new.images:,} images); at least {LEAST_GROUPS} are needed. They "
+            "stay new for the next call."
+        ]  # fmt: skip
+    else:
+        verdict, told, details = _compare(history, new, trained, before.usual())
+    counts = {"images": sum(one.all.images for one in history.groups), "new_images": new.images}
+    content = {
+        "verdict": verdict, "sentences": told, "warnings": history.warnings, "groups": len(history.groups), **counts,
+        "new_groups": len(groups), "late": history.late, "left_out": dict(history.left_out), **details,
+        "table": rows_of(history),
+    }  # fmt: skip
+    result = Result(content, told, history.warnings, verdict in ALARMS, history)
+    if verdict in (*ALARMS, NO_CHANGE):
+        return result, before.after(history, groups, alarm=result.is_alarm)
+    return result, before
+
+
+def _compare(
+    history: History, new: _New, trained: Appearance, earlier: Usual | None
+) -> tuple[str, list[str], dict[str, Any]]:
+    """The verdict on at least 10 new groups, in sentences, and its entries of drift.json."""
+    expected = [trained.expected(has_defect=share) for share in new.shares]
+    means = np.array([group.new.mean for group in new.groups])
+    camera = camera_shift(means - expected, np.array([group.new.images for group in new.groups]), trained)
+    more, usual = more_defects(new.shares, earlier, trained)
+    details: dict[str, Any] = {"camera": None, "defects": None, "usual_defective": usual.mean}
+    share = float(new.shares[-more.groups if more else 0 :].mean())
+    defective = f"{share:.0%} of the images have a defect; usual are {usual.mean:.0%} ({usual.source})."
+    if more is not None:
+        details["defects"] = {"groups": more.groups, "share": more.size, "p": more.p}
+    if camera is not None:
+        last = new.groups[-camera.groups :]
+        words, first = _words(last, trained), _first(history, new, camera, trained)
+        details["camera"] = {
+            "groups": camera.groups, "size": camera.size, "p": camera.p, "differs": words,
+            "began": {"group": first.name, "time": when(first.time_ns), "time_ns": first.time_ns},
+        }  # fmt: skip
+        told = f"The camera or the light changed. The last {camera.groups} groups: {words}."
+        onset = f"It began about {when(first.time_ns)}, with group {first.name}."
+        return CAMERA, [told, onset, f"{defective} This may be due to the picture, not to the steel."], details
+    if more is not None:
+        told = f"More defects than usual in the last {more.groups} groups: {defective}"
+        return DEFECTS, [told, "Camera and light are as in training."], details
+    told = f"No change: {len(new.groups)} new groups ({new.images:,} images) look as the training images do."
+    return NO_CHANGE, [told, defective], details
+
+
+def _words(groups: Sequence[Group], trained: Appearance) -> str:
+    """What is different about groups, compared with what their mean would be if nothing had changed."""
+    count = 1 / (1 / len(groups) + 1 / trained.groups)
+    between = tuple(number / count for number in trained.between)
+    images = [group.new.images for group in groups]
+    each = len(groups) / sum(1 / one for one in images)
+    mean = np.mean([group.new.mean for group in groups], axis=0)
+    share = float(np.mean([group.new.share for group in groups]))
+    of_means = Appearance.model_validate(trained.model_dump() | {"between": between})
+    return of_means.in_words(mean, has_defect=share, images=count * each)
+
+
+def _first(history: History, new: _New, camera: Shift, trained: Appearance) -> Group:
+    """The group with which a change began."""
+    recent: Mapping[int, Group] = dict(enumerate(history.groups[-max(_ONSET_GROUPS, 3 * len(new.groups)) :]))
+    residuals = [one.all.mean - trained.expected(has_defect=one.all.share) for one in recent.values()]
+    return recent[began(np.array(residuals) @ camera.direction)]
