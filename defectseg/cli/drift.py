@@ -38,13 +38,13 @@ def drift(
 
     with progress_bar("reading") as progress:
         result = judge(results, group=group, out=out, overwrite=overwrite, progress=progress)
-    warn(result.warnings)
+    warn(result.content["warnings"])
     if json_output:
         print_json(result.content)
     else:
         if result.table:
             print_rows(result.table)
-        print("\n".join(result.sentences))
+        print("\n".join(result.content["sentences"]))
         if out is not None:
             print(f"Report: {shown(out / PAGE)}")
     if result.is_alarm:

@@ -1,8 +1,7 @@
 """Did the camera or the light change, or are there more defects than usual: `defectseg drift`."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from defectseg.config import Frozen
-from defectseg.drift.history import Group, History, read_history
+from defectseg.drift.history import Group, History, Sums, read_history
 from defectseg.drift.report import CONTENT, OWN_ENTRIES, PAGE, Result, render, rows_of, when
 from defectseg.drift.verdict import LEAST_GROUPS, Shift, Usual, began, camera_shift, more_defects
 from defectseg.errors import DataError, OutputExistsError
 from defectseg.files import result_folder, write_text
-from defectseg.model import appearance
+from defectseg.model.appearance import LEAST_GROUPS as LEAST_TRAINED
 from defectseg.model.appearance import Appearance, Floats
 from defectseg.progress import Progress, silent
 from defectseg.text import read_json
@@ -34,6 +33,7 @@ class _Remembered(Frozen):
         judged: see `history.Judged`.
         groups, shares, squares: how many groups raised no alarm, and the sums of their shares of images with a defect,
             and of the squares of these.
+        told: the last verdict, in sentences.
     """
 
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -41,6 +41,7 @@ class _Remembered(Frozen):
     groups: int = Field(default=0, ge=0)
     shares: float = Field(default=0.0, ge=0)
     squares: float = Field(default=0.0, ge=0)
+    told: tuple[str, ...] = ()
 
     def usual(self) -> Usual | None:
         """The shares of earlier groups, if there are enough for a spread."""
@@ -50,7 +51,7 @@ class _Remembered(Frozen):
         variance = max(0.0, self.squares - self.groups * mean**2) / (self.groups - 1)
         return Usual(self.groups, mean, variance**0.5, "in the groups before")
 
-    def after(self, history: History, new: Sequence[Group], *, alarm: bool) -> "_Remembered":
+    def after(self, history: History, new: Sequence[Group], told: Sequence[str], *, alarm: bool) -> "_Remembered":
         """The same after a verdict on new groups."""
         judged = dict(self.judged)
         for group in history.groups:
@@ -63,6 +64,7 @@ class _Remembered(Frozen):
             groups=self.groups + len(shares),
             shares=self.shares + sum(shares),
             squares=self.squares + sum(share**2 for share in shares),
+            told=(f"The last verdict, of images until {when(max(one.last_ns for one in new))}: {told[0]}", *told[1:]),
         )
 
 
@@ -114,89 +116,78 @@ def _read(path: Path) -> _Remembered:
         raise OutputExistsError(told, go_on={"overwrite": True}) from None
 
 
-@dataclass(frozen=True)
-class _New:
-    """The new images by group, in the order of time."""
-
-    groups: Sequence[Group]
-    images: int
-    shares: Floats
-
-
 def _judge(history: History, before: _Remembered) -> tuple[Result, _Remembered]:
-    groups = [group for group in history.groups if group.new.images]
-    new = _New(groups, sum(one.new.images for one in groups), np.array([one.new.share for one in groups]))
-    trained, details = history.trained, {"camera": None, "defects": None}
+    new, trained = [group for group in history.groups if group.new.images], history.trained
+    counts = {"new_groups": len(new), "new_images": sum(group.new.images for group in new)}
+    details: dict[str, Any] = {"camera": None, "defects": None, "usual_defective": None}
     if trained is None:
         verdict, told = NOT_JUDGED, ["Not judged: the model does not tell how its training images look. Train it anew."]
     elif not trained.is_calibrated:
-        verdict, told = UNCALIBRATED, [
-            f"Uncalibrated: the model was trained on {trained.groups} groups of images. At least "
-            f"{appearance.LEAST_GROUPS} are needed to know what is usual."
-        ]  # fmt: skip
-    elif len(groups) < LEAST_GROUPS:
-        verdict, told = CANNOT_TELL, [
-            f"Cannot tell: {len(groups)} new groups ({new.images:,} images); at least {LEAST_GROUPS} are needed. They "
-            "stay new for the next call."
-        ]  # fmt: skip
+        need = f"At least {LEAST_TRAINED} are needed to know what is usual."
+        verdict, told = UNCALIBRATED, [f"Uncalibrated: the model was trained on {trained.groups} groups. {need}"]
+    elif len(new) < LEAST_GROUPS:
+        need = (
+            f"At least {LEAST_GROUPS} are needed; they stay new for the next call." if new else "There is nothing new."
+        )
+        told = [f"Cannot tell: {len(new)} new groups ({counts['new_images']:,} images). {need}"]
+        verdict = CANNOT_TELL
     else:
         verdict, told, details = _compare(history, new, trained, before.usual())
-    counts = {"images": sum(one.all.images for one in history.groups), "new_images": new.images}
     content = {
-        "verdict": verdict, "sentences": told, "warnings": history.warnings, "groups": len(history.groups), **counts,
-        "new_groups": len(groups), "late": history.late, "left_out": dict(history.left_out), **details,
-        "table": rows_of(history),
+        "verdict": verdict, "sentences": told, "warnings": history.warnings, "groups": len(history.groups),
+        "images": sum(one.all.images for one in history.groups), **counts, **details, "table": rows_of(history),
     }  # fmt: skip
-    result = Result(content, told, history.warnings, verdict in ALARMS, history)
-    if verdict in (*ALARMS, NO_CHANGE):
-        return result, before.after(history, groups, alarm=result.is_alarm)
+    result = Result(content, verdict in ALARMS, history)
+    if result.is_alarm or verdict == NO_CHANGE:
+        return result, before.after(history, new, told, alarm=result.is_alarm)
+    told += before.told
     return result, before
 
 
 def _compare(
-    history: History, new: _New, trained: Appearance, earlier: Usual | None
+    history: History, new: Sequence[Group], trained: Appearance, earlier: Usual | None
 ) -> tuple[str, list[str], dict[str, Any]]:
     """The verdict on at least 10 new groups, in sentences, and its entries of drift.json."""
-    expected = [trained.expected(has_defect=share) for share in new.shares]
-    means = np.array([group.new.mean for group in new.groups])
-    camera = camera_shift(means - expected, np.array([group.new.images for group in new.groups]), trained)
-    more, usual = more_defects(new.shares, earlier, trained)
+    shares, images = np.array([(one.new.share, one.new.images) for one in new]).T
+    camera = camera_shift(_residuals([one.new for one in new], trained), images, trained)
+    more, usual = more_defects(shares, earlier, trained)
     details: dict[str, Any] = {"camera": None, "defects": None, "usual_defective": usual.mean}
-    share = float(new.shares[-more.groups if more else 0 :].mean())
+    share = more.size if more else float(shares.mean())
     defective = f"{share:.0%} of the images have a defect; usual are {usual.mean:.0%} ({usual.source})."
     if more is not None:
         details["defects"] = {"groups": more.groups, "share": more.size, "p": more.p}
     if camera is not None:
-        last = new.groups[-camera.groups :]
-        words, first = _words(last, trained), _first(history, new, camera, trained)
-        details["camera"] = {
-            "groups": camera.groups, "size": camera.size, "p": camera.p, "differs": words,
-            "began": {"group": first.name, "time": when(first.time_ns), "time_ns": first.time_ns},
-        }  # fmt: skip
-        told = f"The camera or the light changed. The last {camera.groups} groups: {words}."
-        onset = f"It began about {when(first.time_ns)}, with group {first.name}."
-        return CAMERA, [told, onset, f"{defective} This may be due to the picture, not to the steel."], details
+        words, first = _words(new[-camera.groups :], trained), _first(history, len(new), camera, trained)
+        told = [f"The camera or the light changed. The last {camera.groups} groups: {words}."]
+        details["camera"] = {"groups": camera.groups, "size": camera.size, "p": camera.p, "differs": words}
+        if first is not None:
+            told.append(f"It began with group {first.name}, about {when(first.time_ns)}.")
+        details["camera"]["began"] = first and {"group": first.name, "time_ns": first.time_ns}
+        return CAMERA, [*told, f"{defective} The picture may be the reason, not the steel."], details
     if more is not None:
-        told = f"More defects than usual in the last {more.groups} groups: {defective}"
-        return DEFECTS, [told, "Camera and light are as in training."], details
-    told = f"No change: {len(new.groups)} new groups ({new.images:,} images) look as the training images do."
-    return NO_CHANGE, [told, defective], details
+        told = [f"More defects than usual in the last {more.groups} groups: {defective}"]
+        return DEFECTS, [*told, "The picture itself looks as in training."], details
+    return NO_CHANGE, [f"No change: {len(new)} new groups look as the training images do.", defective], details
+
+
+def _residuals(groups: Sequence[Sums], trained: Appearance) -> Floats:
+    """The means of groups minus what is expected of images of which as many have a defect, float64 (G, 36)."""
+    return np.array([one.mean - trained.expected(has_defect=one.share) for one in groups])
 
 
 def _words(groups: Sequence[Group], trained: Appearance) -> str:
     """What is different about groups, compared with what their mean would be if nothing had changed."""
     count = 1 / (1 / len(groups) + 1 / trained.groups)
     between = tuple(number / count for number in trained.between)
-    images = [group.new.images for group in groups]
-    each = len(groups) / sum(1 / one for one in images)
-    mean = np.mean([group.new.mean for group in groups], axis=0)
-    share = float(np.mean([group.new.share for group in groups]))
+    images = count * len(groups) / sum(1 / one.new.images for one in groups)
+    mean = np.mean([one.new.mean for one in groups], axis=0)
+    share = float(np.mean([one.new.share for one in groups]))
     of_means = Appearance.model_validate(trained.model_dump() | {"between": between})
-    return of_means.in_words(mean, has_defect=share, images=count * each)
+    return of_means.in_words(mean, has_defect=share, images=images)
 
 
-def _first(history: History, new: _New, camera: Shift, trained: Appearance) -> Group:
-    """The group with which a change began."""
-    recent: Mapping[int, Group] = dict(enumerate(history.groups[-max(_ONSET_GROUPS, 3 * len(new.groups)) :]))
-    residuals = [one.all.mean - trained.expected(has_defect=one.all.share) for one in recent.values()]
-    return recent[began(np.array(residuals) @ camera.direction)]
+def _first(history: History, new: int, camera: Shift, trained: Appearance) -> Group | None:
+    """The group with which a change began; None if that is not clear."""
+    recent = history.groups[-max(_ONSET_GROUPS, 3 * new) :]
+    index = began(_residuals([one.all for one in recent], trained) @ camera.direction)
+    return None if index is None else recent[index]

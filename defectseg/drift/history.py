@@ -2,13 +2,14 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from defectseg.data.names import group_in, match_groups
 from defectseg.errors import DataError, UsageError
@@ -19,7 +20,6 @@ from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADA
 from defectseg.progress import Progress, silent
 
 _TIMES_KEPT = 99  # of each group, for the median
-NOT_DESCRIBED, NO_GROUP = "without a description", "in no group"
 
 Judged = Mapping[str, tuple[int, int]]
 """Group -> the time in ns of its last image that has been judged, and how many images it had up to then."""
@@ -83,16 +83,12 @@ class History:
         groups: in the order of their times.
         trained: how the training images look; None if the model does not tell.
         settings: model and groups, by which verdicts are comparable.
-        left_out: why images do not count -> how many.
-        late: images that came after a verdict on their group, with a time from before it.
-        warnings: sentences.
+        warnings: sentences, among them how many images do not count, and why.
     """
 
     groups: list[Group]
     trained: Appearance | None
     settings: dict[str, Any]
-    left_out: Counter[str]
-    late: int
     warnings: list[str]
 
 
@@ -108,79 +104,75 @@ def read_history(
         progress: called after each folder.
 
     Raises:
-        UsageError: a folder is given twice, or nobody says what a group is, or no image is in one.
-        DataError: as `read_results`; the folders are of several models or bit depths.
+        UsageError: a folder is given twice, or nobody says what a group is.
+        DataError: as `read_results`; the folders are of several models, or of another bit depth than the training images.
     """
-    match_groups(pattern or "", ())
     known: Judged = judged or {}
     groups: dict[str, Group] = {}
     left_out: Counter[str] = Counter()
-    first: dict[str, Any] = {}
-    patterns, seen, empty, example = set[str](), set[Path](), 0, ""
-    for done, folder in enumerate(folders, start=1):
-        if folder.resolve() in seen:
-            raise UsageError(f"{folder}: given twice.")
-        seen.add(folder.resolve())
-        run, choice, records = read_results(folder)
-        own = pattern or choice.group
-        if own is None:
-            raise UsageError(f"{folder}: its run was not told what a group is. Say it here.", argument="group")
-        first = first or {"folder": folder, "training": run.get("training"), **_source(run, folder)}
-        for name, value in _source(run, folder).items():
-            if first[name] != value:
-                raise DataError(f"{folder}: {name} {value!s:.12}, but {first['folder']} has {first[name]!s:.12}. A "
-                                "history is of one model. Give the folders of each apart.")  # fmt: skip
-        patterns.add(own)
-        before = len(groups), left_out.total(), sum(one.all.images for one in groups.values())
+    source, runs = _open(folders, pattern)
+    for done, (its_pattern, records) in enumerate(runs, start=1):
+        record = None
         for record in records:
-            example = record.image_id
-            if reason := _why_not(record, name := group_in(own, record.image_id)):
-                left_out[reason] += 1
-            else:
+            name = group_in(its_pattern, record.image_id)
+            if record.appearance and name:
                 _count(groups.setdefault(name, Group(name)), record, known)
-        empty += before == (len(groups), left_out.total(), sum(one.all.images for one in groups.values()))
-        progress(done, len(folders))
-    if not groups and left_out[NO_GROUP]:
-        raise UsageError(f"{' and '.join(patterns)} matches no ImageId; one is {example}.", argument="group")
-    late = sum(max(0, one.judged - known.get(one.name, (0, 0))[1]) for one in groups.values() if one.name in known)
-    ordered = sorted(groups.values(), key=lambda one: (one.time_ns, one.name))
-    settings = {"model_sha256": first["model"], "groups": sorted(patterns)}
-    trained = None if first["training"] is None else Appearance.model_validate(first["training"])
-    if trained is not None and trained.version != VERSION:
-        trained = None
-    warnings = [f"left out: {count:,} images {reason}" for reason, count in left_out.items()]
-    warnings += [f"{empty} of {len(folders)} folders have no images"] if empty else []
-    if late:
+            elif record.appearance:
+                left_out[f"images that {its_pattern} finds no group of"] += 1
+            else:
+                blank = record.status in (STATUS_BLANK, STATUS_UNREADABLE)
+                left_out[f"{record.status} images" if blank else "images that predict did not describe"] += 1
+        left_out["folders without images"] += record is None
+        progress(done, len(runs))
+    warnings = [f"left out: {count:,} {what}" for what, count in left_out.items() if count]
+    if late := sum(max(0, one.judged - known.get(one.name, (0, 0))[1]) for one in groups.values()):
         warnings.append(
             f"{late:,} images came after the last verdict on their group, with times from before it. Nobody can tell "
             "them from those judged then, so they are not among the new ones."
         )
-    return History(ordered, trained, settings, left_out, late, warnings)
+    ordered = sorted(groups.values(), key=lambda one: (one.time_ns, one.name))
+    settings = {"model_sha256": source["model"], "groups": sorted({one for one, _ in runs})}
+    return History(ordered, _trained(folders[0], source["training"]), settings, warnings)
 
 
-def _source(run: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What must be the same in all folders of a history. Raises DataError: not as predict writes it."""
-    key = run["key"]
-    if not isinstance(key.get("model_sha256"), str):
-        raise DataError(f"{folder / RUN}: names no model; expected the output folder of predict.")
-    bits, own = key.get("bit_depth"), key.get("model_bit_depth")
-    if None not in (bits, own) and bits != own:
-        raise DataError(
-            f"{folder}: its images were read as {bits} bits, but the model describes training images of {own} bits, "
-            "which are not comparable. Run predict without a bit depth, or train anew."
-        )
-    return {"model": key["model_sha256"], "bit depth": bits or own}
+def _open(folders: Sequence[Path], pattern: str | None) -> tuple[dict[str, Any], list[tuple[str, Iterator[Record]]]]:
+    """What the folders have in common; and of each, the pattern of groups and the records, not yet read."""
+    match_groups(pattern or "", ())
+    runs: list[tuple[str, Iterator[Record]]] = []
+    source: dict[str, Any] = {}
+    for number, folder in enumerate(folders):
+        if folder.resolve() in (one.resolve() for one in folders[:number]):
+            raise UsageError(f"{folder}: given twice.")
+        run, choice, records = read_results(folder)
+        if (its_pattern := pattern or choice.group) is None:
+            raise UsageError(f"{folder}: its run was not told what a group is. Say it here.", argument="group")
+        bits, trained_bits = (run["key"].get(name) for name in ("bit_depth", "model_bit_depth"))
+        if None not in (bits, trained_bits) and bits != trained_bits:
+            raise DataError(
+                f"{folder}: its images were read as {bits} bits, and the model was trained on {trained_bits} bits, so "
+                "that nobody knows how they should look. Run predict without a bit depth, or train anew."
+            )
+        own = {"model": run["key"].get("model_sha256"), "bit depth": bits, "training": run.get("training")}
+        for name, value in source.items():
+            if own[name] != value:
+                told = f"{folder}: has another {name} than {folders[0]}. A history is of one model"
+                raise DataError(f"{told}: give the folders of each apart, with a folder of its own to write to.")
+        source = own
+        runs.append((its_pattern, records))
+    return source, runs
 
 
-def _why_not(record: Record, group: str) -> str:
-    """Why an image does not count; "" if it does."""
-    if record.status in (STATUS_BLANK, STATUS_UNREADABLE):
-        return record.status
-    return NO_GROUP if not group else "" if record.appearance else NOT_DESCRIBED
+def _trained(folder: Path, training: Any) -> Appearance | None:
+    try:
+        trained = None if training is None else Appearance.model_validate(training)
+    except ValidationError as error:
+        raise DataError(f"{folder / RUN}: training is not as predict writes it ({error.errors()[0]['msg']}).") from None
+    return trained if trained is not None and trained.version == VERSION else None
 
 
 def _count(group: Group, record: Record, known: Judged) -> None:
-    time_ns = int(record.image.get("modified_ns") or 0)
+    time_ns = record.image.get("modified_ns")
+    time_ns = time_ns if isinstance(time_ns, int) else 0  # of an object store
     group.all.add(record)
     if group.name in known and time_ns <= known[group.name][0]:
         group.judged += 1

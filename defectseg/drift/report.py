@@ -1,6 +1,6 @@
 """What `drift` tells: a table and a page with charts over time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from defectseg.drift.history import Group, History
+from defectseg.drift.history import History
 from defectseg.image.appearance import Readable, readable
 from defectseg.pages.charts import over_time
 from defectseg.pages.page import render_page
@@ -26,16 +26,12 @@ class Result:
     """A verdict, to be shown.
 
     Attributes:
-        content: of drift.json.
-        sentences: the verdict in words.
-        warnings: sentences.
+        content: of drift.json; `sentences` are the verdict in words.
         is_alarm: whether somebody has to look.
         history: the groups.
     """
 
     content: Mapping[str, Any]
-    sentences: Sequence[str]
-    warnings: Sequence[str]
     is_alarm: bool
     history: History
 
@@ -48,17 +44,12 @@ class Result:
 
 def rows_of(history: History) -> list[dict[str, Any]]:
     """A row of figures for each group, in the order of time."""
-    return [
-        {
-            "time": when(one.time_ns), "time_ns": one.time_ns, "group": one.name, "images": one.all.images,
-            "new": one.new.images, **{name: round(value, 2) for name, value in _figures(one).items()},
-        }
-        for one in history.groups
-    ]  # fmt: skip
-
-
-def _figures(group: Group) -> dict[str, float]:
-    return {**readable(group.all.mean)._asdict(), "defective_percent": 100 * group.all.share}
+    rows = []
+    for one in history.groups:
+        figures = {**readable(one.all.mean)._asdict(), "defective_percent": 100 * one.all.share}
+        row = {"time": when(one.time_ns), "time_ns": one.time_ns, "group": one.name, "images": one.all.images}
+        rows.append({**row, "new": one.new.images, **{name: round(value, 2) for name, value in figures.items()}})
+    return rows
 
 
 def heading(name: str) -> str:

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from defectseg.image.measure import appearance_of
 from defectseg.model.appearance import Appearance, Floats
 
 LEAST_GROUPS = 10  # fewer tell nothing
-LIGHT_LEVEL, OTHER_LEVEL, DEFECTS_LEVEL = 0.008, 0.002, 0.005  # probability of a false alarm, at most
+LIGHT_LEVEL, OTHER_LEVEL, DEFECTS_LEVEL = 0.009, 0.001, 0.005  # probabilities of a false alarm
 LEAST_SHIFT = 0.75  # standard deviations between training groups
 LEAST_RISE = 0.05  # of the share of images with a defect
+_SURE, _LEAST_VARIANCE = 0.9, 0.25  # of the first group of a change
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class Usual:
-    """Shares of images with a defect: of how many groups, their mean and standard deviation, and where they are from."""
+    """Shares of images with a defect: the number of groups, their mean and standard deviation, where they are from."""
 
     groups: int
     mean: float
@@ -42,7 +42,7 @@ class Usual:
     source: str
 
 
-def camera_shift(residuals: Floats, images: NDArray[np.int64], trained: Appearance) -> Shift | None:
+def camera_shift(residuals: Floats, images: Floats, trained: Appearance) -> Shift | None:
     """The clearest difference from the training images, if it is no chance and not small.
 
     Student's t of the group means, along what more or less light does, and along the axes and principal axes of the
@@ -88,7 +88,7 @@ def _light() -> Floats:
 
 
 def _endings(groups: int) -> Iterator[tuple[int, int]]:
-    """The numbers of last groups to look at: all, and to see what began lately, a quarter and so on; and their count."""
+    """The numbers of last groups to look at: all, and for late changes, a quarter and so on; how many these are."""
     sizes = [groups // 4**part for part in range(30) if part == 0 or groups // 4**part >= LEAST_GROUPS]
     yield from ((size, len(sizes)) for size in sizes)
 
@@ -121,12 +121,19 @@ def more_defects(shares: Floats, earlier: Usual | None, trained: Appearance) -> 
     return found, compared
 
 
-def began(along: Floats) -> int:
-    """The index of the first group of a shift that lasts until the last one.
+def began(along: Floats) -> int | None:
+    """The index of the first group of a shift that lasts until the last one; None if it may well be another.
+
+    If each index is as likely as any other at first, this one, or one beside it, has a probability of at least 90 %.
 
     Args:
-        along: float64 (G,), the residuals of the groups along the direction of the shift, in the order of time: around 0
-            before it began.
+        along: float64 (G,), the residuals of the groups along the direction of the shift, in the order of time. They
+            are around 0 before it began.
     """
     sums, counts = np.cumsum(along[::-1])[::-1], np.arange(len(along), 0, -1)
-    return int(np.argmax(np.maximum(sums, 0) ** 2 / counts))
+    scores = np.maximum(sums, 0) ** 2 / counts
+    first = int(np.argmax(scores))
+    variance = max(_LEAST_VARIANCE, float(along[first:].var(ddof=1))) if first < len(along) - 1 else 1.0
+    likelihood = np.exp((scores - scores[first]) / (2 * variance))
+    near = likelihood[max(0, first - 1) : first + 2].sum()
+    return first if near >= _SURE * likelihood.sum() else None

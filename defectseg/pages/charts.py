@@ -71,17 +71,19 @@ def over_time(
     usual: tuple[float, float] | None,
     label: str,
 ) -> Markup:
-    """Dots over time, in the second colour if marked, on a band of what is usual."""
-    times = [datetime.fromtimestamp(time_ns / 1e9) for time_ns in times_ns]  # noqa: DTZ006
+    """Dots over time, of values from 0 on; in the second colour if marked, on a band of what is usual."""
 
     def paint(axes: "Axes") -> None:
-        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+        import matplotlib.dates
 
+        dates: Any = matplotlib.dates  # without types
         if usual is not None:
             axes.axhspan(*usual, color=LINE, alpha=0.6, linewidth=0)
+        times = dates.date2num([datetime.fromtimestamp(time_ns / 1e9) for time_ns in times_ns])  # noqa: DTZ006
         axes.scatter(times, values, s=9, c=[SECOND if one else FIRST for one in marked], linewidths=0)
-        locator = AutoDateLocator(maxticks=6)
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+        locator = dates.AutoDateLocator(maxticks=6)
         axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
 
     return chart(paint, label, width_px=_PLOT_WIDTH_PX, height_px=_PLOT_HEIGHT_PX)
