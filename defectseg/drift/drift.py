@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from defectseg.config import Frozen
 from defectseg.drift.history import Group, History, Sums, read_history
 from defectseg.drift.report import CONTENT, OWN_ENTRIES, PAGE, Result, render, rows_of, when
-from defectseg.drift.verdict import LEAST_GROUPS, Shift, Usual, began, camera_shift, more_defects
+from defectseg.drift.verdict import LEAST_GROUPS, Shift, Usual, began, camera_shift, in_words, more_defects
 from defectseg.errors import DataError, OutputExistsError
 from defectseg.files import result_folder, write_text
 from defectseg.model.appearance import LEAST_GROUPS as LEAST_TRAINED
@@ -157,7 +157,8 @@ def _compare(
     if more is not None:
         details["defects"] = {"groups": more.groups, "share": more.size, "p": more.p}
     if camera is not None:
-        words, first = _words(new[-camera.groups :], trained), _first(history, len(new), camera, trained)
+        last, first = slice(-camera.groups, None), _first(history, len(new), camera, trained)
+        words = in_words(np.array([one.new.mean for one in new])[last], shares[last], images[last], trained)
         told = [f"The camera or the light changed. The last {camera.groups} groups: {words}."]
         details["camera"] = {"groups": camera.groups, "size": camera.size, "p": camera.p, "differs": words}
         if first is not None:
@@ -173,17 +174,6 @@ def _compare(
 def _residuals(groups: Sequence[Sums], trained: Appearance) -> Floats:
     """The means of groups minus what is expected of images of which as many have a defect, float64 (G, 36)."""
     return np.array([one.mean - trained.expected(has_defect=one.share) for one in groups])
-
-
-def _words(groups: Sequence[Group], trained: Appearance) -> str:
-    """What is different about groups, compared with what their mean would be if nothing had changed."""
-    count = 1 / (1 / len(groups) + 1 / trained.groups)
-    between = tuple(number / count for number in trained.between)
-    images = count * len(groups) / sum(1 / one.new.images for one in groups)
-    mean = np.mean([one.new.mean for one in groups], axis=0)
-    share = float(np.mean([one.new.share for one in groups]))
-    of_means = Appearance.model_validate(trained.model_dump() | {"between": between})
-    return of_means.in_words(mean, has_defect=share, images=images)
 
 
 def _first(history: History, new: int, camera: Shift, trained: Appearance) -> Group | None:

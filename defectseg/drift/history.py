@@ -104,13 +104,14 @@ def read_history(
         progress: called after each folder.
 
     Raises:
-        UsageError: a folder is given twice, or nobody says what a group is.
-        DataError: as `read_results`; the folders are of several models, or of another bit depth than the training images.
+        UsageError: a folder is given twice, or nobody says what a group is, or no image is in one.
+        DataError: as `read_results`; the folders are of several models, or their images of another bit depth.
     """
     known: Judged = judged or {}
     groups: dict[str, Group] = {}
     left_out: Counter[str] = Counter()
     source, runs = _open(folders, pattern)
+    ungrouped = ""
     for done, (its_pattern, records) in enumerate(runs, start=1):
         record = None
         for record in records:
@@ -118,12 +119,15 @@ def read_history(
             if record.appearance and name:
                 _count(groups.setdefault(name, Group(name)), record, known)
             elif record.appearance:
-                left_out[f"images that {its_pattern} finds no group of"] += 1
+                left_out[f"images without a match of {its_pattern}"] += 1
+                ungrouped = record.image_id
             else:
                 blank = record.status in (STATUS_BLANK, STATUS_UNREADABLE)
                 left_out[f"{record.status} images" if blank else "images that predict did not describe"] += 1
         left_out["folders without images"] += record is None
         progress(done, len(runs))
+    if ungrouped and not groups:
+        raise UsageError(f"matches no ImageId; one of them is {ungrouped}.", argument="group")
     warnings = [f"left out: {count:,} {what}" for what, count in left_out.items() if count]
     if late := sum(max(0, one.judged - known.get(one.name, (0, 0))[1]) for one in groups.values()):
         warnings.append(
@@ -140,9 +144,10 @@ def _open(folders: Sequence[Path], pattern: str | None) -> tuple[dict[str, Any],
     match_groups(pattern or "", ())
     runs: list[tuple[str, Iterator[Record]]] = []
     source: dict[str, Any] = {}
-    for number, folder in enumerate(folders):
-        if folder.resolve() in (one.resolve() for one in folders[:number]):
-            raise UsageError(f"{folder}: given twice.")
+    twice = [one for one, count in Counter(folder.resolve() for folder in folders).items() if count > 1]
+    if twice:
+        raise UsageError(f"{twice[0]}: given twice.")
+    for folder in folders:
         run, choice, records = read_results(folder)
         if (its_pattern := pattern or choice.group) is None:
             raise UsageError(f"{folder}: its run was not told what a group is. Say it here.", argument="group")

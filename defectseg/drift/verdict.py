@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -80,6 +81,7 @@ def _directions(covariance: Floats) -> Floats:
     return np.concatenate([light[None], (principal / np.sqrt(strengths)).T / spread, np.diag(1 / spread)])
 
 
+@cache
 def _light() -> Floats:
     """What 10 % more light adds to a description, (36,), as measured on a picture of noise."""
     picture = np.random.default_rng(0).normal(110, 15, size=(256, 256))
@@ -91,6 +93,22 @@ def _endings(groups: int) -> Iterator[tuple[int, int]]:
     """The numbers of last groups to look at: all, and for late changes, a quarter and so on; how many these are."""
     sizes = [groups // 4**part for part in range(30) if part == 0 or groups // 4**part >= LEAST_GROUPS]
     yield from ((size, len(sizes)) for size in sizes)
+
+
+def in_words(means: Floats, shares: Floats, images: Floats, trained: Appearance) -> str:
+    """What is different about groups, compared with how much their mean varies if nothing has changed.
+
+    Args:
+        means: float64 (G, 36), of each group.
+        shares: of images with a defect.
+        images: how many images each has.
+        trained: the training images.
+    """
+    count = 1 / (1 / len(means) + 1 / trained.groups)
+    between = tuple(number / count for number in trained.between)
+    of_means = Appearance.model_validate(trained.model_dump() | {"between": between})
+    each = len(images) / float((1 / images).sum())
+    return of_means.in_words(means.mean(axis=0), has_defect=float(shares.mean()), images=count * each)
 
 
 def more_defects(shares: Floats, earlier: Usual | None, trained: Appearance) -> tuple[Shift | None, Usual]:

@@ -74,16 +74,13 @@ def over_time(
     """Dots over time, of values from 0 on; in the second colour if marked, on a band of what is usual."""
 
     def paint(axes: "Axes") -> None:
-        import matplotlib.dates
-
-        dates: Any = matplotlib.dates  # without types
         if usual is not None:
             axes.axhspan(*usual, color=LINE, alpha=0.6, linewidth=0)
-        times = dates.date2num([datetime.fromtimestamp(time_ns / 1e9) for time_ns in times_ns])  # noqa: DTZ006
-        axes.scatter(times, values, s=9, c=[SECOND if one else FIRST for one in marked], linewidths=0)
+        axes.scatter(times_ns, values, s=9, c=[SECOND if one else FIRST for one in marked], linewidths=0)
+        axes.set_position((0.13, 0.22, 0.82, 0.73))  # faster than a layout
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
-        locator = dates.AutoDateLocator(maxticks=6)
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+        first, last = min(times_ns), max(times_ns)
+        ticks = sorted({first, (first + last) / 2, last})
+        axes.set_xticks(ticks, [f"{datetime.fromtimestamp(tick / 1e9):%Y-%m-%d\n%H:%M}" for tick in ticks])  # noqa: DTZ006
 
     return chart(paint, label, width_px=_PLOT_WIDTH_PX, height_px=_PLOT_HEIGHT_PX)
