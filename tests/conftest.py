@@ -219,10 +219,12 @@ def write_results() -> Callable[..., Path]:
                 for number in range(images):
                     has_defect = (number + 0.5) / images < defective
                     numbers = TRAINED.expected(has_defect=has_defect) + own + generator.normal(0, 0.1, NUMBERS)
-                    row = dict.fromkeys(IMAGE_COLUMNS, "") | {"ImageId": f"coil{group}_{out.name}{number}.png"}
+                    row: dict[str, Any] = dict.fromkeys(IMAGE_COLUMNS, "") | {
+                        "ImageId": f"coil{group}_{out.name}{number}.png"
+                    }
                     row |= {"status": status or ("defect" if has_defect else "clean"), "height": 8, "width": 8}
                     time_ns = int((day * 24 + place) * 3600e9) + number + 10**18
-                    row |= {"size_bytes": 1, "modified_ns": time_ns}
+                    row["modified_ns"] = time_ns
                     numbers[:-3] += brighter
                     output.journal.add(Record(row, [], [], [], numbers.tolist() if described else []))
             output.name_pictures(output.journal.image_ids)

@@ -55,7 +55,7 @@ def camera_shift(residuals: Floats, images: Floats, trained: Appearance) -> Shif
         images: how many images each has.
         trained: the training images.
     """
-    from scipy.stats import t as student
+    from scipy.special import stdtr  # of Student's t: scipy.stats takes a second to load
 
     axes = _directions(trained.covariance(len(images) / float((1 / images).sum())))
     tries = np.array([1 / LIGHT_LEVEL, *[(len(axes) - 1) / OTHER_LEVEL] * (len(axes) - 1)])
@@ -64,7 +64,7 @@ def camera_shift(residuals: Floats, images: Floats, trained: Appearance) -> Shif
         along = residuals[-last:] @ axes.T
         mean, variance = along.mean(axis=0), np.maximum(1, along.var(axis=0, ddof=1))
         t = np.abs(mean) / np.sqrt(variance * (1 / last + 1 / trained.groups))
-        p = 2 * student.sf(t, last - 1) * parts * tries  # in units of the level
+        p = 2 * stdtr(last - 1, -t) * parts * tries  # in units of the level
         best = int(np.argmin(np.where(np.abs(mean) >= LEAST_SHIFT, p, np.inf)))
         if abs(mean[best]) >= LEAST_SHIFT and p[best] < 1:
             chance = min(1.0, float(p[best]) * (LIGHT_LEVEL + OTHER_LEVEL))
@@ -122,7 +122,7 @@ def more_defects(shares: Floats, earlier: Usual | None, trained: Appearance) -> 
         earlier: groups before these.
         trained: the training images.
     """
-    from scipy.stats import t as student
+    from scipy.special import stdtr
 
     of_training = Usual(trained.groups, trained.defective, trained.defective_spread, "in the training images")
     known = of_training if earlier is None or earlier.groups < LEAST_GROUPS else earlier
@@ -133,7 +133,7 @@ def more_defects(shares: Floats, earlier: Usual | None, trained: Appearance) -> 
             usual = Usual(len(before), float(before.mean()), float(before.std(ddof=1)), "in the groups before")
         share = float(shares[-last:].mean())
         error = np.sqrt(shares[-last:].var(ddof=1) / last + usual.spread**2 / usual.groups)
-        p = parts * float(student.sf((share - usual.mean) / max(error, 1e-9), min(last, usual.groups) - 1))
+        p = parts * float(stdtr(min(last, usual.groups) - 1, (usual.mean - share) / max(error, 1e-9)))
         if p < DEFECTS_LEVEL and share - usual.mean >= LEAST_RISE and (found is None or p < found.p):
             found, compared = Shift(last, share, p), usual
     return found, compared
