@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from defectseg.config import Frozen
+from defectseg.config import Frozen, Share
 from defectseg.drift.history import Group, History, Sums, read_history
 from defectseg.drift.report import CONTENT, OWN_ENTRIES, PAGE, Result, render, rows_of, when
-from defectseg.drift.verdict import LEAST_GROUPS, Shift, Usual, began, camera_shift, in_words, more_defects
+from defectseg.drift.verdict import LEAST_GROUPS, Shift, began, camera_shift, in_words, more_defects
 from defectseg.errors import DataError, OutputExistsError
 from defectseg.files import result_folder, write_text
 from defectseg.model.appearance import LEAST_GROUPS as LEAST_TRAINED
@@ -31,25 +31,14 @@ class _Remembered(Frozen):
     Attributes:
         settings: model and groups of the verdicts; none yet if empty.
         judged: see `history.Judged`.
-        groups, shares, squares: how many groups raised no alarm, and the sums of their shares of images with a defect,
-            and of the squares of these.
+        shares: group -> share of its images with a defect, for those that raised no alarm.
         told: the last verdict, in sentences.
     """
 
     settings: dict[str, Any] = Field(default_factory=dict)
     judged: dict[str, tuple[int, int]] = Field(default_factory=dict)
-    groups: int = Field(default=0, ge=0)
-    shares: float = Field(default=0.0, ge=0)
-    squares: float = Field(default=0.0, ge=0)
+    shares: dict[str, Share] = Field(default_factory=dict)
     told: tuple[str, ...] = ()
-
-    def usual(self) -> Usual | None:
-        """The shares of earlier groups, if there are enough for a spread."""
-        if self.groups < LEAST_GROUPS:
-            return None
-        mean = self.shares / self.groups
-        variance = max(0.0, self.squares - self.groups * mean**2) / (self.groups - 1)
-        return Usual(self.groups, mean, variance**0.5, "in the groups before")
 
     def after(self, history: History, new: Sequence[Group], told: Sequence[str], *, alarm: bool) -> "_Remembered":
         """The same after a verdict on new groups."""
@@ -57,14 +46,10 @@ class _Remembered(Frozen):
         for group in history.groups:
             last_ns, images = judged.get(group.name, (0, 0))
             judged[group.name] = max(last_ns, group.last_ns), max(images, group.judged) + group.new.images
-        shares = [] if alarm else [group.new.share for group in new]
+        shares = {} if alarm else {group.name: group.new.share for group in new}
+        first = f"The last verdict, of images until {when(max(one.last_ns for one in new))}: {told[0]}"
         return _Remembered(
-            settings=history.settings,
-            judged=judged,
-            groups=self.groups + len(shares),
-            shares=self.shares + sum(shares),
-            squares=self.squares + sum(share**2 for share in shares),
-            told=(f"The last verdict, of images until {when(max(one.last_ns for one in new))}: {told[0]}", *told[1:]),
+            settings=history.settings, judged=judged, shares={**self.shares, **shares}, told=(first, *told[1:])
         )
 
 
@@ -107,10 +92,8 @@ def drift(
 
 def _read(path: Path) -> _Remembered:
     """What an earlier call wrote, if there is one. Raises OutputExistsError if it is something else."""
-    if not path.exists():
-        return _Remembered()
     try:
-        return _Remembered.model_validate(read_json(path)["remembered"])
+        return _Remembered.model_validate(read_json(path)["remembered"]) if path.exists() else _Remembered()
     except (DataError, ValidationError, KeyError, TypeError):
         told = f"{path}: not as drift writes it. Put back a copy, or choose another folder."
         raise OutputExistsError(told, go_on={"overwrite": True}) from None
@@ -118,24 +101,21 @@ def _read(path: Path) -> _Remembered:
 
 def _judge(history: History, before: _Remembered) -> tuple[Result, _Remembered]:
     new, trained = [group for group in history.groups if group.new.images], history.trained
-    counts = {"new_groups": len(new), "new_images": sum(group.new.images for group in new)}
-    details: dict[str, Any] = {"camera": None, "defects": None, "usual_defective": None}
+    images, details = sum(group.new.images for group in new), dict[str, Any]()
     if trained is None:
         verdict, told = NOT_JUDGED, ["Not judged: the model does not tell how its training images look. Train it anew."]
     elif not trained.is_calibrated:
         need = f"At least {LEAST_TRAINED} are needed to know what is usual."
         verdict, told = UNCALIBRATED, [f"Uncalibrated: the model was trained on {trained.groups} groups. {need}"]
     elif len(new) < LEAST_GROUPS:
-        need = (
-            f"At least {LEAST_GROUPS} are needed; they stay new for the next call." if new else "There is nothing new."
-        )
-        told = [f"Cannot tell: {len(new)} new groups ({counts['new_images']:,} images). {need}"]
-        verdict = CANNOT_TELL
+        need = f"At least {LEAST_GROUPS} are needed; until then, they stay new."
+        verdict, told = CANNOT_TELL, [f"Cannot tell: {len(new)} new groups ({images:,} images). {need}"]
     else:
-        verdict, told, details = _compare(history, new, trained, before.usual())
+        verdict, told, details = _compare(history, new, trained, np.array([*before.shares.values()]))
     content = {
         "verdict": verdict, "sentences": told, "warnings": history.warnings, "groups": len(history.groups),
-        "images": sum(one.all.images for one in history.groups), **counts, **details, "table": rows_of(history),
+        "images": sum(one.all.images for one in history.groups), "new_groups": len(new), "new_images": images,
+        **details, "table": rows_of(history),
     }  # fmt: skip
     result = Result(content, verdict in ALARMS, history)
     if result.is_alarm or verdict == NO_CHANGE:
@@ -145,25 +125,24 @@ def _judge(history: History, before: _Remembered) -> tuple[Result, _Remembered]:
 
 
 def _compare(
-    history: History, new: Sequence[Group], trained: Appearance, earlier: Usual | None
+    history: History, new: Sequence[Group], trained: Appearance, earlier: Floats
 ) -> tuple[str, list[str], dict[str, Any]]:
     """The verdict on at least 10 new groups, in sentences, and its entries of drift.json."""
     shares, images = np.array([(one.new.share, one.new.images) for one in new]).T
     camera = camera_shift(_residuals([one.new for one in new], trained), images, trained)
     more, usual = more_defects(shares, earlier, trained)
-    details: dict[str, Any] = {"camera": None, "defects": None, "usual_defective": usual.mean}
     share = more.size if more else float(shares.mean())
     defective = f"{share:.0%} of the images have a defect; usual are {usual.mean:.0%} ({usual.source})."
+    details: dict[str, Any] = {"camera": None, "defects": None, "defective": share, "usual_defective": usual.mean}
     if more is not None:
-        details["defects"] = {"groups": more.groups, "share": more.size, "p": more.p}
+        details["defects"] = {"groups": more.groups, "p": more.p}
     if camera is not None:
         last, first = slice(-camera.groups, None), _first(history, len(new), camera, trained)
         words = in_words(np.array([one.new.mean for one in new])[last], shares[last], images[last], trained)
-        told = [f"The camera or the light changed. The last {camera.groups} groups: {words}."]
-        details["camera"] = {"groups": camera.groups, "size": camera.size, "p": camera.p, "differs": words}
-        if first is not None:
-            told.append(f"It began with group {first.name}, about {when(first.time_ns)}.")
+        details["camera"] = {"groups": camera.groups, "p": camera.p, "size": camera.size, "differs": words}
         details["camera"]["began"] = first and {"group": first.name, "time_ns": first.time_ns}
+        onset = [f"It began with group {first.name}, about {when(first.time_ns)}."] if first else []
+        told = [f"The camera or the light changed. The last {camera.groups} groups: {words}.", *onset]
         return CAMERA, [*told, f"{defective} The picture may be the reason, not the steel."], details
     if more is not None:
         told = [f"More defects than usual in the last {more.groups} groups: {defective}"]

@@ -111,31 +111,31 @@ def in_words(means: Floats, shares: Floats, images: Floats, trained: Appearance)
     return of_means.in_words(means.mean(axis=0), has_defect=float(shares.mean()), images=count * each)
 
 
-def more_defects(shares: Floats, earlier: Usual | None, trained: Appearance) -> tuple[Shift | None, Usual]:
+def more_defects(shares: Floats, earlier: Floats, trained: Appearance) -> tuple[Shift | None, Usual]:
     """Whether more images have a defect than usual, by Welch's t, and what is usual.
 
     Usual are the earlier groups, or if they are fewer than 10, the training groups. Training sets often have more
     defects than the line, so that these raise no alarm too early.
 
     Args:
-        shares: float64 (G,), of images with a defect, by group.
-        earlier: groups before these.
+        shares: float64 (G,), of images with a defect, by group, in the order of time.
+        earlier: of other groups before these.
         trained: the training images.
     """
     from scipy.special import stdtr
 
-    of_training = Usual(trained.groups, trained.defective, trained.defective_spread, "in the training images")
-    known = of_training if earlier is None or earlier.groups < LEAST_GROUPS else earlier
-    found, compared = None, known
+    found, compared = None, None
     for last, parts in _endings(len(shares)):
-        usual, before = known, shares[:-last]
-        if known is of_training and len(before) >= LEAST_GROUPS:
+        before = np.concatenate([earlier, shares[:-last]])
+        usual = Usual(trained.groups, trained.defective, trained.defective_spread, "in the training images")
+        if len(before) >= LEAST_GROUPS:
             usual = Usual(len(before), float(before.mean()), float(before.std(ddof=1)), "in the groups before")
         share = float(shares[-last:].mean())
         error = np.sqrt(shares[-last:].var(ddof=1) / last + usual.spread**2 / usual.groups)
         p = parts * float(stdtr(min(last, usual.groups) - 1, (usual.mean - share) / max(error, 1e-9)))
-        if p < DEFECTS_LEVEL and share - usual.mean >= LEAST_RISE and (found is None or p < found.p):
-            found, compared = Shift(last, share, p), usual
+        is_more = p < DEFECTS_LEVEL and share - usual.mean >= LEAST_RISE and (found is None or p < found.p)
+        found, compared = (Shift(last, share, p), usual) if is_more else (found, compared or usual)
+    assert compared is not None
     return found, compared
 
 

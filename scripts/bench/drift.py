@@ -23,7 +23,7 @@ from scipy.stats import beta, norm
 from scipy.stats import t as student
 
 from defectseg.data.folder import DataFolder, open_data_folder
-from defectseg.drift.verdict import LIGHT_LEVEL, OTHER_LEVEL, Usual, began, camera_shift, in_words, more_defects
+from defectseg.drift.verdict import LIGHT_LEVEL, OTHER_LEVEL, began, camera_shift, in_words, more_defects
 from defectseg.image.appearance import VERSION, readable
 from defectseg.image.measure import appearance_of
 from defectseg.model.appearance import LEAST_GROUPS, Appearance
@@ -204,10 +204,10 @@ def more_sheets(name: str, of: Described, trials: int, pooled: dict[str, list[bo
         night = night_of(of, coils, generator.integers(LIGHTS, size=len(coils)), np.zeros(len(coils), int))
         camera = camera_shift(night.residuals(trained), night.images, trained) is not None
         seen.setdefault("64 % -> 95 % defective: no camera verdict", []).append(not camera)
-        more = more_defects(night.shares, None, trained)[0] is not None
+        more = more_defects(night.shares, np.zeros(0), trained)[0] is not None
         seen.setdefault("64 % -> 95 % defective: more defects", []).append(more)
-        usual = Usual(40, 0.64, float(np.sqrt(0.64 * 0.36 / coils.shape[1])), "")
-        seen.setdefault("64 % -> 95 % defective: more defects, known nights", []).append(
+        usual = generator.binomial(coils.shape[1], 0.64, size=COILS) / coils.shape[1]
+        seen.setdefault("64 % -> 95 % defective: more defects, after a known night", []).append(
             more_defects(night.shares, usual, trained)[0] is not None
         )
     for what, hits in seen.items():

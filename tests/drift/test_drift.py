@@ -127,7 +127,7 @@ def test_a_folder_given_twice_and_a_pattern_without_a_match_are_refused(tmp_path
     assert drift([other], group="coil[0-9]").content["groups"] == 10
 
 
-@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"remembered": {"groups": -1}}', '{"remembered": 3'])
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"remembered": {"shares": {"a": 2}}}', '{"remembered": 3'])
 def test_a_damaged_memory_is_refused_until_it_is_told_to_forget(
     tmp_path: Path, write_results: Write, damage: str
 ) -> None:

@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from defectseg.drift import verdict
-from defectseg.drift.verdict import Usual, began, camera_shift, in_words, more_defects
+from defectseg.drift.verdict import began, camera_shift, in_words, more_defects
 from defectseg.image.appearance import NUMBERS
 from defectseg.model.appearance import Appearance
 
@@ -83,20 +83,23 @@ def test_the_first_group_of_a_change_is_told_only_if_it_is_clear() -> None:
 
 
 def test_more_defects_are_those_beyond_the_earlier_groups_or_else_beyond_the_training(trained: Appearance) -> None:
-    shares = np.random.default_rng(0).normal(0.3, 0.05, size=20)
-    earlier = Usual(40, 0.1, 0.05, "before")
+    generator, none = np.random.default_rng(0), np.zeros(0)
+    shares, earlier = generator.normal(0.3, 0.05, size=20), generator.normal(0.1, 0.05, size=40)
 
-    assert more_defects(shares, None, trained)[0] is None, "half of the training images have a defect"
-    assert more_defects(shares, Usual(9, 0.1, 0.05, "before"), trained)[0] is None, "nine groups tell nothing"
+    assert more_defects(shares, none, trained)[0] is None, "half of the training images have a defect"
+    assert more_defects(shares, earlier[:9], trained)[0] is None, "nine groups tell nothing"
     found, usual = more_defects(shares, earlier, trained)
-    assert usual == earlier
+    assert (usual.groups, usual.source) == (40, "in the groups before")
+    assert usual.mean == pytest.approx(earlier.mean())
     assert found is not None
     assert found.size == pytest.approx(shares.mean())
-    t = (shares.mean() - 0.1) / np.sqrt(shares.var(ddof=1) / 20 + 0.05**2 / 40)
+    t = (shares.mean() - earlier.mean()) / np.sqrt(shares.var(ddof=1) / 20 + earlier.var(ddof=1) / 40)
     assert found.p == pytest.approx(stats.t.sf(t, 19))
     assert more_defects(shares - 0.17, earlier, trained)[0] is None, "a rise by 3 points"
-    assert more_defects(np.full(20, 0.95), None, trained)[0] is not None
-    late, usual = more_defects(np.r_[shares - 0.2, shares - 0.2, shares[:12]], None, trained)
+    found, usual = more_defects(np.full(20, 0.95), none, trained)
+    assert found is not None
+    assert (usual.mean, usual.source) == (0.5, "in the training images")
+    late, usual = more_defects(np.r_[shares - 0.2, shares - 0.2, shares[:12]], none, trained)
     assert late is not None
     assert late.groups == 13, "a quarter of them"
     assert usual.mean == pytest.approx(np.r_[shares - 0.2, shares[:19] - 0.2].mean())
