@@ -22,7 +22,7 @@ from defectseg.text import read_json
 CAMERA, DEFECTS, NO_CHANGE = "the camera or the light changed", "more defects than usual", "no change"
 CANNOT_TELL, NOT_JUDGED, UNCALIBRATED = "cannot tell", "not judged", "uncalibrated"
 ALARMS = (CAMERA, DEFECTS)
-_ONSET_GROUPS = 60  # at least, among which to look for the first one of a change
+_ONSET_PARTS = 3  # of as many groups as are new, among which to look for the first one of a change
 
 
 class _Remembered(Frozen):
@@ -157,6 +157,6 @@ def _residuals(groups: Sequence[Sums], trained: Appearance) -> Floats:
 
 def _first(history: History, new: int, camera: Shift, trained: Appearance) -> Group | None:
     """The group with which a change began; None if that is not clear."""
-    recent = history.groups[-max(_ONSET_GROUPS, 3 * new) :]
+    recent = history.groups[-_ONSET_PARTS * new :]
     index = began(_residuals([one.all for one in recent], trained) @ camera.direction)
     return None if index is None else recent[index]

@@ -16,7 +16,7 @@ from defectseg.errors import DataError, UsageError
 from defectseg.image.appearance import NUMBERS, VERSION
 from defectseg.model.appearance import Appearance, Floats
 from defectseg.predict.output import RUN, read_results
-from defectseg.predict.tables import STATUS_BLANK, STATUS_DEFECT, STATUS_UNREADABLE, Record
+from defectseg.predict.tables import STATUS_DEFECT, Record
 from defectseg.progress import Progress, silent
 
 _TIMES_KEPT = 99  # of each group, for the median
@@ -107,11 +107,8 @@ def read_history(
         UsageError: a folder is given twice, or nobody says what a group is, or no image is in one.
         DataError: as `read_results`; the folders are of several models, or their images of another bit depth.
     """
-    known: Judged = judged or {}
-    groups: dict[str, Group] = {}
-    left_out: Counter[str] = Counter()
-    source, runs = _open(folders, pattern)
-    ungrouped = ""
+    known, groups, left_out = judged or {}, dict[str, Group](), Counter[str]()
+    (source, runs), ungrouped = _open(folders, pattern), ""
     for done, (its_pattern, records) in enumerate(runs, start=1):
         record = None
         for record in records:
@@ -122,18 +119,15 @@ def read_history(
                 left_out[f"images without a match of {its_pattern}"] += 1
                 ungrouped = record.image_id
             else:
-                blank = record.status in (STATUS_BLANK, STATUS_UNREADABLE)
-                left_out[f"{record.status} images" if blank else "images that predict did not describe"] += 1
+                left_out[f"{record.status} images, which have no description"] += 1
         left_out["folders without images"] += record is None
         progress(done, len(runs))
     if ungrouped and not groups:
         raise UsageError(f"matches no ImageId; one of them is {ungrouped}.", argument="group")
     warnings = [f"left out: {count:,} {what}" for what, count in left_out.items() if count]
     if late := sum(max(0, one.judged - known.get(one.name, (0, 0))[1]) for one in groups.values()):
-        warnings.append(
-            f"{late:,} images came after the last verdict on their group, with times from before it. Nobody can tell "
-            "them from those judged then, so they are not among the new ones."
-        )
+        told = f"{late:,} images came after the last verdict on their group, with times from before it."
+        warnings.append(f"{told} Nobody can tell which, so they are not among the new ones.")
     ordered = sorted(groups.values(), key=lambda one: (one.time_ns, one.name))
     settings = {"model_sha256": source["model"], "groups": sorted({one for one, _ in runs})}
     return History(ordered, _trained(folders[0], source["training"]), settings, warnings)
@@ -142,10 +136,8 @@ def read_history(
 def _open(folders: Sequence[Path], pattern: str | None) -> tuple[dict[str, Any], list[tuple[str, Iterator[Record]]]]:
     """What the folders have in common; and of each, the pattern of groups and the records, not yet read."""
     match_groups(pattern or "", ())
-    runs: list[tuple[str, Iterator[Record]]] = []
-    source: dict[str, Any] = {}
-    twice = [one for one, count in Counter(folder.resolve() for folder in folders).items() if count > 1]
-    if twice:
+    source, runs = dict[str, Any](), list[tuple[str, Iterator[Record]]]()
+    if twice := [one for one, count in Counter(folder.resolve() for folder in folders).items() if count > 1]:
         raise UsageError(f"{twice[0]}: given twice.")
     for folder in folders:
         run, choice, records = read_results(folder)
@@ -153,15 +145,12 @@ def _open(folders: Sequence[Path], pattern: str | None) -> tuple[dict[str, Any],
             raise UsageError(f"{folder}: its run was not told what a group is. Say it here.", argument="group")
         bits, trained_bits = (run["key"].get(name) for name in ("bit_depth", "model_bit_depth"))
         if None not in (bits, trained_bits) and bits != trained_bits:
-            raise DataError(
-                f"{folder}: its images were read as {bits} bits, and the model was trained on {trained_bits} bits, so "
-                "that nobody knows how they should look. Run predict without a bit depth, or train anew."
-            )
+            told = f"{folder}: its images were read as {bits} bits, and the model was trained on {trained_bits} bits."
+            raise DataError(f"{told} Nobody knows how they should look. Run predict without a bit depth.")
         own = {"model": run["key"].get("model_sha256"), "bit depth": bits, "training": run.get("training")}
-        for name, value in source.items():
-            if own[name] != value:
-                told = f"{folder}: has another {name} than {folders[0]}. A history is of one model"
-                raise DataError(f"{told}: give the folders of each apart, with a folder of its own to write to.")
+        if others := [name for name, value in source.items() if own[name] != value]:
+            told = f"{folder}: has another {others[0]} than {folders[0]}. A history is of one model"
+            raise DataError(f"{told}: give the folders of each apart, with a folder of its own to write to.")
         source = own
         runs.append((its_pattern, records))
     return source, runs
@@ -177,7 +166,7 @@ def _trained(folder: Path, training: Any) -> Appearance | None:
 
 def _count(group: Group, record: Record, known: Judged) -> None:
     time_ns = record.image.get("modified_ns")
-    time_ns = time_ns if isinstance(time_ns, int) else 0  # of an object store
+    time_ns = max(0, time_ns) if isinstance(time_ns, int) else 0
     group.all.add(record)
     if group.name in known and time_ns <= known[group.name][0]:
         group.judged += 1

@@ -3,7 +3,7 @@
 
 Each trial halves the images of a data set at random. One half trains the description: its images make coils, each with
 a gain (standard deviation 8 %) and an offset (4 grey levels) of its own. The other half makes the coils of a night,
-unchanged or with the same change of all. No image is in two coils. Beside `drift`, the same test on the mean brightness
+unchanged or with the same change of all. No image is in two coils, and no group of the data set. Beside `drift`, the same test on the mean brightness
 alone and on the share of black alone; the light direction of `drift` does not help them.
 With --lamp, the light fades from 1.00 to 0.40 on the images that each fold of a run held out, which its model scores at
 each level. Descriptions are stored in --cache; --fresh computes them again.
@@ -37,7 +37,7 @@ _QUANTILES = norm.ppf((np.arange(LIGHTS) + 0.5) / LIGHTS)
 GAINS = 1 + 0.08 * _QUANTILES
 OFFSETS = 4 * np.random.default_rng(0).permutation(_QUANTILES)
 LAMP = np.linspace(1, 0.4, 31)
-COILS = 20
+COILS, TRAINING_COILS = 20, 60
 BASELINES = {"brightness": 0, "share of black": -1}  # of the readable numbers
 
 
@@ -60,7 +60,7 @@ def noisy(grey: NDArray[np.floating]) -> Pixels:
 CHANGES: dict[str, Callable[[NDArray[np.floating]], Pixels]] = {
     "unchanged": rounded, "darker by 25 %": darker, "blurred, sigma 1": blurred, "noise, sd 5": noisy,
 }  # fmt: skip
-WORDS = {"darker by 25 %": "darker by 2", "blurred, sigma 1": "blurred", "noise, sd 5": "noisier"}
+WORDS = {"darker by 25 %": "darker", "blurred, sigma 1": "blurred", "noise, sd 5": "noisier"}
 
 
 @dataclass(frozen=True)
@@ -87,34 +87,40 @@ def described(folder: DataFolder, cache: Path, *, fresh: bool) -> Described:
         print(file=sys.stderr)
         cache.mkdir(parents=True, exist_ok=True)
         has_defect = [bool(folder.classes_of(image_id)) for image_id in folder.image_ids]
-        groups = [folder.groups.get(image_id, image_id) for image_id in folder.image_ids]
         changed = np.array(rows, np.float32).swapaxes(0, 1)
-        np.savez(path, changed=changed, lamp=np.array(lamps), has_defect=has_defect, groups=groups)
+        np.savez(path, changed=changed, lamp=np.array(lamps), has_defect=has_defect)
     stored = np.load(path)
     arrays = (stored["changed"].astype(float), stored["lamp"].astype(float), stored["has_defect"])
-    return Described(*arrays, list(folder.image_ids), stored["groups"])
+    groups = np.array([folder.groups.get(image_id, image_id) for image_id in folder.image_ids])
+    return Described(*arrays, list(folder.image_ids), groups)
 
 
-def make_coils(images: NDArray[np.intp], count: int) -> NDArray[np.intp]:
-    """As many coils, each of as many images; int (coils, images)."""
-    each = max(1, len(images) // count)
-    return images[: count * each].reshape(-1, each)
+Coils = list[NDArray[np.intp]]
+"""The images of each coil."""
+
+
+def make_coils(of: Described, images: NDArray[np.intp], most: int, generator: np.random.Generator) -> Coils:
+    """At most so many coils of whole groups of a data set, such as images of one tile, of which none is in two coils."""
+    names = generator.permutation(np.unique(of.groups[images]))
+    coils = [images[np.isin(of.groups[images], names[number::most])] for number in range(most)]
+    return [coil for coil in coils if len(coil)]
 
 
 def halves(of: Described, generator: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The images of a random half of the groups of the data set, and the others; both in a random order."""
+    """The images of a random half of the groups of the data set, and the others."""
     names = generator.permutation(np.unique(of.groups))
     is_first = np.isin(of.groups, names[: len(names) // 2])
-    return generator.permutation(np.flatnonzero(is_first)), generator.permutation(np.flatnonzero(~is_first))
+    return np.flatnonzero(is_first), np.flatnonzero(~is_first)
 
 
 def train(of: Described, images: NDArray[np.intp], generator: np.random.Generator) -> Appearance:
-    """The description of a model that was trained on 60 coils of these images, or on as many as there are images."""
-    coils = make_coils(images, min(60, len(images)))
-    lights = np.repeat(generator.integers(LIGHTS, size=len(coils)), coils.shape[1])
-    names = np.repeat(np.arange(len(coils)), coils.shape[1]).astype(str)
-    rows = of.changed[0, coils.ravel(), lights].astype(np.float32)
-    trained = fit_appearance(list(rows), list(names), of.has_defect[coils.ravel()])
+    """The description of a model that was trained on at most 60 coils of these images."""
+    coils = make_coils(of, images, TRAINING_COILS, generator)
+    sizes, joined = [len(coil) for coil in coils], np.concatenate(coils)
+    lights = np.repeat(generator.integers(LIGHTS, size=len(coils)), sizes)
+    names = np.repeat(np.arange(len(coils)), sizes).astype(str)
+    rows = of.changed[0, joined, lights].astype(np.float32)
+    trained = fit_appearance(list(rows), list(names), of.has_defect[joined])
     assert trained is not None
     return trained
 
@@ -131,15 +137,21 @@ class Night:
         return self.means - [trained.expected(has_defect=share) for share in self.shares]
 
 
-def night_of(of: Described, coils: NDArray[np.intp], lights: NDArray[np.intp], change: NDArray[np.intp]) -> Night:
-    means = of.changed[change[:, None], coils, lights[:, None]].mean(axis=1)
-    return Night(means, of.has_defect[coils].mean(axis=1), np.full(len(coils), float(coils.shape[1])))
+def night_of(of: Described, coils: Coils, lights: NDArray[np.intp], changes: NDArray[np.intp]) -> Night:
+    parts = [of.changed[change, coil, light] for coil, light, change in zip(coils, lights, changes, strict=True)]
+    return night_with(of, coils, parts)
+
+
+def night_with(of: Described, coils: Coils, parts: Sequence[Values]) -> Night:
+    """The night of coils whose images have these descriptions."""
+    shares = np.array([of.has_defect[coil].mean() for coil in coils])
+    return Night(np.array([part.mean(axis=0) for part in parts]), shares, np.array([float(len(one)) for one in coils]))
 
 
 def baseline(night: Night, trained: Appearance, number: int) -> bool:
     """The same test on one readable number alone."""
     usual = np.array([readable(trained.expected(has_defect=share))[number] for share in night.shares])
-    spread = np.sqrt(np.diag(trained.covariance(float(night.images[0]))))
+    spread = np.sqrt(np.diag(trained.covariance(len(night.images) / float((1 / night.images).sum()))))
     low, high = (readable(np.array(trained.mean) + sign * spread)[number] for sign in (-1, 1))
     along = (np.array([readable(mean)[number] for mean in night.means]) - usual) / max(1e-6, abs(high - low) / 2)
     error = np.sqrt(max(1, along.var(ddof=1)) * (1 / len(along) + 1 / trained.groups))
@@ -160,7 +172,7 @@ def simulate(name: str, of: Described, trials: int, pooled: dict[str, list[bool]
     for _ in range(trials):
         first_half, other_half = halves(of, generator)
         trained = train(of, first_half, generator)
-        coils = make_coils(other_half, COILS)
+        coils = make_coils(of, other_half, COILS, generator)
         lights = generator.integers(LIGHTS, size=COILS)
         begins = int(generator.integers(5, COILS - 9))
         for number, change in enumerate(CHANGES):
@@ -190,29 +202,30 @@ def simulate(name: str, of: Described, trials: int, pooled: dict[str, list[bool]
 
 def more_sheets(name: str, of: Described, trials: int, pooled: dict[str, list[bool]]) -> None:
     """64 % of the images of training have a defect, and 95 % of those of the night; the light is the same."""
-    defective, sound = np.flatnonzero(of.has_defect), np.flatnonzero(~of.has_defect)
-    size = min(len(defective) / (0.64 + 0.95), len(sound) / (0.36 + 0.05))
-    if size < max(LEAST_GROUPS, COILS):
-        return
     generator, seen = np.random.default_rng(2), dict[str, list[bool]]()
     for _ in range(trials):
-        ill, well = generator.permutation(defective), generator.permutation(sound)
-        counts = round(0.64 * size), round(0.36 * size), round(0.95 * size), round(0.05 * size)
-        trained = train(of, generator.permutation(np.concatenate([ill[: counts[0]], well[: counts[1]]])), generator)
-        others = np.concatenate([ill[counts[0] :][: counts[2]], well[counts[1] :][: counts[3]]])
-        coils = make_coils(generator.permutation(others), COILS)
+        for_training, for_night = halves(of, generator)
+        thinned = [thin(of, for_training, 0.64, generator), thin(of, for_night, 0.95, generator)]
+        if min(map(len, thinned)) < LEAST_GROUPS:
+            return
+        trained, coils = train(of, thinned[0], generator), make_coils(of, thinned[1], COILS, generator)
         night = night_of(of, coils, generator.integers(LIGHTS, size=len(coils)), np.zeros(len(coils), int))
+        if not trained.is_calibrated or len(coils) < COILS:
+            continue
         camera = camera_shift(night.residuals(trained), night.images, trained) is not None
-        seen.setdefault("64 % -> 95 % defective: no camera verdict", []).append(not camera)
         more = more_defects(night.shares, np.zeros(0), trained)[0] is not None
+        seen.setdefault("64 % -> 95 % defective: no camera verdict", []).append(not camera)
         seen.setdefault("64 % -> 95 % defective: more defects", []).append(more)
-        usual = generator.binomial(coils.shape[1], 0.64, size=COILS) / coils.shape[1]
-        seen.setdefault("64 % -> 95 % defective: more defects, after a known night", []).append(
-            more_defects(night.shares, usual, trained)[0] is not None
-        )
     for what, hits in seen.items():
-        print(f"{name}: {what} ({coils.shape[1]} images a coil): {share(hits)}", flush=True)
+        print(f"{name}: {what} (about {len(thinned[1]) / COILS:.0f} images a coil): {share(hits)}", flush=True)
         pooled.setdefault(what, []).extend(hits)
+
+
+def thin(of: Described, images: NDArray[np.intp], share: float, generator: np.random.Generator) -> NDArray[np.intp]:
+    """As many of these images as have together this share with a defect."""
+    ill, sound = (generator.permutation(images[of.has_defect[images] == has]) for has in (True, False))
+    size = min(len(ill) / share, len(sound) / (1 - share))
+    return np.sort(np.concatenate([ill[: round(share * size)], sound[: round((1 - share) * size)]]))
 
 
 def fade(run: Path, folder: DataFolder, of: Described) -> None:
@@ -232,7 +245,7 @@ def fade(run: Path, folder: DataFolder, of: Described) -> None:
         held = np.array([numbers[one] for one, fold in folds.items() if fold == own and one in numbers])
         rest = np.array([numbers[one] for one, fold in folds.items() if fold != own and one in numbers])
         generator = np.random.default_rng(3)
-        trained, coils = train(of, generator.permutation(rest), generator), make_coils(generator.permutation(held), 20)
+        trained, coils = train(of, rest, generator), make_coils(of, held, COILS, generator)
         predictor = Predictor.load(model)
         noticed: dict[str, str] = {}
         first = 0.0
@@ -246,8 +259,7 @@ def fade(run: Path, folder: DataFolder, of: Described) -> None:
                 pairs |= count_pairs(image_id, masks, truth)
             dice = float(np.mean([pair.dice for pair in pairs.values() if pair.true_px]))
             first = first or dice
-            means, defective = of.lamp[coils, step].mean(axis=1), of.has_defect[coils].mean(axis=1)
-            night = Night(means, defective, np.full(len(coils), float(coils.shape[1])))
+            night = night_with(of, coils, [of.lamp[coil, step] for coil in coils])
             found = camera_shift(night.residuals(trained), night.images, trained)
             alarms = {"drift": found is not None}
             alarms |= {name: baseline(night, trained, column) for name, column in BASELINES.items()}
@@ -272,7 +284,7 @@ def main() -> None:
     for data in options.data:
         of = described(open_data_folder(data), options.cache, fresh=options.fresh)
         names, counts = np.unique(of.groups, return_counts=True)
-        print(f"{data.name}: {len(of.image_ids)} images; {(counts >= 10).sum()} of {len(names)} groups have 10 images")
+        print(f"{data.name}: {len(of.image_ids)} images; {(counts >= 10).sum()} of {len(names)} groups have 10")
         trials = -(-options.trials // len(options.data))
         simulate(data.name, of, trials, pooled)
         more_sheets(data.name, of, trials, pooled)

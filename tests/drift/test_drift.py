@@ -74,7 +74,7 @@ def test_more_images_of_a_judged_group_are_new(tmp_path: Path, write_results: Wr
     [
         ({"trained": None}, NOT_JUDGED, "does not tell how its training images look"),
         ({"status": "blank", "described": False}, CANNOT_TELL, "0 new groups (0 images)"),
-        ({"described": False}, CANNOT_TELL, "0 new groups (0 images)"),
+        ({"described": False, "defective": 0.0}, CANNOT_TELL, "0 new groups (0 images)"),
     ],
 )
 def test_what_cannot_be_judged_is_said_and_stays_new(
