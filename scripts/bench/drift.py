@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """How often `drift` is right: simulated nights of real images.
 
-Each trial halves the images of a data set at random. One half trains the description: its images make coils, each with
-a gain (standard deviation 8 %) and an offset (4 grey levels) of its own. The other half makes the coils of a night,
-unchanged or with the same change of all. No image is in two coils, and no group of the data set. Beside `drift`, the same test on the mean brightness
-alone and on the share of black alone; the light direction of `drift` does not help them.
+Each trial halves the groups of a data set at random. The images of one half make at most 60 coils, on which the
+description is trained; those of the other half make the 20 coils of a night. A coil is of whole groups. Each has a gain
+(standard deviation 8 %) and an offset (4 grey levels) of its own. The night is unchanged, or all its images change, or
+those from some coil on. Beside `drift`, the same test on the mean brightness alone, and on the share of black alone.
 With --lamp, the light fades from 1.00 to 0.40 on the images that each fold of a run held out, which its model scores at
 each level. Descriptions are stored in --cache; --fresh computes them again.
 Usage: python scripts/bench/drift.py DATA... [--trials 1000] [--lamp RUN DATA] [--cache FOLDER] [--fresh]
@@ -100,7 +100,7 @@ Coils = list[NDArray[np.intp]]
 
 
 def make_coils(of: Described, images: NDArray[np.intp], most: int, generator: np.random.Generator) -> Coils:
-    """At most so many coils of whole groups of a data set, such as images of one tile, of which none is in two coils."""
+    """At most so many coils, each of whole groups of the data set, such as the images of one tile."""
     names = generator.permutation(np.unique(of.groups[images]))
     coils = [images[np.isin(of.groups[images], names[number::most])] for number in range(most)]
     return [coil for coil in coils if len(coil)]
