@@ -7,7 +7,7 @@ description is trained; those of the other half make the 20 coils of a night. A 
 those from some coil on. Beside `drift`, the same test on the mean brightness alone, and on the share of black alone.
 With --lamp, the light fades from 1.00 to 0.40 on the images that each fold of a run held out, which its model scores at
 each level. Descriptions are stored in --cache; --fresh computes them again.
-Usage: python scripts/bench/drift.py DATA... [--trials 1000] [--lamp RUN DATA] [--cache FOLDER] [--fresh]
+Usage: python scripts/bench/drift.py [DATA...] [--trials 1000] [--lamp RUN DATA] [--cache FOLDER] [--fresh]
 """
 
 import argparse
@@ -273,7 +273,7 @@ def fade(run: Path, folder: DataFolder, of: Described) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--trials", type=int, default=1000, help="of all data sets together")
     parser.add_argument("--lamp", type=Path, nargs=2, metavar=("RUN", "DATA"), action="append", default=[])
     parser.add_argument("--cache", type=Path, default=Path("drift-cache"))
