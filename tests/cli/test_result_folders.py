@@ -59,7 +59,7 @@ def test_results_of_the_same_command_are_continued_or_replaced_only_if_that_is_a
     before = _tree(tmp_path / "out")
 
     if command[0] in ("predict", "drift"):
-        assert {"predict": "4 were done before", "drift": "Cannot tell"}[command[0]] in call(*command).out
+        assert {"predict": "4 were done before", "drift": "Not judged"}[command[0]] in call(*command).out
     else:
         refused(*command, code=2, told="--overwrite")
         assert _tree(tmp_path / "out") == before
