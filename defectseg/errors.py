@@ -20,7 +20,7 @@ from importlib.util import find_spec
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command. Where several apply: 4, then 10 or 12, then 3."""
+    """Exit codes of every command. Where several apply: 4, then 10, 11 or 12, then 3."""
 
     DONE = 0
     BUG = 1
@@ -28,6 +28,7 @@ class ExitCode(IntEnum):
     PARTIAL = 3
     CANNOT_CONTINUE = 4
     DEFECT_FOUND = 10
+    DRIFT = 11
     NOT_MET = 12
     INTERRUPTED = 130
 

@@ -19,8 +19,12 @@ from safetensors.numpy import save_file
 
 from defectseg.config import InferenceConfig, Recipe
 from defectseg.data.synthetic import write_data_folder
+from defectseg.image.appearance import NUMBERS
 from defectseg.inference.settings import Settings
+from defectseg.model.appearance import Appearance
 from defectseg.model.info import METADATA_KEY, ModelInfo, Normalization, Thresholds, seal_model
+from defectseg.predict.output import output_folder
+from defectseg.predict.tables import IMAGE_COLUMNS, OutputChoice, Record
 from defectseg.runtime.base import Answer
 
 # One thread for torch, here and in the commands that tests start: these networks are too small to gain by two, and on a
@@ -163,6 +167,71 @@ def grey_runtime() -> Callable[..., GreyRuntime]:
         return runtime
 
     return make
+
+
+NUMBERS_OF_STEEL = np.full(NUMBERS, 4.0)
+TRAINED = Appearance(
+    images=300,
+    groups=60,
+    mean=tuple(NUMBERS_OF_STEEL),
+    defect_shift=tuple(np.linspace(-0.2, 0.2, NUMBERS)),
+    between=tuple((0.01 * np.eye(NUMBERS)).ravel()),
+    within=tuple((0.01 * np.eye(NUMBERS)).ravel()),
+    distances=tuple(np.linspace(3, 9, 101)),
+    threshold=10.0,
+    defective=0.5,
+    defective_spread=0.25,
+)
+
+
+@pytest.fixture
+def trained() -> Appearance:
+    """What training images look like in which half have a defect, and which vary by 10 % as groups and as images."""
+    return TRAINED
+
+
+@pytest.fixture
+def write_results() -> Callable[..., Path]:
+    """Writes an output folder of `predict` with made-up descriptions."""
+
+    def write(
+        out: Path,
+        groups: Iterable[int],
+        *,
+        day: float = 0,
+        images: int = 4,
+        brighter: float = 0.0,
+        defective: float = 0.5,
+        status: str | None = None,
+        described: bool = True,
+        trained: Appearance | None = TRAINED,
+        pattern: str | None = "coil[0-9]+",
+        key: Mapping[str, Any] | None = None,
+        run_status: str = "finished",
+    ) -> Path:
+        """Groups of images, an hour apart, of which this share has a defect; their grey levels are brighter by this."""
+        generator = np.random.default_rng([*out.name.encode()])
+        settings = {"model_sha256": "a" * 64, "only_classes": None, "bit_depth": None, "model_bit_depth": 10}
+        training = None if trained is None else trained.model_dump()
+        with output_folder(out, {**settings, **(key or {})}, OutputChoice(group=pattern)) as output:
+            for place, group in enumerate(groups):
+                own = generator.normal(0, 0.1, NUMBERS)
+                for number in range(images):
+                    has_defect = (number + 0.5) / images < defective
+                    numbers = TRAINED.expected(has_defect=has_defect) + own + generator.normal(0, 0.1, NUMBERS)
+                    row: dict[str, Any] = dict.fromkeys(IMAGE_COLUMNS, "") | {
+                        "ImageId": f"coil{group}_{out.name}{number}.png"
+                    }
+                    row |= {"status": status or ("defect" if has_defect else "clean"), "height": 8, "width": 8}
+                    time_ns = int((day * 24 + place) * 3600e9) + number + 10**18
+                    row["modified_ns"] = time_ns
+                    numbers[:-3] += brighter
+                    output.journal.add(Record(row, [], [], [], numbers.tolist() if described else []))
+            output.name_pictures(output.journal.image_ids)
+            output.finish({"status": run_status, "class_names": ["pits"], "training": training})
+        return out
+
+    return write
 
 
 @pytest.fixture

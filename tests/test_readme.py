@@ -22,6 +22,7 @@ DOCUMENTS = (
     "docs/other-programs.md",
     "docs/jobs.md",
     "docs/watch.md",
+    "docs/drift.md",
     "docs/ray.md",
 )
 

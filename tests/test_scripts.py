@@ -172,11 +172,46 @@ def test_predict_folder_logs_an_interruption_after_defectseg_has_stopped(out: Pa
     assert (stopped, told[20:]) == ("cleaned up", "interrupted; the next run goes on from here")
 
 
-@pytest.mark.parametrize("script", ["predict_folder.sh", "train_severstal.sh", "train_slurm.sh"])
+@pytest.mark.parametrize("script", ["predict_folder.sh", "drift_results.sh", "train_severstal.sh", "train_slurm.sh"])
 def test_a_job_without_arguments_shows_its_usage(script: str, stubs: Path) -> None:
     result = run(script, stubs=stubs)
     assert result.returncode == 2
     assert re.match(rf"usage: (sbatch )?{script}", result.stderr)
+
+
+# drift_results.sh
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "notice"),
+    [
+        (0, "No change: 24 new groups.", None),
+        (
+            11,
+            "time group\nThe camera or the light changed. Darker.\nIt began.",
+            "The camera or the light changed. Darker. ",
+        ),
+        (11, "More defects than usual in the last 20 groups.", "More defects than usual in the last 20 groups. "),
+        (4, "error: the run is running.", "drift ended with exit code 4: see the end of {out}.log"),
+        (130, "", None),
+    ],
+)
+def test_drift_results_sends_the_verdict_and_ends_with_its_exit_code(
+    tmp_path: Path, stubs: Path, code: int, said: str, notice: str | None
+) -> None:
+    out = tmp_path / "all drift"
+    put_stub(stubs, "hook", "")
+    put_stub(stubs, "defectseg", f"printf '{said}'; exit {code}")
+    flags = ("night 1", "night 2", "--group", "coil[0-9]+")
+    done = run("drift_results.sh", f"{out}/", *flags, stubs=stubs, NOTICE_HOOK=str(stubs / "hook"))
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+    assert calls(stubs, "defectseg") == [["drift", *flags, "--out", str(out)]]
+    assert said in Path(f"{out}.log").read_text()
+    sent = [words[0] for words in calls(stubs, "hook")]
+    if notice is None:
+        assert sent == []
+    else:
+        assert sent == [notice.format(out=out) if code == 4 else f"{notice}See {out}/drift.html"]
 
 
 # train_severstal.sh

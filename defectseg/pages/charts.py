@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ _STYLE: Any = {
     "text.color": INK, "text.parse_math": False, "xtick.color": SOFT, "ytick.color": SOFT,
 }  # fmt: skip
 _BAR_WIDTH_PX, _BAR_PX, _LONGEST_LABEL = 340, 21, 22
+_PLOT_WIDTH_PX, _PLOT_HEIGHT_PX = 340, 170
 
 
 def chart(paint: Callable[["Axes"], object], label: str, *, width_px: int, height_px: int) -> Markup:
@@ -60,3 +62,25 @@ def bars(counts: Mapping[str, int], label: str, *, marked: str | None = None) ->
         axes.spines[:].set_visible(False)
 
     return chart(paint, label, width_px=_BAR_WIDTH_PX, height_px=_BAR_PX * max(1, len(counts)) + 8)
+
+
+def over_time(
+    times_ns: Sequence[float],
+    values: Sequence[float],
+    marked: Sequence[bool],
+    usual: tuple[float, float] | None,
+    label: str,
+) -> Markup:
+    """Dots over time, of values from 0 on; in the second colour if marked, on a band of what is usual."""
+
+    def paint(axes: "Axes") -> None:
+        if usual is not None:
+            axes.axhspan(*usual, color=LINE, alpha=0.6, linewidth=0)
+        axes.scatter(times_ns, values, s=9, c=[SECOND if one else FIRST for one in marked], linewidths=0)
+        axes.set_position((0.13, 0.22, 0.77, 0.73))  # faster than a layout
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+        first, last = min(times_ns), max(times_ns)
+        ticks = sorted({first, (first + last) / 2, last})
+        axes.set_xticks(ticks, [f"{datetime.fromtimestamp(tick / 1e9):%Y-%m-%d\n%H:%M}" for tick in ticks])  # noqa: DTZ006
+
+    return chart(paint, label, width_px=_PLOT_WIDTH_PX, height_px=_PLOT_HEIGHT_PX)

@@ -98,6 +98,7 @@ def test_no_command_opens_a_connection(data_folder: Path, trained_run: Path, tin
         ["predict", tmp_path / "run", images, "--out", tmp_path / "torch", "--runtime", "torch", "--device", "cpu"],
         *(["predict", tmp_path / "m.xml", images, "--out", tmp_path / f"{n}", "--shard", f"{n}/2"] for n in (1, 2)),
         ["merge", tmp_path / "1", tmp_path / "2", "--out", tmp_path / "merged"],
+        ["drift", tmp_path / "openvino", "--group", ".", "--out", tmp_path / "drift"],
         ["compare", tmp_path / "torch", tmp_path / "openvino", "--out", tmp_path / "changes"],
     ]
     words = _without_network()

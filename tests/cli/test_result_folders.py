@@ -12,7 +12,7 @@ from defectseg.files import folder_lock
 Call = Callable[..., Any]
 
 
-@pytest.fixture(params=["predict", "merge", "evaluate", "compare", "data check"])
+@pytest.fixture(params=["predict", "merge", "evaluate", "compare", "drift", "data check"])
 def command(
     request: pytest.FixtureRequest, tmp_path: Path, grey_runtime: Call, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
@@ -28,9 +28,10 @@ def command(
         "merge": [str(tmp_path / "shard")],
         "evaluate": ["--predictions", str(data / "train.csv"), "--data", str(data)],
         "compare": [str(data / "train.csv"), str(data / "train.csv"), "--data", str(data)],
+        "drift": [str(tmp_path / "shard"), "--group", "."],
         "data check": [str(data)],
     }
-    if request.param == "merge":
+    if request.param in ("merge", "drift"):
         assert call("predict", *arguments["predict"], "--shard", "1/1", "--out", tmp_path / "shard").code == 0
     return [*request.param.split(), *arguments[request.param], "--out", str(tmp_path / "out")]
 
@@ -57,8 +58,8 @@ def test_results_of_the_same_command_are_continued_or_replaced_only_if_that_is_a
     assert call(*command).code == 0
     before = _tree(tmp_path / "out")
 
-    if command[0] == "predict":
-        assert "4 were done before" in call(*command).out
+    if command[0] in ("predict", "drift"):
+        assert {"predict": "4 were done before", "drift": "Not judged"}[command[0]] in call(*command).out
     else:
         refused(*command, code=2, told="--overwrite")
         assert _tree(tmp_path / "out") == before
