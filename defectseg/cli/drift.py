@@ -29,7 +29,8 @@ def drift(
     that are new since the last verdict in --out; without --out, all. With fewer than 10 new groups, there is no
     verdict, and they stay new.
 
-    Exit codes: 11 if the camera or the light changed, or there are more defects; else 0, also where it cannot tell.
+    Exit codes: 0 no change, or it cannot tell; 11 the camera or the light changed, or there are more defects; 2 wrong
+    usage; 4 could not go on.
 
     Example: defectseg drift /data/results/* --group 'coil[0-9]+' --out /data/drift
     """

@@ -104,7 +104,7 @@ def _judge(history: History, before: _Remembered) -> tuple[Result, _Remembered]:
     images, details = sum(group.new.images for group in new), dict[str, Any]()
     if trained is None:
         verdict, told = NOT_JUDGED, ["Not judged: the model does not tell how its training images look. Train it anew."]
-    elif not trained.is_calibrated:
+    elif trained.threshold is None:
         need = f"At least {LEAST_TRAINED} are needed to know what is usual."
         verdict, told = UNCALIBRATED, [f"Uncalibrated: the model was trained on {trained.groups} groups. {need}"]
     elif len(new) < LEAST_GROUPS:

@@ -210,7 +210,7 @@ def more_sheets(name: str, of: Described, trials: int, pooled: dict[str, list[bo
             return
         trained, coils = train(of, thinned[0], generator), make_coils(of, thinned[1], COILS, generator)
         night = night_of(of, coils, generator.integers(LIGHTS, size=len(coils)), np.zeros(len(coils), int))
-        if not trained.is_calibrated or len(coils) < COILS:
+        if trained.threshold is None or len(coils) < COILS:
             continue
         camera = camera_shift(night.residuals(trained), night.images, trained) is not None
         more = more_defects(night.shares, np.zeros(0), trained)[0] is not None
