@@ -21,13 +21,13 @@ MEASURES = (
     *("level", "deviation", "along_1", "across_1", "along_2", "across_2", "along_4", "across_4", "mixed_1"),
     *("along_half", "across_half", "mixed_half", "along_quarter", "across_quarter", "along_eighth", "across_eighth"),
 )
-"""Of a tile of 32 x 32 px, in grey levels: the mean; the standard deviation; the mean change over 1, 2 and 4 px along the
-rows and across them; the same from a pixel to the next after the image was halved once, twice and three times; and how
-much the change across differs from a pixel to the next along."""
+"""Of a tile of 32 x 32 px, in grey levels: the mean; the standard deviation; the mean change over 1, 2 and 4 px along
+the rows and across them; the same from a pixel to the next after the image was halved once, twice and three times; and
+`mixed`: how much the change across differs from a pixel to the next along."""
 NUMBERS = 3 + 2 * len(RATIOS) + len(BOTH_QUARTILES) + 1
-"""Over the tiles that are lit, natural logarithms: the medians of level and deviation; the change along of calm tiles (the
-5 % quantile); the lower quartile of each of RATIOS; the ratio of their two measures in calm tiles; the upper quartile of
-BOTH_QUARTILES. Last, the share of black tiles."""
+"""Over the tiles that are lit, natural logarithms: the medians of level and deviation; the change along of calm tiles
+(the 5 % quantile); the lower quartile of each of RATIOS; the ratio of their two measures in calm tiles; the upper
+quartile of BOTH_QUARTILES. Last, the share of black tiles."""
 
 
 class Readable(NamedTuple):
@@ -36,8 +36,8 @@ class Readable(NamedTuple):
     Attributes:
         brightness: grey level of the steel, 0..255.
         contrast: standard deviation within tiles of 32 x 32 px, in grey levels.
-        sharpness_along, sharpness_across: the change from a pixel to the next, in percent of the change over 2 px: along
-            the rows of the image, and from row to row.
+        sharpness_along, sharpness_across: the change from a pixel to the next, in percent of the change over 2 px:
+            along the rows of the image, and from row to row.
         black_percent: share of black.
     """
 

@@ -17,10 +17,10 @@ def fit_appearance(
 ) -> Appearance | None:
     """The statistics of training images; None if they are of one group only.
 
-    The covariances are shrunk as by Ledoit and Wolf (2004), with groups as the independent samples. Each group
-    counts the same, however many images it has. The threshold is a one-sided tolerance limit of a normal distribution on
-    the logarithm of distances: with a confidence of 90 %, 99 % of the images of new groups stay below. It is at least as
-    large as 99 % of the distances.
+    The covariances are shrunk as by Ledoit and Wolf (2004), with groups as the independent samples. Each group counts
+    the same, however many images it has. The threshold is a one-sided tolerance limit of a normal distribution on the
+    logarithm of distances: with a confidence of 90 %, 99 % of the images of new groups stay below. It is no smaller
+    than the 99 % quantile of the distances, each from the other groups.
 
     Args:
         appearances: float32 (36,) of N images, see `appearance_of`.

@@ -2,9 +2,9 @@
 """How well single images that are unlike the training images are told from those that are like them.
 
 The groups of each data folder are divided into five parts; the description is fitted on four, and judges the images of
-the fifth: as they are, and changed on purpose. Images of the other folders are those of a foreign line. Tables: AUROC of
-the distance, of mean brightness and of the share of black (how far from the training images' mean) against the unchanged
-images of the fifth part; the share flagged; and, of flagged images with a change that has a word, how many are told so.
+the fifth: as they are, and changed on purpose. Images of the other folders are those of a foreign line. Columns: AUROC
+against the unchanged images of the fifth part, by distance, by mean brightness and by the share of black (how far from
+the mean of the training images); the share flagged; how often the word is right for flagged images.
 Severstal has no groups: `defectseg data split DATA` writes those that it finds.
 Usage: python scripts/bench/unlike.py DATA DATA [DATA ...] [--unknown IMAGES] [--seeds 3]
 """
@@ -102,7 +102,7 @@ def read_line(root: Path) -> Line:
 def scores_of(
     trained: Appearance, looks: NDArray[np.float32], has_defect: NDArray[np.bool_] | None
 ) -> NDArray[np.float64]:
-    """Distance, and how far brightness and black are from the mean, (N, 3); of an unknown image the smaller distance."""
+    """Distance, and how far brightness and black are from the mean, (N, 3); has_defect None: the smaller one."""
     usual = readable(trained.mean)
     scores = []
     for number, one in enumerate(looks):
@@ -169,7 +169,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     print(machine_facts())
     lines = [read_line(root) for root in options.data]
-    unknown = [decode(one.path).pixels for one in find_images(options.unknown)] if options.unknown else []
+    unknown = [decode(one.path).pixels for one in find_images([options.unknown])] if options.unknown else []
     totals = np.zeros(2, int)
     for line in lines:
         others = {f"foreign: {one.name}": one.looks[AS_IT_IS] for one in lines if one is not line}
