@@ -24,7 +24,6 @@ from defectseg.image.find import FoundImage
 from defectseg.model.appearance import Appearance
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
-from defectseg.predict.page import ResultsPage
 from defectseg.predict.names import TakenNames, folders_of, output_names, without_suffix
 from defectseg.predict.page import ResultsPage
 from defectseg.predict.rules import Rules
@@ -254,7 +253,7 @@ class OutputFolder:
             self._taken.add(record.image_id, self._names[record.image_id])
 
     def finish(self, run: dict[str, Any], fail_on: Rules | None = None) -> dict[str, Any]:
-        """Write the tables, sorted by ImageId, the page, and run.json, with the number of images in the folder by status.
+        """Write the tables, sorted by ImageId, the page, and run.json, with the numbers of images in the folder.
 
         With `OutputChoice.group`, by_group.csv counts images and regions by group; "" is the group of all others.
         If an image's name is too long for its pictures, its notes in images.csv tell their name.
@@ -310,11 +309,11 @@ class OutputFolder:
     def _class_names(self, run: Mapping[str, Any]) -> dict[int, str]:
         """ClassId -> name of the classes that are reported."""
         names = dict(enumerate(run["class_names"], start=1))
-        return {class_id: names[class_id] for class_id in self._key["only_classes"] or names}
+        return {class_id: names[class_id] for class_id in self._key.get("only_classes") or names}
 
     def _write_groups(self, by_group: Mapping[str, Counter[str | int]], class_names: Mapping[int, str]) -> None:
         columns = [*tables.GROUP_COLUMNS, *(f"regions_{name}" for name in class_names.values())]
-        counted = ("images", tables.STATUS_UNREADABLE, tables.STATUS_DEFECT, *class_names)
+        counted: list[str | int] = ["images", tables.STATUS_UNREADABLE, tables.STATUS_DEFECT, *class_names]
         with atomic_csv(self.root / tables.BY_GROUP, columns, for_people=True) as write_rows:
             write_rows([group, *(counts[what] for what in counted)] for group, counts in sorted(by_group.items()))
 

@@ -199,7 +199,9 @@ function layOut() {
   const aspects = images.filter((image) => image.path).map((image) => image.width / image.height).sort((one, other) => one - other);
   frameAspect = Math.min(8, Math.max(0.75, aspects[aspects.length >> 1] || 1));
   $("gallery").style.setProperty("--frame", String(frameAspect));
-  $("gallery").style.setProperty("--card-width", `${Math.round(Math.min(640, 190 + 80 * frameAspect))}px`);
+  const width = Math.round(Math.min(640, 190 + 80 * frameAspect));
+  $("gallery").style.setProperty("--card-width", `${width}px`);
+  $("gallery").style.setProperty("--card-height", `${Math.round(70 + (aspects.length ? width / frameAspect : 0))}px`);
 }
 
 // One image, large

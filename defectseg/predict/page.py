@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from defectseg.files import write_text
+from defectseg.files import resource_errors, write_text
 from defectseg.pages.plain import plain_page
 from defectseg.predict import tables
 from defectseg.predict.names import without_suffix
@@ -21,7 +21,7 @@ PARTS = 60  # bars of the chart over the order of files
 # From the best to the worst. Of a blank image, nobody knows whether it has a defect.
 _RANKS = (tables.STATUS_CLEAN, tables.STATUS_BLANK, tables.STATUS_DEFECT)
 _LONGEST_NAME = 300  # of an image without a row, in characters
-_BESIDE_ITSELF = 1  # in a row: the overlay is called as the image
+_CALLED_ALIKE = 1  # in a row: the overlay has the name of the image
 
 
 class ResultsPage:
@@ -36,11 +36,11 @@ class ResultsPage:
     def __init__(self, choice: OutputChoice, class_names: Mapping[int, str], images: int) -> None:
         self._choice = choice
         self._class_names = class_names
-        self._images = images
+        self._images = max(1, images)
         self._seen = self._regions = 0
         self._classes: Counter[int] = Counter()  # images with the class
         self._defects: Counter[int] = Counter()
-        self._parts = [[0, 0, 0] for _ in range(min(PARTS, images))]  # first image, images, those with a defect
+        self._parts = [[0, 0, 0] for _ in range(min(PARTS, self._images))]  # first image, images, those with a defect
         self._worst: list[tuple[Any, str]] = []  # a heap
         self._unreadable: list[tuple[str, str]] = []
 
@@ -68,13 +68,11 @@ class ResultsPage:
         self._classes.update(defects.keys())
         self._defects.update(defects)
         first_region, self._regions = self._regions, self._regions + len(record.regions)
-        area_px = record.image.get("defect_area_px")
-        area_px = area_px if isinstance(area_px, int) else 0
-        rank = _RANKS.index(record.status), _score(record, "sheet_score") or 0.0, area_px
-        key = (*rank, -number)  # no two are equal
+        # The last number makes all keys differ.
+        key = _RANKS.index(record.status), _score(record, "sheet_score") or 0.0, _area_px(record), -number
         if len(self._worst) < MOST_ROWS or key > self._worst[0][0]:
             keep = heapq.heappush if len(self._worst) < MOST_ROWS else heapq.heappushpop
-            keep(self._worst, (key, _compact(self._row(record, rank, number, first_region, defects, overlay, group))))
+            keep(self._worst, (key, _compact(_row(record, number, first_region, defects, overlay, group))))
 
     def _defects_of(self, record: Record) -> dict[int, int]:
         """ClassId -> number of defects, which is 0 where regions are not written."""
@@ -83,25 +81,11 @@ class ResultsPage:
         names = str(record.image.get("classes")).split("; ")
         return {class_id: 0 for class_id, name in self._class_names.items() if name in names}
 
-    @staticmethod
-    def _row(
-        record: Record, rank: tuple[int, float, int], number: int, first_region: int, defects: Mapping[int, int],
-        overlay: str, group: str | None,
-    ) -> list[Any]:  # fmt: skip
-        """The row of an image, as page.js reads it."""
-        image, (status, sheet_score, area_px) = record.image, rank
-        beside = f"{tables.OVERLAYS}/{without_suffix(record.image_id)}{tables.PICTURES[tables.OVERLAYS]}"
-        return [
-            *(number, record.image_id, _BESIDE_ITSELF if overlay == beside else overlay, status, *record.size_hw),
-            *(sheet_score, _score(record, "top_score"), area_px, max((row[3] for row in record.regions), default=0)),
-            *(first_region, [figure for pair in defects.items() for figure in pair]),
-            *(_score(record, "unlike"), image.get("differs", ""), group, image["notes"]),
-        ]
-
     def write(self, root: Path, run: Mapping[str, Any]) -> None:
         """Write the page into the folder, given the content of run.json. Raises ResourceError."""
         if tables.PAGE not in self._choice.names:
-            (root / tables.INDEX).unlink(missing_ok=True)
+            with resource_errors(root):
+                (root / tables.INDEX).unlink(missing_ok=True)
             return
         self._worst.sort(reverse=True)
         rows, left = [], MOST_BYTES
@@ -125,21 +109,41 @@ class ResultsPage:
             "facts": {"Model": run.get("model"), "Computed by": run.get("runtime")},
         }
         lines = ",\n".join(rows)
-        # As JSON allows: no tag and no comment of HTML begins in it, and no line ends but those between rows.
         content = f'{{"about":{_compact(about)},"rows":[\n{lines}\n]}}'
-        for letter in "<\u2028\u2029":
-            content = content.replace(letter, f"\\u{ord(letter):04x}")
         here = Path(__file__)
         html, style, script = (here.with_suffix(end).read_text(encoding="utf-8") for end in (".html", ".css", ".js"))
         html += f'<script id="data" type="application/json">{content}</script>'
         write_text(root / tables.INDEX, plain_page("Results", style=style, content=html, script=script))
 
 
+def _row(
+    record: Record, number: int, first_region: int, defects: Mapping[int, int], overlay: str, group: str | None
+) -> list[Any]:
+    """The row of an image, as page.js reads it."""
+    beside = f"{tables.OVERLAYS}/{without_suffix(record.image_id)}{tables.PICTURES[tables.OVERLAYS]}"
+    place = number, record.image_id, _CALLED_ALIKE if overlay == beside else overlay
+    scores = _score(record, "sheet_score"), _score(record, "top_score")
+    areas_px = _area_px(record), max((row[3] for row in record.regions), default=0)
+    found = first_region, [figure for pair in defects.items() for figure in pair]
+    unlike = _score(record, "unlike"), record.image.get("differs", "")
+    return [
+        *(*place, _RANKS.index(record.status), *record.size_hw, *scores, *areas_px, *found),
+        *(*unlike, group, record.image["notes"]),
+    ]
+
+
+def _area_px(record: Record) -> int:
+    area_px = record.image.get("defect_area_px")
+    return area_px if isinstance(area_px, int) else 0
+
+
 def _score(record: Record, column: str) -> float | None:
-    """A number of images.csv; None where the cell is empty."""
-    cell = record.image.get(column)
-    return float(cell) if cell else None
+    """A number of images.csv from 0; None where the cell has none."""
+    cell = str(record.image.get(column, ""))
+    return float(cell) if cell.replace(".", "", 1).isdecimal() else None
 
 
 def _compact(content: Any) -> str:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    """JSON in which no tag or comment of HTML begins, and that has one line."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", r"\u003c").replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
