@@ -190,12 +190,12 @@ def _shown(page: Any) -> list[str]:
 
 
 def test_the_results_show_the_worst_image_first_and_why_one_could_not_be_read(browser: Any, results: Path) -> None:
-    with _opened(browser, results) as page:
+    with _opened(browser, results, viewport={"width": 1280, "height": 3000}) as page:
         assert page.title() == "Results: night 1"
         verdict = page.locator("#verdict > *").all_inner_texts()
         assert verdict[:2] == ["2 of 6 images have a defect.", "1 image could not be read."]
         assert _shown(page) == WORST_FIRST
-        page.wait_for_function("[...document.images].every(one => one.complete)")
+        page.wait_for_load_state("networkidle")
         assert page.evaluate("[...document.images].map(one => one.naturalWidth)") == [250] * 5
         assert page.locator("#warnings li").all_inner_texts()[0] == HOSTILE
         assert page.locator("#unreadable td").all_inner_texts() == ["coil2/gone.png", f"it is {HOSTILE}"]
@@ -255,9 +255,8 @@ def test_many_images_come_as_one_scrolls_and_a_page_without_pictures_shows_none(
     images = [f"{number:04}.png" for number in range(300)]
     with _opened(browser, _results(tmp_path / "many", images, OutputChoice(("regions", "page")))) as page:
         assert len(_shown(page)) < 200
-        for _ in range(10):
+        while page.locator("#more").is_visible():
             page.keyboard.press("End")
-            page.wait_for_timeout(50)
         assert _shown(page) == images
         assert page.locator("img").count() == 0
         assert page.locator("#verdict").inner_text() == "No defect found in 300 images."
