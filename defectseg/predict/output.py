@@ -272,7 +272,7 @@ class OutputFolder:
         met, first = 0, list[str]()
         training = run.get("training")
         unlike = Unlike(None if training is None else Appearance.model_validate(training))
-        page = ResultsPage(self.choice, self._class_names(run), len(self.journal.image_ids))
+        page = ResultsPage(self.choice, self._class_names(run), len(self.journal.image_ids), self._overlay_of)
         with ExitStack() as stack:
             chosen = tables.tables_of(self.choice).items()
             writers = {
@@ -293,7 +293,7 @@ class OutputFolder:
                     group = group_in(self.choice.group, record.image_id)
                     rows[tables.IMAGES][0].append(group)
                     by_group[group].update(["images", record.status, *(row[1] for row in record.regions)])
-                page.add(record, self.pictures(record).get(tables.OVERLAYS, "").removeprefix(f"{self.root}/"), group)
+                page.add(record, group)
                 for name, write_rows in writers.items():
                     write_rows(rows[name])
         if self.choice.group is not None:
@@ -335,6 +335,10 @@ class OutputFolder:
         if not self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT):
             pictures.pop(tables.OVERLAYS, None)
         return pictures
+
+    def _overlay_of(self, record: Record) -> str:
+        """The path of an image's overlay within the folder; "" if it has none."""
+        return self.pictures(record).get(tables.OVERLAYS, "").removeprefix(f"{self.root}/")
 
     def _called(self, name: str) -> dict[str, str]:
         """The paths of the overlay ("overlays") and the class map ("masks") of this name, if such are written."""

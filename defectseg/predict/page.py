@@ -4,7 +4,7 @@ import heapq
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,16 @@ class ResultsPage:
         choice: the outputs that are written; without the page, nothing is collected, and an older page is deleted.
         class_names: ClassId -> name of the classes that are reported.
         images: how many will be added, in the order of their names.
+        overlay_of: the path of an image's overlay within the folder; "" if it has none.
     """
 
-    def __init__(self, choice: OutputChoice, class_names: Mapping[int, str], images: int) -> None:
+    def __init__(
+        self, choice: OutputChoice, class_names: Mapping[int, str], images: int, overlay_of: Callable[[Record], str]
+    ) -> None:
         self._choice = choice
         self._class_names = class_names
         self._images = max(1, images)
+        self._overlay_of = overlay_of
         self._seen = self._regions = 0
         self._classes: Counter[int] = Counter()  # images with the class
         self._defects: Counter[int] = Counter()
@@ -44,35 +48,31 @@ class ResultsPage:
         self._worst: list[tuple[Any, str]] = []  # a heap
         self._unreadable: list[tuple[str, str]] = []
 
-    def add(self, record: Record, overlay: str, group: str | None) -> None:
-        """Count an image, and keep its row if it is among the worst so far.
-
-        Args:
-            record: of the image.
-            overlay: its path within the folder; "" if it has none.
-            group: of the image; None: there are no groups.
-        """
+    def add(self, record: Record, group: str | None) -> None:
+        """Count an image of a group (None: there are no groups), and keep its row if it is among the worst so far."""
         if tables.PAGE not in self._choice.names:
             return
-        number, self._seen = self._seen, self._seen + 1
+        number, self._seen, status = self._seen, self._seen + 1, record.status
         part = self._parts[min(number * len(self._parts) // self._images, len(self._parts) - 1)]
         if not part[1]:
             part[0] = number
         part[1] += 1
-        part[2] += record.status == tables.STATUS_DEFECT
-        if record.status == tables.STATUS_UNREADABLE:
+        part[2] += status == tables.STATUS_DEFECT
+        if status == tables.STATUS_UNREADABLE:
             if len(self._unreadable) < MOST_UNREADABLE:
                 self._unreadable.append((record.image_id[:_LONGEST_NAME], str(record.image["notes"])))
             return
-        defects = self._defects_of(record)
-        self._classes.update(defects.keys())
-        self._defects.update(defects)
+        defects = self._defects_of(record) if status == tables.STATUS_DEFECT else {}
+        for class_id, count in defects.items():
+            self._classes[class_id] += 1
+            self._defects[class_id] += count
         first_region, self._regions = self._regions, self._regions + len(record.regions)
         # The last number makes all keys differ.
-        key = _RANKS.index(record.status), _score(record, "sheet_score") or 0.0, _area_px(record), -number
+        key = _RANKS.index(status), _score(record, "sheet_score") or 0.0, _area_px(record), -number
         if len(self._worst) < MOST_ROWS or key > self._worst[0][0]:
             keep = heapq.heappush if len(self._worst) < MOST_ROWS else heapq.heappushpop
-            keep(self._worst, (key, _compact(_row(record, number, first_region, defects, overlay, group))))
+            row = _row(record, number, first_region, defects, self._overlay_of(record), group)
+            keep(self._worst, (key, _compact(row)))
 
     def _defects_of(self, record: Record) -> dict[int, int]:
         """ClassId -> number of defects, which is 0 where regions are not written."""

@@ -226,10 +226,10 @@ def test_memory_does_not_grow_beyond_the_rows_that_are_kept(monkeypatch: pytest.
     monkeypatch.setattr(page, "MOST_ROWS", 100)
     held_bytes = []
     for images in (200, 4_000):
-        collected = ResultsPage(OutputChoice(), {1: "pits"}, images)
+        collected = ResultsPage(OutputChoice(), {1: "pits"}, images, lambda one: "")
         tracemalloc.start()
         for number in range(images):  # each worse than all before
-            collected.add(record(f"{number:06}.png", "defect", number / images, (1, 5)), "", None)
+            collected.add(record(f"{number:06}.png", "defect", number / images, (1, 5)), None)
         held_bytes.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
     assert held_bytes[1] < 1.5 * held_bytes[0]
