@@ -67,7 +67,10 @@ Classes = Annotated[
     str | None, Option(help="Report only these classes, by number or name, e.g. 1,scratch.", metavar="LIST")
 ]
 Outputs = Annotated[
-    str | None, Option(help="Write only these; rle is predictions.csv.", metavar="overlays,masks,rle,regions")
+    str | None,
+    Option(
+        help="Write only these; rle is predictions.csv, page index.html.", metavar="overlays,masks,rle,regions,page"
+    ),
 ]
 Overlays = Annotated[Literal["all", "defects", "none"] | None, Option(help="Images that get an overlay. Default: all.")]
 Workers = Annotated[

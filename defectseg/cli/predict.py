@@ -60,9 +60,10 @@ def predict(
 ) -> None:
     """Find defects in images and paint them red.
 
-    The folder --out receives overlays/, masks/, predictions.csv, images.csv, regions.csv, errors.csv, run.json and
-    journal.jsonl; --outputs leaves some out, --group adds by_group.csv. Run the same command again after an
-    interruption, or when there are new images: it processes only what is missing.
+    The folder --out receives index.html, a page to look through the results, overlays/, masks/, predictions.csv,
+    images.csv, regions.csv, errors.csv, run.json and journal.jsonl; --outputs leaves some out, --group adds
+    by_group.csv. Run the same command again after an interruption, or when there are new images: it processes only
+    what is missing.
 
     Exit codes: 0 done; 10 a rule is met (--fail-on, --fail-on-defect); 3 more images are unreadable (see errors.csv)
     than --max-unreadable, or some are blank (--fail-on-blank); 2 wrong usage; 4 could not go on; 130 interrupted.

@@ -1,8 +1,8 @@
 """The output folder of `predict`: pictures, a journal that holds every result, and tables written from it.
 
 The journal (`journal.jsonl`, one line per image) is the store: interrupted runs and finished folders are continued from
-it. The tables are for people and other programs; each run writes them anew at its end and never reads them. Memory
-grows by a few bytes per image, not with its results.
+it. The tables and the page are for people and other programs; each run writes them anew at its end and never reads
+them. Memory grows by a few bytes per image, not with its results.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from defectseg.image.find import FoundImage
 from defectseg.predict import tables
 from defectseg.predict.journal import Journal
 from defectseg.predict.names import TakenNames, folders_of, output_names, without_suffix
+from defectseg.predict.page import ResultsPage
 from defectseg.predict.rules import Rules
 from defectseg.predict.tables import OutputChoice, Record
 from defectseg.predict.unlike import Unlike, trained_of
@@ -87,7 +88,8 @@ def _read_run(path: Path, kind: type[DefectsegError]) -> tuple[dict[str, Any], O
         size, group = size and tuple(map(float, size)), outputs.get("group")
         match_groups(group or "", ())
         trained_of(run)
-        choice = OutputChoice(tuple(outputs["names"]), outputs["overlays"], size, group)
+        page = (tables.PAGE,) if path.with_name(tables.INDEX).exists() else ()
+        choice = OutputChoice((*outputs["names"], *page), outputs["overlays"], size, group)
         names = list(map(str, run.get("class_names", ())))  # none before the model is there
         runs = [{**one, "runs": int(one["runs"]), "computed_by": dict(one["computed_by"])} for one in run["runs"]]
         return {**run, "status": run["status"], "runs": runs, "class_names": names}, choice
@@ -128,7 +130,7 @@ def output_folder(
         CannotContinueError: its journal is missing.
         ResourceError: another process writes to the folder, or it cannot be written.
     """
-    key = json.loads(json.dumps({**key, "outputs": asdict(choice)}))
+    key = json.loads(json.dumps({**key, "outputs": choice.stored}))
     with result_folder(root, (), writer="predict", overwrite=None, mark=RUN):
         output = OutputFolder(root, key, choice)
         earlier = _read_run(root / RUN, OutputExistsError)[0] if (root / RUN).exists() else None
@@ -159,7 +161,7 @@ def _check_may_continue(root: Path, earlier: Mapping[str, Any], key: Mapping[str
 def _clear(root: Path) -> None:
     """Delete the results of earlier runs, but not run.json, which marks the folder as one of predict."""
     with resource_errors(root):
-        for name in (*tables.TABLES, tables.BY_GROUP, JOURNAL):
+        for name in (*tables.TABLES, tables.BY_GROUP, tables.INDEX, JOURNAL):
             (root / name).unlink(missing_ok=True)
     for folder in tables.PICTURES:
         shutil.rmtree(root / folder, ignore_errors=True)
@@ -251,7 +253,7 @@ class OutputFolder:
             self._taken.add(record.image_id, self._names[record.image_id])
 
     def finish(self, run: dict[str, Any], fail_on: Rules | None = None) -> dict[str, Any]:
-        """Write the tables, sorted by ImageId, and run.json, with the number of images in the folder by status.
+        """Write the tables, sorted by ImageId, the page, and run.json, with the numbers of images in the folder.
 
         With `OutputChoice.group`, by_group.csv counts images and regions by group; "" is the group of all others.
         If an image's name is too long for its pictures, its notes in images.csv tell their name.
@@ -269,6 +271,7 @@ class OutputFolder:
         by_group: dict[str, Counter[str | int]] = defaultdict(Counter)
         met, first = 0, list[str]()
         unlike = Unlike(trained_of(run))
+        page = ResultsPage(self.choice, self._class_names(run), len(self.journal.image_ids), self._overlay_of)
         with ExitStack() as stack:
             chosen = tables.tables_of(self.choice).items()
             writers = {
@@ -284,25 +287,33 @@ class OutputFolder:
                     if met <= _MOST_NAMED:
                         first.append(record.image_id)
                 rows = {name: record.rows(name) for name in writers}
+                group = None
                 if self.choice.group is not None:
                     group = group_in(self.choice.group, record.image_id)
                     rows[tables.IMAGES][0].append(group)
                     by_group[group].update(["images", record.status, *(row[1] for row in record.regions)])
+                page.add(record, group)
                 for name, write_rows in writers.items():
                     write_rows(rows[name])
         if self.choice.group is not None:
-            self._write_groups(by_group, run["class_names"])
+            self._write_groups(by_group, self._class_names(run))
         for count in sorted(set(lacking.values())):
             columns = ", ".join(column for column in lacking if lacking[column] == count)
             log.warning("%s: %d images were done before there was a column %s", self.root, count, columns)
         if fail_on is not None:
             run = {**run, "fail_on": {"rules": str(fail_on), "images": met, "first": first}}
-        return self.write_run({**run, "unlike": unlike.told(), "images_in_folder": counts})
+        run = {**run, "unlike": unlike.told(), "images_in_folder": counts}
+        page.write(self.root, run)
+        return self.write_run(run)
 
-    def _write_groups(self, by_group: Mapping[str, Counter[str | int]], class_names: Sequence[str]) -> None:
-        ids = self._key["only_classes"] or range(1, len(class_names) + 1)
-        columns = [*tables.GROUP_COLUMNS, *(f"regions_{class_names[class_id - 1]}" for class_id in ids)]
-        counted = ("images", tables.STATUS_UNREADABLE, tables.STATUS_DEFECT, *ids)
+    def _class_names(self, run: Mapping[str, Any]) -> dict[int, str]:
+        """ClassId -> name of the classes that are reported."""
+        names = dict(enumerate(run["class_names"], start=1))
+        return {class_id: names[class_id] for class_id in self._key.get("only_classes") or names}
+
+    def _write_groups(self, by_group: Mapping[str, Counter[str | int]], class_names: Mapping[int, str]) -> None:
+        columns = [*tables.GROUP_COLUMNS, *(f"regions_{name}" for name in class_names.values())]
+        counted: list[str | int] = ["images", tables.STATUS_UNREADABLE, tables.STATUS_DEFECT, *class_names]
         with atomic_csv(self.root / tables.BY_GROUP, columns, for_people=True) as write_rows:
             write_rows([group, *(counts[what] for what in counted)] for group, counts in sorted(by_group.items()))
 
@@ -324,6 +335,10 @@ class OutputFolder:
         if not self.choice.has_overlay(with_defect=record.status == tables.STATUS_DEFECT):
             pictures.pop(tables.OVERLAYS, None)
         return pictures
+
+    def _overlay_of(self, record: Record) -> str:
+        """The path of an image's overlay within the folder; "" if it has none."""
+        return self.pictures(record).get(tables.OVERLAYS, "").removeprefix(f"{self.root}/")
 
     def _called(self, name: str) -> dict[str, str]:
         """The paths of the overlay ("overlays") and the class map ("masks") of this name, if such are written."""

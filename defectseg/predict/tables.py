@@ -4,15 +4,15 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from defectseg.data.names import match_groups
 from defectseg.errors import UsageError
 from defectseg.image.appearance import Readable
 
-OVERLAYS, MASKS, RLE, REGIONS = "overlays", "masks", "rle", "regions"
-OUTPUTS = (OVERLAYS, MASKS, RLE, REGIONS)
+OVERLAYS, MASKS, RLE, REGIONS, PAGE = "overlays", "masks", "rle", "regions", "page"
+OUTPUTS = (OVERLAYS, MASKS, RLE, REGIONS, PAGE)
 PICTURES = {OVERLAYS: ".jpg", MASKS: ".png"}
 
 
@@ -37,6 +37,11 @@ class OutputChoice:
     def pictures(self) -> list[str]:
         """Those of PICTURES that are written."""
         return [kind for kind in PICTURES if kind in self.names]
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What stored rows and pictures depend on: all but the page, which every run makes anew from them."""
+        return asdict(replace(self, names=tuple(name for name in self.names if name != PAGE)))
 
     def has_overlay(self, *, with_defect: bool) -> bool:
         """Whether an image gets an overlay."""
@@ -96,6 +101,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     ERRORS: ("ImageId", "path", "error"),
 }
+INDEX = "index.html"  # the page
 BY_GROUP, GROUP_COLUMNS = "by_group.csv", ("group", "images", "unreadable", "defective")  # then regions of each class
 MM_COLUMNS = ("length_mm", "width_mm", "area_mm2", "direction_deg")  # of regions.csv, at its end, if asked for
 STATUS_DEFECT, STATUS_CLEAN, STATUS_BLANK, STATUS_UNREADABLE = "defect", "clean", "blank", "unreadable"

@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def watch(
     if fail_on is not None or webhook is not None:
         rules = _rules(fail_on, webhook, loaded, choice)
     with folder_lock(out), ExitStack() as stack:
-        _check_own(out, json.loads(json.dumps({**loaded.key, "outputs": asdict(choice)})))
+        _check_own(out, json.loads(json.dumps({**loaded.key, "outputs": choice.stored})))
         health = stack.enter_context(closing(Health(out / _HEALTH, started=now(), folder=str(folder))))
         try:
             days = stack.enter_context(closing(Days(out, loaded, choice)))

@@ -19,7 +19,7 @@ from defectseg.predict.tables import IMAGE_COLUMNS, OUTPUTS, OutputChoice, Recor
 KEY = {"model_sha256": "ab" * 32, "only_classes": None, "thresholds": {"pixel": [0.5, 0.5]}}
 OTHER_KEY = {**KEY, "only_classes": (1,)}
 TABLES = {"errors.csv", "images.csv", "predictions.csv", "regions.csv"}
-FILES = {*TABLES, "journal.jsonl", "masks", "overlays", "run.json"}
+FILES = {*TABLES, "index.html", "journal.jsonl", "masks", "overlays", "run.json"}
 FINISHED = {"status": "finished", "class_names": ["pits", "dents"]}
 LONG = "x" * 250
 
@@ -399,7 +399,7 @@ def test_overlays_of_defects_are_missed_only_with_a_defect(tmp_path: Path, image
     [
         (None, None, OUTPUTS, "all"),
         (None, "defects", OUTPUTS, "defects"),
-        (None, "none", ("masks", "rle", "regions"), "all"),
+        (None, "none", ("masks", "rle", "regions", "page"), "all"),
         (["rle", "masks", "rle"], None, ("masks", "rle"), "all"),
         (["rle"], "none", ("rle",), "all"),
         (list(reversed(OUTPUTS)), "all", OUTPUTS, "all"),
@@ -412,7 +412,7 @@ def test_flags_choose_outputs(outputs: list[str] | None, overlays: str | None, n
 @pytest.mark.parametrize(
     ("outputs", "overlays", "told"),
     [
-        (["masks", "rle2"], None, "outputs: expected some of overlays, masks, rle, regions, found rle2"),
+        (["masks", "rle2"], None, "outputs: expected some of overlays, masks, rle, regions, page, found rle2"),
         ([], None, "outputs: names nothing"),
         (["masks"], "all", "overlays: all contradicts the outputs masks"),
         (["overlays", "rle"], "none", "overlays: none contradicts the outputs overlays,rle"),

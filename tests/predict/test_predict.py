@@ -525,6 +525,7 @@ def test_sizes_in_mm_are_columns_at_the_end_of_regions_and_all_else_stays(
     process(sheets, mm_per_px=(0.5, 0.5), fail_on="cracks:length_mm=6")
 
     in_px, in_mm = _files(out.with_name("px")), _files(out)
+    assert in_px.pop("index.html") != in_mm.pop("index.html"), "its areas are in mm², too"
     rows, regions = in_px.pop("regions.csv").splitlines(), in_mm.pop("regions.csv").splitlines()
     assert in_mm == in_px
     assert [row.rsplit(b",", 4)[0] for row in regions] == rows
@@ -610,8 +611,12 @@ def test_some_outputs_are_as_in_a_run_that_writes_everything(process: Run, sheet
     assert process(sheets, into="more", outputs=["regions", "masks"])["processed"] == 12
     assert process(sheets, into="more", outputs=["regions", "masks"])["already_done"] == 12
     names = {path.name for path in out.with_name("all").iterdir()}
-    assert names == {*TABLES, "journal.jsonl", "masks", "overlays", "run.json"}
-    assert {path.name for path in out.with_name("more").iterdir()} == names - {"overlays", "predictions.csv"}
+    assert names == {*TABLES, "index.html", "journal.jsonl", "masks", "overlays", "run.json"}
+    assert {path.name for path in out.with_name("more").iterdir()} == names - {
+        "index.html",
+        "overlays",
+        "predictions.csv",
+    }
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such files cannot exist there")
