@@ -10,7 +10,7 @@ from defectseg.image.measure import appearance_of
 from defectseg.model.appearance import Appearance, Floats
 
 LEAST_GROUPS = 10  # fewer tell nothing
-LIGHT_LEVEL, OTHER_LEVEL, DEFECTS_LEVEL = 0.004, 0.001, 0.005  # probabilities of a false alarm
+LIGHT_LEVEL, OTHER_LEVEL, DEFECTS_LEVEL = 0.005, 0.001, 0.005  # probabilities of a false alarm
 LEAST_SHIFT = 0.75  # standard deviations between training groups
 LEAST_RISE = 0.05  # of the share of images with a defect
 _SURE, _LEAST_VARIANCE = 0.9, 0.25  # of the first group of a change

@@ -28,12 +28,12 @@ def test_a_shift_is_what_students_t_says_of_each_direction_and_each_ending(
 
     chances = []
     for last in (48, 12):
-        for level, axes in ((0.004, [light / 33**0.5]), (0.001, 2 * [*np.eye(NUMBERS)])):
+        for level, axes in ((0.005, [light / 33**0.5]), (0.001, 2 * [*np.eye(NUMBERS)])):
             for axis in axes:
                 along = residuals[-last:] @ axis / (0.01 + 0.01 / 4) ** 0.5
                 variance = max(1, np.var(along, ddof=1))
                 t = abs(along.mean()) / np.sqrt(variance * (1 / last + 1 / 60))
-                chance = 2 * stats.t.sf(t, last - 1) * 2 * len(axes) / level * 0.005
+                chance = 2 * stats.t.sf(t, last - 1) * 2 * len(axes) / level * 0.006
                 if abs(along.mean()) >= verdict.LEAST_SHIFT:
                     chances.append((chance, last, abs(along.mean())))
     assert found is not None
