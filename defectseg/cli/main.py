@@ -14,7 +14,21 @@ import typer
 from typer import Option
 
 from defectseg import errors
-from defectseg.cli import benchmark, compare, data, demo, evaluate, export, info, merge, predict, train, tune, watch
+from defectseg.cli import (
+    benchmark,
+    compare,
+    data,
+    demo,
+    evaluate,
+    explain,
+    export,
+    info,
+    merge,
+    predict,
+    train,
+    tune,
+    watch,
+)
 from defectseg.cli.bars import set_up_logging
 from defectseg.cli.show import log
 from defectseg.errors import DefectsegError, ExitCode
@@ -38,7 +52,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 for _command in (
     *(demo.demo, train.train, evaluate.evaluate, compare.compare, tune.tune, predict.predict, watch.watch),
-    *(merge.merge, export.export, benchmark.benchmark, info.info),
+    *(merge.merge, export.export, explain.explain, benchmark.benchmark, info.info),
 ):
     app.command()(_command)
 
