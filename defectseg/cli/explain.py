@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument
 
 from defectseg.cli.bars import progress_bar
-from defectseg.cli.options import Device, Json, NewFolder, Overwrite, Verbose, entries
+from defectseg.cli.options import Classes, Device, Json, NewFolder, Overwrite, Verbose, entries
 from defectseg.cli.predict import expand
 from defectseg.cli.show import finish, print_json, shown, warn
 from defectseg.errors import require_extra
@@ -15,9 +15,7 @@ def explain(
     model: Annotated[str, Argument(help="Model file or run folder of train.", metavar="MODEL")],
     inputs: Annotated[list[str], Argument(help="Images, folders or glob patterns; 50 at most.", metavar="IMAGE...")],
     out: NewFolder,
-    classes: Annotated[
-        str | None, Option(help="Explain these, by number or name, found or not. Default: those found.", metavar="LIST")
-    ] = None,
+    classes: Classes = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     json_output: Json = False,
@@ -26,7 +24,8 @@ def explain(
     """Show what the network sees in images: filters, feature maps, evidence for each class, probabilities.
 
     The folder --out receives a figure IMAGE.png for each image, and explain.html, which says what one sees there. Of an
-    image larger than a tile, the surroundings of the strongest answer are explained.
+    image larger than a tile, the surroundings of the strongest answer are explained. Without --classes, the classes are
+    those found, or the one that came closest; with it, these are explained wherever they are most probable.
 
     Exit codes: 0 done; 3 some images are unreadable; 2 wrong usage; 4 could not go on, or MODEL is an export.
 
@@ -39,9 +38,11 @@ def explain(
     from defectseg.model.locate import model_paths
 
     images = find_images(*expand(inputs), skip=out, keep_faulty=True)
+    chosen = entries(classes)
     with progress_bar("explaining") as progress:
-        asked = {"classes": entries(classes), "overwrite": overwrite, "device": device, "progress": progress}
-        result = explain_images(model_paths(model), images, out, **asked)
+        result = explain_images(
+            model_paths(model), images, out, classes=chosen, overwrite=overwrite, device=device, progress=progress
+        )
     warn(result["unreadable"].values())
     if json_output:
         print_json(result)

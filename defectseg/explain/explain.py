@@ -1,7 +1,6 @@
 """What a network sees in some images: a figure for each, and a page."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,12 @@ import cv2
 import numpy as np
 
 from defectseg.errors import DataError, ModelError, ResourceError, UsageError
-from defectseg.explain.layers import look_inside
-from defectseg.explain.panels import Section, make_sections
+from defectseg.explain.sections import explain_image
 from defectseg.files import result_folder, write_bytes, write_text
 from defectseg.image.find import FoundImage
-from defectseg.inference.predictor import Prediction, Predictor
-from defectseg.inference.tiles import GRID_PX, ImageAnswer
+from defectseg.inference.predictor import Predictor
 from defectseg.model.bundle import load_bundle
 from defectseg.model.devices import resolve_device
-from defectseg.model.info import ModelInfo
-from defectseg.model.network import DefectNetwork
 from defectseg.pages.contact_sheet import make_contact_sheet
 from defectseg.pages.page import render_page
 from defectseg.pages.pictures import data_uri
@@ -77,7 +72,7 @@ def explain(
     with result_folder(out, own, writer="explain", overwrite=overwrite, mark=PAGE):
         for done, image in enumerate(images, start=1):
             try:
-                facts, sections = _explain(predictor(image.path), network, info, asked)
+                facts, sections = explain_image(predictor(image.path), network, info, asked)
             except (DataError, ResourceError) as error:
                 unreadable[image.image_id] = str(error)
             else:
@@ -91,29 +86,3 @@ def explain(
         page = render_page("defectseg.explain", {}, title="What the network sees", result=result, shown=shown)
         write_text(out / PAGE, page)
     return result
-
-
-def _explain(
-    found: Prediction, network: DefectNetwork, info: ModelInfo, asked: list[int]
-) -> tuple[dict[str, Any], list[Section]]:
-    """What is explained, for JSON; and how it looks, of a part of the image as large as a tile."""
-    assert found.answer is not None, "kept by default"
-    probabilities, present = found.answer.probabilities, sorted({region.class_id - 1 for region in found.regions})
-    indices = asked or present or [int(probabilities.max(axis=(1, 2)).argmax())]
-    strength = probabilities[indices].max(axis=0)
-    peak, tile_hw = np.unravel_index(strength.argmax(), strength.shape), info.recipe.inference.tile_hw
-    rows, columns = map(_around, peak, strength.shape, tile_hw)
-    answer = ImageAnswer(probabilities[:, rows, columns], found.answer.gate)
-    part = replace(found, image=found.image[rows, columns], masks=found.masks[:, rows, columns], answer=answer)
-    likely = {index: 2 * plane >= plane.max() for index, plane in enumerate(answer.probabilities) if index in indices}
-    layers, evidence = look_inside(network, part.image, likely)
-    names = [[info.class_names[index] for index in some] for some in (present, indices)]
-    facts = {"found": names[0], "explained": names[1], "size_hw": strength.shape}
-    facts |= {"rows": [rows.start, rows.stop], "columns": [columns.start, columns.stop]}
-    return facts, make_sections(part, answer, layers, evidence, info.thresholds)
-
-
-def _around(at: int, length: int, tile: int) -> slice:
-    """A tile along one axis with a pixel near its middle, that starts on the grid of tiles."""
-    start = int(max(0, min(at - tile // 2, length - tile))) // GRID_PX * GRID_PX
-    return slice(start, min(start + tile, length))

@@ -1,13 +1,12 @@
 """What passes through the layers of a network, and what speaks for a class."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
 from defectseg.model.network import DefectNetwork
@@ -35,9 +34,9 @@ class Layer:
     name: str
     channels: tuple[int, ...]
     of: int
-    size_hw: tuple[int, int]
+    size_hw: tuple[int, ...]
     maps: Array
-    filters: Array | None = None
+    filters: Array | None
 
 
 def look_inside(
@@ -46,7 +45,7 @@ def look_inside(
     """Compute what the layers of a network answer to an image, and where the evidence for classes lies.
 
     Args:
-        network: in evaluation mode. Its weights are frozen.
+        network: in evaluation mode.
         image: grey uint8 (H, W).
         wanted: index of a class -> bool (H, W), the pixels to explain, at least one.
 
@@ -62,67 +61,50 @@ def look_inside(
     """
     from captum.attr import LayerGradCam
 
-    network.requires_grad_(False)  # so that only what follows the last stage is kept in memory for the gradient
-    grey = torch.tensor(image, device=next(network.parameters()).device)[None, None]
-    # Encoders have no kind of module in common whose output is their last stage, so a hook passes it through this one.
-    last_stage, seen = nn.Identity(), dict[str, Any]()
-    encoder, head = map(network.net.get_submodule, ("encoder", "segmentation_head"))
-    first = next((module for module in encoder.modules() if isinstance(module, nn.Conv2d)), nn.Conv2d(1, 1, 1))
-    hooks = [
-        encoder.register_forward_hook(partial(_see_stages, seen, last_stage)),
-        head.register_forward_pre_hook(lambda module, inputs: seen.update(decoder=inputs[0])),
-        first.register_forward_hook(lambda module, inputs, output: seen.update(first=output)),
-    ]
-    try:
-        with memory_errors(grey.shape), torch.no_grad():
-            used_hw = network(grey, full_size=False)[0].shape[-2:]
-            keep, layers = partial(_strongest, padded_hw=seen["padded_hw"], used_hw=used_hw), list[Layer]()
-            if "first" in seen and first.in_channels == network.in_channels:
-                layer = keep("First layer", seen["first"], _NUM_FILTERS)
-                layers.append(replace(layer, filters=_fetch(first.weight[list(layer.channels)].sum(dim=1))))
-            for number, stage in enumerate(seen["stages"], start=1):
-                layers.append(keep(f"Encoder, stage {number} of {len(seen['stages'])}", stage))
-            layers.append(keep("Decoder, last layer", seen["decoder"]))
-            evidence = {}
-            for index, pixels in wanted.items():
-                score = partial(_mean_logit, network, index, torch.tensor(pixels, device=grey.device))
-                found = LayerGradCam(score, last_stage).attribute(grey, relu_attributions=True)
-                evidence[index] = _fetch(_on_image(found, seen["padded_hw"], used_hw, "bilinear")[0])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    net, last_stage = network.net, nn.Identity()  # a module for captum: those of encoders differ
+    encoder, decoder, head = map(net.get_submodule, ("encoder", "decoder", "segmentation_head"))
+    first = next((module for module in encoder.modules() if isinstance(module, nn.Conv2d)), None)
+    with memory_errors((1, 1, *image.shape)), torch.no_grad():
+        x, used_hw = network.prepare(torch.tensor(image, device=next(network.parameters()).device)[None, None])
+        output = encoder(x)
+        features, *tokens = output if isinstance(output, tuple) else (output,)  # tokens of a ViT have no place
+
+        def logits_of(deepest: Tensor) -> Any:
+            return head(decoder([*features[:-1], last_stage(deepest)], *tokens))[0, :, : used_hw[0], : used_hw[1]]
+
+        # Most encoders give the image itself first; some, a stage without channels.
+        stages = [stage for stage in features if stage is not x and stage.shape[1]]
+        sizes = x.shape[-2:], used_hw
+        named = [(f"Encoder, stage {number} of {len(stages)}", stage) for number, stage in enumerate(stages, start=1)]
+        named.append(("Decoder, last layer", decoder(features, *tokens)))
+        layers = [_layer(name, output, None, *sizes) for name, output in named]
+        if first is not None and first.in_channels == network.in_channels:
+            layers.insert(0, _layer("First layer", first(x), first.weight.sum(dim=1), *sizes))
+        evidence = {}
+        for index, pixels in wanted.items():
+            at = F.adaptive_max_pool2d(torch.tensor(pixels, device=x.device)[None].float(), used_hw)[0] > 0
+            grad_cam = LayerGradCam(lambda deepest, i=index, at=at: logits_of(deepest)[i][at].mean()[None], last_stage)
+            found = grad_cam.attribute(features[-1], relu_attributions=True)
+            evidence[index] = _fetch(_on_image(found, *sizes, mode="bilinear")[0])
     return layers, evidence
 
 
-def _see_stages(seen: dict[str, Any], last_stage: nn.Module, encoder: object, inputs: Any, output: Any) -> Any:
-    """A hook of the encoder: its output, with the deepest stage passed through `last_stage`."""
-    features, tokens = output if isinstance(output, tuple) else (output, None)  # of a ViT, which have no place
-    # Most encoders give the image itself first; some, a stage without channels.
-    stages = [stage for stage in features if stage is not inputs[0] and stage.shape[1]]
-    seen.update(stages=stages, padded_hw=inputs[0].shape[-2:])
-    features = [*features[:-1], last_stage(features[-1])]
-    return features if tokens is None else (features, tokens)
-
-
-def _mean_logit(network: DefectNetwork, index: int, pixels: Tensor, grey: Tensor) -> Tensor:
-    return network(grey)[0][0, index][pixels].mean()[None]
-
-
-def _strongest(
-    name: str, output: Tensor, most: int = _NUM_MAPS, *, padded_hw: torch.Size, used_hw: torch.Size
-) -> Layer:
-    """A layer of its output (1, C, h, w), with `most` maps at most; its padding does not count."""
+def _layer(name: str, output: Tensor, filters: Tensor | None, padded_hw: Size, used_hw: Size) -> Layer:
+    """A layer of its output (1, C, h, w), whose padding does not count."""
+    most = _NUM_MAPS if filters is None else _NUM_FILTERS
     rows, columns = (-(-n * used // to) for n, used, to in zip(output.shape[2:], used_hw, padded_hw, strict=True))
     values, chosen = output[0, :, :rows, :columns].flatten(1), list[int]()
-    alike = values.corrcoef().abs()
-    for channel in values.std(dim=1).argsort(descending=True, stable=True).tolist():
+    values = values - values.mean(dim=1, keepdim=True)
+    alike = (F.normalize(values) @ F.normalize(values).T).abs()  # correlations
+    for channel in values.norm(dim=1).argsort(descending=True, stable=True).tolist():
         if len(chosen) < most and not (alike[channel, chosen] >= _ALIKE).any():
             chosen.append(channel)
+    kept = None if filters is None else _fetch(filters[chosen])
     maps = _fetch(_on_image(output[:, chosen], padded_hw, used_hw))
-    return Layer(name, tuple(chosen), output.shape[1], (output.shape[2], output.shape[3]), maps)
+    return Layer(name, tuple(chosen), output.shape[1], tuple(output.shape[2:]), maps, kept)
 
 
-def _on_image(maps: Tensor, padded_hw: torch.Size, used_hw: torch.Size, mode: str = "nearest") -> Tensor:
+def _on_image(maps: Tensor, padded_hw: Size, used_hw: Size, mode: str = "nearest") -> Tensor:
     return F.interpolate(maps, size=padded_hw, mode=mode)[0, :, : used_hw[0], : used_hw[1]]
 
 
