@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_NAME = "no simple pattern"
-_ONE_SIGN, _ALIKE, _SAME_ALONG, _SYMMETRY = 0.8, 0.8, 0.6, 0.4
+_ONE_SIGN, _ALIKE, _SAME_ALONG, _SYMMETRY = 0.8, 0.8, 0.6, 0.7
 
 
 def name_filter(kernel: NDArray[np.float32]) -> str:

@@ -9,7 +9,7 @@ from defectseg.explain.filters import name_filter
 from defectseg.explain.layers import Array, Layer, look_inside
 from defectseg.image.overlay import legend_text, paint_prediction
 from defectseg.inference.predictor import Prediction
-from defectseg.inference.tiles import GRID_PX
+from defectseg.inference.tiles import tile_starts
 from defectseg.model.info import ModelInfo
 from defectseg.model.network import DefectNetwork
 
@@ -22,7 +22,7 @@ _CONTOUR_BGR, _HEAT_SHARE = (255, 255, 0), 0.65
 def explain_image(
     found: Prediction, network: DefectNetwork, info: ModelInfo, asked: list[int]
 ) -> tuple[dict[str, Any], list[Section]]:
-    """Explain an image; of one that is larger than a tile, a part of that size around the strongest answer.
+    """Explain an image; of one that is larger than a tile, the tile around the strongest answer.
 
     Args:
         found: the image, and the answer for it.
@@ -39,9 +39,9 @@ def explain_image(
     assert found.answer is not None, "kept by default"
     probabilities, present = found.answer.probabilities, sorted({region.class_id - 1 for region in found.regions})
     indices = asked or present or [int(probabilities.max(axis=(1, 2)).argmax())]
-    strength = probabilities[indices].max(axis=0)
+    strength, tiles = probabilities[indices].max(axis=0), info.recipe.inference
     peak = np.unravel_index(strength.argmax(), strength.shape)
-    rows, columns = map(_around, peak, strength.shape, info.recipe.inference.tile_hw)
+    rows, columns = map(_tile_at, peak, strength.shape, tiles.tile_hw, [tiles.tile_overlap_px] * 2)
     cut = np.s_[..., rows, columns]
     probabilities, image, masks = probabilities[cut], found.image[cut], found.masks[cut]
     wanted = {index: 2 * probabilities[index] >= probabilities[index].max() for index in indices}
@@ -63,9 +63,9 @@ def explain_image(
     return {"size_hw": strength.shape, **part, "found": named[0], "explained": named[1]}, sections
 
 
-def _around(at: int, length: int, tile: int) -> slice:
-    """A tile along one axis with a pixel near its middle, that starts on the grid of tiles."""
-    start = int(max(0, min(at - tile // 2, length - tile))) // GRID_PX * GRID_PX
+def _tile_at(at: int, length: int, tile: int, overlap: int) -> slice:
+    """Of the tiles of `predict` along one axis, the one whose middle is nearest to a pixel."""
+    start = min(tile_starts(length, tile, overlap), key=lambda start: abs(at - start - tile // 2))
     return slice(start, min(start + tile, length))
 
 
