@@ -23,6 +23,7 @@ DOCUMENTS = (
     "docs/jobs.md",
     "docs/watch.md",
     "docs/ray.md",
+    "docs/explain.md",
 )
 
 
