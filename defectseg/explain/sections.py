@@ -54,10 +54,10 @@ def explain_image(
         name, plane, limits = legend_text(info.class_names[index], index + 1), probabilities[index], info.thresholds
         told = name if evidence[index].any() else f"{name}: nothing at this stage speaks for it"
         warm.append((_warm(grey, evidence[index]), told))
-        told = f"threshold {limits.pixel[index]:g}; gate {found.answer.gate[index]:.2f}, its {limits.gate[index]:g}"
-        probable.append((_outlined(plane, limits.pixel[index]), f"{name}: up to {plane.max():.2f}, {told}"))
-    sections.append((f"What speaks for a class: Grad-CAM ({layers[-2].name})", warm))
-    sections.append(("From probabilities to the mask", probable))
+        told = f"limit {limits.pixel[index]:g}; gate {found.answer.gate[index]:.2f}, limit {limits.gate[index]:g}"
+        probable.append((_outlined(plane, limits.pixel[index]), f"{name}: peak {plane.max():.2f}, {told}"))
+    title = f"What speaks for a class: Grad-CAM ({layers[-2].name})"
+    sections += [(title, warm), ("From probabilities to the mask", probable)]
     named = [[info.class_names[index] for index in some] for some in (present, indices)]
     part = {"rows": [rows.start, rows.stop], "columns": [columns.start, columns.stop]}
     return {"size_hw": strength.shape, **part, "found": named[0], "explained": named[1]}, sections
@@ -78,12 +78,12 @@ def _section(layer: Layer) -> Section:
         if layer.filters is not None:
             weights, size_px = layer.filters[number], (len(picture), len(picture))
             square = _levels(0.5 + weights / max(2 * np.abs(weights).max(), 1e-12))
-            square = cv2.resize(square, size_px, interpolation=cv2.INTER_NEAREST)
-            picture = np.hstack([np.dstack([square] * 3), picture])
+            square = cv2.resize(square, size_px, interpolation=cv2.INTER_NEAREST)[..., None].repeat(3, axis=2)
+            picture = np.hstack([square, picture])
             text = f"filter {channel}: {name_filter(weights)}"
         panels.append((picture, text))
-    size = "x".join(map(str, layer.size_hw))
-    return f"{layer.name}: {len(panels)} of {layer.of} channels, that vary most and differ; {size} values each", panels
+    count, size = f"the {len(panels)} of {layer.of} channels", "x".join(map(str, layer.size_hw))
+    return f"{layer.name}: {count} that vary most and differ; {size} values each", panels
 
 
 def _warm(grey: Array, evidence: Array) -> Array:
@@ -93,11 +93,8 @@ def _warm(grey: Array, evidence: Array) -> Array:
 
 
 def _outlined(plane: Array, least: float) -> Array:
-    reached, picture = (
-        (plane >= np.float32(least)).astype(np.uint8),
-        cv2.applyColorMap(_levels(plane), cv2.COLORMAP_INFERNO),
-    )
-    outlines, _ = cv2.findContours(reached, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    reached, picture = np.uint8(plane >= np.float32(least)), cv2.applyColorMap(_levels(plane), cv2.COLORMAP_INFERNO)
+    outlines, _ = cv2.findContours(np.asarray(reached), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     return np.asarray(cv2.drawContours(picture, outlines, -1, _CONTOUR_BGR, 1 + max(plane.shape) // 800))
 
 

@@ -88,8 +88,8 @@ def test_classes_that_are_asked_for_are_explained_even_where_they_are_not_found(
     (one,) = explain([model], images[:1], tmp_path / "out", classes=["pits"])["images"]
     assert (one["found"], one["explained"]) == (["odd <b>"], ["pits"])
     page = (tmp_path / "out" / "explain.html").read_text(encoding="utf-8")
-    assert "1 pits: up to 0." in page
-    assert "threshold 1; gate" in page
+    assert "1 pits: peak 0." in page
+    assert ", limit 1; gate " in page
 
 
 def test_what_cannot_be_looked_into_is_refused_before_anything_is_written(
