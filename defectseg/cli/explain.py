@@ -24,7 +24,7 @@ def explain(
     """Show what the network sees in images: filters, feature maps, evidence for each class, probabilities.
 
     The folder --out receives a figure IMAGE.png for each image, and explain.html, which says what one sees there. Of an
-    image larger than a tile, the surroundings of the strongest answer are explained. Without --classes, the classes are
+    image larger than a tile, the tile with the strongest answer is explained. Without --classes, the classes are
     those found, or the one that came closest; with it, these are explained wherever they are most probable.
 
     Exit codes: 0 done; 3 some images are unreadable; 2 wrong usage; 4 could not go on, or MODEL is an export.
