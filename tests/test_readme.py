@@ -24,6 +24,7 @@ DOCUMENTS = (
     "docs/watch.md",
     "docs/drift.md",
     "docs/ray.md",
+    "docs/explain.md",
 )
 
 

@@ -21,6 +21,7 @@ from defectseg.cli import (
     demo,
     drift,
     evaluate,
+    explain,
     export,
     info,
     merge,
@@ -52,7 +53,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 for _command in (
     *(demo.demo, train.train, evaluate.evaluate, compare.compare, tune.tune, predict.predict, watch.watch),
-    *(drift.drift, merge.merge, export.export, benchmark.benchmark, info.info),
+    *(drift.drift, merge.merge, export.export, explain.explain, benchmark.benchmark, info.info),
 ):
     app.command()(_command)
 

@@ -62,18 +62,23 @@ class DefectNetwork(nn.Module):
             mask logits (N, C, H, W), and gate logits (N, C) or None without a classification head.
         """
         size_hw = grey.shape[-2:]
-        x = (grey.float() / 255.0 - self.normalization.mean) / self.normalization.std
-        if self.input_scale != 1.0:
-            scaled_hw = [_scale_length(length, self.input_scale) for length in size_hw]
-            x = _resize(x, scaled_hw, smooth=self.input_scale < 1.0)
-        height, width = x.shape[-2:]
-        x = _pad_to_stride(x, self.least_px)
-        output = self.net(torch.cat([x] * self.in_channels, dim=1) if self.in_channels > 1 else x)
+        x, (height, width) = self.prepare(grey)
+        output = self.net(x)
         mask_logits, gate_logits = output if isinstance(output, tuple) else (output, None)
         mask_logits = mask_logits[..., :height, :width]
         if self.input_scale != 1.0 and full_size:
             mask_logits = _resize(mask_logits, size_hw, smooth=self.input_scale > 1.0)
         return mask_logits, gate_logits
+
+    def prepare(self, grey: Tensor) -> tuple[Tensor, torch.Size]:
+        """What the architecture gets: normalised, scaled and padded (N, channels, h, w); and h, w without padding."""
+        x = (grey.float() / 255.0 - self.normalization.mean) / self.normalization.std
+        if self.input_scale != 1.0:
+            scaled_hw = [_scale_length(length, self.input_scale) for length in grey.shape[-2:]]
+            x = _resize(x, scaled_hw, smooth=self.input_scale < 1.0)
+        size_hw = x.shape[-2:]
+        x = _pad_to_stride(x, self.least_px)
+        return (torch.cat([x] * self.in_channels, dim=1) if self.in_channels > 1 else x), size_hw
 
     def answer(self, grey: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities float32 (N, C, H, W) and gate float32 (N, C); arguments as for `forward`.

@@ -19,11 +19,12 @@ _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
 _PAPER_BGR, _TEXT_BGR = (28, 28, 28), (225, 225, 225)
 
 
-def make_contact_sheet(shown: Sequence[tuple[Image, str]]) -> Image:
+def make_contact_sheet(shown: Sequence[tuple[Image, str]], heading: str = "") -> Image:
     """Lay out pictures in rows, each with a line of text below it.
 
     Args:
         shown: pictures, BGR uint8 (H, W, 3), and their texts, in the order to show.
+        heading: a line above all; "": none.
 
     Returns:
         uint8 (h, 1640, 3), BGR.
@@ -32,6 +33,9 @@ def make_contact_sheet(shown: Sequence[tuple[Image, str]]) -> Image:
     columns = 2 if aspects and float(np.median(aspects)) >= _WIDE else 6
     tile_px = (SHEET_WIDTH_PX - (columns + 1) * _GAP_PX) // columns
     rows = [_row(shown[start : start + columns], tile_px) for start in range(0, len(shown), columns)]
+    if heading:
+        rows.insert(0, _paper(3 * _GAP_PX))
+        _write(rows[0], heading, (_GAP_PX, 3 * _GAP_PX - 6), SHEET_WIDTH_PX - 2 * _GAP_PX, 0.7)
     return np.vstack([*rows, _paper(_GAP_PX)])
 
 
@@ -51,11 +55,14 @@ def _row(shown: Sequence[tuple[Image, str]], tile_px: int) -> Image:
     for number, (tile, (_, text)) in enumerate(zip(tiles, shown, strict=True)):
         left = _GAP_PX + number * (tile_px + _GAP_PX)
         row[_GAP_PX : _GAP_PX + len(tile), left : left + tile.shape[1]] = tile
-        baseline = (left, _GAP_PX + len(tile) + _TEXT_PX - 5)
-        # The start of a longer text is cut, since names differ at their ends.
-        plain = shortened(text.encode("ascii", "replace").decode(), tile_px, _FONT_SCALE, keep_end=True)
-        cv2.putText(row, plain, baseline, _FONT, _FONT_SCALE, _TEXT_BGR, 1, cv2.LINE_AA)
+        _write(row, text, (left, _GAP_PX + len(tile) + _TEXT_PX - 5), tile_px, _FONT_SCALE)
     return row
+
+
+def _write(paper: Image, text: str, baseline: tuple[int, int], width_px: int, scale: float) -> None:
+    """Write a line. The start of a text that is too long is cut, since names differ at their ends."""
+    plain = shortened(text.encode("ascii", "replace").decode(), width_px, scale, keep_end=True)
+    cv2.putText(paper, plain, baseline, _FONT, scale, _TEXT_BGR, 1, cv2.LINE_AA)
 
 
 def _fit(picture: Image, width_px: int) -> Image:

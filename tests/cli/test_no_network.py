@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def test_no_command_opens_a_connection(data_folder: Path, trained_run: Path, tin
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
     images = data_folder / "train_images"
+    has_captum = find_spec("captum") is not None
     calls: list[list[object]] = [
         ["data", "export", "coco", data_folder, "--out", tmp_path / "coco"],
         ["data", "import", tmp_path / "coco", "--out", tmp_path / "data"],
@@ -99,6 +101,7 @@ def test_no_command_opens_a_connection(data_folder: Path, trained_run: Path, tin
         *(["predict", tmp_path / "m.xml", images, "--out", tmp_path / f"{n}", "--shard", f"{n}/2"] for n in (1, 2)),
         ["merge", tmp_path / "1", tmp_path / "2", "--out", tmp_path / "merged"],
         ["drift", tmp_path / "openvino", "--group", ".", "--out", tmp_path / "drift"],
+        *([["explain", trained_run, min(images.iterdir()), "--out", tmp_path / "explained"]] if has_captum else []),
         ["compare", tmp_path / "torch", tmp_path / "openvino", "--out", tmp_path / "changes"],
     ]
     words = _without_network()

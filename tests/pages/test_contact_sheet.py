@@ -17,6 +17,10 @@ def test_wide_pictures_take_half_of_the_width_each_and_others_a_sixth() -> None:
     assert not texts[1630:].any(), "a text that is too long is cut"
     assert make_contact_sheet([(high, "a")]).shape == (10 + 261 + 18 + 10, 1640, 3)
     assert make_contact_sheet([]).shape == (10, 1640, 3)
+    headed = make_contact_sheet([(high, "a")], "heading")
+    assert headed.shape == (30 + 10 + 261 + 18 + 10, 1640, 3)
+    assert (headed[:30, 10:110].max(axis=(0, 2)) > 200).any()
+    assert (headed[30:] == make_contact_sheet([(high, "a")])).all()
 
 
 def test_strata_are_shown_in_turn() -> None:
