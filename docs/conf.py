@@ -14,6 +14,8 @@ include_patterns = ["*.md", "docs/*.md"]
 exclude_patterns = [".*"]
 html_theme = "furo"
 html_title = "defectseg"
+html_static_path = ["wide.css"]
+html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_copyright = False
 myst_heading_anchors = 4  # links to headings, spelled as on GitHub
@@ -23,7 +25,8 @@ def add_contents(app: Any, page: str, source: list[str]) -> None:
     """Make the list beside every page from the index: its headings, and the pages that it links below each."""
     if page == root_doc:
         for heading, text in re.findall(r"^## (.*)\n((?:(?!## ).*\n)*)", source[0], flags=re.MULTILINE):
-            pages = "\n".join(re.findall(r"\]\(([\w./-]+\.md)\)", text))
+            links = re.findall(r"\[([^]]+)\]\(([\w./-]+\.md)\)", text)
+            pages = "\n".join(f"{title[0].upper()}{title[1:]} <{path}>" for title, path in links)
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {heading}\n\n{pages}\n```\n"
 
 
