@@ -55,6 +55,17 @@ def test_the_readme_tells_of_every_extra() -> None:
     assert set(pyproject()["project"]["optional-dependencies"]) <= told
 
 
+def test_each_dependency_is_justified() -> None:
+    project = pyproject()["project"]
+    wanted = [
+        *project["dependencies"],
+        *(line for lines in project["optional-dependencies"].values() for line in lines),
+    ]
+    names = {re.split(r"[\[<>=!~; ]", line, maxsplit=1)[0].lower() for line in wanted} - {"defectseg"}
+    told = set(re.findall(r"[a-z0-9-]+", (ROOT / "docs" / "design.md").read_text(encoding="utf-8").lower()))
+    assert names <= told
+
+
 def test_pre_commit_downloads_nothing_and_runs_what_the_check_runs() -> None:
     repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     assert [repo["repo"] for repo in repos] == ["local"]

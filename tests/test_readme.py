@@ -1,7 +1,9 @@
-"""What README and CONTRIBUTING say is there: commands, flags, recipes, files, exit codes."""
+"""What README, CONTRIBUTING and the pages of docs/ say is there: commands, flags, recipes, files, exit codes."""
 
 import re
+import runpy
 import shlex
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +19,39 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
-    "docs/api.md",
-    "docs/formats.md",
-    "docs/other-programs.md",
-    "docs/jobs.md",
-    "docs/watch.md",
-    "docs/drift.md",
-    "docs/ray.md",
-    "docs/explain.md",
+    "SECURITY.md",
+    *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
+SCRIPTS = [
+    path for path in sorted((ROOT / "scripts").rglob("*")) if path.suffix in ("", ".py", ".sh") and path.is_file()
+]
 
 
 def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def fenced_lines(name: str) -> list[str]:
-    """The lines of the bash blocks of a document."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", read(name), flags=re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+def shown_lines(name: str) -> list[str]:
+    """The lines of the bash blocks of a document, its indented commands, and the examples in the help of commands."""
+    text = read(name).replace("\\\n", "")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+    examples = re.findall(r"^  [A-Z][^.:]*: (defectseg .*?)\n\n", text, flags=re.MULTILINE | re.DOTALL)
+    return [*lines, *re.findall(r"^    ((?:time )?(?:python|defectseg) .*)", text, flags=re.MULTILINE), *examples]
 
 
 def defectseg_calls(name: str) -> list[list[str]]:
-    """The words after `defectseg` in each call in the bash blocks of a document, without comments."""
-    words = [shlex.split(line, comments=True) for line in fenced_lines(name)]
-    return [line[line.index("defectseg") + 1 :] for line in words if "defectseg" in line]
+    """The words after `defectseg` in each command that a document shows, without comments and further commands."""
+    words = [shlex.split(line, comments=True) for line in shown_lines(name)]
+    calls = [line[line.index("defectseg") + 1 :] for line in words if "defectseg" in line[:-1]]
+    return [list(takewhile(lambda word: word not in ("&", "&&", "|"), call)) for call in calls]
 
 
 def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     """The command that `arguments` call, and its parameters as the real parser reads them; raises where it would."""
     command: Any = typer.main.get_command(app)
     names = []
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and not arguments[0].startswith("-"):
         names.append(arguments[0])
         command, arguments = command.commands[arguments[0]], arguments[1:]
     return " ".join(names), command.make_context(" ".join(names), list(arguments)).params
@@ -64,7 +67,7 @@ CALLS = [pytest.param(call, id=" ".join(call)) for name in DOCUMENTS for call in
 
 @pytest.mark.parametrize("call", CALLS)
 def test_each_command_shown_is_accepted_by_the_real_parser(call: list[str]) -> None:
-    if "--list" in call:  # it ends the command
+    if {"--list", "--help"} & {*call}:  # these end the command
         with pytest.raises(typer.Exit):
             parse(call)
         return
@@ -78,11 +81,22 @@ def test_the_readme_shows_the_main_commands() -> None:
     assert shown >= {"train", "predict", "evaluate", "data check", "data split", "data import"}
 
 
+def flags(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_each_flag_named_in_the_text_exists(document: str) -> None:
     inline = " ".join(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", read(document), flags=re.M | re.S)))
-    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", inline))
-    assert flags <= {"--help", *all_options(typer.main.get_command(app))}
+    of_scripts = set().union(*(flags(path.read_text(encoding="utf-8")) for path in SCRIPTS))
+    assert flags(inline) <= {"--help", *of_scripts, *all_options(typer.main.get_command(app))}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_script_shown_has_the_flags_that_it_is_given(document: str) -> None:
+    for line in shown_lines(document):
+        for script, arguments in re.findall(r"python (scripts/\S+\.py)(.*)", line):
+            assert flags(arguments) <= flags(read(script)), line
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -97,10 +111,15 @@ def test_each_link_and_each_path_of_the_project_leads_somewhere(document: str) -
 
 def test_scripts_that_are_shown_can_be_run() -> None:
     shown = {
-        line.split()[0] for name in DOCUMENTS for line in fenced_lines(name) if line.startswith(("scripts/", ".ci/"))
+        line.split()[0] for name in DOCUMENTS for line in shown_lines(name) if line.startswith(("scripts/", ".ci/"))
     }
     assert {"scripts/demo", "scripts/test", "scripts/check", ".ci/run"} <= shown
     assert all((ROOT / path).stat().st_mode & 0o111 for path in shown)
+
+
+def test_the_reference_of_commands_is_what_the_help_says() -> None:
+    expected = runpy.run_path(str(ROOT / "scripts" / "commands.py"))["reference"]()
+    assert read("docs/commands.md") == expected, "python scripts/commands.py >docs/commands.md"
 
 
 def test_the_table_of_exit_codes_is_complete() -> None:
