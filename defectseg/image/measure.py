@@ -55,7 +55,9 @@ def _windows_of(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     if pixels.size <= _MOST_PX:
         return [pixels]
     tops, lefts = (np.linspace(0, max(0, side - _WINDOW_PX), 4).astype(int) for side in pixels.shape)
-    return [pixels[top : top + _WINDOW_PX, left : left + _WINDOW_PX] for top in tops for left in lefts]
+    return [
+        pixels[top : top + _WINDOW_PX, left : left + _WINDOW_PX] for top in np.unique(tops) for left in np.unique(lefts)
+    ]
 
 
 def _tiles_of(window: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -81,7 +83,8 @@ def _tiles_of(window: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _change(one: Picture, other: Picture) -> Picture:
     """The size of the difference of two pictures; 0 if the image is too small to have one."""
-    return np.asarray(cv2.absdiff(one, other)) if one.size else np.zeros((1, 1), np.uint8)
+    change: Picture = cv2.absdiff(one, other) if one.size else np.zeros((1, 1), np.uint8)  # type: ignore[assignment]
+    return change
 
 
 def _mixed(picture: NDArray[np.uint8]) -> Picture:

@@ -1,6 +1,7 @@
 """Statistics of the descriptions of training images."""
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -110,7 +111,8 @@ def test_with_few_groups_nothing_is_flagged_and_one_group_has_no_statistics() ->
     assert not _fit(values, groups, has_defect).is_calibrated
     assert fit_appearance(list(values), ["one coil"] * len(values), has_defect) is None
     enough = np.arange(LEAST_GROUPS)
-    assert _fit(*[(one := _values(enough))[0], enough, one[1]]).is_calibrated
+    values, has_defect = _values(enough)
+    assert _fit(values, enough, has_defect).is_calibrated
 
 
 # Words
@@ -123,7 +125,7 @@ def _sheet(seed: int) -> Pixels:
     return _grey((110 + fine * generator.uniform(0.9, 1.1) + waves) * generator.normal(1, 0.03))
 
 
-def _grey(pixels: NDArray[np.float64]) -> Pixels:
+def _grey(pixels: NDArray[np.floating[Any]]) -> Pixels:
     return np.asarray(np.clip(np.rint(pixels), 0, 255), np.uint8)
 
 
