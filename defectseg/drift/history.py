@@ -9,14 +9,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from defectseg.data.names import group_in, match_groups
 from defectseg.errors import DataError, UsageError
-from defectseg.image.appearance import NUMBERS, VERSION
+from defectseg.image.appearance import NUMBERS
 from defectseg.model.appearance import Appearance, Floats
-from defectseg.predict.output import RUN, read_results
+from defectseg.predict.output import read_results
 from defectseg.predict.tables import STATUS_DEFECT, Record
+from defectseg.predict.unlike import trained_of
 from defectseg.progress import Progress, silent
 
 _TIMES_KEPT = 99  # of each group, for the median
@@ -130,7 +130,7 @@ def read_history(
         warnings.append(f"{told} Nobody can tell which, so they are not among the new ones.")
     ordered = sorted(groups.values(), key=lambda one: (one.time_ns, one.name))
     settings = {"model_sha256": source["model"], "groups": sorted({one for one, _ in runs})}
-    return History(ordered, _trained(folders[0], source["training"]), settings, warnings)
+    return History(ordered, trained_of(source), settings, warnings)
 
 
 def _open(folders: Sequence[Path], pattern: str | None) -> tuple[dict[str, Any], list[tuple[str, Iterator[Record]]]]:
@@ -154,14 +154,6 @@ def _open(folders: Sequence[Path], pattern: str | None) -> tuple[dict[str, Any],
         source = own
         runs.append((its_pattern, records))
     return source, runs
-
-
-def _trained(folder: Path, training: Any) -> Appearance | None:
-    try:
-        trained = None if training is None else Appearance.model_validate(training)
-    except ValidationError as error:
-        raise DataError(f"{folder / RUN}: training is not as predict writes it ({error.errors()[0]['msg']}).") from None
-    return trained if trained is not None and trained.version == VERSION else None
 
 
 def _count(group: Group, record: Record, known: Judged) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-VERSION = 2  # raised whenever the same image gets other numbers
+VERSION = 1  # raised whenever the same image gets other numbers
 SOFTENED = 0.3  # grey levels, added before a logarithm, because pixels are whole numbers
 BOTH_QUARTILES = (
     *(("along_2", "along_1"), ("across_2", "across_1"), ("along_1", "along_half"), ("across_1", "across_half")),

@@ -7,7 +7,7 @@ from typing import Self
 
 from defectseg.errors import UsageError
 from defectseg.inference.views import VIEWS
-from defectseg.model.appearance import Appearance
+from defectseg.model.appearance import Appearance, comparable
 from defectseg.model.info import ModelInfo, Thresholds
 
 
@@ -64,5 +64,5 @@ class Settings:
             tta=tta or own.tta,
             bit_depth=bit_depth,
             model_bit_depth=info.recipe.data.bit_depth,
-            appearance=info.appearance,
+            appearance=comparable(info.appearance),
         )

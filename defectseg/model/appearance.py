@@ -1,6 +1,7 @@
 """How the images look that a model was trained on, and how far from that an image looks."""
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -60,9 +61,15 @@ class Appearance(Frozen):
     @model_validator(mode="after")
     def _fits(self) -> "Appearance":
         sizes = {"mean": NUMBERS, "defect_shift": NUMBERS, "between": NUMBERS**2, "within": NUMBERS**2}
+        if self.version != VERSION:
+            return self
         for name, size in {**sizes, "distances": 101}.items():
-            if len(getattr(self, name)) != size and self.version == VERSION:
+            if len(getattr(self, name)) != size:
                 raise ValueError(f"{name}: {len(getattr(self, name))} numbers, expected {size}")
+        try:
+            np.linalg.cholesky(self.covariance())
+        except np.linalg.LinAlgError:
+            raise ValueError("between and within are no covariances") from None
         return self
 
     @property
@@ -77,7 +84,7 @@ class Appearance(Frozen):
 
     def distance(self, appearance: ArrayLike, *, has_defect: float) -> float:
         """The Mahalanobis distance of an image from the training images."""
-        return float(np.linalg.norm(self._whitening @ (np.asarray(appearance) - self.expected(has_defect=has_defect))))
+        return float(np.linalg.norm(self._whiten(np.asarray(appearance) - self.expected(has_defect=has_defect))))
 
     def expected(self, *, has_defect: float) -> Floats:
         """The mean description (36,) of images of which this share, 0..1, has a defect."""
@@ -101,8 +108,9 @@ class Appearance(Frozen):
         return ", ".join(words) or "another texture"
 
     @cached_property
-    def _whitening(self) -> Floats:
-        return np.asarray(np.linalg.inv(np.linalg.cholesky(self.covariance())))
+    def _whiten(self) -> Callable[[Floats], Floats]:
+        # A function, since two descriptions that keep arrays cannot be compared.
+        return partial(np.matmul, np.linalg.inv(np.linalg.cholesky(self.covariance())))
 
 
 def _words(now: Readable, usual: Readable, spreads: list[float]) -> list[str]:
@@ -121,3 +129,8 @@ def _words(now: Readable, usual: Readable, spreads: list[float]) -> list[str]:
     if abs(z.black_percent) > _NOTABLE:
         words.append("more black" if z.black_percent > 0 else "less black")
     return words
+
+
+def comparable(appearance: Appearance | None) -> Appearance | None:
+    """The same; None if another version of defectseg describes images by other numbers."""
+    return appearance if appearance is not None and appearance.version == VERSION else None

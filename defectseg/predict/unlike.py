@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.image.appearance import NUMBERS, Readable, readable
-from defectseg.model.appearance import Appearance
+from defectseg.model.appearance import Appearance, comparable
 from defectseg.predict.tables import STATUS_DEFECT, Record
 
 
@@ -33,7 +33,7 @@ def judged(
 
 def trained_of(run: Mapping[str, Any]) -> Appearance | None:
     """How the training images look, by the content of run.json. Raises ValueError if that is damaged."""
-    return Appearance.model_validate(run["training"]) if run.get("training") else None
+    return comparable(Appearance.model_validate(run["training"])) if run.get("training") else None
 
 
 class Unlike:

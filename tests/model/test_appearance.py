@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from defectseg.config import Recipe
 from defectseg.image.appearance import NUMBERS
-from defectseg.model.appearance import Appearance
+from defectseg.model.appearance import Appearance, comparable
 from defectseg.model.info import ModelInfo, Normalization, Thresholds
 
 
@@ -62,7 +62,12 @@ def test_it_survives_in_the_description_of_a_model() -> None:
         recipe=Recipe(),
         appearance=Appearance.model_validate_json(_appearance().model_dump_json()),
     )
-    assert ModelInfo.model_validate_json(info.model_dump_json()) == info
+    again = ModelInfo.model_validate_json(info.model_dump_json())
+    assert again == info
+    for one in (again.appearance, info.appearance):  # also after use
+        assert one is not None
+        one.distance(np.zeros(NUMBERS), has_defect=0)
+    assert again == info
 
 
 def test_numbers_that_are_missing_are_refused_by_name() -> None:
@@ -70,4 +75,12 @@ def test_numbers_that_are_missing_are_refused_by_name() -> None:
     content["within"] = "1 2 3"
     with pytest.raises(ValidationError, match=r"within: 3 numbers, expected 1296"):
         Appearance.model_validate(content)
-    assert Appearance.model_validate({**content, "version": 1}).within == (1, 2, 3)  # of another release
+    other = Appearance.model_validate({**content, "version": 2})
+    assert (other.within, comparable(other)) == ((1, 2, 3), None), "of another release"
+
+
+def test_what_is_no_covariance_is_refused() -> None:
+    content = _appearance().model_dump(mode="json")
+    content["between"] = " ".join(["-1"] * NUMBERS**2)
+    with pytest.raises(ValidationError, match="no covariances"):
+        Appearance.model_validate(content)

@@ -108,11 +108,11 @@ def test_at_most_a_fiftieth_of_unseen_images_is_flagged_and_changed_ones_are() -
 def test_with_few_groups_nothing_is_flagged_and_one_group_has_no_statistics() -> None:
     groups = np.arange(LEAST_GROUPS - 1).repeat(5)
     values, has_defect = _values(groups)
-    assert not _fit(values, groups, has_defect).is_calibrated
+    assert _fit(values, groups, has_defect).state == "uncalibrated"
     assert fit_appearance(list(values), ["one coil"] * len(values), has_defect) is None
     enough = np.arange(LEAST_GROUPS)
     values, has_defect = _values(enough)
-    assert _fit(values, enough, has_defect).is_calibrated
+    assert _fit(values, enough, has_defect).state == "judged"
 
 
 # Words
