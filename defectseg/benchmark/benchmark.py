@@ -220,7 +220,7 @@ def run_pipeline(runtime: Runtime, settings: Settings, images: Sequence[FoundIma
     begun = time.perf_counter()
     with output_folder(folder, {}) as output:
         run_batch(output.pending(images), runtime, settings, output)
-        output.finish({})
+        output.finish({"class_names": runtime.class_names})
     seconds = time.perf_counter() - begun
     shutil.rmtree(folder)
     return seconds

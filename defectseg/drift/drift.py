@@ -132,7 +132,7 @@ def _compare(
     camera = camera_shift(_residuals([one.new for one in new], trained), images, trained)
     more, usual = more_defects(shares, earlier, trained)
     share = more.size if more else float(shares.mean())
-    defective = f"{share:.0%} of the images have a defect; usual are {usual.mean:.0%} ({usual.source})."
+    defective = f"{100 * share:.0f} % of the images have a defect; usual are {100 * usual.mean:.0f} % ({usual.source})."
     details: dict[str, Any] = {"camera": None, "defects": None, "defective": share, "usual_defective": usual.mean}
     if more is not None:
         details["defects"] = {"groups": more.groups, "p": more.p}

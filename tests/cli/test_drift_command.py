@@ -15,7 +15,7 @@ Call = Callable[..., Any]
     [
         ({}, 0, "No change: 24 new groups"),
         ({"brighter": -0.4}, 11, "The camera or the light changed. The last 24 groups: darker by "),
-        ({"defective": 1.0}, 11, "More defects than usual in the last 24 groups: 100% of the images"),
+        ({"defective": 1.0}, 11, "More defects than usual in the last 24 groups: 100 % of the images"),
         ({"groups": range(5)}, 0, "Cannot tell: 5 new groups (20 images)."),
     ],
 )

@@ -15,7 +15,7 @@ from defectseg.predict.tables import OutputChoice
 
 Call = Callable[..., Any]
 
-FILES = {"predictions.csv", "images.csv", "regions.csv", "errors.csv", "run.json", "journal.jsonl"}
+FILES = {"predictions.csv", "images.csv", "regions.csv", "errors.csv", "run.json", "journal.jsonl", "index.html"}
 
 
 @pytest.mark.slow

@@ -191,6 +191,9 @@ class Work:
                 assert json.loads(path.read_bytes())["status"] in STATUSES, told
             elif self.name == "watch" and path.suffix == ".csv":  # written now and then
                 assert set(path.read_bytes().split(b"\n")) <= set(whole[name].split(b"\n")), told
+            elif self.name == "watch" and path.name == "index.html":  # written with the tables
+                assert path.read_text().startswith("<!doctype"), told
+                assert path.read_text().endswith("</html>\n"), told
             elif path.name == "health.json":
                 assert json.loads(path.read_bytes())["heartbeat"], told
             else:
