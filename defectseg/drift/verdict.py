@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 
-from defectseg.image.measure import appearance_of
+from defectseg.image.appearance import LIGHT, NUMBERS
 from defectseg.model.appearance import Appearance, Floats
 
 LEAST_GROUPS = 10  # fewer tell nothing
@@ -76,17 +75,10 @@ def _directions(covariance: Floats) -> Floats:
     """Directions (73, 36), along which a group of training images has a variance of 1; that of light first."""
     spread = np.sqrt(np.diag(covariance))
     strengths, principal = np.linalg.eigh(covariance / np.outer(spread, spread))
-    light = np.linalg.solve(covariance, _light())  # which tells most of a change of light
+    light = np.zeros(NUMBERS)  # the mix of the numbers which tells most of a change of light
+    light[:LIGHT] = np.linalg.solve(covariance[:LIGHT, :LIGHT], np.ones(LIGHT))
     light /= np.sqrt(light @ covariance @ light)
     return np.concatenate([light[None], (principal / np.sqrt(strengths)).T / spread, np.diag(1 / spread)])
-
-
-@cache
-def _light() -> Floats:
-    """What 10 % more light adds to a description, (36,), as measured on a picture of noise."""
-    picture = np.random.default_rng(0).normal(110, 15, size=(256, 256))
-    before, after = (appearance_of(np.rint(picture * gain).astype(np.uint8)) for gain in (1, 1.1))
-    return np.asarray(after - before, np.float64)
 
 
 def _endings(groups: int) -> Iterator[tuple[int, int]]:

@@ -29,6 +29,9 @@ NUMBERS = 3 + 2 * len(RATIOS) + len(BOTH_QUARTILES) + 1
 (the 5 % quantile); the lower quartile of each of RATIOS; the ratio of their two measures in calm tiles; the upper
 quartile of BOTH_QUARTILES. Last, the share of black tiles."""
 
+LIGHT = 3
+"""So many of the first numbers grow by the logarithm of a factor of the light; the others are ratios, and stay."""
+
 
 class Readable(NamedTuple):
     """The numbers of an appearance that people can check with their eyes.
