@@ -98,7 +98,7 @@ def in_words(means: Floats, shares: Floats, images: Floats, trained: Appearance)
     """
     count = 1 / (1 / len(means) + 1 / trained.groups)
     between = tuple(number / count for number in trained.between)
-    of_means = Appearance.model_validate(trained.model_dump() | {"between": between})
+    of_means = trained.model_copy(update={"between": between})
     each = len(images) / float((1 / images).sum())
     return of_means.in_words(means.mean(axis=0), has_defect=float(shares.mean()), images=count * each)
 
