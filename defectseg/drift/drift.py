@@ -151,7 +151,7 @@ def _compare(
 
 
 def _residuals(groups: Sequence[Sums], trained: Appearance) -> Floats:
-    """The means of groups minus what is expected of images of which as many have a defect, float64 (G, 36)."""
+    """The means of groups minus what is expected of images of which as many have a defect, float64 (G, 45)."""
     return np.array([one.mean - trained.expected(has_defect=one.share) for one in groups])
 
 

@@ -27,7 +27,7 @@ Judged = Mapping[str, tuple[int, int]]
 
 @dataclass
 class Sums:
-    """Some images of a group: their number, how many have a defect, and the sum of their descriptions, (36,)."""
+    """Some images of a group: their number, how many have a defect, and the sum of their descriptions, (45,)."""
 
     images: int = 0
     defective: int = 0
@@ -46,7 +46,7 @@ class Sums:
 
     @property
     def mean(self) -> Floats:
-        """The mean description, (36,)."""
+        """The mean description, (45,)."""
         return np.asarray(self.total / self.images)
 
 

@@ -9,7 +9,8 @@ from defectseg.image.appearance import LIGHT, NUMBERS
 from defectseg.model.appearance import Appearance, Floats
 
 LEAST_GROUPS = 10  # fewer tell nothing
-LIGHT_LEVEL, OTHER_LEVEL, DEFECTS_LEVEL = 0.005, 0.001, 0.005  # probabilities of a false alarm
+LIGHT_LEVEL, OTHER_LEVEL, DEFECTS_LEVEL = 0.02, 0.001, 0.005  # of a false alarm, were the variance known
+_TRIMMED = 20  # of so many groups, the first and the last along a direction do not count: one coil decides nothing
 LEAST_SHIFT = 0.75  # standard deviations between training groups
 LEAST_RISE = 0.05  # of the share of images with a defect
 _SURE, _LEAST_VARIANCE = 0.9, 0.25  # of the first group of a change
@@ -23,7 +24,7 @@ class Shift:
         groups: how many they are.
         size: standard deviations between groups of training images; or the share of images with a defect.
         p: probability of so clear a difference by chance, over all that was tried.
-        direction: (36,), along which it is clearest; empty for a share.
+        direction: (45,), along which it is clearest; empty for a share.
     """
 
     groups: int
@@ -45,12 +46,13 @@ class Usual:
 def camera_shift(residuals: Floats, images: Floats, trained: Appearance) -> Shift | None:
     """The clearest difference from the training images, if it is no chance and not small.
 
-    Student's t of the group means, along what more or less light does, and along the axes and principal axes of the
-    training groups. The variance of a direction is that between the new groups, or of the training groups if that is
-    larger: coils that differ among each other raise no alarm. The levels are divided by the number of tries.
+    Yuen's t (1974) of the group means, without a twentieth of them at each end, along what more or less light does, and
+    along the axes and principal axes of the training groups. The variance of a direction is that between the new
+    groups, or of the training groups if that is larger: coils that differ among each other raise no alarm. The levels
+    are divided by the number of tries.
 
     Args:
-        residuals: float64 (G, 36), the groups' means minus the expected ones, in the order of time.
+        residuals: float64 (G, 45), the groups' means minus the expected ones, in the order of time.
         images: how many images each has.
         trained: the training images.
     """
@@ -60,10 +62,12 @@ def camera_shift(residuals: Floats, images: Floats, trained: Appearance) -> Shif
     tries = np.array([1 / LIGHT_LEVEL, *[(len(axes) - 1) / OTHER_LEVEL] * (len(axes) - 1)])
     found = []
     for last, parts in _endings(len(residuals)):
-        along = residuals[-last:] @ axes.T
-        mean, variance = along.mean(axis=0), np.maximum(1, along.var(axis=0, ddof=1))
-        t = np.abs(mean) / np.sqrt(variance * (1 / last + 1 / trained.groups))
-        p = 2 * stdtr(last - 1, -t) * parts * tries  # in units of the level
+        ends = last // _TRIMMED
+        kept, along = last - 2 * ends, np.sort(residuals[-last:] @ axes.T, axis=0)
+        mean, winsorized = along[ends : last - ends].mean(axis=0), along.clip(along[ends], along[last - 1 - ends])
+        variance = np.maximum(1, winsorized.var(axis=0, ddof=1) * (last - 1) / (kept - 1))
+        t = np.abs(mean) / np.sqrt(variance * (1 / kept + 1 / trained.groups))
+        p = 2 * stdtr(kept - 1, -t) * parts * tries  # in units of the level
         best = int(np.argmin(np.where(np.abs(mean) >= LEAST_SHIFT, p, np.inf)))
         if abs(mean[best]) >= LEAST_SHIFT and p[best] < 1:
             chance = min(1.0, float(p[best]) * (LIGHT_LEVEL + OTHER_LEVEL))
@@ -72,11 +76,10 @@ def camera_shift(residuals: Floats, images: Floats, trained: Appearance) -> Shif
 
 
 def _directions(covariance: Floats) -> Floats:
-    """Directions (73, 36), along which a group of training images has a variance of 1; that of light first."""
+    """Directions (91, 45), along which a group of training images has a variance of 1; that of light first."""
     spread = np.sqrt(np.diag(covariance))
     strengths, principal = np.linalg.eigh(covariance / np.outer(spread, spread))
-    light = np.zeros(NUMBERS)  # the mix of the numbers which tells most of a change of light
-    light[:LIGHT] = np.linalg.solve(covariance[:LIGHT, :LIGHT], np.ones(LIGHT))
+    light = np.linalg.solve(covariance, np.arange(NUMBERS) < LIGHT)  # the mix that tells most of a change of light
     light /= np.sqrt(light @ covariance @ light)
     return np.concatenate([light[None], (principal / np.sqrt(strengths)).T / spread, np.diag(1 / spread)])
 
@@ -91,7 +94,7 @@ def in_words(means: Floats, shares: Floats, images: Floats, trained: Appearance)
     """What is different about groups, compared with how much their mean varies if nothing has changed.
 
     Args:
-        means: float64 (G, 36), of each group.
+        means: float64 (G, 45), of each group.
         shares: of images with a defect.
         images: how many images each has.
         trained: the training images.

@@ -1,11 +1,11 @@
-"""What an image looks like, in 36 numbers: its light, contrast and sharpness. `image.measure` computes them."""
+"""What an image looks like, in 45 numbers: its light, contrast and sharpness. `image.measure` computes them."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-VERSION = 1  # raised whenever the same image gets other numbers
+VERSION = 2  # raised whenever the same image gets other numbers
 SOFTENED = 0.3  # grey levels, added before a logarithm, because pixels are whole numbers
 BOTH_QUARTILES = (
     *(("along_2", "along_1"), ("across_2", "across_1"), ("along_1", "along_half"), ("across_1", "across_half")),
@@ -24,13 +24,16 @@ MEASURES = (
 """Of a tile of 32 x 32 px, in grey levels: the mean; the standard deviation; the mean change over 1, 2 and 4 px along
 the rows and across them; the same from a pixel to the next after the image was halved once, twice and three times; and
 `mixed`: how much the change across differs from a pixel to the next along."""
-NUMBERS = 3 + 2 * len(RATIOS) + len(BOTH_QUARTILES) + 1
-"""Over the tiles that are lit, natural logarithms: the medians of level and deviation; the change along of calm tiles
-(the 5 % quantile); the lower quartile of each of RATIOS; the ratio of their two measures in calm tiles; the upper
-quartile of BOTH_QUARTILES. Last, the share of black tiles."""
-
-LIGHT = 3
+OF_LIGHT, QUANTILES = 4, (0.05, 0.5, 0.95)
+LIGHT = len(QUANTILES) * OF_LIGHT
 """So many of the first numbers grow by the logarithm of a factor of the light; the others are ratios, and stay."""
+
+NUMBERS = LIGHT + 2 * len(RATIOS) + len(BOTH_QUARTILES) + 1
+"""Over the tiles that are lit, natural logarithms: of the first 4 measures, the QUANTILES; the lower quartile of each of
+RATIOS; the ratio of their two measures in calm tiles (the 5 % quantile); the upper quartile of BOTH_QUARTILES. Last,
+the share of black tiles."""
+
+_LEVEL, _DEVIATION = OF_LIGHT, OF_LIGHT + 1  # their medians
 
 
 class Readable(NamedTuple):
@@ -52,12 +55,12 @@ class Readable(NamedTuple):
 
 
 def readable(appearance: ArrayLike) -> Readable:
-    """The readable numbers of an appearance (36,)."""
+    """The readable numbers of an appearance (45,)."""
     numbers = np.asarray(appearance, np.float64)
-    ratios = np.exp(numbers[3 : 3 + len(RATIOS)])
+    ratios = np.exp(numbers[LIGHT : LIGHT + len(RATIOS)])
     return Readable(
-        brightness=max(0.0, float(np.exp(numbers[0])) - SOFTENED),
-        contrast=max(0.0, float(np.exp(numbers[1])) - SOFTENED),
+        brightness=max(0.0, float(np.exp(numbers[_LEVEL])) - SOFTENED),
+        contrast=max(0.0, float(np.exp(numbers[_DEVIATION])) - SOFTENED),
         sharpness_along=100 / float(ratios[RATIOS.index(("along_2", "along_1"))]),
         sharpness_across=100 / float(ratios[RATIOS.index(("across_2", "across_1"))]),
         black_percent=100 * max(0.0, float(numbers[-1])),

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.image.appearance import BOTH_QUARTILES, MEASURES, RATIOS, SOFTENED
+from defectseg.image.appearance import BOTH_QUARTILES, MEASURES, OF_LIGHT, QUANTILES, RATIOS, SOFTENED
 
 _TILE_PX = 32
 _WINDOW_PX = 256
@@ -16,11 +16,11 @@ _LIT_LEVEL = 8  # a tile is lit if its mean is more than its deviation above thi
 _CALM = 0.05  # quantile over the tiles, for what the camera adds to even the smoothest steel
 _UPPER, _LOWER = (np.array([MEASURES.index(pair[part]) for pair in RATIOS], np.intp) for part in (0, 1))
 
-Picture = NDArray[np.uint8] | NDArray[np.int16]
+Picture = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16]
 
 
 def appearance_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Describe a grey image, uint8 (H, W), in 36 numbers, float32 (36,), see `image.appearance.NUMBERS`.
+    """Describe a grey image, uint8 (H, W), in 45 numbers, float32 (45,), see `image.appearance.NUMBERS`.
 
     Its time and memory are those of an image of one megapixel at most.
     """
@@ -32,8 +32,7 @@ def appearance_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     calm = _quantile(sorted_logs, _CALM)
     return np.concatenate(
         [
-            _quantile(sorted_logs[:2], 0.5),
-            calm[MEASURES.index("along_1")][None],
+            *(_quantile(sorted_logs[:OF_LIGHT], share) for share in QUANTILES),
             _quantile(ratios, 0.25),
             calm[_UPPER] - calm[_LOWER],
             _quantile(ratios[: len(BOTH_QUARTILES)], 0.75),
@@ -65,7 +64,7 @@ def _tiles_of(window: NDArray[np.uint8]) -> NDArray[np.float32]:
     height, width = window.shape
     tiles = max(1, round(height / _TILE_PX)), max(1, round(width / _TILE_PX))
     level = _means(window[::4], tiles)
-    variance = _means(window[::4], tiles, squared=True) - level**2
+    variance = _means(np.multiply(window[::4], window[::4], dtype=np.uint16), tiles) - level**2
     rows = [level, np.sqrt(np.maximum(variance, 0))]
     for lag in (1, 2, 4):
         rows.append(_means(_change(window[::2, lag:], window[::2, :-lag]), tiles))
@@ -91,15 +90,16 @@ def _mixed(picture: NDArray[np.uint8]) -> Picture:
     """How much the change from row to row differs from a pixel to the next, for every second pair of rows."""
     if min(picture.shape) < 2:
         return np.zeros((1, 1), np.uint8)
-    across = np.asarray(cv2.subtract(picture[1::4], picture[:-1:4], dtype=cv2.CV_16S), np.int16)
+    across = np.subtract(picture[1::4], picture[:-1:4], dtype=np.int16)
     return _change(across[:, 1:], across[:, :-1])
 
 
-def _means(picture: Picture, tiles: tuple[int, int], *, squared: bool = False) -> NDArray[np.float32]:
-    """The mean of each tile, or of its squares, float32 (rows of tiles, columns of tiles)."""
+def _means(picture: Picture, tiles: tuple[int, int]) -> NDArray[np.float32]:
+    """The mean of each tile, float32 (rows of tiles, columns of tiles)."""
     bands, lefts, areas = _grid(picture.shape, tiles)
-    how = cv2.REDUCE_SUM2 if squared else cv2.REDUCE_SUM
-    sums = np.concatenate([cv2.reduce(picture[top:bottom], 0, how, dtype=cv2.CV_32F) for top, bottom in bands])
+    sums = np.concatenate(
+        [cv2.reduce(picture[top:bottom], 0, cv2.REDUCE_SUM, dtype=cv2.CV_32F) for top, bottom in bands]
+    )
     return np.asarray(np.add.reduceat(sums, lefts, axis=1) / areas, np.float32)
 
 

@@ -36,9 +36,9 @@ class Appearance(Frozen):
     Attributes:
         version: of the description.
         images, groups: how many images they had, of how many groups.
-        mean: of the groups, (36,), for an image without a defect.
-        defect_shift: what a defect adds on average, (36,).
-        between, within: covariances (36, 36), row by row, of the groups' true means, and of images around the mean of
+        mean: of the groups, (45,), for an image without a defect.
+        defect_shift: what a defect adds on average, (45,).
+        between, within: covariances (45, 45), row by row, of the groups' true means, and of images around the mean of
             their group. An image of a new group has the covariance `between + within`.
         distances: quantiles 0, 1, ... 100 % of the distances of training images, each from the others' groups.
         threshold: an image that is farther is flagged; None if there are fewer than LEAST_GROUPS groups.
@@ -78,7 +78,7 @@ class Appearance(Frozen):
         return "uncalibrated" if self.threshold is None else "judged"
 
     def covariance(self, images: float = 1) -> Floats:
-        """Covariance (36, 36) of the mean of so many images of a new group."""
+        """Covariance (45, 45) of the mean of so many images of a new group."""
         between, within = (np.array(numbers).reshape(NUMBERS, NUMBERS) for numbers in (self.between, self.within))
         return np.asarray(between + within / images)
 
@@ -87,7 +87,7 @@ class Appearance(Frozen):
         return float(np.linalg.norm(self._whiten(np.asarray(appearance) - self.expected(has_defect=has_defect))))
 
     def expected(self, *, has_defect: float) -> Floats:
-        """The mean description (36,) of images of which this share, 0..1, has a defect."""
+        """The mean description (45,) of images of which this share, 0..1, has a defect."""
         return np.asarray(np.array(self.mean) + has_defect * np.array(self.defect_shift))
 
     def rank(self, distance: float) -> float:

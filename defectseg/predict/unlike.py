@@ -17,7 +17,7 @@ def judged(
     """The cells of images.csv for `unlike`, `differs` and the readable numbers; empty where they are not known.
 
     Args:
-        appearance: of the image, (36,), or none.
+        appearance: of the image, (45,), or none.
         trained: how the training images look.
         has_defect: whether a defect was found in the image.
     """

@@ -23,7 +23,7 @@ def fit_appearance(
     than the 99 % quantile of the distances, each from the other groups.
 
     Args:
-        appearances: float32 (36,) of N images, see `appearance_of`.
+        appearances: float32 (45,) of N images, see `appearance_of`.
         groups: the group of each image.
         has_defect: bool (N,), whether it has a mask.
     """
@@ -61,7 +61,7 @@ def fit_appearance(
 def _statistics(
     values: Floats, group: NDArray[np.intp], has_defect: NDArray[np.bool_]
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Mean (36,), shift of defects (36,), covariances (36, 36) between and within groups."""
+    """Mean (45,), shift of defects (45,), covariances (45, 45) between and within groups."""
     _, group, images_of = np.unique(group, return_inverse=True, return_counts=True)
     groups = len(images_of)
     shift = np.zeros(NUMBERS)

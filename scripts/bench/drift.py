@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """How often `drift` is right: simulated nights of real images.
 
-Each trial halves the groups of a data set at random. The images of one half make at most 60 coils, on which the
-description is trained; those of the other half make the 20 coils of a night. A coil is of whole groups. Each has a gain
+Each trial divides the groups of a data set at random. The images of three quarters make at most 60 coils, on which the
+description is trained; those of the last quarter make the 20 coils of a night. A coil is of whole groups. Each has a gain
 (standard deviation 8 %) and an offset (4 grey levels) of its own. The night is unchanged, or all its images change, or
 those from some coil on. Beside `drift`, the same test on the mean brightness alone, and on the share of black alone.
 With --lamp, the light fades from 1.00 to 0.40 on the images that each fold of a run held out, which its model scores at
@@ -67,8 +67,8 @@ WORDS = {"darker by 25 %": "darker", "blurred, sigma 1": "blurred", "noise, sd 5
 class Described:
     """Descriptions of the images of a data set: of each change and light, and of each level of the lamp."""
 
-    changed: Values  # (changes, images, LIGHTS, 36)
-    lamp: Values  # (images, levels, 36)
+    changed: Values  # (changes, images, LIGHTS, 45)
+    lamp: Values  # (images, levels, 45)
     has_defect: NDArray[np.bool_]
     image_ids: list[str]
     groups: NDArray[np.str_]
@@ -106,10 +106,10 @@ def make_coils(of: Described, images: NDArray[np.intp], most: int, generator: np
     return [coil for coil in coils if len(coil)]
 
 
-def halves(of: Described, generator: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The images of a random half of the groups of the data set, and the others."""
+def divided(of: Described, generator: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The images of random groups for training, and those of a quarter for the night."""
     names = generator.permutation(np.unique(of.groups))
-    is_first = np.isin(of.groups, names[: len(names) // 2])
+    is_first = np.isin(of.groups, names[len(names) // 4 :])
     return np.flatnonzero(is_first), np.flatnonzero(~is_first)
 
 
@@ -170,9 +170,9 @@ def simulate(name: str, of: Described, trials: int, pooled: dict[str, list[bool]
     """Nights of one data set, all changes."""
     generator, seen = np.random.default_rng(1), dict[str, list[bool]]()
     for _ in range(trials):
-        first_half, other_half = halves(of, generator)
-        trained = train(of, first_half, generator)
-        coils = make_coils(of, other_half, COILS, generator)
+        for_training, for_night = divided(of, generator)
+        trained = train(of, for_training, generator)
+        coils = make_coils(of, for_night, COILS, generator)
         lights = generator.integers(LIGHTS, size=COILS)
         begins = int(generator.integers(5, COILS - 9))
         for number, change in enumerate(CHANGES):
@@ -204,7 +204,7 @@ def more_sheets(name: str, of: Described, trials: int, pooled: dict[str, list[bo
     """64 % of the images of training have a defect, and 95 % of those of the night; the light is the same."""
     generator, seen = np.random.default_rng(2), dict[str, list[bool]]()
     for _ in range(trials):
-        for_training, for_night = halves(of, generator)
+        for_training, for_night = divided(of, generator)
         thinned = [thin(of, for_training, 0.64, generator), thin(of, for_night, 0.95, generator)]
         if min(map(len, thinned)) < LEAST_GROUPS:
             return

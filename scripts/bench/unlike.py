@@ -78,7 +78,7 @@ CHANGES: dict[str, tuple[Callable[[Pixels], Pixels], str]] = {  # and the word t
 
 @dataclass(frozen=True)
 class Line:
-    """A data folder: the descriptions of its images after each change, (N, 36)."""
+    """A data folder: the descriptions of its images after each change, (N, 45)."""
 
     name: str
     groups: NDArray[np.str_]

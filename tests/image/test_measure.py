@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectseg.image.appearance import BOTH_QUARTILES, MEASURES, NUMBERS, RATIOS, SOFTENED, readable
+from defectseg.image.appearance import (
+    BOTH_QUARTILES,
+    MEASURES,
+    NUMBERS,
+    OF_LIGHT,
+    QUANTILES,
+    RATIOS,
+    SOFTENED,
+    readable,
+)
 from defectseg.image.measure import appearance_of
 
 
@@ -43,9 +52,7 @@ def _slow(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     calm = {name: np.quantile(one, 0.05) for name, one in logs.items()}
     return np.array(
         [
-            np.median(logs["level"]),
-            np.median(logs["deviation"]),
-            calm["along_1"],
+            *(np.quantile(logs[name], share) for share in QUANTILES for name in MEASURES[:OF_LIGHT]),
             *(np.quantile(logs[one] - logs[other], 0.25) for one, other in RATIOS),
             *(calm[one] - calm[other] for one, other in RATIOS),
             *(np.quantile(logs[one] - logs[other], 0.75) for one, other in BOTH_QUARTILES),
@@ -58,7 +65,7 @@ def test_the_numbers_are_those_of_a_slow_count() -> None:
     pixels = _sheet(96, 160)
     found = appearance_of(pixels)
     assert found.dtype == np.float32
-    assert found.shape == (NUMBERS,) == (36,)
+    assert found.shape == (NUMBERS,) == (45,)
     np.testing.assert_allclose(found, _slow(pixels), atol=1e-4)
     assert np.abs(found - appearance_of(_sheet(96, 160, seed=1))).max() > 0.05  # of another sheet of the same steel
 
