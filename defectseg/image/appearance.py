@@ -29,9 +29,9 @@ LIGHT = len(QUANTILES) * OF_LIGHT
 """So many of the first numbers grow by the logarithm of a factor of the light; the others are ratios, and stay."""
 
 NUMBERS = LIGHT + 2 * len(RATIOS) + len(BOTH_QUARTILES) + 1
-"""Over the tiles that are lit, natural logarithms: of the first 4 measures, the QUANTILES; the lower quartile of each of
-RATIOS; the ratio of their two measures in calm tiles (the 5 % quantile); the upper quartile of BOTH_QUARTILES. Last,
-the share of black tiles."""
+"""Over the tiles that are lit, natural logarithms: of the first 4 measures, the QUANTILES; the lower quartile of each
+of RATIOS; the ratio of their two measures in calm tiles (the 5 % quantile); the upper quartile of BOTH_QUARTILES.
+Last, the share of black tiles."""
 
 _LEVEL, _DEVIATION = OF_LIGHT, OF_LIGHT + 1  # their medians
 

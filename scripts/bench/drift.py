@@ -2,12 +2,12 @@
 """How often `drift` is right: simulated nights of real images.
 
 Each trial divides the groups of a data set at random. The images of three quarters make at most 60 coils, on which the
-description is trained; those of the last quarter make the 20 coils of a night. A coil is of whole groups. Each has a gain
-(standard deviation 8 %) and an offset (4 grey levels) of its own. The night is unchanged, or all its images change, or
-those from some coil on. Beside `drift`, the same test on the mean brightness alone, and on the share of black alone.
-With --lamp, the light fades from 1.00 to 0.40 on the images that each fold of a run held out, which its model scores at
-each level. Descriptions are stored in --cache; --fresh computes them again.
-Usage: python scripts/bench/drift.py [DATA...] [--trials 1000] [--lamp RUN DATA] [--cache FOLDER] [--fresh]
+description is trained; those of the last quarter make the 20 coils of a night. A coil is of whole groups. Each has a
+gain (standard deviation 8 %) and an offset (4 grey levels) of its own. The night is unchanged, or all its images
+change, or those from some coil on. Beside `drift`, the same test on the mean brightness alone, and on the share of
+black alone. With --lamp, the light fades from 1.00 to 0.40 on the images that each fold of a run held out, which its
+model scores at each level. Descriptions are stored in --cache; --fresh computes them again.
+Usage: OPENBLAS_NUM_THREADS=1 python scripts/bench/drift.py [DATA...] [--trials 1000] [--lamp RUN DATA] [--cache DIR]
 """
 
 import argparse
