@@ -106,10 +106,10 @@ def make_coils(of: Described, images: NDArray[np.intp], most: int, generator: np
     return [coil for coil in coils if len(coil)]
 
 
-def divided(of: Described, generator: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The images of random groups for training, and those of a quarter for the night."""
+def divided(of: Described, parts: int, generator: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The images of random groups for training, and those of one of so many parts for the night."""
     names = generator.permutation(np.unique(of.groups))
-    is_first = np.isin(of.groups, names[len(names) // 4 :])
+    is_first = np.isin(of.groups, names[len(names) // parts :])
     return np.flatnonzero(is_first), np.flatnonzero(~is_first)
 
 
@@ -170,7 +170,7 @@ def simulate(name: str, of: Described, trials: int, pooled: dict[str, list[bool]
     """Nights of one data set, all changes."""
     generator, seen = np.random.default_rng(1), dict[str, list[bool]]()
     for _ in range(trials):
-        for_training, for_night = divided(of, generator)
+        for_training, for_night = divided(of, 4, generator)
         trained = train(of, for_training, generator)
         coils = make_coils(of, for_night, COILS, generator)
         lights = generator.integers(LIGHTS, size=COILS)
@@ -201,10 +201,10 @@ def simulate(name: str, of: Described, trials: int, pooled: dict[str, list[bool]
 
 
 def more_sheets(name: str, of: Described, trials: int, pooled: dict[str, list[bool]]) -> None:
-    """64 % of the images of training have a defect, and 95 % of those of the night; the light is the same."""
+    """Half of the groups train: 64 % of their images have a defect, 95 % of those of the night; the light is the same."""
     generator, seen = np.random.default_rng(2), dict[str, list[bool]]()
     for _ in range(trials):
-        for_training, for_night = divided(of, generator)
+        for_training, for_night = divided(of, 2, generator)
         thinned = [thin(of, for_training, 0.64, generator), thin(of, for_night, 0.95, generator)]
         if min(map(len, thinned)) < LEAST_GROUPS:
             return
