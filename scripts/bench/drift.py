@@ -201,7 +201,7 @@ def simulate(name: str, of: Described, trials: int, pooled: dict[str, list[bool]
 
 
 def more_sheets(name: str, of: Described, trials: int, pooled: dict[str, list[bool]]) -> None:
-    """Half of the groups train. 64 % of their images have a defect, and 95 % of those of the night, in the same light."""
+    """Half of the groups train. 64 % of their images have a defect, 95 % of those of the night, in the same light."""
     generator, seen = np.random.default_rng(2), dict[str, list[bool]]()
     for _ in range(trials):
         for_training, for_night = divided(of, 2, generator)
