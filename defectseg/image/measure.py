@@ -61,63 +61,56 @@ def _windows_of(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 def _tiles_of(window: NDArray[np.uint8]) -> NDArray[np.float32]:
     """MEASURES of each tile of a window, float32 (16, tiles); of every second or fourth row, which suffices."""
-    tiles = max(1, round(window.shape[0] / _TILE_PX)), max(1, round(window.shape[1] / _TILE_PX))
-    fourth = window[::4]
-    level = _means(fourth, tiles, 4)
-    variance = _means(np.multiply(fourth, fourth, dtype=np.uint16), tiles, 4) - level**2
+    height, width = window.shape
+    tiles = max(1, round(height / _TILE_PX)), max(1, round(width / _TILE_PX))
+    level = _means(window[::4], tiles)
+    variance = _means(np.multiply(window[::4], window[::4], dtype=np.uint16), tiles) - level**2
     rows = [level, np.sqrt(np.maximum(variance, 0))]
     for lag in (1, 2, 4):
-        rows.append(_means(_change(window[::2, lag:], window[::2, :-lag]), tiles, 2))
-        rows.append(_means(_change(window[lag::2], window[:-lag:2]), tiles, 2))
-    rows.append(_means(_mixed(window), tiles, 4))
+        rows.append(_means(_change(window[::2, lag:], window[::2, :-lag]), tiles))
+        rows.append(_means(_change(window[lag::2], window[:-lag:2]), tiles))
+    rows.append(_means(_mixed(window), tiles))
     scaled = window
-    for size_px in (2, 4, 8):
+    for is_first in (True, False, False):
         half_wh = max(1, scaled.shape[1] // 2), max(1, scaled.shape[0] // 2)
         scaled = np.asarray(cv2.resize(scaled, half_wh, interpolation=cv2.INTER_AREA), np.uint8)
-        rows.append(_means(_change(scaled[:, 1:], scaled[:, :-1]), tiles, size_px, size_px))
-        rows.append(_means(_change(scaled[1:], scaled[:-1]), tiles, size_px, size_px))
-        rows += [_means(_mixed(scaled), tiles, 4 * size_px, size_px)] if size_px == 2 else []
+        rows.append(_means(_change(scaled[:, 1:], scaled[:, :-1]), tiles))
+        rows.append(_means(_change(scaled[1:], scaled[:-1]), tiles))
+        rows += [_means(_mixed(scaled), tiles)] if is_first else []
     return np.stack(rows).reshape(len(rows), -1)
 
 
 def _change(one: Picture, other: Picture) -> Picture:
     """The size of the difference of two pictures; 0 if the image is too small to have one."""
-    if not one.size:
-        return np.zeros(np.maximum(one.shape, 1), np.uint8)
-    change: Picture = cv2.absdiff(one, other)  # type: ignore[assignment]
+    change: Picture = cv2.absdiff(one, other) if one.size else np.zeros((1, 1), np.uint8)  # type: ignore[assignment]
     return change
 
 
 def _mixed(picture: NDArray[np.uint8]) -> Picture:
     """How much the change from row to row differs from a pixel to the next, for every second pair of rows."""
+    if min(picture.shape) < 2:
+        return np.zeros((1, 1), np.uint8)
     across = np.subtract(picture[1::4], picture[:-1:4], dtype=np.int16)
     return _change(across[:, 1:], across[:, :-1])
 
 
-def _means(picture: Picture, tiles: tuple[int, int], row_px: int, column_px: int = 1) -> NDArray[np.float32]:
-    """The mean of each tile, float32 (rows of tiles, columns of tiles).
-
-    Args:
-        picture: rows and columns that are `row_px` and `column_px` apart in the image.
-        tiles: how many rows and columns of tiles. The last row and column hold the rest.
-        row_px, column_px: divisors of the side of a tile.
-    """
-    height = _TILE_PX // row_px
-    above = height * (tiles[0] - 1)
-    sums = np.empty((tiles[0], picture.shape[1]), np.uint32 if picture.dtype == np.uint16 else np.uint16)
-    picture[:above].reshape(-1, height, picture.shape[1]).sum(axis=1, dtype=sums.dtype, out=sums[:-1])
-    picture[above:].sum(axis=0, dtype=sums.dtype, out=sums[-1])
-    lefts, areas = _grid(picture.shape, tiles, height, _TILE_PX // column_px)
-    return np.asarray(np.add.reduceat(sums, lefts, axis=1, dtype=np.uint32) / areas, np.float32)
+def _means(picture: Picture, tiles: tuple[int, int]) -> NDArray[np.float32]:
+    """The mean of each tile, float32 (rows of tiles, columns of tiles)."""
+    bands, lefts, areas = _grid(picture.shape, tiles)
+    sums = np.concatenate(
+        [cv2.reduce(picture[top:bottom], 0, cv2.REDUCE_SUM, dtype=cv2.CV_32F) for top, bottom in bands]
+    )
+    return np.asarray(np.add.reduceat(sums, lefts, axis=1) / areas, np.float32)
 
 
 @lru_cache(64)
 def _grid(
-    size_hw: tuple[int, ...], tiles: tuple[int, int], height: int, width: int
-) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """The first columns of tiles of this height and width, and the areas of tiles."""
-    heights, widths = (
-        np.append(np.full(number - 1, side), whole - side * (number - 1))
-        for number, side, whole in zip(tiles, (height, width), size_hw, strict=True)
+    size_hw: tuple[int, ...], tiles: tuple[int, int]
+) -> tuple[list[tuple[int, int]], NDArray[np.intp], NDArray[np.float32]]:
+    """How a picture is divided: first and last row of bands, first column of tiles, and the areas of tiles."""
+    tops, lefts = (np.arange(number) * side // number for side, number in zip(size_hw, tiles, strict=True))
+    bottoms, rights = (
+        np.maximum(np.append(starts[1:], side), starts + 1) for starts, side in zip((tops, lefts), size_hw, strict=True)
     )
-    return np.arange(tiles[1]) * width, np.outer(heights, widths).astype(np.float32)
+    areas = np.outer(bottoms - tops, rights - lefts).astype(np.float32)
+    return list(zip(tops.tolist(), bottoms.tolist(), strict=True)), lefts, areas
