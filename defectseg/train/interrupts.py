@@ -31,11 +31,12 @@ def leave_signals_to_main(worker_id: int) -> None:
         threading.Thread(target=_end_when_main_says_so, daemon=True).start()
 
 
-def _end_when_main_says_so() -> None:
-    assert sys.platform == "linux", "it is not called elsewhere"
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)  # like PyTorch's own handler; any other code counts as a crash
+if sys.platform == "linux":
+
+    def _end_when_main_says_so() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)  # like PyTorch's own handler; any other code counts as a crash
 
 
 class Interrupts:
