@@ -151,7 +151,7 @@ def main() -> None:
             try:
                 found = run(head, asked.data_root, (asked.keep or Path(temporary)).resolve() / name, more)
             except subprocess.CalledProcessError as error:
-                told, verdict, inside = "", f"failed: {shlex.join(error.cmd)} (exit code {error.returncode})", False
+                told, verdict, inside = "", f"failed: {shlex.join(error.cmd[:3])} (exit code {error.returncode})", False
             else:
                 inside = head.low is None or head.high is None or head.low <= found <= head.high
                 limits = "no interval" if head.low is None else f"{head.low} to {head.high}"
