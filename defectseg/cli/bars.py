@@ -36,13 +36,13 @@ class _Formatter(logging.Formatter):
 
 @contextmanager
 def progress_bar(what: str, *, after_interrupt: str = "") -> Iterator[Progress]:
-    """Show progress: a bar on a terminal, otherwise a plain line every 15 seconds.
+    """Show progress: a bar on a terminal that can draw one, otherwise a plain line every 15 seconds.
 
     Args:
         what: the work, such as "predicting".
         after_interrupt: advice that is logged after Ctrl-C.
     """
-    on_screen = sys.stderr.isatty() and is_main_process()
+    on_screen = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and is_main_process()
     try:
         with _drawn(what) if on_screen else nullcontext(_lines(what)) as progress, _interrupted_at(progress) as step:
             yield step
@@ -58,7 +58,7 @@ def _interrupted_at(progress: Progress) -> Iterator[Progress]:
     Raised anywhere, it could leave a lock inside a thread pool taken, and the command would never end. A signal that
     follows does not disturb the clean-up; after PATIENCE_S more, it ends the process at once.
     """
-    if not hasattr(signal, "setitimer"):  # Windows
+    if sys.platform == "win32":  # has no timers
         yield progress
         return
     came_s: float | None = None

@@ -34,6 +34,7 @@ def synthesize(
     images: Annotated[int, Option(help="Number of sheets.", min=1, metavar="N")] = 100,
     seed: options.Seed = 0,
     size: Annotated[str, Option(help="Height x width in px.", metavar="HxW")] = "256x1600",
+    json_output: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Make synthetic steel sheets in the Severstal layout.
@@ -44,7 +45,10 @@ def synthesize(
 
     with progress_bar("making sheets") as progress:
         write_data_folder(out, images=images, seed=seed, size_hw=options.parse_size(size), progress=progress)
-    print(f"{images} sheets: {shown(out)}")
+    if json_output:
+        print_json({"images": images, "out": str(out)})
+    else:
+        print(f"{images} sheets: {shown(out)}")
 
 
 @download_app.command("severstal")

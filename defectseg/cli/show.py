@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ _NAMED = 3  # images that meet a rule
 
 
 def print_json(content: Any) -> None:
-    """Print one JSON value."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    """Print one JSON value. Programs read it as UTF-8, so it is ASCII where stdout has another encoding (Windows)."""
+    encoding = sys.stdout.encoding or "utf-8"  # none: a string of a test
+    print(json.dumps(content, indent=2, ensure_ascii=encoding.lower() not in ("utf-8", "utf8")))
 
 
 def print_rows(rows: Sequence[Sequence[str]], *, align_right: bool = True) -> None:

@@ -17,11 +17,19 @@ if TYPE_CHECKING:
     from defectseg.train.train import TrainResult
 
 
+def _recipes() -> list[str]:
+    from defectseg.config import shipped_recipes
+
+    return sorted(shipped_recipes())
+
+
 def train(
     config: Annotated[
         str,
         Argument(
-            help="YAML file or shipped recipe (severstal, severstal-small, fast, neu900, demo).", metavar="CONFIG"
+            help="YAML file or shipped recipe (severstal, severstal-small, fast, neu900, demo).",
+            metavar="CONFIG",
+            autocompletion=_recipes,
         ),
     ] = "severstal",
     data: Annotated[Path | None, Option(help="Data folder: train.csv beside train_images/.", metavar="DIR")] = None,

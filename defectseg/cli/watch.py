@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from defectseg.cli import options
 from defectseg.cli.options import entries
-from defectseg.cli.show import shown
+from defectseg.cli.show import print_json, shown
 from defectseg.errors import ExitCode
 
 _SWITCH_S = 0.0005  # else each system call of an image may wait 5 ms for the thread that writes tables
@@ -39,6 +39,7 @@ def watch(
     bit_depth: options.BitDepth = None,
     group: options.Group = None,
     max_pixels: options.MaxPixels = None,
+    json_output: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Find defects in the images that a camera writes into a folder, as they come.
@@ -81,8 +82,13 @@ def watch(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     health = run_watch(loaded, folder, out, choice, fail_on=fail_on, webhook=webhook, stopped=lambda: bool(requests))
-    counts = ", ".join(f"{health[name]} {name.replace('_', ' ')}" for name in ("with_defect", "blank", "unreadable"))
-    latency = "".join(f", {name} {value_s} s" for name, value_s in health["latency_s"].items())
-    print(f"{health['processed']} images processed: {counts}. From file to result{latency}.")
-    print(f"Results: {shown(out)}")
+    if json_output:
+        print_json(health)
+    else:
+        counts = ", ".join(
+            f"{health[name]} {name.replace('_', ' ')}" for name in ("with_defect", "blank", "unreadable")
+        )
+        latency = "".join(f", {name} {value_s} s" for name, value_s in health["latency_s"].items())
+        print(f"{health['processed']} images processed: {counts}. From file to result{latency}.")
+        print(f"Results: {shown(out)}")
     raise typer.Exit(ExitCode.INTERRUPTED if signal.SIGINT in requests else ExitCode.DONE)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -211,10 +212,9 @@ def _budget_bytes(keep: bool | Literal["auto"]) -> float:
 
 def _free_memory_bytes() -> int:
     """Free memory of the machine, or of its container if that has less; 0 if unknown."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
+    if sys.platform != "linux":  # os.sysconf is absent, or does not know it
         return 0
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         limit, used = (int((_CGROUP / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
     except (OSError, ValueError):  # no container, or one without a limit ("max")

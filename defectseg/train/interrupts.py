@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,15 +26,17 @@ def leave_signals_to_main(worker_id: int) -> None:
     save. The parent itself still ends its workers with SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if sys.platform == "linux":  # others tell no sender of a signal, or cannot wait for one
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_main_says_so, daemon=True).start()
 
 
-def _end_when_main_says_so() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)  # like PyTorch's own handler; any other code counts as a crash
+if sys.platform == "linux":
+
+    def _end_when_main_says_so() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)  # like PyTorch's own handler; any other code counts as a crash
 
 
 class Interrupts:

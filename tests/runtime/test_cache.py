@@ -266,6 +266,17 @@ def test_the_cache_lies_where_the_system_keeps_caches_unless_told_otherwise(monk
     assert any("defectseg" in part for part in cache.cache_folder().parts)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the rule of Linux desktops")
+def test_xdg_cache_home_is_respected_and_gives_way_to_our_own_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("DEFECTSEG_CACHE_DIR", "")
+    assert cache.cache_folder() == tmp_path / "xdg" / "defectseg" / "models"
+    monkeypatch.setenv("DEFECTSEG_CACHE_DIR", str(tmp_path / "own"))
+    assert cache.cache_folder() == tmp_path / "own" / "models"
+
+
 SCRIPT = """
 import sys
 import numpy as np
