@@ -92,7 +92,7 @@ def _write_picture(out: Path, model: Path, data: Path, image_id: str, device: st
     sheet = np.asarray(cv2.cvtColor(answer.image, cv2.COLOR_GRAY2BGR), np.uint8)
     panels = (
         (sheet, "a sheet that the model has not seen"),
-        (paint_truth(answer.image, np.any(truth, axis=0)), f"the truth: {names}"),
-        paint_answer("the model's answer", answer.image, found, answer.class_names),
+        (paint_truth(answer.image, np.any(truth, axis=0)), f"the truth, in blue: {names}"),
+        paint_answer("the model's answer, in red", answer.image, found, answer.class_names),
     )
     write_result(out, encode_jpeg(place_beside(panels), 85, 1200))

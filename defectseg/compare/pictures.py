@@ -28,14 +28,16 @@ def paint_answer(side: str, pixels: NDArray[np.uint8], masks: Mapping[int, str],
 def place_beside(panels: Sequence[Panel]) -> NDArray[np.uint8]:
     """Pictures of one size in one, BGR uint8 (H, W, 3): side by side, or if they are wide, one above the other."""
     height, width = panels[0][0].shape[:2]
+    stacked = width >= 2 * height
     grown = min(max(width / 800, 1.0), 3.0)
     text_px, scale = round(_TEXT_PX * grown), _FONT_SCALE * grown
     tiles = []
     for picture, text in panels:
-        tile = np.full((height + text_px + _GAP_PX, width + _GAP_PX, 3), _PAPER_GREY, np.uint8)
+        size_hw = height + text_px + _GAP_PX * stacked, width + _GAP_PX * (not stacked)
+        tile = np.full((*size_hw, 3), _PAPER_GREY, np.uint8)
         tile[:height, :width] = picture
-        plain = shortened(text.encode("ascii", "replace").decode(), width, scale)
-        where = (2, height + round(16 * grown))
+        plain = shortened(text.encode("ascii", "replace").decode(), width - _GAP_PX, scale)
+        where = (_GAP_PX, height + round(16 * grown))
         cv2.putText(tile, plain, where, cv2.FONT_HERSHEY_SIMPLEX, scale, _TEXT_BGR, round(grown), cv2.LINE_AA)
         tiles.append(tile)
-    return np.concatenate(tiles, axis=0 if width >= 2 * height else 1)
+    return np.concatenate(tiles, axis=0 if stacked else 1)
