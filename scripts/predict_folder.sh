@@ -62,7 +62,7 @@ case $code in
     # Needs action: no model, no input, disk full, or out of memory. The last line of the log says which.
     4) notice "could not go on: see the end of $out.log; run again once it is mended, nothing is lost" ;;
     # Only with --fail-on or --fail-on-defect. Earlier nights in OUT count too, so use a new OUT for each night.
-    10) notice "defects found: see $out/images.csv and $out/overlays$(troubles)" ;;
+    10) notice "defects found: see $out/index.html and $out/images.csv$(troubles)" ;;
     130) log "interrupted; the next run goes on from here" ;;
     # A wrong flag, or OUT holds results of another model, runtime or settings (the log says which): use a new OUT, or
     # --overwrite once. A new version of a library does not cause this: the log only mentions it.

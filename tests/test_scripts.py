@@ -90,7 +90,7 @@ def test_predict_folder_passes_its_arguments_on_and_dates_its_lines_in_the_log(o
         (2, "wrong settings", True),
         (3, "done, but not all is well", True),
         (4, "could not go on", True),
-        (10, "defects found: see {out}/images.csv and {out}/overlays", True),
+        (10, "defects found: see {out}/index.html and {out}/images.csv", True),
         (130, "interrupted; the next run goes on from here", False),
         (137, "failed with exit code 137", True),
     ],

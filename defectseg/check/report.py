@@ -237,8 +237,9 @@ def write_check(
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    own = _Pictures(root, bit_depth)
-    other = own if against is None else _Pictures(against, bit_depth)
+    names = {one.class_id: one.name for one in report.classes}
+    own = _Pictures(root, bit_depth, names)
+    other = own if against is None else _Pictures(against, bit_depth, {})
     files.write_text(out / JSON_NAME, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     shown = choose_evenly(own.strata(report.image_ids), SHEET_IMAGES)
     files.write_bytes(out / SHEET_NAME, encode_jpeg(make_contact_sheet(list(filter(None, map(own.paint, shown))))))
@@ -262,8 +263,8 @@ def write_check(
 class _Pictures:
     """The images of a data folder, or of a plain folder, with their labelled pixels."""
 
-    def __init__(self, root: Path, bit_depth: int | None) -> None:
-        self.bit_depth = bit_depth
+    def __init__(self, root: Path, bit_depth: int | None, class_names: Mapping[int, str]) -> None:
+        self.bit_depth, self.class_names = bit_depth, class_names
         self.folder, rows_of = find_labels(root)
         self.rows_of = {one: [row for row in rows if row.has_mask] for one, rows in (rows_of or {}).items()}
 
@@ -291,7 +292,7 @@ class _Pictures:
             except LabelError:
                 continue
             found.append(row.class_id)
-        classes = f"class {', '.join(map(str, sorted(found)))}" if found else "clean"
+        classes = ", ".join(self.class_names.get(one, f"class {one}") for one in sorted(found)) or "clean"
         return paint_truth(turned(pixels, turn), turned(truth, turn)), f"{image_id}  {classes}"
 
 

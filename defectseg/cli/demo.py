@@ -14,7 +14,8 @@ UNSEEN_SHEETS = 40
 def demo(out: NewFolder = Path("defectseg-demo"), device: Device = "auto", verbose: Verbose = False) -> None:
     """Try the whole workflow on synthetic sheets: make them, train, evaluate, predict.
 
-    Takes about six minutes on two CPU cores. Nothing is downloaded.
+    Takes about six minutes on two CPU cores. Nothing is downloaded. `picture.jpg` shows one of the sheets, the truth in
+    blue, and the model's answer in red: of the sheets with a defect, that of the median Dice.
 
     Example: defectseg demo --out demo/
     """
@@ -49,8 +50,49 @@ def demo(out: NewFolder = Path("defectseg-demo"), device: Device = "auto", verbo
     sheets = find_images([images_folder(out / "unseen")])
     with progress_bar("predicting") as progress:
         predict(trained.model, sheets, out / "predictions", device=device, progress=progress)
+    picture = out / "picture.jpg"
+    _write_picture(picture, trained.model, out / "unseen", _typical_sheet(out / "evaluation" / "pairs.csv"), device)
     print("\nLook at:")
-    print(f"  defects in red                {shown(out / 'predictions' / 'overlays')}")
-    print(f"  results as tables             {shown(out / 'predictions' / 'images.csv')} and its neighbours")
-    print(f"  label and prediction compared {shown(out / 'evaluation' / 'report.html')}")
-    print(f"  the model                     {shown(trained.model)}")
+    print(f"  a typical sheet, the truth, the answer   {shown(picture)}")
+    print(f"  all answers, the worst sheets first      {shown(out / 'predictions' / 'index.html')}")
+    print(f"  how many it missed, how many it stopped  {shown(out / 'evaluation' / 'report.html')}")
+    print(f"  the model                                {shown(trained.model)}")
+    print("\nNow your own images, with labels from CVAT, Label Studio, COCO and others (defectseg data import --list):")
+    print("  defectseg data import LABELS --images IMAGES --out mill")
+    print("  defectseg train severstal-small --data mill --out runs/mill")
+    print("  defectseg predict runs/mill NEW_IMAGES --out results")
+
+
+def _typical_sheet(pairs: Path) -> str:
+    """ImageId of the sheet with the median Dice of all its pixels, whatever the class, among those with a defect."""
+    import pandas as pd
+
+    sheets = pd.read_csv(pairs).groupby("ImageId")[["true_px", "predicted_px", "both_px"]].sum()
+    sheets = sheets[sheets["true_px"] > 0]
+    dice = 2 * sheets["both_px"] / (sheets["true_px"] + sheets["predicted_px"])
+    return str(dice.sort_values(kind="stable").index[len(dice) // 2])
+
+
+def _write_picture(out: Path, model: Path, data: Path, image_id: str, device: str) -> None:
+    """Write a JPEG: a sheet of a data folder as it is, the truth in blue, the answer of the model in red."""
+    import cv2
+    import numpy as np
+
+    from defectseg import Predictor
+    from defectseg.compare.pictures import paint_answer, place_beside
+    from defectseg.data.folder import open_data_folder
+    from defectseg.files import write_result
+    from defectseg.image.overlay import encode_jpeg, paint_truth
+
+    folder = open_data_folder(data)
+    answer = Predictor.load(model, device=device)(folder.image_path(image_id))
+    truth, _ = folder.masks_of(image_id, (answer.image.shape[0], answer.image.shape[1]))
+    names = ", ".join(folder.class_names[class_id - 1] for class_id in folder.classes_of(image_id))
+    found = {class_id: mask for class_id, mask in answer.run_lengths().items() if mask}
+    sheet = np.asarray(cv2.cvtColor(answer.image, cv2.COLOR_GRAY2BGR), np.uint8)
+    panels = (
+        (sheet, "a sheet that the model has not seen"),
+        (paint_truth(answer.image, np.any(truth, axis=0)), f"the truth, in blue: {names}"),
+        paint_answer("the model's answer, in red", answer.image, found, answer.class_names),
+    )
+    write_result(out, encode_jpeg(place_beside(panels), 85, 1200))

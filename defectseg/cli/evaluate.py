@@ -126,6 +126,7 @@ def _check(predictions: Path, images: Path | None, json_output: bool) -> None:
         compared = "" if images else "; not compared with images, which --images DIR does"
         print(f"{content.images} images, {content.empty_images} of them without a mask{compared}")
         numbers = [[str(class_id), str(content.masks[class_id]), str(px)] for class_id, px in content.px.items()]
-        print_rows([["class", "masks", "pixels"], *numbers])
+        if numbers:
+            print_rows([["class", "masks", "pixels"], *numbers])
     warn(content.warnings)
     finish(partial=bool(content.warnings))

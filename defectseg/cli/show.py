@@ -41,6 +41,8 @@ def shown(path: Path) -> str:
 
 def print_run(run: Mapping[str, Any], out: Path, done: str, *, more: str = "", json_output: bool) -> None:
     """Print the run.json of an output folder of predict; or what was done, the counts, and the rules that are met."""
+    from defectseg.predict.tables import INDEX
+
     warn(run["warnings"])
     if json_output:
         print_json(run)
@@ -54,7 +56,8 @@ def print_run(run: Mapping[str, Any], out: Path, done: str, *, more: str = "", j
         named = f": {', '.join(rules['first'][:_NAMED])}" if rules["first"] else ""
         others = f" and {rules['images'] - _NAMED} more" if rules["images"] > _NAMED else ""
         print(f"{rules['images']} images in {shown(out)} meet {rules['rules']}{named}{others}.")
-    print(f"Results: {shown(out)}")
+    page = out / INDEX
+    print(f"Results: {shown(page if page.exists() else out)}")
 
 
 def warn(warnings: Iterable[str]) -> None:

@@ -111,7 +111,8 @@ def train(
         results = run_training(**asked, progress=progress)
     if is_main_process():
         _report(results, json_output)
-    finish(partial=any(result.unreadable for result in results))
+        # The others end with 0: torchrun stops all processes once one has ended with another code.
+        finish(partial=any(result.unreadable for result in results))
 
 
 def _report(results: Sequence["TrainResult"], json_output: bool) -> None:

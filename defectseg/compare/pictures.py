@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from defectseg.image import rle
 from defectseg.image.overlay import paint_prediction, shortened
 
-_GAP_PX, _TEXT_PX, _FONT_SCALE = 10, 22, 0.5
+_GAP_PX, _TEXT_PX, _FONT_SCALE = 10, 22, 0.5  # of a picture 800 px wide; wider ones are shown smaller
 _PAPER_GREY, _TEXT_BGR = 28, (235, 235, 235)
 
 Panel = tuple[NDArray[np.uint8], str]
@@ -28,12 +28,16 @@ def paint_answer(side: str, pixels: NDArray[np.uint8], masks: Mapping[int, str],
 def place_beside(panels: Sequence[Panel]) -> NDArray[np.uint8]:
     """Pictures of one size in one, BGR uint8 (H, W, 3): side by side, or if they are wide, one above the other."""
     height, width = panels[0][0].shape[:2]
+    stacked = width >= 2 * height
+    grown = min(max(width / 800, 1.0), 3.0)
+    text_px, scale = round(_TEXT_PX * grown), _FONT_SCALE * grown
     tiles = []
     for picture, text in panels:
-        tile = np.full((height + _TEXT_PX + _GAP_PX, width + _GAP_PX, 3), _PAPER_GREY, np.uint8)
+        size_hw = height + text_px + _GAP_PX * stacked, width + _GAP_PX * (not stacked)
+        tile = np.full((*size_hw, 3), _PAPER_GREY, np.uint8)
         tile[:height, :width] = picture
-        plain = shortened(text.encode("ascii", "replace").decode(), width, _FONT_SCALE)
-        where = (2, height + _TEXT_PX - 6)
-        cv2.putText(tile, plain, where, cv2.FONT_HERSHEY_SIMPLEX, _FONT_SCALE, _TEXT_BGR, 1, cv2.LINE_AA)
+        plain = shortened(text.encode("ascii", "replace").decode(), width - _GAP_PX, scale)
+        where = (_GAP_PX, height + round(16 * grown))
+        cv2.putText(tile, plain, where, cv2.FONT_HERSHEY_SIMPLEX, scale, _TEXT_BGR, round(grown), cv2.LINE_AA)
         tiles.append(tile)
-    return np.concatenate(tiles, axis=0 if width >= 2 * height else 1)
+    return np.concatenate(tiles, axis=0 if stacked else 1)

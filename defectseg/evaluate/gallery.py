@@ -14,7 +14,7 @@ KINDS = {
     "missed": "labelled, and nothing predicted of that class",
     "wrong class": "labelled as one class and predicted as another",
     "false alarm": "predicted, and nothing labelled of that class",
-    "poor overlap": "labelled and predicted, but not on the same pixels",
+    "inexact": "labelled and predicted, but not on the very same pixels",
 }
 
 
@@ -117,4 +117,4 @@ def _kind(pair: PairCounts, class_id: int, sheet: Sheet) -> str:
     wrong_px = int(across.sum() - right_px)
     if wrong_px > pair.both_px and 100 * wrong_px >= FOUND_PERCENT * (pair.true_px or pair.predicted_px):
         return "wrong class"
-    return "false alarm" if not pair.true_px else "poor overlap" if pair.predicted_px else "missed"
+    return "false alarm" if not pair.true_px else "inexact" if pair.predicted_px else "missed"

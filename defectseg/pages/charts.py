@@ -76,7 +76,8 @@ def over_time(
     def paint(axes: "Axes") -> None:
         if usual is not None:
             axes.axhspan(*usual, color=LINE, alpha=0.6, linewidth=0)
-        axes.scatter(times_ns, values, s=9, c=[SECOND if one else FIRST for one in marked], linewidths=0)
+        colours = [SECOND if one else FIRST for one in marked]
+        axes.scatter(times_ns, values, s=9 if len(values) > 100 else 30, c=colours, linewidths=0)
         axes.set_position((0.13, 0.22, 0.77, 0.73))  # faster than a layout
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         first, last = min(times_ns), max(times_ns)

@@ -1,11 +1,13 @@
 """Copies that `check` finds, and what it leaves on disk."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from defectseg.check.check import check_data_folder
 from defectseg.check.report import CheckReport, output_folder, write_check
@@ -13,6 +15,7 @@ from defectseg.copies.descriptors import turned
 from defectseg.data.synthetic import make_sheet
 from defectseg.errors import DataError, UsageError
 from defectseg.image import rle
+from defectseg.pages.contact_sheet import make_contact_sheet
 
 
 def sheets_folder(root: Path, sheets: str, *, columns: int = 40) -> Path:
@@ -157,6 +160,21 @@ def test_check_leaves_json_a_contact_sheet_with_blue_labels_and_a_page_of_pairs(
     share = float(((blue - red > 60) & (blue - green > 60)).mean())
     tiles = 4 * 80 * 40 * (261 / 128) ** 2  # four masks, each image as wide as its tile of 261 px
     assert share == pytest.approx(tiles / sheet[..., 0].size, rel=0.1)
+
+
+def test_the_contact_sheet_names_classes_as_the_folder_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, texts = sheets_folder(tmp_path / "steel", "a=0 b=1"), list[str]()
+    (root / "classes.txt").write_text("pit\n")
+    cv2.imwrite(str(root / "train_images/sound.png"), make_sheet(21, 2, (128, 128)).image)
+
+    def lay_out(shown: Sequence[tuple[NDArray[np.uint8], str]]) -> NDArray[np.uint8]:
+        texts.extend(text for _, text in shown)
+        return make_contact_sheet(shown)
+
+    monkeypatch.setattr("defectseg.check.report.make_contact_sheet", lay_out)
+    with output_folder(tmp_path / "out"):
+        write_check(tmp_path / "out", root, check_data_folder(root))
+    assert sorted(texts) == ["a.png  pit", "b.png  pit", "sound.png  clean"]
 
 
 def test_page_shows_leaks_before_copies_and_those_whose_masks_differ_first(tmp_path: Path) -> None:

@@ -78,7 +78,11 @@ def test_merge_ends_as_predict_does(
 
     blank = ", 3 blank" if level == 0 else ""
     told = f"3 images of 2 shards: {3 * (level == PIT)} with a defect{blank}, {1 * torn} unreadable.\n"
-    assert (done.code, done.out.startswith(told), done.out.endswith("\nResults: all\n")) == (code, True, True)
+    assert (done.code, done.out.startswith(told), done.out.endswith("\nResults: all/index.html\n")) == (
+        code,
+        True,
+        True,
+    )
     assert (" images in all meet any" in done.out) == any("defect" in flag or "any" in flag for flag in flags)
     again = call("merge", "1", "2", "--out", "all", "--overwrite", "--json", *flags)
     assert again.code == code

@@ -44,7 +44,7 @@ def test_good_images_are_done_and_a_bad_one_is_listed_and_exits_with_3(
     defects = [*status.values()].count("defect")
     assert summary.startswith("2 images processed, ")
     assert summary.endswith(f"images/s: {defects} with a defect, 1 unreadable; 0 were done before.")
-    assert where == "Results: results"
+    assert where == "Results: results/index.html"
     (warning,) = (line for line in done.err.splitlines() if line.startswith("warning"))
     assert "torn.jpg" in warning
     assert call(*command).out.startswith("0 images processed: 0 with a defect, 1 unreadable; 2 were done before.\n")

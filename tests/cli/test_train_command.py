@@ -149,6 +149,17 @@ def test_every_fold_is_reported(train: Call, asked: Calls, tmp_path: Path) -> No
     assert done.out.count("Validation images") == 1, "what had ended before is not validated again"
 
 
+def test_only_the_main_process_of_torchrun_ends_with_3(
+    train: Call, asked: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun stops all processes once one has ended with another code than 0, and the main one has yet to report."""
+    monkeypatch.setenv("RANK", "1")
+    done = train("--fold", "all")
+    assert (done.code, done.out) == (0, "")
+    monkeypatch.setenv("RANK", "0")
+    assert train("--fold", "all").code == 3
+
+
 def test_json_has_an_entry_for_each_fold_and_for_one_run_is_that_entry(train: Call, asked: Calls) -> None:
     several, alone = train("--fold", "all", "--json"), train("--json")
     entries = json.loads(several.out)

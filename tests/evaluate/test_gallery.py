@@ -40,7 +40,7 @@ def test_faults_have_a_kind_and_a_size_and_the_worst_come_first() -> None:
     assert found == [
         ("missed", 1, "missed", "10,000 px and more"),
         ("barely swapped", 2, "false alarm", "1,000 to 9,999 px"),  # 1 of its 31 columns is a defect of another class
-        ("displaced", 1, "poor overlap", "1,000 to 9,999 px"),
+        ("displaced", 1, "inexact", "1,000 to 9,999 px"),
         ("barely swapped", 1, "missed", "1,000 to 9,999 px"),
         ("swapped", 1, "wrong class", "1,000 to 9,999 px"),
         ("swapped", 2, "wrong class", "1,000 to 9,999 px"),
@@ -68,14 +68,14 @@ def test_at_most_150_pictures_are_chosen_and_each_kind_class_and_size_occurs() -
     faults = [_fault(f"m{number}", 1, "missed", 9_000 - number) for number in range(400)]
     faults += [_fault(f"s{number}", 1, "missed", 50, "100 to 999 px") for number in range(3)]
     faults += [_fault(f"f{number}", 2, "false alarm", 40 - number) for number in range(5)]
-    faults += [_fault("m0", 2, "poor overlap", 7), _fault("nowhere", 3, "missed", 8)]
+    faults += [_fault("m0", 2, "inexact", 7), _fault("nowhere", 3, "missed", 8)]
 
     chosen = choose_pictures(faults, {one.image_id for one in faults} - {"nowhere"})
 
     assert list(chosen)[:3] == ["m0", "m1", "m2"], "the kind that matters most, the largest first"
     assert list(chosen)[-5:] == [f"f{number}" for number in range(5)]
     assert Counter(image_id[0] for image_id in chosen) == {"m": 142, "s": 3, "f": 5}
-    assert [fault.kind for fault in chosen["m0"]] == ["missed", "poor overlap"], "a picture has all faults of its image"
+    assert [fault.kind for fault in chosen["m0"]] == ["missed", "inexact"], "a picture has all faults of its image"
 
 
 def test_all_classes_are_shown_even_if_there_are_too_many_for_all_kinds_of_each() -> None:

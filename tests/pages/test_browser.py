@@ -102,7 +102,7 @@ def test_hostile_names_are_shown_and_not_run_and_pictures_and_charts_appear(brow
         ((), ["both.png", HOSTILE, "swapped.png", "alarm.png"]),  # the worst kinds first, then the largest
         (("missed",), ["both.png", HOSTILE]),
         (("missed", "1. pits"), ["both.png"]),
-        (("poor overlap", "1. pits"), []),  # both.png has both, but not of one class
+        (("inexact", "1. pits"), []),  # both.png has both, but not of one class
         (("wrong class",), ["swapped.png"]),
         (("false alarm",), ["alarm.png"]),
         (("below 100 px",), [HOSTILE, "swapped.png"]),
