@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from defectseg.config import DataConfig, Recipe, load_recipe, shipped_recipes
+from defectseg.data.synthetic import write_data_folder
 from defectseg.evaluate.metrics import PairCounts, summarise
 from defectseg.model.info import Thresholds, read_model_info
+from defectseg.train.choose import choose_recipe
 from defectseg.train.run_folder import Request, read_request
 from defectseg.train.train import TrainResult
 from defectseg.tune.file import write_thresholds
@@ -72,6 +74,42 @@ def test_flags_change_keys_of_the_recipe(
     ((kind, called),) = asked
     assert kind == "train"
     assert called["recipe"] == load_recipe(str(tiny_recipe), overrides)
+
+
+def test_without_a_recipe_one_is_chosen_from_the_data_and_flags_win(
+    call: Call, asked: Calls, data_folder: Path
+) -> None:
+    done = call("train", "--data", data_folder, "--out", "run", "--device", "cpu", "--batch-size", "3", "--fold", "1")
+    assert done.code == 0
+    ((_, called),) = asked
+    recipe, why = choose_recipe(data_folder, "cpu", ["training.batch_size=3", "data.fold=1"])
+    assert (called["recipe"], called["why"]) == (recipe, why)
+    assert (recipe.training.batch_size, recipe.data.fold) == (3, 1)
+    assert "\n".join(why) in done.err
+    assert done.err.startswith("Recipe demo, chosen from the data: 24 images of 64x128 px, ")
+
+
+def test_a_chosen_recipe_can_be_shown_and_given_as_a_file(
+    call: Call, asked: Calls, data_folder: Path, tmp_path: Path
+) -> None:
+    done = call("train", "--data", data_folder, "--device", "cpu", "--max-minutes", "2", "--print-config")
+    recipe, why = choose_recipe(data_folder, "cpu", ["training.max_minutes=2.0"])
+    assert done.out.startswith("".join(f"# {sentence}\n" for sentence in why))
+    (tmp_path / "mine.yaml").write_text(done.out)
+    assert load_recipe(str(tmp_path / "mine.yaml")) == recipe
+    assert call("train", "mine.yaml", "--data", data_folder, "--out", "run").code == 0
+    assert [(called["recipe"], called["why"]) for _, called in asked] == [(recipe, ())]
+
+
+def test_a_folder_that_no_recipe_is_chosen_for_is_refused(
+    call: Call, refused: Call, asked: Calls, tmp_path: Path
+) -> None:
+    write_data_folder(tmp_path / "few", images=4, seed=5, size_hw=(64, 128))
+    asking = ("train", "--data", tmp_path / "few", "--out", "run", "--device", "cpu")
+    refused(*asking, code=4, told=["of 4 images show a defect", "name a recipe, such as severstal-small"])
+    refused("train", "--print-config", code=2, told="--print-config needs CONFIG, or --data DIR")
+    refused("train", "--data", tmp_path / "none", "--out", "run", code=4, told="no such folder")
+    assert asked == []
 
 
 def test_training_on_val_is_a_wish_of_its_own(train: Call, asked: Calls) -> None:
