@@ -28,8 +28,7 @@ _WHOLE_HW, _IMAGES = {"neu900": (200, 200), "severstal": (256, 1600)}, {"neu900"
 _SMALL_PX = 256 * 512  # a crop of Severstal
 _MANY = 1_000  # as far from the 87 images of severstal-small as from the 12,568 of severstal, in factors
 _ENOUGH_TO_HOLD_OUT, _FEW, _TOO_FEW = 500, 20, 5
-_CROPS_PER_IMAGE, _LARGEST_BATCH = 6, 32
-_LEAST_TILE_PX = 256  # twice the overlap of tiles
+_LOOKS, _LARGEST_BATCH = 6, 32
 _MINUTES_FOR_FOUR = 25.0  # half of what severstal-small gives its four models
 _WHY = {
     "demo": "These are sheets of `data synthesize`, which a small network learns from random weights.",
@@ -69,10 +68,8 @@ class Fingerprint:
     @property
     def size_hw(self) -> SizeHW:
         """The size of all images; or if they differ, the median of each side, rounded up to a multiple of 32 px."""
-        if len(self.sizes) == 1:
-            return next(iter(self.sizes))
-        medians = (median_high(side) for side in zip(*Counter(self.sizes).elements(), strict=True))
-        height, width = (math.ceil(median / 32) * 32 for median in medians)
+        step, sides = 32 if len(self.sizes) > 1 else 1, zip(*Counter(self.sizes).elements(), strict=True)
+        height, width = (math.ceil(median_high(side) / step) * step for side in sides)
         return height, width
 
 
@@ -105,8 +102,8 @@ def look(root: Path, *, device: str = "auto", minutes: float | None = None) -> F
     units = len({groups.get(image_id, f"/{image_id}") for image_id in size_of})
     units = min(units, len({fold for fold in folds.values() if isinstance(fold, int)}) or units)
     synthetic = all(is_synthetic(folder.image_path(image_id)) for image_id in size_of)
-    kind = resolve_device(device).type
-    return Fingerprint(Counter(size_of.values()), clean, by_class, units, synthetic, kind, minutes)
+    sizes = Counter(size_of.values())
+    return Fingerprint(sizes, clean, by_class, units, synthetic, resolve_device(device).type, minutes)
 
 
 def choose(found: Fingerprint, overrides: Sequence[str] = ()) -> tuple[Recipe, tuple[str, ...]]:
@@ -117,14 +114,12 @@ def choose(found: Fingerprint, overrides: Sequence[str] = ()) -> tuple[Recipe, t
         DataError: too few images with a defect.
     """
     if (defective := found.images - found.clean) < _TOO_FEW:
-        raise DataError(
-            f"{defective} of {found.images} images show a defect; to choose a recipe takes at least {_TOO_FEW}. Label "
-            "more, or name a recipe, such as severstal-small, to train all the same."
-        )
+        told = f"{defective} of {found.images} images show a defect; a recipe is chosen for {_TOO_FEW} or more."
+        raise DataError(f"{told} Label more, or name a recipe, such as severstal-small, to train all the same.")
     hardly_clean, many = found.clean < 0.05 * found.images, found.images >= _MANY
-    name = "severstal" if many and found.device == "cuda" else "severstal-small"
-    if found.synthetic or (hardly_clean and math.prod(found.size_hw) <= _SMALL_PX):
-        name = "demo" if found.synthetic else "neu900"
+    large = "severstal" if many and found.device == "cuda" else "severstal-small"
+    small = "neu900" if hardly_clean and math.prod(found.size_hw) <= _SMALL_PX else large
+    name = "demo" if found.synthetic else small
     content = load_recipe(name).model_dump(mode="json")
     content["training"]["fit_memory"] = name == "severstal"
     why = [_WHY[name], *_fit_stages(found, name, content), *_fit_folds(found, content)]
@@ -135,14 +130,12 @@ def choose(found: Fingerprint, overrides: Sequence[str] = ()) -> tuple[Recipe, t
     if hardly_clean:
         content["model"]["classification_head"] = False
         why.append(
-            f"{found.clean} images are clean, so no gate is trained. Expect false alarms on sound steel: add some."
+            f"{found.clean} images are clean, so no gate is trained. Sound steel may raise false alarms: add some."
         )
     if rare := [f"{one} ({count})" for one, count in found.classes.items() if count < _TOO_FEW]:
         why.append(f"Fewer than {_TOO_FEW} images show {', '.join(rare)}: expect little there.")
     if many and name == "severstal-small":
-        why.append(
-            "For so many, severstal is better, but needs a CUDA device. On others, allow more time (max_minutes)."
-        )
+        why.append("For so many, severstal is better, but needs a CUDA device. Others need more time (max_minutes).")
     recipe = change_recipe(Recipe.model_validate(content), overrides, name)
     return recipe, (*_summary(found, name, recipe), *why, *(f"As asked: {override}" for override in overrides))
 
@@ -151,12 +144,10 @@ def _fit_stages(found: Fingerprint, name: str, content: dict[str, Any]) -> list[
     """Crops that fit the images, and a second stage on whole images or on the tiles that prediction cuts."""
     data, training, why = content["data"], content["training"], []
     crop_hw = _part(found.size_hw, math.prod(data["crop_hw"] or [_SMALL_PX]))
-    first, second = _same_steps(found, name, {**training, **data}, crop_hw), training["second_stage"]
-    if data["samples_per_epoch"]:
-        enough = math.ceil(_CROPS_PER_IMAGE * found.images / first["epochs"])
-        first["samples_per_epoch"] = max(first["samples_per_epoch"], enough)
-    data["crop_hw"], data["samples_per_epoch"] = first["crop_hw"], first["samples_per_epoch"]
-    training["epochs"], training["batch_size"] = first["epochs"], first["batch_size"]
+    first = _same_steps(found, name, {**training, **data}, crop_hw, looks=_LOOKS)
+    second = training["second_stage"]
+    data |= {key: first[key] for key in ("crop_hw", "samples_per_epoch")}
+    training |= {key: first[key] for key in ("epochs", "batch_size")}
     if content["augment"]["quarter_turns"] and not (len(found.sizes) == 1 and crop_hw[0] == crop_hw[1]):
         content["augment"]["quarter_turns"], content["inference"]["tta"] = 0.0, "flips"
         why.append("Nothing is turned by 90 degrees, because the images are not squares of one size.")
@@ -164,7 +155,7 @@ def _fit_stages(found: Fingerprint, name: str, content: dict[str, Any]) -> list[
     if any(side > most for side, most in zip(view_hw, content["inference"]["tile_hw"], strict=True)):
         step_px = (second["batch_size"] or 0) * math.prod(second["crop_hw"] or _WHOLE_HW[name])
         view_hw = _part(view_hw, max(step_px, math.prod(crop_hw)))
-        content["inference"]["tile_hw"] = [max(side, _LEAST_TILE_PX) for side in view_hw]
+        content["inference"]["tile_hw"] = [max(side, 256) for side in view_hw]  # more than their overlap
         why += [f"Prediction cuts images into tiles of {_by(view_hw)}."] if view_hw != found.size_hw else []
     if second["epochs"] and math.prod(view_hw) >= 4 / 3 * math.prod(crop_hw):
         second |= _same_steps(found, name, second, view_hw)
@@ -178,10 +169,10 @@ def _fit_folds(found: Fingerprint, content: dict[str, Any]) -> list[str]:
     """What is held out to choose the thresholds on."""
     data, training = content["data"], content["training"]
     data["folds"] = max(2, min(data["folds"], found.units))
+    short = found.minutes is not None and found.minutes < _MINUTES_FOR_FOUR
     if found.images < _FEW or found.units < 2:
         data["fold"], training["threshold_folds"] = None, 0
         return ["Too few images or groups to hold some out: thresholds are not chosen, nothing is scored. Label more."]
-    short = found.minutes is not None and found.minutes < _MINUTES_FOR_FOUR
     if training["threshold_folds"] and (found.images >= _ENOUGH_TO_HOLD_OUT or short):
         data["fold"], data["folds"] = "auto", min(5, found.units)
         return [f"{'The time is short' if short else 'There are images enough'}: one fold is held out for thresholds."]
@@ -197,13 +188,20 @@ def _part(size_hw: SizeHW, most_px: int) -> SizeHW:
     return (short, long) if size_hw[0] <= size_hw[1] else (long, short)
 
 
-def _same_steps(found: Fingerprint, name: str, stage: Mapping[str, Any], crop_hw: SizeHW) -> dict[str, Any]:
-    """The keys of a stage with other crops, for as many steps, and pixels a step, as the recipe has on its own data."""
-    whole, samples = stage["crop_hw"] is None, stage["samples_per_epoch"]
+def _same_steps(
+    found: Fingerprint, name: str, stage: Mapping[str, Any], crop_hw: SizeHW, looks: int = 0
+) -> dict[str, Any]:
+    """The keys of a stage with other crops, for as many steps, and pixels a step, as the recipe has on its own data.
+
+    If the recipe says how many crops an epoch has, there are at least `looks` crops of each image in all.
+    """
+    whole, samples, epochs = stage["crop_hw"] is None, stage["samples_per_epoch"], stage["epochs"]
     step_px = stage["batch_size"] * math.prod(_WHOLE_HW[name] if whole else stage["crop_hw"])
     batch = min(_LARGEST_BATCH, max(1, round(step_px / math.prod(crop_hw))))
-    epochs, crops = stage["epochs"], round((samples or _IMAGES[name]) * batch / stage["batch_size"])
-    if samples is None and found.images >= crops:
+    crops = round((samples or _IMAGES[name]) * batch / stage["batch_size"])
+    if samples is not None:
+        crops = max(crops, math.ceil(looks * found.images / epochs))
+    elif found.images >= crops:
         epochs, crops = max(1, round(epochs * crops / found.images)), None
     hw = None if whole and [*found.sizes] == [crop_hw] else crop_hw
     return {"crop_hw": hw, "batch_size": batch, "samples_per_epoch": crops, "epochs": epochs}
@@ -212,14 +210,14 @@ def _same_steps(found: Fingerprint, name: str, stage: Mapping[str, Any], crop_hw
 def _summary(found: Fingerprint, name: str, recipe: Recipe) -> tuple[str, str]:
     """What was found, and what was taken."""
     sizes = " to ".join(dict.fromkeys(_by([*map(end, zip(*found.sizes, strict=True))]) for end in (min, max)))
-    clean, crop_hw, training = found.clean / found.images, recipe.data.crop_hw, recipe.training
+    share, training, crop_hw = found.clean / found.images, recipe.training, recipe.data.crop_hw
     of = (
-        f"{found.images:,} images of {sizes} px, {clean:.0%} clean, {len(found.classes)} classes, device {found.device}"
+        f"{found.images:,} images of {sizes} px, {share:.0%} clean, {len(found.classes)} classes, device {found.device}"
     )
     crops = f"{training.epochs} epochs of {recipe.data.samples_per_epoch or found.images:,} crops"
-    limit = "" if training.max_minutes is None else f", at most {training.max_minutes:g} minutes"
-    crop = "the whole image" if crop_hw is None else _by(crop_hw)
-    return f"Recipe {name}, chosen from the data: {of}.", f"Crop {crop}, batch {training.batch_size}, {crops}{limit}."
+    limit = f", at most {training.max_minutes:g} minutes" if training.max_minutes else ""
+    taken = f"{_by(crop_hw) if crop_hw else 'the whole image'}, batch {training.batch_size}, {crops}{limit}"
+    return f"Recipe {name}, chosen from the data: {of}.", f"Crop {taken}."
 
 
 def _by(size_hw: Sequence[int]) -> str:

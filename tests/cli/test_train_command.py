@@ -233,3 +233,21 @@ def test_a_training_writes_exactly_its_run_folder_and_refuses_it_the_second_time
     assert json.loads(done.out)["validation"]["images"] == 6
     assert "epoch 1/1" in done.err
     refuse(code=2, told=["run: not empty", "--resume"])
+
+
+@pytest.mark.slow
+def test_a_training_without_a_recipe_writes_what_it_took_and_why(call: Call, data_folder: Path, tmp_path: Path) -> None:
+    tiny = ["model.encoder=tu-test_resnet", "model.options.decoder_channels=[32,16,16,8]", "model.input_scale=1"]
+    short = ["training.epochs=1", "training.batch_size=4", "data.samples_per_epoch=16", "training.precision=fp32"]
+    changes = [word for change in (*tiny, *short) for word in ("--set", change)]
+    done = call("train", "--data", data_folder, "--out", "run", "--device", "cpu", *changes)
+
+    assert done.code == 0, done.err
+    told, settings = "Recipe demo, chosen from the data: 24 images of 64x128 px, ", tmp_path / "run" / "config.yaml"
+    assert done.err.startswith(told)
+    assert settings.read_text().startswith(f"# {told}")
+    assert "# Crop 64x128, batch 4, 1 epochs of 16 crops, at most 3.5 minutes.\n" in settings.read_text()
+    asked = json.loads((tmp_path / "run" / "request.json").read_text())
+    assert asked["why"][0].startswith(told)
+    assert asked["recipe"]["data"]["crop_hw"] == [64, 128]
+    assert read_model_info(tmp_path / "run" / "model.safetensors").recipe == load_recipe(str(settings))
