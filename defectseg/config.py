@@ -193,6 +193,23 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: no such recipe, not YAML, or invalid keys or values. The message lists all invalid ones.
     """
     source, content = _read_recipe(name_or_path)
+    return _checked(content, overrides, source)
+
+
+def change_recipe(recipe: Recipe, overrides: Sequence[str], source: str) -> Recipe:
+    """The recipe with `key=value` overrides; `source` names it in messages. Raises ConfigError as `load_recipe`."""
+    return _checked(recipe.model_dump(mode="json"), overrides, source)
+
+
+def dump_recipe(recipe: Recipe, why: Sequence[str] = ()) -> str:
+    """The recipe as YAML, with every key. The sentences `why` come first, each as a comment."""
+    import yaml
+
+    comments = "".join(f"# {' '.join(sentence.split())}\n" for sentence in why)
+    return comments + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _checked(content: dict[str, Any], overrides: Sequence[str], source: str) -> Recipe:
     for override in overrides:
         apply_override(content, override)
     try:
@@ -200,13 +217,6 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise ConfigError(f"{' with '.join([source, *overrides])}: {problems}") from None
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, with every key."""
-    import yaml
-
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _read_recipe(name_or_path: str) -> tuple[str, dict[str, Any]]:

@@ -72,7 +72,7 @@ def test_each_command_shown_is_accepted_by_the_real_parser(call: list[str]) -> N
             parse(call)
         return
     name, parameters = parse(call)
-    if name == "train":
+    if name == "train" and parameters["config"] is not None:
         load_recipe(parameters["config"], parameters["overrides"] or ())
 
 

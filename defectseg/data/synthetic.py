@@ -37,6 +37,9 @@ TWO_CLASSES_SHARE = 0.12
 SHEET_END_SHARE = 0.3
 CONFUSING_SHARE = 0.5
 
+_TEXT = b"synthetic sheet of defectseg, not a photograph"
+_COMMENT = b"\xff\xfe" + (2 + len(_TEXT)).to_bytes(2, "big") + _TEXT  # a comment segment of a JPEG
+
 _REFERENCE_HEIGHT_PX = 256
 _GAP_PX = 8  # between defects, so that two masks never touch
 _PLACING_ATTEMPTS = 20
@@ -89,7 +92,8 @@ def write_data_folder(
 ) -> None:
     """Write sheets 0 to `images` - 1 as a data folder: `train_images/*.jpg`, `train.csv`, `classes.txt`.
 
-    The folder is written completely or not at all, see `files.new_folder`.
+    Each picture says in a comment that it is synthetic. The folder is written completely or not at all, see
+    `files.new_folder`.
 
     Args:
         out: the folder to make; it may exist if it is empty.
@@ -110,11 +114,18 @@ def write_data_folder(
             sheet = make_sheet(seed, index, size_hw)
             image_id = f"sheet_{index:05d}.jpg"
             _, content = cv2.imencode(".jpg", sheet.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            files.write_result(building / IMAGES_NAME / image_id, content.tobytes())
+            start, rest = content[:2].tobytes(), content[2:].tobytes()
+            files.write_result(building / IMAGES_NAME / image_id, start + _COMMENT + rest)
             labels[image_id] = {n: rle.encode(mask) for n, mask in enumerate(sheet.masks, start=1) if mask.any()}
             progress(index + 1, images)
         write_class_names(building, CLASS_NAMES)
         write_label_table(building, labels)
+
+
+def is_synthetic(path: Path) -> bool:
+    """Whether an image says of itself that `write_data_folder` has made it. Raises OSError."""
+    with files.open_regular(path) as handle:
+        return bool(handle.read(2 + len(_COMMENT))[2:] == _COMMENT)
 
 
 def _unit(size_hw: tuple[int, int]) -> float:

@@ -1,6 +1,7 @@
 """One training run, from images to the finished bundle."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +61,7 @@ def train_one(
     out: Path,
     *,
     recipe: Recipe,
+    why: Sequence[str],
     fold: HeldOut | None,
     device: torch.device,
     init: Path | None,
@@ -75,6 +77,7 @@ def train_one(
         images: the images of the data folder.
         out: the folder of this run.
         recipe: the recipe. A checkpoint's recipe and fold take precedence.
+        why: why the recipe was chosen, for config.yaml.
         fold: what to validate on, or None.
         device: where to train.
         init: a bundle to start from, or None.
@@ -140,7 +143,7 @@ def train_one(
             run.history = read_history(out / METRICS_NAME)[: run.state.epoch]
         with run.interrupts.held():
             if accelerator.is_main_process:
-                write_start(out, recipe, images)
+                write_start(out, recipe, why, images)
             if begun is None:  # last: resuming needs the files above
                 save_checkpoint(run)
         fit(run)

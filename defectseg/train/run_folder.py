@@ -1,7 +1,7 @@
 """The run folder: its files, its lock, and the request that resuming continues."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Request(Frozen):
 
     Attributes:
         recipe: the resolved recipe, before it is fitted into memory.
+        why: why the recipe was chosen, in sentences; empty if it was named.
         data: data folder.
         init: a bundle to start from, or None.
         thresholds: thresholds of the bundle; None: choose them.
@@ -39,6 +40,7 @@ class Request(Frozen):
     """
 
     recipe: Recipe
+    why: tuple[str, ...] = ()
     data: Path
     init: Path | None = None
     thresholds: Thresholds | None = None
@@ -105,9 +107,9 @@ def has_begun(folder: Path) -> bool:
     return (folder / CHECKPOINT_NAME).is_file()
 
 
-def write_start(folder: Path, recipe: Recipe, images: Images) -> None:
+def write_start(folder: Path, recipe: Recipe, why: Sequence[str], images: Images) -> None:
     """Write config.yaml, split.csv and, if images are unreadable, errors.csv."""
-    write_text(folder / CONFIG_NAME, dump_recipe(recipe))
+    write_text(folder / CONFIG_NAME, dump_recipe(recipe, why))
     write_split(folder / SPLIT_NAME, images.folds, images.data.groups)
     if images.unreadable:
         with atomic_csv(folder / ERRORS_NAME, ("ImageId", "error"), for_people=True) as write_rows:

@@ -32,6 +32,7 @@ def train(
     out: Path,
     *,
     recipe: Recipe | None = None,
+    why: tuple[str, ...] = (),
     device: str = "auto",
     init: Path | None = None,
     thresholds: Thresholds | None = None,
@@ -52,6 +53,7 @@ def train(
         data: data folder; None on resuming: the one that the training began with.
         out: run folder.
         recipe: the resolved recipe, including the fold.
+        why: why it was chosen, see `choose`; config.yaml begins with it.
         device: auto, cpu, cuda, cuda:N or mps.
         init: a bundle to start from, or None.
         thresholds: thresholds of the bundle; None: choose them on the validation images, or use the defaults.
@@ -82,12 +84,14 @@ def train(
         raise UsageError("goes with a training on everything, without a fold (data.fold: null).", argument="use_val")
     else:
         request = Request(
-            recipe=recipe, data=data, init=init, thresholds=thresholds, every_fold=every_fold, use_val=use_val
+            recipe=recipe, why=why, data=data, init=init, thresholds=thresholds, every_fold=every_fold, use_val=use_val
         )
     target = resolve_device(device)
     with run_folder(out, request, resume=resume), processes(target):
+        # A recipe that was chosen depends on the machine, so that of the main process counts.
+        request = request.model_copy(update={"recipe": from_main(lambda: request.recipe)})
         images, held_out = _read(request, out)
-        run = partial(train_one, images, device=target, init=request.init, progress=progress)
+        run = partial(train_one, images, why=request.why, device=target, init=request.init, progress=progress)
         if request.every_fold:
             return _train_each(out, request, held_out, run)
         if request.threshold_folds:

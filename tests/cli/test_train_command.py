@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from defectseg.config import DataConfig, Recipe, load_recipe, shipped_recipes
+from defectseg.data.synthetic import write_data_folder
 from defectseg.evaluate.metrics import PairCounts, summarise
 from defectseg.model.info import Thresholds, read_model_info
+from defectseg.train.choose import choose_recipe
 from defectseg.train.run_folder import Request, read_request
 from defectseg.train.train import TrainResult
 from defectseg.tune.file import write_thresholds
@@ -72,6 +74,42 @@ def test_flags_change_keys_of_the_recipe(
     ((kind, called),) = asked
     assert kind == "train"
     assert called["recipe"] == load_recipe(str(tiny_recipe), overrides)
+
+
+def test_without_a_recipe_one_is_chosen_from_the_data_and_flags_win(
+    call: Call, asked: Calls, data_folder: Path
+) -> None:
+    done = call("train", "--data", data_folder, "--out", "run", "--device", "cpu", "--batch-size", "3", "--fold", "1")
+    assert done.code == 0
+    ((_, called),) = asked
+    recipe, why = choose_recipe(data_folder, "cpu", ["training.batch_size=3", "data.fold=1"])
+    assert (called["recipe"], called["why"]) == (recipe, why)
+    assert (recipe.training.batch_size, recipe.data.fold) == (3, 1)
+    assert "\n".join(why) in done.err
+    assert done.err.startswith("Recipe demo, chosen from the data: 24 images of 64x128 px, ")
+
+
+def test_a_chosen_recipe_can_be_shown_and_given_as_a_file(
+    call: Call, asked: Calls, data_folder: Path, tmp_path: Path
+) -> None:
+    done = call("train", "--data", data_folder, "--device", "cpu", "--max-minutes", "2", "--print-config")
+    recipe, why = choose_recipe(data_folder, "cpu", ["training.max_minutes=2.0"])
+    assert done.out.startswith("".join(f"# {sentence}\n" for sentence in why))
+    (tmp_path / "mine.yaml").write_text(done.out)
+    assert load_recipe(str(tmp_path / "mine.yaml")) == recipe
+    assert call("train", "mine.yaml", "--data", data_folder, "--out", "run").code == 0
+    assert [(called["recipe"], called["why"]) for _, called in asked] == [(recipe, ())]
+
+
+def test_a_folder_that_no_recipe_is_chosen_for_is_refused(
+    call: Call, refused: Call, asked: Calls, tmp_path: Path
+) -> None:
+    write_data_folder(tmp_path / "few", images=4, seed=5, size_hw=(64, 128))
+    asking = ("train", "--data", tmp_path / "few", "--out", "run", "--device", "cpu")
+    refused(*asking, code=4, told=["of 4 images show a defect", "name a recipe, such as severstal-small"])
+    refused("train", "--print-config", code=2, told="--print-config needs CONFIG, or --data DIR")
+    refused("train", "--data", tmp_path / "none", "--out", "run", code=4, told="no such folder")
+    assert asked == []
 
 
 def test_training_on_val_is_a_wish_of_its_own(train: Call, asked: Calls) -> None:
@@ -206,3 +244,21 @@ def test_a_training_writes_exactly_its_run_folder_and_refuses_it_the_second_time
     assert json.loads(done.out)["validation"]["images"] == 6
     assert "epoch 1/1" in done.err
     refuse(code=2, told=["run: not empty", "--resume"])
+
+
+@pytest.mark.slow
+def test_a_training_without_a_recipe_writes_what_it_took_and_why(call: Call, data_folder: Path, tmp_path: Path) -> None:
+    tiny = ["model.encoder=tu-test_resnet", "model.options.decoder_channels=[32,16,16,8]", "model.input_scale=1"]
+    short = ["training.epochs=1", "training.batch_size=4", "data.samples_per_epoch=16", "training.precision=fp32"]
+    changes = [word for change in (*tiny, *short) for word in ("--set", change)]
+    done = call("train", "--data", data_folder, "--out", "run", "--device", "cpu", *changes)
+
+    assert done.code == 0, done.err
+    told, settings = "Recipe demo, chosen from the data: 24 images of 64x128 px, ", tmp_path / "run" / "config.yaml"
+    assert done.err.startswith(told)
+    assert settings.read_text().startswith(f"# {told}")
+    assert "# Crop 64x128, batch 4, 1 epochs of 16 crops, at most 3.5 minutes.\n" in settings.read_text()
+    asked = json.loads((tmp_path / "run" / "request.json").read_text())
+    assert asked["why"][0].startswith(told)
+    assert asked["recipe"]["data"]["crop_hw"] == [64, 128]
+    assert read_model_info(tmp_path / "run" / "model.safetensors").recipe == load_recipe(str(settings))

@@ -71,7 +71,8 @@ def work(task, rank, port):
     init, asked = task["init"], {"data": None, "resume": True}
     if task["recipe"]:
         init = Path(init) if init else None
-        asked = {"data": Path(task["data"]), "recipe": load_recipe(task["recipe"], task["overrides"]), "init": init}
+        overrides = [*task["overrides"], *(task["others"] if rank else ())]
+        asked = {"data": Path(task["data"]), "recipe": load_recipe(task["recipe"], overrides), "init": init}
     try:
         train(out=Path(task["out"]), device="cpu", progress=progress, **asked)
     except KeyboardInterrupt:
@@ -135,6 +136,7 @@ def train_in_fork(tiny_recipe: Path, data_folder: Path) -> Iterator[Train]:
         assert server.stdout is not None
         asked = {"recipe": "" if resume else str(tiny_recipe), "overrides": overrides, "init": init}
         task = {"data": str(data_folder), "out": str(out), "processes": processes, "signal_at": 0, "kill_at": None}
+        task["others"] = []  # further overrides in all processes but the first
         task |= asked | at
         print(json.dumps(task), file=server.stdin, flush=True)
         codes: list[int] = json.loads(server.stdout.readline())
@@ -250,6 +252,15 @@ def test_two_processes_stop_when_one_is_terminated_and_resume_bit_for_bit(
     state = torch.load(out / "last.ckpt", weights_only=True)["state"]
     assert (state["epoch"], state["batch"]) == (1, 2)
     assert train_in_fork(out, processes=2, resume=True) == [0, 0]
+    assert _left(out) == _left(by_two)
+
+
+def test_processes_whose_machines_chose_otherwise_train_the_recipe_of_the_first(
+    by_two: Path, train_in_fork: Train, trained_run: Path, tmp_path: Path
+) -> None:
+    out, init = tmp_path / "run", str(trained_run / "model.safetensors")
+    others = ["training.batch_size=4", "training.epochs=7", "data.crop_hw=[32,32]"]
+    assert train_in_fork(out, *GENTLE, processes=2, init=init, others=others) == [0, 0]
     assert _left(out) == _left(by_two)
 
 
