@@ -109,7 +109,7 @@ class PreparingRuntime(Runtime, Protocol):
 
 
 def is_memory_short(error: BaseException | None) -> bool:
-    """Whether an error of numpy, OpenCV or the libraries means that memory ran out."""
+    """Whether an error of numpy, OpenCV, torch or another library means that memory ran out."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY)
 
 

@@ -17,9 +17,9 @@ from torch.optim.swa_utils import AveragedModel
 from defectseg.errors import ResourceError
 from defectseg.evaluate.metrics import headline
 from defectseg.files import write_text
-from defectseg.model.devices import is_out_of_memory
 from defectseg.model.losses import LossParts, segmentation_loss
 from defectseg.model.network import DefectNetwork
+from defectseg.runtime.base import is_memory_short
 from defectseg.train.checkpoint import Run, TrainingState, save_checkpoint
 from defectseg.train.dataset import Batch
 from defectseg.train.depthwise import DepthwiseInFloat32
@@ -248,7 +248,7 @@ def _explained(run: Run) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if is_out_of_memory(error):
+        if is_memory_short(error):
             raise ResourceError(f"{run.accelerator.device}: out of memory. Set training.fit_memory.") from error
         if "DataLoader worker" in str(error):
             raise ResourceError(
