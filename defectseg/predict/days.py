@@ -10,10 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from defectseg.machine import now
 from defectseg.predict.camera import Stamp
 from defectseg.predict.journal import Journal
 from defectseg.predict.output import JOURNAL, RUN, OutputFolder, output_folder
-from defectseg.predict.predict import Loaded, now
+from defectseg.predict.predict import Loaded
 from defectseg.predict.render import Rendered
 from defectseg.predict.tables import OutputChoice
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from defectseg.image import whole
 from defectseg.image.find import FoundImage
 from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import fits_one_tile
-from defectseg.machine import __version__
+from defectseg.machine import __version__, now
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
 from defectseg.predict.rules import NONE_UNREADABLE, Rules, Tolerance, class_id_of, listed_classes
@@ -308,8 +307,3 @@ def _prepare(network: Runtime, found: FoundImage, settings: Settings) -> None:
             size_hw = whole.read_size(file, name=found.file)
             if fits_one_tile(size_hw, settings):
                 network.prepare(size_hw)
-
-
-def now() -> str:
-    """The time for run.json, in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
