@@ -6,8 +6,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from defectseg.compare.verdict import FIGURES, KAGGLE_DICE, MISSED, STOPPED, Verdict, contributions, judge
+from defectseg.compare.verdict import FIGURES, KAGGLE_DICE, MISSED, STOPPED, Verdict, contributions_of, judge
 from defectseg.evaluate.metrics import PairCounts
+from defectseg.evaluate.score import Score
 from defectseg.evaluate.sheets import Sheet
 
 Table = NDArray[np.float64]
@@ -38,10 +39,16 @@ def test_an_image_adds_what_is_worked_by_hand() -> None:
     half, false, clear = PairCounts(4, 4, 2), PairCounts(0, 5, 0), PairCounts(0, 0, 0)
     hidden = PairCounts(0, 3, 0, unknown=True)
 
-    assert contributions([half, clear], _sheet(True, False)) == ((1.5, 0.5, 0, 0, 1), (2, 1, 1, 0, 2))
-    assert contributions([PairCounts(4, 0, 0), clear], _sheet(False)) == ((1, 0, 1, 0, 0), (2, 1, 1, 0, 1))
-    assert contributions([false, clear], _sheet()) == ((1, 0, 0, 1, 0), (2, 0, 0, 1, 0))
-    assert contributions([hidden, clear], _sheet()) == ((1, 0, 0, 0, 0), (1, 0, 0, 0, 0)), "neither sound nor defective"
+    pairs = {"half": half, "lost": PairCounts(4, 0, 0), "false": false, "hidden": hidden}
+    sheets = {"half": _sheet(True, False), "lost": _sheet(False), "false": _sheet(), "hidden": _sheet()}
+    counts = {(name, class_id): pair for name in pairs for class_id, pair in ((1, pairs[name]), (2, clear))}
+
+    adds, of = contributions_of(Score(counts, sheets), list(pairs), 2).tolist()
+
+    assert [adds[0], of[0]] == [[1.5, 0.5, 0, 0, 1], [2, 1, 1, 0, 2]]
+    assert [adds[1], of[1]] == [[1, 0, 1, 0, 0], [2, 1, 1, 0, 1]]
+    assert [adds[2], of[2]] == [[1, 0, 0, 1, 0], [2, 0, 0, 1, 0]]
+    assert [adds[3], of[3]] == [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0]], "neither sound nor defective"
 
 
 def test_intervals_are_the_wider_of_a_literal_cluster_bootstrap_and_the_t_interval() -> None:
