@@ -144,6 +144,40 @@ class Metrics:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Column:
+    """A figure of a class, as the printed table and the report show it.
+
+    Attributes:
+        name: of the attribute of ClassMetrics.
+        heading: above the column of the table.
+        title: above the column of the report.
+        of_all: name of the attribute of Metrics that stands for all classes; "": there is none.
+        meaning: explains it in the report; "": it is not explained.
+    """
+
+    name: str
+    heading: str
+    title: str
+    of_all: str = ""
+    meaning: str = ""
+
+
+COLUMNS = (
+    Column("kaggle_dice", "Kaggle Dice", "Kaggle Dice", "kaggle_dice",
+           "The mean Dice over all pairs of image and class. Most pairs are empty, so predicting nothing scores high; "
+           "compare with that figure."),
+    Column("all_empty", "all empty", "Predicting nothing", "all_empty"),
+    Column("positive_dice", "positive Dice", "Dice where it is", "positive_dice",
+           "The mean over the pairs with a labelled defect: how good the masks are."),
+    Column("iou", "IoU", "IoU", "miou",
+           "Pixels labelled and predicted divided by pixels labelled or predicted, both summed over all images. The "
+           "mean takes the classes that occur in the labels."),
+    Column("precision", "precision", "Pixel precision"),
+    Column("recall", "recall", "Pixel recall"),
+)  # fmt: skip
+
+
 def summarise(counts: Counts, class_names: Sequence[str], groups: Mapping[str, str] | None = None) -> Metrics:
     """Compute the figures of a data set from its counts.
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from defectseg.evaluate.gallery import KINDS, choose_pictures, filters, find_faults
-from defectseg.evaluate.metrics import Counts, Metrics, score, signed
+from defectseg.evaluate.metrics import COLUMNS, Counts, Metrics, score, signed
 from defectseg.evaluate.rates import Rates
 from defectseg.evaluate.sheets import Sheet
 from defectseg.evaluate.summary import certainty, look_first, neighbours, operating_points, percent
@@ -26,8 +26,6 @@ ERRORS = "errors.csv"
 EMBEDDED_PX = 1600
 PICTURES_BYTES = 18_000_000  # of all JPEGs; a third more as text in the page
 NOT_FOUND = "0, nothing of it"
-
-_HEADINGS = ("class", "images", "unknown", "Kaggle Dice", "all empty", "positive Dice", "IoU", "precision", "recall")
 
 
 def write_evaluation(
@@ -76,6 +74,7 @@ def write_evaluation(
         {"score": score, "signed": signed, "percent": percent, "certainty": certainty},
         title=title,
         metrics=metrics,
+        columns=COLUMNS,
         names=names,
         rates=rates,
         advice=look_first(rates, counts, faults, names),
@@ -102,16 +101,13 @@ def metrics_table(metrics: Metrics) -> list[tuple[str, ...]]:
     The column of unknown pairs is left out if there are none.
     """
     rows = [
-        (one.name, str(one.positive_pairs), str(one.unknown_pairs), *map(score, (
-            one.kaggle_dice, one.all_empty, one.positive_dice, one.iou, one.precision, one.recall,
-        )))
+        (one.name, str(one.positive_pairs), str(one.unknown_pairs), *(score(getattr(one, it.name)) for it in COLUMNS))
         for one in metrics.classes
-    ]  # fmt: skip
-    figures = (metrics.kaggle_dice, metrics.all_empty, metrics.positive_dice, metrics.miou)
-    detection = metrics.detection
-    with_defect = detection.true_positives + detection.false_negatives
-    total = ("all", str(with_defect), str(metrics.unknown_pairs), *map(score, figures), "", "")
-    table = [_HEADINGS, *rows, total]
+    ]
+    with_defect = metrics.detection.true_positives + metrics.detection.false_negatives
+    total = (score(getattr(metrics, it.of_all)) if it.of_all else "" for it in COLUMNS)
+    headings = ("class", "images", "unknown", *(it.heading for it in COLUMNS))
+    table = [headings, *rows, ("all", str(with_defect), str(metrics.unknown_pairs), *total)]
     return table if metrics.unknown_pairs else [(*row[:2], *row[3:]) for row in table]
 
 
