@@ -230,7 +230,7 @@ def headline(metrics: Metrics) -> dict[str, float | None]:
     return {name: getattr(metrics, name) for name in ("kaggle_dice", "all_empty", "positive_dice", "miou")}
 
 
-def score(value: float | None) -> str:
+def decimals(value: float | None) -> str:
     """A figure in [0, 1] with four decimals; a dash for None."""
     return "–" if value is None else f"{value:.4f}"
 

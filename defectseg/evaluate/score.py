@@ -77,12 +77,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, warnings, unreadable images, and rates if they were asked for."""
+    """Figures, warnings and unreadable images."""
 
     metrics: Metrics
+    rates: Rates
     warnings: tuple[str, ...]
     unreadable: tuple[Unreadable, ...] = ()
-    rates: Rates | None = None
 
 
 def score_images(

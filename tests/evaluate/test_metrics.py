@@ -13,8 +13,8 @@ from defectseg.evaluate.metrics import (
     Metrics,
     PairCounts,
     count_pairs,
+    decimals,
     dice_of,
-    score,
     signed,
     summarise,
 )
@@ -165,7 +165,7 @@ def test_figures_that_do_not_exist_are_null() -> None:
 
 
 def test_figures_have_four_decimals_and_a_sign_where_they_are_differences() -> None:
-    assert (score(None), score(0.12345), signed(0.5), signed(-0.5)) == ("–", "0.1235", "+0.5000", "−0.5000")
+    assert (decimals(None), decimals(0.12345), signed(0.5), signed(-0.5)) == ("–", "0.1235", "+0.5000", "−0.5000")
 
 
 def test_every_figure_of_a_class_has_a_column() -> None:
