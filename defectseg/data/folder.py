@@ -108,22 +108,19 @@ class DataFolder:
         """
         masks = np.zeros((self.num_classes, *size_hw), np.bool_)
         ignore = np.zeros(size_hw, np.bool_)
-        for class_id, mask in self._decode_masks(image_id, size_hw):
+        for class_id, mask in self.labelled_masks(image_id, size_hw):
             if class_id == IGNORE_CLASS_ID:
                 ignore = mask
             else:
                 masks[class_id - 1] = mask
         return masks, ignore
 
-    def labelled_masks(self, image_id: str, size_hw: tuple[int, int]) -> dict[int, NDArray[np.bool_]]:
-        """The masks that the image has, bool (H, W), by ClassId; IGNORE_CLASS_ID: the pixels to ignore.
+    def labelled_masks(self, image_id: str, size_hw: tuple[int, int]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """ClassId and mask, bool (H, W), of each class that the image has; IGNORE_CLASS_ID: the pixels to ignore.
 
         Raises:
             LabelError, DataError: as `masks_of`.
         """
-        return dict(self._decode_masks(image_id, size_hw))
-
-    def _decode_masks(self, image_id: str, size_hw: tuple[int, int]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         rles = self.table.rles.get(image_id, {})
         check_masks(size_hw, shapes=len(rles), classes=len(rles), where=f"{self.root}: {image_id}")
         for class_id, encoded in rles.items():
