@@ -21,7 +21,7 @@ def _sheet(*found: bool) -> Sheet:
 def _judge(difference: Any, **changes: Any) -> Verdict:
     """B minus A of the Kaggle Dice of images that are groups of their own, all sound, and neither side makes faults."""
     difference = np.asarray(difference, np.float64)
-    a, b, of = np.zeros((3, len(difference), 5))
+    a, b, of = np.zeros((3, len(difference), len(FIGURES)))
     of[:, [0, 3]] = 1
     b[:, 0] = difference
     for column, (of_a, of_b) in changes.pop("faults", {}).items():
@@ -55,8 +55,8 @@ def test_intervals_are_the_wider_of_a_literal_cluster_bootstrap_and_the_t_interv
     generator = np.random.default_rng(4)
     group = np.sort(generator.integers(25, size=70))
     group = np.unique(group, return_inverse=True)[1]
-    of = generator.integers(1, 4, size=(70, 5)).astype(float)
-    a, b = (generator.random((70, 5)) ** 3 * of for _ in range(2))
+    of = generator.integers(1, 4, size=(70, len(FIGURES))).astype(float)
+    a, b = (generator.random((70, len(FIGURES))) ** 3 * of for _ in range(2))
     groups = int(group.max()) + 1
     members = [np.flatnonzero(group == number) for number in range(groups)]
     drawn = np.random.default_rng(0).integers(groups, size=(1000, groups))
@@ -136,7 +136,7 @@ def test_more_faults_in_too_many_groups_are_a_veto_by_an_exact_sign_test(fault: 
 
 
 def test_a_group_speaks_once_and_only_for_the_model_with_fewer_faults_in_it() -> None:
-    a, b, of = np.zeros((3, 12, 5))
+    a, b, of = np.zeros((3, 12, len(FIGURES)))
     of[:, [0, 2]] = 1
     b[:9, 2] = 1  # in group 0; in group 1, A has one fault and B none
     a[9, 2] = 1
@@ -150,7 +150,7 @@ def test_equal_answers_are_not_worse_and_without_a_label_a_figure_is_none() -> N
     assert done.differences[KAGGLE_DICE].interval is not None
     assert done.differences[MISSED].difference is None
     assert done.votes[MISSED].p == 1
-    ones = np.ones((5, 5))
+    ones = np.ones((5, len(FIGURES)))
     alone = judge(ones, ones, ones, np.zeros(5, np.int64))
     assert alone.differences[KAGGLE_DICE].interval is None
 
