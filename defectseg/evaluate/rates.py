@@ -8,7 +8,7 @@ its sheets are sound and one is flagged.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -134,10 +134,6 @@ class Rates:
     confusion_px: list[list[int]]
     confusion_sheets: list[list[int]]
     notes: list[str]
-
-    def to_json(self) -> dict[str, object]:
-        """Plain containers, numbers and None, ready for `json.dumps(..., allow_nan=False)`."""
-        return asdict(self)
 
 
 def rates_of(

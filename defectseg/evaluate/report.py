@@ -48,9 +48,8 @@ def write_evaluation(
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    metrics, rates = evaluation.metrics, evaluation.rates
-    figures = {**metrics.to_json(), "rates": rates.to_json()}
-    content = {"title": title, **figures, "facts": dict(facts), "warnings": list(evaluation.warnings)}
+    metrics, rates, warnings = evaluation.metrics, evaluation.rates, evaluation.warnings
+    content = {"title": title, **evaluation.to_json(), "facts": dict(facts), "warnings": list(warnings)}
     write_text(out / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     names = {one.class_id: one.name for one in metrics.classes}
     pairs = _pairs_frame(score.counts, list(names))
@@ -78,7 +77,7 @@ def write_evaluation(
         filters=filters(chosen.values(), names),
         kinds=KINDS,
         facts=facts,
-        warnings=evaluation.warnings,
+        warnings=warnings,
     )
     write_text(out / "report.html", page)
     if evaluation.unreadable:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_flags_reach_the_library_and_warnings_the_user(call: Call, monkeypatch: 
 
     assert (done.code, told.code) == (0, 0)
     assert done.err == "warning: odd\n"
-    assert told.out == f"{json.dumps({**METRICS.to_json(), 'rates': RATES.to_json(), 'warnings': ['odd']}, indent=2)}\n"
+    assert told.out == f"{json.dumps({**METRICS.to_json(), 'rates': asdict(RATES), 'warnings': ['odd']}, indent=2)}\n"
     plain = {"models": (Path("m.xml"),), "data": Path("d"), "out": Path("o"), "subset": "all", "split": None}
     plain |= {"runtime": "auto", "device": "auto", "tta": None, "bit_depth": None, "group": None, "overwrite": False}
     given = {"models": (Path("m.xml"), Path("n.xml")), "subset": "train", "split": Path("s.csv")}
