@@ -31,8 +31,6 @@ from defectseg.train.weights import offer, tidy
 
 log = logging.getLogger(__name__)
 
-_PARTS = ("bce", "dice", "lovasz", "gate")
-
 
 def fit(run: Run) -> None:
     """Train until the planned epochs are done or the time is up. Saves a checkpoint after each epoch.
@@ -113,7 +111,7 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
         if fetched >= deadline and alone:
             break  # with several processes, the epoch is completed
     losses.read()
-    means = {name: state.sums.get(name, 0.0) / max(state.batch, 1) for name in ("total", *_PARTS)}
+    means = {name: state.sums.get(name, 0.0) / max(state.batch, 1) for name in LossParts._fields}
     factor = state.sums.get("factor", 0.0)
     return {
         "loss": means.pop("total"),
@@ -146,7 +144,7 @@ class _Losses:
 
     def add(self, parts: LossParts, image_ids: Sequence[str]) -> None:
         """Keep the losses of the next step."""
-        losses = torch.stack([getattr(parts, name).detach() for name in ("total", *_PARTS)])
+        losses = torch.stack([part.detach() for part in parts])
         self.unread.append((self.state.step + 1, image_ids, losses))
 
     def read(self) -> None:
@@ -164,7 +162,7 @@ class _Losses:
                     f"the loss became {row[0]} at step {step}, on {', '.join(image_ids)}. "
                     "Lower optimizer.decoder_lr and encoder_lr, or set training.precision=fp32."
                 )
-            for name, loss in zip(("total", *_PARTS), row, strict=True):
+            for name, loss in zip(LossParts._fields, row, strict=True):
                 self.state.sums[name] = self.state.sums.get(name, 0.0) + loss
         self.text = f" loss {rows[-1][0]:.3f}"
         self.unread.clear()
