@@ -206,19 +206,19 @@ def open_data_folder(
     if faulty:
         log.warning("%d files or folders are left out; see `data check`. The first: %s", len(faulty), faulty[0].fault)
     not_labelled, groups = read_not_labelled(root, image_ids), read_groups(root, image_ids)
-    unnamed = class_names is not None and not (root / CLASSES_NAME).exists()
-    table = read_label_table(table_path, image_ids, class_names=class_names if unnamed else None)
+    of_model = () if (root / CLASSES_NAME).exists() else tuple(class_names or ())
+    table = read_label_table(table_path, image_ids, class_names=of_model or None)
     image_ids = _labelled(table_path, table, image_ids, not_labelled)
     largest = max((c for by_class in table.rles.values() for c in by_class if c != IGNORE_CLASS_ID), default=0)
-    names = tuple(class_names or ()) if unnamed else read_class_names(root, largest)
-    check_class_names(names, where=str(root if unnamed else root / CLASSES_NAME))
+    names = of_model or read_class_names(root, largest)
+    check_class_names(names, where=str(root if of_model else root / CLASSES_NAME))
     check_class_ids(table, names, table_path, ignored=IGNORE_CLASS_ID)
     if table.listed and table.listed.isdisjoint(image_ids):
         raise DataError(
             f"{root}: none of the images of {table_path.name} is there: it names '{min(table.listed)}', "
             f"{IMAGES_NAME}/ holds '{image_ids[0]}'. The names must be the same, suffix and subfolder included."
         )
-    if unnamed:
+    if of_model:
         log.info("%s: without %s, ClassId n counts as class n of the model", root, CLASSES_NAME)
     elif class_names is not None:
         ids = match_classes(root / CLASSES_NAME, names, class_names)
