@@ -83,7 +83,7 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
     """
     state, rates = run.state, run.recipe.optimizer
     run.prepared.train()
-    crops, done_before, planned = _stage_of(run)
+    crops = _stage_of(run)[0]
     done = state.batch * crops.stage.batch_size * run.accelerator.num_processes
     crops.sampler.begin(state.epoch, share_done=min(1.0, state.epoch / state.total_epochs), start=done)
     losses, alone = _Losses(state), run.accelerator.num_processes == 1
@@ -91,7 +91,7 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
     begun = fetched = time.monotonic()
     for batch in crops.loader:
         data_s += time.monotonic() - fetched
-        factor = _set_rates(run, crops, done_before, planned)
+        factor = _set_rates(run)
         losses.add(_step(run, batch), batch.image_ids)
         state.step += 1
         state.batch += 1
@@ -193,11 +193,11 @@ def _stage_of(run: Run) -> tuple[StageLoader, int, int]:
     return run.loaders[-1], run.state.epoch - first, run.recipe.training.second_stage.epochs
 
 
-def _set_rates(run: Run, crops: StageLoader, done_before: int, planned: int) -> float:
-    """Set the learning rates of the next step; returns their factor. Other arguments as `_stage_of` returns them."""
+def _set_rates(run: Run) -> float:
+    """Set the learning rates of the next step; returns their factor."""
+    crops, done_before, planned = _stage_of(run)
     position, steps = done_before * len(crops) + run.state.batch, planned * len(crops)
-    rates, stage = run.recipe.optimizer, crops.stage
-    factor = stage.rate_share * rate_factor(position, steps, rates, warms_up=stage.warms_up)
+    factor = crops.stage.rate_share * rate_factor(position, steps, run.recipe.optimizer, warms_up=crops.stage.warms_up)
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return factor
