@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on: processor, cores, memory, versions of packages."""
+"""The machine that a measurement was made on: processor, cores, memory, versions of packages, and its clock."""
 
 import math
 import os
@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ def to_allow(needed_bytes: float = 0) -> str:
     """What to do about a file that needs so much memory, or an unknown amount that is more than the limit."""
     enough = max(2, math.ceil(max(needed_bytes, 2 * _allowed_bytes) / 2**30))
     return f"If you trust it, repeat the command as `defectseg --max-gb {enough} ...`."
+
+
+def now() -> str:
+    """The time now, in UTC, as run.json and model files state it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def machine_facts() -> dict[str, Any]:

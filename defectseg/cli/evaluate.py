@@ -106,8 +106,7 @@ def evaluate(
             )
     warn(evaluation.warnings)
     if json_output:
-        rates = evaluation.rates and evaluation.rates.to_json()
-        print_json({**evaluation.metrics.to_json(), "rates": rates, "warnings": evaluation.warnings})
+        print_json({**evaluation.to_json(), "warnings": evaluation.warnings})
     else:
         print_rows(metrics_table(evaluation.metrics))
         if out is not None:

@@ -33,8 +33,7 @@ def merge(
     Example: defectseg merge results/shards/* --out results/all
     """
     from defectseg.predict.merge import merge as put_together
-    from defectseg.predict.predict import exit_code_of
-    from defectseg.predict.rules import Tolerance
+    from defectseg.predict.rules import Tolerance, exit_code_of
 
     rules, tolerance = options.all_rules(fail_on, fail_on_defect), Tolerance.parse(max_unreadable)
     with progress_bar("merging", after_interrupt="The same command does it again.") as progress:

@@ -78,9 +78,9 @@ def predict(
 
     from defectseg.image.find import find_images
     from defectseg.model.locate import model_paths
-    from defectseg.predict.predict import LOCAL, RAY, exit_code_of
+    from defectseg.predict.predict import LOCAL, RAY
     from defectseg.predict.predict import predict as run_prediction
-    from defectseg.predict.rules import Tolerance
+    from defectseg.predict.rules import Tolerance, exit_code_of
     from defectseg.predict.s3 import SCHEME, find_stored
     from defectseg.predict.shards import parse_shard
     from defectseg.predict.tables import choose_outputs

@@ -140,9 +140,9 @@ def _table(choice: "Choice") -> list[list[str]]:
 
 def _scores(one: "ClassChoice | Choice") -> list[str]:
     """The cells from the defaults' score on. Recall and false alarms are cross-validated if that was possible."""
-    from defectseg.evaluate.metrics import score
+    from defectseg.evaluate.metrics import decimals
 
     validated = None if one.validated is None else one.validated.objective
     honest = one.validated or one.chosen
     figures = (one.default.objective, one.chosen.objective, validated, honest.recall, honest.false_alarms)
-    return [score(value) for value in figures]
+    return [decimals(value) for value in figures]

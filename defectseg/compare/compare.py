@@ -11,12 +11,11 @@ import numpy as np
 from defectseg.compare.pictures import Panel, paint_answer
 from defectseg.compare.report import Result, sentences, table
 from defectseg.compare.sources import Side, open_folders, open_source
-from defectseg.compare.verdict import MARGIN, Array, contributions, judge
+from defectseg.compare.verdict import MARGIN, Array, contributions_of, judge
 from defectseg.data.groups import groups_of
 from defectseg.data.split import SPLIT_NAME
 from defectseg.errors import DataError, UsageError
 from defectseg.evaluate.bootstrap import number_groups
-from defectseg.evaluate.score import Score
 from defectseg.image.overlay import paint_truth
 from defectseg.progress import Progress, silent
 
@@ -90,15 +89,6 @@ def compare(
         f"Is B better than A on {data.name}?", content, [*sentences(verdict), counted], warnings, changes,
         partial(_panels, sides), table=table(verdict), verdict=verdict, unreadable=len(lost),
     )  # fmt: skip
-
-
-def contributions_of(score: Score, image_ids: Sequence[str], classes: int) -> Array:
-    """float64 (2, N, 5): the numerators and the denominators of the FIGURES of each image."""
-    rows = [
-        contributions([score.counts[image_id, class_id] for class_id in range(1, classes + 1)], score.sheets[image_id])
-        for image_id in image_ids
-    ]
-    return np.array(rows, np.float64).transpose(1, 0, 2)
 
 
 def _changes(image_ids: Sequence[str], groups: Mapping[str, str], a: Array, b: Array, of: Array) -> "pd.DataFrame":

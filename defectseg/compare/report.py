@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from defectseg.compare.pictures import Panel, place_beside
 from defectseg.compare.verdict import BETTER, CANNOT_TELL, KAGGLE_DICE, LEAST_GROUPS, NOT_WORSE, WORSE, Verdict
 from defectseg.errors import ImageError
-from defectseg.evaluate.metrics import score, signed
+from defectseg.evaluate.metrics import decimals, signed
 from defectseg.files import atomic_csv, own_dir, result_folder, text_not_formula, write_result, write_text
 from defectseg.image.overlay import encode_jpeg
 from defectseg.pages.page import render_page
@@ -91,7 +91,7 @@ def table(verdict: Verdict) -> Sequence[tuple[str, ...]]:
     for figure, one in verdict.differences.items():
         bounds = f"{signed(one.interval.low)} to {signed(one.interval.high)}" if one.interval else "–"
         difference = "–" if one.difference is None else signed(one.difference)
-        rows.append((_words(figure), score(one.a), score(one.b), difference, bounds))
+        rows.append((_words(figure), decimals(one.a), decimals(one.b), difference, bounds))
     return rows
 
 
@@ -122,7 +122,7 @@ def write_result_folder(out: Path, result: Result, *, overwrite: bool = False) -
             shown.append((image_id, None if picture is None else data_uri(picture, largest_px=_EMBEDDED_PX)))
         rows = result.images.set_index("ImageId", drop=False)
         page = render_page(
-            "defectseg.compare", {"score": score}, result=result, title=result.title, shown=shown, rows=rows
+            "defectseg.compare", {"score": decimals}, result=result, title=result.title, shown=shown, rows=rows
         )
         for_people = result.images.map(lambda cell: text_not_formula(cell) if isinstance(cell, str) else cell)
         write_text(out / IMAGES, for_people.to_csv(index=False, lineterminator="\n", float_format="%.9g"))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectseg.evaluate.bootstrap import Interval, draw_groups
-from defectseg.evaluate.metrics import PairCounts
-from defectseg.evaluate.sheets import Sheet
+from defectseg.evaluate.metrics import tabulate
+from defectseg.evaluate.score import Score
 
 MARGIN = 0.01
 LEAST_GROUPS = 20
@@ -78,21 +78,27 @@ class Verdict:
         return interval.low > (0 if required == BETTER else -self.margin)
 
 
-def contributions(pairs: Sequence[PairCounts], sheet: Sheet) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """What one image, with its pairs of all classes, adds to the FIGURES: 5 numerators and 5 denominators."""
-    known, positive = [one for one in pairs if not one.unknown], [one for one in pairs if one.true_px]
-    reported, sound = any(one.predicted_px for one in pairs), not positive and len(known) == len(pairs)
-    dice = sum(one.dice for one in known), sum(one.dice for one in positive)
-    faults = bool(positive) and not reported, sound and reported
-    found = sum(is_found for _, _, is_found in sheet.labelled)
-    return (*dice, *faults, found), (len(known), len(positive), bool(positive), sound, len(sheet.labelled))
+def contributions_of(score: Score, image_ids: Sequence[str], classes: int) -> Array:
+    """What each of N images adds to the FIGURES, float64 (2, N, 5): the numerators and the denominators."""
+    tally = tabulate(score.counts, image_ids, classes)
+    dice, defective, sound = np.nan_to_num(tally.dice), tally.defective, tally.sound
+    found = [[is_found for _, _, is_found in score.sheets[image_id].labelled] for image_id in image_ids]
+    # Of FIGURES. Classes are added in their order, so that sums are the same whatever numpy does with their number.
+    columns = (
+        (sum(dice.T), sum(tally.known.T)),
+        (sum((dice * tally.positive).T), sum(tally.positive.T)),
+        (defective & ~tally.flagged, defective),
+        (sound & tally.flagged, sound),
+        (list(map(sum, found)), list(map(len, found))),
+    )
+    return np.array(columns, np.float64).transpose(1, 2, 0)
 
 
 def judge(a: Array, b: Array, of: Array, group: NDArray[np.int64], margin: float = MARGIN) -> Verdict:
     """Compare two models on the same images.
 
     Args:
-        a, b, of: float64 (N, 5), `contributions` of each image to FIGURES: numerators of A and of B, denominators.
+        a, b, of: float64 (N, 5), `contributions_of` each image: numerators of A and of B, denominators.
         group: int64 (N,), the group of each image, numbered from 0.
         margin: the loss of Kaggle Dice that counts as none.
     """

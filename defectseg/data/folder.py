@@ -108,22 +108,19 @@ class DataFolder:
         """
         masks = np.zeros((self.num_classes, *size_hw), np.bool_)
         ignore = np.zeros(size_hw, np.bool_)
-        for class_id, mask in self._decode_masks(image_id, size_hw):
+        for class_id, mask in self.labelled_masks(image_id, size_hw):
             if class_id == IGNORE_CLASS_ID:
                 ignore = mask
             else:
                 masks[class_id - 1] = mask
         return masks, ignore
 
-    def labelled_masks(self, image_id: str, size_hw: tuple[int, int]) -> dict[int, NDArray[np.bool_]]:
-        """The masks that the image has, bool (H, W), by ClassId; IGNORE_CLASS_ID: the pixels to ignore.
+    def labelled_masks(self, image_id: str, size_hw: tuple[int, int]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """ClassId and mask, bool (H, W), of each class that the image has; IGNORE_CLASS_ID: the pixels to ignore.
 
         Raises:
             LabelError, DataError: as `masks_of`.
         """
-        return dict(self._decode_masks(image_id, size_hw))
-
-    def _decode_masks(self, image_id: str, size_hw: tuple[int, int]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         rles = self.table.rles.get(image_id, {})
         check_masks(size_hw, shapes=len(rles), classes=len(rles), where=f"{self.root}: {image_id}")
         for class_id, encoded in rles.items():
@@ -209,19 +206,19 @@ def open_data_folder(
     if faulty:
         log.warning("%d files or folders are left out; see `data check`. The first: %s", len(faulty), faulty[0].fault)
     not_labelled, groups = read_not_labelled(root, image_ids), read_groups(root, image_ids)
-    unnamed = class_names is not None and not (root / CLASSES_NAME).exists()
-    table = read_label_table(table_path, image_ids, class_names=class_names if unnamed else None)
+    of_model = () if (root / CLASSES_NAME).exists() else tuple(class_names or ())
+    table = read_label_table(table_path, image_ids, class_names=of_model or None)
     image_ids = _labelled(table_path, table, image_ids, not_labelled)
     largest = max((c for by_class in table.rles.values() for c in by_class if c != IGNORE_CLASS_ID), default=0)
-    names = tuple(class_names or ()) if unnamed else read_class_names(root, largest)
-    check_class_names(names, where=str(root if unnamed else root / CLASSES_NAME))
+    names = of_model or read_class_names(root, largest)
+    check_class_names(names, where=str(root if of_model else root / CLASSES_NAME))
     check_class_ids(table, names, table_path, ignored=IGNORE_CLASS_ID)
     if table.listed and table.listed.isdisjoint(image_ids):
         raise DataError(
             f"{root}: none of the images of {table_path.name} is there: it names '{min(table.listed)}', "
             f"{IMAGES_NAME}/ holds '{image_ids[0]}'. The names must be the same, suffix and subfolder included."
         )
-    if unnamed:
+    if of_model:
         log.info("%s: without %s, ClassId n counts as class n of the model", root, CLASSES_NAME)
     elif class_names is not None:
         ids = match_classes(root / CLASSES_NAME, names, class_names)

@@ -47,6 +47,21 @@ class Tally:
         """Bool (N, C): the pairs that have a Dice."""
         return ~np.isnan(self.dice)
 
+    @property
+    def defective(self) -> NDArray[np.bool_]:
+        """Bool (N,): a pixel of any class is labelled. Such a sheet is missed if it is not flagged."""
+        return np.asarray(self.positive.any(axis=1))
+
+    @property
+    def flagged(self) -> NDArray[np.bool_]:
+        """Bool (N,): a pixel of any class is predicted."""
+        return np.asarray((self.predicted_px > 0).any(axis=1))
+
+    @property
+    def sound(self) -> NDArray[np.bool_]:
+        """Bool (N,): certainly without a defect of any class. Such a sheet is stopped in vain if it is flagged."""
+        return ~self.defective & self.known.all(axis=1)
+
 
 class Figures(NamedTuple):
     """The headline figures of R data sets, float64 (R,) each; NaN where a figure would be 0 / 0."""

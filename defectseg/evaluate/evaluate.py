@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from defectseg.data.folder import open_data_folder
-from defectseg.data.groups import groups_of
+from defectseg.data.folder import DataFolder, open_data_folder
+from defectseg.data.groups import Groups, groups_of
 from defectseg.data.split import SPLIT_NAME
-from defectseg.evaluate.metrics import Counts, Metrics, summarise
+from defectseg.evaluate.metrics import summarise
 from defectseg.evaluate.out_of_fold import Part, are_folds, divide_by_seen, score_parts
 from defectseg.evaluate.prediction_file import find_models, predicted_classes, score_predictions
 from defectseg.evaluate.rates import rates_of
 from defectseg.evaluate.report import ERRORS, write_evaluation
-from defectseg.evaluate.score import Evaluation, Scored, all_unreadable
+from defectseg.evaluate.score import Evaluation, Score, Scored, all_unreadable
 from defectseg.evaluate.subset import choose_subset, seen_warnings
 from defectseg.files import own_dir, result_folder, write_result
 from defectseg.image.overlay import encode_jpeg
@@ -93,25 +93,22 @@ def evaluate(
             write_result(out / overlays[scored.image_id], encode_jpeg(scored.picture()))
 
         score = score_parts(network, infos, paths, folder, parts, tta=tta, visitors=(write_overlay,), progress=progress)
-        unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
-        warnings += [*left_out, *bit_depth_warnings(score.brightest)]
+        evaluation = _evaluation_of(score, folder, groups, warnings, bit_depth_warnings(score.brightest))
         absent = [name for name in info.class_names if name not in folder.class_names]
-        metrics, counts = _numbered_as(info, summarise(score.counts, folder.class_names, groups), score.counts)
-        rates = rates_of(score.counts, score.sheets, folder.class_names, groups)
-        warnings += [_ONE_GROUP] * (metrics.groups == 1)
+        ids = [index + 1 for index in info.indices_of(folder.class_names)]
+        classes = tuple(replace(one, class_id=ids[one.class_id - 1]) for one in evaluation.metrics.classes)
+        evaluation = replace(evaluation, metrics=replace(evaluation.metrics, classes=classes))
         write_evaluation(
             out,
-            metrics,
-            counts,
-            score.sheets,
-            rates,
+            evaluation,
+            score,
             title=f"{paths[0].name if len(paths) == 1 else f'{len(paths)} models'} on {data.name}",
             facts={
                 **_facts_of_models(paths, infos),
                 "data": str(data),
                 "images": f"{len(image_ids)}, subset {subset}",
                 **(_facts_of_parts(parts, len(paths)) if by_fold else {}),
-                "groups": f"{metrics.groups}, {groups.source}",
+                "groups": f"{evaluation.metrics.groups}, {groups.source}",
                 "classes": ", ".join(folder.class_names)
                 + (f"; not in the data: {', '.join(absent)}" if absent else ""),
                 "thresholds": "; ".join(_describe(one.thresholds) for one in (infos if by_fold else [info])),
@@ -120,10 +117,8 @@ def evaluate(
                 "convention": _CONVENTION,
             },
             overlays={key: value for key, value in overlays.items() if (out / value).exists()},
-            warnings=warnings,
-            unreadable=unreadable,
         )
-    return Evaluation(metrics, tuple(warnings), unreadable, rates)
+    return evaluation
 
 
 def evaluate_predictions(
@@ -139,40 +134,32 @@ def evaluate_predictions(
     """
     folder = open_data_folder(data, class_names=predicted_classes(predictions))
     score, warnings = score_predictions(predictions, folder)
-    unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
-    warnings += left_out
+    seen: list[str] = []
     if predictions.is_dir() and (paths := find_models(read_results(predictions)[0])):
         info = join_infos([read_model_info(path) for path in paths], paths)
-        warnings += seen_warnings(folder, info, tuple(score.sheets), "test")
+        seen = seen_warnings(folder, info, tuple(score.sheets), "test")
     groups = groups_of(folder, folder.image_ids, group)
-    metrics = summarise(score.counts, folder.class_names, groups)
-    rates = rates_of(score.counts, score.sheets, folder.class_names, groups)
-    warnings += [_ONE_GROUP] * (metrics.groups == 1)
-    told = f"{metrics.groups}, {groups.source}"
+    evaluation = _evaluation_of(score, folder, groups, warnings, seen)
     if out is not None:
+        told = f"{evaluation.metrics.groups}, {groups.source}"
+        facts = {"predictions": str(predictions), "data": str(data), "groups": told, "convention": _CONVENTION}
         with result_folder(out, _OWN_ENTRIES, writer="evaluate", overwrite=overwrite):
             _clear(out)
             write_evaluation(
-                out,
-                metrics,
-                score.counts,
-                score.sheets,
-                rates,
-                title=f"{predictions.name} on {data.name}",
-                facts={"predictions": str(predictions), "data": str(data), "groups": told, "convention": _CONVENTION},
-                overlays={},
-                warnings=warnings,
-                unreadable=unreadable,
+                out, evaluation, score, title=f"{predictions.name} on {data.name}", facts=facts, overlays={}
             )
-    return Evaluation(metrics, tuple(warnings), unreadable, rates)
+    return evaluation
 
 
-def _numbered_as(info: ModelInfo, metrics: Metrics, counts: Counts) -> tuple[Metrics, Counts]:
-    """The same with the model's ClassIds; they differ if the data folder does not name all classes of the model."""
-    ids = [index + 1 for index in info.indices_of([one.name for one in metrics.classes])]
-    classes = tuple(replace(one, class_id=ids[one.class_id - 1]) for one in metrics.classes)
-    counts = {(image_id, ids[class_id - 1]): pair for (image_id, class_id), pair in counts.items()}
-    return replace(metrics, classes=classes), counts
+def _evaluation_of(
+    score: Score, folder: DataFolder, groups: Groups, warnings: Sequence[str], more: Sequence[str]
+) -> Evaluation:
+    """The figures of a score, whose warnings stand between those known before and `more`."""
+    unreadable, left_out = all_unreadable(folder, score.unreadable, scored=len(score.counts))
+    metrics = summarise(score.counts, folder.class_names, groups)
+    rates = rates_of(score.counts, score.sheets, folder.class_names, groups)
+    one_group = [_ONE_GROUP] if metrics.groups == 1 else []
+    return Evaluation(metrics, rates, (*warnings, *left_out, *more, *one_group), unreadable)
 
 
 def _facts_of_parts(parts: Sequence[Part], models: int) -> dict[str, str]:

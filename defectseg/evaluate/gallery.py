@@ -57,12 +57,11 @@ def find_faults(counts: Counts, sheets: Mapping[str, Sheet], class_ids: Sequence
     Args:
         counts: by pair.
         sheets: by ImageId.
-        class_ids: how `counts` numbers the classes 1, 2 and so on of `sheets`.
+        class_ids: the ClassIds to tell in place of the 1, 2 and so on of `counts` and `sheets`.
     """
-    own = {class_id: number for number, class_id in enumerate(class_ids, start=1)}
     faults = [
-        Fault(image_id, class_id, _size(pair, own[class_id], sheet), _kind(pair, own[class_id], sheet), pair)
-        for (image_id, class_id), pair in counts.items()
+        Fault(image_id, class_ids[number - 1], _size(pair, number, sheet), _kind(pair, number, sheet), pair)
+        for (image_id, number), pair in counts.items()
         if pair.dice < 1 and (sheet := sheets[image_id])
     ]
     return sorted(faults, key=lambda one: (one.pixels.dice, -one.wrong_px, one.image_id, one.class_id))

@@ -144,6 +144,40 @@ class Metrics:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Column:
+    """A figure of a class, as the printed table and the report show it.
+
+    Attributes:
+        name: of the attribute of ClassMetrics.
+        heading: above the column of the table.
+        title: above the column of the report.
+        of_all: name of the attribute of Metrics that stands for all classes; "": there is none.
+        meaning: explains it in the report; "": it is not explained.
+    """
+
+    name: str
+    heading: str
+    title: str
+    of_all: str = ""
+    meaning: str = ""
+
+
+COLUMNS = (
+    Column("kaggle_dice", "Kaggle Dice", "Kaggle Dice", "kaggle_dice",
+           "The mean Dice over all pairs of image and class. Most pairs are empty, so predicting nothing scores high; "
+           "compare with that figure."),
+    Column("all_empty", "all empty", "Predicting nothing", "all_empty"),
+    Column("positive_dice", "positive Dice", "Dice where it is", "positive_dice",
+           "The mean over the pairs with a labelled defect: how good the masks are."),
+    Column("iou", "IoU", "IoU", "miou",
+           "Pixels labelled and predicted divided by pixels labelled or predicted, both summed over all images. The "
+           "mean takes the classes that occur in the labels."),
+    Column("precision", "precision", "Pixel precision"),
+    Column("recall", "recall", "Pixel recall"),
+)  # fmt: skip
+
+
 def summarise(counts: Counts, class_names: Sequence[str], groups: Mapping[str, str] | None = None) -> Metrics:
     """Compute the figures of a data set from its counts.
 
@@ -155,9 +189,13 @@ def summarise(counts: Counts, class_names: Sequence[str], groups: Mapping[str, s
     Raises:
         DataError: there is no image, or every pair is unknown.
     """
-    tally = _tabulate(counts, len(class_names), groups or {})
+    image_ids = sorted({image_id for image_id, _ in counts})
+    if not image_ids:
+        raise DataError("There is no image to score. Choose a folder or subset that holds at least one.")
+    tally = tabulate(counts, image_ids, len(class_names), groups)
     dice, positive, known = tally.dice, tally.positive, tally.known
-    defective = np.any(positive, axis=1)
+    if not known.any():
+        raise DataError("Nothing can be scored: ignored pixels may hide every class in all images. Choose others.")
     classes = tuple(_class_metrics(tally, index, name) for index, name in enumerate(class_names))
     kaggle_dice, all_empty = float(dice[known].mean()), float((~positive[known]).mean())
     positive_dice = _mean_or_none(dice[positive])
@@ -182,7 +220,7 @@ def summarise(counts: Counts, class_names: Sequence[str], groups: Mapping[str, s
         positive_dice_interval=interval(resampled.positive_dice, positive_dice),
         miou=miou,
         miou_interval=interval(resampled.miou, miou),
-        detection=_detect(defective, np.any(tally.predicted_px > 0, axis=1), defective | known.all(axis=1)),
+        detection=_detect(tally.defective, tally.flagged, tally.defective | tally.sound),
         classes=classes,
     )
 
@@ -192,7 +230,7 @@ def headline(metrics: Metrics) -> dict[str, float | None]:
     return {name: getattr(metrics, name) for name in ("kaggle_dice", "all_empty", "positive_dice", "miou")}
 
 
-def score(value: float | None) -> str:
+def decimals(value: float | None) -> str:
     """A figure in [0, 1] with four decimals; a dash for None."""
     return "–" if value is None else f"{value:.4f}"
 
@@ -202,18 +240,23 @@ def signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
-def _tabulate(counts: Counts, num_classes: int, groups: Mapping[str, str]) -> Tally:
-    """Counts as arrays (N, C). Images are sorted by name, so that sums are reproducible to the last bit."""
-    image_ids = sorted({image_id for image_id, _ in counts})
-    if not image_ids:
-        raise DataError("There is no image to score. Choose a folder or subset that holds at least one.")
+def tabulate(
+    counts: Counts, image_ids: Sequence[str], num_classes: int, groups: Mapping[str, str] | None = None
+) -> Tally:
+    """Counts as arrays (N, C).
+
+    Args:
+        counts: with a pair for each of the images and each of ClassId 1..num_classes.
+        image_ids: N images, sorted, so that sums are reproducible to the last bit.
+        num_classes: C.
+        groups: ImageId -> group; other images are groups of their own. None: all are.
+    """
     pairs = [counts[image_id, class_id] for image_id in image_ids for class_id in range(1, num_classes + 1)]
     table = np.array([(one.true_px, one.predicted_px, one.both_px, one.unknown) for one in pairs], np.int64)
     true_px, predicted_px, both_px, unknown = table.T.reshape(4, len(image_ids), num_classes)
-    if unknown.all():
-        raise DataError("Nothing can be scored: ignored pixels may hide every class in all images. Choose others.")
     dice = np.where(unknown, np.nan, dice_of(true_px, predicted_px, both_px))
-    return Tally(dice, true_px, predicted_px, both_px, number_groups(groups.get(one, one) for one in image_ids))
+    group = number_groups(map((groups or {}).get, image_ids, image_ids))
+    return Tally(dice, true_px, predicted_px, both_px, group)
 
 
 def _class_metrics(tally: Tally, index: int, name: str) -> ClassMetrics:

@@ -1,21 +1,21 @@
 """What slips through and what is stopped in vain: rates of sheets, groups and regions, and how sure they are.
 
-A sheet is defective if a pixel is labelled, and flagged if a pixel is predicted. A defective sheet that is not flagged
-is missed; a sound one that is flagged is stopped in vain. A sheet without a label in which ignored pixels may hide a
-defect is neither. A group, such as a coil, is missed if it has defective sheets and none of them is flagged; it is
-stopped in vain if all its sheets are sound and one is flagged.
+`Tally` says which sheets are defective, sound and flagged. A defective sheet that is not flagged is missed; a sound one
+that is flagged is stopped in vain. A sheet without a label in which ignored pixels may hide a defect is neither. A
+group, such as a coil, is missed if it has defective sheets and none of them is flagged; it is stopped in vain if all
+its sheets are sound and one is flagged.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.evaluate.bootstrap import draw_groups, interval_of, number_groups
-from defectseg.evaluate.metrics import Counts
+from defectseg.evaluate.bootstrap import Tally, draw_groups, interval_of
+from defectseg.evaluate.metrics import Counts, tabulate
 from defectseg.evaluate.sheets import Regions, Sheet
 
 _HELD_RATES = (0.01, 0.02, 0.05)
@@ -135,10 +135,6 @@ class Rates:
     confusion_sheets: list[list[int]]
     notes: list[str]
 
-    def to_json(self) -> dict[str, object]:
-        """Plain containers, numbers and None, ready for `json.dumps(..., allow_nan=False)`."""
-        return asdict(self)
-
 
 def rates_of(
     counts: Counts, sheets: Mapping[str, Sheet], class_names: Sequence[str], groups: Mapping[str, str] | None = None
@@ -151,7 +147,8 @@ def rates_of(
         class_names: item c names ClassId c + 1.
         groups: ImageId -> group; other images are groups of their own. None: all are.
     """
-    table = _Table(counts, sheets, len(class_names), groups or {})
+    image_ids = sorted(sheets)
+    table = _Table(tabulate(counts, image_ids, len(class_names), groups), [sheets[one] for one in image_ids])
     every, *parts = _part_rates(table, class_names)
     missed_groups, stopped_groups = _group_rates(table)
     shipped = Point(None, every.missed.count, every.stopped.count, 0, 0)
@@ -180,25 +177,19 @@ class _Table:
 
     Attributes:
         labelled, predicted, known: bool (N, C): a pixel is labelled, or predicted; it is known if the class is there.
-        defective, sound, flagged: bool (N,).
+        defective, sound, flagged: bool (N,), see Tally.
         group: int64 (N,), numbered from 0; `groups`: how many; `alone`: whether every image is its own.
         score: float64 (N,), the sheet score; NaN where it is not known.
         sheets: the N sheets.
     """
 
-    def __init__(self, counts: Counts, sheets: Mapping[str, Sheet], classes: int, groups: Mapping[str, str]) -> None:
-        image_ids = sorted(sheets)
-        pairs = [counts[image_id, class_id] for image_id in image_ids for class_id in range(1, classes + 1)]
-        flags = np.array([(one.true_px > 0, one.predicted_px > 0, not one.unknown) for one in pairs], np.bool_)
-        self.labelled, self.predicted, self.known = flags.T.reshape(3, len(image_ids), classes)
-        self.defective: _Flags = np.any(self.labelled, axis=1)
-        self.flagged: _Flags = np.any(self.predicted, axis=1)
-        self.sound: _Flags = ~self.defective & np.all(self.known, axis=1)
-        self.group = number_groups(groups.get(image_id, image_id) for image_id in image_ids)
+    def __init__(self, tally: Tally, sheets: Sequence[Sheet]) -> None:
+        self.labelled, self.predicted, self.known = tally.positive, tally.predicted_px > 0, tally.known
+        self.defective, self.sound, self.flagged, self.group = tally.defective, tally.sound, tally.flagged, tally.group
         self.groups = int(self.group.max()) + 1
-        self.alone = self.groups == len(image_ids)
-        self.sheets = [sheets[image_id] for image_id in image_ids]
-        self.score = np.array([np.nan if one.score is None else one.score for one in self.sheets])
+        self.alone = self.groups == len(sheets)
+        self.sheets = sheets
+        self.score = np.array([np.nan if one.score is None else one.score for one in sheets])
         self.is_scored = not np.isnan(self.score[self.defective | self.sound]).any()
 
     def groups_with(self, images: _Flags) -> _Flags:

@@ -9,13 +9,11 @@ import cv2
 import numpy as np
 
 from defectseg.evaluate.gallery import KINDS, choose_pictures, filters, find_faults
-from defectseg.evaluate.metrics import Counts, Metrics, score, signed
-from defectseg.evaluate.rates import Rates
-from defectseg.evaluate.sheets import Sheet
+from defectseg.evaluate.metrics import COLUMNS, Counts, Metrics, decimals, signed
+from defectseg.evaluate.score import Evaluation, Score
 from defectseg.evaluate.summary import certainty, look_first, neighbours, operating_points, percent
 from defectseg.files import atomic_csv, text_not_formula, write_text
 from defectseg.image.find import escaped
-from defectseg.inference.stream import Unreadable
 from defectseg.pages.page import render_page
 from defectseg.pages.pictures import data_uri
 
@@ -27,58 +25,49 @@ EMBEDDED_PX = 1600
 PICTURES_BYTES = 18_000_000  # of all JPEGs; a third more as text in the page
 NOT_FOUND = "0, nothing of it"
 
-_HEADINGS = ("class", "images", "unknown", "Kaggle Dice", "all empty", "positive Dice", "IoU", "precision", "recall")
-
 
 def write_evaluation(
     out: Path,
-    metrics: Metrics,
-    counts: Counts,
-    sheets: Mapping[str, Sheet],
-    rates: Rates,
+    evaluation: Evaluation,
+    score: Score,
     *,
     title: str,
     facts: Mapping[str, str],
     overlays: Mapping[str, Path],
-    warnings: Sequence[str] = (),
-    unreadable: Sequence[Unreadable] = (),
 ) -> None:
     """Write metrics.json, pairs.csv, report.html and, where something was unreadable, errors.csv into `out`.
 
     Args:
         out: the output folder, made if absent.
-        metrics: figures of `counts`.
-        counts: of every pair.
-        sheets: of every image; they number the classes 1, 2 and so on in the order of `metrics.classes`.
-        rates: of `counts` and `sheets`.
+        evaluation: the figures, whose `metrics.classes` may have other ClassIds than 1, 2 and so on, which are written.
+        score: what they were computed from.
         title: heading of the page.
         facts: what was evaluated and how (data, split, seed, thresholds), in the order to show.
         overlays: ImageId -> overlay file relative to `out`. The page shows up to 150 with faults.
-        warnings: sentences to show before the figures.
-        unreadable: images that could not be processed.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    figures = {**metrics.to_json(), "rates": rates.to_json()}
-    content = {"title": title, **figures, "facts": dict(facts), "warnings": list(warnings)}
+    metrics, rates, warnings = evaluation.metrics, evaluation.rates, evaluation.warnings
+    content = {"title": title, **evaluation.to_json(), "facts": dict(facts), "warnings": list(warnings)}
     write_text(out / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    pairs = _pairs_frame(counts)
-    scores = pairs["ImageId"].map({image_id: sheet.score for image_id, sheet in sheets.items()}).astype(float).round(4)
+    names = {one.class_id: one.name for one in metrics.classes}
+    pairs = _pairs_frame(score.counts, list(names))
+    scores = pairs["ImageId"].map({one: sheet.score for one, sheet in score.sheets.items()}).astype(float).round(4)
     for_people = pairs.assign(ImageId=pairs["ImageId"].map(text_not_formula), sheet_score=scores)
     write_text(out / "pairs.csv", for_people.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
-    names = {one.class_id: one.name for one in metrics.classes}
-    faults = find_faults(counts, sheets, list(names))
+    faults = find_faults(score.counts, score.sheets, list(names))
     chosen = choose_pictures(faults, overlays.keys())
     most_bytes = PICTURES_BYTES // max(1, len(chosen))
     page = render_page(
         "defectseg.evaluate",
-        {"score": score, "signed": signed, "percent": percent, "certainty": certainty},
+        {"score": decimals, "signed": signed, "percent": percent, "certainty": certainty},
         title=title,
         metrics=metrics,
+        columns=COLUMNS,
         names=names,
         rates=rates,
-        advice=look_first(rates, counts, faults, names),
+        advice=look_first(rates, score.counts, faults, names),
         points=neighbours(rates),
         trade_off_chart=operating_points(rates) if rates.points else "",
         verdict=verdict(metrics),
@@ -91,9 +80,9 @@ def write_evaluation(
         warnings=warnings,
     )
     write_text(out / "report.html", page)
-    if unreadable:
+    if evaluation.unreadable:
         with atomic_csv(out / ERRORS, ("ImageId", "path", "error"), for_people=True) as write_rows:
-            write_rows((one.image_id, escaped(one.path), one.message) for one in unreadable)
+            write_rows((one.image_id, escaped(one.path), one.message) for one in evaluation.unreadable)
 
 
 def metrics_table(metrics: Metrics) -> list[tuple[str, ...]]:
@@ -101,24 +90,21 @@ def metrics_table(metrics: Metrics) -> list[tuple[str, ...]]:
 
     The column of unknown pairs is left out if there are none.
     """
-    rows = [
-        (one.name, str(one.positive_pairs), str(one.unknown_pairs), *map(score, (
-            one.kaggle_dice, one.all_empty, one.positive_dice, one.iou, one.precision, one.recall,
-        )))
-        for one in metrics.classes
-    ]  # fmt: skip
-    figures = (metrics.kaggle_dice, metrics.all_empty, metrics.positive_dice, metrics.miou)
-    detection = metrics.detection
-    with_defect = detection.true_positives + detection.false_negatives
-    total = ("all", str(with_defect), str(metrics.unknown_pairs), *map(score, figures), "", "")
-    table = [_HEADINGS, *rows, total]
+    rows = []
+    for one in metrics.classes:
+        figures = (decimals(getattr(one, it.name)) for it in COLUMNS)
+        rows.append((one.name, str(one.positive_pairs), str(one.unknown_pairs), *figures))
+    with_defect = metrics.detection.true_positives + metrics.detection.false_negatives
+    total = (decimals(getattr(metrics, it.of_all)) if it.of_all else "" for it in COLUMNS)
+    headings = ("class", "images", "unknown", *(it.heading for it in COLUMNS))
+    table = [headings, *rows, ("all", str(with_defect), str(metrics.unknown_pairs), *total)]
     return table if metrics.unknown_pairs else [(*row[:2], *row[3:]) for row in table]
 
 
 def verdict(metrics: Metrics) -> str:
     """A sentence that compares the predictions with empty ones, the baseline of the Kaggle metric."""
     gain, interval = metrics.gain_over_empty, metrics.gain_over_empty_interval
-    against = f"Kaggle Dice {score(metrics.kaggle_dice)} against {score(metrics.all_empty)} for an empty answer"
+    against = f"Kaggle Dice {decimals(metrics.kaggle_dice)} against {decimals(metrics.all_empty)} for an empty answer"
     bounds = "" if interval is None else f", 95 % interval {signed(interval.low)} to {signed(interval.high)}"
     if gain == 0:
         return f"No better and no worse than predicting nothing: {against}."
@@ -129,15 +115,17 @@ def verdict(metrics: Metrics) -> str:
     return sentence
 
 
-def _pairs_frame(counts: Counts) -> "pd.DataFrame":
-    """A row for each (image, class) pair, sorted by ImageId, then ClassId; areas in px.
+def _pairs_frame(counts: Counts, class_ids: Sequence[int]) -> "pd.DataFrame":
+    """A row for each (image, class) pair, sorted by ImageId, then ClassId; areas in px. See `find_faults`.
 
     The Dice of an unknown pair is NaN, which pandas leaves out of a mean.
     """
     import pandas as pd
 
-    pairs = sorted(counts.items())
-    rows = [(*key, pair.true_px, pair.predicted_px, pair.both_px, pair.dice) for key, pair in pairs]
+    rows = sorted(
+        (image_id, class_ids[number - 1], pair.true_px, pair.predicted_px, pair.both_px, pair.dice)
+        for (image_id, number), pair in counts.items()
+    )
     return pd.DataFrame(rows, columns=["ImageId", "ClassId", "true_px", "predicted_px", "both_px", "dice"])
 
 

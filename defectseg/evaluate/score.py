@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,12 +77,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, warnings, unreadable images, and rates if they were asked for."""
+    """Figures, warnings and unreadable images."""
 
     metrics: Metrics
+    rates: Rates
     warnings: tuple[str, ...]
     unreadable: tuple[Unreadable, ...] = ()
-    rates: Rates | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """All figures in plain containers, numbers and None, ready for `json.dumps(..., allow_nan=False)`."""
+        return {**self.metrics.to_json(), "rates": asdict(self.rates)}
 
 
 def score_images(

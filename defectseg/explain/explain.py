@@ -19,7 +19,7 @@ from defectseg.pages.contact_sheet import make_contact_sheet
 from defectseg.pages.page import render_page
 from defectseg.pages.pictures import data_uri
 from defectseg.predict.names import output_names
-from defectseg.predict.predict import resolve_classes
+from defectseg.predict.rules import resolve_classes
 from defectseg.progress import Progress, silent
 from defectseg.runtime.load import is_bundle
 

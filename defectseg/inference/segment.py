@@ -13,7 +13,7 @@ from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import ImageAnswer, fits_one_tile, predict_bands, predict_image, refuse_nan
 from defectseg.inference.views import views_of
 from defectseg.model.info import Thresholds
-from defectseg.runtime.base import Reached, Runtime, ThresholdingRuntime
+from defectseg.runtime.base import Pixels, Reached, Runtime, ThresholdingRuntime
 
 # Large images are segmented one at a time, each with all parallel calls of the runtime, to save memory.
 _ONE_LARGE_IMAGE = Lock()
@@ -108,10 +108,7 @@ def segment_reached(reached: Reached, size_hw: tuple[int, ...], thresholds: Thre
     """
     refuse_nan(reached.kth_largest, reached.gate)
     sheet_score = _highest(reached.gate, reached.kth_largest, thresholds)
-    # Pages that are never written take no time and no memory. A threshold of 0 is reached by all pixels.
-    probabilities = np.zeros((len(reached.gate), *size_hw), np.float32)
-    for index, (bits, values) in reached.pixels.items():
-        probabilities[index][_unpack(bits, size_hw)] = values
+    probabilities = _spread(reached.pixels, (len(reached.gate), *size_hw))
     return segment(ImageAnswer(probabilities, reached.gate), thresholds, sheet_score)
 
 
@@ -168,10 +165,8 @@ def _paint(
         np.maximum(best[box], ours, out=best[box])
 
 
-# Until the gate and the regions of the image are known, a band is held as its box and, for each class that reaches its
-# pixel threshold there, the packed mask and the probabilities of its pixels, float32 (n,).
-_Reached = dict[int, tuple[NDArray[np.uint8], NDArray[np.float32]]]
-_HeldBand = tuple[tuple[slice, slice], _Reached]
+# Until the gate and the regions of the image are known, a band is held as its box and the pixels that reach thresholds.
+_HeldBand = tuple[tuple[slice, slice], Pixels]
 
 
 def _segment_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Settings) -> Segmentation:
@@ -181,7 +176,7 @@ def _segment_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Setting
     largest = [np.zeros(0, np.float32)] * len(gate)
     for box, answer in predict_bands(runtime, image, settings):
         gate = answer.gate
-        held.append((box, _reached(answer.probabilities, thresholds)))
+        held.append((box, _reaching(answer.probabilities, thresholds)))
         for index, plane in enumerate(answer.probabilities):
             count, before = max(1, thresholds.min_area_px[index]), largest[index]
             new = plane[plane > before.min()] if before.size == count else plane.ravel()
@@ -197,26 +192,32 @@ def _segment_bands(runtime: Runtime, image: NDArray[np.uint8], settings: Setting
     class_map = np.zeros(image.shape, np.uint8)
     for index, packed in packed_masks.items():
         masks[index] = _unpack(packed, image.shape)
-    for box, reached in held:
+    for box, pixels in held:
         here = masks[:, *box]
         present = [index for index in packed_masks if here[index].any()]
-        probabilities = np.zeros(here.shape, np.float32)
-        for index in present:
-            bits, values = reached[index]
-            probabilities[index][_unpack(bits, here.shape[1:])] = values
-        _paint(class_map[box], here, probabilities, present)
+        _paint(class_map[box], here, _spread({index: pixels[index] for index in present}, here.shape), present)
     kth_largest = np.array([values.min() for values in largest], np.float32)
     return Segmentation(masks, tuple(regions), class_map, _highest(gate, kth_largest, thresholds))
 
 
-def _reached(probabilities: NDArray[np.float32], thresholds: Thresholds) -> _Reached:
-    reached: _Reached = {}
+def _reaching(probabilities: NDArray[np.float32], thresholds: Thresholds) -> Pixels:
+    """The pixels of each class that reach its threshold."""
+    pixels: Pixels = {}
     for index, plane in enumerate(probabilities):
         least = np.float32(thresholds.pixel[index])
         if plane.max() >= least:
             mask = plane >= least
-            reached[index] = np.packbits(mask), plane[mask]
-    return reached
+            pixels[index] = np.packbits(mask), plane[mask]
+    return pixels
+
+
+def _spread(pixels: Pixels, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The probabilities of these pixels, float32 (C, h, w); 0 elsewhere."""
+    # Pages that are never written take no time and no memory. A threshold of 0 is reached by all pixels.
+    probabilities = np.zeros(shape, np.float32)
+    for index, (bits, values) in pixels.items():
+        probabilities[index][_unpack(bits, shape[1:])] = values
+    return probabilities
 
 
 def _regions_across(
@@ -225,9 +226,9 @@ def _regions_across(
     """The regions of one class in an image of `size_hw`, and their packed mask."""
     # Both take memory only where they are written.
     mask, probabilities = np.zeros(size_hw, np.bool_), np.zeros(size_hw, np.float32)
-    for box, reached in held:
-        if index in reached:
-            bits, values = reached[index]
+    for box, pixels in held:
+        if index in pixels:
+            bits, values = pixels[index]
             mask[box] = _unpack(bits, mask[box].shape)
             probabilities[box][mask[box]] = values
     least_px = thresholds.min_area_px[index]

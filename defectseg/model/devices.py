@@ -63,10 +63,3 @@ def half_precision(device: "torch.device") -> "torch.dtype | None":
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private names, which torch may remove
     quick = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in probes)
     return torch.bfloat16 if quick else None
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory. On a CPU, it raises a plain RuntimeError for that."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,6 +1,6 @@
 """Losses that penalise false alarms on clean steel."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from defectseg.config import LossConfig
 
 
-@dataclass(frozen=True)
-class LossParts:
+class LossParts(NamedTuple):
     """Scalars: the weighted total, and its unweighted parts."""
 
     total: Tensor

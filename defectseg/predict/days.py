@@ -10,10 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from defectseg.machine import now
 from defectseg.predict.camera import Stamp
 from defectseg.predict.journal import Journal
 from defectseg.predict.output import JOURNAL, RUN, OutputFolder, output_folder
-from defectseg.predict.predict import Loaded, now
+from defectseg.predict.predict import Loaded
 from defectseg.predict.render import Rendered
 from defectseg.predict.tables import OutputChoice
 
@@ -126,7 +127,7 @@ class Days:
         if name not in self._open:
             with ExitStack() as stack:
                 output = stack.enter_context(output_folder(self._root / name, self._loaded.key, self._choice))
-                output.pending([])  # gives names to what is there
+                output.name_pictures(output.journal.image_ids)
                 output.add_run(self._loaded.computed_by(), started=now())
                 output.write_run({**self._loaded.run, "status": "running"})
                 self._open[name] = _Day(output, stack.pop_all())

@@ -12,7 +12,7 @@ from typing import Any
 
 from defectseg.errors import ResourceError
 from defectseg.files import write_text
-from defectseg.predict.predict import now
+from defectseg.machine import now
 from defectseg.predict.tables import STATUS_UNREADABLE, STATUSES, counts_of
 
 log = logging.getLogger(__name__)

@@ -6,25 +6,24 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defectseg import errors
 from defectseg.data.names import match_groups
-from defectseg.errors import DefectsegError, ExitCode, ImageError, UsageError, require_extra
+from defectseg.errors import DefectsegError, ImageError, require_extra
 from defectseg.files import open_regular
 from defectseg.image import whole
 from defectseg.image.find import FoundImage
 from defectseg.inference.settings import Settings
 from defectseg.inference.tiles import fits_one_tile
-from defectseg.machine import __version__
+from defectseg.machine import __version__, now
 from defectseg.model.locate import as_paths, model_identity
 from defectseg.predict.output import OutputFolder, output_folder
-from defectseg.predict.rules import NONE_UNREADABLE, Rules, Tolerance, class_id_of, listed_classes
+from defectseg.predict.rules import Rules, resolve_classes
 from defectseg.predict.shards import Shard, digest_of
-from defectseg.predict.tables import ALL_OUTPUTS, STATUS_BLANK, STATUS_UNREADABLE, OutputChoice, counts_of
+from defectseg.predict.tables import ALL_OUTPUTS, OutputChoice, counts_of
 from defectseg.progress import Progress, silent
 from defectseg.runtime.base import PreparingRuntime, Runtime
 from defectseg.runtime.load import choose_runtime, load_runtime, versions_of
@@ -266,41 +265,6 @@ def predict(
             raise
 
 
-def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
-    """ClassIds of classes given by number or name. A number is always a ClassId, even if a class has it as its name.
-
-    Raises:
-        UsageError: no class, or one that the model does not have.
-    """
-    known = f"the model has {listed_classes(class_names)}"
-    if not wanted:
-        raise UsageError(f"names no class; {known}. Leave it out to report all.", argument="classes")
-    ids = set()
-    for entry in wanted:
-        class_id = class_id_of(entry, class_names)
-        if class_id is None:
-            raise UsageError(f"found {entry}; {known}.", argument="classes")
-        ids.add(class_id)
-    return tuple(sorted(ids))
-
-
-def exit_code_of(
-    run: dict[str, Any], *, fail_on_blank: bool = False, max_unreadable: Tolerance = NONE_UNREADABLE
-) -> ExitCode:
-    """The exit code of a finished run.
-
-    Rules (see `OutputFolder.finish`) and blank images count for all images in the folder; unreadable ones for those
-    that were given to this run.
-    """
-    if run.get("fail_on", {}).get("images"):
-        return ExitCode.DEFECT_FOUND
-    unreadable = run[STATUS_UNREADABLE]
-    given = run["processed"] + unreadable + run.get("already_done", 0)
-    if not max_unreadable.covers(unreadable, given) or (fail_on_blank and run["images_in_folder"][STATUS_BLANK]):
-        return ExitCode.PARTIAL
-    return ExitCode.DONE
-
-
 def _prepare(network: Runtime, found: FoundImage, settings: Settings) -> None:
     """Let the network be compiled for the size of an image in the background, unless it is cut into tiles."""
     if isinstance(network, PreparingRuntime) and not found.fault:
@@ -308,8 +272,3 @@ def _prepare(network: Runtime, found: FoundImage, settings: Settings) -> None:
             size_hw = whole.read_size(file, name=found.file)
             if fits_one_tile(size_hw, settings):
                 network.prepare(size_hw)
-
-
-def now() -> str:
-    """The time for run.json, in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -60,13 +61,18 @@ def render(
     status = tables.STATUS_DEFECT
     if not regions:
         status = tables.STATUS_BLANK if is_blank(one.decoded.pixels) else tables.STATUS_CLEAN
-    found = "; ".join(class_names[class_id - 1] for class_id in class_ids), len(regions)
-    area_percent = f"{100.0 * area_px / class_map.size:.4f}"
-    top_score = f"{max(region.score for region in regions):.4f}" if regions else ""
-    scores = top_score, f"{one.segmentation.sheet_score:.4f}"
-    image = (image_id, status, *class_map.shape, *found, area_px, area_percent, *scores, "; ".join(notes), *one.stamp)
     appearance = () if status == tables.STATUS_BLANK else appearance_of(one.decoded.pixels)
-    image += judged(appearance, trained, has_defect=bool(regions))
+    row = _row(one.found, one.stamp, status, "; ".join(notes)) | {
+        "height": class_map.shape[0],
+        "width": class_map.shape[1],
+        "classes": "; ".join(class_names[class_id - 1] for class_id in class_ids),
+        "regions": len(regions),
+        "defect_area_px": area_px,
+        "defect_area_percent": f"{100.0 * area_px / class_map.size:.4f}",
+        "top_score": f"{max(region.score for region in regions):.4f}" if regions else "",
+        "sheet_score": f"{one.segmentation.sheet_score:.4f}",
+        **judged(appearance, trained, has_defect=bool(regions)),
+    }
     predictions = [
         [image_id, class_id, rle.encode(mask) if class_id in class_ids else ""]
         for class_id, mask in enumerate(one.segmentation.masks, start=1)
@@ -80,23 +86,21 @@ def render(
         for region, in_mm in zip(regions, _in_mm(one, choice), strict=True)
         if tables.REGIONS in choice.names
     ]
-    row = dict(zip(tables.IMAGE_COLUMNS, image, strict=True))
     record = Record(row, predictions, region_rows, [], [round(float(number), 4) for number in appearance])
     return Rendered(record, pictures, one.decoded.brightest16)
 
 
 def render_unreadable(found: FoundImage, message: str) -> Rendered:
     """The rows of an unreadable image; the message says why it is."""
-    image = (
-        found.image_id,
-        tables.STATUS_UNREADABLE,
-        *[""] * 8,
-        message,
-        *found.stamp,
-        *judged((), None, has_defect=False),
-    )
-    errors = [[found.image_id, found.shown, message]]
-    return Rendered(Record(dict(zip(tables.IMAGE_COLUMNS, image, strict=True)), [], [], errors), {})
+    row = _row(found, found.stamp, tables.STATUS_UNREADABLE, message)
+    return Rendered(Record(row, [], [], [[found.image_id, found.shown, message]]), {})
+
+
+def _row(found: FoundImage, stamp: tuple[int, int], status: str, notes: str) -> dict[str, Any]:
+    """The row of an image in images.csv, with what is known of every image; the other cells are empty."""
+    row: dict[str, Any] = dict.fromkeys(tables.IMAGE_COLUMNS, "")
+    row |= {"ImageId": found.image_id, "status": status, "notes": notes}
+    return row | {"size_bytes": stamp[0], "modified_ns": stamp[1]}
 
 
 def _in_mm(one: Segmented, choice: OutputChoice) -> list[list[str]]:

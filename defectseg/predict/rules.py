@@ -1,14 +1,14 @@
-"""What makes a run end with another exit code: rules that images meet, and unreadable images beyond a number."""
+"""What makes a run end with another exit code: rules that images meet, and unreadable or blank images."""
 
 import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Self
+from typing import Any, Self
 
 from defectseg import errors
-from defectseg.errors import UsageError
+from defectseg.errors import ExitCode, UsageError
 from defectseg.predict.tables import MM_COLUMNS, REGIONS, OutputChoice, Record, region_columns
 
 ANY = "any"
@@ -130,6 +130,24 @@ def listed_classes(class_names: Sequence[str], only: Collection[int] | None = No
     return ", ".join(f"{class_id} ({class_names[class_id - 1]})" for class_id in listed)
 
 
+def resolve_classes(wanted: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
+    """ClassIds of classes given by number or name. A number is always a ClassId, even if a class has it as its name.
+
+    Raises:
+        UsageError: no class, or one that the model does not have.
+    """
+    known = f"the model has {listed_classes(class_names)}"
+    if not wanted:
+        raise UsageError(f"names no class; {known}. Leave it out to report all.", argument="classes")
+    ids = set()
+    for entry in wanted:
+        class_id = class_id_of(entry, class_names)
+        if class_id is None:
+            raise UsageError(f"found {entry}; {known}.", argument="classes")
+        ids.add(class_id)
+    return tuple(sorted(ids))
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """How many unreadable images are accepted: a number, or a percentage of the images that were given."""
@@ -152,3 +170,20 @@ class Tolerance:
 
 
 NONE_UNREADABLE = Tolerance(Decimal(0), is_percentage=False)
+
+
+def exit_code_of(
+    run: dict[str, Any], *, fail_on_blank: bool = False, max_unreadable: Tolerance = NONE_UNREADABLE
+) -> ExitCode:
+    """The exit code of a finished run.
+
+    Rules (see `OutputFolder.finish`) and blank images count for all images in the folder; unreadable ones for those
+    that were given to this run.
+    """
+    if run.get("fail_on", {}).get("images"):
+        return ExitCode.DEFECT_FOUND
+    unreadable = run["unreadable"]
+    given = run["processed"] + unreadable + run.get("already_done", 0)
+    if not max_unreadable.covers(unreadable, given) or (fail_on_blank and run["images_in_folder"]["blank"]):
+        return ExitCode.PARTIAL
+    return ExitCode.DONE

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defectseg.image.appearance import NUMBERS, Readable, readable
+from defectseg.image.appearance import NUMBERS, readable
 from defectseg.model.appearance import Appearance, comparable
 from defectseg.predict.tables import STATUS_DEFECT, Record
 
 
 def judged(
     appearance: Sequence[float] | NDArray[np.float32], trained: Appearance | None, *, has_defect: bool
-) -> tuple[str, ...]:
-    """The cells of images.csv for `unlike`, `differs` and the readable numbers; empty where they are not known.
+) -> dict[str, str]:
+    """The cells of images.csv for `unlike`, `differs` and the readable numbers, as far as they are known.
 
     Args:
         appearance: of the image, (45,), or none.
@@ -22,13 +22,14 @@ def judged(
         has_defect: whether a defect was found in the image.
     """
     if not len(appearance):
-        return ("",) * (2 + len(Readable._fields))
-    numbers = [f"{number:.1f}" for number in readable(appearance)]
-    if trained is None:
-        return "", "", *numbers
-    distance = trained.distance(appearance, has_defect=has_defect)
-    differs = trained.in_words(appearance, has_defect=has_defect) if trained.is_unlike(distance) else ""
-    return f"{trained.rank(distance):.4f}", differs, *numbers
+        return {}
+    cells = {name: f"{number:.1f}" for name, number in readable(appearance)._asdict().items()}
+    if trained is not None:
+        distance = trained.distance(appearance, has_defect=has_defect)
+        cells["unlike"] = f"{trained.rank(distance):.4f}"
+        if trained.is_unlike(distance):
+            cells["differs"] = trained.in_words(appearance, has_defect=has_defect)
+    return cells
 
 
 def trained_of(run: Mapping[str, Any]) -> Appearance | None:

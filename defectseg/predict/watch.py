@@ -19,11 +19,12 @@ from defectseg.files import are_nested, check_is_free, folder_lock, write_text
 from defectseg.image.find import FoundImage
 from defectseg.image.read import bit_depth_warnings
 from defectseg.inference.stream import Unreadable, stream
+from defectseg.machine import now
 from defectseg.predict.camera import Camera
 from defectseg.predict.days import Days, day_of, stamp_of
 from defectseg.predict.health import Health
 from defectseg.predict.output import refuse_other_key
-from defectseg.predict.predict import Loaded, now
+from defectseg.predict.predict import Loaded
 from defectseg.predict.render import Rendered, render, render_unreadable
 from defectseg.predict.rules import Rules
 from defectseg.predict.tables import OutputChoice

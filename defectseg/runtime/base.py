@@ -34,6 +34,11 @@ class Answer:
     gate: NDArray[np.float32]
 
 
+# Some of the pixels of an image of H x W px, by the index of their class: one bit for each pixel of the image, uint8
+# (ceil(H * W / 8),), as numpy.packbits makes of a mask; and the probabilities of these pixels row by row, float32 (n,).
+Pixels = dict[int, tuple[NDArray[np.uint8], NDArray[np.float32]]]
+
+
 @dataclass(frozen=True)
 class Reached:
     """What post-processing needs of the answer for one image of H x W px: the pixels that reach their threshold.
@@ -42,14 +47,12 @@ class Reached:
         gate: float32 (C,), as in Answer.
         kth_largest: float32 (C,): the k-th largest probability of each class, k = max(1, minimum area), or the least if
             the image has fewer pixels; NaN if any probability of the class is.
-        pixels: for the index of each class that passes the gate and reaches its pixel threshold somewhere: the pixels
-            that reach it as one bit each, uint8 (ceil(H * W / 8),), as numpy.packbits makes of the mask; and their
-            probabilities row by row, float32 (n,).
+        pixels: those that reach the threshold of their class, for each class that passes the gate and has any.
     """
 
     gate: NDArray[np.float32]
     kth_largest: NDArray[np.float32]
-    pixels: dict[int, tuple[NDArray[np.uint8], NDArray[np.float32]]]
+    pixels: Pixels
 
 
 Turn = tuple[bool, int, int]  # see defectseg.inference.views.View
@@ -109,7 +112,7 @@ class PreparingRuntime(Runtime, Protocol):
 
 
 def is_memory_short(error: BaseException | None) -> bool:
-    """Whether an error of numpy, OpenCV or the libraries means that memory ran out."""
+    """Whether an error of numpy, OpenCV, torch or another library means that memory ran out."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY)
 
 

@@ -143,7 +143,7 @@ class CropDataset(Dataset[tuple[CropKey, NDArray[np.uint8], NDArray[np.uint8]]])
         if pixels is None:
             pixels = self.folder.decode(key.image_id).pixels
         size_hw, last = (pixels.shape[0], pixels.shape[1]), self.folder.num_classes
-        masks = self.folder.labelled_masks(key.image_id, size_hw)
+        masks = dict(self.folder.labelled_masks(key.image_id, size_hw))
         ignore = masks.pop(IGNORE_CLASS_ID, None)
         layers = {class_id - 1: mask.view(np.uint8) for class_id, mask in masks.items()}
         if ignore is not None:

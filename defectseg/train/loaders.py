@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from defectseg.config import Recipe, changed
 from defectseg.errors import ConfigError, ResourceError
 from defectseg.machine import cores
-from defectseg.model.devices import is_out_of_memory
 from defectseg.model.losses import segmentation_loss
 from defectseg.model.network import DefectNetwork
+from defectseg.runtime.base import is_memory_short
 from defectseg.train.augment import build_augment
 from defectseg.train.dataset import Batch, CropDataset, CropSampler, collate
 from defectseg.train.images import Images, Part
@@ -151,7 +151,7 @@ def _fits(
             accelerator.backward(loss)
             optimizer.step()
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if not is_memory_short(error):
                 raise
             return False
         finally:

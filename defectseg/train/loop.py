@@ -17,9 +17,9 @@ from torch.optim.swa_utils import AveragedModel
 from defectseg.errors import ResourceError
 from defectseg.evaluate.metrics import headline
 from defectseg.files import write_text
-from defectseg.model.devices import is_out_of_memory
 from defectseg.model.losses import LossParts, segmentation_loss
 from defectseg.model.network import DefectNetwork
+from defectseg.runtime.base import is_memory_short
 from defectseg.train.checkpoint import Run, TrainingState, save_checkpoint
 from defectseg.train.dataset import Batch
 from defectseg.train.depthwise import DepthwiseInFloat32
@@ -30,8 +30,6 @@ from defectseg.train.validation import Pictures, validate
 from defectseg.train.weights import offer, tidy
 
 log = logging.getLogger(__name__)
-
-_PARTS = ("bce", "dice", "lovasz", "gate")
 
 
 def fit(run: Run) -> None:
@@ -85,7 +83,7 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
     """
     state, rates = run.state, run.recipe.optimizer
     run.prepared.train()
-    crops, done_before, planned = _stage_of(run)
+    crops = _stage_of(run)[0]
     done = state.batch * crops.stage.batch_size * run.accelerator.num_processes
     crops.sampler.begin(state.epoch, share_done=min(1.0, state.epoch / state.total_epochs), start=done)
     losses, alone = _Losses(state), run.accelerator.num_processes == 1
@@ -93,7 +91,7 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
     begun = fetched = time.monotonic()
     for batch in crops.loader:
         data_s += time.monotonic() - fetched
-        factor = _set_rates(run, crops, done_before, planned)
+        factor = _set_rates(run)
         losses.add(_step(run, batch), batch.image_ids)
         state.step += 1
         state.batch += 1
@@ -113,7 +111,7 @@ def train_one_epoch(run: Run, *, started: float, deadline: float) -> dict[str, f
         if fetched >= deadline and alone:
             break  # with several processes, the epoch is completed
     losses.read()
-    means = {name: state.sums.get(name, 0.0) / max(state.batch, 1) for name in ("total", *_PARTS)}
+    means = {name: state.sums.get(name, 0.0) / max(state.batch, 1) for name in LossParts._fields}
     factor = state.sums.get("factor", 0.0)
     return {
         "loss": means.pop("total"),
@@ -146,7 +144,7 @@ class _Losses:
 
     def add(self, parts: LossParts, image_ids: Sequence[str]) -> None:
         """Keep the losses of the next step."""
-        losses = torch.stack([getattr(parts, name).detach() for name in ("total", *_PARTS)])
+        losses = torch.stack([part.detach() for part in parts])
         self.unread.append((self.state.step + 1, image_ids, losses))
 
     def read(self) -> None:
@@ -164,7 +162,7 @@ class _Losses:
                     f"the loss became {row[0]} at step {step}, on {', '.join(image_ids)}. "
                     "Lower optimizer.decoder_lr and encoder_lr, or set training.precision=fp32."
                 )
-            for name, loss in zip(("total", *_PARTS), row, strict=True):
+            for name, loss in zip(LossParts._fields, row, strict=True):
                 self.state.sums[name] = self.state.sums.get(name, 0.0) + loss
         self.text = f" loss {rows[-1][0]:.3f}"
         self.unread.clear()
@@ -195,11 +193,11 @@ def _stage_of(run: Run) -> tuple[StageLoader, int, int]:
     return run.loaders[-1], run.state.epoch - first, run.recipe.training.second_stage.epochs
 
 
-def _set_rates(run: Run, crops: StageLoader, done_before: int, planned: int) -> float:
-    """Set the learning rates of the next step; returns their factor. Other arguments as `_stage_of` returns them."""
+def _set_rates(run: Run) -> float:
+    """Set the learning rates of the next step; returns their factor."""
+    crops, done_before, planned = _stage_of(run)
     position, steps = done_before * len(crops) + run.state.batch, planned * len(crops)
-    rates, stage = run.recipe.optimizer, crops.stage
-    factor = stage.rate_share * rate_factor(position, steps, rates, warms_up=stage.warms_up)
+    factor = crops.stage.rate_share * rate_factor(position, steps, run.recipe.optimizer, warms_up=crops.stage.warms_up)
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return factor
@@ -248,7 +246,7 @@ def _explained(run: Run) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if is_out_of_memory(error):
+        if is_memory_short(error):
             raise ResourceError(f"{run.accelerator.device}: out of memory. Set training.fit_memory.") from error
         if "DataLoader worker" in str(error):
             raise ResourceError(

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from defectseg.data.folder import DataFolder, image_digest
 from defectseg.errors import ConfigError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.files import resource_errors
-from defectseg.machine import __version__, package_versions
+from defectseg.machine import __version__, now, package_versions
 from defectseg.model.appearance import Appearance
 from defectseg.model.bundle import read_bundle, save_bundle
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info
@@ -184,7 +183,7 @@ def _start_network(recipe: Recipe, data: DataFolder, part: Part, init: Path | No
         data_fingerprint=data.fingerprint(),
         trained_on=tuple(sorted(image_digest(data.image_path(image_id)) for image_id in part.train)),
         versions={"defectseg": __version__, **package_versions(packages)},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
     )
     return network, info
 

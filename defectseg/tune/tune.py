@@ -12,9 +12,10 @@ from defectseg.data.split import SPLIT_NAME, leave_out_test, read_split
 from defectseg.errors import OutputExistsError
 from defectseg.evaluate.metrics import Metrics, headline, summarise
 from defectseg.evaluate.out_of_fold import Part, score_parts
-from defectseg.evaluate.score import Evaluation, all_unreadable
+from defectseg.evaluate.score import all_unreadable
 from defectseg.evaluate.subset import choose_subset, count_seen, held_out
 from defectseg.image.read import bit_depth_warnings
+from defectseg.inference.stream import Unreadable
 from defectseg.model.info import ModelInfo, Thresholds, read_model_info, write_model_info
 from defectseg.model.locate import as_paths
 from defectseg.progress import Progress, silent
@@ -27,16 +28,22 @@ from defectseg.tune.goals import BEST_DICE, Goal
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tuning(Evaluation):
-    """Chosen thresholds, and their metrics on the images they were chosen on; warnings include those of the choice.
+@dataclass(frozen=True)
+class Tuning:
+    """Chosen thresholds, and their metrics on the images they were chosen on.
 
     Attributes:
         choice: thresholds and figures of the classes of the data folder.
+        metrics: with these thresholds.
+        warnings: sentences, with those of the choice.
+        unreadable: images that were left out.
         stored: the model files that were changed.
     """
 
     choice: Choice
+    metrics: Metrics
+    warnings: tuple[str, ...]
+    unreadable: tuple[Unreadable, ...]
     stored: tuple[Path, ...] = ()
 
 

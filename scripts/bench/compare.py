@@ -19,9 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from defectseg.compare.compare import compare, contributions_of
+from defectseg.compare.compare import compare
 from defectseg.compare.sources import Side, open_folders, open_source
-from defectseg.compare.verdict import BETTER, KAGGLE_DICE, MARGIN, WORSE, Verdict, groups_needed, judge
+from defectseg.compare.verdict import (
+    BETTER,
+    KAGGLE_DICE,
+    MARGIN,
+    WORSE,
+    Verdict,
+    contributions_of,
+    groups_needed,
+    judge,
+)
 from defectseg.data.groups import groups_of
 from defectseg.evaluate.bootstrap import number_groups
 from defectseg.evaluate.metrics import PairCounts

@@ -3,17 +3,24 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from defectseg.evaluate.metrics import PairCounts, summarise
+from defectseg.evaluate.rates import rates_of
 from defectseg.evaluate.score import Evaluation
+from defectseg.evaluate.sheets import Sheet
 
 Call = Callable[..., Any]
 FILES = {"metrics.json", "pairs.csv", "errors.csv", "report.html"}
-METRICS = summarise({("a.jpg", 1): PairCounts(4, 4, 2), ("b.jpg", 1): PairCounts(0, 0, 0)}, ("pits",))
+COUNTS = {("a.jpg", 1): PairCounts(4, 4, 2), ("b.jpg", 1): PairCounts(0, 0, 0)}
+METRICS = summarise(COUNTS, ("pits",))
+SHEET = Sheet(0.5, (), (), np.zeros((2, 2), np.int64))
+RATES = rates_of(COUNTS, {"a.jpg": SHEET, "b.jpg": SHEET}, ("pits",))
 
 
 @pytest.mark.slow
@@ -47,7 +54,7 @@ def test_flags_reach_the_library_and_warnings_the_user(call: Call, monkeypatch: 
     def evaluate(models: Any, data: Path, out: Path, **options: Any) -> Evaluation:
         del options["progress"]
         asked.append({"models": models, "data": data, "out": out, **options})
-        return Evaluation(METRICS, ("odd",))
+        return Evaluation(METRICS, RATES, ("odd",))
 
     monkeypatch.setattr("defectseg.evaluate.evaluate.evaluate", evaluate)
     done = call("evaluate", "m.xml", "--data", "d", "--out", "o")
@@ -57,7 +64,7 @@ def test_flags_reach_the_library_and_warnings_the_user(call: Call, monkeypatch: 
 
     assert (done.code, told.code) == (0, 0)
     assert done.err == "warning: odd\n"
-    assert told.out == f"{json.dumps({**METRICS.to_json(), 'rates': None, 'warnings': ['odd']}, indent=2)}\n"
+    assert told.out == f"{json.dumps({**METRICS.to_json(), 'rates': asdict(RATES), 'warnings': ['odd']}, indent=2)}\n"
     plain = {"models": (Path("m.xml"),), "data": Path("d"), "out": Path("o"), "subset": "all", "split": None}
     plain |= {"runtime": "auto", "device": "auto", "tta": None, "bit_depth": None, "group": None, "overwrite": False}
     given = {"models": (Path("m.xml"), Path("n.xml")), "subset": "train", "split": Path("s.csv")}

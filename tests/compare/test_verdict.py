@@ -6,8 +6,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from defectseg.compare.verdict import FIGURES, KAGGLE_DICE, MISSED, STOPPED, Verdict, contributions, judge
+from defectseg.compare.verdict import FIGURES, KAGGLE_DICE, MISSED, STOPPED, Verdict, contributions_of, judge
 from defectseg.evaluate.metrics import PairCounts
+from defectseg.evaluate.score import Score
 from defectseg.evaluate.sheets import Sheet
 
 Table = NDArray[np.float64]
@@ -20,7 +21,7 @@ def _sheet(*found: bool) -> Sheet:
 def _judge(difference: Any, **changes: Any) -> Verdict:
     """B minus A of the Kaggle Dice of images that are groups of their own, all sound, and neither side makes faults."""
     difference = np.asarray(difference, np.float64)
-    a, b, of = np.zeros((3, len(difference), 5))
+    a, b, of = np.zeros((3, len(difference), len(FIGURES)))
     of[:, [0, 3]] = 1
     b[:, 0] = difference
     for column, (of_a, of_b) in changes.pop("faults", {}).items():
@@ -38,18 +39,24 @@ def test_an_image_adds_what_is_worked_by_hand() -> None:
     half, false, clear = PairCounts(4, 4, 2), PairCounts(0, 5, 0), PairCounts(0, 0, 0)
     hidden = PairCounts(0, 3, 0, unknown=True)
 
-    assert contributions([half, clear], _sheet(True, False)) == ((1.5, 0.5, 0, 0, 1), (2, 1, 1, 0, 2))
-    assert contributions([PairCounts(4, 0, 0), clear], _sheet(False)) == ((1, 0, 1, 0, 0), (2, 1, 1, 0, 1))
-    assert contributions([false, clear], _sheet()) == ((1, 0, 0, 1, 0), (2, 0, 0, 1, 0))
-    assert contributions([hidden, clear], _sheet()) == ((1, 0, 0, 0, 0), (1, 0, 0, 0, 0)), "neither sound nor defective"
+    pairs = {"half": half, "lost": PairCounts(4, 0, 0), "false": false, "hidden": hidden}
+    sheets = {"half": _sheet(True, False), "lost": _sheet(False), "false": _sheet(), "hidden": _sheet()}
+    counts = {(name, class_id): pair for name in pairs for class_id, pair in ((1, pairs[name]), (2, clear))}
+
+    adds, of = contributions_of(Score(counts, sheets), list(pairs), 2).tolist()
+
+    assert [adds[0], of[0]] == [[1.5, 0.5, 0, 0, 1], [2, 1, 1, 0, 2]]
+    assert [adds[1], of[1]] == [[1, 0, 1, 0, 0], [2, 1, 1, 0, 1]]
+    assert [adds[2], of[2]] == [[1, 0, 0, 1, 0], [2, 0, 0, 1, 0]]
+    assert [adds[3], of[3]] == [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0]], "neither sound nor defective"
 
 
 def test_intervals_are_the_wider_of_a_literal_cluster_bootstrap_and_the_t_interval() -> None:
     generator = np.random.default_rng(4)
     group = np.sort(generator.integers(25, size=70))
     group = np.unique(group, return_inverse=True)[1]
-    of = generator.integers(1, 4, size=(70, 5)).astype(float)
-    a, b = (generator.random((70, 5)) ** 3 * of for _ in range(2))
+    of = generator.integers(1, 4, size=(70, len(FIGURES))).astype(float)
+    a, b = (generator.random((70, len(FIGURES))) ** 3 * of for _ in range(2))
     groups = int(group.max()) + 1
     members = [np.flatnonzero(group == number) for number in range(groups)]
     drawn = np.random.default_rng(0).integers(groups, size=(1000, groups))
@@ -129,7 +136,7 @@ def test_more_faults_in_too_many_groups_are_a_veto_by_an_exact_sign_test(fault: 
 
 
 def test_a_group_speaks_once_and_only_for_the_model_with_fewer_faults_in_it() -> None:
-    a, b, of = np.zeros((3, 12, 5))
+    a, b, of = np.zeros((3, 12, len(FIGURES)))
     of[:, [0, 2]] = 1
     b[:9, 2] = 1  # in group 0; in group 1, A has one fault and B none
     a[9, 2] = 1
@@ -143,7 +150,7 @@ def test_equal_answers_are_not_worse_and_without_a_label_a_figure_is_none() -> N
     assert done.differences[KAGGLE_DICE].interval is not None
     assert done.differences[MISSED].difference is None
     assert done.votes[MISSED].p == 1
-    ones = np.ones((5, 5))
+    ones = np.ones((5, len(FIGURES)))
     alone = judge(ones, ones, ones, np.zeros(5, np.int64))
     assert alone.differences[KAGGLE_DICE].interval is None
 

@@ -1,11 +1,23 @@
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from defectseg.errors import DataError
-from defectseg.evaluate.metrics import Counts, PairCounts, count_pairs, dice_of, score, signed, summarise
+from defectseg.evaluate.metrics import (
+    COLUMNS,
+    ClassMetrics,
+    Counts,
+    Metrics,
+    PairCounts,
+    count_pairs,
+    decimals,
+    dice_of,
+    signed,
+    summarise,
+)
 
 CLEAN = PairCounts(0, 0, 0)
 
@@ -153,4 +165,11 @@ def test_figures_that_do_not_exist_are_null() -> None:
 
 
 def test_figures_have_four_decimals_and_a_sign_where_they_are_differences() -> None:
-    assert (score(None), score(0.12345), signed(0.5), signed(-0.5)) == ("–", "0.1235", "+0.5000", "−0.5000")
+    assert (decimals(None), decimals(0.12345), signed(0.5), signed(-0.5)) == ("–", "0.1235", "+0.5000", "−0.5000")
+
+
+def test_every_figure_of_a_class_has_a_column() -> None:
+    figures = [field.name for field in fields(ClassMetrics) if field.type == float | None]
+
+    assert [column.name for column in COLUMNS] == figures
+    assert {column.of_all for column in COLUMNS} <= {"", *(field.name for field in fields(Metrics))}

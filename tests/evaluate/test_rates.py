@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,7 @@ def test_sheets_that_are_groups_of_their_own_have_exact_bounds() -> None:
         _assert_exact(row.missed, sum(not case.is_flagged(one) for one in of_size), len(of_size))
         claimed = [max((px for _, px, _ in case.sheets[one].predicted), default=-1) for one in sound]
         _assert_exact(row.stopped, sum(low <= px < high for px in claimed), len(sound))
-    json.dumps(rates.to_json(), allow_nan=False)
+    json.dumps(asdict(rates), allow_nan=False)
 
 
 def _parts(rates: Rates) -> list[tuple[PartRates, int, tuple[int, int]]]:
@@ -332,7 +333,7 @@ def test_without_defective_or_sound_sheets_there_is_no_curve_and_a_sentence(defe
     assert not rates.points
     assert not rates.trade_offs
     assert f"There is no {'sound' if defective else 'defective'} sheet" in " ".join(rates.notes)
-    json.dumps(rates.to_json(), allow_nan=False)
+    json.dumps(asdict(rates), allow_nan=False)
 
 
 def test_a_rate_is_held_only_where_there_are_enough_sheets_to_tell_it() -> None:

@@ -15,6 +15,7 @@ from defectseg.evaluate.bootstrap import Interval
 from defectseg.evaluate.metrics import Counts, Metrics, PairCounts, summarise
 from defectseg.evaluate.rates import rates_of
 from defectseg.evaluate.report import metrics_table, verdict, write_evaluation
+from defectseg.evaluate.score import Evaluation, Score
 from defectseg.evaluate.sheets import Sheet
 from defectseg.inference.stream import Unreadable
 
@@ -63,10 +64,10 @@ def _write(
 ) -> tuple[Metrics, _Page]:
     metrics = summarise(counts, class_names)
     sheets = _sheets(counts, len(class_names))
-    rates = rates_of(counts, sheets, class_names)
-    write_evaluation(
-        out, metrics, counts, sheets, rates, **({"title": "Evaluation", "facts": {}, "overlays": {}} | options)
-    )
+    told = {name: options.pop(name) for name in ("warnings", "unreadable") if name in options}
+    evaluation = Evaluation(metrics, rates_of(counts, sheets, class_names), **({"warnings": ()} | told))
+    options = {"title": "Evaluation", "facts": {}, "overlays": {}} | options
+    write_evaluation(out, evaluation, Score(counts, sheets), **options)
     return metrics, _Page(out / "report.html")
 
 

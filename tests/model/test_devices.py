@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from defectseg.errors import ResourceError, UsageError
-from defectseg.model.devices import available_devices, half_precision, is_out_of_memory, resolve_device
+from defectseg.model.devices import available_devices, half_precision, resolve_device
 
 
 @pytest.fixture
@@ -78,13 +78,3 @@ def test_a_card_without_bfloat16_takes_float16_and_mps_computes_in_32_bit(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     assert half_precision(torch.device("cuda")) is expected
     assert half_precision(torch.device("mps")) is None
-
-
-def test_running_out_of_memory_is_told_from_other_errors() -> None:
-    with pytest.raises(RuntimeError) as too_much:
-        torch.empty(10**16)
-    assert is_out_of_memory(too_much.value)
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(RuntimeError) as misfit:
-        torch.zeros(2) @ torch.zeros(3)
-    assert not is_out_of_memory(misfit.value)

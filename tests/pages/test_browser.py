@@ -16,6 +16,7 @@ from defectseg.data.synthetic import write_data_folder
 from defectseg.evaluate.metrics import Counts, count_pairs, summarise
 from defectseg.evaluate.rates import rates_of
 from defectseg.evaluate.report import write_evaluation
+from defectseg.evaluate.score import Evaluation, Score
 from defectseg.evaluate.sheets import Sheet, sheet_of
 from defectseg.predict.output import output_folder as results_folder
 from defectseg.predict.tables import IMAGE_COLUMNS, OutputChoice, Record
@@ -77,11 +78,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         counts |= count_pairs(image_id, predicted, truth)
         sheets[image_id] = sheet_of(predicted, truth, np.zeros((100, 10), np.bool_))
         cv2.imwrite(str(out / f"{number}.jpg"), np.full((100, 250, 3), 90, np.uint8))
-    write_evaluation(
-        out, summarise(counts, NAMES), counts, sheets, rates_of(counts, sheets, NAMES),
-        title=HOSTILE, facts={HOSTILE: HOSTILE}, warnings=(HOSTILE,),
-        overlays={image_id: Path(f"{number}.jpg") for number, image_id in enumerate(IMAGES)},
-    )  # fmt: skip
+    evaluation = Evaluation(summarise(counts, NAMES), rates_of(counts, sheets, NAMES), (HOSTILE,))
+    overlays = {image_id: Path(f"{number}.jpg") for number, image_id in enumerate(IMAGES)}
+    score = Score(counts, sheets)
+    write_evaluation(out, evaluation, score, title=HOSTILE, facts={HOSTILE: HOSTILE}, overlays=overlays)
     return out / "report.html"
 
 

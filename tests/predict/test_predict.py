@@ -19,8 +19,8 @@ from defectseg.image import rle
 from defectseg.image.find import FoundImage, find_images
 from defectseg.image.read import DecodedImage
 from defectseg.model.info import ExportInfo, ModelInfo
-from defectseg.predict.predict import exit_code_of, predict, resolve_classes
-from defectseg.predict.rules import Tolerance
+from defectseg.predict.predict import predict
+from defectseg.predict.rules import Tolerance, exit_code_of, resolve_classes
 from defectseg.predict.tables import choose_outputs
 
 STEEL, PIT, CRACK, BOTH = 60, 120, 160, 200  # grey levels, as GreyRuntime reads them

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from defectseg.config import Recipe
 from defectseg.errors import ResourceError
 from defectseg.model.info import ModelInfo, Normalization, Thresholds
+from defectseg.runtime.base import is_memory_short
 from defectseg.runtime.torch import CardRuntime, pack_bits
 
 INFO = ModelInfo(
@@ -172,3 +173,14 @@ def test_a_stream_is_used_again_after_memory_ran_out(card: type[_Stream]) -> Non
 
     assert found.pixels[0][1].tolist() == [1.0] * 15
     assert card.made == 1
+
+
+def test_running_out_of_memory_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as too_much:
+        torch.empty(10**16)
+    assert is_memory_short(too_much.value)
+    assert is_memory_short(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."))
+    assert is_memory_short(RuntimeError("MPS backend out of memory (MPS allocated: 5.05 GB, max allowed: 9.07 GB)."))
+    with pytest.raises(RuntimeError) as misfit:
+        torch.zeros(2) @ torch.zeros(3)
+    assert not is_memory_short(misfit.value)
