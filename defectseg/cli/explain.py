@@ -23,7 +23,7 @@ def explain(
 ) -> None:
     """Show what the network sees in images: filters, feature maps, evidence for each class, probabilities.
 
-    The folder --out receives a figure IMAGE.png for each image, and explain.html, which says what one sees there. Of an
+    The folder --out receives figures/IMAGE.png for each image, and explain.html, which says what one sees there. Of an
     image larger than a tile, the tile with the strongest answer is explained. Without --classes, the classes are
     those found, or the one that came closest; with it, these are explained wherever they are most probable.
 

@@ -1,5 +1,6 @@
 """What a network sees in some images: a figure for each, and a page."""
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from defectseg.predict.rules import resolve_classes
 from defectseg.progress import Progress, silent
 from defectseg.runtime.load import is_bundle
 
-PAGE = "explain.html"
+PAGE, FIGURES = "explain.html", "figures"
 MOST_IMAGES = 50
 _small = partial(data_uri, largest_px=720)
 
@@ -43,7 +44,7 @@ def explain(
     Args:
         models: one bundle.
         images: at most MOST_IMAGES.
-        out: receives a PNG for each image, and PAGE.
+        out: receives PAGE, and a PNG for each image in FIGURES.
         classes: ClassIds or names to explain, even where they are not found. None: those found, else the one that came
             closest to it.
         overwrite: replace earlier results.
@@ -67,16 +68,16 @@ def explain(
     asked = [] if classes is None else [class_id - 1 for class_id in resolve_classes(classes, info.class_names)]
     network, predictor = network.to(resolve_device(device)), Predictor.load(models[0], device=device)
     names = output_names(image.image_id for image in images)
-    own = {PAGE, *(f"{name}.png".partition("/")[0] for name in names.values())}
     explained, unreadable, shown = list[dict[str, Any]](), dict[str, str](), list[Any]()
-    with result_folder(out, own, writer="explain", overwrite=overwrite, mark=PAGE):
+    with result_folder(out, (PAGE, FIGURES), writer="explain", overwrite=overwrite):
+        shutil.rmtree(out / FIGURES, ignore_errors=True)
         for done, image in enumerate(images, start=1):
             try:
                 facts, sections = explain_image(predictor(image.path), network, info, asked)
             except (DataError, ResourceError) as error:
                 unreadable[image.image_id] = str(error)
             else:
-                name = f"{names[image.image_id]}.png"
+                name = f"{FIGURES}/{names[image.image_id]}.png"
                 figure = np.vstack([make_contact_sheet(panels, title) for title, panels in sections])
                 write_bytes(out / name, cv2.imencode(".png", figure)[1].tobytes())
                 explained.append({"image_id": image.image_id, "picture": name, **facts})

@@ -52,7 +52,7 @@ def test_each_image_gets_a_figure_and_a_bad_one_stops_no_other(
     model: Path, images: list[FoundImage], tmp_path: Path
 ) -> None:
     result = explain([model], images, tmp_path / "out")
-    assert [one["picture"] for one in result["images"]] == ["a.png", "coil 1/large.png"]
+    assert [one["picture"] for one in result["images"]] == ["figures/a.png", "figures/coil 1/large.png"]
     assert list(result["unreadable"]) == ["broken.png"]
     for one in result["images"]:
         figure = cv2.imread(str(tmp_path / "out" / one["picture"]))
@@ -64,7 +64,9 @@ def test_each_image_gets_a_figure_and_a_bad_one_stops_no_other(
     assert page.count("Grad-CAM (Encoder, stage 5 of 5)") == 2
     assert "<b>" not in page
     assert "broken.png" in page
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "coil 1", "explain.html"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["explain.html", "figures"]
+    explain([model], images[:1], tmp_path / "out", overwrite=True)
+    assert [path.name for path in (tmp_path / "out" / "figures").iterdir()] == ["a.png"]
 
 
 def test_of_a_large_image_the_tile_with_the_strongest_answer_is_explained(
