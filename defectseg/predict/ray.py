@@ -188,8 +188,12 @@ def _connect() -> None:
         if colon:  # Ray itself would try for a minute and a half
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **(own if address == "local" else {}))
-    except (OSError, RayError, RuntimeError, ValueError, SystemExit) as error:
-        why = f"no Ray cluster answers ({' '.join(str(error).split())[:300]}). Expected HOST:PORT of its head, or auto"
+    except (Exception, SystemExit) as error:  # Ray's own, if it does not start in time, is an Exception and no more
+        detail = " ".join(str(error).split())[:300]
+        if address == "local":
+            told = f"Ray did not start on this machine ({detail}). If it is overloaded, run the same command later."
+            raise CannotContinueError(told) from error
+        why = f"no Ray cluster answers ({detail}). Expected HOST:PORT of its head, or auto"
         advice = "on one of its machines; and RAY_AUTH_MODE=token if it asks for a token"
         raise CannotContinueError(f"RAY_ADDRESS={address}: {why} {advice}.") from error
     finally:

@@ -283,6 +283,20 @@ def test_an_address_without_a_cluster_is_refused(
     assert ended[1].count("\n") == 1
 
 
+def test_a_ray_that_does_not_start_here_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from defectseg.predict.ray import _connect
+
+    def too_slow(*_: Any, **__: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", too_slow)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(errors.CannotContinueError, match=r"did not start on this machine \(The current node timed out"):
+        _connect()
+
+
 def test_ray_sends_no_usage_reports(start: Start, trained_run: Path, many: Path, mark: str, tmp_path: Path) -> None:
     process = start(trained_run, many, "--out", "ray", *RAY, environment={"RAY_USAGE_STATS_ENABLED": "1"})
     _wait_for_lines(tmp_path / "ray", 1, process)
