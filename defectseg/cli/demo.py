@@ -59,7 +59,7 @@ def demo(out: NewFolder = Path("defectseg-demo"), device: Device = "auto", verbo
     print(f"  the model                                {shown(trained.model)}")
     print("\nNow your own images, with labels from CVAT, Label Studio, COCO and others (defectseg data import --list):")
     print("  defectseg data import LABELS --images IMAGES --out mill")
-    print("  defectseg train severstal-small --data mill --out runs/mill")
+    print("  defectseg train --data mill --out runs/mill")
     print("  defectseg predict runs/mill NEW_IMAGES --out results")
 
 
