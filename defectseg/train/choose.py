@@ -216,7 +216,7 @@ def _summary(found: Fingerprint, name: str, recipe: Recipe) -> tuple[str, str]:
     )
     crops = f"{training.epochs} epochs of {recipe.data.samples_per_epoch or found.images:,} crops"
     limit = f", at most {training.max_minutes:g} minutes" if training.max_minutes else ""
-    taken = f"{_by(crop_hw) if crop_hw else 'the whole image'}, batch {training.batch_size}, {crops}{limit}"
+    taken = f"{_by(crop_hw) if crop_hw else 'none: whole images'}, batch {training.batch_size}, {crops}{limit}"
     return f"Recipe {name}, chosen from the data: {of}.", f"Crop {taken}."
 
 
