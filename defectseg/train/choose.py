@@ -172,7 +172,7 @@ def _fit_folds(found: Fingerprint, content: dict[str, Any]) -> list[str]:
     short = found.minutes is not None and found.minutes < _MINUTES_FOR_FOUR
     if found.images < _FEW or found.units < 2:
         data["fold"], training["threshold_folds"] = None, 0
-        return ["Too few images or groups to hold some out: thresholds are not chosen, nothing is scored. Label more."]
+        return ["Too few images or groups to hold some out: only a part val of split.csv would be scored. Label more."]
     if training["threshold_folds"] and (found.images >= _ENOUGH_TO_HOLD_OUT or short):
         data["fold"], data["folds"] = "auto", min(5, found.units)
         return [f"{'The time is short' if short else 'There are images enough'}: one fold is held out for thresholds."]
@@ -214,7 +214,8 @@ def _summary(found: Fingerprint, name: str, recipe: Recipe) -> tuple[str, str]:
     of = (
         f"{found.images:,} images of {sizes} px, {share:.0%} clean, {len(found.classes)} classes, device {found.device}"
     )
-    crops = f"{training.epochs} epochs of {recipe.data.samples_per_epoch or found.images:,} crops"
+    epochs = f"{training.epochs} epoch{'s' * (training.epochs > 1)}"
+    crops = f"{epochs} of {recipe.data.samples_per_epoch or found.images:,} crops"
     limit = f", at most {training.max_minutes:g} minutes" if training.max_minutes else ""
     taken = f"{_by(crop_hw) if crop_hw else 'none: whole images'}, batch {training.batch_size}, {crops}{limit}"
     return f"Recipe {name}, chosen from the data: {of}.", f"Crop {taken}."
