@@ -257,7 +257,7 @@ def test_a_training_without_a_recipe_writes_what_it_took_and_why(call: Call, dat
     told, settings = "Recipe demo, chosen from the data: 24 images of 64x128 px, ", tmp_path / "run" / "config.yaml"
     assert done.err.startswith(told)
     assert settings.read_text().startswith(f"# {told}")
-    assert "# Crop 64x128, batch 4, 1 epochs of 16 crops, at most 3.5 minutes.\n" in settings.read_text()
+    assert "# Crop 64x128, batch 4, 1 epoch of 16 crops, at most 3.5 minutes.\n" in settings.read_text()
     asked = json.loads((tmp_path / "run" / "request.json").read_text())
     assert asked["why"][0].startswith(told)
     assert asked["recipe"]["data"]["crop_hw"] == [64, 128]
