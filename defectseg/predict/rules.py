@@ -9,7 +9,15 @@ from typing import Any, Self
 
 from defectseg import errors
 from defectseg.errors import ExitCode, UsageError
-from defectseg.predict.tables import MM_COLUMNS, REGIONS, OutputChoice, Record, region_columns
+from defectseg.predict.tables import (
+    MM_COLUMNS,
+    REGIONS,
+    STATUS_BLANK,
+    STATUS_UNREADABLE,
+    OutputChoice,
+    Record,
+    region_columns,
+)
 
 ANY = "any"
 _COUNT = "count"
@@ -182,8 +190,8 @@ def exit_code_of(
     """
     if run.get("fail_on", {}).get("images"):
         return ExitCode.DEFECT_FOUND
-    unreadable = run["unreadable"]
+    unreadable = run[STATUS_UNREADABLE]
     given = run["processed"] + unreadable + run.get("already_done", 0)
-    if not max_unreadable.covers(unreadable, given) or (fail_on_blank and run["images_in_folder"]["blank"]):
+    if not max_unreadable.covers(unreadable, given) or (fail_on_blank and run["images_in_folder"][STATUS_BLANK]):
         return ExitCode.PARTIAL
     return ExitCode.DONE
