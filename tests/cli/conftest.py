@@ -2,12 +2,14 @@
 
 import io
 import logging
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -50,6 +52,30 @@ def _call_in(folder: Path, *arguments: object, stdin: str = "") -> Ended:
 def call(tmp_path: Path) -> Callable[..., Ended]:
     """`defectseg` in the test's own folder."""
     return lambda *arguments, **options: _call_in(tmp_path, *arguments, **options)
+
+
+@pytest.fixture
+def on_terminal() -> Callable[..., tuple[subprocess.CompletedProcess[bytes], bytes]]:
+    """Runs a command with stderr, and stdout if it is not given, on a terminal; returns it, and what was shown there."""
+    import pty
+
+    def run(
+        command: list[str], *, stdout: int | None = None, **options: Any
+    ) -> tuple[subprocess.CompletedProcess[bytes], bytes]:
+        screen, terminal = pty.openpty()
+        stdout = terminal if stdout is None else stdout
+        done = subprocess.run(command, stdout=stdout, stderr=terminal, timeout=120, check=False, **options)
+        os.close(terminal)
+        shown = b""
+        try:
+            while chunk := os.read(screen, 65536):
+                shown += chunk
+        except OSError:  # Linux ends the other side so
+            pass
+        os.close(screen)
+        return done, shown
+
+    return run
 
 
 @pytest.fixture

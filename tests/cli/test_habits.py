@@ -22,6 +22,7 @@ from defectseg.cli.main import app
 from defectseg.config import shipped_recipes
 
 Call = Callable[..., Any]
+OnTerminal = Callable[..., tuple[subprocess.CompletedProcess[bytes], bytes]]
 
 COMMAND = [sys.executable, "-m", "defectseg"]
 UNSET = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
@@ -145,22 +146,11 @@ def test_a_pipe_gets_no_escape_codes(arguments: list[str], variables: dict[str, 
     ids=str,
 )
 def test_a_terminal_gets_colours_unless_it_or_its_user_wants_none(
-    variables: dict[str, str], colours: bool, escapes: bool, tmp_path: Path
+    variables: dict[str, str], colours: bool, escapes: bool, on_terminal: OnTerminal, tmp_path: Path
 ) -> None:
-    import pty
-
-    screen, terminal = pty.openpty()
     command = [*COMMAND, "data", "synthesize", "--out", "sheets", "--images", "3", "--size", "64x128"]
-    environment = ENVIRONMENT | variables
-    subprocess.run(command, cwd=tmp_path, env=environment, stdout=terminal, stderr=terminal, timeout=120, check=True)
-    os.close(terminal)
-    shown = b""
-    try:
-        while chunk := os.read(screen, 65536):
-            shown += chunk
-    except OSError:  # Linux ends the other side so
-        pass
-    os.close(screen)
+    done, shown = on_terminal(command, cwd=tmp_path, env=ENVIRONMENT | variables)
+    assert done.returncode == 0
     assert shown.endswith(b"3 sheets: sheets\r\n")
     assert (b"m\xe2\x94\x81" in shown) is colours, "a bar that begins with a colour"
     assert (b"\x1b[" in shown) is escapes

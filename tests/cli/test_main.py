@@ -21,6 +21,7 @@ from defectseg.cli import bars
 from defectseg.cli.main import app
 
 Call = Callable[..., Any]
+OnTerminal = Callable[..., tuple[subprocess.CompletedProcess[bytes], bytes]]
 
 COMMAND = [sys.executable, "-m", "defectseg"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(defectseg.__file__).parents[1]), "TERM": "xterm"}
@@ -178,22 +179,9 @@ def test_a_second_signal_while_python_waits_for_threads_exits_with_130_and_in_si
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
-def test_a_terminal_gets_a_bar_and_a_pipe_gets_plain_results(tmp_path: Path) -> None:
-    import pty
-
-    screen, stderr = pty.openpty()
+def test_a_terminal_gets_a_bar_and_a_pipe_gets_plain_results(on_terminal: OnTerminal, tmp_path: Path) -> None:
     command = [*COMMAND, "data", "synthesize", "--out", "sheets", "--images", "3", "--size", "64x128"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr, timeout=120, check=False
-    )
-    os.close(stderr)
-    shown = b""
-    try:
-        while chunk := os.read(screen, 65536):
-            shown += chunk
-    except OSError:  # Linux ends the other side so
-        pass
-    os.close(screen)
+    done, shown = on_terminal(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE)
 
     assert (done.returncode, done.stdout) == (0, b"3 sheets: sheets\n")
     assert b"making sheets" in shown
