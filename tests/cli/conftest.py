@@ -56,7 +56,7 @@ def call(tmp_path: Path) -> Callable[..., Ended]:
 
 @pytest.fixture
 def on_terminal() -> Callable[..., tuple[subprocess.CompletedProcess[bytes], bytes]]:
-    """Runs a command with stderr, and stdout if it is not given, on a terminal; returns it, and what was shown there."""
+    """Run a command with stderr, and stdout if it is not given, on a terminal; return it, and what was shown there."""
     import pty
 
     def run(
